@@ -1,0 +1,1 @@
+"""Interactive task execution on Azure Batch, asyncio-native."""

@@ -1,0 +1,1 @@
+"""The adaptors to Azure: the only place that imports the azure packages."""
