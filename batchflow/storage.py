@@ -1,0 +1,99 @@
+"""The port to the blobs: what batchflow needs of Blob Storage, and nothing else.
+
+Implemented by `batchflow.azure.blob` (the real SDK) and by `batchflow.testing` (in memory). Failures are
+`StorageError`s. Every coroutine is safe to cancel: a blob is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from batchflow.broker import Closable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from os import PathLike
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob's bytes and the ETag that names this version of it."""
+
+    data: bytes = field(repr=False)
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """A blob as a listing tells of it. `modified_at`: seconds since the epoch, the service's clock."""
+
+    name: str
+    size: int
+    etag: str
+    modified_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPolicy:
+    """A stored access policy: signatures that name it end when it is removed.
+
+    `permissions`: letters as in a SAS, of `racwdl` (read, add, create, write, delete, list).
+    """
+
+    name: str
+    permissions: str
+    expires_at: float
+    """Seconds since the epoch."""
+
+
+class Container(Closable, Protocol):
+    """One container, as its credential allows."""
+
+    name: str
+    url: str
+    """Without any signature."""
+
+    async def get(self, name: str) -> Blob:
+        """Raises `BlobNotFound`."""
+
+    async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
+        """The blob, or None when its ETag is still `etag`. Raises `BlobNotFound`."""
+
+    async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
+        """Write it whole and return its new ETag.
+
+        `if_match`: only over that version; `create`: only where there is none. Else raises `BlobConflict`.
+        """
+
+    async def append(self, name: str, data: bytes) -> None:
+        """Add to an append blob, made at the first call."""
+
+    async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
+        """A file's content, streamed. `create`: raises `BlobConflict` where there is one already."""
+
+    async def download(self, name: str, path: str | PathLike[str]) -> None:
+        """Into a file, streamed, that appears whole under its name or not at all. Raises `BlobNotFound`."""
+
+    async def delete(self, name: str) -> bool:
+        """False when there was none."""
+
+    def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]: ...
+
+
+class Storage(Closable, Protocol):
+    """The Storage account."""
+
+    def container(self, name: str) -> Container:
+        """Makes no request."""
+
+    async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
+        """False when it was there already (its policies are set all the same)."""
+
+    async def delete_container(self, name: str) -> bool:
+        """False when there was none."""
+
+    async def containers(self, prefix: str = "") -> list[str]: ...
+
+    def signature(self, container: str, policy: str) -> str:
+        """A SAS (the query string, without '?') under a stored access policy: a secret."""
