@@ -1,0 +1,148 @@
+"""The port to the machines: what batchflow needs of Azure Batch, and nothing else.
+
+Implemented by `batchflow.azure.batch`. Failures are `PoolError`s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from batchflow.broker import Closable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from batchflow.model import Image
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDocument:
+    """A pool to be made."""
+
+    id: str
+    vm_size: str
+    image: Image
+    nodes: int
+    spot: int = 0
+    task_slots: int = 1
+    """Batch's own slots for Batch tasks: one, for the agent. The agent's slots are its own affair."""
+    start_command: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What Batch reports of a resize or of a node that went wrong."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """A pool as Batch tells of it."""
+
+    id: str
+    state: Literal["active", "deleting"]
+    allocation: Literal["steady", "resizing", "stopping"]
+    vm_size: str
+    nodes: int
+    """Dedicated nodes there are."""
+    wanted: int
+    """Dedicated nodes there shall be."""
+    spot: int
+    spot_wanted: int
+    task_slots: int
+    metadata: Mapping[str, str]
+    resize_errors: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node as Batch tells of it."""
+
+    id: str
+    state: str
+    dedicated: bool
+    errors: tuple[Fault, ...] = ()
+    start_task_error: Fault | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceFile:
+    """A file that Batch downloads into a task's directory. `url` may carry a signature: a secret."""
+
+    url: str = field(repr=False)
+    path: str
+    mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTask:
+    """A task of Azure Batch itself: here, always an agent's."""
+
+    id: str
+    command: str
+    """Run without a shell."""
+    files: tuple[ResourceFile, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Never secrets."""
+    slots: int = 1
+    """How many of its node's Batch slots it takes."""
+    retries: int = 0
+    """-1: without end."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTaskInfo:
+    """A task of Azure Batch as it tells of it."""
+
+    id: str
+    state: Literal["active", "preparing", "running", "completed"]
+    node: str | None = None
+    exit_code: int | None = None
+    failure: Fault | None = None
+
+
+class Compute(Closable, Protocol):
+    """The Batch account."""
+
+    async def create_pool(self, document: PoolDocument) -> None:
+        """Raises `PoolExists`, `QuotaExceeded`, or `ConfigurationError` for what Batch would not take."""
+
+    async def pool(self, pool_id: str) -> PoolInfo:
+        """Raises `PoolNotFound`."""
+
+    def pools(self) -> AsyncIterator[PoolInfo]: ...
+
+    async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
+        """Returns when Batch has taken the wish; it may take minutes to come true."""
+
+    async def delete_pool(self, pool_id: str) -> bool:
+        """Returns when Batch has taken the wish. False when there was none."""
+
+    async def nodes(self, pool_id: str) -> list[NodeInfo]:
+        """Raises `PoolNotFound`."""
+
+    async def create_job(self, job_id: str, pool_id: str) -> bool:
+        """False when there is an active one of that id. A completed one is removed and made anew."""
+
+    async def add_tasks(self, job_id: str, tasks: Sequence[BatchTask]) -> None:
+        """Tasks that exist are left as they are."""
+
+    async def end_job_when_idle(self, job_id: str) -> None:
+        """Let Batch end the job by itself when all its tasks are complete (set after tasks were added)."""
+
+    async def tasks(self, job_id: str) -> list[BatchTaskInfo]:
+        """Empty when there is no such job."""
+
+    async def delete_task(self, job_id: str, task_id: str) -> bool:
+        """Ends it where it runs. False when there was none."""
+
+    async def task_output(self, job_id: str, task_id: str, name: str, tail: int = 4096) -> str:
+        """The end of `stdout.txt` or `stderr.txt`, in bytes decoded leniently; "" when there is none."""
+
+    async def delete_job(self, job_id: str) -> bool:
+        """Ends its tasks where they run. False when there was none."""

@@ -1,0 +1,357 @@
+"""What travels: tasks, results and events as JSON, one or more to a message.
+
+A message is a pack: ``{"v": 1, "type": "tasks" | "results" | "events", "items": [...]}``. A task carries the
+five names of azure_realtime_batch (`id` of the client, `jobid`, `taskid`, `command`, `params`), a result its
+own five (`result`, `id` as the host name of the node, `jobid`, `taskid`, `error`); the others are ours. A
+field that has its default is left out.
+
+Each item is encoded once, when it comes into being, and packs are joined from encoded items: nobody encodes
+twice, and the size of a message is known before it is made.
+
+Rules:
+
+- `uid` names a task for ever: incarnation of the session, a colon, the sequence number. Outcomes are told
+  apart by it alone.
+- An unknown field is ignored, an unknown `type` or a higher `v` is a `ProtocolError`: newer writers may add
+  fields, not change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import orjson
+
+from batchflow.errors import ProtocolError
+from batchflow.model import Attempt, Status
+
+VERSION: Final = 1
+PackType = Literal["tasks", "results", "events"]
+
+PACK_OVERHEAD: Final = 64
+"""Bytes that a pack adds around its items, at most; each item adds one comma."""
+NO_ERROR: Final = "no error"
+"""How azure_realtime_batch spells success."""
+
+_DUMP_OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A value that is too large for a message and lies in a blob instead."""
+
+    blob: str
+    size: int
+    """Bytes of JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItem:
+    """A task on its way to an agent."""
+
+    client: str
+    job: str
+    task_id: str
+    command: str
+    params: list[Any] | Reference
+    uid: str
+    bundle: str
+    submitted_at: float = 0.0
+    timeout: float | None = None
+    memory_limit: int | None = None
+    """Bytes."""
+    retry: Mapping[str, Any] | None = None
+    stream_output: bool = False
+    tag: Any = None
+    attempt: int = 1
+    hop: int = 0
+    """How often it was handed back."""
+    history: tuple[Attempt, ...] = ()
+    trace: str | None = None
+    """A W3C `traceparent`."""
+
+    @property
+    def mailbox(self) -> str:
+        return mailbox_id(self.job, self.client)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultItem:
+    """An outcome on its way to a mailbox."""
+
+    uid: str
+    client: str
+    job: str
+    task_id: str
+    command: str
+    status: Status
+    host: str | None
+    value: Any | Reference = None
+    error: str | None = None
+    kind: str | None = None
+    traceback: str | None = None
+    tag: Any = None
+    attempt: int = 1
+    history: tuple[Attempt, ...] = ()
+    stdout: str = ""
+    stderr: str = ""
+    submitted_at: float = 0.0
+    started_at: float | None = None
+    finished_at: float | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EventItem:
+    """Something that a task tells while it runs."""
+
+    uid: str
+    task_id: str
+    kind: Literal["stdout", "stderr", "log", "progress", "warning", "info"]
+    message: str
+    at: float
+    data: Any = None
+
+
+Item = TaskItem | ResultItem | EventItem
+
+
+def mailbox_id(job: str, client: str) -> str:
+    """The Service Bus session that a client's results come to."""
+    return f"{job}/{client}"
+
+
+def make_uid(incarnation: str, sequence: int) -> str:
+    return f"{incarnation}:{sequence}"
+
+
+def split_uid(uid: str) -> tuple[str, int]:
+    """The incarnation and the sequence number. Raises `ProtocolError`."""
+    incarnation, colon, number = uid.rpartition(":")
+    if not colon or not number.isdecimal():
+        raise ProtocolError(f"not a uid: {uid!r}")
+    return incarnation, int(number)
+
+
+def dumps(value: Any) -> bytes:
+    """JSON. Raises TypeError for what JSON cannot hold."""
+    return orjson.dumps(value, option=_DUMP_OPTIONS)
+
+
+def encode(item: Item) -> bytes:
+    """One item. Raises TypeError when a value in it is not JSON."""
+    match item:
+        case TaskItem():
+            return dumps(_task_fields(item))
+        case ResultItem():
+            return dumps(_result_fields(item))
+        case EventItem():
+            return dumps(_event_fields(item))
+
+
+def join(kind: PackType, items: Iterable[bytes]) -> bytes:
+    """A message of encoded items."""
+    return b'{"v":%d,"type":"%s","items":[%s]}' % (VERSION, kind.encode(), b",".join(items))
+
+
+def decode(body: bytes) -> list[TaskItem] | list[ResultItem] | list[EventItem]:
+    """The items of a message, all of one type, at least one. Raises `ProtocolError`."""
+    try:
+        pack = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(f"a message that is not JSON: {error}") from error
+    if not isinstance(pack, dict) or not isinstance(pack.get("items"), list) or not pack["items"]:
+        raise ProtocolError("a message that is not a pack of batchflow")
+    if pack.get("v") != VERSION:
+        raise ProtocolError(f"a message of version {pack.get('v')!r}; this batchflow reads {VERSION}")
+    reader = _READERS.get(pack.get("type"))
+    if reader is None:
+        raise ProtocolError(f"a message of unknown type {pack.get('type')!r}")
+    try:
+        return [reader(fields) for fields in pack["items"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"a malformed item in a message of {pack['type']}: {error!r}") from error
+
+
+def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[Attempt, ...] = ()) -> TaskItem:
+    """The copy of a task that is returned without an outcome."""
+    return replace(
+        task,
+        hop=task.hop + 1,
+        attempt=task.attempt if attempt is None else attempt,
+        history=task.history + history,
+    )
+
+
+def _put(fields: dict[str, Any], **optional: Any) -> dict[str, Any]:
+    """Add those fields that are not empty."""
+    fields.update((name, value) for name, value in optional.items() if value)
+    return fields
+
+
+def _task_fields(task: TaskItem) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "id": task.client,
+        "jobid": task.job,
+        "taskid": task.task_id,
+        "command": task.command,
+        "params": task.params if isinstance(task.params, list) else None,
+        "uid": task.uid,
+        "bundle": task.bundle,
+        "submitted": task.submitted_at,
+    }
+    if task.attempt != 1:
+        fields["attempt"] = task.attempt
+    if task.tag is not None:
+        fields["tag"] = task.tag
+    if task.timeout is not None:
+        fields["timeout"] = task.timeout
+    return _put(
+        fields,
+        params_ref=_reference_fields(task.params),
+        memory=task.memory_limit,
+        retry=dict(task.retry) if task.retry else None,
+        stream=task.stream_output,
+        hop=task.hop,
+        history=_history_fields(task.history),
+        trace=task.trace,
+    )
+
+
+def _read_task(fields: dict[str, Any]) -> TaskItem:
+    params = _read_reference(fields.get("params_ref"))
+    if params is None and not isinstance(params := fields["params"], list):
+        raise ValueError("params is not a list")
+    uid = fields["uid"]
+    split_uid(uid)
+    return TaskItem(
+        client=_text(fields, "id"),
+        job=_text(fields, "jobid"),
+        task_id=_text(fields, "taskid"),
+        command=_text(fields, "command"),
+        params=params,
+        uid=uid,
+        bundle=_text(fields, "bundle"),
+        submitted_at=float(fields.get("submitted", 0.0)),
+        timeout=None if fields.get("timeout") is None else float(fields["timeout"]),
+        memory_limit=None if fields.get("memory") is None else int(fields["memory"]),
+        retry=fields.get("retry"),
+        stream_output=bool(fields.get("stream", False)),
+        tag=fields.get("tag"),
+        attempt=int(fields.get("attempt", 1)),
+        hop=int(fields.get("hop", 0)),
+        history=_read_history(fields),
+        trace=fields.get("trace"),
+    )
+
+
+def _result_fields(result: ResultItem) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "result": None if isinstance(result.value, Reference) else result.value,
+        "id": result.host,
+        "jobid": result.job,
+        "taskid": result.task_id,
+        "error": result.error or NO_ERROR,
+        "client": result.client,
+        "command": result.command,
+        "uid": result.uid,
+        "status": result.status.value,
+        "submitted": result.submitted_at,
+    }
+    if result.attempt != 1:
+        fields["attempt"] = result.attempt
+    if result.tag is not None:
+        fields["tag"] = result.tag
+    return _put(
+        fields,
+        result_ref=_reference_fields(result.value),
+        kind=result.kind,
+        traceback=result.traceback,
+        history=_history_fields(result.history),
+        stdout=result.stdout,
+        stderr=result.stderr,
+        started=result.started_at,
+        finished=result.finished_at,
+        files=result.files,
+    )
+
+
+def _read_result(fields: dict[str, Any]) -> ResultItem:
+    value = _read_reference(fields.get("result_ref"))
+    status = Status(fields["status"])
+    if not status.final:
+        raise ValueError(f"{status.value} is no outcome")
+    uid = fields["uid"]
+    split_uid(uid)
+    return ResultItem(
+        uid=uid,
+        client=_text(fields, "client"),
+        job=_text(fields, "jobid"),
+        task_id=_text(fields, "taskid"),
+        command=_text(fields, "command"),
+        status=status,
+        host=fields.get("id"),
+        value=fields["result"] if value is None else value,
+        error=None if status is Status.SUCCEEDED else _text(fields, "error"),
+        kind=fields.get("kind"),
+        traceback=fields.get("traceback"),
+        tag=fields.get("tag"),
+        attempt=int(fields.get("attempt", 1)),
+        history=_read_history(fields),
+        stdout=fields.get("stdout", ""),
+        stderr=fields.get("stderr", ""),
+        submitted_at=float(fields.get("submitted", 0.0)),
+        started_at=fields.get("started"),
+        finished_at=fields.get("finished"),
+        files=tuple(fields.get("files", ())),
+    )
+
+
+def _event_fields(event: EventItem) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "uid": event.uid,
+        "taskid": event.task_id,
+        "kind": event.kind,
+        "message": event.message,
+        "at": event.at,
+    }
+    return _put(fields, data=event.data)
+
+
+def _read_event(fields: dict[str, Any]) -> EventItem:
+    return EventItem(
+        uid=_text(fields, "uid"),
+        task_id=_text(fields, "taskid"),
+        kind=fields["kind"],
+        message=_text(fields, "message"),
+        at=float(fields["at"]),
+        data=fields.get("data"),
+    )
+
+
+_READERS: Final[Mapping[Any, Any]] = {"tasks": _read_task, "results": _read_result, "events": _read_event}
+
+
+def _text(fields: dict[str, Any], name: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is not a string")
+    return value
+
+
+def _reference_fields(value: Any) -> dict[str, Any] | None:
+    return {"blob": value.blob, "size": value.size} if isinstance(value, Reference) else None
+
+
+def _read_reference(fields: dict[str, Any] | None) -> Reference | None:
+    return None if fields is None else Reference(_text(fields, "blob"), int(fields["size"]))
+
+
+def _history_fields(history: tuple[Attempt, ...]) -> list[list[Any]]:
+    return [[past.number, past.error, past.node, past.finished_at] for past in history]
+
+
+def _read_history(fields: dict[str, Any]) -> tuple[Attempt, ...]:
+    return tuple(Attempt(*past) for past in fields.get("history", ()))
