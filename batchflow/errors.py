@@ -213,7 +213,7 @@ class SubmitFailed(TaskError):
     """The broker did not take the task, for good."""
 
 
-class Retry(Exception):  # noqa: N818 - it reads as what the task asks for
+class Retry(Exception):
     """Raised inside `do_action`: run this task again, not before `delay` seconds from now."""
 
     def __init__(self, delay: float = 0.0, message: str = "the task asked for a retry") -> None:
@@ -221,5 +221,5 @@ class Retry(Exception):  # noqa: N818 - it reads as what the task asks for
         self.delay = delay
 
 
-class Permanent(Exception):  # noqa: N818
+class Permanent(Exception):
     """Raised inside `do_action`: this failure is final, whatever the retry policy says."""
