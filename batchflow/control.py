@@ -1,0 +1,321 @@
+"""The documents of the control plane: what the parts know of each other without talking.
+
+Where they lie:
+
+- `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests.
+- `<prefix>-ctl`, one for a pool: agents read; clients read and write.
+  `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
+  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`.
+- `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
+  `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
+  `logs/<agent>.log`.
+
+The prefix is made anew with each pool, for a deleted container's name stays taken for half a minute or more.
+Every document is JSON with a version; a reader refuses a higher one and ignores fields it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Final, Literal, Self
+
+import orjson
+
+from batchflow.broker import QueueRef
+from batchflow.errors import ConfigurationError, ProtocolError
+
+INDEX_CONTAINER: Final = "batchflow"
+DEFAULT_JOB: Final = "default"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_POOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_name(what: str, name: str) -> str:
+    """A job's or a client's name: it becomes part of a Service Bus session id and of blob names."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: 1 to 60 letters, digits, '.', '_' or '-', the first a letter or a digit"
+        )
+    return name
+
+
+def check_pool_id(pool_id: str) -> str:
+    """As Azure Batch has it."""
+    if not _POOL_ID.fullmatch(pool_id):
+        raise ConfigurationError(f"pool id {pool_id!r}: 1 to 64 letters, digits, '-' or '_'")
+    return pool_id
+
+
+def manifest_blob(pool_id: str) -> str:
+    """Pool ids are case-insensitive in Azure Batch."""
+    return f"pools/{pool_id.lower()}.json"
+
+
+def name_prefix(pool_id: str, nonce: str) -> str:
+    """What the names of a new pool's containers and queues begin with. `nonce`: some hexadecimal digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", pool_id.lower()).strip("-")[:32].strip("-")
+    return "-".join(part for part in ("bf", slug, nonce) if part)
+
+
+def job_blob(job: str) -> str:
+    return f"jobs/{job}.json"
+
+
+def session_blob(job: str, client: str) -> str:
+    return f"sessions/{job}/{client}.json"
+
+
+def cancellation_blob(job: str, client: str) -> str:
+    return f"cancel/{job}/{client}.json"
+
+
+def arguments_blob(job: str, client: str, uid: str) -> str:
+    return f"args/{job}/{client}/{uid}.json"
+
+
+def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> str:
+    """One for each execution: a second one never writes over the first."""
+    return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"
+
+
+def outputs_prefix(job: str, client: str, uid: str) -> str:
+    """A task's output folder."""
+    return f"outputs/{job}/{client}/{uid}/"
+
+
+def heartbeat_blob(agent: str) -> str:
+    return f"agents/{agent}.json"
+
+
+def log_blob(agent: str) -> str:
+    return f"logs/{agent}.log"
+
+
+class Document:
+    """A frozen dataclass that is written as JSON."""
+
+    VERSION: ClassVar[int] = 1
+
+    def encode(self) -> bytes:
+        return orjson.dumps({"v": self.VERSION, **asdict(self)})  # type: ignore[call-overload]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises `ProtocolError`."""
+        try:
+            document = orjson.loads(data)
+            if document["v"] > cls.VERSION:
+                raise ProtocolError(
+                    f"a {cls.__name__} of version {document['v']}, this batchflow reads {cls.VERSION}: "
+                    "install a newer one"
+                )
+            known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
+            return cls._make({name: value for name, value in document.items() if name in known})
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"a {cls.__name__} that cannot be read: {error!r}") from error
+
+    @classmethod
+    def _make(cls, values: dict[str, Any]) -> Self:
+        return cls(**values)
+
+
+def _queues(rows: list[dict[str, str]]) -> tuple[QueueRef, ...]:
+    return tuple(QueueRef(**row) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolManifest(Document):
+    """What makes a Batch pool a pool of batchflow."""
+
+    pool: str
+    prefix: str
+    task_queues: tuple[QueueRef, ...]
+    results_queues: tuple[QueueRef, ...]
+    """Lists: one each by default."""
+    agents_job: str
+    """The Batch job that hosts the agents."""
+    created_at: float
+    owned: bool
+    """Whether batchflow made the Batch pool (and so may delete it)."""
+    lock_duration: float
+    """Seconds, of both queues."""
+    bundle: str | None = None
+    """The hash of the default bundle of sessions opened from now on."""
+    slots: int = 0
+    """Slots of an agent; 0: its node's cores."""
+    wanted: int = 0
+    """Agents that shall live: one for each node."""
+
+    @property
+    def ctl(self) -> str:
+        return f"{self.prefix}-ctl"
+
+    @property
+    def out(self) -> str:
+        return f"{self.prefix}-out"
+
+    @classmethod
+    def _make(cls, values: dict[str, Any]) -> Self:
+        values["task_queues"] = _queues(values["task_queues"])
+        values["results_queues"] = _queues(values["results_queues"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueAccess:
+    """A queue and the restricted key to it."""
+
+    queue: QueueRef
+    connection_string: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerAccess:
+    """A container and the signature that opens it."""
+
+    url: str
+    signature: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig(Document):
+    """What an agent starts from. Holds restricted keys: it travels as a resource file, never otherwise."""
+
+    pool: str
+    task_queues: tuple[QueueAccess, ...]
+    results_queues: tuple[QueueAccess, ...]
+    ctl: ContainerAccess
+    out: ContainerAccess
+    lock_duration: float
+    slots: int = 0
+    """0: the node's cores."""
+    ca_file: str | None = None
+    websockets: bool = False
+    idle_exit: float | None = 1800.0
+    """Seconds without a task after which the agent exits; None: never."""
+    heartbeat_interval: float = 5.0
+    grace: float = 5.0
+    """Seconds between TERM and KILL for a task's processes."""
+    drain_grace: float = 30.0
+    """Seconds that a draining agent lets its tasks finish in."""
+    child_tasks: int = 10_000
+    """A Python child is replaced after so many tasks."""
+    child_memory: int = 2 * 1024**3
+    """A Python child above so many bytes of resident memory is replaced when its task is over."""
+    output_limit: int = 64 * 1024
+    """Bytes of stdout, and of stderr, that a result carries: the last ones."""
+    inline_limit: int = 16 * 1024
+    """Results above so many bytes of JSON travel by reference."""
+    result_limit: int = 256 * 1024**2
+    """Results above so many bytes of JSON are refused (`ResultTooLarge`)."""
+    cache_limit: int = 10 * 1024**3
+    """Bytes of bundles that an agent keeps on its disk."""
+
+    @classmethod
+    def _make(cls, values: dict[str, Any]) -> Self:
+        for name in ("task_queues", "results_queues"):
+            values[name] = tuple(
+                QueueAccess(QueueRef(**row["queue"]), row["connection_string"]) for row in values[name]
+            )
+        values["ctl"] = ContainerAccess(**values["ctl"])
+        values["out"] = ContainerAccess(**values["out"])
+        return cls(**values)
+
+
+AgentState = Literal["starting", "ready", "draining", "exiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A task that an agent runs at this moment."""
+
+    uid: str
+    task_id: str
+    client: str
+    job: str
+    command: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Document):
+    """What an agent says of itself, every few seconds. Times: seconds since the epoch, the node's clock."""
+
+    agent: str
+    """The agent's incarnation: new at every start of its process."""
+    node: str
+    """The node's id in Batch."""
+    host: str
+    boot_id: str
+    pid: int
+    state: AgentState
+    slots: int
+    started_at: float
+    beat_at: float
+    interval: float
+    running: tuple[Running, ...] = ()
+    completed: int = 0
+    """Tasks ended since the start."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of python, batchflow, java where there is one."""
+    load: float | None = None
+    """The one-minute load average."""
+    memory_available: int | None = None
+    disk_free: int | None = None
+    """Bytes."""
+    clock_skew: float | None = None
+    """Seconds that the node's clock is ahead of the broker's."""
+    trouble: str | None = None
+    """What keeps it from working, in words; None when nothing does."""
+
+    @classmethod
+    def _make(cls, values: dict[str, Any]) -> Self:
+        values["running"] = tuple(Running(**row) for row in values.get("running", ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Presence(Document):
+    """Who holds a mailbox."""
+
+    holder: str
+    """Host and process, for people."""
+    nonce: str
+    """The incarnation of the holding session."""
+    beat_at: float
+    interval: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobDocument(Document):
+    """A named group of tasks."""
+
+    name: str
+    created_at: float
+    state: Literal["open", "closed", "deleted"] = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation(Document):
+    """Which tasks of a session shall not run: intervals of sequence numbers, both ends included."""
+
+    intervals: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """By incarnation of the session."""
+    everything: bool = False
+    """The job was deleted."""
+
+    def covers(self, incarnation: str, sequence: int) -> bool:
+        return self.everything or any(
+            first <= sequence <= last for first, last in self.intervals.get(incarnation, ())
+        )
+
+    @classmethod
+    def _make(cls, values: dict[str, Any]) -> Self:
+        values["intervals"] = {
+            name: tuple((int(first), int(last)) for first, last in rows)
+            for name, rows in values.get("intervals", {}).items()
+        }
+        return cls(**values)

@@ -1,0 +1,102 @@
+"""Whether a task that failed is tried again: a pure decision.
+
+Rules: `Permanent` and cancelled tasks never; a `Retry` raised by the task as long as attempts are left,
+after the delay it asks for; any other failure when the policy's `on` names it. No policy means one attempt,
+but `Retry` still counts against `DEFAULT_ATTEMPTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, Self
+
+from batchflow.errors import ConfigurationError
+
+DEFAULT_ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When and how often a failed task runs again."""
+
+    max_attempts: int = DEFAULT_ATTEMPTS
+    """All tries together, the first included."""
+    backoff: float = 1.0
+    """Seconds before the second attempt; doubles with each further one."""
+    max_backoff: float = 300.0
+    """Seconds; the most that is ever waited."""
+    jitter: float = 0.5
+    """The share of a delay that is left to chance, 0 to 1."""
+    on: tuple[str | int, ...] = ("*",)
+    """What is tried again: names of exceptions (`ValueError`) or of outcomes (`TaskTimeout`, `WorkerDied`),
+    exit codes; "*" is everything."""
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ConfigurationError(f"retry: max_attempts is {self.max_attempts}, at least 1 is needed")
+        if self.backoff < 0 or self.max_backoff < 0 or not 0 <= self.jitter <= 1:
+            raise ConfigurationError("retry: backoff and max_backoff are 0 or more, jitter is 0 to 1")
+
+    def fields(self) -> dict[str, Any]:
+        """As it travels with a task."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any] | None) -> Self | None:
+        if fields is None:
+            return None
+        return cls(**{**fields, "on": tuple(fields.get("on", ("*",)))})
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is to be decided on."""
+
+    kind: str
+    """The name of the outcome: `TaskFailed`, `WorkerDied`, ..."""
+    exception: str | None = None
+    """The name of the exception's type, where one was raised."""
+    exit_code: int | None = None
+    request: Literal["retry", "permanent"] | None = None
+    """What the task's code asked for."""
+    delay: float = 0.0
+    """Seconds, with `request="retry"`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    delay: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    reason: str
+
+
+_NEVER: Final = frozenset({"TaskCancelled", "TaskRejected"})
+
+
+def decide(policy: RetryPolicy | None, failure: Failure, attempt: int, chance: float) -> RetryAfter | GiveUp:
+    """`attempt`: the number of the one that failed, from 1; `chance`: 0 to 1, drawn by the caller."""
+    most = DEFAULT_ATTEMPTS if policy is None else policy.max_attempts
+    if failure.request == "permanent":
+        return GiveUp("the task said that its failure is permanent")
+    if failure.kind in _NEVER:
+        return GiveUp(f"{failure.kind} is final")
+    if attempt >= most:
+        return GiveUp(f"attempt {attempt} of {most}")
+    if failure.request == "retry":
+        return RetryAfter(max(0.0, failure.delay))
+    if policy is None:
+        return GiveUp("no retry policy")
+    if not _named(policy.on, failure):
+        return GiveUp("the policy does not name this failure")
+    delay = min(policy.max_backoff, policy.backoff * 2.0 ** min(attempt - 1, 64))
+    return RetryAfter(delay * (1 - policy.jitter * chance))
+
+
+def _named(on: tuple[str | int, ...], failure: Failure) -> bool:
+    names = {"*", failure.kind, failure.exception, failure.exit_code}
+    return any(name in names for name in on)

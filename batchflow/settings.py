@@ -1,0 +1,308 @@
+"""Where batchflow connects to, and how it behaves: a few frozen groups of settings.
+
+Read in layers, each over the one before: the defaults here, the file, its profile, the environment, the code.
+The file is TOML (`[batch]`, `[storage]`, `[servicebus]`, `[pool]`, `[agent]`, `[session]`; a profile is
+`[profiles.NAME.batch]` and so on) or the credentials.json of azure_realtime_batch. In the environment a
+setting is `BATCHFLOW_<GROUP>_<KEY>`, for example `BATCHFLOW_BATCH_KEY`; `BATCHFLOW_TARGET` is the target and
+`BATCHFLOW_CONFIG` the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from batchflow.errors import ConfigurationError
+
+Target = Literal["local", "azure"]
+
+PREFIX: Final = "BATCHFLOW_"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """The Azure Batch account."""
+
+    account: str | None = None
+    key: str | None = field(default=None, repr=False)
+    url: str | None = None
+    """`https://<account>.<region>.batch.azure.com`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """The Storage account."""
+
+    connection_string: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceBusSettings:
+    """The Service Bus namespace, of the Standard or the Premium tier."""
+
+    connection_string: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    """Certificates (PEM) to trust besides the system's: a proxy's, the local cloud's own. None: no others."""
+    websockets: bool = False
+    """AMQP over websockets on port 443, for networks that let nothing else out."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What a new pool gets where its spec is silent."""
+
+    nodes: int = 2
+    """Dedicated nodes."""
+    slots: int = 0
+    """Tasks that run at once on a node; 0: as many as the node has cores."""
+    vm_size: str = "standard_d2s_v3"
+    lock_duration: float = 30.0
+    """Seconds until a task is given to another agent when its own died; 5 to 300."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """How agents live on the nodes."""
+
+    python: str | None = None
+    """The interpreter, with batchflow installed, that starts the agent on a node. None: the agent's package
+    is carried there and unpacked. The local cloud's nodes use the interpreter that runs the client."""
+    idle_exit: float = 1800.0
+    """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
+    heartbeat_interval: float = 5.0
+    """Seconds. An agent whose heartbeat is older than three of them counts as gone."""
+    drain_grace: float = 30.0
+    """Seconds that a stopped agent lets its tasks finish in."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How a session behaves."""
+
+    outbox: int = 100_000
+    """Tasks that `submit` takes before it waits for the broker."""
+    unclaimed: int = 100_000
+    """Results that nobody reads that are held in memory; further ones go to a temporary file."""
+    close_timeout: float = 10.0
+    """Seconds that closing may take before what is left is dropped and named."""
+    presence_interval: float = 5.0
+    """Seconds between two signs of life of the mailbox's holder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of them. Secrets are left out of the repr."""
+
+    target: Target = "azure"
+    """"local": the local cloud (one that runs, where the three services are set; else an embedded one)."""
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
+    servicebus: ServiceBusSettings = field(default_factory=ServiceBusSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+    session: SessionSettings = field(default_factory=SessionSettings)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the three services are named."""
+        return not any(True for _ in self._missing())
+
+    def check(self) -> Settings:
+        """Itself. Raises `ConfigurationError` naming every setting that a connection needs and that is not there."""
+        if missing := list(self._missing()):
+            names = ", ".join(missing)
+            variables = ", ".join(PREFIX + name.replace(".", "_").upper() for name in missing)
+            raise ConfigurationError(
+                f"not set: {names}. Set them in the configuration file, or as {variables}"
+            )
+        return self
+
+    def _missing(self) -> Iterator[str]:
+        needed = (
+            ("batch", self.batch, ("account", "key", "url")),
+            ("storage", self.storage, ("connection_string",)),
+            ("servicebus", self.servicebus, ("connection_string",)),
+        )
+        for group, settings, names in needed:
+            for name in names:
+                if not getattr(settings, name):
+                    yield f"{group}.{name}"
+
+    def to_toml(self) -> str:
+        """A configuration file that reads as these settings. Holds the secrets."""
+        lines = [f"target = {_toml(self.target)}"]
+        for group in _GROUPS:
+            settings = getattr(self, group)
+            rows = [
+                f"{item.name} = {_toml(value)}"
+                for item in fields(settings)
+                if (value := getattr(settings, item.name)) is not None
+            ]
+            if rows:
+                lines += ["", f"[{group}]", *rows]
+        return "\n".join(lines) + "\n"
+
+
+_GROUPS: Final = ("batch", "storage", "servicebus", "pool", "agent", "session")
+
+_ORIGINAL_KEYS: Final = {
+    "BATCH_ACCOUNT_NAME": ("batch", "account"),
+    "BATCH_ACCOUNT_KEY": ("batch", "key"),
+    "BATCH_ACCOUNT_URL": ("batch", "url"),
+    "STORAGE_CONNECTION_STRING": ("storage", "connection_string"),
+    "SERVICEBUS_CONNECTION_STRING": ("servicebus", "connection_string"),
+}
+"""The keys of azure_realtime_batch's credentials.json."""
+
+
+def load_settings(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    profile: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the layers. Raises `ConfigurationError`, which names the file, the key and what is allowed.
+
+    Without `path`: the file that `BATCHFLOW_CONFIG` names, else `batchflow.toml` or `credentials.json` in the
+    current directory, else no file.
+    """
+    environment = os.environ if environment is None else environment
+    settings = Settings()
+    source = _find_file(path, environment)
+    if source is not None:
+        settings = _apply_file(settings, source, profile)
+    elif profile is not None:
+        raise ConfigurationError(f"profile {profile!r}: there is no configuration file that could hold it")
+    return _apply_environment(settings, environment)
+
+
+def _find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
+    if path is None:
+        path = environment.get(f"{PREFIX}CONFIG")
+    if path is not None:
+        return Path(path)
+    candidates = (Path("batchflow.toml"), Path("credentials.json"))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _apply_file(settings: Settings, source: Path, profile: str | None) -> Settings:
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{source}: cannot be read: {error}") from error
+    if source.suffix == ".json":
+        if profile is not None:
+            raise ConfigurationError(f"{source}: a credentials.json has no profiles (asked for {profile!r})")
+        return _apply(settings, _read_credentials(source, text), str(source))
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: not TOML: {error}") from error
+    profiles = document.pop("profiles", {})
+    settings = _apply(settings, document, str(source))
+    if profile is None:
+        return settings
+    if not isinstance(profiles, dict) or profile not in profiles:
+        names = ", ".join(sorted(profiles)) or "none"
+        raise ConfigurationError(f"{source}: no profile {profile!r}; there are: {names}")
+    return _apply(settings, profiles[profile], f"{source}: profiles.{profile}")
+
+
+def _read_credentials(source: Path, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{source}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{source}: expected an object with the keys {', '.join(_ORIGINAL_KEYS)}")
+    groups: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in _ORIGINAL_KEYS:
+            raise ConfigurationError(f"{source}: unknown key {key!r}{_nearest(key, _ORIGINAL_KEYS)}")
+        group, name = _ORIGINAL_KEYS[key]
+        groups.setdefault(group, {})[name] = value
+    return groups
+
+
+def _apply_environment(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    document: dict[str, Any] = {}
+    if target := environment.get(f"{PREFIX}TARGET"):
+        document["target"] = target
+    for group in _GROUPS:
+        for item in fields(getattr(settings, group)):
+            variable = f"{PREFIX}{group}_{item.name}".upper()
+            if (text := environment.get(variable)) is not None:
+                kind = _kind(type(getattr(settings, group)), item.name)
+                document.setdefault(group, {})[item.name] = _from_text(variable, text, kind)
+    return _apply(settings, document, "environment")
+
+
+def _from_text(variable: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() in ("1", "true", "yes", "0", "false", "no"):
+            return text.lower() in ("1", "true", "yes")
+        raise ConfigurationError(f"{variable}: expected true or false, not {text!r}")
+    try:
+        return kind(text)
+    except ValueError:
+        raise ConfigurationError(f"{variable}: expected {_WORDS[kind]}, not {text!r}") from None
+
+
+def _apply(settings: Settings, document: Mapping[str, Any], where: str) -> Settings:
+    for key, value in document.items():
+        if key == "target":
+            if value not in get_args(Target):
+                raise ConfigurationError(f'{where}: target is {value!r}; it is "local" or "azure"')
+            settings = replace(settings, target=value)
+        elif key in _GROUPS:
+            settings = replace(settings, **{key: _apply_group(getattr(settings, key), key, value, where)})
+        else:
+            raise ConfigurationError(f"{where}: unknown key {key!r}{_nearest(key, ('target', *_GROUPS))}")
+    return settings
+
+
+def _apply_group(group: Any, name: str, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{where}: {name} is a table, [{name}]")
+    known = [item.name for item in fields(group)]
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigurationError(f"{where}: unknown key {name}.{key}{_nearest(key, known)}")
+        kind = _kind(type(group), key)
+        accepted = (int, float) if kind is float else (kind,)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigurationError(
+                f"{where}: {name}.{key} must be {_WORDS[kind]}, not {type(value).__name__}"
+            )
+        if kind in (int, float) and value < 0:
+            raise ConfigurationError(f"{where}: {name}.{key} is {value}; it cannot be negative")
+    return replace(group, **values)
+
+
+_WORDS: Final = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def _kind(group: type, name: str) -> type:
+    """The type of a setting, without its "or None"."""
+    hint = typing.get_type_hints(group)[name]
+    if isinstance(hint, types.UnionType):
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    return typing.cast("type", hint)
+
+
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(sorted(known))}"
+
+
+def _toml(value: str | float | bool) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value).lower()
