@@ -116,7 +116,7 @@ class Settings:
         return not any(True for _ in self._missing())
 
     def check(self) -> Settings:
-        """Itself. Raises `ConfigurationError` naming every setting that a connection needs and that is not there."""
+        """Itself. Raises `ConfigurationError` naming every setting that a connection needs and lacks."""
         if missing := list(self._missing()):
             names = ", ".join(missing)
             variables = ", ".join(PREFIX + name.replace(".", "_").upper() for name in missing)
