@@ -19,7 +19,7 @@
     │  └─ PoolError
     │     ├─ PoolNotFound  PoolExists  QuotaExceeded
     │     └─ AllocationFailed  StartTaskFailed  NodeUnusable
-    ├─ JobNotFound  JobClosed
+    ├─ JobNotFound  JobExists  JobClosed
     ├─ ProtocolError                a message or document that is not what it should be
     ├─ SessionClosed                .reason
     └─ TaskError                    .result
@@ -132,6 +132,10 @@ class NodeUnusable(PoolError):
 
 class JobNotFound(BatchflowError):
     """The pool has no job of that name."""
+
+
+class JobExists(BatchflowError):
+    """The pool has a job of that name already."""
 
 
 class JobClosed(BatchflowError):

@@ -277,7 +277,7 @@ def _apply_group(group: Any, name: str, values: Any, where: str) -> Any:
         if key not in known:
             raise ConfigurationError(f"{where}: unknown key {name}.{key}{_nearest(key, known)}")
         kind = _kind(type(group), key)
-        accepted = (int, float) if kind is float else (kind,)
+        accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise ConfigurationError(
                 f"{where}: {name}.{key} must be {_WORDS[kind]}, not {type(value).__name__}"

@@ -1,0 +1,101 @@
+"""Opening and closing what lives in the background.
+
+A `Supervised` object has one asyncio task, its supervisor, in which everything that it holds open lives and
+ends: task groups, links, processes. Opening and closing only signal that task, so they may happen in
+different asyncio tasks: two notebook cells, a fixture's two halves, a service's startup and shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Supervised:
+    """Opened by `async with` or by `await`, closed by leaving it or by `aclose`."""
+
+    close_timeout: float = 10.0
+    """Seconds that closing may take before the supervisor is cancelled."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._supervisor: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._closing = asyncio.Event()
+
+    async def _serve(self) -> None:
+        """Open everything, call `_ready`, work until `_closing` is set, close everything."""
+        raise NotImplementedError
+
+    def _ready(self) -> None:
+        """What `_serve` calls when the object can be used."""
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+
+    @property
+    def closed(self) -> bool:
+        return self._closing.is_set() or (self._supervisor is not None and self._supervisor.done())
+
+    async def _open(self) -> Self:
+        """Idempotent. Cancelled, it takes back what it began."""
+        if self._supervisor is None:
+            self._opened = asyncio.get_running_loop().create_future()
+            self._supervisor = asyncio.create_task(self._supervise(), name=self._name)
+        assert self._opened is not None
+        try:
+            await asyncio.shield(self._opened)
+        except asyncio.CancelledError:
+            if not self._opened.done():
+                await self.aclose()
+            raise
+        return self
+
+    async def _supervise(self) -> None:
+        assert self._opened is not None
+        try:
+            await self._serve()
+        except BaseException as error:
+            if self._opened.done():
+                raise
+            self._opened.set_exception(_single(error))
+        else:
+            self._ready()
+        finally:
+            self._closing.set()
+
+    async def aclose(self) -> None:
+        """Idempotent, bounded by `close_timeout`; then the rest is dropped. Safe to cancel: closing goes on."""
+        self._closing.set()
+        task = self._supervisor
+        if task is None or task is asyncio.current_task():
+            return
+        if self._opened is not None and not self._opened.done():
+            task.cancel()
+        await asyncio.wait([task], timeout=self.close_timeout)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=self.close_timeout)
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise _single(error)
+
+    def __await__(self) -> Generator[object, None, Self]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _single(error: BaseException) -> BaseException:
+    """The one error in a group of one: what a caller can catch by its type."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

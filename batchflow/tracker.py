@@ -1,0 +1,207 @@
+"""What a session knows of its tasks.
+
+States of a task: in the outbox (sending) -> taken for a send -> queued -> done; from any of the first three
+straight to done, by a result, a cancellation or a send that failed for good.
+
+Invariants:
+
+- Every task has exactly one outcome: the first one wins, later ones are duplicates and change nothing.
+- `counts` always adds up to the number of tasks submitted.
+- An outcome is handed over once to whoever reads results, unless somebody claimed it before; whoever holds
+  the task reads it any number of times.
+- The receipt of a message of results is due when the last outcome in it was handed over, and not before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from batchflow.model import Counts, Result, Status
+from batchflow.wire import ResultItem
+
+_FINAL: Final = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
+
+
+class Spilled(Protocol):
+    """An outcome that lies in a file until it is asked for."""
+
+    def read(self) -> ResultItem: ...
+
+
+@dataclass(slots=True, eq=False)
+class Receipt:
+    """A message of results, to be completed when `remaining` has come down to 0."""
+
+    due: Callable[[], None]
+    """Called once, when the last outcome of the message was handed over."""
+    remaining: int
+
+    def hand_over(self) -> None:
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.due()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A task, as its session sees it."""
+
+    sequence: int
+    index: int
+    task_id: str
+    command: str
+    client: str
+    job: str
+    submitted_at: float
+    tag: Any = None
+    item: bytes | None = None
+    """What travels, as long as the broker does not have it."""
+    status: Status = Status.SENDING
+    outcome: ResultItem | Spilled | None = None
+    receipt: Receipt | None = None
+    claimed: bool = False
+    arguments_blob: str | None = None
+    on_done: Callable[[Entry], None] | None = None
+    """For one listener: the map that submitted it."""
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def result(self) -> Result:
+        """The public form of the outcome, which must be there."""
+        assert self.outcome is not None
+        item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
+        return Result(
+            task_id=self.task_id,
+            job_id=self.job,
+            client=self.client,
+            command=self.command,
+            status=item.status,
+            index=self.index,
+            value=item.value,
+            error=item.error,
+            kind=item.kind,
+            traceback=item.traceback,
+            tag=self.tag,
+            node=item.host,
+            attempt=item.attempt,
+            attempts=item.history,
+            stdout=item.stdout,
+            stderr=item.stderr,
+            submitted_at=self.submitted_at,
+            started_at=item.started_at,
+            finished_at=item.finished_at,
+            files=item.files,
+        )
+
+    def hand_over(self) -> None:
+        """Somebody has it now. Idempotent."""
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.hand_over()
+
+
+@dataclass(slots=True)
+class Tracker:
+    """All tasks of a session that have no outcome, and the outcomes that nobody has claimed."""
+
+    outbox: deque[Entry] = field(default_factory=deque)
+    """In the order of submission; may hold entries that are done meanwhile."""
+    unclaimed: deque[Entry] = field(default_factory=deque)
+    """In the order of arrival; may hold entries that were claimed meanwhile."""
+    _open: dict[int, Entry] = field(default_factory=dict)
+    _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
+    _submitted: int = 0
+
+    def __len__(self) -> int:
+        """How many tasks have no outcome."""
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._open.values()))
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**{status.value: number for status, number in self._tally.items()})
+
+    @property
+    def sending(self) -> int:
+        return self._tally[Status.SENDING]
+
+    def next_sequence(self) -> int:
+        return self._submitted
+
+    def add(self, entry: Entry) -> None:
+        """A new task, with the next sequence number, into the outbox."""
+        assert entry.sequence == self._submitted
+        self._submitted += 1
+        self._open[entry.sequence] = entry
+        self._tally[entry.status] += 1
+        self.outbox.append(entry)
+
+    def take(self, room: Callable[[str, int], int], most_bytes: int) -> list[Entry]:
+        """The next entries that share a message: neighbours in the outbox, as many as `room` allows each."""
+        taken: list[Entry] = []
+        size = 0
+        limit = 1
+        while self.outbox and len(taken) < limit:
+            entry = self.outbox[0]
+            if entry.item is None:
+                self.outbox.popleft()
+                continue
+            allowed = room(entry.command, len(self.outbox) + len(taken))
+            limit = allowed if not taken else min(limit, allowed)
+            size += len(entry.item) + 1
+            if taken and (len(taken) >= limit or size > most_bytes):
+                break
+            taken.append(self.outbox.popleft())
+        return taken
+
+    def accepted(self, entries: Iterable[Entry]) -> None:
+        """The broker has them."""
+        for entry in entries:
+            entry.item = None
+            if not entry.done:
+                self._move(entry, Status.QUEUED)
+
+    def find(self, sequence: int) -> Entry | None:
+        """The task of that number, if it has no outcome yet."""
+        return self._open.get(sequence)
+
+    def resolve(self, entry: Entry, outcome: ResultItem, receipt: Receipt | None = None) -> bool:
+        """Give a task its outcome. False, and nothing changes, when it has one already."""
+        if entry.done:
+            return False
+        self._open.pop(entry.sequence, None)
+        entry.outcome = outcome
+        entry.receipt = receipt
+        entry.item = None
+        self._move(entry, outcome.status)
+        self.unclaimed.append(entry)
+        return True
+
+    def adopt(self, entry: Entry, outcome: ResultItem, receipt: Receipt) -> None:
+        """An outcome of an earlier holder of the same mailbox: handed over like our own."""
+        entry.outcome = outcome
+        entry.receipt = receipt
+        entry.status = outcome.status
+        self.unclaimed.append(entry)
+
+    def next_unclaimed(self) -> Entry | None:
+        """The oldest outcome that nobody has claimed; it is handed over with this."""
+        while self.unclaimed:
+            entry = self.unclaimed.popleft()
+            if not entry.claimed:
+                entry.claimed = True
+                entry.hand_over()
+                return entry
+        return None
+
+    def _move(self, entry: Entry, status: Status) -> None:
+        self._tally[entry.status] -= 1
+        self._tally[status] += 1
+        entry.status = status
