@@ -68,7 +68,7 @@ class Supervised:
             self._closing.set()
 
     async def aclose(self) -> None:
-        """Idempotent, bounded by `close_timeout`; then the rest is dropped. Safe to cancel: closing goes on."""
+        """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on."""
         self._closing.set()
         task = self._supervisor
         if task is None or task is asyncio.current_task():

@@ -17,12 +17,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from batchflow.model import Counts, Result, Status
 from batchflow.wire import ResultItem
-
-_FINAL: Final = (Status.SUCCEEDED, Status.FAILED, Status.CANCELLED)
 
 
 class Spilled(Protocol):
@@ -113,6 +111,8 @@ class Tracker:
     """In the order of submission; may hold entries that are done meanwhile."""
     unclaimed: deque[Entry] = field(default_factory=deque)
     """In the order of arrival; may hold entries that were claimed meanwhile."""
+    _stale: int = 0
+    """How many of those."""
     _open: dict[int, Entry] = field(default_factory=dict)
     _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     _submitted: int = 0
@@ -181,8 +181,20 @@ class Tracker:
         entry.receipt = receipt
         entry.item = None
         self._move(entry, outcome.status)
-        self.unclaimed.append(entry)
+        if not entry.claimed:
+            self.unclaimed.append(entry)
         return True
+
+    def claim(self, entry: Entry) -> None:
+        """Somebody awaits this very task: it does not come to those who read results. Idempotent."""
+        if entry.claimed:
+            return
+        entry.claimed = True
+        if entry.done:
+            self._stale += 1
+            if self._stale > 64 and self._stale * 2 > len(self.unclaimed):
+                self.unclaimed = deque(other for other in self.unclaimed if not other.claimed)
+                self._stale = 0
 
     def adopt(self, entry: Entry, outcome: ResultItem, receipt: Receipt) -> None:
         """An outcome of an earlier holder of the same mailbox: handed over like our own."""
@@ -199,6 +211,7 @@ class Tracker:
                 entry.claimed = True
                 entry.hand_over()
                 return entry
+            self._stale -= 1
         return None
 
     def _move(self, entry: Entry, status: Status) -> None:

@@ -1,0 +1,153 @@
+"""From what a user names as files to a bundle in the pool's control container."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+
+from batchflow.bundle import Bundle, BundleFile
+from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError
+
+if TYPE_CHECKING:
+    from batchflow.storage import Container
+
+PathLike = str | os.PathLike[str]
+FileSpec = PathLike | Mapping[str, PathLike | bytes]
+Files = FileSpec | Iterable[FileSpec]
+
+_LEFT_OUT: Final = (
+    ".*",
+    "__pycache__",
+    "*.pyc",
+    "credentials.json",
+    "batchflow.toml",
+    "*.pem",
+    "*.pfx",
+    "*.key",
+    "id_rsa*",
+    "id_ed25519*",
+)
+"""Names that a directory does not contribute: hidden files, caches, known credential files."""
+
+_UPLOADS: Final = 8
+"""Files under way at once."""
+_PIECE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of a bundle and where its content is."""
+
+    file: BundleFile
+    content: Path | bytes
+
+
+async def collect(files: Files) -> list[Source]:
+    """Find and hash the files. Raises `ConfigurationError`, naming the one at fault."""
+    return await anyio.to_thread.run_sync(_collect, files)
+
+
+async def upload(sources: list[Source], container: Container) -> Bundle:
+    """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat."""
+    bundle = Bundle.of(source.file for source in sources)
+    if not await _exists(container, bundle.blob):
+        present = {info.name async for info in container.list("files/")} if sources else set[str]()
+        missing = {source.file.blob: source for source in sources if source.file.blob not in present}
+        limiter = anyio.CapacityLimiter(_UPLOADS)
+        async with anyio.create_task_group() as group:
+            for source in missing.values():
+                group.start_soon(_upload_one, source, container, limiter)
+        await container.put(bundle.blob, bundle.document)
+    return bundle
+
+
+async def _exists(container: Container, name: str) -> bool:
+    try:
+        await container.get(name)
+    except BlobNotFound:
+        return False
+    return True
+
+
+async def _upload_one(source: Source, container: Container, limiter: anyio.CapacityLimiter) -> None:
+    async with limiter:
+        try:
+            if isinstance(source.content, bytes):
+                await container.put(source.file.blob, source.content, create=True)
+            else:
+                await container.upload(source.file.blob, source.content, create=True)
+        except BlobConflict:
+            return  # somebody else brought the same content meanwhile
+
+
+def _collect(files: Files) -> list[Source]:
+    return [_source(name, content) for name, content in _named(files)]
+
+
+def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
+    if isinstance(files, Mapping):
+        for name, content in files.items():
+            yield name, content if isinstance(content, bytes) else _existing_file(content)
+    elif isinstance(files, str | os.PathLike):
+        path = Path(files)
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path.name, _existing_file(path)
+    else:
+        for spec in files:
+            yield from _named(spec)
+
+
+def _existing_file(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        what = "a directory is named where a file is expected" if path.is_dir() else "no such file"
+        raise ConfigurationError(f"files: {str(path)!r}: {what}{where}")
+    return path
+
+
+def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+    for folder, folders, names in os.walk(top):
+        here = Path(folder)
+        folders[:] = sorted(
+            name for name in folders if not _left_out(name) and not (here / name / "pyvenv.cfg").exists()
+        )
+        for name in sorted(names):
+            if not _left_out(name) and (here / name).is_file():
+                yield (here / name).relative_to(top).as_posix(), here / name
+
+
+def _left_out(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _LEFT_OUT)
+
+
+def _source(name: str, content: Path | bytes) -> Source:
+    if isinstance(content, bytes):
+        digest = hashlib.sha256(content).hexdigest()
+        return Source(BundleFile(name, digest, len(content), content.startswith(b"#!")), content)
+    try:
+        digest, size = _hash(content)
+        executable = os.access(content, os.X_OK)
+    except OSError as error:
+        raise ConfigurationError(f"files: {str(content)!r} cannot be read: {error.strerror}") from error
+    return Source(BundleFile(name, digest, size, executable), content)
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
