@@ -1,0 +1,340 @@
+"""The local Azure Batch service: its REST data plane on loopback, in front of nodes that are processes.
+
+A thin shell. `batch_state` decides, `batch_routes` speaks the REST contract, `nodes` runs commands; here are the
+sockets, the clock, the tasks and the order in which things end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+from batchflow.local.batch_auth import authenticate
+from batchflow.local.batch_entities import Outcome
+from batchflow.local.batch_errors import Refused
+from batchflow.local.batch_routes import Answer, DataPlane, Request, split_path
+from batchflow.local.batch_state import (
+    Action,
+    Allocate,
+    BatchState,
+    Boot,
+    Discard,
+    Remove,
+    RunStartTask,
+    RunTask,
+    Stop,
+)
+from batchflow.local.nodes import (
+    DOWNLOAD_TIMEOUT,
+    KEEPER_PATIENCE,
+    STOP_GRACE,
+    Account,
+    Command,
+    NodeDisks,
+    start_task_environment,
+    task_environment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from batchflow.local.batch_entities import Node, Run
+    from batchflow.local.batch_files import FileSlice
+
+logger = logging.getLogger(__name__)
+
+JSON_TYPE = "application/json;odata=minimalmetadata"
+MAX_BODY = 1 << 20
+"""Bytes of a request's body, as the service limits them."""
+
+_CHUNK = 1 << 16
+_CLOSED = "the Batch server is closed"
+
+
+class BatchServer:
+    """One Batch account, served from `start` to `aclose`.
+
+    `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node takes
+    `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself. `key` is
+    the account's key in base64.
+    """
+
+    def __init__(
+        self,
+        *,
+        account: str,
+        key: str,
+        root: Path,
+        latency: float = 0.0,
+        boot_delay: float = 0.0,
+        stop_grace: float = STOP_GRACE,
+    ) -> None:
+        self.port = 0
+        self.url = ""
+        self._account = account
+        self._key = key
+        self._latency = latency
+        self._boot_delay = boot_delay
+        self._stop_grace = stop_grace
+        self._disks = NodeDisks(root.resolve())
+        self._state = BatchState(account)
+        self._plane = DataPlane(self._state, self._disks, lambda: self.url)
+        self._commands: dict[int, Command] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._runner: web.ServerRunner | None = None
+        self._http: aiohttp.ClientSession | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Begin to serve; port 0 chooses a free one. Raises OSError when the port cannot be had."""
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None))
+        await runner.setup()
+        self._runner = runner
+        site = web.TCPSite(runner, host, port, reuse_address=True)
+        await site.start()
+        self.port = int(runner.addresses[0][1])
+        self.url = f"http://{host}:{self.port}"
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT))
+
+    async def aclose(self) -> None:
+        """Kill every task's tree, stop serving. Idempotent; when cancelled, the closing itself goes on."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="batch-close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        commands = list(self._commands.values())
+        for command in commands:
+            command.kill()
+        if self._jobs:
+            await asyncio.wait(self._jobs, timeout=KEEPER_PATIENCE)
+        for command in commands:
+            await command.abandon()
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    # HTTP
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        headers = _common_headers(request)
+        try:
+            answer = self._plane.answer(await self._accept(request))
+        except Refused as refused:
+            answer = _refusal(refused)
+        except Exception:
+            logger.exception("batch request failed", extra={"method": request.method, "path": request.path})
+            answer = _refusal(Refused("InternalError"))
+        self._act()
+        if self._latency:
+            await asyncio.sleep(self._latency)
+        return await self._respond(request, answer, headers)
+
+    async def _accept(self, request: web.BaseRequest) -> Request:
+        body = await _read_body(request)
+        now = time.time()
+        authenticate(
+            request.method, request.raw_path, request.headers, account=self._account, key=self._key, now=now
+        )
+        path, _, query = request.raw_path.partition("?")
+        return Request(
+            method=request.method,
+            names=split_path(unquote(segment) for segment in path.strip("/").split("/")),
+            query=dict(parse_qsl(query, keep_blank_values=True)),
+            headers=request.headers,
+            body=_parse_body(body),
+            now=now,
+        )
+
+    async def _respond(
+        self, request: web.BaseRequest, answer: Answer, headers: dict[str, str]
+    ) -> web.StreamResponse:
+        if answer.content is not None:
+            return await _send_file(request, answer.content, headers | answer.headers)
+        response = web.Response(status=answer.status, headers=headers | answer.headers)
+        if answer.document is not None:
+            response.body = orjson.dumps(answer.document)
+            response.headers["Content-Type"] = JSON_TYPE
+        return response
+
+    # What the state wants done
+
+    def _act(self) -> None:
+        """Begin everything that the state asks for, and set the alarm for its next deadline."""
+        if self._closing is not None:
+            return
+        while actions := self._state.take_actions():
+            for action in actions:
+                self._begin(action)
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        deadline = self._state.next_deadline()
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(max(0.0, deadline - time.time()), self._tick)
+
+    def _tick(self) -> None:
+        self._state.tick(time.time())
+        self._act()
+
+    def _begin(self, action: Action) -> None:
+        match action:
+            case Allocate(node):
+                self._spawn(self._allocate(node))
+            case Boot(node, boot, wipe):
+                self._spawn(self._boot(node, boot, wipe=wipe))
+            case RunStartTask(node, run):
+                self._run_start_task(node, run)
+            case RunTask(run):
+                self._run_task(run)
+            case Stop(run_id):
+                if run_id in self._commands:
+                    self._commands[run_id].stop()
+            case Remove(node):
+                self._spawn(self._remove(node))
+            case Discard(nodes, job_id, task_id):
+                for node in nodes:
+                    directory = self._disks.task(node, job_id, task_id or "")
+                    self._spawn(self._disks.discard(directory if task_id else directory.parent))
+
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, job: asyncio.Task[None]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            logger.error("batch node job failed", exc_info=error)
+
+    async def _allocate(self, node: Node) -> None:
+        self._disks.lay_out(node)
+        self._state.node_allocated(node, time.time())
+        self._act()
+
+    async def _boot(self, node: Node, boot: int, *, wipe: bool) -> None:
+        if wipe:
+            await self._disks.discard(self._disks.of(node))
+        self._disks.lay_out(node)
+        await asyncio.sleep(self._boot_delay)
+        self._state.node_booted(node, boot, time.time())
+        self._act()
+
+    async def _remove(self, node: Node) -> None:
+        await self._disks.discard(self._disks.of(node))
+        self._state.node_removed(node, time.time())
+        self._act()
+
+    def _run_start_task(self, node: Node, run: int) -> None:
+        record = node.start_task
+        if record is None:
+            raise AssertionError("a start task without a record")
+        spec = record.spec.command
+        environment = start_task_environment(Account(self._account, self.url), self._disks, node, spec)
+        command = Command(
+            spec, self._disks.startup(node), environment, node.host_name, grace=self._stop_grace
+        )
+        self._commands[run] = command
+        self._spawn(self._keep_start_task(run, command))
+
+    async def _keep_start_task(self, run: int, command: Command) -> None:
+        outcome = await self._execute(run, command, launched=lambda: None)
+        self._state.start_task_ended(run, outcome, time.time())
+        self._act()
+
+    def _run_task(self, run: Run) -> None:
+        task, node = run.task, run.node
+        command = Command(
+            task.spec.command,
+            self._disks.task(node, task.job.spec.id, task.spec.id),
+            task_environment(Account(self._account, self.url), self._disks, node, task),
+            node.host_name,
+            grace=self._stop_grace,
+        )
+        self._commands[run.id] = command
+        self._spawn(self._keep_task(run, command))
+
+    async def _keep_task(self, run: Run, command: Command) -> None:
+        def launched() -> None:
+            self._state.run_launched(run.id, time.time())
+
+        outcome = await self._execute(run.id, command, launched)
+        self._state.run_ended(run.id, outcome, time.time())
+        self._act()
+
+    async def _execute(self, run: int, command: Command, launched: Any) -> Outcome:
+        if self._http is None:
+            raise RuntimeError(_CLOSED)
+        try:
+            return await command.run(self._http, launched)
+        finally:
+            del self._commands[run]
+
+
+def _common_headers(request: web.BaseRequest) -> dict[str, str]:
+    headers = {
+        "request-id": str(uuid.uuid4()),
+        "Server": "Microsoft-HTTPAPI/2.0",
+        "DataServiceVersion": "3.0",
+    }
+    client_id = request.headers.get("client-request-id")
+    if client_id and request.headers.get("return-client-request-id", "").lower() == "true":
+        headers["client-request-id"] = client_id
+    return headers
+
+
+async def _read_body(request: web.BaseRequest) -> bytes:
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(_CHUNK):
+        body.extend(chunk)
+        if len(body) > MAX_BODY:
+            raise Refused("RequestBodyTooLarge", MaxLimit=MAX_BODY)
+    return bytes(body)
+
+
+def _parse_body(body: bytes) -> Any:
+    if not body:
+        return None
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused("InvalidRequestBody", Reason=error) from None
+
+
+def _refusal(refused: Refused) -> Answer:
+    bare = refused.status == 304
+    return Answer(refused.status, None if bare else refused.body())
+
+
+async def _send_file(
+    request: web.BaseRequest, part: FileSlice, headers: dict[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=headers)
+    response.content_type = "application/octet-stream"
+    response.content_length = part.length
+    await response.prepare(request)
+    remaining = part.length
+    with open(part.path, "rb") as file:
+        file.seek(part.start)
+        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
+            remaining -= len(chunk)
+            await response.write(chunk)
+    await response.write_eof()
+    return response

@@ -1,0 +1,256 @@
+"""What the local Batch service knows: pools, nodes, jobs, tasks, and the runs of tasks on nodes.
+
+Specifications are what a user asked for and never change in place; entities are the service's own record and are
+changed by `batch_state` alone. Times are seconds since the epoch. States are the wire's words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PoolState = Literal["active", "deleting"]
+AllocationState = Literal["steady", "resizing", "stopping"]
+NodeState = Literal[
+    "creating", "starting", "waitingforstarttask", "starttaskfailed", "idle", "running", "offline",
+    "rebooting", "reimaging", "leavingpool", "unusable", "preempted",
+]  # fmt: skip
+JobState = Literal["active", "disabling", "disabled", "enabling", "terminating", "completed", "deleting"]
+TaskState = Literal["active", "preparing", "running", "completed"]
+Deallocation = Literal["requeue", "terminate", "taskcompletion", "retaineddata"]
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something did not succeed, in the wire's words."""
+
+    category: Literal["usererror", "servererror"]
+    code: str
+    message: str
+    details: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended: by an exit code, or by a failure to start it, or both when it was stopped."""
+
+    exit_code: int | None
+    failure: Failure | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.exit_code == 0 and self.failure is None
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceFile:
+    """What to fetch before a command runs. The URLs may carry signatures: they are secrets."""
+
+    path: str
+    url: str | None = field(default=None, repr=False)
+    container_url: str | None = field(default=None, repr=False)
+    prefix: str = ""
+    mode: int = 0o770
+
+
+@dataclass(frozen=True, slots=True)
+class CommandSpec:
+    """A command line with what it needs."""
+
+    command_line: str
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    files: tuple[ResourceFile, ...] = ()
+    max_retries: int = 0
+    """Retries after a non-zero exit; -1: without end."""
+    max_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartTaskSpec:
+    """What a node runs when it boots."""
+
+    command: CommandSpec
+    wait_for_success: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """A pool as asked for. `document` holds the properties that the service only repeats."""
+
+    id: str
+    vm_size: str
+    task_slots: int
+    fill: Literal["spread", "pack"]
+    start_task: StartTaskSpec | None
+    resize_timeout: float
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job as asked for. `document` holds the properties that the service only repeats."""
+
+    id: str
+    pool_id: str
+    priority: int
+    max_parallel: int
+    """-1: as many as there are slots."""
+    max_seconds: float | None
+    ends_with_tasks: bool
+    """onAllTasksComplete is terminatejob."""
+    environment: Mapping[str, str]
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """A task as asked for. `document` holds the properties that the service only repeats."""
+
+    id: str
+    command: CommandSpec
+    slots: int
+    document: Document
+
+
+@dataclass(slots=True)
+class Versioned:
+    """What every resource has: when it was made and changed, and how often."""
+
+    serial: int
+    created: float
+    modified: float
+    version: int
+
+
+@dataclass(slots=True)
+class Pool:
+    """A pool and its nodes. `wanted` counts dedicated nodes, `spot_wanted` the others."""
+
+    spec: PoolSpec
+    stamp: Versioned
+    wanted: int
+    spot_wanted: int
+    state: PoolState = "active"
+    state_since: float = 0.0
+    allocation: AllocationState = "steady"
+    allocation_since: float = 0.0
+    resize_deadline: float | None = None
+    resize_errors: tuple[Failure, ...] = ()
+    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes_made: int = 0
+
+
+@dataclass(slots=True)
+class Node:
+    """A node. `boot` counts its boots: facts about an earlier boot are stale."""
+
+    id: str
+    serial: int
+    pool: Pool
+    dedicated: bool
+    host_name: str
+    allocated: float
+    state: NodeState = "creating"
+    state_since: float = 0.0
+    ready: bool = False
+    """Booted, and its start task does not stand in the way of tasks."""
+    enabled: bool = True
+    boot: int = 0
+    booted: float = 0.0
+    leaving_for: Literal["removal", "reboot", "reimage"] | None = None
+    start_task: StartTaskRecord | None = None
+    runs: dict[int, Run] = field(default_factory=dict)
+    start_run: int | None = None
+    tasks_run: int = 0
+    tasks_succeeded: int = 0
+    recent: list[Task] = field(default_factory=list)
+
+    @property
+    def slots_taken(self) -> int:
+        return sum(run.task.spec.slots for run in self.runs.values())
+
+    @property
+    def slots_free(self) -> int:
+        return self.pool.spec.task_slots - self.slots_taken
+
+    @property
+    def accepts_tasks(self) -> bool:
+        return self.ready and self.enabled and self.leaving_for is None and self.pool.state == "active"
+
+
+@dataclass(slots=True)
+class StartTaskRecord:
+    """How the start task fares on a node."""
+
+    spec: StartTaskSpec
+    started: float
+    ended: float | None = None
+    outcome: Outcome | None = None
+    retries: int = 0
+    last_retry: float | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """A job, its tasks, and which of them wait (in order)."""
+
+    spec: JobSpec
+    stamp: Versioned
+    state: JobState = "active"
+    state_since: float = 0.0
+    previous: tuple[JobState, float] | None = None
+    ended: float | None = None
+    reason: str | None = None
+    tasks: dict[str, Task] = field(default_factory=dict)
+    waiting: dict[str, Task] = field(default_factory=dict)
+    runs: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Execution:
+    """What a task went through."""
+
+    started: float | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    retries: int = 0
+    last_retry: float | None = None
+    requeues: int = 0
+    last_requeue: float | None = None
+
+
+@dataclass(slots=True)
+class Task:
+    """A task. `place` is where it last ran."""
+
+    spec: TaskSpec
+    job: Job
+    stamp: Versioned
+    state: TaskState = "active"
+    state_since: float = 0.0
+    previous: tuple[TaskState, float] | None = None
+    execution: Execution = field(default_factory=Execution)
+    place: Node | None = None
+    run: int | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """One occupation of slots of a node by a task: from its assignment until its processes are gone."""
+
+    id: int
+    task: Task
+    node: Node
+    fate: Literal["complete", "requeue"] = "complete"
+    stopped_for: Failure | None = None
+    deadline: float | None = None
+
+
+def with_metadata(spec: PoolSpec, **changes: Any) -> PoolSpec:
+    """The specification with other repeated properties; None removes one."""
+    document = {key: value for key, value in (spec.document | changes).items() if value is not None}
+    return replace(spec, document=document)

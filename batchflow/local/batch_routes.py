@@ -1,0 +1,509 @@
+"""The routes of the Batch data plane: from a request to the state, and to the answer.
+
+Everything that Azure Batch publishes is either served here or refused with 501 in the service's own shape; the
+tables at the end are the whole truth about which.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from email.utils import format_datetime, parsedate_to_datetime
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from batchflow.local import batch_documents as documents
+from batchflow.local import batch_files as files
+from batchflow.local import batch_requests as requests
+from batchflow.local.batch_errors import Refused, invalid_query, not_implemented
+from batchflow.local.batch_odata import paginate, parse_filter, parse_max_results, select
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from batchflow.local.batch_entities import Document, Job, Node, Pool, Task, Versioned
+    from batchflow.local.batch_files import FileSlice
+    from batchflow.local.batch_state import BatchState
+    from batchflow.local.nodes import NodeDisks
+
+_VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.\d+\.\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One authenticated request. `names` are the path's decoded segments, `headers` case-insensitive."""
+
+    method: str
+    names: tuple[str, ...]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Any
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to answer: a document, a part of a file, or neither."""
+
+    status: int = 200
+    document: Document | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    content: FileSlice | None = None
+
+
+class DataPlane:
+    """The operations of one account. All of them decide at once; none waits."""
+
+    def __init__(self, state: BatchState, disks: NodeDisks, base: Callable[[], str]) -> None:
+        self._state = state
+        self._disks = disks
+        self._base = base
+
+    def answer(self, request: Request) -> Answer:
+        """Carry a request out. Raises Refused."""
+        pattern = route_of(request.names)
+        operation = _ROUTES.get(f"{request.method} {pattern}")
+        if operation is None:
+            raise _unserved(request.method, pattern)
+        _check_version(request)
+        return operation(self, request)
+
+    # Pools
+
+    def create_pool(self, request: Request) -> Answer:
+        spec, dedicated, spot = requests.parse_pool(request.body)
+        pool = self._state.create_pool(spec, dedicated, spot, request.now)
+        return self._created(pool.stamp, f"pools/{spec.id}")
+
+    def list_pools(self, request: Request) -> Answer:
+        pools = ((pool.stamp.serial, documents.pool_document(pool, self._base())) for pool in self._pools())
+        return self._page(request, pools)
+
+    def pool_exists(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        return Answer(headers=_stamp_headers(pool.stamp))
+
+    def get_pool(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        return self._resource(request, documents.pool_document(pool, self._base()), pool.stamp)
+
+    def patch_pool(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        spec = requests.patch_pool(pool.spec, request.body, current_nodes=len(pool.nodes))
+        self._state.change_pool(pool, spec, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}")
+
+    def update_pool_properties(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        spec = requests.replace_pool_properties(pool.spec, request.body)
+        self._state.change_pool(pool, spec, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/updateproperties", status=204)
+
+    def delete_pool(self, request: Request) -> Answer:
+        self._state.delete_pool(self._pool(request), request.now)
+        return Answer(202)
+
+    def resize_pool(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        resize = requests.parse_resize(request.body)
+        self._state.resize_pool(
+            pool, resize.dedicated, resize.spot, resize.option, resize.timeout, request.now
+        )
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/resize", status=202)
+
+    def stop_resize(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        self._state.stop_resize(pool, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
+
+    def remove_nodes(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        nodes, option, timeout = requests.parse_remove_nodes(request.body)
+        self._state.remove_nodes(pool, nodes, option, timeout, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
+
+    def node_counts(self, request: Request) -> Answer:
+        pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
+        return self._page(request, pools)
+
+    def supported_images(self, request: Request) -> Answer:
+        return self._page(request, enumerate(documents.image_documents()))
+
+    # Nodes
+
+    def list_nodes(self, request: Request) -> Answer:
+        nodes = self._pool(request).nodes.values()
+        listed = ((node.serial, documents.node_document(node, self._base())) for node in list(nodes))
+        return self._page(request, listed)
+
+    def get_node(self, request: Request) -> Answer:
+        document = documents.node_document(self._node(request), self._base())
+        return Answer(document=_selected(request, document))
+
+    def reboot_node(self, request: Request) -> Answer:
+        option = requests.parse_node_option(request.body, "nodeRebootOption")
+        self._state.reboot(self._node(request), option, request.now)
+        return Answer(202)
+
+    def reimage_node(self, request: Request) -> Answer:
+        option = requests.parse_node_option(request.body, "nodeReimageOption")
+        self._state.reboot(self._node(request), option, request.now, kind="reimage")
+        return Answer(202)
+
+    def disable_scheduling(self, request: Request) -> Answer:
+        option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
+        self._state.disable_scheduling(self._node(request), option, request.now)
+        return Answer()
+
+    def enable_scheduling(self, request: Request) -> Answer:
+        self._state.enable_scheduling(self._node(request), request.now)
+        return Answer()
+
+    def list_node_files(self, request: Request) -> Answer:
+        node = self._node(request)
+        return self._list_files(request, self._disks.of(node), documents.node_url(node, self._base()))
+
+    def get_node_file(self, request: Request) -> Answer:
+        node = self._node(request)
+        return self._get_file(request, self._disks.of(node), documents.node_url(node, self._base()))
+
+    # Jobs
+
+    def create_job(self, request: Request) -> Answer:
+        job = self._state.create_job(requests.parse_job(request.body), request.now)
+        return self._created(job.stamp, f"jobs/{job.spec.id}")
+
+    def list_jobs(self, request: Request) -> Answer:
+        jobs = list(self._state.jobs.values())
+        return self._page(
+            request, ((job.stamp.serial, documents.job_document(job, self._base())) for job in jobs)
+        )
+
+    def get_job(self, request: Request) -> Answer:
+        job = self._job(request)
+        return self._resource(request, documents.job_document(job, self._base()), job.stamp)
+
+    def patch_job(self, request: Request) -> Answer:
+        return self._change_job(request, whole=False)
+
+    def replace_job(self, request: Request) -> Answer:
+        return self._change_job(request, whole=True)
+
+    def _change_job(self, request: Request, *, whole: bool) -> Answer:
+        job = self._job(request)
+        self._state.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
+        return self._changed(job.stamp, f"jobs/{job.spec.id}")
+
+    def delete_job(self, request: Request) -> Answer:
+        self._state.delete_job(self._job(request), request.now)
+        return Answer(202)
+
+    def terminate_job(self, request: Request) -> Answer:
+        job = self._job(request)
+        self._state.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
+        return self._changed(job.stamp, f"jobs/{job.spec.id}/terminate", status=202)
+
+    def disable_job(self, request: Request) -> Answer:
+        job = self._job(request)
+        self._state.disable_job(job, requests.parse_disable_job(request.body), request.now)
+        return self._changed(job.stamp, f"jobs/{job.spec.id}/disable", status=202)
+
+    def enable_job(self, request: Request) -> Answer:
+        job = self._job(request)
+        self._state.enable_job(job, request.now)
+        return self._changed(job.stamp, f"jobs/{job.spec.id}/enable", status=202)
+
+    def task_counts(self, request: Request) -> Answer:
+        return Answer(document=documents.task_counts_document(self._job(request)))
+
+    # Tasks
+
+    def create_task(self, request: Request) -> Answer:
+        job = self._job(request)
+        task = self._state.create_task(job, requests.parse_task(request.body, job.spec), request.now)
+        return self._created(task.stamp, f"jobs/{job.spec.id}/tasks/{task.spec.id}")
+
+    def create_tasks(self, request: Request) -> Answer:
+        job = self._job(request)
+        results = [self._create_one_of(job, body, request.now) for body in requests.parse_tasks(request.body)]
+        return Answer(document={"value": results})
+
+    def _create_one_of(self, job: Job, body: Any, now: float) -> Document:
+        try:
+            task = self._state.create_task(job, requests.parse_task(body, job.spec), now)
+        except Refused as refused:
+            task_id = str(body.get("id", "")) if isinstance(body, dict) else ""
+            status = "clienterror" if refused.status < 500 else "servererror"
+            return {"status": status, "taskId": task_id, "error": refused.body()}
+        document = documents.task_document(task, self._base())
+        return {
+            "status": "success",
+            "taskId": task.spec.id,
+            "eTag": document["eTag"],
+            "lastModified": document["lastModified"],
+            "location": document["url"],
+        }
+
+    def list_tasks(self, request: Request) -> Answer:
+        tasks = list(self._job(request).tasks.values())
+        listed = ((task.stamp.serial, documents.task_document(task, self._base())) for task in tasks)
+        return self._page(request, listed)
+
+    def get_task(self, request: Request) -> Answer:
+        task = self._task(request)
+        return self._resource(request, documents.task_document(task, self._base()), task.stamp)
+
+    def replace_task(self, request: Request) -> Answer:
+        task = self._task(request)
+        spec = requests.replace_task(task.spec, request.body, task.job.spec)
+        self._state.change_task(task, spec, request.now)
+        return self._changed(task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}")
+
+    def delete_task(self, request: Request) -> Answer:
+        self._state.delete_task(self._task(request), request.now)
+        return Answer()
+
+    def terminate_task(self, request: Request) -> Answer:
+        task = self._task(request)
+        self._state.terminate_task(task, request.now)
+        return self._changed(
+            task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/terminate", status=204
+        )
+
+    def reactivate_task(self, request: Request) -> Answer:
+        task = self._task(request)
+        self._state.reactivate_task(task, request.now)
+        return self._changed(
+            task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/reactivate", status=204
+        )
+
+    def list_task_files(self, request: Request) -> Answer:
+        task = self._task(request)
+        return self._list_files(request, self._task_directory(task), documents.task_url(task, self._base()))
+
+    def get_task_file(self, request: Request) -> Answer:
+        task = self._task(request)
+        return self._get_file(request, self._task_directory(task), documents.task_url(task, self._base()))
+
+    # What a request names
+
+    def _pools(self) -> list[Pool]:
+        return list(self._state.pools.values())
+
+    def _pool(self, request: Request) -> Pool:
+        pool = self._state.pool(request.names[1])
+        if len(request.names) <= 3:
+            _check_conditions(request, pool.stamp)
+        return pool
+
+    def _node(self, request: Request) -> Node:
+        return self._state.node(self._state.pool(request.names[1]), request.names[3])
+
+    def _job(self, request: Request) -> Job:
+        job = self._state.job(request.names[1])
+        if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
+            _check_conditions(request, job.stamp)
+        return job
+
+    def _task(self, request: Request) -> Task:
+        task = self._state.task(self._state.job(request.names[1]), request.names[3])
+        if "files" not in request.names[4:5]:
+            _check_conditions(request, task.stamp)
+        return task
+
+    def _task_directory(self, task: Task) -> Path:
+        if task.place is None:
+            raise Refused("TaskFilesUnavailable", TaskId=task.spec.id, Reason="the task has not run yet")
+        return self._disks.task(task.place, task.job.spec.id, task.spec.id)
+
+    # Answers
+
+    def _created(self, stamp: Versioned, path: str) -> Answer:
+        url = f"{self._base()}/{path}"
+        return Answer(201, headers={**_stamp_headers(stamp), "DataServiceId": url, "Location": url})
+
+    def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> Answer:
+        return Answer(status, headers={**_stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"})
+
+    def _resource(self, request: Request, document: Document, stamp: Versioned) -> Answer:
+        return Answer(document=_selected(request, document), headers=_stamp_headers(stamp))
+
+    def _page(self, request: Request, numbered: Iterable[tuple[int, Document]]) -> Answer:
+        expression = request.query.get("$filter")
+        page = paginate(
+            numbered,
+            after=request.query.get("$skiptoken"),
+            limit=parse_max_results(request.query.get("maxresults")),
+            wanted=parse_filter(expression) if expression else None,
+        )
+        document: Document = {"value": [_selected(request, item) for item in page.items]}
+        if page.next_token is not None:
+            path = "/".join(quote(name, safe="") for name in request.names)
+            query = urlencode({**request.query, "$skiptoken": page.next_token})
+            document["odata.nextLink"] = f"{self._base()}/{path}?{query}"
+        return Answer(document=document)
+
+    def _list_files(self, request: Request, root: Path, url: str) -> Answer:
+        recursive = request.query.get("recursive", "false").lower() == "true"
+        return self._page(request, files.list_files(root, f"{url}/files", recursive=recursive))
+
+    def _get_file(self, request: Request, root: Path, url: str) -> Answer:
+        name = request.names[5]
+        path = files.locate(root, name)
+        status = path.stat()
+        _check_dates(request, status.st_mtime)
+        headers = files.headers(path, f"{url}/files/{quote(name)}") | {
+            "Last-Modified": _http_date(status.st_mtime),
+            "ocp-creation-time": _http_date(status.st_ctime),
+        }
+        if request.method == "HEAD":
+            length = 0 if path.is_dir() else status.st_size
+            return Answer(
+                headers=headers | {"Content-Length": str(length), "Content-Type": files.CONTENT_TYPE}
+            )
+        return Answer(headers=headers, content=files.slice_of(path, request.headers.get("ocp-range")))
+
+
+def route_of(names: tuple[str, ...]) -> str:
+    """The pattern of a path: the names of collections and actions stay, what identifies becomes `*`."""
+    return "/".join("*" if number % 2 else name for number, name in enumerate(names))
+
+
+def split_path(segments: Iterable[str]) -> tuple[str, ...]:
+    """The decoded segments, those of a file's path as one."""
+    names = tuple(segments)
+    return (*names[:5], "/".join(names[5:])) if len(names) > 5 else names
+
+
+def _selected(request: Request, document: Document) -> Document:
+    names = request.query.get("$select", "")
+    return select(document, names.split(",")) if names else document
+
+
+def _check_version(request: Request) -> None:
+    version = request.query.get("api-version")
+    if version is None:
+        raise Refused("MissingRequiredQueryParameter", QueryParameterName="api-version")
+    if _VERSION.fullmatch(version) is None:
+        raise invalid_query("api-version", version, "A version of the Batch REST API is expected.")
+
+
+def _check_conditions(request: Request, stamp: Versioned) -> None:
+    tag = documents.etag(stamp)
+    match = _tags(request.headers.get("If-Match"))
+    none_match = _tags(request.headers.get("If-None-Match"))
+    if match is not None and tag not in match and "*" not in match:
+        raise Refused("ConditionNotMet", Condition="If-Match")
+    if none_match is not None and (tag in none_match or "*" in none_match):
+        reading = request.method in ("GET", "HEAD")
+        raise Refused("NotModified") if reading else Refused("ConditionNotMet", Condition="If-None-Match")
+    _check_dates(request, stamp.modified)
+
+
+def _check_dates(request: Request, modified: float) -> None:
+    since = _date(request.headers.get("If-Modified-Since"))
+    if since is not None and int(modified) <= since:
+        reading = request.method in ("GET", "HEAD")
+        raise Refused("NotModified") if reading else Refused("ConditionNotMet", Condition="If-Modified-Since")
+    unless = _date(request.headers.get("If-Unmodified-Since"))
+    if unless is not None and int(modified) > unless:
+        raise Refused("ConditionNotMet", Condition="If-Unmodified-Since")
+
+
+def _tags(header: str | None) -> set[str] | None:
+    if header is None:
+        return None
+    return {tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")}
+
+
+def _date(header: str | None) -> float | None:
+    if header is None:
+        return None
+    try:
+        return parsedate_to_datetime(header).timestamp()
+    except ValueError:
+        raise Refused("InvalidHeaderValue", HeaderValue=header) from None
+
+
+def _stamp_headers(stamp: Versioned) -> dict[str, str]:
+    return {"ETag": documents.etag(stamp), "Last-Modified": _http_date(stamp.modified)}
+
+
+def _http_date(seconds: float) -> str:
+    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
+
+
+def _unserved(method: str, pattern: str) -> Refused:
+    if f"{method} {pattern}" in _REFUSED:
+        return not_implemented(f"{method} /{pattern}")
+    paths = {route.partition(" ")[2] for route in (*_ROUTES, *_REFUSED)}
+    return (
+        Refused("UnsupportedHttpVerb", Verb=method)
+        if pattern in paths
+        else Refused("InvalidUri", Path=pattern)
+    )
+
+
+_ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
+    "POST pools": DataPlane.create_pool,
+    "GET pools": DataPlane.list_pools,
+    "HEAD pools/*": DataPlane.pool_exists,
+    "GET pools/*": DataPlane.get_pool,
+    "PATCH pools/*": DataPlane.patch_pool,
+    "DELETE pools/*": DataPlane.delete_pool,
+    "POST pools/*/resize": DataPlane.resize_pool,
+    "POST pools/*/stopresize": DataPlane.stop_resize,
+    "POST pools/*/removenodes": DataPlane.remove_nodes,
+    "POST pools/*/updateproperties": DataPlane.update_pool_properties,
+    "GET nodecounts": DataPlane.node_counts,
+    "GET supportedimages": DataPlane.supported_images,
+    "GET pools/*/nodes": DataPlane.list_nodes,
+    "GET pools/*/nodes/*": DataPlane.get_node,
+    "POST pools/*/nodes/*/reboot": DataPlane.reboot_node,
+    "POST pools/*/nodes/*/reimage": DataPlane.reimage_node,
+    "POST pools/*/nodes/*/disablescheduling": DataPlane.disable_scheduling,
+    "POST pools/*/nodes/*/enablescheduling": DataPlane.enable_scheduling,
+    "GET pools/*/nodes/*/files": DataPlane.list_node_files,
+    "GET pools/*/nodes/*/files/*": DataPlane.get_node_file,
+    "HEAD pools/*/nodes/*/files/*": DataPlane.get_node_file,
+    "POST jobs": DataPlane.create_job,
+    "GET jobs": DataPlane.list_jobs,
+    "GET jobs/*": DataPlane.get_job,
+    "PATCH jobs/*": DataPlane.patch_job,
+    "PUT jobs/*": DataPlane.replace_job,
+    "DELETE jobs/*": DataPlane.delete_job,
+    "POST jobs/*/terminate": DataPlane.terminate_job,
+    "POST jobs/*/disable": DataPlane.disable_job,
+    "POST jobs/*/enable": DataPlane.enable_job,
+    "GET jobs/*/taskcounts": DataPlane.task_counts,
+    "POST jobs/*/tasks": DataPlane.create_task,
+    "POST jobs/*/addtaskcollection": DataPlane.create_tasks,
+    "GET jobs/*/tasks": DataPlane.list_tasks,
+    "GET jobs/*/tasks/*": DataPlane.get_task,
+    "PUT jobs/*/tasks/*": DataPlane.replace_task,
+    "DELETE jobs/*/tasks/*": DataPlane.delete_task,
+    "POST jobs/*/tasks/*/terminate": DataPlane.terminate_task,
+    "POST jobs/*/tasks/*/reactivate": DataPlane.reactivate_task,
+    "GET jobs/*/tasks/*/files": DataPlane.list_task_files,
+    "GET jobs/*/tasks/*/files/*": DataPlane.get_task_file,
+    "HEAD jobs/*/tasks/*/files/*": DataPlane.get_task_file,
+}
+
+_REFUSED = frozenset(
+    {
+        "GET applications", "GET applications/*", "GET poolusagemetrics",
+        "POST pools/*/enableautoscale", "POST pools/*/disableautoscale", "POST pools/*/evaluateautoscale",
+        "POST pools/*/nodes/*/start", "POST pools/*/nodes/*/deallocate",
+        "POST pools/*/nodes/*/users", "PUT pools/*/nodes/*/users/*", "DELETE pools/*/nodes/*/users/*",
+        "GET pools/*/nodes/*/remoteloginsettings", "POST pools/*/nodes/*/uploadbatchservicelogs",
+        "GET pools/*/nodes/*/extensions", "GET pools/*/nodes/*/extensions/*",
+        "DELETE pools/*/nodes/*/files/*", "DELETE jobs/*/tasks/*/files/*",
+        "GET jobs/*/jobpreparationandreleasetaskstatus", "GET jobs/*/tasks/*/subtasksinfo",
+        "GET jobschedules", "POST jobschedules", "GET jobschedules/*", "HEAD jobschedules/*",
+        "PUT jobschedules/*", "PATCH jobschedules/*", "DELETE jobschedules/*", "GET jobschedules/*/jobs",
+        "POST jobschedules/*/disable", "POST jobschedules/*/enable", "POST jobschedules/*/terminate",
+    }
+)  # fmt: skip
+"""What Azure Batch has and the local service has not."""
