@@ -1,0 +1,705 @@
+"""One server-side AMQP 1.0 connection, sans-IO: bytes in, events out, bytes to send.
+
+::
+
+    header ──► sasl ──► header ──► open ──► OPEN ──close, error, garbage──► CLOSED
+      └──────(a peer may leave sasl out)──────┘
+
+Rules:
+
+* The peer opens sessions and links; the server answers. Channels and handles use the peer's numbers in both
+  directions. A link waits in ``ATTACHING`` until whoever handles the event accepts or refuses it, so an attach
+  may be held back.
+* To refuse a link it is attached with neither source nor target and then detached: SDKs take any other answer
+  for a link that works.
+* A transfer needs link credit and room in the peer's session window, frame by frame; what of a long message
+  finds no room waits here. Delivery ids count deliveries, transfer ids count frames.
+* Frames for a channel or handle that was closed from here are ignored: the peer sent them before it knew.
+* Everything that a peer can make grow is bounded: frame size, channels, handles, the size of a message in
+  parts, and the nesting of values. A violation closes the connection with the error that names it.
+
+Time comes in with the data (monotonic or wall clock, one of them throughout, in seconds).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from batchflow.local.amqp import performatives as wire
+from batchflow.local.amqp.codec import DecodeError, Described
+from batchflow.local.amqp.performatives import (
+    RECEIVER,
+    SENDER,
+    AmqpError,
+    Attach,
+    Begin,
+    Close,
+    Detach,
+    Disposition,
+    End,
+    Flow,
+    Open,
+    Performative,
+    SaslInit,
+    Transfer,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_FRAME_SIZE = 65_536
+MAX_CHANNEL = 4_999
+MAX_HANDLE = 255
+IDLE_TIMEOUT = 240.0
+INCOMING_WINDOW = 5_000
+OUTGOING_WINDOW = 0x7FFF_FFFF
+_ID_MASK = 0xFFFF_FFFF
+
+
+class ConnectionState(Enum):
+    """Where a connection is on its way."""
+
+    HEADER = "header"
+    SASL = "sasl"
+    SECOND_HEADER = "second header"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class LinkState(Enum):
+    """Where a link is on its way. In DETACHED the peer's detach may still be under way."""
+
+    ATTACHING = "attaching"
+    ATTACHED = "attached"
+    DETACHED = "detached"
+
+
+class Violation(Exception):  # noqa: N818
+    """The peer broke the protocol: the connection ends with this error."""
+
+    def __init__(self, condition: str, description: str) -> None:
+        super().__init__(description)
+        self.error = AmqpError(condition, description)
+
+
+class Session:
+    """One channel of a connection."""
+
+    __slots__ = (
+        "backlog",
+        "channel",
+        "incoming_window",
+        "links",
+        "next_delivery_id",
+        "next_incoming_id",
+        "next_outgoing_id",
+        "remote_window",
+        "unsettled",
+    )
+
+    def __init__(self, channel: int, begin: Begin) -> None:
+        self.channel = channel
+        self.links: dict[int, Link] = {}
+        self.next_incoming_id = begin.next_outgoing_id
+        self.incoming_window = INCOMING_WINDOW
+        self.next_outgoing_id = 0
+        self.remote_window = begin.incoming_window
+        self.next_delivery_id = 0
+        self.unsettled: dict[int, tuple[Link, bytes]] = {}
+        self.backlog: deque[bytes] = deque()
+
+    def windows(self) -> tuple[int, int, int, int]:
+        """What a flow frame says of the session."""
+        return self.next_incoming_id, self.incoming_window, self.next_outgoing_id, OUTGOING_WINDOW
+
+
+class Link:
+    """One link. The server sends on it when the peer's role is receiver.
+
+    ``node`` belongs to whoever handles the events.
+    """
+
+    __slots__ = (
+        "attach",
+        "credit",
+        "delivery_count",
+        "drain",
+        "handle",
+        "last_used",
+        "max_message_size",
+        "node",
+        "parts",
+        "session",
+        "state",
+    )
+
+    def __init__(self, session: Session, attach: Attach, now: float) -> None:
+        self.session = session
+        self.attach = attach
+        self.handle = attach.handle
+        self.state = LinkState.ATTACHING
+        self.credit = 0
+        self.delivery_count = 0
+        self.drain = False
+        self.parts: _Parts | None = None
+        self.max_message_size = 0
+        self.last_used = now
+        self.node: Any = None
+
+    @property
+    def sends(self) -> bool:
+        """Whether the server is the sender."""
+        return self.attach.role is RECEIVER
+
+    @property
+    def sendable(self) -> bool:
+        """Whether a message handed over now would leave at once."""
+        session = self.session
+        return (
+            self.credit > 0
+            and self.state is LinkState.ATTACHED
+            and session.remote_window > 0
+            and not session.backlog
+        )
+
+
+class _Parts:
+    """A message that is coming in over several frames."""
+
+    __slots__ = ("delivery_id", "message_format", "payload", "settled")
+
+    def __init__(self, first: Transfer) -> None:
+        self.delivery_id = first.delivery_id or 0
+        self.message_format = first.message_format or 0
+        self.settled = first.settled
+        self.payload = bytearray(first.payload)
+
+
+class Opened(NamedTuple):
+    """The connection is open."""
+
+
+class LinkAttaching(NamedTuple):
+    """The peer wants a link: accept or refuse it."""
+
+    link: Link
+
+
+class LinkDetached(NamedTuple):
+    """A link has ended, by the peer or with its session."""
+
+    link: Link
+
+
+class LinkFlow(NamedTuple):
+    """More can perhaps be sent on a link; with ``link.drain``, call ``drained`` after sending."""
+
+    link: Link
+
+
+class Delivery(NamedTuple):
+    """A message has come in; unless it is settled, answer with ``settle``."""
+
+    link: Link
+    delivery_id: int
+    message_format: int
+    settled: bool
+    payload: bytes
+
+
+class Settling(NamedTuple):
+    """The peer says what became of a delivery; unless it is settled, answer with ``settle``.
+
+    ``state`` is None when the peer forgot the delivery without an outcome."""
+
+    link: Link
+    delivery_id: int
+    tag: bytes
+    settled: bool
+    state: Described | None
+
+
+class Closed(NamedTuple):
+    """The connection has ended. ``error`` is why, if it ended from here."""
+
+    error: AmqpError | None
+
+
+Event = Opened | LinkAttaching | LinkDetached | LinkFlow | Delivery | Settling | Closed
+
+
+class Connection:
+    """The state of one connection.
+
+    Call :meth:`receive` with what arrived and act on its events; after that, and after any call that
+    answers, send what :meth:`data_to_send` returns. ``CLOSED`` means: send that, then close the socket.
+    """
+
+    def __init__(self, container_id: str, now: float) -> None:
+        self.state = ConnectionState.HEADER
+        self.sessions: dict[int, Session] = {}
+        self.remote_container_id = ""
+        self._container_id = container_id
+        self._received = bytearray()
+        self._out: list[bytes] = []
+        self._events: list[Event] = []
+        self._remote_frame_size = 512
+        self._heartbeat: float | None = None
+        self._last_received = now
+        self._last_sent = now
+        self._now = now
+
+    # -- bytes ----------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take in what arrived and return what it means."""
+        self._now = self._last_received = now
+        self._received += data
+        try:
+            self._read()
+        except Violation as violation:
+            self.close(violation.error)
+        except DecodeError as error:
+            self.close(AmqpError("amqp:decode-error", str(error)))
+        events, self._events = self._events, []
+        return events
+
+    def data_to_send(self, now: float) -> bytes:
+        """Take what is to be sent."""
+        if not self._out:
+            return b""
+        self._last_sent = now
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        return data
+
+    @property
+    def has_data_to_send(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self._out)
+
+    def next_deadline(self) -> float:
+        """When :meth:`tick` is due."""
+        silent_until = self._last_received + 2 * IDLE_TIMEOUT
+        if self._heartbeat is None:
+            return silent_until
+        return min(silent_until, self._last_sent + self._heartbeat)
+
+    def tick(self, now: float) -> list[Event]:
+        """Send a heartbeat if one is due; give up a peer that has been silent for too long."""
+        if self.state is ConnectionState.CLOSED:
+            return []
+        if now >= self._last_received + 2 * IDLE_TIMEOUT:
+            self.close(AmqpError("amqp:resource-limit-exceeded", "nothing was received for too long"))
+        elif self._heartbeat is not None and now >= self._last_sent + self._heartbeat:
+            self._out.append(wire.EMPTY_FRAME)
+        events, self._events = self._events, []
+        return events
+
+    def close(self, error: AmqpError | None = None) -> None:
+        """End the connection. What was attached is reported as detached by the next :meth:`receive`."""
+        if self.state is ConnectionState.CLOSED:
+            return
+        if self.state in (ConnectionState.OPEN, ConnectionState.OPENING):
+            if self.state is ConnectionState.OPENING:
+                self._send_open()
+            self._out.append(wire.close(error))
+        self._end(error)
+
+    def lost(self) -> list[Event]:
+        """The socket is gone."""
+        if self.state is not ConnectionState.CLOSED:
+            self._end(None)
+        events, self._events = self._events, []
+        return events
+
+    def _end(self, error: AmqpError | None) -> None:
+        self.state = ConnectionState.CLOSED
+        self._received.clear()
+        for session in list(self.sessions.values()):
+            self._drop(session)
+        self._events.append(Closed(error))
+
+    # -- frames ---------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        received = self._received
+        pos = 0
+        while self.state is not ConnectionState.CLOSED and len(received) - pos >= 8:
+            if self.state in (ConnectionState.HEADER, ConnectionState.SECOND_HEADER):
+                self._header(bytes(received[pos : pos + 8]))
+                pos += 8
+                continue
+            size = int.from_bytes(received[pos : pos + 4], "big")
+            if size < 8 or size > MAX_FRAME_SIZE:
+                raise Violation("amqp:connection:framing-error", f"a frame says it has {size} bytes")
+            if len(received) - pos < size:
+                break
+            self._frame(bytes(received[pos : pos + size]))
+            pos += size
+        if pos:
+            del received[:pos]
+
+    def _header(self, header: bytes) -> None:
+        if header == wire.SASL_HEADER and self.state is ConnectionState.HEADER:
+            self._out += (wire.SASL_HEADER, wire.sasl_mechanisms(["ANONYMOUS"]))
+            self.state = ConnectionState.SASL
+        elif header == wire.AMQP_HEADER:
+            self._out.append(wire.AMQP_HEADER)
+            self.state = ConnectionState.OPENING
+        else:
+            self._out.append(wire.AMQP_HEADER)
+            self._end(AmqpError("amqp:connection:framing-error", "the peer does not speak AMQP 1.0"))
+
+    def _frame(self, frame: bytes) -> None:
+        start = frame[4] * 4
+        if start < 8 or start > len(frame):
+            raise Violation("amqp:connection:framing-error", "a frame has a data offset that is out of range")
+        if frame[5] != (wire.SASL_FRAME if self.state is ConnectionState.SASL else wire.AMQP_FRAME):
+            raise Violation("amqp:connection:framing-error", f"a frame of type {frame[5]} has no place here")
+        if start == len(frame):
+            return
+        performative = wire.read_performative(frame[start:])
+        if self.state is ConnectionState.OPEN:
+            self._dispatch(frame[6] << 8 | frame[7], performative)
+        elif self.state is ConnectionState.SASL and isinstance(performative, SaslInit):
+            self._sasl(performative)
+        elif self.state is ConnectionState.OPENING and isinstance(performative, Open):
+            self._open(performative)
+        else:
+            raise Violation("amqp:illegal-state", f"{type(performative).__name__} has no place here")
+
+    def _sasl(self, init: SaslInit) -> None:
+        if init.mechanism != "ANONYMOUS":
+            self._out.append(wire.sasl_outcome(1))
+            self._end(AmqpError("amqp:unauthorized-access", "only ANONYMOUS is offered"))
+            return
+        self._out.append(wire.sasl_outcome(0))
+        self.state = ConnectionState.SECOND_HEADER
+
+    def _open(self, open_: Open) -> None:
+        if open_.max_frame_size < 512:
+            raise Violation("amqp:invalid-field", "the maximum frame size must be at least 512")
+        self._remote_frame_size = min(open_.max_frame_size, MAX_FRAME_SIZE)
+        if open_.idle_timeout:
+            self._heartbeat = max(open_.idle_timeout / 2000, 0.05)
+        self.remote_container_id = open_.container_id
+        self._send_open()
+        self.state = ConnectionState.OPEN
+        self._events.append(Opened())
+
+    def _send_open(self) -> None:
+        idle_ms = int(IDLE_TIMEOUT * 1000)
+        self._out.append(wire.open_(self._container_id, MAX_FRAME_SIZE, MAX_CHANNEL, idle_ms))
+
+    def _dispatch(self, channel: int, performative: Performative) -> None:
+        if isinstance(performative, Begin):
+            self._begin(channel, performative)
+            return
+        if isinstance(performative, Close):
+            self.close()
+            return
+        session = self.sessions.get(channel)
+        if session is None:
+            return
+        match performative:
+            case Transfer():
+                self._transfer(session, performative)
+            case Disposition():
+                self._disposition(session, performative)
+            case Flow():
+                self._flow(session, performative)
+            case Attach():
+                self._attach(session, performative)
+            case Detach():
+                self._detach(session, performative)
+            case End():
+                self._drop(session)
+                self._out.append(wire.end(channel))
+            case _:
+                raise Violation("amqp:illegal-state", f"{type(performative).__name__} has no place here")
+
+    # -- sessions -------------------------------------------------------------------------------------
+
+    def _begin(self, channel: int, begin: Begin) -> None:
+        if channel > MAX_CHANNEL or channel in self.sessions:
+            raise Violation("amqp:not-allowed", f"channel {channel} is in use or above {MAX_CHANNEL}")
+        self.sessions[channel] = Session(channel, begin)
+        self._out.append(wire.begin(channel, INCOMING_WINDOW, OUTGOING_WINDOW, MAX_HANDLE))
+
+    def _drop(self, session: Session) -> None:
+        del self.sessions[session.channel]
+        for link in session.links.values():
+            self._gone(link)
+        session.links.clear()
+
+    def _end_session(self, session: Session, condition: str, description: str) -> None:
+        self._drop(session)
+        self._out.append(wire.end(session.channel, AmqpError(condition, description)))
+
+    def _gone(self, link: Link) -> None:
+        if link.state is not LinkState.DETACHED:
+            link.state = LinkState.DETACHED
+            self._events.append(LinkDetached(link))
+
+    # -- links ----------------------------------------------------------------------------------------
+
+    def _attach(self, session: Session, attach: Attach) -> None:
+        old = session.links.get(attach.handle)
+        if attach.handle > MAX_HANDLE or (old is not None and old.state is not LinkState.DETACHED):
+            self._end_session(
+                session,
+                "amqp:session:handle-in-use",
+                f"handle {attach.handle} is in use or above {MAX_HANDLE}",
+            )
+            return
+        link = session.links[attach.handle] = Link(session, attach, self._now)
+        self._events.append(LinkAttaching(link))
+
+    def _detach(self, session: Session, detach: Detach) -> None:
+        link = session.links.pop(detach.handle, None)
+        if link is None:
+            return
+        if link.state is not LinkState.DETACHED:
+            if link.state is LinkState.ATTACHING:
+                self._answer(link, b"\x40", b"\x40", 0, None)
+            self._out.append(wire.detach(session.channel, link.handle, closed=detach.closed))
+            self._gone(link)
+
+    def accept(
+        self,
+        link: Link,
+        *,
+        source: bytes | None = None,
+        target: bytes | None = None,
+        max_message_size: int,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open a link, with the peer's own source and target unless others are given, encoded."""
+        link.state = LinkState.ATTACHED
+        link.max_message_size = max_message_size
+        attach = link.attach
+        self._answer(link, source or attach.source, target or attach.target, max_message_size, properties)
+
+    def refuse(self, link: Link, error: AmqpError) -> None:
+        """Refuse a link."""
+        link.state = LinkState.DETACHED
+        self._answer(link, b"\x40", b"\x40", 0, None)
+        self._out.append(wire.detach(link.session.channel, link.handle, error))
+
+    def detach(self, link: Link, error: AmqpError) -> None:
+        """End a link from here; no event tells of it."""
+        if link.state is LinkState.ATTACHING:
+            self.refuse(link, error)
+        elif link.state is LinkState.ATTACHED:
+            link.state = LinkState.DETACHED
+            self._forget_unsettled(link)
+            self._out.append(wire.detach(link.session.channel, link.handle, error))
+
+    def _answer(
+        self, link: Link, source: bytes, target: bytes, size: int, properties: Mapping[str, Any] | None
+    ) -> None:
+        self._out.append(
+            wire.attach(
+                link.session.channel,
+                link.attach,
+                source,
+                target,
+                max_message_size=size,
+                properties=properties,
+            )
+        )
+
+    @staticmethod
+    def _forget_unsettled(link: Link) -> None:
+        unsettled = link.session.unsettled
+        for delivery_id in [id_ for id_, (owner, _) in unsettled.items() if owner is link]:
+            del unsettled[delivery_id]
+
+    # -- flow -----------------------------------------------------------------------------------------
+
+    def _flow(self, session: Session, flow: Flow) -> None:
+        seen = flow.next_incoming_id or 0
+        ahead = (session.next_outgoing_id - seen) & _ID_MASK
+        session.remote_window = max(0, flow.incoming_window - ahead)
+        session.next_incoming_id = flow.next_outgoing_id
+        while session.backlog and session.remote_window > 0:
+            self._count_out(session)
+            self._out.append(session.backlog.popleft())
+        if flow.handle is None:
+            links = [link for link in session.links.values() if link.sends]
+        else:
+            links = self._link_flow(session, flow, flow.handle)
+        self._events += [LinkFlow(link) for link in links if link.credit > 0 or link.drain]
+        if flow.echo and not any(link.drain for link in links):
+            self._send_flow(session, links[0] if len(links) == 1 else None)
+
+    def _link_flow(self, session: Session, flow: Flow, handle: int) -> list[Link]:
+        link = session.links.get(handle)
+        if link is None or not link.sends or link.state is not LinkState.ATTACHED:
+            return []
+        link.last_used = self._now
+        peer_count = flow.delivery_count or 0
+        credit = (flow.link_credit or 0) - ((link.delivery_count - peer_count) & _ID_MASK)
+        link.credit = max(0, credit)
+        link.drain = flow.drain
+        return [link]
+
+    def _send_flow(self, session: Session, link: Link | None, *, drain: bool = False) -> None:
+        about = None if link is None else (link.handle, link.delivery_count, link.credit, drain)
+        self._out.append(wire.flow(session.channel, session.windows(), about))
+
+    def drained(self, link: Link) -> None:
+        """All that there was to send has been sent: use up the credit that is left and tell the peer."""
+        link.delivery_count = (link.delivery_count + link.credit) & _ID_MASK
+        link.credit = 0
+        link.drain = False
+        self._send_flow(link.session, link, drain=True)
+
+    def grant(self, link: Link, credit: int) -> None:
+        """Let the peer send that many messages."""
+        link.credit = credit
+        self._send_flow(link.session, link)
+
+    # -- messages in ----------------------------------------------------------------------------------
+
+    def _transfer(self, session: Session, transfer: Transfer) -> None:
+        session.next_incoming_id = (session.next_incoming_id + 1) & _ID_MASK
+        session.incoming_window -= 1
+        if session.incoming_window < INCOMING_WINDOW // 2:
+            session.incoming_window = INCOMING_WINDOW
+            self._send_flow(session, None)
+        link = session.links.get(transfer.handle)
+        if link is None:
+            self._end_session(session, "amqp:session:unattached-handle", "a transfer names no attached link")
+        elif link.state is LinkState.ATTACHED:
+            self._take(link, transfer)
+
+    def _take(self, link: Link, transfer: Transfer) -> None:
+        link.last_used = self._now
+        parts = link.parts
+        if parts is None:
+            if link.sends or transfer.delivery_id is None:
+                raise Violation("amqp:not-allowed", "a transfer came on the wrong link, or without an id")
+            if not transfer.more and not transfer.aborted:
+                self._arrived(
+                    link,
+                    transfer.delivery_id,
+                    transfer.message_format or 0,
+                    transfer.settled,
+                    transfer.payload,
+                )
+                return
+            parts = link.parts = _Parts(transfer)
+        else:
+            parts.payload += transfer.payload
+            parts.settled = parts.settled or transfer.settled
+        self._continue(link, parts, transfer)
+
+    def _continue(self, link: Link, parts: _Parts, transfer: Transfer) -> None:
+        if transfer.aborted:
+            link.parts = None
+        elif len(parts.payload) > link.max_message_size:
+            link.parts = None
+            self._too_large(link)
+        elif not transfer.more:
+            link.parts = None
+            self._arrived(link, parts.delivery_id, parts.message_format, parts.settled, bytes(parts.payload))
+
+    def _arrived(
+        self, link: Link, delivery_id: int, message_format: int, settled: bool, payload: bytes
+    ) -> None:
+        if link.credit <= 0:
+            self._overrun(link)
+            return
+        if len(payload) > link.max_message_size:
+            self._too_large(link)
+            return
+        link.delivery_count = (link.delivery_count + 1) & _ID_MASK
+        link.credit -= 1
+        self._events.append(Delivery(link, delivery_id, message_format, settled, payload))
+
+    def _overrun(self, link: Link) -> None:
+        self._events.append(LinkDetached(link))
+        self.detach(
+            link, AmqpError("amqp:link:transfer-limit-exceeded", "a message was sent without link credit")
+        )
+
+    def _too_large(self, link: Link) -> None:
+        self._events.append(LinkDetached(link))
+        self.detach(
+            link,
+            AmqpError(
+                "amqp:link:message-size-exceeded",
+                f"The received message is larger than the maximum of {link.max_message_size} bytes.",
+            ),
+        )
+
+    # -- messages out ---------------------------------------------------------------------------------
+
+    def send(self, link: Link, tag: bytes, payload: bytes, *, settled: bool) -> None:
+        """Send a message on a link that is ``sendable``; what finds no room in the window follows later."""
+        session = link.session
+        delivery_id = session.next_delivery_id
+        session.next_delivery_id = (delivery_id + 1) & _ID_MASK
+        link.delivery_count = (link.delivery_count + 1) & _ID_MASK
+        link.credit -= 1
+        link.last_used = self._now
+        if not settled:
+            session.unsettled[delivery_id] = (link, tag)
+        room = self._remote_frame_size - wire.TRANSFER_OVERHEAD
+        for start in range(0, len(payload) or 1, room):
+            part = payload[start : start + room] if len(payload) > room else payload
+            more = start + room < len(payload)
+            self._put(
+                session,
+                wire.transfer(
+                    session.channel, link.handle, delivery_id, tag, part, settled=settled, more=more
+                ),
+            )
+
+    def _put(self, session: Session, frame: bytes) -> None:
+        if session.backlog or session.remote_window <= 0:
+            session.backlog.append(frame)
+            return
+        self._count_out(session)
+        self._out.append(frame)
+
+    @staticmethod
+    def _count_out(session: Session) -> None:
+        session.next_outgoing_id = (session.next_outgoing_id + 1) & _ID_MASK
+        session.remote_window -= 1
+
+    # -- settlement -----------------------------------------------------------------------------------
+
+    def _disposition(self, session: Session, disposition: Disposition) -> None:
+        if disposition.role is SENDER:
+            return
+        for delivery_id in self._named(session, disposition):
+            link, tag = (
+                session.unsettled.pop(delivery_id) if disposition.settled else session.unsettled[delivery_id]
+            )
+            link.last_used = self._now
+            self._events.append(Settling(link, delivery_id, tag, disposition.settled, disposition.state))
+
+    @staticmethod
+    def _named(session: Session, disposition: Disposition) -> list[int]:
+        """The deliveries from first to last, found without walking a range that the peer made up."""
+        first, last, unsettled = disposition.first, disposition.last, session.unsettled
+        if first == last:
+            return [first] if first in unsettled else []
+        if last - first < len(unsettled):
+            return [id_ for id_ in range(first, last + 1) if id_ in unsettled]
+        return [id_ for id_ in unsettled if first <= id_ <= last]
+
+    def settle(self, link: Link, delivery_id: int, state: bytes) -> None:
+        """Settle a delivery, in either direction, with an encoded state."""
+        session = link.session
+        if session.channel not in self.sessions:
+            return
+        if link.sends:
+            session.unsettled.pop(delivery_id, None)
+        self._out.append(wire.disposition(session.channel, not link.sends, delivery_id, state))
