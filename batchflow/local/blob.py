@@ -1,0 +1,171 @@
+"""The local Blob service: HTTP on loopback that the unmodified Azure Storage SDKs talk to.
+
+A request is taken apart, authenticated and handed to its operation; whatever happens becomes an answer in the
+service's own form. What the service does not have is refused with 501, see `blob_service.ROUTES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+from aiohttp import web
+
+from batchflow.local import blob_http as http
+from batchflow.local.blob_auth import Authenticator, SignedRequest
+from batchflow.local.blob_faults import BlobRefused, Fault
+from batchflow.local.blob_files import CHUNK, BlobFiles
+from batchflow.local.blob_index import BlobIndex
+from batchflow.local.blob_service import Answer, BlobService, Call, Rest, find_route
+from batchflow.local.blob_xml import error_document
+
+_log = logging.getLogger(__name__)
+
+_DEFAULT_VERSION = "2026-10-06"
+
+
+class BlobServer:
+    """One storage account's Blob service over plain HTTP.
+
+    `key` is base64, as Azure's; content is kept in files under `root`; every answer leaves `latency` seconds
+    late. The server is meant for loopback: it holds its index in memory and starts empty.
+    """
+
+    def __init__(self, *, account: str, key: str, root: Path, latency: float = 0.0) -> None:
+        self._account = account
+        self._key = key
+        self._latency = latency
+        self._authenticator = Authenticator(account, key)
+        self._index = BlobIndex()
+        self._service = BlobService(self._index, BlobFiles(root))
+        self._runner: web.ServerRunner | None = None
+        self._address = ("127.0.0.1", 0)
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen; with port 0 on a free one. Raises OSError when the port is taken."""
+        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        self._address = (host, runner.addresses[0][1])
+
+    async def aclose(self) -> None:
+        """Stop listening and end open connections; requests under way get a second. Idempotent."""
+        if (runner := self._runner) is not None:
+            self._runner = None
+            await runner.cleanup()
+
+    @property
+    def port(self) -> int:
+        """The port listened on; 0 before `start`."""
+        return self._address[1]
+
+    @property
+    def url(self) -> str:
+        """The account's endpoint, without a trailing slash."""
+        return f"http://{self._address[0]}:{self.port}/{self._account}"
+
+    @property
+    def connection_string(self) -> str:
+        """What an Azure Storage SDK connects with. It holds the key."""
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={self._account};AccountKey={self._key};"
+            f"BlobEndpoint={self.url};"
+        )
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        answer = await self._answer(request)
+        try:
+            if self._latency:
+                await asyncio.sleep(self._latency)
+            return await _send(request, answer)
+        finally:
+            if answer.rest is not None:
+                os.close(answer.rest.descriptor)
+
+    async def _answer(self, request: web.BaseRequest) -> Answer:
+        try:
+            return await self._perform(request)
+        except BlobRefused as refused:
+            return _refusal(refused)
+        except ConnectionError:
+            # The client went away while it was sending: nobody reads this answer.
+            return _refusal(BlobRefused(Fault.INVALID_INPUT, "The connection was lost."))
+        except OSError as error:
+            _log.warning("blob.storage_failed", extra={"error": errno.errorcode.get(error.errno or 0)})
+            return _refusal(BlobRefused(Fault.INTERNAL_ERROR, error.strerror))
+        except Exception:
+            _log.exception("blob.request_failed")
+            return _refusal(BlobRefused(Fault.INTERNAL_ERROR))
+
+    async def _perform(self, request: web.BaseRequest) -> Answer:
+        target, query = http.split_target(request.raw_path)
+        original_names = {name.lower(): name for name in request.headers}
+        headers = {name: ",".join(request.headers.getall(name)) for name in original_names}
+        signed = SignedRequest(
+            request.method,
+            target.raw,
+            query,
+            headers,
+            target.container,
+            target.blob,
+            source_ip=request.remote or "",
+        )
+        grant = self._authenticator.authenticate(signed, self._index.policy, time.time())
+        if target.account != self._account:
+            raise BlobRefused(Fault.INVALID_URI, f"The account in the URI must be {self._account!r}.")
+        level, route = find_route(request.method, target, query)
+        grant.require(level, route.any_of)
+        http.check_supported(headers, query)
+        body = _body(request)
+        call = Call(target, query, headers, original_names, grant, self.url + "/", body)
+        return await route.operation(self._service, call)
+
+
+async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    """The request's body as it comes in; the client is told to go on when it waits for that."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    async for data in request.content.iter_any():
+        yield data
+
+
+def _refusal(refused: BlobRefused) -> Answer:
+    fault = refused.fault
+    headers = {"x-ms-error-code": fault.code, "Content-Type": "application/xml"}
+    if fault.status == 401:
+        headers["WWW-Authenticate"] = "SharedKey"
+    body = error_document(fault.code, refused.detail or fault.message)
+    return Answer(fault.status, headers, b"" if fault.status == 304 else body.encode())
+
+
+async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+    response = web.StreamResponse(status=answer.status, headers=answer.headers)
+    response.headers["x-ms-request-id"] = str(uuid4())
+    response.headers["x-ms-version"] = request.headers.get("x-ms-version", _DEFAULT_VERSION)
+    if client_id := request.headers.get("x-ms-client-request-id"):
+        response.headers["x-ms-client-request-id"] = client_id
+    response.content_length = len(answer.body) if answer.size is None else answer.size
+    await response.prepare(request)
+    if request.method != "HEAD":
+        await response.write(answer.body)
+        if answer.rest is not None:
+            await _send_rest(response, answer.rest)
+    await response.write_eof()
+    return response
+
+
+async def _send_rest(response: web.StreamResponse, rest: Rest) -> None:
+    for offset in range(rest.offset, rest.offset + rest.size, CHUNK):
+        size = min(CHUNK, rest.offset + rest.size - offset)
+        await response.write(await asyncio.to_thread(os.pread, rest.descriptor, size, offset))

@@ -1,0 +1,324 @@
+"""Core of the local Blob service: who a request comes from, and what they may do. No I/O, no clock.
+
+Three ways in, each as Azure Storage documents it ("Authorize with Shared Key", "Create a service SAS",
+"Create an account SAS"):
+
+- **Shared key**: an HMAC-SHA256 over the request; the holder may do everything. The request's date may be
+  at most 15 minutes off.
+- **Service SAS** for a container (`sr=c`) or one blob (`sr=b`), signed over its own fields. It never reaches
+  a container's own operations except listing. With `si` the rest of its fields come from the container's
+  stored access policy, looked up at each use: removing the policy revokes the SAS at once.
+- **Account SAS**: services, resource types and permissions for the whole account.
+
+Fields that are signed but not understood (directory scopes, snapshots, user delegation) are refused, never
+ignored. Signatures are compared in constant time; neither keys nor a SAS's signature enter a message.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from ipaddress import ip_address
+
+from batchflow.local.blob_faults import BlobRefused, Fault
+from batchflow.local.blob_model import AccessPolicy
+
+MAX_CLOCK_SKEW = 15 * 60.0
+
+_ALL = frozenset("racwdxyltmeopif")
+_SIGNED_HEADERS = (
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-md5",
+    "content-type",
+    "date",
+    "if-modified-since",
+    "if-match",
+    "if-none-match",
+    "if-unmodified-since",
+    "range",
+)
+_OLDEST_SAS_VERSION = "2018-11-09"
+_ENCRYPTION_SCOPE_VERSION = "2020-12-06"
+
+
+class Level(Enum):
+    """What an operation is about; an account SAS names these as its resource types."""
+
+    SERVICE = auto()
+    CONTAINER = auto()
+    OBJECT = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the caller may do: permission letters per level. The account's own key may do everything."""
+
+    permissions: Mapping[Level, frozenset[str]]
+    owner: bool = False
+
+    def allows(self, level: Level, any_of: str) -> bool:
+        """Whether one of the permissions `any_of` is granted; none named means the owner alone."""
+        return self.owner or any(letter in self.permissions.get(level, ()) for letter in any_of)
+
+    def require(self, level: Level, any_of: str) -> None:
+        """Raise a 403 unless `allows`."""
+        if self.allows(level, any_of):
+            return
+        if level not in self.permissions:
+            raise BlobRefused(Fault.AUTHORIZATION_RESOURCE_TYPE_MISMATCH)
+        raise BlobRefused(Fault.AUTHORIZATION_PERMISSION_MISMATCH)
+
+
+OWNER = Grant(dict.fromkeys(Level, _ALL), owner=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequest:
+    """What of a request enters a signature.
+
+    `path` is as it stood on the wire; query values, container and blob are decoded; header names are lower
+    case.
+    """
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    headers: Mapping[str, str]
+    container: str
+    blob: str
+    scheme: str = "http"
+    source_ip: str = "127.0.0.1"
+
+    def parameter(self, name: str) -> str:
+        """The first value of a query parameter, or the empty string."""
+        return next((value for key, value in self.query if key == name), "")
+
+
+PolicyLookup = Callable[[str, str], AccessPolicy | None]
+
+
+class Authenticator:
+    """Checks requests against one account's key; `key` is base64, as Azure shows it."""
+
+    def __init__(self, account: str, key: str) -> None:
+        self._account = account
+        self._key = base64.b64decode(key, validate=True)
+
+    def authenticate(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
+        """Return what the request's sender may do, or raise a 401 or 403; `now` in epoch seconds."""
+        if header := request.headers.get("authorization"):
+            return self._shared_key(request, header, now)
+        if request.parameter("sig"):
+            return self._shared_access(request, policies, now)
+        raise BlobRefused(Fault.NO_AUTHENTICATION_INFORMATION)
+
+    def _shared_key(self, request: SignedRequest, header: str, now: float) -> Grant:
+        scheme, _, credential = header.partition(" ")
+        account, _, signature = credential.partition(":")
+        if scheme != "SharedKey":
+            raise _unauthenticated(
+                f"The authorization scheme {scheme!r} is not known here; use SharedKey or a SAS."
+            )
+        if account != self._account:
+            raise _unauthenticated(f"The account {account!r} is not this one.")
+        _check_date(request.headers, now)
+        candidates = shared_key_strings(self._account, request)
+        if not any(self._matches(text, signature) for text in candidates):
+            raise _unauthenticated(f"The signature does not match. The string to sign was {candidates[0]!r}.")
+        return OWNER
+
+    def _shared_access(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
+        version = request.parameter("sv")
+        if version < _OLDEST_SAS_VERSION:
+            raise _unauthenticated(f"The signed version {version!r} is older than {_OLDEST_SAS_VERSION}.")
+        account_wide = bool(request.parameter("ss"))
+        text = (account_sas_string if account_wide else service_sas_string)(self._account, request)
+        if not self._matches(text, request.parameter("sig")):
+            raise _unauthenticated(f"Signature did not match. String to sign used was {text!r}.")
+        terms = _terms(request, policies)
+        _check_period(terms, now)
+        _check_transport(request)
+        return _account_grant(request, terms) if account_wide else _service_grant(request, terms)
+
+    def _matches(self, text: str, signature: str) -> bool:
+        digest = hmac.digest(self._key, text.encode(), hashlib.sha256)
+        try:
+            given = base64.b64decode(signature, validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(digest, given)
+
+
+# Strings to sign
+
+
+def shared_key_strings(account: str, request: SignedRequest) -> tuple[str, ...]:
+    """The strings that a shared key request may have signed.
+
+    Clients differ in how they sort the x-ms- headers: the service ranks underscores before digits before
+    letters and skips hyphens, others sort by code point; the two agree for all names without underscores.
+    """
+    headers = dict(request.headers)
+    if headers.get("content-length") == "0":
+        del headers["content-length"]
+    if "x-ms-date" in headers:
+        headers.pop("date", None)
+    standard = "\n".join(headers.get(name, "") for name in _SIGNED_HEADERS)
+    special = [(name, value) for name, value in headers.items() if name.startswith("x-ms-")]
+    resource = _canonical_resource(account, request)
+    orders = (sorted(special, key=lambda item: _word_rank(item[0])), sorted(special))
+    return tuple(
+        "\n".join([request.method, standard, *(f"{name}:{value}" for name, value in order), resource])
+        for order in orders
+    )
+
+
+def service_sas_string(account: str, request: SignedRequest) -> str:
+    """The string that a service SAS for the requested container or blob has signed."""
+    get = request.parameter
+    if (scope := get("sr")) not in ("c", "b"):
+        raise _unauthenticated(f"The signed resource {scope!r} is not known here; use 'c' or 'b'.")
+    if any(get(name) for name in ("skoid", "saoid", "suoid", "sdd", "snapshot")):
+        raise _unauthenticated("User delegation, directory and snapshot SAS are not known here.")
+    resource = f"/blob/{account}/{request.container}" + (f"/{request.blob}" if scope == "b" else "")
+    fields = [
+        get("sp"),
+        get("st"),
+        get("se"),
+        resource,
+        get("si"),
+        get("sip"),
+        get("spr"),
+        get("sv"),
+        scope,
+        "",
+    ]
+    if get("sv") >= _ENCRYPTION_SCOPE_VERSION:
+        fields.append(get("ses"))
+    return "\n".join([*fields, get("rscc"), get("rscd"), get("rsce"), get("rscl"), get("rsct")])
+
+
+def account_sas_string(account: str, request: SignedRequest) -> str:
+    """The string that an account SAS has signed."""
+    names = ["sp", "ss", "srt", "st", "se", "sip", "spr", "sv"]
+    if request.parameter("sv") >= _ENCRYPTION_SCOPE_VERSION:
+        names.append("ses")
+    return "\n".join([account, *(request.parameter(name) for name in names), ""])
+
+
+def _canonical_resource(account: str, request: SignedRequest) -> str:
+    values: dict[str, list[str]] = {}
+    for name, value in request.query:
+        values.setdefault(name.lower(), []).append(value)
+    parameters = [f"{name}:{','.join(sorted(values[name]))}" for name in sorted(values)]
+    return "\n".join([f"/{account}{request.path}", *parameters])
+
+
+def _word_rank(name: str) -> list[tuple[int, str]]:
+    def rank(letter: str) -> int:
+        return 2 if letter.isalpha() else int(letter.isdigit())
+
+    return [(rank(letter), letter) for letter in name if letter != "-"]
+
+
+# The terms of a SAS
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    permissions: frozenset[str]
+    start: float | None
+    expiry: float
+
+
+def _terms(request: SignedRequest, policies: PolicyLookup) -> _Terms:
+    """The SAS's own fields joined with those of its stored access policy; a field may stand in one only."""
+    get = request.parameter
+    policy = AccessPolicy("")
+    if identifier := get("si"):
+        found = policies(request.container, identifier)
+        if found is None:
+            raise _unauthenticated("The stored access policy that the SAS names does not exist.")
+        policy = found
+    permissions = _either("sp", get("sp"), policy.permissions)
+    start = _either("st", get("st"), policy.start)
+    expiry = _either("se", get("se"), policy.expiry)
+    if not permissions or not expiry:
+        raise _unauthenticated(
+            "Neither the SAS nor its policy says the permissions (sp) and the expiry (se)."
+        )
+    return _Terms(frozenset(permissions), parse_time(start) if start else None, parse_time(expiry))
+
+
+def _either(name: str, signed: str, stored: str | None) -> str:
+    if signed and stored:
+        raise _unauthenticated(f"{name} stands both in the SAS and in its stored access policy.")
+    return signed or stored or ""
+
+
+def _check_period(terms: _Terms, now: float) -> None:
+    if (terms.start is not None and now < terms.start) or now >= terms.expiry:
+        raise _unauthenticated("Signature not valid in the specified time frame.")
+
+
+def _check_transport(request: SignedRequest) -> None:
+    protocols = request.parameter("spr")
+    if protocols and request.scheme not in protocols.split(","):
+        raise BlobRefused(Fault.AUTHORIZATION_PROTOCOL_MISMATCH)
+    if (addresses := request.parameter("sip")) and not _within(request.source_ip, addresses):
+        raise BlobRefused(Fault.AUTHORIZATION_SOURCE_IP_MISMATCH)
+
+
+def _within(address: str, addresses: str) -> bool:
+    first, _, last = addresses.partition("-")
+    try:
+        low, high, asked = ip_address(first), ip_address(last or first), ip_address(address)
+    except ValueError:
+        raise _unauthenticated("sip is not an address or a range of addresses.") from None
+    return low.version == high.version == asked.version and int(low) <= int(asked) <= int(high)
+
+
+def _service_grant(request: SignedRequest, terms: _Terms) -> Grant:
+    if request.parameter("sr") == "b":
+        return Grant({Level.OBJECT: terms.permissions})
+    return Grant({Level.CONTAINER: terms.permissions & {"l"}, Level.OBJECT: terms.permissions})
+
+
+def _account_grant(request: SignedRequest, terms: _Terms) -> Grant:
+    if "b" not in request.parameter("ss"):
+        raise BlobRefused(Fault.AUTHORIZATION_SERVICE_MISMATCH)
+    letters = {"s": Level.SERVICE, "c": Level.CONTAINER, "o": Level.OBJECT}
+    types = request.parameter("srt")
+    return Grant({level: terms.permissions for letter, level in letters.items() if letter in types})
+
+
+def _check_date(headers: Mapping[str, str], now: float) -> None:
+    given = headers.get("x-ms-date") or headers.get("date") or ""
+    try:
+        asked = parsedate_to_datetime(given).timestamp()
+    except ValueError:
+        raise _unauthenticated("The request has no valid x-ms-date or Date header.") from None
+    if abs(asked - now) > MAX_CLOCK_SKEW:
+        raise _unauthenticated("Request date header too old or too far ahead: check the clocks.")
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of a SAS's time: ISO 8601, UTC unless it says otherwise."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _unauthenticated(f"{text!r} is not an ISO 8601 time.") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _unauthenticated(detail: str) -> BlobRefused:
+    return BlobRefused(Fault.AUTHENTICATION_FAILED, detail)
