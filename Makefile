@@ -1,0 +1,67 @@
+# Everything happens in .venv, which is made at the first call and renewed when pyproject.toml changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3` chooses another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# More arguments for the program that a target runs: `make test ARGS="-k wire"`, `make bench ARGS=--quick`.
+ARGS ?=
+
+.PHONY: help demo test lint format bench jar clean
+
+help:
+	@echo 'make demo    run 1,000 Java tasks on two local nodes'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check style, types and layers'
+	@echo 'make format  format the code'
+	@echo 'make bench   measure (ARGS=--quick: a short run)'
+	@echo 'make jar     build examples/02_pi/tasks/pi.jar again (needs a JDK)'
+	@echo 'make clean   remove what these made'
+
+demo: $(VENV)/.installed
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy batchflow node_agent
+	$(BIN)/mypy --exclude /tasks/ examples
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Stored, dated and with a manifest of its own: the same source gives the same bytes.
+jar:
+	rm -rf build/pi && mkdir -p build/pi/META-INF
+	javac --release 11 -g:none -Xlint:all -Werror -d build/pi examples/02_pi/java/Pi.java
+	cp examples/02_pi/java/MANIFEST.MF build/pi/META-INF/
+	jar --create --file examples/02_pi/tasks/pi.jar --no-compress --no-manifest \
+		--date 2000-01-01T00:00:00Z -C build/pi META-INF/MANIFEST.MF -C build/pi Pi.class
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find batchflow node_agent examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'batchflow needs Python 3.11 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
