@@ -1,0 +1,332 @@
+"""The port to the machines, on the Batch SDK.
+
+Long-running operations are only started: whether a wish came true is seen in the pool itself. A node's errors
+and a pool's resize errors are facts to be told (`Fault`), not exceptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+from azure.batch import models
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AzureNamedKeyCredential
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+
+from batchflow.azure.errors import code_of, pool_error
+from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo
+from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from types import TracebackType
+
+    from batchflow.compute import BatchTask, PoolDocument, ResourceFile
+
+CONNECT_LIMIT = 4.0
+"""Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
+in less than ten."""
+READ_LIMIT = 60.0
+TASKS_A_REQUEST = 100
+"""As many as Batch takes."""
+GONE_LIMIT = 120.0
+"""Seconds until a job that was deleted is gone, so that another can have its id."""
+
+_USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
+
+
+class _Failures:
+    """Tells what went wrong in our words: `with self._failing("cannot list the pools"): ...`"""
+
+    def __init__(self, doing: str, setting: str) -> None:
+        self._doing = doing
+        self._setting = setting
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, AzureError | OSError | ValueError):
+            raise pool_error(error, self._doing, self._setting) from error
+
+
+class BatchCompute:
+    """A Batch account, by its name, key and URL. `setting` is named by errors that these cause."""
+
+    def __init__(self, account: str, key: str, url: str, *, setting: str = "batch.key") -> None:
+        try:
+            base64.b64decode(key, validate=True)
+        except binascii.Error:
+            raise ConfigurationError(
+                f"{setting} is not the key of a Batch account: it is no base64"
+            ) from None
+        self._setting = setting
+        self._client = BatchClient(
+            url.rstrip("/"),
+            AzureNamedKeyCredential(account, key),
+            retry_total=2,
+            retry_connect=1,
+            retry_backoff_factor=0.2,
+            connection_timeout=CONNECT_LIMIT,
+            read_timeout=READ_LIMIT,
+        )
+
+    def _failing(self, doing: str) -> _Failures:
+        return _Failures(doing, self._setting)
+
+    async def create_pool(self, document: PoolDocument) -> None:
+        with self._failing(f"cannot create pool {document.id}"):
+            try:
+                await self._client.create_pool(_pool_options(document))
+            except HttpResponseError as error:
+                if error.status_code == 400:
+                    raise ConfigurationError(
+                        f"Batch does not take pool {document.id}: {error.message}"
+                    ) from error
+                raise
+
+    async def pool(self, pool_id: str) -> PoolInfo:
+        with self._failing(f"cannot read pool {pool_id}"):
+            return _pool_info(await self._client.get_pool(pool_id))
+
+    async def pools(self) -> AsyncIterator[PoolInfo]:
+        with self._failing("cannot list the pools"):
+            async for pool in self._client.list_pools():
+                yield _pool_info(pool)
+
+    async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
+        wish = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
+        with self._failing(f"cannot resize pool {pool_id}"):
+            await self._client.begin_resize_pool(pool_id, wish)
+
+    async def delete_pool(self, pool_id: str) -> bool:
+        with self._failing(f"cannot delete pool {pool_id}"):
+            try:
+                await self._client.begin_delete_pool(pool_id)
+            except ResourceNotFoundError:
+                return False
+            except ResourceExistsError as error:
+                if code_of(error) != "PoolBeingDeleted":
+                    raise
+        return True
+
+    async def nodes(self, pool_id: str) -> list[NodeInfo]:
+        with self._failing(f"cannot list the nodes of pool {pool_id}"):
+            try:
+                return [_node_info(node) async for node in self._client.list_nodes(pool_id)]
+            except ResourceNotFoundError as error:
+                raise PoolNotFound(f"there is no pool {pool_id} in the Batch account") from error
+
+    async def create_job(self, job_id: str, pool_id: str) -> bool:
+        options = models.BatchJobCreateOptions(id=job_id, pool_info=models.BatchPoolInfo(pool_id=pool_id))
+        with self._failing(f"cannot create job {job_id} in pool {pool_id}"):
+            while True:
+                try:
+                    await self._client.create_job(options)
+                    return True
+                except ResourceExistsError as error:
+                    if code_of(error) not in ("JobExists", "JobBeingDeleted"):
+                        raise
+                if await self._job_state(job_id) in _USABLE_JOB:
+                    return False
+                await self._remove_job(job_id)
+
+    async def _job_state(self, job_id: str) -> str | None:
+        try:
+            return _word((await self._client.get_job(job_id)).state)
+        except ResourceNotFoundError:
+            return None
+
+    async def _remove_job(self, job_id: str) -> None:
+        """Delete a job that has ended, and wait until its id is free."""
+        await self.delete_job(job_id)
+        pause = 0.05
+        async with asyncio.timeout(GONE_LIMIT):
+            while await self._job_state(job_id) is not None:
+                await asyncio.sleep(pause)
+                pause = min(2.0, pause * 2)
+
+    async def add_tasks(self, job_id: str, tasks: Sequence[BatchTask]) -> None:
+        with self._failing(f"cannot add tasks to job {job_id}"):
+            for start in range(0, len(tasks), TASKS_A_REQUEST):
+                part = [_task_options(task) for task in tasks[start : start + TASKS_A_REQUEST]]
+                group = models.BatchTaskGroup(task_values=part)
+                answer = await self._client.create_task_collection(job_id, group)
+                _check_added(job_id, answer)
+
+    async def end_job_when_idle(self, job_id: str) -> None:
+        change = models.BatchJobUpdateOptions(
+            all_tasks_complete_mode=models.BatchAllTasksCompleteMode.TERMINATE_JOB
+        )
+        with self._failing(f"cannot change job {job_id}"):
+            await self._client.update_job(job_id, change)
+
+    async def tasks(self, job_id: str) -> list[BatchTaskInfo]:
+        with self._failing(f"cannot list the tasks of job {job_id}"):
+            try:
+                return [_task_info(task) async for task in self._client.list_tasks(job_id)]
+            except ResourceNotFoundError:
+                return []
+
+    async def delete_task(self, job_id: str, task_id: str) -> bool:
+        with self._failing(f"cannot delete task {task_id} of job {job_id}"):
+            try:
+                await self._client.delete_task(job_id, task_id)
+            except ResourceNotFoundError:
+                return False
+        return True
+
+    async def task_output(self, job_id: str, task_id: str, name: str, tail: int = 4096) -> str:
+        with self._failing(f"cannot read {name} of task {task_id} of job {job_id}"):
+            try:
+                return await self._end_of_file(job_id, task_id, name, tail)
+            except (ResourceNotFoundError, ResourceExistsError):
+                return ""  # 404, or 409 for a task that has not run or whose node is gone
+
+    async def _end_of_file(self, job_id: str, task_id: str, name: str, tail: int) -> str:
+        properties = await self._client.get_task_file_properties(job_id, task_id, name)
+        size = int(properties.content_length)
+        if size == 0:
+            return ""
+        part = f"bytes={max(0, size - tail)}-{size - 1}"
+        chunks = await self._client.download_task_file(job_id, task_id, name, ocp_range=part)
+        return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
+
+    async def delete_job(self, job_id: str) -> bool:
+        with self._failing(f"cannot delete job {job_id}"):
+            try:
+                await self._client.begin_delete_job(job_id)
+            except ResourceNotFoundError:
+                return False
+            except ResourceExistsError as error:
+                if code_of(error) != "JobBeingDeleted":
+                    raise
+        return True
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _check_added(job_id: str, answer: models.BatchCreateTaskCollectionResult) -> None:
+    for result in answer.result_values or ():
+        code = result.error.code if result.error is not None else None
+        if code not in (None, "TaskExists"):
+            raise PoolError(
+                f"Batch does not take task {result.task_id} of job {job_id}: {code}",
+                retryable=_word(result.status) == "servererror",
+            )
+
+
+def _pool_options(document: PoolDocument) -> models.BatchPoolCreateOptions:
+    image = document.image
+    return models.BatchPoolCreateOptions(
+        id=document.id,
+        vm_size=document.vm_size,
+        virtual_machine_configuration=models.VirtualMachineConfiguration(
+            image_reference=models.BatchVmImageReference(
+                publisher=image.publisher, offer=image.offer, sku=image.sku, version=image.version
+            ),
+            node_agent_sku_id=image.node_agent,
+        ),
+        target_dedicated_nodes=document.nodes,
+        target_low_priority_nodes=document.spot,
+        task_slots_per_node=document.task_slots,
+        start_task=_start_task(document),
+        metadata=[models.BatchMetadataItem(name=k, value=v) for k, v in document.metadata.items()],
+    )
+
+
+def _start_task(document: PoolDocument) -> models.BatchStartTask | None:
+    """As an administrator, for it is there to install things."""
+    if document.start_command is None:
+        return None
+    administrator = models.AutoUserSpecification(
+        scope=models.AutoUserScope.POOL, elevation_level=models.ElevationLevel.ADMIN
+    )
+    return models.BatchStartTask(
+        command_line=document.start_command,
+        environment_settings=_environment(document.environment),
+        user_identity=models.UserIdentity(auto_user=administrator),
+        wait_for_success=True,
+    )
+
+
+def _environment(environment: Mapping[str, str]) -> list[models.EnvironmentSetting]:
+    return [models.EnvironmentSetting(name=name, value=value) for name, value in environment.items()]
+
+
+def _task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
+    return models.BatchTaskCreateOptions(
+        id=task.id,
+        command_line=task.command,
+        resource_files=[_resource_file(file) for file in task.files],
+        environment_settings=_environment(task.environment),
+        required_slots=task.slots,
+        constraints=models.BatchTaskConstraints(max_task_retry_count=task.retries),
+    )
+
+
+def _resource_file(file: ResourceFile) -> models.ResourceFile:
+    return models.ResourceFile(http_url=file.url, file_path=file.path, file_mode=file.mode)
+
+
+def _pool_info(pool: models.BatchPool) -> PoolInfo:
+    return PoolInfo(
+        id=pool.id,
+        state=cast("Literal['active', 'deleting']", _word(pool.state)),
+        allocation=cast("Literal['steady', 'resizing', 'stopping']", _word(pool.allocation_state)),
+        vm_size=pool.vm_size,
+        nodes=pool.current_dedicated_nodes or 0,
+        wanted=pool.target_dedicated_nodes or 0,
+        spot=pool.current_low_priority_nodes or 0,
+        spot_wanted=pool.target_low_priority_nodes or 0,
+        task_slots=pool.task_slots_per_node or 1,
+        metadata={item.name: item.value for item in pool.metadata or ()},
+        resize_errors=tuple(_fault(error) for error in pool.resize_errors or ()),
+    )
+
+
+def _node_info(node: models.BatchNode) -> NodeInfo:
+    failure = node.start_task_info.failure_info if node.start_task_info is not None else None
+    return NodeInfo(
+        id=node.id,
+        state=_word(node.state),
+        dedicated=node.is_dedicated is not False,
+        errors=tuple(_fault(error) for error in node.errors or ()),
+        start_task_error=None if failure is None else _fault(failure),
+    )
+
+
+def _task_info(task: models.BatchTask) -> BatchTaskInfo:
+    run = task.execution_info
+    failure = run.failure_info if run is not None else None
+    return BatchTaskInfo(
+        id=task.id,
+        state=cast("Literal['active', 'preparing', 'running', 'completed']", _word(task.state)),
+        node=task.node_info.node_id if task.node_info is not None else None,
+        exit_code=run.exit_code if run is not None else None,
+        failure=None if failure is None else _fault(failure),
+    )
+
+
+def _fault(error: Any) -> Fault:
+    """From any of the SDK's three classes that have a code and a message."""
+    return Fault(error.code or "Unknown", error.message or "")
+
+
+def _word(value: Any) -> str:
+    """An enumeration's value, also one that this SDK does not know."""
+    return str(getattr(value, "value", value)).lower()

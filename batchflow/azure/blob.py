@@ -1,0 +1,257 @@
+"""The port to the blobs, on the Blob SDK.
+
+ETags are told in the quoted form of HTTP, wherever they come from: a listing has them bare. The SDK's own
+pauses between retries (15 s and more) are replaced by short ones; what still fails is told, typed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from azure.core import MatchConditions
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.storage.blob import (
+    AccessPolicy as SdkPolicy,
+)
+from azure.storage.blob import (
+    ContainerSasPermissions,
+    generate_container_sas,
+)
+from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
+
+from batchflow.azure.errors import code_of, storage_error
+from batchflow.errors import ConfigurationError, StorageError
+from batchflow.storage import Blob, BlobInfo
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from os import PathLike
+    from types import TracebackType
+
+    from azure.storage.blob.aio import BlobClient
+
+    from batchflow.storage import AccessPolicy
+
+CONNECT_LIMIT = 3.0
+"""Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
+in less than ten."""
+READ_LIMIT = 30.0
+"""Seconds without a byte of the answer."""
+
+
+def _options() -> dict[str, Any]:
+    return {
+        "retry_policy": LinearRetry(backoff=1, retry_total=3, retry_connect=1, random_jitter_range=1),
+        "connection_timeout": CONNECT_LIMIT,
+        "read_timeout": READ_LIMIT,
+    }
+
+
+class _Failures:
+    """Tells what went wrong in our words: `with self._failures("cannot read NAME"): ...`"""
+
+    def __init__(self, doing: str, setting: str) -> None:
+        self._doing = doing
+        self._setting = setting
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, AzureError | OSError | TimeoutError | ValueError):
+            raise storage_error(error, self._doing, self._setting) from error
+
+
+class BlobContainer:
+    """One container; `client` is closed with it only when it is its own."""
+
+    def __init__(self, client: ContainerClient, url: str, setting: str, *, owned: bool) -> None:
+        self.name = client.container_name
+        self.url = url
+        self._client = client
+        self._setting = setting
+        self._owned = owned
+
+    def _blob(self, name: str) -> BlobClient:
+        return self._client.get_blob_client(name)
+
+    def _failing(self, doing: str, name: str) -> _Failures:
+        return _Failures(f"cannot {doing} {name} in container {self.name}", self._setting)
+
+    async def get(self, name: str) -> Blob:
+        with self._failing("read", name):
+            stream = await self._blob(name).download_blob()
+            return Blob(await stream.readall(), _quoted(stream.properties.etag))
+
+    async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
+        if etag is None:
+            return await self.get(name)
+        with self._failing("read", name):
+            try:
+                stream = await self._blob(name).download_blob(
+                    etag=etag, match_condition=MatchConditions.IfModified
+                )
+                return Blob(await stream.readall(), _quoted(stream.properties.etag))
+            except HttpResponseError as error:
+                if error.status_code == 304:
+                    return None
+                raise
+
+    async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
+        options: dict[str, Any] = {}
+        if if_match is not None:
+            options = {"etag": if_match, "match_condition": MatchConditions.IfNotModified}
+        with self._failing("write", name):
+            answer = await self._blob(name).upload_blob(data, overwrite=not create, **options)
+        return _quoted(answer["etag"])
+
+    async def append(self, name: str, data: bytes) -> None:
+        blob = self._blob(name)
+        with self._failing("append to", name):
+            try:
+                await blob.append_block(data)
+            except ResourceNotFoundError as error:
+                if code_of(error) != "BlobNotFound":
+                    raise
+                await self._make_append_blob(blob)
+                await blob.append_block(data)
+
+    @staticmethod
+    async def _make_append_blob(blob: BlobClient) -> None:
+        try:
+            await blob.create_append_blob(match_condition=MatchConditions.IfMissing)
+        except ResourceExistsError:
+            return  # somebody else was first
+
+    async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
+        with self._failing("upload", name), open(path, "rb") as file:  # noqa: ASYNC230
+            length = os.fstat(file.fileno()).st_size
+            await self._blob(name).upload_blob(file, length=length, overwrite=not create)
+
+    async def download(self, name: str, path: str | PathLike[str]) -> None:
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with self._failing("download", name):
+                stream = await self._blob(name).download_blob()
+                with partial.open("wb") as file:
+                    async for chunk in stream.chunks():
+                        file.write(chunk)
+                partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    async def delete(self, name: str) -> bool:
+        with self._failing("delete", name):
+            try:
+                await self._blob(name).delete_blob()
+            except ResourceNotFoundError:
+                return False
+        return True
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        with self._failing("list", prefix or "the blobs"):
+            async for blob in self._client.list_blobs(name_starts_with=prefix or None):
+                yield BlobInfo(blob.name, blob.size, _quoted(blob.etag), blob.last_modified.timestamp())
+
+    async def aclose(self) -> None:
+        if self._owned:
+            await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class SignedContainer(BlobContainer):
+    """A container for whoever has nothing but its URL and a signature (a SAS without '?')."""
+
+    def __init__(self, url: str, signature: str, *, setting: str = "the container's signature") -> None:
+        bare = url.partition("?")[0]
+        client = ContainerClient.from_container_url(f"{bare}?{signature.lstrip('?')}", **_options())
+        super().__init__(client, bare, setting, owned=True)
+
+
+class BlobStorage:
+    """A Storage account, by its connection string. `setting` is named by errors that it causes."""
+
+    def __init__(self, connection_string: str, *, setting: str = "storage.connection_string") -> None:
+        self._setting = setting
+        try:
+            self._client = BlobServiceClient.from_connection_string(connection_string, **_options())
+        except (ValueError, KeyError, TypeError):
+            raise ConfigurationError(
+                f"{setting} is no connection string of a Storage account: copy it whole, from the account's "
+                "page 'Access keys' in the Azure portal"
+            ) from None
+        fields = dict(part.partition("=")[::2] for part in connection_string.split(";") if part)
+        self._key = fields.get("AccountKey")
+
+    def container(self, name: str) -> BlobContainer:
+        client = self._client.get_container_client(name)
+        return BlobContainer(client, client.url.partition("?")[0], self._setting, owned=False)
+
+    async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
+        client = self._client.get_container_client(name)
+        with _Failures(f"cannot create container {name}", self._setting):
+            try:
+                await client.create_container()
+                made = True
+            except ResourceExistsError as error:
+                if code_of(error) != "ContainerAlreadyExists":
+                    raise
+                made = False
+            if policies or not made:
+                await client.set_container_access_policy({each.name: _policy(each) for each in policies})
+        return made
+
+    async def delete_container(self, name: str) -> bool:
+        with _Failures(f"cannot delete container {name}", self._setting):
+            try:
+                await self._client.delete_container(name)
+            except ResourceNotFoundError:
+                return False
+        return True
+
+    async def containers(self, prefix: str = "") -> list[str]:
+        with _Failures("cannot list the containers", self._setting):
+            found = self._client.list_containers(name_starts_with=prefix or None)
+            return [container.name async for container in found]
+
+    def signature(self, container: str, policy: str) -> str:
+        account = self._client.account_name
+        if account is None or self._key is None:
+            raise StorageError("signing takes the account's key", setting=self._setting)
+        return generate_container_sas(account, container, account_key=self._key, policy_id=policy)
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _policy(policy: AccessPolicy) -> SdkPolicy:
+    return SdkPolicy(
+        permission=ContainerSasPermissions.from_string(policy.permissions),
+        expiry=datetime.fromtimestamp(policy.expires_at, UTC),
+    )
+
+
+def _quoted(etag: str) -> str:
+    return f'"{etag.strip(chr(34))}"'

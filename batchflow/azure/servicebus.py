@@ -1,0 +1,555 @@
+"""The port to the queues, on the Service Bus SDK.
+
+How this adaptor uses the SDK, and why:
+
+* One SDK handler for each of our senders, receivers and mailboxes, kept by a `Link`, never shared. Each has
+  its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_link`).
+* The SDK's retries are off (`retry_total=0`): what failed is told at once, typed; the link opens anew at the
+  next call, with backoff.
+* Messages are received one at a time: asked for more, the SDK waits 0.2 s for them to come.
+* A connection reads and writes under one lock, so a settlement waits until a pending read gives way: after
+  `socket_timeout` seconds, set low where something is settled while something is awaited.
+* The SDK refuses to settle a message whose lock has run out *by the local clock*. The broker's word is what
+  counts, and local clocks are wrong, so the lock's end is taken off each message as it arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import secrets
+import ssl
+import time
+from abc import ABC, abstractmethod
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from azure.servicebus import ServiceBusMessage, ServiceBusSubQueue, TransportType
+from azure.servicebus.aio import ServiceBusClient
+
+from batchflow.azure.amqp_link import Call, Handler, Link
+from batchflow.azure.errors import broker_error
+from batchflow.broker import Delivery, QueueFigures
+from batchflow.errors import (
+    Backpressure,
+    BrokerError,
+    ConfigurationError,
+    LeaseLost,
+    MailboxNotFound,
+    QueueNotFound,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from types import TracebackType
+
+    from azure.servicebus import ServiceBusReceivedMessage
+    from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
+    from azure.servicebus.aio.management import ServiceBusAdministrationClient
+    from azure.servicebus.management import AuthorizationRule
+
+    from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+
+T = TypeVar("T")
+H = TypeVar("H", bound=Handler)
+
+ATTEMPT_LIMIT = 8.0
+"""Seconds for opening a link, a send, a renewal."""
+READ_SLICE = 0.02
+"""Seconds that a settlement waits at most for an idle reader of its connection to give way."""
+LONGEST_WAIT = 5.0
+"""Seconds of one receive call of the SDK: how long a receive that was cancelled may go on."""
+QUICK = 1.0
+"""A call that failed sooner than this many seconds found a link that had been closed while it was idle."""
+ADMIN_LIMIT = 4.0
+"""Seconds for connecting to the administration endpoint, of which there are two attempts."""
+
+_LOCKED_UNTIL = b"x-opt-locked-until"
+
+
+def namespace_of(connection_string: str) -> str:
+    """The host of a connection string, with the port where it has one: a `QueueRef`'s namespace.
+
+    Raises `ConfigurationError`, which does not quote the string.
+    """
+    endpoint = _fields(connection_string).get("endpoint", "")
+    host = endpoint.partition("://")[2].strip("/ ")
+    if not host:
+        raise ConfigurationError(
+            "the Service Bus connection string has no Endpoint=sb://HOST/ part: copy it whole, from the "
+            "namespace's page 'Shared access policies' in the Azure portal"
+        )
+    return host
+
+
+def _fields(connection_string: str) -> dict[str, str]:
+    parts = (part.partition("=") for part in connection_string.split(";"))
+    return {name.strip().lower(): value for name, _, value in parts if value}
+
+
+class _Closable(ABC):
+    """`async with` for everything here that has an `aclose`."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class _End(_Closable, Generic[H]):
+    """Our end of one link."""
+
+    def __init__(self, link: Link[H]) -> None:
+        self._link = link
+
+    @property
+    def closed(self) -> bool:
+        return self._link.closed
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+
+class _Sender(_End["ServiceBusSender"]):
+    def __init__(self, link: Link[ServiceBusSender]) -> None:
+        super().__init__(link)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def send(self, message: OutgoingMessage) -> None:
+        async def work(handler: ServiceBusSender) -> None:
+            async with self._one_at_a_time:
+                await handler.send_messages(_outgoing(message))
+
+        await self._twice_if_stale(work)
+
+    async def schedule(self, message: OutgoingMessage, at: float) -> None:
+        async def work(handler: ServiceBusSender) -> None:
+            async with self._one_at_a_time:
+                await handler.schedule_messages(_outgoing(message), datetime.fromtimestamp(at, UTC))
+
+        await self._twice_if_stale(work)
+
+    async def _twice_if_stale(self, work: Callable[[ServiceBusSender], Any]) -> None:
+        """Once more, on a new link, when the broker had closed an idle one: it is the same message again."""
+        started = time.monotonic()
+        try:
+            await self._link.call(work, "cannot send")
+        except BrokerError as error:
+            stale = error.retryable and not isinstance(error, Backpressure)
+            if not stale or time.monotonic() - started > QUICK:
+                raise
+            await self._link.call(work, "cannot send")
+
+
+def _outgoing(message: OutgoingMessage) -> ServiceBusMessage:
+    limit = message.time_to_live
+    return ServiceBusMessage(
+        message.body,
+        message_id=message.message_id,
+        session_id=message.session_id,
+        time_to_live=None if limit is None else timedelta(seconds=limit),
+    )
+
+
+class _Inbox(_End["ServiceBusReceiver"]):
+    """What a receiver and a mailbox have in common: receiving that is safe to cancel, and settling."""
+
+    def __init__(self, link: Link[ServiceBusReceiver]) -> None:
+        super().__init__(link)
+        self._held: dict[str, ServiceBusReceivedMessage] = {}
+        self._pending: Call[list[ServiceBusReceivedMessage]] | None = None
+
+    async def _receive(self, max_wait: float) -> Delivery | None:
+        clock = asyncio.get_running_loop().time
+        until = clock() + max_wait
+        while True:
+            left = max(0.0, until - clock())
+            if (call := self._pending) is None:
+                wait = min(max(left, READ_SLICE), LONGEST_WAIT)
+                call = self._pending = await self._link.begin(_one(wait), "cannot receive", waits=True)
+            if not await call.wait(left):
+                return None
+            self._pending = None
+            if messages := self._link.finish(call):
+                return self._hold(messages[0])
+            if clock() >= until:
+                return None
+
+    def _hold(self, message: ServiceBusReceivedMessage) -> Delivery:
+        annotations = message.raw_amqp_message.annotations
+        if annotations:
+            annotations.pop(_LOCKED_UNTIL, None)
+        delivery = _delivery(message)
+        self._held[delivery.lock_token] = message
+        return delivery
+
+    async def _settle(
+        self,
+        delivery: Delivery,
+        work: Callable[[ServiceBusReceiver, ServiceBusReceivedMessage], Any],
+        doing: str,
+    ) -> None:
+        message = self._held.get(delivery.lock_token)
+        if message is None:
+            raise LeaseLost(f"{doing}: message {delivery.message_id} is not held by {self._link.name}")
+        try:
+            await self._link.call(lambda handler: work(handler, message), doing)
+        except LeaseLost:
+            self._held.pop(delivery.lock_token, None)
+            raise
+        self._held.pop(delivery.lock_token, None)
+
+    async def complete(self, delivery: Delivery) -> None:
+        await self._settle(delivery, lambda sdk, message: sdk.complete_message(message), "cannot complete")
+
+
+def _one(wait: float) -> Callable[[ServiceBusReceiver], Any]:
+    return lambda handler: handler.receive_messages(max_message_count=1, max_wait_time=wait)
+
+
+def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
+    enqueued = message.enqueued_time_utc
+    return Delivery(
+        body=b"".join(message.body),
+        message_id=str(message.message_id or ""),
+        sequence_number=message.sequence_number or 0,
+        delivery_count=message.delivery_count or 0,
+        lock_token=str(message.lock_token),
+        enqueued_at=enqueued.timestamp() if enqueued else 0.0,
+        session_id=message.session_id,
+        dead_letter_reason=message.dead_letter_reason,
+        dead_letter_description=message.dead_letter_error_description,
+    )
+
+
+class _Receiver(_Inbox):
+    async def receive(self, max_wait: float) -> Delivery | None:
+        try:
+            return await self._receive(max_wait)
+        except BrokerError as error:
+            if not error.retryable or isinstance(error, Backpressure):
+                raise
+        await self._link.open()
+        return await self._receive(max_wait)
+
+    async def abandon(self, delivery: Delivery) -> None:
+        await self._settle(delivery, lambda sdk, message: sdk.abandon_message(message), "cannot abandon")
+
+    async def dead_letter(self, delivery: Delivery, reason: str, description: str) -> None:
+        await self._settle(
+            delivery,
+            lambda sdk, message: sdk.dead_letter_message(
+                message, reason=reason, error_description=description
+            ),
+            "cannot dead-letter",
+        )
+
+    async def renew(self, delivery: Delivery) -> None:
+        message = self._held.get(delivery.lock_token)
+        if message is None:
+            raise LeaseLost(f"cannot renew: message {delivery.message_id} is not held by {self._link.name}")
+        # The SDK notes the new end of the lock on what it renews, and would judge by it: so, on a copy.
+        shadow = copy.copy(message)
+        await self._link.call(lambda handler: handler.renew_message_lock(shadow), "cannot renew")
+
+    async def aclose(self) -> None:
+        call, self._pending = self._pending, None
+        if call is not None and call.task.done() and not call.task.cancelled():
+            await self._give_back(call)
+        await self._link.aclose()
+        self._held.clear()
+
+    async def _give_back(self, call: Call[list[ServiceBusReceivedMessage]]) -> None:
+        """What came after its receive had been cancelled."""
+        try:
+            for message in self._link.finish(call):
+                await self.abandon(self._hold(message))
+        except BrokerError:
+            return  # its lock runs out
+
+
+class _Mailbox(_Inbox):
+    def __init__(self, link: Link[ServiceBusReceiver], session_id: str) -> None:
+        super().__init__(link)
+        self.session_id = session_id
+
+    async def open(self) -> Self:
+        handler = await self._link.open()
+        until = handler.session.locked_until_utc
+        if until is not None and (behind := (datetime.now(UTC) - until).total_seconds()) >= 0:
+            await self.aclose()
+            raise BrokerError(
+                f"the clock of this machine is at least {behind:.0f} s plus a lock's duration ahead of the "
+                f"broker's, so that the lock of mailbox {self.session_id} looks expired: set the clock"
+            )
+        return self
+
+    async def receive(self, max_wait: float) -> Delivery | None:
+        return await self._own(self._receive(max_wait))
+
+    async def complete(self, delivery: Delivery) -> None:
+        await self._own(super().complete(delivery))
+
+    async def renew(self) -> None:
+        await self._on_session(lambda handler: handler.session.renew_lock(), "cannot renew the mailbox")
+
+    async def get_state(self) -> bytes | None:
+        state = await self._on_session(lambda handler: handler.session.get_state(), "cannot read the state")
+        return None if state is None else bytes(state)
+
+    async def set_state(self, state: bytes) -> None:
+        await self._on_session(lambda handler: handler.session.set_state(state), "cannot write the state")
+
+    async def _on_session(self, work: Callable[[ServiceBusReceiver], Any], doing: str) -> Any:
+        return await self._own(self._link.call(work, doing))
+
+    async def _own(self, awaitable: Awaitable[T]) -> T:
+        """The session lives and dies with its link: whatever broke the link lost the mailbox."""
+        try:
+            return await awaitable
+        except (LeaseLost, Backpressure):
+            raise
+        except BrokerError as error:
+            raise LeaseLost(f"mailbox {self.session_id} is lost: {error}", retryable=True) from error
+
+    async def aclose(self) -> None:
+        self._pending = None
+        await self._link.aclose()
+        self._held.clear()
+
+
+class ServiceBusBroker(_Closable):
+    """Service Bus for a client or an agent.
+
+    `connection_string` is that of a whole namespace; `by_queue` has those of single queues (an agent's
+    restricted keys), which win. `ca_file` holds the certificates to trust instead of the usual ones;
+    `websockets` goes through port 443. `setting` is named by errors that this configuration causes.
+    """
+
+    def __init__(
+        self,
+        connection_string: str | None,
+        *,
+        by_queue: Mapping[QueueRef, str] | None = None,
+        ca_file: str | None = None,
+        websockets: bool = False,
+        setting: str = "servicebus.connection_string",
+    ) -> None:
+        self._whole = connection_string
+        self._namespace = None if connection_string is None else namespace_of(connection_string)
+        self._by_queue = dict(by_queue or {})
+        self._tls = ssl.create_default_context(cafile=ca_file) if ca_file else None
+        self._transport = TransportType.AmqpOverWebsocket if websockets else TransportType.Amqp
+        self._setting = setting
+        self._open: set[_End[Any]] = set()
+
+    async def sender(self, queue: QueueRef) -> _Sender:
+        client = self._client(queue)
+        link = Link(lambda: client.get_queue_sender(queue.entity), queue.entity, self._setting)
+        sender = _Sender(link)
+        await self._opened(sender, link)
+        return sender
+
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> _Receiver:
+        client = self._client(queue)
+        sub_queue = ServiceBusSubQueue.DEAD_LETTER if dead_letters else None
+        name = f"{queue.entity}, dead letters" if dead_letters else queue.entity
+
+        def make() -> ServiceBusReceiver:
+            return client.get_queue_receiver(
+                queue.entity, sub_queue=sub_queue, prefetch_count=prefetch, socket_timeout=READ_SLICE
+            )
+
+        link = Link(make, name, self._setting)
+        receiver = _Receiver(link)
+        await self._opened(receiver, link)
+        return receiver
+
+    async def mailbox(self, queue: QueueRef, session_id: str, *, prefetch: int = 50) -> _Mailbox:
+        client = self._client(queue)
+
+        def make() -> ServiceBusReceiver:
+            return client.get_queue_receiver(
+                queue.entity, session_id=session_id, prefetch_count=prefetch, socket_timeout=READ_SLICE
+            )
+
+        link = Link(make, f"mailbox {session_id} of {queue.entity}", self._setting, once=True)
+        mailbox = _Mailbox(link, session_id)
+        try:
+            await self._opened(mailbox, link)
+        except QueueNotFound as error:
+            raise MailboxNotFound(str(error)) from error
+        return await mailbox.open()
+
+    async def _opened(self, end: _End[Any], link: Link[Any]) -> None:
+        self._open = {each for each in self._open if not each.closed}
+        try:
+            await link.open()
+        except BaseException:
+            await link.aclose()
+            raise
+        self._open.add(end)
+
+    def _client(self, queue: QueueRef) -> ServiceBusClient:
+        return ServiceBusClient.from_connection_string(
+            self._connection_string(queue),
+            retry_total=0,
+            try_timeout=ATTEMPT_LIMIT,
+            transport_type=self._transport,
+            ssl_context=self._tls,
+        )
+
+    def _connection_string(self, queue: QueueRef) -> str:
+        if (own := self._by_queue.get(queue)) is not None:
+            return own
+        if self._whole is not None and queue.namespace == self._namespace:
+            return self._whole
+        raise ConfigurationError(
+            f"there is no key for queue {queue.entity} of {queue.namespace}; {self._setting} is for "
+            f"{self._namespace or 'no namespace'}"
+        )
+
+    async def aclose(self) -> None:
+        ends, self._open = self._open, set()
+        await asyncio.gather(*(end.aclose() for end in ends))
+
+
+class ServiceBusAdmin(_Closable):
+    """What needs the right Manage on a namespace; `connection_string` is the namespace's."""
+
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        ca_file: str | None = None,
+        setting: str = "servicebus.connection_string",
+    ) -> None:
+        self.namespace = namespace_of(connection_string)
+        self._connection_string = connection_string
+        self._ca_file = ca_file
+        self._setting = setting
+        self._sdk: ServiceBusAdministrationClient | None = None
+
+    async def create_queue(self, spec: QueueSpec) -> bool:
+        from azure.core.exceptions import ResourceExistsError
+
+        doing = f"cannot create queue {spec.name}"
+        try:
+            await self._do(lambda sdk: sdk.create_queue(spec.name, **_queue_options(spec)), doing)
+        except BrokerError as error:
+            if isinstance(error.__cause__, ResourceExistsError):
+                return False
+            raise
+        return True
+
+    async def delete_queue(self, name: str) -> bool:
+        try:
+            await self._do(lambda sdk: sdk.delete_queue(name), f"cannot delete queue {name}")
+        except QueueNotFound:
+            return False
+        return True
+
+    async def connection_string(self, queue: str, rule: str) -> str:
+        properties = await self._do(lambda sdk: sdk.get_queue(queue), f"cannot read queue {queue}")
+        for each in properties.authorization_rules or ():
+            if each.key_name == rule and each.primary_key:
+                return self._string_of(queue, rule, each.primary_key)
+        raise BrokerError(f"queue {queue} has no access rule named {rule}")
+
+    def _string_of(self, queue: str, rule: str, key: str) -> str:
+        parts = [
+            f"Endpoint=sb://{self.namespace}/",
+            f"SharedAccessKeyName={rule}",
+            f"SharedAccessKey={key}",
+            f"EntityPath={queue}",
+        ]
+        if emulator := _fields(self._connection_string).get("usedevelopmentemulator"):
+            parts.append(f"UseDevelopmentEmulator={emulator}")
+        return ";".join(parts)
+
+    async def figures(self, queue: str) -> QueueFigures:
+        found = await self._do(
+            lambda sdk: sdk.get_queue_runtime_properties(queue), f"cannot read queue {queue}"
+        )
+        return QueueFigures(
+            active=found.active_message_count or 0,
+            scheduled=found.scheduled_message_count or 0,
+            dead=found.dead_letter_message_count or 0,
+        )
+
+    async def queues(self) -> list[str]:
+        async def names(sdk: ServiceBusAdministrationClient) -> list[str]:
+            return [queue.name async for queue in sdk.list_queues()]
+
+        return await self._do(names, "cannot list the queues")
+
+    async def _do(self, work: Callable[[ServiceBusAdministrationClient], Awaitable[T]], doing: str) -> T:
+        from azure.core.exceptions import AzureError, ResourceNotFoundError
+
+        try:
+            return await work(self._client())
+        except ResourceNotFoundError as error:
+            raise QueueNotFound(f"{doing}: there is none in {self.namespace}") from error
+        except (AzureError, ValueError) as error:
+            raise broker_error(error, doing, self._setting) from error
+
+    def _client(self) -> ServiceBusAdministrationClient:
+        if self._sdk is None:
+            from azure.servicebus.aio.management import ServiceBusAdministrationClient
+
+            self._sdk = ServiceBusAdministrationClient.from_connection_string(
+                self._connection_string,
+                connection_verify=self._ca_file or True,
+                connection_timeout=ADMIN_LIMIT,
+                retry_total=2,
+                retry_connect=1,
+                retry_backoff_factor=0.2,
+            )
+        return self._sdk
+
+    async def aclose(self) -> None:
+        sdk, self._sdk = self._sdk, None
+        if sdk is not None:
+            await sdk.__aexit__()
+
+
+def _queue_options(spec: QueueSpec) -> dict[str, Any]:
+    """Messages that expire are dead-lettered, not dropped: nothing that was accepted may vanish."""
+    window, limit = spec.duplicate_window, spec.time_to_live
+    options = {
+        "requires_session": spec.sessions,
+        "lock_duration": timedelta(seconds=spec.lock_duration),
+        "max_delivery_count": spec.max_delivery_count,
+        "dead_lettering_on_message_expiration": True,
+        "requires_duplicate_detection": window is not None,
+        "duplicate_detection_history_time_window": None if window is None else timedelta(seconds=window),
+        "default_message_time_to_live": None if limit is None else timedelta(seconds=limit),
+        "authorization_rules": [_rule(rule) for rule in spec.rules] or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _rule(rule: AccessRule) -> AuthorizationRule:
+    from azure.servicebus.management import AccessRights, AuthorizationRule
+
+    return AuthorizationRule(
+        type="SharedAccessAuthorizationRule",
+        claim_type="SharedAccessKey",
+        claim_value="None",
+        rights=[AccessRights(right) for right in sorted(rule.rights)],
+        key_name=rule.name,
+        primary_key=_new_key(),
+        secondary_key=_new_key(),
+    )
+
+
+def _new_key() -> str:
+    """A key of the form that Azure makes them in: 256 random bits."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()
