@@ -1,7 +1,7 @@
 """The local Azure Batch service: its REST data plane on loopback, in front of nodes that are processes.
 
-A thin shell. `batch_state` decides, `batch_routes` speaks the REST contract, `nodes` runs commands; here are the
-sockets, the clock, the tasks and the order in which things end.
+A thin shell. `batch_state` decides, `batch_routes` speaks the REST contract, `nodes` runs commands; here are
+the sockets, the clock, the tasks and the order in which things end.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from batchflow.local import node_files
 from batchflow.local.batch_auth import authenticate
 from batchflow.local.batch_entities import Outcome
 from batchflow.local.batch_errors import Refused
-from batchflow.local.batch_routes import Answer, DataPlane, Request, split_path
-from batchflow.local.batch_state import (
+from batchflow.local.batch_ledger import (
     Action,
     Allocate,
-    BatchState,
     Boot,
     Discard,
     Remove,
@@ -33,8 +32,9 @@ from batchflow.local.batch_state import (
     RunTask,
     Stop,
 )
+from batchflow.local.batch_routes import Answer, DataPlane, Request, split_path
+from batchflow.local.batch_state import BatchState
 from batchflow.local.nodes import (
-    DOWNLOAD_TIMEOUT,
     KEEPER_PATIENCE,
     STOP_GRACE,
     Account,
@@ -45,7 +45,7 @@ from batchflow.local.nodes import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from batchflow.local.batch_entities import Node, Run
     from batchflow.local.batch_files import FileSlice
@@ -63,9 +63,9 @@ _CLOSED = "the Batch server is closed"
 class BatchServer:
     """One Batch account, served from `start` to `aclose`.
 
-    `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node takes
-    `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself. `key` is
-    the account's key in base64.
+    `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node
+    takes `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself.
+    `key` is the account's key in base64.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class BatchServer:
         await site.start()
         self.port = int(runner.addresses[0][1])
         self.url = f"http://{host}:{self.port}"
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=DOWNLOAD_TIMEOUT))
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=node_files.TIMEOUT))
 
     async def aclose(self) -> None:
         """Kill every task's tree, stop serving. Idempotent; when cancelled, the closing itself goes on."""
@@ -179,7 +179,7 @@ class BatchServer:
         """Begin everything that the state asks for, and set the alarm for its next deadline."""
         if self._closing is not None:
             return
-        while actions := self._state.take_actions():
+        while actions := self._state.take_actions(time.time()):
             for action in actions:
                 self._begin(action)
         if self._alarm is not None:
@@ -209,10 +209,14 @@ class BatchServer:
                     self._commands[run_id].stop()
             case Remove(node):
                 self._spawn(self._remove(node))
-            case Discard(nodes, job_id, task_id):
-                for node in nodes:
-                    directory = self._disks.task(node, job_id, task_id or "")
-                    self._spawn(self._disks.discard(directory if task_id else directory.parent))
+            case Discard(job_id, task_id):
+                self._discard(job_id, task_id)
+
+    def _discard(self, job_id: str, task_id: str | None) -> None:
+        for pool in self._state.fleet.pools.values():
+            for node in pool.nodes.values():
+                directory = self._disks.job(node, job_id)
+                self._spawn(self._disks.discard(directory / task_id if task_id else directory))
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)
@@ -226,7 +230,7 @@ class BatchServer:
 
     async def _allocate(self, node: Node) -> None:
         self._disks.lay_out(node)
-        self._state.node_allocated(node, time.time())
+        self._state.fleet.node_allocated(node, time.time())
         self._act()
 
     async def _boot(self, node: Node, boot: int, *, wipe: bool) -> None:
@@ -234,12 +238,12 @@ class BatchServer:
             await self._disks.discard(self._disks.of(node))
         self._disks.lay_out(node)
         await asyncio.sleep(self._boot_delay)
-        self._state.node_booted(node, boot, time.time())
+        self._state.fleet.node_booted(node, boot, time.time())
         self._act()
 
     async def _remove(self, node: Node) -> None:
         await self._disks.discard(self._disks.of(node))
-        self._state.node_removed(node, time.time())
+        self._state.fleet.node_removed(node, time.time())
         self._act()
 
     def _run_start_task(self, node: Node, run: int) -> None:
@@ -256,7 +260,7 @@ class BatchServer:
 
     async def _keep_start_task(self, run: int, command: Command) -> None:
         outcome = await self._execute(run, command, launched=lambda: None)
-        self._state.start_task_ended(run, outcome, time.time())
+        self._state.fleet.start_task_ended(run, outcome, time.time())
         self._act()
 
     def _run_task(self, run: Run) -> None:
@@ -279,7 +283,7 @@ class BatchServer:
         self._state.run_ended(run.id, outcome, time.time())
         self._act()
 
-    async def _execute(self, run: int, command: Command, launched: Any) -> Outcome:
+    async def _execute(self, run: int, command: Command, launched: Callable[[], None]) -> Outcome:
         if self._http is None:
             raise RuntimeError(_CLOSED)
         try:
@@ -323,6 +327,15 @@ def _refusal(refused: Refused) -> Answer:
     return Answer(refused.status, None if bare else refused.body())
 
 
+def _chunks(part: FileSlice) -> Iterator[bytes]:
+    remaining = part.length
+    with open(part.path, "rb") as file:
+        file.seek(part.start)
+        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
+            remaining -= len(chunk)
+            yield chunk
+
+
 async def _send_file(
     request: web.BaseRequest, part: FileSlice, headers: dict[str, str]
 ) -> web.StreamResponse:
@@ -330,11 +343,7 @@ async def _send_file(
     response.content_type = "application/octet-stream"
     response.content_length = part.length
     await response.prepare(request)
-    remaining = part.length
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
-            remaining -= len(chunk)
-            await response.write(chunk)
+    for chunk in _chunks(part):
+        await response.write(chunk)
     await response.write_eof()
     return response

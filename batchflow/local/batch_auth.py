@@ -1,9 +1,9 @@
 """Shared-key authentication of the Batch data plane, as its REST reference describes it.
 
 The string to sign is the method, eleven headers, the `ocp-*` headers sorted by name, the account and path as
-they stand in the request line (still percent-encoded), and the query's parameters sorted by name. Clients differ
-in two corners, and the service takes both: a missing body's length is signed as "0" or as "", and a parameter's
-name as written or in lower case.
+they stand in the request line (still percent-encoded), and the query's parameters sorted by name. Clients
+differ in two corners, and the service takes both: a missing body's length is signed as "0" or as "", and a
+parameter's name as written or in lower case.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def authenticate(
 ) -> None:
     """Refuse a request that `account`'s key did not sign within the last quarter of an hour.
 
-    `target` is the raw request target, path and query; `headers` are case-insensitive or lower-case; `now` is in
-    seconds since the epoch. Raises Refused.
+    `target` is the raw request target, path and query; `headers` are case-insensitive or lower-case; `now` is
+    in seconds since the epoch. Raises Refused.
     """
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     name, _, signature = credentials.partition(":")

@@ -47,15 +47,19 @@ def _family(pattern: str, *cores: int) -> dict[str, int]:
 
 
 CORES: dict[str, int] = {
-    **{"standard_a1_v2": 1, "standard_a2_v2": 2, "standard_a4_v2": 4, "standard_a8_v2": 8},
-    **{
-        "standard_d1_v2": 1,
-        "standard_d2_v2": 2,
-        "standard_d3_v2": 4,
-        "standard_d4_v2": 8,
-        "standard_d5_v2": 16,
-    },
-    **{"standard_ds1_v2": 1, "standard_ds2_v2": 2, "standard_ds3_v2": 4, "standard_ds4_v2": 8},
+    "standard_a1_v2": 1,
+    "standard_a2_v2": 2,
+    "standard_a4_v2": 4,
+    "standard_a8_v2": 8,
+    "standard_d1_v2": 1,
+    "standard_d2_v2": 2,
+    "standard_d3_v2": 4,
+    "standard_d4_v2": 8,
+    "standard_d5_v2": 16,
+    "standard_ds1_v2": 1,
+    "standard_ds2_v2": 2,
+    "standard_ds3_v2": 4,
+    "standard_ds4_v2": 8,
     **_family("d{}_v3", 2, 4, 8, 16, 32, 64),
     **_family("d{}s_v3", 2, 4, 8, 16, 32, 64),
     **_family("d{}_v4", 2, 4, 8, 16, 32, 64),

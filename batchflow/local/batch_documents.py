@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from batchflow.local.batch_catalogue import IMAGES, find_image
-from batchflow.local.batch_state import counts
 from batchflow.local.batch_values import iso_time
+from batchflow.local.batch_work import counts
 
 if TYPE_CHECKING:
     from batchflow.local.batch_entities import (
@@ -53,9 +53,6 @@ def etag(stamp: Versioned) -> str:
 def pool_document(pool: Pool, base: str) -> Document:
     """A pool."""
     spec = pool.spec
-    staying = [
-        node for node in pool.nodes.values() if node.leaving_for != "removal" or node.state == "leavingpool"
-    ]
     document: Document = {
         "id": spec.id,
         "url": f"{base}/pools/{spec.id}",
@@ -66,8 +63,8 @@ def pool_document(pool: Pool, base: str) -> Document:
         "allocationStateTransitionTime": iso_time(pool.allocation_since),
         "vmSize": spec.vm_size,
         "resizeTimeout": f"PT{int(spec.resize_timeout)}S",
-        "currentDedicatedNodes": sum(node.dedicated for node in staying),
-        "currentLowPriorityNodes": sum(not node.dedicated for node in staying),
+        "currentDedicatedNodes": sum(node.dedicated for node in pool.nodes.values()),
+        "currentLowPriorityNodes": sum(not node.dedicated for node in pool.nodes.values()),
         "targetDedicatedNodes": pool.wanted,
         "targetLowPriorityNodes": pool.spot_wanted,
         "enableAutoScale": False,

@@ -1,12 +1,12 @@
 """What the local Batch service knows: pools, nodes, jobs, tasks, and the runs of tasks on nodes.
 
-Specifications are what a user asked for and never change in place; entities are the service's own record and are
-changed by `batch_state` alone. Times are seconds since the epoch. States are the wire's words.
+Specifications are what a user asked for and never change in place; entities are the service's own record and
+are changed by `batch_state` alone. Times are seconds since the epoch. States are the wire's words.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ JobState = Literal["active", "disabling", "disabled", "enabling", "terminating",
 TaskState = Literal["active", "preparing", "running", "completed"]
 Deallocation = Literal["requeue", "terminate", "taskcompletion", "retaineddata"]
 Document = dict[str, Any]
+
+RECENT_TASKS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,26 @@ class Outcome:
         return self.exit_code == 0 and self.failure is None
 
 
+ENDED_BY_USER = Failure("usererror", "TaskEnded", "The task was ended by user request.")
+OUT_OF_TIME = Failure("usererror", "TaskEnded", "The task exceeded its maximum wall clock time.")
+BAD_EXIT = Failure(
+    "usererror",
+    "FailureExitCode",
+    "The task exited with an exit code representing a failure",
+    (("Message", "The task exited with an exit code representing a failure"),),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceFile:
-    """What to fetch before a command runs. The URLs may carry signatures: they are secrets."""
+    """What to fetch before a command runs: a blob, or a container's blobs below a prefix.
 
+    The URL may carry a signature: it is a secret.
+    """
+
+    url: str = field(repr=False)
     path: str
-    url: str | None = field(default=None, repr=False)
-    container_url: str | None = field(default=None, repr=False)
+    is_container: bool = False
     prefix: str = ""
     mode: int = 0o770
 
@@ -143,6 +158,10 @@ class Pool:
     nodes: dict[str, Node] = field(default_factory=dict)
     nodes_made: int = 0
 
+    def staying(self) -> list[Node]:
+        """The nodes that are not about to leave."""
+        return [node for node in self.nodes.values() if node.leaving_for != "removal"]
+
 
 @dataclass(slots=True)
 class Node:
@@ -162,6 +181,8 @@ class Node:
     boot: int = 0
     booted: float = 0.0
     leaving_for: Literal["removal", "reboot", "reimage"] | None = None
+    departed: bool = False
+    """Its removal is under way."""
     start_task: StartTaskRecord | None = None
     runs: dict[int, Run] = field(default_factory=dict)
     start_run: int | None = None
@@ -180,6 +201,11 @@ class Node:
     @property
     def accepts_tasks(self) -> bool:
         return self.ready and self.enabled and self.leaving_for is None and self.pool.state == "active"
+
+    def note(self, task: Task) -> None:
+        """Remember a task among the recent ones."""
+        others = [other for other in self.recent if other is not task]
+        self.recent = [task, *others][:RECENT_TASKS]
 
 
 @dataclass(slots=True)
@@ -248,9 +274,3 @@ class Run:
     fate: Literal["complete", "requeue"] = "complete"
     stopped_for: Failure | None = None
     deadline: float | None = None
-
-
-def with_metadata(spec: PoolSpec, **changes: Any) -> PoolSpec:
-    """The specification with other repeated properties; None removes one."""
-    document = {key: value for key, value in (spec.document | changes).items() if value is not None}
-    return replace(spec, document=document)

@@ -46,6 +46,7 @@ CODES: dict[str, tuple[int, str]] = {
         "The specified node is already in the target scheduling state.",
     ),
     "NodeBeingCreated": (409, "The specified node is being created."),
+    "NodeBeingStarted": (409, "The specified node is being started."),
     "NodeBeingRebooted": (409, "The specified node is being rebooted."),
     "NodeBeingReimaged": (409, "The specified node is being reimaged."),
     "NodeNotFound": (404, "The specified node does not exist."),
@@ -77,7 +78,7 @@ CODES: dict[str, tuple[int, str]] = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - an answer of the service, not a fault of it
+class Refused(Exception):
     """A request that the service refuses, with the code it gives and what the caller needs to know."""
 
     def __init__(self, code: str, **values: object) -> None:

@@ -175,7 +175,7 @@ def parse_job(body: object) -> JobSpec:
 
 
 def patch_job(spec: JobSpec, body: object, *, whole: bool) -> JobSpec:
-    """A job's specification with the properties given changed; with `whole`, omitted ones at their defaults."""
+    """A job's specification with the properties given changed; `whole`: omitted ones at their defaults."""
     fields = Fields(body)
     given = fields.document
     current: dict[str, Any] = {} if whole else _changeable(spec)
@@ -337,7 +337,8 @@ def _resource_file(fields: Fields) -> ResourceFile:
     fields.refuse("autoStorageContainerName", "identityReference")
     url, container_url = fields.text("httpUrl"), fields.text("storageContainerUrl")
     path = fields.text("filePath", "") or ""
-    if (url is None) == (container_url is None):
+    source = url or container_url
+    if source is None or (url is not None and container_url is not None):
         raise invalid_property(
             fields.name("httpUrl"), "", "Exactly one of httpUrl and storageContainerUrl is due."
         )
@@ -352,7 +353,7 @@ def _resource_file(fields: Fields) -> ResourceFile:
         raise invalid_property(fields.name("fileMode"), mode, "An octal file mode is expected.")
     prefix = fields.text("blobPrefix", "") or ""
     fields.finish()
-    return ResourceFile(path, url, container_url, prefix, int(mode, 8))
+    return ResourceFile(source, path, url is None, prefix, int(mode, 8))
 
 
 def _vm_size(fields: Fields) -> str:

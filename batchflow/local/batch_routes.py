@@ -1,15 +1,15 @@
 """The routes of the Batch data plane: from a request to the state, and to the answer.
 
-Everything that Azure Batch publishes is either served here or refused with 501 in the service's own shape; the
-tables at the end are the whole truth about which.
+Everything that Azure Batch publishes is either served here or refused with 501 in the service's own shape;
+the tables at the end are the whole truth about which.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from email.utils import format_datetime, parsedate_to_datetime
 from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -57,7 +57,8 @@ class DataPlane:
     """The operations of one account. All of them decide at once; none waits."""
 
     def __init__(self, state: BatchState, disks: NodeDisks, base: Callable[[], str]) -> None:
-        self._state = state
+        self._fleet = state.fleet
+        self._work = state.work
         self._disks = disks
         self._base = base
 
@@ -74,7 +75,7 @@ class DataPlane:
 
     def create_pool(self, request: Request) -> Answer:
         spec, dedicated, spot = requests.parse_pool(request.body)
-        pool = self._state.create_pool(spec, dedicated, spot, request.now)
+        pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
     def list_pools(self, request: Request) -> Answer:
@@ -92,36 +93,36 @@ class DataPlane:
     def patch_pool(self, request: Request) -> Answer:
         pool = self._pool(request)
         spec = requests.patch_pool(pool.spec, request.body, current_nodes=len(pool.nodes))
-        self._state.change_pool(pool, spec, request.now)
+        self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}")
 
     def update_pool_properties(self, request: Request) -> Answer:
         pool = self._pool(request)
         spec = requests.replace_pool_properties(pool.spec, request.body)
-        self._state.change_pool(pool, spec, request.now)
+        self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/updateproperties", status=204)
 
     def delete_pool(self, request: Request) -> Answer:
-        self._state.delete_pool(self._pool(request), request.now)
+        self._fleet.delete_pool(self._pool(request), request.now)
         return Answer(202)
 
     def resize_pool(self, request: Request) -> Answer:
         pool = self._pool(request)
         resize = requests.parse_resize(request.body)
-        self._state.resize_pool(
+        self._fleet.resize_pool(
             pool, resize.dedicated, resize.spot, resize.option, resize.timeout, request.now
         )
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/resize", status=202)
 
     def stop_resize(self, request: Request) -> Answer:
         pool = self._pool(request)
-        self._state.stop_resize(pool, request.now)
+        self._fleet.stop_resize(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
 
     def remove_nodes(self, request: Request) -> Answer:
         pool = self._pool(request)
         nodes, option, timeout = requests.parse_remove_nodes(request.body)
-        self._state.remove_nodes(pool, nodes, option, timeout, request.now)
+        self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
 
     def node_counts(self, request: Request) -> Answer:
@@ -144,21 +145,21 @@ class DataPlane:
 
     def reboot_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeRebootOption")
-        self._state.reboot(self._node(request), option, request.now)
+        self._fleet.reboot(self._node(request), option, request.now)
         return Answer(202)
 
     def reimage_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
-        self._state.reboot(self._node(request), option, request.now, kind="reimage")
+        self._fleet.reboot(self._node(request), option, request.now, kind="reimage")
         return Answer(202)
 
     def disable_scheduling(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
-        self._state.disable_scheduling(self._node(request), option, request.now)
+        self._fleet.disable_scheduling(self._node(request), option, request.now)
         return Answer()
 
     def enable_scheduling(self, request: Request) -> Answer:
-        self._state.enable_scheduling(self._node(request), request.now)
+        self._fleet.enable_scheduling(self._node(request), request.now)
         return Answer()
 
     def list_node_files(self, request: Request) -> Answer:
@@ -172,11 +173,11 @@ class DataPlane:
     # Jobs
 
     def create_job(self, request: Request) -> Answer:
-        job = self._state.create_job(requests.parse_job(request.body), request.now)
+        job = self._work.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
     def list_jobs(self, request: Request) -> Answer:
-        jobs = list(self._state.jobs.values())
+        jobs = list(self._work.jobs.values())
         return self._page(
             request, ((job.stamp.serial, documents.job_document(job, self._base())) for job in jobs)
         )
@@ -193,26 +194,26 @@ class DataPlane:
 
     def _change_job(self, request: Request, *, whole: bool) -> Answer:
         job = self._job(request)
-        self._state.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
+        self._work.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}")
 
     def delete_job(self, request: Request) -> Answer:
-        self._state.delete_job(self._job(request), request.now)
+        self._work.delete_job(self._job(request), request.now)
         return Answer(202)
 
     def terminate_job(self, request: Request) -> Answer:
         job = self._job(request)
-        self._state.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
+        self._work.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/terminate", status=202)
 
     def disable_job(self, request: Request) -> Answer:
         job = self._job(request)
-        self._state.disable_job(job, requests.parse_disable_job(request.body), request.now)
+        self._work.disable_job(job, requests.parse_disable_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/disable", status=202)
 
     def enable_job(self, request: Request) -> Answer:
         job = self._job(request)
-        self._state.enable_job(job, request.now)
+        self._work.enable_job(job, request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/enable", status=202)
 
     def task_counts(self, request: Request) -> Answer:
@@ -222,7 +223,7 @@ class DataPlane:
 
     def create_task(self, request: Request) -> Answer:
         job = self._job(request)
-        task = self._state.create_task(job, requests.parse_task(request.body, job.spec), request.now)
+        task = self._work.create_task(job, requests.parse_task(request.body, job.spec), request.now)
         return self._created(task.stamp, f"jobs/{job.spec.id}/tasks/{task.spec.id}")
 
     def create_tasks(self, request: Request) -> Answer:
@@ -232,7 +233,7 @@ class DataPlane:
 
     def _create_one_of(self, job: Job, body: Any, now: float) -> Document:
         try:
-            task = self._state.create_task(job, requests.parse_task(body, job.spec), now)
+            task = self._work.create_task(job, requests.parse_task(body, job.spec), now)
         except Refused as refused:
             task_id = str(body.get("id", "")) if isinstance(body, dict) else ""
             status = "clienterror" if refused.status < 500 else "servererror"
@@ -258,23 +259,23 @@ class DataPlane:
     def replace_task(self, request: Request) -> Answer:
         task = self._task(request)
         spec = requests.replace_task(task.spec, request.body, task.job.spec)
-        self._state.change_task(task, spec, request.now)
+        self._work.change_task(task, spec, request.now)
         return self._changed(task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}")
 
     def delete_task(self, request: Request) -> Answer:
-        self._state.delete_task(self._task(request), request.now)
+        self._work.delete_task(self._task(request), request.now)
         return Answer()
 
     def terminate_task(self, request: Request) -> Answer:
         task = self._task(request)
-        self._state.terminate_task(task, request.now)
+        self._work.terminate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/terminate", status=204
         )
 
     def reactivate_task(self, request: Request) -> Answer:
         task = self._task(request)
-        self._state.reactivate_task(task, request.now)
+        self._work.reactivate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/reactivate", status=204
         )
@@ -290,25 +291,25 @@ class DataPlane:
     # What a request names
 
     def _pools(self) -> list[Pool]:
-        return list(self._state.pools.values())
+        return list(self._fleet.pools.values())
 
     def _pool(self, request: Request) -> Pool:
-        pool = self._state.pool(request.names[1])
+        pool = self._fleet.pool(request.names[1])
         if len(request.names) <= 3:
             _check_conditions(request, pool.stamp)
         return pool
 
     def _node(self, request: Request) -> Node:
-        return self._state.node(self._state.pool(request.names[1]), request.names[3])
+        return self._fleet.node(self._fleet.pool(request.names[1]), request.names[3])
 
     def _job(self, request: Request) -> Job:
-        job = self._state.job(request.names[1])
+        job = self._work.job(request.names[1])
         if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
             _check_conditions(request, job.stamp)
         return job
 
     def _task(self, request: Request) -> Task:
-        task = self._state.task(self._state.job(request.names[1]), request.names[3])
+        task = self._work.task(self._work.job(request.names[1]), request.names[3])
         if "files" not in request.names[4:5]:
             _check_conditions(request, task.stamp)
         return task

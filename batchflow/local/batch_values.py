@@ -1,4 +1,4 @@
-"""Reading a request's body: typed properties, the service's refusals for what does not fit, ISO 8601 durations.
+"""Reading a request's body: typed properties, refusals of what does not fit, ISO 8601 durations.
 
 Numbers and booleans may come as strings: some of Azure's own clients send them so.
 """
@@ -25,8 +25,8 @@ _SECONDS = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 class Fields:
     """The properties of one JSON object of a request, read by name and type.
 
-    `finish` refuses what nobody read: a misspelt property is an error, not a surprise. A property whose value is
-    null counts as absent.
+    `finish` refuses what nobody read: a misspelt property is an error, not a surprise. A property whose value
+    is null counts as absent.
     """
 
     def __init__(self, value: object, path: str = "") -> None:

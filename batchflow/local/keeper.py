@@ -6,8 +6,8 @@ the server's help:
 - It is a child subreaper: whatever the command starts stays below it, new sessions and daemons included.
 - When the command ends, what is left below is killed, then the keeper ends with the command's status
   (128 + signal for a signal, as a shell tells it).
-- SIGTERM to the keeper passes it on to the command alone, so that a supervisor may drain its own children, and
-  after the grace period kills the tree.
+- SIGTERM to the keeper passes it on to the command alone, so that a supervisor may drain its own children,
+  and after the grace period kills the tree.
 - SIGINT to the keeper kills the tree at once. The kernel sends it when the server dies, however it dies.
 - Should the keeper itself be killed, the kernel kills the command.
 

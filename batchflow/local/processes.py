@@ -1,11 +1,12 @@
 """Linux process control that the standard library lacks: who dies with whom, and who is whose child.
 
-A process tree is found through /proc. A process that starts a session of its own, or whose parent died, leaves
-its group but not its tree, as long as the tree's root is a *child subreaper*: orphans below a subreaper become
-its children (prctl(2), PR_SET_CHILD_SUBREAPER). So a root that made itself a subreaper can end everything that
-was ever started below it.
+A process tree is found through /proc. A process that starts a session of its own, or whose parent died,
+leaves its group but not its tree, as long as the tree's root is a *child subreaper*: orphans below a
+subreaper become its children (prctl(2), PR_SET_CHILD_SUBREAPER). So a root that made itself a subreaper can
+end everything that was ever started below it.
 
-Importing this module loads nothing but the standard library's basics; ctypes comes with the first system call.
+Importing this module loads nothing but the standard library's basics; ctypes comes with the first system
+call.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def _system_call(name: str, *args: int) -> None:
 def set_parent_death_signal(signum: int = signal.SIGKILL) -> None:
     """Have the kernel send `signum` to this process when the thread that started it ends.
 
-    Kept over exec, except of set-uid programs; not inherited by children; cleared by a change of credentials, so
-    call it after those. The parent may have died before the call: compare `os.getppid()` with the parent that
-    you expect right after it. Raises OSError.
+    Kept over exec, except of set-uid programs; not inherited by children; cleared by a change of credentials,
+    so call it after those. The parent may have died before the call: compare `os.getppid()` with the parent
+    that you expect right after it. Raises OSError.
     """
     _system_call("prctl", _PR_SET_PDEATHSIG, signum, 0, 0, 0)
 

@@ -1,0 +1,388 @@
+"""Pools and their nodes: a core without clock, socket or process.
+
+Users' requests and facts from the nodes come in as method calls with the time; what must be done goes into
+the ledger. A request that the service would refuse raises `Refused` and changes nothing.
+
+Pools   active -> deleting -> (gone, when the last node is). Allocation: steady -> resizing -> steady, by way
+        of stopping when the resize was stopped or ran out of time. A resize has come to its end when no node
+        is being created and none is leaving.
+Nodes   creating -> starting -> waitingforstarttask -> idle <-> running; starttaskfailed when the start task
+        failed and success was asked for; offline when disabled and at rest; leavingpool, rebooting, reimaging
+        from the moment they are asked for. What has to wait until nothing runs on the node any more is kept
+        in `leaving_for`.
+
+Invariants: a node that leaves gets no task and never comes back, unless the resize that removes it is given
+up while it still waits for tasks to complete; at most one start task runs on a node; facts of an earlier boot
+change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal
+
+from batchflow.local.batch_entities import (
+    BAD_EXIT,
+    ENDED_BY_USER,
+    Deallocation,
+    Failure,
+    Node,
+    NodeState,
+    Outcome,
+    Pool,
+    PoolSpec,
+    StartTaskRecord,
+)
+from batchflow.local.batch_errors import Refused, invalid_property
+from batchflow.local.batch_ledger import Allocate, Boot, Ledger, Remove, RunStartTask, Stop, fold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_REMOVED_NODES = 100
+
+Departure = Literal["removal", "reboot", "reimage"]
+
+_DEPARTING: dict[Departure, NodeState] = {
+    "removal": "leavingpool",
+    "reboot": "rebooting",
+    "reimage": "reimaging",
+}
+_NOT_REBOOTABLE: dict[NodeState, str] = {
+    "creating": "NodeBeingCreated",
+    "starting": "NodeBeingStarted",
+    "rebooting": "NodeBeingRebooted",
+    "reimaging": "NodeBeingReimaged",
+    "leavingpool": "OperationNotValidOnNode",
+}
+_STOPPED = Failure(
+    "usererror",
+    "ResizeStopped",
+    "Desired number of nodes could not be allocated as the resize operation was stopped",
+)
+_TIMED_OUT = Failure(
+    "usererror",
+    "AllocationTimedout",
+    "Desired number of nodes could not be allocated as the resize timeout was reached",
+)
+
+
+class Fleet:
+    """The pools of one account."""
+
+    def __init__(self, ledger: Ledger, account: str) -> None:
+        self.pools: dict[str, Pool] = {}
+        self._ledger = ledger
+        self._account = account
+        self._start_runs: dict[int, Node] = {}
+
+    def deadlines(self) -> Iterator[float]:
+        """When a resize runs out of time."""
+        return (pool.resize_deadline for pool in self.pools.values() if pool.resize_deadline is not None)
+
+    def tick(self, now: float) -> None:
+        """Give up the resizes that ran out of time."""
+        for pool in list(self.pools.values()):
+            if pool.resize_deadline is not None and pool.resize_deadline <= now:
+                self._abandon_resize(pool, _TIMED_OUT, now)
+
+    # What users ask of pools
+
+    def pool(self, pool_id: str) -> Pool:
+        """Raises Refused: PoolNotFound."""
+        pool = self.pools.get(fold(pool_id))
+        if pool is None:
+            raise Refused("PoolNotFound", PoolId=pool_id)
+        return pool
+
+    def create_pool(self, spec: PoolSpec, wanted: int, spot_wanted: int, now: float) -> Pool:
+        """Make a pool and begin to allocate its nodes."""
+        if fold(spec.id) in self.pools:
+            raise Refused("PoolExists", PoolId=spec.id)
+        stamp = self._ledger.stamp(now)
+        pool = Pool(spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now)
+        self.pools[fold(spec.id)] = pool
+        self._begin_resize(pool, now)
+        self._allocate(pool, "requeue", now)
+        return pool
+
+    def change_pool(self, pool: Pool, spec: PoolSpec, now: float) -> None:
+        """Give a pool another specification; a changed start task counts from a node's next boot."""
+        self._check_not_deleting(pool)
+        pool.spec = spec
+        self._ledger.touch(pool.stamp, now)
+
+    def delete_pool(self, pool: Pool, now: float) -> None:
+        """Take the pool's nodes away, their tasks requeued, and then the pool."""
+        self._check_not_deleting(pool)
+        pool.state, pool.state_since = "deleting", now
+        pool.wanted = pool.spot_wanted = 0
+        self._ledger.touch(pool.stamp, now)
+        self._begin_resize(pool, now)
+        for node in list(pool.nodes.values()):
+            self._leave(node, "removal", "requeue", now)
+        self._settle_pool(pool, now)
+
+    def resize_pool(
+        self,
+        pool: Pool,
+        wanted: int | None,
+        spot_wanted: int | None,
+        option: Deallocation,
+        timeout: float | None,
+        now: float,
+    ) -> None:
+        """Begin to bring the pool to another size; None leaves that count as it is."""
+        self._check_resizable(pool)
+        pool.wanted = pool.wanted if wanted is None else wanted
+        pool.spot_wanted = pool.spot_wanted if spot_wanted is None else spot_wanted
+        self._ledger.touch(pool.stamp, now)
+        self._begin_resize(pool, now, timeout)
+        self._allocate(pool, option, now)
+
+    def stop_resize(self, pool: Pool, now: float) -> None:
+        """Leave the pool at the size that it has got to."""
+        self._check_not_deleting(pool)
+        if pool.allocation != "resizing":
+            raise Refused("OperationInvalidForCurrentState", PoolId=pool.spec.id, Reason="no resize to stop")
+        self._ledger.touch(pool.stamp, now)
+        self._abandon_resize(pool, _STOPPED, now)
+
+    def remove_nodes(
+        self, pool: Pool, node_ids: list[str], option: Deallocation, timeout: float | None, now: float
+    ) -> None:
+        """Take the named nodes away; the pool is then wanted that much smaller."""
+        self._check_resizable(pool)
+        if not 1 <= len(node_ids) <= MAX_REMOVED_NODES:
+            raise invalid_property("nodeList", len(node_ids), "1 to 100 nodes can be removed in one request.")
+        nodes = [self.node(pool, node_id) for node_id in dict.fromkeys(map(fold, node_ids))]
+        pool.wanted = max(0, pool.wanted - sum(node.dedicated for node in nodes))
+        pool.spot_wanted = max(0, pool.spot_wanted - sum(not node.dedicated for node in nodes))
+        self._ledger.touch(pool.stamp, now)
+        self._begin_resize(pool, now, timeout)
+        for node in nodes:
+            self._leave(node, "removal", option, now)
+        self._settle_pool(pool, now)
+
+    # What users ask of nodes
+
+    def node(self, pool: Pool, node_id: str) -> Node:
+        """Raises Refused: NodeNotFound."""
+        node = pool.nodes.get(fold(node_id))
+        if node is None:
+            raise Refused("NodeNotFound", PoolId=pool.spec.id, NodeId=node_id)
+        return node
+
+    def reboot(
+        self, node: Node, option: Deallocation, now: float, *, kind: Literal["reboot", "reimage"] = "reboot"
+    ) -> None:
+        """Boot the node again, with its disk wiped when it is to be re-imaged."""
+        if node.state in _NOT_REBOOTABLE:
+            raise Refused(_NOT_REBOOTABLE[node.state], NodeId=node.id, NodeState=node.state)
+        self._leave(node, kind, option, now)
+
+    def disable_scheduling(self, node: Node, option: Deallocation, now: float) -> None:
+        """Give the node no further tasks, and deal with those that it has as `option` says."""
+        if not node.enabled:
+            raise Refused("NodeAlreadyInTargetSchedulingState", NodeId=node.id)
+        node.enabled = False
+        self._evict(node, option)
+        self._settle_node(node, now)
+
+    def enable_scheduling(self, node: Node, now: float) -> None:
+        """Let the node have tasks again."""
+        if node.enabled:
+            raise Refused("NodeAlreadyInTargetSchedulingState", NodeId=node.id)
+        node.enabled = True
+        self._settle_node(node, now)
+
+    # Facts from the nodes
+
+    def node_allocated(self, node: Node, now: float) -> None:
+        """The node's disk is there."""
+        if node.leaving_for is None:
+            _set_state(node, "starting", now)
+            self._ledger.actions.append(Boot(node, node.boot, wipe=False))
+        self._depart_when_at_rest(node)
+        self._settle_pool(node.pool, now)
+
+    def node_booted(self, node: Node, boot: int, now: float) -> None:
+        """The node has booted for the `boot`-th time."""
+        if boot != node.boot or node.leaving_for is not None:
+            return
+        spec = node.pool.spec.start_task
+        node.booted = now
+        node.start_task = None if spec is None else StartTaskRecord(spec, started=now)
+        node.ready = spec is None or not spec.wait_for_success
+        if spec is not None:
+            _set_state(node, "waitingforstarttask", now)
+            self._run_start_task(node)
+        self._settle_node(node, now)
+
+    def start_task_ended(self, run: int, outcome: Outcome, now: float) -> None:
+        """A start task's processes are gone."""
+        node = self._start_runs.pop(run)
+        record = node.start_task
+        if node.start_run != run or record is None:
+            raise AssertionError("a start task ended that its node did not run")
+        node.start_run = None
+        limit = record.spec.command.max_retries
+        if node.leaving_for is None and is_retriable(outcome, limit, record.retries):
+            record.retries, record.last_retry = record.retries + 1, now
+            self._run_start_task(node)
+            return
+        record.ended, record.outcome = now, judged(outcome)
+        if node.leaving_for is None:
+            node.ready = record.outcome.succeeded or not record.spec.wait_for_success
+            if not node.ready:
+                _set_state(node, "starttaskfailed", now)
+        self.run_left(node, now)
+
+    def node_removed(self, node: Node, now: float) -> None:
+        """The node is gone."""
+        del node.pool.nodes[fold(node.id)]
+        self._settle_pool(node.pool, now)
+
+    def run_came(self, node: Node, now: float) -> None:
+        """A run took slots of the node."""
+        self._settle_node(node, now)
+
+    def run_left(self, node: Node, now: float) -> None:
+        """A run, or the start task's, is over on the node."""
+        self._depart_when_at_rest(node)
+        self._settle_node(node, now)
+
+    # Decisions about nodes
+
+    def _leave(self, node: Node, purpose: Departure, option: Deallocation, now: float) -> None:
+        if node.leaving_for == "removal":
+            return
+        allocated = node.state != "creating"
+        node.leaving_for, node.ready = purpose, False
+        _set_state(node, _DEPARTING[purpose], now)
+        self._evict(node, option)
+        if node.start_run is not None:
+            self._ledger.actions.append(Stop(node.start_run))
+        if allocated:
+            self._depart_when_at_rest(node)
+
+    def _evict(self, node: Node, option: Deallocation) -> None:
+        for run in node.runs.values():
+            match option:
+                case "requeue":
+                    self._ledger.stop(run, "requeue", ENDED_BY_USER)
+                case "terminate":
+                    self._ledger.stop(run, "complete", ENDED_BY_USER)
+
+    def _depart_when_at_rest(self, node: Node) -> None:
+        """Do what had to wait until nothing runs on the node any more."""
+        if node.runs or node.start_run is not None or node.departed:
+            return
+        match node.leaving_for:
+            case "removal":
+                node.departed = True
+                self._ledger.actions.append(Remove(node))
+            case "reboot" | "reimage" as purpose:
+                node.leaving_for = None
+                node.boot += 1
+                self._ledger.actions.append(Boot(node, node.boot, wipe=purpose == "reimage"))
+
+    def _run_start_task(self, node: Node) -> None:
+        node.start_run = self._ledger.next_serial()
+        self._start_runs[node.start_run] = node
+        self._ledger.actions.append(RunStartTask(node, node.start_run))
+
+    def _settle_node(self, node: Node, now: float) -> None:
+        """Bring a node that may run tasks to the state that tells whether it does."""
+        if not node.ready or node.leaving_for is not None:
+            return
+        at_rest: NodeState = "idle" if node.enabled else "offline"
+        _set_state(node, "running" if node.runs else at_rest, now)
+
+    # Decisions about pools
+
+    def _begin_resize(self, pool: Pool, now: float, timeout: float | None = None) -> None:
+        pool.allocation, pool.allocation_since = "resizing", now
+        pool.resize_errors = ()
+        pool.resize_deadline = now + (pool.spec.resize_timeout if timeout is None else timeout)
+
+    def _allocate(self, pool: Pool, option: Deallocation, now: float) -> None:
+        """Make the nodes that are missing, and let those leave that are too many: the least busy first."""
+        for dedicated, wanted in ((True, pool.wanted), (False, pool.spot_wanted)):
+            staying = [node for node in pool.staying() if node.dedicated == dedicated]
+            for _ in range(wanted - len(staying)):
+                self._make_node(pool, dedicated, now)
+            by_work = sorted(staying, key=lambda node: (len(node.runs), -node.serial))
+            for node in by_work[: max(0, len(staying) - wanted)]:
+                self._leave(node, "removal", option, now)
+        self._settle_pool(pool, now)
+
+    def _make_node(self, pool: Pool, dedicated: bool, now: float) -> None:
+        origin = f"{self._account}/{fold(pool.spec.id)}/{pool.stamp.serial}"
+        host = hashlib.sha256(origin.encode()).hexdigest()[:8]
+        digest = hashlib.sha256(f"{origin}/{pool.nodes_made}".encode()).hexdigest()
+        node = Node(
+            id=f"tvmps_{digest}_{'d' if dedicated else 'p'}",
+            serial=self._ledger.next_serial(),
+            pool=pool,
+            dedicated=dedicated,
+            host_name=f"{host}{pool.nodes_made:06d}",
+            allocated=now,
+            state_since=now,
+        )
+        pool.nodes_made += 1
+        pool.nodes[fold(node.id)] = node
+        self._ledger.actions.append(Allocate(node))
+
+    def _settle_pool(self, pool: Pool, now: float) -> None:
+        """End a resize that has come to its end, and a pool that has no more nodes to lose."""
+        if any(node.state in ("creating", "leavingpool") for node in pool.nodes.values()):
+            return
+        if pool.state == "deleting":
+            self.pools.pop(fold(pool.spec.id), None)
+        if pool.allocation != "steady":
+            pool.allocation, pool.allocation_since = "steady", now
+            pool.resize_deadline = None
+
+    def _abandon_resize(self, pool: Pool, reason: Failure, now: float) -> None:
+        """Take no further step towards the size wanted: nodes that only wait for their tasks stay."""
+        pool.resize_deadline = None
+        if pool.state == "deleting":
+            return
+        pool.allocation, pool.allocation_since = "stopping", now
+        for node in pool.nodes.values():
+            waits = node.runs and all(run.stopped_for is None for run in node.runs.values())
+            if node.leaving_for == "removal" and waits:
+                node.leaving_for, node.ready = None, True
+                self._settle_node(node, now)
+        if len(pool.staying()) != pool.wanted + pool.spot_wanted:
+            pool.resize_errors = (reason,)
+        self._settle_pool(pool, now)
+
+    @staticmethod
+    def _check_not_deleting(pool: Pool) -> None:
+        if pool.state == "deleting":
+            raise Refused("PoolBeingDeleted", PoolId=pool.spec.id)
+
+    def _check_resizable(self, pool: Pool) -> None:
+        self._check_not_deleting(pool)
+        if pool.allocation != "steady":
+            raise Refused("PoolBeingResized", PoolId=pool.spec.id)
+
+
+def is_retriable(outcome: Outcome, allowed: int, used: int) -> bool:
+    """Only a command that ran and exited with an error is retried (not one that could not start)."""
+    failed = outcome.failure is None and outcome.exit_code != 0
+    return failed and (allowed == -1 or used < allowed)
+
+
+def judged(outcome: Outcome) -> Outcome:
+    """The outcome with its failure: a non-zero exit is one that the user caused."""
+    if outcome.failure is None and outcome.exit_code != 0:
+        return Outcome(outcome.exit_code, BAD_EXIT)
+    return outcome
+
+
+def _set_state(node: Node, state: NodeState, now: float) -> None:
+    if node.state != state:
+        node.state, node.state_since = state, now

@@ -1,0 +1,149 @@
+"""The resource files of a command, downloaded to its node before it runs.
+
+A blob by its URL, or the blobs of a container below a prefix, over plain HTTP with whatever signature the URL
+carries. A URL is a secret: none is ever repeated with its query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import aiohttp
+from yarl import URL
+
+from batchflow.local.batch_entities import Failure, ResourceFile
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+ATTEMPTS = 3
+TIMEOUT = 300.0
+"""Seconds that one download may take."""
+
+RETRY_DELAY = 0.2
+"""Seconds before the second attempt; the wait grows with each."""
+
+_CHUNK = 1 << 16
+
+
+class PreparationError(Exception):
+    """A command could not be made ready to run; `failure` says why in the service's words."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+async def fetch(http: aiohttp.ClientSession, file: ResourceFile, directory: Path) -> None:
+    """Download a resource file, or those of a container. Raises PreparationError, OSError."""
+    if not file.is_container:
+        await _download(http, file.url, directory / file.path, file.mode)
+        return
+    async for name, url in _container_blobs(http, file.url, file.prefix):
+        await _download(http, url, directory / file.path / name, file.mode)
+
+
+async def _container_blobs(
+    http: aiohttp.ClientSession, container_url: str, prefix: str
+) -> AsyncIterator[tuple[str, str]]:
+    container = URL(container_url)
+    marker = ""
+    while True:
+        query = {"restype": "container", "comp": "list", "prefix": prefix, "marker": marker}
+        listing = ElementTree.fromstring(await _get(http, str(container.update_query(query))))
+        for blob in listing.iter("Blob"):
+            name = blob.findtext("Name") or ""
+            yield name, str((container / name).with_query(container.query))
+        marker = listing.findtext("NextMarker") or ""
+        if not marker:
+            return
+
+
+async def _get(http: aiohttp.ClientSession, url: str) -> bytes:
+    try:
+        async with http.get(_encoded(url)) as response:
+            _check(response.status, url)
+            return await response.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise PreparationError(_download_failure(url, _reason(error))) from error
+
+
+async def _download(http: aiohttp.ClientSession, url: str, target: Path, mode: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            await _download_once(http, url, target)
+            break
+        except (aiohttp.ClientError, TimeoutError) as error:
+            if attempt == ATTEMPTS:
+                raise PreparationError(_download_failure(url, _reason(error))) from error
+            await asyncio.sleep(RETRY_DELAY * attempt)
+    target.chmod(mode)
+
+
+async def _download_once(http: aiohttp.ClientSession, url: str, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.partial")
+    async with http.get(_encoded(url)) as response:
+        if response.status >= 500:
+            raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
+        _check(response.status, url)
+        with partial.open("wb") as file:
+            async for chunk in response.content.iter_chunked(_CHUNK):
+                file.write(chunk)
+    partial.replace(target)
+
+
+def _encoded(url: str) -> URL:
+    return URL(url, encoded=True)
+
+
+def _check(status: int, url: str) -> None:
+    details = (("BlobSource", without_query(url)), ("HttpStatusCode", str(status)))
+    if status == 404:
+        message = "One of the specified Azure Blob(s) is not found"
+        raise PreparationError(Failure("usererror", "BlobNotFound", message, details))
+    if status in (401, 403):
+        message = "Access for one of the specified Azure Blob(s) is denied"
+        raise PreparationError(Failure("usererror", "BlobAccessDenied", message, details))
+    if status != 200:
+        raise PreparationError(_download_failure(url, f"HTTP status {status}"))
+
+
+def without_query(url: str) -> str:
+    """A URL without what may be its signature."""
+    return url.partition("?")[0]
+
+
+def _reason(error: Exception) -> str:
+    """What an HTTP error says, without the URL that its text may hold."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"HTTP status {error.status}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"{type(error).__name__}: {error.os_error.strerror}"
+    return type(error).__name__
+
+
+def _download_failure(url: str, reason: str) -> Failure:
+    return Failure(
+        "servererror",
+        "BlobDownloadMiscError",
+        "Miscellaneous error encountered while downloading one of the specified Azure Blob(s)",
+        (("BlobSource", without_query(url)), ("Message", reason)),
+    )
+
+
+def disk_failure(error: OSError) -> Failure:
+    """What the service reports when a node's disk does not take a file."""
+    if error.errno == errno.ENOSPC:
+        return Failure("servererror", "DiskFull", "There is not enough disk space on the node")
+    message = "Failure encountered creating a resource file for the task"
+    return Failure(
+        "servererror",
+        "ResourceFileCreateFailed",
+        message,
+        (("FilePath", str(error.filename)), ("Message", str(error))),
+    )
