@@ -1,1 +1,90 @@
-"""Interactive task execution on Azure Batch, asyncio-native."""
+"""Interactive task execution on Azure Batch, asyncio-native.
+
+What is here is loaded when it is first used: `import batchflow` alone loads no azure package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from batchflow.client import Client
+    from batchflow.engine import Engine
+    from batchflow.errors import (
+        BatchflowError,
+        ConfigurationError,
+        Permanent,
+        Retry,
+        ServiceError,
+        SessionClosed,
+        TaskError,
+    )
+    from batchflow.job import Job
+    from batchflow.model import Counts, Event, Explanation, Image, Node, PoolSpec, Result, Status
+    from batchflow.pool import Pool
+    from batchflow.retry import RetryPolicy
+    from batchflow.session import Session
+    from batchflow.settings import Settings
+    from batchflow.task import Task
+
+__all__ = [
+    "BatchflowError",
+    "Client",
+    "ConfigurationError",
+    "Counts",
+    "Engine",
+    "Event",
+    "Explanation",
+    "Image",
+    "Job",
+    "Node",
+    "Permanent",
+    "Pool",
+    "PoolSpec",
+    "Result",
+    "Retry",
+    "RetryPolicy",
+    "ServiceError",
+    "Session",
+    "SessionClosed",
+    "Settings",
+    "Status",
+    "Task",
+    "TaskError",
+]
+
+_ROOMS: Final = {
+    "client": ("Client",),
+    "engine": ("Engine",),
+    "errors": (
+        "BatchflowError",
+        "ConfigurationError",
+        "Permanent",
+        "Retry",
+        "ServiceError",
+        "SessionClosed",
+        "TaskError",
+    ),
+    "job": ("Job",),
+    "model": ("Counts", "Event", "Explanation", "Image", "Node", "PoolSpec", "Result", "Status"),
+    "pool": ("Pool",),
+    "retry": ("RetryPolicy",),
+    "session": ("Session",),
+    "settings": ("Settings",),
+    "task": ("Task",),
+}
+_ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module 'batchflow' has no attribute {name!r}")
+    value = getattr(import_module(f"batchflow.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ Every document is JSON with a version; a reader refuses a higher one and ignores
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal, Self
@@ -319,3 +320,8 @@ class Cancellation(Document):
             for name, rows in values.get("intervals", {}).items()
         }
         return cls(**values)
+
+
+def queue_for(queues: tuple[QueueRef, ...], mailbox: str) -> QueueRef:
+    """Which of the pool's queues serves a mailbox: the same for everybody who asks."""
+    return queues[zlib.crc32(mailbox.encode()) % len(queues)]

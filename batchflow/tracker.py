@@ -56,11 +56,12 @@ class Entry:
     submitted_at: float
     tag: Any = None
     item: bytes | None = None
-    """What travels, as long as the broker does not have it."""
+    """What travels, as long as it waits in the outbox."""
     status: Status = Status.SENDING
     outcome: ResultItem | Spilled | None = None
     receipt: Receipt | None = None
     claimed: bool = False
+    was_accepted: bool = False
     arguments_blob: str | None = None
     on_done: Callable[[Entry], None] | None = None
     """For one listener: the map that submitted it."""
@@ -143,28 +144,28 @@ class Tracker:
         self._tally[entry.status] += 1
         self.outbox.append(entry)
 
-    def take(self, room: Callable[[str, int], int], most_bytes: int) -> list[Entry]:
-        """The next entries that share a message: neighbours in the outbox, as many as `room` allows each."""
+    def take(self, room: Callable[[str, int], int], most_bytes: int) -> tuple[list[Entry], list[bytes]]:
+        """The next entries that share a message, and their items. `room`: see `PackingPolicy.room`."""
         taken: list[Entry] = []
+        items: list[bytes] = []
         size = 0
-        limit = 1
-        while self.outbox and len(taken) < limit:
+        while self.outbox:
             entry = self.outbox[0]
-            if entry.item is None:
-                self.outbox.popleft()
-                continue
-            allowed = room(entry.command, len(self.outbox) + len(taken))
-            limit = allowed if not taken else min(limit, allowed)
-            size += len(entry.item) + 1
-            if taken and (len(taken) >= limit or size > most_bytes):
-                break
-            taken.append(self.outbox.popleft())
-        return taken
+            if entry.item is not None:
+                size += len(entry.item) + 1
+                limit = room(entry.command, len(self.outbox) + len(taken))
+                if taken and (len(taken) >= limit or size > most_bytes):
+                    break
+                taken.append(entry)
+                items.append(entry.item)
+                entry.item = None
+            self.outbox.popleft()
+        return taken, items
 
     def accepted(self, entries: Iterable[Entry]) -> None:
         """The broker has them."""
         for entry in entries:
-            entry.item = None
+            entry.was_accepted = True
             if not entry.done:
                 self._move(entry, Status.QUEUED)
 

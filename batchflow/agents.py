@@ -1,0 +1,108 @@
+"""Agents onto nodes: the Batch job that hosts one agent task for each node of a pool."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from batchflow.compute import BatchTask, ResourceFile
+from batchflow.control import (
+    AgentConfig,
+    ContainerAccess,
+    Heartbeat,
+    PoolManifest,
+    QueueAccess,
+)
+from batchflow.errors import BlobNotFound, ConfigurationError, ProtocolError
+
+if TYPE_CHECKING:
+    from batchflow.broker import QueueRef
+    from batchflow.services import Services
+    from batchflow.settings import Settings
+    from batchflow.storage import Container
+
+CTL_POLICY: Final = "agent-ctl"
+OUT_POLICY: Final = "agent-out"
+AGENT_RULE: Final = "agent"
+"""The names of the agents' rights on containers and queues."""
+CONFIG_FILE: Final = "agent.json"
+
+_FRESH: Final = 3
+"""A heartbeat older than so many of its own intervals is an agent's last."""
+
+
+async def write_config(
+    services: Services, settings: Settings, manifest: PoolManifest, ctl: Container, out: Container
+) -> ResourceFile:
+    """Put what agents start from, with their restricted keys, where Batch brings it to the node from."""
+    agent = settings.agent
+    config = AgentConfig(
+        pool=manifest.pool,
+        task_queues=await _access(services, manifest.task_queues),
+        results_queues=await _access(services, manifest.results_queues),
+        ctl=ContainerAccess(ctl.url, services.storage.signature(ctl.name, CTL_POLICY)),
+        out=ContainerAccess(out.url, services.storage.signature(out.name, OUT_POLICY)),
+        lock_duration=manifest.lock_duration,
+        slots=manifest.slots,
+        ca_file=settings.servicebus.ca_file,
+        websockets=settings.servicebus.websockets,
+        idle_exit=agent.idle_exit or None,
+        heartbeat_interval=agent.heartbeat_interval,
+        drain_grace=agent.drain_grace,
+    )
+    data = config.encode()
+    blob = f"agent/{hashlib.sha256(data).hexdigest()}.json"
+    await ctl.put(blob, data)
+    return ResourceFile(f"{ctl.url}/{blob}?{config.ctl.signature}", CONFIG_FILE, mode="0600")
+
+
+async def _access(services: Services, queues: tuple[QueueRef, ...]) -> tuple[QueueAccess, ...]:
+    return tuple(
+        [
+            QueueAccess(queue, await services.admin.connection_string(queue.entity, AGENT_RULE))
+            for queue in queues
+        ]
+    )
+
+
+def agent_tasks(
+    settings: Settings, config: ResourceFile, first: int, count: int, task_slots: int
+) -> list[BatchTask]:
+    """The Batch tasks that are agents, each filling its node."""
+    if settings.agent.python is None:
+        raise ConfigurationError(
+            "agent.python is not set: name the interpreter on the nodes that has batchflow installed"
+        )
+    command = f"{shlex.quote(settings.agent.python)} -m node_agent --config {CONFIG_FILE}"
+    return [
+        BatchTask(id=f"agent-{number}", command=command, files=(config,), slots=task_slots, retries=-1)
+        for number in range(first, first + count)
+    ]
+
+
+async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heartbeat]:
+    """What the pool's agents last said of themselves."""
+    beats: list[Heartbeat] = []
+    async for info in out.list("agents/"):
+        try:
+            beat = Heartbeat.decode((await out.get(info.name)).data)
+        except (BlobNotFound, ProtocolError):
+            continue  # gone meanwhile, or of another version: no agent that we can count on
+        if not fresh_only or is_fresh(beat, info.modified_at):
+            beats.append(beat)
+    return beats
+
+
+def is_fresh(beat: Heartbeat, modified_at: float, now: float | None = None) -> bool:
+    """Whether the agent lives, as far as its heartbeat tells. `modified_at`: by the storage service's clock."""
+    age = (time.time() if now is None else now) - modified_at
+    return beat.state != "exiting" and age < beat.interval * _FRESH
+
+
+def next_generation(manifest: PoolManifest) -> PoolManifest:
+    """The manifest with a new name for the agents' job: a Batch job that has ended cannot be used again."""
+    stem, _, number = manifest.agents_job.rpartition("-")
+    return replace(manifest, agents_job=f"{stem}-{int(number) + 1}")

@@ -1,0 +1,321 @@
+"""The machines, their agents and their two queues."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import anyio
+
+from batchflow import agents, control
+from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
+from batchflow.errors import (
+    AllocationFailed,
+    BlobConflict,
+    BlobNotFound,
+    ConfigurationError,
+    JobClosed,
+    JobExists,
+    JobNotFound,
+    NodeUnusable,
+    PoolNotFound,
+    StartTaskFailed,
+)
+from batchflow.explain import explain_pool
+from batchflow.job import Job
+from batchflow.model import Explanation, Node
+from batchflow.session import Session
+from batchflow.sources import Files, collect, upload
+
+if TYPE_CHECKING:
+    from batchflow.client import Client
+    from batchflow.compute import ResourceFile
+
+logger = logging.getLogger(__name__)
+
+_POLL: float = 0.25
+"""Seconds between two looks at what is awaited."""
+_CHANGE_TRIES = 10
+
+
+class Pool:
+    """Made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
+
+    def __init__(self, client: Client, manifest: PoolManifest) -> None:
+        self.client = client
+        self._manifest = manifest
+        self._ctl = client._services.storage.container(manifest.ctl)
+        self._out = client._services.storage.container(manifest.out)
+        self._sessions: set[Session] = set()
+        self._known_jobs: set[str] = set()
+        self._config: ResourceFile | None = None
+        self._starting = anyio.Lock()
+
+    @property
+    def id(self) -> str:
+        return self._manifest.pool
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.id!r}>"
+
+    # ---- sessions and jobs
+
+    def session(
+        self, name: str | None = None, *, job: str | Job | None = None, files: Files | None = None
+    ) -> Session:
+        """A client's mailbox; open it with `async with` or `await`.
+
+        Without a name it is one of its own; with a name it is found again by it. `files`: what its tasks run
+        with, instead of the pool's default bundle. The job is made if there is none of that name.
+        """
+        job_name = job.name if isinstance(job, Job) else job
+        return Session(self, name or f"c-{uuid.uuid4().hex[:12]}", job_name or control.DEFAULT_JOB, files)
+
+    async def create_job(self, name: str) -> Job:
+        """Raises `JobExists`."""
+        control.check_name("job name", name)
+        document = JobDocument(name, time.time())
+        try:
+            await self._ctl.put(control.job_blob(name), document.encode(), create=True)
+        except BlobConflict as error:
+            raise JobExists(f"pool {self.id!r} has a job {name!r} already") from error
+        self._known_jobs.add(name)
+        return Job(self, document)
+
+    async def job(self, name: str) -> Job:
+        """Raises `JobNotFound`."""
+        return Job(self, await self._job_document(name))
+
+    async def jobs(self) -> AsyncIterator[Job]:
+        """All of them, closed ones too."""
+        async for info in self._ctl.list("jobs/"):
+            try:
+                document = JobDocument.decode((await self._ctl.get(info.name)).data)
+            except BlobNotFound:
+                continue
+            if document.state != "deleted":
+                yield Job(self, document)
+
+    async def delete_job(self, name: str) -> None:
+        """Cancel its tasks, drop its mail and files. Idempotent; sessions of it elsewhere are not told."""
+        control.check_name("job name", name)
+        for session in [session for session in self._sessions if session.job_name == name]:
+            session._reason = f"job {name!r} was deleted"
+            await session.aclose()
+        everything = Cancellation(everything=True).encode()
+        async for info in self._ctl.list(f"sessions/{name}/"):
+            client = info.name.rpartition("/")[2].removesuffix(".json")
+            await self._ctl.put(control.cancellation_blob(name, client), everything)
+            await self._ctl.delete(info.name)
+        for container, prefix in (
+            (self._ctl, f"args/{name}/"),
+            (self._out, f"results/{name}/"),
+            (self._out, f"outputs/{name}/"),
+        ):
+            async for info in container.list(prefix):
+                await container.delete(info.name)
+        await self._ctl.delete(control.job_blob(name))
+        self._known_jobs.discard(name)
+
+    async def delete_all_jobs(self) -> None:
+        """`delete_job` for each."""
+        async for job in self.jobs():
+            await self.delete_job(job.name)
+
+    async def _job_document(self, name: str) -> JobDocument:
+        control.check_name("job name", name)
+        try:
+            document = JobDocument.decode((await self._ctl.get(control.job_blob(name))).data)
+        except BlobNotFound as error:
+            raise JobNotFound(f"pool {self.id!r} has no job {name!r}") from error
+        if document.state == "deleted":
+            raise JobNotFound(f"job {name!r} of pool {self.id!r} was deleted")
+        return document
+
+    async def _ensure_job(self, name: str) -> None:
+        """What a session does at its opening. Raises `JobClosed`."""
+        if name in self._known_jobs:
+            return
+        try:
+            await self.create_job(name)
+        except JobExists:
+            if (await self._job_document(name)).state != "open":
+                raise JobClosed(
+                    f"job {name!r} of pool {self.id!r} is closed: it takes no new tasks"
+                ) from None
+
+    async def _close_job(self, name: str) -> JobDocument:
+        document = replace(await self._job_document(name), state="closed")
+        await self._ctl.put(control.job_blob(name), document.encode())
+        self._known_jobs.discard(name)
+        for session in [session for session in self._sessions if session.job_name == name]:
+            session._refuse(f"job {name!r} is closed: it takes no new tasks")
+        return document
+
+    # ---- agents and nodes
+
+    async def start(self) -> None:
+        """Start the agents that do not live: one for each node. Idempotent; does not wait for them."""
+        async with self._starting:
+            compute = self.client._services.compute
+            info = await compute.pool(self.id)
+            wanted = info.wanted + info.spot_wanted
+            tasks = await compute.tasks(self._manifest.agents_job)
+            alive = sum(task.state != "completed" for task in tasks)
+            if alive >= wanted:
+                return
+            if self._config is None:
+                services, settings = self.client._services, self.client.settings
+                self._config = await agents.write_config(
+                    services, settings, self._manifest, self._ctl, self._out
+                )
+            if tasks and not alive:
+                await self._change(agents.next_generation)
+                tasks = []
+            job = self._manifest.agents_job
+            await compute.create_job(job, self.id)
+            more = agents.agent_tasks(
+                self.client.settings, self._config, len(tasks), wanted - alive, info.task_slots
+            )
+            await compute.add_tasks(job, more)
+            await compute.end_job_when_idle(job)
+            logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """End the agents; the queued tasks stay for the next ones. Idempotent.
+
+        With `drain` they finish what they run first (`agent.drain_grace`); without, it is handed back.
+        """
+        compute = self.client._services.compute
+        for task in await compute.tasks(self._manifest.agents_job):
+            if task.state != "completed":
+                await compute.delete_task(self._manifest.agents_job, task.id)
+        await compute.delete_job(self._manifest.agents_job)
+        await self._change(agents.next_generation)
+
+    async def repurpose(self, files: Files, *, reset: bool = False) -> None:
+        """Make these files the default bundle of sessions opened from now on; no node is touched.
+
+        With `reset` the agents are started anew as well.
+        """
+        bundle = await upload(await collect(files), self._ctl)
+        await self._change(lambda manifest: replace(manifest, bundle=bundle.hash))
+        if reset:
+            await self.stop()
+            await self.start()
+
+    async def resize(self, nodes: int, *, spot: int = 0) -> None:
+        """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish."""
+        if nodes < 0 or spot < 0:
+            raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
+        await self.client._services.compute.resize_pool(self.id, nodes, spot)
+        if self._sessions:
+            await self.start()
+
+    async def heartbeats(self) -> list[Heartbeat]:
+        """What the living agents last said of themselves."""
+        return await agents.read_heartbeats(self._out)
+
+    async def nodes(self) -> list[Node]:
+        """The machines, as Batch and their agents tell of them. Raises `PoolNotFound`."""
+        beats = {beat.node: beat for beat in await self.heartbeats()}
+        nodes = await self.client._services.compute.nodes(self.id)
+        return [_node(info.id, info.state, info.dedicated, beats.get(info.id)) for info in nodes]
+
+    async def wait_ready(self, nodes: int | None = None, *, timeout: float | None = None) -> None:
+        """Return when so many nodes (all that are wanted) have a living agent; starts the agents.
+
+        Raises a `PoolError` at once when it can no longer succeed, TimeoutError with the explanation when
+        `timeout` seconds have passed. Safe to cancel.
+        """
+        await self.start()
+        try:
+            with anyio.fail_after(timeout):
+                while not await self._enough(nodes):
+                    await anyio.sleep(_POLL)
+        except TimeoutError:
+            raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
+
+    async def _enough(self, nodes: int | None) -> bool:
+        compute = self.client._services.compute
+        info = await compute.pool(self.id)
+        if info.resize_errors and info.allocation == "steady":
+            fault = info.resize_errors[0]
+            raise AllocationFailed(f"pool {self.id!r}: {fault.code}: {fault.message}")
+        wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+        ready = sum(beat.state == "ready" for beat in await self.heartbeats())
+        if ready >= wanted:
+            return True
+        for node in await compute.nodes(self.id):
+            if node.start_task_error is not None and node.state == "starttaskfailed":
+                raise StartTaskFailed(f"node {node.id}: {node.start_task_error.message}")
+            if node.state == "unusable":
+                raise NodeUnusable(f"node {node.id} is unusable: {[fault.message for fault in node.errors]}")
+        return False
+
+    async def explain(self) -> Explanation:
+        """Why nothing happens, if nothing does, and what to do about it."""
+        return await explain_pool(self)
+
+    async def delete(self) -> None:
+        """Remove its agents, queues, documents and files, and the machines if batchflow made them.
+
+        Its sessions here are closed; what is queued or unread is gone. Idempotent.
+        """
+        for session in list(self._sessions):
+            session._reason = f"pool {self.id!r} was deleted"
+            await session.aclose()
+        await _remove(self)
+
+    async def _refresh(self) -> str:
+        """Read the manifest again; returns its ETag. Raises `PoolNotFound`."""
+        try:
+            blob = await self.client._index.get(control.manifest_blob(self.id))
+        except BlobNotFound as error:
+            raise PoolNotFound(f"pool {self.id!r} was deleted") from error
+        self._manifest = PoolManifest.decode(blob.data)
+        return blob.etag
+
+    async def _change(self, change: Callable[[PoolManifest], PoolManifest]) -> None:
+        """Change the manifest, once more when somebody else changed it meanwhile."""
+        for _ in range(_CHANGE_TRIES):
+            etag = await self._refresh()
+            wanted = change(self._manifest)
+            try:
+                await self.client._index.put(control.manifest_blob(self.id), wanted.encode(), if_match=etag)
+            except BlobConflict:
+                continue
+            self._manifest = wanted
+            return
+        raise BlobConflict(f"pool {self.id!r}: its manifest changes all the time", retryable=True)
+
+
+async def _remove(pool: Pool) -> None:
+    services, manifest = pool.client._services, pool._manifest
+    async with anyio.create_task_group() as group:
+        group.start_soon(services.compute.delete_job, manifest.agents_job)
+        if manifest.owned:
+            group.start_soon(services.compute.delete_pool, manifest.pool)
+        for queue in (*manifest.task_queues, *manifest.results_queues):
+            group.start_soon(services.admin.delete_queue, queue.entity)
+        for container in (manifest.ctl, manifest.out):
+            group.start_soon(services.storage.delete_container, container)
+    await pool.client._index.delete(control.manifest_blob(manifest.pool))
+
+
+def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> Node:
+    if beat is None:
+        return Node(node_id, state, dedicated=dedicated)
+    return Node(
+        node_id,
+        state,
+        host=beat.host,
+        dedicated=dedicated,
+        slots=beat.slots,
+        running=len(beat.running),
+        agent=beat.state,
+    )

@@ -1,0 +1,489 @@
+"""A client's mailbox in a job: tasks go out, results come back, in any order, for as long as one likes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import shlex
+import time
+import uuid
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from batchflow import control, wire
+from batchflow.errors import (
+    BatchflowError,
+    BrokerError,
+    ConfigurationError,
+    ServiceError,
+    SessionClosed,
+    StorageError,
+)
+from batchflow.lifecycle import Supervised
+from batchflow.mail import Inbox, Outbox
+from batchflow.model import UNSET, Cause, Counts, Event, Explanation, Result, Status
+from batchflow.outcomes import cancelled
+from batchflow.packing import PackingPolicy
+from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
+from batchflow.sources import Files, collect, upload
+from batchflow.streams import (
+    DEFAULT_WINDOW,
+    EventStream,
+    MapResults,
+    MapRun,
+    Pulse,
+    ResultStream,
+    SessionResults,
+    as_arguments,
+)
+from batchflow.task import Task
+from batchflow.tracker import Entry, Tracker
+from batchflow.wire import ResultItem, TaskItem
+
+if TYPE_CHECKING:
+    from batchflow.pool import Pool
+    from batchflow.retry import RetryPolicy
+    from batchflow.storage import Container
+
+logger = logging.getLogger(__name__)
+
+INLINE_ARGUMENTS: Final = 128 * 1024
+"""Arguments above so many bytes of JSON travel by reference."""
+_YIELD_EVERY: Final = 64
+"""Submits after which the event loop gets a turn, so that what was submitted leaves meanwhile."""
+
+
+class Session(Supervised):
+    """Made by `pool.session()`. Opened by `async with` or `await`, closed by leaving it or by `aclose`.
+
+    All methods belong to the event loop that opened it.
+    """
+
+    def __init__(self, pool: Pool, name: str, job: str, files: Files | None) -> None:
+        super().__init__(f"session {job}/{name}")
+        self.pool = pool
+        self.name = control.check_name("client name", name)
+        self.job_name = control.check_name("job name", job)
+        self.incarnation = uuid.uuid4().hex[:12]
+        """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
+        settings = pool.client.settings.session
+        self.close_timeout = settings.close_timeout
+        self._settings = settings
+        self._files = files
+        self._bundle = ""
+        self._tracker = Tracker()
+        self._policy = PackingPolicy()
+        self._change = Pulse()
+        self._room = Pulse()
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+        self._accepting: dict[int, asyncio.Future[None]] = {}
+        self._streams: set[EventStream] = set()
+        self._trouble: ServiceError | None = None
+        self._background = set[asyncio.Task[Any]]()
+        self._outbox = Outbox(self)
+        self._inbox = Inbox(self)
+        self._cancellations = Cancellations(self)
+        self._presence = PresenceKeeper(self)
+        self._agents = AgentsWatch(self)
+        self._reason = "closed"
+
+    # ---- submitting
+
+    async def submit(
+        self,
+        command: str,
+        *params: Any,
+        args: Any = UNSET,
+        task_id: str | None = None,
+        tag: Any = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        memory_limit: int | None = None,
+        stream_output: bool = False,
+    ) -> Task:
+        """Put a task into the outbox; wait only when that is full, never for the reader of results.
+
+        `command` names a file of the bundle. One positional string is a command line, split as a shell would;
+        several positionals, or `args`, are the arguments as they are. `timeout`: seconds of running time.
+        `memory_limit`: bytes. `tag`: any JSON, given back in the result.
+
+        Raises `ConfigurationError` for what can never be sent, `SessionClosed`. Cancelled, the task may or
+        may not have been submitted.
+        """
+        entry = await self._enqueue(
+            command,
+            _arguments(params, args),
+            task_id=task_id,
+            tag=tag,
+            timeout=timeout,
+            retry=retry,
+            memory_limit=memory_limit,
+            stream_output=stream_output,
+        )
+        return Task(self, entry)
+
+    async def submit_many(self, command: str, inputs: Iterable[Any], **options: Any) -> list[Task]:
+        """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
+        return [Task(self, await self._enqueue(command, as_arguments(value), **options)) for value in inputs]
+
+    def map(
+        self,
+        command: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        ordered: bool = False,
+        window: int | None = None,
+        **options: Any,
+    ) -> ResultStream:
+        """Run the command over the inputs and stream the results, as they come or in the inputs' order.
+
+        Lazy: begins when it is read, and has at most `window` tasks under way or unread. `Result.index` is
+        the place among the inputs. Leaving it early cancels what it had submitted.
+        """
+        if window is not None and window < 1:
+            raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
+        run = MapRun(self, command, inputs, window or DEFAULT_WINDOW, options)
+        return MapResults(self, run, ordered)
+
+    async def run(self, command: str, *params: Any, **options: Any) -> Any:
+        """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
+        task = await self.submit(command, *params, **options)
+        self._tracker.claim(task._entry)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not self.closed:
+                self._spawn(self._cancel([task._entry]), f"cancel {task.id}")
+            raise
+
+    async def _enqueue(
+        self,
+        command: str,
+        arguments: list[Any],
+        *,
+        task_id: str | None = None,
+        tag: Any = None,
+        timeout: float | None = None,
+        retry: RetryPolicy | None = None,
+        memory_limit: int | None = None,
+        stream_output: bool = False,
+        index: int | None = None,
+        on_done: Callable[[Entry], None] | None = None,
+    ) -> Entry:
+        self._check_open()
+        if timeout is not None and timeout <= 0:
+            raise ConfigurationError(f"{command}: timeout is {timeout}; it must be more than 0 seconds")
+        if memory_limit is not None and memory_limit <= 0:
+            raise ConfigurationError(f"{command}: memory_limit is {memory_limit}; it must be more than 0")
+        while self._tracker.sending >= self._settings.outbox:
+            await self._room.wait()
+            self._check_open()
+        params: list[Any] | wire.Reference = arguments
+        if _maybe_large(arguments):
+            params = await self._by_reference(command, arguments)
+            self._check_open()
+        sequence = self._tracker.next_sequence()
+        entry = Entry(
+            sequence=sequence,
+            index=sequence if index is None else index,
+            task_id=str(sequence) if task_id is None else str(task_id),
+            command=command,
+            client=self.name,
+            job=self.job_name,
+            submitted_at=time.time(),
+            tag=tag,
+            claimed=on_done is not None,
+            arguments_blob=params.blob if isinstance(params, wire.Reference) else None,
+            on_done=on_done,
+        )
+        item = TaskItem(
+            client=self.name,
+            job=self.job_name,
+            task_id=entry.task_id,
+            command=command,
+            params=params,
+            uid=wire.make_uid(self.incarnation, sequence),
+            bundle=self._bundle,
+            submitted_at=entry.submitted_at,
+            timeout=timeout,
+            memory_limit=memory_limit,
+            retry=None if retry is None else retry.fields(),
+            stream_output=stream_output,
+            tag=tag,
+        )
+        try:
+            entry.item = wire.encode(item)
+        except TypeError as error:
+            raise ConfigurationError(f"{command}: arguments and tag must be JSON: {error}") from error
+        self._tracker.add(entry)
+        self._outbox.wake()
+        if sequence % _YIELD_EVERY == _YIELD_EVERY - 1:
+            await asyncio.sleep(0)
+        return entry
+
+    async def _by_reference(self, command: str, arguments: list[Any]) -> list[Any] | wire.Reference:
+        try:
+            data = wire.dumps(arguments)
+        except TypeError as error:
+            raise ConfigurationError(f"{command}: arguments must be JSON: {error}") from error
+        if len(data) <= INLINE_ARGUMENTS:
+            return arguments
+        blob = control.arguments_blob(self.job_name, self.name, f"{self.incarnation}-{uuid.uuid4().hex}")
+        await self.pool._ctl.put(blob, data)
+        return wire.Reference(blob, len(data))
+
+    # ---- reading
+
+    def results(self, *, follow: bool = False) -> ResultStream:
+        """Each result that nobody had claimed (by awaiting, `run`, `map`) when it comes to be yielded, once.
+
+        Ends when everything submitted so far has come; with `follow`, when the session ends.
+        """
+        return SessionResults(self, follow)
+
+    def take(self, limit: int | None = None) -> list[Result]:
+        """The unclaimed results that have come since last asked, without waiting."""
+        entries = iter(self._tracker.next_unclaimed, None)
+        return [entry.result() for entry in itertools.islice(entries, limit)]
+
+    def events(self) -> EventStream:
+        """Output lines, logs and progress of tasks, warnings of the session: those from now on."""
+        stream = EventStream(self)
+        self._streams.add(stream)
+        return stream
+
+    @property
+    def counts(self) -> Counts:
+        """How many tasks are where. `done` grows as outcomes arrive, whoever reads them."""
+        return self._tracker.counts
+
+    async def explain(self) -> Explanation:
+        """What is known of why results come, or do not."""
+        explanation = await self.pool.explain()
+        counts = self.counts
+        causes = list(explanation.causes)
+        if self._trouble is not None:
+            causes.insert(0, Cause(str(self._trouble), "see the pool's explanation below"))
+        state = f"{counts.sending} being sent, {counts.queued} queued or running, {counts.done} done"
+        summary = f"session {self.job_name}/{self.name}: {state}; {explanation.summary}"
+        return Explanation(summary, tuple(causes), {**explanation.facts, "counts": counts})
+
+    # ---- steering
+
+    async def flush(self) -> None:
+        """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel."""
+        mark = self._tracker.next_sequence()
+        while self._outbox.passed < mark and not self.closed:
+            await self._room.wait()
+
+    async def update_files(self, files: Files) -> None:
+        """Tasks submitted from now on run with these files; those submitted before keep theirs."""
+        self._check_open()
+        self._bundle = (await upload(await collect(files), self.pool._ctl)).hash
+
+    async def cancel_all(self) -> None:
+        """`cancel` every task that has no outcome."""
+        await self._cancel(list(self._tracker))
+
+    # ---- what tasks and streams need of it
+
+    async def _cancel(self, entries: list[Entry]) -> None:
+        self._check_open()
+        for entry in entries:
+            if entry.item is not None and not entry.done:
+                self._resolve(entry, cancelled(entry, self.incarnation, "cancelled before it was sent"))
+        self._changed()
+        await self._cancellations.cancel([entry for entry in entries if not entry.done])
+
+    def _abandon(self, run: MapRun) -> None:
+        """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
+
+        def cancel() -> None:
+            if (left := run.stop()) and not self.closed:
+                self._spawn(self._cancel(left), "cancel the tasks of a dropped map")
+
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(cancel)
+
+    async def _until_done(self, entry: Entry) -> None:
+        self._tracker.claim(entry)
+        if not entry.done:
+            await self._wait_for(self._waiters, entry)
+        entry.hand_over()
+
+    async def _until_accepted(self, entry: Entry) -> None:
+        if entry.status is Status.SENDING:
+            await self._wait_for(self._accepting, entry)
+        if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
+            entry.result().unwrap()
+
+    async def _wait_for(self, waiters: dict[int, asyncio.Future[None]], entry: Entry) -> None:
+        self._check_open()
+        if self._trouble is not None:
+            raise self._trouble
+        waiter = waiters.get(entry.sequence)
+        if waiter is None:
+            waiter = waiters[entry.sequence] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(waiter)
+
+    async def _next_change(self) -> None:
+        """Wait until something happened that a reader of results may care for."""
+        if self._trouble is not None:
+            raise self._trouble
+        await self._change.wait()
+
+    def _resolve(self, entry: Entry, outcome: ResultItem, receipt: Any = None) -> bool:
+        """Give a task its outcome and tell who waits for it. False for a duplicate."""
+        if not self._tracker.resolve(entry, outcome, receipt):
+            return False
+        for waiters in (self._waiters, self._accepting):
+            waiter = waiters.pop(entry.sequence, None)
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        if entry.on_done is not None:
+            entry.on_done(entry)
+        if entry.arguments_blob is not None:
+            self._spawn(self._drop_blob(self.pool._ctl, entry.arguments_blob), "delete arguments")
+        return True
+
+    def _changed(self) -> None:
+        self._change.beat()
+
+    async def _drop_blob(self, container: Container, blob: str) -> None:
+        try:
+            await container.delete(blob)
+        except StorageError as error:
+            logger.warning("blob_not_deleted", extra={"blob": blob, "error": str(error)})
+
+    def _tell(self, event: Event) -> None:
+        for stream in self._streams:
+            stream._tell(event)
+
+    def _warn(self, message: str) -> None:
+        logger.warning("session_warning", extra={"session": self._name, "reason": message})
+        self._tell(Event("warning", message, time.time()))
+
+    def _set_trouble(self, error: ServiceError | None) -> None:
+        """What makes waiting pointless: whoever waits gets it, until it has gone."""
+        self._trouble = error
+        if error is None:
+            return
+        self._warn(str(error))
+        self._fail_waiters(error)
+
+    def _fail_waiters(self, error: BatchflowError) -> None:
+        for waiters in (self._waiters, self._accepting):
+            for waiter in waiters.values():
+                if not waiter.done():
+                    waiter.set_exception(error)
+                    waiter.exception()
+            waiters.clear()
+        self._change.beat()
+        self._room.beat()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A job of the session's: its failure is told as a warning, it ends with the session."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._warn(f"{task.get_name()}: {error}")
+
+    def _check_open(self) -> None:
+        if self._supervisor is None:
+            raise SessionClosed("it was not opened: use `async with` or `await`")
+        if self.closed:
+            raise SessionClosed(self._reason)
+
+    # ---- the supervisor
+
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.pool._sessions.add(self)
+        try:
+            async with anyio.create_task_group() as group:
+                agents = asyncio.create_task(self._agents.start(), name="start agents")
+                group.start_soon(self._prepare_bundle)
+                group.start_soon(self.pool._ensure_job, self.job_name)
+                group.start_soon(self._outbox.open)
+                group.start_soon(self._inbox.open)
+            await self._work(agents)
+        except Exception as error:
+            self._reason = str(error)
+            raise
+        finally:
+            self._closing.set()
+            self._fail_waiters(SessionClosed(self._reason))
+            for stream in list(self._streams):
+                stream._change.beat()
+            for task in list(self._background):
+                task.cancel()
+            self.pool._sessions.discard(self)
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout):
+                await self._close_links()
+
+    async def _prepare_bundle(self) -> None:
+        if self._files is None:
+            self._bundle = self.pool._manifest.bundle or (await upload([], self.pool._ctl)).hash
+        else:
+            self._bundle = (await upload(await collect(self._files), self.pool._ctl)).hash
+
+    async def _work(self, agents: asyncio.Task[None]) -> None:
+        async with anyio.create_task_group() as services:
+            for service in (
+                self._outbox.run,
+                self._inbox.run,
+                self._inbox.settle,
+                self._inbox.keep,
+                self._presence.run,
+            ):
+                services.start_soon(service)
+            services.start_soon(self._agents.run, agents)
+            self._ready()
+            await self._closing.wait()
+            with anyio.move_on_after(self.close_timeout / 2):
+                await self._outbox.drain()
+            services.cancel_scope.cancel()
+        if left := self._tracker.sending:
+            raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
+
+    async def _close_links(self) -> None:
+        await self._inbox.flush_settlements()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._outbox.aclose)
+            group.start_soon(self._inbox.aclose)
+            group.start_soon(self._presence.release)
+
+
+def _arguments(params: tuple[Any, ...], args: Any) -> list[Any]:
+    """What `do_action` gets. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
+    if args is not UNSET:
+        if params:
+            raise ConfigurationError("submit takes either positional arguments or args=, not both")
+        return as_arguments(args)
+    if len(params) == 1 and isinstance(params[0], str):
+        try:
+            return [*shlex.split(params[0])]
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the command line {params[0]!r} cannot be split: {error}; pass args=[...] for text as it is"
+            ) from error
+    return list(params)
+
+
+def _maybe_large(arguments: list[Any]) -> bool:
+    """Whether it is worth measuring: a guess from the outside that never misses a large string."""
+    return any(
+        isinstance(value, list | dict) or (isinstance(value, str) and len(value) > 4096)
+        for value in arguments
+    )

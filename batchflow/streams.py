@@ -1,0 +1,266 @@
+"""What a session is read through: objects with `__anext__` and `aclose`, not generators.
+
+Leaving the loop and coming back, or cancelling a wait, loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from batchflow.errors import SessionClosed
+from batchflow.model import Event, Result
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from batchflow.session import Session
+    from batchflow.tracker import Entry
+
+DEFAULT_WINDOW: Final = 10_000
+"""Tasks of a `map` that are under way or not yet read, at most."""
+_MOST_EVENTS: Final = 10_000
+
+
+class Pulse:
+    """Wakes everybody who waits at this moment."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def beat(self) -> None:
+        if not self._waiters:
+            return
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class ResultStream(AsyncIterator[Result]):
+    """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class SessionResults(ResultStream):
+    """`session.results()`: each result that nobody had claimed when it came to be yielded, once."""
+
+    def __init__(self, session: Session, follow: bool) -> None:
+        self._session = session
+        self._follow = follow
+        self._closed = False
+
+    async def __anext__(self) -> Result:
+        """Safe to cancel. Raises `SessionClosed` when the session ends with tasks under way."""
+        while not self._closed:
+            entry = self._session._tracker.next_unclaimed()
+            if entry is not None:
+                return entry.result()
+            if self._session.closed:
+                if self._follow or not len(self._session._tracker):
+                    break
+                raise SessionClosed(f"{len(self._session._tracker)} tasks have no outcome yet")
+            if not self._follow and not len(self._session._tracker):
+                break
+            await self._session._next_change()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._closed = True
+
+
+class MapRun:
+    """What a `map` does in the background. Does not know its reader, so that a dropped one is noticed."""
+
+    def __init__(
+        self,
+        session: Session,
+        command: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        window: int,
+        options: dict[str, Any],
+    ) -> None:
+        self._session = session
+        self._command = command
+        self._inputs = inputs
+        self._window = window
+        self._options = options
+        self._room = Pulse()
+        self._pump: asyncio.Task[None] | None = None
+        self.done: deque[Entry] = deque()
+        self.open: set[Entry] = set()
+        self.submitted = 0
+        self.yielded = 0
+
+    def start(self) -> None:
+        if self._pump is None:
+            self._pump = self._session._spawn(self._submit_all(), f"map {self._command}")
+
+    def stop(self) -> list[Entry]:
+        """Submit no more. Returns the tasks that have no outcome."""
+        if self._pump is not None:
+            self._pump.cancel()
+        left = list(self.open)
+        self.open.clear()
+        return left
+
+    def taken(self) -> None:
+        """One more result was read."""
+        self.yielded += 1
+        self._room.beat()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything was submitted and read."""
+        return self._pump is not None and self._pump.done() and self.yielded == self.submitted
+
+    def raise_error(self) -> None:
+        """What stopped the submitting, if anything did."""
+        if self._pump is not None and self._pump.done() and not self._pump.cancelled():
+            error = self._pump.exception()
+            if error is not None:
+                raise error
+
+    async def _submit_all(self) -> None:
+        try:
+            if isinstance(self._inputs, AsyncIterable):
+                async for value in self._inputs:
+                    await self._submit_one(value)
+            else:
+                for value in self._inputs:
+                    await self._submit_one(value)
+        finally:
+            asyncio.get_running_loop().call_soon(self._session._change.beat)
+
+    async def _submit_one(self, value: Any) -> None:
+        while self.submitted - self.yielded >= self._window:
+            await self._room.wait()
+        entry = await self._session._enqueue(
+            self._command, as_arguments(value), index=self.submitted, on_done=self._completed, **self._options
+        )
+        self.submitted += 1
+        if not entry.done:
+            self.open.add(entry)
+
+    def _completed(self, entry: Entry) -> None:
+        self.open.discard(entry)
+        self.done.append(entry)
+
+
+class MapResults(ResultStream):
+    """`session.map(...)`: submits as it is read, so that at most `window` tasks are under way or unread.
+
+    Closed or dropped before its end, it cancels what it had submitted.
+    """
+
+    def __init__(self, session: Session, run: MapRun, ordered: bool) -> None:
+        self._session = session
+        self._run = run
+        self._ordered = ordered
+        self._early: dict[int, Entry] = {}
+        self._closed = False
+
+    async def __anext__(self) -> Result:
+        """Safe to cancel. Raises what the inputs or `submit` raised, after the results of those before."""
+        if not self._closed:
+            self._run.start()
+        while not self._closed:
+            entry = self._next_done()
+            if entry is not None:
+                self._run.taken()
+                entry.hand_over()
+                return entry.result()
+            if self._run.exhausted:
+                self._closed = True
+                self._run.raise_error()
+                break
+            if self._session.closed:
+                left = self._run.submitted - self._run.yielded
+                raise SessionClosed(f"{left} tasks of a map have no outcome yet")
+            await self._session._next_change()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancel what is not done. Idempotent."""
+        self._closed = True
+        left = self._run.stop()
+        if left and not self._session.closed:
+            await self._session._cancel(left)
+
+    def __del__(self) -> None:
+        if not self._closed and not self._session.closed:
+            self._session._abandon(self._run)
+
+    def _next_done(self) -> Entry | None:
+        done = self._run.done
+        if not self._ordered:
+            return done.popleft() if done else None
+        while done:
+            entry = done.popleft()
+            self._early[entry.index] = entry
+        return self._early.pop(self._run.yielded, None)
+
+
+class EventStream(AsyncIterator[Event]):
+    """`session.events()`: what the session tells from now on. Bounded: unread, the oldest are dropped."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self._change = Pulse()
+        self._closed = False
+        self.dropped = 0
+        """How many were dropped because nobody read them."""
+
+    def _tell(self, event: Event) -> None:
+        self.dropped += len(self._events) == _MOST_EVENTS
+        self._events.append(event)
+        self._change.beat()
+
+    async def __anext__(self) -> Event:
+        """Safe to cancel. Ends with the session."""
+        while not self._closed:
+            if self._events:
+                return self._events.popleft()
+            if self._session.closed:
+                break
+            await self._change.wait()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        self._closed = True
+        self._session._streams.discard(self)
+        self._change.beat()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def as_arguments(value: Any) -> list[Any]:
+    """An input as a task's arguments: a list or tuple is the arguments, anything else is the one argument."""
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,73 @@
+"""The handle that `submit` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from batchflow.model import Result, Status
+
+if TYPE_CHECKING:
+    from batchflow.session import Session
+    from batchflow.tracker import Entry
+
+
+class Task:
+    """A submitted task. ``await task`` gives its value or raises its `TaskError`, any number of times.
+
+    Cancelling whoever awaits it does not cancel the task; `cancel` does.
+    """
+
+    __slots__ = ("_entry", "_session")
+
+    def __init__(self, session: Session, entry: Entry) -> None:
+        self._session = session
+        self._entry = entry
+
+    @property
+    def id(self) -> str:
+        """The user's label; it may repeat."""
+        return self._entry.task_id
+
+    @property
+    def status(self) -> Status:
+        return self._entry.status
+
+    @property
+    def index(self) -> int:
+        """Its place in the session, from 0."""
+        return self._entry.index
+
+    async def accepted(self) -> None:
+        """Return when the broker has the task.
+
+        Raises its `TaskError` when it never will (`SubmitFailed`, `TaskCancelled`), `SessionClosed` when the
+        session ends first. Safe to cancel.
+        """
+        await self._session._until_accepted(self._entry)
+
+    async def outcome(self) -> Result:
+        """The task's result, whatever it is; never raises for the task's own failure.
+
+        Raises `SessionClosed` when the session ends first, `NoAgents` when nobody is there to run it.
+        Safe to cancel.
+        """
+        await self._session._until_done(self._entry)
+        return self._entry.result()
+
+    def __await__(self) -> Generator[object, None, Any]:
+        return self._value().__await__()
+
+    async def _value(self) -> Any:
+        return (await self.outcome()).unwrap()
+
+    async def cancel(self) -> None:
+        """Ask for its end; idempotent. Returns when the request is written where every agent looks.
+
+        Not started a second later, it never starts; running, it is killed. Its outcome is `TaskCancelled`,
+        unless it ends by itself before.
+        """
+        await self._session._cancel([self._entry])
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
