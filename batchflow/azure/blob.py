@@ -41,6 +41,10 @@ CONNECT_LIMIT = 3.0
 in less than ten."""
 READ_LIMIT = 30.0
 """Seconds without a byte of the answer."""
+PIECE = 1 << 20
+"""Bytes of one request's body: what is larger travels in blocks, for aiohttp warns of larger bodies."""
+STREAMS = 4
+"""Blocks under way at once."""
 
 
 def _options() -> dict[str, Any]:
@@ -48,6 +52,8 @@ def _options() -> dict[str, Any]:
         "retry_policy": LinearRetry(backoff=1, retry_total=3, retry_connect=1, random_jitter_range=1),
         "connection_timeout": CONNECT_LIMIT,
         "read_timeout": READ_LIMIT,
+        "max_single_put_size": PIECE,
+        "max_block_size": PIECE,
     }
 
 
@@ -108,12 +114,16 @@ class BlobContainer:
         if if_match is not None:
             options = {"etag": if_match, "match_condition": MatchConditions.IfNotModified}
         with self._failing("write", name):
-            answer = await self._blob(name).upload_blob(data, overwrite=not create, **options)
+            answer = await self._blob(name).upload_blob(
+                data, overwrite=not create, max_concurrency=STREAMS, **options
+            )
         return _quoted(answer["etag"])
 
     async def append(self, name: str, data: bytes) -> None:
         blob = self._blob(name)
         with self._failing("append to", name):
+            if not data:
+                return await self._make_append_blob(blob)
             try:
                 await blob.append_block(data)
             except ResourceNotFoundError as error:
@@ -121,6 +131,7 @@ class BlobContainer:
                     raise
                 await self._make_append_blob(blob)
                 await blob.append_block(data)
+        return None
 
     @staticmethod
     async def _make_append_blob(blob: BlobClient) -> None:
@@ -132,14 +143,16 @@ class BlobContainer:
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         with self._failing("upload", name), open(path, "rb") as file:  # noqa: ASYNC230
             length = os.fstat(file.fileno()).st_size
-            await self._blob(name).upload_blob(file, length=length, overwrite=not create)
+            await self._blob(name).upload_blob(
+                file, length=length, overwrite=not create, max_concurrency=STREAMS
+            )
 
     async def download(self, name: str, path: str | PathLike[str]) -> None:
         target = Path(path)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             with self._failing("download", name):
-                stream = await self._blob(name).download_blob()
+                stream = await self._blob(name).download_blob(max_concurrency=STREAMS)
                 with partial.open("wb") as file:
                     async for chunk in stream.chunks():
                         file.write(chunk)
