@@ -97,7 +97,7 @@ async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heart
 
 
 def is_fresh(beat: Heartbeat, modified_at: float, now: float | None = None) -> bool:
-    """Whether the agent lives, as far as its heartbeat tells. `modified_at`: by the storage service's clock."""
+    """Whether the agent lives, as far as its heartbeat tells; `modified_at` is the storage service's."""
     age = (time.time() if now is None else now) - modified_at
     return beat.state != "exiting" and age < beat.interval * _FRESH
 

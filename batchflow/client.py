@@ -49,7 +49,7 @@ _MADE_BY: Final = {"batchflow": "1"}
 
 
 class Client(Supervised):
-    """Opened by `async with` or `await`, closed by leaving it or by `aclose`, also in different asyncio tasks.
+    """Opened by `async with` or `await`, closed by leaving it or by `aclose`, also from another asyncio task.
 
     ``async with Client.local() as client`` or ``client = await Client.from_config()``.
     """
@@ -87,7 +87,7 @@ class Client(Supervised):
 
     @property
     def settings(self) -> Settings:
-        """What another program needs to connect: `settings.to_toml()` is its configuration file. Has secrets."""
+        """What another program needs to connect: `to_toml()` makes its configuration file. Has secrets."""
         return self._settings
 
     # ---- pools
@@ -201,7 +201,7 @@ class Client(Supervised):
         nodes = defaults.nodes if spec.nodes is None else spec.nodes
         if nodes < 0 or spec.spot < 0 or (spec.slots or 0) < 0:
             raise ConfigurationError(
-                f"pool {spec.id!r}: {nodes} nodes, {spec.spot} spot nodes, {spec.slots} slots; none is negative"
+                f"pool {spec.id!r}: {nodes} nodes, {spec.spot} spot, {spec.slots} slots: none can be negative"
             )
         return PoolDocument(
             id=spec.id,

@@ -153,7 +153,7 @@ class Pool:
         await self._ctl.put(control.job_blob(name), document.encode())
         self._known_jobs.discard(name)
         for session in [session for session in self._sessions if session.job_name == name]:
-            session._refuse(f"job {name!r} is closed: it takes no new tasks")
+            session._refusal = f"job {name!r} is closed: it takes no new tasks"
         return document
 
     # ---- agents and nodes
@@ -235,7 +235,7 @@ class Pool:
         await self.start()
         try:
             with anyio.fail_after(timeout):
-                while not await self._enough(nodes):
+                while not await self._enough(nodes):  # noqa: ASYNC110 - what is awaited is elsewhere
                     await anyio.sleep(_POLL)
         except TimeoutError:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None

@@ -18,6 +18,7 @@ from batchflow.errors import (
     BatchflowError,
     BrokerError,
     ConfigurationError,
+    JobClosed,
     ServiceError,
     SessionClosed,
     StorageError,
@@ -89,6 +90,8 @@ class Session(Supervised):
         self._presence = PresenceKeeper(self)
         self._agents = AgentsWatch(self)
         self._reason = "closed"
+        self._refusal: str | None = None
+        """Why no new tasks are taken, although the session lives."""
 
     # ---- submitting
 
@@ -174,6 +177,8 @@ class Session(Supervised):
         on_done: Callable[[Entry], None] | None = None,
     ) -> Entry:
         self._check_open()
+        if self._refusal is not None:
+            raise JobClosed(self._refusal)
         if timeout is not None and timeout <= 0:
             raise ConfigurationError(f"{command}: timeout is {timeout}; it must be more than 0 seconds")
         if memory_limit is not None and memory_limit <= 0:
