@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 CONNECT_LIMIT = 4.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
 in less than ten."""
-READ_LIMIT = 60.0
+READ_LIMIT = 30.0
+"""Seconds without a byte of the answer."""
 TASKS_A_REQUEST = 100
 """As many as Batch takes."""
 GONE_LIMIT = 120.0
@@ -71,6 +72,7 @@ class BatchCompute:
             AzureNamedKeyCredential(account, key),
             retry_total=2,
             retry_connect=1,
+            retry_read=0,
             retry_backoff_factor=0.2,
             connection_timeout=CONNECT_LIMIT,
             read_timeout=READ_LIMIT,
@@ -85,9 +87,8 @@ class BatchCompute:
                 await self._client.create_pool(_pool_options(document))
             except HttpResponseError as error:
                 if error.status_code == 400:
-                    raise ConfigurationError(
-                        f"Batch does not take pool {document.id}: {error.message}"
-                    ) from error
+                    text = f"Batch does not take pool {document.id}: {_reasons(error)}"
+                    raise ConfigurationError(text) from error
                 raise
 
     async def pool(self, pool_id: str) -> PoolInfo:
@@ -189,8 +190,10 @@ class BatchCompute:
                 return ""  # 404, or 409 for a task that has not run or whose node is gone
 
     async def _end_of_file(self, job_id: str, task_id: str, name: str, tail: int) -> str:
-        properties = await self._client.get_task_file_properties(job_id, task_id, name)
-        size = int(properties.content_length)
+        """Asks the listing for the size: of a HEAD that is refused the SDK logs a traceback."""
+        files = self._client.list_task_files(job_id, task_id)
+        found = [file.properties async for file in files if file.name == name]
+        size = found[0].content_length if found and found[0] is not None else 0
         if size == 0:
             return ""
         part = f"bytes={max(0, size - tail)}-{size - 1}"
@@ -218,6 +221,13 @@ class BatchCompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _reasons(error: HttpResponseError) -> str:
+    """What Batch says is wrong with a request: which property, which value, why."""
+    model = error.model if isinstance(error.model, models.BatchError) else None
+    values = model.error_values if model is not None and model.error_values else ()
+    return "; ".join(f"{each.key}: {each.value}" for each in values) or code_of(error) or "bad request"
 
 
 def _check_added(job_id: str, answer: models.BatchCreateTaskCollectionResult) -> None:
