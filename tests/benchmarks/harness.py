@@ -1,0 +1,102 @@
+"""Measures and prints; judges nothing. A figure is its values with their median and spread."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured, once for each value."""
+
+    name: str
+    values: Sequence[float]
+    unit: str
+
+    def __str__(self) -> str:
+        values = sorted(self.values)
+        columns = [statistics.median(values), percentile(values, 0.99), values[0], values[-1]]
+        numbers = "".join(f"{number:>11}" for number in map(_short, columns))
+        return f"{self.name:<58}{numbers}  {self.unit:<8}{len(values):>6}"
+
+
+HEADING = f"{'':<58}{'median':>11}{'p99':>11}{'min':>11}{'max':>11}  {'unit':<8}{'n':>6}"
+
+
+def _short(number: float) -> str:
+    """Three digits that count, without an exponent."""
+    magnitude = abs(number)
+    return f"{number:,.0f}" if magnitude >= 100 else f"{number:.1f}" if magnitude >= 10 else f"{number:.3f}"
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which that share of them lies (nearest rank)."""
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def machine() -> str:
+    """What the figures were taken on."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    load = " ".join(f"{value:.2f}" for value in os.getloadavg())
+    return (
+        f"{len(os.sched_getaffinity(0))} cores, {model}, {platform.system()} {platform.release()}, "
+        f"Python {platform.python_version()}, load {load}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and the memory it holds, in bytes."""
+
+    pid: int
+    command: str
+    resident: int
+    proportional: int
+    """Shared pages counted in shares."""
+
+
+def process_tree(root: int) -> list[Process]:
+    """The process and all that descend from it."""
+    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
+    tree = {root}
+    grown = True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in tree} - tree
+        tree |= more
+        grown = bool(more)
+    return [process for pid in sorted(tree) if (process := _describe(pid)) is not None]
+
+
+def _pids() -> Iterable[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _describe(pid: int) -> Process | None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in rollup.splitlines()[1:]}
+    return Process(pid, command.strip(), sizes["Rss"], sizes["Pss"])
