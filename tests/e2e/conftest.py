@@ -1,0 +1,56 @@
+"""One local cloud for the whole run, a client, a pool and a session for each test.
+
+`BATCHFLOW_TEST_LATENCY` (seconds) delays every answer of that cloud.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Pool, Session
+
+LATENCY = os.environ.get("BATCHFLOW_TEST_LATENCY", "0")
+TASKS = Path(__file__).parent / "tasks"
+
+
+@pytest.fixture(scope="session")
+def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The configuration file of a local cloud that runs as a process of its own."""
+    config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
+    command += ["--nodes", "2", "--slots", "1", "--latency", LATENCY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"the local cloud ended with status {process.wait()}")
+        yield config
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture
+async def client(cloud_config: Path) -> AsyncIterator[Client]:
+    async with Client.from_config(cloud_config) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(client: Client) -> Pool:
+    """The pool that all tests share; its agents stay warm between them."""
+    return await client.ensure_pool("shared", files=[TASKS])
+
+
+@pytest.fixture
+async def session(pool: Pool) -> AsyncIterator[Session]:
+    async with pool.session(f"test-{uuid.uuid4().hex[:8]}") as session:
+        yield session
