@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 _DEFAULT_VERSION = "2026-10-06"
 
+# A blob's name of 1,024 characters, percent-encoded, and a SAS; one header of the greatest metadata.
+_MAX_LINE = 32 * 1024
+_MAX_FIELD = 16 * 1024
+
 
 class BlobServer:
     """One storage account's Blob service over plain HTTP.
@@ -49,7 +53,8 @@ class BlobServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; with port 0 on a free one. Raises OSError when the port is taken."""
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+        server = web.Server(self._handle, access_log=None, max_line_size=_MAX_LINE, max_field_size=_MAX_FIELD)
+        runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
