@@ -1,4 +1,4 @@
-"""Two clients work on one job at the same time, and each receives its own results only."""
+"""Two clients, each with a connection of its own, work on one job: each receives its own results only."""
 
 import argparse
 import asyncio
@@ -18,11 +18,13 @@ async def work(pool: Pool, name: str) -> list[str]:
 
 
 async def main(config: str | None) -> None:
-    async with Client.from_config(config) if config else Client.local(nodes=2) as client:
-        pool = await client.ensure_pool("examples", files=TASKS)
-        first, second = await asyncio.gather(work(pool, "client_1"), work(pool, "client_2"))
-    print("client_1 received:", *first, sep="\n  ")
-    print("client_2 received:", *second, sep="\n  ")
+    async with Client.from_config(config) if config else Client.local(nodes=2) as first:
+        pool = await first.ensure_pool("examples", files=TASKS)
+        async with Client(first.settings) as second:
+            same_pool = await second.pool("examples")
+            received = await asyncio.gather(work(pool, "client_1"), work(same_pool, "client_2"))
+    for name, values in zip(("client_1", "client_2"), received, strict=True):
+        print(f"{name} received:", *values, sep="\n  ")
 
 
 if __name__ == "__main__":
