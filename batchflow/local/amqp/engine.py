@@ -8,15 +8,15 @@
 Rules:
 
 * The peer opens sessions and links; the server answers. Channels and handles use the peer's numbers in both
-  directions. A link waits in ``ATTACHING`` until whoever handles the event accepts or refuses it, so an attach
-  may be held back.
+  directions. A link waits in ``ATTACHING`` until whoever handles the event accepts or refuses it, so an
+  attach may be held back.
 * To refuse a link it is attached with neither source nor target and then detached: SDKs take any other answer
   for a link that works.
 * A transfer needs link credit and room in the peer's session window, frame by frame; what of a long message
   finds no room waits here. Delivery ids count deliveries, transfer ids count frames.
 * Frames for a channel or handle that was closed from here are ignored: the peer sent them before it knew.
 * Everything that a peer can make grow is bounded: frame size, channels, handles, the size of a message in
-  parts, and the nesting of values. A violation closes the connection with the error that names it.
+  parts, the nesting of values. A violation closes the connection with the error that names it.
 
 Time comes in with the data (monotonic or wall clock, one of them throughout, in seconds).
 """
@@ -77,7 +77,7 @@ class LinkState(Enum):
     DETACHED = "detached"
 
 
-class Violation(Exception):  # noqa: N818
+class Violation(Exception):
     """The peer broke the protocol: the connection ends with this error."""
 
     def __init__(self, condition: str, description: str) -> None:
@@ -467,6 +467,7 @@ class Connection:
             if link.state is LinkState.ATTACHING:
                 self._answer(link, b"\x40", b"\x40", 0, None)
             self._out.append(wire.detach(session.channel, link.handle, closed=detach.closed))
+            self._forget_unsettled(link)
             self._gone(link)
 
     def accept(

@@ -278,6 +278,11 @@ class Terminus(NamedTuple):
         start = _described_value(data)
         return cls(data[:start], split_list(data, start)[0])
 
+    @property
+    def kind(self) -> Any:
+        """The descriptor's value: a number, or a symbol."""
+        return decode(self.descriptor, 1)[0]
+
     def field(self, index: int) -> Any:
         """The value of a field; None when it is absent."""
         return decode(self.fields[index])[0] if index < len(self.fields) else None
