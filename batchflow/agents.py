@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from batchflow import agentpackage
 from batchflow.compute import BatchTask, ResourceFile
 from batchflow.control import (
     AgentConfig,
@@ -16,7 +18,7 @@ from batchflow.control import (
     PoolManifest,
     QueueAccess,
 )
-from batchflow.errors import BlobNotFound, ConfigurationError, ProtocolError
+from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
 
 if TYPE_CHECKING:
     from batchflow.broker import QueueRef
@@ -29,21 +31,66 @@ OUT_POLICY: Final = "agent-out"
 AGENT_RULE: Final = "agent"
 """The names of the agents' rights on containers and queues."""
 CONFIG_FILE: Final = "agent.json"
+BOOTSTRAP_FILE: Final = "bootstrap.py"
 
 _FRESH: Final = 3
 """A heartbeat older than so many of its own intervals is an agent's last."""
 
 
-async def write_config(
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How Batch starts an agent on a node."""
+
+    command: str
+    files: tuple[ResourceFile, ...]
+
+
+async def prepare(
     services: Services, settings: Settings, manifest: PoolManifest, ctl: Container, out: Container
-) -> ResourceFile:
-    """Put what agents start from, with their restricted keys, where Batch brings it to the node from."""
+) -> Launch:
+    """Bring to the pool's control container what its agents start from.
+
+    Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
+    """
+    signature = services.storage.signature(ctl.name, CTL_POLICY)
+    access = ContainerAccess(ctl.url, signature)
+    config = await _write_config(services, settings, manifest, access, out)
+    await ctl.put(config.blob, config.data)
+    files = [_resource(access, config.blob, CONFIG_FILE, mode="0600")]
+    if settings.agent.python is not None:
+        python = shlex.quote(settings.agent.python)
+        return Launch(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files))
+    archive = await agentpackage.build(settings.agent.node_python, settings.agent.node_platform)
+    blob = f"agent/{archive.name}"
+    with contextlib.suppress(BlobConflict):  # it is there already
+        await ctl.upload(blob, archive, create=True)
+    script = agentpackage.bootstrap()
+    script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
+    await ctl.put(script_blob, script)
+    files += [_resource(access, blob, archive.name), _resource(access, script_blob, BOOTSTRAP_FILE)]
+    return Launch(f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}", tuple(files))
+
+
+def _resource(access: ContainerAccess, blob: str, path: str, mode: str | None = None) -> ResourceFile:
+    return ResourceFile(f"{access.url}/{blob}?{access.signature}", path, mode)
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    blob: str
+    data: bytes = field(repr=False)
+
+
+async def _write_config(
+    services: Services, settings: Settings, manifest: PoolManifest, ctl: ContainerAccess, out: Container
+) -> _Config:
+    """What agents know at their start, with their restricted keys."""
     agent = settings.agent
     config = AgentConfig(
         pool=manifest.pool,
         task_queues=await _access(services, manifest.task_queues),
         results_queues=await _access(services, manifest.results_queues),
-        ctl=ContainerAccess(ctl.url, services.storage.signature(ctl.name, CTL_POLICY)),
+        ctl=ctl,
         out=ContainerAccess(out.url, services.storage.signature(out.name, OUT_POLICY)),
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
@@ -54,9 +101,7 @@ async def write_config(
         drain_grace=agent.drain_grace,
     )
     data = config.encode()
-    blob = f"agent/{hashlib.sha256(data).hexdigest()}.json"
-    await ctl.put(blob, data)
-    return ResourceFile(f"{ctl.url}/{blob}?{config.ctl.signature}", CONFIG_FILE, mode="0600")
+    return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)
 
 
 async def _access(services: Services, queues: tuple[QueueRef, ...]) -> tuple[QueueAccess, ...]:
@@ -68,17 +113,10 @@ async def _access(services: Services, queues: tuple[QueueRef, ...]) -> tuple[Que
     )
 
 
-def agent_tasks(
-    settings: Settings, config: ResourceFile, first: int, count: int, task_slots: int
-) -> list[BatchTask]:
+def agent_tasks(launch: Launch, first: int, count: int, task_slots: int) -> list[BatchTask]:
     """The Batch tasks that are agents, each filling its node."""
-    if settings.agent.python is None:
-        raise ConfigurationError(
-            "agent.python is not set: name the interpreter on the nodes that has batchflow installed"
-        )
-    command = f"{shlex.quote(settings.agent.python)} -m node_agent --config {CONFIG_FILE}"
     return [
-        BatchTask(id=f"agent-{number}", command=command, files=(config,), slots=task_slots, retries=-1)
+        BatchTask(f"agent-{number}", launch.command, files=launch.files, slots=task_slots, retries=-1)
         for number in range(first, first + count)
     ]
 

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ from batchflow.errors import (
     ConfigurationError,
     PoolExists,
     PoolNotFound,
+    ServiceError,
     SessionClosed,
 )
 from batchflow.lifecycle import Supervised
@@ -222,11 +224,15 @@ class Client(Supervised):
         return PoolManifest.decode(blob.data)
 
     async def _create(self, document: PoolDocument, slots: int | None, sources: list[Source]) -> Pool:
-        async with AsyncExitStack() as undo:
-            await self._services.compute.create_pool(document)
-            undo.push_async_callback(self._services.compute.delete_pool, document.id)
+        await self._services.compute.create_pool(document)
+        try:
             manifest = await self._lay_out(document.id, slots, sources, owned=True)
-            undo.pop_all()
+        except BaseException as error:
+            await self._take_back(
+                error,
+                {f"Batch pool {document.id!r}": partial(self._services.compute.delete_pool, document.id)},
+            )
+            raise
         return self._remember(Pool(self, manifest))
 
     async def _lay_out(
@@ -247,8 +253,7 @@ class Client(Supervised):
             lock_duration=defaults.lock_duration,
             slots=defaults.slots if slots is None else slots,
         )
-        async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._take_back, manifest)
+        try:
             async with anyio.create_task_group() as group:
                 for spec in queue_specs(manifest):
                     group.start_soon(self._services.admin.create_queue, spec)
@@ -257,23 +262,46 @@ class Client(Supervised):
                 await self._services.storage.create_container(manifest.ctl, (_ctl_policy(),))
                 bundle = await upload(sources or [], self._services.storage.container(manifest.ctl))
             manifest = replace(manifest, bundle=bundle.hash)
-            try:
-                await self._index.put(control.manifest_blob(pool_id), manifest.encode(), create=True)
-            except BlobConflict as error:
-                raise PoolExists(f"somebody else made pool {pool_id!r} at this moment") from error
-            undo.pop_all()
+            await self._publish(manifest)
+        except BaseException as error:
+            await self._take_back(error, self._parts(manifest))
+            raise
         return manifest
+
+    async def _publish(self, manifest: PoolManifest) -> None:
+        try:
+            await self._index.put(control.manifest_blob(manifest.pool), manifest.encode(), create=True)
+        except BlobConflict as error:
+            raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
+
+    def _parts(self, manifest: PoolManifest) -> dict[str, Callable[[], Awaitable[object]]]:
+        """What a layout is made of, and how each part is removed."""
+        services = self._services
+        queues = (*manifest.task_queues, *manifest.results_queues)
+        return {
+            **{
+                f"queue {queue.entity!r}": partial(services.admin.delete_queue, queue.entity)
+                for queue in queues
+            },
+            **{
+                f"container {name!r}": partial(services.storage.delete_container, name)
+                for name in (manifest.ctl, manifest.out)
+            },
+        }
 
     async def _ensure_index(self) -> None:
         await self._services.storage.create_container(INDEX_CONTAINER)
 
-    async def _take_back(self, manifest: PoolManifest) -> None:
-        """Undo a layout that did not come to its end."""
+    async def _take_back(
+        self, error: BaseException, parts: Mapping[str, Callable[[], Awaitable[object]]]
+    ) -> None:
+        """Undo what did not come to its end; what cannot be undone is noted on the error."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout):
-            for queue in (*manifest.task_queues, *manifest.results_queues):
-                await self._services.admin.delete_queue(queue.entity)
-            for container in (manifest.ctl, manifest.out):
-                await self._services.storage.delete_container(container)
+            for name, remove in parts.items():
+                try:
+                    await remove()
+                except ServiceError as failure:
+                    error.add_note(f"left behind, to be removed by hand: {name} ({failure})")
 
     # ---- the supervisor
 

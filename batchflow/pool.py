@@ -33,7 +33,6 @@ from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
     from batchflow.client import Client
-    from batchflow.compute import ResourceFile
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Pool:
         self._out = client._services.storage.container(manifest.out)
         self._sessions: set[Session] = set()
         self._known_jobs: set[str] = set()
-        self._config: ResourceFile | None = None
+        self._launch: agents.Launch | None = None
         self._starting = anyio.Lock()
 
     @property
@@ -168,19 +167,15 @@ class Pool:
             alive = sum(task.state != "completed" for task in tasks)
             if alive >= wanted:
                 return
-            if self._config is None:
+            if self._launch is None:
                 services, settings = self.client._services, self.client.settings
-                self._config = await agents.write_config(
-                    services, settings, self._manifest, self._ctl, self._out
-                )
+                self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
             if tasks and not alive:
                 await self._change(agents.next_generation)
                 tasks = []
             job = self._manifest.agents_job
             await compute.create_job(job, self.id)
-            more = agents.agent_tasks(
-                self.client.settings, self._config, len(tasks), wanted - alive, info.task_slots
-            )
+            more = agents.agent_tasks(self._launch, len(tasks), wanted - alive, info.task_slots)
             await compute.add_tasks(job, more)
             await compute.end_job_when_idle(job)
             logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})

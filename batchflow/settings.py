@@ -73,8 +73,12 @@ class AgentSettings:
     """How agents live on the nodes."""
 
     python: str | None = None
-    """The interpreter, with batchflow installed, that starts the agent on a node. None: the agent's package
-    is carried there and unpacked. The local cloud's nodes use the interpreter that runs the client."""
+    """The interpreter, with batchflow installed, that starts the agent on a node. None: the agent is carried
+    there in an archive with all that it needs. The local cloud's nodes use the one that runs the client."""
+    node_python: str = "3.12"
+    """The version of `python3` on the nodes, for the archive; Ubuntu 24.04 has 3.12."""
+    node_platform: str = "manylinux_2_28_x86_64"
+    """The nodes' platform, as wheels name it, for the archive."""
     idle_exit: float = 1800.0
     """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
     heartbeat_interval: float = 5.0

@@ -1,0 +1,138 @@
+"""The agent as one archive that a node needs nothing but Python for.
+
+It holds `batchflow`, `node_agent` and what they import there, in the versions that are installed here, as
+built for the node's Python and platform. pip fetches them, once for each combination: the archive is kept in
+the user's cache and is named by its content.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+
+from batchflow.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUIREMENTS: Final = ("anyio", "azure-servicebus", "azure-storage-blob[aio]", "orjson")
+"""What an agent imports besides itself."""
+OWN_PACKAGES: Final = ("batchflow", "node_agent")
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+"""The time of every file in the archive, so that the same content has the same hash."""
+_LOCAL_ONLY: Final = "local"
+"""The part of batchflow that no node needs."""
+_TAIL: Final = 2000
+
+
+async def build(python: str, platform: str) -> Path:
+    """The archive for nodes with this Python (`3.12`) and platform (`manylinux_2_28_x86_64`).
+
+    Raises `ConfigurationError`, with the end of what pip said, when a part cannot be had. Safe to cancel.
+    """
+    constraints = "\n".join(sorted(_pins())) + "\n"
+    key = hashlib.sha256("\n".join([python, platform, *REQUIREMENTS, constraints]).encode())
+    dependencies = _cache() / f"dependencies-{key.hexdigest()[:16]}"
+    if not dependencies.is_dir():
+        await _fetch(python, platform, constraints, dependencies)
+    return await anyio.to_thread.run_sync(_pack, dependencies)
+
+
+def bootstrap() -> bytes:
+    """The script that unpacks the archive on a node and becomes the agent."""
+    return (_package("node_agent") / "bootstrap.py").read_bytes()
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "batchflow"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _pins() -> Iterator[str]:
+    """Every distribution installed here, at its version."""
+    for distribution in distributions():
+        name = distribution.metadata["Name"]
+        if name and not name.lower().startswith("batchflow"):
+            yield f"{name.lower()}=={distribution.version}"
+
+
+async def _fetch(python: str, platform: str, constraints: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        pins = Path(scratch) / "constraints.txt"
+        pins.write_text(constraints)
+        site = Path(scratch) / "site"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--target", str(site), "--constraint", str(pins), "--no-compile"),
+            *("--python-version", python, "--implementation", "cp", "--only-binary", ":all:"),
+            *("--platform", platform, "--platform", "manylinux2014_x86_64", *REQUIREMENTS),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            _, said = await process.communicate()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
+        if process.returncode != 0:
+            tail = said.decode(errors="replace")[-_TAIL:].strip()
+            raise ConfigurationError(
+                f"agent: its packages for Python {python} on {platform} cannot be fetched (settings "
+                f"agent.node_python, agent.node_platform; or set agent.python to an interpreter on the nodes "
+                f"that has batchflow installed). pip said: {tail}"
+            )
+        if not target.is_dir():
+            site.rename(target)
+
+
+def _pack(dependencies: Path) -> Path:
+    files = {path.relative_to(dependencies).as_posix(): path for path in _files(dependencies)}
+    for name in OWN_PACKAGES:
+        package = _package(name)
+        for path in _files(package):
+            inside = path.relative_to(package)
+            if inside.parts[0] != _LOCAL_ONLY:
+                files[f"{name}/{inside.as_posix()}"] = path
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    archive = _cache() / f"agent-{digest.hexdigest()[:32]}.zip"
+    if not archive.is_file():
+        _write(archive, files)
+    return archive
+
+
+def _write(archive: Path, files: dict[str, Path]) -> None:
+    with tempfile.NamedTemporaryFile(dir=archive.parent, delete=False) as scratch:
+        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as out:
+            for name, path in sorted(files.items()):
+                out.writestr(zipfile.ZipInfo(name, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+        Path(scratch.name).rename(archive)
+
+
+def _files(top: Path) -> Iterator[Path]:
+    for path in sorted(top.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(f"agent: the package {name} is not installed beside batchflow")
+    return Path(spec.origin).parent
