@@ -24,11 +24,6 @@ from batchflow.settings import Settings, load_settings
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *DOCS]
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
 PI_JAR = ROOT / "examples" / "02_pi" / "tasks" / "pi.jar"
 
 _BLOCK = re.compile(
