@@ -1,0 +1,130 @@
+"""The local cloud as a child process, which does not outlive the program that started it.
+
+The child has a session of its own, so that Ctrl-C in the parent's terminal does not reach it before the
+parent has closed it in order. Its standard input is a lifeline: a pipe that the kernel closes when the parent
+ends, however it ends. The child then exits at once, and the processes of its nodes go with it. Its directory
+is made here, so that it is removed here even when the child was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from batchflow.errors import ServiceError
+from batchflow.local.directory import make_directory, remove_tree
+from batchflow.settings import Settings, load_settings
+
+START_TIMEOUT = 30.0
+"""Seconds until a cloud that is not ready counts as failed."""
+
+CLOSE_TIMEOUT = 15.0
+"""Seconds that the child may take to exit before it is killed; more than it allows itself."""
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_LOG = "cloud.log"
+_TAIL = 4_000
+
+
+class LocalCloudProcess:
+    """A local cloud in a child process: an async context manager, or `start` and `aclose`.
+
+    `start` and `aclose` may run in different tasks of one event loop. `nodes` and `slots` are what a new pool
+    gets where its spec is silent; every answer of the cloud leaves `latency` seconds late.
+    """
+
+    def __init__(self, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> None:
+        self._arguments = ("--nodes", str(nodes), "--slots", str(slots), "--latency", str(latency))
+        self._directory: Path | None = None
+        self._process: Process | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Settings:
+        return await self.start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def start(self) -> Settings:
+        """Start the child and wait until it is ready; returns what clients connect with.
+
+        Raises ServiceError, with the end of what the child said, when it exits or is not ready in 30 s.
+        When it fails, or is cancelled, nothing is left.
+        """
+        self._directory = make_directory()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                return await self._start(self._directory)
+        except TimeoutError:
+            tail = _tail(self._directory)
+            await self.aclose()
+            raise ServiceError(f"the local cloud was not ready in {START_TIMEOUT:.0f} s{tail}") from None
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """End the child, within 15 s, and remove what it leaves. Idempotent; when cancelled, it goes on."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="local-cloud-close")
+        await asyncio.shield(self._closing)
+
+    async def _start(self, directory: Path) -> Settings:
+        config = directory / "cloud.toml"
+        self._process = await self._spawn(directory, config)
+        stdout = self._process.stdout
+        assert stdout is not None
+        while line := await stdout.readline():
+            if line.startswith(b"ready"):
+                return load_settings(config, environment={})
+        code = await self._process.wait()
+        raise ServiceError(f"the local cloud exited with status {code} before it was ready{_tail(directory)}")
+
+    async def _spawn(self, directory: Path, config: Path) -> Process:
+        with (directory / _LOG).open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", "batchflow.local"),
+                *("--config", str(config), "--directory", str(directory), "--lifeline", str(os.getpid())),
+                *self._arguments,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=log,
+                env=_environment(),
+                start_new_session=True,
+            )
+
+    async def _close(self) -> None:
+        if self._process is not None:
+            await _end(self._process)
+        if self._directory is not None:
+            await asyncio.to_thread(remove_tree, self._directory)
+
+
+async def _end(process: Process) -> None:
+    """Tell the child to exit, wait, at last kill it; then reap it."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            # A word, for forked children of this process may hold the lifeline and keep it from ending.
+            await process.communicate(b"exit\n")
+    except TimeoutError:
+        process.kill()
+        await process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    """The parent's, where this very batchflow is found first, wherever the parent found it."""
+    path = os.environ.get("PYTHONPATH")
+    root = str(_PACKAGE_ROOT)
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+
+
+def _tail(directory: Path) -> str:
+    with contextlib.suppress(OSError):
+        said = (directory / _LOG).read_text(errors="replace")[-_TAIL:].strip()
+        if said:
+            return f". It said:\n{said}"
+    return ""

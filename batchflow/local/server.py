@@ -1,0 +1,150 @@
+"""The local cloud: Service Bus, Batch and Blob together on loopback, with fresh keys at each start."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import logging
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchflow.errors import ConfigurationError
+from batchflow.local.batch import BatchServer
+from batchflow.local.blob import BlobServer
+from batchflow.local.certificate import make_server_context
+from batchflow.local.directory import locked, make_directory, remove_tree
+from batchflow.local.servicebus import ServiceBusServer
+from batchflow.settings import (
+    AgentSettings,
+    BatchSettings,
+    PoolSettings,
+    ServiceBusSettings,
+    Settings,
+    StorageSettings,
+)
+
+HOST = "127.0.0.1"
+ACCOUNT = "local"
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that the services may take to close; then the rest is left to the end of the process, with which
+every node's processes die."""
+
+_KEY_BYTES = 32
+_CA_FILE = "ca.pem"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The services' ports; 0 lets the system choose a free one."""
+
+    servicebus: int = 0
+    batch: int = 0
+    blob: int = 0
+
+
+class LocalCloud:
+    """The three services of one local cloud, from `start` to `aclose`; both once, from any task of one loop.
+
+    `nodes` and `slots` are what a new pool gets where its spec is silent. Each answer of each service leaves
+    `latency` seconds late. All that is on disk lies in `directory`, which must be private and is removed in
+    the end; by default a new one among the temporary files.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int = 2,
+        slots: int = 1,
+        latency: float = 0.0,
+        ports: Ports | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        self._pool = PoolSettings(nodes=nodes, slots=slots)
+        self._latency = latency
+        self._ports = ports or Ports()
+        self._directory = directory
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._lock = ExitStack()
+
+    async def start(self) -> Settings:
+        """Start the services; returns what clients connect with.
+
+        Raises ConfigurationError when a port cannot be had. When it fails, or is cancelled, nothing is left.
+        """
+        if self._directory is None:
+            self._directory = make_directory()
+        try:
+            self._lock.enter_context(locked(self._directory))
+            return await self._start(self._directory)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """End the services and the nodes' processes, remove the directory. Idempotent, bounded."""
+        closers, self._closers = self._closers, []
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                outcomes = await asyncio.gather(*(close() for close in closers), return_exceptions=True)
+        except TimeoutError:
+            _log.warning("cloud.close_timeout", extra={"seconds": CLOSE_TIMEOUT})
+        else:
+            for error in (outcome for outcome in outcomes if isinstance(outcome, BaseException)):
+                _log.error("cloud.close_failed", exc_info=error)
+        directory, self._directory = self._directory, None
+        if directory is not None and not await asyncio.to_thread(remove_tree, directory):
+            _log.warning("cloud.directory_left", extra={"directory": str(directory)})
+        self._lock.close()
+
+    async def _start(self, directory: Path) -> Settings:
+        ca_file = directory / _CA_FILE
+        batch_key, storage_key = _new_key(), _new_key()
+        batch_root = directory / "nodes"
+        batch_root.mkdir(mode=0o700)
+        servicebus = ServiceBusServer(
+            key=_new_key(), ssl_context=make_server_context(ca_file), latency=self._latency
+        )
+        batch = BatchServer(account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency)
+        blob = BlobServer(account=ACCOUNT, key=storage_key, root=directory / "blobs", latency=self._latency)
+        self._closers = [batch.aclose, servicebus.aclose, blob.aclose]
+        starting = (
+            _listen("the Service Bus service", servicebus.start, self._ports.servicebus),
+            _listen("the Batch service", batch.start, self._ports.batch),
+            _listen("the Blob service", blob.start, self._ports.blob),
+        )
+        # Each start runs to its end before the first failure is told, so that closing finds none under way.
+        for outcome in await asyncio.gather(*starting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return Settings(
+            target="local",
+            batch=BatchSettings(account=ACCOUNT, key=batch_key, url=batch.url),
+            storage=StorageSettings(connection_string=blob.connection_string),
+            servicebus=ServiceBusSettings(
+                connection_string=servicebus.connection_string, ca_file=str(ca_file)
+            ),
+            pool=self._pool,
+            agent=AgentSettings(python=sys.executable),
+        )
+
+
+async def _listen(name: str, start: Callable[[str, int], Awaitable[None]], port: int) -> None:
+    try:
+        await start(HOST, port)
+    except OSError as error:
+        reason = "the port is taken" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ConfigurationError(
+            f"{name} cannot listen on {HOST}:{port}: {reason}. Choose another port, or 0 for any free one."
+        ) from error
+
+
+def _new_key() -> str:
+    return base64.b64encode(secrets.token_bytes(_KEY_BYTES)).decode()

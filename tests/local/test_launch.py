@@ -1,0 +1,333 @@
+"""The local cloud as a process: `python -m batchflow.local`, and a child that does not outlive its parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AzureNamedKeyCredential
+from azure.servicebus import ServiceBusMessage
+from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.aio.management import ServiceBusAdministrationClient
+from azure.storage.blob.aio import BlobServiceClient
+
+from batchflow.errors import ServiceError
+from batchflow.local import launch
+from batchflow.local.launch import LocalCloudProcess
+from batchflow.local.processes import descendants, is_alive
+from batchflow.settings import Settings, load_settings
+
+BOUND = 20.0
+
+USER_PROGRAM = """
+import asyncio, os, sys
+from azure.batch import models
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AzureNamedKeyCredential
+from batchflow.local.launch import LocalCloudProcess
+
+async def main():
+    async with LocalCloudProcess() as settings:
+        batch = settings.batch
+        credential = AzureNamedKeyCredential(batch.account, batch.key)
+        async with BatchClient(batch.url, credential) as client:
+            await client.create_pool(models.BatchPoolCreateOptions(
+                id="p", vm_size="standard_d2s_v3", target_dedicated_nodes=2,
+                virtual_machine_configuration=models.VirtualMachineConfiguration(
+                    image_reference=models.BatchVmImageReference(
+                        publisher="canonical", offer="ubuntu-24_04-lts", sku="server"),
+                    node_agent_sku_id="batch.node.ubuntu 24.04")))
+            await client.create_job(models.BatchJobCreateOptions(
+                id="j", pool_info=models.BatchPoolInfo(pool_id="p")))
+            for name in ("one", "two"):
+                await client.create_task("j", models.BatchTaskCreateOptions(
+                    id=name, command_line="/bin/sh -c 'setsid sleep 600 & sleep 600'"))
+            while [task.state async for task in client.list_tasks("j")] != ["running"] * 2:
+                await asyncio.sleep(0.02)
+            print(settings.servicebus.ca_file, flush=True)
+            await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of temporary files for the test and its children."""
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, within the bound, for something of which nobody tells."""
+    async with asyncio.timeout(BOUND):
+        while not condition():  # noqa: ASYNC110 (processes that are not our children raise no event)
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Program:
+    """A running `python -m batchflow.local`."""
+
+    process: asyncio.subprocess.Process
+    config: Path
+    said: str
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send a signal and return the exit status."""
+        self.process.send_signal(number)
+        async with asyncio.timeout(BOUND):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def program(config: Path, *options: str) -> AsyncIterator[Program]:
+    """The program, ready."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "batchflow.local", "--config", str(config), *options),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        lines: list[str] = []
+        async with asyncio.timeout(BOUND):
+            while not (lines and lines[-1].startswith("ready")):
+                lines.append((await process.stdout.readline()).decode())
+                assert lines[-1], "the program ended before it was ready"
+        yield Program(process, config, "".join(lines))
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def refusal(*arguments: str) -> tuple[int, list[str]]:
+    """Run the program with arguments that it refuses; exit status and the lines of its error output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "batchflow.local", *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(BOUND):
+        _, errors = await process.communicate()
+    return process.returncode or 0, errors.decode().splitlines()
+
+
+async def use(settings: Settings) -> None:
+    """Use each of the three services once, through its SDK."""
+    connection_string = settings.servicebus.connection_string or ""
+    ca_file = settings.servicebus.ca_file
+    async with ServiceBusAdministrationClient.from_connection_string(
+        connection_string, connection_verify=ca_file
+    ) as administration:
+        await administration.create_queue("q")
+    async with ServiceBusClient.from_connection_string(connection_string) as bus:
+        async with bus.get_queue_sender("q") as sender:
+            await sender.send_messages(ServiceBusMessage("hello"))
+        async with bus.get_queue_receiver("q") as receiver:
+            [message] = await receiver.receive_messages(1, max_wait_time=BOUND)
+            assert str(message) == "hello"
+            await receiver.complete_message(message)
+    batch = settings.batch
+    credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
+    async with BatchClient(batch.url or "", credential) as client:
+        assert [pool async for pool in client.list_pools()] == []
+    async with BlobServiceClient.from_connection_string(settings.storage.connection_string or "") as blobs:
+        container = await blobs.create_container("box")
+        await container.upload_blob("b", b"x")
+
+
+class TestProgram:
+    async def test_it_is_up_until_told_to_stop(self, tmp_path: Path, temporary_files: Path) -> None:
+        """The file holds what connects, the output tells it as well, and nothing of it stays."""
+        config = tmp_path / "cloud.toml"
+        async with program(config, "--nodes", "3", "--slots", "2") as cloud:
+            settings = load_settings(config, environment={})
+            assert (settings.target, settings.pool.nodes, settings.pool.slots) == ("local", 3, 2)
+            assert settings.agent.python == sys.executable
+            assert stat.S_IMODE(config.stat().st_mode) == 0o600
+            for told in (
+                settings.servicebus.connection_string,
+                settings.servicebus.ca_file,
+                settings.storage.connection_string,
+                settings.batch.url,
+                settings.batch.key,
+            ):
+                assert told
+                assert told in cloud.said
+            await use(settings)
+            assert await cloud.end(signal.SIGTERM) == 0
+        assert not config.exists()
+        assert list(temporary_files.iterdir()) == []
+
+    async def test_keys_are_fresh(self, tmp_path: Path) -> None:
+        """Two clouds share neither keys nor ports."""
+        async with program(tmp_path / "a") as first, program(tmp_path / "b") as second:
+            one, two = (load_settings(cloud.config, environment={}) for cloud in (first, second))
+            assert one.batch.key != two.batch.key
+            assert one.storage != two.storage
+            assert one.servicebus != two.servicebus
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+    async def test_a_rewritten_file_stays(self, tmp_path: Path, number: signal.Signals) -> None:
+        """A configuration that somebody else wrote meanwhile is theirs."""
+        config = tmp_path / "cloud.toml"
+        async with program(config) as cloud:
+            config.write_text("mine")
+            assert await cloud.end(number) == 0
+        assert config.read_text() == "mine"
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            (),
+            ("--config", "/nowhere/at/all.toml"),
+            ("--config", "x", "--nodes", "0"),
+            ("--config", "x", "--latency", "soon"),
+            ("--config", "x", "--batch-port", "70000"),
+            ("--config", "x", "--nonsense"),
+        ],
+    )
+    async def test_bad_arguments(self, arguments: tuple[str, ...]) -> None:
+        """A bad argument is told in one line, with exit status 2."""
+        status, lines = await refusal(*arguments)
+        assert (status, len(lines)) == (2, 1)
+        assert lines[0].startswith("batchflow.local: ")
+
+    @pytest.mark.parametrize("service", ["servicebus", "batch", "blob"])
+    async def test_a_taken_port(self, tmp_path: Path, temporary_files: Path, service: str) -> None:
+        """A port that is taken is told in one line that names it, and nothing stays."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            status, lines = await refusal("--config", str(tmp_path / "x"), f"--{service}-port", port)
+        assert (status, len(lines)) == (1, 1)
+        assert port in lines[0]
+        assert list(temporary_files.iterdir()) == []
+
+
+class TestChild:
+    async def test_it_lives_as_long_as_it_is_held(self, temporary_files: Path) -> None:
+        """The context manager yields settings that connect, and leaves nothing."""
+        async with LocalCloudProcess(nodes=3, slots=2) as settings:
+            assert (settings.pool.nodes, settings.pool.slots) == (3, 2)
+            await use(settings)
+        assert list(temporary_files.iterdir()) == []
+        assert descendants(os.getpid()) == []
+
+    async def test_it_is_opened_in_one_task_and_closed_in_another(self, temporary_files: Path) -> None:
+        """Opening and closing need not happen in the same task, and closing twice is fine."""
+        cloud = LocalCloudProcess()
+        await asyncio.create_task(cloud.start())
+        await asyncio.gather(asyncio.create_task(cloud.aclose()), cloud.aclose())
+        await cloud.aclose()
+        assert list(temporary_files.iterdir()) == []
+
+    async def test_two_at_once(self) -> None:
+        """Clouds of one program do not meet."""
+        async with LocalCloudProcess() as one, LocalCloudProcess() as two:
+            assert one.batch.url != two.batch.url
+
+    async def test_what_went_wrong_is_told(self, temporary_files: Path) -> None:
+        """A child that refuses to start gives its reason, and leaves nothing."""
+        with pytest.raises(ServiceError, match="--nodes"):
+            await LocalCloudProcess(nodes=0).start()
+        assert list(temporary_files.iterdir()) == []
+
+    async def test_a_child_that_is_late(self, temporary_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A child that is not ready in time is ended, and that is an error."""
+        monkeypatch.setattr(launch, "START_TIMEOUT", 0.001)
+        with pytest.raises(ServiceError, match="not ready"):
+            await LocalCloudProcess().start()
+        assert list(temporary_files.iterdir()) == []
+        assert descendants(os.getpid()) == []
+
+    async def test_a_cancelled_start_leaves_nothing(self, temporary_files: Path) -> None:
+        """Whoever gives up waiting leaves no process and no directory."""
+        starting = asyncio.create_task(LocalCloudProcess().start())
+        await until(lambda: bool(descendants(os.getpid())))
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert list(temporary_files.iterdir()) == []
+        assert descendants(os.getpid()) == []
+
+    async def test_a_killed_child_leaves_nothing(self, temporary_files: Path) -> None:
+        """When the child itself was killed, closing still removes its directory."""
+        cloud = LocalCloudProcess()
+        await cloud.start()
+        [child] = descendants(os.getpid())
+        os.kill(child, signal.SIGKILL)
+        await cloud.aclose()
+        assert list(temporary_files.iterdir()) == []
+
+
+class TestDeath:
+    @asynccontextmanager
+    async def user_program(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+        """A user's program with a cloud and tasks that run; it, and its cloud's process id."""
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", USER_PROGRAM, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        try:
+            assert program.stdout is not None
+            async with asyncio.timeout(BOUND):
+                assert (await program.stdout.readline()).endswith(b"ca.pem\n")
+            yield program, descendants(program.pid)[0]
+        finally:
+            if program.returncode is None:
+                program.kill()
+            await program.communicate()
+
+    async def test_the_killed_programs_cloud_is_gone(self, temporary_files: Path) -> None:
+        """SIGKILL to the program that launched a cloud ends the cloud, all tasks, and the directory."""
+        async with self.user_program() as (program, cloud):
+            below = descendants(cloud)
+            assert len(below) >= 6
+            program.kill()
+            await program.wait()
+            await until(lambda: not any(map(is_alive, (cloud, *below))))
+            await until(lambda: list(temporary_files.iterdir()) == [])
+
+    async def test_the_killed_clouds_nodes_are_gone(self, temporary_files: Path) -> None:
+        """SIGKILL to the cloud itself ends all its nodes' processes."""
+        async with self.user_program() as (_, cloud):
+            below = descendants(cloud)
+            os.kill(cloud, signal.SIGKILL)
+            await until(lambda: not any(map(is_alive, below)))
+
+    async def test_a_fork_does_not_hold_the_cloud(self, temporary_files: Path) -> None:
+        """A forked child of the program, which inherits the lifeline, does not keep the cloud alive."""
+        code = (
+            "import asyncio, os, sys, time\n"
+            "from batchflow.local.launch import LocalCloudProcess\n"
+            "async def main():\n"
+            "    await LocalCloudProcess().start()\n"
+            "    if (fork := os.fork()) == 0: os.close(1), time.sleep(600)\n"
+            "    print(fork, flush=True)\n"
+            "    os.kill(os.getpid(), 9)\n"
+            "asyncio.run(main())\n"
+        )
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE
+        )
+        assert program.stdout is not None
+        fork = int(await program.stdout.readline())
+        try:
+            await program.wait()
+            await until(lambda: list(temporary_files.iterdir()) == [])
+            assert is_alive(fork)
+        finally:
+            os.kill(fork, signal.SIGKILL)
+            await program.communicate()

@@ -1,0 +1,111 @@
+"""What the local cloud stands on: its certificate, and its directory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from batchflow.local.certificate import make_server_context
+from batchflow.local.directory import locked, make_directory, remove_abandoned, remove_tree
+
+
+class TestCertificate:
+    @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+    async def test_it_is_good_for_loopback(self, tmp_path: Path, name: str) -> None:
+        """A client that trusts the file talks to the server under both of its names, checked strictly."""
+        context = make_server_context(tmp_path / "ca.pem")
+        client = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        client.verify_flags |= ssl.VERIFY_X509_STRICT
+        greetings = await talk(context, client, name)
+        assert greetings == b"hello"
+
+    async def test_others_do_not_trust_it(self, tmp_path: Path) -> None:
+        """A client that trusts another cloud's file, or only the system's, does not connect."""
+        context = make_server_context(tmp_path / "ca.pem")
+        make_server_context(tmp_path / "other.pem")
+        for client in (
+            ssl.create_default_context(),
+            ssl.create_default_context(cafile=tmp_path / "other.pem"),
+        ):
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await talk(context, client, "127.0.0.1")
+
+    def test_the_key_does_not_stay(self, tmp_path: Path) -> None:
+        """Only the public part is left on the disk."""
+        make_server_context(tmp_path / "ca.pem")
+        assert [path.name for path in tmp_path.iterdir()] == ["ca.pem"]
+        assert b"PRIVATE" not in (tmp_path / "ca.pem").read_bytes()
+
+
+async def talk(server_context: ssl.SSLContext, client_context: ssl.SSLContext, name: str) -> bytes:
+    """Connect over TLS and return what the server says."""
+
+    def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=server_context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client_context, server_hostname=name
+        )
+        said = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return said
+
+
+class TestDirectory:
+    @pytest.fixture(autouse=True)
+    def _own_temporary_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def test_it_is_private(self) -> None:
+        """Nobody else may look into it."""
+        assert stat.S_IMODE(make_directory().stat().st_mode) == 0o700
+
+    def test_what_is_write_protected_goes_as_well(self) -> None:
+        """A task's read-only folders do not stay."""
+        directory = make_directory()
+        (directory / "a" / "b").mkdir(parents=True)
+        (directory / "a" / "b" / "file").touch()
+        (directory / "a" / "b").chmod(0o500)
+        (directory / "a").chmod(0)
+        assert remove_tree(directory)
+        assert not directory.exists()
+        assert remove_tree(directory)
+
+    def test_a_dead_clouds_directory_is_removed(self) -> None:
+        """A killed process's directory goes; a living one's, and one that is no cloud's, stay."""
+        dead, alive, other = make_directory(), make_directory(), make_directory()
+        code = (
+            "import sys, time, pathlib; from batchflow.local.directory import locked\n"
+            "with locked(pathlib.Path(sys.argv[1])): print('locked', flush=True); time.sleep(600)"
+        )
+        command = [sys.executable, "-c", code, str(dead)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process, locked(alive):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"locked\n"
+            remove_abandoned()
+            assert dead.exists()
+            process.kill()
+            process.wait()
+            remove_abandoned()
+            assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
+
+    def test_a_link_is_not_followed(self, tmp_path: Path) -> None:
+        """A lock that is a link to elsewhere makes nothing an abandoned cloud."""
+        (tmp_path / "elsewhere").touch()
+        directory = make_directory()
+        os.symlink(tmp_path / "elsewhere", directory / "lock")
+        remove_abandoned()
+        assert directory.exists()
