@@ -418,6 +418,7 @@ class Queue:
         del self._locks[message.lock_token]
         self._lane_of(message).tokens.discard(message.lock_token)
         message.lock_token = b""
+        message.place = Place.GONE
 
     def _give_back(self, message: Message, now: float, *, failed: bool) -> None:
         self._unlock(message)

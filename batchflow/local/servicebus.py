@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _TLS_HANDSHAKE = b"\x16"
 _FIRST_BYTE_TIMEOUT = 30.0
 _BACKLOG = 512
+_ACCEPT_PAUSE = 0.5
 _SHUTDOWN_TIMEOUT = 2.0
 
 
@@ -58,6 +59,7 @@ class ServiceBusServer:
         self._broker = Broker(namespace, link_idle_timeout=link_idle_timeout)
         self._server: asyncio.Task[None] | None = None
         self._wires: dict[Peer, _AmqpWire] = {}
+        self._strangers: set[asyncio.Transport] = set()
         self._flush_planned = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -88,6 +90,8 @@ class ServiceBusServer:
             server.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await server
+        while self._wires:
+            await asyncio.sleep(0)
 
     # -- faults, for tests ----------------------------------------------------------------------------
 
@@ -109,7 +113,11 @@ class ServiceBusServer:
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
-                    connection, _ = await loop.sock_accept(listener)
+                    try:
+                        connection, _ = await loop.sock_accept(listener)
+                    except OSError:  # out of descriptors: those who are connected go on, the others wait
+                        await asyncio.sleep(_ACCEPT_PAUSE)
+                        continue
                     group.create_task(self._welcome(connection, admin), name="servicebus-welcome")
         finally:
             listener.close()
@@ -124,7 +132,7 @@ class ServiceBusServer:
             first = await asyncio.wait_for(_peek(connection), _FIRST_BYTE_TIMEOUT)
             if first == _TLS_HANDSHAKE and self._ssl_context is not None:
                 await loop.connect_accepted_socket(
-                    lambda: _Sniffer(self._amqp, admin), connection, ssl=self._ssl_context
+                    lambda: _Sniffer(self._amqp, admin, self._strangers), connection, ssl=self._ssl_context
                 )
             elif first == b"A":
                 await loop.connect_accepted_socket(self._amqp, connection)
@@ -144,6 +152,8 @@ class ServiceBusServer:
             self._timer.cancel()
         for wire in list(self._wires.values()):
             wire.abort()
+        for transport in list(self._strangers):
+            transport.abort()
 
     # -- connections ----------------------------------------------------------------------------------
 
@@ -218,20 +228,31 @@ async def _peek(connection: socket.socket) -> bytes:
 
 
 class _Sniffer(asyncio.Protocol):
-    """The first bytes inside TLS: AMQP, or else HTTP."""
+    """The first bytes inside TLS: AMQP, or else HTTP. Until they come, the connection is a stranger."""
 
-    def __init__(self, amqp: Callable[[], asyncio.Protocol], http: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        amqp: Callable[[], asyncio.Protocol],
+        http: Callable[[], asyncio.Protocol],
+        strangers: set[asyncio.Transport],
+    ) -> None:
         self._amqp = amqp
         self._http = http
+        self._strangers = strangers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._strangers.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
+        self._strangers.discard(self._transport)
         protocol = self._amqp() if data[:1] == b"A" else self._http()
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         protocol.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._strangers.discard(self._transport)
 
 
 class _AmqpWire(asyncio.Protocol):

@@ -389,6 +389,14 @@ class Broker:
             self.stir(node)
         return entity
 
+    def update_queue(self, name: str, settings: QueueSettings, now: float) -> Entity:
+        """Change a queue. Raises :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""
+        entity = self.namespace.update(name, settings, now)
+        node = self.node(name.lower())
+        if node is not None:
+            self.stir(node)
+        return entity
+
     def delete_queue(self, name: str, now: float) -> None:
         """Delete a queue and end the links to it. Raises
         :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""

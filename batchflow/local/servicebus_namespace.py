@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 ROOT_RULE = "RootManageSharedAccessKey"
 MAX_NAME_LENGTH = 260
 MAX_LOCK_DURATION = 300.0
-MIN_LOCK_DURATION = 5.0
 MAX_DELIVERY_COUNT = 2_000
 MIN_IDLE = 300.0
 MIN_WINDOW, MAX_WINDOW = 20.0, 7 * 86_400.0
@@ -73,8 +72,8 @@ class QueueSettings:
         """Raise :class:`AdministrationRefused` for a setting that is out of its range."""
         for fault, detail in (
             (
-                not MIN_LOCK_DURATION <= self.lock_duration <= MAX_LOCK_DURATION,
-                f"LockDuration must be between {MIN_LOCK_DURATION:.0f} s and 5 minutes.",
+                not 0 < self.lock_duration <= MAX_LOCK_DURATION,
+                "LockDuration must be positive and at most 5 minutes.",
             ),
             (
                 not 1 <= self.max_delivery_count <= MAX_DELIVERY_COUNT,
