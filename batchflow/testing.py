@@ -106,6 +106,10 @@ class _Link(_Closes):
         self._broker = broker
         self._queue = queue
 
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._queue.changed()
+
     def _state(self) -> core.Queue:
         if self.closed or self._broker.closed:
             raise BrokerError(f"the link to {self._queue.spec.name} is closed")
@@ -147,6 +151,7 @@ class _Inbox(_Link):
         while True:
             now = self._broker.now()
             with _translated():
+                self._state().advance(now)
                 found = self._source().receive(1, now, self, session_id=self._session_id)
             if found:
                 return _delivery(found[0])
@@ -224,7 +229,6 @@ class _Mailbox(_Inbox):
     async def aclose(self) -> None:
         if not self.closed:
             self._queue.state.release_session(self.session_id, self, self._broker.now())
-            self._queue.changed()
         await super().aclose()
 
 

@@ -1,0 +1,450 @@
+"""The port to the queues keeps its promises, whoever implements it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+from batchflow.errors import (
+    BrokerError,
+    LeaseLost,
+    MailboxInUse,
+    MailboxNotFound,
+    MessageTooLarge,
+    QueueNotFound,
+)
+
+if TYPE_CHECKING:
+    from batchflow.broker import Delivery, Mailbox, Receiver
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ENOUGH = 10.0
+"""Seconds in which something that shall come has come."""
+SHORT = 0.3
+"""Seconds after which something that shall not come has not come."""
+
+
+def message(name: str, **options: object) -> OutgoingMessage:
+    return OutgoingMessage(name.encode(), name, **options)  # type: ignore[arg-type]
+
+
+async def next_of(inbox: Receiver | Mailbox) -> Delivery:
+    delivery = await inbox.receive(ENOUGH)
+    assert delivery is not None
+    return delivery
+
+
+async def test_message_arrives_whole(queues) -> None:
+    """What is received is what was sent, with the broker's own facts about it."""
+    queue = await queues.make()
+    body = bytes(range(256)) * 4
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(OutgoingMessage(body, "m1"))
+        delivery = await next_of(receiver)
+        assert (delivery.body, delivery.message_id, delivery.delivery_count) == (body, "m1", 0)
+        assert delivery.sequence_number > 0
+        assert abs(delivery.enqueued_at - time.time()) < 60
+        assert delivery.session_id is None
+        assert delivery.dead_letter_reason is None
+        await receiver.complete(delivery)
+    assert (await queues.admin.figures(queue.entity)).active == 0
+
+
+async def test_empty_queue(queues) -> None:
+    """Receiving from an empty queue ends with None, at once when asked not to wait."""
+    queue = await queues.make()
+    async with await queues.broker.receiver(queue) as receiver:
+        assert await receiver.receive(0.05) is None
+        assert await receiver.receive(0) is None
+
+
+async def test_receive_waits(queues) -> None:
+    """A receive that waits gets the message that comes."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        waiting = asyncio.create_task(next_of(receiver))
+        await asyncio.sleep(0.1)
+        await sender.send(message("late"))
+        assert (await waiting).message_id == "late"
+
+
+async def test_order(queues) -> None:
+    """Messages of one sender come in order."""
+    queue = await queues.make()
+    names = [f"m{i}" for i in range(20)]
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        for name in names:
+            await sender.send(message(name))
+        got = []
+        for _ in names:
+            delivery = await next_of(receiver)
+            got.append(delivery.message_id)
+            await receiver.complete(delivery)
+    assert got == names
+
+
+async def test_concurrent_sends(queues) -> None:
+    """A sender may be used by several coroutines at once."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        await asyncio.gather(*(sender.send(message(f"m{i}")) for i in range(20)))
+    assert (await queues.admin.figures(queue.entity)).active == 20
+
+
+async def test_duplicate_is_dropped(queues) -> None:
+    """The same message sent again is accepted and dropped."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        await sender.send(message("once"))
+        await sender.send(message("once"))
+    assert (await queues.admin.figures(queue.entity)).active == 1
+
+
+async def test_no_duplicate_detection(queues) -> None:
+    """A queue without duplicate detection takes both."""
+    queue = await queues.make(duplicate_window=None)
+    async with await queues.broker.sender(queue) as sender:
+        await sender.send(message("twice"))
+        await sender.send(message("twice"))
+    assert (await queues.admin.figures(queue.entity)).active == 2
+
+
+async def test_abandon(queues) -> None:
+    """What is abandoned comes again at once, counted."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("again"))
+        await receiver.abandon(await next_of(receiver))
+        delivery = await next_of(receiver)
+        assert delivery.delivery_count == 1
+        await receiver.complete(delivery)
+
+
+async def test_settled_once(queues) -> None:
+    """What was settled cannot be settled, or renewed, again."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("done"))
+        delivery = await next_of(receiver)
+        await receiver.complete(delivery)
+        for again in (receiver.complete, receiver.abandon, receiver.renew):
+            with pytest.raises(LeaseLost):
+                await again(delivery)
+
+
+async def test_settle_while_receiving(queues) -> None:
+    """Settling and renewing work while a receive waits, and leave it waiting."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        for name in "abc":
+            await sender.send(message(name))
+        held = [await next_of(receiver) for _ in "abc"]
+        waiting = asyncio.create_task(next_of(receiver))
+        await asyncio.gather(receiver.renew(held[0]), receiver.complete(held[1]), receiver.complete(held[2]))
+        await receiver.complete(held[0])
+        assert not waiting.done()
+        await sender.send(message("d"))
+        assert (await waiting).message_id == "d"
+
+
+async def test_lock_expires(queues) -> None:
+    """A message whose lock ran out comes again, counted, and its old lock settles nothing."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("slow"))
+        first = await next_of(receiver)
+        second = await next_of(receiver)
+        assert (second.message_id, second.delivery_count) == ("slow", 1)
+        with pytest.raises(LeaseLost):
+            await receiver.complete(first)
+        await receiver.complete(second)
+
+
+async def test_renew_keeps_the_lock(queues) -> None:
+    """A message that is renewed stays locked past its lock's first end, and can be completed then."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("long"))
+        delivery = await next_of(receiver)
+        await asyncio.sleep(queues.lock * 0.7)
+        await receiver.renew(delivery)
+        assert await receiver.receive(queues.lock * 0.6) is None
+        await receiver.complete(delivery)
+    assert (await queues.admin.figures(queue.entity)).active == 0
+
+
+async def test_cancelled_receive_loses_nothing(queues) -> None:
+    """A message that arrives around the cancellation of a receive is had by a later one."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        for i in range(10):
+            waiting = asyncio.create_task(receiver.receive(ENOUGH))
+            sending = asyncio.create_task(sender.send(message(f"m{i}")))
+            await asyncio.sleep(0.001 * i)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            await sending
+            delivery = await next_of(receiver) if waiting.cancelled() else waiting.result()
+            assert delivery is not None
+            assert delivery.message_id == f"m{i}"
+            await receiver.complete(delivery)
+    assert (await queues.admin.figures(queue.entity)).active == 0
+
+
+async def test_closing_gives_back(queues) -> None:
+    """What came after its receive was cancelled is free for others once the receiver is closed."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as other:
+        async with await queues.broker.receiver(queue) as receiver:
+            waiting = asyncio.create_task(receiver.receive(ENOUGH))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            await sender.send(message("kept"))
+        async with asyncio.timeout(queues.lock * 0.8):
+            assert (await next_of(other)).message_id == "kept"
+
+
+async def test_closing_while_receiving(queues) -> None:
+    """A receive that waits ends, by None or an error, when its receiver is closed."""
+    queue = await queues.make()
+    receiver = await queues.broker.receiver(queue)
+    waiting = asyncio.create_task(receiver.receive(60))
+    await asyncio.sleep(0.05)
+    await receiver.aclose()
+    await receiver.aclose()
+    done, _ = await asyncio.wait({waiting}, timeout=ENOUGH)
+    assert done
+    assert waiting.exception() is None or isinstance(waiting.exception(), BrokerError)
+    with pytest.raises(BrokerError):
+        await receiver.receive(0)
+
+
+async def test_schedule(queues) -> None:
+    """A scheduled message is counted as such, and comes not before its time."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        at = time.time() + 2.0
+        await sender.schedule(message("later"), at)
+        assert (await queues.admin.figures(queue.entity)).scheduled == 1
+        assert await receiver.receive(SHORT) is None
+        delivery = await next_of(receiver)
+        assert delivery.message_id == "later"
+        assert time.time() >= at - 0.5
+
+
+async def test_dead_letter(queues) -> None:
+    """A dead-lettered message is found in the dead-letter queue with the reasons that were given."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("bad"))
+        await receiver.dead_letter(await next_of(receiver), "Poison", "it took its agent down")
+    assert (await queues.admin.figures(queue.entity)).dead == 1
+    async with await queues.broker.receiver(queue, dead_letters=True) as graveyard:
+        dead = await next_of(graveyard)
+        assert (dead.body, dead.dead_letter_reason) == (b"bad", "Poison")
+        assert dead.dead_letter_description == "it took its agent down"
+        await graveyard.renew(dead)
+        await graveyard.complete(dead)
+
+
+async def test_too_many_deliveries(queues) -> None:
+    """A message that was delivered too often is dead-lettered by the broker, which says why."""
+    queue = await queues.make(max_delivery_count=2)
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(message("poison"))
+        for _ in range(2):
+            await receiver.abandon(await next_of(receiver))
+    async with await queues.broker.receiver(queue, dead_letters=True) as graveyard:
+        dead = await next_of(graveyard)
+        assert dead.dead_letter_reason == "MaxDeliveryCountExceeded"
+        await graveyard.complete(dead)
+
+
+async def test_expired_is_dead_lettered(queues) -> None:
+    """A message whose time to live is over does not vanish: it is dead-lettered."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        await sender.send(message("stale", time_to_live=1.0))
+    async with await queues.broker.receiver(queue, dead_letters=True) as graveyard:
+        dead = await next_of(graveyard)
+        assert dead.dead_letter_reason == "TTLExpiredException"
+        await graveyard.complete(dead)
+
+
+async def test_too_large(queues) -> None:
+    """A message over the limit is refused for good, and the sender works on."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        with pytest.raises(MessageTooLarge) as caught:
+            await sender.send(OutgoingMessage(bytes(300_000), "huge"))
+        assert not caught.value.retryable
+        await sender.send(message("small"))
+    assert (await queues.admin.figures(queue.entity)).active == 1
+
+
+async def test_large(queues) -> None:
+    """A message near the limit, of many frames, arrives whole."""
+    queue = await queues.make()
+    body = bytes(range(256)) * 900
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        await sender.send(OutgoingMessage(body, "large"))
+        delivery = await next_of(receiver)
+        assert delivery.body == body
+        await receiver.complete(delivery)
+
+
+async def test_prefetch(queues) -> None:
+    """With prefetch, everything is delivered once, and what is left at the close is free for others."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        for i in range(30):
+            await sender.send(message(f"m{i}"))
+        seen = []
+        async with await queues.broker.receiver(queue, prefetch=20) as receiver:
+            for _ in range(5):
+                delivery = await next_of(receiver)
+                seen.append(delivery.message_id)
+                await receiver.complete(delivery)
+        async with await queues.broker.receiver(queue) as other, asyncio.timeout(queues.lock * 0.8):
+            for _ in range(25):
+                delivery = await next_of(other)
+                seen.append(delivery.message_id)
+                await other.complete(delivery)
+    assert sorted(seen) == sorted(f"m{i}" for i in range(30))
+
+
+async def test_missing_queue(queues) -> None:
+    """Opening a link to a queue that does not exist is told at once."""
+    nowhere = QueueRef(queues.admin.namespace, "conformance-no-such-queue")
+    with pytest.raises(QueueNotFound):
+        await queues.broker.sender(nowhere)
+    with pytest.raises(QueueNotFound):
+        await queues.broker.receiver(nowhere)
+    with pytest.raises(MailboxNotFound):
+        await queues.broker.mailbox(nowhere, "s")
+
+
+async def test_deleted_queue(queues) -> None:
+    """Sending to a queue that was deleted meanwhile fails with what happened."""
+    queue = await queues.make()
+    async with await queues.broker.sender(queue) as sender:
+        assert await queues.admin.delete_queue(queue.entity)
+        with pytest.raises(QueueNotFound):
+            await sender.send(message("lost"))
+
+
+async def test_mailbox(queues) -> None:
+    """A mailbox gets the messages of its session, in order, and no others."""
+    queue = await queues.make(sessions=True)
+    async with (
+        await queues.broker.sender(queue) as sender,
+        await queues.broker.mailbox(queue, "job/alice") as alice,
+        await queues.broker.mailbox(queue, "job/bob") as bob,
+    ):
+        assert alice.session_id == "job/alice"
+        for i in range(5):
+            await sender.send(message(f"a{i}", session_id="job/alice"))
+        await sender.send(message("b", session_id="job/bob"))
+        for i in range(5):
+            delivery = await next_of(alice)
+            assert (delivery.message_id, delivery.session_id) == (f"a{i}", "job/alice")
+            await alice.complete(delivery)
+        assert (await next_of(bob)).message_id == "b"
+        assert await alice.receive(SHORT) is None
+
+
+async def test_mailbox_is_held_alone(queues) -> None:
+    """A mailbox that somebody holds is refused at once, and free as soon as it is closed."""
+    queue = await queues.make(sessions=True)
+    async with await queues.broker.mailbox(queue, "s"):
+        with pytest.raises(MailboxInUse):
+            await queues.broker.mailbox(queue, "s")
+    async with asyncio.timeout(queues.lock * 0.8), await queues.broker.mailbox(queue, "s"):
+        pass
+
+
+async def test_mailbox_keeps_what_was_not_completed(queues) -> None:
+    """What a mailbox had not completed when it was closed comes to its next holder."""
+    queue = await queues.make(sessions=True)
+    async with await queues.broker.sender(queue) as sender:
+        for name in "abc":
+            await sender.send(message(name, session_id="s"))
+        async with await queues.broker.mailbox(queue, "s") as first:
+            await first.complete(await next_of(first))
+            await next_of(first)
+        async with await queues.broker.mailbox(queue, "s") as second:
+            assert [(await next_of(second)).message_id for _ in "bc"] == ["b", "c"]
+
+
+async def test_mailbox_state(queues) -> None:
+    """A session's state outlives its holder."""
+    queue = await queues.make(sessions=True)
+    async with await queues.broker.mailbox(queue, "s") as mailbox:
+        assert await mailbox.get_state() is None
+        await mailbox.set_state(b"\x00\xff state")
+    async with await queues.broker.mailbox(queue, "s") as mailbox:
+        assert await mailbox.get_state() == b"\x00\xff state"
+
+
+async def test_mailbox_renewal(queues) -> None:
+    """A mailbox that is renewed is still held past its lock's first end, messages and all."""
+    queue = await queues.make(sessions=True)
+    async with (
+        await queues.broker.sender(queue) as sender,
+        await queues.broker.mailbox(queue, "s") as mailbox,
+    ):
+        await sender.send(message("m", session_id="s"))
+        delivery = await next_of(mailbox)
+        waiting = asyncio.create_task(mailbox.receive(ENOUGH))
+        for _ in range(3):
+            await asyncio.sleep(queues.lock * 0.5)
+            await mailbox.renew()
+        await mailbox.complete(delivery)
+        await sender.send(message("n", session_id="s"))
+        assert (await waiting).message_id == "n"
+
+
+async def test_mailbox_is_lost(queues) -> None:
+    """A mailbox that was not renewed is lost: every method says so, and another can be opened."""
+    queue = await queues.make(sessions=True)
+    async with (
+        await queues.broker.sender(queue) as sender,
+        await queues.broker.mailbox(queue, "s") as mailbox,
+    ):
+        await sender.send(message("m", session_id="s"))
+        delivery = await next_of(mailbox)
+        with pytest.raises(LeaseLost):
+            await next_of(mailbox)
+        async with await queues.broker.mailbox(queue, "s") as again:
+            assert (await next_of(again)).message_id == "m"
+        for work in (mailbox.renew, mailbox.get_state, lambda: mailbox.set_state(b"")):
+            with pytest.raises(LeaseLost):
+                await work()
+        with pytest.raises(LeaseLost):
+            await mailbox.complete(delivery)
+
+
+async def test_admin(queues) -> None:
+    """Queues are made once, listed, counted and deleted once; access rules yield connection strings."""
+    admin = queues.admin
+    queue = await queues.make(rules=(AccessRule("agents", frozenset({"Listen", "Send"})),))
+    assert not await admin.create_queue(QueueSpec(queue.entity))
+    assert queue.entity in await admin.queues()
+    string = await admin.connection_string(queue.entity, "agents")
+    assert "SharedAccessKeyName=agents" in string
+    assert f"EntityPath={queue.entity}" in string
+    with pytest.raises(BrokerError):
+        await admin.connection_string(queue.entity, "nobody")
+    assert await admin.delete_queue(queue.entity)
+    assert not await admin.delete_queue(queue.entity)
+    assert queue.entity not in await admin.queues()
+    with pytest.raises(QueueNotFound):
+        await admin.figures(queue.entity)
+    with pytest.raises(QueueNotFound):
+        await admin.connection_string(queue.entity, "agents")
