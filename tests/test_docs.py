@@ -44,7 +44,7 @@ class Block:
 
     @property
     def is_program(self) -> bool:
-        return self.file is None and "asyncio.run(" in self.text
+        return "asyncio.run(" in self.text
 
 
 def blocks(page: Path, kind: str) -> list[Block]:
@@ -106,8 +106,6 @@ async def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
                 assert run_program(block.text, tmp_path)
             elif block.file is None:
                 await run_piece(block, page, namespace)
-            elif "asyncio.run(" in block.text:
-                assert run_program(block.text, tmp_path)
     finally:
         if "client" in namespace:
             await namespace["client"].aclose()
