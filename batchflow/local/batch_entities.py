@@ -181,8 +181,6 @@ class Node:
     boot: int = 0
     booted: float = 0.0
     leaving_for: Literal["removal", "reboot", "reimage"] | None = None
-    departed: bool = False
-    """Its removal is under way."""
     start_task: StartTaskRecord | None = None
     runs: dict[int, Run] = field(default_factory=dict)
     start_run: int | None = None

@@ -276,11 +276,10 @@ class Fleet:
 
     def _depart_when_at_rest(self, node: Node) -> None:
         """Do what had to wait until nothing runs on the node any more."""
-        if node.runs or node.start_run is not None or node.departed:
+        if node.runs or node.start_run is not None:
             return
         match node.leaving_for:
             case "removal":
-                node.departed = True
                 self._ledger.actions.append(Remove(node))
             case "reboot" | "reimage" as purpose:
                 node.leaving_for = None

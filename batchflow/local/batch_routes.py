@@ -17,6 +17,7 @@ from batchflow.local import batch_documents as documents
 from batchflow.local import batch_files as files
 from batchflow.local import batch_requests as requests
 from batchflow.local.batch_errors import Refused, invalid_query, not_implemented
+from batchflow.local.batch_ledger import fold
 from batchflow.local.batch_odata import paginate, parse_filter, parse_max_results, select
 
 if TYPE_CHECKING:
@@ -316,7 +317,9 @@ class DataPlane:
 
     def _task_directory(self, task: Task) -> Path:
         if task.place is None:
-            raise Refused("TaskFilesUnavailable", TaskId=task.spec.id, Reason="the task has not run yet")
+            raise Refused("OperationInvalidForCurrentState", TaskId=task.spec.id, TaskState=task.state)
+        if fold(task.place.id) not in task.place.pool.nodes:
+            raise Refused("TaskFilesUnavailable", TaskId=task.spec.id, Reason="the node has left its pool")
         return self._disks.task(task.place, task.job.spec.id, task.spec.id)
 
     # Answers

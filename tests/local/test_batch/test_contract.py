@@ -1,0 +1,233 @@
+"""The service against the published contract: authentication, versions, shapes, and what is not served."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from email.utils import formatdate
+from typing import Any
+
+import aiohttp
+import pytest
+from azure.batch import models
+from azure.core.exceptions import HttpResponseError
+
+from batchflow.local.batch_auth import signature, strings_to_sign
+
+ACCOUNT = "local"
+KEY = base64.b64encode(b"batch" * 8).decode()
+VERSION = "api-version=2025-06-01"
+
+
+async def send(
+    batch: Any,
+    method: str,
+    target: str,
+    body: Any = None,
+    *,
+    key: str = KEY,
+    account: str = ACCOUNT,
+    at: float | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, Any, Any]:
+    """A signed request as any HTTP client may send it; status, headers and parsed body of the answer."""
+    content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+    date = formatdate(time.time() if at is None else at, usegmt=True)
+    sent = {"ocp-date": date, "content-length": str(len(content)), **(headers or {})}
+    if content:
+        sent["content-type"] = "application/json; odata=minimalmetadata"
+    text = next(iter(strings_to_sign(method, target, sent, account)))
+    sent["authorization"] = f"SharedKey {account}:{signature(text, key)}"
+    async with (
+        aiohttp.ClientSession(skip_auto_headers=["content-type"]) as session,
+        session.request(
+            method, batch.server.url + target, data=io.BytesIO(content) if content else None, headers=sent
+        ) as got,
+    ):
+        raw = await got.read()
+        return got.status, got.headers, json.loads(raw) if raw else None
+
+
+async def test_contract_is_at_hand(batch: Any, contract: Any) -> None:
+    """The bodies of these tests are checked against the published specifications."""
+    if contract.swagger is None or contract.models is None:
+        pytest.skip("the published specifications are not at hand")
+    await batch.pool(nodes=0)
+    await batch.client.get_pool("pool")
+    assert contract.checked >= 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": base64.b64encode(b"other").decode()},
+        {"account": "other"},
+        {"at": time.time() - 16 * 60},
+        {"at": time.time() + 16 * 60},
+    ],
+)
+async def test_unauthentic_requests_are_refused(batch: Any, contract: Any, options: dict[str, Any]) -> None:
+    """A wrong key, another account, and a date that is off by more than a quarter of an hour get a 403."""
+    status, headers, body = await send(batch, "GET", f"/pools?{VERSION}", **options)
+    assert (status, body["code"]) == (403, "AuthenticationFailed")
+    assert headers["Content-Type"].startswith("application/json")
+    assert body["values"][0]["key"] == "AuthenticationErrorDetail"
+
+
+async def test_missing_signature_is_refused(batch: Any) -> None:
+    """A request without the Authorization header gets a 403."""
+    async with aiohttp.ClientSession() as session, session.get(f"{batch.server.url}/pools?{VERSION}") as got:
+        assert (got.status, (await got.json())["code"]) == (403, "AuthenticationFailed")
+
+
+async def test_wrong_key_through_the_sdk(batch_with: Any) -> None:
+    """The SDK reports the wrong key with the service's own words."""
+    batch = await batch_with(key=base64.b64encode(b"other").decode())
+    with pytest.raises(HttpResponseError) as raised:
+        await batch.client.get_pool("pool")
+    assert raised.value.status_code == 403
+    assert "Server failed to authenticate the request" in str(raised.value)
+
+
+@pytest.mark.parametrize("version", ["2024-02-01.19.0", "2022-10-01.16.0", "2025-06-01"])
+async def test_older_versions_are_served(batch: Any, version: str) -> None:
+    """Clients of older versions of the API are served."""
+    status, _, body = await send(batch, "GET", f"/pools?api-version={version}")
+    assert (status, body) == (200, {"value": []})
+
+
+@pytest.mark.parametrize(
+    ("query", "code"), [("", "MissingRequiredQueryParameter"), ("?api-version=1", "Inv")]
+)
+async def test_version_has_to_be_given(batch: Any, query: str, code: str) -> None:
+    """A request without a version, or with one that is none, is refused."""
+    status, _, body = await send(batch, "GET", f"/pools{query}")
+    assert status == 400
+    assert body["code"].startswith(code)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/applications"),
+        ("GET", "/jobschedules/x"),
+        ("POST", "/pools/p/enableautoscale"),
+        ("POST", "/pools/p/nodes/n/users"),
+        ("GET", "/pools/p/nodes/n/extensions"),
+        ("GET", "/jobs/j/tasks/t/subtasksinfo"),
+        ("POST", "/pools/p/nodes/n/uploadbatchservicelogs"),
+    ],
+)
+async def test_what_is_not_served_is_said(batch: Any, method: str, target: str) -> None:
+    """Operations that the local service has not are refused with 501 in the service's shape."""
+    status, _, body = await send(batch, method, f"{target}?{VERSION}")
+    assert (status, body["code"]) == (501, "NotImplemented")
+    assert body["message"]["lang"] == "en-US"
+
+
+async def test_every_published_operation_is_served_or_refused(batch: Any, contract: Any) -> None:
+    """No operation of the published contract is unknown to the service."""
+    if contract.swagger is None:
+        pytest.skip("the published specifications are not at hand")
+    for template, operations in contract.swagger["paths"].items():
+        for method in operations.keys() - {"parameters"}:
+            path = template.replace("{", "").replace("}", "")
+            status, _, body = await send(batch, method.upper(), f"{path}?{VERSION}")
+            assert (body or {}).get("code") not in ("InvalidUri", "UnsupportedHttpVerb"), (method, template)
+            assert status != 500, (method, template)
+
+
+async def test_unknown_paths_and_verbs_are_refused(batch: Any) -> None:
+    """A path that the contract has not is an invalid URI, a verb that a path has not is unsupported."""
+    assert (await send(batch, "GET", f"/nonsense?{VERSION}"))[2]["code"] == "InvalidUri"
+    assert (await send(batch, "GET", f"/pools/p/n/o/n/s/e?{VERSION}"))[2]["code"] == "InvalidUri"
+    assert (await send(batch, "PUT", f"/pools?{VERSION}"))[0] == 405
+
+
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'"text"', b"null", b"\xff\xfe", b'{"id": 7}', b'{"unheard": 1}']
+)
+async def test_bodies_that_make_no_sense_are_refused(batch: Any, body: bytes) -> None:
+    """Whatever comes as a body, the answer is a refusal of the service, and the service goes on."""
+    status, _, answer = await send(batch, "POST", f"/jobs?{VERSION}", body)
+    assert status == 400
+    assert answer["code"] in ("InvalidRequestBody", "InvalidPropertyValue", "MissingRequiredProperty")
+    assert (await send(batch, "GET", f"/jobs?{VERSION}"))[0] == 200
+
+
+async def test_body_size_is_limited(batch: Any) -> None:
+    """A body of more than a megabyte is refused."""
+    status, _, body = await send(batch, "POST", f"/jobs?{VERSION}", b" " * (1 << 20) + b"{}")
+    assert (status, body["code"]) == (413, "RequestBodyTooLarge")
+
+
+async def test_misspelt_property_is_refused(batch: Any) -> None:
+    """A property that the type has not is refused by its name."""
+    job = {"id": "job", "poolInfo": {"poolId": "pool"}, "onAllTaskComplete": "terminatejob"}
+    status, _, body = await send(batch, "POST", f"/jobs?{VERSION}", job)
+    assert (status, body["code"]) == (400, "InvalidRequestBody")
+    assert {"key": "PropertyName", "value": "onAllTaskComplete"} in body["values"]
+
+
+async def test_numbers_may_be_strings(batch: Any) -> None:
+    """Numbers are taken as strings too: the command line client sends them so."""
+    job = {"id": "job", "poolInfo": {"poolId": "pool"}, "priority": "5"}
+    assert (await send(batch, "POST", f"/jobs?{VERSION}", job))[0] == 201
+    assert (await batch.client.get_job("job")).priority == 5
+
+
+@pytest.mark.parametrize(
+    "expression", ["id eq", "state is 'x'", "id eq 'a' or", "(id eq 'a'", "é", "id eq b"]
+)
+async def test_bad_filters_are_refused(batch: Any, expression: str) -> None:
+    """A filter that is none is refused with the parameter's name."""
+    with pytest.raises(HttpResponseError) as raised:
+        [job async for job in batch.client.list_jobs(filter=expression)]
+    assert raised.value.model.code == "InvalidQueryParameterValue"
+
+
+@pytest.mark.parametrize("limit", [0, 1001])
+async def test_page_sizes_are_limited(batch: Any, limit: int) -> None:
+    """A page has 1 to 1000 items."""
+    with pytest.raises(HttpResponseError) as raised:
+        [job async for job in batch.client.list_jobs(max_results=limit)]
+    assert raised.value.model.code == "OutOfRangeQueryParameterValue"
+
+
+async def test_request_ids_are_returned(batch: Any) -> None:
+    """Every answer has a request id, and the client's own when it asks for it."""
+    headers = {"client-request-id": "mine", "return-client-request-id": "true"}
+    _, got, _ = await send(batch, "GET", f"/pools?{VERSION}", headers=headers)
+    assert got["request-id"]
+    assert got["client-request-id"] == "mine"
+
+
+async def test_answers_are_delayed_by_the_latency(batch_with: Any) -> None:
+    """Every answer waits as long as the latency says."""
+    batch = await batch_with(latency=0.05)
+    started = time.monotonic()
+    await asyncio.gather(*(send(batch, "GET", f"/pools?{VERSION}") for _ in range(4)))
+    assert time.monotonic() - started >= 0.05
+
+
+async def test_unsupported_features_are_refused_by_name(batch: Any) -> None:
+    """A task that asks for what the local service does not do is refused, naming the property."""
+    await batch.job()
+    task = models.BatchTaskCreateOptions(
+        id="task",
+        command_line="hostname",
+        container_settings=models.BatchTaskContainerSettings(image_name="image"),
+    )
+    with pytest.raises(HttpResponseError) as raised:
+        await batch.client.create_task("job", task)
+    assert raised.value.status_code == 501
+    assert "containerSettings" in str(raised.value)
+
+
+async def test_closing_twice_is_harmless(batch: Any) -> None:
+    """A closed server can be closed again."""
+    await batch.server.aclose()
+    await batch.server.aclose()

@@ -1,0 +1,202 @@
+"""Processes: who dies with whom. Real ones, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from batchflow.local import processes
+from batchflow.local.batch_entities import CommandSpec, Outcome
+from batchflow.local.nodes import Command
+
+PATIENCE = 10.0
+SERVER = """
+import asyncio, pathlib, sys
+from batchflow.local.batch import BatchServer
+
+async def main():
+    server = BatchServer(account="local", key=sys.argv[2], root=pathlib.Path(sys.argv[1]))
+    await server.start()
+    print(server.url, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def living(marker: str) -> list[int]:
+    """The processes whose command line holds the marker."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if marker in path.read_text() and processes.is_alive(int(path.parent.name)):
+                found.append(int(path.parent.name))
+    return found
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Wait until a look at the machine's processes is as wanted."""
+    async with asyncio.timeout(PATIENCE):
+        while not look():  # noqa: ASYNC110 - /proc can only be asked
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    """What commands fetch their files with."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+def command(line: str, tmp_path: Path, **options: float) -> Command:
+    """A command to run in a directory of its own."""
+    environment = {"PATH": os.environ["PATH"]}
+    return Command(CommandSpec(line), tmp_path / "task", environment, "node000001", **options)
+
+
+def test_descendants_are_found_by_tree_not_by_group() -> None:
+    """Children and their children are found, parents first, also those in sessions of their own."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        grandchild = os.fork()
+        if grandchild:
+            os.write(writer, b"%d" % grandchild)
+        time.sleep(60)
+        os._exit(0)
+    grandchild = int(os.read(reader, 16))
+    os.close(reader)
+    os.close(writer)
+    assert processes.descendants(child) == [grandchild]
+    assert processes.descendants(os.getpid())[:2] == [child, grandchild]
+    assert processes.kill_tree(child) == []
+    os.waitpid(child, 0)
+    assert not processes.is_alive(child)
+    with suppress(ChildProcessError):
+        os.waitpid(grandchild, 0)
+
+
+def test_unknown_process_has_no_descendants() -> None:
+    """A process that does not exist is not alive, has no descendants, and killing it is harmless."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not processes.is_alive(child)
+    assert processes.descendants(child) == []
+    assert processes.kill_tree(child) == []
+
+
+def test_host_name_is_the_process_own() -> None:
+    """A process can get a host name of its own; that of the machine stays."""
+    before = os.uname().nodename
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        granted = processes.enter_uts_namespace("node000007")
+        os.write(writer, os.uname().nodename.encode() if granted else b"refused")
+        os._exit(0)
+    told = os.read(reader, 64).decode()
+    os.close(reader)
+    os.close(writer)
+    os.waitpid(child, 0)
+    assert told in ("node000007", "refused")
+    assert os.uname().nodename == before
+
+
+async def test_command_tells_its_exit_code(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    """A command's exit code and output are those of its process, and `launched` is called once."""
+    calls: list[bool] = []
+    run = command("/bin/sh -c 'hostname; exit 7'", tmp_path)
+    assert await run.run(http, lambda: calls.append(True)) == Outcome(7)
+    assert calls == [True]
+    assert (tmp_path / "task" / "stdout.txt").read_text()
+
+
+async def test_killed_keeper_takes_its_command_along(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    """When the keeper itself is killed, the kernel kills the command."""
+    run = asyncio.create_task(command("sleep 9321", tmp_path).run(http, lambda: None))
+    await until(lambda: any(_is_command(pid, "sleep") for pid in living("9321")))
+    keepers = [pid for pid in living("9321") if not _is_command(pid, "sleep")]
+    os.kill(keepers[0], signal.SIGKILL)
+    assert await run == Outcome(137)
+    await until(lambda: not living("9321"))
+
+
+def _is_command(pid: int, name: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() == name
+    except OSError:
+        return False
+
+
+async def test_command_stopped_before_it_runs(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    """A command that is stopped before it is started is never started."""
+    run = command("touch started", tmp_path)
+    run.stop()
+    outcome = await run.run(http, lambda: None)
+    assert outcome.exit_code is None
+    assert not (tmp_path / "task" / "wd" / "started").exists()
+
+
+async def test_fork_storm_is_ended(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    """A tree that keeps forking into new sessions is ended all the same."""
+    script = "while :; do setsid sleep 9421 & sleep 0.01; done"
+    run = command(f"/bin/sh -c '{script}'", tmp_path, grace=0.0)
+    ended = asyncio.create_task(run.run(http, lambda: None))
+    await until(lambda: len(living("9421")) > 5)
+    run.kill()
+    await ended
+    assert not [pid for pid in living("9421") if _is_command(pid, "sleep")]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+async def test_nothing_survives_a_killed_server(tmp_path: Path, signum: int) -> None:
+    """When the server is killed, even with SIGKILL, no process of any task is left."""
+    key = base64.b64encode(b"batch" * 8).decode()
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SERVER, str(tmp_path), key, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    url = (await server.stdout.readline()).decode().strip()
+    await _start_a_tree(url, key)
+    await until(lambda: len([pid for pid in living("96543") if _is_command(pid, "sleep")]) == 3)
+    server.send_signal(signum)
+    await server.wait()
+    await until(lambda: not living("96543"))
+
+
+async def _start_a_tree(url: str, key: str) -> None:
+    from azure.batch import models
+    from azure.batch.aio import BatchClient
+    from azure.core.credentials import AzureNamedKeyCredential
+
+    image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
+    machine = models.VirtualMachineConfiguration(
+        image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
+    )
+    script = "trap : TERM; setsid sleep 96543 & (setsid sh -c 'sleep 96543 & wait' &) ; sleep 96543; wait"
+    async with BatchClient(url, AzureNamedKeyCredential("local", key)) as client:
+        await client.create_pool(
+            models.BatchPoolCreateOptions(
+                id="pool",
+                vm_size="standard_d2s_v3",
+                target_dedicated_nodes=1,
+                virtual_machine_configuration=machine,
+            )
+        )
+        pool_info = models.BatchPoolInfo(pool_id="pool")
+        await client.create_job(models.BatchJobCreateOptions(id="job", pool_info=pool_info))
+        task = models.BatchTaskCreateOptions(id="task", command_line=f'/bin/sh -c "{script}"')
+        await client.create_task("job", task)
