@@ -19,6 +19,7 @@ import anyio.to_thread
 from batchflow import agents, control
 from batchflow.broker import AccessRule, QueueRef, QueueSpec
 from batchflow.compute import PoolDocument
+from batchflow.concurrency import task_group
 from batchflow.control import INDEX_CONTAINER, PoolManifest
 from batchflow.errors import (
     BlobConflict,
@@ -177,7 +178,7 @@ class Client(Supervised):
     async def delete_all_pools(self) -> None:
         """Only those that batchflow made, or laid its queues and documents beside."""
         pools = [pool async for pool in self.pools()]
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             for pool in pools:
                 group.start_soon(self.delete_pool, pool.id)
 
@@ -254,7 +255,7 @@ class Client(Supervised):
             slots=defaults.slots if slots is None else slots,
         )
         try:
-            async with anyio.create_task_group() as group:
+            async with task_group() as group:
                 for spec in queue_specs(manifest):
                     group.start_soon(self._services.admin.create_queue, spec)
                 group.start_soon(self._ensure_index)
@@ -323,7 +324,7 @@ class Client(Supervised):
             nodes=pool.nodes, slots=pool.slots, latency=self._local_options.get("latency", 0.0)
         )
         stack.push_async_callback(cloud.aclose)
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, preload)
             settings = await cloud.start()
         self._settings = replace(

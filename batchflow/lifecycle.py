@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
+from batchflow.concurrency import first_error
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -61,7 +63,7 @@ class Supervised:
         except BaseException as error:
             if self._opened.done():
                 raise
-            self._opened.set_exception(_single(error))
+            self._opened.set_exception(first_error(error))
         else:
             self._ready()
         finally:
@@ -80,7 +82,7 @@ class Supervised:
             task.cancel()
             await asyncio.wait([task], timeout=self.close_timeout)
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            raise _single(error)
+            raise first_error(error)
 
     def __await__(self) -> Generator[object, None, Self]:
         return self._open().__await__()
@@ -92,10 +94,3 @@ class Supervised:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _single(error: BaseException) -> BaseException:
-    """The one error in a group of one: what a caller can catch by its type."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-import anyio
 import orjson
 
 from batchflow import wire
 from batchflow.broker import Delivery, Mailbox, OutgoingMessage, Sender
+from batchflow.concurrency import task_group
 from batchflow.control import queue_for
 from batchflow.errors import (
     BrokerError,
@@ -203,7 +203,7 @@ class Inbox:
     async def flush_settlements(self) -> None:
         while self._due and self._mailbox is not None:
             batch, self._due = self._due[:_SETTLE_AT_ONCE], self._due[_SETTLE_AT_ONCE:]
-            async with anyio.create_task_group() as group:
+            async with task_group() as group:
                 for delivery in batch:
                     group.start_soon(self._complete, self._mailbox, delivery)
 

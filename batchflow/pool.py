@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from batchflow import agents, control
+from batchflow.concurrency import task_group
 from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
     AllocationFailed,
@@ -291,7 +292,7 @@ class Pool:
 
 async def _remove(pool: Pool) -> None:
     services, manifest = pool.client._services, pool._manifest
-    async with anyio.create_task_group() as group:
+    async with task_group() as group:
         group.start_soon(services.compute.delete_job, manifest.agents_job)
         if manifest.owned:
             group.start_soon(services.compute.delete_pool, manifest.pool)

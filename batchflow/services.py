@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from batchflow.concurrency import task_group
+
 if TYPE_CHECKING:
     from batchflow.broker import Broker, BrokerAdmin
     from batchflow.compute import Compute
@@ -26,7 +28,7 @@ class Services:
 
     async def aclose(self) -> None:
         """Idempotent."""
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             for service in (self.broker, self.admin, self.storage, self.compute):
                 group.start_soon(service.aclose)
 

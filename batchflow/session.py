@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from batchflow import control, wire
+from batchflow.concurrency import task_group
 from batchflow.errors import (
     BatchflowError,
     BrokerError,
@@ -416,7 +417,7 @@ class Session(Supervised):
         self._loop = asyncio.get_running_loop()
         self.pool._sessions.add(self)
         try:
-            async with anyio.create_task_group() as group:
+            async with task_group() as group:
                 agents = asyncio.create_task(self._agents.start(), name="start agents")
                 group.start_soon(self._prepare_bundle)
                 group.start_soon(self.pool._ensure_job, self.job_name)
@@ -444,7 +445,7 @@ class Session(Supervised):
             self._bundle = (await upload(await collect(self._files), self.pool._ctl)).hash
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
-        async with anyio.create_task_group() as services:
+        async with task_group() as services:
             for service in (
                 self._outbox.run,
                 self._inbox.run,
@@ -464,7 +465,7 @@ class Session(Supervised):
 
     async def _close_links(self) -> None:
         await self._inbox.flush_settlements()
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             group.start_soon(self._outbox.aclose)
             group.start_soon(self._inbox.aclose)
             group.start_soon(self._presence.release)

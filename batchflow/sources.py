@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from batchflow.bundle import Bundle, BundleFile
+from batchflow.concurrency import task_group
 from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def upload(sources: list[Source], container: Container) -> Bundle:
         present = {info.name async for info in container.list("files/")} if sources else set[str]()
         missing = {source.file.blob: source for source in sources if source.file.blob not in present}
         limiter = anyio.CapacityLimiter(_UPLOADS)
-        async with anyio.create_task_group() as group:
+        async with task_group() as group:
             for source in missing.values():
                 group.start_soon(_upload_one, source, container, limiter)
         await container.put(bundle.blob, bundle.document)

@@ -1,0 +1,174 @@
+"""What a wrong setting looks like, and opening and closing in different asyncio tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Session, Settings
+from batchflow.agents import AGENT_RULE
+from batchflow.errors import BrokerError, PoolError, PoolNotFound, ServiceError, SessionClosed, StorageError
+from batchflow.settings import load_settings
+
+PATIENCE = 10.0
+"""Seconds within which a wrong setting must be told."""
+
+
+@pytest.fixture
+def settings(cloud_config: Path) -> Settings:
+    return load_settings(cloud_config, environment={})
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections for as long as the test holds it unlistened."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def with_key(connection_string: str | None, name: str) -> str:
+    """The connection string with another key, of the right form."""
+    wrong = "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIIIJJJJKKK="
+    return re.sub(rf"{name}=[^;]+", f"{name}={wrong}", connection_string or "")
+
+
+def with_port(text: str | None, port: int) -> str:
+    return re.sub(r":\d+", f":{port}", text or "")
+
+
+async def connect(settings: Settings) -> None:
+    async with Client(settings) as client:
+        pool = await client.ensure_pool("wrong")
+        async with pool.session("wrong"):
+            pass
+
+
+async def fails(settings: Settings, kind: type[ServiceError], setting: str) -> None:
+    """Opening a pool and a session by these settings ends in that error, naming that setting, in time."""
+    started = time.monotonic()
+    with pytest.raises(kind) as caught:
+        await connect(settings)
+    assert caught.value.setting == setting, caught.value
+    assert setting in str(caught.value)
+    assert time.monotonic() - started < PATIENCE
+
+
+async def test_a_wrong_batch_key(settings: Settings) -> None:
+    """A key that Batch does not know is told as such."""
+    key = "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIIIJJJJKKK="
+    await fails(replace(settings, batch=replace(settings.batch, key=key)), PoolError, "batch.key")
+
+
+async def test_a_wrong_storage_key(settings: Settings) -> None:
+    """A key that Storage does not know is told as such."""
+    wrong = with_key(settings.storage.connection_string, "AccountKey")
+    broken = replace(settings, storage=replace(settings.storage, connection_string=wrong))
+    await fails(broken, StorageError, "storage.connection_string")
+
+
+async def test_a_wrong_service_bus_key(settings: Settings) -> None:
+    """A key that Service Bus does not know is told as such."""
+    wrong = with_key(settings.servicebus.connection_string, "SharedAccessKey")
+    broken = replace(settings, servicebus=replace(settings.servicebus, connection_string=wrong))
+    await fails(broken, BrokerError, "servicebus.connection_string")
+
+
+async def test_unreachable_services(settings: Settings, closed_port: int) -> None:
+    """An address where nothing answers is told in time, for each service."""
+    batch = replace(settings.batch, url=with_port(settings.batch.url, closed_port))
+    await fails(replace(settings, batch=batch), PoolError, "batch.url")
+    text = with_port(settings.storage.connection_string, closed_port)
+    storage = replace(settings.storage, connection_string=text)
+    await fails(replace(settings, storage=storage), StorageError, "storage.connection_string")
+    text = with_port(settings.servicebus.connection_string, closed_port)
+    bus = replace(settings.servicebus, connection_string=text)
+    await fails(replace(settings, servicebus=bus), BrokerError, "servicebus.connection_string")
+
+
+async def test_a_missing_right(settings: Settings, client: Client) -> None:
+    """A key that may only send cannot open a mailbox, and the error says which setting holds that key."""
+    pool = await client.ensure_pool("rights")
+    (queue,) = pool._manifest.results_queues
+    restricted = await client._services.admin.connection_string(queue.entity, AGENT_RULE)
+    bus = replace(settings.servicebus, connection_string=restricted)
+    async with Client(replace(settings, servicebus=bus)) as other:
+        attached = await other.pool("rights")
+        started = time.monotonic()
+        with pytest.raises(BrokerError) as caught:
+            await attached.session("restricted")
+    assert caught.value.setting == "servicebus.connection_string"
+    assert time.monotonic() - started < PATIENCE
+
+
+async def test_a_missing_queue(client: Client) -> None:
+    """A queue that is gone is told when a session is opened."""
+    pool = await client.ensure_pool("gone")
+    (queue,) = pool._manifest.task_queues
+    await client._services.admin.delete_queue(queue.entity)
+    started = time.monotonic()
+    with pytest.raises(BrokerError, match=queue.entity):
+        await pool.session("early")
+    assert time.monotonic() - started < PATIENCE
+
+
+async def test_a_pool_that_is_not_there(client: Client) -> None:
+    """Attaching to nothing is refused."""
+    with pytest.raises(PoolNotFound, match="nowhere"):
+        await client.pool("nowhere")
+
+
+@pytest.fixture
+async def opened_in_a_fixture(cloud_config: Path) -> AsyncIterator[Session]:
+    """Opened in the set-up of a fixture and closed in its tear-down, which are different asyncio tasks."""
+    client = await Client.from_config(cloud_config)
+    pool = await client.ensure_pool("fixture", nodes=0)
+    session = await pool.session("fixture")
+    yield session
+    await session.aclose()
+    await client.aclose()
+
+
+async def test_a_session_of_a_fixture(opened_in_a_fixture: Session) -> None:
+    """What a fixture opened works in its test."""
+    task = await opened_in_a_fixture.submit("echo.py")
+    await task.accepted()
+
+
+async def test_opening_in_one_cell_and_closing_in_another(cloud_config: Path) -> None:
+    """Notebook cells are asyncio tasks of one loop: open in the first, close in the second."""
+    cells: dict[str, Client | Session] = {}
+
+    async def first() -> None:
+        client = cells["client"] = await Client.from_config(cloud_config)
+        cells["session"] = await (await client.ensure_pool("cells", nodes=0)).session()
+
+    async def second() -> None:
+        await cells["session"].aclose()
+        await cells["client"].aclose()
+        await cells["client"].aclose()
+
+    await asyncio.create_task(first())
+    await asyncio.create_task(second())
+    assert cells["session"].closed
+
+
+async def test_closing_resolves_what_waits(client: Client) -> None:
+    """Whoever awaits a task when the session closes gets SessionClosed."""
+    pool = await client.ensure_pool("silent", nodes=0)
+    session = await pool.session()
+    task = await session.submit("echo.py")
+    waiting = asyncio.create_task(task.outcome())
+    await task.accepted()
+    await session.aclose()
+    with pytest.raises(SessionClosed):
+        await waiting
+    with pytest.raises(SessionClosed):
+        await session.submit("echo.py")
