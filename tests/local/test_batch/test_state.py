@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from batchflow.local.batch_entities import (
     Task,
     TaskSpec,
 )
+from batchflow.local.batch_errors import Refused
 from batchflow.local.batch_ledger import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
 from batchflow.local.batch_state import BatchState
 
