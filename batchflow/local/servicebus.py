@@ -59,6 +59,8 @@ class ServiceBusServer:
         self._broker = Broker(namespace, link_idle_timeout=link_idle_timeout)
         self._server: asyncio.Task[None] | None = None
         self._wires: dict[Peer, _AmqpWire] = {}
+        self._vacant = asyncio.Event()
+        self._vacant.set()
         self._strangers: set[asyncio.Transport] = set()
         self._flush_planned = False
         self._timer: asyncio.TimerHandle | None = None
@@ -90,8 +92,7 @@ class ServiceBusServer:
             server.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await server
-        while self._wires:
-            await asyncio.sleep(0)
+        await self._vacant.wait()
 
     # -- faults, for tests ----------------------------------------------------------------------------
 
@@ -164,6 +165,7 @@ class ServiceBusServer:
     def connected(self, wire: _AmqpWire) -> None:
         """A connection is up."""
         self._wires[wire.peer] = wire
+        self._vacant.clear()
 
     def received(self, wire: _AmqpWire, data: bytes) -> None:
         """Bytes have come in."""
@@ -175,6 +177,8 @@ class ServiceBusServer:
         if self._wires.pop(wire.peer, None) is not None:
             wire.peer.lost(self._now())
             self.plan_flush()
+        if not self._wires:
+            self._vacant.set()
 
     def writable(self, wire: _AmqpWire, *, writable: bool) -> None:
         """A client has stopped reading, or begun again."""
