@@ -56,12 +56,15 @@ clean:
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'batchflow needs Python 3.11 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@echo 'Setting up $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable .
+	@echo 'Installing batchflow and what it needs ...'
+	@$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable '.[dev]'
+	@echo 'Installing batchflow, what it needs and what its tests need ...'
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed

@@ -1,0 +1,32 @@
+"""The benchmarks run; what they measure is nobody's test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_quick_run_prints_its_figures() -> None:
+    """Every case runs, on little work, and prints a line for what it measured."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--quick"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    for figure in (
+        "import batchflow",
+        "first result",
+        "round trip",
+        "lone submit",
+        "no-ops through map",
+        "resident",
+    ):
+        assert figure in finished.stdout
