@@ -36,6 +36,8 @@ TASKS_A_REQUEST = 100
 GONE_LIMIT = 120.0
 """Seconds until a job that was deleted is gone, so that another can have its id."""
 
+_ADDRESS = "batch.url"
+"""The setting at fault when nothing answers."""
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
@@ -53,7 +55,7 @@ class _Failures:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, AzureError | OSError | ValueError):
-            raise pool_error(error, self._doing, self._setting) from error
+            raise pool_error(error, self._doing, self._setting, _ADDRESS) from error
 
 
 class BatchCompute:

@@ -184,9 +184,15 @@ def storage_error(error: BaseException, doing: str, setting: str | None = None) 
     return _translated(error, StorageError, doing, setting)
 
 
-def pool_error(error: BaseException, doing: str, setting: str | None = None) -> PoolError:
-    """What `error` of the Batch SDK, met while `doing`, is to us; to be raised from `error`."""
-    return _translated(error, PoolError, doing, setting)
+def pool_error(
+    error: BaseException, doing: str, setting: str | None = None, address: str | None = None
+) -> PoolError:
+    """What `error` of the Batch SDK, met while `doing`, is to us; to be raised from `error`.
+
+    `setting` names the key, `address` the setting that is at fault when nothing answers.
+    """
+    at_fault = address if meaning_of(error) is _UNREACHABLE else setting
+    return _translated(error, PoolError, doing, at_fault)
 
 
 def meaning_of(error: BaseException) -> Meaning | None:

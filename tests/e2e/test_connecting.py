@@ -98,7 +98,8 @@ async def test_a_missing_right(settings: Settings, client: Client) -> None:
     pool = await client.ensure_pool("rights")
     (queue,) = pool._manifest.results_queues
     restricted = await client._services.admin.connection_string(queue.entity, AGENT_RULE)
-    bus = replace(settings.servicebus, connection_string=restricted)
+    of_the_namespace = restricted.partition(";EntityPath=")[0]
+    bus = replace(settings.servicebus, connection_string=of_the_namespace)
     async with Client(replace(settings, servicebus=bus)) as other:
         attached = await other.pool("rights")
         started = time.monotonic()
