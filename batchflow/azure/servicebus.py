@@ -37,6 +37,7 @@ from batchflow.errors import (
     ConfigurationError,
     LeaseLost,
     MailboxNotFound,
+    MessageTooLarge,
     QueueNotFound,
 )
 
@@ -64,6 +65,9 @@ QUICK = 1.0
 """A call that failed sooner than this many seconds found a link that had been closed while it was idle."""
 ADMIN_LIMIT = 4.0
 """Seconds for connecting to the administration endpoint, of which there are two attempts."""
+
+ENVELOPE = 1024
+"""Bytes that a message's ids and properties take at most."""
 
 _LOCKED_UNTIL = b"x-opt-locked-until"
 
@@ -121,8 +125,16 @@ class _Sender(_End["ServiceBusSender"]):
     def __init__(self, link: Link[ServiceBusSender]) -> None:
         super().__init__(link)
         self._one_at_a_time = asyncio.Lock()
+        self._largest = 0
+
+    async def open(self) -> Self:
+        batch = await (await self._link.open()).create_message_batch()
+        self._largest = batch.max_size_in_bytes
+        return self
 
     async def send(self, message: OutgoingMessage) -> None:
+        self._check_size(message)
+
         async def work(handler: ServiceBusSender) -> None:
             async with self._one_at_a_time:
                 await handler.send_messages(_outgoing(message))
@@ -130,11 +142,22 @@ class _Sender(_End["ServiceBusSender"]):
         await self._twice_if_stale(work)
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:
+        self._check_size(message)
+
         async def work(handler: ServiceBusSender) -> None:
             async with self._one_at_a_time:
                 await handler.schedule_messages(_outgoing(message), datetime.fromtimestamp(at, UTC))
 
         await self._twice_if_stale(work)
+
+    def _check_size(self, message: OutgoingMessage) -> None:
+        """Before sending: the broker ends the link over it, of which the SDK tells "unknown error"."""
+        size = len(message.body) + ENVELOPE
+        if size > self._largest:
+            raise MessageTooLarge(
+                f"message {message.message_id} has {len(message.body)} bytes; {self._link.name} takes "
+                f"{self._largest - ENVELOPE}"
+            )
 
     async def _twice_if_stale(self, work: Callable[[ServiceBusSender], Any]) -> None:
         """Once more, on a new link, when the broker had closed an idle one: it is the same message again."""
@@ -355,7 +378,7 @@ class ServiceBusBroker(_Closable):
         link = Link(lambda: client.get_queue_sender(queue.entity), queue.entity, self._setting)
         sender = _Sender(link)
         await self._opened(sender, link)
-        return sender
+        return await sender.open()
 
     async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> _Receiver:
         client = self._client(queue)
