@@ -12,15 +12,17 @@ Rules:
 
 - `uid` names a task for ever: incarnation of the session, a colon, the sequence number. Outcomes are told
   apart by it alone.
-- An unknown field is ignored, an unknown `type` or a higher `v` is a `ProtocolError`: newer writers may add
+- An unknown field is ignored, an unknown `type` or another `v` is a `ProtocolError`: newer writers may add
   fields, not change them.
+- Whatever comes in, `decode` returns items whose fields have the types that are written here, or raises
+  `ProtocolError`, never anything else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import orjson
 
@@ -29,13 +31,17 @@ from batchflow.model import Attempt, Status
 
 VERSION: Final = 1
 PackType = Literal["tasks", "results", "events"]
+T = TypeVar("T")
 
 PACK_OVERHEAD: Final = 64
 """Bytes that a pack adds around its items, at most; each item adds one comma."""
 NO_ERROR: Final = "no error"
 """How azure_realtime_batch spells success."""
+EventKind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
 
 _DUMP_OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS
+_MOST_DIGITS: Final = 19
+"""Of a sequence number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class EventItem:
 
     uid: str
     task_id: str
-    kind: Literal["stdout", "stderr", "log", "progress", "warning", "info"]
+    kind: EventKind
     message: str
     at: float
     data: Any = None
@@ -130,8 +136,8 @@ def make_uid(incarnation: str, sequence: int) -> str:
 def split_uid(uid: str) -> tuple[str, int]:
     """The incarnation and the sequence number. Raises `ProtocolError`."""
     incarnation, colon, number = uid.rpartition(":")
-    if not colon or not number.isdecimal():
-        raise ProtocolError(f"not a uid: {uid!r}")
+    if not colon or len(number) > _MOST_DIGITS or not (number.isascii() and number.isdecimal()):
+        raise ProtocolError(f"not a uid: {uid[:80]!r}")
     return incarnation, int(number)
 
 
@@ -166,13 +172,14 @@ def decode(body: bytes) -> list[TaskItem] | list[ResultItem] | list[EventItem]:
         raise ProtocolError("a message that is not a pack of batchflow")
     if pack.get("v") != VERSION:
         raise ProtocolError(f"a message of version {pack.get('v')!r}; this batchflow reads {VERSION}")
-    reader = _READERS.get(pack.get("type"))
+    kind = pack.get("type")
+    reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise ProtocolError(f"a message of unknown type {pack.get('type')!r}")
+        raise ProtocolError(f"a message of unknown type {kind!r}")
     try:
         return [reader(fields) for fields in pack["items"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ProtocolError(f"a malformed item in a message of {pack['type']}: {error!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ProtocolError(f"a malformed item in a message of {kind}: {error!r}") from error
 
 
 def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[Attempt, ...] = ()) -> TaskItem:
@@ -186,8 +193,8 @@ def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[At
 
 
 def _put(fields: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """Add those fields that are not empty."""
-    fields.update((name, value) for name, value in optional.items() if value)
+    """Add those fields that are there."""
+    fields.update((name, value) for name, value in optional.items() if value is not None)
     return fields
 
 
@@ -202,19 +209,16 @@ def _task_fields(task: TaskItem) -> dict[str, Any]:
         "bundle": task.bundle,
         "submitted": task.submitted_at,
     }
-    if task.attempt != 1:
-        fields["attempt"] = task.attempt
-    if task.tag is not None:
-        fields["tag"] = task.tag
-    if task.timeout is not None:
-        fields["timeout"] = task.timeout
     return _put(
         fields,
         params_ref=_reference_fields(task.params),
+        tag=task.tag,
+        timeout=task.timeout,
         memory=task.memory_limit,
-        retry=dict(task.retry) if task.retry else None,
-        stream=task.stream_output,
-        hop=task.hop,
+        retry=None if task.retry is None else dict(task.retry),
+        stream=task.stream_output or None,
+        attempt=None if task.attempt == 1 else task.attempt,
+        hop=task.hop or None,
         history=_history_fields(task.history),
         trace=task.trace,
     )
@@ -224,26 +228,24 @@ def _read_task(fields: dict[str, Any]) -> TaskItem:
     params = _read_reference(fields.get("params_ref"))
     if params is None and not isinstance(params := fields["params"], list):
         raise ValueError("params is not a list")
-    uid = fields["uid"]
-    split_uid(uid)
     return TaskItem(
         client=_text(fields, "id"),
         job=_text(fields, "jobid"),
         task_id=_text(fields, "taskid"),
         command=_text(fields, "command"),
         params=params,
-        uid=uid,
+        uid=_uid(fields),
         bundle=_text(fields, "bundle"),
-        submitted_at=float(fields.get("submitted", 0.0)),
-        timeout=None if fields.get("timeout") is None else float(fields["timeout"]),
-        memory_limit=None if fields.get("memory") is None else int(fields["memory"]),
-        retry=fields.get("retry"),
+        submitted_at=_number(fields.get("submitted", 0.0)),
+        timeout=_optional(_number, fields.get("timeout")),
+        memory_limit=_optional(_whole, fields.get("memory")),
+        retry=_optional(_table, fields.get("retry")),
         stream_output=bool(fields.get("stream", False)),
         tag=fields.get("tag"),
-        attempt=int(fields.get("attempt", 1)),
-        hop=int(fields.get("hop", 0)),
+        attempt=_whole(fields.get("attempt", 1)),
+        hop=_whole(fields.get("hop", 0)),
         history=_read_history(fields),
-        trace=fields.get("trace"),
+        trace=_optional(_string, fields.get("trace")),
     )
 
 
@@ -253,28 +255,26 @@ def _result_fields(result: ResultItem) -> dict[str, Any]:
         "id": result.host,
         "jobid": result.job,
         "taskid": result.task_id,
-        "error": result.error or NO_ERROR,
+        "error": NO_ERROR if result.status is Status.SUCCEEDED else result.error or result.status.value,
         "client": result.client,
         "command": result.command,
         "uid": result.uid,
         "status": result.status.value,
         "submitted": result.submitted_at,
     }
-    if result.attempt != 1:
-        fields["attempt"] = result.attempt
-    if result.tag is not None:
-        fields["tag"] = result.tag
     return _put(
         fields,
         result_ref=_reference_fields(result.value),
         kind=result.kind,
         traceback=result.traceback,
+        tag=result.tag,
+        attempt=None if result.attempt == 1 else result.attempt,
         history=_history_fields(result.history),
-        stdout=result.stdout,
-        stderr=result.stderr,
+        stdout=result.stdout or None,
+        stderr=result.stderr or None,
         started=result.started_at,
         finished=result.finished_at,
-        files=result.files,
+        files=result.files or None,
     )
 
 
@@ -283,29 +283,27 @@ def _read_result(fields: dict[str, Any]) -> ResultItem:
     status = Status(fields["status"])
     if not status.final:
         raise ValueError(f"{status.value} is no outcome")
-    uid = fields["uid"]
-    split_uid(uid)
     return ResultItem(
-        uid=uid,
+        uid=_uid(fields),
         client=_text(fields, "client"),
         job=_text(fields, "jobid"),
         task_id=_text(fields, "taskid"),
         command=_text(fields, "command"),
         status=status,
-        host=fields.get("id"),
+        host=_optional(_string, fields.get("id")),
         value=fields["result"] if value is None else value,
         error=None if status is Status.SUCCEEDED else _text(fields, "error"),
-        kind=fields.get("kind"),
-        traceback=fields.get("traceback"),
+        kind=_optional(_string, fields.get("kind")),
+        traceback=_optional(_string, fields.get("traceback")),
         tag=fields.get("tag"),
-        attempt=int(fields.get("attempt", 1)),
+        attempt=_whole(fields.get("attempt", 1)),
         history=_read_history(fields),
-        stdout=fields.get("stdout", ""),
-        stderr=fields.get("stderr", ""),
-        submitted_at=float(fields.get("submitted", 0.0)),
-        started_at=fields.get("started"),
-        finished_at=fields.get("finished"),
-        files=tuple(fields.get("files", ())),
+        stdout=_string(fields.get("stdout", "")),
+        stderr=_string(fields.get("stderr", "")),
+        submitted_at=_number(fields.get("submitted", 0.0)),
+        started_at=_optional(_number, fields.get("started")),
+        finished_at=_optional(_number, fields.get("finished")),
+        files=tuple(_string(name) for name in fields.get("files", ())),
     )
 
 
@@ -321,12 +319,15 @@ def _event_fields(event: EventItem) -> dict[str, Any]:
 
 
 def _read_event(fields: dict[str, Any]) -> EventItem:
+    kind = fields["kind"]
+    if kind not in get_args(EventKind):
+        raise ValueError(f"{kind!r} is no kind of event")
     return EventItem(
-        uid=_text(fields, "uid"),
+        uid=_uid(fields),
         task_id=_text(fields, "taskid"),
-        kind=fields["kind"],
+        kind=kind,
         message=_text(fields, "message"),
-        at=float(fields["at"]),
+        at=_number(fields["at"]),
         data=fields.get("data"),
     )
 
@@ -341,17 +342,54 @@ def _text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
+def _uid(fields: dict[str, Any]) -> str:
+    uid = _text(fields, "uid")
+    split_uid(uid)
+    return uid
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object")
+    return value
+
+
+def _optional(read: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else read(value)
+
+
 def _reference_fields(value: Any) -> dict[str, Any] | None:
     return {"blob": value.blob, "size": value.size} if isinstance(value, Reference) else None
 
 
 def _read_reference(fields: dict[str, Any] | None) -> Reference | None:
-    return None if fields is None else Reference(_text(fields, "blob"), int(fields["size"]))
+    return None if fields is None else Reference(_text(fields, "blob"), _whole(fields["size"]))
 
 
-def _history_fields(history: tuple[Attempt, ...]) -> list[list[Any]]:
-    return [[past.number, past.error, past.node, past.finished_at] for past in history]
+def _history_fields(history: tuple[Attempt, ...]) -> list[list[Any]] | None:
+    return [[past.number, past.error, past.node, past.finished_at] for past in history] or None
 
 
 def _read_history(fields: dict[str, Any]) -> tuple[Attempt, ...]:
-    return tuple(Attempt(*past) for past in fields.get("history", ()))
+    return tuple(
+        Attempt(_whole(number), _string(error), _string(node), _number(finished_at))
+        for number, error, node, finished_at in fields.get("history", ())
+    )
