@@ -1,0 +1,180 @@
+"""Pools and jobs: made, found again, repurposed, left alone, removed."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from azure.batch import models
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AzureNamedKeyCredential
+
+from batchflow import Client, PoolSpec
+from batchflow.errors import (
+    ConfigurationError,
+    JobClosed,
+    JobExists,
+    JobNotFound,
+    PoolExists,
+    PoolNotFound,
+    SessionClosed,
+)
+
+ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+SHOUT = {"shout.py": b"def do_action(engine, args):\n    return [word.upper() for word in args]\n"}
+
+
+@pytest.fixture
+def name() -> str:
+    return f"pool-{uuid.uuid4().hex[:8]}"
+
+
+async def containers(client: Client) -> list[str]:
+    return await client._services.storage.containers("bf-")
+
+
+async def test_a_pool_is_made_once(client: Client, name: str) -> None:
+    """Making a pool twice is refused; ensuring it twice is one pool."""
+    await client.create_pool(PoolSpec(name, nodes=0))
+    with pytest.raises(PoolExists, match=name):
+        await client.create_pool(PoolSpec(name, nodes=0))
+    again = await client.ensure_pool(name, nodes=0)
+    assert [pool.id async for pool in client.pools() if pool.id == name] == [name]
+    await again.delete()
+
+
+async def test_a_pool_is_repurposed_while_it_runs(client: Client, name: str) -> None:
+    """New files reach the sessions opened from then on, on the same nodes."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    async with pool.session() as session:
+        assert await session.run("echo.py", "a b") == ["a", "b"]
+        nodes = [node.id for node in await pool.nodes()]
+    pool = await client.ensure_pool(name, files=SHOUT)
+    async with pool.session() as session:
+        assert await session.run("shout.py", "a b") == ["A", "B"]
+        assert [node.id for node in await pool.nodes()] == nodes
+    await pool.delete()
+
+
+async def test_an_existing_pool_is_left_as_it_is(client: Client, name: str) -> None:
+    """A pool that somebody else made works, and its document is the same before and after."""
+    batch = client.settings.batch
+    credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
+    async with BatchClient(batch.url or "", credential) as sdk:
+        await sdk.create_pool(foreign_pool(name))
+        before = unchanging(await sdk.get_pool(name))
+        pool = await client.pool(name)
+        async with pool.session(files=ECHO) as session:
+            assert await session.run("echo.py", "here") == ["here"]
+        await pool.delete()
+        assert unchanging(await sdk.get_pool(name)) == before
+        await sdk.begin_delete_pool(name)
+
+
+def foreign_pool(name: str) -> models.BatchPoolCreateOptions:
+    image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
+    machine = models.VirtualMachineConfiguration(
+        image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
+    )
+    return models.BatchPoolCreateOptions(
+        id=name,
+        vm_size="standard_d2s_v3",
+        virtual_machine_configuration=machine,
+        target_dedicated_nodes=1,
+        task_slots_per_node=2,
+        metadata=[models.BatchMetadataItem(name="owner", value="somebody else")],
+    )
+
+
+def unchanging(pool: models.BatchPool) -> dict[str, Any]:
+    """A pool's document without what changes by itself while nodes boot."""
+    by_itself = {"allocationState", "allocationStateTransitionTime", "currentDedicatedNodes"}
+    return {key: value for key, value in pool.as_dict().items() if key not in by_itself}
+
+
+async def test_deleting_a_pool_leaves_nothing(client: Client, name: str) -> None:
+    """Queues, containers, documents and machines go with the pool; its sessions are told."""
+    before = set(await containers(client))
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    session = await pool.session()
+    assert len(set(await containers(client)) - before) == 2
+    await client.delete_pool(name)
+    assert set(await containers(client)) <= before
+    queues = await client._services.admin.queues()
+    assert not [queue for queue in queues if queue.startswith(pool._manifest.prefix)]
+    with pytest.raises(SessionClosed, match="deleted"):
+        await session.submit("echo.py")
+    with pytest.raises(PoolNotFound):
+        await client.pool(name)
+    with pytest.raises(PoolNotFound):
+        await client.delete_pool(name)
+
+
+async def test_resizing_brings_agents_to_new_nodes(client: Client, name: str) -> None:
+    """A pool that grows gets an agent on each new node."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    async with pool.session() as session:
+        await session.run("echo.py")
+        await pool.resize(2)
+        await pool.wait_ready(2, timeout=30)
+        assert sorted(node.agent or "" for node in await pool.nodes()) == ["ready", "ready"]
+    await pool.delete()
+
+
+async def test_stopped_agents_are_started_by_the_next_session(client: Client, name: str) -> None:
+    """What was queued while nobody ran is done by the agents that the next session starts."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    async with pool.session() as session:
+        await session.run("echo.py")
+    await pool.stop()
+    async with pool.session() as session:
+        assert await session.run("echo.py", "again") == ["again"]
+    await pool.delete()
+
+
+async def test_a_job_closes(client: Client, name: str) -> None:
+    """A closed job takes no new tasks, neither by living sessions nor by new ones."""
+    pool = await client.ensure_pool(name, nodes=0)
+    job = await pool.create_job("nightly")
+    with pytest.raises(JobExists, match="nightly"):
+        await pool.create_job("nightly")
+    session = await job.session("one")
+    await job.close()
+    assert (await pool.job("nightly")).state == "closed"
+    with pytest.raises(JobClosed, match="nightly"):
+        await session.submit("echo.py")
+    with pytest.raises(JobClosed, match="nightly"):
+        await pool.session(job="nightly")
+    await pool.delete()
+
+
+async def test_jobs_are_deleted(client: Client, name: str) -> None:
+    """Deleting one job, or all, removes their documents."""
+    pool = await client.ensure_pool(name, nodes=0)
+    for each in ("one", "two", "three"):
+        await pool.create_job(each)
+    await pool.delete_job("two")
+    assert sorted([job.name async for job in pool.jobs()]) == ["one", "three"]
+    with pytest.raises(JobNotFound, match="two"):
+        await pool.job("two")
+    await pool.delete_all_jobs()
+    assert [job.name async for job in pool.jobs()] == []
+    await pool.delete()
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        (PoolSpec("no spaces"), "no spaces"),
+        (PoolSpec("x" * 65), "1 to 64"),
+        (PoolSpec("fine", nodes=-1), "negative"),
+        (PoolSpec("fine", vm_size="standard_nonsense"), "standard_nonsense"),
+    ],
+)
+async def test_a_bad_spec_is_refused(client: Client, spec: PoolSpec, text: str) -> None:
+    """What Batch would not take is refused, and nothing is left behind."""
+    before = await containers(client)
+    with pytest.raises(ConfigurationError, match=text):
+        await client.create_pool(spec)
+    assert await containers(client) == before
