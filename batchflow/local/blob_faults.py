@@ -133,6 +133,7 @@ class Fault(Enum):
         "ConditionNotMet",
         "The condition specified using HTTP conditional header(s) is not met.",
     )
+    OUT_OF_RANGE_INPUT = (400, "OutOfRangeInput", "One of the request inputs is out of range.")
     OUT_OF_RANGE_QUERY_PARAMETER_VALUE = (
         400,
         "OutOfRangeQueryParameterValue",

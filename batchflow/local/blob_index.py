@@ -45,7 +45,7 @@ from batchflow.local.blob_model import (
     Stamp,
 )
 
-_CONTAINER_NAME = re.compile(r"(?=.{3,63}\Z)[a-z0-9]+(-[a-z0-9]+)*\Z")
+_CONTAINER_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
 
 
 class StaleSnapshot(Exception):
@@ -63,6 +63,8 @@ class BlobIndex:
 
     def create_container(self, name: str, metadata: Metadata, now: float) -> Container:
         """Create a container, or raise CONTAINER_ALREADY_EXISTS."""
+        if not 3 <= len(name) <= 63:
+            raise BlobRefused(Fault.OUT_OF_RANGE_INPUT, "A container's name has 3 to 63 characters.")
         if not _CONTAINER_NAME.match(name):
             raise BlobRefused(Fault.INVALID_RESOURCE_NAME, f"{name!r} is not a valid container name.")
         if name in self._containers:

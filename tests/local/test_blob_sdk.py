@@ -7,6 +7,8 @@ import base64
 import hashlib
 import os
 import re
+import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,6 @@ from pathlib import Path
 import pytest
 from azure.core import MatchConditions
 from azure.core.exceptions import (
-    ClientAuthenticationError,
     HttpResponseError,
     ResourceExistsError,
     ResourceModifiedError,
@@ -76,17 +77,44 @@ async def local_service(root: Path) -> AsyncIterator[Service]:
     server = BlobServer(account=ACCOUNT, key=KEY, root=root)
     await server.start()
     try:
-        service = Service(server.connection_string)
-        async with service.client:
-            yield service
+        yield Service(server.connection_string)
     finally:
         await server.aclose()
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    """The local Blob service."""
-    async with local_service(tmp_path / "blobs") as service:
+@asynccontextmanager
+async def oracle(root: Path) -> AsyncIterator[Service]:
+    """Azurite, Microsoft's emulator, where it is installed."""
+    program = os.environ.get("AZURITE_BLOB") or shutil.which("azurite-blob")
+    if program is None:
+        pytest.skip("azurite-blob is not on the PATH, and AZURITE_BLOB does not name it")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *(program, "--silent", "--skipApiVersionCheck", "--disableTelemetry", "--inMemoryPersistence"),
+        *("--blobPort", str(port)),
+        cwd=root,
+        env={**os.environ, "AZURITE_ACCOUNTS": f"{ACCOUNT}:{KEY}"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            while b"successfully listens" not in await process.stdout.readline():
+                assert process.returncode is None
+        yield Service(
+            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
+            f"BlobEndpoint=http://127.0.0.1:{port}/{ACCOUNT};"
+        )
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@pytest.fixture(params=[local_service, oracle], ids=["local", "azurite"])
+async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Service]:
+    """The Blob service: the local one, and for comparison Azurite."""
+    async with request.param(tmp_path) as service, service.client:
         yield service
 
 
@@ -103,6 +131,11 @@ async def refused(action: object, error: type[HttpResponseError] = HttpResponseE
         await action  # type: ignore[misc]
     code = caught.value.error_code  # the SDK leaves codes that it does not know as strings
     return str(getattr(code, "value", code))
+
+
+async def not_let_in(action: object) -> None:
+    """Await what must be refused because its credential is not good; Azurite has its own word for it."""
+    assert await refused(action) in ("AuthenticationFailed", "AuthorizationFailure")
 
 
 async def not_modified(action: object) -> None:
@@ -133,6 +166,7 @@ class TestContainers:
     async def test_a_bad_name_is_refused(self, service: Service) -> None:
         """Names follow Azure's rules."""
         assert await refused(service.client.create_container("No_Good")) == "InvalidResourceName"
+        assert await refused(service.client.create_container("no")) == "OutOfRangeInput"
 
     async def test_metadata_is_replaced(self, container: ContainerClient) -> None:
         """Setting metadata replaces all of it and changes the ETag."""
@@ -170,8 +204,9 @@ class TestContainers:
             policy.expiry,
         )
 
+    @pytest.mark.parametrize("service", [local_service], ids=["local"], indirect=True)
     async def test_public_access_is_refused(self, service: Service) -> None:
-        """Nothing can be opened to the public."""
+        """Nothing can be opened to the public, as in an account that forbids it."""
         code = await refused(service.client.create_container("open", public_access="container"))
         assert code == "PublicAccessNotPermitted"
 
@@ -250,13 +285,14 @@ class TestBlobs:
     async def test_a_range_beyond_the_end(self, container: ContainerClient) -> None:
         """A range that begins after the end is refused."""
         await container.upload_blob("b", b"0123456789")
-        assert await refused(container.download_blob("b", offset=10, length=1)) == "InvalidRange"
+        assert await refused(container.download_blob("b", offset=11, length=1)) == "InvalidRange"
 
     async def test_corrupted_content_is_refused(self, container: ContainerClient) -> None:
         """A wrong Content-MD5 is refused and changes nothing."""
         blob = container.get_blob_client("b")
         wrong = ContentSettings(content_md5=bytearray(b"x" * 16))
-        assert await refused(blob.upload_blob(b"text", content_settings=wrong)) == "Md5Mismatch"
+        code = await refused(blob.upload_blob(b"text", content_settings=wrong))
+        assert code in ("Md5Mismatch", "InvalidOperation")  # the second is Azurite's
         assert not await blob.exists()
         await blob.upload_blob(b"text", validate_content=True)
 
@@ -447,8 +483,7 @@ class TestRights:
         wrong = base64.b64encode(b"w" * 64).decode()
         text = re.sub("AccountKey=[^;]*", f"AccountKey={wrong}", service.connection_string)
         async with BlobServiceClient.from_connection_string(text, retry_total=0) as client:
-            code = await refused(client.create_container("x"), ClientAuthenticationError)
-        assert code == "AuthenticationFailed"
+            await not_let_in(client.create_container("other"))
 
     async def test_no_credential_is_refused(self, service: Service, container: ContainerClient) -> None:
         """A request without any credential is not let in."""
@@ -488,8 +523,7 @@ class TestRights:
         """A SAS for one container opens no other."""
         await service.client.create_container("other")
         async with service.as_holder("other", service.container_sas("things", "rwl")) as holder:
-            code = await refused(holder.upload_blob("b", b"x"), ClientAuthenticationError)
-        assert code == "AuthenticationFailed"
+            await not_let_in(holder.upload_blob("b", b"x"))
 
     async def test_a_sas_for_one_blob(self, service: Service, container: ContainerClient) -> None:
         """A SAS for one blob opens no other, and does not list."""
@@ -507,7 +541,7 @@ class TestRights:
         async with service.as_holder("things", sas) as holder:
             stream = await holder.download_blob("mine äö")
             assert stream.properties.content_settings.content_type == "text/special"
-            await refused(holder.download_blob("yours"), ClientAuthenticationError)
+            await not_let_in(holder.download_blob("yours"))
             with pytest.raises(HttpResponseError):
                 await anext(holder.list_blobs())
 
@@ -519,8 +553,7 @@ class TestRights:
     ) -> None:
         """A SAS is good from its start to its expiry."""
         async with service.as_holder("things", service.container_sas("things", "w", **period)) as holder:
-            code = await refused(holder.upload_blob("b", b"x"), ClientAuthenticationError)
-        assert code == "AuthenticationFailed"
+            await not_let_in(holder.upload_blob("b", b"x"))
 
     async def test_a_sas_for_https_only(self, service: Service, container: ContainerClient) -> None:
         """A SAS that demands https is not good over http."""
@@ -532,7 +565,7 @@ class TestRights:
         """Whoever widens a SAS breaks its signature."""
         sas = service.container_sas("things", "r").replace("sp=r", "sp=rw")
         async with service.as_holder("things", sas) as holder:
-            await refused(holder.upload_blob("b", b"x"), ClientAuthenticationError)
+            await not_let_in(holder.upload_blob("b", b"x"))
 
     async def test_removing_a_policy_revokes(self, service: Service, container: ContainerClient) -> None:
         """A SAS tied to a stored access policy follows it: changed, and gone with it."""
@@ -545,8 +578,7 @@ class TestRights:
             await container.set_container_access_policy({"agents": policy})
             assert await refused(holder.upload_blob("c", b"x")) == "AuthorizationPermissionMismatch"
             await container.set_container_access_policy({})
-            code = await refused(holder.download_blob("b"), ClientAuthenticationError)
-            assert code == "AuthenticationFailed"
+            await not_let_in(holder.download_blob("b"))
 
     async def test_an_account_sas(self, service: Service) -> None:
         """An account SAS reaches the resource types that it names."""
@@ -560,5 +592,5 @@ class TestRights:
             await container.upload_blob("b", b"x")
             assert [item.name async for item in wide.list_containers()] == ["made"]
             assert await refused(container.delete_blob("b")) == "AuthorizationPermissionMismatch"
-            assert await refused(narrow.create_container("x")) == "AuthorizationResourceTypeMismatch"
+            assert await refused(narrow.create_container("other")) == "AuthorizationResourceTypeMismatch"
             assert await (await narrow.get_blob_client("made", "b").download_blob()).readall() == b"x"
