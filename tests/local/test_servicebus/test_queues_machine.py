@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from batchflow.local.queues import (
     Draft,
     LockLost,
     Message,
+    NotAllowed,
     Place,
     Queue,
     QueueSpec,
@@ -20,6 +32,13 @@ from batchflow.local.queues import (
 MAX_DELIVERIES = 3
 LOCK = 10.0
 WINDOW = 25.0
+
+
+class Taken(NamedTuple):
+    """A delivery."""
+
+    body: str
+    token: bytes
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -46,6 +65,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.finished: set[str] = set()
         self.expiring: dict[str, float] = {}
         self.remembered: dict[str, float] = {}
+        self.locked_until: dict[bytes, float] = {}
 
     # -- what clients do ------------------------------------------------------------------------------
 
@@ -72,7 +92,7 @@ class QueueMachine(RuleBasedStateMachine):
         return None
 
     @rule(target=tokens, n=st.integers(1, 3), session=st.sampled_from("ab"))
-    def receive(self, n: int, session: str) -> tuple[str, bytes, float]:
+    def receive(self, n: int, session: str) -> MultipleResults[Taken]:
         key = self._session(session)
         expected = self._ready(key)
         try:
@@ -80,16 +100,11 @@ class QueueMachine(RuleBasedStateMachine):
         except SessionLockLost:
             assert key is not None
             assert self.queue.session_holder(key, self.now) is None
-            return ("", b"none", 0.0)
+            return multiple()
         assert [message.number for message in messages] == expected[:n], "first in, first out"
-        assert len({message.lock_token for message in messages}) == len(messages)
-        if not messages:
-            return ("", b"none", 0.0)
-        return self._remember(messages[0])
-
-    def _remember(self, message: Message) -> tuple[str, bytes, float]:
-        assert message.locked_until > self.now
-        return (message.body.decode(), message.lock_token, self.now)
+        assert all(message.locked_until > self.now for message in messages)
+        self.locked_until |= {message.lock_token: self.now + LOCK for message in messages}
+        return multiple(*[Taken(message.body.decode(), message.lock_token) for message in messages])
 
     def _ready(self, key: str | None) -> list[int]:
         self.queue.advance(self.now)
@@ -100,19 +115,21 @@ class QueueMachine(RuleBasedStateMachine):
         ]
 
     def _live(self, token: bytes) -> Message | None:
+        """The message that the token locks, if it still does: by the queue, and by what was promised."""
         self.queue.advance(self.now)
-        for message in self.queue.peek(1_000, self.now):
-            if message.place is Place.LOCKED and message.lock_token == token:
-                return message
-        return None
+        locked = [message for message in self.queue.peek(1_000, self.now) if message.place is Place.LOCKED]
+        found = [message for message in locked if message.lock_token == token]
+        if not self.REQUIRES_SESSION:
+            assert bool(found) == (self.now < self.locked_until[token]), "a lock lasts as long as promised"
+        return found[0] if found else None
 
     @rule(
         target=stale_tokens,
         taken=consumes(tokens),
-        how=st.sampled_from(["complete", "abandon", "release", "defer", "dead_letter"]),
+        how=st.sampled_from(["abandon", "abandon", "abandon", "complete", "release", "defer", "dead_letter"]),
     )
-    def settle(self, taken: tuple[str, bytes, float], how: str) -> bytes:
-        body, token, _ = taken
+    def settle(self, taken: Taken, how: str) -> bytes:
+        body, token = taken
         live = self._live(token)
         operation = getattr(self.queue, how)
         if live is None:
@@ -128,6 +145,15 @@ class QueueMachine(RuleBasedStateMachine):
     def settle_again(self, token: bytes, how: str) -> None:
         with pytest.raises(LockLost):
             getattr(self.queue, how)(token, self.now)
+
+    @rule(taken=tokens)
+    def renew_message(self, taken: Taken) -> None:
+        if self._live(taken.token) is None:
+            with pytest.raises(NotAllowed if self.REQUIRES_SESSION else LockLost):
+                self.queue.renew(taken.token, self.now)
+        elif not self.REQUIRES_SESSION:
+            assert self.queue.renew(taken.token, self.now) == self.now + LOCK
+            self.locked_until[taken.token] = self.now + LOCK
 
     @rule(session=st.sampled_from("ab"))
     def take_deferred(self, session: str) -> None:
@@ -185,11 +211,19 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.queue.counts.active + self.queue.counts.scheduled == len(alive)
 
     @invariant()
-    def deliveries_are_bounded(self) -> None:
-        if hasattr(self, "queue"):
-            for message in self.queue.peek(1_000, self.now):
-                assert message.delivery_count < MAX_DELIVERIES
-                assert message.place is not Place.LOCKED or message.locked_until > self.now
+    def no_bound_is_exceeded(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        arrived = 0.0
+        for message in self.queue.peek(1_000, self.now):
+            assert message.delivery_count < MAX_DELIVERIES
+            if message.place is Place.LOCKED:
+                assert message.locked_until > self.now
+            else:
+                assert message.expires_at is None or message.expires_at > self.now
+            if message.place is not Place.SCHEDULED:
+                assert message.enqueued_at >= arrived, "numbers are given on arrival"
+                arrived = message.enqueued_at
 
 
 class SessionQueueMachine(QueueMachine):
@@ -232,6 +266,6 @@ class SessionQueueMachine(QueueMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestSessionQueue = SessionQueueMachine.TestCase
-TestSessionQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSessionQueue.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
