@@ -25,7 +25,13 @@ START_TIMEOUT = 30.0
 CLOSE_TIMEOUT = 15.0
 """Seconds that the child may take to exit before it is killed; more than it allows itself."""
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+# Like `python -m batchflow.local`, but this very batchflow, wherever the parent found it, and nothing of what
+# else is in the current directory.
+_PROGRAM = (
+    "import sys; root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root);"
+    " from batchflow.local.__main__ import main; sys.exit(main())"
+)
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _LOG = "cloud.log"
 _TAIL = 4_000
 
@@ -87,13 +93,12 @@ class LocalCloudProcess:
     async def _spawn(self, directory: Path, config: Path) -> Process:
         with (directory / _LOG).open("ab") as log:
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "batchflow.local"),
+                *(sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT),
                 *("--config", str(config), "--directory", str(directory), "--lifeline", str(os.getpid())),
                 *self._arguments,
                 stdin=PIPE,
                 stdout=PIPE,
                 stderr=log,
-                env=_environment(),
                 start_new_session=True,
             )
 
@@ -113,13 +118,6 @@ async def _end(process: Process) -> None:
     except TimeoutError:
         process.kill()
         await process.communicate()
-
-
-def _environment() -> dict[str, str]:
-    """The parent's, where this very batchflow is found first, wherever the parent found it."""
-    path = os.environ.get("PYTHONPATH")
-    root = str(_PACKAGE_ROOT)
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
 
 
 def _tail(directory: Path) -> str:

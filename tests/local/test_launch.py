@@ -222,6 +222,8 @@ class TestChild:
         """The context manager yields settings that connect, and leaves nothing."""
         async with LocalCloudProcess(nodes=3, slots=2) as settings:
             assert (settings.pool.nodes, settings.pool.slots) == (3, 2)
+            [child] = descendants(os.getpid())
+            assert os.getsid(child) == child, "Ctrl-C in the terminal must not reach it"
             await use(settings)
         assert list(temporary_files.iterdir()) == []
         assert descendants(os.getpid()) == []
@@ -233,6 +235,16 @@ class TestChild:
         await asyncio.gather(asyncio.create_task(cloud.aclose()), cloud.aclose())
         await cloud.aclose()
         assert list(temporary_files.iterdir()) == []
+
+    async def test_the_current_directory_does_not_matter(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Modules of the user's with the names of the library's do no harm."""
+        for name in ("aiohttp", "batchflow", "ssl"):
+            (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+        monkeypatch.chdir(tmp_path)
+        async with LocalCloudProcess() as settings:
+            assert settings.connected
 
     async def test_two_at_once(self) -> None:
         """Clouds of one program do not meet."""
