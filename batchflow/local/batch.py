@@ -20,7 +20,7 @@ from aiohttp import web
 
 from batchflow.local import node_files
 from batchflow.local.batch_auth import authenticate
-from batchflow.local.batch_entities import Outcome
+from batchflow.local.batch_entities import Failure, Outcome
 from batchflow.local.batch_errors import Refused
 from batchflow.local.batch_ledger import (
     Action,
@@ -56,8 +56,12 @@ JSON_TYPE = "application/json;odata=minimalmetadata"
 MAX_BODY = 1 << 20
 """Bytes of a request's body, as the service limits them."""
 
+SHUTDOWN_TIMEOUT = 1.0
+"""Seconds that requests under way have to end when the server closes."""
+
 _CHUNK = 1 << 16
 _CLOSED = "the Batch server is closed"
+_UNKNOWN = Failure("servererror", "Unknown", "An unknown error has occurred while running the task")
 
 
 class BatchServer:
@@ -90,6 +94,7 @@ class BatchServer:
         self._plane = DataPlane(self._state, self._disks, lambda: self.url)
         self._commands: dict[int, Command] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._watches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._runner: web.ServerRunner | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -97,7 +102,8 @@ class BatchServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Begin to serve; port 0 chooses a free one. Raises OSError when the port cannot be had."""
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None))
+        server = web.Server(self._handle, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         self._runner = runner
         site = web.TCPSite(runner, host, port, reuse_address=True)
@@ -113,20 +119,20 @@ class BatchServer:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
         if self._alarm is not None:
             self._alarm.cancel()
         commands = list(self._commands.values())
         for command in commands:
             command.kill()
-        if self._jobs:
-            await asyncio.wait(self._jobs, timeout=KEEPER_PATIENCE)
-        for command in commands:
-            await command.abandon()
         for job in self._jobs:
             job.cancel()
-        await asyncio.gather(*self._jobs, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._watches:
+            await asyncio.wait(self._watches, timeout=KEEPER_PATIENCE)
+        for command in commands:
+            await command.abandon()
+        await asyncio.gather(*self._jobs, *self._watches, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
 
@@ -219,14 +225,21 @@ class BatchServer:
                 self._spawn(self._disks.discard(directory / task_id if task_id else directory))
 
     def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(job)
-        self._jobs.add(task)
-        task.add_done_callback(self._ended)
+        """Begin a job that may be cancelled when the server closes."""
+        self._keep(asyncio.create_task(job), self._jobs)
 
-    def _ended(self, job: asyncio.Task[None]) -> None:
-        self._jobs.discard(job)
-        if not job.cancelled() and (error := job.exception()) is not None:
-            logger.error("batch node job failed", exc_info=error)
+    def _watch(self, job: Coroutine[Any, Any, None]) -> None:
+        """Begin a job that ends when its command's processes are gone."""
+        self._keep(asyncio.create_task(job), self._watches)
+
+    def _keep(self, task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("batch node job failed", exc_info=error)
+
+        tasks.add(task)
+        task.add_done_callback(ended)
 
     async def _allocate(self, node: Node) -> None:
         self._disks.lay_out(node)
@@ -256,7 +269,7 @@ class BatchServer:
             spec, self._disks.startup(node), environment, node.host_name, grace=self._stop_grace
         )
         self._commands[run] = command
-        self._spawn(self._keep_start_task(run, command))
+        self._watch(self._keep_start_task(run, command))
 
     async def _keep_start_task(self, run: int, command: Command) -> None:
         outcome = await self._execute(run, command, launched=lambda: None)
@@ -273,7 +286,7 @@ class BatchServer:
             grace=self._stop_grace,
         )
         self._commands[run.id] = command
-        self._spawn(self._keep_task(run, command))
+        self._watch(self._keep_task(run, command))
 
     async def _keep_task(self, run: Run, command: Command) -> None:
         def launched() -> None:
@@ -288,6 +301,9 @@ class BatchServer:
             raise RuntimeError(_CLOSED)
         try:
             return await command.run(self._http, launched)
+        except Exception:
+            logger.exception("batch command failed", extra={"run": run})
+            return Outcome(None, _UNKNOWN)
         finally:
             del self._commands[run]
 

@@ -16,11 +16,12 @@ PoolState = Literal["active", "deleting"]
 AllocationState = Literal["steady", "resizing", "stopping"]
 NodeState = Literal[
     "creating", "starting", "waitingforstarttask", "starttaskfailed", "idle", "running", "offline",
-    "rebooting", "reimaging", "leavingpool", "unusable", "preempted",
+    "rebooting", "reimaging", "leavingpool", "unusable", "preempted", "deallocating", "deallocated",
 ]  # fmt: skip
 JobState = Literal["active", "disabling", "disabled", "enabling", "terminating", "completed", "deleting"]
 TaskState = Literal["active", "preparing", "running", "completed"]
 Deallocation = Literal["requeue", "terminate", "taskcompletion", "retaineddata"]
+Departure = Literal["removal", "reboot", "reimage", "deallocation"]
 Document = dict[str, Any]
 
 RECENT_TASKS = 10
@@ -180,7 +181,7 @@ class Node:
     enabled: bool = True
     boot: int = 0
     booted: float = 0.0
-    leaving_for: Literal["removal", "reboot", "reimage"] | None = None
+    leaving_for: Departure | None = None
     start_task: StartTaskRecord | None = None
     runs: dict[int, Run] = field(default_factory=dict)
     start_run: int | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +49,16 @@ def list_files(root: Path, url: str, *, recursive: bool) -> Iterator[tuple[int, 
         document = _document(root / name, name, url)
         if document is not None:
             yield number, document
+
+
+def delete(path: Path, *, recursive: bool) -> None:
+    """Delete a file, or a directory: with all that it holds when `recursive`. Raises Refused."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+    elif recursive or not any(path.iterdir()):
+        shutil.rmtree(path)
+    else:
+        raise Refused("OperationInvalidForCurrentState", Reason="the directory is not empty")
 
 
 def headers(path: Path, url: str) -> dict[str, str]:

@@ -7,9 +7,9 @@ Pools   active -> deleting -> (gone, when the last node is). Allocation: steady 
         of stopping when the resize was stopped or ran out of time. A resize has come to its end when no node
         is being created and none is leaving.
 Nodes   creating -> starting -> waitingforstarttask -> idle <-> running; starttaskfailed when the start task
-        failed and success was asked for; offline when disabled and at rest; leavingpool, rebooting, reimaging
-        from the moment they are asked for. What has to wait until nothing runs on the node any more is kept
-        in `leaving_for`.
+        failed and success was asked for; offline when disabled and at rest; leavingpool, rebooting,
+        reimaging, deallocating (then deallocated, until started) from the moment they are asked for. What has
+        to wait until nothing runs on the node any more is kept in `leaving_for`.
 
 Invariants: a node that leaves gets no task and never comes back, unless the resize that removes it is given
 up while it still waits for tasks to complete; at most one start task runs on a node; facts of an earlier boot
@@ -19,12 +19,13 @@ change nothing.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from batchflow.local.batch_entities import (
     BAD_EXIT,
     ENDED_BY_USER,
     Deallocation,
+    Departure,
     Failure,
     Node,
     NodeState,
@@ -41,19 +42,20 @@ if TYPE_CHECKING:
 
 MAX_REMOVED_NODES = 100
 
-Departure = Literal["removal", "reboot", "reimage"]
-
 _DEPARTING: dict[Departure, NodeState] = {
     "removal": "leavingpool",
     "reboot": "rebooting",
     "reimage": "reimaging",
+    "deallocation": "deallocating",
 }
-_NOT_REBOOTABLE: dict[NodeState, str] = {
+_BUSY: dict[NodeState, str] = {
     "creating": "NodeBeingCreated",
     "starting": "NodeBeingStarted",
     "rebooting": "NodeBeingRebooted",
     "reimaging": "NodeBeingReimaged",
     "leavingpool": "OperationNotValidOnNode",
+    "deallocating": "OperationNotValidOnNode",
+    "deallocated": "OperationNotValidOnNode",
 }
 _STOPPED = Failure(
     "usererror",
@@ -173,13 +175,29 @@ class Fleet:
             raise Refused("NodeNotFound", PoolId=pool.spec.id, NodeId=node_id)
         return node
 
-    def reboot(
-        self, node: Node, option: Deallocation, now: float, *, kind: Literal["reboot", "reimage"] = "reboot"
-    ) -> None:
-        """Boot the node again, with its disk wiped when it is to be re-imaged."""
-        if node.state in _NOT_REBOOTABLE:
-            raise Refused(_NOT_REBOOTABLE[node.state], NodeId=node.id, NodeState=node.state)
-        self._leave(node, kind, option, now)
+    def reboot(self, node: Node, option: Deallocation, now: float) -> None:
+        """Boot the node again."""
+        self._interrupt(node, "reboot", option, now)
+
+    def reimage(self, node: Node, option: Deallocation, now: float) -> None:
+        """Boot the node again, its disk wiped."""
+        self._interrupt(node, "reimage", option, now)
+
+    def deallocate(self, node: Node, option: Deallocation, now: float) -> None:
+        """Give the node's machine back until it is started again; its disk is lost."""
+        self._interrupt(node, "deallocation", option, now)
+
+    def start(self, node: Node, now: float) -> None:
+        """Boot a deallocated node."""
+        if node.state != "deallocated":
+            raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
+        _set_state(node, "starting", now)
+        self._boot(node, wipe=True)
+
+    def _interrupt(self, node: Node, purpose: Departure, option: Deallocation, now: float) -> None:
+        if node.state in _BUSY:
+            raise Refused(_BUSY[node.state], NodeId=node.id, NodeState=node.state)
+        self._leave(node, purpose, option, now)
 
     def disable_scheduling(self, node: Node, option: Deallocation, now: float) -> None:
         """Give the node no further tasks, and deal with those that it has as `option` says."""
@@ -203,7 +221,7 @@ class Fleet:
         if node.leaving_for is None:
             _set_state(node, "starting", now)
             self._ledger.actions.append(Boot(node, node.boot, wipe=False))
-        self._depart_when_at_rest(node)
+        self._depart_when_at_rest(node, now)
         self._settle_pool(node.pool, now)
 
     def node_booted(self, node: Node, boot: int, now: float) -> None:
@@ -249,7 +267,7 @@ class Fleet:
 
     def run_left(self, node: Node, now: float) -> None:
         """A run, or the start task's, is over on the node."""
-        self._depart_when_at_rest(node)
+        self._depart_when_at_rest(node, now)
         self._settle_node(node, now)
 
     # Decisions about nodes
@@ -264,7 +282,7 @@ class Fleet:
         if node.start_run is not None:
             self._ledger.actions.append(Stop(node.start_run))
         if allocated:
-            self._depart_when_at_rest(node)
+            self._depart_when_at_rest(node, now)
 
     def _evict(self, node: Node, option: Deallocation) -> None:
         for run in node.runs.values():
@@ -274,7 +292,7 @@ class Fleet:
                 case "terminate":
                     self._ledger.stop(run, "complete", ENDED_BY_USER)
 
-    def _depart_when_at_rest(self, node: Node) -> None:
+    def _depart_when_at_rest(self, node: Node, now: float) -> None:
         """Do what had to wait until nothing runs on the node any more."""
         if node.runs or node.start_run is not None:
             return
@@ -283,8 +301,14 @@ class Fleet:
                 self._ledger.actions.append(Remove(node))
             case "reboot" | "reimage" as purpose:
                 node.leaving_for = None
-                node.boot += 1
-                self._ledger.actions.append(Boot(node, node.boot, wipe=purpose == "reimage"))
+                self._boot(node, wipe=purpose == "reimage")
+            case "deallocation":
+                node.leaving_for = None
+                _set_state(node, "deallocated", now)
+
+    def _boot(self, node: Node, *, wipe: bool) -> None:
+        node.boot += 1
+        self._ledger.actions.append(Boot(node, node.boot, wipe=wipe))
 
     def _run_start_task(self, node: Node) -> None:
         node.start_run = self._ledger.next_serial()

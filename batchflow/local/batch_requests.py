@@ -278,6 +278,7 @@ def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> JobSpec:
     seconds = constraints.seconds("maxWallClockTime", None) if constraints is not None else None
     if constraints is not None:
         constraints.integer("maxTaskRetryCount", 0, low=-1)
+        constraints.finish()
     fields.boolean("allowTaskPreemption", default=False)
     return JobSpec(
         id=job_id,

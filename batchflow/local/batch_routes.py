@@ -151,7 +151,16 @@ class DataPlane:
 
     def reimage_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
-        self._fleet.reboot(self._node(request), option, request.now, kind="reimage")
+        self._fleet.reimage(self._node(request), option, request.now)
+        return Answer(202)
+
+    def deallocate_node(self, request: Request) -> Answer:
+        option = requests.parse_node_option(request.body, "nodeDeallocateOption")
+        self._fleet.deallocate(self._node(request), option, request.now)
+        return Answer(202)
+
+    def start_node(self, request: Request) -> Answer:
+        self._fleet.start(self._node(request), request.now)
         return Answer(202)
 
     def disable_scheduling(self, request: Request) -> Answer:
@@ -170,6 +179,9 @@ class DataPlane:
     def get_node_file(self, request: Request) -> Answer:
         node = self._node(request)
         return self._get_file(request, self._disks.of(node), documents.node_url(node, self._base()))
+
+    def delete_node_file(self, request: Request) -> Answer:
+        return self._delete_file(request, self._disks.of(self._node(request)))
 
     # Jobs
 
@@ -289,6 +301,9 @@ class DataPlane:
         task = self._task(request)
         return self._get_file(request, self._task_directory(task), documents.task_url(task, self._base()))
 
+    def delete_task_file(self, request: Request) -> Answer:
+        return self._delete_file(request, self._task_directory(self._task(request)))
+
     # What a request names
 
     def _pools(self) -> list[Pool]:
@@ -350,8 +365,11 @@ class DataPlane:
         return Answer(document=document)
 
     def _list_files(self, request: Request, root: Path, url: str) -> Answer:
-        recursive = request.query.get("recursive", "false").lower() == "true"
-        return self._page(request, files.list_files(root, f"{url}/files", recursive=recursive))
+        return self._page(request, files.list_files(root, f"{url}/files", recursive=_recursive(request)))
+
+    def _delete_file(self, request: Request, root: Path) -> Answer:
+        files.delete(files.locate(root, request.names[5]), recursive=_recursive(request))
+        return Answer()
 
     def _get_file(self, request: Request, root: Path, url: str) -> Answer:
         name = request.names[5]
@@ -379,6 +397,10 @@ def split_path(segments: Iterable[str]) -> tuple[str, ...]:
     """The decoded segments, those of a file's path as one."""
     names = tuple(segments)
     return (*names[:5], "/".join(names[5:])) if len(names) > 5 else names
+
+
+def _recursive(request: Request) -> bool:
+    return request.query.get("recursive", "false").lower() == "true"
 
 
 def _selected(request: Request, document: Document) -> Document:
@@ -467,8 +489,11 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "GET pools/*/nodes/*": DataPlane.get_node,
     "POST pools/*/nodes/*/reboot": DataPlane.reboot_node,
     "POST pools/*/nodes/*/reimage": DataPlane.reimage_node,
+    "POST pools/*/nodes/*/deallocate": DataPlane.deallocate_node,
+    "POST pools/*/nodes/*/start": DataPlane.start_node,
     "POST pools/*/nodes/*/disablescheduling": DataPlane.disable_scheduling,
     "POST pools/*/nodes/*/enablescheduling": DataPlane.enable_scheduling,
+    "DELETE pools/*/nodes/*/files/*": DataPlane.delete_node_file,
     "GET pools/*/nodes/*/files": DataPlane.list_node_files,
     "GET pools/*/nodes/*/files/*": DataPlane.get_node_file,
     "HEAD pools/*/nodes/*/files/*": DataPlane.get_node_file,
@@ -490,6 +515,7 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "DELETE jobs/*/tasks/*": DataPlane.delete_task,
     "POST jobs/*/tasks/*/terminate": DataPlane.terminate_task,
     "POST jobs/*/tasks/*/reactivate": DataPlane.reactivate_task,
+    "DELETE jobs/*/tasks/*/files/*": DataPlane.delete_task_file,
     "GET jobs/*/tasks/*/files": DataPlane.list_task_files,
     "GET jobs/*/tasks/*/files/*": DataPlane.get_task_file,
     "HEAD jobs/*/tasks/*/files/*": DataPlane.get_task_file,
@@ -499,11 +525,9 @@ _REFUSED = frozenset(
     {
         "GET applications", "GET applications/*", "GET poolusagemetrics",
         "POST pools/*/enableautoscale", "POST pools/*/disableautoscale", "POST pools/*/evaluateautoscale",
-        "POST pools/*/nodes/*/start", "POST pools/*/nodes/*/deallocate",
         "POST pools/*/nodes/*/users", "PUT pools/*/nodes/*/users/*", "DELETE pools/*/nodes/*/users/*",
         "GET pools/*/nodes/*/remoteloginsettings", "POST pools/*/nodes/*/uploadbatchservicelogs",
         "GET pools/*/nodes/*/extensions", "GET pools/*/nodes/*/extensions/*",
-        "DELETE pools/*/nodes/*/files/*", "DELETE jobs/*/tasks/*/files/*",
         "GET jobs/*/jobpreparationandreleasetaskstatus", "GET jobs/*/tasks/*/subtasksinfo",
         "GET jobschedules", "POST jobschedules", "GET jobschedules/*", "HEAD jobschedules/*",
         "PUT jobschedules/*", "PATCH jobschedules/*", "DELETE jobschedules/*", "GET jobschedules/*/jobs",

@@ -30,6 +30,8 @@ STOP = signal.SIGTERM
 KILL = signal.SIGINT
 NOT_STARTED = 127
 
+_IDLE = 3600.0
+_PASS_INTERVAL = 0.005
 _WATCHED = frozenset({signal.SIGCHLD, STOP, KILL})
 
 
@@ -79,7 +81,7 @@ def _keep(child: int, parent: int, grace: float) -> int:
     """Wait for the command, heeding signals; its exit status."""
     deadline: float | None = None
     while (status := _reap(child)) is None:
-        timeout = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = _IDLE if deadline is None else max(_PASS_INTERVAL, deadline - time.monotonic())
         received = signal.sigtimedwait(_WATCHED, timeout)
         orphaned = os.getppid() != parent
         if orphaned or (received is None and deadline is not None):
@@ -111,7 +113,7 @@ def _exit_status(wait_status: int) -> int:
 def _clear() -> None:
     while remaining := processes.descendants(os.getpid()):
         processes.signal_all(remaining, signal.SIGKILL)
-        signal.sigtimedwait({signal.SIGCHLD}, 0.005)
+        signal.sigtimedwait({signal.SIGCHLD}, _PASS_INTERVAL)
         _reap(-1)
 
 

@@ -50,17 +50,24 @@ async def fetch(http: aiohttp.ClientSession, file: ResourceFile, directory: Path
 async def _container_blobs(
     http: aiohttp.ClientSession, container_url: str, prefix: str
 ) -> AsyncIterator[tuple[str, str]]:
-    container = URL(container_url)
+    container = _encoded(container_url)
     marker = ""
     while True:
         query = {"restype": "container", "comp": "list", "prefix": prefix, "marker": marker}
-        listing = ElementTree.fromstring(await _get(http, str(container.update_query(query))))
+        listing = _parse_listing(await _get(http, str(container.update_query(query))), container_url)
         for blob in listing.iter("Blob"):
             name = blob.findtext("Name") or ""
             yield name, str((container / name).with_query(container.query))
         marker = listing.findtext("NextMarker") or ""
         if not marker:
             return
+
+
+def _parse_listing(text: bytes, url: str) -> ElementTree.Element:
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise PreparationError(_download_failure(url, "the list of blobs is not XML")) from error
 
 
 async def _get(http: aiohttp.ClientSession, url: str) -> bytes:
@@ -98,7 +105,10 @@ async def _download_once(http: aiohttp.ClientSession, url: str, target: Path) ->
 
 
 def _encoded(url: str) -> URL:
-    return URL(url, encoded=True)
+    try:
+        return URL(url, encoded=True)
+    except ValueError as error:
+        raise PreparationError(_download_failure(url, "the URL is malformed")) from error
 
 
 def _check(status: int, url: str) -> None:

@@ -171,6 +171,8 @@ class Command:
             return await self._execute(arguments, launched)
         except PreparationError as error:
             return Outcome(None, error.failure)
+        except ValueError as error:
+            return Outcome(None, _launch_error("CommandLaunchFailed", self._spec.command_line, str(error)))
         except OSError as error:
             return Outcome(None, disk_failure(error))
 

@@ -41,6 +41,7 @@ REQUEST_MODELS = {
     "POST pools/*/updateproperties": "BatchPoolReplaceOptions",
     "POST pools/*/nodes/*/reboot": "BatchNodeRebootOptions",
     "POST pools/*/nodes/*/reimage": "BatchNodeReimageOptions",
+    "POST pools/*/nodes/*/deallocate": "BatchNodeDeallocateOptions",
     "POST pools/*/nodes/*/disablescheduling": "BatchNodeDisableSchedulingOptions",
     "POST jobs": "BatchJobCreateOptions",
     "PATCH jobs/*": "BatchJobUpdateOptions",

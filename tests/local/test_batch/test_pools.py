@@ -304,6 +304,23 @@ async def test_reimage_wipes_the_disk(batch: Any) -> None:
     assert sorted(names) == ["fsmounts", "shared", "startup", "startup/wd", "workitems"]
 
 
+async def test_deallocated_node_can_be_started(batch: Any) -> None:
+    """A deallocated node hands its task back, loses its disk, and works again when it is started."""
+    await batch.pool()
+    await batch.job()
+    node = await anext(aiter(batch.client.list_nodes("pool")))
+    await batch.run("task", "touch kept")
+    with pytest.raises(ResourceExistsError) as raised:
+        await batch.client.begin_start_node("pool", node.id)
+    assert code(raised) == "OperationNotValidOnNode"
+    await batch.client.begin_deallocate_node("pool", node.id, {"nodeDeallocateOption": "requeue"})
+    assert await batch.node_states() == ["deallocated"]
+    await batch.client.begin_start_node("pool", node.id)
+    await batch.until(batch.node_states, ["idle"])
+    names = [item.name async for item in batch.client.list_node_files("pool", node.id, recursive=True)]
+    assert not any(name.startswith("workitems/") for name in names)
+
+
 async def test_disabled_node_gets_no_tasks(batch: Any) -> None:
     """A node whose scheduling is disabled goes offline, and works again when enabled."""
     await batch.pool()

@@ -29,6 +29,7 @@ from batchflow.local.batch_state import BatchState
 
 SLOTS = 3
 OPTIONS = st.sampled_from(["requeue", "terminate", "taskcompletion"])
+NODE_CHANGES = ("reboot", "reimage", "deallocate", "start", "disable", "enable", "remove")
 OUTCOMES = st.sampled_from([Outcome(0), Outcome(1), Outcome(137)])
 
 
@@ -187,14 +188,16 @@ class BatchMachine(RuleBasedStateMachine):
         self.nodes.act()
 
     @precondition(lambda self: self._pool().nodes)
-    @rule(data=st.data(), option=OPTIONS, what=st.sampled_from(["reboot", "disable", "enable", "remove"]))
+    @rule(data=st.data(), option=OPTIONS, what=st.sampled_from(NODE_CHANGES))
     def change_node(self, data: st.DataObject, option: Any, what: str) -> None:
         node = self._pool().nodes[data.draw(st.sampled_from(sorted(self._pool().nodes)))]
         fleet, now = self.state.fleet, self.nodes.now
         with allowed_refusal():
             match what:
-                case "reboot":
-                    fleet.reboot(node, option, now)
+                case "reboot" | "reimage" | "deallocate":
+                    getattr(fleet, what)(node, option, now)
+                case "start":
+                    fleet.start(node, now)
                 case "disable":
                     fleet.disable_scheduling(node, option, now)
                 case "enable":

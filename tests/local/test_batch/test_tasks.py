@@ -115,6 +115,7 @@ async def test_exit_codes_are_told(ready: Any) -> None:
         ("no-such-program --flag", "CommandProgramNotFound"),
         ("/etc/hostname", "CommandLaunchFailed"),
         ("'unbalanced", "CommandLaunchFailed"),
+        ("echo nul\0byte", "CommandLaunchFailed"),
     ],
 )
 async def test_commands_that_cannot_start(ready: Any, command: str, failure: str) -> None:
@@ -451,6 +452,17 @@ async def test_files_are_listed_and_read_in_parts(ready: Any) -> None:
     with pytest.raises(ResourceNotFoundError) as raised:
         await ready.client.download_task_file("job", "task", "../../../../../etc/passwd")
     assert raised.value.status_code == 404
+
+
+async def test_files_can_be_deleted(ready: Any) -> None:
+    """A file is deleted alone, a directory that is not empty only recursively."""
+    await ready.run("task", "/bin/sh -c 'mkdir sub; touch sub/file'")
+    with pytest.raises(ResourceExistsError):
+        await ready.client.delete_task_file("job", "task", "wd/sub")
+    await ready.client.delete_task_file("job", "task", "stdout.txt")
+    await ready.client.delete_task_file("job", "task", "wd/sub", recursive=True)
+    names = [item.name async for item in ready.client.list_task_files("job", "task", recursive=True)]
+    assert names == ["stderr.txt", "wd"]
 
 
 async def test_files_of_a_task_that_has_not_run(batch: Any) -> None:
