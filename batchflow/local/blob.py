@@ -104,7 +104,7 @@ class BlobServer:
         except BlobRefused as refused:
             return _refusal(refused)
         except ConnectionError:
-            # The client went away while it was sending: nobody reads this answer.
+            # The client left while it was sending: nobody reads this answer.
             return _refusal(BlobRefused(Fault.INVALID_INPUT, "The connection was lost."))
         except OSError as error:
             _log.warning("blob.storage_failed", extra={"error": errno.errorcode.get(error.errno or 0)})
@@ -161,12 +161,16 @@ async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
     if client_id := request.headers.get("x-ms-client-request-id"):
         response.headers["x-ms-client-request-id"] = client_id
     response.content_length = len(answer.body) if answer.size is None else answer.size
-    await response.prepare(request)
-    if request.method != "HEAD":
-        await response.write(answer.body)
-        if answer.rest is not None:
-            await _send_rest(response, answer.rest)
-    await response.write_eof()
+    try:
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await response.write(answer.body)
+            if answer.rest is not None:
+                await _send_rest(response, answer.rest)
+        await response.write_eof()
+    except ConnectionError:
+        # Nobody is left to answer: no reason for the server's log to speak of an error.
+        _log.debug("blob.client_left")
     return response
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import errno
 import io
+import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -215,8 +216,8 @@ class TestBodies:
         await writer.wait_closed()
         assert (await wire.ask("GET"))[2] == b"abc"
 
-    async def test_a_client_that_goes_away(self, wire: Wire) -> None:
-        """Half a body makes no blob and leaves no file."""
+    async def test_a_client_that_goes_away(self, wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+        """Half a body makes no blob, leaves no file, and is nothing to log."""
         _, writer = await asyncio.open_connection("127.0.0.1", wire.server.port)
         head = f"PUT {wire.url().raw_path_qs} HTTP/1.1\r\nHost: x\r\nx-ms-blob-type: BlockBlob\r\n"
         writer.write(f"{head}Content-Length: {8 << 20}\r\n\r\n".encode() + b"x" * (2 << 20))
@@ -225,6 +226,18 @@ class TestBodies:
         writer.transport.abort()
         await until(lambda: not wire.files())
         assert (await wire.ask("GET"))[0] == 404
+        assert not caplog.records
+
+    async def test_a_client_that_stops_reading(self, wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+        """A client that leaves in the middle of an answer is nothing to log, and holds no file open."""
+        await wire.put(b"x" * (32 << 20))
+        before = len(os.listdir("/proc/self/fd"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", wire.server.port)
+        writer.write(f"GET {wire.url().raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.transport.abort()
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        assert not caplog.records
 
     async def test_ranges_as_browsers_ask(self, wire: Wire) -> None:
         """Range works like x-ms-range, and one that is not understood is ignored."""
