@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST_NAME: Final = 512
+"""Characters of a file's name with its folders."""
+_LONGEST_PART: Final = 255
+"""Bytes of a file's or a folder's own name, as file systems have it."""
+_DIGITS: Final = frozenset("0123456789abcdef")
 
 
 def check_name(name: str) -> str:
@@ -37,6 +41,12 @@ def check_name(name: str) -> str:
         raise ValueError(f"the name {name!r} is a path that does not stay in its folder")
     if any(part.startswith("-") for part in path.parts):
         raise ValueError(f"the name {name!r} begins like an option")
+    try:
+        longest = max(len(part.encode()) for part in path.parts)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the name {name!r} is not text in UTF-8") from error
+    if longest > _LONGEST_PART:
+        raise ValueError(f"the name {name!r} has a part of {longest} bytes, {_LONGEST_PART} are allowed")
     return name
 
 
@@ -96,15 +106,28 @@ class Bundle:
         if hashlib.sha256(document).hexdigest() != expected_hash:
             raise ProtocolError(f"the bundle {expected_hash[:12]} is not what its name says")
         try:
-            rows: list[list[Any]] = orjson.loads(document)["files"]
-            return cls.of(BundleFile(*row) for row in rows)
+            table = orjson.loads(document)
+            if table["v"] != 1:
+                raise ProtocolError(f"the bundle {expected_hash[:12]} is of version {table['v']!r}, not 1")
+            return cls.of(_read_file(*row) for row in table["files"])
         except (orjson.JSONDecodeError, KeyError, TypeError, ConfigurationError) as error:
-            raise ProtocolError(f"the bundle {expected_hash[:12]} cannot be read: {error}") from error
+            raise ProtocolError(f"the bundle {expected_hash[:12]} cannot be read: {error!r}") from error
 
 
 def bundle_blob(bundle_hash: str) -> str:
     """Where a bundle's list of files lies in the control container."""
     return f"bundles/{bundle_hash}.json"
+
+
+def _read_file(name: Any, sha256: Any, size: Any, executable: Any) -> BundleFile:
+    """Raises TypeError for what is none. The hash names a blob and a file of the agent's cache."""
+    if not isinstance(name, str) or not isinstance(executable, bool):
+        raise TypeError(f"{name!r} is not a file's name, or {executable!r} not whether it is executable")
+    if not isinstance(sha256, str) or len(sha256) != 64 or not _DIGITS.issuperset(sha256):
+        raise TypeError(f"{sha256!r} is not the SHA-256 of {name!r}")
+    if type(size) is not int or size < 0:
+        raise TypeError(f"{size!r} is not the size of {name!r}")
+    return BundleFile(name, sha256, size, executable)
 
 
 def _refuse_collisions(names: list[str]) -> None:

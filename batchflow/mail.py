@@ -26,7 +26,6 @@ from batchflow.errors import (
 )
 from batchflow.model import Event, Status
 from batchflow.outcomes import submit_failed
-from batchflow.packing import MOST_BYTES
 from batchflow.spill import SpillFile
 from batchflow.tracker import Entry, Receipt
 from batchflow.wire import EventItem, Reference, ResultItem
@@ -86,7 +85,7 @@ class Outbox:
         tracker = self._session._tracker
         while True:
             await self._wake.wait()
-            entries, items = tracker.take(self._session._policy.room, MOST_BYTES)
+            entries, items = tracker.take(self._session._policy.pack(tracker.sending))
             if entries:
                 await self._send(entries, items)
                 self.passed = entries[-1].sequence + 1

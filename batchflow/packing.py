@@ -5,13 +5,16 @@ ride together. Rules:
 
 - A task whose command has no known duration rides alone, and so does one that takes longer than the work
   that a pack may hold.
-- A pack holds at most `WORK` seconds of expected work, `MOST_TASKS` tasks and `MOST_BYTES` bytes.
+- Tasks that share a pack are at most `WORK` seconds of expected work together, whatever their commands, at
+  most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
 - What waits is spread over the slots that could take it: no slot idles while a pack holds the last tasks.
 - Nothing waits for company: the policy is asked when the link is free, and takes from what is there.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,6 +28,8 @@ _WEIGHT: Final = 0.2
 """Of a newly seen duration in the running mean."""
 _LEAST_DURATION: Final = 1e-4
 """Seconds: what any task costs its agent."""
+_ROUNDING: Final = 1 + 1e-9
+"""Thirty durations of a thirtieth are not more than the whole."""
 
 
 @dataclass(slots=True)
@@ -34,7 +39,7 @@ class PackingPolicy:
     slots: int = 1
     """Places for running tasks, over all agents that are known."""
     durations: dict[str, float] = field(default_factory=dict)
-    """Seconds, by bundle and command: a running mean."""
+    """Seconds, by command: a running mean."""
 
     def seen(self, command: str, duration: float) -> None:
         """A task of this command took so many seconds."""
@@ -47,5 +52,35 @@ class PackingPolicy:
         duration = self.durations.get(command)
         if duration is None or duration > WORK:
             return 1
-        share = -(-waiting // max(1, self.slots))
-        return max(1, min(int(WORK / duration), MOST_TASKS, share))
+        return max(1, min(int(WORK / duration * _ROUNDING), MOST_TASKS, self._share(waiting)))
+
+    def pack(self, waiting: int) -> Pack:
+        """A message to be filled now; `waiting`: how many tasks there are in all."""
+        return Pack(self.durations, min(MOST_TASKS, max(1, self._share(waiting))))
+
+    def _share(self, waiting: int) -> int:
+        return -(-waiting // max(1, self.slots))
+
+
+@dataclass(slots=True)
+class Pack:
+    """A message that is being filled, task by task."""
+
+    durations: Mapping[str, float]
+    most: int
+    """Tasks."""
+    count: int = 0
+    work: float = 0.0
+    size: int = 0
+
+    def admits(self, command: str, size: int) -> bool:
+        """Whether the next task may ride along: if so, it does. `size`: its bytes. The first always may."""
+        work = self.work + self.durations.get(command, math.inf)
+        if self.count and (
+            self.count >= self.most or work > WORK * _ROUNDING or self.size + size > MOST_BYTES
+        ):
+            return False
+        self.count += 1
+        self.work = work
+        self.size += size
+        return True

@@ -7,8 +7,9 @@ but `Retry` still counts against `DEFAULT_ATTEMPTS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, Self
 
 from batchflow.errors import ConfigurationError
@@ -33,20 +34,33 @@ class RetryPolicy:
     exit codes; "*" is everything."""
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise ConfigurationError(f"retry: max_attempts is {self.max_attempts}, at least 1 is needed")
-        if self.backoff < 0 or self.max_backoff < 0 or not 0 <= self.jitter <= 1:
-            raise ConfigurationError("retry: backoff and max_backoff are 0 or more, jitter is 0 to 1")
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ConfigurationError(
+                f"retry: max_attempts is {self.max_attempts!r}; a whole number, at least 1, is needed"
+            )
+        for name in ("backoff", "max_backoff", "jitter"):
+            value = getattr(self, name)
+            most = 1.0 if name == "jitter" else math.inf
+            if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
+                raise ConfigurationError(
+                    f"retry: {name} is {value!r}; seconds, 0 or more, are needed (jitter: 0 to 1)"
+                )
+        if not isinstance(self.on, tuple) or not all(isinstance(name, str | int) for name in self.on):
+            raise ConfigurationError(f"retry: on is {self.on!r}; a tuple of names or exit codes is needed")
 
     def fields(self) -> dict[str, Any]:
         """As it travels with a task."""
         return asdict(self)
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any] | None) -> Self | None:
-        if fields is None:
+    def read(cls, table: Mapping[str, Any] | None) -> Self | None:
+        """As it came with a task; fields that are not known are ignored. Raises `ConfigurationError`."""
+        if table is None:
             return None
-        return cls(**{**fields, "on": tuple(fields.get("on", ("*",)))})
+        known = {item.name: table[item.name] for item in fields(cls) if item.name in table}
+        if isinstance(known.get("on"), list):
+            known["on"] = tuple(known["on"])
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)

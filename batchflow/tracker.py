@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from batchflow.model import Counts, Result, Status
+from batchflow.packing import Pack
 from batchflow.wire import ResultItem
 
 
@@ -144,17 +145,14 @@ class Tracker:
         self._tally[entry.status] += 1
         self.outbox.append(entry)
 
-    def take(self, room: Callable[[str, int], int], most_bytes: int) -> tuple[list[Entry], list[bytes]]:
-        """The next entries that share a message, and their items. `room`: see `PackingPolicy.room`."""
+    def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
+        """The next entries that share a message, and their items."""
         taken: list[Entry] = []
         items: list[bytes] = []
-        size = 0
         while self.outbox:
             entry = self.outbox[0]
             if entry.item is not None:
-                size += len(entry.item) + 1
-                limit = room(entry.command, len(self.outbox) + len(taken))
-                if taken and (len(taken) >= limit or size > most_bytes):
+                if not pack.admits(entry.command, len(entry.item) + 1):
                     break
                 taken.append(entry)
                 items.append(entry.item)

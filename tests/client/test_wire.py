@@ -209,10 +209,8 @@ def test_items_that_are_none_are_refused(kind: str, items: list[Any]) -> None:
         wire.decode(pack(kind, *items))
 
 
-OPTIONAL = (
-    "timeout memory retry history trace attempt hop params_ref result_ref kind traceback stdout started finished "
-    "files stream"
-).split()
+OPTIONAL = ["timeout", "memory", "retry", "history", "trace", "attempt", "hop", "params_ref", "result_ref"]
+OPTIONAL += ["kind", "traceback", "stdout", "started", "finished", "files", "stream"]
 HOSTILE = (
     JSON
     | st.lists(st.lists(JSON, min_size=3, max_size=5), max_size=2)
