@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import QueueNotFound, ServiceError
 from batchflow.model import Cause, Explanation
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from batchflow.compute import NodeInfo, PoolInfo
     from batchflow.control import Heartbeat
     from batchflow.pool import Pool
+
+_TAIL: Final = 2000
+"""Bytes of an agent's stderr that an explanation looks at."""
 
 
 async def explain_pool(pool: Pool) -> Explanation:
@@ -30,7 +33,7 @@ async def explain_pool(pool: Pool) -> Explanation:
         )
     try:
         beats = await pool.heartbeats()
-        causes += _agent_causes(beats)
+        causes += _agent_causes(beats) if beats else await _absence_causes(pool)
         facts["agents"] = {beat.host: beat.state for beat in beats}
         facts["slots"] = sum(beat.slots for beat in beats)
         facts["running"] = sum(len(beat.running) for beat in beats)
@@ -93,9 +96,23 @@ def _node_causes(nodes: list[NodeInfo]) -> list[Cause]:
     return causes
 
 
+async def _absence_causes(pool: Pool) -> list[Cause]:
+    """Why no agent is alive: what Batch tells of the tasks that should be agents."""
+    compute, job = pool.client._services.compute, pool._manifest.agents_job
+    causes = [Cause("no agent is alive", "await pool.start(); a session does it by itself")]
+    for task in await compute.tasks(job):
+        if task.failure is not None:
+            what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
+            causes.append(Cause(what, "mend that, then await pool.stop() and pool.start()"))
+        elif task.state == "active":
+            causes.append(Cause(f"{task.id} waits for a node", "wait, or resize the pool", "slow"))
+        elif said := (await compute.task_output(job, task.id, "stderr.txt", _TAIL)).strip():
+            what = f"{task.id} is {task.state} on {task.node} and last said: {said.splitlines()[-1]}"
+            causes.append(Cause(what, "wait for its first heartbeat; if it fails again, read its stderr.txt"))
+    return causes
+
+
 def _agent_causes(beats: list[Heartbeat]) -> list[Cause]:
-    if not beats:
-        return [Cause("no agent is alive", "await pool.start(); a session does it by itself")]
     return [
         Cause(f"the agent on {beat.host}: {beat.trouble}", "it goes on by itself when that clears", "slow")
         for beat in beats
