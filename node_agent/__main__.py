@@ -1,0 +1,111 @@
+"""`python -m node_agent --config agent.json`: the supervisor, which forks the agent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from node_agent import logs
+from node_agent.supervisor import EX_CONFIG, Supervisor
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from batchflow.control import AgentConfig
+    from node_agent.launch import Adaptors
+
+logger = logging.getLogger("node_agent")
+
+_SPARE: Final = 20.0
+"""Seconds that a drain may take beyond its grace."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="node_agent", description="Runs the tasks of a pool on its node.")
+    parser.add_argument("--config", type=Path, required=True, help="the agent's configuration (JSON)")
+    parser.add_argument("--directory", type=Path, default=Path("agent"), help="where it keeps its files")
+    options = parser.parse_args(arguments)
+    logs.configure()
+    try:
+        drain_grace = float(json.loads(options.config.read_bytes()).get("drain_grace", 30.0))
+        options.directory.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, AttributeError) as error:
+        logger.error("config_unusable", extra={"path": str(options.config), "error": str(error)})
+        return EX_CONFIG
+    agent = partial(_agent, options.config.resolve(), options.directory.resolve())
+    return Supervisor(agent, options.directory, drain_grace + _SPARE).run()
+
+
+def _agent(config_path: Path, directory: Path) -> int:
+    """The agent process's life, in the fork."""
+    from batchflow.control import AgentConfig
+    from batchflow.errors import ConfigurationError, ProtocolError
+
+    try:
+        config = AgentConfig.decode(config_path.read_bytes())
+        _run(config, directory)
+    except (ProtocolError, ConfigurationError) as error:
+        logger.error("config_unusable", extra={"path": str(config_path), "error": str(error)})
+        return EX_CONFIG
+    return 0
+
+
+def _run(config: AgentConfig, directory: Path) -> None:
+    import asyncio
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(config, directory))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(config: AgentConfig, directory: Path) -> None:
+    import asyncio
+    from contextlib import AsyncExitStack
+
+    from node_agent import launch
+
+    async with AsyncExitStack() as stack:
+        agent = await launch.agent(config, directory, partial(_adaptors, config), stack)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, agent.stop)
+        loop.add_signal_handler(signal.SIGINT, _nothing)
+        await agent.run()
+
+
+def _nothing() -> None:
+    """An interrupt from the terminal reaches the supervisor too, which hands it on."""
+
+
+async def _adaptors(config: AgentConfig) -> Adaptors:
+    """The SDKs are imported here, after the slots' children were started."""
+    from batchflow.azure.blob import SignedContainer
+    from batchflow.azure.servicebus import ServiceBusBroker
+    from node_agent.launch import Adaptors
+
+    keys = {
+        access.queue: access.connection_string for access in (*config.task_queues, *config.results_queues)
+    }
+    return Adaptors(
+        ServiceBusBroker(None, by_queue=keys, ca_file=config.ca_file, websockets=config.websockets),
+        SignedContainer(config.ctl.url, config.ctl.signature),
+        SignedContainer(config.out.url, config.out.signature),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,373 @@
+"""The agent: one asyncio process that runs the tasks of a pool on its node.
+
+The scheduler decides, everything else here obeys: `feed` gives it an event and does what it answers. Services
+(receiving, renewing, results, copies, slots, heartbeat, news) are eternal: when one ends, the agent ends
+loudly, and its supervisor starts another one. What concerns one message or one document is a job: whatever
+becomes of it turns into an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
+
+import anyio
+from anyio import CancelScope
+
+from batchflow import control, wire
+from batchflow.model import Status
+from node_agent import heartbeat, reports
+from node_agent import scheduling as to
+from node_agent.cancelling import CancellationReader
+from node_agent.clock import BrokerClock
+from node_agent.delivery import Copy, TaskQueue
+from node_agent.outbox import Outbox
+from node_agent.renewal import Renewals
+from node_agent.scheduler import Scheduler
+from node_agent.trouble import Troubles
+from node_agent.work import Depot, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anyio.abc import TaskGroup
+
+    from batchflow.broker import Broker, Delivery
+    from batchflow.storage import Container
+    from node_agent.deaths import Deaths
+    from node_agent.news import NewsDesk
+    from node_agent.work import Bundles, Journal, Runner
+
+logger = logging.getLogger(__name__)
+
+_LAST_BEAT: Final = 5.0
+"""Seconds that the last heartbeat may take."""
+_SETTLE_AT_EXIT: Final = 5.0
+
+
+class ServiceEnded(Exception):
+    """What shall never end has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an agent is put together from."""
+
+    config: control.AgentConfig
+    agent: str
+    """Its incarnation: new at every start."""
+    boot_id: str
+    broker: Broker
+    ctl: Container
+    out: Container
+    bundles: Bundles
+    runners: Sequence[Runner]
+    journal: Journal
+    deaths: Mapping[str, Deaths]
+    forget_deaths: Callable[[str], None]
+    news: NewsDesk
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """A message under our lock."""
+
+    queue: TaskQueue
+    delivery: Delivery
+
+
+class Agent:
+    """Runs until it is drained or has been idle for long enough."""
+
+    def __init__(self, parts: Parts) -> None:
+        config = parts.config
+        self._parts = parts
+        self._config = config
+        self._host = heartbeat.host_name()
+        self._started_at = time.time()
+        self._clock = BrokerClock()
+        self._scheduler = Scheduler(
+            len(parts.runners), self._host, config.idle_exit, time.monotonic(), dict(parts.deaths)
+        )
+        self._pulse = heartbeat.Pulse(parts.out, parts.agent, config.heartbeat_interval, self._heartbeat)
+        self._troubles = Troubles(self._pulse.changed)
+        self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
+        self._queues = [self._task_queue(access) for access in config.task_queues]
+        self._outboxes = [self._outbox(access) for access in config.results_queues]
+        self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
+        self._depot = Depot(
+            parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
+            config.inline_limit, config.result_limit,
+        )  # fmt: skip
+        self._workers = [
+            Worker(index, runner, self._depot, feed=self.feed, done=self._done)
+            for index, runner in enumerate(parts.runners)
+        ]
+        self._held: dict[int, _Held] = {}
+        self._outcomes: dict[int, reports.Done] = {}
+        self._numbers = count(1)
+        self._versions = heartbeat.versions()
+        self._unopened = len(self._queues) + len(self._outboxes)
+        self._jobs: TaskGroup | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking = 0
+        self._over = asyncio.Event()
+        self.exit_reason: str | None = None
+
+    def _task_queue(self, access: control.QueueAccess) -> TaskQueue:
+        return TaskQueue(
+            self._parts.broker, access.queue, self._clock, self._troubles,
+            arrived=self._arrived, nothing_left=self._nothing_left, copied=self._copied, opened=self._opened,
+        )  # fmt: skip
+
+    def _outbox(self, access: control.QueueAccess) -> Outbox:
+        return Outbox(
+            self._parts.broker, access.queue, self._parts.agent, self._troubles,
+            accepted=self._accepted, too_large=self._too_large, blocked=self._blocked, opened=self._opened,
+        )  # fmt: skip
+
+    async def run(self) -> None:
+        """Returns when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
+        async with anyio.create_task_group() as group:
+            self._jobs = group
+            self._start_services(group)
+            self.feed(to.Tick())
+            await self._over.wait()
+            group.cancel_scope.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
+            await self._pulse.write()
+
+    def _start_services(self, group: TaskGroup) -> None:
+        services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
+        for index, queue in enumerate(self._queues):
+            services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}
+        for index, outbox in enumerate(self._outboxes):
+            services[f"results {index}"] = outbox.run
+        for index, worker in enumerate(self._workers):
+            services[f"slot {index}"] = worker.serve
+        services["heartbeat"] = self._pulse.run
+        services["news"] = partial(self._parts.news.run, self._put_news)
+        for name, service in services.items():
+            group.start_soon(_eternal, name, service, name=name)
+        group.start_soon(self._learn_versions)
+
+    def feed(self, event: to.Event) -> None:
+        """Tell the scheduler, and do what it says."""
+        for command in self._scheduler.handle(event, time.monotonic()):
+            self._obey(command)
+        self._arm()
+
+    def stop(self) -> None:
+        """Drain; called again, at once."""
+        self.drain(self._config.drain_grace if self._scheduler.state != "draining" else 0.0)
+
+    def drain(self, grace: float) -> None:
+        """Stop: let tasks finish for `grace` seconds, hand back the rest."""
+        logger.info("drain", extra={"grace": grace, "held": self._scheduler.held})
+        self.feed(to.Drain(grace))
+
+    def _arm(self) -> None:
+        """Have a tick come at the scheduler's deadline. One that comes too early does no harm."""
+        deadline = self._scheduler.next_deadline()
+        if deadline is None:
+            return
+        loop = asyncio.get_running_loop()
+        when = loop.time() + deadline - time.monotonic()
+        if self._timer is None or when < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = loop.call_at(when, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.feed(to.Tick())
+
+    def _obey(self, command: to.Command) -> None:
+        match command:
+            case to.Prepare(slot, tasks):
+                self._workers[slot].prepare({task: self._scheduler.item(task) for task in tasks})
+            case to.Start(slot, tasks):
+                self._workers[slot].start(tasks)
+            case to.Stop(slot):
+                self._workers[slot].stop()
+            case to.SendResult(task, verdict):
+                self._send_result(task, verdict)
+            case to.Complete(delivery):
+                self._job(self._complete, delivery)
+            case to.HandBack():
+                self._hand_back(command)
+            case to.Pull():
+                self._pull(True)
+            case to.Hold():
+                self._pull(False)
+            case to.ReadCancellation(session):
+                self._job(self._cancellations.read, session)
+            case to.Leave(delivery):
+                self._forget(delivery)
+            case to.ForgetDeaths(uid):
+                self._parts.forget_deaths(uid)
+            case to.LastLook():
+                self._job(self._look_once_more)
+            case to.Announce(state):
+                logger.info("agent_state", extra={"state": state})
+                self._pulse.changed()
+            case to.Exit(reason):
+                self._exit(reason)
+
+    def _job(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
+        assert self._jobs is not None
+        self._jobs.start_soon(work, *args)
+
+    # Messages
+
+    def _arrived(self, queue: TaskQueue, delivery: Delivery, tasks: list[wire.TaskItem]) -> None:
+        number = next(self._numbers)
+        self._held[number] = _Held(queue, delivery)
+        self._renewals.add(number)
+        age = self._clock.age(delivery.enqueued_at)
+        self.feed(to.Arrived(number, tasks, delivery.delivery_count > 0, age))
+
+    async def _renew(self, number: int) -> None:
+        held = self._held[number]
+        await held.queue.renew(held.delivery)
+
+    def _lease_lost(self, number: int) -> None:
+        self.feed(to.LeaseGone(number))
+
+    async def _complete(self, number: int) -> None:
+        held = self._held[number]
+        done = await held.queue.complete(held.delivery, lambda: number in self._renewals)
+        self._forget(number)
+        self.feed(to.Completed(number) if done else to.LeaseGone(number))
+
+    def _forget(self, number: int) -> None:
+        self._renewals.remove(number)
+        self._held.pop(number, None)
+
+    def _pull(self, wanted: bool) -> None:
+        for queue in self._queues:
+            queue.pull(wanted)
+
+    async def _look_once_more(self) -> None:
+        """Say that we are going before looking: who does not see it yet still finds us looking."""
+        await self._pulse.write()
+        self._looking = len(self._queues)
+        for queue in self._queues:
+            queue.look_once_more()
+
+    def _nothing_left(self) -> None:
+        self._looking -= 1
+        if not self._looking:
+            self.feed(to.NothingLeft())
+
+    # Results
+
+    def _done(self, task: int, done: reports.Done) -> None:
+        self._outcomes[task] = done
+
+    def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
+        item = self._scheduler.item(task)
+        if verdict is not None:
+            encoded = reports.encode_verdict(item, verdict, self._host, time.time())
+        else:
+            encoded = reports.encode_outcome(item, self._outcomes[task], self._host)
+        self._outbox_for(item.mailbox).put(task, item.mailbox, encoded)
+
+    def _outbox_for(self, mailbox: str) -> Outbox:
+        if len(self._outboxes) == 1:
+            return self._outboxes[0]
+        return self._outboxes[crc32(mailbox.encode()) % len(self._outboxes)]
+
+    def _accepted(self, tasks: Sequence[int]) -> None:
+        for task in tasks:
+            self._outcomes.pop(task, None)
+        self.feed(to.ResultsAccepted(tasks))
+
+    def _too_large(self, task: int, error: str) -> None:
+        verdict = to.Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
+        self._send_result(task, verdict)
+
+    def _put_news(self, mailbox: str, items: Sequence[bytes]) -> None:
+        self._outbox_for(mailbox).put_events(mailbox, items)
+
+    def _blocked(self, blocked: bool) -> None:
+        self.feed(to.Blocked(blocked))
+
+    def _hand_back(self, command: to.HandBack) -> None:
+        item = self._scheduler.item(command.task)
+        copy = wire.handed_back(item, attempt=command.attempt, history=command.history)
+        logger.info("hand_back", extra={"uid": item.uid, "reason": command.reason, "hop": copy.hop})
+        self._queues[0].hand_back(Copy(command.task, copy, command.delay))
+
+    def _copied(self, task: int, accepted: bool) -> None:
+        if accepted:
+            self._outcomes.pop(task, None)
+        self.feed(to.CopyAccepted(task) if accepted else to.CopyRefused(task))
+
+    # Life
+
+    def _opened(self) -> None:
+        """One link more is open."""
+        self._unopened -= 1
+        if self._unopened == 0:
+            logger.info("agent_ready", extra={"after": round(time.time() - self._started_at, 3)})
+            self._pulse.changed()
+
+    def _exit(self, reason: str) -> None:
+        logger.info("agent_exit", extra={"reason": reason, "completed": self._scheduler.completed})
+        self.exit_reason = reason
+        self._over.set()
+
+    async def _learn_versions(self) -> None:
+        if (java := await heartbeat.java_version()) is not None:
+            self._versions["java"] = java
+            self._pulse.changed()
+
+    def _heartbeat(self) -> control.Heartbeat:
+        now, monotonic = time.time(), time.monotonic()
+        starting = self._unopened > 0 and self._scheduler.state == "ready"
+        running = tuple(
+            control.Running(
+                item.uid, item.task_id, item.client, item.job, item.command, since + now - monotonic
+            )
+            for item, since in self._scheduler.running()
+        )
+        return control.Heartbeat(
+            agent=self._parts.agent,
+            node=heartbeat.node_id(),
+            host=self._host,
+            boot_id=self._parts.boot_id,
+            pid=os.getpid(),
+            state="starting" if starting else self._scheduler.state,
+            slots=len(self._workers),
+            started_at=self._started_at,
+            beat_at=now,
+            interval=self._config.heartbeat_interval,
+            running=running,
+            completed=self._scheduler.completed,
+            versions=self._versions,
+            load=heartbeat.load(),
+            memory_available=heartbeat.memory_available(),
+            disk_free=heartbeat.disk_free(),
+            clock_skew=self._clock.ahead,
+            trouble=self._troubles.text,
+        )
+
+
+def _running(item: wire.TaskItem, since: float) -> control.Running:
+    return control.Running(item.uid, item.task_id, item.client, item.job, item.command, since)
+
+
+async def _eternal(name: str, service: Callable[[], Awaitable[None]]) -> None:
+    await service()
+    raise ServiceEnded(f"the service {name} has ended")

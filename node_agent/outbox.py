@@ -1,0 +1,183 @@
+"""Results and events on their way to the mailboxes: one owner for each results queue's link.
+
+A lone result leaves at once; what gathers while a send is under way rides together, by mailbox, results
+before events. A message is made once: when the broker does not answer, the same bytes under the same id are
+sent again, so that duplicate detection can tell. As long as the broker takes nothing, everything is kept, and
+the agent is told not to pull.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from batchflow import wire
+from batchflow.broker import OutgoingMessage
+from batchflow.errors import BrokerError, MessageTooLarge
+from batchflow.packing import MOST_BYTES
+from node_agent.backoff import Backoff
+
+if TYPE_CHECKING:
+    from batchflow.broker import Broker, QueueRef, Sender
+    from node_agent.trouble import Troubles
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_ITEMS: Final = 1000
+"""Of a message."""
+
+
+@dataclass(slots=True)
+class _Post:
+    """What waits for one mailbox."""
+
+    results: deque[tuple[int, bytes]] = field(default_factory=deque)
+    events: deque[bytes] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parcel:
+    """A message and the tasks whose results are in it."""
+
+    message: OutgoingMessage
+    tasks: tuple[int, ...]
+
+
+class Outbox:
+    """All results of an agent for the mailboxes of one results queue."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queue: QueueRef,
+        agent: str,
+        troubles: Troubles,
+        *,
+        accepted: Callable[[Sequence[int]], None],
+        too_large: Callable[[int, str], None],
+        blocked: Callable[[bool], None],
+        opened: Callable[[], None],
+    ) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._agent = agent
+        self._troubles = troubles
+        self._accepted = accepted
+        self._too_large = too_large
+        self._blocked = blocked
+        self._opened = opened
+        self._posts: dict[str, _Post] = {}
+        self._filled = asyncio.Event()
+        self._sent = 0
+
+    def put(self, task: int, mailbox: str, item: bytes) -> None:
+        """A result; `accepted` is called with its task when the broker has it."""
+        self._post(mailbox).results.append((task, item))
+        self._filled.set()
+
+    def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
+        """Events, for which nobody waits."""
+        self._post(mailbox).events.extend(items)
+        self._filled.set()
+
+    def _post(self, mailbox: str) -> _Post:
+        post = self._posts.get(mailbox)
+        if post is None:
+            post = self._posts[mailbox] = _Post()
+        return post
+
+    async def run(self) -> None:
+        """Send what comes, for ever."""
+        sender = await self._open()
+        try:
+            while True:
+                if not self._posts:
+                    self._filled.clear()
+                    await self._filled.wait()
+                mailbox = next(iter(self._posts))
+                await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
+        finally:
+            await sender.aclose()
+
+    async def _open(self) -> Sender:
+        backoff = Backoff()
+        while True:
+            try:
+                sender = await self._broker.sender(self._queue)
+            except BrokerError as error:
+                self._in_trouble(error)
+                await backoff.wait()
+            else:
+                self._out_of_trouble()
+                self._opened()
+                return sender
+
+    def _pack(self, mailbox: str, post: _Post) -> _Parcel:
+        """The next message for a mailbox; what does not fit goes to the end of the line."""
+        if post.results:
+            taken = _take(post.results, lambda entry: entry[1])
+            parcel = self._parcel(
+                mailbox, "results", [item for _, item in taken], [task for task, _ in taken]
+            )
+        else:
+            parcel = self._parcel(mailbox, "events", _take(post.events, lambda item: item), [])
+        if post.results or post.events:
+            self._posts[mailbox] = post
+        return parcel
+
+    def _parcel(self, mailbox: str, kind: wire.PackType, items: list[bytes], tasks: list[int]) -> _Parcel:
+        self._sent += 1
+        body = wire.join(kind, items)
+        message = OutgoingMessage(body, f"{self._agent}-{self._sent}", session_id=mailbox)
+        return _Parcel(message, tuple(tasks))
+
+    async def _deliver(self, sender: Sender, parcel: _Parcel) -> None:
+        """Try until the broker has it."""
+        backoff = Backoff()
+        while True:
+            try:
+                await sender.send(parcel.message)
+            except MessageTooLarge as error:
+                self._refused(parcel, error)
+                return
+            except BrokerError as error:
+                self._in_trouble(error)
+                await backoff.wait()
+            else:
+                if backoff.tries:
+                    self._out_of_trouble()
+                self._accepted(parcel.tasks)
+                return
+
+    def _refused(self, parcel: _Parcel, error: MessageTooLarge) -> None:
+        logger.error("result_too_large", extra={"message_id": parcel.message.message_id, "error": str(error)})
+        for task in parcel.tasks:
+            self._too_large(task, str(error))
+
+    def _in_trouble(self, error: BrokerError) -> None:
+        if self._troubles.begin("results", f"results cannot be sent: {error}"):
+            logger.warning("results_blocked", extra={"queue": self._queue.entity, "error": str(error)})
+            self._blocked(True)
+
+    def _out_of_trouble(self) -> None:
+        if self._troubles.end("results"):
+            logger.info("results_flow", extra={"queue": self._queue.entity})
+            self._blocked(False)
+
+
+def _take(line: deque[T], body: Callable[[T], bytes]) -> list[T]:
+    """From the front of the line as much as fits into a message, one at least."""
+    taken = [line.popleft()]
+    size = wire.PACK_OVERHEAD + len(body(taken[0])) + 1
+    while line and len(taken) < MOST_ITEMS:
+        size += len(body(line[0])) + 1
+        if size > MOST_BYTES:
+            break
+        taken.append(line.popleft())
+    return taken

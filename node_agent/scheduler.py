@@ -1,0 +1,664 @@
+"""What the agent does with tasks: events in, commands out.
+
+Rules:
+
+- A message is pulled when nothing waits and a slot is free, or when tasks have been so short (`SHORT` on
+  average) that the next message is worth having before one is. Nothing is pulled while draining, while the
+  broker takes no results, or while a task is to run alone.
+- The tasks of a message run in the order of their message, several at a time in one slot when they are known
+  to be short, a slot that holds the same bundle already first.
+- A task's result is accepted by the broker before its message is completed. A message is completed when each
+  of its tasks has an accepted result or an accepted copy. A lost lock changes nothing for the tasks: their
+  results are sent all the same, only the message is not completed.
+- `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
+  attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
+  seconds), and taking apart a message that comes a second time (none of them charged).
+- A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
+  back alone, so that each has a delivery of its own. What this node remembers of agents that died
+  (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
+  `LETHAL` of them are `TaskPoisoned`. A task that was twice in the company of others when the agent died runs
+  alone from then on, so that the next death tells. What was redelivered because its lock was lost while it
+  ran here, or because its completion got lost, is not run again.
+- A task whose cancellation is known never starts; where it is not known well enough (`CancellationBook`) the
+  slot waits for the document. A running one is stopped.
+- Draining: tasks that have not begun are handed back, running ones have the grace, then they are stopped and
+  handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
+- Idle for long enough: announce it, look once more, exit.
+
+States of a task: waiting -> placed (in a slot) -> sending or copying -> settled; a stopped one goes from
+placed back to waiting. States of a slot: free -> preparing -> (checking) -> running -> free; stopping is
+running or preparing with a stop on its way.
+
+Invariants: a task is placed in one slot at most, a slot has tasks exactly while it is not free; a message is
+completed only when all its tasks are settled; a task that is not settled has a message; nothing is pulled
+while draining.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final
+
+from batchflow.control import AgentState, Cancellation
+from batchflow.errors import ConfigurationError
+from batchflow.model import Attempt, Status
+from batchflow.packing import PackingPolicy
+from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
+from batchflow.wire import TaskItem
+from node_agent.cancellation import FRESH, CancellationBook
+from node_agent.deaths import Deaths
+from node_agent.scheduling import (
+    Announce,
+    Arrived,
+    Blocked,
+    CancellationRead,
+    CancellationUnread,
+    Command,
+    Complete,
+    Completed,
+    CopyAccepted,
+    CopyRefused,
+    Drain,
+    Ended,
+    Event,
+    Exit,
+    ForgetDeaths,
+    Freed,
+    HandBack,
+    Hold,
+    LastLook,
+    LeaseGone,
+    Leave,
+    NothingLeft,
+    Prepare,
+    Prepared,
+    Pull,
+    ReadCancellation,
+    ResultsAccepted,
+    SendResult,
+    Session,
+    Start,
+    Stop,
+    Tick,
+    Verdict,
+)
+
+SHORT: Final = 0.02
+"""Seconds: tasks below this are worth a message in advance."""
+STRAGGLER: Final = 0.1
+LETHAL: Final = 3
+SETTLE: Final = 10.0
+MOST_HELD: Final = 4096
+"""Tasks; more are not pulled, however slowly results leave."""
+DIED: Final = "the agent died while it ran this task alone"
+
+_REMEMBERED: Final = 8192
+_WEIGHT: Final = 0.2
+
+
+_Identity = tuple[str, int, int]
+
+
+class _State(Enum):
+    WAITING = auto()
+    PLACED = auto()
+    SENDING = auto()
+    COPYING = auto()
+    SETTLED = auto()
+
+
+class _Phase(Enum):
+    FREE = auto()
+    PREPARING = auto()
+    CHECKING = auto()
+    RUNNING = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    number: int
+    item: TaskItem
+    message: _Message
+    state: _State = _State.WAITING
+    alone: bool = False
+    """Runs only while nothing else does."""
+    failure: Failure | None = None
+    """Set when a retry is on its way: what to report if it cannot leave."""
+
+    @property
+    def session(self) -> Session:
+        return (self.item.job, self.item.client)
+
+    @property
+    def identity(self) -> _Identity:
+        return _identity(self.item)
+
+
+@dataclass(slots=True, eq=False)
+class _Message:
+    delivery: int
+    young_until: float
+    open: int
+    """How many of its tasks are not settled."""
+    lost: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    index: int
+    phase: _Phase = _Phase.FREE
+    tasks: deque[_Task] = field(default_factory=deque)
+    """Those that have not ended; the first one is what runs."""
+    moved_at: float = 0.0
+    """When the first one began."""
+    stopping: bool = False
+    bundle: str | None = None
+    """Of what ran last."""
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """One agent's work. `host` is what the history of a task names."""
+
+    slots: int
+    host: str
+    idle_exit: float | None
+    started_at: float
+    deaths: dict[str, Deaths] = field(default_factory=dict)
+    """What this boot of the node remembers, by uid."""
+    state: AgentState = "ready"
+    completed: int = 0
+    """Tasks that were settled with a result."""
+    cancellations: CancellationBook = field(default_factory=CancellationBook)
+    _tasks: dict[int, _Task] = field(default_factory=dict)
+    _messages: dict[int, _Message] = field(default_factory=dict)
+    _waiting: deque[_Task] = field(default_factory=deque)
+    _slots: list[_Slot] = field(init=False)
+    _busy: int = 0
+    _packing: PackingPolicy = field(default_factory=PackingPolicy)
+    _mean: float | None = None
+    """Seconds that tasks have taken."""
+    _settled: OrderedDict[_Identity, None] = field(default_factory=OrderedDict)
+    """Tasks settled lately, the newest last."""
+    _next_number: int = 0
+    _pulling: bool = False
+    _blocked: bool = False
+    _looking: bool = False
+    _idle_since: float = field(init=False)
+    _stop_at: float | None = None
+    """When draining: until when tasks may run; None when that is over, too."""
+    _leave_at: float | None = None
+    _stuck: bool = False
+    """Every slot has run one task for too long."""
+    _exited: bool = False
+    _out: list[Command] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._slots = [_Slot(index) for index in range(self.slots)]
+        self._idle_since = self.started_at
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """What is to be done, in this order."""
+        if not self._exited:
+            self._apply(event, now)
+            self._advance(now)
+        commands, self._out = self._out, []
+        return commands
+
+    def item(self, task: int) -> TaskItem:
+        """The task of that number, from its arrival until it is settled."""
+        return self._tasks[task].item
+
+    def running(self) -> list[tuple[TaskItem, float]]:
+        """What runs at this moment, and since when."""
+        busy = (slot for slot in self._slots if slot.phase is _Phase.RUNNING and slot.tasks)
+        return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
+
+    @property
+    def held(self) -> int:
+        """How many tasks are not settled."""
+        return len(self._tasks)
+
+    def next_deadline(self) -> float | None:
+        """When a `Tick` is due, if nothing else happens before."""
+        if self._exited:
+            return None
+        moments = (
+            self.cancellations.next_deadline(),
+            self._straggler_deadline() if not self._stuck and (self._waiting or self._pulling) else None,
+            self._idle_deadline(),
+            self._stop_at,
+            self._leave_at,
+        )
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _apply(self, event: Event, now: float) -> None:
+        match event:
+            case Arrived():
+                self._arrived(event, now)
+            case Prepared(slot):
+                self._prepared(self._slots[slot], now)
+            case Ended():
+                self._ended(event, now)
+            case Freed(slot):
+                self._freed(self._slots[slot])
+            case ResultsAccepted(tasks):
+                self._results_accepted(tasks)
+            case CopyAccepted(task):
+                self._settle(self._tasks[task])
+            case CopyRefused(task):
+                self._copy_refused(self._tasks[task])
+            case Completed(delivery):
+                self._messages.pop(delivery, None)
+            case LeaseGone(delivery):
+                self._lease_gone(delivery)
+            case CancellationRead(session, document, asked_at):
+                self._cancellation_read(session, document, asked_at, now)
+            case CancellationUnread(session):
+                self.cancellations.failed(session, now)
+            case Blocked(blocked):
+                self._blocked = blocked
+            case Drain(grace):
+                self._drain(grace, now)
+            case NothingLeft():
+                self._nothing_left()
+            case Tick():
+                pass
+
+    def _advance(self, now: float) -> None:
+        """What follows from the state and the time."""
+        self._keep_draining(now)
+        self._dispatch(now)
+        self._relieve(now)
+        for session in self.cancellations.due(now):
+            self._out.append(ReadCancellation(session))
+        self._watch_idleness(now)
+        self._set_pulling()
+
+    # Arrival
+
+    def _arrived(self, event: Arrived, now: float) -> None:
+        message = _Message(event.delivery, now + FRESH - event.age, len(event.tasks))
+        self._messages[event.delivery] = message
+        if self._looking:
+            self._looking = False
+            self._announce("ready")
+        fresh = [item for item in event.tasks if not (event.redelivered and self._known(item, message))]
+        tasks = [self._take_in(item, message, now) for item in fresh]
+        for task in tasks:
+            self._place_newcomer(task, event.redelivered, len(event.tasks), now)
+        if not message.open:
+            self._out.append(Complete(message.delivery))
+
+    def _known(self, item: TaskItem, message: _Message) -> bool:
+        """Whether a redelivered task needs no run: settled here before, or still held under a lost lock."""
+        if _identity(item) in self._settled:
+            message.open -= 1
+            return True
+        for task in self._tasks.values():
+            if task.message.lost and task.identity == _identity(item):
+                former, task.message = task.message, message
+                self._close_one(former)
+                return True
+        return False
+
+    def _take_in(self, item: TaskItem, message: _Message, now: float) -> _Task:
+        task = _Task(self._next_number, item, message)
+        self._next_number += 1
+        self._tasks[task.number] = task
+        self.cancellations.hold(task.session, now)
+        return task
+
+    def _place_newcomer(self, task: _Task, redelivered: bool, companions: int, now: float) -> None:
+        if (refusal := _refusal(task.item)) is not None:
+            self._conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
+        elif self.cancellations.covers(task.item):
+            self._conclude(task, _CANCELLED)
+        elif self.state == "draining":
+            self._hand_back(task, HandBack(task.number, reason="drain"))
+        elif redelivered and companions > 1:
+            self._hand_back(task, HandBack(task.number, reason="isolation"))
+        else:
+            self._suspect(task)
+
+    def _suspect(self, task: _Task) -> None:
+        """Let it wait for a slot, unless it is known to have killed agents."""
+        deaths = self.deaths.get(task.item.uid, Deaths())
+        told = sum(past.error == DIED for past in task.item.history)
+        if told + deaths.alone >= LETHAL:
+            self._forget_deaths(task)
+            self._conclude(task, _poisoned(told + deaths.alone))
+        elif deaths.alone:
+            self._forget_deaths(task)
+            death = Attempt(task.item.attempt, DIED, self.host, deaths.last_at)
+            history = (death,) * deaths.alone
+            self._hand_back(task, HandBack(task.number, history=history, reason="isolation"))
+        else:
+            task.alone = deaths.in_company > 1 or told > 0
+            self._wait(task)
+
+    def _forget_deaths(self, task: _Task) -> None:
+        if self.deaths.pop(task.item.uid, None) is not None:
+            self._out.append(ForgetDeaths(task.item.uid))
+
+    def _wait(self, task: _Task) -> None:
+        task.state = _State.WAITING
+        self._waiting.append(task)
+
+    # Slots
+
+    def _dispatch(self, now: float) -> None:
+        while self._waiting and self._busy < self.slots and self._may_place():
+            tasks = self._take_chunk()
+            slot = self._free_slot(tasks[0].item.bundle)
+            slot.phase, slot.bundle, slot.moved_at = _Phase.PREPARING, tasks[0].item.bundle, now
+            slot.tasks.extend(tasks)
+            self._busy += 1
+            for task in tasks:
+                task.state = _State.PLACED
+            self._out.append(Prepare(slot.index, tuple(task.number for task in tasks)))
+
+    def _may_place(self) -> bool:
+        """A task that runs alone waits until the slots are empty, and lets nothing pass."""
+        if not self._busy:
+            return True
+        return not self._waiting[0].alone and not self._isolating()
+
+    def _isolating(self) -> bool:
+        """Whether a task runs alone, or is the next to."""
+        if self._waiting and self._waiting[0].alone:
+            return True
+        return self._busy == 1 and any(task.alone for slot in self._slots for task in slot.tasks)
+
+    def _take_chunk(self) -> list[_Task]:
+        """The next tasks that share a slot: of one message and bundle, as many as are known short."""
+        first = self._waiting.popleft()
+        chunk = [first]
+        if not self._waiting or first.alone:
+            return chunk
+        self._packing.slots = self.slots - self._busy
+        room = self._packing.room(_command(first.item), len(self._waiting) + 1)
+        while self._waiting and len(chunk) < room and _alike(first, self._waiting[0]):
+            task = self._waiting.popleft()
+            room = min(room, self._packing.room(_command(task.item), len(self._waiting) + len(chunk)))
+            chunk.append(task)
+        return chunk
+
+    def _free_slot(self, bundle: str) -> _Slot:
+        free = [slot for slot in self._slots if slot.phase is _Phase.FREE]
+        return next((slot for slot in free if slot.bundle == bundle), free[0])
+
+    def _prepared(self, slot: _Slot, now: float) -> None:
+        if not slot.stopping:
+            slot.phase = _Phase.CHECKING
+            self._check(slot, now)
+
+    def _check(self, slot: _Slot, now: float) -> None:
+        """Start what may start. Cancelled tasks end here; one that is not known to be free holds all up."""
+        for task in list(slot.tasks):
+            match self.cancellations.clearance(task.item, self._young_until(task), now):
+                case "stop":
+                    slot.tasks.remove(task)
+                    self._conclude(task, _CANCELLED)
+                case "wait":
+                    self.cancellations.want(task.session, now)
+                    return
+                case "go":
+                    pass
+        if slot.tasks:
+            slot.phase, slot.moved_at = _Phase.RUNNING, now
+            self._out.append(Start(slot.index, tuple(task.number for task in slot.tasks)))
+        else:
+            self._stop(slot)
+
+    def _young_until(self, task: _Task) -> float:
+        """A task that was handed back is older than its message."""
+        return float("-inf") if task.item.hop else task.message.young_until
+
+    def _stop(self, slot: _Slot) -> None:
+        if not slot.stopping:
+            slot.stopping = True
+            self._out.append(Stop(slot.index))
+
+    def _freed(self, slot: _Slot) -> None:
+        """What has not ended was stopped, or never begun: cancelled, or as good as new."""
+        left = list(slot.tasks)
+        slot.tasks.clear()
+        slot.phase, slot.stopping = _Phase.FREE, False
+        self._busy -= 1
+        for task in reversed(left):
+            if self.cancellations.covers(task.item):
+                self._conclude(task, _CANCELLED)
+            elif self.state == "draining":
+                self._hand_back(task, HandBack(task.number, reason="drain"))
+            else:
+                task.state = _State.WAITING
+                self._waiting.appendleft(task)
+
+    def _ended(self, event: Ended, now: float) -> None:
+        task = self._tasks[event.task]
+        slot = next(slot for slot in self._slots if task in slot.tasks)
+        slot.tasks.remove(task)
+        slot.moved_at = now
+        self._learn(task.item, event.duration)
+        if event.failure is None or not self._retry(task, event, event.failure):
+            self._conclude(task, None)
+        self._stop_if_cancelled(slot)
+
+    def _retry(self, task: _Task, event: Ended, failure: Failure) -> bool:
+        policy = RetryPolicy.read(task.item.retry)
+        decision = decide(policy, failure, task.item.attempt, event.chance)
+        if not isinstance(decision, RetryAfter):
+            return False
+        task.failure = failure
+        past = Attempt(task.item.attempt, event.error or failure.kind, self.host, event.at)
+        command = HandBack(task.number, decision.delay, task.item.attempt + 1, (past,), "retry")
+        self._hand_back(task, command)
+        return True
+
+    def _learn(self, item: TaskItem, duration: float) -> None:
+        self._packing.seen(_command(item), duration)
+        self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
+
+    # The ways out
+
+    def _conclude(self, task: _Task, verdict: Verdict | None) -> None:
+        task.state = _State.SENDING
+        self._out.append(SendResult(task.number, verdict))
+
+    def _hand_back(self, task: _Task, command: HandBack) -> None:
+        task.state = _State.COPYING
+        self._out.append(command)
+
+    def _results_accepted(self, tasks: Iterable[int]) -> None:
+        for number in tasks:
+            self.completed += 1
+            self._forget_deaths(self._tasks[number])
+            self._settle(self._tasks[number])
+
+    def _settle(self, task: _Task) -> None:
+        task.state = _State.SETTLED
+        del self._tasks[task.number]
+        self.cancellations.release(task.session)
+        self._settled[task.identity] = None
+        if len(self._settled) > _REMEMBERED:
+            self._settled.popitem(last=False)
+        self._close_one(task.message)
+
+    def _close_one(self, message: _Message) -> None:
+        """One task less is open; with the last one the message is removed, where it is still ours."""
+        message.open -= 1
+        if message.open:
+            return
+        if message.lost:
+            del self._messages[message.delivery]
+            self._out.append(Leave(message.delivery))
+        else:
+            self._out.append(Complete(message.delivery))
+
+    def _copy_refused(self, task: _Task) -> None:
+        """A retry that cannot leave ends the task; else it runs here, or stays with its lock."""
+        if task.failure is not None:
+            self._conclude(task, None)
+        elif self.state == "draining":
+            self._abandon(task)
+        else:
+            self._wait(task)
+
+    def _abandon(self, task: _Task) -> None:
+        """Not settled, not ours any more: its lock will run out."""
+        task.message.lost = True
+        self._settle(task)
+        self._settled.pop(task.identity, None)
+
+    def _lease_gone(self, delivery: int) -> None:
+        if (message := self._messages.get(delivery)) is not None:
+            message.lost = True
+            if not message.open:
+                del self._messages[delivery]
+
+    # Cancellation
+
+    def _cancellation_read(
+        self, session: Session, document: Cancellation | None, asked_at: float, now: float
+    ) -> None:
+        self.cancellations.read(session, document, asked_at)
+        if document is not None:
+            self._drop_cancelled(session)
+        for slot in self._slots:
+            if slot.phase is _Phase.CHECKING and not slot.stopping:
+                self._check(slot, now)
+
+    def _drop_cancelled(self, session: Session) -> None:
+        """End what waits, stop what runs. Who stands behind a running task is ended when its turn comes."""
+        covered = [t for t in self._waiting if t.session == session and self.cancellations.covers(t.item)]
+        for task in covered:
+            self._waiting.remove(task)
+            self._conclude(task, _CANCELLED)
+        for slot in self._slots:
+            if slot.tasks and slot.tasks[0].session == session:
+                self._stop_if_cancelled(slot)
+
+    def _stop_if_cancelled(self, slot: _Slot) -> None:
+        if slot.phase is _Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0].item):
+            self._stop(slot)
+
+    # Time
+
+    def _straggler_deadline(self) -> float | None:
+        """When every slot has run one task for too long; None when one of them does something else."""
+        if any(slot.phase is not _Phase.RUNNING or slot.stopping for slot in self._slots):
+            return None
+        return max(slot.moved_at for slot in self._slots) + STRAGGLER
+
+    def _relieve(self, now: float) -> None:
+        """Hand back what would wait behind stragglers."""
+        deadline = self._straggler_deadline()
+        self._stuck = deadline is not None and now >= deadline
+        if not self._stuck:
+            return
+        for task in self._waiting:
+            self._hand_back(task, HandBack(task.number, reason="straggler"))
+        self._waiting.clear()
+
+    def _drain(self, grace: float, now: float) -> None:
+        stop_at = now + grace
+        if self._leave_at is None or stop_at + SETTLE < self._leave_at:
+            self._stop_at, self._leave_at = stop_at, stop_at + SETTLE
+        if self.state != "draining":
+            self._announce("draining")
+
+    def _keep_draining(self, now: float) -> None:
+        if self.state != "draining":
+            return
+        for task in self._waiting:
+            self._hand_back(task, HandBack(task.number, reason="drain"))
+        self._waiting.clear()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = None
+        for slot in self._slots:
+            if slot.phase is not _Phase.FREE and (slot.phase is not _Phase.RUNNING or self._stop_at is None):
+                self._stop(slot)
+        if not self._messages:
+            self._exit(Exit("drained"))
+        elif self._leave_at is not None and now >= self._leave_at:
+            self._exit(Exit("drained, some tasks are left to their locks"))
+
+    def _idle_deadline(self) -> float | None:
+        if self.idle_exit is None or self._messages or self._looking or self.state != "ready":
+            return None
+        return self._idle_since + self.idle_exit
+
+    def _watch_idleness(self, now: float) -> None:
+        if self._messages:
+            self._idle_since = now
+        elif (deadline := self._idle_deadline()) is not None and now >= deadline:
+            self._looking = True
+            self._announce("exiting")
+            self._out.append(LastLook())
+
+    def _nothing_left(self) -> None:
+        if self._looking:
+            self._exit(Exit("idle"))
+
+    def _exit(self, command: Exit) -> None:
+        self._exited = True
+        if self.state != "exiting":
+            self._announce("exiting")
+        self._out.append(command)
+
+    def _announce(self, state: AgentState) -> None:
+        self.state = state
+        self._out.append(Announce(state))
+
+    def _set_pulling(self) -> None:
+        wanted = self._wants_more()
+        if wanted != self._pulling:
+            self._pulling = wanted
+            self._out.append(Pull() if wanted else Hold())
+
+    def _wants_more(self) -> bool:
+        if self.state != "ready" or self._blocked or self._waiting or len(self._tasks) >= MOST_HELD:
+            return False
+        if self._isolating():
+            return False
+        return self._busy < self.slots or (not self._stuck and self._mean is not None and self._mean < SHORT)
+
+
+_CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
+
+
+def _poisoned(deaths: int) -> Verdict:
+    return Verdict(
+        Status.FAILED, "TaskPoisoned", f"the agent that ran it died {deaths} times, each time with it"
+    )
+
+
+def _identity(item: TaskItem) -> _Identity:
+    """A copy that was handed back is another one."""
+    return (item.uid, item.attempt, item.hop)
+
+
+def _command(item: TaskItem) -> str:
+    """By what a task's duration is known."""
+    return f"{item.bundle} {item.command}"
+
+
+def _alike(first: _Task, other: _Task) -> bool:
+    return other.message is first.message and other.item.bundle == first.item.bundle and not other.alone
+
+
+def _refusal(item: TaskItem) -> str | None:
+    """Why the task cannot run as it stands."""
+    if item.timeout is not None and not item.timeout > 0:
+        return f"timeout is {item.timeout}: it is more than 0 seconds, or not set"
+    if item.memory_limit is not None and item.memory_limit <= 0:
+        return f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set"
+    try:
+        RetryPolicy.read(item.retry)
+    except (ConfigurationError, TypeError, AttributeError, ValueError) as error:
+        return f"its retry policy cannot be used: {error}"
+    return None

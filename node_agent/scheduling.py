@@ -1,0 +1,279 @@
+"""What the scheduler is told, and what it asks for: its events and its commands.
+
+Tasks and deliveries are named by numbers: deliveries by the shell's, tasks by the scheduler's. Durations are
+seconds; `at` is seconds since the epoch by the node's clock, every other moment is the monotonic clock's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from batchflow.control import AgentState, Cancellation
+from batchflow.model import Attempt, Status
+from batchflow.retry import Failure
+from batchflow.wire import TaskItem
+
+Session = tuple[str, str]
+"""Job and client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message of tasks is under our lock."""
+
+    delivery: int
+    tasks: Sequence[TaskItem]
+    redelivered: bool
+    """Somebody held it before and did not complete it."""
+    age: float
+    """Seconds that the message has been in the broker, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All that the slot's tasks need is on the disk."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task is over, as far as its slot is concerned."""
+
+    task: int
+    failure: Failure | None
+    error: str | None
+    at: float
+    duration: float
+    chance: float
+    """0 to 1, drawn for the jitter of a retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """Nothing runs in the slot any more. Its tasks that have not ended never will."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResultsAccepted:
+    """The broker has these tasks' results."""
+
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyAccepted:
+    """The broker has the copy of a task that was handed back."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRefused:
+    """The broker does not take the copy, for good."""
+
+    task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The message is gone from its queue."""
+
+    delivery: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGone:
+    """The message's lock ran out: somebody else may hold it."""
+
+    delivery: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancellationRead:
+    """A session's cancellation document, as it was at `asked_at` or later. None: there is none."""
+
+    session: Session
+    document: Cancellation | None
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancellationUnread:
+    """It could not be read."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Whether the broker takes no results for the moment."""
+
+    blocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Stop: let tasks finish within `grace`, hand the rest back."""
+
+    grace: float
+
+
+@dataclass(frozen=True, slots=True)
+class NothingLeft:
+    """The last look found no message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline has come."""
+
+
+Event = (
+    Arrived
+    | Prepared
+    | Ended
+    | Freed
+    | ResultsAccepted
+    | CopyAccepted
+    | CopyRefused
+    | Completed
+    | LeaseGone
+    | CancellationRead
+    | CancellationUnread
+    | Blocked
+    | Drain
+    | NothingLeft
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An outcome that the scheduler decided: the task did not run, or was stopped."""
+
+    status: Status
+    kind: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Messages are wanted from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """No more messages are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastLook:
+    """Say that the agent is exiting, then look once more; answered by `Arrived` or `NothingLeft`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The agent's state is another one."""
+
+    state: AgentState
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Bring what these tasks need to the slot; answered by `Prepared`, or by `Ended` and `Freed`."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run these, one after another; answered by an `Ended` for each and a `Freed`."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Kill what runs in the slot, and prepare no further; answered by `Freed`."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """Send the task's outcome: the verdict, or what its slot told. Answered by `ResultsAccepted`."""
+
+    task: int
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Send a copy of the task to the queue; answered by `CopyAccepted` or `CopyRefused`."""
+
+    task: int
+    delay: float = 0.0
+    attempt: int | None = None
+    """None: uncharged."""
+    history: tuple[Attempt, ...] = ()
+    reason: Literal["retry", "drain", "straggler", "isolation"] = "isolation"
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Remove the message from its queue; answered by `Completed` or `LeaseGone`."""
+
+    delivery: int
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Nothing more is done about the message: its lock is lost, or left to run out."""
+
+    delivery: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetDeaths:
+    """The record of what died with the agent may forget this task."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCancellation:
+    """Read a session's cancellation document; answered by `CancellationRead` or `CancellationUnread`."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The agent's work is over."""
+
+    reason: Literal["idle", "drained", "drained, some tasks are left to their locks"]
+
+
+Command = (
+    Pull
+    | Hold
+    | LastLook
+    | Announce
+    | Prepare
+    | Start
+    | Stop
+    | SendResult
+    | HandBack
+    | Complete
+    | Leave
+    | ForgetDeaths
+    | ReadCancellation
+    | Exit
+)

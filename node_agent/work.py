@@ -1,0 +1,342 @@
+"""One slot at work: what a task needs is fetched, the task runs, what it left is brought away.
+
+A worker is a service: it takes an assignment, works it off, and says that its slot is free, for ever. Nothing
+that a task does ends it. Blob Storage in trouble is tried again for about half a minute, then it is the
+task's outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import anyio
+import orjson
+from anyio import CancelScope
+from orjson import Fragment
+
+from batchflow import control, wire
+from batchflow.errors import BlobNotFound, ProtocolError, StorageError
+from batchflow.model import Status
+from node_agent.backoff import Backoff
+from node_agent.outcomes import Execution, Outcome, failed
+from node_agent.reports import Done, failure
+from node_agent.scheduling import Ended, Event, Freed, Prepared
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from batchflow.bundle import Bundle
+    from batchflow.storage import Container
+
+logger = logging.getLogger(__name__)
+
+TRIES: Final = 6
+"""Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
+UPLOADS: Final = 4
+"""Files of a task that are uploaded at once."""
+
+T = TypeVar("T")
+
+_Open = dict[int, wire.TaskItem]
+"""The tasks of an assignment that have not ended."""
+
+
+class Runner(Protocol):
+    """What a worker needs of a slot."""
+
+    async def run(self, execution: Execution, files: Path) -> Outcome: ...
+
+    async def run_many(
+        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
+    ) -> None: ...
+
+    def clean(self, outcome: Outcome | None = None) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Bundles(Protocol):
+    """What a worker needs of the cache."""
+
+    def use(self, bundle_hash: str) -> AbstractAsyncContextManager[tuple[Bundle, Path]]: ...
+
+
+class Journal(Protocol):
+    """What outlives the agent: which task runs where."""
+
+    def begin(self, slot: int, uids: Sequence[str]) -> None: ...
+
+    def end(self, slot: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Depot:
+    """Where the agent's workers fetch from and bring to."""
+
+    agent: str
+    bundles: Bundles
+    ctl: Container
+    out: Container
+    journal: Journal
+    inline_limit: int
+    result_limit: int
+
+
+@dataclass(slots=True)
+class _Assignment:
+    tasks: Mapping[int, wire.TaskItem]
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    scope: CancelScope = field(default_factory=CancelScope)
+    started: tuple[int, ...] = ()
+
+
+class Worker:
+    """The worker of one slot."""
+
+    def __init__(
+        self,
+        index: int,
+        slot: Runner,
+        depot: Depot,
+        *,
+        feed: Callable[[Event], None],
+        done: Callable[[int, Done], None],
+    ) -> None:
+        self._index = index
+        self._slot = slot
+        self._depot = depot
+        self._feed = feed
+        self._done = done
+        self._work: asyncio.Queue[_Assignment] = asyncio.Queue(1)
+        self._current: _Assignment | None = None
+
+    def prepare(self, tasks: Mapping[int, wire.TaskItem]) -> None:
+        """Bring what they need to the slot, then wait for `start` or `stop`."""
+        self._current = _Assignment(tasks)
+        self._work.put_nowait(self._current)
+
+    def start(self, tasks: tuple[int, ...]) -> None:
+        """Run these of the prepared tasks."""
+        assert self._current is not None
+        self._current.started = tasks
+        self._current.go.set()
+
+    def stop(self) -> None:
+        """Kill what runs. No-op when the slot is just becoming free."""
+        if self._current is not None:
+            self._current.scope.cancel()
+
+    async def serve(self) -> None:
+        """Work off what comes, for ever."""
+        try:
+            while True:
+                assignment = await self._work.get()
+                with assignment.scope:
+                    await self._attempt(assignment)
+                self._depot.journal.end(self._index)
+                self._current = None
+                self._feed(Freed(self._index))
+        finally:
+            with CancelScope(shield=True):
+                await self._slot.aclose()
+
+    async def _attempt(self, assignment: _Assignment) -> None:
+        """Every task of the assignment has ended when this returns; cancelled, some have not."""
+        open_tasks = dict(assignment.tasks)
+        try:
+            await self._work_off(assignment, open_tasks)
+        except _Unfit as unfit:
+            self._fail(open_tasks, unfit.kind, str(unfit))
+        except Exception as error:
+            logger.exception("slot_failed", extra={"slot": self._index})
+            self._fail(open_tasks, "WorkerDied", f"the agent could not run the task: {error!r}")
+
+    def _fail(self, tasks: dict[int, wire.TaskItem], kind: str, error: str) -> None:
+        for task in list(tasks):
+            del tasks[task]
+            self._end(task, Done(failed(kind, error, finished_at=time.time())))
+
+    async def _work_off(self, assignment: _Assignment, open_tasks: _Open) -> None:
+        bundle_hash = next(iter(assignment.tasks.values())).bundle
+        async with AsyncExitStack() as stack:
+            bundle, files = await self._bundle(bundle_hash, stack)
+            executions = await self._executions(assignment.tasks, bundle, open_tasks)
+            self._feed(Prepared(self._index))
+            await assignment.go.wait()
+            started = [task for task in assignment.started if task in open_tasks]
+            self._depot.journal.begin(self._index, [open_tasks[task].uid for task in started])
+            if len(started) == 1:
+                outcome = await self._slot.run(executions[started[0]], files)
+                await self._bring_away(started[0], open_tasks.pop(started[0]), outcome)
+            elif started:
+                await self._run_many(started, executions, files, open_tasks)
+
+    async def _bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
+        try:
+            return await _patiently(lambda: stack.enter_async_context(self._depot.bundles.use(bundle_hash)))
+        except BlobNotFound as error:
+            raise _Unfit("TaskRejected", f"its files are not in the pool: {error}") from error
+        except ProtocolError as error:
+            raise _Unfit("TaskRejected", f"its files cannot be used: {error}") from error
+        except StorageError as error:
+            raise _Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
+
+    async def _run_many(
+        self, started: list[int], executions: dict[int, Execution], files: Path, open_tasks: _Open
+    ) -> None:
+        async with anyio.create_task_group() as uploads:
+
+            def done(index: int, outcome: Outcome) -> None:
+                task = started[index]
+                item = open_tasks.pop(task)
+                if self._is_light(outcome):
+                    self._end(task, Done(outcome, None if outcome.value is None else Fragment(outcome.value)))
+                else:
+                    uploads.start_soon(self._bring_away, task, item, outcome)
+
+            await self._slot.run_many([executions[task] for task in started], files, done)
+
+    def _is_light(self, outcome: Outcome) -> bool:
+        """Whether all of it fits into the result."""
+        return not outcome.outputs and (
+            outcome.value is None or len(outcome.value) <= self._depot.inline_limit
+        )
+
+    async def _bring_away(self, task: int, item: wire.TaskItem, outcome: Outcome) -> None:
+        try:
+            done = await self._brought(item, outcome)
+        except (StorageError, OSError) as error:
+            fault = f"what it left could not be stored: {error}"
+            done = Done(replace(outcome, status=Status.FAILED, kind="TaskFailed", error=fault, value=None))
+        finally:
+            self._slot.clean(outcome)
+        self._end(task, done)
+
+    async def _brought(self, item: wire.TaskItem, outcome: Outcome) -> Done:
+        files = await self._upload(item, outcome) if outcome.outputs else ()
+        value = outcome.value
+        if value is None:
+            return Done(outcome, None, files)
+        if len(value) <= self._depot.inline_limit:
+            return Done(outcome, Fragment(value), files)
+        if len(value) > self._depot.result_limit:
+            return Done(_too_large(outcome, len(value), self._depot.result_limit), None, files)
+        depot = self._depot
+        name = control.result_blob(item.job, item.client, item.uid, item.attempt, depot.agent)
+        await _patiently(lambda: depot.out.put(name, value))
+        return Done(outcome, wire.Reference(name, len(value)), files)
+
+    async def _upload(self, item: wire.TaskItem, outcome: Outcome) -> tuple[str, ...]:
+        prefix = control.outputs_prefix(item.job, item.client, item.uid)
+        names = outcome.output_names()
+        limiter = anyio.CapacityLimiter(UPLOADS)
+
+        async def upload(name: str, path: Path) -> None:
+            async with limiter:
+                await _patiently(lambda: self._depot.out.upload(prefix + name, path))
+
+        try:
+            async with anyio.create_task_group() as group:
+                for name, path in zip(names, outcome.outputs, strict=True):
+                    group.start_soon(upload, name, path)
+        except* (StorageError, OSError) as errors:
+            raise _first(errors) from None
+        return names
+
+    async def _arguments(self, item: wire.TaskItem) -> list[Any]:
+        reference = item.params
+        if isinstance(reference, list):
+            return reference
+        try:
+            blob = await _patiently(lambda: self._depot.ctl.get(reference.blob))
+            arguments = orjson.loads(blob.data)
+        except BlobNotFound as error:
+            raise _Unfit("TaskRejected", f"its arguments are gone: {error}") from error
+        except StorageError as error:
+            raise _Unfit("TaskFailed", f"its arguments could not be fetched: {error}") from error
+        except orjson.JSONDecodeError as error:
+            raise _Unfit("TaskRejected", f"its arguments are not JSON: {error}") from error
+        if not isinstance(arguments, list):
+            raise _Unfit("TaskRejected", "its arguments are not a list")
+        return arguments
+
+    async def _executions(
+        self, tasks: Mapping[int, wire.TaskItem], bundle: Bundle, open_tasks: _Open
+    ) -> dict[int, Execution]:
+        """What runs, by task. A task whose arguments cannot be had ends here."""
+        executions = {}
+        for task, item in tasks.items():
+            try:
+                executions[task] = _execution(item, bundle, await self._arguments(item))
+            except _Unfit as unfit:
+                self._fail({task: open_tasks.pop(task)}, unfit.kind, str(unfit))
+        return executions
+
+    def _end(self, task: int, done: Done) -> None:
+        outcome = done.outcome
+        self._done(task, done)
+        finished = time.time() if outcome.finished_at is None else outcome.finished_at
+        started = finished if outcome.started_at is None else outcome.started_at
+        self._feed(
+            Ended(
+                task, failure(outcome), outcome.error, finished, max(0.0, finished - started), random.random()
+            )
+        )
+
+
+class _Unfit(Exception):
+    """The task cannot run, or the slot's tasks cannot."""
+
+    def __init__(self, kind: str, error: str) -> None:
+        super().__init__(error)
+        self.kind = kind
+
+
+async def _patiently(request: Callable[[], Awaitable[T]]) -> T:
+    """Try again while Blob Storage says that this may help."""
+    backoff = Backoff(0.5)
+    while True:
+        try:
+            return await request()
+        except StorageError as error:
+            if not error.retryable or backoff.tries + 1 >= TRIES:
+                raise
+            logger.warning("storage_retry", extra={"error": str(error), "tries": backoff.tries + 1})
+        await backoff.wait()
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
+
+
+def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Execution:
+    return Execution(
+        uid=item.uid,
+        task_id=item.task_id,
+        client=item.client,
+        job=item.job,
+        command=item.command,
+        args=arguments,
+        bundle=bundle,
+        attempt=item.attempt,
+        timeout=item.timeout,
+        memory_limit=item.memory_limit,
+        stream_output=item.stream_output,
+    )
+
+
+def _too_large(outcome: Outcome, size: int, limit: int) -> Outcome:
+    error = f"the result has {size} bytes of JSON, the limit is {limit} (setting: result_limit)"
+    return replace(outcome, status=Status.FAILED, kind="ResultTooLarge", error=error, value=None)

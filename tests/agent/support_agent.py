@@ -1,0 +1,207 @@
+"""A whole agent in this process, with memory doubles for the services and, where wanted, for the slots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from batchflow import control, wire
+from batchflow.broker import OutgoingMessage, QueueRef, QueueSpec
+from batchflow.bundle import Bundle
+from batchflow.model import Status
+from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
+from node_agent.agent import Agent, Parts
+from node_agent.deaths import Deaths
+from node_agent.news import NewsDesk
+from node_agent.outcomes import Execution, Outcome
+
+TASKS = QueueRef("memory", "tasks")
+RESULTS = QueueRef("memory", "results")
+INCARNATION = "abc123"
+PATIENCE = 15.0
+
+
+def config(**changes: Any) -> control.AgentConfig:
+    """An agent's configuration for the memory doubles."""
+    base = control.AgentConfig(
+        pool="pool",
+        task_queues=(control.QueueAccess(TASKS, "Endpoint=sb://memory/"),),
+        results_queues=(control.QueueAccess(RESULTS, "Endpoint=sb://memory/"),),
+        ctl=control.ContainerAccess("memory://ctl", ""),
+        out=control.ContainerAccess("memory://out", ""),
+        lock_duration=5.0,
+        slots=1,
+        idle_exit=None,
+        heartbeat_interval=0.5,
+        grace=1.0,
+        drain_grace=5.0,
+    )
+    return replace(base, **changes)
+
+
+def task(sequence: int, command: str = "ok", *args: Any, **changes: Any) -> wire.TaskItem:
+    """A task as a client makes it."""
+    base = wire.TaskItem(
+        client="client",
+        job="job",
+        task_id=str(sequence),
+        command=command,
+        params=list(args),
+        uid=wire.make_uid(INCARNATION, sequence),
+        bundle="b" * 64,
+    )
+    return replace(base, **changes)
+
+
+Behaviour = Callable[[Execution], Any]
+
+
+@dataclass
+class FakeSlot:
+    """A slot whose tasks are coroutines of this process: `behaviours` by command, "ok" is there."""
+
+    behaviours: dict[str, Behaviour]
+    begun: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    cleaned: int = 0
+
+    async def run(self, execution: Execution, files: Path) -> Outcome:
+        self.begun.append(execution.uid)
+        try:
+            outcome = self.behaviours[execution.command](execution)
+            if asyncio.iscoroutine(outcome):
+                outcome = await outcome
+        except asyncio.CancelledError:
+            self.killed.append(execution.uid)
+            raise
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    async def run_many(
+        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
+    ) -> None:
+        for index, execution in enumerate(executions):
+            done(index, await self.run(execution, files))
+
+    def clean(self, outcome: Outcome | None = None) -> None:
+        self.cleaned += 1
+
+    async def aclose(self) -> None:
+        pass
+
+
+def succeed(execution: Execution) -> Outcome:
+    return Outcome(Status.SUCCEEDED, b'"ok"', started_at=1.0, finished_at=1.001)
+
+
+def behave(**behaviours: Behaviour) -> dict[str, Behaviour]:
+    return {"ok": succeed, **behaviours}
+
+
+class FakeBundles:
+    """Every bundle is there, and empty."""
+
+    @contextlib.asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
+        yield Bundle(()), Path()
+
+
+class FakeJournal:
+    """Notes what runs."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[int, tuple[str, ...]]] = []
+
+    def begin(self, slot: int, uids: Sequence[str]) -> None:
+        self.noted.append((slot, tuple(uids)))
+
+    def end(self, slot: int) -> None:
+        self.noted.append((slot, ()))
+
+
+@dataclass
+class World:
+    """The services around an agent, and the client's side of them."""
+
+    broker: MemoryBroker
+    storage: MemoryStorage
+    ctl: MemoryContainer
+    out: MemoryContainer
+    behaviours: dict[str, Behaviour]
+    slots: list[FakeSlot] = field(default_factory=list)
+    journal: FakeJournal = field(default_factory=FakeJournal)
+    forgotten: list[str] = field(default_factory=list)
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    async def make(cls, **behaviours: Behaviour) -> World:
+        broker, storage = MemoryBroker(), MemoryStorage()
+        await broker.create_queue(QueueSpec("tasks", lock_duration=5.0))
+        await broker.create_queue(QueueSpec("results", sessions=True))
+        await storage.create_container("ctl")
+        await storage.create_container("out")
+        return cls(broker, storage, storage.container("ctl"), storage.container("out"), behave(**behaviours))
+
+    def parts(self, deaths: dict[str, Deaths] | None = None, **changes: Any) -> Parts:
+        settings = config(**changes)
+        self.slots = [FakeSlot(self.behaviours) for _ in range(settings.slots)]
+        return Parts(
+            config=settings,
+            agent=f"agent{next(self.numbers)}",
+            boot_id="boot",
+            broker=self.broker,
+            ctl=self.ctl,
+            out=self.out,
+            bundles=FakeBundles(),
+            runners=self.slots,
+            journal=self.journal,
+            deaths=deaths or {},
+            forget_deaths=self.forgotten.append,
+            news=NewsDesk(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def agent(self, deaths: dict[str, Deaths] | None = None, **changes: Any) -> AsyncIterator[Agent]:
+        """An agent that runs as long as the block lasts; drained at its end."""
+        agent = Agent(self.parts(deaths, **changes))
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            agent.drain(0.0)
+            async with asyncio.timeout(PATIENCE):
+                await running
+
+    async def submit(self, *tasks: wire.TaskItem) -> None:
+        """All in one message."""
+        sender = await self.broker.sender(TASKS)
+        body = wire.join("tasks", [wire.encode(each) for each in tasks])
+        await sender.send(OutgoingMessage(body, f"m{next(self.numbers)}"))
+
+    async def results(self, count: int, mailbox: str = "job/client") -> list[wire.ResultItem]:
+        """The next results, in the order in which they come."""
+        found: list[wire.ResultItem] = []
+        async with asyncio.timeout(PATIENCE), await self.broker.mailbox(RESULTS, mailbox) as link:
+            while len(found) < count:
+                delivery = await link.receive(PATIENCE)
+                assert delivery is not None
+                found += [item for item in wire.decode(delivery.body) if isinstance(item, wire.ResultItem)]
+                await link.complete(delivery)
+        return found
+
+    async def empty(self) -> None:
+        """Wait until the task queue holds nothing any more."""
+        async with asyncio.timeout(PATIENCE):
+            while (figures := await self.broker.figures("tasks")).active or figures.scheduled:
+                await asyncio.sleep(0.005)
+
+    async def heartbeats(self) -> list[control.Heartbeat]:
+        return [
+            control.Heartbeat.decode((await self.out.get(info.name)).data)
+            async for info in self.out.list("agents/")
+        ]
