@@ -172,9 +172,13 @@ class Tracker:
         return self._open.get(sequence)
 
     def resolve(self, entry: Entry, outcome: ResultItem, receipt: Receipt | None = None) -> bool:
-        """Give a task its outcome. False, and nothing changes, when it has one already."""
+        """Give a task its outcome. False, and nothing changes, when it has one already.
+
+        With a receipt it came by mail, so that the broker must have had the task.
+        """
         if entry.done:
             return False
+        entry.was_accepted |= receipt is not None
         self._open.pop(entry.sequence, None)
         entry.outcome = outcome
         entry.receipt = receipt
