@@ -1,0 +1,158 @@
+"""What a task prints: the tail that its result carries, and the lines that its session sees live.
+
+Cores (`Tail`, `Lines`, `Rate`): bytes in, text out, the clock passed in, memory bounded whatever comes.
+`Pipe` is the shell: a non-blocking descriptor that is read whenever something is there, so that no program
+ever waits for a full pipe.
+
+Invariants: a tail holds at most twice its limit; a line under way is at most `LONGEST_LINE`; over any span of
+t seconds a rate lets at most burst + t * per_second events through, and counts the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LONGEST_LINE: Final = 8 * 1024
+EVENTS_PER_SECOND: Final = 100.0
+EVENT_BURST: Final = 200
+_READ_SIZE: Final = 64 * 1024
+_PIPE_SIZE: Final = 64 * 1024
+
+
+class Tail:
+    """The last bytes of a stream."""
+
+    __slots__ = ("_buffer", "limit", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        """Bytes seen."""
+        self._buffer = bytearray()
+
+    def add(self, data: bytes) -> None:
+        self.size += len(data)
+        self._buffer += data
+        if len(self._buffer) > 2 * self.limit:
+            del self._buffer[: len(self._buffer) - self.limit]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing had to be left out."""
+        return self.size <= self.limit
+
+    def text(self, limit: int | None = None) -> str:
+        """At most `limit` bytes of UTF-8; when some were left out, the first line says how many."""
+        limit = self.limit if limit is None else min(limit, self.limit)
+        if self.size <= limit:
+            return self._buffer.decode("utf-8", "replace")
+        kept = max(0, limit - len(_left_out(self.size)))
+        data = self._buffer[len(self._buffer) - kept :].lstrip(_CONTINUATION)
+        return _left_out(self.size - kept) + data.decode("utf-8", "replace")
+
+
+_CONTINUATION: Final = bytes(range(0x80, 0xC0))
+
+
+def _left_out(count: int) -> str:
+    return f"[{count} bytes left out]\n"
+
+
+class Rate:
+    """A bucket of permissions to speak."""
+
+    __slots__ = ("_at", "_burst", "_left", "_per_second", "dropped")
+
+    def __init__(self, per_second: float = EVENTS_PER_SECOND, burst: int = EVENT_BURST) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._left = float(burst)
+        self._at: float | None = None
+        self.dropped = 0
+        """Events refused so far."""
+
+    def allows(self, now: float) -> bool:
+        if self._at is not None:
+            self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            self.dropped += 1
+            return False
+        self._left -= 1
+        return True
+
+
+class Lines:
+    """Cuts a stream into lines as they come; an overlong one into pieces."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open = b""
+
+    def add(self, data: bytes) -> list[str]:
+        """The lines that are whole now."""
+        *whole, self._open = (self._open + data).split(b"\n")
+        while len(self._open) > LONGEST_LINE:
+            whole.append(self._open[:LONGEST_LINE])
+            self._open = self._open[LONGEST_LINE:]
+        return [_line(line) for line in whole]
+
+    def finish(self) -> list[str]:
+        """The last line, when no newline ended it."""
+        rest, self._open = self._open, b""
+        return [_line(rest)] if rest else []
+
+
+def _line(data: bytes) -> str:
+    return data[:LONGEST_LINE].removesuffix(b"\r").decode("utf-8", "replace")
+
+
+class Pipe:
+    """The reading end of a pipe that a program writes to.
+
+    `sink` gets what is read, in the event loop, a bounded piece at a time: a program that prints without end
+    takes turns with everything else.
+    """
+
+    def __init__(self, sink: Callable[[bytes], None]) -> None:
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._fd, self.writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._fd, False)
+        self._loop.add_reader(self._fd, self._read)
+
+    def close_writer(self) -> None:
+        """The program has its own copy by now."""
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def drain(self) -> None:
+        """Take in all that was written before this call."""
+        left = _PIPE_SIZE
+        while left > 0 and (count := self._read()):
+            left -= count
+
+    def close(self) -> None:
+        self.close_writer()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read(self) -> int:
+        if self._fd < 0:
+            return 0
+        with suppress(BlockingIOError):
+            if data := os.read(self._fd, _READ_SIZE):
+                self._sink(data)
+                return len(data)
+            self._loop.remove_reader(self._fd)
+        return 0

@@ -1,0 +1,201 @@
+"""The processes of a slot: its warm child and the programs that its task runs; finding and ending them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from node_agent import frames, java, processes
+from node_agent.programs import Ended, Program
+from node_agent.warm import Settings, WarmChild
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+NOTICE: Final = 0.25
+"""Seconds between `engine.cancelled` and SIGTERM, at most half of the grace."""
+_START_TRIES: Final = 3
+_START_BOUND: Final = 60.0
+"""Seconds that a child may take to be ready."""
+
+
+class Crew:
+    """One child at most is the current one; another may be on its way."""
+
+    def __init__(self, settings: Settings, noted: Callable[[dict[str, Any]], None]) -> None:
+        self.child: WarmChild | None = None
+        self.heard: Callable[[str, bytes], None] | None = None
+        """Gets what the programs of `java_runner` print, as it comes."""
+        self.cwd = settings.cwd
+        """Where the programs of `java_runner` run."""
+        self._settings = settings
+        self._noted = noted
+        self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._marks = 0
+        self._starting: asyncio.Task[WarmChild] | None = None
+        self._programs: dict[str, Program] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def prewarm(self) -> None:
+        """Begin to start a child, when there is none."""
+        if self.child is None and self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="start a Python child")
+
+    async def warm(self) -> WarmChild:
+        """The child, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
+        if self.child is not None and not self.child.alive:
+            await self.kill()
+        for _ in range(_START_TRIES):
+            if self.child is not None:
+                return self.child
+            self.prewarm()
+            assert self._starting is not None
+            starting = self._starting
+            try:
+                self.child = await asyncio.shield(starting)
+            except OSError as error:
+                logger.warning("child_did_not_start", extra={"error": str(error)})
+                failure = error
+            finally:
+                if starting.done():
+                    self._starting = None
+        if self.child is None:
+            raise failure
+        return self.child
+
+    async def run(
+        self, argv: Sequence[str], cwd: Path, heard: Callable[[str, bytes], None] | None = None
+    ) -> Ended:
+        """Run a program; what it leaves behind is killed. Raises OSError when it does not start.
+
+        Not to be cancelled: `kill` ends it.
+        """
+        mark = self._new_mark()
+        env = {**self._settings.env, processes.MARK: mark}
+        program = self._programs[mark] = Program(argv, cwd=cwd, env=env, heard=heard)
+        try:
+            ended = await program.run()
+            if processes.left_behind(ended.pid, mark):
+                await processes.kill(lambda: processes.left_behind(ended.pid, mark))
+        finally:
+            del self._programs[mark]
+        return ended
+
+    def roots(self) -> set[int]:
+        """The processes that were started by us and live."""
+        pids = {program.pid for program in self._programs.values()}
+        if self.child is not None and self.child.alive:
+            pids.add(self.child.pid)
+        return {pid for pid in pids if pid is not None}
+
+    def family(self) -> set[int]:
+        """All processes of the task, the child included."""
+        marks = set(self._programs)
+        sessions = self.roots()
+        if self.child is not None:
+            marks.add(self.child.mark)
+            sessions.add(self.child.pid)
+        return processes.family(processes.table(), sessions, marks)
+
+    @property
+    def busy(self) -> bool:
+        """Whether programs that the task asked for are still there."""
+        return bool(self._calls)
+
+    async def stop(self, ended: asyncio.Future[Any], grace: float, told: WarmChild | None) -> None:
+        """Tell the task to end; `ended` is done when it has. Kills what is left after `grace` seconds.
+
+        `told`: the child that the task runs in, which is told first.
+        """
+        if told is not None:
+            notice = min(NOTICE, grace / 2)
+            grace -= notice
+            told.send(frames.encode(frames.CANCEL))
+            await asyncio.wait([ended], timeout=notice)
+        if not ended.done():
+            processes.send_signal(self.family(), signal.SIGTERM)
+            await asyncio.wait([ended], timeout=grace)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Kill all processes, the child included."""
+        self._doom_programs()
+        roots = self.roots()
+        await processes.kill(self.family, roots)
+        await self._await_calls()
+        if self.child is not None:
+            await self.child.close()
+            self.child = None
+
+    async def sweep(self) -> None:
+        """Kill all processes but the child."""
+        self._doom_programs()
+        assert self.child is not None
+        keep = {self.child.pid}
+        await processes.kill(lambda: self.family() - keep, self.roots())
+        await self._await_calls()
+
+    async def aclose(self) -> None:
+        """Kill everything, for good."""
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+            if not starting.cancelled() and starting.exception() is None and self.child is None:
+                self.child = starting.result()
+        await self.kill()
+
+    def _new_mark(self) -> str:
+        self._marks += 1
+        return f"{self._name}-{self._marks}"
+
+    async def _start(self) -> WarmChild:
+        child = WarmChild(self._settings, self._new_mark(), called=self._called, noted=self._noted)
+        try:
+            await child.start()
+            async with asyncio.timeout(_START_BOUND):
+                is_ready = await child.ready
+            if not is_ready:
+                raise ChildProcessError(f"the Python child ended before it was ready: {child.stderr[-2000:]}")
+        except BaseException:
+            child.kill()
+            await child.close()
+            raise
+        return child
+
+    def _called(self, child: WarmChild, call: dict[str, Any]) -> None:
+        """The child asks for a program."""
+        task = asyncio.create_task(self._serve(child, call), name="run a program for a task")
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _serve(self, child: WarmChild, call: dict[str, Any]) -> None:
+        reply = await self._run_call([str(part) for part in call["command"]])
+        child.send(frames.encode(frames.REPLY, orjson.dumps({**reply, "call": call["call"]})))
+
+    async def _run_call(self, command: list[str]) -> dict[str, Any]:
+        if command[0] == "java" and (found := java.find()) is not None:
+            command[0] = found
+        elif command[0] == "java":
+            return {"error": java.MISSING}
+        try:
+            return (await self.run(command, self.cwd, self.heard)).reply()
+        except OSError as error:
+            return {"error": f"{command[0]} does not start: {error}"}
+
+    def _doom_programs(self) -> None:
+        for program in self._programs.values():
+            program.doom()
+
+    async def _await_calls(self) -> None:
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=processes.DEATH_BOUND)

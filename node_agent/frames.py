@@ -1,0 +1,84 @@
+"""What an agent and its Python child say to each other: length-prefixed frames.
+
+A frame is four bytes of length (of the payload, big-endian), one byte of kind, and the payload. The core
+holds bytes that do not make a frame yet; it does no I/O.
+
+====================  ==========  ==================================================================
+kind                  direction   payload
+====================  ==========  ==================================================================
+SETUP                 to child    JSON: settings that hold for the child's life
+TASK                  to child    JSON: one task
+CANCEL                to child    empty: the running task shall end
+GO                    to child    empty: what the last task left is dealt with, start the next one
+REPLY                 to child    JSON: how a program that the task asked for ended
+READY                 to agent    empty: the child takes tasks
+VALUE                 to agent    one byte of flags, then the value as JSON
+FAILURE               to agent    one byte of flags, then JSON: how the task failed
+CALL                  to agent    JSON: run a program
+NOTE                  to agent    JSON: a log line or progress
+====================  ==========  ==================================================================
+
+Rules: a child runs the tasks that it was sent one after the other, in order, and answers each with one
+VALUE or FAILURE before it starts the next. When the flags are not 0 and more tasks wait, it starts the next
+one only after a GO.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+SETUP, TASK, CANCEL, GO, REPLY = 1, 2, 3, 4, 5
+READY, VALUE, FAILURE, CALL, NOTE = 17, 18, 19, 20, 21
+
+TOUCHED = 1
+"""Flag: files appeared, vanished or changed in the working directory."""
+LEFTOVERS = 2
+"""Flag: processes that the task started are still there."""
+PRINTED = 4
+"""Flag: output waits in the pipes."""
+RETIRE = 8
+"""Flag: the child shall be replaced."""
+
+_HEADER = Struct(">IB")
+HEADER_SIZE = _HEADER.size
+
+
+class FrameError(Exception):
+    """Bytes that are no frames of ours."""
+
+
+def encode(kind: int, payload: bytes = b"") -> bytes:
+    return _HEADER.pack(len(payload), kind) + payload
+
+
+class Decoder:
+    """Bytes in, frames out.
+
+    Invariant: between calls, less than one whole frame is held.
+    """
+
+    __slots__ = ("_held", "_limit")
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes of payload above which a frame is refused."""
+        self._held = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """The frames that are whole now, as (kind, payload). Raises `FrameError`."""
+        held = self._held
+        held += data
+        frames: list[tuple[int, bytes]] = []
+        start = 0
+        while len(held) - start >= HEADER_SIZE:
+            length, kind = _HEADER.unpack_from(held, start)
+            if length > self._limit:
+                raise FrameError(f"a frame of {length} bytes, above the limit of {self._limit}")
+            end = start + HEADER_SIZE + length
+            if len(held) < end:
+                break
+            frames.append((kind, bytes(held[start + HEADER_SIZE : end])))
+            start = end
+        if start:
+            del held[:start]
+        return frames

@@ -1,0 +1,78 @@
+"""The limits of one running task: time, and resident memory of all its processes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from node_agent import processes
+
+if TYPE_CHECKING:
+    from node_agent.crew import Crew
+
+LOOK_INTERVAL: Final = 0.05
+"""Seconds between two looks at the memory of a task that has a limit."""
+_FULL_LOOK_EVERY: Final = 10
+"""Every so many looks, the process table is searched for processes that are new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The task's time is up."""
+
+    used: float
+    """Seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooMuch:
+    """The task's processes hold more memory than they may."""
+
+    used: int
+    """Bytes."""
+
+
+class Limits:
+    """Resolves a future with `Expired` or `TooMuch` when that comes before anything else."""
+
+    def __init__(
+        self, crew: Crew, waiter: asyncio.Future[Any], timeout: float | None, memory: int | None
+    ) -> None:
+        self._crew = crew
+        self._waiter = waiter
+        self._loop = asyncio.get_running_loop()
+        self._begun = self._loop.time()
+        self._looks = 0
+        self._pids: set[int] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        if timeout is not None:
+            self._timers["time"] = self._loop.call_later(timeout, self._expire)
+        if memory is not None:
+            self._look(memory)
+
+    def used(self) -> float:
+        """Seconds since the start."""
+        return self._loop.time() - self._begun
+
+    def stop(self) -> None:
+        """The task is over."""
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._resolve(Expired(self.used()))
+
+    def _look(self, memory: int) -> None:
+        if self._looks % _FULL_LOOK_EVERY == 0:
+            self._pids = self._crew.family()
+        self._looks += 1
+        used = processes.resident(self._pids | self._crew.roots())
+        if used > memory:
+            self._resolve(TooMuch(used))
+        else:
+            self._timers["memory"] = self._loop.call_later(LOOK_INTERVAL, self._look, memory)
+
+    def _resolve(self, end: Expired | TooMuch) -> None:
+        if not self._waiter.done():
+            self._waiter.set_result(end)

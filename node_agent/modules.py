@@ -1,0 +1,147 @@
+"""How a child imports the files of a bundle, and never mixes two bundles.
+
+Rules:
+
+- While a bundle is in use its working directory stands first on `sys.path`, so that its files import each
+  other by plain `import x`, as scripts in one folder do.
+- A module stays imported as long as the bundle stays. When another bundle comes, every module that came
+  from the old one's directory is dropped. Directories are named by the bundle's hash, so neither byte code
+  nor source lines nor finders can be those of another version.
+- A command whose name is also that of a module of the standard library or of one that is already loaded
+  (`json.py`) is imported under a private name: it takes nothing away from anybody.
+- Modules of the interpreter's own library and of installed packages stay loaded for the child's life.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+_PRIVATE = "_task_file_"
+
+
+class NoAction(Exception):
+    """The file was imported, and has no `do_action` that can be called."""
+
+
+class Modules:
+    """The modules of the bundle in use."""
+
+    def __init__(self) -> None:
+        self._bundle: str | None = None
+        self.directory = ""
+        """The working directory of the bundle in use."""
+        self._actions: dict[str, Any] = {}
+        self._path: list[str] = []
+
+    def use(self, bundle: str, directory: str) -> None:
+        """Switch to a bundle. Nothing happens when it is in use already."""
+        if bundle == self._bundle and directory == self.directory:
+            if sys.path != self._path:
+                sys.path[:] = self._path
+            return
+        self._drop()
+        sys.path[:] = [directory, *(entry for entry in sys.path if entry != self.directory)]
+        self._path = list(sys.path)
+        self._bundle, self.directory = bundle, directory
+        importlib.invalidate_caches()
+
+    def action(self, command: str) -> Any:
+        """The `do_action` of a file. Raises `NoAction`, and whatever the file raises when imported."""
+        if (action := self._actions.get(command)) is None:
+            action = self._actions[command] = _action_of(self._load(command), command)
+        return action
+
+    def _drop(self) -> None:
+        self._actions.clear()
+        if not self.directory:
+            return
+        inside = self.directory + os.sep
+        for name, module in list(sys.modules.items()):
+            if name.startswith(_PRIVATE) or _lies_in(module, inside):
+                del sys.modules[name]
+        for entry in [entry for entry in sys.path_importer_cache if _within(entry, inside)]:
+            del sys.path_importer_cache[entry]
+
+    def _load(self, command: str) -> ModuleType:
+        path = os.path.join(self.directory, command)
+        name = command.removesuffix(".py").replace("/", ".")
+        if self._can_be(name):
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if error.name not in _parents(name):
+                    raise
+            else:
+                if getattr(module, "__file__", None) == path:
+                    return module
+        return self._load_privately(command, path)
+
+    def _can_be(self, name: str) -> bool:
+        """Whether a plain import of that name may find the bundle's file."""
+        top = name.partition(".")[0]
+        if not all(part.isidentifier() for part in name.split(".")) or top in sys.stdlib_module_names:
+            return False
+        present = sys.modules.get(top)
+        return present is None or _lies_in(present, self.directory + os.sep)
+
+    def _load_privately(self, command: str, path: str) -> ModuleType:
+        name = _PRIVATE + "".join(char if char.isalnum() else "_" for char in command)
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{command} is not Python source")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        return module
+
+    def own_import(self, name: str) -> Any:
+        """A module of the standard library for the child itself, whatever the bundle's files are called."""
+        if name in sys.modules:
+            return sys.modules[name]
+        path = sys.path[:]
+        sys.path[:] = [entry for entry in path if entry != self.directory]
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path[:] = path
+
+
+def _parents(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[: count + 1]) for count in range(len(parts))}
+
+
+def _within(path: object, inside: str) -> bool:
+    return isinstance(path, str) and (path + os.sep).startswith(inside)
+
+
+def _lies_in(module: Any, inside: str) -> bool:
+    if _within(getattr(module, "__file__", None), inside):
+        return True
+    try:
+        return any(_within(entry, inside) for entry in getattr(module, "__path__", ()))
+    except Exception:
+        return False
+
+
+def _action_of(module: ModuleType, command: str) -> Any:
+    action = getattr(module, "do_action", None)
+    if action is None:
+        there = [name for name, value in vars(module).items() if callable(value) and name[:1] != "_"]
+        defines = f"; it defines {', '.join(sorted(there)[:8])}" if there else ""
+        raise NoAction(f"{command} has no do_action(engine, args){defines}")
+    if not callable(action):
+        raise NoAction(f"do_action in {command} is {type(action).__name__}, not a function (engine, args)")
+    return action

@@ -1,0 +1,105 @@
+"""One program, run to its end: jars and executables as tasks, and what `java_runner` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from node_agent import processes
+from node_agent.capture import Pipe, Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+OUTPUT_LIMIT: Final = 16 * 1024**2
+"""Bytes of stdout, and of stderr, that are kept of a program whose lines are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended, and what it printed."""
+
+    exit_code: int
+    """Negative: the number of the signal."""
+    stdout: Tail
+    stderr: Tail
+    pid: int
+    """What its process was."""
+
+    def reply(self) -> dict[str, Any]:
+        """As the child is told."""
+        for name, tail in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if not tail.complete:
+                return {
+                    "error": f"the program printed {tail.size} bytes to {name}, the limit is {tail.limit}: "
+                    "let it write a file"
+                }
+        return {"exit_code": self.exit_code, "stdout": self.stdout.text(), "stderr": self.stderr.text()}
+
+
+class Program:
+    """A program in a session of its own."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        heard: Callable[[str, bytes], None] | None = None,
+    ) -> None:
+        """`heard` gets what is printed as it comes: ("stdout" or "stderr", bytes)."""
+        self._argv = argv
+        self._cwd = cwd
+        self._env = env
+        self._heard = heard
+        self._process: asyncio.subprocess.Process | None = None
+        self._doomed = False
+
+    @property
+    def pid(self) -> int | None:
+        """None before it started and after it was waited for."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    def doom(self) -> None:
+        """Should it not have started yet, it is killed as soon as it has."""
+        self._doomed = True
+
+    async def run(self) -> Ended:
+        """Start it and wait for it. Raises OSError when it does not start.
+
+        Not to be cancelled: kill the process instead.
+        """
+        stdout, stderr = Tail(OUTPUT_LIMIT), Tail(OUTPUT_LIMIT)
+        pipes = [self._pipe("stdout", stdout), self._pipe("stderr", stderr)]
+        try:
+            self._process = await processes.spawn(
+                self._argv, cwd=self._cwd, env=self._env, stdout=pipes[0].writer, stderr=pipes[1].writer
+            )
+            if self._doomed:
+                processes.send_signal([self._process.pid], signal.SIGKILL)
+            for pipe in pipes:
+                pipe.close_writer()
+            exit_code = await self._process.wait()
+            for pipe in pipes:
+                pipe.drain()
+        finally:
+            for pipe in pipes:
+                pipe.close()
+        return Ended(exit_code, stdout, stderr, self._process.pid)
+
+    def _pipe(self, name: str, tail: Tail) -> Pipe:
+        heard = self._heard
+        if heard is None:
+            return Pipe(tail.add)
+
+        def sink(data: bytes) -> None:
+            tail.add(data)
+            heard(name, data)
+
+        return Pipe(sink)

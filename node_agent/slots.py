@@ -1,0 +1,375 @@
+"""A slot: one place for a running task, with its warm Python child and its working directories.
+
+Rules:
+
+- One task at a time. Python tasks run in the warm child, jars and executables in a process of their own.
+- Whatever a task does ends in an `Outcome`; only what is wrong with the node itself is raised.
+- When a task is over nothing of it is left running: its processes are killed, wherever they went (see
+  `node_agent.processes`), and its working directory is put in order.
+- A child is replaced after a task that died, was killed, ended its process or left it in doubt, and past the
+  settings' number of tasks or memory. The next one is started at once, before it is needed.
+- A task is told to end in three steps: `engine.cancelled` turns true, a moment later SIGTERM to all its
+  processes, and SIGKILL when the grace is over. Past a memory limit there is only the third.
+- Several Python tasks can be sent to the child at once. It waits for the slot's word before it starts the
+  next one if there is something to put in order after the last, so packs mix nothing up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from anyio import CancelScope
+
+from batchflow.errors import ConfigurationError
+from batchflow.model import Status
+from node_agent import commands, frames, outcomes, processes
+from node_agent.crew import Crew
+from node_agent.events import Telling
+from node_agent.java import lines
+from node_agent.limits import Expired, Limits, TooMuch
+from node_agent.outcomes import Execution, Outcome
+from node_agent.programs import Ended
+from node_agent.warm import Answer, Gone, Settings, WarmChild
+from node_agent.workspace import Place, Workspace, remove
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchflow.control import AgentConfig
+    from batchflow.wire import EventItem
+
+__all__ = ["Execution", "Outcome", "Slot"]
+
+CANCEL_GRACE: Final = 0.75
+"""Seconds from a cancellation to SIGKILL, at most."""
+
+Done = Callable[[int, Outcome], None]
+
+
+class Slot:
+    """See the module. Used by one coroutine at a time."""
+
+    def __init__(
+        self,
+        index: int,
+        root: Path,
+        config: AgentConfig,
+        *,
+        on_event: Callable[[Execution, EventItem], None],
+        node: str | None = None,
+    ) -> None:
+        """Made in a running event loop, which at once begins to start the slot's child.
+
+        `root`: a folder that the slot makes its own in; `node`: what tasks see as this node's name, by
+        default the host's name.
+        """
+        processes.adopt_orphans()
+        self.index = index
+        self._config = config
+        self._on_event = on_event
+        folder = root.absolute() / f"slot-{index}"
+        remove(folder)
+        folder.mkdir(parents=True)
+        self._workspace = Workspace(folder)
+        settings = Settings(
+            env=processes.environment(),
+            cwd=folder,
+            node=socket.gethostname() if node is None else node,
+            result_limit=config.result_limit,
+            memory_mark=config.child_memory,
+            output_limit=config.output_limit,
+        )
+        self._crew = Crew(settings, self._noted)
+        self._telling: Telling | None = None
+        self._kept: set[Path] = set()
+        self._closed = False
+        self._crew.prewarm()
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that Python tasks run in; None while there is none."""
+        child = self._crew.child
+        return child.pid if child is not None and child.alive else None
+
+    async def ready(self) -> None:
+        """Wait until the child is warm. Raises OSError when none can be started."""
+        await self._crew.warm()
+
+    async def run(self, execution: Execution, files: Path) -> Outcome:
+        """Run a task to its end. `files`: the bundle's folder in the cache.
+
+        Raises `StorageError` or OSError when the node itself cannot run it. Cancelling this tells the task
+        to end, and raises when none of its processes is left, within `CANCEL_GRACE` and a moment.
+        """
+        found: list[Outcome] = []
+        await self.run_many((execution,), files, lambda _, outcome: found.append(outcome))
+        return found[0]
+
+    async def run_many(self, executions: Sequence[Execution], files: Path, done: Done) -> None:
+        """Run tasks of one bundle one after the other; `done` gets each outcome as it comes, by its index.
+
+        Raises and cancels as `run` does; `done` was then called for those that had ended.
+        """
+        if self._closed:
+            raise RuntimeError("the slot is closed")
+        try:
+            place = await self._workspace.prepare(executions[0].bundle, files)
+        except ConfigurationError as error:
+            for index in range(len(executions)):
+                done(index, _now(outcomes.rejected(str(error))))
+            return
+        index = 0
+        while index < len(executions):
+            index += await self._run_next(executions[index:], place, _shifted(done, index))
+
+    def clean(self, outcome: Outcome | None = None) -> None:
+        """Remove what an outcome left in its outputs (None: all outcomes), once it was uploaded."""
+        for folder in [folder for folder in self._kept if outcome is None or folder == outcome.output_folder]:
+            self._kept.discard(folder)
+            remove(folder.parent)
+
+    async def aclose(self) -> None:
+        """Kill what runs and give everything back. Idempotent; takes a few seconds at most."""
+        self._closed = True
+        with CancelScope(shield=True):
+            await self._crew.aclose()
+        self._workspace.close()
+
+    async def _run_next(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
+        """Run the first of these, and those after it that can ride along; how many ended."""
+        match _resolve(executions[0], place):
+            case commands.Refusal(reason, kind):
+                done(0, _now(outcomes.failed(kind, reason)))
+                return 1
+            case commands.Launch(argv):
+                done(0, await self._launch(executions[0], argv, place))
+                return 1
+            case commands.Action():
+                count = 1
+                while count < len(executions) and _resolve(executions[count], place) == commands.Action():
+                    count += 1
+                return await self._run_pack(executions[:count], place, done)
+
+    async def _run_pack(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
+        """Send tasks to the child at once; how many ended before the child had to go."""
+        child = await self._warm_child(executions[0].memory_limit)
+        executions = executions[: max(1, self._config.child_tasks - child.tasks)]
+        last = len(executions) - 1
+        child.send(b"".join(_order(one, place, index < last) for index, one in enumerate(executions)))
+        for index, execution in enumerate(executions):
+            outcome, flags = await self._run_in(child, execution, place)
+            done(index, outcome)
+            if self._crew.child is not child:
+                return index + 1
+            if flags and index < last:
+                child.send(frames.encode(frames.GO))
+        return len(executions)
+
+    async def _warm_child(self, memory_limit: int | None) -> WarmChild:
+        """A child that has not used up much of the limit before the task begins."""
+        child = await self._crew.warm()
+        if memory_limit is not None and child.tasks and processes.resident([child.pid]) > memory_limit / 2:
+            await self._replace_child()
+            child = await self._crew.warm()
+        return child
+
+    async def _run_in(self, child: WarmChild, execution: Execution, place: Place) -> tuple[Outcome, int]:
+        """One task that was sent to the child: its outcome, and the flags of the answer."""
+        started_at = time.time()
+        telling = self._begin(execution, place)
+        child.heard = self._crew.heard
+        waiter: asyncio.Future[Any] = child.answer()
+        limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
+        try:
+            end = await waiter
+        except asyncio.CancelledError:
+            await self._abandon(child.answer(), place, child)
+            raise
+        finally:
+            limits.stop()
+        flags = 0
+        if isinstance(end, Answer) and not end.flags and not self._crew.busy:
+            outcome = replace(_read(end), stdout=end.stdout, stderr=end.stderr)
+        else:
+            with CancelScope(shield=True):
+                outcome = await self._settle(child, end, execution, limits)
+                outcome = await self._put_in_order(outcome, place, child, end)
+            flags = end.flags if isinstance(end, Answer) else 0
+        if child.tasks >= self._config.child_tasks and self._crew.child is child:
+            await self._replace_child()
+        telling.finish()
+        return replace(outcome, started_at=started_at, finished_at=time.time()), flags
+
+    async def _settle(self, child: WarmChild, end: Any, execution: Execution, limits: Limits) -> Outcome:
+        """The outcome of a task in the child that did not simply answer; none of its processes is left."""
+        if isinstance(end, Answer):
+            if end.flags & frames.RETIRE:
+                await self._replace_child()
+            elif end.flags & frames.LEFTOVERS or self._crew.busy:
+                await self._crew.sweep()
+            return replace(_read(end), stdout=end.stdout, stderr=end.stderr)
+        if isinstance(end, Gone):
+            await self._replace_child()
+            return replace(outcomes.died(end.exit_code, end.stderr), stdout=end.stdout, stderr=end.stderr)
+        ended = child.answer()
+        outcome = await self._overstepped(end, ended, execution, limits, child)
+        last = ended.result() if ended.done() else None
+        return outcome if last is None else replace(outcome, stdout=last.stdout, stderr=last.stderr)
+
+    async def _overstepped(
+        self,
+        end: Expired | TooMuch,
+        ended: asyncio.Future[Any],
+        execution: Execution,
+        limits: Limits,
+        child: WarmChild | None,
+    ) -> Outcome:
+        """A limit was reached: end the task."""
+        match end:
+            case Expired():
+                await self._crew.stop(ended, self._config.grace, child)
+                outcome = outcomes.timed_out(execution.timeout or 0.0, limits.used())
+            case TooMuch(used):
+                await self._crew.kill()
+                outcome = outcomes.out_of_memory(execution.memory_limit or 0, used)
+        self._crew.prewarm()
+        return outcome
+
+    async def _launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
+        """Run a jar or another executable as the task."""
+        started_at = time.time()
+        telling = self._begin(execution, place)
+        running = asyncio.create_task(self._crew.run(argv, place.directory, self._crew.heard))
+        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        running.add_done_callback(lambda _: _resolve_once(waiter))
+        limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
+        try:
+            end = await waiter
+        except asyncio.CancelledError:
+            await self._abandon(running, place, None)
+            raise
+        finally:
+            limits.stop()
+        with CancelScope(shield=True):
+            over = end and await self._overstepped(end, running, execution, limits, None)
+            outcome = self._launched(execution, await running, over)
+            outcome = await self._put_in_order(outcome, place, None, None)
+        telling.finish()
+        return replace(outcome, started_at=started_at, finished_at=time.time())
+
+    def _launched(self, execution: Execution, ended: Ended, over: Outcome | None) -> Outcome:
+        """The outcome of a program; `over`: of one that overstepped a limit."""
+        limit = self._config.output_limit
+        stdout, stderr = ended.stdout.text(limit), ended.stderr.text(limit)
+        outcome = over or _program_outcome(execution.command, ended, stderr, self._config.result_limit)
+        return replace(outcome, stdout=stdout, stderr=stderr)
+
+    def _begin(self, execution: Execution, place: Place) -> Telling:
+        telling = self._telling = Telling(execution, self._on_event)
+        self._crew.cwd = place.directory
+        self._crew.heard = telling.heard if execution.stream_output else None
+        return telling
+
+    async def _abandon(self, ended: asyncio.Future[Any], place: Place, child: WarmChild | None) -> None:
+        """The task was cancelled: end it, and forget what it did."""
+        with CancelScope(shield=True):
+            await self._crew.stop(ended, min(CANCEL_GRACE, self._config.grace), child)
+            self._crew.prewarm()
+            folder, _ = await self._workspace.collect(place)
+            if folder is not None:
+                remove(folder)
+
+    async def _put_in_order(
+        self, outcome: Outcome, place: Place, child: WarmChild | None, end: Any
+    ) -> Outcome:
+        """Put the working directory in order, and keep what the task left in `outputs`."""
+        known = isinstance(end, Answer) and self._crew.child is child
+        touched = end.flags & frames.TOUCHED if known else self._workspace.touched(place)
+        if not touched:
+            return outcome
+        folder, files = await self._workspace.collect(place)
+        if folder is None:
+            return outcome
+        outputs = folder / "outputs"
+        self._kept.add(outputs)
+        return replace(outcome, outputs=files, output_folder=outputs)
+
+    async def _replace_child(self) -> None:
+        with CancelScope(shield=True):
+            await self._crew.kill()
+        self._crew.prewarm()
+
+    def _noted(self, note: dict[str, Any]) -> None:
+        if self._telling is not None:
+            self._telling.noted(note)
+
+
+def _resolve(execution: Execution, place: Place) -> commands.Action | commands.Launch | commands.Refusal:
+    for name, limit in (("timeout", execution.timeout), ("memory_limit", execution.memory_limit)):
+        if limit is not None and not limit > 0:
+            return commands.Refusal(f"{name} is {limit}: it must be above 0")
+    return commands.resolve(execution.command, execution.args, execution.bundle, place.files, place.directory)
+
+
+def _order(execution: Execution, place: Place, more: bool) -> bytes:
+    """The frame that sends a task to the child."""
+    fields = {
+        "command": execution.command,
+        "args": execution.args,
+        "task_id": execution.task_id,
+        "job": execution.job,
+        "client": execution.client,
+        "attempt": execution.attempt,
+        "memory_limit": execution.memory_limit,
+        "stream": execution.stream_output,
+        "bundle": place.bundle.hash,
+        "directory": str(place.directory),
+        "watched": place.watched,
+        "more": more,
+    }
+    return frames.encode(frames.TASK, orjson.dumps(fields))
+
+
+def _read(answer: Answer) -> Outcome:
+    try:
+        return outcomes.answered(answer.kind, answer.payload)
+    except (ValueError, TypeError, KeyError) as error:
+        return outcomes.failed("WorkerDied", f"the child's answer cannot be read: {error!r}")
+
+
+def _program_outcome(command: str, ended: Ended, stderr: str, limit: int) -> Outcome:
+    """The value of a program is the lines of its stdout."""
+    if ended.exit_code:
+        return outcomes.ended(command, ended.exit_code, stderr)
+    if not ended.stdout.complete:
+        return outcomes.failed(
+            "ResultTooLarge",
+            f"{command} printed {ended.stdout.size} bytes, the limit is {ended.stdout.limit}: "
+            "let it write a file to outputs/",
+            exit_code=0,
+        )
+    value = orjson.dumps(lines(ended.stdout.text()))
+    if len(value) > limit:
+        text = f"the lines of {command} are {len(value)} bytes of JSON, the limit is {limit}"
+        return outcomes.failed("ResultTooLarge", text, exit_code=0)
+    return Outcome(Status.SUCCEEDED, value, exit_code=0)
+
+
+def _resolve_once(waiter: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _now(outcome: Outcome) -> Outcome:
+    now = time.time()
+    return replace(outcome, started_at=now, finished_at=now)
+
+
+def _shifted(done: Done, by: int) -> Done:
+    return done if not by else lambda index, outcome: done(index + by, outcome)

@@ -1,0 +1,261 @@
+"""The agent's end of a warm Python child: its process, its channel, its two output pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from node_agent import frames, processes
+from node_agent.capture import Pipe, Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_READ_SIZE: Final = 256 * 1024
+_FRAME_ROOM: Final = 1024**2
+"""Bytes that a frame may hold besides a value of the largest size."""
+_LINE_LOST: Final = 1.0
+"""Seconds that a child which closed its channel may take to end before it is killed."""
+_PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What holds for every child of a slot."""
+
+    env: Mapping[str, str]
+    cwd: Path
+    node: str
+    result_limit: int
+    memory_mark: int
+    output_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A child's answer to a task."""
+
+    kind: int
+    flags: int
+    payload: bytes
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The child's process ended before it answered."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class WarmChild:
+    """One child. Lives from `start` to `close`; killing its process is the slot's affair."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        mark: str,
+        *,
+        called: Callable[[WarmChild, dict[str, Any]], None],
+        noted: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.mark = mark
+        self.tasks = 0
+        """Tasks answered."""
+        self.heard: Callable[[str, bytes], None] | None = None
+        """Gets what is printed, as it comes."""
+        self._settings = settings
+        self._called = called
+        self._noted = noted
+        self._loop = asyncio.get_running_loop()
+        self._decoder = frames.Decoder(settings.result_limit + _FRAME_ROOM)
+        self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
+        self._pipes = {"stdout": Pipe(self._sink("stdout")), "stderr": Pipe(self._sink("stderr"))}
+        self._socket, self._theirs = socket.socketpair()
+        self._unsent = bytearray()
+        self._waiter: asyncio.Future[Answer | Gone] | None = None
+        self._early: Answer | None = None
+        self._gone: Gone | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._exit: asyncio.Task[None] | None = None
+        self.ready: asyncio.Future[bool] = self._loop.create_future()
+        """True when it takes tasks, False when it ended before."""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to stderr since the last answer."""
+        return self._tails["stderr"].text()
+
+    async def start(self) -> None:
+        """Start the process. Raises OSError when it cannot be. Does not wait for `ready`."""
+        env = dict(self._settings.env)
+        path = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = _PACKAGES if path is None else _PACKAGES + os.pathsep + path
+        env[processes.MARK] = self.mark
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._read)
+        with self._theirs:
+            self._process = await processes.spawn(
+                (sys.executable, "-P", "-m", "node_agent.child", str(self._theirs.fileno())),
+                cwd=self._settings.cwd,
+                env=env,
+                stdout=self._pipes["stdout"].writer,
+                stderr=self._pipes["stderr"].writer,
+                pass_fds=(self._theirs.fileno(),),
+            )
+        for pipe in self._pipes.values():
+            pipe.close_writer()
+        self._exit = asyncio.create_task(self._await_exit(), name=f"wait for child {self.pid}")
+        self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup(path))))
+
+    def send(self, data: bytes) -> None:
+        """Send frames; what the socket does not take at once follows by itself."""
+        if not self._unsent:
+            with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                data = data[self._socket.send(data) :]
+            if not data:
+                return
+            self._loop.add_writer(self._socket, self._write)
+        self._unsent += data
+
+    def answer(self) -> asyncio.Future[Answer | Gone]:
+        """The next answer, or the child's end. One at a time; the caller may resolve it otherwise."""
+        self._waiter = self._loop.create_future()
+        if (end := self._early or self._gone) is not None:
+            self._waiter.set_result(end)
+            self._early = None
+        return self._waiter
+
+    def kill(self) -> None:
+        """The child's own process, at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def close(self) -> None:
+        """Give back what the child's end took. The process must have been killed."""
+        if self._exit is not None:
+            await asyncio.wait([self._exit], timeout=processes.DEATH_BOUND)
+            self._exit.cancel()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._theirs.close()
+        for pipe in self._pipes.values():
+            pipe.close()
+        if not self.ready.done():
+            self.ready.set_result(False)
+
+    def _setup(self, path: str | None) -> dict[str, Any]:
+        return {
+            "result_limit": self._settings.result_limit,
+            "memory_mark": self._settings.memory_mark,
+            "node": self._settings.node,
+            "environment": {"PYTHONPATH": path},
+        }
+
+    def _sink(self, name: str) -> Callable[[bytes], None]:
+        def sink(data: bytes) -> None:
+            self._tails[name].add(data)
+            if self.heard is not None:
+                self.heard(name, data)
+
+        return sink
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(_LINE_LOST, self.kill)
+            return
+        try:
+            for kind, payload in self._decoder.feed(data):
+                self._take(kind, payload)
+        except (frames.FrameError, orjson.JSONDecodeError, IndexError):
+            self._loop.remove_reader(self._socket)
+            self.kill()
+
+    def _take(self, kind: int, payload: bytes) -> None:
+        match kind:
+            case frames.VALUE | frames.FAILURE:
+                self.tasks += 1
+                self._resolve(Answer(kind, payload[0], payload, *self._cut_output()))
+            case frames.CALL:
+                self._called(self, orjson.loads(payload))
+            case frames.NOTE:
+                self._noted(orjson.loads(payload))
+            case frames.READY if not self.ready.done():
+                self.ready.set_result(True)
+            case _:
+                raise frames.FrameError(f"a frame of kind {kind}")
+
+    def _cut_output(self) -> tuple[str, str]:
+        """What was printed until now; what comes later belongs to the next task."""
+        for pipe in self._pipes.values():
+            pipe.drain()
+        return self._cut("stdout"), self._cut("stderr")
+
+    def _cut(self, name: str) -> str:
+        tail = self._tails[name]
+        if not tail.size:
+            return ""
+        self._tails[name] = Tail(tail.limit)
+        return tail.text()
+
+    def _resolve(self, end: Answer | Gone) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(end)
+        elif isinstance(end, Answer):
+            self._early = end
+        if isinstance(end, Gone):
+            self._gone = end
+
+    def _write(self) -> None:
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):
+            self._unsent.clear()
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+
+    async def _await_exit(self) -> None:
+        assert self._process is not None
+        exit_code = await self._process.wait()
+        self._read_rest()
+        if not self.ready.done():
+            self.ready.set_result(False)
+        self._resolve(Gone(exit_code, *self._cut_output()))
+
+    def _read_rest(self) -> None:
+        """What the child said before it ended."""
+        with suppress(OSError, frames.FrameError, orjson.JSONDecodeError, IndexError):
+            while data := self._socket.recv(_READ_SIZE):
+                for kind, payload in self._decoder.feed(data):
+                    self._take(kind, payload)

@@ -1,0 +1,89 @@
+"""Slots, bundles and tasks for tests, made of text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from batchflow.broker import QueueRef
+from batchflow.bundle import Bundle, BundleFile
+from batchflow.control import AgentConfig, ContainerAccess, QueueAccess
+from node_agent.disk import stamp
+from node_agent.slots import Execution, Outcome, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from batchflow.wire import EventItem
+
+_QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
+_CONTAINER = ContainerAccess("https://account/container", "signature")
+
+
+def config(**changes: Any) -> AgentConfig:
+    """An agent's settings."""
+    plain = AgentConfig("pool", (_QUEUE,), (_QUEUE,), _CONTAINER, _CONTAINER, 60.0)
+    return replace(plain, **{"grace": 1.0, **changes})
+
+
+def materialise(root: Path, contents: Mapping[str, str | bytes]) -> tuple[Bundle, Path]:
+    """A bundle, and a folder as the cache makes it. Names that end in "*" are executable."""
+    files, data = [], {}
+    for name, content in contents.items():
+        raw = content.encode() if isinstance(content, str) else content
+        plain = name.removesuffix("*")
+        files.append(BundleFile(plain, hashlib.sha256(raw).hexdigest(), len(raw), name != plain))
+        data[plain] = raw
+    bundle = Bundle.of(files)
+    folder = root / "cached" / bundle.hash
+    for file in bundle.files:
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[file.name])
+        os.chmod(path, 0o555 if file.executable or data[file.name].startswith(b"#!") else 0o444)
+        stamp(str(path))
+    return bundle, folder
+
+
+class Bench:
+    """One slot, and short ways to run something in it."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        self.root = root
+        self.events: list[EventItem] = []
+        self.slot = Slot(
+            0,
+            root / "slots",
+            config(**changes),
+            on_event=lambda _, event: self.events.append(event),
+            node="node-1",
+        )
+        self._count = 0
+
+    def execution(self, bundle: Bundle, command: str, args: list[Any], **limits: Any) -> Execution:
+        self._count += 1
+        return Execution(
+            f"run:{self._count}", str(self._count), "client", "job", command, args, bundle, 1, **limits
+        )
+
+    async def run(
+        self, contents: Mapping[str, str | bytes], command: str, *args: Any, **limits: Any
+    ) -> Outcome:
+        """One task of that bundle."""
+        bundle, files = materialise(self.root, contents)
+        return await self.slot.run(self.execution(bundle, command, list(args), **limits), files)
+
+    async def python(self, source: str, *args: Any, **limits: Any) -> Outcome:
+        """One task whose file is this source."""
+        return await self.run({"task.py": source}, "task.py", *args, **limits)
+
+
+def value(outcome: Outcome) -> Any:
+    """What a task that must have succeeded returned."""
+    assert outcome.error is None, (outcome.error, outcome.traceback, outcome.stderr)
+    return None if outcome.value is None else orjson.loads(outcome.value)
