@@ -113,8 +113,7 @@ class Client(Supervised):
         control.check_pool_id(pool_id)
         manifest = await self._read_manifest(pool_id)
         if manifest is None:
-            await self._services.compute.pool(pool_id)
-            manifest = await self._lay_out(pool_id, None, None, owned=False)
+            manifest = await self._adopt(pool_id, None)
         return self._remember(Pool(self, manifest))
 
     async def ensure_pool(
@@ -139,7 +138,7 @@ class Client(Supervised):
             except PoolExists:
                 manifest = await self._read_manifest(pool_id)
                 if manifest is None:
-                    manifest = await self._lay_out(pool_id, spec.slots, None, owned=False)
+                    manifest = await self._adopt(pool_id, spec.slots)
         pool = self._remember(Pool(self, manifest))
         if sources:
             bundle = await upload(sources, pool._ctl)
@@ -268,6 +267,15 @@ class Client(Supervised):
             await self._take_back(error, self._parts(manifest))
             raise
         return manifest
+
+    async def _adopt(self, pool_id: str, slots: int | None) -> PoolManifest:
+        """Lay queues and documents beside a Batch pool of somebody else's."""
+        info = await self._services.compute.pool(pool_id)
+        if info.state == "deleting":
+            raise PoolNotFound(
+                f"pool {pool_id!r} is being deleted: try again when it is gone", retryable=True
+            )
+        return await self._lay_out(pool_id, slots, None, owned=False)
 
     async def _publish(self, manifest: PoolManifest) -> None:
         try:
