@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
@@ -310,6 +311,8 @@ class _AmqpWire(asyncio.Protocol):
             self._transport.close()
 
     def abort(self) -> None:
-        """Cut the connection."""
+        """Cut the connection, by a reset: of a mere end the SDK would leave its socket half open."""
         if self._transport is not None:
+            linger = struct.pack("ii", 1, 0)
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self._transport.abort()
