@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class WarmChild:
         self._socket, self._theirs = socket.socketpair()
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Gone] | None = None
-        self._early: Answer | None = None
+        self._early: deque[Answer] = deque()
+        """Answers that came before they were asked for: of tasks that were sent together."""
         self._gone: Gone | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[None] | None = None
@@ -141,9 +143,10 @@ class WarmChild:
     def answer(self) -> asyncio.Future[Answer | Gone]:
         """The next answer, or the child's end. One at a time; the caller may resolve it otherwise."""
         self._waiter = self._loop.create_future()
-        if (end := self._early or self._gone) is not None:
-            self._waiter.set_result(end)
-            self._early = None
+        if self._early:
+            self._waiter.set_result(self._early.popleft())
+        elif self._gone is not None:
+            self._waiter.set_result(self._gone)
         return self._waiter
 
     def kill(self) -> None:
@@ -231,7 +234,7 @@ class WarmChild:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(end)
         elif isinstance(end, Answer):
-            self._early = end
+            self._early.append(end)
         if isinstance(end, Gone):
             self._gone = end
 
