@@ -170,7 +170,6 @@ class Inbox:
     async def aclose(self) -> None:
         if self._mailbox is not None:
             await self._mailbox.aclose()
-        self._spill.close()
 
     async def run(self) -> None:
         """Receive for ever; a lost lock or link is opened again."""

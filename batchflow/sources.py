@@ -85,8 +85,17 @@ async def _upload_one(source: Source, container: Container, limiter: anyio.Capac
                 await container.put(source.file.blob, source.content, create=True)
             else:
                 await container.upload(source.file.blob, source.content, create=True)
+                await _verify(source.file, source.content, container)
         except BlobConflict:
             return  # somebody else brought the same content meanwhile
+
+
+async def _verify(file: BundleFile, path: Path, container: Container) -> None:
+    """Take back what was uploaded under the hash of what the file held a moment before."""
+    digest, _ = await anyio.to_thread.run_sync(_hash, path)
+    if digest != file.sha256:
+        await container.delete(file.blob)
+        raise ConfigurationError(f"files: {str(path)!r} was changed while it was uploaded; do it once more")
 
 
 def _collect(files: Files) -> list[Source]:
@@ -96,6 +105,10 @@ def _collect(files: Files) -> list[Source]:
 def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
     if isinstance(files, Mapping):
         for name, content in files.items():
+            if not isinstance(name, str) or not isinstance(content, bytes | str | os.PathLike):
+                raise ConfigurationError(
+                    f"files: {name!r}: {type(content).__name__}: names are strings, contents bytes or paths"
+                )
             yield name, content if isinstance(content, bytes) else _existing_file(content)
     elif isinstance(files, str | os.PathLike):
         path = Path(files)
@@ -103,9 +116,13 @@ def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
             yield from _walk(path)
         else:
             yield path.name, _existing_file(path)
-    else:
+    elif isinstance(files, Iterable) and not isinstance(files, bytes | bytearray):
         for spec in files:
             yield from _named(spec)
+    else:
+        raise ConfigurationError(
+            f"files: {files!r}: a path, a mapping of names to paths or bytes, or several of these are needed"
+        )
 
 
 def _existing_file(path: PathLike) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from dataclasses import dataclass
 from typing import IO
 
@@ -11,7 +12,7 @@ from batchflow.wire import ResultItem
 
 
 class SpillFile:
-    """A temporary file without a name: it ends with the process that holds it.
+    """A temporary file without a name. It ends with the last one who holds it or an outcome in it.
 
     Reads and writes are short and sequential, in the page cache, and so are made in place.
     """
@@ -22,7 +23,8 @@ class SpillFile:
 
     def write(self, outcome: ResultItem) -> SpilledOutcome:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="batchflow-")  # noqa: SIM115 - closed by `close`
+            self._file = tempfile.TemporaryFile(prefix="batchflow-")  # noqa: SIM115 - closed by `finalize`
+            weakref.finalize(self, self._file.close)
         data = wire.join("results", [wire.encode(outcome)])
         self._file.seek(self._size)
         self._file.write(data)
@@ -31,15 +33,9 @@ class SpillFile:
         return spilled
 
     def read(self, offset: int, size: int) -> bytes:
-        if self._file is None:
-            raise ValueError("the spill file is closed")
+        assert self._file is not None
         self._file.seek(offset)
         return self._file.read(size)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 @dataclass(frozen=True, slots=True)
