@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import tomllib
 import types
@@ -166,6 +167,14 @@ _ORIGINAL_KEYS: Final = {
 }
 """The keys of azure_realtime_batch's credentials.json."""
 
+_RANGES: Final = {
+    "pool.lock_duration": (5.0, 300.0),
+    "agent.heartbeat_interval": (0.1, math.inf),
+    "session.outbox": (1.0, math.inf),
+    "session.presence_interval": (0.1, math.inf),
+}
+"""What a number may be, where that is not simply 0 or more."""
+
 
 def load_settings(
     path: str | os.PathLike[str] | None = None,
@@ -211,10 +220,12 @@ def _apply_file(settings: Settings, source: Path, profile: str | None) -> Settin
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source}: not TOML: {error}") from error
     profiles = document.pop("profiles", {})
+    if not isinstance(profiles, dict):
+        raise ConfigurationError(f"{source}: profiles is a table, [profiles.NAME.batch] and so on")
     settings = _apply(settings, document, str(source))
     if profile is None:
         return settings
-    if not isinstance(profiles, dict) or profile not in profiles:
+    if profile not in profiles:
         names = ", ".join(sorted(profiles)) or "none"
         raise ConfigurationError(f"{source}: no profile {profile!r}; there are: {names}")
     return _apply(settings, profiles[profile], f"{source}: profiles.{profile}")
@@ -260,7 +271,9 @@ def _from_text(variable: str, text: str, kind: type) -> Any:
         raise ConfigurationError(f"{variable}: expected {_WORDS[kind]}, not {text!r}") from None
 
 
-def _apply(settings: Settings, document: Mapping[str, Any], where: str) -> Settings:
+def _apply(settings: Settings, document: Any, where: str) -> Settings:
+    if not isinstance(document, dict):
+        raise ConfigurationError(f"{where}: a table is expected, not {type(document).__name__}")
     for key, value in document.items():
         if key == "target":
             if value not in get_args(Target):
@@ -286,9 +299,16 @@ def _apply_group(group: Any, name: str, values: Any, where: str) -> Any:
             raise ConfigurationError(
                 f"{where}: {name}.{key} must be {_WORDS[kind]}, not {type(value).__name__}"
             )
-        if kind in (int, float) and value < 0:
-            raise ConfigurationError(f"{where}: {name}.{key} is {value}; it cannot be negative")
+        if kind in (int, float):
+            _check_range(f"{name}.{key}", value, where)
     return replace(group, **values)
+
+
+def _check_range(setting: str, value: float, where: str) -> None:
+    least, most = _RANGES.get(setting, (0.0, math.inf))
+    if not (math.isfinite(value) and least <= value <= most):
+        allowed = f"{least:g} or more is" if most == math.inf else f"{least:g} to {most:g} are"
+        raise ConfigurationError(f"{where}: {setting} is {value}; {allowed} allowed")
 
 
 _WORDS: Final = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
@@ -309,4 +329,6 @@ def _nearest(key: str, known: typing.Iterable[str]) -> str:
 
 
 def _toml(value: str | float | bool) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value).lower()
+    if not isinstance(value, str):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
