@@ -392,6 +392,9 @@ class Inlet:
     def delivery(self, event: Delivery, now: float) -> None:
         """Put a message, or the messages of a batch, into the queue and answer."""
         try:
+            if len(event.payload) > MAX_MESSAGE_SIZE:
+                detail = f"The received message has {len(event.payload)} bytes, over {MAX_MESSAGE_SIZE}."
+                raise MessageTooLarge(detail)
             is_batch = event.message_format == BATCH_FORMAT
             payloads = read_batch(event.payload) if is_batch else [event.payload]
             drafts = [read_draft(payload) for payload in payloads]

@@ -55,6 +55,9 @@ MAX_HANDLE = 255
 IDLE_TIMEOUT = 240.0
 INCOMING_WINDOW = 5_000
 OUTGOING_WINDOW = 0x7FFF_FFFF
+TOLERANCE = 4
+"""A message beyond the link's limit is handed on, to be rejected by itself, up to so many times the limit:
+a link that is detached tells the SDK less than a rejection does."""
 _ID_MASK = 0xFFFF_FFFF
 
 
@@ -603,7 +606,7 @@ class Connection:
     def _continue(self, link: Link, parts: _Parts, transfer: Transfer) -> None:
         if transfer.aborted:
             link.parts = None
-        elif len(parts.payload) > link.max_message_size:
+        elif len(parts.payload) > TOLERANCE * link.max_message_size:
             link.parts = None
             self._too_large(link)
         elif not transfer.more:
@@ -615,9 +618,6 @@ class Connection:
     ) -> None:
         if link.credit <= 0:
             self._overrun(link)
-            return
-        if len(payload) > link.max_message_size:
-            self._too_large(link)
             return
         link.delivery_count = (link.delivery_count + 1) & _ID_MASK
         link.credit -= 1

@@ -71,8 +71,9 @@ class AmqpError(NamedTuple):
     description: str
 
     def encoded(self) -> bytes:
-        """The error as an AMQP value."""
-        return encode_described(0x1D, encode_list([encode(Symbol(self.condition)), encode(self.description)]))
+        """The error as an AMQP value; SDKs look for its third field, info, even when it is null."""
+        fields = [encode(Symbol(self.condition)), encode(self.description), encode(None)]
+        return encode_described(0x1D, encode_list(fields))
 
 
 class Open(NamedTuple):
