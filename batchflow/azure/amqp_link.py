@@ -4,6 +4,9 @@ The SDK's senders and receivers are not safe to cancel (a coroutine that is canc
 waiting, or lose a frame that it had just read) and not bounded everywhere. So every call into one runs in a
 task of its own: whoever asked for it may be cancelled or lose patience, the call goes on to its end.
 
+Calls on one handler take turns; only a receive that waits goes on beside them. Should the connection break
+under several, each would have the SDK open another, over the other's head.
+
 A `Link` keeps one SDK handler open. When the handler turns out to be broken the link lets go of it, gets rid
 of it in the background once its calls have ended, and makes another at the next call; after failures it waits
 a little longer each time before it tries again.
@@ -27,10 +30,10 @@ OPEN_LIMIT = 9.0
 """Seconds for opening: an address where nothing answers becomes an error in less than ten."""
 CALL_LIMIT = 15.0
 """Seconds for one call; the SDK's own limits are below it."""
-CLOSE_LIMIT = 3.0
-CLOSE_GRACE = 0.25
-"""After the connection is closed the SDK waits up to a second for its keep-alive task, which sleeps: that is
-cut short. Closing itself takes milliseconds, for it waits for no answer."""
+SETTLE_LIMIT = 3.0
+"""Seconds that a handler that is closed waits for the calls on it."""
+CLOSE_PATIENCE = (0.1, 0.3, 1.0)
+"""Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
 
@@ -87,6 +90,8 @@ class _Attached(Generic[H]):
 
     def __init__(self, handler: H) -> None:
         self.handler = handler
+        self.broken = False
+        self.turn = asyncio.Lock()
         self.calls = Calls()
         self.waits = Calls()
         """Calls that wait for a message: closing the handler ends them."""
@@ -94,17 +99,24 @@ class _Attached(Generic[H]):
     async def dispose(self, patience: float) -> None:
         await self.calls.end(patience)
         await close_handler(self.handler)
-        await self.waits.end(CLOSE_GRACE)
+        await self.waits.end(CLOSE_PATIENCE[0])
 
 
 async def close_handler(handler: Handler) -> None:
-    """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody."""
-    closing = asyncio.create_task(handler.close())
-    done, _ = await asyncio.wait({closing}, timeout=CLOSE_GRACE)
-    if not done:
+    """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody.
+
+    With the connection closed, the SDK waits up to a second for its keep-alive task, which sleeps; that is
+    cut short. Because the cut may also hit sooner, closing is tried again, with more patience each time:
+    where nothing is left to do it ends at once.
+    """
+    for patience in CLOSE_PATIENCE:
+        closing = asyncio.create_task(handler.close())
+        await asyncio.wait({closing}, timeout=patience)
         await cancel_all({closing})
-    if closing.done() and not closing.cancelled() and (error := closing.exception()) is not None:
-        _log.debug("link.close_failed", extra={"error": type(error).__name__})
+        if closing.done() and not closing.cancelled():
+            if (error := closing.exception()) is not None:
+                _log.debug("link.close_failed", extra={"error": type(error).__name__})
+            return
 
 
 class Call(Generic[T]):
@@ -134,6 +146,7 @@ class Link(Generic[H]):
         self._once = once
         """Never opened anew after a loss: what was locked through it is lost with it."""
         self._attached: _Attached[H] | None = None
+        self._nascent: _Attached[H] | None = None
         self._opening = asyncio.Lock()
         self._backoff = 0.0
         self._not_before = 0.0
@@ -144,13 +157,10 @@ class Link(Generic[H]):
         """The handler, opened if there is none."""
         return (await self._ready()).handler
 
-    async def begin(
-        self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str, *, waits: bool = False
-    ) -> Call[T]:
-        """Start `work` on the handler. `waits`: it waits for a message, and ends when the handler closes."""
-        attached = self._attached or await self._ready()
-        calls = attached.waits if waits else attached.calls
-        return Call(attached, calls.start(work(attached.handler)), doing)
+    async def wait_for(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """Start `work`, which waits for a message; it ends when the handler closes."""
+        attached = await self._ready()
+        return Call(attached, attached.waits.start(_watched(attached, work)), doing)
 
     def finish(self, call: Call[T]) -> T:
         """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
@@ -158,32 +168,43 @@ class Link(Generic[H]):
             return call.task.result()
         except asyncio.CancelledError:
             raise BrokerError(f"{call.doing}: the link to {self.name} was closed", retryable=True) from None
+        except _BrokeBefore:
+            raise
         except Exception as error:
-            if not is_harmless(error):
+            if call.attached.broken:
                 self._let_go(call.attached)
             raise broker_error(error, f"{call.doing} ({self.name})", self.setting) from error
 
     async def call(
         self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str, limit: float = CALL_LIMIT
     ) -> T:
-        """Do `work` with the handler. Cancelled, the work goes on."""
-        call = await self.begin(work, doing)
-        if not await call.wait(limit):
-            self._let_go(call.attached)
-            raise BrokerError(f"{doing}: no answer from {self.name} in {limit:.0f} s", retryable=True)
-        return self.finish(call)
+        """Do `work` with the handler when its turn has come. Cancelled, the work goes on."""
+        while True:
+            attached = await self._ready()
+            call = Call(attached, attached.calls.start(_in_turn(attached, work)), doing)
+            if not await call.wait(limit):
+                self._let_go(call.attached)
+                raise BrokerError(f"{doing}: no answer from {self.name} in {limit:.0f} s", retryable=True)
+            try:
+                return self.finish(call)
+            except _BrokeBefore:
+                continue
 
     async def _ready(self) -> _Attached[H]:
+        if (attached := self._attached) is not None and not attached.broken:
+            return attached
         async with self._opening:
+            if self._attached is not None and self._attached.broken:
+                self._let_go(self._attached)
             if self._attached is None:
                 self._attached = await self._open_another()
             return self._attached
 
     async def _open_another(self) -> _Attached[H]:
-        if self.closed:
-            raise BrokerError(f"the link to {self.name} is closed")
         clock = asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self._not_before - clock()))
+        if self.closed:
+            raise BrokerError(f"the link to {self.name} is closed")
         try:
             attached = await self._attach()
         except BrokerError:
@@ -195,7 +216,7 @@ class Link(Generic[H]):
 
     async def _attach(self) -> _Attached[H]:
         doing = f"cannot open a link to {self.name}"
-        attached = _Attached(self._make())
+        attached = self._nascent = _Attached(self._make())
         call = Call(attached, attached.calls.start(attached.handler.__aenter__()), doing)
         opened = False
         try:
@@ -206,15 +227,17 @@ class Link(Generic[H]):
             self.finish(call)
             opened = True
         finally:
+            self._nascent = None
             if not opened:
                 self._dispose(attached, patience=0.0)
         return attached
 
     def _let_go(self, attached: _Attached[H]) -> None:
+        attached.broken = True
         self.closed = self.closed or self._once
         if self._attached is attached:
             self._attached = None
-            self._dispose(attached, patience=CLOSE_LIMIT)
+            self._dispose(attached, patience=SETTLE_LIMIT)
 
     def _dispose(self, attached: _Attached[H], patience: float) -> None:
         task = asyncio.create_task(attached.dispose(patience))
@@ -224,11 +247,33 @@ class Link(Generic[H]):
     async def aclose(self) -> None:
         """Idempotent, bounded, raises nothing."""
         self.closed = True
+        if self._nascent is not None:
+            await self._nascent.calls.end(0.0)
         if self._attached is not None:
             attached, self._attached = self._attached, None
-            self._dispose(attached, patience=CLOSE_LIMIT)
+            self._dispose(attached, patience=SETTLE_LIMIT)
         while self._disposals:
             await asyncio.wait(self._disposals)
+
+
+class _BrokeBefore(Exception):
+    """The handler broke before the call had its turn: nothing was done."""
+
+
+async def _in_turn(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
+    async with attached.turn:
+        if attached.broken:
+            raise _BrokeBefore
+        return await _watched(attached, work)
+
+
+async def _watched(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
+    """Note at once that the handler broke, before the next call has its turn."""
+    try:
+        return await work(attached.handler)
+    except Exception as error:
+        attached.broken = attached.broken or not is_harmless(error)
+        raise
 
 
 _HARMLESS = frozenset(

@@ -197,6 +197,9 @@ def pool_error(
 
 def meaning_of(error: BaseException) -> Meaning | None:
     """The entry of the table that fits best; None when there is none."""
+    inner = getattr(error, "inner_exception", None)
+    if isinstance(inner, AttributeError | RuntimeError | OSError):
+        error = inner  # what the Service Bus SDK did not foresee, in a wrapper that says nothing
     return BY_CODE.get(code_of(error) or "") or _by_class(type(error)) or _by_status(error)
 
 

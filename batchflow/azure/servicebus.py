@@ -124,7 +124,6 @@ class _End(_Closable, Generic[H]):
 class _Sender(_End["ServiceBusSender"]):
     def __init__(self, link: Link[ServiceBusSender]) -> None:
         super().__init__(link)
-        self._one_at_a_time = asyncio.Lock()
         self._largest = 0
 
     async def open(self) -> Self:
@@ -134,21 +133,12 @@ class _Sender(_End["ServiceBusSender"]):
 
     async def send(self, message: OutgoingMessage) -> None:
         self._check_size(message)
-
-        async def work(handler: ServiceBusSender) -> None:
-            async with self._one_at_a_time:
-                await handler.send_messages(_outgoing(message))
-
-        await self._twice_if_stale(work)
+        await self._twice_if_stale(lambda handler: handler.send_messages(_outgoing(message)))
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:
         self._check_size(message)
-
-        async def work(handler: ServiceBusSender) -> None:
-            async with self._one_at_a_time:
-                await handler.schedule_messages(_outgoing(message), datetime.fromtimestamp(at, UTC))
-
-        await self._twice_if_stale(work)
+        when = datetime.fromtimestamp(at, UTC)
+        await self._twice_if_stale(lambda handler: handler.schedule_messages(_outgoing(message), when))
 
     def _check_size(self, message: OutgoingMessage) -> None:
         """Before sending: the broker ends the link over it, of which the SDK tells "unknown error"."""
@@ -196,7 +186,7 @@ class _Inbox(_End["ServiceBusReceiver"]):
             left = max(0.0, until - clock())
             if (call := self._pending) is None:
                 wait = min(max(left, READ_SLICE), LONGEST_WAIT)
-                call = self._pending = await self._link.begin(_one(wait), "cannot receive", waits=True)
+                call = self._pending = await self._link.wait_for(_one(wait), "cannot receive")
             if not await call.wait(left):
                 return None
             self._pending = None
