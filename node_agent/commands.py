@@ -1,7 +1,8 @@
 """What a command is: a pure decision, made before anything runs.
 
 A command is the name of a file of the bundle, never a path that leads elsewhere: `x.py` is Python with a
-`do_action`, `x.jar` is Java, anything else must be executable (by its bit, or by beginning with "#!").
+`do_action`, `x.jar` is Java, anything else must be executable (by its bit, or by beginning with "#!"). The
+names in a bundle were checked when it was read.
 """
 
 from __future__ import annotations
@@ -77,12 +78,12 @@ def word(arg: Any) -> str:
 
 
 def _refuse(command: str, bundle: Bundle) -> Refusal | None:
+    if command in bundle:
+        return None
     try:
         check_name(command)
     except ValueError as error:
         return Refusal(f"the command is no file of the bundle: {error}")
-    if command in bundle:
-        return None
     names = [file.name for file in bundle.files]
     near = difflib.get_close_matches(command, names, 1, 0.6)
     hint = f"; did you mean {near[0]!r}?" if near else ""

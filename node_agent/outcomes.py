@@ -85,15 +85,18 @@ def rejected(reason: str) -> Outcome:
     return failed("TaskRejected", reason)
 
 
-def answered(kind: int, payload: bytes) -> Outcome:
-    """What a child said. Raises ValueError for what no child of ours says."""
+def answered(kind: int, payload: bytes, **more: Any) -> Outcome:
+    """What a child said, and what is known besides."""
     if kind == frames.VALUE:
         value = payload[1:]
-        return Outcome(Status.SUCCEEDED, None if value == NULL else value)
-    length = int.from_bytes(payload[1:5], "big")
-    fields: dict[str, Any] = orjson.loads(payload[5 : 5 + length])
-    value = payload[5 + length :]
-    return failed(fields.pop("kind"), fields.pop("error"), value=None if value == NULL else value, **fields)
+        return Outcome(Status.SUCCEEDED, None if value == NULL else value, **more)
+    try:
+        length = int.from_bytes(payload[1:5], "big")
+        fields: dict[str, Any] = orjson.loads(payload[5 : 5 + length])
+        value = payload[5 + length :]
+        return failed(value=None if value == NULL else value, **fields, **more)
+    except (ValueError, TypeError) as error:
+        return failed("WorkerDied", f"what the child answered cannot be read: {error!r}", **more)
 
 
 def died(exit_code: int, stderr: str) -> Outcome:

@@ -193,18 +193,18 @@ class Slot:
             raise
         finally:
             limits.stop()
-        flags = 0
-        if isinstance(end, Answer) and not end.flags and not self._crew.busy:
-            outcome = replace(_read(end), stdout=end.stdout, stderr=end.stderr)
-        else:
+        flags = end.flags if isinstance(end, Answer) else frames.RETIRE
+        if flags or self._crew.busy:
             with CancelScope(shield=True):
                 outcome = await self._settle(child, end, execution, limits)
-                outcome = await self._put_in_order(outcome, place, child, end)
-            flags = end.flags if isinstance(end, Answer) else 0
+                outcome = await self._put_in_order(outcome, place, flags)
+            outcome = replace(outcome, started_at=started_at, finished_at=time.time())
+        else:
+            outcome = _read(end, started_at=started_at, finished_at=time.time())
         if child.tasks >= self._config.child_tasks and self._crew.child is child:
             await self._replace_child()
         telling.finish()
-        return replace(outcome, started_at=started_at, finished_at=time.time()), flags
+        return outcome, flags
 
     async def _settle(self, child: WarmChild, end: Any, execution: Execution, limits: Limits) -> Outcome:
         """The outcome of a task in the child that did not simply answer; none of its processes is left."""
@@ -213,7 +213,7 @@ class Slot:
                 await self._replace_child()
             elif end.flags & frames.LEFTOVERS or self._crew.busy:
                 await self._crew.sweep()
-            return replace(_read(end), stdout=end.stdout, stderr=end.stderr)
+            return _read(end)
         if isinstance(end, Gone):
             await self._replace_child()
             return replace(outcomes.died(end.exit_code, end.stderr), stdout=end.stdout, stderr=end.stderr)
@@ -259,7 +259,7 @@ class Slot:
         with CancelScope(shield=True):
             over = end and await self._overstepped(end, running, execution, limits, None)
             outcome = self._launched(execution, await running, over)
-            outcome = await self._put_in_order(outcome, place, None, None)
+            outcome = await self._put_in_order(outcome, place, frames.RETIRE)
         telling.finish()
         return replace(outcome, started_at=started_at, finished_at=time.time())
 
@@ -285,13 +285,9 @@ class Slot:
             if folder is not None:
                 remove(folder)
 
-    async def _put_in_order(
-        self, outcome: Outcome, place: Place, child: WarmChild | None, end: Any
-    ) -> Outcome:
+    async def _put_in_order(self, outcome: Outcome, place: Place, flags: int) -> Outcome:
         """Put the working directory in order, and keep what the task left in `outputs`."""
-        known = isinstance(end, Answer) and self._crew.child is child
-        touched = end.flags & frames.TOUCHED if known else self._workspace.touched(place)
-        if not touched:
+        if not flags & frames.TOUCHED and not (flags & frames.RETIRE and self._workspace.touched(place)):
             return outcome
         folder, files = await self._workspace.collect(place)
         if folder is None:
@@ -336,11 +332,8 @@ def _order(execution: Execution, place: Place, more: bool) -> bytes:
     return frames.encode(frames.TASK, orjson.dumps(fields))
 
 
-def _read(answer: Answer) -> Outcome:
-    try:
-        return outcomes.answered(answer.kind, answer.payload)
-    except (ValueError, TypeError, KeyError) as error:
-        return outcomes.failed("WorkerDied", f"the child's answer cannot be read: {error!r}")
+def _read(answer: Answer, **more: Any) -> Outcome:
+    return outcomes.answered(answer.kind, answer.payload, stdout=answer.stdout, stderr=answer.stderr, **more)
 
 
 def _program_outcome(command: str, ended: Ended, stderr: str, limit: int) -> Outcome:

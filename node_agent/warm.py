@@ -207,7 +207,9 @@ class WarmChild:
         match kind:
             case frames.VALUE | frames.FAILURE:
                 self.tasks += 1
-                self._resolve(Answer(kind, payload[0], payload, *self._cut_output()))
+                if payload[0] & frames.PRINTED:
+                    self._drain()
+                self._resolve(Answer(kind, payload[0], payload, self._cut("stdout"), self._cut("stderr")))
             case frames.CALL:
                 self._called(self, orjson.loads(payload))
             case frames.NOTE:
@@ -217,13 +219,12 @@ class WarmChild:
             case _:
                 raise frames.FrameError(f"a frame of kind {kind}")
 
-    def _cut_output(self) -> tuple[str, str]:
-        """What was printed until now; what comes later belongs to the next task."""
+    def _drain(self) -> None:
         for pipe in self._pipes.values():
             pipe.drain()
-        return self._cut("stdout"), self._cut("stderr")
 
     def _cut(self, name: str) -> str:
+        """What was printed until now; what comes later belongs to the next task."""
         tail = self._tails[name]
         if not tail.size:
             return ""
@@ -254,7 +255,8 @@ class WarmChild:
         self._read_rest()
         if not self.ready.done():
             self.ready.set_result(False)
-        self._resolve(Gone(exit_code, *self._cut_output()))
+        self._drain()
+        self._resolve(Gone(exit_code, self._cut("stdout"), self._cut("stderr")))
 
     def _read_rest(self) -> None:
         """What the child said before it ended."""
