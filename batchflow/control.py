@@ -11,16 +11,20 @@ Where they lie:
   `logs/<agent>.log`.
 
 The prefix is made anew with each pool, for a deleted container's name stays taken for half a minute or more.
-Every document is JSON with a version; a reader refuses a higher one and ignores fields it does not know.
+Every document is JSON with a version; a reader refuses a higher one, ignores fields it does not know, and
+refuses a field that is not of the type that is written here: agents write some of these, and code on a node
+can write them too.
 """
 
 from __future__ import annotations
 
 import re
+import types
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Final, Literal, Self
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Final, Literal, Self, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -113,18 +117,47 @@ class Document:
                     f"a {cls.__name__} of version {document['v']}, this batchflow reads {cls.VERSION}: "
                     "install a newer one"
                 )
-            known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-            return cls._make({name: value for name, value in document.items() if name in known})
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            made: Self = _read(document, cls)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"a {cls.__name__} that cannot be read: {error!r}") from error
-
-    @classmethod
-    def _make(cls, values: dict[str, Any]) -> Self:
-        return cls(**values)
+        return made
 
 
-def _queues(rows: list[dict[str, str]]) -> tuple[QueueRef, ...]:
-    return tuple(QueueRef(**row) for row in rows)
+def _read(value: Any, hint: Any) -> Any:
+    """JSON as what the annotation says. Raises TypeError, without the value, which may be secret."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _read(value, arguments[0])
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return _read_tuple(value, arguments)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _read(item, arguments[1]) for name, item in value.items()}
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _read_fields(value, hint)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError(f"{type(value).__name__} is not {hint}")
+
+
+def _read_fields(value: dict[str, Any], kind: Any) -> Any:
+    known = _annotations(kind).items()
+    return kind(**{name: _read(value[name], hint) for name, hint in known if name in value})
+
+
+def _read_tuple(value: list[Any], hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    if hints[-1] is Ellipsis:
+        return tuple(_read(item, hints[0]) for item in value)
+    return tuple(_read(item, hint) for item, hint in zip(value, hints, strict=True))
+
+
+@cache
+def _annotations(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +191,9 @@ class PoolManifest(Document):
     def out(self) -> str:
         return f"{self.prefix}-out"
 
-    @classmethod
-    def _make(cls, values: dict[str, Any]) -> Self:
-        values["task_queues"] = _queues(values["task_queues"])
-        values["results_queues"] = _queues(values["results_queues"])
-        return cls(**values)
+    def __post_init__(self) -> None:
+        if not self.task_queues or not self.results_queues:
+            raise ValueError("a pool without queues")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,16 +246,6 @@ class AgentConfig(Document):
     cache_limit: int = 10 * 1024**3
     """Bytes of bundles that an agent keeps on its disk."""
 
-    @classmethod
-    def _make(cls, values: dict[str, Any]) -> Self:
-        for name in ("task_queues", "results_queues"):
-            values[name] = tuple(
-                QueueAccess(QueueRef(**row["queue"]), row["connection_string"]) for row in values[name]
-            )
-        values["ctl"] = ContainerAccess(**values["ctl"])
-        values["out"] = ContainerAccess(**values["out"])
-        return cls(**values)
-
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]
 
@@ -272,11 +293,6 @@ class Heartbeat(Document):
     trouble: str | None = None
     """What keeps it from working, in words; None when nothing does."""
 
-    @classmethod
-    def _make(cls, values: dict[str, Any]) -> Self:
-        values["running"] = tuple(Running(**row) for row in values.get("running", ()))
-        return cls(**values)
-
 
 @dataclass(frozen=True, slots=True)
 class Presence(Document):
@@ -312,14 +328,6 @@ class Cancellation(Document):
         return self.everything or any(
             first <= sequence <= last for first, last in self.intervals.get(incarnation, ())
         )
-
-    @classmethod
-    def _make(cls, values: dict[str, Any]) -> Self:
-        values["intervals"] = {
-            name: tuple((int(first), int(last)) for first, last in rows)
-            for name, rows in values.get("intervals", {}).items()
-        }
-        return cls(**values)
 
 
 def queue_for(queues: tuple[QueueRef, ...], mailbox: str) -> QueueRef:

@@ -300,7 +300,7 @@ def _apply_group(group: Any, name: str, values: Any, where: str) -> Any:
                 f"{where}: {name}.{key} must be {_WORDS[kind]}, not {type(value).__name__}"
             )
         if kind in (int, float):
-            _check_range(f"{name}.{key}", value, where)
+            _check_range(f"{name}.{key}", typing.cast("float", value), where)
     return replace(group, **values)
 
 

@@ -171,11 +171,11 @@ def decode(body: bytes) -> list[TaskItem] | list[ResultItem] | list[EventItem]:
     if not isinstance(pack, dict) or not isinstance(pack.get("items"), list) or not pack["items"]:
         raise ProtocolError("a message that is not a pack of batchflow")
     if pack.get("v") != VERSION:
-        raise ProtocolError(f"a message of version {pack.get('v')!r}; this batchflow reads {VERSION}")
+        raise ProtocolError(f"a message of version {str(pack.get('v'))[:40]}; this batchflow reads {VERSION}")
     kind = pack.get("type")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise ProtocolError(f"a message of unknown type {kind!r}")
+        raise ProtocolError(f"a message of unknown type {str(kind)[:40]!r}")
     try:
         return [reader(fields) for fields in pack["items"]]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
@@ -321,7 +321,7 @@ def _event_fields(event: EventItem) -> dict[str, Any]:
 def _read_event(fields: dict[str, Any]) -> EventItem:
     kind = fields["kind"]
     if kind not in get_args(EventKind):
-        raise ValueError(f"{kind!r} is no kind of event")
+        raise ValueError("no known kind of event")
     return EventItem(
         uid=_uid(fields),
         task_id=_text(fields, "taskid"),
@@ -350,25 +350,25 @@ def _uid(fields: dict[str, Any]) -> str:
 
 def _string(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
+        raise TypeError(f"{type(value).__name__} is not a string")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
+        raise TypeError(f"{type(value).__name__} is not a number")
     return float(value)
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
+        raise TypeError(f"{type(value).__name__} is not a whole number")
     return value
 
 
 def _table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not an object")
+        raise TypeError(f"{type(value).__name__} is not an object")
     return value
 
 
