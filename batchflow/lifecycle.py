@@ -8,13 +8,18 @@ different asyncio tasks: two notebook cells, a fixture's two halves, a service's
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
 from batchflow.concurrency import first_error
+from batchflow.errors import SessionClosed
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+
+logger = logging.getLogger(__name__)
 
 
 class Supervised:
@@ -28,6 +33,7 @@ class Supervised:
         self._supervisor: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
+        self._failure: BaseException | None = None
 
     async def _serve(self) -> None:
         """Open everything, call `_ready`, work until `_closing` is set, close everything."""
@@ -43,34 +49,41 @@ class Supervised:
         return self._closing.is_set() or (self._supervisor is not None and self._supervisor.done())
 
     async def _open(self) -> Self:
-        """Idempotent. Cancelled, it takes back what it began."""
-        if self._supervisor is None:
+        """Idempotent. Cancelled, it takes back what it began. What was closed does not open again."""
+        if self._supervisor is None and not self._closing.is_set():
             self._opened = asyncio.get_running_loop().create_future()
-            self._supervisor = asyncio.create_task(self._supervise(), name=self._name)
-        assert self._opened is not None
-        try:
-            await asyncio.shield(self._opened)
-        except asyncio.CancelledError:
-            if not self._opened.done():
-                await self.aclose()
-            raise
+            self._supervisor = asyncio.create_task(self._supervise(self._opened), name=self._name)
+        if self._opened is not None:
+            try:
+                await asyncio.shield(self._opened)
+            except asyncio.CancelledError:
+                if not self._opened.done():
+                    await self.aclose()
+                raise
+        if self.closed:
+            raise SessionClosed("it was closed and does not open again: make another")
         return self
 
-    async def _supervise(self) -> None:
-        assert self._opened is not None
+    async def _supervise(self, opened: asyncio.Future[None]) -> None:
+        error: BaseException = SessionClosed("it was closed while it was opening")
         try:
             await self._serve()
-        except BaseException as error:
-            if self._opened.done():
-                raise
-            self._opened.set_exception(first_error(error))
-        else:
-            self._ready()
+        except Exception as failure:
+            error = first_error(failure)
+            if opened.done():
+                self._failure = error
+                logger.warning("ended_by_failure", extra={"what": self._name, "error": str(error)})
         finally:
             self._closing.set()
+            if not opened.done():
+                opened.set_exception(error)
+                opened.exception()  # whoever waits for it gets it; nobody has to
 
     async def aclose(self) -> None:
-        """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on."""
+        """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on.
+
+        Raises what ended it before, if anything did.
+        """
         self._closing.set()
         task = self._supervisor
         if task is None or task is asyncio.current_task():
@@ -81,8 +94,8 @@ class Supervised:
         if not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=self.close_timeout)
-        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-            raise first_error(error)
+        if self._failure is not None:
+            raise self._failure
 
     def __await__(self) -> Generator[object, None, Self]:
         return self._open().__await__()
