@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
-from zlib import crc32
 
 import anyio
 from anyio import CancelScope
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from batchflow.broker import Broker, Delivery
+    from batchflow.broker import Broker, Delivery, QueueRef
     from batchflow.storage import Container
     from node_agent.deaths import Deaths
     from node_agent.news import NewsDesk
@@ -101,7 +100,8 @@ class Agent:
         self._troubles = Troubles(self._pulse.changed)
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
-        self._outboxes = [self._outbox(access) for access in config.results_queues]
+        self._results_queues = tuple(access.queue for access in config.results_queues)
+        self._outboxes = {queue: self._outbox(queue) for queue in self._results_queues}
         self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
         self._depot = Depot(
             parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
@@ -128,9 +128,9 @@ class Agent:
             arrived=self._arrived, nothing_left=self._nothing_left, copied=self._copied, opened=self._opened,
         )  # fmt: skip
 
-    def _outbox(self, access: control.QueueAccess) -> Outbox:
+    def _outbox(self, queue: QueueRef) -> Outbox:
         return Outbox(
-            self._parts.broker, access.queue, self._parts.agent, self._troubles,
+            self._parts.broker, queue, self._parts.agent, self._troubles,
             accepted=self._accepted, too_large=self._too_large, blocked=self._blocked, opened=self._opened,
         )  # fmt: skip
 
@@ -151,7 +151,7 @@ class Agent:
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
         for index, queue in enumerate(self._queues):
             services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}
-        for index, outbox in enumerate(self._outboxes):
+        for index, outbox in enumerate(self._outboxes.values()):
             services[f"results {index}"] = outbox.run
         for index, worker in enumerate(self._workers):
             services[f"slot {index}"] = worker.serve
@@ -284,9 +284,8 @@ class Agent:
         self._outbox_for(item.mailbox).put(task, item.mailbox, encoded)
 
     def _outbox_for(self, mailbox: str) -> Outbox:
-        if len(self._outboxes) == 1:
-            return self._outboxes[0]
-        return self._outboxes[crc32(mailbox.encode()) % len(self._outboxes)]
+        queue = control.queue_for(self._results_queues, mailbox)
+        return self._outboxes[queue]
 
     def _accepted(self, tasks: Sequence[int]) -> None:
         for task in tasks:

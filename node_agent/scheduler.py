@@ -250,7 +250,7 @@ class Scheduler:
             case CopyAccepted(task):
                 self._settle(self._tasks[task])
             case CopyRefused(task):
-                self._copy_refused(self._tasks[task])
+                self._copy_refused(self._tasks[task], now)
             case Completed(delivery):
                 self._messages.pop(delivery, None)
             case LeaseGone(delivery):
@@ -271,6 +271,8 @@ class Scheduler:
     def _advance(self, now: float) -> None:
         """What follows from the state and the time."""
         self._keep_draining(now)
+        if self._exited:
+            return
         self._dispatch(now)
         self._relieve(now)
         for session in self.cancellations.due(now):
@@ -380,11 +382,12 @@ class Scheduler:
         if not self._waiting or first.alone:
             return chunk
         self._packing.slots = self.slots - self._busy
-        room = self._packing.room(_command(first.item), len(self._waiting) + 1)
-        while self._waiting and len(chunk) < room and _alike(first, self._waiting[0]):
-            task = self._waiting.popleft()
-            room = min(room, self._packing.room(_command(task.item), len(self._waiting) + len(chunk)))
-            chunk.append(task)
+        pack = self._packing.pack(len(self._waiting) + 1)
+        pack.admits(_command(first.item), 0)
+        while self._waiting and _alike(first, self._waiting[0]):
+            if not pack.admits(_command(self._waiting[0].item), 0):
+                break
+            chunk.append(self._waiting.popleft())
         return chunk
 
     def _free_slot(self, bundle: str) -> _Slot:
@@ -460,18 +463,26 @@ class Scheduler:
         return True
 
     def _learn(self, item: TaskItem, duration: float) -> None:
+        if len(self._packing.durations) >= _REMEMBERED:
+            self._packing.durations.clear()
         self._packing.seen(_command(item), duration)
         self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     # The ways out
 
     def _conclude(self, task: _Task, verdict: Verdict | None) -> None:
-        task.state = _State.SENDING
+        self._leave(task, _State.SENDING)
         self._out.append(SendResult(task.number, verdict))
 
     def _hand_back(self, task: _Task, command: HandBack) -> None:
-        task.state = _State.COPYING
+        self._leave(task, _State.COPYING)
         self._out.append(command)
+
+    def _leave(self, task: _Task, state: _State) -> None:
+        """It will not run here: no cancellation concerns it any more."""
+        if task.state in (_State.WAITING, _State.PLACED):
+            self.cancellations.release(task.session)
+        task.state = state
 
     def _results_accepted(self, tasks: Iterable[int]) -> None:
         for number in tasks:
@@ -482,7 +493,6 @@ class Scheduler:
     def _settle(self, task: _Task) -> None:
         task.state = _State.SETTLED
         del self._tasks[task.number]
-        self.cancellations.release(task.session)
         self._settled[task.identity] = None
         if len(self._settled) > _REMEMBERED:
             self._settled.popitem(last=False)
@@ -499,13 +509,14 @@ class Scheduler:
         else:
             self._out.append(Complete(message.delivery))
 
-    def _copy_refused(self, task: _Task) -> None:
+    def _copy_refused(self, task: _Task, now: float) -> None:
         """A retry that cannot leave ends the task; else it runs here, or stays with its lock."""
         if task.failure is not None:
             self._conclude(task, None)
         elif self.state == "draining":
             self._abandon(task)
         else:
+            self.cancellations.hold(task.session, now)
             self._wait(task)
 
     def _abandon(self, task: _Task) -> None:
@@ -608,6 +619,7 @@ class Scheduler:
         self._exited = True
         if self.state != "exiting":
             self._announce("exiting")
+        self._set_pulling()
         self._out.append(command)
 
     def _announce(self, state: AgentState) -> None:
