@@ -197,9 +197,8 @@ def pool_error(
 
 def meaning_of(error: BaseException) -> Meaning | None:
     """The entry of the table that fits best; None when there is none."""
-    inner = getattr(error, "inner_exception", None)
-    if isinstance(inner, AttributeError | RuntimeError | OSError):
-        error = inner  # what the Service Bus SDK did not foresee, in a wrapper that says nothing
+    if type(error).__name__ == "ServiceBusError" and code_of(error) is None:
+        error = getattr(error, "inner_exception", None) or error  # in a wrapper that says nothing
     return BY_CODE.get(code_of(error) or "") or _by_class(type(error)) or _by_status(error)
 
 

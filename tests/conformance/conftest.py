@@ -102,12 +102,14 @@ async def servicebus(kind: str, stack: AsyncExitStack, directory: Path) -> tuple
 
 
 @pytest_asyncio.fixture(params=["memory", "local", REAL])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+async def storage(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Storage]:
     async with AsyncExitStack() as stack:
         if request.param == "memory":
             yield await stack.enter_async_context(MemoryStorage())
             return
-        connection_string = await blob_service(request.param, stack, tmp_path / "blobs")
+        connection_string = await blob_service(request.param, stack, tmp_path_factory.mktemp("blobs"))
         yield await stack.enter_async_context(BlobStorage(connection_string))
 
 

@@ -1,0 +1,136 @@
+"""The port to the machines keeps its promises, against the local cloud and a real account."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from batchflow.compute import BatchTask, PoolDocument
+from batchflow.errors import ConfigurationError, PoolExists, PoolNotFound
+from batchflow.model import Image
+
+if TYPE_CHECKING:
+    from batchflow.compute import BatchTaskInfo, Compute
+
+SIZE = "standard_d2s_v3"
+LONG = 600.0
+"""Seconds in which a real node boots."""
+
+
+@pytest.fixture
+def name() -> str:
+    return f"conformance-{secrets.token_hex(6)}"
+
+
+async def ended(compute: Compute, job: str) -> list[BatchTaskInfo]:
+    """The tasks of a job once all of them have ended."""
+    async with asyncio.timeout(LONG):
+        while True:
+            tasks = await compute.tasks(job)
+            if all(task.state == "completed" for task in tasks):
+                return tasks
+            await asyncio.sleep(0.05)
+
+
+async def test_pool(compute, name) -> None:
+    """A pool is made once, told of as it was made, resized, listed and deleted once."""
+    document = PoolDocument(name, SIZE, Image(), 0, metadata={"made-by": "conformance"})
+    await compute.create_pool(document)
+    with pytest.raises(PoolExists):
+        await compute.create_pool(document)
+    pool = await compute.pool(name)
+    assert (pool.id, pool.state, pool.vm_size, pool.wanted, pool.task_slots) == (name, "active", SIZE, 0, 1)
+    assert pool.metadata == {"made-by": "conformance"}
+    assert name in [each.id async for each in compute.pools()]
+    assert await compute.nodes(name) == []
+    assert await compute.delete_pool(name)
+    assert await compute.delete_pool(name) in (True, False)
+
+
+async def test_bad_pool(compute) -> None:
+    """What Batch does not take is told with its reasons."""
+    with pytest.raises(ConfigurationError, match="not an id!"):
+        await compute.create_pool(PoolDocument("not an id!", SIZE, Image(), 0))
+
+
+async def test_missing_pool(compute, name) -> None:
+    """A pool that is not there is told as that."""
+    with pytest.raises(PoolNotFound):
+        await compute.pool(name)
+    with pytest.raises(PoolNotFound):
+        await compute.nodes(name)
+    with pytest.raises(PoolNotFound):
+        await compute.resize_pool(name, 1, 0)
+    assert not await compute.delete_pool(name)
+
+
+async def test_missing_job(compute, name) -> None:
+    """Of a job that is not there nothing is listed, read or deleted."""
+    assert await compute.tasks(name) == []
+    assert await compute.task_output(name, "t", "stdout.txt") == ""
+    assert not await compute.delete_task(name, "t")
+    assert not await compute.delete_job(name)
+
+
+@pytest.mark.timeout(900)
+async def test_tasks(compute, name) -> None:
+    """Tasks run on the pool's nodes, tell their exit and output, and can be removed with their job."""
+    await compute.create_pool(PoolDocument(name, SIZE, Image(), 1, start_command="/bin/true"))
+    try:
+        assert await compute.create_job(name, name)
+        assert not await compute.create_job(name, name)
+        tasks = [
+            BatchTask("good", "/bin/sh -c 'echo $GREETING, world'", environment={"GREETING": "hello"}),
+            BatchTask("bad", "/bin/sh -c 'echo oh >&2; exit 3'"),
+        ]
+        await compute.add_tasks(name, tasks)
+        await compute.add_tasks(name, tasks)
+        told = {task.id: task for task in await ended(compute, name)}
+        assert told["good"].exit_code == 0
+        assert told["good"].failure is None
+        assert told["bad"].exit_code == 3
+        assert told["bad"].failure is not None
+        assert told["bad"].node in [node.id for node in await compute.nodes(name)]
+        assert await compute.task_output(name, "good", "stdout.txt") == "hello, world\n"
+        assert await compute.task_output(name, "good", "stdout.txt", tail=6) == "world\n"
+        assert await compute.task_output(name, "good", "stderr.txt") == ""
+        assert await compute.task_output(name, "bad", "stderr.txt") == "oh\n"
+        assert await compute.task_output(name, "good", "nothing.txt") == ""
+        assert await compute.delete_task(name, "bad")
+        assert [task.id for task in await compute.tasks(name)] == ["good"]
+    finally:
+        await compute.delete_job(name)
+        await compute.delete_pool(name)
+
+
+async def test_completed_job_is_made_anew(compute, name) -> None:
+    """A job that ended when it was idle gives way to a new one of its id."""
+    await compute.create_pool(PoolDocument(name, SIZE, Image(), 1))
+    try:
+        await compute.create_job(name, name)
+        await compute.add_tasks(name, [BatchTask("only", "/bin/true")])
+        await compute.end_job_when_idle(name)
+        await ended(compute, name)
+        async with asyncio.timeout(LONG):
+            while not await compute.create_job(name, name):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await compute.tasks(name) == []
+    finally:
+        await compute.delete_job(name)
+        await compute.delete_pool(name)
+
+
+async def test_many_tasks(compute, name) -> None:
+    """More tasks than one request takes are added all the same."""
+    await compute.create_pool(PoolDocument(name, SIZE, Image(), 0))
+    try:
+        await compute.create_job(name, name)
+        await compute.add_tasks(name, [BatchTask(f"t{i}", "/bin/true") for i in range(120)])
+        assert len(await compute.tasks(name)) == 120
+        assert {task.state for task in await compute.tasks(name)} == {"active"}
+    finally:
+        await compute.delete_job(name)
+        await compute.delete_pool(name)

@@ -1,0 +1,174 @@
+"""The port to the blobs keeps its promises, whoever implements it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from batchflow.azure.blob import BlobStorage, SignedContainer
+from batchflow.errors import BlobConflict, BlobNotFound, StorageError
+from batchflow.storage import AccessPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from batchflow.storage import Container
+
+
+@pytest_asyncio.fixture
+async def container(storage) -> AsyncIterator[Container]:
+    name = f"conformance-{secrets.token_hex(6)}"
+    assert await storage.create_container(name)
+    yield storage.container(name)
+    await storage.delete_container(name)
+
+
+async def test_put_and_get(container) -> None:
+    """A blob is read as it was written, with the ETag that writing told."""
+    etag = await container.put("a/b.json", b"\x00data")
+    blob = await container.get("a/b.json")
+    assert (blob.data, blob.etag) == (b"\x00data", etag)
+    assert (await container.get_if_changed("a/b.json", None)) == blob
+    await container.put("empty", b"")
+    assert (await container.get("empty")).data == b""
+
+
+async def test_get_if_changed(container) -> None:
+    """A blob that did not change is not read again; one that did is."""
+    first = await container.put("doc", b"1")
+    assert await container.get_if_changed("doc", first) is None
+    second = await container.put("doc", b"2")
+    assert second != first
+    blob = await container.get_if_changed("doc", first)
+    assert blob is not None
+    assert (blob.data, blob.etag) == (b"2", second)
+
+
+async def test_conditions(container) -> None:
+    """Who writes over a version that is no longer there, or where something is already, is told."""
+    first = await container.put("doc", b"1", create=True)
+    second = await container.put("doc", b"2", if_match=first)
+    with pytest.raises(BlobConflict):
+        await container.put("doc", b"3", if_match=first)
+    with pytest.raises(BlobConflict):
+        await container.put("doc", b"3", create=True)
+    with pytest.raises(BlobConflict):
+        await container.put("none", b"3", if_match=first)
+    assert (await container.get("doc")).etag == second
+
+
+async def test_only_one_creates(container) -> None:
+    """Of several who create the same blob at once one succeeds."""
+    tries = (container.put("doc", bytes([i]), create=True) for i in range(5))
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(each, str) for each in outcomes) == 1
+    assert sum(isinstance(each, BlobConflict) for each in outcomes) == 4
+
+
+async def test_missing(container, storage, tmp_path) -> None:
+    """What is not there is told as that, be it the blob or its container."""
+    nowhere = storage.container("conformance-no-such-container")
+    for place in (container, nowhere):
+        with pytest.raises(BlobNotFound):
+            await place.get("none")
+        with pytest.raises(BlobNotFound):
+            await place.get_if_changed("none", '"0x1"')
+        with pytest.raises(BlobNotFound):
+            await place.download("none", tmp_path / "none")
+        assert not await place.delete("none")
+    with pytest.raises(BlobNotFound):
+        await nowhere.put("a", b"")
+    with pytest.raises(BlobNotFound):
+        await nowhere.append("a", b"x")
+    with pytest.raises(BlobNotFound):
+        await anext(nowhere.list())
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_append(container) -> None:
+    """Appending makes the blob and adds to it."""
+    await container.append("log", b"")
+    await container.append("log", b"one ")
+    await container.append("log", b"two")
+    assert (await container.get("log")).data == b"one two"
+
+
+async def test_list(container) -> None:
+    """Listing tells the blobs under a prefix, with sizes, the ETags that reading tells, and when."""
+    for name in ("a/1", "a/2", "b/1"):
+        await container.put(name, name.encode() * 10)
+    found = [blob async for blob in container.list("a/")]
+    assert [blob.name for blob in found] == ["a/1", "a/2"]
+    assert [blob.size for blob in found] == [30, 30]
+    assert found[0].etag == (await container.get("a/1")).etag
+    assert abs(found[0].modified_at - time.time()) < 60
+    assert len([blob async for blob in container.list()]) == 3
+
+
+async def test_delete(container) -> None:
+    """What was deleted is gone; deleting it again says that there was none."""
+    await container.put("a", b"")
+    assert await container.delete("a")
+    assert not await container.delete("a")
+    with pytest.raises(BlobNotFound):
+        await container.get("a")
+
+
+@pytest.mark.parametrize("size", [0, 10, 5_000_000])
+async def test_files(container, tmp_path, size) -> None:
+    """A file goes up and comes down whole, also one of many blocks, and leaves nothing beside it."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(secrets.token_bytes(size))
+    await container.upload("file", source)
+    with pytest.raises(BlobConflict):
+        await container.upload("file", source, create=True)
+    target.write_bytes(b"old")
+    await container.download("file", target)
+    assert target.read_bytes() == source.read_bytes()
+    assert sorted(tmp_path.glob("*t*")) == [target]
+
+
+async def test_containers(storage) -> None:
+    """Containers are made once, listed by prefix, and deleted once."""
+    name = f"conformance-{secrets.token_hex(6)}"
+    assert await storage.create_container(name)
+    assert not await storage.create_container(name)
+    assert await storage.containers(name) == [name]
+    assert await storage.delete_container(name)
+    assert not await storage.delete_container("conformance-no-such-container")
+    assert await storage.containers(name) == []
+
+
+async def test_signature(storage) -> None:
+    """A signature opens what its stored policy allows, until the policy is removed."""
+    if not isinstance(storage, BlobStorage):
+        pytest.skip("signatures open nothing in memory")
+    name = f"conformance-{secrets.token_hex(6)}"
+    reading = AccessPolicy("reading", "rl", time.time() + 600)
+    writing = AccessPolicy("writing", "cw", time.time() + 600)
+    await storage.create_container(name, (reading, writing))
+    container = storage.container(name)
+    await container.put("a", b"1")
+    async with (
+        SignedContainer(container.url, storage.signature(name, "reading"), setting="reader") as reader,
+        SignedContainer(container.url, storage.signature(name, "writing")) as writer,
+    ):
+        assert (reader.name, reader.url) == (name, container.url)
+        assert (await reader.get("a")).data == b"1"
+        assert [blob.name async for blob in reader.list()] == ["a"]
+        with pytest.raises(StorageError) as caught:
+            await reader.put("b", b"")
+        assert caught.value.setting == "reader"
+        await writer.put("b", b"2", create=True)
+        with pytest.raises(StorageError):
+            await writer.get("b")
+        assert not await storage.create_container(name, (writing,))
+        if not container.url.startswith("https"):  # Azure takes up to half a minute to notice
+            with pytest.raises(StorageError):
+                await reader.get("a")
+    await storage.delete_container(name)
