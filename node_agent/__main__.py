@@ -15,8 +15,7 @@ from node_agent import logs
 from node_agent.supervisor import EX_CONFIG, Supervisor
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from batchflow.control import AgentConfig
     from node_agent.launch import Adaptors
@@ -58,19 +57,10 @@ def _agent(config_path: Path, directory: Path) -> int:
 
 
 def _run(config: AgentConfig, directory: Path) -> None:
+    """On asyncio's own loop: uvloop would start programs by a fork, at three times the cost in CPU."""
     import asyncio
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(config, directory))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+    asyncio.run(_serve(config, directory))
 
 
 async def _serve(config: AgentConfig, directory: Path) -> None:

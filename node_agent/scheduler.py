@@ -12,7 +12,8 @@ Rules:
   results are sent all the same, only the message is not completed.
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
-  seconds), and taking apart a message that comes a second time (none of them charged).
+  seconds and `LAGGING` times longer than usual), and taking apart a message that comes a second time (none
+  of them charged).
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
   (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
@@ -86,9 +87,11 @@ from node_agent.scheduling import (
     Verdict,
 )
 
-SHORT: Final = 0.02
+SHORT: Final = 0.1
 """Seconds: tasks below this are worth a message in advance."""
 STRAGGLER: Final = 0.1
+LAGGING: Final = 3.0
+"""Times the usual duration: a task is no straggler sooner."""
 LETHAL: Final = 3
 SETTLE: Final = 10.0
 MOST_HELD: Final = 4096
@@ -563,7 +566,7 @@ class Scheduler:
         """When every slot has run one task for too long; None when one of them does something else."""
         if any(slot.phase is not _Phase.RUNNING or slot.stopping for slot in self._slots):
             return None
-        return max(slot.moved_at for slot in self._slots) + STRAGGLER
+        return max(slot.moved_at for slot in self._slots) + max(STRAGGLER, LAGGING * (self._mean or 0.0))
 
     def _relieve(self, now: float) -> None:
         """Hand back what would wait behind stragglers."""
