@@ -83,9 +83,9 @@ class BundleCache:
 
     @property
     def size(self) -> int:
-        """Bytes of content on the disk."""
-        held = _contents(held.bundle for held in self._held.values())
-        return sum(held.values()) + sum(self._strangers.values())
+        """Bytes of content on the disk, and of what is being fetched."""
+        bundles = [held.bundle for held in self._held.values()] + list(self._coming.values())
+        return sum({**self._strangers, **_contents(bundles)}.values())
 
     async def bundle(self, bundle_hash: str) -> Bundle:
         """The list of a bundle's files.
@@ -98,7 +98,6 @@ class BundleCache:
                 raise ProtocolError(f"not the hash of a bundle: {bundle_hash!r:.80}")
             blob = await self._control.get(bundle_blob(bundle_hash))
             known = Bundle.read(blob.data, bundle_hash)
-            _check_hashes(known)
             while len(self._lists) >= _KEPT_LISTS:
                 del self._lists[next(iter(self._lists))]
             self._lists[bundle_hash] = known
@@ -117,7 +116,7 @@ class BundleCache:
         finally:
             held.users -= 1
             if not held.users:
-                self._evict(room=0)
+                self._evict()
 
     async def _hold(self, bundle_hash: str) -> _Held:
         """A bundle in place, with one user more."""
@@ -139,7 +138,7 @@ class BundleCache:
     async def _fetch(self, bundle_hash: str) -> _Held:
         """Join the fetch of a bundle, or start it; the last one to give up ends it."""
         fetch = self._fetches.get(bundle_hash)
-        if fetch is None:
+        if fetch is None or fetch.task.done():
             task = asyncio.create_task(self._bring(bundle_hash), name=f"fetch bundle {bundle_hash[:12]}")
             fetch = self._fetches[bundle_hash] = _Fetch(task)
         fetch.waiting += 1
@@ -148,14 +147,15 @@ class BundleCache:
         finally:
             fetch.waiting -= 1
             if not fetch.waiting:
-                del self._fetches[bundle_hash]
                 fetch.task.cancel()
+                if self._fetches.get(bundle_hash) is fetch:
+                    del self._fetches[bundle_hash]
 
     async def _bring(self, bundle_hash: str) -> _Held:
         bundle = await self.bundle(bundle_hash)
         self._coming[bundle_hash] = bundle
         try:
-            self._evict(room=sum(_contents([bundle]).values()))
+            self._evict()
             await self._bring_files(bundle)
             folder = await asyncio.to_thread(self._lay_out, bundle)
         finally:
@@ -198,14 +198,17 @@ class BundleCache:
             os.link(self._files / _content_name(file), target)
         return folder
 
-    def _evict(self, room: int) -> None:
-        """Let go of what is not in use until `room` more bytes fit."""
-        while self._strangers and self.size + room > self._limit:
-            name, _ = self._strangers.popitem()
+    def _evict(self) -> None:
+        """Let go of what is not in use until all that is here or coming is within the limit."""
+        needed = _contents(self._coming.values())
+        for name in self._strangers.keys() - needed.keys():
+            if self.size <= self._limit:
+                return
+            del self._strangers[name]
             remove(self._files / name)
         for bundle_hash in [name for name, held in self._held.items() if not held.users]:
-            if self.size + room <= self._limit:
-                break
+            if self.size <= self._limit:
+                return
             if bundle_hash not in self._coming:
                 self._drop(self._held.pop(bundle_hash))
 
@@ -227,13 +230,6 @@ def _content_name(file: BundleFile) -> str:
 def _contents(bundles: Iterable[Bundle]) -> dict[str, int]:
     """The contents of some bundles, each once, with their sizes."""
     return {_content_name(file): file.size for bundle in bundles for file in bundle.files}
-
-
-def _check_hashes(bundle: Bundle) -> None:
-    """Hashes become names of files and blobs. Raises `ProtocolError`."""
-    for file in bundle.files:
-        if not _HASH.fullmatch(file.sha256):
-            raise ProtocolError(f"the bundle {bundle.hash[:12]} names no SHA-256 for {file.name!r}")
 
 
 def _is_right(path: Path, file: BundleFile) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from dataclasses import replace
@@ -16,13 +17,24 @@ from node_agent.disk import stamp
 from node_agent.slots import Execution, Outcome, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from batchflow.wire import EventItem
 
 _QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
 _CONTAINER = ContainerAccess("https://account/container", "signature")
+
+
+BOUND = 20.0
+"""Seconds that anything may take on a busy machine."""
+
+
+async def until(condition: Callable[[], Any], bound: float = BOUND) -> None:
+    """Wait for what only a look can tell, such as another process's end."""
+    async with asyncio.timeout(bound):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def config(**changes: Any) -> AgentConfig:

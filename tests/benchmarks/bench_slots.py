@@ -1,4 +1,4 @@
-"""What a slot costs: `python tests/benchmarks/bench_slots.py [--tasks N] [--java N]`. Prints; asserts nothing.
+"""What a slot costs: `python tests/benchmarks/bench_slots.py [--tasks N] [--java N]`; only prints.
 
 CPU is that of this process and of the warm child together. The Java part runs one JVM a task on two slots
 and compares with `xargs -P2` for the same commands; it is left out where there is no `javac`.
@@ -17,11 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "agent"))
-
-from support_tasks import config, materialise, value
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from node_agent.slots import Execution, Slot
+from tests.agent.support_tasks import config, materialise, value
 
 NOOP = "def do_action(engine, args):\n    return None\n"
 RUNNER = "def do_action(engine, args):\n    return engine.java_runner(args)\n"
