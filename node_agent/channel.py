@@ -46,6 +46,7 @@ class Channel:
         self._changed = threading.Condition()
         self._reading = False
         self._orders: deque[tuple[int, bytes]] = deque()
+        self._go = False
         self._replies: dict[int, dict[str, Any]] = {}
         self._waiting: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._calls = 0
@@ -64,8 +65,13 @@ class Channel:
                 view = view[os.write(self._fd, view) :]
 
     def order(self) -> tuple[int, bytes]:
-        """Wait for the next SETUP, TASK or GO."""
+        """Wait for the next SETUP or TASK."""
         return self._wait(lambda: self._orders.popleft() if self._orders else None)
+
+    def go(self) -> None:
+        """Wait for a GO; the tasks that were sent before it keep their turn."""
+        self._wait(lambda: self._go or None)
+        self._go = False
 
     def new_call(self, arrived: Callable[[dict[str, Any]], None] | None = None) -> int:
         """A number for a CALL. `arrived` gets the reply, in whatever thread reads it."""
@@ -127,6 +133,8 @@ class Channel:
     def _absorb(self, kind: int, payload: bytes) -> None:
         if kind == frames.CANCEL:
             self._cancelled = True
+        elif kind == frames.GO:
+            self._go = True
         elif kind == frames.REPLY:
             reply = orjson.loads(payload)
             if (arrived := self._waiting.pop(reply["call"], None)) is not None:

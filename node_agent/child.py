@@ -118,7 +118,7 @@ class Child:
                 flags = self._flags(task)
                 self._channel.send(kind, bytes((flags,)) + answer)
                 if flags and task["more"]:
-                    self._channel.order()
+                    self._channel.go()
 
     def _run(self, task: dict[str, Any]) -> tuple[int, bytes]:
         """The frame that answers a task. Never raises."""
