@@ -63,6 +63,7 @@ class ServiceBusServer:
         self._vacant = asyncio.Event()
         self._vacant.set()
         self._strangers: set[asyncio.Transport] = set()
+        self._ready: set[Peer] = set()
         self._flush_planned = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -169,9 +170,15 @@ class ServiceBusServer:
         self._vacant.clear()
 
     def received(self, wire: _AmqpWire, data: bytes) -> None:
-        """Bytes have come in."""
-        wire.peer.receive(data, self._now())
-        self.plan_flush()
+        """Bytes have come in: the answer leaves at once, what others are sent at the end of this turn."""
+        now = self._now()
+        wire.peer.receive(data, now)
+        self._ready |= self._broker.take_touched(now)
+        self._ready.discard(wire.peer)
+        self._write(wire, now)
+        if self._ready:
+            self.plan_flush()
+        self._arm(now)
 
     def disconnected(self, wire: _AmqpWire) -> None:
         """A connection is gone."""
@@ -197,11 +204,17 @@ class ServiceBusServer:
     def _flush(self) -> None:
         self._flush_planned = False
         now = self._now()
-        for peer in self._broker.take_touched(now):
+        ready, self._ready = self._ready | self._broker.take_touched(now), set()
+        for peer in ready:
             wire = self._wires.get(peer)
             if wire is not None:
-                wire.send(peer.connection.data_to_send(now), last=peer.ended, latency=self._latency)
+                self._write(wire, now)
         self._arm(now)
+
+    def _write(self, wire: _AmqpWire, now: float) -> None:
+        data = wire.peer.connection.data_to_send(now)
+        if data or wire.peer.ended:
+            wire.send(data, last=wire.peer.ended, latency=self._latency)
 
     def _arm(self, now: float) -> None:
         deadline = self._broker.next_deadline()
@@ -296,13 +309,13 @@ class _AmqpWire(asyncio.Protocol):
             self._delayed.append((data, last))
             asyncio.get_running_loop().call_later(latency, self._send_oldest)
         else:
-            self._write(data, last=last)
+            self._put(data, last=last)
 
     def _send_oldest(self) -> None:
         data, last = self._delayed.popleft()
-        self._write(data, last=last)
+        self._put(data, last=last)
 
-    def _write(self, data: bytes, *, last: bool) -> None:
+    def _put(self, data: bytes, *, last: bool) -> None:
         if self._transport is None:
             return
         if data:

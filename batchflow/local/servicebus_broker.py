@@ -402,7 +402,7 @@ class Broker:
         :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""
         entity = self.namespace.delete(name)
         for path in [path for path, node in self._nodes.items() if node.entity is entity]:
-            del self._nodes[path]
+            self._nodes.pop(path).retired = True
         for peer in list(self.peers):
             peer.queue_deleted(entity, now)
 
@@ -443,15 +443,15 @@ class Broker:
             if thing is not None and deadline == thing.armed_at:
                 thing.armed_at = math.inf
                 thing.tick(now)
-                self.arm(thing)
                 if isinstance(thing, QueueNode):
                     self._tidy(thing, now)
+                self.arm(thing)
 
     def _tidy(self, node: QueueNode, now: float) -> None:
         """Delete a queue that was made to go when it is idle for long."""
         self.stir(node)
         entity = node.entity
-        if entity.idle_deadline <= now and self.namespace.find(entity.name) is entity:
+        if entity.idle_deadline <= now and not node.retired:
             if any(other.entity is entity and not other.idle for other in self._nodes.values()):
                 entity.accessed_at = now
             else:

@@ -142,7 +142,7 @@ def render(message: Message) -> bytes:
 class QueueNode:
     """A queue, or its dead-letter queue, and the links that receive from it."""
 
-    __slots__ = ("armed_at", "entity", "outlets", "queue", "sessions", "waiting")
+    __slots__ = ("armed_at", "entity", "outlets", "queue", "retired", "sessions", "waiting")
 
     def __init__(self, entity: Entity, queue: Queue) -> None:
         self.entity = entity
@@ -151,6 +151,8 @@ class QueueNode:
         self.sessions: dict[str, Outlet] = {}
         self.waiting: deque[tuple[float, Outlet]] = deque()
         self.armed_at = math.inf
+        self.retired = False
+        """Set when the queue was deleted: there is nothing to wait for any more."""
 
     @property
     def idle(self) -> bool:
@@ -181,6 +183,8 @@ class QueueNode:
 
     def next_deadline(self) -> float:
         """When :meth:`tick` is due."""
+        if self.retired:
+            return math.inf
         deadline = self.queue.next_deadline()
         waiting = min((deadline for deadline, _ in self.waiting), default=math.inf)
         return min(math.inf if deadline is None else deadline, waiting, self.entity.idle_deadline)

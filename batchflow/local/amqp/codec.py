@@ -352,12 +352,12 @@ def split_list(data: bytes, pos: int = 0) -> tuple[list[bytes], int]:
 
     So a list can be changed in one place and the rest sent back exactly as it came.
     """
+    end = skip(data, pos)
     code = data[pos]
     if code == 0x45:
-        return [], pos + 1
+        return [], end
     if code not in (0xC0, 0xD0):
         raise DecodeError("a list was expected")
-    end = skip(data, pos)
     count, pos, _ = _compound8(data, pos + 1) if code == 0xC0 else _compound32(data, pos + 1)
     items = []
     for _ in range(min(count, end - pos)):

@@ -1,0 +1,423 @@
+"""The broker frame by frame, without sockets: rights, idleness, tokens and faults; time moves by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote_plus
+from uuid import UUID
+
+import pytest
+
+from batchflow.local.amqp.codec import (
+    Array,
+    Described,
+    Symbol,
+    Timestamp,
+    UInt,
+    ULong,
+    decode,
+    encode,
+    encode_described,
+)
+from batchflow.local.amqp.performatives import EMPTY_FRAME
+from batchflow.local.queues import counting_tokens
+from batchflow.local.sas import AccessRule, Rights, sign
+from batchflow.local.servicebus_broker import Broker, Peer
+from batchflow.local.servicebus_namespace import Namespace, QueueSettings
+
+ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x12, 0x19)
+ACCEPTED, REJECTED, RELEASED, MODIFIED = 0x24, 0x25, 0x26, 0x27
+ROOT = "RootManageSharedAccessKey"
+START = 1_000_000.0
+
+
+def message(body: bytes = b"body", *, message_id: str = "id", session: str | None = None) -> bytes:
+    properties = encode_described(0x73, encode([message_id, *[None] * 9, session]))
+    return properties + encode_described(0x75, encode(body))
+
+
+class World:
+    """A broker with a queue and a clock."""
+
+    def __init__(self, amqp_client: Any) -> None:
+        self.now = START
+        namespace = Namespace("root-key", counting_tokens(), START)
+        self.broker = Broker(namespace, link_idle_timeout=600.0)
+        rules = (
+            AccessRule("send", Rights.SEND, "k1", "k2"),
+            AccessRule("listen", Rights.LISTEN, "k3", "k4"),
+        )
+        self.broker.create_queue("q", QueueSettings(rules=rules, lock_duration=60.0), START)
+        self.broker.create_queue("s", QueueSettings(requires_session=True), START)
+        self._client = amqp_client
+
+    def connect(self, rule: str | None = ROOT, key: str = "root-key", *, until: float = 1e10) -> Any:
+        """Connect, open, and put a token for everything that the rule covers."""
+        peer = self.broker.connect(self.now)
+        client = self._client(lambda data: self.feed(peer, data))
+        client.peer = peer
+        client.open()
+        if rule is not None:
+            client.attach(200, "$cbs", "replies", receives=True)
+            client.credit(200, 100)
+            client.attach(201, "x", "$cbs", receives=False)
+            client.token_reply = self.put_token(client, rule, key, until)
+        return client
+
+    def put_token(self, client: Any, rule: str, key: str, until: float) -> int:
+        resource = quote_plus("sb://host" if rule == ROOT else "sb://host/q")
+        expiry = str(int(until))
+        signature = quote_plus(sign(key, resource, expiry).decode())
+        token = f"SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn={rule}"
+        properties = {"operation": "put-token", "name": "sb://host/q", "type": "jwt"}
+        reply = self.ask(client, 201, properties, token)
+        return int(reply[0]["status-code"])
+
+    def ask(self, client: Any, handle: int, properties: dict[str, Any], body: Any) -> tuple[Any, Any]:
+        request = (
+            encode_described(0x73, encode([ULong(7)]))
+            + encode_described(0x74, encode(properties))
+            + encode_described(0x77, encode(body))
+        )
+        frames = client.transfer(handle, 0, request)
+        (payload,) = [each.payload for each in frames if each.code == TRANSFER]
+        about, end = decode(payload)
+        assert about.value[5] == 7, "the reply names the request, with its type"
+        told, end = decode(payload, end)
+        return told.value, decode(payload, end)[0].value
+
+    def manage(self, client: Any, operation: str, **body: Any) -> tuple[int, Any, str | None]:
+        """Send a request to $management: the status, the body and the error condition of the reply."""
+        properties = {"operation": f"com.microsoft:{operation}"}
+        named = {key.replace("_", "-"): value for key, value in body.items()}
+        told, answer = self.ask(client, 211, properties, named)
+        return told["statusCode"], answer, told.get("errorCondition")
+
+    def management(self, client: Any, queue: str = "q") -> None:
+        client.attach(210, f"{queue}/$management", "replies", receives=True)
+        client.credit(210, 100)
+        client.attach(211, "x", f"{queue}/$management", receives=False)
+
+    def feed(self, peer: Peer, data: bytes) -> bytes:
+        peer.receive(data, self.now)
+        self.broker.take_touched(self.now)
+        return peer.connection.data_to_send(self.now)
+
+    def advance(self, to: float) -> None:
+        """Move the clock from deadline to deadline."""
+        while (deadline := self.broker.next_deadline()) is not None and deadline <= to:
+            self.now = max(self.now, deadline)
+            self.broker.tick(self.now)
+            self.broker.take_touched(self.now)
+        self.now = to
+
+
+@pytest.fixture
+def world(amqp_client: Any) -> World:
+    return World(amqp_client)
+
+
+def error_of(frames: list[Any]) -> str:
+    return str(frames[-1].fields[-1].value[0])
+
+
+def outcome_of(frames: list[Any]) -> tuple[int, str | None]:
+    """The outcome of the one disposition among the frames, and the condition of its error."""
+    (state,) = [each.fields[4] for each in frames if each.code == DISPOSITION]
+    return state.descriptor, state.value[0].value[0] if state.value else None
+
+
+# -- rights -----------------------------------------------------------------------------------------------
+
+
+def test_without_a_token_nothing_but_cbs_can_be_attached(world: World) -> None:
+    """Not even the management of a queue, and one cannot tell whether a queue exists."""
+    client = world.connect(rule=None)
+    for name in ("q", "missing", "q/$management", "q/$DeadLetterQueue"):
+        assert error_of(client.attach(0, name, "x", receives=True)) == "amqp:unauthorized-access"
+
+
+def test_a_token_counts_on_its_connection_alone(world: World) -> None:
+    """Another connection has to put its own."""
+    world.connect()
+    stranger = world.connect(rule=None)
+    assert error_of(stranger.attach(0, "x", "q", receives=False)) == "amqp:unauthorized-access"
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "status"), [("send", "k2", 202), ("send", "k3", 401), ("nobody", "k1", 401)]
+)
+def test_a_token_is_signed_by_a_key_of_its_rule(world: World, rule: str, key: str, status: int) -> None:
+    """Either key of the rule, and no other."""
+    assert world.connect(rule, key).token_reply == status
+
+
+def test_a_rule_of_a_queue_covers_that_queue(world: World) -> None:
+    """With its right, its dead letters included, and no other queue."""
+    client = world.connect("listen", "k3")
+    assert client.attach(0, "Q/$deadletterqueue", "x", receives=True)[-1].code == ATTACH
+    assert error_of(client.attach(1, "s", "x", receives=True)) == "amqp:unauthorized-access"
+    assert error_of(client.attach(2, "x", "q", receives=False)) == "amqp:unauthorized-access"
+
+
+def test_each_request_needs_its_own_right(world: World) -> None:
+    """A management link that may be opened does not permit all that can be asked there."""
+    sender = world.connect("send", "k1")
+    world.management(sender)
+    status, _, condition = world.manage(sender, "peek-message", from_sequence_number=0, message_count=1)
+    assert (status, condition) == (401, "amqp:unauthorized-access")
+    listener = world.connect("listen", "k3")
+    world.management(listener)
+    assert world.manage(listener, "schedule-message", messages=[])[0] == 401
+    assert world.manage(listener, "peek-message", from_sequence_number=0, message_count=1)[0] == 204
+
+
+def test_links_end_with_the_token_that_permitted_them(world: World) -> None:
+    """A new one in time keeps them."""
+    keeps, loses = (world.connect(until=START + 100) for _ in range(2))
+    for client in (keeps, loses):
+        client.attach(0, "q", "x", receives=True)
+    world.put_token(keeps, ROOT, "root-key", START + 1_000)
+    world.advance(START + 101)
+    assert keeps.send(b"") == []
+    (detached,) = loses.send(b"")
+    assert (detached.code, error_of([detached])) == (DETACH, "amqp:unauthorized-access")
+
+
+# -- idleness ---------------------------------------------------------------------------------------------
+
+
+def test_a_link_without_traffic_is_detached_and_then_its_connection_closed(world: World) -> None:
+    """After the idle time, and after half of it more."""
+    client = world.connect()
+    client.attach(0, "q", "x", receives=True)
+    world.advance(START + 300)
+    client.credit(0, 1)
+    for later in (600, 899):
+        world.advance(START + later)
+        client.send(EMPTY_FRAME)
+    world.advance(START + 901)
+    (detached,) = client.send(b"")
+    assert (detached.code, error_of([detached])) == (DETACH, "amqp:link:detach-forced")
+    world.advance(START + 1_202)
+    assert client.peer.ended
+    (closed,) = client.send(b"")
+    assert (closed.code, error_of([closed])) == (CLOSE, "amqp:connection:forced")
+
+
+def test_an_idle_queue_deletes_itself(world: World) -> None:
+    """Not while someone is attached to it."""
+    world.broker.create_queue("brief", QueueSettings(auto_delete_on_idle=300.0), START)
+    client = world.connect()
+    client.attach(0, "brief", "x", receives=True)
+    world.advance(START + 450)
+    client.perform(1, DETACH, UInt(0), True)
+    world.advance(START + 599)
+    assert world.broker.namespace.find("brief") is not None
+    world.advance(START + 601)
+    assert world.broker.namespace.find("brief") is None
+    assert error_of(client.attach(0, "brief", "x", receives=True)) == "amqp:not-found"
+
+
+# -- messages ---------------------------------------------------------------------------------------------
+
+
+def receiver(world: World, credit: int = 10, **more: Any) -> Any:
+    client = world.connect()
+    client.attach(0, "q", "x", receives=True, **more)
+    client.credit(0, credit)
+    return client
+
+
+def put(world: World, *bodies: bytes) -> None:
+    sender = world.connect()
+    sender.attach(0, "x", "q", receives=False)
+    for index, body in enumerate(bodies):
+        assert outcome_of(sender.transfer(0, index, message(body)))[0] == ACCEPTED
+
+
+def test_receivers_with_credit_take_turns(world: World) -> None:
+    """Each gets one after the other, and no more than it asked for."""
+    first, second = receiver(world, 2), receiver(world, 1)
+    put(world, b"1", b"2", b"3", b"4")
+    world.broker.take_touched(world.now)
+    counts = [len([each for each in client.send(b"") if each.code == TRANSFER]) for client in (first, second)]
+    assert counts == [2, 1]
+    assert world.broker.namespace.entities["q"].queue.has_ready()
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "answer"),
+    [
+        (ACCEPTED, (), (ACCEPTED, None)),
+        (RELEASED, (), (RELEASED, None)),
+        (REJECTED, (), (REJECTED, None)),
+        (MODIFIED, (True, False), (MODIFIED, True)),
+        (MODIFIED, (True, True), (MODIFIED, True)),
+        (MODIFIED, (False, False), (MODIFIED, False)),
+        (MODIFIED, (True, False, {Symbol("a"): 1}), (REJECTED, "amqp:not-implemented")),
+        (0x99, (), (REJECTED, "amqp:not-implemented")),
+    ],
+)
+def test_an_outcome_is_echoed(world: World, state: int, fields: Any, answer: Any) -> None:
+    """Settled, with the same outcome, or rejected with the reason why not."""
+    client = receiver(world, credit=1)
+    put(world, b"x")
+    client.send(b"")
+    frames = client.settle(1, state, *fields)
+    (settled,) = [each for each in frames if each.code == DISPOSITION]
+    assert settled.fields[:4] == [False, 1, None, True]
+    outcome = settled.fields[4]
+    first = outcome.value[0] if outcome.value else None
+    assert (outcome.descriptor, first.value[0] if isinstance(first, Described) else first) == answer
+
+
+def test_a_settlement_after_the_lock_is_rejected_with_the_reason(world: World) -> None:
+    """Even when the client never heard that the lock was lost."""
+    client = receiver(world, credit=1)
+    put(world, b"x")
+    client.send(b"")
+    world.advance(START + 60)
+    assert outcome_of(client.settle(1, ACCEPTED)) == (REJECTED, "com.microsoft:message-lock-lost")
+
+
+def test_what_is_not_a_message_is_rejected(world: World) -> None:
+    """And the sender goes on."""
+    client = world.connect()
+    client.attach(0, "x", "q", receives=False)
+    assert outcome_of(client.transfer(0, 0, b"garbage")) == (REJECTED, "amqp:decode-error")
+    batch = encode_described(0x75, encode(b"garbage"))
+    assert outcome_of(client.transfer(0, 1, batch, message_format=0x80013700))[0] == REJECTED
+    assert outcome_of(client.transfer(0, 2, message()))[0] == ACCEPTED
+
+
+def test_many_sessions_of_one_connection_work_side_by_side(world: World) -> None:
+    """As the JavaScript SDK uses them: a channel for each link."""
+    client = world.connect()
+    for channel in range(2, 40):
+        client.begin(channel)
+        frames = client.attach(0, "x", "q", receives=False, channel=channel)
+        assert frames[0].channel == channel
+        assert outcome_of(client.transfer(0, 0, message(), channel=channel))[0] == ACCEPTED
+    assert world.broker.namespace.entities["q"].queue.counts.active == 38
+
+
+def test_nothing_is_sent_to_dead_letters_topics_or_transactions(world: World) -> None:
+    """Each refusal says what it is."""
+    client = world.connect()
+    assert error_of(client.attach(0, "x", "q/$DeadLetterQueue", receives=False)) == "amqp:not-allowed"
+    subscription = "topic/Subscriptions/one"
+    assert error_of(client.attach(0, subscription, "x", receives=True)) == "amqp:not-implemented"
+    coordinator = Described(ULong(0x30), [])
+    source = Described(ULong(0x28), ["x"])
+    frames = client.perform(1, ATTACH, "tx", UInt(3), False, None, None, source, coordinator)
+    assert error_of(frames) == "amqp:not-implemented"
+    assert error_of(client.attach(0, "x", None, receives=False)) == "amqp:invalid-field"
+
+
+# -- sessions ---------------------------------------------------------------------------------------------
+
+FILTER = Symbol("com.microsoft:session-filter")
+
+
+def test_a_session_link_is_answered_with_the_session(world: World) -> None:
+    """Its id in the filter, described or not, and the end of its lock in ticks."""
+    client = world.connect()
+    described = Described(Symbol("com.microsoft:session-filter"), "a")
+    (attached,) = client.attach(0, "s", "x", receives=True, filters={FILTER: described})
+    assert attached.fields[5].value[7] == {"com.microsoft:session-filter": "a"}
+    ticks = attached.fields[13]["com.microsoft:locked-until-utc"]
+    assert (ticks - 621_355_968_000_000_000) / 10_000_000 == START + 60
+    refused = client.attach(1, "s", "x", receives=True, filters={FILTER: "a"})
+    assert error_of(refused) == "com.microsoft:session-cannot-be-locked"
+    assert error_of(client.attach(2, "s", "x", receives=True)) == "amqp:not-allowed"
+    assert error_of(client.attach(3, "q", "x", receives=True, filters={FILTER: "a"})) == "amqp:not-allowed"
+    assert error_of(client.attach(4, "s", "x", receives=True, filters={FILTER: 5})) == "amqp:invalid-field"
+
+
+def test_an_attach_to_any_session_is_held_back(world: World) -> None:
+    """Until there is one, until its time is up, or until the client has gone."""
+    waits, impatient, gone = (world.connect() for _ in range(3))
+    brief = {Symbol("com.microsoft:timeout"): UInt(500)}
+    assert waits.attach(0, "s", "x", receives=True, filters={FILTER: None}) == []
+    assert impatient.attach(0, "s", "x", receives=True, filters={FILTER: None}, properties=brief) == []
+    assert gone.attach(0, "s", "x", receives=True, filters={FILTER: None}) == []
+    gone.peer.lost(world.now)
+    world.advance(START + 1)
+    assert error_of(impatient.send(b"")) == "com.microsoft:timeout"
+    sender = world.connect()
+    sender.attach(0, "x", "s", receives=False)
+    for index in range(2):
+        sender.transfer(0, index, message(session=f"s{index}"))
+    (attached,) = waits.send(b"")
+    assert attached.fields[5].value[7] == {"com.microsoft:session-filter": "s0"}
+    (attached,) = waits.attach(1, "s", "x", receives=True, filters={FILTER: None})
+    assert attached.fields[5].value[7] == {"com.microsoft:session-filter": "s1"}
+
+
+def test_a_session_lock_that_runs_out_ends_the_link(world: World) -> None:
+    """With the error for it; and the session is free for another."""
+    client = world.connect()
+    client.attach(0, "s", "x", receives=True, filters={FILTER: "a"})
+    world.advance(START + 61)
+    assert error_of(client.send(b"")) == "com.microsoft:session-lock-lost"
+    assert client.attach(1, "s", "x", receives=True, filters={FILTER: "a"})[-1].code == ATTACH
+
+
+def test_a_session_s_requests_come_from_the_connection_that_holds_it(world: World) -> None:
+    """Another one is told that it has lost the lock."""
+    holder, other = world.connect(), world.connect()
+    holder.attach(0, "s", "x", receives=True, filters={FILTER: "a"})
+    for client in (holder, other):
+        world.management(client, "s")
+    assert world.manage(holder, "set-session-state", session_id="a", session_state=b"x")[0] == 200
+    assert world.manage(holder, "get-session-state", session_id="a")[1] == {"session-state": b"x"}
+    for operation in ("get-session-state", "renew-session-lock"):
+        status, _, condition = world.manage(other, operation, session_id="a")
+        assert (status, condition) == (410, "com.microsoft:session-lock-lost")
+    never = Timestamp(253_402_300_800_000)
+    listed = world.manage(other, "get-message-sessions", last_updated_time=never, skip=0, top=10)
+    assert listed[1] == {"sessions-ids": ["a"], "skip": 1}
+
+
+# -- requests and faults ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "status"),
+    [
+        ("no-such-operation", {}, 501),
+        ("renew-lock", {}, 400),
+        ("renew-lock", {"lock_tokens": ["text"]}, 400),
+        ("renew-lock", {"lock_tokens": Array(UUID, [UUID(int=1)])}, 410),
+        ("update-disposition", {"lock_tokens": [], "disposition_status": "eaten"}, 400),
+        ("cancel-scheduled-message", {"sequence_numbers": [5]}, 404),
+        ("receive-by-sequence-number", {"sequence_numbers": ["x"], "receiver_settle_mode": UInt(0)}, 400),
+        ("schedule-message", {"messages": [{"message": "text"}]}, 400),
+        ("schedule-message", {"messages": [{"message": b"garbage"}]}, 400),
+        ("get-session-state", {"session_id": "a"}, 410),
+        ("get-message-sessions", {"last_updated_time": Timestamp(0), "skip": 0, "top": 1}, 400),
+    ],
+)
+def test_bad_requests_are_told_so(world: World, operation: str, body: Any, status: int) -> None:
+    """Each with its status, none with more."""
+    client = world.connect()
+    world.management(client)
+    assert world.manage(client, operation, **body)[0] == status
+
+
+def test_while_throttled_everything_is_refused_and_messages_wait(world: World) -> None:
+    """With 50009; afterwards all goes on by itself."""
+    client = receiver(world, credit=10)
+    world.management(client)
+    sender = world.connect()
+    sender.attach(0, "x", "q", receives=False)
+    world.broker.throttle(5.0, world.now)
+    descriptor, condition = outcome_of(sender.transfer(0, 0, message()))
+    assert (descriptor, condition) == (REJECTED, "com.microsoft:server-busy")
+    assert world.manage(client, "renew-lock", lock_tokens=[])[0] == 503
+    assert error_of(sender.attach(1, "x", "q", receives=False)) == "com.microsoft:server-busy"
+    world.broker.namespace.entities["q"].queue.send([], world.now)
+    world.advance(START + 5.1)
+    assert outcome_of(sender.transfer(0, 1, message()))[0] == ACCEPTED
+    assert [each.code for each in client.send(b"")] == [TRANSFER]

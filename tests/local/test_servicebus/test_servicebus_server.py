@@ -1,0 +1,190 @@
+"""The server's sockets: protocols told apart, faults, latency, hostile peers, opening and closing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from azure.servicebus import ServiceBusMessage
+from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.aio.management import ServiceBusAdministrationClient
+from azure.servicebus.exceptions import ServiceBusServerBusyError
+
+from batchflow.local.amqp.performatives import AMQP_HEADER
+from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus_namespace import QueueSettings
+
+StartServer = Callable[..., Awaitable[ServiceBusServer]]
+
+
+async def hung_up(reader: asyncio.StreamReader) -> bool:
+    """Wait until the server ends the connection, in whichever way."""
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_closing_is_idempotent_and_frees_the_port() -> None:
+    """Also with connections open, also before it was opened."""
+    server = ServiceBusServer(key="key")
+    await server.aclose()
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(AMQP_HEADER)
+    assert await reader.readexactly(8) == AMQP_HEADER
+    await asyncio.gather(server.aclose(), server.aclose())
+    assert await hung_up(reader)
+    writer.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", server.port)
+
+
+async def test_a_port_in_use_is_an_error_at_start(server: ServiceBusServer) -> None:
+    """Told at once."""
+    with pytest.raises(OSError, match="in use"):
+        await ServiceBusServer(key="key").start(port=server.port)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01garbage", b"AMQP\x09", b"A" * 4_000]
+)
+async def test_junk_ends_its_connection_and_no_other(
+    server: ServiceBusServer, client: ServiceBusClient, junk: bytes
+) -> None:
+    """Whatever a stranger sends, in whatever pieces, the others go on."""
+    server.broker.create_queue("q", QueueSettings(), time.time())
+    async with client.get_queue_sender("q") as sender:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(junk)
+        writer.write_eof()
+        assert await hung_up(reader)
+        writer.close()
+        await sender.send_messages(ServiceBusMessage("still here"))
+
+
+async def test_amqp_is_also_spoken_inside_tls(server: ServiceBusServer, ca_file: Path) -> None:
+    """On the same port, with the same certificate."""
+    trust = ssl.create_default_context(cafile=str(ca_file))
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trust)
+    writer.write(AMQP_HEADER)
+    assert await reader.readexactly(8) == AMQP_HEADER
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_dropped_connection_is_opened_again_by_the_sdk(
+    server: ServiceBusServer, admin: ServiceBusAdministrationClient
+) -> None:
+    """Nothing that was accepted is lost."""
+    await admin.create_queue("q")
+    async with (
+        ServiceBusClient.from_connection_string(server.connection_string, retry_backoff_factor=0.1) as client,
+        client.get_queue_sender("q") as sender,
+        client.get_queue_receiver("q") as receiver,
+    ):
+        await sender.send_messages(ServiceBusMessage("1"))
+        server.drop_connections()
+        await sender.send_messages(ServiceBusMessage("2"))
+        bodies = set()
+        while len(bodies) < 2:
+            for message in await receiver.receive_messages(2, max_wait_time=5):
+                bodies.add(str(message))
+                await receiver.complete_message(message)
+        assert bodies == {"1", "2"}
+
+
+async def test_throttling_is_told_and_passes(server: ServiceBusServer, client: ServiceBusClient) -> None:
+    """Server-busy, code 50009; a receiver that waits gets its message afterwards."""
+    server.broker.create_queue("q", QueueSettings(), time.time())
+    async with client.get_queue_sender("q") as sender, client.get_queue_receiver("q") as receiver:
+        server.throttle(0.3)
+        with pytest.raises(ServiceBusServerBusyError, match="50009"):
+            await sender.send_messages(ServiceBusMessage("x"))
+        receiving = asyncio.create_task(receiver.receive_messages(1, max_wait_time=10))
+        while True:
+            try:
+                await sender.send_messages(ServiceBusMessage("x"))
+                break
+            except ServiceBusServerBusyError:
+                await asyncio.sleep(0.1)
+        (message,) = await receiving
+        await receiver.complete_message(message)
+
+
+async def test_idle_links_are_reopened_by_the_sdk_without_anyone_noticing(start_server: StartServer) -> None:
+    """Detached after the idle time; the next send or receive simply works."""
+    server = await start_server(link_idle_timeout=1.6)
+    server.broker.create_queue("q", QueueSettings(), time.time())
+    async with (
+        ServiceBusClient.from_connection_string(server.connection_string, retry_backoff_factor=0.1) as client,
+        client.get_queue_sender("q") as sender,
+    ):
+        await sender.send_messages(ServiceBusMessage("1"))
+        await until(lambda: not server.broker.peers)
+        await sender.send_messages(ServiceBusMessage("2"))
+        entity = server.broker.namespace.find("q")
+        assert entity is not None
+        assert entity.queue.counts.active == 2
+
+
+async def test_latency_delays_every_answer_but_not_one_after_the_other(
+    start_server: StartServer, ca_file: Path
+) -> None:
+    """Twenty requests at once take one latency, over AMQP and over HTTPS, and stay in order."""
+    latency = 0.2
+    server = await start_server(latency=latency)
+    readers = []
+    started = time.monotonic()
+    for _ in range(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(AMQP_HEADER)
+        readers.append((reader, writer))
+    for reader, writer in readers:
+        assert await reader.readexactly(8) == AMQP_HEADER
+        assert time.monotonic() - started >= latency
+        writer.close()
+    assert time.monotonic() - started < 20 * latency
+    async with ServiceBusAdministrationClient.from_connection_string(
+        server.connection_string, connection_verify=str(ca_file)
+    ) as admin:
+        started = time.monotonic()
+        await admin.create_queue("q")
+        assert time.monotonic() - started >= latency
+
+
+async def test_a_client_that_does_not_read_is_not_sent_more(
+    server: ServiceBusServer, client: ServiceBusClient
+) -> None:
+    """The queue keeps what the socket does not take; another receiver is served meanwhile."""
+    server.broker.create_queue("q", QueueSettings(), time.time())
+    async with (
+        client.get_queue_sender("q") as sender,
+        client.get_queue_receiver("q", prefetch_count=1_000) as sleeper,
+    ):
+        for _ in range(40):
+            await sender.send_messages(ServiceBusMessage(b"x" * 250_000))
+        entity = server.broker.namespace.find("q")
+        assert entity is not None
+        assert entity.queue.has_ready(), "some of the ten megabytes wait here, not in buffers"
+        async with client.get_queue_receiver("q") as other:
+            (message,) = await other.receive_messages(1, max_wait_time=5)
+            await other.complete_message(message)
+        received = 0
+        while received < 39:
+            for message in await sleeper.receive_messages(50, max_wait_time=5):
+                await sleeper.complete_message(message)
+                received += 1
