@@ -17,7 +17,7 @@ from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
 from batchflow.azure.errors import code_of, pool_error
-from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo
+from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class BatchCompute:
         with self._failing("cannot list the pools"):
             async for pool in self._client.list_pools():
                 yield _pool_info(pool)
+
+    async def images(self) -> list[SupportedImage]:
+        with self._failing("cannot list the supported images"):
+            return [_supported_image(image) async for image in self._client.list_supported_images()]
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         wish = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
@@ -243,35 +247,44 @@ def _check_added(job_id: str, answer: models.BatchCreateTaskCollectionResult) ->
 
 
 def _pool_options(document: PoolDocument) -> models.BatchPoolCreateOptions:
-    image = document.image
     return models.BatchPoolCreateOptions(
         id=document.id,
         vm_size=document.vm_size,
-        virtual_machine_configuration=models.VirtualMachineConfiguration(
-            image_reference=models.BatchVmImageReference(
-                publisher=image.publisher, offer=image.offer, sku=image.sku, version=image.version
-            ),
-            node_agent_sku_id=image.node_agent,
-        ),
+        virtual_machine_configuration=_machine(document),
         target_dedicated_nodes=document.nodes,
         target_low_priority_nodes=document.spot,
         task_slots_per_node=document.task_slots,
         start_task=_start_task(document),
         metadata=[models.BatchMetadataItem(name=k, value=v) for k, v in document.metadata.items()],
+        network_configuration=(
+            None if document.subnet is None else models.NetworkConfiguration(subnet_id=document.subnet)
+        ),
+    )
+
+
+def _machine(document: PoolDocument) -> models.VirtualMachineConfiguration:
+    image = document.image
+    containers = document.container and models.BatchContainerConfiguration(
+        type=models.ContainerType.DOCKER_COMPATIBLE, container_image_names=[document.container]
+    )
+    return models.VirtualMachineConfiguration(
+        image_reference=models.BatchVmImageReference(
+            publisher=image.publisher, offer=image.offer, sku=image.sku, version=image.version
+        ),
+        node_agent_sku_id=image.node_agent,
+        container_configuration=containers or None,
     )
 
 
 def _start_task(document: PoolDocument) -> models.BatchStartTask | None:
-    """As an administrator, for it is there to install things."""
     if document.start_command is None:
         return None
-    administrator = models.AutoUserSpecification(
-        scope=models.AutoUserScope.POOL, elevation_level=models.ElevationLevel.ADMIN
-    )
+    level = models.ElevationLevel.ADMIN if document.start_admin else models.ElevationLevel.NON_ADMIN
+    user = models.AutoUserSpecification(scope=models.AutoUserScope.POOL, elevation_level=level)
     return models.BatchStartTask(
         command_line=document.start_command,
         environment_settings=_environment(document.environment),
-        user_identity=models.UserIdentity(auto_user=administrator),
+        user_identity=models.UserIdentity(auto_user=user),
         wait_for_success=True,
     )
 
@@ -287,7 +300,21 @@ def _task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
         resource_files=[_resource_file(file) for file in task.files],
         environment_settings=_environment(task.environment),
         required_slots=task.slots,
+        container_settings=task.container and models.BatchTaskContainerSettings(image_name=task.container),
         constraints=models.BatchTaskConstraints(max_task_retry_count=task.retries),
+    )
+
+
+def _supported_image(image: models.BatchSupportedImage) -> SupportedImage:
+    reference, end = image.image_reference, image.batch_support_end_of_life
+    return SupportedImage(
+        publisher=reference.publisher or "",
+        offer=reference.offer or "",
+        sku=reference.sku or "",
+        node_agent=image.node_agent_sku_id,
+        linux=_word(image.os_type) == "linux",
+        containers="dockercompatible" in {word.lower() for word in image.capabilities or ()},
+        end_of_life=None if end is None else end.timestamp(),
     )
 
 

@@ -62,7 +62,8 @@ READ_SLICE = 0.02
 LONGEST_WAIT = 5.0
 """Seconds of one receive call of the SDK: how long a receive that was cancelled may go on."""
 QUICK = 1.0
-"""A call that failed sooner than this many seconds found a link that had been closed while it was idle."""
+"""Seconds. A send that fails sooner found a link that had been closed while it was idle; a receive that fails
+sooner had no good link to begin with."""
 ADMIN_LIMIT = 4.0
 """Seconds for connecting to the administration endpoint, of which there are two attempts."""
 
@@ -155,10 +156,14 @@ class _Sender(_End["ServiceBusSender"]):
         try:
             await self._link.call(work, "cannot send")
         except BrokerError as error:
-            stale = error.retryable and not isinstance(error, Backpressure)
-            if not stale or time.monotonic() - started > QUICK:
+            if not _may_be_stale(error) or time.monotonic() - started > QUICK:
                 raise
             await self._link.call(work, "cannot send")
+
+
+def _may_be_stale(error: BrokerError) -> bool:
+    """Whether the broker may just have closed a link that was idle, or the network cut it."""
+    return error.retryable and not isinstance(error, Backpressure)
 
 
 def _outgoing(message: OutgoingMessage) -> ServiceBusMessage:
@@ -244,13 +249,18 @@ def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
 
 class _Receiver(_Inbox):
     async def receive(self, max_wait: float) -> Delivery | None:
-        try:
-            return await self._receive(max_wait)
-        except BrokerError as error:
-            if not error.retryable or isinstance(error, Backpressure):
-                raise
-        await self._link.open()
-        return await self._receive(max_wait)
+        """Goes on over a link that is lost and can be opened anew; but not over one loss after the other."""
+        until = time.monotonic() + max_wait
+        patient = True
+        while True:
+            started = time.monotonic()
+            try:
+                return await self._receive(max(0.0, until - started))
+            except BrokerError as error:
+                if not patient or not _may_be_stale(error):
+                    raise
+            patient = time.monotonic() - started > QUICK
+            await self._link.open()
 
     async def abandon(self, delivery: Delivery) -> None:
         await self._settle(delivery, lambda sdk, message: sdk.abandon_message(message), "cannot abandon")

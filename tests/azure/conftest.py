@@ -52,10 +52,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSL
 
 
 @pytest_asyncio.fixture
-async def bus(certificate: tuple[Path, ssl.SSLContext]) -> AsyncIterator[Bus]:
+async def bus(request: pytest.FixtureRequest, certificate: tuple[Path, ssl.SSLContext]) -> AsyncIterator[Bus]:
+    """Its parameter, where it has one, is after how many seconds links without traffic are detached."""
     ca_file, context = certificate
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    server = ServiceBusServer(key=key, ssl_context=context, link_idle_timeout=600.0)
+    server = ServiceBusServer(
+        key=key, ssl_context=context, link_idle_timeout=getattr(request, "param", 600.0)
+    )
     await server.start()
     bus = Bus(server, ca_file)
     yield bus

@@ -245,6 +245,21 @@ async def test_mailbox_after_a_lost_connection(bus) -> None:
         pass
 
 
+@pytest.mark.parametrize("bus", [1.5], indirect=True)
+async def test_idle_links(bus) -> None:
+    """Links that the broker detaches because they are idle work on without anybody noticing."""
+    queue = await bus.make()
+    async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
+        assert await receiver.receive(4.0) is None
+        await sender.send(message("m"))
+        delivery = await next_of(receiver)
+        await asyncio.sleep(2.0)
+        await receiver.complete(delivery)
+        await sender.send(message("n"))
+        await receiver.complete(await next_of(receiver))
+    assert await bus.active(queue) == 0
+
+
 async def test_server_gone_and_back(bus) -> None:
     """While the broker is away the errors say "try again", and when it is back the links work on."""
     queue = await bus.make()
