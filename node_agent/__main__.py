@@ -68,9 +68,12 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
     from contextlib import AsyncExitStack
 
     from node_agent import launch
+    from node_agent.logkeeper import LogKeeper
 
     async with AsyncExitStack() as stack:
-        agent = await launch.agent(config, directory, partial(_adaptors, config), stack)
+        keeper = LogKeeper(logs.JsonLines())
+        logging.getLogger().addHandler(keeper)
+        agent = await launch.agent(config, directory, partial(_adaptors, config), stack, keeper)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.stop)
         loop.add_signal_handler(signal.SIGINT, _nothing)

@@ -28,6 +28,7 @@ from node_agent import scheduling as to
 from node_agent.cancelling import CancellationReader
 from node_agent.clock import BrokerClock
 from node_agent.delivery import Copy, TaskQueue
+from node_agent.janitor import Janitor
 from node_agent.outbox import Outbox
 from node_agent.renewal import Renewals
 from node_agent.scheduler import Scheduler
@@ -42,11 +43,14 @@ if TYPE_CHECKING:
     from batchflow.broker import Broker, Delivery, QueueRef
     from batchflow.storage import Container
     from node_agent.deaths import Deaths
+    from node_agent.logkeeper import LogKeeper
     from node_agent.news import NewsDesk
     from node_agent.work import Bundles, Journal, Runner
 
 logger = logging.getLogger(__name__)
 
+_COARSE: Final = 0.05
+"""Seconds that a tick may come late."""
 _LAST_BEAT: Final = 5.0
 """Seconds that the last heartbeat may take."""
 _SETTLE_AT_EXIT: Final = 5.0
@@ -73,6 +77,7 @@ class Parts:
     deaths: Mapping[str, Deaths]
     forget_deaths: Callable[[str], None]
     news: NewsDesk
+    log: LogKeeper | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +106,8 @@ class Agent:
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
         self._results_queues = tuple(access.queue for access in config.results_queues)
+        self._grave_numbers = count(-1, -1)
+        self._janitors = [self._janitor(access.queue) for access in config.task_queues]
         self._outboxes = {queue: self._outbox(queue) for queue in self._results_queues}
         self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
         self._depot = Depot(
@@ -118,6 +125,7 @@ class Agent:
         self._unopened = len(self._queues) + len(self._outboxes)
         self._jobs: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
         self._looking = 0
         self._over = asyncio.Event()
         self.exit_reason: str | None = None
@@ -134,6 +142,9 @@ class Agent:
             accepted=self._accepted, too_large=self._too_large, blocked=self._blocked, opened=self._opened,
         )  # fmt: skip
 
+    def _janitor(self, queue: QueueRef) -> Janitor:
+        return Janitor(self._parts.broker, queue, self._bury, self._grave_numbers)
+
     async def run(self) -> None:
         """Returns when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
         async with anyio.create_task_group() as group:
@@ -146,6 +157,8 @@ class Agent:
             self._timer.cancel()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._pulse.write()
+            if self._parts.log is not None:
+                await self._parts.log.flush_to(self._parts.out, control.log_blob(self._parts.agent))
 
     def _start_services(self, group: TaskGroup) -> None:
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
@@ -156,6 +169,11 @@ class Agent:
         for index, worker in enumerate(self._workers):
             services[f"slot {index}"] = worker.serve
         services["heartbeat"] = self._pulse.run
+        for index, janitor in enumerate(self._janitors):
+            services[f"janitor {index}"] = janitor.run
+        if self._parts.log is not None:
+            name = control.log_blob(self._parts.agent)
+            services["log"] = partial(self._parts.log.run, self._parts.out, name)
         services["news"] = partial(self._parts.news.run, self._put_news)
         for name, service in services.items():
             group.start_soon(_eternal, name, service, name=name)
@@ -163,9 +181,10 @@ class Agent:
 
     def feed(self, event: to.Event) -> None:
         """Tell the scheduler, and do what it says."""
-        for command in self._scheduler.handle(event, time.monotonic()):
+        now = time.monotonic()
+        for command in self._scheduler.handle(event, now):
             self._obey(command)
-        self._arm()
+        self._arm(now)
 
     def stop(self) -> None:
         """Drain; called again, at once."""
@@ -176,17 +195,24 @@ class Agent:
         logger.info("drain", extra={"grace": grace, "held": self._scheduler.held})
         self.feed(to.Drain(grace))
 
-    def _arm(self) -> None:
-        """Have a tick come at the scheduler's deadline. One that comes too early does no harm."""
+    def _arm(self, now: float) -> None:
+        """Have a tick come at the scheduler's deadline, or up to `_COARSE` seconds later.
+
+        While much happens, a timer that is near is left alone: a deadline is not worth computing six times a
+        task. A tick that comes too early does no harm.
+        """
+        if self._timer is not None and self._timer_at <= now + _COARSE:
+            return
         deadline = self._scheduler.next_deadline()
         if deadline is None:
             return
-        loop = asyncio.get_running_loop()
-        when = loop.time() + deadline - time.monotonic()
-        if self._timer is None or when < self._timer.when():
+        if self._scheduler.held:
+            deadline = min(deadline, now + _COARSE)
+        if self._timer is None or deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = loop.call_at(when, self._tick)
+            self._timer_at = deadline
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -287,12 +313,24 @@ class Agent:
         queue = control.queue_for(self._results_queues, mailbox)
         return self._outboxes[queue]
 
+    def _bury(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
+        """A dead letter's task gets its result."""
+        encoded = reports.encode_verdict(item, verdict, self._host, time.time())
+        self._outbox_for(item.mailbox).put(number, item.mailbox, encoded)
+
     def _accepted(self, tasks: Sequence[int]) -> None:
-        for task in tasks:
+        own = [task for task in tasks if task >= 0]
+        for task in own:
             self._outcomes.pop(task, None)
-        self.feed(to.ResultsAccepted(tasks))
+        for number in set(tasks).difference(own):
+            for janitor in self._janitors:
+                janitor.accepted(number)
+        if own:
+            self.feed(to.ResultsAccepted(own))
 
     def _too_large(self, task: int, error: str) -> None:
+        if task < 0:
+            return
         verdict = to.Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
         self._send_result(task, verdict)
 

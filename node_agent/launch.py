@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batchflow.broker import Broker
     from batchflow.control import AgentConfig
     from batchflow.storage import Container
+    from node_agent.logkeeper import LogKeeper
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ class Adaptors:
 
 
 async def agent(
-    config: AgentConfig, directory: Path, adaptors: Callable[[], Awaitable[Adaptors]], stack: AsyncExitStack
+    config: AgentConfig,
+    directory: Path,
+    adaptors: Callable[[], Awaitable[Adaptors]],
+    stack: AsyncExitStack,
+    log: LogKeeper | None = None,
 ) -> Agent:
     """An agent that can be run. What it holds open ends with the stack."""
     began = time.monotonic()
@@ -70,6 +75,7 @@ async def agent(
         deaths=deaths.known,
         forget_deaths=deaths.forget,
         news=desk,
+        log=log,
     )
     logger.info("agent_starting", extra={"agent": parts.agent, "after": round(time.monotonic() - began, 3)})
     return Agent(parts)

@@ -46,14 +46,24 @@ def failure(outcome: Outcome) -> Failure | None:
 def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
     """The result of a task that ran."""
     outcome = done.outcome
-    result = replace(
-        _blank(item, host, outcome.status),
+    result = wire.ResultItem(
+        uid=item.uid,
+        client=item.client,
+        job=item.job,
+        task_id=item.task_id,
+        command=item.command,
+        status=outcome.status,
+        host=host,
         value=done.value,
         error=outcome.error,
         kind=outcome.kind,
         traceback=outcome.traceback,
+        tag=item.tag,
+        attempt=item.attempt,
+        history=item.history,
         stdout=outcome.stdout,
         stderr=outcome.stderr,
+        submitted_at=item.submitted_at,
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
         files=done.files,
@@ -63,8 +73,23 @@ def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
 
 def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:
     """The result of a task that the scheduler ended."""
-    result = _blank(item, host, verdict.status)
-    return fitting(replace(result, kind=verdict.kind, error=verdict.error, finished_at=at))
+    result = wire.ResultItem(
+        uid=item.uid,
+        client=item.client,
+        job=item.job,
+        task_id=item.task_id,
+        command=item.command,
+        status=verdict.status,
+        host=host,
+        error=verdict.error,
+        kind=verdict.kind,
+        tag=item.tag,
+        attempt=item.attempt,
+        history=item.history,
+        submitted_at=item.submitted_at,
+        finished_at=at,
+    )
+    return fitting(result)
 
 
 def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
@@ -76,22 +101,6 @@ def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
         result = shorten(result)
         encoded = wire.encode(result)
     return encoded
-
-
-def _blank(item: wire.TaskItem, host: str, status: Status) -> wire.ResultItem:
-    return wire.ResultItem(
-        uid=item.uid,
-        client=item.client,
-        job=item.job,
-        task_id=item.task_id,
-        command=item.command,
-        status=status,
-        host=host,
-        tag=item.tag,
-        attempt=item.attempt,
-        history=item.history,
-        submitted_at=item.submitted_at,
-    )
 
 
 def _short_output(result: wire.ResultItem) -> wire.ResultItem:

@@ -194,6 +194,8 @@ class Scheduler:
     _stop_at: float | None = None
     """When draining: until when tasks may run; None when that is over, too."""
     _leave_at: float | None = None
+    _suspects: int = 0
+    """How many tasks that run alone are held."""
     _stuck: bool = False
     """Every slot has run one task for too long."""
     _exited: bool = False
@@ -273,14 +275,18 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         """What follows from the state and the time."""
-        self._keep_draining(now)
-        if self._exited:
-            return
-        self._dispatch(now)
-        self._relieve(now)
+        if self.state == "draining":
+            self._keep_draining(now)
+            if self._exited:
+                return
+        if self._waiting:
+            self._dispatch(now)
+        if self._busy == self.slots or self._stuck:
+            self._relieve(now)
         for session in self.cancellations.due(now):
             self._out.append(ReadCancellation(session))
-        self._watch_idleness(now)
+        if self.idle_exit is not None:
+            self._watch_idleness(now)
         self._set_pulling()
 
     # Arrival
@@ -343,6 +349,7 @@ class Scheduler:
             self._hand_back(task, HandBack(task.number, history=history, reason="isolation"))
         else:
             task.alone = deaths.in_company > 1 or told > 0
+            self._suspects += task.alone
             self._wait(task)
 
     def _forget_deaths(self, task: _Task) -> None:
@@ -376,7 +383,7 @@ class Scheduler:
         """Whether a task runs alone, or is the next to."""
         if self._waiting and self._waiting[0].alone:
             return True
-        return self._busy == 1 and any(task.alone for slot in self._slots for task in slot.tasks)
+        return self._suspects > 0 and any(task.alone for slot in self._slots for task in slot.tasks)
 
     def _take_chunk(self) -> list[_Task]:
         """The next tasks that share a slot: of one message and bundle, as many as are known short."""
@@ -495,6 +502,7 @@ class Scheduler:
 
     def _settle(self, task: _Task) -> None:
         task.state = _State.SETTLED
+        self._suspects -= task.alone
         del self._tasks[task.number]
         self._settled[task.identity] = None
         if len(self._settled) > _REMEMBERED:
@@ -586,8 +594,6 @@ class Scheduler:
             self._announce("draining")
 
     def _keep_draining(self, now: float) -> None:
-        if self.state != "draining":
-            return
         for task in self._waiting:
             self._hand_back(task, HandBack(task.number, reason="drain"))
         self._waiting.clear()

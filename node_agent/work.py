@@ -174,8 +174,7 @@ class Worker:
             started = [task for task in assignment.started if task in open_tasks]
             self._depot.journal.begin(self._index, [open_tasks[task].uid for task in started])
             if len(started) == 1:
-                outcome = await self._slot.run(executions[started[0]], files)
-                await self._bring_away(started[0], open_tasks.pop(started[0]), outcome)
+                await self._run_one(started[0], executions[started[0]], files, open_tasks)
             elif started:
                 await self._run_many(started, executions, files, open_tasks)
 
@@ -189,6 +188,14 @@ class Worker:
         except StorageError as error:
             raise _Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
 
+    async def _run_one(self, task: int, execution: Execution, files: Path, open_tasks: _Open) -> None:
+        outcome = await self._slot.run(execution, files)
+        item = open_tasks.pop(task)
+        if self._is_light(outcome):
+            self._end(task, _light(outcome))
+        else:
+            await self._bring_away(task, item, outcome)
+
     async def _run_many(
         self, started: list[int], executions: dict[int, Execution], files: Path, open_tasks: _Open
     ) -> None:
@@ -198,7 +205,7 @@ class Worker:
                 task = started[index]
                 item = open_tasks.pop(task)
                 if self._is_light(outcome):
-                    self._end(task, Done(outcome, None if outcome.value is None else Fragment(outcome.value)))
+                    self._end(task, _light(outcome))
                 else:
                     uploads.start_soon(self._bring_away, task, item, outcome)
 
@@ -290,6 +297,10 @@ class Worker:
                 task, failure(outcome), outcome.error, finished, max(0.0, finished - started), random.random()
             )
         )
+
+
+def _light(outcome: Outcome) -> Done:
+    return Done(outcome, None if outcome.value is None else Fragment(outcome.value))
 
 
 class _Unfit(Exception):

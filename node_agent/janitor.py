@@ -1,0 +1,128 @@
+"""What the broker gave up on still ends in an outcome: dead letters become results.
+
+Every agent looks into the dead letters of its task queues now and then, under peek-lock: each task in a dead
+letter gets a result that says why, and the letter is removed when the broker has all of them. Two janitors at
+one letter do no harm: outcomes are told apart by uid. A letter that cannot be read stays where it is, for
+people; so do the arguments that a dead task refers to.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from batchflow import wire
+from batchflow.errors import BrokerError, ProtocolError
+from batchflow.model import Status
+from node_agent.delivery import read_tasks
+from node_agent.scheduling import Verdict
+
+if TYPE_CHECKING:
+    from batchflow.broker import Broker, Delivery, QueueRef, Receiver
+
+logger = logging.getLogger(__name__)
+
+INTERVAL: Final = 30.0
+"""Seconds between two looks, by chance up to half as long again."""
+_LOOK: Final = 0.5
+_MOST_LETTERS: Final = 100
+"""At one look."""
+_RESULT_TIMEOUT: Final = 60.0
+
+_EXPIRED: Final = "TTLExpiredException"
+_TOO_OFTEN: Final = "MaxDeliveryCountExceeded"
+
+
+class Janitor:
+    """Empties the dead letters of one task queue."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queue: QueueRef,
+        send: Callable[[int, wire.TaskItem, Verdict], None],
+        numbers: Iterator[int],
+        interval: float = INTERVAL,
+    ) -> None:
+        """`send` sends a result under one of the `numbers`; `accepted` is to be called with it when the
+        broker has it."""
+        self._broker = broker
+        self._queue = queue
+        self._send = send
+        self._interval = interval
+        self._numbers = numbers
+        self._awaited: dict[int, anyio.Event] = {}
+        self._unreadable: set[int] = set()
+
+    def accepted(self, number: int) -> None:
+        """The broker has this result."""
+        if (event := self._awaited.pop(number, None)) is not None:
+            event.set()
+
+    async def run(self) -> None:
+        """Look now and then, for ever."""
+        receiver: Receiver | None = None
+        try:
+            while True:
+                await anyio.sleep(self._interval * random.uniform(1.0, 1.5))
+                try:
+                    if receiver is None:
+                        receiver = await self._broker.receiver(self._queue, dead_letters=True)
+                    await self.look(receiver)
+                except (BrokerError, TimeoutError) as error:
+                    logger.warning("janitor_failed", extra={"queue": self._queue.entity, "error": str(error)})
+        finally:
+            if receiver is not None:
+                await receiver.aclose()
+
+    async def look(self, receiver: Receiver) -> None:
+        """Deal with the letters that are there."""
+        for _ in range(_MOST_LETTERS):
+            letter = await receiver.receive(_LOOK)
+            if letter is None or letter.sequence_number in self._unreadable:
+                return
+            await self._deal_with(receiver, letter)
+
+    async def _deal_with(self, receiver: Receiver, letter: Delivery) -> None:
+        try:
+            tasks = read_tasks(letter.body)
+        except ProtocolError as error:
+            self._unreadable.add(letter.sequence_number)
+            logger.error(
+                "dead_letter_unreadable", extra={"message_id": letter.message_id, "error": str(error)}
+            )
+            return
+        verdict = _verdict(letter)
+        logger.warning(
+            "dead_letter", extra={"uids": [item.uid for item in tasks[:20]], "error": verdict.error}
+        )
+        events = [self._send_result(item, verdict) for item in tasks]
+        with anyio.fail_after(_RESULT_TIMEOUT):
+            for event in events:
+                await event.wait()
+        await receiver.complete(letter)
+
+    def _send_result(self, item: wire.TaskItem, verdict: Verdict) -> anyio.Event:
+        number = next(self._numbers)
+        event = self._awaited[number] = anyio.Event()
+        self._send(number, item, verdict)
+        return event
+
+
+def _verdict(letter: Delivery) -> Verdict:
+    reason = letter.dead_letter_reason or "no reason given"
+    told = f": {letter.dead_letter_description}" if letter.dead_letter_description else ""
+    if reason == _TOO_OFTEN:
+        error = f"no agent got to the end of it in {letter.delivery_count} deliveries"
+        return Verdict(Status.FAILED, "TaskPoisoned", error)
+    if reason == _EXPIRED:
+        age = time.time() - letter.enqueued_at
+        return Verdict(
+            Status.FAILED, "TaskFailed", f"it expired in the queue, {age:.0f} s old, before it ran"
+        )
+    return Verdict(Status.FAILED, "TaskFailed", f"the broker gave up on it: {reason}{told}")
