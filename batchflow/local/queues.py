@@ -30,9 +30,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from batchflow.local.queue_model import (
@@ -54,6 +52,7 @@ from batchflow.local.queue_model import (
     SessionLock,
     SessionLockLost,
 )
+from batchflow.local.queue_parts import History, Lane, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -79,47 +78,6 @@ __all__ = [
 ]
 
 
-class _Timer(IntEnum):
-    """What a deadline in the timer heap is about; at the same instant the lower comes first."""
-
-    SCHEDULE = 0
-    SESSION_LOCK = 1
-    LOCK = 2
-    EXPIRY = 3
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """The messages of one session, or of a queue without sessions, in order."""
-
-    session_id: str | None = None
-    heap: list[tuple[int, Message]] = field(default_factory=list)
-    count: int = 0
-    tokens: set[bytes] = field(default_factory=set)
-    holder: Hashable = None
-    locked_until: float = 0.0
-    state: bytes | None = None
-    state_updated_at: float = 0.0
-
-    def push(self, message: Message) -> None:
-        message.place = Place.READY
-        heapq.heappush(self.heap, (message.number, message))
-
-    def head(self) -> Message | None:
-        """The first ready message. What expired while it waited is still in the heap, and dropped here."""
-        heap = self.heap
-        while heap:
-            message = heap[0][1]
-            if message.place is Place.READY:
-                return message
-            heapq.heappop(heap)
-        return None
-
-    @property
-    def empty(self) -> bool:
-        return not self.count and self.holder is None and self.state is None
-
-
 def counting_tokens() -> Callable[[], bytes]:
     """A source of 16-byte lock tokens that are unique within the queues that share it."""
     counter = itertools.count(1)
@@ -141,12 +99,11 @@ class Queue:
         self._numbers = itertools.count(1)
         self._messages: dict[int, Message] = {}
         self._locks: dict[bytes, Message] = {}
-        self._lane = _Lane()
-        self._sessions: dict[str, _Lane] = {}
-        self._available: dict[str, _Lane] = {}
+        self._lane = Lane()
+        self._sessions: dict[str, Lane] = {}
+        self._available: dict[str, Lane] = {}
         self._timers: list[tuple[float, int, Any]] = []
-        self._history: dict[str, int] = {}
-        self._history_order: deque[tuple[float, str]] = deque()
+        self._history = History()
         self._lost: list[LostSession] = []
         self._scheduled = 0
         self._size = 0
@@ -249,7 +206,7 @@ class Queue:
     def _enqueue(self, draft: Draft, now: float) -> int:
         number = next(self._numbers)
         if self._spec.duplicate_window is not None:
-            known = self._remember(draft.message_id, number, now)
+            known = self._history.remember(draft.message_id, number, now)
             if known is not None:
                 return known
         size = len(draft.body) if draft.size is None else draft.size
@@ -263,25 +220,12 @@ class Queue:
             self._activate(message, now)
         return number
 
-    def _remember(self, message_id: str, number: int, now: float) -> int | None:
-        known = self._history.get(message_id)
-        if known is None:
-            self._history[message_id] = number
-            self._history_order.append((now, message_id))
-        return known
-
-    def _forget(self, now: float) -> None:
-        window = self._spec.duplicate_window or 0.0
-        order = self._history_order
-        while order and order[0][0] + window <= now:
-            del self._history[order.popleft()[1]]
-
     def _schedule(self, message: Message, when: float) -> None:
         message.scheduled_for = when
         message.place = Place.SCHEDULED
         self._messages[message.number] = message
         self._scheduled += 1
-        self._at(when, _Timer.SCHEDULE, message.number)
+        self._at(when, Timer.SCHEDULE, message.number)
 
     def _activate(self, message: Message, now: float) -> None:
         message.enqueued_at = now
@@ -297,7 +241,7 @@ class Queue:
         ttl = limit if ttl is None else ttl
         if ttl is not None and self.dead_letters is not None:
             message.expires_at = now + ttl
-            self._at(message.expires_at, _Timer.EXPIRY, message.number)
+            self._at(message.expires_at, Timer.EXPIRY, message.number)
 
     # -- receiving ----------------------------------------------------------------------------------------
 
@@ -356,7 +300,7 @@ class Queue:
         self._need_sessions(wanted=False)
         message = self._locked(token, now)
         message.locked_until = now + self._spec.lock_duration
-        self._at(message.locked_until, _Timer.LOCK, token)
+        self._at(message.locked_until, Timer.LOCK, token)
         return message.locked_until
 
     def complete(self, token: bytes, now: float) -> None:
@@ -387,14 +331,14 @@ class Queue:
             raise NotAllowed("a message of a dead-letter queue cannot be dead-lettered again")
         self._bury(message, reason, description)
 
-    def _lane_to_receive(self, session_id: str | None, receiver_id: Hashable) -> _Lane:
+    def _lane_to_receive(self, session_id: str | None, receiver_id: Hashable) -> Lane:
         if not self._spec.requires_session:
             return self._lane
         if session_id is None:
             raise NotAllowed("a queue that requires sessions can only be received from in a session")
         return self._held(session_id, receiver_id)
 
-    def _lock(self, lane: _Lane, message: Message, now: float, receiver_id: Hashable) -> None:
+    def _lock(self, lane: Lane, message: Message, now: float, receiver_id: Hashable) -> None:
         token = self._new_token()
         message.place = Place.LOCKED
         message.lock_token = token
@@ -402,7 +346,7 @@ class Queue:
         self._locks[token] = message
         if lane.holder is None:
             message.locked_until = now + self._spec.lock_duration
-            self._at(message.locked_until, _Timer.LOCK, token)
+            self._at(message.locked_until, Timer.LOCK, token)
         else:
             message.locked_until = lane.locked_until
             lane.tokens.add(token)
@@ -437,7 +381,7 @@ class Queue:
 
     def _put_back(self, message: Message) -> None:
         if message.expires_at is not None:
-            self._at(message.expires_at, _Timer.EXPIRY, message.number)
+            self._at(message.expires_at, Timer.EXPIRY, message.number)
         if message.deferred:
             message.place = Place.DEFERRED
         else:
@@ -505,25 +449,25 @@ class Queue:
         lane = self._sessions.get(session_id)
         return lane.holder if lane is not None else None
 
-    def _session(self, session_id: str) -> _Lane:
+    def _session(self, session_id: str) -> Lane:
         lane = self._sessions.get(session_id)
         if lane is None:
-            lane = self._sessions[session_id] = _Lane(session_id)
+            lane = self._sessions[session_id] = Lane(session_id)
         return lane
 
-    def _held(self, session_id: str, holder: Hashable) -> _Lane:
+    def _held(self, session_id: str, holder: Hashable) -> Lane:
         lane = self._sessions.get(session_id)
         if lane is None or lane.holder is None or lane.holder != holder:
             raise SessionLockLost(f"the lock of session {session_id!r} is not held, or has expired")
         return lane
 
-    def _extend(self, lane: _Lane, session_id: str, now: float) -> None:
+    def _extend(self, lane: Lane, session_id: str, now: float) -> None:
         lane.locked_until = now + self._spec.lock_duration
         for token in lane.tokens:
             self._locks[token].locked_until = lane.locked_until
-        self._at(lane.locked_until, _Timer.SESSION_LOCK, session_id)
+        self._at(lane.locked_until, Timer.SESSION_LOCK, session_id)
 
-    def _free(self, lane: _Lane, session_id: str, now: float, *, failed: bool) -> None:
+    def _free(self, lane: Lane, session_id: str, now: float, *, failed: bool) -> None:
         lane.holder = None
         for token in list(lane.tokens):
             self._give_back(self._locks[token], now, failed=failed)
@@ -576,7 +520,7 @@ class Queue:
         if self.dead_letters:
             self.dead_letters.reconfigure(replace(spec, requires_session=False))
 
-    def _at(self, when: float, what: _Timer, key: object) -> None:
+    def _at(self, when: float, what: Timer, key: object) -> None:
         heapq.heappush(self._timers, (when, what, key))
 
     def _catch_up(self, now: float) -> None:
@@ -585,15 +529,15 @@ class Queue:
             timer = heapq.heappop(timers)
             if self._pending(*timer):
                 self._fire(*timer)
-        if self._history_order:
-            self._forget(now)
+        if self._spec.duplicate_window is not None:
+            self._history.forget(now - self._spec.duplicate_window)
 
     def _pending(self, when: float, what: int, key: Any) -> bool:
         """Whether a timer still means something: locks are renewed and settled without touching the heap."""
-        if what == _Timer.LOCK:
+        if what == Timer.LOCK:
             message = self._locks.get(key)
             return message is not None and message.locked_until == when
-        if what == _Timer.SESSION_LOCK:
+        if what == Timer.SESSION_LOCK:
             lane = self._sessions.get(key)
             return lane is not None and lane.holder is not None and lane.locked_until == when
         return self._pending_message(when, what, self._messages.get(key))
@@ -602,34 +546,34 @@ class Queue:
     def _pending_message(when: float, what: int, message: Message | None) -> bool:
         if message is None:
             return False
-        if what == _Timer.SCHEDULE:
+        if what == Timer.SCHEDULE:
             return message.place is Place.SCHEDULED
         return message.place is not Place.LOCKED and message.expires_at == when
 
     def _fire(self, when: float, what: int, key: Any) -> None:
         match what:
-            case _Timer.SCHEDULE:
+            case Timer.SCHEDULE:
                 message = self._messages.pop(key)
                 self._scheduled -= 1
                 message.number = next(self._numbers)
                 self._activate(message, when)
-            case _Timer.SESSION_LOCK:
+            case Timer.SESSION_LOCK:
                 lane = self._sessions[key]
                 self._lost.append(LostSession(key, lane.holder))
                 self._free(lane, key, when, failed=True)
-            case _Timer.LOCK:
+            case Timer.LOCK:
                 self._give_back(self._locks[key], when, failed=True)
-            case _Timer.EXPIRY:
+            case Timer.EXPIRY:
                 self._expire(self._messages[key])
 
     # -- moving -------------------------------------------------------------------------------------------
 
-    def _lane_of(self, message: Message) -> _Lane:
+    def _lane_of(self, message: Message) -> Lane:
         if self._spec.requires_session and message.session_id is not None:
             return self._session(message.session_id)
         return self._lane
 
-    def _make_ready(self, lane: _Lane, message: Message) -> None:
+    def _make_ready(self, lane: Lane, message: Message) -> None:
         lane.push(message)
         if lane.session_id is not None and lane.holder is None:
             self._available[lane.session_id] = lane
@@ -680,7 +624,7 @@ class Queue:
             self._drop_if_empty(lane)
         message.place = Place.GONE
 
-    def _drop_if_empty(self, lane: _Lane) -> None:
+    def _drop_if_empty(self, lane: Lane) -> None:
         if lane.session_id is not None and lane.empty:
             self._sessions.pop(lane.session_id, None)
             self._available.pop(lane.session_id, None)

@@ -20,15 +20,12 @@ import heapq
 import itertools
 import math
 from typing import TYPE_CHECKING, TypeAlias
-from uuid import uuid4
 
 from batchflow.local import servicebus_management as management
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError
-from batchflow.local.amqp.engine import (
+from batchflow.local.amqp.endpoints import (
     Closed,
-    Connection,
-    ConnectionState,
     Delivery,
     Event,
     Link,
@@ -38,6 +35,7 @@ from batchflow.local.amqp.engine import (
     LinkState,
     Settling,
 )
+from batchflow.local.amqp.engine import Connection, ConnectionState
 from batchflow.local.amqp.performatives import AmqpError, Terminus
 from batchflow.local.sas import Grant, Rights, path_of
 from batchflow.local.servicebus_links import Inlet, Outlet, QueueNode
@@ -305,7 +303,7 @@ class Peer:
     def _permitted(self, link: Link, now: float) -> bool:
         node: QueueNode = link.node.node
         right = Rights.LISTEN if link.sends else Rights.SEND
-        return right in self.rights(self.broker.path_of_node(node), now)
+        return right in self.rights(node.path, now)
 
     def expel(self, link: Link, error: AmqpError, now: float) -> None:
         """End a link from here, and free what it holds."""
@@ -339,7 +337,7 @@ class Broker:
 
     def connect(self, now: float) -> Peer:
         """A client has connected."""
-        peer = Peer(self, Connection(f"batchflow-{uuid4().hex[:8]}", now), now)
+        peer = Peer(self, Connection("batchflow-servicebus", now), now)
         self.peers.add(peer)
         self.arm(peer)
         return peer
@@ -373,13 +371,11 @@ class Broker:
             queue = entity.queue.dead_letters if entity and dead else entity.queue if entity else None
             if entity is None or queue is None:
                 return None
-            node = self._nodes[path] = QueueNode(entity, queue)
+            node = self._nodes[path] = QueueNode(path, entity, queue, self._new_id)
         return node
 
-    @staticmethod
-    def path_of_node(node: QueueNode) -> str:
-        """The path that rights are asked for."""
-        return node.entity.name.lower()
+    def _new_id(self) -> str:
+        return self.namespace.new_token().hex()
 
     def create_queue(self, name: str, settings: QueueSettings, now: float) -> Entity:
         """Create a queue. Raises :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
 
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError, Described, Symbol, encode
@@ -43,9 +42,10 @@ from batchflow.local.queues import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from batchflow.local.amqp.engine import Connection, Delivery, Link, Settling
+    from batchflow.local.amqp.endpoints import Delivery, Link, Settling
+    from batchflow.local.amqp.engine import Connection
     from batchflow.local.servicebus_namespace import Entity
 
 MAX_MESSAGE_SIZE = 262_144
@@ -99,12 +99,14 @@ def ticks(when: float) -> int:
     return int(when * 1000) * 10_000 + _TICKS_AT_EPOCH
 
 
-def read_draft(payload: bytes) -> Draft:
-    """A message off the wire, ready for a queue. Raises :class:`DecodeError`."""
+def read_draft(payload: bytes, new_id: Callable[[], str]) -> Draft:
+    """A message off the wire, ready for a queue; it gets a new id if it has none.
+
+    Raises :class:`DecodeError`."""
     incoming = read_message(payload)
     bare, message_id = incoming.bare, incoming.message_id
     if message_id is None:
-        message_id = uuid4().hex
+        message_id = new_id()
         bare = with_message_id(bare, message_id)
     return Draft(
         bare,
@@ -142,9 +144,11 @@ def render(message: Message) -> bytes:
 class QueueNode:
     """A queue, or its dead-letter queue, and the links that receive from it."""
 
-    __slots__ = ("armed_at", "entity", "outlets", "queue", "retired", "sessions", "waiting")
+    __slots__ = ("armed_at", "entity", "new_id", "outlets", "path", "queue", "retired", "sessions", "waiting")
 
-    def __init__(self, entity: Entity, queue: Queue) -> None:
+    def __init__(self, path: str, entity: Entity, queue: Queue, new_id: Callable[[], str]) -> None:
+        self.path = path
+        self.new_id = new_id
         self.entity = entity
         self.queue = queue
         self.outlets: deque[Outlet] = deque()
@@ -280,7 +284,7 @@ class Outlet:
             return False
         messages = self.node.queue.receive(1, now, self, session_id=self.session_id, delete=self.deletes)
         for message in messages:
-            tag = message.lock_token or uuid4().bytes
+            tag = message.lock_token or message.number.to_bytes(16)
             self.connection.send(self.link, tag, render(message), settled=self.deletes)
             self.peer.touch()
         return bool(messages)
@@ -401,7 +405,7 @@ class Inlet:
                 raise MessageTooLarge(detail)
             is_batch = event.message_format == BATCH_FORMAT
             payloads = read_batch(event.payload) if is_batch else [event.payload]
-            drafts = [read_draft(payload) for payload in payloads]
+            drafts = [read_draft(payload, self.node.new_id) for payload in payloads]
             self.node.queue.send(drafts, now)
         except QueueRefusal as refusal:
             self.answer(event, wire.rejected(error_of(refusal)))

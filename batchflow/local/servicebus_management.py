@@ -173,7 +173,7 @@ def _schedule(call: Call) -> dict[str, Any]:
         payload = entry.get("message") if isinstance(entry, dict) else None
         if not isinstance(payload, bytes):
             raise NotAllowed("a message to schedule is not binary")
-        drafts.append(read_draft(payload))
+        drafts.append(read_draft(payload, call.node.new_id))
     numbers = call.node.queue.send(drafts, call.now)
     call.node.pump(call.now)
     return {"sequence-numbers": Array(int, numbers)}

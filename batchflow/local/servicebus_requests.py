@@ -7,7 +7,7 @@ same connection and node that the request names in ``reply-to``, or the latest o
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError, Int
@@ -18,7 +18,8 @@ from batchflow.local.sas import TokenRefused, path_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from batchflow.local.amqp.engine import Connection, Delivery, Link
+    from batchflow.local.amqp.endpoints import Delivery, Link
+    from batchflow.local.amqp.engine import Connection
     from batchflow.local.amqp.message import Request
     from batchflow.local.sas import Grant
 
@@ -28,14 +29,11 @@ _MAX_WAITING = 1_000
 _ADDRESS = 0
 
 
-class Reply(tuple[dict[str, Any], Any]):
+class Reply(NamedTuple):
     """The application properties and the body of a reply."""
 
-    __slots__ = ()
-
-    def __new__(cls, properties: Mapping[str, Any], body: Any = None) -> Reply:
-        """Make a reply."""
-        return super().__new__(cls, (dict(properties), body))
+    properties: Mapping[str, Any]
+    body: Any = None
 
 
 class ReplyLink:

@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchflow.local.amqp.codec import Symbol, encode, encode_described, encode_list
-from batchflow.local.amqp.engine import (
-    IDLE_TIMEOUT,
+from batchflow.local.amqp.endpoints import (
     INCOMING_WINDOW,
-    MAX_HANDLE,
     Closed,
-    Connection,
-    ConnectionState,
     Delivery,
     Event,
     Link,
@@ -25,6 +21,7 @@ from batchflow.local.amqp.engine import (
     LinkFlow,
     Settling,
 )
+from batchflow.local.amqp.engine import IDLE_TIMEOUT, MAX_HANDLE, Connection, ConnectionState
 from batchflow.local.amqp.performatives import ACCEPTED, AMQP_HEADER, SASL_HEADER, AmqpError, frame
 
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)

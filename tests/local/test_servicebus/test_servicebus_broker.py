@@ -51,7 +51,9 @@ class World:
         self.broker.create_queue("s", QueueSettings(requires_session=True), START)
         self._client = amqp_client
 
-    def connect(self, rule: str | None = ROOT, key: str = "root-key", *, until: float = 1e10) -> Any:
+    def connect(
+        self, rule: str | None = ROOT, key: str = "root-key", *, until: float = 1e10, path: str = "q"
+    ) -> Any:
         """Connect, open, and put a token for everything that the rule covers."""
         peer = self.broker.connect(self.now)
         client = self._client(lambda data: self.feed(peer, data))
@@ -61,15 +63,15 @@ class World:
             client.attach(200, "$cbs", "replies", receives=True)
             client.credit(200, 100)
             client.attach(201, "x", "$cbs", receives=False)
-            client.token_reply = self.put_token(client, rule, key, until)
+            client.token_reply = self.put_token(client, rule, key, until, path)
         return client
 
-    def put_token(self, client: Any, rule: str, key: str, until: float) -> int:
-        resource = quote_plus("sb://host" if rule == ROOT else "sb://host/q")
+    def put_token(self, client: Any, rule: str, key: str, until: float, path: str = "q") -> int:
+        resource = quote_plus("sb://host" if rule == ROOT else f"sb://host/{path}")
         expiry = str(int(until))
         signature = quote_plus(sign(key, resource, expiry).decode())
         token = f"SharedAccessSignature sr={resource}&sig={signature}&se={expiry}&skn={rule}"
-        properties = {"operation": "put-token", "name": "sb://host/q", "type": "jwt"}
+        properties = {"operation": "put-token", "name": f"sb://host/{path}", "type": "jwt"}
         reply = self.ask(client, 201, properties, token)
         return int(reply[0]["status-code"])
 
@@ -182,6 +184,17 @@ def test_links_end_with_the_token_that_permitted_them(world: World) -> None:
     assert keeps.send(b"") == []
     (detached,) = loses.send(b"")
     assert (detached.code, error_of([detached])) == (DETACH, "amqp:unauthorized-access")
+
+
+def test_a_token_for_the_dead_letters_alone_keeps_their_link(world: World) -> None:
+    """SDKs put one for the very address that they attach to."""
+    client = world.connect("listen", "k3", path="q/$DeadLetterQueue")
+    assert error_of(client.attach(1, "q", "x", receives=True)) == "amqp:unauthorized-access"
+    client.attach(0, "q/$DeadLetterQueue", "x", receives=True)
+    world.advance(START + 470)
+    client.send(EMPTY_FRAME)
+    world.advance(START + 500)
+    assert client.send(b"") == []
 
 
 # -- idleness ---------------------------------------------------------------------------------------------
