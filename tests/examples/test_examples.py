@@ -68,7 +68,7 @@ def test_two_waves(tmp_path: Path) -> None:
 def test_input_files(tmp_path: Path) -> None:
     """Each task finds its input file by name."""
     lines = run("04_input_files/input_files.py", cwd=tmp_path)
-    assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 1 lines, 3 words"]
+    assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 2 lines, 11 words"]
 
 
 def test_two_clients(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_examples_run_on_a_local_cloud_that_others_keep_up(tmp_path: Path) -> No
         assert any(line.startswith("ready") for line in cloud.stdout)
         assert run("01_hello/hello.py", "--config", str(config), cwd=tmp_path) == ["Hello, world!"]
         lines = run("04_input_files/input_files.py", "--config", str(config), cwd=tmp_path)
-        assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 1 lines, 3 words"]
+        assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 2 lines, 11 words"]
     finally:
         cloud.terminate()
         cloud.communicate(timeout=20)
