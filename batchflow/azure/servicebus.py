@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
+    from azure.core.pipeline.transport import AioHttpTransport
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
     from azure.servicebus.aio.management import ServiceBusAdministrationClient
@@ -91,6 +92,17 @@ def namespace_of(connection_string: str) -> str:
 def _fields(connection_string: str) -> dict[str, str]:
     parts = (part.partition("=") for part in connection_string.split(";"))
     return {name.strip().lower(): value for name, _, value in parts if value}
+
+
+def _is_encrypted(connection_string: str) -> bool:
+    return "usedevelopmentemulator" not in _fields(connection_string)
+
+
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    """TLS that trusts the certificates of a file besides the system's."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context
 
 
 class _Closable(ABC):
@@ -352,8 +364,8 @@ class ServiceBusBroker(_Closable):
     """Service Bus for a client or an agent.
 
     `connection_string` is that of a whole namespace; `by_queue` has those of single queues (an agent's
-    restricted keys), which win. `ca_file` holds the certificates to trust instead of the usual ones;
-    `websockets` goes through port 443. `setting` is named by errors that this configuration causes.
+    restricted keys), which win. `ca_file` holds certificates to trust besides the system's; `websockets` goes
+    through port 443. `setting` is named by errors that this configuration causes.
     """
 
     def __init__(
@@ -368,7 +380,8 @@ class ServiceBusBroker(_Closable):
         self._whole = connection_string
         self._namespace = None if connection_string is None else namespace_of(connection_string)
         self._by_queue = dict(by_queue or {})
-        self._tls = ssl.create_default_context(cafile=ca_file) if ca_file else None
+        self._ca_file = ca_file
+        self._tls: ssl.SSLContext | None = None
         self._transport = TransportType.AmqpOverWebsocket if websockets else TransportType.Amqp
         self._setting = setting
         self._open: set[_End[Any]] = set()
@@ -421,8 +434,11 @@ class ServiceBusBroker(_Closable):
         self._open.add(end)
 
     def _client(self, queue: QueueRef) -> ServiceBusClient:
+        connection_string = self._connection_string(queue)
+        if self._ca_file is not None and self._tls is None and _is_encrypted(connection_string):
+            self._tls = _trusting(self._ca_file)
         return ServiceBusClient.from_connection_string(
-            self._connection_string(queue),
+            connection_string,
             retry_total=0,
             try_timeout=ATTEMPT_LIMIT,
             transport_type=self._transport,
@@ -529,7 +545,7 @@ class ServiceBusAdmin(_Closable):
 
             self._sdk = ServiceBusAdministrationClient.from_connection_string(
                 self._connection_string,
-                connection_verify=self._ca_file or True,
+                transport=None if self._ca_file is None else _transport(self._ca_file),
                 connection_timeout=ADMIN_LIMIT,
                 retry_total=2,
                 retry_connect=1,
@@ -541,6 +557,20 @@ class ServiceBusAdmin(_Closable):
         sdk, self._sdk = self._sdk, None
         if sdk is not None:
             await sdk.__aexit__()
+
+
+def _transport(ca_file: str) -> AioHttpTransport:
+    """As the SDK makes it, but for the certificates; told their file, it would read it at each request."""
+    import aiohttp
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=_trusting(ca_file)),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=True,
+    )
+    return AioHttpTransport(session=session)
 
 
 def _queue_options(spec: QueueSpec) -> dict[str, Any]:
