@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchflow.compute import BatchTaskInfo, Compute
 
 SIZE = "standard_d2s_v3"
+IMAGE = Image(node_agent="batch.node.ubuntu 24.04")
 LONG = 600.0
 """Seconds in which a real node boots."""
 
@@ -37,7 +38,7 @@ async def ended(compute: Compute, job: str) -> list[BatchTaskInfo]:
 
 async def test_pool(compute, name) -> None:
     """A pool is made once, told of as it was made, resized, listed and deleted once."""
-    document = PoolDocument(name, SIZE, Image(), 0, metadata={"made-by": "conformance"})
+    document = PoolDocument(name, SIZE, IMAGE, 0, metadata={"made-by": "conformance"})
     await compute.create_pool(document)
     with pytest.raises(PoolExists):
         await compute.create_pool(document)
@@ -53,7 +54,7 @@ async def test_pool(compute, name) -> None:
 async def test_bad_pool(compute) -> None:
     """What Batch does not take is told with its reasons."""
     with pytest.raises(ConfigurationError, match="not an id!"):
-        await compute.create_pool(PoolDocument("not an id!", SIZE, Image(), 0))
+        await compute.create_pool(PoolDocument("not an id!", SIZE, IMAGE, 0))
 
 
 async def test_missing_pool(compute, name) -> None:
@@ -78,7 +79,7 @@ async def test_missing_job(compute, name) -> None:
 @pytest.mark.timeout(900)
 async def test_tasks(compute, name) -> None:
     """Tasks run on the pool's nodes, tell their exit and output, and can be removed with their job."""
-    await compute.create_pool(PoolDocument(name, SIZE, Image(), 1, start_command="/bin/true"))
+    await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1, start_command="/bin/true"))
     try:
         assert await compute.create_job(name, name)
         assert not await compute.create_job(name, name)
@@ -108,7 +109,7 @@ async def test_tasks(compute, name) -> None:
 
 async def test_completed_job_is_made_anew(compute, name) -> None:
     """A job that ended when it was idle gives way to a new one of its id."""
-    await compute.create_pool(PoolDocument(name, SIZE, Image(), 1))
+    await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1))
     try:
         await compute.create_job(name, name)
         await compute.add_tasks(name, [BatchTask("only", "/bin/true")])
@@ -125,7 +126,7 @@ async def test_completed_job_is_made_anew(compute, name) -> None:
 
 async def test_many_tasks(compute, name) -> None:
     """More tasks than one request takes are added all the same."""
-    await compute.create_pool(PoolDocument(name, SIZE, Image(), 0))
+    await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 0))
     try:
         await compute.create_job(name, name)
         await compute.add_tasks(name, [BatchTask(f"t{i}", "/bin/true") for i in range(120)])
