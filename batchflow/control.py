@@ -182,6 +182,8 @@ class PoolManifest(Document):
     """Slots of an agent; 0: its node's cores."""
     wanted: int = 0
     """Agents that shall live: one for each node."""
+    container: str | None = None
+    """The container image that agents run in; None: on the nodes themselves."""
 
     @property
     def ctl(self) -> str:
@@ -323,11 +325,13 @@ class Cancellation(Document):
     """By incarnation of the session."""
     everything: bool = False
     """The job was deleted."""
+    spared: tuple[str, ...] = ()
+    """Incarnations of sessions of a later job of the same name."""
 
     def covers(self, incarnation: str, sequence: int) -> bool:
-        return self.everything or any(
-            first <= sequence <= last for first, last in self.intervals.get(incarnation, ())
-        )
+        if self.everything and incarnation not in self.spared:
+            return True
+        return any(first <= sequence <= last for first, last in self.intervals.get(incarnation, ()))
 
 
 def queue_for(queues: tuple[QueueRef, ...], mailbox: str) -> QueueRef:

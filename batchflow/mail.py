@@ -8,9 +8,10 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+import anyio
 import orjson
 
 from batchflow import wire
@@ -40,6 +41,13 @@ _RECEIVE_WAIT: Final = 30.0
 _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
+_SETTLE_TIME: Final = 5.0
+"""Seconds that a round of completions may take before it is left to the mailbox's next opening."""
+_LOCK_GRACE: Final = 30.0
+"""Seconds beyond its duration that a dead client's lock may be held."""
+_MOST_FETCHES: Final = 8
+"""Results by reference that are fetched at once."""
+_COMPACT_FROM: Final = 1024
 _LONGEST_BACKOFF: Final = 10.0
 
 
@@ -132,32 +140,66 @@ class Outbox:
     def _failed(self, entries: list[Entry], error: BrokerError) -> None:
         session = self._session
         for entry in entries:
-            session._resolve(entry, submit_failed(entry, session.incarnation, str(error)))
+            session._resolve(entry, submit_failed(entry, str(error)))
         session._changed()
 
 
+@dataclass(slots=True, eq=False)
+class _Letter:
+    """A message of results, and what is to be removed with it."""
+
+    delivery: Delivery
+    mailbox: Mailbox
+    """The opening of it that the message came by: only there it can be completed."""
+    blobs: list[str] = field(default_factory=list)
+
+
 class Inbox:
-    """Receives the session's mail, whether or not anybody reads it, and settles what was handed over."""
+    """Receives the session's mail, whether or not anybody reads it, and settles what was handed over.
+
+    A message is completed when its last outcome was handed over or spilled; the blobs of its results are
+    deleted after that. When the mailbox was lost, what was not completed comes again: an outcome that is not
+    handed over yet then gets the new message's receipt, anything else is a duplicate.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._id = wire.mailbox_id(session.job_name, session.name)
         self._mailbox: Mailbox | None = None
-        self._due: list[Delivery] = []
+        self._due: list[_Letter] = []
         self._due_wake = asyncio.Event()
         self._held = 0
         self._fresh: deque[Entry] = deque()
+        """Outcomes in the order of arrival; may hold some that were handed over meanwhile."""
+        self._compact_at = _COMPACT_FROM
+        self._again: dict[str, Entry] = {}
+        """Outcomes, by uid, that nobody had when the mailbox was lost."""
+        self._adopted: set[str] = set()
+        """The uids of outcomes for earlier holders."""
+        self._fetching: dict[str, tuple[Receipt, Mailbox]] = {}
+        self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._spill = SpillFile()
+
+    @property
+    def held(self) -> bool:
+        """Whether the mailbox is ours at present."""
+        return self._mailbox is not None
 
     async def open(self) -> None:
         """Raises `MailboxInUse`, naming the holder, when that one lives; a dead one's lock is waited for."""
         backoff = Backoff(0.5)
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._session.pool._manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
                 await self._open_once()
             except MailboxInUse as error:
                 if (holder := await self._session._presence.living_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} is held by {holder}") from error
+                if clock() > until:
+                    raise MailboxInUse(
+                        f"mailbox {self._id!r} is held by somebody who gives no sign of life"
+                    ) from error
                 self._session._warn(f"mailbox {self._id!r}: waiting for a dead client's lock to run out")
                 await backoff.wait()
             else:
@@ -168,8 +210,9 @@ class Inbox:
         self._mailbox = await self._session.pool.client._services.broker.mailbox(queue, self._id)
 
     async def aclose(self) -> None:
-        if self._mailbox is not None:
-            await self._mailbox.aclose()
+        mailbox, self._mailbox = self._mailbox, None
+        if mailbox is not None:
+            await mailbox.aclose()
 
     async def run(self) -> None:
         """Receive for ever; a lost lock or link is opened again."""
@@ -178,14 +221,15 @@ class Inbox:
                 assert self._mailbox is not None
                 delivery = await self._mailbox.receive(_RECEIVE_WAIT)
                 if delivery is not None:
-                    self._accept(delivery)
+                    self._accept(_Letter(delivery, self._mailbox))
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
         while True:
             await asyncio.sleep(self._session.pool._manifest.lock_duration / 3)
+            if self._mailbox is None:
+                continue
             try:
-                assert self._mailbox is not None
                 await self._mailbox.renew()
             except BrokerError as error:
                 # The receiving side meets the same trouble, and opens the mailbox again.
@@ -199,18 +243,24 @@ class Inbox:
             await self.flush_settlements()
 
     async def flush_settlements(self) -> None:
-        while self._due and self._mailbox is not None:
+        """Begun, a round is brought to its end: what was handed over must not come again."""
+        while self._due:
             batch, self._due = self._due[:_SETTLE_AT_ONCE], self._due[_SETTLE_AT_ONCE:]
-            async with task_group() as group:
-                for delivery in batch:
-                    group.start_soon(self._complete, self._mailbox, delivery)
+            with anyio.move_on_after(_SETTLE_TIME, shield=True):
+                async with task_group() as group:
+                    for letter in batch:
+                        group.start_soon(self._complete, letter)
 
-    async def _complete(self, mailbox: Mailbox, delivery: Delivery) -> None:
+    async def _complete(self, letter: _Letter) -> None:
+        session = self._session
         try:
-            await mailbox.complete(delivery)
+            await letter.mailbox.complete(letter.delivery)
         except BrokerError as error:
             # It will come again and be recognised as a duplicate, or go with the mailbox.
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
+            return
+        for blob in letter.blobs:
+            session._spawn(session._drop_blob(session.pool._out, blob), "delete a result's blob", last=True)
 
     @asynccontextmanager
     async def _reopening(self) -> AsyncIterator[None]:
@@ -226,63 +276,89 @@ class Inbox:
             await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
+        """Raises `MailboxInUse` when somebody else has taken it over and lives."""
+        self._forget_letters()
+        await self.aclose()
         backoff = Backoff()
-        if self._mailbox is not None:
-            await self._mailbox.aclose()
-        while True:
+        while not self.held:
             try:
                 await self._open_once()
-            except MailboxInUse:
+            except MailboxInUse as error:
+                if (holder := await self._other_holder()) is not None:
+                    raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
                 await backoff.wait()
             except BrokerError as error:
                 if not error.retryable:
                     raise
                 await backoff.wait()
-            else:
-                return
 
-    def _accept(self, delivery: Delivery) -> None:
+    async def _other_holder(self) -> str | None:
         try:
-            items = wire.decode(delivery.body)
+            return await self._session._presence.living_holder()
+        except StorageError as error:
+            logger.warning("presence_not_read", extra={"mailbox": self._id, "error": str(error)})
+            return None
+
+    def _forget_letters(self) -> None:
+        """None of them can be completed any more: they will come again."""
+        self._held = 0
+        self._due.clear()
+        self._again = {entry.uid: entry for entry in self._fresh if entry.receipt is not None}
+
+    def _accept(self, letter: _Letter) -> None:
+        try:
+            items = wire.decode(letter.delivery.body)
         except ProtocolError as error:
             self._session._warn(f"a message in the mailbox was dropped: {error}")
-            self._complete_later(delivery)
+            self._complete_later(letter)
             return
         self._held += 1
-        receipt = Receipt(lambda: self._handed_over(delivery), len(items))
+        receipt = Receipt(lambda: self._handed_over(letter), len(items))
         for item in items:
-            if isinstance(item, ResultItem):
-                if isinstance(item.value, Reference):
-                    fetch = self._fetch(item, item.value, receipt)
-                    self._session._spawn(fetch, f"fetch the result of {item.task_id}")
-                else:
+            match item:
+                case ResultItem(value=Reference() as reference):
+                    letter.blobs.append(reference.blob)
+                    self._bring(item, reference, receipt, letter.mailbox)
+                case ResultItem():
                     self._deliver(item, receipt)
-            else:
-                if isinstance(item, EventItem):
-                    self._session._tell(Event(item.kind, item.message, item.at, item.task_id, item.data))
-                receipt.hand_over()
+                case EventItem():
+                    event = Event(item.kind, item.message, item.at, item.task_id, item.data)
+                    self._session._tell(event)
+                    receipt.hand_over()
+                case _:
+                    receipt.hand_over()  # a task: it has no business here
         self._session._changed()
         self._spill_over()
 
-    def _deliver(self, item: ResultItem, receipt: Receipt) -> None:
+    def _deliver(self, item: ResultItem, receipt: Receipt) -> Entry | None:
+        """Returns the task, if this is its outcome."""
         session = self._session
-        if item.started_at is not None and item.finished_at is not None:
-            session._policy.seen(item.command, item.finished_at - item.started_at)
         incarnation, sequence = wire.split_uid(item.uid)
-        if incarnation != session.incarnation:
-            self._adopt(item, sequence, receipt)
-            return
-        entry = session._tracker.find(sequence)
-        if entry is None or not session._resolve(entry, item, receipt):
-            receipt.hand_over()  # a duplicate: its outcome is known already
-        else:
+        entry = session._tracker.find(sequence) if incarnation == session.incarnation else None
+        if entry is not None and session._resolve(entry, item, receipt):
+            self._learn(item)
             self._fresh.append(entry)
+            return entry
+        if (unread := self._again.pop(item.uid, None)) is not None and unread.receipt is not None:
+            unread.receipt = receipt
+        elif incarnation != session.incarnation and item.uid not in self._adopted:
+            return self._adopt(item, sequence, receipt)
+        else:
+            receipt.hand_over()  # a duplicate: its outcome is known already
+            if incarnation == session.incarnation:
+                session._cancellations.confirmed(sequence)
+        return None
 
-    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt) -> None:
+    def _learn(self, item: ResultItem) -> None:
+        if item.started_at is not None and item.finished_at is not None:
+            self._session._policy.seen(item.command, item.finished_at - item.started_at)
+
+    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt) -> Entry:
         """Mail for an earlier holder of this mailbox."""
         entry = Entry(
             sequence=sequence,
             index=sequence,
+            uid=item.uid,
             task_id=item.task_id,
             command=item.command,
             client=item.client,
@@ -290,54 +366,67 @@ class Inbox:
             submitted_at=item.submitted_at,
             tag=item.tag,
         )
+        self._adopted.add(item.uid)
         self._session._tracker.adopt(entry, item, receipt)
         self._fresh.append(entry)
+        return entry
 
-    async def _fetch(self, item: ResultItem, reference: Reference, receipt: Receipt) -> None:
-        """Bring a result that travels by reference; its blob goes when it was handed over."""
+    def _bring(self, item: ResultItem, reference: Reference, receipt: Receipt, mailbox: Mailbox) -> None:
+        """Fetch a result that travels by reference; one that is under way is a duplicate or came again."""
+        known = self._fetching.get(item.uid)
+        if known is not None and known[1] is mailbox:
+            receipt.hand_over()
+            return
+        self._fetching[item.uid] = (receipt, mailbox)
+        if known is None:
+            self._session._spawn(self._fetch(item, reference), f"fetch the result of {item.task_id}")
+
+    async def _fetch(self, item: ResultItem, reference: Reference) -> None:
+        async with self._fetches:
+            item = await self._fetched(item, reference)
+        receipt, mailbox = self._fetching.pop(item.uid)
+        entry = self._deliver(item, receipt)
+        if entry is not None and mailbox is not self._mailbox:
+            self._again[item.uid] = entry
+        self._session._changed()
+        self._spill_over()
+
+    async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
         backoff = Backoff()
         while True:
             try:
                 blob = await self._session.pool._out.get(reference.blob)
-                item = replace(item, value=orjson.loads(blob.data))
+                return replace(item, value=orjson.loads(blob.data))
             except StorageError as error:
-                if error.retryable:
-                    await backoff.wait()
-                    continue
-                item = _unreadable(item, f"its result cannot be fetched: {error}")
+                if not error.retryable:
+                    return _unreadable(item, f"its result cannot be fetched: {error}")
+                await backoff.wait()
             except orjson.JSONDecodeError as error:
-                item = _unreadable(item, f"its result is not JSON: {error}")
-            break
-        self._deliver(item, Receipt(lambda: self._consumed(reference, receipt), 1))
-        self._session._changed()
+                return _unreadable(item, f"its result is not JSON: {error}")
 
-    def _consumed(self, reference: Reference, receipt: Receipt) -> None:
-        session = self._session
-        session._spawn(session._drop_blob(session.pool._out, reference.blob), "delete a result's blob")
-        receipt.hand_over()
+    def _handed_over(self, letter: _Letter) -> None:
+        if letter.mailbox is self._mailbox:
+            self._held -= 1
+            self._complete_later(letter)
 
-    def _handed_over(self, delivery: Delivery) -> None:
-        self._held -= 1
-        self._complete_later(delivery)
-
-    def _complete_later(self, delivery: Delivery) -> None:
-        self._due.append(delivery)
+    def _complete_later(self, letter: _Letter) -> None:
+        self._due.append(letter)
         self._due_wake.set()
 
     def _spill_over(self) -> None:
         """Put outcomes that nobody reads on disk, the oldest first, so that their messages can go."""
-        fresh = self._fresh
-        while fresh and fresh[0].receipt is None:
-            fresh.popleft()
-        if self._held <= _MOST_UNSETTLED and len(fresh) <= self._session._settings.unclaimed:
+        if len(self._fresh) >= self._compact_at:
+            self._fresh = deque(entry for entry in self._fresh if entry.receipt is not None)
+            self._compact_at = max(_COMPACT_FROM, 2 * len(self._fresh))
+        if self._held <= _MOST_UNSETTLED and len(self._fresh) <= self._session._settings.unclaimed:
             return
-        while fresh:
-            entry = fresh.popleft()
+        while self._fresh:
+            entry = self._fresh.popleft()
             if entry.receipt is not None and isinstance(entry.outcome, ResultItem):
                 entry.outcome = self._spill.write(entry.outcome)
                 entry.hand_over()
 
 
 def _unreadable(item: ResultItem, why: str) -> ResultItem:
-    error = f"the task succeeded, but {why}"
+    error = f"the task {item.status.value}, but {why}"
     return replace(item, status=Status.FAILED, value=None, error=error, kind="TaskFailed")

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchflow.model import Status
-from batchflow.wire import ResultItem, make_uid
+from batchflow.wire import ResultItem
 
 if TYPE_CHECKING:
     from batchflow.tracker import Entry
 
 
-def cancelled(entry: Entry, incarnation: str, reason: str) -> ResultItem:
-    return _outcome(entry, incarnation, Status.CANCELLED, "TaskCancelled", reason)
+def cancelled(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.CANCELLED, "TaskCancelled", reason)
 
 
-def submit_failed(entry: Entry, incarnation: str, reason: str) -> ResultItem:
-    return _outcome(entry, incarnation, Status.FAILED, "SubmitFailed", reason)
+def submit_failed(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.FAILED, "SubmitFailed", reason)
 
 
-def _outcome(entry: Entry, incarnation: str, status: Status, kind: str, reason: str) -> ResultItem:
+def _outcome(entry: Entry, status: Status, kind: str, reason: str) -> ResultItem:
     return ResultItem(
-        uid=make_uid(incarnation, entry.sequence),
+        uid=entry.uid,
         client=entry.client,
         job=entry.job,
         task_id=entry.task_id,

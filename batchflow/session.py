@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import shlex
 import time
 import uuid
+import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,11 +39,11 @@ from batchflow.streams import (
     Pulse,
     ResultStream,
     SessionResults,
-    as_arguments,
 )
+from batchflow.submission import INLINE, Submission, as_arguments, command_line
 from batchflow.task import Task
 from batchflow.tracker import Entry, Tracker
-from batchflow.wire import ResultItem, TaskItem
+from batchflow.wire import Reference, ResultItem
 
 if TYPE_CHECKING:
     from batchflow.pool import Pool
@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INLINE_ARGUMENTS: Final = 128 * 1024
-"""Arguments above so many bytes of JSON travel by reference."""
 _YIELD_EVERY: Final = 64
 """Submits after which the event loop gets a turn, so that what was submitted leaves meanwhile."""
 
@@ -82,9 +80,13 @@ class Session(Supervised):
         self._room = Pulse()
         self._waiters: dict[int, asyncio.Future[None]] = {}
         self._accepting: dict[int, asyncio.Future[None]] = {}
-        self._streams: set[EventStream] = set()
+        self._streams = weakref.WeakSet[EventStream]()
         self._trouble: ServiceError | None = None
         self._background = set[asyncio.Task[Any]]()
+        self._last = set[asyncio.Task[Any]]()
+        self._holds = False
+        """Whether the mailbox, and the documents that go with it, have been ours."""
+        self._ended = False
         self._outbox = Outbox(self)
         self._inbox = Inbox(self)
         self._cancellations = Cancellations(self)
@@ -114,12 +116,12 @@ class Session(Supervised):
         several positionals, or `args`, are the arguments as they are. `timeout`: seconds of running time.
         `memory_limit`: bytes. `tag`: any JSON, given back in the result.
 
-        Raises `ConfigurationError` for what can never be sent, `SessionClosed`. Cancelled, the task may or
-        may not have been submitted.
+        Raises `ConfigurationError` for what can never be sent, `SessionClosed`, `JobClosed`, `StorageError`
+        when large arguments cannot be stored. Cancelled, the task may or may not have been submitted.
         """
-        entry = await self._enqueue(
-            command,
-            _arguments(params, args),
+        wish = Submission(
+            command=command,
+            arguments=command_line(params, args),
             task_id=task_id,
             tag=tag,
             timeout=timeout,
@@ -127,11 +129,18 @@ class Session(Supervised):
             memory_limit=memory_limit,
             stream_output=stream_output,
         )
+        entry = await self._enqueue(wish)
+        await self._breathe(entry)
         return Task(self, entry)
 
     async def submit_many(self, command: str, inputs: Iterable[Any], **options: Any) -> list[Task]:
         """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
-        return [Task(self, await self._enqueue(command, as_arguments(value), **options)) for value in inputs]
+        tasks = []
+        for value in inputs:
+            entry = await self._enqueue(Submission(command=command, arguments=as_arguments(value), **options))
+            await self._breathe(entry)
+            tasks.append(Task(self, entry))
+        return tasks
 
     def map(
         self,
@@ -145,101 +154,102 @@ class Session(Supervised):
         """Run the command over the inputs and stream the results, as they come or in the inputs' order.
 
         Lazy: begins when it is read, and has at most `window` tasks under way or unread. `Result.index` is
-        the place among the inputs. Leaving it early cancels what it had submitted.
+        the place among the inputs. Leaving it early cancels what it had submitted. Raises
+        `ConfigurationError` at once for options that can never be sent.
         """
+        Submission(command=command, arguments=[], **options)
         if window is not None and window < 1:
             raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
         run = MapRun(self, command, inputs, window or DEFAULT_WINDOW, options)
         return MapResults(self, run, ordered)
 
-    async def run(self, command: str, *params: Any, **options: Any) -> Any:
+    async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Any) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
-        task = await self.submit(command, *params, **options)
-        self._tracker.claim(task._entry)
+        wish = Submission(command=command, arguments=command_line(params, args), **options)
+        entry = await self._enqueue(wish)
+        self._tracker.claim(entry)
         try:
-            return await task
+            await self._breathe(entry)
+            return await Task(self, entry)
         except asyncio.CancelledError:
-            if not self.closed:
-                self._spawn(self._cancel([task._entry]), f"cancel {task.id}")
+            self._give_up([entry])
             raise
 
     async def _enqueue(
         self,
-        command: str,
-        arguments: list[Any],
+        wish: Submission,
         *,
-        task_id: str | None = None,
-        tag: Any = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        memory_limit: int | None = None,
-        stream_output: bool = False,
         index: int | None = None,
         on_done: Callable[[Entry], None] | None = None,
     ) -> Entry:
+        """Into the outbox. Once it is there nothing is awaited any more: cancelled, there is no task."""
+        self._check_takes()
+        while self._tracker.sending >= self._settings.outbox:
+            await self._room.wait()
+            self._check_takes()
+        entry = self._entry(wish, None, index, on_done)
+        assert entry.item is not None
+        if len(entry.item) > INLINE:
+            reference = await self._store_arguments(wish.encode_arguments(len(entry.item)))
+            entry = self._entry(wish, reference, index, on_done)
+        self._tracker.add(entry)
+        self._outbox.wake()
+        return entry
+
+    async def _breathe(self, entry: Entry) -> None:
+        """Let the event loop have a turn now and then, so that what was submitted leaves meanwhile."""
+        if entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1:
+            await asyncio.sleep(0)
+
+    def _entry(
+        self,
+        wish: Submission,
+        reference: Reference | None,
+        index: int | None,
+        on_done: Callable[[Entry], None] | None,
+    ) -> Entry:
+        """The next task, ready to be added."""
+        sequence = self._tracker.next_sequence()
+        item = wish.item(
+            client=self.name,
+            job=self.job_name,
+            sequence=sequence,
+            uid=wire.make_uid(self.incarnation, sequence),
+            bundle=self._bundle,
+            now=time.time(),
+            reference=reference,
+        )
+        return Entry(
+            sequence=sequence,
+            index=sequence if index is None else index,
+            uid=item.uid,
+            task_id=item.task_id,
+            command=item.command,
+            client=item.client,
+            job=item.job,
+            submitted_at=item.submitted_at,
+            tag=item.tag,
+            item=wish.encode(item),
+            claimed=on_done is not None,
+            arguments_blob=None if reference is None else reference.blob,
+            on_done=on_done,
+        )
+
+    async def _store_arguments(self, data: bytes) -> Reference:
+        blob = control.arguments_blob(self.job_name, self.name, f"{self.incarnation}-{uuid.uuid4().hex}")
+        try:
+            await self.pool._ctl.put(blob, data)
+            self._check_takes()
+        except BaseException:
+            if not self._ended:
+                self._spawn(self._drop_blob(self.pool._ctl, blob), "delete arguments", last=True)
+            raise
+        return Reference(blob, len(data))
+
+    def _check_takes(self) -> None:
         self._check_open()
         if self._refusal is not None:
             raise JobClosed(self._refusal)
-        if timeout is not None and timeout <= 0:
-            raise ConfigurationError(f"{command}: timeout is {timeout}; it must be more than 0 seconds")
-        if memory_limit is not None and memory_limit <= 0:
-            raise ConfigurationError(f"{command}: memory_limit is {memory_limit}; it must be more than 0")
-        while self._tracker.sending >= self._settings.outbox:
-            await self._room.wait()
-            self._check_open()
-        params: list[Any] | wire.Reference = arguments
-        if _maybe_large(arguments):
-            params = await self._by_reference(command, arguments)
-            self._check_open()
-        sequence = self._tracker.next_sequence()
-        entry = Entry(
-            sequence=sequence,
-            index=sequence if index is None else index,
-            task_id=str(sequence) if task_id is None else str(task_id),
-            command=command,
-            client=self.name,
-            job=self.job_name,
-            submitted_at=time.time(),
-            tag=tag,
-            claimed=on_done is not None,
-            arguments_blob=params.blob if isinstance(params, wire.Reference) else None,
-            on_done=on_done,
-        )
-        item = TaskItem(
-            client=self.name,
-            job=self.job_name,
-            task_id=entry.task_id,
-            command=command,
-            params=params,
-            uid=wire.make_uid(self.incarnation, sequence),
-            bundle=self._bundle,
-            submitted_at=entry.submitted_at,
-            timeout=timeout,
-            memory_limit=memory_limit,
-            retry=None if retry is None else retry.fields(),
-            stream_output=stream_output,
-            tag=tag,
-        )
-        try:
-            entry.item = wire.encode(item)
-        except TypeError as error:
-            raise ConfigurationError(f"{command}: arguments and tag must be JSON: {error}") from error
-        self._tracker.add(entry)
-        self._outbox.wake()
-        if sequence % _YIELD_EVERY == _YIELD_EVERY - 1:
-            await asyncio.sleep(0)
-        return entry
-
-    async def _by_reference(self, command: str, arguments: list[Any]) -> list[Any] | wire.Reference:
-        try:
-            data = wire.dumps(arguments)
-        except TypeError as error:
-            raise ConfigurationError(f"{command}: arguments must be JSON: {error}") from error
-        if len(data) <= INLINE_ARGUMENTS:
-            return arguments
-        blob = control.arguments_blob(self.job_name, self.name, f"{self.incarnation}-{uuid.uuid4().hex}")
-        await self.pool._ctl.put(blob, data)
-        return wire.Reference(blob, len(data))
 
     # ---- reading
 
@@ -280,9 +290,14 @@ class Session(Supervised):
     # ---- steering
 
     async def flush(self) -> None:
-        """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel."""
+        """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
+
+        Raises `SessionClosed` when the session ended before.
+        """
         mark = self._tracker.next_sequence()
-        while self._outbox.passed < mark and not self.closed:
+        while self._outbox.passed < mark:
+            if self._ended:
+                raise SessionClosed(self._reason)
             await self._room.wait()
 
     async def update_files(self, files: Files) -> None:
@@ -297,40 +312,47 @@ class Session(Supervised):
     # ---- what tasks and streams need of it
 
     async def _cancel(self, entries: list[Entry]) -> None:
+        if all(entry.done for entry in entries):
+            return
         self._check_open()
+        await self._cancellations.cancel(self._withdraw(entries))
+
+    def _give_up(self, entries: list[Entry]) -> None:
+        """`_cancel`, without waiting for it: closing the session does."""
+        if (left := self._withdraw(entries)) and not self._ended:
+            self._spawn(self._cancellations.cancel(left), "cancel what nobody waits for", last=True)
+
+    def _withdraw(self, entries: list[Entry]) -> list[Entry]:
+        """End those that were not sent. Returns those that were, and have no outcome."""
         for entry in entries:
             if entry.item is not None and not entry.done:
-                self._resolve(entry, cancelled(entry, self.incarnation, "cancelled before it was sent"))
+                self._resolve(entry, cancelled(entry, "cancelled before it was sent"))
         self._changed()
-        await self._cancellations.cancel([entry for entry in entries if not entry.done])
+        return [entry for entry in entries if not entry.done]
 
     def _abandon(self, run: MapRun) -> None:
         """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
-
-        def cancel() -> None:
-            if (left := run.stop()) and not self.closed:
-                self._spawn(self._cancel(left), "cancel the tasks of a dropped map")
-
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(cancel)
+            loop.call_soon_threadsafe(lambda: self._give_up(run.stop()))
 
     async def _until_done(self, entry: Entry) -> None:
         self._tracker.claim(entry)
         if not entry.done:
+            self._check_open()
+            if self._trouble is not None:
+                raise self._trouble
             await self._wait_for(self._waiters, entry)
         entry.hand_over()
 
     async def _until_accepted(self, entry: Entry) -> None:
         if entry.status is Status.SENDING:
+            self._check_open()
             await self._wait_for(self._accepting, entry)
         if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
             entry.result().unwrap()
 
     async def _wait_for(self, waiters: dict[int, asyncio.Future[None]], entry: Entry) -> None:
-        self._check_open()
-        if self._trouble is not None:
-            raise self._trouble
         waiter = waiters.get(entry.sequence)
         if waiter is None:
             waiter = waiters[entry.sequence] = asyncio.get_running_loop().create_future()
@@ -346,6 +368,7 @@ class Session(Supervised):
         """Give a task its outcome and tell who waits for it. False for a duplicate."""
         if not self._tracker.resolve(entry, outcome, receipt):
             return False
+        self._room.beat()
         for waiters in (self._waiters, self._accepting):
             waiter = waiters.pop(entry.sequence, None)
             if waiter is not None and not waiter.done():
@@ -353,7 +376,7 @@ class Session(Supervised):
         if entry.on_done is not None:
             entry.on_done(entry)
         if entry.arguments_blob is not None:
-            self._spawn(self._drop_blob(self.pool._ctl, entry.arguments_blob), "delete arguments")
+            self._spawn(self._drop_blob(self.pool._ctl, entry.arguments_blob), "delete arguments", last=True)
         return True
 
     def _changed(self) -> None:
@@ -379,27 +402,31 @@ class Session(Supervised):
         if error is None:
             return
         self._warn(str(error))
-        self._fail_waiters(error)
-
-    def _fail_waiters(self, error: BatchflowError) -> None:
-        for waiters in (self._waiters, self._accepting):
-            for waiter in waiters.values():
-                if not waiter.done():
-                    waiter.set_exception(error)
-                    waiter.exception()
-            waiters.clear()
+        self._fail(self._waiters, error)
         self._change.beat()
-        self._room.beat()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A job of the session's: its failure is told as a warning, it ends with the session."""
+    def _fail(self, waiters: dict[int, asyncio.Future[None]], error: BatchflowError) -> None:
+        for waiter in waiters.values():
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()
+        waiters.clear()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str, *, last: bool = False) -> asyncio.Task[None]:
+        """A job of the session's: its failure is told as a warning, it ends with the session.
+
+        `last`: the closing waits for it, for a bounded time.
+        """
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._background.add(task)
+        if last:
+            self._last.add(task)
         task.add_done_callback(self._background_done)
         return task
 
     def _background_done(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
+        self._last.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._warn(f"{task.get_name()}: {error}")
 
@@ -416,27 +443,42 @@ class Session(Supervised):
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.pool._sessions.add(self)
+        agents = self._spawn(self._agents.start(), "start agents")
         try:
             async with task_group() as group:
-                agents = asyncio.create_task(self._agents.start(), name="start agents")
                 group.start_soon(self._prepare_bundle)
                 group.start_soon(self.pool._ensure_job, self.job_name)
                 group.start_soon(self._outbox.open)
                 group.start_soon(self._inbox.open)
+                group.start_soon(self._cancellations.open)
+            self._holds = True
             await self._work(agents)
         except Exception as error:
             self._reason = str(error)
             raise
         finally:
             self._closing.set()
-            self._fail_waiters(SessionClosed(self._reason))
-            for stream in list(self._streams):
-                stream._change.beat()
-            for task in list(self._background):
-                task.cancel()
+            self._end()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 2):
+                await self._finish()
             self.pool._sessions.discard(self)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout):
-                await self._close_links()
+            for task in self._background:
+                task.cancel()
+            if self._background:
+                await asyncio.wait(self._background)
+
+    def _end(self) -> None:
+        """No outcome comes any more: whoever still waits is told."""
+        self._ended = True
+        closed = SessionClosed(self._reason)
+        self._fail(self._waiters, closed)
+        self._fail(self._accepting, closed)
+        self._change.beat()
+        self._room.beat()
+        for stream in self._streams:
+            stream._change.beat()
+        for task in self._background - self._last:
+            task.cancel()
 
     async def _prepare_bundle(self) -> None:
         if self._files is None:
@@ -463,33 +505,14 @@ class Session(Supervised):
         if left := self._tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
 
-    async def _close_links(self) -> None:
+    async def _finish(self) -> None:
+        """Settle what was read, do what was begun, let go of the broker."""
         await self._inbox.flush_settlements()
+        if self._last:
+            await asyncio.wait(self._last)
         async with task_group() as group:
             group.start_soon(self._outbox.aclose)
             group.start_soon(self._inbox.aclose)
-            group.start_soon(self._presence.release)
-
-
-def _arguments(params: tuple[Any, ...], args: Any) -> list[Any]:
-    """What `do_action` gets. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
-    if args is not UNSET:
-        if params:
-            raise ConfigurationError("submit takes either positional arguments or args=, not both")
-        return as_arguments(args)
-    if len(params) == 1 and isinstance(params[0], str):
-        try:
-            return [*shlex.split(params[0])]
-        except ValueError as error:
-            raise ConfigurationError(
-                f"the command line {params[0]!r} cannot be split: {error}; pass args=[...] for text as it is"
-            ) from error
-    return list(params)
-
-
-def _maybe_large(arguments: list[Any]) -> bool:
-    """Whether it is worth measuring: a guess from the outside that never misses a large string."""
-    return any(
-        isinstance(value, list | dict) or (isinstance(value, str) and len(value) > 4096)
-        for value in arguments
-    )
+            if self._holds:
+                group.start_soon(self._presence.release)
+                group.start_soon(self._cancellations.release)

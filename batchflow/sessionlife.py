@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -40,10 +41,12 @@ class PresenceKeeper:
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
 
     async def living_holder(self) -> str | None:
-        """Who shows signs of life in this mailbox; None when nobody does."""
+        """Who else shows signs of life in this mailbox; None when nobody does."""
         try:
             presence = Presence.decode((await self._session.pool._ctl.get(self._blob)).data)
         except (BlobNotFound, ProtocolError):
+            return None
+        if presence.nonce == self._session.incarnation:
             return None
         age = time.time() - presence.beat_at
         return presence.holder if age < presence.interval * _SIGNS_OF_LIFE else None
@@ -51,26 +54,57 @@ class PresenceKeeper:
     async def run(self) -> None:
         interval = self._session._settings.presence_interval
         while True:
-            document = Presence(self._holder, self._session.incarnation, time.time(), interval)
-            try:
-                await self._session.pool._ctl.put(self._blob, document.encode())
-            except StorageError as error:
-                logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
+            if self._session._inbox.held:
+                await self._tell()
             await asyncio.sleep(interval)
+
+    async def _tell(self) -> None:
+        interval = self._session._settings.presence_interval
+        document = Presence(self._holder, self._session.incarnation, time.time(), interval)
+        try:
+            await self._session.pool._ctl.put(self._blob, document.encode())
+        except StorageError as error:
+            logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:
         await self._session._drop_blob(self._session.pool._ctl, self._blob)
 
 
 class Cancellations:
-    """The session's cancellation document: the numbers of the tasks that shall not run."""
+    """The session's cancellation document: the numbers of the tasks that shall not run.
+
+    It is there as long as tasks may be queued, so that whoever deletes the job finds every client of it, and
+    keeps what earlier holders of the mailbox cancelled. A number is pruned when an agent gave the task an
+    outcome; a cancellation that no agent confirmed stays, for the task may still lie in the queue.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._blob = control.cancellation_blob(session.job_name, session.name)
+        self._earlier: Cancellation | None = None
+        """As this session found it; None before it is open."""
         self._wanted: dict[int, Entry] = {}
+        self._unconfirmed: set[int] = set()
         self._written: set[int] = set()
         self._lock = anyio.Lock()
+
+    async def open(self) -> None:
+        """Take over the document, or make it."""
+        ctl = self._session.pool._ctl
+        try:
+            earlier = Cancellation.decode((await ctl.get(self._blob)).data)
+        except (BlobNotFound, ProtocolError):
+            earlier = Cancellation()
+            await ctl.put(self._blob, earlier.encode())
+        if earlier.everything:
+            earlier = replace(earlier, spared=(*earlier.spared, self._session.incarnation))
+            await ctl.put(self._blob, earlier.encode())
+        self._earlier = earlier
+
+    async def release(self) -> None:
+        """Remove the document, if no task can be queued that needs it."""
+        if self._earlier == Cancellation() and not len(self._session._tracker) and not self._unconfirmed:
+            await self._session._drop_blob(self._session.pool._ctl, self._blob)
 
     async def cancel(self, entries: list[Entry]) -> None:
         """Return when every agent can see it. Raises `StorageError` when it cannot be written."""
@@ -82,10 +116,17 @@ class Cancellations:
                 await self._write()
         self._session._spawn(self._confirm(entries), "confirm cancellations")
 
+    def confirmed(self, sequence: int) -> None:
+        """An agent gave this task an outcome after all."""
+        self._unconfirmed.discard(sequence)
+
     async def _write(self) -> None:
-        self._wanted = {number: entry for number, entry in self._wanted.items() if not entry.done}
+        wanted = self._wanted.items()
+        self._wanted = {n: entry for n, entry in wanted if not entry.done or n in self._unconfirmed}
         numbers = sorted(self._wanted)
-        document = Cancellation({self._session.incarnation: tuple(intervals(numbers))})
+        assert self._earlier is not None
+        all_intervals = {**self._earlier.intervals, self._session.incarnation: tuple(intervals(numbers))}
+        document = replace(self._earlier, intervals=all_intervals)
         await self._session.pool._ctl.put(self._blob, document.encode())
         self._written = set(numbers)
 
@@ -94,8 +135,8 @@ class Cancellations:
         session = self._session
         for entry in entries:
             if not entry.done:
-                outcome = cancelled(entry, session.incarnation, "no agent confirmed it in time")
-                session._resolve(entry, outcome)
+                self._unconfirmed.add(entry.sequence)
+                session._resolve(entry, cancelled(entry, "no agent confirmed it in time"))
         session._changed()
 
 
@@ -123,9 +164,19 @@ class AgentsWatch:
         try:
             await self._session.pool.start()
         except ServiceError as error:
+            if await self._alive():
+                logger.info("agents_not_started", extra={"error": str(error)})
+                return
             trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=error.retryable)
             trouble.__cause__ = error
             self._session._set_trouble(trouble)
+
+    async def _alive(self) -> bool:
+        """Whether agents live, whoever started them."""
+        try:
+            return bool(await self._session.pool.heartbeats())
+        except ServiceError:
+            return False
 
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting

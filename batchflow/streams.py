@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
+from batchflow.submission import Submission, as_arguments
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,7 +36,12 @@ class Pulse:
     async def wait(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        await waiter
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
 
     def beat(self) -> None:
         if not self._waiters:
@@ -106,8 +112,11 @@ class MapRun:
         self._options = options
         self._room = Pulse()
         self._pump: asyncio.Task[None] | None = None
-        self.done: deque[Entry] = deque()
-        self.open: set[Entry] = set()
+        self._stopped = False
+        self._done: deque[Entry] = deque()
+        self._early: dict[int, Entry] = {}
+        """Done before their turn, in an ordered map."""
+        self._open: set[Entry] = set()
         self.submitted = 0
         self.yielded = 0
 
@@ -116,29 +125,42 @@ class MapRun:
             self._pump = self._session._spawn(self._submit_all(), f"map {self._command}")
 
     def stop(self) -> list[Entry]:
-        """Submit no more. Returns the tasks that have no outcome."""
+        """Submit no more; nobody reads any more. Returns the tasks that have no outcome."""
+        self._stopped = True
         if self._pump is not None:
             self._pump.cancel()
-        left = list(self.open)
-        self.open.clear()
+        for entry in (*self._done, *self._early.values()):
+            entry.hand_over()
+        self._done.clear()
+        self._early.clear()
+        left = list(self._open)
+        self._open.clear()
         return left
 
-    def taken(self) -> None:
-        """One more result was read."""
-        self.yielded += 1
-        self._room.beat()
+    def take(self, ordered: bool) -> Entry | None:
+        """The next one to be read, if it is there; with this it is."""
+        if ordered:
+            self._early.update((entry.index, entry) for entry in self._done)
+            self._done.clear()
+            entry = self._early.pop(self.yielded, None)
+        else:
+            entry = self._done.popleft() if self._done else None
+        if entry is not None:
+            self.yielded += 1
+            self._room.beat()
+            entry.hand_over()
+        return entry
 
     @property
     def exhausted(self) -> bool:
         """Whether everything was submitted and read."""
-        return self._pump is not None and self._pump.done() and self.yielded == self.submitted
+        pump = self._pump
+        return pump is not None and pump.done() and not pump.cancelled() and self.yielded == self.submitted
 
     def raise_error(self) -> None:
         """What stopped the submitting, if anything did."""
-        if self._pump is not None and self._pump.done() and not self._pump.cancelled():
-            error = self._pump.exception()
-            if error is not None:
-                raise error
+        if self._pump is not None and (error := self._pump.exception()) is not None:
+            raise error
 
     async def _submit_all(self) -> None:
         try:
@@ -154,16 +176,18 @@ class MapRun:
     async def _submit_one(self, value: Any) -> None:
         while self.submitted - self.yielded >= self._window:
             await self._room.wait()
-        entry = await self._session._enqueue(
-            self._command, as_arguments(value), index=self.submitted, on_done=self._completed, **self._options
-        )
+        wish = Submission(command=self._command, arguments=as_arguments(value), **self._options)
+        entry = await self._session._enqueue(wish, index=self.submitted, on_done=self._completed)
         self.submitted += 1
-        if not entry.done:
-            self.open.add(entry)
+        self._open.add(entry)
+        await self._session._breathe(entry)
 
     def _completed(self, entry: Entry) -> None:
-        self.open.discard(entry)
-        self.done.append(entry)
+        self._open.discard(entry)
+        if self._stopped:
+            entry.hand_over()
+        else:
+            self._done.append(entry)
 
 
 class MapResults(ResultStream):
@@ -176,7 +200,6 @@ class MapResults(ResultStream):
         self._session = session
         self._run = run
         self._ordered = ordered
-        self._early: dict[int, Entry] = {}
         self._closed = False
 
     async def __anext__(self) -> Result:
@@ -184,10 +207,8 @@ class MapResults(ResultStream):
         if not self._closed:
             self._run.start()
         while not self._closed:
-            entry = self._next_done()
+            entry = self._run.take(self._ordered)
             if entry is not None:
-                self._run.taken()
-                entry.hand_over()
                 return entry.result()
             if self._run.exhausted:
                 self._closed = True
@@ -209,15 +230,6 @@ class MapResults(ResultStream):
     def __del__(self) -> None:
         if not self._closed and not self._session.closed:
             self._session._abandon(self._run)
-
-    def _next_done(self) -> Entry | None:
-        done = self._run.done
-        if not self._ordered:
-            return done.popleft() if done else None
-        while done:
-            entry = done.popleft()
-            self._early[entry.index] = entry
-        return self._early.pop(self._run.yielded, None)
 
 
 class EventStream(AsyncIterator[Event]):
@@ -259,8 +271,3 @@ class EventStream(AsyncIterator[Event]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def as_arguments(value: Any) -> list[Any]:
-    """An input as a task's arguments: a list or tuple is the arguments, anything else is the one argument."""
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -50,6 +50,7 @@ class Entry:
 
     sequence: int
     index: int
+    uid: str
     task_id: str
     command: str
     client: str

@@ -19,8 +19,18 @@ FINAL = [Status.SUCCEEDED, Status.FAILED, Status.CANCELLED]
 
 
 def make_entry(sequence: int, **fields: Any) -> Entry:
-    plain = {"index": sequence, "task_id": str(sequence), "command": "x.py", "client": "c", "job": "j"}
-    return Entry(**{"sequence": sequence, **plain, "submitted_at": 1.0, "item": b"{}", **fields})
+    plain = {"index": sequence, "uid": f"inc:{sequence}", "task_id": str(sequence), "command": "x.py"}
+    return Entry(
+        **{
+            "sequence": sequence,
+            **plain,
+            "client": "c",
+            "job": "j",
+            "submitted_at": 1.0,
+            "item": b"{}",
+            **fields,
+        }
+    )
 
 
 def outcome(entry: Entry, status: Status = Status.SUCCEEDED, value: Any = None) -> ResultItem:

@@ -1,0 +1,118 @@
+"""What a task is submitted with: checked where it is written, made ready to travel."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any, Final
+
+from batchflow import wire
+from batchflow.errors import ConfigurationError
+from batchflow.model import UNSET
+from batchflow.retry import RetryPolicy
+from batchflow.wire import Reference, TaskItem
+
+INLINE: Final = 128 * 1024
+"""A task above so many bytes has its arguments travel by reference."""
+MOST_BESIDE: Final = 64 * 1024
+"""Bytes of all but the arguments, at most: these cannot travel by reference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A task as its user wants it. Raises `ConfigurationError` for what can never be sent."""
+
+    command: str
+    arguments: list[Any]
+    task_id: str | None = None
+    tag: Any = None
+    timeout: float | None = None
+    """Seconds of running time."""
+    retry: RetryPolicy | None = None
+    memory_limit: int | None = None
+    """Bytes."""
+    stream_output: bool = False
+
+    def __post_init__(self) -> None:
+        command = self.command
+        if not isinstance(command, str) or not command:
+            raise ConfigurationError(
+                f"the command is {command!r}; the name of a file of the bundle is needed"
+            )
+        if self.timeout is not None and not _is_duration(self.timeout):
+            raise ConfigurationError(f"{command}: timeout is {self.timeout!r}; seconds above 0 are needed")
+        if self.memory_limit is not None and not (type(self.memory_limit) is int and self.memory_limit > 0):
+            raise ConfigurationError(
+                f"{command}: memory_limit is {self.memory_limit!r}; a whole number of bytes is needed"
+            )
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"{command}: retry is {self.retry!r}; a RetryPolicy is needed")
+
+    def item(
+        self,
+        *,
+        client: str,
+        job: str,
+        sequence: int,
+        uid: str,
+        bundle: str,
+        now: float,
+        reference: Reference | None,
+    ) -> TaskItem:
+        return TaskItem(
+            client=client,
+            job=job,
+            task_id=str(sequence) if self.task_id is None else str(self.task_id),
+            command=self.command,
+            params=self.arguments if reference is None else reference,
+            uid=uid,
+            bundle=bundle,
+            submitted_at=now,
+            timeout=self.timeout,
+            memory_limit=self.memory_limit,
+            retry=None if self.retry is None else self.retry.fields(),
+            stream_output=self.stream_output,
+            tag=self.tag,
+        )
+
+    def encode(self, item: TaskItem) -> bytes:
+        try:
+            return wire.encode(item)
+        except TypeError as error:
+            raise ConfigurationError(f"{self.command}: arguments and tag must be JSON: {error}") from error
+
+    def encode_arguments(self, size: int) -> bytes:
+        """What travels by reference; `size`: bytes of the whole task."""
+        data = wire.dumps(self.arguments)
+        if size - len(data) > MOST_BESIDE:
+            raise ConfigurationError(
+                f"{self.command}: tag and labels are {size - len(data)} bytes, at most {MOST_BESIDE} are "
+                "allowed; pass what is large as an argument"
+            )
+        return data
+
+
+def _is_duration(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def command_line(params: tuple[Any, ...], args: Any) -> list[Any]:
+    """What `do_action` gets. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
+    if args is not UNSET:
+        if params:
+            raise ConfigurationError("submit takes either positional arguments or args=, not both")
+        return as_arguments(args)
+    if len(params) == 1 and isinstance(params[0], str):
+        try:
+            return [*shlex.split(params[0])]
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the command line {params[0]!r} cannot be split: {error}; pass args=[...] for text as it is"
+            ) from error
+    return list(params)
+
+
+def as_arguments(value: Any) -> list[Any]:
+    """An input as a task's arguments: a list or tuple is the arguments, anything else is the one argument."""
+    return list(value) if isinstance(value, list | tuple) else [value]
