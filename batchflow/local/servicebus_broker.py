@@ -433,15 +433,22 @@ class Broker:
             self.busy = False
             for peer in list(self.peers):
                 peer.resume(now)
+        for thing in self._due(now):
+            thing.tick(now)
+            if isinstance(thing, QueueNode):
+                self._tidy(thing, now)
+            self.arm(thing)
+
+    def _due(self, now: float) -> list[Peer | QueueNode]:
+        """Take out what is due, each thing once, however often it is noted."""
+        due: list[Peer | QueueNode] = []
         timers = self._timers
         while timers and timers[0][0] <= now:
             deadline, _, thing = heapq.heappop(timers)
             if thing is not None and deadline == thing.armed_at:
                 thing.armed_at = math.inf
-                thing.tick(now)
-                if isinstance(thing, QueueNode):
-                    self._tidy(thing, now)
-                self.arm(thing)
+                due.append(thing)
+        return due
 
     def _tidy(self, node: QueueNode, now: float) -> None:
         """Delete a queue that was made to go when it is idle for long."""

@@ -346,17 +346,15 @@ class Outlet:
                 return wire.rejected(AmqpError("amqp:not-implemented", "The outcome is not known here."))
 
     def _modify(self, token: bytes, fields: list[Any], now: float) -> bytes:
-        failed, undeliverable, changes = (fields + [None] * 3)[:3]
+        failed, undeliverable, changes = (fields + [None] * 3)[:3]  # abandoning, one SDK leaves "failed" out
         if changes:
             detail = "Changing properties while giving a message back is not part of the local Service Bus."
             return wire.rejected(AmqpError("amqp:not-implemented", detail))
         queue = self.node.queue
         if undeliverable:
             queue.defer(token, now)
-        elif failed:
-            queue.abandon(token, now)
         else:
-            queue.release(token, now)
+            queue.abandon(token, now)
         self._offer_again(now)
         return wire.modified(failed=bool(failed), undeliverable=bool(undeliverable))
 

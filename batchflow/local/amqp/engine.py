@@ -157,6 +157,7 @@ class Connection:
             self.close(AmqpError("amqp:resource-limit-exceeded", "nothing was received for too long"))
         elif self._heartbeat is not None and now >= self._last_sent + self._heartbeat:
             self._out.append(wire.EMPTY_FRAME)
+            self._last_sent = now
         events, self._events = self._events, []
         return events
 

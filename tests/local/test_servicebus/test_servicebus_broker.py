@@ -218,6 +218,16 @@ def test_a_link_without_traffic_is_detached_and_then_its_connection_closed(world
     assert (closed.code, error_of([closed])) == (CLOSE, "amqp:connection:forced")
 
 
+def test_a_peer_that_wants_heartbeats_gets_them(world: World) -> None:
+    """One for each half of its time, for as long as it is there."""
+    peer = world.broker.connect(START)
+    client = world._client(lambda data: world.feed(peer, data))
+    client.open(idle_ms=60_000)
+    for _ in range(3):
+        world.advance(world.now + 30.5)
+        assert peer.connection.data_to_send(world.now) == EMPTY_FRAME
+
+
 def test_an_idle_queue_deletes_itself(world: World) -> None:
     """Not while someone is attached to it."""
     world.broker.create_queue("brief", QueueSettings(auto_delete_on_idle=300.0), START)
@@ -267,7 +277,7 @@ def test_receivers_with_credit_take_turns(world: World) -> None:
         (REJECTED, (), (REJECTED, None)),
         (MODIFIED, (True, False), (MODIFIED, True)),
         (MODIFIED, (True, True), (MODIFIED, True)),
-        (MODIFIED, (False, False), (MODIFIED, False)),
+        (MODIFIED, (None, False), (MODIFIED, False)),
         (MODIFIED, (True, False, {Symbol("a"): 1}), (REJECTED, "amqp:not-implemented")),
         (0x99, (), (REJECTED, "amqp:not-implemented")),
     ],
