@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from batchflow import PoolSpec
 from batchflow.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,16 @@ def test_every_setting_is_documented() -> None:
         for name, value in expected.items()
     }
     assert documented == shown
+
+
+def test_every_field_of_a_pool_is_documented() -> None:
+    """The page about pools names each field of a PoolSpec."""
+    text = (ROOT / "docs" / "pools.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \|", text.partition("What a new pool is made of")[2], re.MULTILINE
+    )
+    documented = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert documented == {item.name for item in fields(PoolSpec)} - {"id"}
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in PAGES])
