@@ -245,6 +245,8 @@ class Child:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
     def _put_back(self, task: dict[str, Any]) -> None:
+        if task["more"] and self._channel.cancelled():
+            self._retire = True
         self._channel.forget_calls()
         if task["memory_limit"] is not None:
             self._limit_memory(None)

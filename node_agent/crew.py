@@ -42,12 +42,13 @@ class Crew:
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._marks = 0
         self._starting: asyncio.Task[WarmChild] | None = None
+        self._closed = False
         self._programs: dict[str, Program] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
     def prewarm(self) -> None:
         """Begin to start a child, when there is none."""
-        if self.child is None and self._starting is None:
+        if self.child is None and self._starting is None and not self._closed:
             self._starting = asyncio.create_task(self._start(), name="start a Python child")
 
     async def warm(self) -> WarmChild:
@@ -104,7 +105,7 @@ class Crew:
         if self.child is not None:
             marks.add(self.child.mark)
             sessions.add(self.child.pid)
-        return processes.family(processes.table(), sessions, marks)
+        return processes.family(processes.table(min(sessions, default=0)), sessions, marks)
 
     @property
     def busy(self) -> bool:
@@ -132,9 +133,10 @@ class Crew:
         roots = self.roots()
         await processes.kill(self.family, roots)
         await self._await_calls()
-        if self.child is not None:
-            await self.child.close()
-            self.child = None
+        if (child := self.child) is not None:
+            await child.close()
+            if self.child is child:
+                self.child = None
 
     async def sweep(self) -> None:
         """Kill all processes but the child."""
@@ -145,7 +147,8 @@ class Crew:
         await self._await_calls()
 
     async def aclose(self) -> None:
-        """Kill everything, for good."""
+        """Kill everything, for good. May be called while a task runs, which then ends."""
+        self._closed = True
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()
@@ -165,7 +168,9 @@ class Crew:
             async with asyncio.timeout(_START_BOUND):
                 is_ready = await child.ready
             if not is_ready:
-                raise ChildProcessError(f"the Python child ended before it was ready: {child.stderr[-2000:]}")
+                raise ChildProcessError(
+                    f"the Python child ended before it was ready: {child.last_words[-2000:]}"
+                )
         except BaseException:
             child.kill()
             await child.close()

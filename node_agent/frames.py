@@ -20,7 +20,7 @@ NOTE                  to agent    JSON: a log line or progress
 
 Rules: a child runs the tasks that it was sent one after the other, in order, and answers each with one
 VALUE or FAILURE before it starts the next. When the flags are not 0 and more tasks wait, it starts the next
-one only after a GO.
+one only after a GO. After a CANCEL it starts none.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 LOOK_INTERVAL: Final = 0.05
 """Seconds between two looks at the memory of a task that has a limit."""
-_FULL_LOOK_EVERY: Final = 10
-"""Every so many looks, the process table is searched for processes that are new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,6 @@ class Limits:
         self._waiter = waiter
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
-        self._looks = 0
-        self._pids: set[int] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         if timeout is not None:
             self._timers["time"] = self._loop.call_later(timeout, self._expire)
@@ -64,10 +60,7 @@ class Limits:
         self._resolve(Expired(self.used()))
 
     def _look(self, memory: int) -> None:
-        if self._looks % _FULL_LOOK_EVERY == 0:
-            self._pids = self._crew.family()
-        self._looks += 1
-        used = processes.resident(self._pids | self._crew.roots())
+        used = processes.resident(self._crew.family())
         if used > memory:
             self._resolve(TooMuch(used))
         else:

@@ -64,9 +64,13 @@ class Modules:
         if not self.directory:
             return
         inside = self.directory + os.sep
-        for name, module in list(sys.modules.items()):
-            if name.startswith(_PRIVATE) or _lies_in(module, inside):
-                del sys.modules[name]
+        doomed = [
+            name
+            for name, module in list(sys.modules.items())
+            if name.startswith(_PRIVATE) or _lies_in(module, inside)
+        ]
+        for name in doomed:
+            del sys.modules[name]
         for entry in [entry for entry in sys.path_importer_cache if _within(entry, inside)]:
             del sys.path_importer_cache[entry]
 
@@ -127,12 +131,13 @@ def _within(path: object, inside: str) -> bool:
     return isinstance(path, str) and (path + os.sep).startswith(inside)
 
 
-def _lies_in(module: Any, inside: str) -> bool:
-    if _within(getattr(module, "__file__", None), inside):
+def _lies_in(module: object, inside: str) -> bool:
+    attributes = getattr(module, "__dict__", {})
+    if _within(attributes.get("__file__"), inside):
         return True
     try:
-        return any(_within(entry, inside) for entry in getattr(module, "__path__", ()))
-    except Exception:
+        return any(_within(entry, inside) for entry in attributes.get("__path__") or ())
+    except (KeyError, TypeError):
         return False
 
 

@@ -125,11 +125,14 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def table(at_least: int = 0) -> dict[int, Entry]:
-    """The process table, from that pid on."""
+def table(root: int = 0) -> dict[int, Entry]:
+    """The process table; with `root`, at least that process and all that are younger."""
+    if root:
+        with open("/proc/loadavg", "rb", buffering=0) as loadavg:
+            root = root if int(loadavg.read(256).split()[-1]) >= root else 0
     entries = {}
     for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) >= at_least and (entry := _entry(name)) is not None:
+        if name.isdecimal() and int(name) >= root and (entry := _entry(name)) is not None:
             entries[int(name)] = entry
     return entries
 
@@ -175,10 +178,8 @@ def _carries(pid: int, wanted: set[bytes]) -> bool:
 
 
 def left_behind(root: int, mark: str) -> set[int]:
-    """What is alive of a program's processes after `root` ended. Looks only at younger processes."""
-    with open("/proc/loadavg", "rb", buffering=0) as loadavg:
-        wrapped = int(loadavg.read(256).split()[-1]) < root
-    return family(table(0 if wrapped else root + 1), {root}, (mark,))
+    """What is alive of a program's processes after `root` ended."""
+    return family(table(root), {root}, (mark,))
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:

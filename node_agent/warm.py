@@ -104,9 +104,9 @@ class WarmChild:
         return self._process is not None and self._process.returncode is None
 
     @property
-    def stderr(self) -> str:
-        """What it wrote to stderr since the last answer."""
-        return self._tails["stderr"].text()
+    def last_words(self) -> str:
+        """What it wrote to stderr before it ended."""
+        return "" if self._gone is None else self._gone.stderr
 
     async def start(self) -> None:
         """Start the process. Raises OSError when it cannot be. Does not wait for `ready`."""
@@ -156,10 +156,12 @@ class WarmChild:
                 self._process.kill()
 
     async def close(self) -> None:
-        """Give back what the child's end took. The process must have been killed."""
+        """Give back what the child's end took. The process must have been killed. Idempotent."""
         if self._exit is not None:
             await asyncio.wait([self._exit], timeout=processes.DEATH_BOUND)
             self._exit.cancel()
+        if self._socket.fileno() < 0:
+            return
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -253,10 +255,10 @@ class WarmChild:
         assert self._process is not None
         exit_code = await self._process.wait()
         self._read_rest()
-        if not self.ready.done():
-            self.ready.set_result(False)
         self._drain()
         self._resolve(Gone(exit_code, self._cut("stdout"), self._cut("stderr")))
+        if not self.ready.done():
+            self.ready.set_result(False)
 
     def _read_rest(self) -> None:
         """What the child said before it ended."""

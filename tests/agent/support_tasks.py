@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from node_agent.disk import stamp
 from node_agent.slots import Execution, Outcome, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from batchflow.wire import EventItem
@@ -62,6 +63,17 @@ def materialise(root: Path, contents: Mapping[str, str | bytes]) -> tuple[Bundle
     return bundle, folder
 
 
+@asynccontextmanager
+async def bench(root: Path, **changes: Any) -> AsyncIterator[Bench]:
+    """A slot for a block; `changes`: of the agent's settings. Nothing may be left of it afterwards."""
+    made = Bench(root, **changes)
+    try:
+        async with asyncio.timeout(3 * BOUND):
+            yield made
+    finally:
+        await made.slot.aclose()
+
+
 class Bench:
     """One slot, and short ways to run something in it."""
 
@@ -89,6 +101,10 @@ class Bench:
         """One task of that bundle."""
         bundle, files = materialise(self.root, contents)
         return await self.slot.run(self.execution(bundle, command, list(args), **limits), files)
+
+    def told(self, kind: str) -> list[str]:
+        """The messages of the events of a kind."""
+        return [event.message for event in self.events if event.kind == kind]
 
     async def python(self, source: str, *args: Any, **limits: Any) -> Outcome:
         """One task whose file is this source."""
