@@ -50,11 +50,11 @@ async def eventually(condition: Callable[[], object], seconds: float = BOUND) ->
             await asyncio.sleep(0.001)
 
 
-async def until_empty(session: Session) -> None:
-    """Return when all of the session's mail was completed."""
+async def until_empty(session: Session, but: int = 0) -> None:
+    """Return when all of the session's mail, but so many messages, was completed."""
     broker, (queue,) = session.pool.client._services.admin, session.pool._manifest.results_queues
     async with asyncio.timeout(BOUND):
-        while (await broker.figures(queue.entity)).active:  # noqa: ASYNC110
+        while (await broker.figures(queue.entity)).active > but:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -143,9 +143,9 @@ class ScriptedContainer(MemoryContainer):
         await self._scripted.pass_by("put", name)
         return await super().put(name, data, if_match=if_match, create=create)
 
-    async def delete(self, name: str) -> bool:
+    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         await self._scripted.pass_by("delete", name)
-        return await super().delete(name)
+        return await super().delete(name, if_match=if_match)
 
 
 class ScriptedStorage(MemoryStorage):
