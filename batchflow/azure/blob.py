@@ -10,7 +10,7 @@ import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
@@ -23,6 +23,7 @@ from azure.storage.blob import (
 )
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
+from batchflow.azure.closing import Closes
 from batchflow.azure.errors import code_of, storage_error
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.storage import Blob, BlobInfo
@@ -74,7 +75,7 @@ class _Failures:
             raise storage_error(error, self._doing, self._setting) from error
 
 
-class BlobContainer:
+class BlobContainer(Closes):
     """One container; `client` is closed with it only when it is its own."""
 
     def __init__(self, client: ContainerClient, url: str, setting: str, *, owned: bool) -> None:
@@ -160,10 +161,13 @@ class BlobContainer:
         finally:
             partial.unlink(missing_ok=True)
 
-    async def delete(self, name: str) -> bool:
+    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
+        options: dict[str, Any] = {}
+        if if_match is not None:
+            options = {"etag": if_match, "match_condition": MatchConditions.IfNotModified}
         with self._failing("delete", name):
             try:
-                await self._blob(name).delete_blob()
+                await self._blob(name).delete_blob(**options)
             except ResourceNotFoundError:
                 return False
         return True
@@ -177,14 +181,6 @@ class BlobContainer:
         if self._owned:
             await self._client.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
 
 class SignedContainer(BlobContainer):
     """A container for whoever has nothing but its URL and a signature (a SAS without '?')."""
@@ -195,7 +191,7 @@ class SignedContainer(BlobContainer):
         super().__init__(client, bare, setting, owned=True)
 
 
-class BlobStorage:
+class BlobStorage(Closes):
     """A Storage account, by its connection string. `setting` is named by errors that it causes."""
 
     def __init__(self, connection_string: str, *, setting: str = "storage.connection_string") -> None:
@@ -249,14 +245,6 @@ class BlobStorage:
 
     async def aclose(self) -> None:
         await self._client.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def _policy(policy: AccessPolicy) -> SdkPolicy:

@@ -16,12 +16,9 @@ How this adaptor uses the SDK, and why:
 from __future__ import annotations
 
 import asyncio
-import base64
 import copy
-import secrets
 import ssl
 import time
-from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -29,8 +26,10 @@ from azure.servicebus import ServiceBusMessage, ServiceBusSubQueue, TransportTyp
 from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure.amqp_link import Call, Handler, Link
-from batchflow.azure.errors import broker_error
-from batchflow.broker import Delivery, QueueFigures
+from batchflow.azure.closing import Closes
+from batchflow.azure.namespaces import is_encrypted, malformed, namespace_of, trusting
+from batchflow.azure.servicebus_admin import ServiceBusAdmin
+from batchflow.broker import Delivery
 from batchflow.errors import (
     Backpressure,
     BrokerError,
@@ -43,15 +42,13 @@ from batchflow.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from types import TracebackType
 
-    from azure.core.pipeline.transport import AioHttpTransport
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
-    from azure.servicebus.aio.management import ServiceBusAdministrationClient
-    from azure.servicebus.management import AuthorizationRule
 
-    from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+    from batchflow.broker import OutgoingMessage, QueueRef
+
+__all__ = ["ServiceBusAdmin", "ServiceBusBroker", "namespace_of"]
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Handler)
@@ -65,8 +62,6 @@ LONGEST_WAIT = 5.0
 QUICK = 1.0
 """Seconds. A send that fails sooner found a link that had been closed while it was idle; a receive that fails
 sooner had no good link to begin with."""
-ADMIN_LIMIT = 4.0
-"""Seconds for connecting to the administration endpoint, of which there are two attempts."""
 
 ENVELOPE = 1024
 """Bytes that a message's ids and properties take at most."""
@@ -74,53 +69,7 @@ ENVELOPE = 1024
 _LOCKED_UNTIL = b"x-opt-locked-until"
 
 
-def namespace_of(connection_string: str) -> str:
-    """The host of a connection string, with the port where it has one: a `QueueRef`'s namespace.
-
-    Raises `ConfigurationError`, which does not quote the string.
-    """
-    endpoint = _fields(connection_string).get("endpoint", "")
-    host = endpoint.partition("://")[2].strip("/ ")
-    if not host:
-        raise ConfigurationError(
-            "the Service Bus connection string has no Endpoint=sb://HOST/ part: copy it whole, from the "
-            "namespace's page 'Shared access policies' in the Azure portal"
-        )
-    return host
-
-
-def _fields(connection_string: str) -> dict[str, str]:
-    parts = (part.partition("=") for part in connection_string.split(";"))
-    return {name.strip().lower(): value for name, _, value in parts if value}
-
-
-def _is_encrypted(connection_string: str) -> bool:
-    return "usedevelopmentemulator" not in _fields(connection_string)
-
-
-def _trusting(ca_file: str) -> ssl.SSLContext:
-    """TLS that trusts the certificates of a file besides the system's."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(ca_file)
-    return context
-
-
-class _Closable(ABC):
-    """`async with` for everything here that has an `aclose`."""
-
-    @abstractmethod
-    async def aclose(self) -> None: ...
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class _End(_Closable, Generic[H]):
+class _End(Closes, Generic[H]):
     """Our end of one link."""
 
     def __init__(self, link: Link[H]) -> None:
@@ -360,7 +309,7 @@ class _Mailbox(_Inbox):
         self._held.clear()
 
 
-class ServiceBusBroker(_Closable):
+class ServiceBusBroker(Closes):
     """Service Bus for a client or an agent.
 
     `connection_string` is that of a whole namespace; `by_queue` has those of single queues (an agent's
@@ -435,15 +384,18 @@ class ServiceBusBroker(_Closable):
 
     def _client(self, queue: QueueRef) -> ServiceBusClient:
         connection_string = self._connection_string(queue)
-        if self._ca_file is not None and self._tls is None and _is_encrypted(connection_string):
-            self._tls = _trusting(self._ca_file)
-        return ServiceBusClient.from_connection_string(
-            connection_string,
-            retry_total=0,
-            try_timeout=ATTEMPT_LIMIT,
-            transport_type=self._transport,
-            ssl_context=self._tls,
-        )
+        if self._ca_file is not None and self._tls is None and is_encrypted(connection_string):
+            self._tls = trusting(self._ca_file)
+        try:
+            return ServiceBusClient.from_connection_string(
+                connection_string,
+                retry_total=0,
+                try_timeout=ATTEMPT_LIMIT,
+                transport_type=self._transport,
+                ssl_context=self._tls,
+            )
+        except ValueError:
+            raise ConfigurationError(malformed(self._setting)) from None
 
     def _connection_string(self, queue: QueueRef) -> str:
         if (own := self._by_queue.get(queue)) is not None:
@@ -458,151 +410,3 @@ class ServiceBusBroker(_Closable):
     async def aclose(self) -> None:
         ends, self._open = self._open, set()
         await asyncio.gather(*(end.aclose() for end in ends))
-
-
-class ServiceBusAdmin(_Closable):
-    """What needs the right Manage on a namespace; `connection_string` is the namespace's."""
-
-    def __init__(
-        self,
-        connection_string: str,
-        *,
-        ca_file: str | None = None,
-        setting: str = "servicebus.connection_string",
-    ) -> None:
-        self.namespace = namespace_of(connection_string)
-        self._connection_string = connection_string
-        self._ca_file = ca_file
-        self._setting = setting
-        self._sdk: ServiceBusAdministrationClient | None = None
-
-    async def create_queue(self, spec: QueueSpec) -> bool:
-        from azure.core.exceptions import ResourceExistsError
-
-        doing = f"cannot create queue {spec.name}"
-        try:
-            await self._do(lambda sdk: sdk.create_queue(spec.name, **_queue_options(spec)), doing)
-        except BrokerError as error:
-            if isinstance(error.__cause__, ResourceExistsError):
-                return False
-            raise
-        return True
-
-    async def delete_queue(self, name: str) -> bool:
-        try:
-            await self._do(lambda sdk: sdk.delete_queue(name), f"cannot delete queue {name}")
-        except QueueNotFound:
-            return False
-        return True
-
-    async def connection_string(self, queue: str, rule: str) -> str:
-        properties = await self._do(lambda sdk: sdk.get_queue(queue), f"cannot read queue {queue}")
-        for each in properties.authorization_rules or ():
-            if each.key_name == rule and each.primary_key:
-                return self._string_of(queue, rule, each.primary_key)
-        raise BrokerError(f"queue {queue} has no access rule named {rule}")
-
-    def _string_of(self, queue: str, rule: str, key: str) -> str:
-        parts = [
-            f"Endpoint=sb://{self.namespace}/",
-            f"SharedAccessKeyName={rule}",
-            f"SharedAccessKey={key}",
-            f"EntityPath={queue}",
-        ]
-        if emulator := _fields(self._connection_string).get("usedevelopmentemulator"):
-            parts.append(f"UseDevelopmentEmulator={emulator}")
-        return ";".join(parts)
-
-    async def figures(self, queue: str) -> QueueFigures:
-        found = await self._do(
-            lambda sdk: sdk.get_queue_runtime_properties(queue), f"cannot read queue {queue}"
-        )
-        return QueueFigures(
-            active=found.active_message_count or 0,
-            scheduled=found.scheduled_message_count or 0,
-            dead=found.dead_letter_message_count or 0,
-        )
-
-    async def queues(self) -> list[str]:
-        async def names(sdk: ServiceBusAdministrationClient) -> list[str]:
-            return [queue.name async for queue in sdk.list_queues()]
-
-        return await self._do(names, "cannot list the queues")
-
-    async def _do(self, work: Callable[[ServiceBusAdministrationClient], Awaitable[T]], doing: str) -> T:
-        from azure.core.exceptions import AzureError, ResourceNotFoundError
-
-        try:
-            return await work(self._client())
-        except ResourceNotFoundError as error:
-            raise QueueNotFound(f"{doing}: there is none in {self.namespace}") from error
-        except (AzureError, ValueError) as error:
-            raise broker_error(error, doing, self._setting) from error
-
-    def _client(self) -> ServiceBusAdministrationClient:
-        if self._sdk is None:
-            from azure.servicebus.aio.management import ServiceBusAdministrationClient
-
-            self._sdk = ServiceBusAdministrationClient.from_connection_string(
-                self._connection_string,
-                transport=None if self._ca_file is None else _transport(self._ca_file),
-                connection_timeout=ADMIN_LIMIT,
-                retry_total=2,
-                retry_connect=1,
-                retry_backoff_factor=0.2,
-            )
-        return self._sdk
-
-    async def aclose(self) -> None:
-        sdk, self._sdk = self._sdk, None
-        if sdk is not None:
-            await sdk.__aexit__()
-
-
-def _transport(ca_file: str) -> AioHttpTransport:
-    """As the SDK makes it, but for the certificates; told their file, it would read it at each request."""
-    import aiohttp
-    from azure.core.pipeline.transport import AioHttpTransport
-
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=_trusting(ca_file)),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=True,
-    )
-    return AioHttpTransport(session=session)
-
-
-def _queue_options(spec: QueueSpec) -> dict[str, Any]:
-    """Messages that expire are dead-lettered, not dropped: nothing that was accepted may vanish."""
-    window, limit = spec.duplicate_window, spec.time_to_live
-    options = {
-        "requires_session": spec.sessions,
-        "lock_duration": timedelta(seconds=spec.lock_duration),
-        "max_delivery_count": spec.max_delivery_count,
-        "dead_lettering_on_message_expiration": True,
-        "requires_duplicate_detection": window is not None,
-        "duplicate_detection_history_time_window": None if window is None else timedelta(seconds=window),
-        "default_message_time_to_live": None if limit is None else timedelta(seconds=limit),
-        "authorization_rules": [_rule(rule) for rule in spec.rules] or None,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _rule(rule: AccessRule) -> AuthorizationRule:
-    from azure.servicebus.management import AccessRights, AuthorizationRule
-
-    return AuthorizationRule(
-        type="SharedAccessAuthorizationRule",
-        claim_type="SharedAccessKey",
-        claim_value="None",
-        rights=[AccessRights(right) for right in sorted(rule.rights)],
-        key_name=rule.name,
-        primary_key=_new_key(),
-        secondary_key=_new_key(),
-    )
-
-
-def _new_key() -> str:
-    """A key of the form that Azure makes them in: 256 random bits."""
-    return base64.b64encode(secrets.token_bytes(32)).decode()

@@ -152,6 +152,16 @@ def test_not_a_connection_string(text) -> None:
     assert "secret" not in str(caught.value)
 
 
+async def test_half_a_connection_string() -> None:
+    """A connection string without a key is told by its setting's name, without being quoted."""
+    half = "Endpoint=sb://127.0.0.1:1/;SharedAccessKeyName=secret;UseDevelopmentEmulator=true"
+    async with ServiceBusBroker(half, setting="S") as broker, ServiceBusAdmin(half, setting="S") as admin:
+        for attempt in (broker.sender(QueueRef("127.0.0.1:1", "q")), admin.queues()):
+            with pytest.raises(ConfigurationError, match=r"^S is no connection string") as caught:
+                await attempt
+            assert "secret" not in str(caught.value)
+
+
 def test_namespace_of() -> None:
     """The namespace is the endpoint's host, with the port where there is one."""
     rest = "SharedAccessKeyName=x;SharedAccessKey=abc="

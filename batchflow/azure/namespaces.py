@@ -1,0 +1,48 @@
+"""What a connection string of Service Bus says, and the certificates to trust its endpoint by."""
+
+from __future__ import annotations
+
+import ssl
+
+from batchflow.errors import ConfigurationError
+
+
+def namespace_of(connection_string: str) -> str:
+    """The host of a connection string, with the port where it has one: a `QueueRef`'s namespace.
+
+    Raises `ConfigurationError`, which does not quote the string.
+    """
+    endpoint = fields_of(connection_string).get("endpoint", "")
+    host = endpoint.partition("://")[2].strip("/ ")
+    if not host:
+        raise ConfigurationError(
+            "the Service Bus connection string has no Endpoint=sb://HOST/ part: copy it whole, from the "
+            "namespace's page 'Shared access policies' in the Azure portal"
+        )
+    return host
+
+
+def fields_of(connection_string: str) -> dict[str, str]:
+    """Its parts, by their names in lower case."""
+    parts = (part.partition("=") for part in connection_string.split(";"))
+    return {name.strip().lower(): value for name, _, value in parts if value}
+
+
+def malformed(setting: str) -> str:
+    """What to say of a connection string that the SDK does not take."""
+    return (
+        f"{setting} is no connection string of Service Bus: it needs Endpoint=, SharedAccessKeyName= and "
+        "SharedAccessKey=; copy it whole, from the page 'Shared access policies' in the Azure portal"
+    )
+
+
+def is_encrypted(connection_string: str) -> bool:
+    """Whether the SDK speaks TLS by it: always, but to what calls itself the emulator."""
+    return "usedevelopmentemulator" not in fields_of(connection_string)
+
+
+def trusting(ca_file: str) -> ssl.SSLContext:
+    """TLS that trusts the certificates of a file besides the system's."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context

@@ -1,0 +1,182 @@
+"""The port to the making and removing of queues, on the administration client of the Service Bus SDK.
+
+The client is loaded and made at its first use: most programs never administer anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from batchflow.azure.closing import Closes
+from batchflow.azure.errors import broker_error
+from batchflow.azure.namespaces import fields_of, malformed, namespace_of, trusting
+from batchflow.broker import QueueFigures
+from batchflow.errors import BrokerError, ConfigurationError, QueueNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from azure.core.pipeline.transport import AioHttpTransport
+    from azure.servicebus.aio.management import ServiceBusAdministrationClient
+    from azure.servicebus.management import AuthorizationRule
+
+    from batchflow.broker import AccessRule, QueueSpec
+
+T = TypeVar("T")
+
+CONNECT_LIMIT = 4.0
+"""Seconds for connecting to the administration endpoint, of which there are two attempts."""
+
+
+class ServiceBusAdmin(Closes):
+    """What needs the right Manage on a namespace; `connection_string` is the namespace's."""
+
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        ca_file: str | None = None,
+        setting: str = "servicebus.connection_string",
+    ) -> None:
+        self.namespace = namespace_of(connection_string)
+        self._connection_string = connection_string
+        self._ca_file = ca_file
+        self._setting = setting
+        self._sdk: ServiceBusAdministrationClient | None = None
+
+    async def create_queue(self, spec: QueueSpec) -> bool:
+        from azure.core.exceptions import ResourceExistsError
+
+        doing = f"cannot create queue {spec.name}"
+        try:
+            await self._do(lambda sdk: sdk.create_queue(spec.name, **_queue_options(spec)), doing)
+        except BrokerError as error:
+            if isinstance(error.__cause__, ResourceExistsError):
+                return False
+            raise
+        return True
+
+    async def delete_queue(self, name: str) -> bool:
+        try:
+            await self._do(lambda sdk: sdk.delete_queue(name), f"cannot delete queue {name}")
+        except QueueNotFound:
+            return False
+        return True
+
+    async def connection_string(self, queue: str, rule: str) -> str:
+        properties = await self._do(lambda sdk: sdk.get_queue(queue), f"cannot read queue {queue}")
+        for each in properties.authorization_rules or ():
+            if each.key_name == rule and each.primary_key:
+                return self._string_of(queue, rule, each.primary_key)
+        raise BrokerError(f"queue {queue} has no access rule named {rule}")
+
+    def _string_of(self, queue: str, rule: str, key: str) -> str:
+        parts = [
+            f"Endpoint=sb://{self.namespace}/",
+            f"SharedAccessKeyName={rule}",
+            f"SharedAccessKey={key}",
+            f"EntityPath={queue}",
+        ]
+        if emulator := fields_of(self._connection_string).get("usedevelopmentemulator"):
+            parts.append(f"UseDevelopmentEmulator={emulator}")
+        return ";".join(parts)
+
+    async def figures(self, queue: str) -> QueueFigures:
+        found = await self._do(
+            lambda sdk: sdk.get_queue_runtime_properties(queue), f"cannot read queue {queue}"
+        )
+        return QueueFigures(
+            active=found.active_message_count or 0,
+            scheduled=found.scheduled_message_count or 0,
+            dead=found.dead_letter_message_count or 0,
+        )
+
+    async def queues(self) -> list[str]:
+        async def names(sdk: ServiceBusAdministrationClient) -> list[str]:
+            return [queue.name async for queue in sdk.list_queues()]
+
+        return await self._do(names, "cannot list the queues")
+
+    async def _do(self, work: Callable[[ServiceBusAdministrationClient], Awaitable[T]], doing: str) -> T:
+        from azure.core.exceptions import AzureError, ResourceNotFoundError
+
+        try:
+            return await work(self._client())
+        except ResourceNotFoundError as error:
+            raise QueueNotFound(f"{doing}: there is none in {self.namespace}") from error
+        except (AzureError, ValueError) as error:
+            raise broker_error(error, doing, self._setting) from error
+
+    def _client(self) -> ServiceBusAdministrationClient:
+        if self._sdk is None:
+            from azure.servicebus.aio.management import ServiceBusAdministrationClient
+
+            try:
+                self._sdk = ServiceBusAdministrationClient.from_connection_string(
+                    self._connection_string,
+                    transport=None if self._ca_file is None else _transport(self._ca_file),
+                    connection_timeout=CONNECT_LIMIT,
+                    retry_total=2,
+                    retry_connect=1,
+                    retry_backoff_factor=0.2,
+                )
+            except ValueError:
+                raise ConfigurationError(malformed(self._setting)) from None
+        return self._sdk
+
+    async def aclose(self) -> None:
+        sdk, self._sdk = self._sdk, None
+        if sdk is not None:
+            await sdk.__aexit__()
+
+
+def _transport(ca_file: str) -> AioHttpTransport:
+    """As the SDK makes it, but for the certificates; told their file, it would read it at each request."""
+    import aiohttp
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=trusting(ca_file)),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=True,
+    )
+    return AioHttpTransport(session=session)
+
+
+def _queue_options(spec: QueueSpec) -> dict[str, Any]:
+    """Messages that expire are dead-lettered, not dropped: nothing that was accepted may vanish."""
+    window, limit = spec.duplicate_window, spec.time_to_live
+    options = {
+        "requires_session": spec.sessions,
+        "lock_duration": timedelta(seconds=spec.lock_duration),
+        "max_delivery_count": spec.max_delivery_count,
+        "dead_lettering_on_message_expiration": True,
+        "requires_duplicate_detection": window is not None,
+        "duplicate_detection_history_time_window": None if window is None else timedelta(seconds=window),
+        "default_message_time_to_live": None if limit is None else timedelta(seconds=limit),
+        "authorization_rules": [_rule(rule) for rule in spec.rules] or None,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _rule(rule: AccessRule) -> AuthorizationRule:
+    from azure.servicebus.management import AccessRights, AuthorizationRule
+
+    return AuthorizationRule(
+        type="SharedAccessAuthorizationRule",
+        claim_type="SharedAccessKey",
+        claim_value="None",
+        rights=[AccessRights(right) for right in sorted(rule.rights)],
+        key_name=rule.name,
+        primary_key=_new_key(),
+        secondary_key=_new_key(),
+    )
+
+
+def _new_key() -> str:
+    """A key of the form that Azure makes them in: 256 random bits."""
+    return base64.b64encode(secrets.token_bytes(32)).decode()
