@@ -113,10 +113,19 @@ async def _access(services: Services, queues: tuple[QueueRef, ...]) -> tuple[Que
     )
 
 
-def agent_tasks(launch: Launch, first: int, count: int, task_slots: int) -> list[BatchTask]:
+def agent_tasks(
+    launch: Launch, first: int, count: int, task_slots: int, container: str | None = None
+) -> list[BatchTask]:
     """The Batch tasks that are agents, each filling its node."""
     return [
-        BatchTask(f"agent-{number}", launch.command, files=launch.files, slots=task_slots, retries=-1)
+        BatchTask(
+            f"agent-{number}",
+            launch.command,
+            files=launch.files,
+            slots=task_slots,
+            retries=-1,
+            container=container,
+        )
         for number in range(first, first + count)
     ]
 

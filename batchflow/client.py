@@ -4,51 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from batchflow import agents, control
-from batchflow.broker import AccessRule, QueueRef, QueueSpec
-from batchflow.compute import PoolDocument
+from batchflow import control, poolspec
 from batchflow.concurrency import task_group
-from batchflow.control import INDEX_CONTAINER, PoolManifest
 from batchflow.errors import (
-    BlobConflict,
     BlobNotFound,
     ConfigurationError,
-    PoolExists,
     PoolNotFound,
-    ServiceError,
     SessionClosed,
 )
 from batchflow.lifecycle import Supervised
-from batchflow.model import Image, PoolSpec
+from batchflow.model import Origin, PoolSpec
 from batchflow.pool import Pool
+from batchflow.poolmaking import PoolMaker
 from batchflow.services import connect, preload
 from batchflow.settings import PoolSettings, Settings, load_settings
 from batchflow.sources import Files, collect, upload
-from batchflow.storage import AccessPolicy
 
 if TYPE_CHECKING:
+    from batchflow.control import PoolManifest
+    from batchflow.poolmaking import Found
     from batchflow.services import Services
-    from batchflow.sources import Source
-    from batchflow.storage import Container
 
 logger = logging.getLogger(__name__)
-
-_POLICY_LIFE: Final = 10 * 365 * 86400.0
-"""Seconds. Agents' signatures end with the pool, by the removal of its policies, not by the clock."""
-_MADE_BY: Final = {"batchflow": "1"}
-"""The metadata of the Batch pools that batchflow made."""
 
 
 class Client(Supervised):
@@ -97,13 +83,9 @@ class Client(Supervised):
 
     async def create_pool(self, spec: PoolSpec) -> Pool:
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
-        sources = await collect(spec.files)
-        document = self._pool_document(spec)
-        if await self._read_manifest(spec.id) is not None:
-            raise PoolExists(
-                f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
-            )
-        return await self._create(document, spec.slots, sources)
+        poolspec.check(spec)
+        manifest = await self._maker.create(spec, await collect(spec.files))
+        return self._remember(manifest, Origin("created", "it was asked for"))
 
     async def pool(self, pool_id: str) -> Pool:
         """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
@@ -111,10 +93,8 @@ class Client(Supervised):
         A Batch pool that batchflow does not know yet gets queues and documents beside it.
         """
         control.check_pool_id(pool_id)
-        manifest = await self._read_manifest(pool_id)
-        if manifest is None:
-            manifest = await self._adopt(pool_id, None)
-        return self._remember(Pool(self, manifest))
+        manifest = await self._maker.attach(pool_id)
+        return self._remember(manifest, Origin("attached", "it was asked for"))
 
     async def ensure_pool(
         self,
@@ -124,48 +104,45 @@ class Client(Supervised):
         nodes: int | None = None,
         spec: PoolSpec | None = None,
     ) -> Pool:
-        """Create the pool, or reuse it and repurpose it for these files. Does not wait for nodes."""
-        control.check_pool_id(pool_id)
+        """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
+
+        Does not wait for nodes, but until a pool of that name that is being deleted is gone. A pool that is
+        there keeps the VM size, the image and the start task that it has; `nodes` resizes it.
+        """
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
-        files = files or spec.files
-        document = self._pool_document(spec)
-        sources = await collect(files)
-        manifest = await self._read_manifest(pool_id)
-        if manifest is None:
-            try:
-                return await self._create(document, spec.slots, sources)
-            except PoolExists:
-                manifest = await self._read_manifest(pool_id)
-                if manifest is None:
-                    manifest = await self._adopt(pool_id, spec.slots)
-        pool = self._remember(Pool(self, manifest))
+        poolspec.check(spec)
+        sources = await collect(files or spec.files)
+        found = await self._maker.ensure(spec, sources)
+        if found.made:
+            return self._remember(found.manifest, Origin("created", "there was none of that name"))
+        pool = self._remember(found.manifest, Origin("reused", _why_reused(spec, found)))
         if sources:
             bundle = await upload(sources, pool._ctl)
-            if bundle.hash != manifest.bundle:
+            if bundle.hash != found.manifest.bundle:
                 await pool._change(lambda current: replace(current, bundle=bundle.hash))
-                logger.info("pool_repurposed", extra={"pool": pool_id, "bundle": bundle.hash})
-        if nodes is not None:
-            info = await self._services.compute.pool(pool_id)
-            if info.wanted != nodes and info.allocation == "steady":
-                await pool.resize(nodes, spot=info.spot_wanted)
+                pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
+        info = found.info
+        if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
+            await pool.resize(nodes, spot=info.spot_wanted)
+        logger.info("pool_found", extra={"pool": pool_id, "origin": str(pool.origin)})
         return pool
 
     async def pools(self) -> AsyncIterator[Pool]:
         """Those that batchflow knows in this account."""
         try:
-            names = [info.name async for info in self._index.list("pools/")]
+            names = [info.name async for info in self._maker.index.list("pools/")]
         except BlobNotFound:
             return
         for name in names:
-            manifest = await self._read_manifest(name.removeprefix("pools/").removesuffix(".json"))
+            manifest = await self._maker.read(name.removeprefix("pools/").removesuffix(".json"))
             if manifest is not None:
                 yield Pool(self, manifest)
 
     async def delete_pool(self, pool_id: str) -> None:
         """Remove what batchflow made for it. Raises `PoolNotFound` when that is nothing."""
         control.check_pool_id(pool_id)
-        manifest = await self._read_manifest(pool_id)
+        manifest = await self._maker.read(pool_id)
         if manifest is None:
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
         for pool in [pool for pool in self._pools if pool.id == pool_id]:
@@ -181,7 +158,7 @@ class Client(Supervised):
             for pool in pools:
                 group.start_soon(self.delete_pool, pool.id)
 
-    # ---- making pools
+    # ---- services
 
     @property
     def _services(self) -> Services:
@@ -190,127 +167,13 @@ class Client(Supervised):
         return self._connected
 
     @property
-    def _index(self) -> Container:
-        return self._services.storage.container(INDEX_CONTAINER)
+    def _maker(self) -> PoolMaker:
+        return PoolMaker(self._services, self._settings.pool)
 
-    def _remember(self, pool: Pool) -> Pool:
+    def _remember(self, manifest: PoolManifest, origin: Origin) -> Pool:
+        pool = Pool(self, manifest, origin)
         self._pools.append(pool)
         return pool
-
-    def _pool_document(self, spec: PoolSpec) -> PoolDocument:
-        control.check_pool_id(spec.id)
-        defaults = self._settings.pool
-        nodes = defaults.nodes if spec.nodes is None else spec.nodes
-        if nodes < 0 or spec.spot < 0 or (spec.slots or 0) < 0:
-            raise ConfigurationError(
-                f"pool {spec.id!r}: {nodes} nodes, {spec.spot} spot, {spec.slots} slots: none can be negative"
-            )
-        return PoolDocument(
-            id=spec.id,
-            vm_size=spec.vm_size or defaults.vm_size,
-            image=spec.image or Image(),
-            nodes=nodes,
-            spot=spec.spot,
-            start_command=spec.start_command,
-            environment=spec.environment,
-            metadata=_MADE_BY,
-        )
-
-    async def _read_manifest(self, pool_id: str) -> PoolManifest | None:
-        try:
-            blob = await self._index.get(control.manifest_blob(pool_id))
-        except BlobNotFound:
-            return None
-        return PoolManifest.decode(blob.data)
-
-    async def _create(self, document: PoolDocument, slots: int | None, sources: list[Source]) -> Pool:
-        await self._services.compute.create_pool(document)
-        try:
-            manifest = await self._lay_out(document.id, slots, sources, owned=True)
-        except BaseException as error:
-            await self._take_back(
-                error,
-                {f"Batch pool {document.id!r}": partial(self._services.compute.delete_pool, document.id)},
-            )
-            raise
-        return self._remember(Pool(self, manifest))
-
-    async def _lay_out(
-        self, pool_id: str, slots: int | None, sources: list[Source] | None, *, owned: bool
-    ) -> PoolManifest:
-        """The queues, the containers, the bundle, then the manifest: with that the pool exists for others."""
-        defaults = self._settings.pool
-        prefix = control.name_prefix(pool_id, uuid.uuid4().hex[:8])
-        namespace = self._services.admin.namespace
-        manifest = PoolManifest(
-            pool=pool_id,
-            prefix=prefix,
-            task_queues=(QueueRef(namespace, f"{prefix}-tasks"),),
-            results_queues=(QueueRef(namespace, f"{prefix}-results"),),
-            agents_job=f"{prefix}-agents-1",
-            created_at=time.time(),
-            owned=owned,
-            lock_duration=defaults.lock_duration,
-            slots=defaults.slots if slots is None else slots,
-        )
-        try:
-            async with task_group() as group:
-                for spec in queue_specs(manifest):
-                    group.start_soon(self._services.admin.create_queue, spec)
-                group.start_soon(self._ensure_index)
-                group.start_soon(self._services.storage.create_container, manifest.out, (_out_policy(),))
-                await self._services.storage.create_container(manifest.ctl, (_ctl_policy(),))
-                bundle = await upload(sources or [], self._services.storage.container(manifest.ctl))
-            manifest = replace(manifest, bundle=bundle.hash)
-            await self._publish(manifest)
-        except BaseException as error:
-            await self._take_back(error, self._parts(manifest))
-            raise
-        return manifest
-
-    async def _adopt(self, pool_id: str, slots: int | None) -> PoolManifest:
-        """Lay queues and documents beside a Batch pool of somebody else's."""
-        info = await self._services.compute.pool(pool_id)
-        if info.state == "deleting":
-            raise PoolNotFound(
-                f"pool {pool_id!r} is being deleted: try again when it is gone", retryable=True
-            )
-        return await self._lay_out(pool_id, slots, None, owned=False)
-
-    async def _publish(self, manifest: PoolManifest) -> None:
-        try:
-            await self._index.put(control.manifest_blob(manifest.pool), manifest.encode(), create=True)
-        except BlobConflict as error:
-            raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
-
-    def _parts(self, manifest: PoolManifest) -> dict[str, Callable[[], Awaitable[object]]]:
-        """What a layout is made of, and how each part is removed."""
-        services = self._services
-        queues = (*manifest.task_queues, *manifest.results_queues)
-        return {
-            **{
-                f"queue {queue.entity!r}": partial(services.admin.delete_queue, queue.entity)
-                for queue in queues
-            },
-            **{
-                f"container {name!r}": partial(services.storage.delete_container, name)
-                for name in (manifest.ctl, manifest.out)
-            },
-        }
-
-    async def _ensure_index(self) -> None:
-        await self._services.storage.create_container(INDEX_CONTAINER)
-
-    async def _take_back(
-        self, error: BaseException, parts: Mapping[str, Callable[[], Awaitable[object]]]
-    ) -> None:
-        """Undo what did not come to its end; what cannot be undone is noted on the error."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout):
-            for name, remove in parts.items():
-                try:
-                    await remove()
-                except ServiceError as failure:
-                    error.add_note(f"left behind, to be removed by hand: {name} ({failure})")
 
     # ---- the supervisor
 
@@ -351,28 +214,11 @@ class Client(Supervised):
                 logger.warning("session_close_failed", extra={"error": str(error)})
 
 
-def queue_specs(manifest: PoolManifest) -> list[QueueSpec]:
-    """How a pool's queues are made, and who may do what on them."""
-    agent_tasks = AccessRule(agents.AGENT_RULE, frozenset({"Listen", "Send"}))
-    agent_results = AccessRule(agents.AGENT_RULE, frozenset({"Send"}))
-    client_tasks = AccessRule("client", frozenset({"Send"}))
-    client_results = AccessRule("client", frozenset({"Listen"}))
-    lock = manifest.lock_duration
-    return [
-        *(
-            QueueSpec(queue.entity, lock_duration=lock, rules=(agent_tasks, client_tasks))
-            for queue in manifest.task_queues
-        ),
-        *(
-            QueueSpec(queue.entity, sessions=True, lock_duration=lock, rules=(agent_results, client_results))
-            for queue in manifest.results_queues
-        ),
-    ]
-
-
-def _ctl_policy() -> AccessPolicy:
-    return AccessPolicy(agents.CTL_POLICY, "r", time.time() + _POLICY_LIFE)
-
-
-def _out_policy() -> AccessPolicy:
-    return AccessPolicy(agents.OUT_POLICY, "acw", time.time() + _POLICY_LIFE)
+def _why_reused(spec: PoolSpec, found: Found) -> str:
+    """What of a spec a pool that is there does not have."""
+    info, differ = found.info, []
+    if info is not None and spec.vm_size is not None and spec.vm_size.lower() != info.vm_size.lower():
+        differ.append(f"its VM size is {info.vm_size}, not {spec.vm_size}")
+    if info is not None and poolspec.start_command(spec) not in (None, info.start_command):
+        differ.append("its start task differs: pool.repurpose(files, reset=True, spec=spec) changes it")
+    return f"it is there; {'; '.join(differ)}" if differ else "it is there"

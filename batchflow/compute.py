@@ -28,8 +28,28 @@ class PoolDocument:
     task_slots: int = 1
     """Batch's own slots for Batch tasks: one, for the agent. The agent's slots are its own affair."""
     start_command: str | None = None
+    start_admin: bool = True
+    """Whether the start task runs as an administrator: it is there to install things."""
     environment: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    subnet: str | None = None
+    container: str | None = None
+    """The container image that the nodes fetch beforehand."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupportedImage:
+    """An image that Batch makes nodes of, as it tells of it."""
+
+    publisher: str
+    offer: str
+    sku: str
+    node_agent: str
+    linux: bool = True
+    containers: bool = False
+    """Whether nodes of it can run containers."""
+    end_of_life: float | None = None
+    """From when on Batch makes no pool of it, in seconds since the epoch; None: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +77,9 @@ class PoolInfo:
     task_slots: int
     metadata: Mapping[str, str]
     resize_errors: tuple[Fault, ...] = ()
+    start_command: str | None = None
+    autoscale: bool = False
+    """Whether a formula decides how many nodes there shall be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +116,8 @@ class BatchTask:
     """How many of its node's Batch slots it takes."""
     retries: int = 0
     """-1: without end."""
+    container: str | None = None
+    """The container image that it runs in; None: on the node itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +141,9 @@ class Compute(Closable, Protocol):
         """Raises `PoolNotFound`."""
 
     def pools(self) -> AsyncIterator[PoolInfo]: ...
+
+    async def images(self) -> list[SupportedImage]:
+        """What nodes can be made of."""
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         """Returns when Batch has taken the wish; it may take minutes to come true."""

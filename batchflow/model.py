@@ -143,12 +143,13 @@ class Image:
     offer: str = "ubuntu-24_04-lts"
     sku: str = "server"
     version: str = "latest"
-    node_agent: str = "batch.node.ubuntu 24.04"
+    node_agent: str | None = None
+    """The agent's SKU id; None: the one that Batch names for the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a new pool is made of."""
+    """What a new pool is made of. What is wrong with it is refused before anything is created."""
 
     id: str
     nodes: int | None = None
@@ -158,13 +159,42 @@ class PoolSpec:
     slots: int | None = None
     """Tasks that run at once on a node; None: the settings' default, there 0 means the node's cores."""
     vm_size: str | None = None
-    image: Image | None = None
+    image: Image | str | None = None
+    """One of those that Batch supports, also as "publisher:offer:sku" or "publisher:offer:sku:version"."""
     files: tuple[Any, ...] = ()
     """The default bundle of the pool's sessions."""
+    apt: tuple[str, ...] = ()
+    """Debian packages, each "name" or "name=version", that the start task installs."""
+    pip: tuple[str, ...] = ()
+    """Python packages, as pip's requirements, that the start task installs for the nodes' `python3`."""
+    java: bool | int = False
+    """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ..."""
     start_command: str | None = None
-    """Run once on each node before it takes work, for what a user wants installed."""
+    """Run on each node before it takes work, at every boot, after the packages: it must be idempotent.
+
+    Alone it is Batch's command line, which no shell sees; beside packages it is a line of their script.
+    """
+    start_user: Literal["admin", "user"] = "admin"
+    """Who runs the start task. Packages need "admin"."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Plain settings for the start command; never secrets: anyone who reads the pool reads them."""
+    """Plain settings for the start task; never secrets: anyone who reads the pool reads them."""
+    subnet: str | None = None
+    """The resource id of the virtual network's subnet that the nodes are in. Needs Entra ID: Batch takes no
+    account key for it."""
+    container: str | None = None
+    """A container image that agents, and so all tasks, run in. It needs `python3`, and an `image` for nodes
+    that can run containers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a pool came to the program, and why so."""
+
+    choice: Literal["created", "reused", "repurposed", "attached"]
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.choice}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import anyio
 
 from batchflow import agents, control
-from batchflow.concurrency import task_group
 from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
     AllocationFailed,
@@ -23,17 +22,19 @@ from batchflow.errors import (
     JobExists,
     JobNotFound,
     NodeUnusable,
+    PoolError,
     PoolNotFound,
     StartTaskFailed,
 )
 from batchflow.explain import explain_pool
 from batchflow.job import Job
-from batchflow.model import Explanation, Node
+from batchflow.model import Explanation, Node, Origin
 from batchflow.session import Session
 from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
     from batchflow.client import Client
+    from batchflow.compute import BatchTaskInfo
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,10 @@ _CHANGE_TRIES = 10
 class Pool:
     """Made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
 
-    def __init__(self, client: Client, manifest: PoolManifest) -> None:
+    def __init__(self, client: Client, manifest: PoolManifest, origin: Origin | None = None) -> None:
         self.client = client
+        self.origin = origin or Origin("attached", "it was there")
+        """Which of create, reuse, repurpose and attach it was, and why."""
         self._manifest = manifest
         self._ctl = client._services.storage.container(manifest.ctl)
         self._out = client._services.storage.container(manifest.out)
@@ -159,27 +162,52 @@ class Pool:
     # ---- agents and nodes
 
     async def start(self) -> None:
-        """Start the agents that do not live: one for each node. Idempotent; does not wait for them."""
+        """Start the agents that do not live: one for each node. Idempotent; does not wait for them.
+
+        Two clients that start at once start one set.
+        """
         async with self._starting:
-            compute = self.client._services.compute
-            info = await compute.pool(self.id)
-            wanted = info.wanted + info.spot_wanted
-            tasks = await compute.tasks(self._manifest.agents_job)
-            alive = sum(task.state != "completed" for task in tasks)
-            if alive >= wanted:
-                return
-            if self._launch is None:
-                services, settings = self.client._services, self.client.settings
-                self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
-            if tasks and not alive:
-                await self._change(agents.next_generation)
-                tasks = []
-            job = self._manifest.agents_job
-            await compute.create_job(job, self.id)
-            more = agents.agent_tasks(self._launch, len(tasks), wanted - alive, info.task_slots)
-            await compute.add_tasks(job, more)
-            await compute.end_job_when_idle(job)
-            logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
+            for last in (False, False, True):
+                try:
+                    await self._start_agents()
+                    return
+                except PoolNotFound:
+                    raise
+                except PoolError:
+                    if last:
+                        raise  # else the agents' job ended at this moment: it is begun anew
+
+    async def _start_agents(self) -> None:
+        compute = self.client._services.compute
+        await self._refresh()
+        info = await compute.pool(self.id)
+        tasks = await compute.tasks(self._manifest.agents_job)
+        alive = sum(task.state != "completed" for task in tasks)
+        missing = info.wanted + info.spot_wanted - alive
+        if missing <= 0:
+            return
+        if self._launch is None:
+            services, settings = self.client._services, self.client.settings
+            self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
+        if tasks and not alive:
+            tasks = await self._begin_generation(self._manifest.agents_job)
+            if tasks:
+                return  # somebody else has started them
+        job, container = self._manifest.agents_job, self._manifest.container
+        await compute.create_job(job, self.id)
+        more = agents.agent_tasks(self._launch, len(tasks), missing, info.task_slots, container)
+        await compute.add_tasks(job, more)
+        await compute.end_job_when_idle(job)
+        logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
+
+    async def _begin_generation(self, ended: str) -> list[BatchTaskInfo]:
+        """Give the agents a new job, unless somebody else did so: then its tasks are returned."""
+
+        def change(manifest: PoolManifest) -> PoolManifest:
+            return agents.next_generation(manifest) if manifest.agents_job == ended else manifest
+
+        await self._change(change)
+        return await self.client._services.compute.tasks(self._manifest.agents_job)
 
     async def stop(self, *, drain: bool = True) -> None:
         """End the agents; the queued tasks stay for the next ones. Idempotent.
@@ -191,7 +219,7 @@ class Pool:
             if task.state != "completed":
                 await compute.delete_task(self._manifest.agents_job, task.id)
         await compute.delete_job(self._manifest.agents_job)
-        await self._change(agents.next_generation)
+        await self._begin_generation(self._manifest.agents_job)
 
     async def repurpose(self, files: Files, *, reset: bool = False) -> None:
         """Make these files the default bundle of sessions opened from now on; no node is touched.
@@ -265,42 +293,33 @@ class Pool:
         for session in list(self._sessions):
             session._reason = f"pool {self.id!r} was deleted"
             await session.aclose()
-        await _remove(self)
+        await self.client._maker.remove(self._manifest)
 
     async def _refresh(self) -> str:
         """Read the manifest again; returns its ETag. Raises `PoolNotFound`."""
         try:
-            blob = await self.client._index.get(control.manifest_blob(self.id))
+            blob = await self.client._maker.index.get(control.manifest_blob(self.id))
         except BlobNotFound as error:
             raise PoolNotFound(f"pool {self.id!r} was deleted") from error
-        self._manifest = PoolManifest.decode(blob.data)
+        manifest = PoolManifest.decode(blob.data)
+        if manifest.prefix != self._manifest.prefix:
+            raise PoolNotFound(f"pool {self.id!r} was deleted; there is another one of that name now")
+        self._manifest = manifest
         return blob.etag
 
     async def _change(self, change: Callable[[PoolManifest], PoolManifest]) -> None:
         """Change the manifest, once more when somebody else changed it meanwhile."""
+        index = self.client._maker.index
         for _ in range(_CHANGE_TRIES):
             etag = await self._refresh()
             wanted = change(self._manifest)
             try:
-                await self.client._index.put(control.manifest_blob(self.id), wanted.encode(), if_match=etag)
+                await index.put(control.manifest_blob(self.id), wanted.encode(), if_match=etag)
             except BlobConflict:
                 continue
             self._manifest = wanted
             return
         raise BlobConflict(f"pool {self.id!r}: its manifest changes all the time", retryable=True)
-
-
-async def _remove(pool: Pool) -> None:
-    services, manifest = pool.client._services, pool._manifest
-    async with task_group() as group:
-        group.start_soon(services.compute.delete_job, manifest.agents_job)
-        if manifest.owned:
-            group.start_soon(services.compute.delete_pool, manifest.pool)
-        for queue in (*manifest.task_queues, *manifest.results_queues):
-            group.start_soon(services.admin.delete_queue, queue.entity)
-        for container in (manifest.ctl, manifest.out):
-            group.start_soon(services.storage.delete_container, container)
-    await pool.client._index.delete(control.manifest_blob(manifest.pool))
 
 
 def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> Node:

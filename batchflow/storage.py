@@ -75,8 +75,8 @@ class Container(Closable, Protocol):
     async def download(self, name: str, path: str | PathLike[str]) -> None:
         """Into a file, streamed, that appears whole under its name or not at all. Raises `BlobNotFound`."""
 
-    async def delete(self, name: str) -> bool:
-        """False when there was none."""
+    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
+        """False when there was none. `if_match`: only that version; else raises `BlobConflict`."""
 
     def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]: ...
 

@@ -367,7 +367,10 @@ class MemoryContainer(_Closes):
     async def download(self, name: str, path: str | PathLike[str]) -> None:
         Path(path).write_bytes(self._blob(name).data)
 
-    async def delete(self, name: str) -> bool:
+    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
+        there = self._storage.content.get(self.name, {}).get(name)
+        if there is not None and if_match not in (None, there.etag):
+            raise BlobConflict(f"blob {name} is not the version that was read")
         return self._storage.content.get(self.name, {}).pop(name, None) is not None
 
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:

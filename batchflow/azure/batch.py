@@ -16,15 +16,16 @@ from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
+from batchflow.azure.batch_models import pool_options, supported_image, task_options
 from batchflow.azure.errors import code_of, pool_error
 from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
-    from batchflow.compute import BatchTask, PoolDocument, ResourceFile
+    from batchflow.compute import BatchTask, PoolDocument
 
 CONNECT_LIMIT = 4.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
@@ -86,7 +87,7 @@ class BatchCompute:
     async def create_pool(self, document: PoolDocument) -> None:
         with self._failing(f"cannot create pool {document.id}"):
             try:
-                await self._client.create_pool(_pool_options(document))
+                await self._client.create_pool(pool_options(document))
             except HttpResponseError as error:
                 if error.status_code == 400:
                     text = f"Batch does not take pool {document.id}: {_reasons(error)}"
@@ -104,7 +105,7 @@ class BatchCompute:
 
     async def images(self) -> list[SupportedImage]:
         with self._failing("cannot list the supported images"):
-            return [_supported_image(image) async for image in self._client.list_supported_images()]
+            return [supported_image(image) async for image in self._client.list_supported_images()]
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         wish = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
@@ -161,7 +162,7 @@ class BatchCompute:
     async def add_tasks(self, job_id: str, tasks: Sequence[BatchTask]) -> None:
         with self._failing(f"cannot add tasks to job {job_id}"):
             for start in range(0, len(tasks), TASKS_A_REQUEST):
-                part = [_task_options(task) for task in tasks[start : start + TASKS_A_REQUEST]]
+                part = [task_options(task) for task in tasks[start : start + TASKS_A_REQUEST]]
                 group = models.BatchTaskGroup(task_values=part)
                 answer = await self._client.create_task_collection(job_id, group)
                 _check_added(job_id, answer)
@@ -246,82 +247,6 @@ def _check_added(job_id: str, answer: models.BatchCreateTaskCollectionResult) ->
             )
 
 
-def _pool_options(document: PoolDocument) -> models.BatchPoolCreateOptions:
-    return models.BatchPoolCreateOptions(
-        id=document.id,
-        vm_size=document.vm_size,
-        virtual_machine_configuration=_machine(document),
-        target_dedicated_nodes=document.nodes,
-        target_low_priority_nodes=document.spot,
-        task_slots_per_node=document.task_slots,
-        start_task=_start_task(document),
-        metadata=[models.BatchMetadataItem(name=k, value=v) for k, v in document.metadata.items()],
-        network_configuration=(
-            None if document.subnet is None else models.NetworkConfiguration(subnet_id=document.subnet)
-        ),
-    )
-
-
-def _machine(document: PoolDocument) -> models.VirtualMachineConfiguration:
-    image = document.image
-    containers = document.container and models.BatchContainerConfiguration(
-        type=models.ContainerType.DOCKER_COMPATIBLE, container_image_names=[document.container]
-    )
-    return models.VirtualMachineConfiguration(
-        image_reference=models.BatchVmImageReference(
-            publisher=image.publisher, offer=image.offer, sku=image.sku, version=image.version
-        ),
-        node_agent_sku_id=image.node_agent,
-        container_configuration=containers or None,
-    )
-
-
-def _start_task(document: PoolDocument) -> models.BatchStartTask | None:
-    if document.start_command is None:
-        return None
-    level = models.ElevationLevel.ADMIN if document.start_admin else models.ElevationLevel.NON_ADMIN
-    user = models.AutoUserSpecification(scope=models.AutoUserScope.POOL, elevation_level=level)
-    return models.BatchStartTask(
-        command_line=document.start_command,
-        environment_settings=_environment(document.environment),
-        user_identity=models.UserIdentity(auto_user=user),
-        wait_for_success=True,
-    )
-
-
-def _environment(environment: Mapping[str, str]) -> list[models.EnvironmentSetting]:
-    return [models.EnvironmentSetting(name=name, value=value) for name, value in environment.items()]
-
-
-def _task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
-    return models.BatchTaskCreateOptions(
-        id=task.id,
-        command_line=task.command,
-        resource_files=[_resource_file(file) for file in task.files],
-        environment_settings=_environment(task.environment),
-        required_slots=task.slots,
-        container_settings=task.container and models.BatchTaskContainerSettings(image_name=task.container),
-        constraints=models.BatchTaskConstraints(max_task_retry_count=task.retries),
-    )
-
-
-def _supported_image(image: models.BatchSupportedImage) -> SupportedImage:
-    reference, end = image.image_reference, image.batch_support_end_of_life
-    return SupportedImage(
-        publisher=reference.publisher or "",
-        offer=reference.offer or "",
-        sku=reference.sku or "",
-        node_agent=image.node_agent_sku_id,
-        linux=_word(image.os_type) == "linux",
-        containers="dockercompatible" in {word.lower() for word in image.capabilities or ()},
-        end_of_life=None if end is None else end.timestamp(),
-    )
-
-
-def _resource_file(file: ResourceFile) -> models.ResourceFile:
-    return models.ResourceFile(http_url=file.url, file_path=file.path, file_mode=file.mode)
-
-
 def _pool_info(pool: models.BatchPool) -> PoolInfo:
     return PoolInfo(
         id=pool.id,
@@ -335,6 +260,8 @@ def _pool_info(pool: models.BatchPool) -> PoolInfo:
         task_slots=pool.task_slots_per_node or 1,
         metadata={item.name: item.value for item in pool.metadata or ()},
         resize_errors=tuple(_fault(error) for error in pool.resize_errors or ()),
+        start_command=None if pool.start_task is None else pool.start_task.command_line,
+        autoscale=bool(pool.enable_auto_scale),
     )
 
 

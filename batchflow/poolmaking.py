@@ -1,0 +1,311 @@
+"""How pools come to be, are found, and go, whoever else does the same at the same moment.
+
+Rules:
+
+- A pool of batchflow is a Batch pool and, written last and only where there is none, a manifest in the index.
+  Whoever loses the race for the manifest takes back the queues and containers that it laid out, and uses the
+  winner's.
+- A Batch pool that batchflow made (its metadata says so) and that has no manifest is being made: whoever
+  finds it waits for its maker, and takes it over when that one seems to have died.
+- Anybody else's Batch pool gets queues and documents beside it, and is never touched.
+- A pool goes with its Batch pool first and its manifest last, and the manifest only if it is still the same
+  pool's: an interrupted deletion is found again and can be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from batchflow import agents, control, poolspec
+from batchflow.broker import AccessRule, QueueRef, QueueSpec
+from batchflow.concurrency import task_group
+from batchflow.control import INDEX_CONTAINER, PoolManifest
+from batchflow.errors import (
+    BatchflowError,
+    BlobConflict,
+    BlobNotFound,
+    PoolError,
+    PoolExists,
+    PoolNotFound,
+)
+from batchflow.model import PoolSpec
+from batchflow.sources import upload
+from batchflow.storage import AccessPolicy
+
+if TYPE_CHECKING:
+    from batchflow.compute import PoolInfo
+    from batchflow.services import Services
+    from batchflow.settings import PoolSettings
+    from batchflow.sources import Source
+    from batchflow.storage import Container
+
+_POLICY_LIFE: Final = 10 * 365 * 86400.0
+"""Seconds. Agents' signatures end with the pool, by the removal of its policies, not by the clock."""
+_MAKING: Final = 30.0
+"""Seconds that a maker has for a pool's queues and documents before it counts as dead."""
+_GOING: Final = 900.0
+"""Seconds that a pool of the same name has to be gone."""
+_TAKING_BACK: Final = 20.0
+_POLLS: Final = (0.1, 2.0)
+"""The first and the longest pause, in seconds, between two looks at what somebody else is about."""
+
+Parts = Mapping[str, Callable[[], Coroutine[Any, Any, object]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A pool that can be used."""
+
+    manifest: PoolManifest
+    made: bool
+    info: PoolInfo | None = None
+    """As Batch told of it; None when it was made just now."""
+
+
+class PoolMaker:
+    """For one connection. Every method is safe to cancel, and then takes back what it began."""
+
+    def __init__(self, services: Services, defaults: PoolSettings) -> None:
+        self._services = services
+        self._defaults = defaults
+
+    @property
+    def index(self) -> Container:
+        """Where the manifests are."""
+        return self._services.storage.container(INDEX_CONTAINER)
+
+    async def read(self, pool_id: str) -> PoolManifest | None:
+        """The pool's manifest; None when batchflow does not know it."""
+        try:
+            blob = await self.index.get(control.manifest_blob(pool_id))
+        except BlobNotFound:
+            return None
+        return PoolManifest.decode(blob.data)
+
+    async def create(self, spec: PoolSpec, sources: list[Source]) -> PoolManifest:
+        """Raises `PoolExists`, and `ConfigurationError` before anything is made."""
+        if await self.read(spec.id) is not None:
+            raise PoolExists(
+                f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
+            )
+        images = await self._services.compute.images()
+        document = poolspec.build(spec, self._defaults, images, time.time())
+        await self._services.compute.create_pool(document)
+        undo: Parts = {
+            f"Batch pool {document.id!r}": partial(self._services.compute.delete_pool, document.id)
+        }
+        try:
+            return await self._lay_out(spec, sources, owned=True)
+        except PoolExists:
+            raise  # somebody took it over
+        except BaseException as error:
+            await _take_back(error, undo)
+            raise
+
+    async def attach(self, pool_id: str) -> PoolManifest:
+        """Raises `PoolNotFound`."""
+        while (manifest := await self.read(pool_id)) is None:
+            info = await self._services.compute.pool(pool_id)
+            if info.state == "deleting":
+                raise PoolNotFound(
+                    f"pool {pool_id!r} is being deleted: try again when it is gone", retryable=True
+                )
+            try:
+                return await self._take_over(info, PoolSpec(pool_id))
+            except PoolExists:
+                continue
+        return manifest
+
+    async def ensure(self, spec: PoolSpec, sources: list[Source]) -> Found:
+        """The pool of that name, made if there is none. Waits while one of that name is being deleted.
+
+        Raises `PoolError` when that takes a quarter of an hour.
+        """
+        try:
+            with anyio.fail_after(_GOING):
+                return await self._ensure(spec, sources)
+        except TimeoutError:
+            raise PoolError(
+                f"pool {spec.id!r} is still being deleted or made by somebody after {_GOING:.0f} s: "
+                "look at it in the Azure portal, or take another name",
+                retryable=True,
+            ) from None
+
+    async def _ensure(self, spec: PoolSpec, sources: list[Source]) -> Found:
+        pause = _POLLS[0]
+        while True:
+            manifest, info = await self._look(spec.id)
+            try:
+                if info is None:
+                    if manifest is not None:
+                        await self._clear(manifest)
+                    return Found(await self.create(spec, sources), made=True)
+                if info.state != "deleting":
+                    manifest = manifest or await self._take_over(info, spec)
+                    return Found(manifest, made=False, info=info)
+            except PoolExists:
+                pass  # somebody was quicker: look again
+            await anyio.sleep(pause)
+            pause = min(_POLLS[1], pause * 2)
+
+    async def _look(self, pool_id: str) -> tuple[PoolManifest | None, PoolInfo | None]:
+        manifest: PoolManifest | None = None
+
+        async def read() -> None:
+            nonlocal manifest
+            manifest = await self.read(pool_id)
+
+        async with task_group() as group:
+            group.start_soon(read)
+            try:
+                info = await self._services.compute.pool(pool_id)
+            except PoolNotFound:
+                info = None
+        return manifest, info
+
+    async def _take_over(self, info: PoolInfo, spec: PoolSpec) -> PoolManifest:
+        """Lay queues and documents beside a Batch pool that has none. Raises `PoolExists`."""
+        ours = dict(poolspec.MADE_BY).items() <= dict(info.metadata).items()
+        if ours and (manifest := await self._await_maker(info.id)) is not None:
+            return manifest
+        return await self._lay_out(replace(spec, id=info.id), None, owned=ours)
+
+    async def _await_maker(self, pool_id: str) -> PoolManifest | None:
+        pause = _POLLS[0]
+        with anyio.move_on_after(_MAKING):
+            while True:
+                if (manifest := await self.read(pool_id)) is not None:
+                    return manifest
+                if (await self._services.compute.pool(pool_id)).state == "deleting":
+                    raise PoolExists(f"pool {pool_id!r} is being deleted", retryable=True)
+                await anyio.sleep(pause)
+                pause = min(_POLLS[1], pause * 2)
+        return None
+
+    async def _lay_out(self, spec: PoolSpec, sources: list[Source] | None, *, owned: bool) -> PoolManifest:
+        """The queues, the containers, the bundle, then the manifest: with that the pool exists for others."""
+        services, manifest = self._services, self._plan(spec, owned)
+        try:
+            async with task_group() as group:
+                for queue in queue_specs(manifest):
+                    group.start_soon(services.admin.create_queue, queue)
+                group.start_soon(services.storage.create_container, INDEX_CONTAINER)
+                group.start_soon(services.storage.create_container, manifest.out, (_out_policy(),))
+                await services.storage.create_container(manifest.ctl, (_ctl_policy(),))
+                bundle = await upload(sources or [], services.storage.container(manifest.ctl))
+            manifest = replace(manifest, bundle=bundle.hash)
+            await self._publish(manifest)
+        except BaseException as error:
+            await _take_back(error, self._parts(manifest))
+            raise
+        return manifest
+
+    def _plan(self, spec: PoolSpec, owned: bool) -> PoolManifest:
+        prefix = control.name_prefix(spec.id, uuid.uuid4().hex[:8])
+        namespace = self._services.admin.namespace
+        return PoolManifest(
+            pool=spec.id,
+            prefix=prefix,
+            task_queues=(QueueRef(namespace, f"{prefix}-tasks"),),
+            results_queues=(QueueRef(namespace, f"{prefix}-results"),),
+            agents_job=f"{prefix}-agents-1",
+            created_at=time.time(),
+            owned=owned,
+            lock_duration=self._defaults.lock_duration,
+            slots=self._defaults.slots if spec.slots is None else spec.slots,
+            container=spec.container,
+        )
+
+    async def _publish(self, manifest: PoolManifest) -> None:
+        try:
+            await self.index.put(control.manifest_blob(manifest.pool), manifest.encode(), create=True)
+        except BlobConflict as error:
+            raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
+
+    def _parts(self, manifest: PoolManifest) -> Parts:
+        """What a layout is made of, and how each part is removed."""
+        admin, storage = self._services.admin, self._services.storage
+        queues = (*manifest.task_queues, *manifest.results_queues)
+        return {
+            **{f"queue {queue.entity!r}": partial(admin.delete_queue, queue.entity) for queue in queues},
+            **{
+                f"container {name!r}": partial(storage.delete_container, name)
+                for name in (manifest.ctl, manifest.out)
+            },
+        }
+
+    async def remove(self, manifest: PoolManifest) -> None:
+        """What batchflow made of a pool. Idempotent; interrupted, it can be repeated.
+
+        Another pool that has got the name meanwhile stays.
+        """
+        current = await self.read(manifest.pool)
+        if manifest.owned and (current is None or current.prefix == manifest.prefix):
+            await self._services.compute.delete_pool(manifest.pool)
+        await self._clear(manifest)
+
+    async def _clear(self, manifest: PoolManifest) -> None:
+        """What is beside the Batch pool, the manifest last."""
+        async with task_group() as group:
+            group.start_soon(self._services.compute.delete_job, manifest.agents_job)
+            for remove in self._parts(manifest).values():
+                group.start_soon(remove)
+        await self._withdraw(manifest)
+
+    async def _withdraw(self, manifest: PoolManifest) -> None:
+        """Remove the manifest, unless it is another pool's of that name by now."""
+        name = control.manifest_blob(manifest.pool)
+        while True:
+            try:
+                blob = await self.index.get(name)
+                if PoolManifest.decode(blob.data).prefix == manifest.prefix:
+                    await self.index.delete(name, if_match=blob.etag)
+            except BlobConflict:
+                continue
+            except BlobNotFound:
+                pass
+            return
+
+
+def queue_specs(manifest: PoolManifest) -> list[QueueSpec]:
+    """How a pool's queues are made, and who may do what on them."""
+    agent_tasks = AccessRule(agents.AGENT_RULE, frozenset({"Listen", "Send"}))
+    agent_results = AccessRule(agents.AGENT_RULE, frozenset({"Send"}))
+    client_tasks = AccessRule("client", frozenset({"Send"}))
+    client_results = AccessRule("client", frozenset({"Listen"}))
+    lock = manifest.lock_duration
+    return [
+        *(
+            QueueSpec(queue.entity, lock_duration=lock, rules=(agent_tasks, client_tasks))
+            for queue in manifest.task_queues
+        ),
+        *(
+            QueueSpec(queue.entity, sessions=True, lock_duration=lock, rules=(agent_results, client_results))
+            for queue in manifest.results_queues
+        ),
+    ]
+
+
+def _ctl_policy() -> AccessPolicy:
+    return AccessPolicy(agents.CTL_POLICY, "r", time.time() + _POLICY_LIFE)
+
+
+def _out_policy() -> AccessPolicy:
+    return AccessPolicy(agents.OUT_POLICY, "acw", time.time() + _POLICY_LIFE)
+
+
+async def _take_back(error: BaseException, parts: Parts) -> None:
+    """Undo what did not come to its end; what cannot be undone is noted on the error."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_TAKING_BACK):
+        for name, remove in parts.items():
+            try:
+                await remove()
+            except BatchflowError as failure:
+                error.add_note(f"left behind, to be removed by hand: {name} ({failure})")
