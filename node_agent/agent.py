@@ -177,7 +177,6 @@ class Agent:
         services["news"] = partial(self._parts.news.run, self._put_news)
         for name, service in services.items():
             group.start_soon(_eternal, name, service, name=name)
-        group.start_soon(self._learn_versions)
 
     def feed(self, event: to.Event) -> None:
         """Tell the scheduler, and do what it says."""
@@ -364,11 +363,6 @@ class Agent:
         logger.info("agent_exit", extra={"reason": reason, "completed": self._scheduler.completed})
         self.exit_reason = reason
         self._over.set()
-
-    async def _learn_versions(self) -> None:
-        if (java := await heartbeat.java_version()) is not None:
-            self._versions["java"] = java
-            self._pulse.changed()
 
     def _heartbeat(self) -> control.Heartbeat:
         now, monotonic = time.time(), time.monotonic()

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import platform
+import re
 import shutil
 import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -72,8 +74,9 @@ class Pulse:
 
 
 def versions() -> dict[str, str]:
-    """Of what is known without starting anything."""
-    return {"python": platform.python_version(), "batchflow": own_version()}
+    """Of what tasks may depend on."""
+    found = {"python": platform.python_version(), "batchflow": own_version(), "java": java_version()}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def own_version() -> str:
@@ -83,17 +86,17 @@ def own_version() -> str:
         return "unknown"
 
 
-async def java_version() -> str | None:
-    """What `java -version` says; None where there is no Java."""
-    if shutil.which("java") is None:
+def java_version() -> str | None:
+    """As the installation says of itself, without starting it; None where there is no Java."""
+    program = shutil.which("java")
+    if program is None:
         return None
     try:
-        with anyio.fail_after(_TIMEOUT):
-            told = await anyio.run_process(["java", "-version"], check=False)
-    except (OSError, TimeoutError):
-        return None
-    lines = told.stderr.decode(errors="replace").splitlines()
-    return next((line.strip() for line in lines if "version" in line), None)
+        told = (Path(program).resolve().parents[1] / "release").read_text(encoding="utf-8")
+    except (OSError, IndexError, ValueError):
+        return "unknown"
+    found = re.search(r'^JAVA_VERSION="([^"]+)"', told, re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def memory_available() -> int | None:

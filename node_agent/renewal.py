@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -36,12 +37,15 @@ class Renewals:
         self._lost = lost
         self._clock = clock
         self._book: LeaseBook[int] = LeaseBook()
-        self._filled = asyncio.Event()
+        self._earlier = asyncio.Event()
+        """There is something to do before `_until`."""
+        self._until = math.inf
 
     def add(self, delivery: int) -> None:
         """Its lock is ours from now on."""
         self._book.add(delivery, self._duration, self._clock())
-        self._filled.set()
+        if self._until == math.inf:
+            self._earlier.set()
 
     def remove(self, delivery: int) -> None:
         """It was settled, or given up."""
@@ -54,13 +58,12 @@ class Renewals:
         """Renew what is due, for ever."""
         async with anyio.create_task_group() as jobs:
             while True:
+                self._earlier.clear()
                 deadline = self._book.next_deadline()
-                if deadline is None:
-                    self._filled.clear()
-                    await self._filled.wait()
-                else:
-                    await anyio.sleep(max(0.0, deadline - self._clock()))
-                    self._look(jobs)
+                self._until = math.inf if deadline is None else deadline
+                with anyio.move_on_after(self._until - self._clock()):
+                    await self._earlier.wait()
+                self._look(jobs)
 
     def _look(self, jobs: TaskGroup) -> None:
         now = self._clock()
@@ -80,8 +83,10 @@ class Renewals:
         except (BrokerError, TimeoutError) as error:
             logger.warning("renewal_failed", extra={"delivery": delivery, "error": str(error)})
             self._book.failed(delivery, self._clock())
+            self._earlier.set()
         else:
             self._book.renewed(delivery, asked_at)
+            self._earlier.set()
 
     def _gone(self, delivery: int, error: str) -> None:
         logger.warning("lease_lost", extra={"delivery": delivery, "error": error})

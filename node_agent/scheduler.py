@@ -305,13 +305,17 @@ class Scheduler:
             self._out.append(Complete(message.delivery))
 
     def _known(self, item: TaskItem, message: _Message) -> bool:
-        """Whether a redelivered task needs no run: settled here before, or still held under a lost lock."""
+        """Whether a redelivered task needs no run: settled here before, or still held.
+
+        The former message's lock is lost then, whether we know it yet or not.
+        """
         if _identity(item) in self._settled:
             message.open -= 1
             return True
         for task in self._tasks.values():
-            if task.message.lost and task.identity == _identity(item):
+            if task.identity == _identity(item):
                 former, task.message = task.message, message
+                former.lost = True
                 self._close_one(former)
                 return True
         return False

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from batchflow import control, wire
-from batchflow.broker import OutgoingMessage, QueueRef, QueueSpec
+from batchflow.broker import Broker, OutgoingMessage, QueueRef, QueueSpec
 from batchflow.bundle import Bundle
 from batchflow.model import Status
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
@@ -124,6 +126,70 @@ class FakeJournal:
         self.noted.append((slot, ()))
 
 
+Fault = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Faults:
+    """What happens before or after an operation on a link ("send tasks", "complete", ...)."""
+
+    before: dict[str, Fault] = field(default_factory=dict)
+    after: dict[str, Fault] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+
+    async def around(self, operation: str, work: Awaitable[Any]) -> Any:
+        self.calls.append(operation)
+        try:
+            if fault := self.before.get(operation):
+                await fault()
+        except BaseException:
+            asyncio.ensure_future(work).cancel() if asyncio.iscoroutine(work) else None
+            raise
+        result = await work
+        if fault := self.after.get(operation):
+            await fault()
+        return result
+
+
+class FaultyLink:
+    """A link whose operations go through `Faults`."""
+
+    def __init__(self, link: Any, queue: str, faults: Faults) -> None:
+        self._link = link
+        self._queue = queue
+        self._faults = faults
+        self.sent: list[OutgoingMessage] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._link, name)
+        operation = f"{name} {self._queue}" if name in ("send", "schedule") else name
+
+        async def call(*arguments: Any) -> Any:
+            return await self._faults.around(operation, method(*arguments))
+
+        return call
+
+
+class FaultyBroker:
+    """A broker for an agent, whose links fail as `faults` says."""
+
+    def __init__(self, broker: MemoryBroker, faults: Faults) -> None:
+        self._broker = broker
+        self._faults = faults
+
+    async def sender(self, queue: QueueRef) -> Any:
+        link = await self._faults.around("open sender", self._broker.sender(queue))
+        return FaultyLink(link, queue.entity, self._faults)
+
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Any:
+        work = self._broker.receiver(queue, dead_letters=dead_letters)
+        link = await self._faults.around("open receiver", work)
+        return link if dead_letters else FaultyLink(link, queue.entity, self._faults)
+
+    async def aclose(self) -> None:
+        pass
+
+
 @dataclass
 class World:
     """The services around an agent, and the client's side of them."""
@@ -137,11 +203,14 @@ class World:
     journal: FakeJournal = field(default_factory=FakeJournal)
     forgotten: list[str] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
+    faults: Faults = field(default_factory=Faults)
+    offset: float = 0.0
+    """Seconds that the broker's clock was moved ahead."""
 
     @classmethod
-    async def make(cls, **behaviours: Behaviour) -> World:
+    async def make(cls, *, lock_duration: float = 5.0, **behaviours: Behaviour) -> World:
         broker, storage = MemoryBroker(), MemoryStorage()
-        await broker.create_queue(QueueSpec("tasks", lock_duration=5.0))
+        await broker.create_queue(QueueSpec("tasks", lock_duration=lock_duration))
         await broker.create_queue(QueueSpec("results", sessions=True))
         await storage.create_container("ctl")
         await storage.create_container("out")
@@ -154,7 +223,7 @@ class World:
             config=settings,
             agent=f"agent{next(self.numbers)}",
             boot_id="boot",
-            broker=self.broker,
+            broker=cast("Broker", FaultyBroker(self.broker, self.faults)),
             ctl=self.ctl,
             out=self.out,
             bundles=FakeBundles(),
@@ -164,6 +233,17 @@ class World:
             forget_deaths=self.forgotten.append,
             news=NewsDesk(),
         )
+
+    @contextlib.asynccontextmanager
+    async def doomed(self, **changes: Any) -> AsyncIterator[Agent]:
+        """An agent that dies without a word at the end of the block."""
+        agent = Agent(self.parts(None, **changes))
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
 
     @contextlib.asynccontextmanager
     async def agent(self, deaths: dict[str, Deaths] | None = None, **changes: Any) -> AsyncIterator[Agent]:
@@ -194,10 +274,24 @@ class World:
                 await link.complete(delivery)
         return found
 
+    def lapse(self, seconds: float = 60.0) -> None:
+        """Let time pass for the broker: locks run out."""
+        self.offset += seconds
+        self.broker.now = lambda: time.time() + self.offset
+        self.broker.tick()
+
     async def empty(self) -> None:
         """Wait until the task queue holds nothing any more."""
+        await self.until(lambda: self._is_empty())
+
+    async def _is_empty(self) -> bool:
+        figures = await self.broker.figures("tasks")
+        return not figures.active and not figures.scheduled
+
+    async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
+        """Wait until it holds."""
         async with asyncio.timeout(PATIENCE):
-            while (figures := await self.broker.figures("tasks")).active or figures.scheduled:
+            while not (await held if inspect.isawaitable(held := condition()) else held):
                 await asyncio.sleep(0.005)
 
     async def heartbeats(self) -> list[control.Heartbeat]:

@@ -140,13 +140,14 @@ class SchedulerMachine(RuleBasedStateMachine):
     def arrive(self, items: list[TaskItem], redelivered: bool, age: float) -> None:
         self.delivery += 1
         before = set(self.scheduler._tasks)
-        adopted = {number for number, held in self.scheduler._tasks.items() if held.message.lost}
-        first = self.scheduler._next_number
-        self.messages[self.delivery] = set(range(first, first + len(items)))
+        identities = {held.identity: number for number, held in self.scheduler._tasks.items()}
+        again = {
+            identities[key] for item in items if (key := (item.uid, item.attempt, item.hop)) in identities
+        }
         commands = self.scheduler.handle(to.Arrived(self.delivery, items, redelivered, age), self.now)
         taken = {n for n, held in self.scheduler._tasks.items() if held.message.delivery == self.delivery}
-        assert taken - before == set(range(first, self.scheduler._next_number))
-        assert taken & before <= adopted
+        assert taken & before == (again if redelivered else set()), "run again, or another one adopted"
+        self.lost |= {number for number, tasks in self.messages.items() if tasks & taken}
         self.messages[self.delivery] = taken
         for tasks in self.messages.values():
             if tasks is not taken:
