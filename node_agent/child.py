@@ -99,7 +99,8 @@ class Child:
         self._memory_mark: int = settings["memory_mark"]
         self._node: str = settings["node"]
         self._modules = Modules()
-        self._stdout, self._stderr = sys.stdout, sys.stderr
+        self._stdout: Any = sys.stdout
+        self._stderr: Any = sys.stderr
         self._stop: Callable[[], None] | None = None
         self._retire = False
         self._loop: Any = None
@@ -127,6 +128,7 @@ class Child:
             self._stop = _raise_stopped
             engine = self._prepare(task)
             self._limit_memory(task["memory_limit"])
+            self._buffer_lines(task["stream"])
             try:
                 action = self._modules.action(task["command"])
             except BaseException as error:
@@ -207,6 +209,9 @@ class Child:
     def _failure(self, error: BaseException, memory_limit: int | None) -> bytes:
         name = type(error).__name__
         fields: dict[str, Any] = {"traceback": self._traceback(error), "exception": name}
+        if isinstance(error, Stopped):
+            self._retire = True
+            return _failure_fields("WorkerDied", f"the task was ended: {error}", **fields)
         if isinstance(error, SystemExit):
             self._retire = True
             fields["exit_code"] = _exit_code(error)
@@ -238,11 +243,14 @@ class Child:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         soft = hard
         if limit is not None:
-            with open("/proc/self/statm", "rb") as statm:
-                data = int(statm.read().split()[5]) * resource.getpagesize()
-            soft = data + 2 * limit + _SPARE_MEMORY
+            soft = _pages(5) + 2 * limit + _SPARE_MEMORY
             soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def _buffer_lines(self, live: bool) -> None:
+        """Lines that somebody waits for leave at once; otherwise Python gathers them."""
+        if self._stdout.line_buffering != live:
+            self._stdout.reconfigure(line_buffering=live)
 
     def _put_back(self, task: dict[str, Any]) -> None:
         if task["more"] and self._channel.cancelled():
@@ -267,7 +275,7 @@ class Child:
             flags |= frames.LEFTOVERS
         if _unread(1) or _unread(2):
             flags |= frames.PRINTED
-        if self._retire or _peak_memory() > self._memory_mark:
+        if self._retire or _holds_more_than(self._memory_mark):
             flags |= frames.RETIRE
         return flags
 
@@ -278,7 +286,7 @@ class Child:
 
 
 def _raise_stopped() -> None:
-    raise Stopped("the task was told to end (SIGTERM)")
+    raise Stopped("its process got SIGTERM")
 
 
 async def _completed(awaitable: Any) -> Any:
@@ -361,9 +369,20 @@ def _unread(descriptor: int) -> bool:
         return True
 
 
-def _peak_memory() -> int:
-    """Bytes of resident memory, the most there has ever been."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _holds_more_than(mark: int) -> bool:
+    """Whether this process's resident memory is above the mark; its peak, cheaper to know, may rule it out.
+
+    The kernel counts into that peak what the agent had when it started this process, so it proves nothing.
+    """
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 <= mark:
+        return False
+    return _pages(1) > mark
+
+
+def _pages(column: int) -> int:
+    """A figure of /proc/self/statm, in bytes."""
+    with open("/proc/self/statm", "rb", buffering=0) as statm:
+        return int(statm.read(256).split()[column]) * resource.getpagesize()
 
 
 def _adopt_orphans() -> None:

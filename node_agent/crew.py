@@ -55,23 +55,25 @@ class Crew:
         """The child, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
         if self.child is not None and not self.child.alive:
             await self.kill()
-        for _ in range(_START_TRIES):
-            if self.child is not None:
-                return self.child
+        tries = 0
+        while self.child is None:
             self.prewarm()
-            assert self._starting is not None
-            starting = self._starting
-            try:
-                self.child = await asyncio.shield(starting)
-            except OSError as error:
-                logger.warning("child_did_not_start", extra={"error": str(error)})
-                failure = error
-            finally:
-                if starting.done():
-                    self._starting = None
-        if self.child is None:
-            raise failure
+            if (starting := self._starting) is None:
+                raise ChildProcessError("the slot is being closed")
+            await asyncio.wait([starting])
+            if self._starting is starting:
+                self._starting = None
+                tries += 1
+                self._take_on(starting, tries == _START_TRIES)
         return self.child
+
+    def _take_on(self, starting: asyncio.Task[WarmChild], last_try: bool) -> None:
+        try:
+            self.child = starting.result()
+        except OSError as error:
+            logger.warning("child_did_not_start", extra={"error": str(error)})
+            if last_try:
+                raise
 
     async def run(
         self, argv: Sequence[str], cwd: Path, heard: Callable[[str, bytes], None] | None = None

@@ -131,7 +131,9 @@ class WarmChild:
         self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup(path))))
 
     def send(self, data: bytes) -> None:
-        """Send frames; what the socket does not take at once follows by itself."""
+        """Send frames; what the socket does not take at once follows by itself. No-op once it is closed."""
+        if self._socket.fileno() < 0:
+            return
         if not self._unsent:
             with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
                 data = data[self._socket.send(data) :]

@@ -40,7 +40,7 @@ def gone(pid: int) -> bool:
         ("import sys; sys.exit()", 0, r"sys.exit\(None\)"),
         ("raise KeyboardInterrupt", None, "KeyboardInterrupt"),
         ("raise GeneratorExit", None, "GeneratorExit"),
-        ("import os; os.kill(os.getpid(), 15)", None, r"SIGTERM"),
+        ("import os; os.kill(os.getpid(), 15)", None, "its process got SIGTERM"),
         ("import os; os.closerange(3, 200); import time; time.sleep(300)", -9, "SIGKILL"),
     ],
 )

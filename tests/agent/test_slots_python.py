@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -333,16 +334,23 @@ def do_action(engine, args):
 async def test_live_lines_logs_and_progress_are_events(tmp_path: Path) -> None:
     """While the task runs, in order; without stream_output the engine's own only."""
     source = """
+import os, time
 def do_action(engine, args):
     print('one'); print('two', end='')
     engine.log('note'); engine.progress(1, 2)
-    while args and not engine.cancelled: pass
+    while args and not os.path.exists(args[0]): time.sleep(0.01)
 """
     async with bench(tmp_path) as slot:
-        await slot.python(source, stream_output=True)
-        assert slot.told("stdout") == ["one", "two"]
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        seen = tmp_path / "seen"
+        execution = slot.execution(bundle, "task.py", [str(seen)], stream_output=True)
+        running = asyncio.create_task(slot.slot.run(execution, files))
+        await until(lambda: slot.told("stdout") == ["one"] and slot.told("progress") == ["1/2"])
         assert slot.told("log") == ["note"]
-        assert slot.told("progress") == ["1/2"]
+        seen.touch()
+        outcome = await running
+        assert slot.told("stdout") == ["one", "two"]
+        assert outcome.stdout == "one\ntwo"
         assert {event.task_id for event in slot.events} == {"1"}
         slot.events.clear()
         await slot.python(source)
@@ -403,9 +411,13 @@ def do_action(engine, args):
 
 async def test_a_child_is_replaced_after_its_number_of_tasks_and_above_its_memory(tmp_path: Path) -> None:
     """Both by the settings."""
-    source = (
-        "import os\ndef do_action(engine, args):\n    x = bytearray(args[0] * 2**20)\n    return os.getpid()"
-    )
+    source = """
+import os
+kept = []
+def do_action(engine, args):
+    kept.append(b'x' * (args[0] * 2**20))
+    return os.getpid()
+"""
     async with bench(tmp_path, child_tasks=3) as slot:
         pids = [value(await slot.python(source, 0)) for _ in range(7)]
         assert len(set(pids)) == 3
