@@ -1,0 +1,107 @@
+"""What happened to tasks, as the checker reads it: recorded by the model and by real runs alike.
+
+A history is a sequence of records in the order of their happening. As a file it has one JSON array for each
+line: the record's kind, then its fields. Times are seconds of any one clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from typing import TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A holder has its mailbox."""
+
+    at: float
+    mailbox: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A program gave a task to its session."""
+
+    at: float
+    mailbox: str
+    holder: str
+    task: str
+    """Unique in the whole history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The session was told that the broker has the task."""
+
+    at: float
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A program was handed an outcome."""
+
+    at: float
+    mailbox: str
+    holder: str
+    task: str
+    status: str
+    answer: str | None = None
+    """What the task's code returned; of a task that succeeded it is the task's own name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A holder has died, or has closed."""
+
+    at: float
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something was made to fail."""
+
+    at: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What a queue held at the end."""
+
+    at: float
+    name: str
+    active: int
+    scheduled: int
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The run is over."""
+
+    at: float
+    halted: bool = False
+    """Nothing more would have happened, although something was still to be done."""
+
+
+Record = Opened | Submitted | Accepted | Shown | Gone | Fault | Queue | Ended
+Recorder = Callable[[Record], None]
+
+_KINDS = {kind.__name__: kind for kind in (Opened, Submitted, Accepted, Shown, Gone, Fault, Queue, Ended)}
+
+
+def write(records: Iterable[Record], file: TextIO) -> None:
+    """One line for each."""
+    file.writelines(json.dumps([type(record).__name__, *astuple(record)]) + "\n" for record in records)
+
+
+def read(file: TextIO) -> Iterator[Record]:
+    """What `write` wrote."""
+    for line in file:
+        kind, *values = json.loads(line)
+        yield _KINDS[kind](*values)
