@@ -73,6 +73,8 @@ class Renewals:
             jobs.start_soon(self._renew_one, delivery)
 
     async def _renew_one(self, delivery: int) -> None:
+        if delivery not in self._book:
+            return  # settled since it was found due
         asked_at = self._clock()
         try:
             await self._renew(delivery)

@@ -83,7 +83,7 @@ def _random(options: argparse.Namespace) -> int:
         most = max(0, round(due) - faults.total())
         outcome = play(by_seed(seed, tasks), Chance(seed, most / tasks / _STEPS_A_TASK, most))
         checker = outcome.checker
-        totals.update(tasks=checker.submitted, shown=checker.shown, again=checker.shown_again, runs=1)
+        totals.update(tasks=checker.accepted, shown=checker.shown, again=checker.shown_again, runs=1)
         totals.update(steps=outcome.moves, broken=not checker.holds)
         faults.update(checker.faults)
         if not checker.holds:

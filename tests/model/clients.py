@@ -353,6 +353,6 @@ class Session(Process):
         self._ledger.consume(incarnation, sequence)
         self._pending.pop(outcome.uid, None)
         self._dirty = True
-        self.world.note(
-            history.Shown(self.now, self.mailbox, self.name, outcome.uid, outcome.status.value, outcome.value)
-        )
+        status, answer = outcome.status.value, outcome.value
+        assert answer is None or isinstance(answer, str)
+        self.world.note(history.Shown(self.now, self.mailbox, self.name, outcome.uid, status, answer))
