@@ -210,9 +210,9 @@ class BatchServer:
                 self._run_start_task(node, run)
             case RunTask(run):
                 self._run_task(run)
-            case Stop(run_id):
-                if run_id in self._commands:
-                    self._commands[run_id].stop()
+            case Stop(run_id, hard):
+                if (command := self._commands.get(run_id)) is not None:
+                    command.kill() if hard else command.stop()
             case Remove(node):
                 self._spawn(self._remove(node))
             case Discard(job_id, task_id):
@@ -250,7 +250,7 @@ class BatchServer:
         if wipe:
             await self._disks.discard(self._disks.of(node))
         self._disks.lay_out(node)
-        await asyncio.sleep(self._boot_delay)
+        await asyncio.sleep(self._boot_delay + self._state.fleet.faults.of(node.pool.spec.id).boot_delay)
         self._state.fleet.node_booted(node, boot, time.time())
         self._act()
 

@@ -105,6 +105,8 @@ def node_document(node: Node, base: str) -> Document:
     start_task = node.pool.spec.document.get("startTask")
     if start_task is not None:
         document["startTask"] = start_task
+    if node.errors:
+        document["errors"] = [_error(failure) for failure in node.errors]
     if node.start_task is not None:
         document["startTaskInfo"] = _start_task_info(node.start_task)
     return document

@@ -16,12 +16,12 @@ PoolState = Literal["active", "deleting"]
 AllocationState = Literal["steady", "resizing", "stopping"]
 NodeState = Literal[
     "creating", "starting", "waitingforstarttask", "starttaskfailed", "idle", "running", "offline",
-    "rebooting", "reimaging", "leavingpool", "unusable", "preempted", "deallocating", "deallocated",
+    "rebooting", "reimaging", "leavingpool", "unusable", "unknown", "preempted", "deallocating", "deallocated",
 ]  # fmt: skip
 JobState = Literal["active", "disabling", "disabled", "enabling", "terminating", "completed", "deleting"]
 TaskState = Literal["active", "preparing", "running", "completed"]
 Deallocation = Literal["requeue", "terminate", "taskcompletion", "retaineddata"]
-Departure = Literal["removal", "reboot", "reimage", "deallocation"]
+Departure = Literal["removal", "reboot", "reimage", "deallocation", "outage"]
 Document = dict[str, Any]
 
 RECENT_TASKS = 10
@@ -182,6 +182,8 @@ class Node:
     boot: int = 0
     booted: float = 0.0
     leaving_for: Departure | None = None
+    errors: tuple[Failure, ...] = ()
+    outage: Outage | None = None
     start_task: StartTaskRecord | None = None
     runs: dict[int, Run] = field(default_factory=dict)
     start_run: int | None = None
@@ -205,6 +207,16 @@ class Node:
         """Remember a task among the recent ones."""
         others = [other for other in self.recent if other is not task]
         self.recent = [task, *others][:RECENT_TASKS]
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why a node is not there, and when it is back: never when that is None."""
+
+    state: Literal["preempted", "unknown"]
+    until: float | None
+    wipe: bool
+    """Whether it comes back with an empty disk."""
 
 
 @dataclass(slots=True)

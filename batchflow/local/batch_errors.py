@@ -9,6 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 CODES: dict[str, tuple[int, str]] = {
+    "ActiveJobAndScheduleQuotaReached": (
+        409,
+        "The Batch account has reached its quota of active jobs and job schedules.",
+    ),
     "AuthenticationFailed": (
         403,
         "Server failed to authenticate the request. Make sure the value of Authorization header is formed"
@@ -66,6 +70,7 @@ CODES: dict[str, tuple[int, str]] = {
     "PoolBeingResized": (409, "The specified pool is being resized."),
     "PoolExists": (409, "The specified pool already exists."),
     "PoolNotFound": (404, "The specified pool does not exist."),
+    "PoolQuotaReached": (409, "The Batch account has reached its quota of pools."),
     "RequestBodyTooLarge": (413, "The size of the request body exceeds the maximum size permitted."),
     "TaskCompleted": (409, "The specified task is already in a completed state."),
     "TaskExists": (409, "The specified task already exists."),

@@ -8,8 +8,9 @@ Pools   active -> deleting -> (gone, when the last node is). Allocation: steady 
         is being created and none is leaving.
 Nodes   creating -> starting -> waitingforstarttask -> idle <-> running; starttaskfailed when the start task
         failed and success was asked for; offline when disabled and at rest; leavingpool, rebooting,
-        reimaging, deallocating (then deallocated, until started) from the moment they are asked for. What has
-        to wait until nothing runs on the node any more is kept in `leaving_for`.
+        reimaging, deallocating (then deallocated, until started) from the moment they are asked for;
+        unusable, preempted or unknown by an injected fault, the last two until its time is over. What has to
+        wait until nothing runs on the node any more is kept in `leaving_for`.
 
 Invariants: a node that leaves gets no task and never comes back, unless the resize that removes it is given
 up while it still waits for tasks to complete; at most one start task runs on a node; facts of an earlier boot
@@ -29,12 +30,14 @@ from batchflow.local.batch_entities import (
     Failure,
     Node,
     NodeState,
+    Outage,
     Outcome,
     Pool,
     PoolSpec,
     StartTaskRecord,
 )
 from batchflow.local.batch_errors import Refused, invalid_property
+from batchflow.local.batch_faults import NODE_FAULTS, NODE_GONE, Fault, Faults
 from batchflow.local.batch_ledger import Allocate, Boot, Ledger, Remove, RunStartTask, Stop, fold
 
 if TYPE_CHECKING:
@@ -43,12 +46,15 @@ if TYPE_CHECKING:
 MAX_REMOVED_NODES = 100
 
 _DEPARTING: dict[Departure, NodeState] = {
+    "outage": "unknown",
     "removal": "leavingpool",
     "reboot": "rebooting",
     "reimage": "reimaging",
     "deallocation": "deallocating",
 }
 _BUSY: dict[NodeState, str] = {
+    "preempted": "OperationNotValidOnNode",
+    "unknown": "OperationNotValidOnNode",
     "creating": "NodeBeingCreated",
     "starting": "NodeBeingStarted",
     "rebooting": "NodeBeingRebooted",
@@ -77,14 +83,22 @@ class Fleet:
         self._ledger = ledger
         self._account = account
         self._start_runs: dict[int, Node] = {}
+        self.faults = Faults()
 
     def deadlines(self) -> Iterator[float]:
-        """When a resize runs out of time."""
-        return (pool.resize_deadline for pool in self.pools.values() if pool.resize_deadline is not None)
+        """When a resize runs out of time, and when a node that is out comes back."""
+        for pool in self.pools.values():
+            if pool.resize_deadline is not None:
+                yield pool.resize_deadline
+            for node in pool.nodes.values():
+                if node.outage is not None and node.leaving_for is None and node.outage.until is not None:
+                    yield node.outage.until
 
     def tick(self, now: float) -> None:
-        """Give up the resizes that ran out of time."""
+        """Give up the resizes that ran out of time, let nodes come back."""
         for pool in list(self.pools.values()):
+            for node in pool.nodes.values():
+                self._come_back_when_due(node, now)
             if pool.resize_deadline is not None and pool.resize_deadline <= now:
                 self._abandon_resize(pool, _TIMED_OUT, now)
 
@@ -214,6 +228,57 @@ class Fleet:
         node.enabled = True
         self._settle_node(node, now)
 
+    # Faults, as a test asks for them
+
+    def inject(self, pool_id: str, fault: Fault, now: float) -> None:
+        """Do to a pool, which need not exist yet, or to its nodes, what may happen on Azure."""
+        self.faults.note(pool_id, fault)
+        if fault.kind not in NODE_FAULTS:
+            return
+        pool = self.pool(pool_id)
+        chosen = [self.node(pool, fault.node)] if fault.node is not None else list(pool.nodes.values())
+        for node in chosen:
+            if fault.kind != "preempted":
+                self._fail(node, fault, now)
+            elif not node.dedicated:
+                self._take_out(node, Outage("preempted", now + (fault.seconds or 0.0), wipe=True), now)
+            elif fault.node is not None:
+                raise Refused(
+                    "OperationNotValidOnNode", NodeId=node.id, Reason="only spot nodes are preempted"
+                )
+
+    def _fail(self, node: Node, fault: Fault, now: float) -> None:
+        if fault.kind == "lost":
+            until = None if fault.seconds is None else now + fault.seconds
+            self._take_out(node, Outage("unknown", until, wipe=False), now)
+        elif node.leaving_for is None:
+            node.ready, node.errors = False, (fault.failure,)
+            _set_state(node, "unusable", now)
+            self._cut(node)
+
+    def _take_out(self, node: Node, outage: Outage, now: float) -> None:
+        if node.leaving_for is not None or node.state == "creating":
+            raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
+        node.outage, node.leaving_for, node.ready = outage, "outage", False
+        _set_state(node, outage.state, now)
+        self._cut(node)
+        self._depart_when_at_rest(node, now)
+
+    def _cut(self, node: Node) -> None:
+        """End what runs there at once, as a machine's end does; Batch runs its tasks again."""
+        for run in node.runs.values():
+            self._ledger.stop(run, "requeue", NODE_GONE, hard=True)
+        if node.start_run is not None:
+            self._ledger.actions.append(Stop(node.start_run, hard=True))
+
+    def _come_back_when_due(self, node: Node, now: float) -> None:
+        outage = node.outage
+        if outage is None or node.leaving_for is not None or outage.until is None or outage.until > now:
+            return
+        node.outage = None
+        _set_state(node, "starting", now)
+        self._boot(node, wipe=outage.wipe)
+
     # Facts from the nodes
 
     def node_allocated(self, node: Node, now: float) -> None:
@@ -226,10 +291,10 @@ class Fleet:
 
     def node_booted(self, node: Node, boot: int, now: float) -> None:
         """The node has booted for the `boot`-th time."""
-        if boot != node.boot or node.leaving_for is not None:
+        if boot != node.boot or node.leaving_for is not None or node.outage is not None:
             return
-        spec = node.pool.spec.start_task
-        node.booted = now
+        spec = self.faults.of(node.pool.spec.id).start_task or node.pool.spec.start_task
+        node.booted, node.errors = now, ()
         node.start_task = None if spec is None else StartTaskRecord(spec, started=now)
         node.ready = spec is None or not spec.wait_for_success
         if spec is not None:
@@ -276,7 +341,7 @@ class Fleet:
         if node.leaving_for == "removal":
             return
         allocated = node.state != "creating"
-        node.leaving_for, node.ready = purpose, False
+        node.leaving_for, node.ready, node.outage = purpose, False, None
         _set_state(node, _DEPARTING[purpose], now)
         self._evict(node, option)
         if node.start_run is not None:
@@ -305,6 +370,9 @@ class Fleet:
             case "deallocation":
                 node.leaving_for = None
                 _set_state(node, "deallocated", now)
+            case "outage":
+                node.leaving_for = None
+                self._come_back_when_due(node, now)
 
     def _boot(self, node: Node, *, wipe: bool) -> None:
         node.boot += 1
@@ -333,12 +401,22 @@ class Fleet:
         """Make the nodes that are missing, and let those leave that are too many: the least busy first."""
         for dedicated, wanted in ((True, pool.wanted), (False, pool.spot_wanted)):
             staying = [node for node in pool.staying() if node.dedicated == dedicated]
-            for _ in range(wanted - len(staying)):
+            for _ in range(self._obtainable(pool, wanted - len(staying))):
                 self._make_node(pool, dedicated, now)
             by_work = sorted(staying, key=lambda node: (len(node.runs), -node.serial))
             for node in by_work[: max(0, len(staying) - wanted)]:
                 self._leave(node, "removal", option, now)
         self._settle_pool(pool, now)
+
+    def _obtainable(self, pool: Pool, missing: int) -> int:
+        """How many of the nodes that are missing can be had."""
+        fault = self.faults.of(pool.spec.id).allocation
+        if fault is None or missing <= 0:
+            return missing
+        left = max(0, fault.limit - len(pool.staying()))
+        if left < missing:
+            pool.resize_errors = (fault.failure,)
+        return min(left, missing)
 
     def _make_node(self, pool: Pool, dedicated: bool, now: float) -> None:
         origin = f"{self._account}/{fold(pool.spec.id)}/{pool.stamp.serial}"

@@ -48,9 +48,10 @@ class RunTask:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End a run, or a start task's, with its processes."""
+    """End a run, or a start task's, with its processes; `hard`: without asking them first."""
 
     run: int
+    hard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,12 @@ class Ledger:
         """Note that a resource was changed."""
         stamp.modified, stamp.version = now, self.next_serial()
 
-    def stop(self, run: Run, fate: Literal["complete", "requeue"], reason: Failure) -> None:
+    def stop(
+        self, run: Run, fate: Literal["complete", "requeue"], reason: Failure, *, hard: bool = False
+    ) -> None:
         """Ask for a run's end; that its task completes outweighs that it is requeued."""
-        if run.stopped_for is None:
-            self.actions.append(Stop(run.id))
+        if run.stopped_for is None or hard:
+            self.actions.append(Stop(run.id, hard))
         if run.stopped_for is None or fate == "complete":
             run.fate, run.stopped_for = fate, reason
 

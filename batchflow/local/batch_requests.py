@@ -6,6 +6,7 @@ Every function takes a parsed JSON body and raises `Refused` for what the servic
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal, cast
 
 from batchflow.local.batch_catalogue import CORES, find_image
@@ -49,12 +50,12 @@ class Resize:
     timeout: float | None
 
 
-def parse_pool(body: object) -> tuple[PoolSpec, int, int]:
+def parse_pool(body: object, now: float) -> tuple[PoolSpec, int, int]:
     """A pool to create, with the numbers of dedicated and of spot nodes."""
     fields = Fields(body)
     pool_id = fields.identifier("id")
     vm_size = _vm_size(fields)
-    machine = _virtual_machine(fields)
+    machine = _virtual_machine(fields, now)
     if fields.boolean("enableAutoScale", default=False) or fields.get("autoScaleFormula") is not None:
         raise not_implemented("a pool that scales by a formula")
     fields.refuse("autoScaleEvaluationInterval", *_POOL_REFUSED)
@@ -79,7 +80,7 @@ def parse_pool(body: object) -> tuple[PoolSpec, int, int]:
     return spec, dedicated, spot
 
 
-def patch_pool(spec: PoolSpec, body: object, *, current_nodes: int) -> PoolSpec:
+def patch_pool(spec: PoolSpec, body: object, now: float, *, current_nodes: int) -> PoolSpec:
     """A pool's specification with the properties given changed, the others as they are."""
     fields = Fields(body)
     fields.refuse(*_POOL_REFUSED)
@@ -92,7 +93,7 @@ def patch_pool(spec: PoolSpec, body: object, *, current_nodes: int) -> PoolSpec:
     if fields.get("vmSize") is not None:
         spec = replace(spec, vm_size=_vm_size(fields))
     if fields.get("virtualMachineConfiguration") is not None:
-        changes["virtualMachineConfiguration"] = _virtual_machine(fields)
+        changes["virtualMachineConfiguration"] = _virtual_machine(fields, now)
     if fields.get("taskSlotsPerNode") is not None:
         spec = replace(spec, task_slots=_task_slots(fields, spec.vm_size))
     if fields.get("taskSchedulingPolicy") is not None:
@@ -364,7 +365,7 @@ def _vm_size(fields: Fields) -> str:
     return size.lower()
 
 
-def _virtual_machine(fields: Fields) -> dict[str, Any]:
+def _virtual_machine(fields: Fields, now: float) -> dict[str, Any]:
     machine = fields.fields("virtualMachineConfiguration")
     if machine is None:
         raise Refused("MissingRequiredProperty", PropertyName="virtualMachineConfiguration")
@@ -373,17 +374,21 @@ def _virtual_machine(fields: Fields) -> dict[str, Any]:
     if image is None:
         raise Refused("MissingRequiredProperty", PropertyName=machine.name("imageReference"))
     if image.get("virtualMachineImageId") is None:
-        _check_image(image, agent)
+        _check_image(image, agent, now)
+    machine.refuse("containerConfiguration")
     return machine.document
 
 
-def _check_image(fields: Fields, agent: str) -> None:
+def _check_image(fields: Fields, agent: str, now: float) -> None:
     names = [fields.required_text(key) for key in ("publisher", "offer", "sku")]
     image = find_image(*names)
     if image is None:
         reason = (
             "The specified image is not supported by the Batch service; see the list of supported images."
         )
+        raise invalid_property("imageReference", ":".join(names), reason)
+    if image.end_of_life is not None and datetime.fromisoformat(image.end_of_life).timestamp() <= now:
+        reason = f"The Batch service does not make pools of the image since {image.end_of_life}."
         raise invalid_property("imageReference", ":".join(names), reason)
     if image.agent != agent.lower():
         reason = f"The image goes with the node agent '{image.agent}'."

@@ -17,6 +17,7 @@ from batchflow.local import batch_documents as documents
 from batchflow.local import batch_files as files
 from batchflow.local import batch_requests as requests
 from batchflow.local.batch_errors import Refused, invalid_query, not_implemented
+from batchflow.local.batch_faults import parse_fault, parse_quotas
 from batchflow.local.batch_ledger import fold
 from batchflow.local.batch_odata import paginate, parse_filter, parse_max_results, select
 
@@ -66,16 +67,32 @@ class DataPlane:
     def answer(self, request: Request) -> Answer:
         """Carry a request out. Raises Refused."""
         pattern = route_of(request.names)
-        operation = _ROUTES.get(f"{request.method} {pattern}")
+        route = f"{request.method} {pattern}"
+        operation = _ROUTES.get(route) or _CONTROL.get(route)
         if operation is None:
             raise _unserved(request.method, pattern)
         _check_version(request)
         return operation(self, request)
 
+    # Faults, of which Azure knows nothing
+
+    def inject_fault(self, request: Request) -> Answer:
+        self._fleet.inject(request.names[1], parse_fault(request.body), request.now)
+        return Answer(204)
+
+    def clear_faults(self, request: Request) -> Answer:
+        self._fleet.faults.clear(request.names[1])
+        return Answer(204)
+
+    def refuse_by_quota(self, request: Request) -> Answer:
+        self._fleet.faults.quotas = parse_quotas(request.body)
+        return Answer(204)
+
     # Pools
 
     def create_pool(self, request: Request) -> Answer:
-        spec, dedicated, spot = requests.parse_pool(request.body)
+        self._fleet.faults.check_quota("pools")
+        spec, dedicated, spot = requests.parse_pool(request.body, request.now)
         pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
@@ -93,7 +110,7 @@ class DataPlane:
 
     def patch_pool(self, request: Request) -> Answer:
         pool = self._pool(request)
-        spec = requests.patch_pool(pool.spec, request.body, current_nodes=len(pool.nodes))
+        spec = requests.patch_pool(pool.spec, request.body, request.now, current_nodes=len(pool.nodes))
         self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}")
 
@@ -186,6 +203,7 @@ class DataPlane:
     # Jobs
 
     def create_job(self, request: Request) -> Answer:
+        self._fleet.faults.check_quota("jobs")
         job = self._work.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
@@ -520,6 +538,13 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "GET jobs/*/tasks/*/files/*": DataPlane.get_task_file,
     "HEAD jobs/*/tasks/*/files/*": DataPlane.get_task_file,
 }
+
+_CONTROL: dict[str, Callable[[DataPlane, Request], Answer]] = {
+    "POST pools/*/faults": DataPlane.inject_fault,
+    "DELETE pools/*/faults": DataPlane.clear_faults,
+    "POST faults": DataPlane.refuse_by_quota,
+}
+"""What the local service has and Azure Batch has not: see `batchflow.local.faults`."""
 
 _REFUSED = frozenset(
     {

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from batchflow.errors import ConfigurationError
 from batchflow.local.batch import BatchServer
-from batchflow.local.blob import BlobServer
+from batchflow.local.blob.server import BlobServer
 from batchflow.local.certificate import make_server_context
 from batchflow.local.directory import locked, make_directory, remove_tree
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.settings import (
     AgentSettings,
     BatchSettings,

@@ -13,7 +13,7 @@ import pytest_asyncio
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 from batchflow.broker import QueueRef, QueueSpec
 from batchflow.local.certificate import make_server_context
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 
 if TYPE_CHECKING:
     import ssl

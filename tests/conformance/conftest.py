@@ -92,7 +92,7 @@ async def servicebus(kind: str, stack: AsyncExitStack, directory: Path) -> tuple
     if kind == "azure":
         return setting("BATCHFLOW_TEST_SERVICEBUS"), None
     from batchflow.local.certificate import make_server_context
-    from batchflow.local.servicebus import ServiceBusServer
+    from batchflow.local.servicebus.server import ServiceBusServer
 
     ca_file = directory / "ca.pem"
     server = ServiceBusServer(key=new_key(), ssl_context=make_server_context(ca_file))
@@ -116,7 +116,7 @@ async def storage(
 async def blob_service(kind: str, stack: AsyncExitStack, directory: Path) -> str:
     if kind == "azure":
         return setting("BATCHFLOW_TEST_STORAGE")
-    from batchflow.local.blob import BlobServer
+    from batchflow.local.blob.server import BlobServer
 
     server = BlobServer(account="conformance", key=new_key(), root=directory)
     stack.push_async_callback(server.aclose)

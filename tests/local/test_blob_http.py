@@ -19,8 +19,8 @@ import pytest
 from azure.storage.blob import generate_account_sas
 from yarl import URL
 
-from batchflow.local.blob import BlobServer
-from batchflow.local.blob_service import READ_AHEAD
+from batchflow.local.blob.server import BlobServer
+from batchflow.local.blob.service import READ_AHEAD
 
 KEY = base64.b64encode(b"k" * 64).decode()
 BLOCK = {"x-ms-blob-type": "BlockBlob"}

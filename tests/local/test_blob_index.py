@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_index import BlobIndex, StaleSnapshot
-from batchflow.local.blob_model import (
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.index import BlobIndex, StaleSnapshot
+from batchflow.local.blob.model import (
     AccessPolicy,
     Blob,
     BlobKind,

@@ -35,7 +35,7 @@ from azure.storage.blob import (
 )
 from azure.storage.blob.aio import BlobClient, BlobPrefix, BlobServiceClient, ContainerClient
 
-from batchflow.local.blob import BlobServer
+from batchflow.local.blob.server import BlobServer
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"k" * 64).decode()

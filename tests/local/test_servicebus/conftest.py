@@ -27,7 +27,7 @@ from batchflow.local.amqp.codec import (
 )
 from batchflow.local.amqp.performatives import AMQP_HEADER, frame
 from batchflow.local.certificate import make_server_context
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 
 
 @pytest.fixture

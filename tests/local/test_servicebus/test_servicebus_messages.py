@@ -23,7 +23,7 @@ from azure.servicebus.exceptions import (
     ServiceBusQuotaExceededError,
 )
 
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 
 Seconds = Callable[[float], timedelta]
 

@@ -10,8 +10,8 @@ from urllib.parse import quote_plus
 import pytest
 
 from batchflow.local.sas import sign
-from batchflow.local.servicebus import ServiceBusServer
-from batchflow.local.servicebus_namespace import QueueSettings
+from batchflow.local.servicebus.namespace import QueueSettings
+from batchflow.local.servicebus.server import ServiceBusServer
 
 proton = pytest.importorskip("proton", reason="python-qpid-proton is not installed")
 

@@ -15,7 +15,7 @@ from azure.servicebus.exceptions import ServiceBusAuthenticationError, ServiceBu
 from azure.servicebus.management import AccessRights, AuthorizationRule
 
 from batchflow.local.sas import sign
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 
 MakeRule = Callable[..., AuthorizationRule]
 ConnectAs = Callable[[str, str], ServiceBusClient]

@@ -17,7 +17,7 @@ from azure.servicebus.exceptions import (
     SessionLockLostError,
 )
 
-from batchflow.local.servicebus import ServiceBusServer
+from batchflow.local.servicebus.server import ServiceBusServer
 
 Seconds = Callable[[float], timedelta]
 

@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from batchflow.local import blob_http as http
-from batchflow.local import blob_xml as xml
-from batchflow.local.blob_auth import Grant, Level
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_files import CHUNK, BlobFiles
-from batchflow.local.blob_index import BlobIndex, StaleSnapshot
-from batchflow.local.blob_model import (
+from batchflow.local.blob import http as http
+from batchflow.local.blob import xml as xml
+from batchflow.local.blob.auth import Grant, Level
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.files import CHUNK, BlobFiles
+from batchflow.local.blob.index import BlobIndex, StaleSnapshot
+from batchflow.local.blob.model import (
     Blob,
     BlobKind,
     Block,

@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from typing import overload
 from urllib.parse import unquote
 
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_model import (
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.model import (
     MAX_PAGE,
     Blob,
     BlobKind,
@@ -26,7 +26,7 @@ from batchflow.local.blob_model import (
     Metadata,
     Stamp,
 )
-from batchflow.local.blob_xml import http_date
+from batchflow.local.blob.xml import http_date
 
 MAX_METADATA = 8 * 1024
 MAX_MD5_RANGE = 4 * 1024 * 1024

@@ -11,8 +11,8 @@ from typing import cast
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_model import (
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.model import (
     MAX_BLOCKS,
     AccessPolicy,
     Blob,

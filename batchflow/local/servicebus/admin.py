@@ -15,14 +15,14 @@ from urllib.parse import unquote, urlencode
 from aiohttp import web
 
 from batchflow.local.sas import Rights, TokenRefused
-from batchflow.local.servicebus_atom import read_queue, write_entry, write_error, write_feed, write_namespace
-from batchflow.local.servicebus_broker import BUSY
-from batchflow.local.servicebus_namespace import AdministrationRefused, QueueSettings
+from batchflow.local.servicebus.atom import read_queue, write_entry, write_error, write_feed, write_namespace
+from batchflow.local.servicebus.broker import BUSY
+from batchflow.local.servicebus.namespace import AdministrationRefused, QueueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.local.servicebus_broker import Broker
+    from batchflow.local.servicebus.broker import Broker
 
 _MAX_PAGE = 100
 

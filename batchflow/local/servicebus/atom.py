@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from batchflow.local.sas import AccessRule, Rights
-from batchflow.local.servicebus_namespace import AdministrationRefused, QueueSettings
+from batchflow.local.servicebus.namespace import AdministrationRefused, QueueSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from batchflow.local.servicebus_namespace import Entity, Namespace
+    from batchflow.local.servicebus.namespace import Entity, Namespace
 
 ATOM = "http://www.w3.org/2005/Atom"
 CONNECT = "http://schemas.microsoft.com/netservices/2010/10/servicebus/connect"
@@ -46,7 +46,7 @@ def read_queue(body: bytes, base: QueueSettings, new_key: Callable[[], str]) -> 
     """The settings that a request asks for; what it leaves out is as in ``base``.
 
     ``new_key`` makes the keys of rules that bring none. Raises
-    :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`: 400, or 501 for what is not part of
+    :class:`~batchflow.local.servicebus.namespace.AdministrationRefused`: 400, or 501 for what is not part of
     the local Service Bus.
     """
     try:

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_model import (
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.model import (
     MAX_BLOCKS,
     MAX_NAME,
     MAX_PAGE,

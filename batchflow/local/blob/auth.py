@@ -27,8 +27,8 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from ipaddress import ip_address
 
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_model import AccessPolicy
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.model import AccessPolicy
 
 MAX_CLOCK_SKEW = 15 * 60.0
 

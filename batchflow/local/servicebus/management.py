@@ -18,8 +18,8 @@ from batchflow.local.queues import (
     SessionLockLost,
 )
 from batchflow.local.sas import Rights
-from batchflow.local.servicebus_links import CONDITIONS, Outlet, QueueNode, read_draft, render
-from batchflow.local.servicebus_requests import Reply
+from batchflow.local.servicebus.links import CONDITIONS, Outlet, QueueNode, read_draft, render
+from batchflow.local.servicebus.requests import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

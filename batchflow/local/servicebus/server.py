@@ -1,7 +1,7 @@
 """The local Service Bus on one loopback port: AMQP, AMQP over TLS and HTTPS, told apart by the first byte.
 
 The administration client of the Azure SDKs always speaks https to the host and port that messages go to, so
-one port serves both. All decisions are made by the sans-IO :mod:`~batchflow.local.servicebus_broker`; this
+one port serves both. All decisions are made by the sans-IO :mod:`~batchflow.local.servicebus.broker`; this
 module owns sockets, tasks and the clock.
 """
 
@@ -16,9 +16,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from batchflow.local.servicebus_admin import administration
-from batchflow.local.servicebus_broker import Broker, Peer
-from batchflow.local.servicebus_namespace import ROOT_RULE, Namespace
+from batchflow.local.servicebus.admin import administration
+from batchflow.local.servicebus.broker import Broker, Peer
+from batchflow.local.servicebus.namespace import ROOT_RULE, Namespace
 
 if TYPE_CHECKING:
     import ssl

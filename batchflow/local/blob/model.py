@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from batchflow.local.blob_faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobRefused, Fault
 
 MAX_BLOCKS = 50_000
 MAX_PAGE = 5_000

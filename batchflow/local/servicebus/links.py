@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from batchflow.local.amqp.endpoints import Delivery, Link, Settling
     from batchflow.local.amqp.engine import Connection
-    from batchflow.local.servicebus_namespace import Entity
+    from batchflow.local.servicebus.namespace import Entity
 
 MAX_MESSAGE_SIZE = 262_144
 SESSION_FILTER = "com.microsoft:session-filter"

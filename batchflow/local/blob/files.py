@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-from batchflow.local.blob_model import Source
+from batchflow.local.blob.model import Source
 
 CHUNK = 1024 * 1024
 

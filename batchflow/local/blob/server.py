@@ -1,7 +1,7 @@
 """The local Blob service: HTTP on loopback that the unmodified Azure Storage SDKs talk to.
 
 A request is taken apart, authenticated and handed to its operation; whatever happens becomes an answer in the
-service's own form. What the service does not have is refused with 501, see `blob_service.ROUTES`.
+service's own form. What the service does not have is refused with 501, see `service.ROUTES`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from batchflow.local import blob_http as http
-from batchflow.local.blob_auth import Authenticator, SignedRequest
-from batchflow.local.blob_faults import BlobRefused, Fault
-from batchflow.local.blob_files import CHUNK, BlobFiles
-from batchflow.local.blob_index import BlobIndex
-from batchflow.local.blob_service import Answer, BlobService, Call, Rest, find_route
-from batchflow.local.blob_xml import error_document
+from batchflow.local.blob import http as http
+from batchflow.local.blob.auth import Authenticator, SignedRequest
+from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.files import CHUNK, BlobFiles
+from batchflow.local.blob.index import BlobIndex
+from batchflow.local.blob.service import Answer, BlobService, Call, Rest, find_route
+from batchflow.local.blob.xml import error_document
 
 _log = logging.getLogger(__name__)
 

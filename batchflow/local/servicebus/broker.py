@@ -21,7 +21,6 @@ import itertools
 import math
 from typing import TYPE_CHECKING, TypeAlias
 
-from batchflow.local import servicebus_management as management
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError
 from batchflow.local.amqp.endpoints import (
@@ -38,15 +37,16 @@ from batchflow.local.amqp.endpoints import (
 from batchflow.local.amqp.engine import Connection, ConnectionState
 from batchflow.local.amqp.performatives import AmqpError, Terminus
 from batchflow.local.sas import Grant, Rights, path_of
-from batchflow.local.servicebus_links import Inlet, Outlet, QueueNode
-from batchflow.local.servicebus_namespace import DEAD_LETTER_SUFFIX, Namespace, main_path
-from batchflow.local.servicebus_requests import Reply, ReplyLink, RequestLink, put_token
+from batchflow.local.servicebus import management as management
+from batchflow.local.servicebus.links import Inlet, Outlet, QueueNode
+from batchflow.local.servicebus.namespace import DEAD_LETTER_SUFFIX, Namespace, main_path
+from batchflow.local.servicebus.requests import Reply, ReplyLink, RequestLink, put_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.local.amqp.message import Request
-    from batchflow.local.servicebus_namespace import Entity, QueueSettings
+    from batchflow.local.servicebus.namespace import Entity, QueueSettings
 
 Answer: TypeAlias = "Callable[[Request, float], Reply]"
 
@@ -378,7 +378,7 @@ class Broker:
         return self.namespace.new_token().hex()
 
     def create_queue(self, name: str, settings: QueueSettings, now: float) -> Entity:
-        """Create a queue. Raises :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""
+        """Create a queue. Raises :class:`~batchflow.local.servicebus.namespace.AdministrationRefused`."""
         entity = self.namespace.create(name, settings, now)
         node = self.node(name.lower())
         if node is not None:
@@ -386,7 +386,7 @@ class Broker:
         return entity
 
     def update_queue(self, name: str, settings: QueueSettings, now: float) -> Entity:
-        """Change a queue. Raises :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""
+        """Change a queue. Raises :class:`~batchflow.local.servicebus.namespace.AdministrationRefused`."""
         entity = self.namespace.update(name, settings, now)
         node = self.node(name.lower())
         if node is not None:
@@ -395,7 +395,7 @@ class Broker:
 
     def delete_queue(self, name: str, now: float) -> None:
         """Delete a queue and end the links to it. Raises
-        :class:`~batchflow.local.servicebus_namespace.AdministrationRefused`."""
+        :class:`~batchflow.local.servicebus.namespace.AdministrationRefused`."""
         entity = self.namespace.delete(name)
         for path in [path for path, node in self._nodes.items() if node.entity is entity]:
             self._nodes.pop(path).retired = True
