@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchflow import control
 from batchflow.compute import PoolDocument
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batchflow.compute import SupportedImage
-    from batchflow.settings import PoolSettings
+
+
+class Defaults(Protocol):
+    """What a pool gets where its spec is silent."""
+
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def vm_size(self) -> str: ...
+
 
 MADE_BY: Final = {"batchflow": "1"}
 """The metadata of the Batch pools that batchflow made."""
@@ -75,9 +84,7 @@ def check(spec: PoolSpec) -> None:
     image_of(spec)
 
 
-def build(
-    spec: PoolSpec, defaults: PoolSettings, images: Sequence[SupportedImage], now: float
-) -> PoolDocument:
+def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
     """What Batch is asked for. `images`: what the account supports. Raises `ConfigurationError`."""
     check(spec)
     supported = choose_image(spec, images, now)

@@ -16,7 +16,8 @@ PoolState = Literal["active", "deleting"]
 AllocationState = Literal["steady", "resizing", "stopping"]
 NodeState = Literal[
     "creating", "starting", "waitingforstarttask", "starttaskfailed", "idle", "running", "offline",
-    "rebooting", "reimaging", "leavingpool", "unusable", "unknown", "preempted", "deallocating", "deallocated",
+    "rebooting", "reimaging", "leavingpool", "unusable", "unknown", "preempted",
+    "deallocating", "deallocated",
 ]  # fmt: skip
 JobState = Literal["active", "disabling", "disabled", "enabling", "terminating", "completed", "deleting"]
 TaskState = Literal["active", "preparing", "running", "completed"]

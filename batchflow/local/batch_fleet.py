@@ -257,7 +257,7 @@ class Fleet:
             self._cut(node)
 
     def _take_out(self, node: Node, outage: Outage, now: float) -> None:
-        if node.leaving_for is not None or node.state == "creating":
+        if node.leaving_for is not None or node.outage is not None or node.state == "creating":
             raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
         node.outage, node.leaving_for, node.ready = outage, "outage", False
         _set_state(node, outage.state, now)
@@ -310,12 +310,13 @@ class Fleet:
             raise AssertionError("a start task ended that its node did not run")
         node.start_run = None
         limit = record.spec.command.max_retries
-        if node.leaving_for is None and is_retriable(outcome, limit, record.retries):
+        concerned = node.leaving_for is None and not node.errors
+        if concerned and is_retriable(outcome, limit, record.retries):
             record.retries, record.last_retry = record.retries + 1, now
             self._run_start_task(node)
             return
         record.ended, record.outcome = now, judged(outcome)
-        if node.leaving_for is None:
+        if concerned:
             node.ready = record.outcome.succeeded or not record.spec.wait_for_success
             if not node.ready:
                 _set_state(node, "starttaskfailed", now)

@@ -1,0 +1,134 @@
+"""Faults on demand: what may happen to a pool on Azure, as a test asks for it.
+
+A pool's standing faults (allocation, slow start, start task) hold from when they are asked for, also for a
+pool that is made later, until they are cleared. A node's faults (unusable, preempted, lost) happen once.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from batchflow.local.batch_entities import CommandSpec, Failure, StartTaskSpec
+from batchflow.local.batch_errors import Refused, invalid_property
+from batchflow.local.batch_ledger import fold
+from batchflow.local.batch_values import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["allocation", "slowstart", "starttask", "unusable", "preempted", "lost"]
+KINDS: Final = ("allocation", "slowstart", "starttask", "unusable", "preempted", "lost")
+NODE_FAULTS: Final = ("unusable", "preempted", "lost")
+NODE_GONE: Final = Failure("servererror", "TaskEnded", "The node that the task ran on is gone.")
+
+_WORDS: Final[Mapping[str, str]] = {
+    "AllocationFailed": "Desired number of dedicated nodes could not be allocated",
+    "AllocationTimedout": (
+        "Desired number of dedicated nodes could not be allocated as the resize timeout was reached"
+    ),
+    "AccountCoreQuotaReached": "The specified account has reached core quota",
+    "AccountLowPriorityCoreQuotaReached": "The specified account has reached low priority core quota",
+    "DiskFull": "There is not enough disk space on the node",
+    "NodeUnusable": "The node is not usable",
+}
+_QUOTAS: Final[Mapping[str, str]] = {"pools": "PoolQuotaReached", "jobs": "ActiveJobAndScheduleQuotaReached"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault, with what its kind needs."""
+
+    kind: Kind
+    failure: Failure
+    limit: int = 0
+    """Of an allocation: nodes that can be had all the same."""
+    seconds: float | None = None
+    """How much longer a boot takes; when a node comes back, None: at once, or of a lost one never."""
+    node: str | None = None
+    """None: every node that it can happen to."""
+    exit_code: int = 1
+    stderr: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What holds for a pool."""
+
+    allocation: Fault | None = None
+    boot_delay: float = 0.0
+    start_task: StartTaskSpec | None = None
+
+
+@dataclass(slots=True)
+class Faults:
+    """The standing faults of one account."""
+
+    quotas: frozenset[str] = frozenset()
+    _pools: dict[str, Standing] = field(default_factory=dict)
+
+    def of(self, pool_id: str) -> Standing:
+        """What holds for a pool."""
+        return self._pools.get(fold(pool_id), Standing())
+
+    def note(self, pool_id: str, fault: Fault) -> None:
+        """From now on this holds, if it is of a kind that stands."""
+        standing = self.of(pool_id)
+        match fault.kind:
+            case "allocation":
+                standing = replace(standing, allocation=fault)
+            case "slowstart":
+                standing = replace(standing, boot_delay=fault.seconds or 0.0)
+            case "starttask":
+                standing = replace(standing, start_task=_failing(fault))
+        self._pools[fold(pool_id)] = standing
+
+    def clear(self, pool_id: str) -> None:
+        """Nothing holds any more; what happened is not undone."""
+        self._pools.pop(fold(pool_id), None)
+
+    def check_quota(self, what: str) -> None:
+        """Raises Refused when no more of these are to be had."""
+        if what in self.quotas:
+            raise Refused(_QUOTAS[what])
+
+
+def parse_fault(body: object) -> Fault:
+    """The body of a request for a fault."""
+    fields = Fields(body)
+    fields.required_text("fault")
+    kind = fields.choice("fault", KINDS, "")
+    code = fields.text("code") or ("NodeUnusable" if kind == "unusable" else "AllocationFailed")
+    message = fields.text("message") or _WORDS.get(code, code)
+    seconds = fields.get("seconds")
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0
+    ):
+        raise invalid_property("seconds", seconds, "A number that is not negative is expected.")
+    fault = Fault(
+        kind=cast("Kind", kind),
+        failure=Failure("servererror", code, message),
+        limit=fields.integer("nodes", 0, low=0),
+        seconds=seconds,
+        node=fields.text("node"),
+        exit_code=fields.integer("exitCode", 1, low=1, high=255),
+        stderr=fields.text("stderr", "") or "",
+    )
+    fields.finish()
+    return fault
+
+
+def parse_quotas(body: object) -> frozenset[str]:
+    """Of what the account has reached its quota."""
+    fields = Fields(body)
+    reached = fields.get("reached")
+    fields.finish()
+    if not isinstance(reached, list) or not set(map(str, reached)) <= set(_QUOTAS):
+        raise invalid_property("reached", reached, f"A list of {', '.join(_QUOTAS)} is expected.")
+    return frozenset(reached)
+
+
+def _failing(fault: Fault) -> StartTaskSpec:
+    script = f"printf '%s\\n' {shlex.quote(fault.stderr)} >&2; exit {fault.exit_code}"
+    return StartTaskSpec(CommandSpec(f"/bin/sh -c {shlex.quote(script)}"), wait_for_success=True)

@@ -1,0 +1,98 @@
+"""Faults on demand in a running local cloud: what may happen on Azure, when a test wants it.
+
+    faults = Faults(client.settings)
+    await faults.start_task_failure("demo", stderr="no such package")
+    await faults.preempt("demo", seconds=1.0)
+
+It speaks to the local Batch service with the account's key, so it works for a cloud in a process of its own
+as well as for one in the test's. Azure refuses these requests.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+
+from batchflow.errors import ConfigurationError, PoolError
+from batchflow.local.batch_auth import signature, strings_to_sign
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from batchflow.settings import Settings
+
+_VERSION = "api-version=2025-06-01"
+_JSON = "application/json; odata=minimalmetadata"
+
+
+class Faults:
+    """Of the local cloud that these settings belong to. Every method raises `PoolError` when refused."""
+
+    def __init__(self, settings: Settings) -> None:
+        batch = settings.batch
+        if settings.target != "local" or not (batch.account and batch.key and batch.url):
+            raise ConfigurationError("faults can be had of an open client of the local cloud only")
+        self._account, self._key, self._url = batch.account, batch.key, batch.url.rstrip("/")
+
+    async def allocation_failure(
+        self, pool_id: str, *, code: str = "AllocationFailed", message: str | None = None, nodes: int = 0
+    ) -> None:
+        """From now on the pool gets no more than `nodes` nodes."""
+        await self._inject(pool_id, fault="allocation", code=code, message=message, nodes=nodes)
+
+    async def core_quota(self, pool_id: str, *, nodes: int = 0) -> None:
+        """From now on the pool gets no more than `nodes` nodes, for the account's cores are used up."""
+        await self.allocation_failure(pool_id, code="AccountCoreQuotaReached", nodes=nodes)
+
+    async def quota(self, reached: Iterable[str]) -> None:
+        """From now on the account takes no more "pools", or "jobs", or (with none of them) both again."""
+        await self._send("POST", "/faults", {"reached": list(reached)})
+
+    async def slow_start(self, pool_id: str, seconds: float) -> None:
+        """From now on the pool's nodes take so much longer to boot."""
+        await self._inject(pool_id, fault="slowstart", seconds=seconds)
+
+    async def start_task_failure(self, pool_id: str, *, stderr: str = "", exit_code: int = 1) -> None:
+        """From now on the start task of the pool's nodes says this and fails."""
+        await self._inject(pool_id, fault="starttask", stderr=stderr, exitCode=exit_code)
+
+    async def unusable(self, pool_id: str, node_id: str | None = None, *, code: str = "NodeUnusable") -> None:
+        """The node, or every one, becomes unusable; its tasks run again elsewhere. A reboot heals it."""
+        await self._inject(pool_id, fault="unusable", node=node_id, code=code)
+
+    async def preempt(self, pool_id: str, node_id: str | None = None, *, seconds: float = 0.0) -> None:
+        """The spot node, or every one, is taken away, and comes back after so many seconds with the same id
+        and an empty disk."""
+        await self._inject(pool_id, fault="preempted", node=node_id, seconds=seconds)
+
+    async def lose(self, pool_id: str, node_id: str | None = None, *, seconds: float | None = None) -> None:
+        """The node, or every one, is heard of no more; after so many seconds it boots again, if at all."""
+        await self._inject(pool_id, fault="lost", node=node_id, seconds=seconds)
+
+    async def clear(self, pool_id: str) -> None:
+        """What held from then on holds no more; what happened is not undone."""
+        await self._send("DELETE", f"/pools/{pool_id}/faults", None)
+
+    async def _inject(self, pool_id: str, **fault: Any) -> None:
+        body = {name: value for name, value in fault.items() if value is not None}
+        await self._send("POST", f"/pools/{pool_id}/faults", body)
+
+    async def _send(self, method: str, path: str, body: object) -> None:
+        target = f"{path}?{_VERSION}"
+        data = b"" if body is None else orjson.dumps(body)
+        headers = {
+            "ocp-date": formatdate(usegmt=True),
+            "content-type": _JSON,
+            "content-length": str(len(data)),
+        }
+        text = next(iter(strings_to_sign(method, target, headers, self._account)))
+        headers["authorization"] = f"SharedKey {self._account}:{signature(text, self._key)}"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.request(method, self._url + target, data=data, headers=headers) as answer,
+        ):
+            if answer.status >= 400:
+                raise PoolError(f"the local cloud refuses the fault: {(await answer.text())[:500]}")
