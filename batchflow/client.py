@@ -30,9 +30,9 @@ from batchflow.settings import PoolSettings, Settings, load_settings
 from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
-    from batchflow.control import PoolManifest
     from batchflow.poolmaking import Found
     from batchflow.services import Services
+    from batchflow.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Client(Supervised):
         self._settings = settings
         self._local_options: dict[str, float] = {}
         self._connected: Services | None = None
-        self._pools: list[Pool] = []
+        self._sessions: set[Session] = set()
+        """Those that are open, of whatever pool."""
 
     @classmethod
     def local(cls, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> Client:
@@ -85,7 +86,7 @@ class Client(Supervised):
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         poolspec.check(spec)
         manifest = await self._maker.create(spec, await collect(spec.files))
-        return self._remember(manifest, Origin("created", "it was asked for"))
+        return Pool(self, manifest, Origin("created", "it was asked for"))
 
     async def pool(self, pool_id: str) -> Pool:
         """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
@@ -94,7 +95,7 @@ class Client(Supervised):
         """
         control.check_pool_id(pool_id)
         manifest = await self._maker.attach(pool_id)
-        return self._remember(manifest, Origin("attached", "it was asked for"))
+        return Pool(self, manifest, Origin("attached", "it was asked for"))
 
     async def ensure_pool(
         self,
@@ -115,8 +116,8 @@ class Client(Supervised):
         sources = await collect(files or spec.files)
         found = await self._maker.ensure(spec, sources)
         if found.made:
-            return self._remember(found.manifest, Origin("created", "there was none of that name"))
-        pool = self._remember(found.manifest, Origin("reused", _why_reused(spec, found)))
+            return Pool(self, found.manifest, Origin("created", "there was none of that name"))
+        pool = Pool(self, found.manifest, Origin("reused", _why_reused(spec, found)))
         if sources:
             bundle = await upload(sources, pool._ctl)
             if bundle.hash != found.manifest.bundle:
@@ -145,10 +146,6 @@ class Client(Supervised):
         manifest = await self._maker.read(pool_id)
         if manifest is None:
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
-        for pool in [pool for pool in self._pools if pool.id == pool_id]:
-            self._pools.remove(pool)
-            await pool.delete()
-            return
         await Pool(self, manifest).delete()
 
     async def delete_all_pools(self) -> None:
@@ -169,11 +166,6 @@ class Client(Supervised):
     @property
     def _maker(self) -> PoolMaker:
         return PoolMaker(self._services, self._settings.pool)
-
-    def _remember(self, manifest: PoolManifest, origin: Origin) -> Pool:
-        pool = Pool(self, manifest, origin)
-        self._pools.append(pool)
-        return pool
 
     # ---- the supervisor
 
@@ -207,8 +199,8 @@ class Client(Supervised):
         )
 
     async def _close_sessions(self) -> None:
-        sessions = [session for pool in self._pools for session in pool._sessions]
-        results = await asyncio.gather(*(session.aclose() for session in sessions), return_exceptions=True)
+        closing = [session.aclose() for session in self._sessions]
+        results = await asyncio.gather(*closing, return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):
                 logger.warning("session_close_failed", extra={"error": str(error)})

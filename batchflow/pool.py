@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from batchflow import agents, control
+from batchflow import agents, control, wire
+from batchflow.concurrency import task_group
 from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
     AllocationFailed,
+    BatchflowError,
     BlobConflict,
     BlobNotFound,
     ConfigurationError,
     JobClosed,
     JobExists,
     JobNotFound,
+    MailboxInUse,
     NodeUnusable,
     PoolError,
     PoolNotFound,
@@ -41,6 +44,8 @@ logger = logging.getLogger(__name__)
 _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
 _CHANGE_TRIES = 10
+_MAIL_WAIT: float = 0.5
+"""Seconds without mail after which a mailbox counts as empty."""
 
 
 class Pool:
@@ -53,7 +58,6 @@ class Pool:
         self._manifest = manifest
         self._ctl = client._services.storage.container(manifest.ctl)
         self._out = client._services.storage.container(manifest.out)
-        self._sessions: set[Session] = set()
         self._known_jobs: set[str] = set()
         self._launch: agents.Launch | None = None
         self._starting = anyio.Lock()
@@ -64,6 +68,11 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"<Pool {self.id!r}>"
+
+    @property
+    def _sessions(self) -> list[Session]:
+        """Those that are open here."""
+        return [session for session in self.client._sessions if session.pool.id == self.id]
 
     # ---- sessions and jobs
 
@@ -106,15 +115,19 @@ class Pool:
     async def delete_job(self, name: str) -> None:
         """Cancel its tasks, drop its mail and files. Idempotent; sessions of it elsewhere are not told."""
         control.check_name("job name", name)
-        for session in [session for session in self._sessions if session.job_name == name]:
-            session._reason = f"job {name!r} was deleted"
-            await session.aclose()
+        sessions = [session for session in self._sessions if session.job_name == name]
+        clients = {session.name for session in sessions}
+        for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
+            async for info in self._ctl.list(prefix):
+                clients.add(info.name.rpartition("/")[2].removesuffix(".json"))
         everything = Cancellation(everything=True).encode()
-        async for info in self._ctl.list(f"sessions/{name}/"):
-            client = info.name.rpartition("/")[2].removesuffix(".json")
+        for client in clients:
             await self._ctl.put(control.cancellation_blob(name, client), everything)
-            await self._ctl.delete(info.name)
+        await _close(sessions, f"job {name!r} was deleted")
+        for client in clients:
+            await self._drop_mail(wire.mailbox_id(name, client))
         for container, prefix in (
+            (self._ctl, f"sessions/{name}/"),
             (self._ctl, f"args/{name}/"),
             (self._out, f"results/{name}/"),
             (self._out, f"outputs/{name}/"),
@@ -123,6 +136,18 @@ class Pool:
                 await container.delete(info.name)
         await self._ctl.delete(control.job_blob(name))
         self._known_jobs.discard(name)
+
+    async def _drop_mail(self, mailbox_id: str) -> None:
+        """Complete what lies in a mailbox, unless somebody holds it."""
+        queue = control.queue_for(self._manifest.results_queues, mailbox_id)
+        try:
+            mailbox = await self.client._services.broker.mailbox(queue, mailbox_id)
+        except MailboxInUse:
+            logger.info("mail_not_dropped", extra={"mailbox": mailbox_id})
+            return
+        async with mailbox:
+            while (delivery := await mailbox.receive(_MAIL_WAIT)) is not None:
+                await mailbox.complete(delivery)
 
     async def delete_all_jobs(self) -> None:
         """`delete_job` for each."""
@@ -290,9 +315,7 @@ class Pool:
 
         Its sessions here are closed; what is queued or unread is gone. Idempotent.
         """
-        for session in list(self._sessions):
-            session._reason = f"pool {self.id!r} was deleted"
-            await session.aclose()
+        await _close(self._sessions, f"pool {self.id!r} was deleted")
         await self.client._maker.remove(self._manifest)
 
     async def _refresh(self) -> str:
@@ -334,3 +357,18 @@ def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> 
         running=len(beat.running),
         agent=beat.state,
     )
+
+
+async def _close(sessions: list[Session], reason: str) -> None:
+    """End sessions whose ground is taken away; what they could not do any more does not matter."""
+
+    async def close(session: Session) -> None:
+        session._reason = reason
+        try:
+            await session.aclose()
+        except BatchflowError as error:
+            logger.info("session_closed", extra={"session": session.name, "error": str(error)})
+
+    async with task_group() as group:
+        for session in sessions:
+            group.start_soon(close, session)

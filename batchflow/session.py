@@ -442,7 +442,7 @@ class Session(Supervised):
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.pool._sessions.add(self)
+        self.pool.client._sessions.add(self)
         agents = self._spawn(self._agents.start(), "start agents")
         try:
             async with task_group() as group:
@@ -459,9 +459,9 @@ class Session(Supervised):
         finally:
             self._closing.set()
             self._end()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 2):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
                 await self._finish()
-            self.pool._sessions.discard(self)
+            self.pool.client._sessions.discard(self)
             for task in self._background:
                 task.cancel()
             if self._background:

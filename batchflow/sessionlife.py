@@ -14,7 +14,7 @@ import anyio
 
 from batchflow import control
 from batchflow.control import Cancellation, Presence
-from batchflow.errors import BlobNotFound, NoAgents, ProtocolError, ServiceError, StorageError
+from batchflow.errors import BlobConflict, BlobNotFound, NoAgents, ProtocolError, ServiceError, StorageError
 from batchflow.model import Event
 from batchflow.outcomes import cancelled
 
@@ -81,29 +81,39 @@ class Cancellations:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._blob = control.cancellation_blob(session.job_name, session.name)
-        self._earlier: Cancellation | None = None
-        """As this session found it; None before it is open."""
+        self._earlier = Cancellation()
+        """What is not this session's own in it."""
+        self._etag = ""
+        self._made = False
         self._wanted: dict[int, Entry] = {}
         self._unconfirmed: set[int] = set()
         self._written: set[int] = set()
         self._lock = anyio.Lock()
 
     async def open(self) -> None:
-        """Take over the document, or make it."""
+        """Take over the document, or make it. This session is none of those of a job that was deleted."""
+        await self._load()
+        if self._earlier.everything:
+            spared = (*self._earlier.spared, self._session.incarnation)
+            self._earlier = replace(self._earlier, spared=spared)
+            await self._write()
+
+    async def _load(self) -> None:
         ctl = self._session.pool._ctl
         try:
-            earlier = Cancellation.decode((await ctl.get(self._blob)).data)
+            blob = await ctl.get(self._blob)
+            found = Cancellation.decode(blob.data)
         except (BlobNotFound, ProtocolError):
-            earlier = Cancellation()
-            await ctl.put(self._blob, earlier.encode())
-        if earlier.everything:
-            earlier = replace(earlier, spared=(*earlier.spared, self._session.incarnation))
-            await ctl.put(self._blob, earlier.encode())
-        self._earlier = earlier
+            self._etag = await ctl.put(self._blob, Cancellation().encode())
+            self._made = True
+            return
+        own = self._session.incarnation
+        others = {name: rows for name, rows in found.intervals.items() if name != own}
+        self._earlier, self._etag = replace(found, intervals=others), blob.etag
 
     async def release(self) -> None:
         """Remove the document, if no task can be queued that needs it."""
-        if self._earlier == Cancellation() and not len(self._session._tracker) and not self._unconfirmed:
+        if self._made and not len(self._session._tracker) and not self._unconfirmed:
             await self._session._drop_blob(self._session.pool._ctl, self._blob)
 
     async def cancel(self, entries: list[Entry]) -> None:
@@ -124,10 +134,16 @@ class Cancellations:
         wanted = self._wanted.items()
         self._wanted = {n: entry for n, entry in wanted if not entry.done or n in self._unconfirmed}
         numbers = sorted(self._wanted)
-        assert self._earlier is not None
-        all_intervals = {**self._earlier.intervals, self._session.incarnation: tuple(intervals(numbers))}
-        document = replace(self._earlier, intervals=all_intervals)
-        await self._session.pool._ctl.put(self._blob, document.encode())
+        own = {self._session.incarnation: tuple(intervals(numbers))} if numbers else {}
+        while True:
+            document = replace(self._earlier, intervals={**self._earlier.intervals, **own})
+            try:
+                data = document.encode()
+                self._etag = await self._session.pool._ctl.put(self._blob, data, if_match=self._etag)
+            except (BlobConflict, BlobNotFound):
+                await self._load()  # somebody deleted the job, or an earlier holder left
+            else:
+                break
         self._written = set(numbers)
 
     async def _confirm(self, entries: list[Entry]) -> None:

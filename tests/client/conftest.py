@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -39,6 +39,7 @@ def connect(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return doubles.services
 
     monkeypatch.setattr("batchflow.client.connect", to_the_doubles)
+    monkeypatch.setattr("batchflow.pool._MAIL_WAIT", 0.01)
     return lambda **session: Client(settings(**session))
 
 
@@ -75,6 +76,3 @@ async def serving(agent: Agent) -> AsyncIterator[Agent]:
 async def session(pool: Pool) -> AsyncIterator[Session]:
     async with pool.session("client_1") as session:
         yield session
-
-
-Opener = Callable[..., Awaitable[Session]]

@@ -169,6 +169,10 @@ class ScriptedStorage(MemoryStorage):
     def container(self, name: str) -> ScriptedContainer:
         return ScriptedContainer(self, name)
 
+    async def write(self, name: str, data: bytes, container: str) -> None:
+        """Past all faults."""
+        await MemoryContainer(self, container).put(name, data)
+
     def names(self, prefix: str) -> list[str]:
         """Of all blobs, in whatever container, that begin so."""
         return sorted(n for blobs in self.content.values() for n in blobs if n.startswith(prefix))
@@ -336,13 +340,11 @@ class Agent:
         await self._out.put(name, data)
         return Reference(name, len(data))
 
-    async def serve(self, work: Callable[[TaskItem], Any] = lambda item: item.params) -> None:
-        """Answer every task with what `work` makes of it; None gives no answer."""
+    async def serve(self, work: Callable[[TaskItem], ResultItem] | None = None) -> None:
+        """Answer every task: with its arguments, or with what `work` makes of it."""
         while True:
             for item in await self.take_message(60.0):
-                answer = work(item)
-                if answer is not None:
-                    await self.post([answer if isinstance(answer, ResultItem) else result_of(item, answer)])
+                await self.post([result_of(item) if work is None else work(item)])
 
 
 def result_of(item: TaskItem, value: Any = None, **fields: Any) -> ResultItem:
@@ -355,7 +357,7 @@ def result_of(item: TaskItem, value: Any = None, **fields: Any) -> ResultItem:
         "command": item.command,
         "status": Status.SUCCEEDED,
         "host": "host-1",
-        "value": item.params if value is None else value,
+        "value": value if value is not None else item.params if isinstance(item.params, list) else "large",
         "tag": item.tag,
         "submitted_at": item.submitted_at,
         "started_at": 100.0,
