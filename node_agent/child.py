@@ -127,7 +127,8 @@ class Child:
         try:
             self._stop = _raise_stopped
             engine = self._prepare(task)
-            self._limit_memory(task["memory_limit"])
+            if task["memory_limit"] is not None:
+                self._limit_memory(task["memory_limit"])
             self._buffer_lines(task["stream"])
             try:
                 action = self._modules.action(task["command"])
@@ -259,11 +260,15 @@ class Child:
         if task["memory_limit"] is not None:
             self._limit_memory(None)
         try:
-            for stream in (sys.stdout, self._stdout, sys.stderr, self._stderr):
-                stream.flush()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if sys.stdout is not self._stdout or sys.stderr is not self._stderr:
+                sys.stdout, sys.stderr = self._stdout, self._stderr
+                self._stdout.flush()
+                self._stderr.flush()
         except Exception:
+            sys.stdout, sys.stderr = self._stdout, self._stderr
             self._retire = True
-        sys.stdout, sys.stderr = self._stdout, self._stderr
         if signal.getsignal(signal.SIGTERM) != self._on_term:
             signal.signal(signal.SIGTERM, self._on_term)
 

@@ -23,9 +23,12 @@ def stamp(path: str) -> None:
 def touched(paths: list[str]) -> bool:
     """Whether any of them was changed, or is gone."""
     try:
-        return any(os.stat(path, follow_symlinks=False).st_mtime_ns != STAMP_NS for path in paths)
-    except FileNotFoundError:
+        for path in paths:
+            if os.lstat(path).st_mtime_ns != STAMP_NS:
+                return True
+    except (FileNotFoundError, NotADirectoryError):
         return True
+    return False
 
 
 def copy(source: str, target: str) -> None:

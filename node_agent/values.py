@@ -43,6 +43,7 @@ _ADVICE = {
     "generator": "return a list of what it yields",
     "str": "it holds lone surrogates, which are no Unicode text",
 }
+_GENERAL_ADVICE = "return what JSON knows, or write a file to outputs/"
 
 
 class NotSerializable(Exception):
@@ -59,7 +60,7 @@ def encode(value: Any, limit: int) -> bytes:
         data = orjson.dumps(value, _plain, _OPTIONS)
     except (TypeError, RecursionError) as error:
         data = _encode_with_other_keys(value, error)
-    if b"null" in data:
+    if value is not None and b"null" in data:
         _refuse_lost(value)
     if len(data) > limit:
         raise TooLarge(
@@ -106,7 +107,7 @@ def _refuse_lost(value: Any) -> None:
 
 def _refusal(path: str, part: Any, why: str) -> str:
     kind = type(part).__name__
-    advice = why or _ADVICE.get(kind, "return what JSON knows, or write a file to outputs/")
+    advice = why or _ADVICE.get("float" if _is_floating(part) else kind, _GENERAL_ADVICE)
     return f"do_action returned what JSON cannot hold: {path} is of type {kind} ({advice})"
 
 
@@ -144,13 +145,18 @@ def _bad_keys(value: dict[Any, Any], path: str) -> Iterable[tuple[str, Any, str]
 def _writable(value: Any) -> bool:
     if isinstance(value, float):
         return isfinite(value)
-    if isinstance(kind := getattr(getattr(value, "dtype", None), "kind", None), str) and kind == "f":
+    if _is_floating(value):
         return bool(sys.modules["numpy"].isfinite(value).all())
     try:
         orjson.dumps(value, _plain, _OPTIONS)
     except (TypeError, RecursionError):
         return False
     return True
+
+
+def _is_floating(value: Any) -> bool:
+    """Whether it is a scalar or an array of numpy's floating kind."""
+    return bool(getattr(getattr(value, "dtype", None), "kind", None) == "f")
 
 
 def _short(value: Any) -> str:

@@ -9,6 +9,7 @@ Rules:
 - No write can reach the cached files, nor another slot. The bundle's files are read-only; where modes do not
   bind (for root) they are copies, otherwise hard links to the cached files: an open for writing is refused.
 - What a task leaves in `outputs` is moved out of the way, so that the slot is free while it is uploaded.
+  Regular files only; bytes of a name that are no UTF-8 are replaced, for names travel as text.
 
 Not safe to use from two coroutines at once: a slot runs one task at a time.
 """
@@ -136,7 +137,8 @@ class Workspace:
         remove(folder)
         targets = []
         for path in names:
-            target = folder / path.relative_to(outputs)
+            name = os.fsencode(path.relative_to(outputs)).decode("utf-8", "replace")
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, target)
             targets.append(target)

@@ -380,10 +380,11 @@ def do_action(engine, args):
     if what == 'print': print(f'out {n}')
     if what == 'file': open('outputs/f', 'w').write(str(n))
     if what == 'die': os._exit(7)
+    if what == 'exit': raise SystemExit(6)
     if what == 'raise': raise ValueError(n)
     return [n, os.listdir('outputs')]
 """
-    what = ["", "print", "file", "", "die", "raise", "print", "file", "", ""]
+    what = ["", "print", "file", "", "die", "raise", "print", "exit", "file", ""]
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [n, act]) for n, act in enumerate(what)]
@@ -396,8 +397,9 @@ def do_action(engine, args):
         outcomes = list(found.values())
         for number, (act, outcome) in enumerate(zip(what, outcomes, strict=True)):
             assert outcome.stdout == (f"out {number}\n" if act == "print" else "")
-            if act == "die":
-                assert (outcome.kind, outcome.exit_code) == ("WorkerDied", 7)
+            if act in ("die", "exit"):
+                code = 7 if act == "die" else 6
+                assert (outcome.kind, outcome.exit_code) == ("WorkerDied", code)
             elif act == "raise":
                 assert outcome.error == f"ValueError: {number}"
             else:
@@ -425,6 +427,19 @@ def do_action(engine, args):
     async with bench(tmp_path, child_memory=100 * 2**20) as slot:
         pids = [value(await slot.python(source, size)) for size in (0, 0, 200, 0)]
         assert pids[0] == pids[1] == pids[2] != pids[3]
+
+
+async def test_a_child_carries_only_what_it_needs(tmp_path: Path) -> None:
+    """No event loop, no SDK, nothing of the agent: it starts quickly and stays small."""
+    source = "import sys\ndef do_action(engine, args): return sorted(sys.modules)"
+    async with bench(tmp_path) as slot:
+        loaded = value(await slot.python(source))
+    heavy = {"asyncio", "anyio", "aiohttp", "azure", "typing", "traceback", "subprocess", "socket", "logging"}
+    assert heavy.isdisjoint(loaded)
+    ours = {name for name in loaded if name.startswith(("batchflow", "node_agent."))}
+    assert ours == {
+        f"node_agent.{name}" for name in ("channel", "disk", "engine", "frames", "java", "modules", "values")
+    }
 
 
 async def test_the_engine_knows_its_task_and_its_place(tmp_path: Path) -> None:

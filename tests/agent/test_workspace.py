@@ -150,6 +150,14 @@ async def test_outputs_are_moved_out_and_links_are_not_followed(tmp_path: Path) 
         assert tree(place.directory) == CLEAN
 
 
+async def test_names_that_are_no_text_become_text(tmp_path: Path) -> None:
+    """Nothing that travels as JSON may hold bytes that are no UTF-8."""
+    workspace, place = await prepared(tmp_path)
+    (place.directory / "outputs" / os.fsdecode(b"a\xff")).write_text("x")
+    _, (found,) = await workspace.collect(place)
+    assert (found.name, found.read_text()) == ("a\ufffd", "x")
+
+
 async def test_an_output_folder_that_is_a_link_is_not_collected(tmp_path: Path) -> None:
     """A task cannot make the agent upload another folder."""
     workspace, place = await prepared(tmp_path)
