@@ -100,7 +100,7 @@ def write(records: Iterable[Record], file: TextIO) -> None:
     file.writelines(json.dumps([type(record).__name__, *astuple(record)]) + "\n" for record in records)
 
 
-def read(file: TextIO) -> Iterator[Record]:
+def read(file: Iterable[str]) -> Iterator[Record]:
     """What `write` wrote."""
     for line in file:
         kind, *values = json.loads(line)

@@ -1,0 +1,56 @@
+"""`python -m tests.chaos`: real processes under fire; ends with status 1 when the promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.run import Wish, recovery, run, save, summary
+
+
+def main() -> int:
+    options = _options()
+    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    _say(f"seed {seed}")
+    wish = Wish(
+        options.tasks, options.faults, seed, lock=options.lock, kill_clients=not options.spare_clients
+    )
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        if options.recovery:
+            for seconds in asyncio.run(recovery(wish, Path(directory), options.recovery)):
+                _say(
+                    f"lock {wish.lock:.0f} s: outcome {seconds:.1f} s after its agent was killed, work left out"
+                )
+            return 0
+        log = asyncio.run(run(wish, Path(directory)))
+    if options.history is not None:
+        save(log, options.history)
+    _say(f"{summary(log)}\nin {time.monotonic() - started:.0f} s")
+    return not log.checker.holds
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--tasks", type=int, default=5000)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, help="default: any")
+    parser.add_argument("--lock", type=float, default=5.0, help="seconds of the queues' locks (default: 5)")
+    parser.add_argument("--spare-clients", action="store_true", help="kill no clients")
+    parser.add_argument("--history", type=Path, help="a file for the history")
+    parser.add_argument("--recovery", type=int, metavar="N", help="only measure N recoveries")
+    return parser.parse_args()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

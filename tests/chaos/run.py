@@ -1,0 +1,368 @@
+"""A run of real processes on the local cloud under fire, and its history.
+
+Clients submit and read, as processes; agents run, as processes of the cloud's nodes. By a seed's chance
+processes are killed with signal 9 or stand still for longer than a lock lasts, and connections to the Service
+Bus are cut. A killed client is followed by another one of the same name, which goes on with what was not
+submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from batchflow import Client, Pool
+from batchflow.settings import load_settings
+from tests.chaos import fleet
+from tests.chaos.client import JOB, POOL
+from tests.chaos.proxy import Relay
+from tests.model import history
+from tests.model.checker import Checker
+
+TASKS = Path(__file__).parent / "tasks"
+_ROOT = Path(__file__).parents[2]
+_QUIET = 0.2
+"""Seconds between two looks at the queues in the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run is to be."""
+
+    tasks: int
+    faults: int
+    seed: int
+    clients: int = 2
+    nodes: int = 2
+    slots: int = 2
+    lock: float = 5.0
+    """Seconds."""
+    batch: int = 25
+    seconds: float = 0.01
+    """Of work for each task."""
+    apart: float = 0.5
+    """Seconds between two faults, on average."""
+    kill_clients: bool = True
+    patience: float = 60.0
+    """Seconds without an outcome or a fault after which the run is given up."""
+
+
+@dataclass(slots=True)
+class Log:
+    """The history as it grows, its verdict, and what the end of the run depends on."""
+
+    checker: Checker
+    records: list[history.Record] = field(default_factory=list)
+    owed: set[str] = field(default_factory=set)
+    """Accepted and not shown."""
+    shown: set[str] = field(default_factory=set)
+    statuses: dict[str, int] = field(default_factory=dict)
+    moved_at: float = field(default_factory=time.monotonic)
+
+    def add(self, record: history.Record) -> None:
+        self.records.append(record)
+        self.checker.add(record)
+        match record:
+            case history.Accepted(_, task) if task not in self.shown:
+                self.owed.add(task)
+            case history.Shown():
+                self.shown.add(record.task)
+                self.owed.discard(record.task)
+                self.statuses[record.status] = self.statuses.get(record.status, 0) + 1
+                self.moved_at = time.monotonic()
+            case history.Fault():
+                self.moved_at = time.monotonic()
+
+
+@dataclass(slots=True, eq=False)
+class Cloud:
+    """A local cloud as a process, with a relay before its Service Bus."""
+
+    process: Process
+    relay: Relay
+    config: Path
+    client: Client
+    pool: Pool
+
+
+@asynccontextmanager
+async def cloud(wish: Wish, directory: Path) -> AsyncIterator[Cloud]:
+    """A cloud with the pool of the run, whose agents live."""
+    config = directory / "cloud.toml"
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
+    command += ["--nodes", str(wish.nodes), "--slots", str(wish.slots)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, cwd=_ROOT)
+    assert process.stdout is not None
+    try:
+        while not (line := await process.stdout.readline()).startswith(b"ready"):
+            if not line:
+                raise RuntimeError(f"the local cloud ended with status {await process.wait()}")
+        relay, relayed = await _relayed(config, wish)
+        try:
+            async with Client.from_config(relayed) as client:
+                pool = await client.ensure_pool(POOL, files=[TASKS])
+                await pool.start()
+                await pool.wait_ready(timeout=30)
+                yield Cloud(process, relay, relayed, client, pool)
+        finally:
+            await relay.aclose()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.communicate()
+
+
+async def _relayed(config: Path, wish: Wish) -> tuple[Relay, Path]:
+    """A relay, and a configuration that leads through it."""
+    settings = load_settings(config, environment={})
+    connection = settings.servicebus.connection_string or ""
+    found = re.search(r"127\.0\.0\.1:(\d+)", connection)
+    assert found is not None, "the local Service Bus listens on a port of 127.0.0.1"
+    relay = Relay("127.0.0.1", int(found[1]))
+    port = await relay.start()
+    through = replace(
+        settings,
+        servicebus=replace(
+            settings.servicebus, connection_string=connection.replace(found[0], f"127.0.0.1:{port}")
+        ),
+        pool=replace(settings.pool, lock_duration=wish.lock),
+    )
+    path = config.with_name("relayed.toml")
+    path.write_text(through.to_toml())
+    return relay, path
+
+
+class Program:
+    """A client's lives, one after another."""
+
+    def __init__(self, wish: Wish, config: Path, log: Log, name: str, tasks: int) -> None:
+        self._wish = wish
+        self._config = config
+        self._log = log
+        self._name = name
+        self._tasks = tasks
+        self._next = 0
+        self._life = 0
+        self._ending = False
+        self._accepted = 0
+        self.process: Process | None = None
+
+    @property
+    def submitted_all(self) -> bool:
+        """And the broker has what was submitted in this life."""
+        return self._next == self._tasks and not self._open
+
+    _open = 0
+    """Submitted in this life, and not known as accepted."""
+
+    async def run(self) -> None:
+        """Until it is told to end."""
+        while not self._ending:
+            self._life += 1
+            self._open = 0
+            await self._live()
+            self._log.add(history.Gone(time.monotonic(), f"{self._name}.{self._life}"))
+
+    async def _live(self) -> None:
+        wish = self._wish
+        numbers = (self._life, self._next, self._tasks, wish.batch, wish.seconds)
+        self.process = process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.chaos.client", str(self._config), self._name),
+            *map(str, numbers),
+            stdin=PIPE,
+            stdout=PIPE,
+            cwd=_ROOT,
+        )
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._heard(line)
+        code = await process.wait()
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"client {self._name} ended with status {code}")
+
+    def _heard(self, line: bytes) -> None:
+        if not line.endswith(b"\n"):
+            return  # it was killed in the middle of a word
+        for record in history.read([line.decode()]):
+            match record:
+                case history.Submitted():
+                    self._next += 1
+                    self._open += 1
+                case history.Accepted():
+                    self._open -= 1
+            self._log.add(record)
+
+    def kill(self) -> bool:
+        """False when there is nobody to kill."""
+        if self.process is None or self.process.returncode is not None:
+            return False
+        self.process.kill()
+        return True
+
+    def end(self) -> None:
+        """Close in order."""
+        self._ending = True
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+class Fire:
+    """Makes things fail, one at a time."""
+
+    def __init__(self, wish: Wish, cloud: Cloud, programs: list[Program], log: Log) -> None:
+        self._wish = wish
+        self._cloud = cloud
+        self._programs = programs
+        self._log = log
+        self._chance = random.Random(wish.seed)
+        self._stalled: set[asyncio.Task[None]] = set()
+        self.left = wish.faults
+
+    async def run(self) -> None:
+        """Until there were as many as wished."""
+        kinds: list[tuple[str, Callable[[], bool]]] = [
+            ("agent killed", lambda: self._kill("agent")),
+            ("agent killed", lambda: self._kill("agent")),
+            ("child killed", lambda: self._kill("child")),
+            ("supervisor killed", lambda: self._kill("supervisor")),
+            ("agent stalled", self._stall),
+            ("connection cut", lambda: self._cloud.relay.cut(1, self._chance) > 0),
+            ("all connections cut", lambda: self._cloud.relay.cut(1000, self._chance) > 0),
+        ]
+        if self._wish.kill_clients:
+            kinds.append(("client killed", lambda: self._chance.choice(self._programs).kill()))
+        while self.left:
+            await asyncio.sleep(self._chance.uniform(0.2, 1.8) * self._wish.apart)
+            what, make = self._chance.choice(kinds)
+            if make():
+                self.left -= 1
+                self._log.add(history.Fault(time.monotonic(), what))
+
+    async def end(self) -> None:
+        """Wake those that stand still."""
+        for waking in self._stalled:
+            waking.cancel()
+        await asyncio.gather(*self._stalled, return_exceptions=True)
+
+    def _kill(self, kind: fleet.Kind) -> bool:
+        return self._signal(kind, signal.SIGKILL) is not None
+
+    def _signal(self, kind: fleet.Kind, number: signal.Signals) -> int | None:
+        pids = sorted(found.pid for found in fleet.find(self._cloud.process.pid) if found.kind == kind)
+        if not pids:
+            return None
+        pid = self._chance.choice(pids)
+        return pid if _send(pid, number) else None
+
+    def _stall(self) -> bool:
+        pid = self._signal("agent", signal.SIGSTOP)
+        if pid is None:
+            return False
+        waking = asyncio.create_task(self._wake(pid))
+        self._stalled.add(waking)
+        waking.add_done_callback(self._stalled.discard)
+        return True
+
+    async def _wake(self, pid: int) -> None:
+        try:
+            await asyncio.sleep(self._wish.lock * 1.5)
+        finally:
+            _send(pid, signal.SIGCONT)
+
+
+def _send(pid: int, number: signal.Signals) -> bool:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def run(wish: Wish, directory: Path) -> Log:
+    """One run, judged. The history is in the log, whatever its verdict."""
+    log = Log(Checker(patience=wish.patience))
+    async with cloud(wish, directory) as here:
+        share = -(-wish.tasks // wish.clients)
+        programs = [
+            Program(wish, here.config, log, f"c{n}", min(share, wish.tasks - n * share))
+            for n in range(wish.clients)
+        ]
+        fire = Fire(wish, here, programs, log)
+        async with asyncio.TaskGroup() as group:
+            for program in programs:
+                group.create_task(program.run())
+            burning = group.create_task(fire.run())
+            halted = not await _settled(wish, here, programs, log, fire)
+            burning.cancel()
+            await fire.end()
+            for program in programs:
+                program.end()
+        await _note_queues(here, log)
+    log.add(history.Ended(time.monotonic(), halted))
+    return log
+
+
+async def _settled(wish: Wish, here: Cloud, programs: Iterable[Program], log: Log, fire: Fire) -> bool:
+    """Wait until everything is done and the queues are empty; False when that takes too long."""
+    while time.monotonic() - log.moved_at < wish.patience:
+        await asyncio.sleep(_QUIET)
+        if fire.left or log.owed or not all(program.submitted_all for program in programs):
+            continue
+        if not any(sum(record_counts) for record_counts in await _queues(here)):
+            return True
+    return False
+
+
+async def _queues(here: Cloud) -> list[tuple[int, int, int]]:
+    manifest, admin = here.pool._manifest, here.client._services.admin
+    figures = [
+        await admin.figures(queue.entity) for queue in (*manifest.task_queues, *manifest.results_queues)
+    ]
+    return [(each.active, each.scheduled, each.dead) for each in figures]
+
+
+async def _note_queues(here: Cloud, log: Log) -> None:
+    for name, counts in zip(("tasks", "results"), await _queues(here), strict=True):
+        log.add(history.Queue(time.monotonic(), name, *counts))
+
+
+async def recovery(wish: Wish, directory: Path, times: int) -> list[float]:
+    """Seconds from the killing of an agent to the outcome of the task that it ran, so many times."""
+    taken = []
+    async with cloud(wish, directory) as here, here.pool.session("recovery", job=JOB) as session:
+        for number in range(times):
+            note = directory / f"note-{number}"
+            task = await session.submit("work.py", args=[f"r:{number}", 1.0, str(note)])
+            while not (note.exists() and (pid := note.read_text())):
+                await asyncio.sleep(0.02)
+            agent = fleet.agent_of(int(pid), here.process.pid)
+            assert agent is not None
+            killed_at = time.monotonic()
+            os.kill(agent, signal.SIGKILL)
+            assert await task == f"r:{number}"
+            taken.append(time.monotonic() - killed_at - 1.0)
+    return taken
+
+
+def save(log: Log, path: Path) -> None:
+    """The history as a file."""
+    with path.open("w") as file:
+        history.write(log.records, file)
+
+
+def summary(log: Log) -> str:
+    """What happened, in a few lines."""
+    lines = [log.checker.summary(), json.dumps(dict(log.checker.faults)), json.dumps(log.statuses)]
+    return "\n".join(lines + log.checker.told)

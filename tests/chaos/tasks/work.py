@@ -1,0 +1,14 @@
+"""A task of the chaos run: works for a while, tells its own name."""
+
+import os
+import time
+from pathlib import Path
+
+
+def do_action(engine, args):
+    """`args`: the task's name, seconds, and where wanted a file to note the process in."""
+    name, seconds, *note = args
+    if note:
+        Path(note[0]).write_text(str(os.getpid()))
+    time.sleep(seconds)
+    return name
