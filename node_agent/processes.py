@@ -183,8 +183,8 @@ def left_behind(root: int, mark: str) -> set[int]:
 
 
 def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
-    """To those that are still there."""
-    for pid in pids:
+    """To those that are still there, the oldest first: a parent hears of it before its child's end."""
+    for pid in sorted(pids):
         with suppress(OSError):
             os.kill(pid, number)
 
