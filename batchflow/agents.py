@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from batchflow import agentpackage
-from batchflow.compute import BatchTask, ResourceFile
+from batchflow.compute import BatchTask, BatchTaskInfo, ResourceFile
 from batchflow.control import (
     AgentConfig,
     ContainerAccess,
@@ -128,6 +128,11 @@ def agent_tasks(
         )
         for number in range(first, first + count)
     ]
+
+
+def next_number(tasks: list[BatchTaskInfo]) -> int:
+    """The number of the next agent: above all that there are, for one may have been deleted."""
+    return max((int(task.id.rpartition("-")[2]) for task in tasks), default=-1) + 1
 
 
 async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heartbeat]:

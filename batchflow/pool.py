@@ -27,6 +27,7 @@ from batchflow.errors import (
     NodeUnusable,
     PoolError,
     PoolNotFound,
+    ProtocolError,
     StartTaskFailed,
 )
 from batchflow.explain import explain_pool
@@ -108,6 +109,9 @@ class Pool:
             try:
                 document = JobDocument.decode((await self._ctl.get(info.name)).data)
             except BlobNotFound:
+                continue
+            except ProtocolError as error:
+                logger.warning("job_not_read", extra={"blob": info.name, "error": str(error)})
                 continue
             if document.state != "deleted":
                 yield Job(self, document)
@@ -220,7 +224,8 @@ class Pool:
                 return  # somebody else has started them
         job, container = self._manifest.agents_job, self._manifest.container
         await compute.create_job(job, self.id)
-        more = agents.agent_tasks(self._launch, len(tasks), missing, info.task_slots, container)
+        first = agents.next_number(tasks)
+        more = agents.agent_tasks(self._launch, first, missing, info.task_slots, container)
         await compute.add_tasks(job, more)
         await compute.end_job_when_idle(job)
         logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
@@ -240,6 +245,7 @@ class Pool:
         With `drain` they finish what they run first (`agent.drain_grace`); without, it is handed back.
         """
         compute = self.client._services.compute
+        await self._refresh()
         for task in await compute.tasks(self._manifest.agents_job):
             if task.state != "completed":
                 await compute.delete_task(self._manifest.agents_job, task.id)

@@ -445,13 +445,7 @@ class Session(Supervised):
         self.pool.client._sessions.add(self)
         agents = self._spawn(self._agents.start(), "start agents")
         try:
-            async with task_group() as group:
-                group.start_soon(self._prepare_bundle)
-                group.start_soon(self.pool._ensure_job, self.job_name)
-                group.start_soon(self._outbox.open)
-                group.start_soon(self._inbox.open)
-                group.start_soon(self._cancellations.open)
-            self._holds = True
+            await self._acquire()
             await self._work(agents)
         except Exception as error:
             self._reason = str(error)
@@ -480,8 +474,22 @@ class Session(Supervised):
         for task in self._background - self._last:
             task.cancel()
 
+    async def _acquire(self) -> None:
+        try:
+            async with task_group() as group:
+                group.start_soon(self._prepare_bundle)
+                group.start_soon(self.pool._ensure_job, self.job_name)
+                group.start_soon(self._outbox.open)
+                group.start_soon(self._inbox.open)
+                group.start_soon(self._cancellations.open)
+        except ServiceError:
+            await self.pool._refresh()  # raises PoolNotFound when that is why
+            raise
+        self._holds = True
+
     async def _prepare_bundle(self) -> None:
         if self._files is None:
+            await self.pool._refresh()  # another client may have repurposed it
             self._bundle = self.pool._manifest.bundle or (await upload([], self.pool._ctl)).hash
         else:
             self._bundle = (await upload(await collect(self._files), self.pool._ctl)).hash

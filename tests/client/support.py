@@ -219,6 +219,22 @@ class MemoryCompute:
         info = await self.pool(pool_id)
         self.known[pool_id.lower()] = replace(info, nodes=nodes, wanted=nodes, spot=spot, spot_wanted=spot)
 
+    async def remove_nodes(self, pool_id: str, node_ids: Sequence[str]) -> None:
+        info = await self.pool(pool_id)
+        self.node_infos = [node for node in self.node_infos if node.id not in node_ids]
+        left = info.wanted - len(node_ids)
+        self.known[pool_id.lower()] = replace(info, nodes=left, wanted=left)
+
+    async def reboot_node(self, pool_id: str, node_id: str) -> None:
+        await self.pool(pool_id)
+
+    async def node_output(self, pool_id: str, node_id: str, path: str, tail: int = 4096) -> str:
+        return ""
+
+    async def change_start_task(self, document: PoolDocument) -> None:
+        info = await self.pool(document.id)
+        self.known[document.id.lower()] = replace(info, start_command=document.start_command)
+
     async def delete_pool(self, pool_id: str) -> bool:
         return self.known.pop(pool_id.lower(), None) is not None
 
