@@ -19,7 +19,7 @@ help:
 	@echo 'make lint    check style, types and layers'
 	@echo 'make format  format the code'
 	@echo 'make bench   measure (ARGS=--quick: a short run)'
-	@echo 'make jar     build examples/02_pi/tasks/pi.jar again (needs a JDK)'
+	@echo 'make jar     build examples/02_pi/tasks/pi.jar again (needs a JDK, 17 or newer)'
 	@echo 'make clean   remove what these made'
 
 demo: $(VENV)/.installed

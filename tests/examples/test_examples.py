@@ -14,7 +14,18 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
-needs_jdk = pytest.mark.skipif(shutil.which("javac") is None, reason="there is no javac on the PATH")
+
+
+def jdk() -> int:
+    """The version of the JDK on the PATH; 0 without one."""
+    if shutil.which("javac") is None:
+        return 0
+    said = subprocess.run(["javac", "-version"], capture_output=True, text=True, check=True)
+    found = re.search(r"javac (\d+)", said.stdout + said.stderr)
+    return int(found[1]) if found else 0
+
+
+needs_jdk = pytest.mark.skipif(jdk() < 17, reason="there is no JDK of version 17 or newer on the PATH")
 
 
 def run(program: str, *arguments: str, cwd: Path) -> list[str]:
