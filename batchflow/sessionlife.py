@@ -14,7 +14,15 @@ import anyio
 
 from batchflow import control
 from batchflow.control import Cancellation, Presence
-from batchflow.errors import BlobConflict, BlobNotFound, NoAgents, ProtocolError, ServiceError, StorageError
+from batchflow.errors import (
+    BatchflowError,
+    BlobConflict,
+    BlobNotFound,
+    NoAgents,
+    ProtocolError,
+    ServiceError,
+    StorageError,
+)
 from batchflow.model import Event
 from batchflow.outcomes import cancelled
 
@@ -179,11 +187,12 @@ class AgentsWatch:
         self._started_at = time.monotonic()
         try:
             await self._session.pool.start()
-        except ServiceError as error:
+        except BatchflowError as error:
             if await self._alive():
                 logger.info("agents_not_started", extra={"error": str(error)})
                 return
-            trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=error.retryable)
+            retryable = isinstance(error, ServiceError) and error.retryable
+            trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
             trouble.__cause__ = error
             self._session._set_trouble(trouble)
 

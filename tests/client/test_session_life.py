@@ -398,6 +398,31 @@ async def test_a_client_without_rights_on_batch_is_content_with_agents_that_live
         assert session._trouble is None
 
 
+async def test_agents_that_cannot_be_made_do_not_end_the_session(
+    client: Client, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their archive cannot be built here: whoever waits is told that, and agents may come from elsewhere.
+
+    It used to end the session.
+    """
+
+    async def prepare(*_: object) -> None:
+        raise ConfigurationError("the agent's archive cannot be made: no pip")
+
+    monkeypatch.setattr("batchflow.agents.prepare", prepare)
+    pool = await client.ensure_pool("bare")
+    agent = Agent(doubles, pool)
+    async with pool.session("c") as session:
+        await eventually(lambda: session._trouble)
+        task = await session.submit("x.py")
+        with pytest.raises(NoAgents, match="no pip"):
+            await within(task.outcome())
+        await agent.beat()
+        await eventually(lambda: session._trouble is None)
+        await agent.answer(*await agent.take(), value=1)
+        assert await within(task) == 1
+
+
 async def test_agents_that_vanish_are_told(
     session: Session, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
