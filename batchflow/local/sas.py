@@ -77,7 +77,8 @@ def check_token(token: str, rules_for: Callable[[str], Iterable[AccessRule]], no
         raise TokenRefused("the token lacks sr, sig, se or skn, or its expiry is no number") from None
     if expires_at <= now:
         raise TokenRefused("the token has expired")
-    path = path_of(unquote_plus(resource))
+    # The JavaScript SDK's administration client signs the whole address, with its query.
+    path = path_of(unquote_plus(resource).partition("?")[0])
     for rule in rules_for(path):
         if rule.name == unquote_plus(name) and _signed(rule, resource, expiry, unquote_plus(signature)):
             return Grant(path, rule.rights, float(expires_at))
