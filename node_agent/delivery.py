@@ -21,6 +21,7 @@ from batchflow.broker import OutgoingMessage
 from batchflow.control import check_name
 from batchflow.errors import BrokerError, ConfigurationError, LeaseLost, ProtocolError
 from node_agent.backoff import Backoff
+from node_agent.closing import close
 
 if TYPE_CHECKING:
     from batchflow.broker import Broker, Delivery, QueueRef, Receiver, Sender
@@ -89,21 +90,21 @@ class TaskQueue:
         self._copies: asyncio.Queue[Copy] = asyncio.Queue()
 
     def pull(self, wanted: bool) -> None:
-        """Whether messages are wanted."""
+        """Whether messages are wanted.
+
+        A wait that is under way goes on, and may bring one more: the broker was told that we take it, and
+        would lock it for us all the same.
+        """
         self._last_look = False
         if wanted:
             self._wanted.set()
         else:
             self._wanted.clear()
-            self._interrupt()
 
     def look_once_more(self) -> None:
         """Receive for a moment, whatever is wanted; `nothing_left` is called when nothing came."""
-        self._interrupt()
         self._last_look = True
         self._wanted.set()
-
-    def _interrupt(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -123,8 +124,7 @@ class TaskQueue:
                     if self._troubles.end(self._trouble):
                         logger.info("receive_recovered", extra={"queue": self._queue.entity})
         finally:
-            if self._receiver is not None:
-                await self._receiver.aclose()
+            await close(self._receiver)
 
     async def _receive_one(self) -> None:
         receiver = await self._open()
@@ -208,8 +208,7 @@ class TaskQueue:
                 accepted = await self._send(sender, copy)
                 self._copied(copy.task, accepted)
         finally:
-            if sender is not None:
-                await sender.aclose()
+            await close(sender)
 
     async def _open_sender(self) -> Sender:
         backoff = Backoff()

@@ -19,6 +19,7 @@ import anyio
 from batchflow import wire
 from batchflow.errors import BrokerError, ProtocolError
 from batchflow.model import Status
+from node_agent.closing import close
 from node_agent.delivery import read_tasks
 from node_agent.scheduling import Verdict
 
@@ -77,8 +78,7 @@ class Janitor:
                 except (BrokerError, TimeoutError) as error:
                     logger.warning("janitor_failed", extra={"queue": self._queue.entity, "error": str(error)})
         finally:
-            if receiver is not None:
-                await receiver.aclose()
+            await close(receiver)
 
     async def look(self, receiver: Receiver) -> None:
         """Deal with the letters that are there."""

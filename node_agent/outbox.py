@@ -20,6 +20,7 @@ from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError, MessageTooLarge
 from batchflow.packing import MOST_BYTES
 from node_agent.backoff import Backoff
+from node_agent.closing import close
 
 if TYPE_CHECKING:
     from batchflow.broker import Broker, QueueRef, Sender
@@ -103,7 +104,7 @@ class Outbox:
                 mailbox = next(iter(self._posts))
                 await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
         finally:
-            await sender.aclose()
+            await close(sender)
 
     async def _open(self) -> Sender:
         backoff = Backoff()

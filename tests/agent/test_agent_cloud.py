@@ -1,0 +1,212 @@
+"""Agents as they are: under their supervisors, on the nodes of a local cloud, behind the real SDKs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchflow import Client, Pool, Session
+from batchflow.model import Result, Status
+from batchflow.retry import RetryPolicy
+from node_agent import tree
+
+PATIENCE = 40.0
+TASKS = {
+    "echo.py": "def do_action(engine, args):\n    return args\n",
+    "slow.py": "import time\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return args\n",
+    "killer.py": (
+        "import os, signal, time\n"
+        "def do_action(engine, args):\n    os.kill(os.getppid(), signal.SIGKILL)\n    time.sleep(60)\n"
+    ),
+    "orphan.py": (
+        "import subprocess, sys, time\n"
+        "def do_action(engine, args):\n"
+        "    child = subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
+        "    open(args[0], 'w').write(str(child.pid))\n"
+        "    time.sleep(3600)\n"
+    ),
+    "flaky.py": (
+        "def do_action(engine, args):\n"
+        "    with open(args[0], 'a') as tries:\n        tries.write('x')\n"
+        "    if len(open(args[0]).read()) < 3:\n        raise ValueError('not yet')\n"
+        "    return 'at last'\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A local cloud with one node of two slots; locks run out after five seconds."""
+    config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
+    command = [
+        sys.executable,
+        "-m",
+        "batchflow.local",
+        "--config",
+        str(config),
+        "--nodes",
+        "1",
+        "--slots",
+        "2",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("ready") for line in iter(process.stdout.readline, ""))
+        process.args = [str(config)]
+        os.environ["BATCHFLOW_POOL_LOCK_DURATION"] = "5"
+        yield process
+        del os.environ["BATCHFLOW_POOL_LOCK_DURATION"]
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture
+async def client(cloud: subprocess.Popen[str]) -> AsyncIterator[Client]:
+    assert isinstance(cloud.args, list)
+    async with Client.from_config(str(cloud.args[0])) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(client: Client, tmp_path: Path) -> Pool:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for name, text in TASKS.items():
+        (folder / name).write_text(text)
+    return await client.ensure_pool("agents", files=[folder], nodes=1)
+
+
+@pytest.fixture
+async def session(pool: Pool) -> AsyncIterator[Session]:
+    async with pool.session(f"test-{uuid.uuid4().hex[:8]}") as session:
+        await asyncio.wait_for(session.run("echo.py", args=0), PATIENCE)
+        yield session
+
+
+def processes(cloud: subprocess.Popen[str]) -> tuple[int, int]:
+    """The pids of the node's supervisor and of its agent."""
+    found = {pid for pid in tree.descendants(cloud.pid) if _arguments(pid)[1:3] == [b"-m", b"node_agent"]}
+    parents = {pid: tree._parent(str(pid)) for pid in found}
+    agents = [pid for pid, parent in parents.items() if parent in found]
+    assert len(agents) == 1
+    supervisor = parents[agents[0]]
+    assert supervisor is not None
+    return supervisor, agents[0]
+
+
+def _arguments(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    return tree._parent(str(pid)) is not None
+
+
+async def eventually(condition: Callable[[], bool], within: float = PATIENCE) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 - a process tells nobody that it ends
+            await asyncio.sleep(0.01)
+
+
+async def outcome_of(task: object) -> Result:
+    return await asyncio.wait_for(task.outcome(), PATIENCE)  # type: ignore[attr-defined]
+
+
+async def _with_agents(pool: Pool, outcomes: list[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Wait for them; meanwhile start agents, which Batch may not know yet to have ended."""
+    waiting = asyncio.gather(*outcomes)
+    async with asyncio.timeout(PATIENCE):
+        while not waiting.done():
+            await pool.start()
+            await asyncio.wait([waiting], timeout=2.0)
+    return await waiting
+
+
+async def orphan(session: Session, path: Path) -> tuple[object, int]:
+    """A task that runs, and a process of its in a session of its own."""
+    task = await session.submit("orphan.py", args=str(path))
+    await eventually(lambda: path.exists() and path.read_text() != "")
+    return task, int(path.read_text())
+
+
+async def test_a_killed_agent_loses_nothing(
+    cloud: subprocess.Popen[str], session: Session, tmp_path: Path
+) -> None:
+    """Its tasks' processes die with it, in whatever session; every task still gets its one result."""
+    tasks = [await session.submit("slow.py", args=0.3) for _ in range(6)]
+    _, agent = processes(cloud)
+    os.kill(agent, signal.SIGKILL)
+    results = [await outcome_of(task) for task in tasks]
+    assert [result.status for result in results] == [Status.SUCCEEDED] * 6
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "agent", "child"])
+async def test_no_process_of_a_task_survives_a_kill(
+    cloud: subprocess.Popen[str], session: Session, tmp_path: Path, victim: str
+) -> None:
+    """Whichever of the three is killed; the task ends with an outcome."""
+    task, stray = await orphan(session, tmp_path / "pid")
+    supervisor, agent = processes(cloud)
+    parent = tree._parent(str(stray))
+    assert parent is not None
+    os.kill({"supervisor": supervisor, "agent": agent, "child": parent}[victim], signal.SIGKILL)
+    await eventually(lambda: not alive(stray), within=5.0)
+    if victim != "child":
+        await task.cancel()  # type: ignore[attr-defined]
+    result = await outcome_of(task)
+    assert result.kind == ("WorkerDied" if victim == "child" else "TaskCancelled")
+    assert await asyncio.wait_for(session.run("echo.py", args=1), PATIENCE) is not None
+
+
+async def test_a_cancelled_task_is_dead_with_its_whole_tree(session: Session, tmp_path: Path) -> None:
+    """Within two seconds of `cancel`."""
+    task, stray = await orphan(session, tmp_path / "pid")
+    await task.cancel()  # type: ignore[attr-defined]
+    await eventually(lambda: not alive(stray), within=2.5)
+    assert (await outcome_of(task)).status is Status.CANCELLED
+
+
+async def test_retries_go_through_the_broker(session: Session, tmp_path: Path) -> None:
+    """Each attempt is a message of its own; their errors are in the result."""
+    policy = RetryPolicy(max_attempts=5, backoff=0.1)
+    task = await session.submit("flaky.py", args=str(tmp_path / "tries"), retry=policy)
+    result = await outcome_of(task)
+    assert (result.value, result.attempt) == ("at last", 3)
+    assert [past.error for past in result.attempts] == ["ValueError: not yet"] * 2
+
+
+async def test_a_stopped_agent_hands_back_what_it_cannot_finish(
+    cloud: subprocess.Popen[str], pool: Pool, session: Session
+) -> None:
+    """SIGTERM to the supervisor: the agent drains; whoever comes next runs the rest."""
+    tasks = [await session.submit("slow.py", args=0.5) for _ in range(8)]
+    await outcome_of(tasks[0])
+    supervisor, _ = processes(cloud)
+    os.kill(supervisor, signal.SIGTERM)
+    await eventually(lambda: not alive(supervisor))
+    results = await _with_agents(pool, [task.outcome() for task in tasks])
+    assert {result.status for result in results} == {Status.SUCCEEDED}
+    assert {result.attempt for result in results} == {1}
+
+
+async def test_a_killer_costs_its_companions_nothing_but_time(session: Session) -> None:
+    """It is found out when it was alone; three times, then it is poison."""
+    killer = await session.submit("killer.py")
+    others = [await session.submit("echo.py", args=number) for number in range(5)]
+    result = await outcome_of(killer)
+    assert result.kind == "TaskPoisoned"
+    assert len(result.attempts) == 2
+    assert [(await outcome_of(other)).status for other in others] == [Status.SUCCEEDED] * 5
