@@ -77,6 +77,8 @@ class PoolInfo:
     task_slots: int
     metadata: Mapping[str, str]
     resize_errors: tuple[Fault, ...] = ()
+    image: Image | None = None
+    """None for one that is not of the marketplace."""
     start_command: str | None = None
     autoscale: bool = False
     """Whether a formula decides how many nodes there shall be."""
@@ -153,6 +155,18 @@ class Compute(Closable, Protocol):
 
     async def nodes(self, pool_id: str) -> list[NodeInfo]:
         """Raises `PoolNotFound`."""
+
+    async def remove_nodes(self, pool_id: str, node_ids: Sequence[str]) -> None:
+        """Take these nodes away; the pool is wanted that much smaller. Their tasks are requeued."""
+
+    async def reboot_node(self, pool_id: str, node_id: str) -> None:
+        """Returns when Batch has taken the wish. Its tasks are requeued, its start task runs again."""
+
+    async def node_output(self, pool_id: str, node_id: str, path: str, tail: int = 4096) -> str:
+        """The end of a node's file, such as `startup/stderr.txt`; "" when it cannot be had."""
+
+    async def change_start_task(self, document: PoolDocument) -> None:
+        """Give the pool the document's start task; each node runs it from its next boot on."""
 
     async def create_job(self, job_id: str, pool_id: str) -> bool:
         """False when there is an active one of that id. A completed one is removed and made anew."""

@@ -1,61 +1,129 @@
-"""Why nothing happens, and what to do about it."""
+"""Why nothing happens, and what to do about it.
+
+Each service is asked for what it knows. What cannot be asked is a cause by itself, never an error.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
-from batchflow.errors import QueueNotFound, ServiceError
+from batchflow.bundle import Bundle, bundle_blob
+from batchflow.errors import (
+    AllocationFailed,
+    Backpressure,
+    BlobNotFound,
+    MailboxInUse,
+    NoAgents,
+    NodeUnusable,
+    PoolError,
+    PoolNotFound,
+    ProtocolError,
+    QueueNotFound,
+    QuotaExceeded,
+    ServiceError,
+    StartTaskFailed,
+)
 from batchflow.model import Cause, Explanation
 
 if TYPE_CHECKING:
-    from batchflow.compute import NodeInfo, PoolInfo
+    from batchflow.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.control import Heartbeat
     from batchflow.pool import Pool
+    from batchflow.session import Session
 
 _TAIL: Final = 2000
-"""Bytes of an agent's stderr that an explanation looks at."""
+"""Bytes of a stderr that an explanation looks at."""
+_SKEW: Final = 30.0
+"""Seconds that a clock may be off before it is told."""
+_SOON: Final = 90 * 86400.0
+"""Seconds before the end of an image's life from when on it is told."""
+_CLOCK_BLOB: Final = "clock"
+
+_REMEDIES: Final[tuple[tuple[type[ServiceError], str], ...]] = (
+    (Backpressure, "submit more slowly, let larger tasks ride, or take the Premium tier of Service Bus"),
+    (MailboxInUse, "take another session name, or close the holder and wait for a lock duration"),
+    (QueueNotFound, "delete the pool and make it anew: its queue is gone"),
+    (QuotaExceeded, "raise the account's quota, or delete pools and jobs that are not needed"),
+    (NoAgents, "see what follows"),
+)
 
 
 async def explain_pool(pool: Pool) -> Explanation:
-    """Ask the three services. What cannot be asked is a cause by itself, never an error."""
-    services = pool.client._services
+    """Ask the three services."""
     causes: list[Cause] = []
     facts: dict[str, Any] = {}
-    try:
-        info = await services.compute.pool(pool.id)
-        nodes = await services.compute.nodes(pool.id)
-        causes += _pool_causes(info) + _node_causes(nodes)
-        facts["nodes"] = {node.id: node.state for node in nodes}
-        facts["wanted"] = info.wanted + info.spot_wanted
-    except ServiceError as error:
-        causes.append(
-            Cause(f"Batch cannot be asked: {error}", "check the [batch] settings and the pool's id")
-        )
-    try:
-        beats = await pool.heartbeats()
-        causes += _agent_causes(beats) if beats else await _absence_causes(pool)
-        facts["agents"] = {beat.host: beat.state for beat in beats}
-        facts["slots"] = sum(beat.slots for beat in beats)
-        facts["running"] = sum(len(beat.running) for beat in beats)
-    except ServiceError as error:
-        causes.append(
-            Cause(f"the agents' heartbeats cannot be read: {error}", "check the [storage] settings")
-        )
-    try:
-        figures = [await services.admin.figures(queue.entity) for queue in pool._manifest.task_queues]
-        facts["queued"] = sum(each.active for each in figures)
-        facts["dead"] = sum(each.dead for each in figures)
-    except QueueNotFound as error:
-        causes.append(Cause(str(error), "delete the pool and make it anew: its queue is gone"))
-    except ServiceError as error:
-        causes.append(Cause(f"the queue cannot be asked: {error}", "it needs the right Manage", "note"))
+    for ask, setting in ((_ask_batch, "batch"), (_ask_agents, "storage"), (_ask_queue, "servicebus")):
+        try:
+            causes += await ask(pool, facts)
+        except ServiceError as error:
+            causes.append(_unanswered(error, setting))
+    if facts.get("queued") and facts.get("slots", 0) and facts["running"] >= facts["slots"]:
+        what = f"all {facts['slots']} slots are busy and {facts['queued']} messages wait"
+        causes.append(Cause(what, "wait, or await pool.resize() to more nodes", "slow"))
     return Explanation(_summary(pool, facts), tuple(causes), facts)
 
 
+async def explain_session(session: Session) -> Explanation:
+    """What keeps a session's tasks, before what is known of its pool."""
+    explanation = await explain_pool(session.pool)
+    causes = list(explanation.causes)
+    try:
+        causes = await _file_causes(session) + causes
+    except (ServiceError, ProtocolError) as error:
+        causes.insert(0, Cause(f"the bundle cannot be read: {error}", "await session.update_files(files)"))
+    if session._trouble is not None:
+        causes.insert(0, trouble_cause(session._trouble))
+    counts = session.counts
+    state = f"{counts.sending} being sent, {counts.queued} queued or running, {counts.done} done"
+    summary = f"session {session.job_name}/{session.name}: {state}; {explanation.summary}"
+    return Explanation(summary, tuple(causes), {**explanation.facts, "counts": counts})
+
+
+def trouble_cause(error: ServiceError) -> Cause:
+    """A failure as a cause, with the remedy that goes with its kind, or with that of what led to it."""
+    for kind, remedy in _REMEDIES:
+        if isinstance(error, kind) or isinstance(error.__cause__, kind):
+            return Cause(str(error), remedy, "slow" if error.retryable else "blocking")
+    if error.setting is not None:
+        return Cause(str(error), f"check the setting {error.setting}: its key may lack the right")
+    return Cause(str(error), "it is tried again" if error.retryable else "see what follows")
+
+
+def _unanswered(error: ServiceError, group: str) -> Cause:
+    name = {"batch": "Batch", "storage": "Blob Storage", "servicebus": "Service Bus"}[group]
+    if isinstance(error, QueueNotFound):
+        return trouble_cause(error)
+    setting = error.setting or f"[{group}]"
+    remedy = f"check the setting {setting}: what it names may be wrong, or its key may lack the right"
+    return Cause(f"{name} cannot be asked: {error}", remedy, "note" if group == "servicebus" else "blocking")
+
+
+async def hopeless(pool: Pool, nodes: int | None) -> type[PoolError] | None:
+    """What kind of error it is that so many ready nodes can never come; None while they still can."""
+    compute = pool.client._services.compute
+    info = await compute.pool(pool.id)
+    if info.state == "deleting":
+        return PoolNotFound
+    there = await compute.nodes(pool.id)
+    wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+    if info.allocation == "steady" and info.resize_errors and len(there) < wanted:
+        quota = any("quota" in fault.code.lower() for fault in info.resize_errors)
+        return QuotaExceeded if quota else AllocationFailed
+    failed = [node for node in there if node.state in ("starttaskfailed", "unusable")]
+    if failed and max(len(there), wanted) - len(failed) < wanted:
+        return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
+    tasks = await compute.tasks(pool._manifest.agents_job)
+    if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
+        return PoolError
+    return None
+
+
 def _summary(pool: Pool, facts: dict[str, Any]) -> str:
-    agents = facts.get("agents", {})
     parts = [f"pool {pool.id!r}: {len(facts.get('nodes', {}))} of {facts.get('wanted', '?')} nodes"]
-    parts.append(f"{len(agents)} agents alive")
+    parts.append(f"{len(facts.get('agents', {}))} agents alive")
     if "slots" in facts:
         parts.append(f"{facts['running']} of {facts['slots']} slots busy")
     if "queued" in facts:
@@ -63,7 +131,23 @@ def _summary(pool: Pool, facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _pool_causes(info: PoolInfo) -> list[Cause]:
+# ---- Batch
+
+
+async def _ask_batch(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
+    compute = pool.client._services.compute
+    info = await compute.pool(pool.id)
+    nodes = await compute.nodes(pool.id)
+    facts["nodes"] = {node.id: node.state for node in nodes}
+    facts["wanted"] = info.wanted + info.spot_wanted
+    causes = _pool_causes(info, len(nodes)) + await _image_causes(pool, info)
+    for node in nodes:
+        causes += await _node_causes(pool, node)
+    return causes
+
+
+def _pool_causes(info: PoolInfo, there: int) -> list[Cause]:
+    wanted = info.wanted + info.spot_wanted
     causes = [
         Cause(
             f"Batch could not allocate nodes: {fault.code}: {fault.message}", _allocation_remedy(fault.code)
@@ -72,49 +156,175 @@ def _pool_causes(info: PoolInfo) -> list[Cause]:
     ]
     if info.state == "deleting":
         causes.append(Cause("the pool is being deleted", "make another one"))
-    if not info.wanted and not info.spot_wanted:
+    elif not wanted and info.autoscale:
+        remedy = "change the pool's formula: it cannot see a Service Bus queue"
+        causes.append(Cause("the pool's formula wants no nodes", remedy))
+    elif not wanted:
         causes.append(Cause("the pool has no nodes", "await pool.resize(2)"))
-    elif info.allocation == "resizing" and info.nodes < info.wanted:
+    elif info.allocation == "resizing" and there < wanted:
         causes.append(Cause("Batch is allocating nodes", "wait: it takes minutes on Azure", "slow"))
     return causes
 
 
 def _allocation_remedy(code: str) -> str:
     if "quota" in code.lower():
-        return "raise the account's quota, or ask for fewer nodes or another VM size"
+        return "raise the account's quota of cores, or ask for fewer nodes or another VM size"
     return "ask for another VM size or fewer nodes, then resize again"
 
 
-def _node_causes(nodes: list[NodeInfo]) -> list[Cause]:
-    causes = []
-    for node in nodes:
-        if node.start_task_error is not None:
-            what = f"the start task failed on {node.id}: {node.start_task_error.message}"
-            causes.append(Cause(what, "read its stderr, mend the start command, then reboot the node"))
-        elif node.state in ("unusable", "offline", "preempted"):
-            causes.append(Cause(f"node {node.id} is {node.state}", "reboot it, or resize the pool"))
-    return causes
+async def _image_causes(pool: Pool, info: PoolInfo) -> list[Cause]:
+    image = info.image
+    if image is None:
+        return []
+    name = (image.publisher.lower(), image.offer.lower(), image.sku.lower())
+    text, now = ":".join(name), time.time()
+    for each in await pool.client._services.compute.images():
+        if (each.publisher.lower(), each.offer.lower(), each.sku.lower()) == name:
+            left = None if each.end_of_life is None else each.end_of_life - now
+            remedy = "make a new pool of another image: PoolSpec(image=...)"
+            if left is not None and left <= 0:
+                what = f"the image {text} is past its end of life: Batch makes no new nodes of it"
+                return [Cause(what, remedy)]
+            if left is not None and left < _SOON:
+                return [Cause(f"the image {text} is retired in {left / 86400:.0f} days", remedy, "note")]
+            return []
+    return [Cause(f"Batch does not support the image {text} any more", "make a new pool of another image")]
+
+
+async def _node_causes(pool: Pool, node: NodeInfo) -> list[Cause]:
+    if node.state == "starttaskfailed" and node.start_task_error is not None:
+        compute = pool.client._services.compute
+        said = await compute.node_output(pool.id, node.id, "startup/stderr.txt", _TAIL)
+        words = f"; its stderr ends: {said.strip()}" if said.strip() else "; its stderr is empty"
+        what = f"the start task failed on node {node.id}: {node.start_task_error.message}{words}"
+        return [Cause(what, "mend the start task: pool.repurpose(files, reset=True, spec=...)")]
+    match node.state:
+        case "unusable":
+            told = (
+                "; ".join(f"{fault.code}: {fault.message}" for fault in node.errors) or "Batch says no more"
+            )
+            remedy = "reboot the node in the Azure portal, or resize the pool down and up again"
+            return [Cause(f"node {node.id} is unusable: {told}", remedy)]
+        case "preempted":
+            remedy = "wait until Azure has spot capacity again, or resize to dedicated nodes"
+            return [Cause(f"the spot node {node.id} was preempted; it comes back by itself", remedy, "slow")]
+        case "offline" | "unknown":
+            remedy = "wait; if it stays so, reboot it in the Azure portal, or resize the pool"
+            return [Cause(f"node {node.id} is {node.state}: Batch has no contact to it", remedy, "slow")]
+        case "starting" | "waitingforstarttask" | "rebooting" | "reimaging":
+            what = {"waitingforstarttask": "runs its start task"}.get(node.state, f"is {node.state}")
+            return [Cause(f"node {node.id} {what}", "wait: it takes minutes on Azure", "slow")]
+    return []
+
+
+# ---- agents
+
+
+async def _ask_agents(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
+    causes = await _own_clock_causes(pool)
+    beats = await pool.heartbeats()
+    facts["agents"] = {beat.host: beat.state for beat in beats}
+    facts["slots"] = sum(beat.slots for beat in beats)
+    facts["running"] = sum(len(beat.running) for beat in beats)
+    return causes + (_agent_causes(beats) if beats else await _absence_causes(pool))
+
+
+async def _own_clock_causes(pool: Pool) -> list[Cause]:
+    """By the time that the storage service gives to a blob written now."""
+    before = time.time()
+    await pool._ctl.put(_CLOCK_BLOB, b"")
+    after = time.time()
+    told = [info.modified_at async for info in pool._ctl.list(_CLOCK_BLOB) if info.name == _CLOCK_BLOB]
+    skew = (before + after) / 2 - told[0] if told else 0.0
+    if abs(skew) < _SKEW + (after - before):
+        return []
+    way = "ahead" if skew > 0 else "behind"
+    what = f"the clock of this machine is {abs(skew):.0f} s {way} of the services'"
+    return [Cause(what, "set it (ntp): with it, living agents look dead and keys are refused")]
 
 
 async def _absence_causes(pool: Pool) -> list[Cause]:
     """Why no agent is alive: what Batch tells of the tasks that should be agents."""
-    compute, job = pool.client._services.compute, pool._manifest.agents_job
-    causes = [Cause("no agent is alive", "await pool.start(); a session does it by itself")]
-    for task in await compute.tasks(job):
-        if task.failure is not None:
-            what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
-            causes.append(Cause(what, "mend that, then await pool.stop() and pool.start()"))
-        elif task.state == "active":
-            causes.append(Cause(f"{task.id} waits for a node", "wait, or resize the pool", "slow"))
-        elif said := (await compute.task_output(job, task.id, "stderr.txt", _TAIL)).strip():
-            what = f"{task.id} is {task.state} on {task.node} and last said: {said.splitlines()[-1]}"
-            causes.append(Cause(what, "wait for its first heartbeat; if it fails again, read its stderr.txt"))
+    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    under_way = any(task.state != "completed" for task in tasks)
+    remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
+    causes = [Cause("no agent is alive", remedy)]
+    for task in tasks:
+        causes += await _task_causes(pool, task)
     return causes
 
 
+async def _task_causes(pool: Pool, task: BatchTaskInfo) -> list[Cause]:
+    if task.failure is not None:
+        what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
+        return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
+    if task.state == "active":
+        return [Cause(f"{task.id} waits for a node", "wait, or resize the pool", "slow")]
+    compute = pool.client._services.compute
+    said = (await compute.task_output(pool._manifest.agents_job, task.id, "stderr.txt", _TAIL)).strip()
+    if not said:
+        return []
+    what = f"{task.id} is {task.state} on {task.node} and last said: {said.splitlines()[-1]}"
+    return [Cause(what, "wait for its first heartbeat; if it fails again, read its stderr.txt")]
+
+
 def _agent_causes(beats: list[Heartbeat]) -> list[Cause]:
-    return [
+    causes = [
         Cause(f"the agent on {beat.host}: {beat.trouble}", "it goes on by itself when that clears", "slow")
         for beat in beats
         if beat.trouble is not None
+    ]
+    for beat in beats:
+        if beat.clock_skew is not None and abs(beat.clock_skew) > _SKEW:
+            way = "ahead" if beat.clock_skew > 0 else "behind"
+            what = f"the clock of node {beat.node} is {abs(beat.clock_skew):.0f} s {way} of the broker's"
+            causes.append(Cause(what, "reboot the node: locks and times on it are wrong", "slow"))
+    others = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
+    own = own_version()
+    for other, count in sorted(others.items()):
+        if other != own:
+            what = f"{count} of {len(beats)} agents are of batchflow {other}, this is {own}"
+            causes.append(Cause(what, "await pool.stop(), then pool.start() brings this version", "slow"))
+    return causes
+
+
+def own_version() -> str:
+    """Of the batchflow that runs here."""
+    try:
+        return version("batchflow-azure")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# ---- the queue, and the tasks' files
+
+
+async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
+    admin = pool.client._services.admin
+    figures = [await admin.figures(queue.entity) for queue in pool._manifest.task_queues]
+    facts["queued"] = sum(each.active for each in figures)
+    facts["dead"] = dead = sum(each.dead for each in figures)
+    if not dead:
+        return []
+    what = f"{dead} messages are in the dead-letter queue"
+    return [Cause(what, "wait: agents turn them into results", "note")]
+
+
+async def _file_causes(session: Session) -> list[Cause]:
+    """Commands of waiting tasks that the session's bundle has no file for."""
+    wanted = Counter(entry.command for entry in session._tracker)
+    if not wanted or not session._bundle:
+        return []
+    try:
+        blob = await session.pool._ctl.get(bundle_blob(session._bundle))
+    except BlobNotFound:
+        remedy = "await session.update_files(files), then submit anew"
+        return [Cause(f"the bundle {session._bundle[:12]} is gone", remedy)]
+    bundle = Bundle.read(blob.data, session._bundle)
+    names = ", ".join(file.name for file in bundle.files[:10]) or "no files at all"
+    remedy = f"the bundle has {names}; await session.update_files(files), then submit anew"
+    return [
+        Cause(f"{count} tasks want {command!r}, which is no file of the bundle", remedy)
+        for command, count in sorted(wanted.items())
+        if command not in bundle
     ]

@@ -15,7 +15,6 @@ from batchflow import agents, control, wire
 from batchflow.concurrency import task_group
 from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
-    AllocationFailed,
     BatchflowError,
     BlobConflict,
     BlobNotFound,
@@ -24,13 +23,11 @@ from batchflow.errors import (
     JobExists,
     JobNotFound,
     MailboxInUse,
-    NodeUnusable,
     PoolError,
     PoolNotFound,
     ProtocolError,
-    StartTaskFailed,
 )
-from batchflow.explain import explain_pool
+from batchflow.explain import explain_pool, hopeless
 from batchflow.job import Job
 from batchflow.model import Explanation, Node, Origin
 from batchflow.session import Session
@@ -281,36 +278,42 @@ class Pool:
         nodes = await self.client._services.compute.nodes(self.id)
         return [_node(info.id, info.state, info.dedicated, beats.get(info.id)) for info in nodes]
 
-    async def wait_ready(self, nodes: int | None = None, *, timeout: float | None = None) -> None:
+    async def wait_ready(
+        self,
+        nodes: int | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[str], object] | None = None,
+    ) -> None:
         """Return when so many nodes (all that are wanted) have a living agent; starts the agents.
 
-        Raises a `PoolError` at once when it can no longer succeed, TimeoutError with the explanation when
-        `timeout` seconds have passed. Safe to cancel.
+        `progress` is told, in a line, how far it is whenever that changes. Raises a `PoolError` at once when
+        it can no longer succeed, TimeoutError when `timeout` seconds have passed; the text of both is the
+        pool's explanation. Safe to cancel.
         """
         await self.start()
+        told = ""
         try:
             with anyio.fail_after(timeout):
-                while not await self._enough(nodes):  # noqa: ASYNC110 - what is awaited is elsewhere
+                while True:
+                    ready, text = await self._readiness(nodes)
+                    if progress is not None and text != told:
+                        progress(text)
+                        told = text
+                    if ready:
+                        return
+                    if (kind := await hopeless(self, nodes)) is not None:
+                        raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
                     await anyio.sleep(_POLL)
         except TimeoutError:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
 
-    async def _enough(self, nodes: int | None) -> bool:
-        compute = self.client._services.compute
-        info = await compute.pool(self.id)
-        if info.resize_errors and info.allocation == "steady":
-            fault = info.resize_errors[0]
-            raise AllocationFailed(f"pool {self.id!r}: {fault.code}: {fault.message}")
+    async def _readiness(self, nodes: int | None) -> tuple[bool, str]:
+        info = await self.client._services.compute.pool(self.id)
         wanted = info.wanted + info.spot_wanted if nodes is None else nodes
         ready = sum(beat.state == "ready" for beat in await self.heartbeats())
-        if ready >= wanted:
-            return True
-        for node in await compute.nodes(self.id):
-            if node.start_task_error is not None and node.state == "starttaskfailed":
-                raise StartTaskFailed(f"node {node.id}: {node.start_task_error.message}")
-            if node.state == "unusable":
-                raise NodeUnusable(f"node {node.id} is unusable: {[fault.message for fault in node.errors]}")
-        return False
+        text = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes, {ready} agents ready"
+        return ready >= wanted, f"{text} of {wanted}"
 
     async def explain(self) -> Explanation:
         """Why nothing happens, if nothing does, and what to do about it."""

@@ -24,9 +24,10 @@ from batchflow.errors import (
     SessionClosed,
     StorageError,
 )
+from batchflow.explain import explain_session
 from batchflow.lifecycle import Supervised
 from batchflow.mail import Inbox, Outbox
-from batchflow.model import UNSET, Cause, Counts, Event, Explanation, Result, Status
+from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
 from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
@@ -278,14 +279,7 @@ class Session(Supervised):
 
     async def explain(self) -> Explanation:
         """What is known of why results come, or do not."""
-        explanation = await self.pool.explain()
-        counts = self.counts
-        causes = list(explanation.causes)
-        if self._trouble is not None:
-            causes.insert(0, Cause(str(self._trouble), "see the pool's explanation below"))
-        state = f"{counts.sending} being sent, {counts.queued} queued or running, {counts.done} done"
-        summary = f"session {self.job_name}/{self.name}: {state}; {explanation.summary}"
-        return Explanation(summary, tuple(causes), {**explanation.facts, "counts": counts})
+        return await explain_session(self)
 
     # ---- steering
 

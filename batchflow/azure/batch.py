@@ -16,10 +16,11 @@ from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
-from batchflow.azure.batch_models import pool_options, supported_image, task_options
+from batchflow.azure.batch_models import pool_options, start_task, supported_image, task_options
 from batchflow.azure.errors import code_of, pool_error
 from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
+from batchflow.model import Image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -32,7 +33,7 @@ CONNECT_LIMIT = 4.0
 in less than ten."""
 READ_LIMIT = 30.0
 """Seconds without a byte of the answer."""
-TASKS_A_REQUEST = 100
+TASKS_A_REQUEST = NODES_A_REQUEST = 100
 """As many as Batch takes."""
 GONE_LIMIT = 120.0
 """Seconds until a job that was deleted is gone, so that another can have its id."""
@@ -130,6 +131,37 @@ class BatchCompute:
             except ResourceNotFoundError as error:
                 raise PoolNotFound(f"there is no pool {pool_id} in the Batch account") from error
 
+    async def remove_nodes(self, pool_id: str, node_ids: Sequence[str]) -> None:
+        with self._failing(f"cannot remove nodes of pool {pool_id}"):
+            for start in range(0, len(node_ids), NODES_A_REQUEST):
+                part = list(node_ids[start : start + NODES_A_REQUEST])
+                await self._client.begin_remove_nodes(pool_id, models.BatchNodeRemoveOptions(node_ids=part))
+
+    async def reboot_node(self, pool_id: str, node_id: str) -> None:
+        with self._failing(f"cannot reboot node {node_id} of pool {pool_id}"):
+            option = cast("Any", {"nodeRebootOption": "requeue"})
+            await self._client.begin_reboot_node(pool_id, node_id, option)
+
+    async def node_output(self, pool_id: str, node_id: str, path: str, tail: int = 4096) -> str:
+        with self._failing(f"cannot read {path} of node {node_id} of pool {pool_id}"):
+            try:
+                top = path.partition("/")[0]
+                files = self._client.list_node_files(
+                    pool_id, node_id, recursive=True, filter=f"startswith(name,'{top}/')"
+                )
+                part = _last_part(path, [file async for file in files], tail)
+                if part is None:
+                    return ""
+                chunks = await self._client.download_node_file(pool_id, node_id, path, ocp_range=part)
+                return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
+            except (ResourceNotFoundError, ResourceExistsError):
+                return ""
+
+    async def change_start_task(self, document: PoolDocument) -> None:
+        change = models.BatchPoolUpdateOptions(start_task=start_task(document))
+        with self._failing(f"cannot change the start task of pool {document.id}"):
+            await self._client.update_pool(document.id, change)
+
     async def create_job(self, job_id: str, pool_id: str) -> bool:
         options = models.BatchJobCreateOptions(id=job_id, pool_info=models.BatchPoolInfo(pool_id=pool_id))
         with self._failing(f"cannot create job {job_id} in pool {pool_id}"):
@@ -198,12 +230,9 @@ class BatchCompute:
 
     async def _end_of_file(self, job_id: str, task_id: str, name: str, tail: int) -> str:
         """Asks the listing for the size: of a HEAD that is refused the SDK logs a traceback."""
-        files = self._client.list_task_files(job_id, task_id)
-        found = [file.properties async for file in files if file.name == name]
-        size = found[0].content_length if found and found[0] is not None else 0
-        if size == 0:
+        part = _last_part(name, [file async for file in self._client.list_task_files(job_id, task_id)], tail)
+        if part is None:
             return ""
-        part = f"bytes={max(0, size - tail)}-{size - 1}"
         chunks = await self._client.download_task_file(job_id, task_id, name, ocp_range=part)
         return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
 
@@ -228,6 +257,13 @@ class BatchCompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _last_part(name: str, files: list[models.BatchNodeFile], tail: int) -> str | None:
+    """The range of a file's last bytes; None when it has none or is not there."""
+    found = [file.properties for file in files if file.name == name]
+    size = found[0].content_length if found and found[0] is not None else 0
+    return f"bytes={max(0, size - tail)}-{size - 1}" if size else None
 
 
 def _reasons(error: HttpResponseError) -> str:
@@ -260,9 +296,18 @@ def _pool_info(pool: models.BatchPool) -> PoolInfo:
         task_slots=pool.task_slots_per_node or 1,
         metadata={item.name: item.value for item in pool.metadata or ()},
         resize_errors=tuple(_fault(error) for error in pool.resize_errors or ()),
+        image=_image(pool.virtual_machine_configuration),
         start_command=None if pool.start_task is None else pool.start_task.command_line,
         autoscale=bool(pool.enable_auto_scale),
     )
+
+
+def _image(machine: models.VirtualMachineConfiguration | None) -> Image | None:
+    if machine is None or not machine.image_reference.publisher:
+        return None
+    image = machine.image_reference
+    names = (image.publisher or "", image.offer or "", image.sku or "", image.version or "latest")
+    return Image(*names, node_agent=machine.node_agent_sku_id)
 
 
 def _node_info(node: models.BatchNode) -> NodeInfo:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Versioned,
     )
 
+PAST = "2020-01-01T00:00:00Z"
 NODE_AGENT_VERSION = "1.12.6.0"
 UNLIMITED = "P10675199DT2H48M5.4775807S"
 
@@ -186,8 +187,12 @@ def task_document(task: Task, base: str) -> Document:
     return document
 
 
-def image_documents() -> list[Document]:
-    """The images that a pool may be made of."""
+def image_documents(retired: frozenset[str] = frozenset()) -> list[Document]:
+    """The images that a pool may be made of. `retired`: their end of life has come."""
+    ends = {
+        image: PAST if f"{image.publisher}:{image.offer}:{image.sku}" in retired else image.end_of_life
+        for image in IMAGES
+    }
     return [
         {
             "nodeAgentSKUId": image.agent,
@@ -200,9 +205,9 @@ def image_documents() -> list[Document]:
             "osType": "linux",
             "capabilities": [],
             "verificationType": "verified" if image.verified else "unverified",
-            **({"batchSupportEndOfLife": image.end_of_life} if image.end_of_life else {}),
+            **({"batchSupportEndOfLife": end} if end else {}),
         }
-        for image in IMAGES
+        for image, end in ends.items()
     ]
 
 

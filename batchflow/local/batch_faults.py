@@ -66,6 +66,8 @@ class Faults:
     """The standing faults of one account."""
 
     quotas: frozenset[str] = frozenset()
+    retired: frozenset[str] = frozenset()
+    """Images whose end of life has come, each "publisher:offer:sku"."""
     _pools: dict[str, Standing] = field(default_factory=dict)
 
     def of(self, pool_id: str) -> Standing:
@@ -119,14 +121,21 @@ def parse_fault(body: object) -> Fault:
     return fault
 
 
-def parse_quotas(body: object) -> frozenset[str]:
-    """Of what the account has reached its quota."""
+def parse_account_faults(body: object) -> tuple[frozenset[str], frozenset[str]]:
+    """Of what the account has reached its quota, and which images are past their end of life."""
     fields = Fields(body)
-    reached = fields.get("reached")
+    reached, retired = _names(fields, "reached"), _names(fields, "retired")
     fields.finish()
-    if not isinstance(reached, list) or not set(map(str, reached)) <= set(_QUOTAS):
+    if not reached <= set(_QUOTAS):
         raise invalid_property("reached", reached, f"A list of {', '.join(_QUOTAS)} is expected.")
-    return frozenset(reached)
+    return reached, retired
+
+
+def _names(fields: Fields, key: str) -> frozenset[str]:
+    names = fields.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise invalid_property(key, names, "A list of names is expected.")
+    return frozenset(name.lower() for name in names)
 
 
 def _failing(fault: Fault) -> StartTaskSpec:

@@ -17,7 +17,7 @@ from batchflow.local import batch_documents as documents
 from batchflow.local import batch_files as files
 from batchflow.local import batch_requests as requests
 from batchflow.local.batch_errors import Refused, invalid_query, not_implemented
-from batchflow.local.batch_faults import parse_fault, parse_quotas
+from batchflow.local.batch_faults import parse_account_faults, parse_fault
 from batchflow.local.batch_ledger import fold
 from batchflow.local.batch_odata import paginate, parse_filter, parse_max_results, select
 
@@ -84,8 +84,9 @@ class DataPlane:
         self._fleet.faults.clear(request.names[1])
         return Answer(204)
 
-    def refuse_by_quota(self, request: Request) -> Answer:
-        self._fleet.faults.quotas = parse_quotas(request.body)
+    def set_account_faults(self, request: Request) -> Answer:
+        faults = self._fleet.faults
+        faults.quotas, faults.retired = parse_account_faults(request.body)
         return Answer(204)
 
     # Pools
@@ -148,7 +149,7 @@ class DataPlane:
         return self._page(request, pools)
 
     def supported_images(self, request: Request) -> Answer:
-        return self._page(request, enumerate(documents.image_documents()))
+        return self._page(request, enumerate(documents.image_documents(self._fleet.faults.retired)))
 
     # Nodes
 
@@ -542,7 +543,7 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
 _CONTROL: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "POST pools/*/faults": DataPlane.inject_fault,
     "DELETE pools/*/faults": DataPlane.clear_faults,
-    "POST faults": DataPlane.refuse_by_quota,
+    "POST faults": DataPlane.set_account_faults,
 }
 """What the local service has and Azure Batch has not: see `batchflow.local.faults`."""
 

@@ -47,9 +47,13 @@ class Faults:
         """From now on the pool gets no more than `nodes` nodes, for the account's cores are used up."""
         await self.allocation_failure(pool_id, code="AccountCoreQuotaReached", nodes=nodes)
 
-    async def quota(self, reached: Iterable[str]) -> None:
-        """From now on the account takes no more "pools", or "jobs", or (with none of them) both again."""
-        await self._send("POST", "/faults", {"reached": list(reached)})
+    async def account(self, *, reached: Iterable[str] = (), retired: Iterable[str] = ()) -> None:
+        """From now on, in place of what was said so before.
+
+        `reached`: the account's quota of "pools", "jobs" or both. `retired`: images whose end of life has
+        come, each "publisher:offer:sku".
+        """
+        await self._send("POST", "/faults", {"reached": list(reached), "retired": list(retired)})
 
     async def slow_start(self, pool_id: str, seconds: float) -> None:
         """From now on the pool's nodes take so much longer to boot."""

@@ -52,12 +52,12 @@ async def test_allocation_failure(batch: Any, faults: Faults, code: str) -> None
 
 async def test_quotas(batch: Any, faults: Faults) -> None:
     """Pools and jobs beyond the account's quota are refused with the service's codes."""
-    await faults.quota(["pools", "jobs"])
+    await faults.account(reached=["pools", "jobs"])
     with pytest.raises(ResourceExistsError, match="PoolQuotaReached"):
         await batch.pool(ready=False)
     with pytest.raises(ResourceExistsError, match="ActiveJobAndScheduleQuotaReached"):
         await batch.job()
-    await faults.quota([])
+    await faults.account()
     await batch.pool()
     await batch.job()
 
@@ -201,7 +201,7 @@ async def test_bad_faults(batch: Any, faults: Faults, fault: dict[str, Any]) -> 
     with pytest.raises(PoolError, match=r"InvalidPropertyValue|MissingRequired|InvalidRequestBody"):
         await faults._send("POST", "/pools/pool/faults", fault)
     with pytest.raises(PoolError, match="InvalidPropertyValue"):
-        await faults.quota(["nodes"])
+        await faults.account(reached=["nodes"])
 
 
 async def test_faults_need_the_key(batch: Any) -> None:

@@ -1,0 +1,283 @@
+"""Every reason why nothing happens is told with its remedy; a wait in vain ends with the same text."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import anyio
+import pytest
+
+from batchflow import Client, Pool, PoolSpec, explain
+from batchflow.agents import AGENT_RULE
+from batchflow.control import Heartbeat, heartbeat_blob
+from batchflow.errors import (
+    AllocationFailed,
+    Backpressure,
+    ConfigurationError,
+    MailboxInUse,
+    NodeUnusable,
+    PoolError,
+    QuotaExceeded,
+    StartTaskFailed,
+)
+from batchflow.local.faults import Faults
+
+ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+SLEEP = {"sleep.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(float(args[0]))\n"}
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def faults(client: Client) -> Faults:
+    return Faults(client.settings)
+
+
+@pytest.fixture
+async def name(client: Client) -> AsyncIterator[str]:
+    """A pool's name; the pool is removed after the test."""
+    name = f"why-{uuid.uuid4().hex[:8]}"
+    yield name
+    await client._services.compute.delete_pool(name)
+
+
+async def told(pool: Pool, *words: str) -> str:
+    """The explanation, once it has all these words."""
+    return await until(lambda: _text(pool), *words)
+
+
+async def _text(pool: Pool) -> str:
+    return str(await pool.explain())
+
+
+async def until(look: Callable[[], Awaitable[str]], *words: str) -> str:
+    text = ""
+    with anyio.move_on_after(PATIENCE):
+        while True:
+            text = await look()
+            if all(word in text for word in words):
+                return text
+            await anyio.sleep(0.05)
+    raise AssertionError(f"no {words} in:\n{text}")
+
+
+async def fails(pool: Pool, kind: type[PoolError], *words: str) -> None:
+    """Waiting ends at once, long before its time, and says why and what to do."""
+    with pytest.raises(kind) as caught:
+        await pool.wait_ready(timeout=PATIENCE)
+    for word in (*words, "what to do:"):
+        assert word in str(caught.value)
+
+
+async def test_allocation_failure(client: Client, faults: Faults, name: str) -> None:
+    """Nodes that Azure cannot give."""
+    await faults.allocation_failure(name)
+    pool = await client.ensure_pool(name, nodes=2)
+    await fails(pool, AllocationFailed, "AllocationFailed", "another VM size or fewer nodes")
+
+
+async def test_core_quota(client: Client, faults: Faults, name: str) -> None:
+    """Cores that the account may not have: one node of two came, which is enough for whoever wants one."""
+    await faults.core_quota(name, nodes=1)
+    pool = await client.ensure_pool(name, nodes=2)
+    await fails(pool, QuotaExceeded, "AccountCoreQuotaReached", "raise the account's quota")
+    await pool.wait_ready(1, timeout=PATIENCE)
+
+
+async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
+    """A pool too many is refused, and nothing is left behind."""
+    before = await client._services.storage.containers("bf-")
+    await faults.account(reached=["pools"])
+    try:
+        with pytest.raises(QuotaExceeded, match="PoolQuotaReached"):
+            await client.ensure_pool(name, nodes=1)
+    finally:
+        await faults.account()
+    assert await client._services.storage.containers("bf-") == before
+
+
+async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
+    """Agents that cannot have a job are a session's trouble, told with what to do."""
+    pool = await client.ensure_pool(name, nodes=1)
+    await faults.account(reached=["jobs"])
+    try:
+        async with pool.session() as session:
+
+            async def look() -> str:
+                return str(await session.explain())
+
+            await until(look, "ActiveJobAndScheduleQuotaReached", "what to do:")
+    finally:
+        await faults.account()
+
+
+async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
+    """Nodes that take their time; a wait that runs out of time says so."""
+    await faults.slow_start(name, 600)
+    pool = await client.ensure_pool(name, nodes=1)
+    await pool.start()
+    await told(pool, "is starting", "wait: it takes minutes on Azure", "agent-0 waits for a node")
+    with pytest.raises(TimeoutError, match="is starting"):
+        await pool.wait_ready(timeout=0.5)
+
+
+async def test_start_task_failure(client: Client, faults: Faults, name: str) -> None:
+    """A start task that fails, with the end of what it said."""
+    await faults.start_task_failure(name, stderr="E: Unable to locate package libfoo", exit_code=100)
+    pool = await client.ensure_pool(name, nodes=1)
+    await fails(pool, StartTaskFailed, "the start task failed on node", "Unable to locate package libfoo")
+
+
+async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
+    """A node that broke, with Batch's reason."""
+    pool = await client.ensure_pool(name, nodes=1)
+    await pool.wait_ready(timeout=PATIENCE)
+    await faults.unusable(name, code="DiskFull")
+    await told(pool, "is unusable: DiskFull: There is not enough disk space", "reboot the node")
+    with pytest.raises(NodeUnusable, match="DiskFull"):
+        await pool.wait_ready(2, timeout=PATIENCE)
+
+
+async def test_preempted_node(client: Client, faults: Faults, name: str) -> None:
+    """A spot node that Azure took away comes back with its agent; the session loses nothing."""
+    pool = await client.ensure_pool(name, files=ECHO, spec=PoolSpec(name, nodes=0, spot=1))
+    async with pool.session() as session:
+        assert await session.run("echo.py", "before") == ["before"]
+        await faults.preempt(name, seconds=2.0)
+        await told(pool, "was preempted", "wait until Azure has spot capacity again")
+        await until(lambda: agents_states(pool), "active")
+        assert await session.run("echo.py", "after") == ["after"]
+
+
+async def agents_states(pool: Pool) -> str:
+    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    return ", ".join(task.state for task in tasks)
+
+
+async def test_lost_node(client: Client, faults: Faults, name: str) -> None:
+    """A node that nobody hears of."""
+    pool = await client.ensure_pool(name, nodes=1)
+    await pool.wait_ready(timeout=PATIENCE)
+    await faults.lose(name)
+    await told(pool, "is unknown: Batch has no contact to it", "reboot it")
+
+
+async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
+    """A pool whose image Batch supports no more; making one is refused."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])
+    try:
+        await told(pool, "canonical:ubuntu-24_04-lts:server is past its end of life", "of another image")
+        with pytest.raises(ConfigurationError, match="end of this one's life was 2020-01-01"):
+            await client.ensure_pool(f"{name}-2")
+    finally:
+        await faults.account()
+
+
+async def test_no_nodes(client: Client, name: str) -> None:
+    """A pool without nodes."""
+    await told(await client.ensure_pool(name, nodes=0), "the pool has no nodes", "pool.resize(2)")
+
+
+async def test_agent_that_cannot_start(client: Client, name: str) -> None:
+    """An interpreter that the nodes do not have ends the wait at once."""
+    settings = client.settings
+    agent = replace(settings.agent, python="/nowhere/python3")
+    async with Client(replace(settings, agent=agent)) as other:
+        pool = await other.ensure_pool(name, nodes=1)
+        await fails(pool, PoolError, "CommandProgramNotFound", "agent.python")
+
+
+async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name: str) -> None:
+    """What agents say of themselves in their heartbeats."""
+    pool = await client.ensure_pool(name, nodes=0)
+    now = time.time()
+    beat = Heartbeat(
+        "old", "node-1", "host-1", "boot", 1, "ready", 1, now, now, 60.0,
+        versions={"batchflow": "0.0.1"}, clock_skew=95.0, trouble="the broker throttles",
+    )  # fmt: skip
+    await pool._out.put(heartbeat_blob("old"), beat.encode())
+    await told(
+        pool,
+        f"1 of 1 agents are of batchflow 0.0.1, this is {explain.own_version()}",
+        "pool.start() brings this version",
+        "the clock of node node-1 is 95 s ahead of the broker's",
+        "the agent on host-1: the broker throttles",
+    )
+
+
+async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is off makes living agents look dead: that is told."""
+    pool = await client.ensure_pool(name, nodes=0)
+    right = time.time
+
+    class Ahead:
+        time = staticmethod(lambda: right() + 120)
+
+    monkeypatch.setattr(explain, "time", Ahead)
+    await told(pool, "the clock of this machine is 12", "s ahead of the services'", "set it (ntp)")
+
+
+async def test_all_slots_busy(client: Client, name: str) -> None:
+    """Work that waits for work."""
+    pool = await client.ensure_pool(name, files=SLEEP, nodes=1)
+    async with pool.session() as session:
+        await session.submit_many("sleep.py", [600, 600, 600])
+        await told(pool, "all 1 slots are busy and", "messages wait", "pool.resize()")
+
+
+async def test_missing_file(client: Client, name: str) -> None:
+    """A task whose file the bundle does not have."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=0)
+    async with pool.session() as session:
+        task = await session.submit("ecco.py")
+        text = str(await session.explain())
+        assert "1 tasks want 'ecco.py', which is no file of the bundle" in text
+        assert "the bundle has echo.py" in text
+        await task.cancel()
+
+
+async def test_missing_right(client: Client, name: str) -> None:
+    """A key that may not look at the queue."""
+    pool = await client.ensure_pool(name, nodes=0)
+    (queue,) = pool._manifest.results_queues
+    restricted = await client._services.admin.connection_string(queue.entity, AGENT_RULE)
+    settings = client.settings
+    bus = replace(settings.servicebus, connection_string=restricted.partition(";EntityPath=")[0])
+    async with Client(replace(settings, servicebus=bus)) as other:
+        await told(
+            await other.pool(name), "Service Bus cannot be asked", "servicebus.connection_string", "right"
+        )
+
+
+async def test_missing_queue(client: Client, name: str) -> None:
+    """A queue that somebody deleted."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await client._services.admin.delete_queue(pool._manifest.task_queues[0].entity)
+    await told(pool, "-tasks", "delete the pool and make it anew")
+
+
+async def test_mailbox_in_use(client: Client, name: str) -> None:
+    """A session that another client holds is refused by that client's name, with what to do."""
+    pool = await client.ensure_pool(name, nodes=0)
+    async with pool.session("mine"):
+        with pytest.raises(MailboxInUse, match=r"process \d+") as caught:
+            await pool.session("mine")
+    assert "another session name" in explain.trouble_cause(caught.value).remedy
+
+
+def test_throttling() -> None:
+    """A throttled queue as a session's trouble."""
+    cause = explain.trouble_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
+    assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
+
+
+async def test_progress(client: Client, name: str) -> None:
+    """A wait tells how far it is, each state once."""
+    pool = await client.ensure_pool(name, nodes=1)
+    lines: list[str] = []
+    await pool.wait_ready(timeout=PATIENCE, progress=lines.append)
+    assert lines[-1] == "1 of 1 nodes, 1 agents ready of 1"
+    assert len(set(lines)) == len(lines)
