@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 _COARSE: Final = 0.05
 """Seconds that a tick may come late."""
+_COMPLETERS: Final = 8
+"""Completions that may wait for the broker at once."""
 _LAST_BEAT: Final = 5.0
 """Seconds that the last heartbeat may take."""
 _SETTLE_AT_EXIT: Final = 5.0
@@ -120,6 +122,7 @@ class Agent:
         ]
         self._held: dict[int, _Held] = {}
         self._outcomes: dict[int, reports.Done] = {}
+        self._completions: asyncio.Queue[int] = asyncio.Queue()
         self._numbers = count(1)
         self._versions = heartbeat.versions()
         self._unopened = len(self._queues) + len(self._outboxes)
@@ -168,6 +171,8 @@ class Agent:
             services[f"results {index}"] = outbox.run
         for index, worker in enumerate(self._workers):
             services[f"slot {index}"] = worker.serve
+        for index in range(_COMPLETERS):
+            services[f"complete {index}"] = self._complete
         services["heartbeat"] = self._pulse.run
         for index, janitor in enumerate(self._janitors):
             services[f"janitor {index}"] = janitor.run
@@ -228,7 +233,7 @@ class Agent:
             case to.SendResult(task, verdict):
                 self._send_result(task, verdict)
             case to.Complete(delivery):
-                self._job(self._complete, delivery)
+                self._completions.put_nowait(delivery)
             case to.HandBack():
                 self._hand_back(command)
             case to.Pull():
@@ -269,11 +274,14 @@ class Agent:
     def _lease_lost(self, number: int) -> None:
         self.feed(to.LeaseGone(number))
 
-    async def _complete(self, number: int) -> None:
-        held = self._held[number]
-        done = await held.queue.complete(held.delivery, lambda: number in self._renewals)
-        self._forget(number)
-        self.feed(to.Completed(number) if done else to.LeaseGone(number))
+    async def _complete(self) -> None:
+        """Complete one message after the other, for ever. Several of these wait for the broker at once."""
+        while True:
+            number = await self._completions.get()
+            held = self._held[number]
+            done = await held.queue.complete(held.delivery, partial(self._renewals.__contains__, number))
+            self._forget(number)
+            self.feed(to.Completed(number) if done else to.LeaseGone(number))
 
     def _forget(self, number: int) -> None:
         self._renewals.remove(number)

@@ -1,7 +1,7 @@
 """A task queue as an agent uses it: messages in, renewals, completions, copies of tasks handed back.
 
 One owner for each link: `receive` for the receiver's waiting, `copy` for the sender of copies. Settling and
-renewing may be done at any time, each within `SETTLE_TIMEOUT` seconds.
+renewing may be done at any time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LONGEST_WAIT: Final = 60.0
 """Seconds of one call of `receive`."""
 LAST_LOOK: Final = 2.0
-SETTLE_TIMEOUT: Final = 20.0
+RENEW_TIMEOUT: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,7 +171,7 @@ class TaskQueue:
     async def renew(self, delivery: Delivery) -> None:
         """Raises `LeaseLost`, another `BrokerError`, or TimeoutError."""
         assert self._receiver is not None
-        async with asyncio.timeout(SETTLE_TIMEOUT):
+        async with asyncio.timeout(RENEW_TIMEOUT):
             await self._receiver.renew(delivery)
 
     async def complete(self, delivery: Delivery, still_ours: Callable[[], bool]) -> bool:
@@ -180,11 +180,10 @@ class TaskQueue:
         backoff = Backoff()
         while still_ours():
             try:
-                async with asyncio.timeout(SETTLE_TIMEOUT):
-                    await self._receiver.complete(delivery)
+                await self._receiver.complete(delivery)
             except LeaseLost:
                 return False
-            except (BrokerError, TimeoutError) as error:
+            except BrokerError as error:
                 logger.warning(
                     "complete_failed", extra={"message_id": delivery.message_id, "error": str(error)}
                 )

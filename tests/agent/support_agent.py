@@ -291,7 +291,7 @@ class World:
     async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
         """Wait until it holds."""
         async with asyncio.timeout(PATIENCE):
-            while not (await held if inspect.isawaitable(held := condition()) else held):
+            while not (await held if inspect.isawaitable(held := condition()) else held):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
     async def heartbeats(self) -> list[control.Heartbeat]:
