@@ -25,6 +25,7 @@ from batchflow.errors import (
     ProtocolError,
     StorageError,
 )
+from batchflow.ledgerkeeper import SAVE_INTERVAL
 from batchflow.model import Event, Status
 from batchflow.outcomes import submit_failed
 from batchflow.spill import SpillFile
@@ -41,6 +42,8 @@ _RECEIVE_WAIT: Final = 30.0
 _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
+_DUE_AT_ONCE: Final = 64
+"""Messages that were handed over and wait for the ledger to be saved, at most."""
 _SETTLE_TIME: Final = 5.0
 """Seconds that a round of completions may take before it is left to the mailbox's next opening."""
 _LOCK_GRACE: Final = 30.0
@@ -176,9 +179,10 @@ class Inbox:
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
         self._adopted: set[str] = set()
         """The uids of outcomes for earlier holders."""
-        self._fetching: dict[str, tuple[Receipt, Mailbox]] = {}
+        self._fetching: dict[str, tuple[Receipt, _Letter]] = {}
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._spill = SpillFile()
+        self._ledger = session._ledger
 
     @property
     def held(self) -> bool:
@@ -216,6 +220,10 @@ class Inbox:
 
     async def run(self) -> None:
         """Receive for ever; a lost lock or link is opened again."""
+        while self._ledger is not None and not self._ledger.loaded:
+            async with self._reopening():
+                assert self._mailbox is not None
+                await self._ledger.load(self._mailbox)
         while True:
             async with self._reopening():
                 assert self._mailbox is not None
@@ -236,16 +244,38 @@ class Inbox:
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
 
     async def settle(self) -> None:
-        """Complete what was handed over, several messages at a time."""
+        """Complete what was handed over, several messages at a time; with a ledger, once that was saved."""
         while True:
-            await self._due_wake.wait()
+            if self._ledger is None:
+                await self._due_wake.wait()
+            else:
+                with anyio.move_on_after(SAVE_INTERVAL):
+                    await self._due_wake.wait()
             self._due_wake.clear()
             await self.flush_settlements()
 
+    async def save_ledger(self) -> bool:
+        """Whether what was handed over until now may be completed. A ledger that cannot be saved waits."""
+        if self._ledger is None:
+            return True
+        if self._mailbox is None or not self._ledger.loaded:
+            return False
+        try:
+            await self._ledger.save(self._mailbox)
+        except BrokerError as error:
+            # The receiving side meets the same trouble, and opens the mailbox again.
+            logger.warning("ledger_not_saved", extra={"mailbox": self._id, "error": str(error)})
+            return False
+        return True
+
     async def flush_settlements(self) -> None:
         """Begun, a round is brought to its end: what was handed over must not come again."""
-        while self._due:
-            batch, self._due = self._due[:_SETTLE_AT_ONCE], self._due[_SETTLE_AT_ONCE:]
+        due, self._due = self._due, []
+        if not await self.save_ledger():
+            self._due = due + self._due
+            return
+        while due:
+            batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
             with anyio.move_on_after(_SETTLE_TIME, shield=True):
                 async with task_group() as group:
                     for letter in batch:
@@ -283,7 +313,11 @@ class Inbox:
         while not self.held:
             try:
                 await self._open_once()
+                if self._ledger is not None and self._mailbox is not None:
+                    await self._ledger.check(self._mailbox)
             except MailboxInUse as error:
+                if self.held:
+                    raise
                 if (holder := await self._other_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
                 await backoff.wait()
@@ -318,9 +352,9 @@ class Inbox:
             match item:
                 case ResultItem(value=Reference() as reference):
                     letter.blobs.append(reference.blob)
-                    self._bring(item, reference, receipt, letter.mailbox)
+                    self._bring(item, reference, receipt, letter)
                 case ResultItem():
-                    self._deliver(item, receipt)
+                    self._deliver(item, self._accounted(item, receipt), letter.delivery.enqueued_at)
                 case EventItem():
                     event = Event(item.kind, item.message, item.at, item.task_id, item.data)
                     self._session._tell(event)
@@ -330,7 +364,19 @@ class Inbox:
         self._session._changed()
         self._spill_over()
 
-    def _deliver(self, item: ResultItem, receipt: Receipt) -> Entry | None:
+    def _accounted(self, item: ResultItem, receipt: Receipt) -> Receipt:
+        """A receipt that enters the outcome's hand-over into the ledger first."""
+        ledger = self._ledger
+        if ledger is None:
+            return receipt
+
+        def due() -> None:
+            ledger.consume(item.uid)
+            receipt.hand_over()
+
+        return Receipt(due, 1)
+
+    def _deliver(self, item: ResultItem, receipt: Receipt, enqueued_at: float) -> Entry | None:
         """Returns the task, if this is its outcome."""
         session = self._session
         incarnation, sequence = wire.split_uid(item.uid)
@@ -341,8 +387,9 @@ class Inbox:
             return entry
         if (unread := self._again.pop(item.uid, None)) is not None and unread.receipt is not None:
             unread.receipt = receipt
-        elif incarnation != session.incarnation and item.uid not in self._adopted:
-            return self._adopt(item, sequence, receipt)
+        elif incarnation != session.incarnation and not self._was_shown(item.uid):
+            until = session._presence.predecessor_until
+            return self._adopt(item, sequence, receipt, until is not None and enqueued_at <= until)
         else:
             receipt.hand_over()  # a duplicate: its outcome is known already
             if incarnation == session.incarnation:
@@ -353,7 +400,18 @@ class Inbox:
         if item.started_at is not None and item.finished_at is not None:
             self._session._policy.seen(item.command, item.finished_at - item.started_at)
 
-    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt) -> Entry:
+    def _was_shown(self, uid: str) -> bool:
+        if uid in self._adopted:
+            return True
+        if self._ledger is None:
+            return False
+        owed = self._ledger.is_owed(uid)
+        shown = self._ledger.is_consumed(uid)
+        if owed and shown:
+            self._session._tracker.settle_owed()
+        return shown
+
+    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt, repeated: bool) -> Entry:
         """Mail for an earlier holder of this mailbox."""
         entry = Entry(
             sequence=sequence,
@@ -365,28 +423,30 @@ class Inbox:
             job=item.job,
             submitted_at=item.submitted_at,
             tag=item.tag,
+            repeated=repeated,
         )
         self._adopted.add(item.uid)
-        self._session._tracker.adopt(entry, item, receipt)
+        owed = self._ledger is not None and self._ledger.is_owed(item.uid)
+        self._session._tracker.adopt(entry, item, receipt, owed=owed)
         self._fresh.append(entry)
         return entry
 
-    def _bring(self, item: ResultItem, reference: Reference, receipt: Receipt, mailbox: Mailbox) -> None:
+    def _bring(self, item: ResultItem, reference: Reference, receipt: Receipt, letter: _Letter) -> None:
         """Fetch a result that travels by reference; one that is under way is a duplicate or came again."""
         known = self._fetching.get(item.uid)
-        if known is not None and known[1] is mailbox:
+        if known is not None and known[1].mailbox is letter.mailbox:
             receipt.hand_over()
             return
-        self._fetching[item.uid] = (receipt, mailbox)
+        self._fetching[item.uid] = (receipt, letter)
         if known is None:
             self._session._spawn(self._fetch(item, reference), f"fetch the result of {item.task_id}")
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         async with self._fetches:
             item = await self._fetched(item, reference)
-        receipt, mailbox = self._fetching.pop(item.uid)
-        entry = self._deliver(item, receipt)
-        if entry is not None and mailbox is not self._mailbox:
+        receipt, letter = self._fetching.pop(item.uid)
+        entry = self._deliver(item, self._accounted(item, receipt), letter.delivery.enqueued_at)
+        if entry is not None and letter.mailbox is not self._mailbox:
             self._again[item.uid] = entry
         self._session._changed()
         self._spill_over()
@@ -411,7 +471,8 @@ class Inbox:
 
     def _complete_later(self, letter: _Letter) -> None:
         self._due.append(letter)
-        self._due_wake.set()
+        if self._ledger is None or len(self._due) >= _DUE_AT_ONCE:
+            self._due_wake.set()
 
     def _spill_over(self) -> None:
         """Put outcomes that nobody reads on disk, the oldest first, so that their messages can go."""

@@ -81,6 +81,8 @@ class Result:
     finished_at: float | None = None
     files: tuple[str, ...] = ()
     """The names of the files that the task left in its output folder."""
+    repeated: bool = False
+    """An earlier holder of the mailbox may have shown it in the last second of its life."""
 
     @property
     def ok(self) -> bool:

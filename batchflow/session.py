@@ -9,6 +9,7 @@ import time
 import uuid
 import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -25,6 +26,7 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.explain import explain_session
+from batchflow.ledgerkeeper import LedgerKeeper
 from batchflow.lifecycle import Supervised
 from batchflow.mail import Inbox, Outbox
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
@@ -63,7 +65,18 @@ class Session(Supervised):
     All methods belong to the event loop that opened it.
     """
 
-    def __init__(self, pool: Pool, name: str, job: str, files: Files | None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        name: str | None,
+        job: str,
+        files: Files | None,
+        journal: str | PathLike[str] | None = None,
+    ) -> None:
+        found_again = name is not None
+        if journal is not None and not found_again:
+            raise ConfigurationError("a journal needs a session with a name: only that is found again")
+        name = name or f"c-{uuid.uuid4().hex[:12]}"
         super().__init__(f"session {job}/{name}")
         self.pool = pool
         self.name = control.check_name("client name", name)
@@ -88,6 +101,7 @@ class Session(Supervised):
         self._holds = False
         """Whether the mailbox, and the documents that go with it, have been ours."""
         self._ended = False
+        self._ledger = LedgerKeeper(self, journal) if found_again else None
         self._outbox = Outbox(self)
         self._inbox = Inbox(self)
         self._cancellations = Cancellations(self)
@@ -286,6 +300,7 @@ class Session(Supervised):
     async def flush(self) -> None:
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
+        In a session with a name, whoever opens it after a crash then knows of them, and waits for them.
         Raises `SessionClosed` when the session ended before.
         """
         mark = self._tracker.next_sequence()
@@ -293,6 +308,7 @@ class Session(Supervised):
             if self._ended:
                 raise SessionClosed(self._reason)
             await self._room.wait()
+        await self._inbox.save_ledger()
 
     async def update_files(self, files: Files) -> None:
         """Tasks submitted from now on run with these files; those submitted before keep theirs."""
@@ -362,6 +378,8 @@ class Session(Supervised):
         """Give a task its outcome and tell who waits for it. False for a duplicate."""
         if not self._tracker.resolve(entry, outcome, receipt):
             return False
+        if receipt is None and self._ledger is not None:
+            self._ledger.consume(entry.uid)  # no mail will tell it to a later holder
         self._room.beat()
         for waiters in (self._waiters, self._accepting):
             waiter = waiters.pop(entry.sequence, None)
@@ -372,6 +390,12 @@ class Session(Supervised):
         if entry.arguments_blob is not None:
             self._spawn(self._drop_blob(self.pool._ctl, entry.arguments_blob), "delete arguments", last=True)
         return True
+
+    @property
+    def _outstanding(self) -> int:
+        """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
+        unknown = self._ledger is not None and not self._ledger.loaded
+        return len(self._tracker) + unknown
 
     def _changed(self) -> None:
         self._change.beat()
@@ -385,6 +409,9 @@ class Session(Supervised):
     def _tell(self, event: Event) -> None:
         for stream in self._streams:
             stream._tell(event)
+
+    def _inform(self, message: str) -> None:
+        self._tell(Event("info", message, time.time()))
 
     def _warn(self, message: str) -> None:
         logger.warning("session_warning", extra={"session": self._name, "reason": message})
@@ -474,6 +501,7 @@ class Session(Supervised):
                 group.start_soon(self._prepare_bundle)
                 group.start_soon(self.pool._ensure_job, self.job_name)
                 group.start_soon(self._outbox.open)
+                group.start_soon(self._presence.open)
                 group.start_soon(self._inbox.open)
                 group.start_soon(self._cancellations.open)
         except ServiceError:
@@ -510,6 +538,8 @@ class Session(Supervised):
     async def _finish(self) -> None:
         """Settle what was read, do what was begun, let go of the broker."""
         await self._inbox.flush_settlements()
+        if self._ledger is not None:
+            self._ledger.close()
         if self._last:
             await asyncio.wait(self._last)
         async with task_group() as group:

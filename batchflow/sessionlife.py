@@ -47,17 +47,28 @@ class PresenceKeeper:
         self._session = session
         self._blob = control.session_blob(session.job_name, session.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
+        self.predecessor_until: float | None = None
+        """Until when an earlier holder that was not closed may have lived; None when there was none."""
+
+    async def open(self) -> None:
+        """Look who was here before. Raises `StorageError`."""
+        presence = await self._read()
+        if presence is not None:
+            self.predecessor_until = presence.beat_at + presence.interval
 
     async def living_holder(self) -> str | None:
         """Who else shows signs of life in this mailbox; None when nobody does."""
-        try:
-            presence = Presence.decode((await self._session.pool._ctl.get(self._blob)).data)
-        except (BlobNotFound, ProtocolError):
-            return None
-        if presence.nonce == self._session.incarnation:
+        presence = await self._read()
+        if presence is None or presence.nonce == self._session.incarnation:
             return None
         age = time.time() - presence.beat_at
         return presence.holder if age < presence.interval * _SIGNS_OF_LIFE else None
+
+    async def _read(self) -> Presence | None:
+        try:
+            return Presence.decode((await self._session.pool._ctl.get(self._blob)).data)
+        except (BlobNotFound, ProtocolError):
+            return None
 
     async def run(self) -> None:
         interval = self._session._settings.presence_interval

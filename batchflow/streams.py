@@ -82,10 +82,10 @@ class SessionResults(ResultStream):
             if entry is not None:
                 return entry.result()
             if self._session.closed:
-                if self._follow or not len(self._session._tracker):
+                if self._follow or not self._session._outstanding:
                     break
-                raise SessionClosed(f"{len(self._session._tracker)} tasks have no outcome yet")
-            if not self._follow and not len(self._session._tracker):
+                raise SessionClosed(f"{self._session._outstanding} tasks have no outcome yet")
+            if not self._follow and not self._session._outstanding:
                 break
             await self._session._next_change()
         raise StopAsyncIteration

@@ -64,6 +64,8 @@ class Entry:
     receipt: Receipt | None = None
     claimed: bool = False
     was_accepted: bool = False
+    repeated: bool = False
+    """Perhaps shown before, by an earlier holder of the mailbox."""
     arguments_blob: str | None = None
     on_done: Callable[[Entry], None] | None = None
     """For one listener: the map that submitted it."""
@@ -97,6 +99,7 @@ class Entry:
             started_at=item.started_at,
             finished_at=item.finished_at,
             files=item.files,
+            repeated=self.repeated,
         )
 
     def hand_over(self) -> None:
@@ -119,10 +122,12 @@ class Tracker:
     _open: dict[int, Entry] = field(default_factory=dict)
     _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     _submitted: int = 0
+    _owed: int = 0
+    """Tasks of earlier holders of the mailbox that have no outcome."""
 
     def __len__(self) -> int:
-        """How many tasks have no outcome."""
-        return len(self._open)
+        """How many tasks have no outcome, those of earlier holders included."""
+        return len(self._open) + self._owed
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._open.values()))
@@ -200,8 +205,24 @@ class Tracker:
                 self.unclaimed = deque(other for other in self.unclaimed if not other.claimed)
                 self._stale = 0
 
-    def adopt(self, entry: Entry, outcome: ResultItem, receipt: Receipt) -> None:
-        """An outcome of an earlier holder of the same mailbox: handed over like our own."""
+    def expect(self, owed: int) -> None:
+        """So many tasks of earlier holders of the mailbox are still to have their outcome."""
+        self._owed += owed
+        self._tally[Status.QUEUED] += owed
+
+    def settle_owed(self) -> None:
+        """One of them will not have another."""
+        self._owed -= 1
+        self._tally[Status.QUEUED] -= 1
+
+    def adopt(self, entry: Entry, outcome: ResultItem, receipt: Receipt, *, owed: bool = False) -> None:
+        """An outcome of an earlier holder of the same mailbox: handed over like our own.
+
+        It counts among our tasks if it was expected.
+        """
+        if owed:
+            self.settle_owed()
+            self._tally[outcome.status] += 1
         entry.outcome = outcome
         entry.receipt = receipt
         entry.status = outcome.status

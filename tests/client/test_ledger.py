@@ -1,0 +1,91 @@
+"""What travels with a mailbox."""
+
+from __future__ import annotations
+
+import zlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchflow.errors import ProtocolError
+from batchflow.ledger import Ledger, Ranges
+
+
+@given(st.lists(st.integers(0, 60)))
+def test_ranges_are_a_set(numbers: list[int]) -> None:
+    """Numbers come out as they went in, each once, in as few intervals as can be."""
+    ranges, model = Ranges(), set[int]()
+    for number in numbers:
+        assert ranges.add(number) is (number not in model)
+        model.add(number)
+    assert {number for first, last in ranges for number in range(first, last + 1)} == model
+    assert all(number in ranges for number in model)
+    assert not any(number in ranges for number in set(range(62)) - model)
+    intervals = list(ranges)
+    assert all(left[1] + 1 < right[0] for left, right in pairwise(intervals))
+    assert all(ranges.count_below(limit) == len({n for n in model if n < limit}) for limit in range(62))
+
+
+def test_a_later_holder_knows_what_is_owed() -> None:
+    """What was submitted and not consumed is owed to the next holder, and to the one after it."""
+    ledger = Ledger()
+    assert ledger.open("first") == 0
+    ledger.pages["first"].submitted = 5
+    for sequence in (0, 1, 3):
+        assert ledger.consume("first", sequence)
+    ledger = Ledger.decode(ledger.encode())
+    assert ledger.open("second") == 2
+    assert ledger.is_owed("first", 2)
+    assert not ledger.is_owed("first", 3)
+    assert ledger.consume("first", 2)
+    assert not ledger.consume("first", 2)
+    ledger = Ledger.decode(ledger.encode())
+    assert ledger.open("third") == 1
+    assert ledger.epoch == 3
+
+
+def test_what_is_settled_is_forgotten() -> None:
+    """An incarnation of which everything was consumed leaves no trace."""
+    ledger = Ledger()
+    ledger.open("first")
+    ledger.pages["first"].submitted = 2
+    ledger.consume("first", 0)
+    ledger.consume("first", 1)
+    assert ledger.open("second") == 0
+    assert list(ledger.pages) == ["second"]
+
+
+def test_what_came_late_is_consumed_without_being_owed() -> None:
+    """A task beyond what the ledger knows as submitted is remembered once it was shown."""
+    ledger = Ledger()
+    ledger.open("first")
+    assert ledger.consume("first", 7)
+    assert ledger.is_consumed("first", 7)
+    assert ledger.pages["first"].owed == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        zlib.compress(b"{"),
+        zlib.compress(b"[]"),
+        zlib.compress(b'{"v":2}'),
+        zlib.compress(b'{"v":1}'),
+    ],
+)
+def test_nonsense_is_refused(data: bytes) -> None:
+    """A state that is no ledger is a ProtocolError, never another exception."""
+    with pytest.raises(ProtocolError):
+        Ledger.decode(data)
+
+
+def test_a_fragmented_ledger_fits_into_a_session_state() -> None:
+    """Every other of 100,000 tasks consumed stays below the 256 KB of the Standard tier."""
+    ledger = Ledger()
+    ledger.open("first")
+    ledger.pages["first"].consumed = Ranges.of((number, number) for number in range(0, 100_000, 2))
+    assert len(ledger.encode()) < 256 * 1024

@@ -1,0 +1,171 @@
+"""A session that is opened again by its name, and the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from batchflow.client import Client
+from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
+from batchflow.ledger import Ledger
+from batchflow.model import Counts, Result
+from batchflow.pool import Pool
+from batchflow.session import Session
+from tests.client.support import Agent, Doubles, eventually, within
+
+
+async def read(session: Session, number: int) -> list[Result]:
+    stream = session.results(follow=True)
+    return [await within(anext(stream)) for _ in range(number)]
+
+
+async def nothing_at_all() -> None:
+    """What a killed process does."""
+
+
+async def die(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the process had been killed: nothing is saved or completed any more, the lock runs out."""
+    mailbox = session._inbox._mailbox
+
+    async def nothing(*_: object) -> None:
+        raise LeaseLost("the process was killed")
+
+    for name in ("complete", "renew", "get_state", "set_state"):
+        monkeypatch.setattr(mailbox, name, nothing)
+    monkeypatch.setattr(session._inbox, "_reopen", nothing)
+    monkeypatch.setattr(session._presence, "release", nothing_at_all)
+    await session.aclose()
+    doubles.broker.advance(60)
+
+
+async def test_results_end_by_the_ledger(pool: Pool, agent: Agent) -> None:
+    """What was submitted and not read is waited for, and with the last of it the stream ends."""
+    async with pool.session("c") as first:
+        await first.submit_many("x.py", range(5))
+        items = await agent.take(5)
+        await agent.answer(items[0])
+        await agent.answer(items[1])
+        await read(first, 2)
+    async with pool.session("c") as second:
+        await eventually(lambda: second.counts == Counts(queued=3))
+        await agent.answer(*items[2:])
+        results = [result async for result in second.results()]
+        assert [result.value for result in results] == [[2], [3], [4]]
+        assert not any(result.repeated for result in results)
+        assert second.counts == Counts(succeeded=3)
+    async with pool.session("c") as third:
+        assert [result async for result in third.results()] == []
+
+
+async def test_own_and_earlier_tasks_share_a_stream(pool: Pool, agent: Agent) -> None:
+    """The numbers of two incarnations may be the same; the outcomes are told apart."""
+    async with pool.session("c") as first:
+        await first.submit("x.py", args="old")
+        (old,) = await agent.take(1)
+    async with pool.session("c") as second:
+        await second.submit("x.py", args="new")
+        (new,) = await agent.take(1)
+        await agent.answer(new)
+        await agent.answer(old)
+        values = [result.value async for result in second.results()]
+        assert sorted(values) == [["new"], ["old"]]
+
+
+async def test_after_a_crash_nothing_is_lost(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was shown in the last moment is shown again and says so; the rest comes once."""
+    first = await pool.session("c")
+    await first.submit_many("x.py", range(4))
+    await first.flush()
+    items = await agent.take(4)
+    await agent.answer(items[0])
+    await read(first, 1)
+    await first._inbox.flush_settlements()
+    await agent.answer(items[1])
+    await read(first, 1)
+    await die(first, doubles, monkeypatch)
+    async with pool.session("c") as second:
+        await agent.answer(items[2])
+        await agent.answer(items[3])
+        results = [result async for result in second.results()]
+    assert {result.value[0]: result.repeated for result in results} == {1: True, 2: False, 3: False}
+
+
+async def test_what_was_saved_is_not_shown_again_though_it_was_not_completed(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was saved counts more than a message that comes again."""
+    first = await pool.session("c")
+    await first.submit_many("x.py", range(2))
+    items = await agent.take(2)
+    await agent.answer(items[0])
+    await read(first, 1)
+    assert await first._inbox.save_ledger()
+    await die(first, doubles, monkeypatch)
+    async with pool.session("c") as second:
+        await agent.answer(items[1])
+        assert [result.value async for result in second.results()] == [[1]]
+
+
+async def test_with_a_journal_nothing_is_shown_twice(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On this host, however late the ledger was saved."""
+    journal = tmp_path / "shown"
+    first = await pool.session("c", journal=journal)
+    await first.submit_many("x.py", range(3))
+    await first.flush()
+    items = await agent.take(3)
+    await agent.answer(items[0])
+    await agent.answer(items[1])
+    shown = await read(first, 2)
+    await die(first, doubles, monkeypatch)
+    async with pool.session("c", journal=journal) as second:
+        await agent.answer(items[2])
+        shown += [result async for result in second.results()]
+    assert [result.value for result in shown] == [[0], [1], [2]]
+
+
+async def test_a_journal_that_cannot_be_used_is_refused(pool: Pool, tmp_path: Path) -> None:
+    """The error names the file; a session without a name cannot have one."""
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        pool.session("c", journal=tmp_path / "nowhere" / "shown")
+    with pytest.raises(ConfigurationError, match="name"):
+        pool.session(journal=tmp_path / "shown")
+
+
+async def test_a_holder_that_was_replaced_is_told(
+    pool: Pool, connect: Callable[..., Client], agent: Agent, doubles: Doubles
+) -> None:
+    """A paused client that comes back after another one opened and closed its session ends as taken over."""
+    first = await pool.session("c")
+    (mailbox,) = [first._inbox._mailbox]
+    assert mailbox is not None
+    ledger = Ledger.decode(await within(mailbox.get_state()))
+    await eventually(lambda: first._ledger is not None and first._ledger.loaded)
+    ledger = Ledger.decode(await mailbox.get_state())
+    ledger.open("another")
+    await mailbox.set_state(ledger.encode())
+    waiting = await first.submit("x.py")
+    doubles.broker.advance(60)
+    with pytest.raises(SessionClosed, match="taken over"):
+        await within(waiting.outcome())
+    with pytest.raises(MailboxInUse):
+        await first.aclose()
+
+
+async def test_a_state_that_is_no_ledger_is_told_and_replaced(
+    pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
+    """Somebody else's bytes in the mailbox do not keep anybody from using it."""
+    queue = pool._manifest.results_queues[0]
+    mailbox = await doubles.broker.mailbox(queue, "default/c")
+    await mailbox.set_state(b"not a ledger")
+    await mailbox.aclose()
+    async with pool.session("c") as session:
+        task = await session.submit("x.py", args=1)
+        await agent.answer(*await agent.take(1))
+        assert await within(task) == [1]

@@ -1,0 +1,45 @@
+"""A session outlives its client: killed for real, opened again by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Pool
+from batchflow.errors import MailboxInUse
+
+PROGRAM = Path(__file__).parent / "crashing_client.py"
+
+
+@pytest.mark.parametrize("shown_before", [1, 25])
+async def test_all_outcomes_arrive_after_a_kill(pool: Pool, cloud_config: Path, shown_before: int) -> None:
+    """After kill -9 of the client every outcome is shown, again only those of its last moment, marked."""
+    name, tasks = f"killed-{uuid.uuid4().hex[:8]}", 60
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(PROGRAM), str(cloud_config), name, str(tasks)), stdout=asyncio.subprocess.PIPE
+    )
+    assert client.stdout is not None
+    shown: list[str] = []
+    async for line in client.stdout:
+        shown.append(line.decode().strip())
+        if len(shown) == shown_before:
+            client.kill()
+    await client.wait()
+    async with pool.session(name, job="crash") as session:
+        results = [result async for result in session.results()]
+    again = [result for result in results if result.task_id in shown]
+    assert {*shown, *(result.task_id for result in results)} == {str(number) for number in range(tasks)}
+    assert len(results) == len({result.task_id for result in results})
+    assert all(result.repeated for result in again)
+
+
+async def test_a_second_client_is_told_who_holds_the_mailbox(client: Client, pool: Pool) -> None:
+    """A mailbox has one holder, and the second one learns at once who that is."""
+    async with pool.session("held", job="crash") as first:
+        await first.flush()
+        with pytest.raises(MailboxInUse, match="process"):
+            await pool.session("held", job="crash")
