@@ -140,6 +140,22 @@ class Client(Supervised):
             if manifest is not None:
                 yield Pool(self, manifest)
 
+    async def find_pool(self) -> Pool:
+        """One that can take work: of those with nodes that which has most. Raises `PoolNotFound`."""
+        found: list[tuple[int, Pool]] = []
+        async for pool in self.pools():
+            try:
+                info = await self._services.compute.pool(pool.id)
+            except PoolNotFound:
+                continue
+            if info.state == "active" and info.wanted + info.spot_wanted:
+                found.append((info.nodes + info.spot, pool))
+        if not found:
+            raise PoolNotFound("no pool of batchflow has nodes: make one with client.ensure_pool()")
+        pool = max(found, key=lambda each: each[0])[1]
+        pool.origin = Origin("attached", "of those that have nodes it has most")
+        return pool
+
     async def delete_pool(self, pool_id: str) -> None:
         """Remove what batchflow made for it. Raises `PoolNotFound` when that is nothing."""
         control.check_pool_id(pool_id)

@@ -30,12 +30,14 @@ from batchflow.errors import (
 from batchflow.explain import explain_pool, hopeless
 from batchflow.job import Job
 from batchflow.model import Explanation, Node, Origin
+from batchflow.resetting import change_start_task, reboot_all
 from batchflow.session import Session
 from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
     from batchflow.client import Client
     from batchflow.compute import BatchTaskInfo
+    from batchflow.model import PoolSpec
 
 logger = logging.getLogger(__name__)
 
@@ -249,16 +251,22 @@ class Pool:
         await compute.delete_job(self._manifest.agents_job)
         await self._begin_generation(self._manifest.agents_job)
 
-    async def repurpose(self, files: Files, *, reset: bool = False) -> None:
+    async def repurpose(self, files: Files, *, reset: bool = False, spec: PoolSpec | None = None) -> None:
         """Make these files the default bundle of sessions opened from now on; no node is touched.
 
-        With `reset` the agents are started anew as well.
+        With `reset` each node is booted anew, one after the other, and runs its start task again: that of
+        `spec`, if one is given; returns when all of them work. Raises `StartTaskFailed` when one does not.
         """
+        if spec is not None and not reset:
+            raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
         bundle = await upload(await collect(files), self._ctl)
+        if spec is not None:
+            await change_start_task(self, spec)
         await self._change(lambda manifest: replace(manifest, bundle=bundle.hash))
         if reset:
-            await self.stop()
-            await self.start()
+            await reboot_all(self)
+            if self._sessions:
+                await self.start()
 
     async def resize(self, nodes: int, *, spot: int = 0) -> None:
         """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish."""

@@ -1,0 +1,212 @@
+"""Two clients at one pool, pools reset and found, agents that go when they are idle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from batchflow import Client, Pool, PoolSpec
+from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
+from batchflow.local.faults import Faults
+
+ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+ROUNDS = 6
+PATIENCE = 30.0
+
+
+@pytest.fixture
+async def other(cloud_config: Path) -> AsyncIterator[Client]:
+    """A second client of the same cloud."""
+    async with Client.from_config(cloud_config) as client:
+        yield client
+
+
+@pytest.fixture
+def name() -> str:
+    return f"life-{uuid.uuid4().hex[:8]}"
+
+
+async def until(look: Callable[[], Awaitable[object]], wanted: object) -> None:
+    seen: object = None
+    with anyio.move_on_after(PATIENCE):
+        while (seen := await look()) != wanted:  # noqa: ASYNC110 - a service can only be asked
+            await anyio.sleep(0.05)
+        return
+    raise AssertionError(f"expected {wanted!r}, still {seen!r}")
+
+
+async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: str) -> None:
+    """However their requests interleave there is one pool, with one pair of queues and of containers."""
+    for number in range(ROUNDS):
+        pool_id = f"{name}-{number}"
+        first, second, third = await asyncio.gather(
+            client.ensure_pool(pool_id, files=ECHO, nodes=0),
+            other.ensure_pool(pool_id, files=ECHO, nodes=0),
+            other.ensure_pool(pool_id, files=ECHO, nodes=0),
+        )
+        assert first._manifest == second._manifest == third._manifest
+        assert sorted(pool.origin.choice for pool in (first, second, third)) == [
+            "created",
+            "reused",
+            "reused",
+        ]
+        mine = [each for each in await client._services.storage.containers("bf-") if f"-{number}-" in each]
+        assert len([each for each in mine if name in each]) == 2
+        queues = [each for each in await client._services.admin.queues() if each.startswith(f"bf-{pool_id}-")]
+        assert len(queues) == 2
+        await first.delete()
+
+
+async def test_two_clients_start_one_set_of_agents(client: Client, other: Client, name: str) -> None:
+    """Sessions opened at once start one agent for each node, also after agents of earlier times ended."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    again = await other.ensure_pool(name)
+    for _ in range(3):
+        await asyncio.gather(*(each.start() for each in (pool, again, pool, again)))
+        jobs = {each._manifest.agents_job for each in (pool, again)}
+        assert len(jobs) == 1
+        tasks = await client._services.compute.tasks(jobs.pop())
+        assert [task.id for task in tasks if task.state != "completed"] == ["agent-0"]
+        await asyncio.gather(pool.stop(), again.stop())
+    await pool.delete()
+
+
+async def test_two_clients_delete_one_pool(client: Client, other: Client, name: str) -> None:
+    """Deleting twice at once is deleting once; ensuring at the same moment is before or after it, whole."""
+    for number in range(ROUNDS):
+        pool_id = f"{name}-{number}"
+        await client.ensure_pool(pool_id, nodes=0)
+
+        async def delete(by: Client, pool_id: str = pool_id) -> None:
+            with contextlib.suppress(PoolNotFound):
+                await by.delete_pool(pool_id)
+
+        await asyncio.gather(delete(client), delete(other), other.ensure_pool(pool_id, nodes=0))
+        pool = await client.ensure_pool(pool_id, files=ECHO, nodes=0)
+        job = await pool.create_job("whole")
+        await job.delete()
+        await client._services.admin.figures(pool._manifest.task_queues[0].entity)
+        await client._services.compute.pool(pool_id)
+        await pool.delete()
+        left = [each for each in await client._services.storage.containers(f"bf-{name}-{number}-")]
+        assert left == []
+
+
+async def test_an_interrupted_maker_is_followed(client: Client, other: Client, name: str) -> None:
+    """A Batch pool that its maker left without a manifest is taken over, as batchflow's own."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await client._maker.index.delete(f"pools/{name}.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("batchflow.poolmaking._MAKING", 0.2)
+        taken = await other.ensure_pool(name)
+    assert taken._manifest.owned
+    assert taken._manifest.prefix != pool._manifest.prefix
+    with pytest.raises(PoolNotFound, match="another one of that name"):
+        await pool.start()
+    await taken.delete()
+
+
+async def test_a_pool_that_batch_lost_is_made_anew(client: Client, name: str) -> None:
+    """A pool that was deleted in the portal is made again by whoever ensures it, its remains removed."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await client._services.compute.delete_pool(name)
+    again = await client.ensure_pool(name, nodes=0)
+    assert again.origin.choice == "created"
+    assert await client._services.storage.containers(pool._manifest.prefix) == []
+    await again.delete()
+
+
+async def test_a_pool_says_why_it_was_chosen(client: Client, name: str) -> None:
+    """Create, reuse and repurpose are told apart, with what of the spec the pool does not have."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=0)
+    assert (pool.origin.choice, pool.origin.why) == ("created", "there was none of that name")
+    spec = PoolSpec(name, vm_size="standard_d4s_v3", start_command="/bin/true")
+    pool = await client.ensure_pool(name, files=ECHO, spec=spec)
+    assert pool.origin.choice == "reused"
+    assert "its VM size is standard_d2s_v3, not standard_d4s_v3" in pool.origin.why
+    assert "its start task differs" in pool.origin.why
+    pool = await client.ensure_pool(name, files={"other.py": b""})
+    assert str(pool.origin) == "repurposed: other files than before; it is there"
+    assert (await client.pool(name)).origin.choice == "attached"
+    await pool.delete()
+
+
+async def test_a_pool_is_found(client: Client, name: str) -> None:
+    """Any pool with nodes will do, one without will not."""
+    await client.ensure_pool(f"{name}-empty", nodes=0)
+    pool = await client.ensure_pool(name, nodes=7)
+    await until(lambda: node_count(pool), 7)
+    assert (await client.find_pool()).id == name
+    await client.delete_pool(name)
+    await client.delete_pool(f"{name}-empty")
+
+
+async def node_count(pool: Pool) -> int:
+    return len(await pool.nodes())
+
+
+async def test_a_start_task_is_changed(client: Client, name: str) -> None:
+    """A reset boots the nodes with the new start task, keeps them, and the work goes on."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=2)
+    async with pool.session() as session:
+        await session.run("echo.py", "before")
+        nodes = sorted(node.id for node in await pool.nodes())
+        spec = PoolSpec(name, start_command="/bin/sh -c 'touch $AZ_BATCH_NODE_SHARED_DIR/installed'")
+        await pool.repurpose(ECHO, reset=True, spec=spec)
+        assert sorted(node.id for node in await pool.nodes()) == nodes
+        assert await session.run("echo.py", "after") == ["after"]
+    info = await client._services.compute.pool(name)
+    assert info.start_command == spec.start_command
+    await pool.delete()
+
+
+async def test_a_bad_start_task_stops_at_the_first_node(client: Client, name: str) -> None:
+    """A start task that fails takes one node, and says why; the others go on."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=2)
+    await pool.wait_ready(timeout=PATIENCE)
+    spec = PoolSpec(name, start_command="/bin/sh -c 'echo no such package >&2; exit 1'")
+    with pytest.raises(StartTaskFailed, match="no such package"):
+        await pool.repurpose(ECHO, reset=True, spec=spec)
+    states = sorted(node.state for node in await pool.nodes())
+    assert states[1] == "starttaskfailed"
+    assert states[0] in ("idle", "running")
+    with pytest.raises(ConfigurationError, match="reset=True"):
+        await pool.repurpose(ECHO, spec=spec)
+    await pool.delete()
+
+
+async def test_idle_agents_end_their_job(client: Client, name: str) -> None:
+    """When the last agent goes, Batch ends the agents' job; the next session starts agents anew."""
+    agent = replace(client.settings.agent, idle_exit=0.3)
+    async with Client(replace(client.settings, agent=agent)) as impatient:
+        pool = await impatient.ensure_pool(name, files=ECHO, nodes=1)
+        async with pool.session() as session:
+            assert await session.run("echo.py", "one") == ["one"]
+        job = pool._manifest.agents_job
+        await until(lambda: job_state(impatient, job), "completed")
+        async with pool.session() as session:
+            assert await session.run("echo.py", "two") == ["two"]
+        assert pool._manifest.agents_job != job
+        await pool.delete()
+
+
+async def job_state(client: Client, job: str) -> str | None:
+    return await client._services.compute._job_state(job)  # type: ignore[attr-defined, no-any-return]
+
+
+async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) -> None:
+    """A node that is lost takes nothing with it."""
+    pool = await client.ensure_pool(name, files=ECHO, nodes=2)
+    async with pool.session() as session:
+        await pool.wait_ready(timeout=PATIENCE)
+        (lost, _) = sorted(node.id for node in await pool.nodes())
+        await Faults(client.settings).lose(name, lost)
+        assert [await session.run("echo.py", str(each)) for each in range(5)] == [[str(n)] for n in range(5)]
+    await pool.delete()
