@@ -95,7 +95,7 @@ async def test_two_clients_delete_one_pool(client: Client, other: Client, name: 
         await client._services.admin.figures(pool._manifest.task_queues[0].entity)
         await client._services.compute.pool(pool_id)
         await pool.delete()
-        left = [each for each in await client._services.storage.containers(f"bf-{name}-{number}-")]
+        left = await client._services.storage.containers(f"bf-{name}-{number}-")
         assert left == []
 
 

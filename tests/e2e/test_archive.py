@@ -1,0 +1,119 @@
+"""The agent is carried to nodes that have nothing but Python."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Settings, agentpackage
+from batchflow.errors import ConfigurationError
+from batchflow.settings import load_settings
+
+WHERE = {
+    "where.py": b"""import sys
+
+
+def do_action(engine, args):
+    import orjson
+    return [sys.executable, orjson.__file__, sys.path]
+"""
+}
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+PLATFORM = "manylinux_2_28_x86_64"
+OFFLINE = (
+    "Connection",
+    "connection",
+    "Could not find a version",
+    "Temporary failure",
+    "timed out",
+    "ProxyError",
+)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """The folder of a `python3` without pip and without any package."""
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    python = tmp_path / "bare" / "bin" / "python3"
+    found = "import importlib.util as u; print([n for n in ('orjson', 'azure', 'pip') if u.find_spec(n)])"
+    said = subprocess.run([python, "-c", found], capture_output=True, text=True, check=True, timeout=20)
+    assert said.stdout.strip() == "[]"
+    return python.parent
+
+
+@pytest.fixture
+async def settings(bare: Path, tmp_path: Path) -> AsyncIterator[Settings]:
+    """Of a local cloud whose nodes find that python3 on their PATH."""
+    config = tmp_path / "cloud.toml"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "batchflow.local", "--config", str(config)),
+        env={**os.environ, "PATH": f"{bare}:/usr/bin:/bin"},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        while not (await process.stdout.readline()).startswith(b"ready"):
+            assert process.returncode is None
+    loaded = load_settings(config, environment={})
+    carried = replace(loaded.agent, python=None, node_python=VERSION, node_platform=PLATFORM)
+    yield replace(loaded, agent=carried)
+    process.terminate()
+    await process.communicate()
+
+
+@pytest.fixture
+async def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive, fetched by pip into a cache of the test's own; skips where pip reaches no index."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr(agentpackage, "_cache", lambda: cache)
+    try:
+        return await agentpackage.build(VERSION, PLATFORM)
+    except ConfigurationError as error:
+        if any(word in str(error) for word in OFFLINE):
+            pytest.skip(f"pip cannot fetch the agent's packages here: {error}")
+        raise
+
+
+@pytest.mark.timeout(180)
+async def test_a_bare_node_runs_tasks(archive: Path, settings: Settings, bare: Path) -> None:
+    """From the bare interpreter to a result: archive, bootstrap, agent, task, all from the archive."""
+    async with Client(settings) as client:
+        pool = await client.ensure_pool("bare", files=WHERE, nodes=1)
+        async with pool.session() as session:
+            executable, module, path = await session.run("where.py")
+        assert executable == str(bare / "python3")
+        site = f"/shared/batchflow/{archive.stem}"
+        assert f"{site}/orjson/" in module
+        assert not [each for each in path if "site-packages" in each and str(bare.parent) not in each]
+        await pool.stop()
+        async with pool.session() as session:
+            assert (await session.run("where.py"))[1] == module
+
+
+async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second client finds the archive in the cache, the same to the byte, and asks pip for nothing."""
+
+    async def refuse(*_: object) -> None:
+        raise AssertionError("pip was asked again")
+
+    monkeypatch.setattr(agentpackage, "_fetch", refuse)
+    assert await agentpackage.build(VERSION, PLATFORM) == archive
+    names = zipfile.ZipFile(archive).namelist()
+    assert {"batchflow/wire.py", "node_agent/__main__.py"} <= set(names)
+    assert not [name for name in names if name.startswith("batchflow/local/")]
+
+
+async def test_what_cannot_be_fetched_is_told(archive: Path) -> None:
+    """A Python that nobody builds for is refused by the settings at fault and what pip said."""
+    with pytest.raises(ConfigurationError, match=r"agent\.node_python.*pip said"):
+        await agentpackage.build("2.6", PLATFORM)
