@@ -24,9 +24,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         if options.recovery:
             for seconds in asyncio.run(recovery(wish, Path(directory), options.recovery)):
-                _say(
-                    f"lock {wish.lock:.0f} s: outcome {seconds:.1f} s after its agent was killed, work left out"
-                )
+                _say(f"lock {wish.lock:.0f} s: outcome {seconds:.1f} s after the kill, work left out")
             return 0
         log = asyncio.run(run(wish, Path(directory)))
     if options.history is not None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import astuple
 from pathlib import Path
 
 from batchflow import Client, RetryPolicy, Session
+from batchflow.errors import ServiceError
 from tests.model import history
 
 JOB = "chaos"
@@ -27,19 +29,36 @@ def record(entry: history.Record) -> None:
     os.write(1, (json.dumps([type(entry).__name__, *astuple(entry)]) + "\n").encode())
 
 
+def tell_tasks() -> None:
+    """Where each asyncio task stands: for a client that does not end."""
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stderr)
+
+
 async def run(config: Path, name: str, life: int, first: int, last: int, batch: int, seconds: float) -> None:
     """One life of the client `name`: submits the tasks from `first` to before `last`."""
     mailbox, holder = f"{JOB}/{name}", f"{name}.{life}"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell_tasks)
     async with Client.from_config(config) as client:
         pool = await client.pool(POOL)
         async with pool.session(name, job=JOB) as session:
             record(history.Opened(time.monotonic(), mailbox, holder))
-            reading = asyncio.create_task(_read(session, mailbox, holder))
-            for start in range(first, last, batch):
-                numbers = range(start, min(start + batch, last))
-                await _submit(session, mailbox, holder, [f"{name}:{number}" for number in numbers], seconds)
-            await asyncio.to_thread(sys.stdin.read)
-            reading.cancel()
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(_read(session, mailbox, holder))
+                submitting = group.create_task(
+                    _submit_all(session, mailbox, holder, name, range(first, last), batch, seconds)
+                )
+                await asyncio.to_thread(sys.stdin.read)
+                reading.cancel()
+                submitting.cancel()
+
+
+async def _submit_all(
+    session: Session, mailbox: str, holder: str, name: str, numbers: range, batch: int, seconds: float
+) -> None:
+    for start in range(0, len(numbers), batch):
+        tasks = [f"{name}:{number}" for number in numbers[start : start + batch]]
+        await _submit(session, mailbox, holder, tasks, seconds)
 
 
 async def _submit(session: Session, mailbox: str, holder: str, tasks: list[str], seconds: float) -> None:
@@ -60,4 +79,8 @@ async def _read(session: Session, mailbox: str, holder: str) -> None:
 
 if __name__ == "__main__":
     config, name, life, first, last, batch, seconds = sys.argv[1:]
-    asyncio.run(run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds)))
+    try:
+        asyncio.run(run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds)))
+    except ServiceError as error:
+        sys.stderr.write(f"client {name}, life {life}: {error}\n")
+        sys.exit(os.EX_TEMPFAIL if error.retryable else 1)

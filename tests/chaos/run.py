@@ -33,6 +33,8 @@ from tests.model.checker import Checker
 
 TASKS = Path(__file__).parent / "tasks"
 _ROOT = Path(__file__).parents[2]
+_CLOSING = 25.0
+"""Seconds that a client has to close in."""
 _QUIET = 0.2
 """Seconds between two looks at the queues in the end."""
 
@@ -186,10 +188,14 @@ class Program:
             cwd=_ROOT,
         )
         assert process.stdout is not None
-        async for line in process.stdout:
-            self._heard(line)
-        code = await process.wait()
-        if code not in (0, -signal.SIGKILL):
+        try:
+            async for line in process.stdout:
+                self._heard(line)
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+        if code not in (0, -signal.SIGKILL, os.EX_TEMPFAIL):
             raise RuntimeError(f"client {self._name} ended with status {code}")
 
     def _heard(self, line: bytes) -> None:
@@ -211,11 +217,23 @@ class Program:
         self.process.kill()
         return True
 
-    def end(self) -> None:
-        """Close in order."""
+    async def end(self) -> bool:
+        """Close in order; one that does not end tells where it stands, and is killed: then False."""
         self._ending = True
-        if self.process is not None and self.process.stdin is not None:
-            self.process.stdin.close()
+        process = self.process
+        if process is None:
+            return True
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(_CLOSING):
+                await process.wait()
+        except TimeoutError:
+            process.send_signal(signal.SIGUSR1)
+            await asyncio.sleep(1.0)
+            process.kill()
+            return False
+        return True
 
 
 class Fire:
@@ -250,11 +268,10 @@ class Fire:
                 self.left -= 1
                 self._log.add(history.Fault(time.monotonic(), what))
 
-    async def end(self) -> None:
-        """Wake those that stand still."""
+    def wake_all(self) -> None:
+        """Let those that stand still go on."""
         for waking in self._stalled:
             waking.cancel()
-        await asyncio.gather(*self._stalled, return_exceptions=True)
 
     def _kill(self, kind: fleet.Kind) -> bool:
         return self._signal(kind, signal.SIGKILL) is not None
@@ -304,11 +321,13 @@ async def run(wish: Wish, directory: Path) -> Log:
             for program in programs:
                 group.create_task(program.run())
             burning = group.create_task(fire.run())
-            halted = not await _settled(wish, here, programs, log, fire)
-            burning.cancel()
-            await fire.end()
-            for program in programs:
-                program.end()
+            try:
+                halted = not await _settled(wish, here, programs, log, fire)
+            finally:
+                burning.cancel()
+                fire.wake_all()
+            ended = await asyncio.gather(*(program.end() for program in programs))
+            halted = halted or not all(ended)
         await _note_queues(here, log)
     log.add(history.Ended(time.monotonic(), halted))
     return log
@@ -345,15 +364,21 @@ async def recovery(wish: Wish, directory: Path, times: int) -> list[float]:
         for number in range(times):
             note = directory / f"note-{number}"
             task = await session.submit("work.py", args=[f"r:{number}", 1.0, str(note)])
-            while not (note.exists() and (pid := note.read_text())):
-                await asyncio.sleep(0.02)
-            agent = fleet.agent_of(int(pid), here.process.pid)
+            agent = fleet.agent_of(await _noted(note), here.process.pid)
             assert agent is not None
             killed_at = time.monotonic()
             os.kill(agent, signal.SIGKILL)
             assert await task == f"r:{number}"
             taken.append(time.monotonic() - killed_at - 1.0)
     return taken
+
+
+async def _noted(note: Path) -> int:
+    """The process that a task has noted."""
+    while True:
+        if note.exists() and (text := note.read_text()):
+            return int(text)
+        await asyncio.sleep(0.02)
 
 
 def save(log: Log, path: Path) -> None:

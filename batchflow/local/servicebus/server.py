@@ -66,6 +66,7 @@ class ServiceBusServer:
         self._ready: set[Peer] = set()
         self._flush_planned = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def connection_string(self) -> str:
@@ -222,10 +223,11 @@ class ServiceBusServer:
             return
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, deadline - now)
-        if self._timer is None or self._timer.when() > when:
+        if self._timer is None or self._timer_at > when:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = loop.call_at(when, self._tick)
+            self._timer_at = when
 
     def _tick(self) -> None:
         self._timer = None
