@@ -5,7 +5,7 @@ Where they lie:
 - `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
-  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`.
+  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
   `logs/<agent>.log`.
@@ -93,6 +93,9 @@ def outputs_prefix(job: str, client: str, uid: str) -> str:
 
 def heartbeat_blob(agent: str) -> str:
     return f"agents/{agent}.json"
+
+
+DRAIN_BLOB: Final = "agent/drain.json"
 
 
 def log_blob(agent: str) -> str:
@@ -250,6 +253,18 @@ class AgentConfig(Document):
 
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder(Document):
+    """Tells agents to finish what they run, to hand back the rest, and to exit."""
+
+    job: str
+    """The Batch job whose agents are meant."""
+    grace: float
+    """Seconds that their tasks may still run."""
+    nodes: tuple[str, ...] = ()
+    """The Batch ids of their nodes; empty: all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ import anyio
 
 from batchflow import agents, control, wire
 from batchflow.concurrency import task_group
-from batchflow.control import Cancellation, Heartbeat, JobDocument, PoolManifest
+from batchflow.control import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
     BatchflowError,
     BlobConflict,
@@ -35,6 +34,8 @@ from batchflow.session import Session
 from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from batchflow.client import Client
     from batchflow.compute import BatchTaskInfo
     from batchflow.model import PoolSpec
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
+_DRAIN_SLACK = 10.0
+"""Seconds, beyond the grace, for handing back and for the last results."""
 _CHANGE_TRIES = 10
 _MAIL_WAIT: float = 0.5
 """Seconds without mail after which a mailbox counts as empty."""
@@ -77,15 +80,22 @@ class Pool:
     # ---- sessions and jobs
 
     def session(
-        self, name: str | None = None, *, job: str | Job | None = None, files: Files | None = None
+        self,
+        name: str | None = None,
+        *,
+        job: str | Job | None = None,
+        files: Files | None = None,
+        journal: str | PathLike[str] | None = None,
     ) -> Session:
         """A client's mailbox; open it with `async with` or `await`.
 
         Without a name it is one of its own; with a name it is found again by it. `files`: what its tasks run
         with, instead of the pool's default bundle. The job is made if there is none of that name.
+        `journal`: a file on this host that remembers what was shown, so that a session which is opened again
+        by its name after a crash shows nothing twice here; costs a write to disk for each result.
         """
         job_name = job.name if isinstance(job, Job) else job
-        return Session(self, name or f"c-{uuid.uuid4().hex[:12]}", job_name or control.DEFAULT_JOB, files)
+        return Session(self, name, job_name or control.DEFAULT_JOB, files, journal)
 
     async def create_job(self, name: str) -> Job:
         """Raises `JobExists`."""
@@ -241,15 +251,27 @@ class Pool:
     async def stop(self, *, drain: bool = True) -> None:
         """End the agents; the queued tasks stay for the next ones. Idempotent.
 
-        With `drain` they finish what they run first (`agent.drain_grace`); without, it is handed back.
+        With `drain` they finish what they run, for at most `agent.drain_grace` seconds, and hand back the
+        rest; without, what runs is killed, and runs again elsewhere when its lock has run out.
         """
         compute = self.client._services.compute
         await self._refresh()
+        if drain:
+            await self._drain()
         for task in await compute.tasks(self._manifest.agents_job):
             if task.state != "completed":
                 await compute.delete_task(self._manifest.agents_job, task.id)
         await compute.delete_job(self._manifest.agents_job)
         await self._begin_generation(self._manifest.agents_job)
+
+    async def _drain(self) -> None:
+        """Tell the agents to drain, and return when they have, or are out of time."""
+        settings = self.client.settings.agent
+        order = DrainOrder(self._manifest.agents_job, settings.drain_grace)
+        await self._ctl.put(control.DRAIN_BLOB, order.encode())
+        with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
+            while await self.heartbeats():  # noqa: ASYNC110 - what is awaited is elsewhere
+                await anyio.sleep(_POLL)
 
     async def repurpose(self, files: Files, *, reset: bool = False, spec: PoolSpec | None = None) -> None:
         """Make these files the default bundle of sessions opened from now on; no node is touched.

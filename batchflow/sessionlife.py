@@ -191,11 +191,11 @@ class AgentsWatch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._started_at = 0.0
+        self._alone_since: float | None = None
+        """When it was first seen that no agent lives; None while some do."""
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's trouble."""
-        self._started_at = time.monotonic()
         try:
             await self._session.pool.start()
         except BatchflowError as error:
@@ -230,13 +230,15 @@ class AgentsWatch:
         beats = await session.pool.heartbeats()
         session._policy.slots = sum(beat.slots for beat in beats)
         if beats:
+            self._alone_since = None
             if session._trouble is not None:
                 session._set_trouble(None)
                 session._tell(Event("info", f"{len(beats)} agents are alive", time.time()))
             return
-        if session._trouble is not None:
-            await self.start()
-        elif time.monotonic() - self._started_at > _AGENTS_PATIENCE:
+        now = time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+        await self.start()  # those that lived may have gone: drained, idle or dead
+        if session._trouble is None and now - self._alone_since > _AGENTS_PATIENCE:
             explanation = await session.pool.explain()
             session._set_trouble(NoAgents(f"no agent of pool {session.pool.id} is alive. {explanation}"))
-            await self.start()

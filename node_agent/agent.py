@@ -29,6 +29,7 @@ from node_agent.cancelling import CancellationReader
 from node_agent.clock import BrokerClock
 from node_agent.delivery import Copy, TaskQueue
 from node_agent.janitor import Janitor
+from node_agent.orders import Orders
 from node_agent.outbox import Outbox
 from node_agent.renewal import Renewals
 from node_agent.scheduler import Scheduler
@@ -174,6 +175,7 @@ class Agent:
         for index in range(_COMPLETERS):
             services[f"complete {index}"] = self._complete
         services["heartbeat"] = self._pulse.run
+        services["orders"] = Orders(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
         for index, janitor in enumerate(self._janitors):
             services[f"janitor {index}"] = janitor.run
         if self._parts.log is not None:

@@ -22,6 +22,15 @@ from batchflow.errors import (
 )
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+NAP = {
+    "nap.py": (
+        b"import time\n"
+        b"def do_action(engine, args):\n"
+        b"    engine.log('napping')\n"
+        b"    time.sleep(args[0])\n"
+        b"    return args[0]\n"
+    )
+}
 SHOUT = {"shout.py": b"def do_action(engine, args):\n    return [word.upper() for word in args]\n"}
 
 
@@ -130,6 +139,22 @@ async def test_stopped_agents_are_started_by_the_next_session(client: Client, na
     await pool.stop()
     async with pool.session() as session:
         assert await session.run("echo.py", "again") == ["again"]
+    await pool.delete()
+
+
+async def test_stopping_lets_tasks_finish(client: Client, name: str) -> None:
+    """Agents that are stopped finish what they run, hand back the rest, and the session gets others."""
+    pool = await client.ensure_pool(name, files=NAP, nodes=1)
+    async with pool.session() as session:
+        running = await session.submit("nap.py", args=1.0)
+        waiting = await session.submit("nap.py", args=0.1)
+        async for event in session.events():
+            if event.message == "napping":
+                break
+        await pool.stop()
+        result = await running.outcome()
+        assert (result.value, result.attempt, result.attempts) == (1.0, 1, ())
+        assert await waiting == 0.1
     await pool.delete()
 
 
