@@ -16,6 +16,7 @@ import anyio.to_thread
 from batchflow import control, poolspec
 from batchflow.concurrency import task_group
 from batchflow.errors import (
+    BatchflowError,
     BlobNotFound,
     ConfigurationError,
     PoolNotFound,
@@ -28,6 +29,7 @@ from batchflow.poolmaking import PoolMaker
 from batchflow.services import connect, preload
 from batchflow.settings import PoolSettings, Settings, load_settings
 from batchflow.sources import Files, collect, upload
+from batchflow.sweep import DAY, Swept, last_swept, sweep
 
 if TYPE_CHECKING:
     from batchflow.poolmaking import Found
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from batchflow.session import Session
 
 logger = logging.getLogger(__name__)
+
+_SWEEP_AFTER = 60.0
+"""Seconds after its opening, so that it is in nobody's way."""
 
 
 class Client(Supervised):
@@ -156,6 +161,23 @@ class Client(Supervised):
         pool.origin = Origin("attached", "of those that have nodes it has most")
         return pool
 
+    async def sweep(self, *, bundle_age: float = 30 * DAY) -> Swept:
+        """Remove what dead clients and deleted pools left, as `batchflow.sweep` has it; returns what it was.
+
+        `bundle_age`: seconds after which a bundle that no session uses goes. A client sweeps by itself a
+        minute after its opening, if nobody has for a day.
+        """
+        return await sweep(self._services, self._maker.index, bundle_age=bundle_age)
+
+    async def _sweep_quietly(self) -> None:
+        await asyncio.sleep(_SWEEP_AFTER)
+        try:
+            since = await last_swept(self._maker.index)
+            if since is None or since > DAY:
+                await self.sweep()
+        except BatchflowError as error:
+            logger.warning("sweep_failed", extra={"error": str(error)})
+
     async def delete_pool(self, pool_id: str) -> None:
         """Remove what batchflow made for it. Raises `PoolNotFound` when that is nothing."""
         control.check_pool_id(pool_id)
@@ -192,8 +214,13 @@ class Client(Supervised):
             self._connected = await connect(self._settings)
             stack.push_async_callback(self._connected.aclose)
             self._ready()
-            await self._closing.wait()
-            await self._close_sessions()
+            sweeping = asyncio.create_task(self._sweep_quietly(), name="batchflow sweep")
+            try:
+                await self._closing.wait()
+                await self._close_sessions()
+            finally:
+                sweeping.cancel()
+                await asyncio.wait([sweeping])
 
     async def _start_local(self, stack: AsyncExitStack) -> None:
         from batchflow.local.launch import LocalCloudProcess

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,7 +16,7 @@ import anyio.to_thread
 
 from batchflow.bundle import Bundle, BundleFile
 from batchflow.concurrency import task_group
-from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError
+from batchflow.errors import BlobConflict, ConfigurationError
 
 if TYPE_CHECKING:
     from batchflow.storage import Container
@@ -41,6 +42,8 @@ _LEFT_OUT: Final = (
 _UPLOADS: Final = 8
 """Files under way at once."""
 _PIECE: Final = 1 << 20
+_YOUNG: Final = 7 * 86400.0
+"""Seconds in which a bundle that is there is not written anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ async def collect(files: Files) -> list[Source]:
 async def upload(sources: list[Source], container: Container) -> Bundle:
     """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat."""
     bundle = Bundle.of(source.file for source in sources)
-    if not await _exists(container, bundle.blob):
+    if not await _at_hand(container, bundle.blob):
         present = {info.name async for info in container.list("files/")} if sources else set[str]()
         missing = {source.file.blob: source for source in sources if source.file.blob not in present}
         limiter = anyio.CapacityLimiter(_UPLOADS)
@@ -70,12 +73,10 @@ async def upload(sources: list[Source], container: Container) -> Bundle:
     return bundle
 
 
-async def _exists(container: Container, name: str) -> bool:
-    try:
-        await container.get(name)
-    except BlobNotFound:
-        return False
-    return True
+async def _at_hand(container: Container, name: str) -> bool:
+    """Whether it is there, and young: what is old may be swept as unused, and is written anew."""
+    found = [info async for info in container.list(name) if info.name == name]
+    return bool(found) and time.time() - found[0].modified_at < _YOUNG
 
 
 async def _upload_one(source: Source, container: Container, limiter: anyio.CapacityLimiter) -> None:

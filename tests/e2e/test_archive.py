@@ -70,11 +70,14 @@ async def settings(bare: Path, tmp_path: Path) -> AsyncIterator[Settings]:
     await process.communicate()
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-async def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The archive, fetched by pip into a cache of the test's own; skips where pip reaches no index."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
+async def archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive, fetched by pip into a cache of these tests' own; skips where pip reaches no index."""
     monkeypatch.setattr(agentpackage, "_cache", lambda: cache)
     try:
         return await agentpackage.build(VERSION, PLATFORM)
@@ -108,7 +111,8 @@ async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(agentpackage, "_fetch", refuse)
     assert await agentpackage.build(VERSION, PLATFORM) == archive
-    names = zipfile.ZipFile(archive).namelist()
+    with zipfile.ZipFile(archive) as content:
+        names = content.namelist()
     assert {"batchflow/wire.py", "node_agent/__main__.py"} <= set(names)
     assert not [name for name in names if name.startswith("batchflow/local/")]
 
