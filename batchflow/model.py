@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +41,12 @@ class Status(Enum):
     @property
     def final(self) -> bool:
         return self not in (Status.SENDING, Status.QUEUED)
+
+
+class Download(Protocol):
+    """Brings a file of a task's output folder to a path."""
+
+    async def __call__(self, name: str, path: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,23 @@ class Result:
     """The names of the files that the task left in its output folder."""
     repeated: bool = False
     """An earlier holder of the mailbox may have shown it in the last second of its life."""
+    download: Download | None = field(default=None, repr=False, compare=False)
+    """How `open` gets at the files; None where there are none."""
+
+    async def open(self, name: str) -> BinaryIO:
+        """A file that the task left in its output folder, open for reading; it is gone when it is closed.
+
+        Raises `ConfigurationError` for a name that is not in `files`, `StorageError`. Safe to cancel.
+        """
+        from batchflow.errors import ConfigurationError
+
+        if name not in self.files or self.download is None:
+            left = ", ".join(self.files) or "none"
+            raise ConfigurationError(f"task {self.task_id} left no file {name!r}; it left: {left}")
+        with TemporaryDirectory(prefix="batchflow-") as folder:
+            path = Path(folder) / "file"
+            await self.download(name, path)
+            return path.open("rb")
 
     @property
     def ok(self) -> bool:

@@ -9,7 +9,9 @@ import time
 import uuid
 import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -278,7 +280,7 @@ class Session(Supervised):
     def take(self, limit: int | None = None) -> list[Result]:
         """The unclaimed results that have come since last asked, without waiting."""
         entries = iter(self._tracker.next_unclaimed, None)
-        return [entry.result() for entry in itertools.islice(entries, limit)]
+        return [self._result(entry) for entry in itertools.islice(entries, limit)]
 
     def events(self) -> EventStream:
         """Output lines, logs and progress of tasks, warnings of the session: those from now on."""
@@ -396,6 +398,18 @@ class Session(Supervised):
         """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
         unknown = self._ledger is not None and not self._ledger.loaded
         return len(self._tracker) + unknown
+
+    def _result(self, entry: Entry) -> Result:
+        """The public form of an outcome, with the way to the files that the task left."""
+        result = entry.result()
+        if not result.files:
+            return result
+        prefix = control.outputs_prefix(entry.job, entry.client, entry.uid)
+
+        async def download(name: str, path: Path) -> None:
+            await self.pool._out.download(prefix + name, path)
+
+        return replace(result, download=download)
 
     def _changed(self) -> None:
         self._change.beat()

@@ -80,7 +80,7 @@ class SessionResults(ResultStream):
         while not self._closed:
             entry = self._session._tracker.next_unclaimed()
             if entry is not None:
-                return entry.result()
+                return self._session._result(entry)
             if self._session.closed:
                 if self._follow or not self._session._outstanding:
                     break
@@ -209,7 +209,7 @@ class MapResults(ResultStream):
         while not self._closed:
             entry = self._run.take(self._ordered)
             if entry is not None:
-                return entry.result()
+                return self._session._result(entry)
             if self._run.exhausted:
                 self._closed = True
                 self._run.raise_error()

@@ -53,7 +53,7 @@ class Task:
         Safe to cancel.
         """
         await self._session._until_done(self._entry)
-        return self._entry.result()
+        return self._session._result(self._entry)
 
     def __await__(self) -> Generator[object, None, Any]:
         return self._value().__await__()

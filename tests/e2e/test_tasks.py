@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from batchflow import Pool, Session, Status, TaskError
+from batchflow import ConfigurationError, Pool, Session, Status, TaskError
 from batchflow.errors import (
     ResultNotSerializable,
     TaskCancelled,
@@ -98,6 +98,16 @@ async def test_a_running_task_is_cancelled(session: Session) -> None:
     await running.cancel()
     with pytest.raises(TaskCancelled):
         await running
+
+
+async def test_files_that_a_task_leaves(session: Session) -> None:
+    """They are named in the result, and can be read there."""
+    result = await (await session.submit("leaves_files.py", "a", "b")).outcome()
+    assert sorted(result.files) == ["a.txt", "deep/b.txt"]
+    with await result.open("deep/b.txt") as file:
+        assert file.read() == b"this is b"
+    with pytest.raises(ConfigurationError, match=r"it left: .*a\.txt"):
+        await result.open("c.txt")
 
 
 async def test_large_values_travel_by_reference(session: Session) -> None:
