@@ -10,7 +10,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,16 @@ def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(directory))
     monkeypatch.setattr(tempfile, "tempdir", str(directory))
     return directory
+
+
+def children(directory: Path) -> list[int]:
+    """Our children that keep their files in that directory; other tests may have children too."""
+    found = []
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            if str(directory) in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+    return found
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -222,11 +232,11 @@ class TestChild:
         """The context manager yields settings that connect, and leaves nothing."""
         async with LocalCloudProcess(nodes=3, slots=2) as settings:
             assert (settings.pool.nodes, settings.pool.slots) == (3, 2)
-            [child] = descendants(os.getpid())
+            [child] = children(temporary_files)
             assert os.getsid(child) == child, "Ctrl-C in the terminal must not reach it"
             await use(settings)
         assert list(temporary_files.iterdir()) == []
-        assert descendants(os.getpid()) == []
+        assert children(temporary_files) == []
 
     async def test_it_is_opened_in_one_task_and_closed_in_another(self, temporary_files: Path) -> None:
         """Opening and closing need not happen in the same task, and closing twice is fine."""
@@ -263,23 +273,23 @@ class TestChild:
         with pytest.raises(ServiceError, match="not ready"):
             await LocalCloudProcess().start()
         assert list(temporary_files.iterdir()) == []
-        assert descendants(os.getpid()) == []
+        assert children(temporary_files) == []
 
     async def test_a_cancelled_start_leaves_nothing(self, temporary_files: Path) -> None:
         """Whoever gives up waiting leaves no process and no directory."""
         starting = asyncio.create_task(LocalCloudProcess().start())
-        await until(lambda: bool(descendants(os.getpid())))
+        await until(lambda: bool(children(temporary_files)))
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
         assert list(temporary_files.iterdir()) == []
-        assert descendants(os.getpid()) == []
+        assert children(temporary_files) == []
 
     async def test_a_killed_child_leaves_nothing(self, temporary_files: Path) -> None:
         """When the child itself was killed, closing still removes its directory."""
         cloud = LocalCloudProcess()
         await cloud.start()
-        [child] = descendants(os.getpid())
+        [child] = children(temporary_files)
         os.kill(child, signal.SIGKILL)
         await cloud.aclose()
         assert list(temporary_files.iterdir()) == []

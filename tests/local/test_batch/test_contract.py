@@ -30,12 +30,15 @@ async def send(
     *,
     key: str = KEY,
     account: str = ACCOUNT,
-    at: float | None = None,
+    ahead: float = 0.0,
     headers: dict[str, str] | None = None,
 ) -> tuple[int, Any, Any]:
-    """A signed request as any HTTP client may send it; status, headers and parsed body of the answer."""
+    """A signed request as any HTTP client may send it; status, headers and parsed body of the answer.
+
+    `ahead` is by how many seconds the client's clock is wrong.
+    """
     content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    date = formatdate(time.time() if at is None else at, usegmt=True)
+    date = formatdate(time.time() + ahead, usegmt=True)
     sent = {"ocp-date": date, "content-length": str(len(content)), **(headers or {})}
     if content:
         sent["content-type"] = "application/json; odata=minimalmetadata"
@@ -65,8 +68,8 @@ async def test_contract_is_at_hand(batch: Any, contract: Any) -> None:
     [
         {"key": base64.b64encode(b"other").decode()},
         {"account": "other"},
-        {"at": time.time() - 16 * 60},
-        {"at": time.time() + 16 * 60},
+        {"ahead": -16 * 60.0},
+        {"ahead": 16 * 60.0},
     ],
 )
 async def test_unauthentic_requests_are_refused(batch: Any, contract: Any, options: dict[str, Any]) -> None:

@@ -1,10 +1,14 @@
-"""Processes: who dies with whom. Real ones, real signals."""
+"""Processes: who dies with whom. Real ones, real signals.
+
+What a test starts is told from all else on the machine by how long it sleeps: an age, and each test its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import os
+import secrets
 import signal
 import sys
 import time
@@ -19,7 +23,7 @@ from batchflow.local import processes
 from batchflow.local.batch_entities import CommandSpec, Outcome
 from batchflow.local.nodes import Command
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 SERVER = """
 import asyncio, pathlib, sys
 from batchflow.local.batch import BatchServer
@@ -32,6 +36,12 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture
+def age() -> str:
+    """Seconds that nothing else on the machine sleeps."""
+    return str(10**9 + secrets.randbelow(10**9))
 
 
 def living(marker: str) -> list[int]:
@@ -79,7 +89,8 @@ def test_descendants_are_found_by_tree_not_by_group() -> None:
     os.close(reader)
     os.close(writer)
     assert processes.descendants(child) == [grandchild]
-    assert processes.descendants(os.getpid())[:2] == [child, grandchild]
+    ours = [pid for pid in processes.descendants(os.getpid()) if pid in (child, grandchild)]
+    assert ours == [child, grandchild]
     assert processes.kill_tree(child) == []
     os.waitpid(child, 0)
     assert not processes.is_alive(child)
@@ -124,14 +135,16 @@ async def test_command_tells_its_exit_code(tmp_path: Path, http: aiohttp.ClientS
     assert (tmp_path / "task" / "stdout.txt").read_text()
 
 
-async def test_killed_keeper_takes_its_command_along(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_killed_keeper_takes_its_command_along(
+    tmp_path: Path, http: aiohttp.ClientSession, age: str
+) -> None:
     """When the keeper itself is killed, the kernel kills the command."""
-    run = asyncio.create_task(command("sleep 9321", tmp_path).run(http, lambda: None))
-    await until(lambda: any(_is_command(pid, "sleep") for pid in living("9321")))
-    keepers = [pid for pid in living("9321") if not _is_command(pid, "sleep")]
+    run = asyncio.create_task(command(f"sleep {age}", tmp_path).run(http, lambda: None))
+    await until(lambda: any(_is_command(pid, "sleep") for pid in living(age)))
+    keepers = [pid for pid in living(age) if not _is_command(pid, "sleep")]
     os.kill(keepers[0], signal.SIGKILL)
     assert await run == Outcome(137)
-    await until(lambda: not living("9321"))
+    await until(lambda: not living(age))
 
 
 def _is_command(pid: int, name: str) -> bool:
@@ -150,19 +163,19 @@ async def test_command_stopped_before_it_runs(tmp_path: Path, http: aiohttp.Clie
     assert not (tmp_path / "task" / "wd" / "started").exists()
 
 
-async def test_fork_storm_is_ended(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_fork_storm_is_ended(tmp_path: Path, http: aiohttp.ClientSession, age: str) -> None:
     """A tree that keeps forking into new sessions is ended all the same."""
-    script = "while :; do setsid sleep 9421 & sleep 0.01; done"
+    script = f"while :; do setsid sleep {age} & sleep 0.01; done"
     run = command(f"/bin/sh -c '{script}'", tmp_path, grace=0.0)
     ended = asyncio.create_task(run.run(http, lambda: None))
-    await until(lambda: len(living("9421")) > 5)
+    await until(lambda: len(living(age)) > 5)
     run.kill()
     await ended
-    assert not [pid for pid in living("9421") if _is_command(pid, "sleep")]
+    assert not [pid for pid in living(age) if _is_command(pid, "sleep")]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-async def test_nothing_survives_a_killed_server(tmp_path: Path, signum: int) -> None:
+async def test_nothing_survives_a_killed_server(tmp_path: Path, signum: int, age: str) -> None:
     """When the server is killed, even with SIGKILL, no process of any task is left."""
     key = base64.b64encode(b"batch" * 8).decode()
     server = await asyncio.create_subprocess_exec(
@@ -170,14 +183,14 @@ async def test_nothing_survives_a_killed_server(tmp_path: Path, signum: int) -> 
     )
     assert server.stdout is not None
     url = (await server.stdout.readline()).decode().strip()
-    await _start_a_tree(url, key)
-    await until(lambda: len([pid for pid in living("96543") if _is_command(pid, "sleep")]) == 3)
+    await _start_a_tree(url, key, age)
+    await until(lambda: len([pid for pid in living(age) if _is_command(pid, "sleep")]) == 3)
     server.send_signal(signum)
     await server.wait()
-    await until(lambda: not living("96543"))
+    await until(lambda: not living(age))
 
 
-async def _start_a_tree(url: str, key: str) -> None:
+async def _start_a_tree(url: str, key: str, age: str) -> None:
     from azure.batch import models
     from azure.batch.aio import BatchClient
     from azure.core.credentials import AzureNamedKeyCredential
@@ -186,7 +199,8 @@ async def _start_a_tree(url: str, key: str) -> None:
     machine = models.VirtualMachineConfiguration(
         image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
     )
-    script = "trap : TERM; setsid sleep 96543 & (setsid sh -c 'sleep 96543 & wait' &) ; sleep 96543; wait"
+    nap = f"sleep {age}"
+    script = f"trap : TERM; setsid {nap} & (setsid sh -c '{nap} & wait' &) ; {nap}; wait"
     async with BatchClient(url, AzureNamedKeyCredential("local", key)) as client:
         await client.create_pool(
             models.BatchPoolCreateOptions(
