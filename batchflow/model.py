@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
 if TYPE_CHECKING:
@@ -44,9 +42,9 @@ class Status(Enum):
 
 
 class Download(Protocol):
-    """Brings a file of a task's output folder to a path."""
+    """Fetches a file of a task's output folder."""
 
-    async def __call__(self, name: str, path: Path) -> None: ...
+    async def __call__(self, name: str) -> BinaryIO: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,7 @@ class Result:
         if name not in self.files or self.download is None:
             left = ", ".join(self.files) or "none"
             raise ConfigurationError(f"task {self.task_id} left no file {name!r}; it left: {left}")
-        with TemporaryDirectory(prefix="batchflow-") as folder:
-            path = Path(folder) / "file"
-            await self.download(name, path)
-            return path.open("rb")
+        return await self.download(name)
 
     @property
     def ok(self) -> bool:

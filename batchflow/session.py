@@ -11,8 +11,7 @@ import weakref
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import anyio
 
@@ -35,7 +34,7 @@ from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
 from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
-from batchflow.sources import Files, collect, upload
+from batchflow.sources import Files, collect, fetch, upload
 from batchflow.streams import (
     DEFAULT_WINDOW,
     EventStream,
@@ -406,8 +405,8 @@ class Session(Supervised):
             return result
         prefix = control.outputs_prefix(entry.job, entry.client, entry.uid)
 
-        async def download(name: str, path: Path) -> None:
-            await self.pool._out.download(prefix + name, path)
+        async def download(name: str) -> BinaryIO:
+            return await fetch(self.pool._out, prefix + name)
 
         return replace(result, download=download)
 

@@ -1,4 +1,4 @@
-"""From what a user names as files to a bundle in the pool's control container."""
+"""From what a user names as files to a bundle in the pool's control container, and files back to the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import anyio
 import anyio.to_thread
@@ -71,6 +72,14 @@ async def upload(sources: list[Source], container: Container) -> Bundle:
                 group.start_soon(_upload_one, source, container, limiter)
         await container.put(bundle.blob, bundle.document)
     return bundle
+
+
+async def fetch(container: Container, blob: str) -> BinaryIO:
+    """Bring a blob of any size here, open for reading; it is gone when it is closed. Safe to cancel."""
+    with TemporaryDirectory(prefix="batchflow-") as folder:
+        path = Path(folder) / "file"
+        await container.download(blob, path)
+        return path.open("rb")
 
 
 async def _at_hand(container: Container, name: str) -> bool:
