@@ -31,6 +31,7 @@ from batchflow.job import Job
 from batchflow.model import Explanation, Node, Origin
 from batchflow.resetting import change_start_task, reboot_all
 from batchflow.session import Session
+from batchflow.shrinking import shrink
 from batchflow.sources import Files, collect, upload
 
 if TYPE_CHECKING:
@@ -291,10 +292,17 @@ class Pool:
                 await self.start()
 
     async def resize(self, nodes: int, *, spot: int = 0) -> None:
-        """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish."""
+        """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish.
+
+        A pool that shrinks loses its idlest nodes, after their agents have finished or handed back what they
+        ran (`agent.drain_grace`).
+        """
         if nodes < 0 or spot < 0:
             raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
-        await self.client._services.compute.resize_pool(self.id, nodes, spot)
+        compute = self.client._services.compute
+        async with self._starting:
+            if not await shrink(self, await compute.pool(self.id), nodes, spot):
+                await compute.resize_pool(self.id, nodes, spot)
         if self._sessions:
             await self.start()
 

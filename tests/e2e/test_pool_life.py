@@ -17,6 +17,9 @@ from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
 from batchflow.local.faults import Faults
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+SLEEPY = {"sleepy.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7"}
+    "sleepy.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7\n"
+}
 ROUNDS = 6
 PATIENCE = 30.0
 
@@ -208,5 +211,33 @@ async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) 
         await pool.wait_ready(timeout=PATIENCE)
         (lost, _) = sorted(node.id for node in await pool.nodes())
         await Faults(client.settings).lose(name, lost)
+        await until(lambda: agents_states(pool), ["active", "running"])
         assert [await session.run("echo.py", str(each)) for each in range(5)] == [[str(n)] for n in range(5)]
     await pool.delete()
+
+
+async def agents_states(pool: Pool) -> list[str]:
+    """The lost node's agent waits for another node: its processes are gone."""
+    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    return sorted(task.state for task in tasks)
+
+
+async def test_a_shrinking_pool_breaks_nothing(client: Client, name: str) -> None:
+    """The agents of leaving nodes are told: the idle one goes, or what runs ends or runs again elsewhere."""
+    agent = replace(client.settings.agent, heartbeat_interval=0.3, drain_grace=1.0)
+    async with Client(replace(client.settings, agent=agent)) as quick:
+        pool = await quick.ensure_pool(name, files=SLEEPY, nodes=2)
+        async with pool.session() as session:
+            await pool.wait_ready(timeout=PATIENCE)
+            tasks = await session.submit_many("sleepy.py", [2.5, 2.5])
+            await until(lambda: busy(pool), 2)
+            await pool.resize(1)
+            results = [await task.outcome() for task in tasks]
+            assert [result.value for result in results] == [7, 7]
+            assert len({result.node for result in results}) == 1
+            await until(lambda: node_count(pool), 1)
+        await pool.delete()
+
+
+async def busy(pool: Pool) -> int:
+    return sum(node.running for node in await pool.nodes())
