@@ -44,7 +44,7 @@ from batchflow.streams import (
     ResultStream,
     SessionResults,
 )
-from batchflow.submission import INLINE, Submission, as_arguments, command_line
+from batchflow.submission import INLINE, Submission, as_arguments, command_line, is_duration
 from batchflow.task import Task
 from batchflow.tracker import Entry, Tracker
 from batchflow.wire import Reference, ResultItem
@@ -73,6 +73,7 @@ class Session(Supervised):
         job: str,
         files: Files | None,
         journal: str | PathLike[str] | None = None,
+        timeout: float | None = None,
     ) -> None:
         found_again = name is not None
         if journal is not None and not found_again:
@@ -87,6 +88,9 @@ class Session(Supervised):
         settings = pool.client.settings.session
         self.close_timeout = settings.close_timeout
         self._settings = settings
+        self._timeout = (settings.timeout or None) if timeout is None else timeout
+        if self._timeout is not None and not is_duration(self._timeout):
+            raise ConfigurationError(f"session: timeout is {timeout!r}; seconds above 0 are needed")
         self._files = files
         self._bundle = ""
         self._tracker = Tracker()
@@ -234,6 +238,7 @@ class Session(Supervised):
             bundle=self._bundle,
             now=time.time(),
             reference=reference,
+            timeout=self._timeout,
         )
         return Entry(
             sequence=sequence,

@@ -96,6 +96,8 @@ class SessionSettings:
     """Tasks that `submit` takes before it waits for the broker."""
     unclaimed: int = 100_000
     """Results that nobody reads that are held in memory; further ones go to a temporary file."""
+    timeout: float = 0.0
+    """Seconds that a task may run where neither `submit` nor the session says; 0: without end."""
     close_timeout: float = 10.0
     """Seconds that closing may take before what is left is dropped and named."""
     presence_interval: float = 5.0

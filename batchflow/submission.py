@@ -40,7 +40,7 @@ class Submission:
             raise ConfigurationError(
                 f"the command is {command!r}; the name of a file of the bundle is needed"
             )
-        if self.timeout is not None and not _is_duration(self.timeout):
+        if self.timeout is not None and not is_duration(self.timeout):
             raise ConfigurationError(f"{command}: timeout is {self.timeout!r}; seconds above 0 are needed")
         if self.memory_limit is not None and not (type(self.memory_limit) is int and self.memory_limit > 0):
             raise ConfigurationError(
@@ -59,7 +59,9 @@ class Submission:
         bundle: str,
         now: float,
         reference: Reference | None,
+        timeout: float | None = None,
     ) -> TaskItem:
+        """`timeout`: of a task that was submitted without one."""
         return TaskItem(
             client=client,
             job=job,
@@ -69,7 +71,7 @@ class Submission:
             uid=uid,
             bundle=bundle,
             submitted_at=now,
-            timeout=self.timeout,
+            timeout=timeout if self.timeout is None else self.timeout,
             memory_limit=self.memory_limit,
             retry=None if self.retry is None else self.retry.fields(),
             stream_output=self.stream_output,
@@ -93,7 +95,7 @@ class Submission:
         return data
 
 
-def _is_duration(value: Any) -> bool:
+def is_duration(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 

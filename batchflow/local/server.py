@@ -35,6 +35,9 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that the services may take to close; then the rest is left to the end of the process, with which
 every node's processes die."""
 
+LINK_IDLE_TIMEOUT = 600.0
+"""Seconds after which Service Bus closes a link without traffic: ten minutes, as on Azure."""
+
 _KEY_BYTES = 32
 _CA_FILE = "ca.pem"
 
@@ -54,8 +57,9 @@ class LocalCloud:
     """The three services of one local cloud, from `start` to `aclose`; both once, from any task of one loop.
 
     `nodes` and `slots` are what a new pool gets where its spec is silent. Each answer of each service leaves
-    `latency` seconds late. All that is on disk lies in `directory`, which must be private and is removed in
-    the end; by default a new one among the temporary files.
+    `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds. All that is on
+    disk lies in `directory`, which must be private and is removed in the end; by default a new one among the
+    temporary files.
     """
 
     def __init__(
@@ -64,11 +68,13 @@ class LocalCloud:
         nodes: int = 2,
         slots: int = 1,
         latency: float = 0.0,
+        link_idle_timeout: float = LINK_IDLE_TIMEOUT,
         ports: Ports | None = None,
         directory: Path | None = None,
     ) -> None:
         self._pool = PoolSettings(nodes=nodes, slots=slots)
         self._latency = latency
+        self._link_idle_timeout = link_idle_timeout
         self._ports = ports or Ports()
         self._directory = directory
         self._closers: list[Callable[[], Awaitable[None]]] = []
@@ -110,7 +116,10 @@ class LocalCloud:
         batch_root = directory / "nodes"
         batch_root.mkdir(mode=0o700)
         servicebus = ServiceBusServer(
-            key=_new_key(), ssl_context=make_server_context(ca_file), latency=self._latency
+            key=_new_key(),
+            ssl_context=make_server_context(ca_file),
+            latency=self._latency,
+            link_idle_timeout=self._link_idle_timeout,
         )
         batch = BatchServer(account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency)
         blob = BlobServer(account=ACCOUNT, key=storage_key, root=directory / "blobs", latency=self._latency)

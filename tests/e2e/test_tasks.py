@@ -80,6 +80,15 @@ async def test_a_timeout_kills_the_task(session: Session) -> None:
         await session.run("sleeps.py", "60", timeout=0.3)
 
 
+async def test_a_session_has_a_timeout_for_its_tasks(pool: Pool) -> None:
+    """What a session says holds for tasks that say nothing."""
+    async with pool.session(timeout=0.3) as session:
+        patient = await session.submit("sleeps.py", "0.6", timeout=30)
+        with pytest.raises(TaskTimeout, match=r"0\.3"):
+            await session.run("sleeps.py", "60")
+        assert await patient == "slept"
+
+
 async def test_output_is_captured(session: Session) -> None:
     """What a task prints comes with its result."""
     result = await (await session.submit("prints.py")).outcome()
