@@ -87,6 +87,7 @@ class Pool:
         job: str | Job | None = None,
         files: Files | None = None,
         journal: str | PathLike[str] | None = None,
+        timeout: float | None = None,
     ) -> Session:
         """A client's mailbox; open it with `async with` or `await`.
 
@@ -94,9 +95,10 @@ class Pool:
         with, instead of the pool's default bundle. The job is made if there is none of that name.
         `journal`: a file on this host that remembers what was shown, so that a session which is opened again
         by its name after a crash shows nothing twice here; costs a write to disk for each result.
+        `timeout`: seconds that its tasks may run, where `submit` does not say.
         """
         job_name = job.name if isinstance(job, Job) else job
-        return Session(self, name, job_name or control.DEFAULT_JOB, files, journal)
+        return Session(self, name, job_name or control.DEFAULT_JOB, files, journal, timeout)
 
     async def create_job(self, name: str) -> Job:
         """Raises `JobExists`."""
