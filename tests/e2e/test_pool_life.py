@@ -17,9 +17,7 @@ from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
 from batchflow.local.faults import Faults
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
-SLEEPY = {"sleepy.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7"}
-    "sleepy.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7\n"
-}
+SLEEPY = {"sleepy.py": b"import time\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7\n"}
 ROUNDS = 6
 PATIENCE = 30.0
 
