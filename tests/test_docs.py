@@ -63,7 +63,7 @@ def pages_with(kind: str) -> list[Any]:
 
 def run_program(text: str, folder: Path) -> str:
     finished = subprocess.run(
-        [sys.executable, "-"], cwd=folder, input=text, capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-"], cwd=folder, input=text, capture_output=True, text=True, timeout=99, check=False
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout

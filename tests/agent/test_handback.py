@@ -42,7 +42,7 @@ async def crash_at(world: World, when: str, operation: str) -> None:
     crash = Crash()
     getattr(world.faults, when)[operation] = crash
     async with world.doomed():
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(20.0):
             await crash.came.wait()
     getattr(world.faults, when).clear()
     world.lapse()
@@ -131,7 +131,7 @@ async def test_a_crash_while_draining(when: str, operation: str) -> None:
     async with world.doomed() as agent:
         await world.until(lambda: bool(world.slots[0].begun))
         agent.drain(0.0)
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(20.0):
             await crash.came.wait()
     getattr(world.faults, when).clear()
     world.lapse()

@@ -26,6 +26,6 @@ def test_imports_only_its_own(module) -> None:
     """The modules of other services are not loaded."""
     code = f"import sys, {module}; print('\\n'.join(sys.modules))"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=110
     )
     assert not set(OTHERS[module]) & set(loaded.stdout.splitlines())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from batchflow.broker import Delivery, Receiver
 
 SETTING = "servicebus.connection_string"
-ENOUGH = 10.0
+ENOUGH = 20.0
 
 
 def message(name: str, **options: object) -> OutgoingMessage:
@@ -60,7 +60,7 @@ async def test_wrong_key(bus, caplog) -> None:
             assert caught.value.setting == SETTING
             assert not caught.value.retryable
             assert key not in str(caught.value)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert key not in caplog.text
 
 

@@ -33,12 +33,15 @@ class Effort:
     tasks: int
     """No-ops in a run."""
     runs: int
+    cancellations: int
     pi_tasks: int
     pi_rounds: int
 
 
-FULL = Effort(processes=7, round_trips=1000, tasks=5000, runs=3, pi_tasks=1000, pi_rounds=3)
-QUICK = Effort(processes=2, round_trips=50, tasks=200, runs=1, pi_tasks=20, pi_rounds=1)
+FULL = Effort(
+    processes=7, round_trips=1000, tasks=5000, runs=3, cancellations=100, pi_tasks=1000, pi_rounds=3
+)
+QUICK = Effort(processes=2, round_trips=50, tasks=200, runs=1, cancellations=3, pi_tasks=20, pi_rounds=1)
 
 
 def imports(effort: Effort) -> Iterator[Figure]:
@@ -108,6 +111,28 @@ async def lone_submit(session: Session, effort: Effort) -> AsyncIterator[Figure]
         await task
     yield Figure("lone submit: until it returns", returned, "µs")
     yield Figure("lone submit: until the broker has accepted it", accepted, "ms")
+
+
+async def cancellation(session: Session, effort: Effort) -> AsyncIterator[Figure]:
+    """From `cancel()` having returned to the outcome, and to the end of the task's whole process tree."""
+    told, dead = [], []
+    events = session.events()
+    for _ in range(effort.cancellations):
+        task = await session.submit("tree.py")
+        async for event in events:
+            if event.kind == "log":
+                break
+        pids = [int(word) for word in event.message.split()]
+        await task.cancel()
+        started = time.perf_counter()
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            await asyncio.sleep(0.005)
+        dead.append(time.perf_counter() - started)
+        await task.outcome()
+        told.append(time.perf_counter() - started)
+    await events.aclose()
+    yield Figure("cancelled: until the task's process tree is dead", dead, "s")
+    yield Figure("cancelled: until its outcome is there", told, "s")
 
 
 async def throughput(session: Session, effort: Effort) -> AsyncIterator[Figure]:
@@ -193,6 +218,7 @@ ALONE = {"imports": imports, "start": start}
 WARM = {
     "round_trip": round_trip,
     "lone_submit": lone_submit,
+    "cancellation": cancellation,
     "throughput": throughput,
     "memory": memory,
     "pi": pi,

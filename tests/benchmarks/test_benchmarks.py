@@ -17,7 +17,7 @@ def test_a_quick_run_prints_its_figures() -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=110,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

@@ -33,7 +33,7 @@ from batchflow.wire import EventItem, Reference, ResultItem, TaskItem
 
 T = TypeVar("T")
 
-BOUND = 5.0
+BOUND = 20.0
 """Seconds that anything awaited in a test may take before the test fails."""
 
 

@@ -54,7 +54,7 @@ class Thing(Supervised):
 
 
 async def until(thing: Thing, word: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await thing.happened[word].wait()
 
 

@@ -18,7 +18,7 @@ from tests.client.support import Agent, Doubles, eventually, failure_of, until_e
 
 
 async def values(stream: Any) -> list[Any]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return [result.value async for result in stream]
 
 
@@ -32,7 +32,7 @@ async def cancelled_numbers(session: Session) -> list[int]:
 async def test_results_of_all_inputs(session: Session, serving: Agent) -> None:
     """Each once, with its place among the inputs; lists are the arguments, anything else the one argument."""
     inputs = [1, "a b", [1, 2], {"k": 1}, None]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         results = [result async for result in session.map("x.py", inputs)]
     by_index = {result.index: result.value for result in results}
     assert by_index == {0: [1], 1: ["a b"], 2: [1, 2], 3: [{"k": 1}], 4: [None]}

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from unittest.mock import patch
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from batchflow.client import Client
 from batchflow.errors import BrokerError, StorageError
@@ -134,7 +134,7 @@ class Weather:
         for item in self.items:
             if not self.answered[item.uid]:
                 await self.agent.post([result_of(item, item.uid)])
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             async for result in self.session.results():
                 self.shown[result.index] += 1
         await within(asyncio.gather(*self.awaiting))
@@ -162,7 +162,7 @@ async def _outcome(task: Task) -> object:
 
 
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=25), st.integers(0, 3))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 async def test_the_books_balance_in_any_weather(steps: list[tuple[str, int]], unclaimed: int) -> None:
     """Each task has one outcome, shown at most once; no message and no blob is left."""
     doubles = Doubles()

@@ -22,7 +22,7 @@ from tests.client.support import Agent, Doubles, eventually, failure_of, until_e
 async def read(stream: Any, most: int = 10**6) -> list[Any]:
     """The values of what a stream still gives."""
     values: list[Any] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async for result in stream:
             values.append(result.value)
             if len(values) == most:
@@ -129,7 +129,7 @@ async def test_a_cancelled_wait_loses_nothing(session: Session, agent: Agent) ->
 
 
 async def cancelled(task: asyncio.Future[Any]) -> bool:
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=20)
     return task.cancelled()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ENOUGH = 10.0
+ENOUGH = 20.0
 """Seconds in which something that shall come has come."""
 SHORT = 0.3
 """Seconds after which something that shall not come has not come."""

@@ -17,7 +17,7 @@ from batchflow.agents import AGENT_RULE
 from batchflow.errors import BrokerError, PoolError, PoolNotFound, ServiceError, SessionClosed, StorageError
 from batchflow.settings import load_settings
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds within which a wrong setting must be told."""
 
 

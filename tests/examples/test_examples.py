@@ -36,7 +36,7 @@ def run(program: str, *arguments: str, cwd: Path) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=110,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -64,7 +64,7 @@ class Wire:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait, at most ten seconds, for something of which nobody tells."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 (a directory's contents raise no event)
             await asyncio.sleep(0.005)
 

@@ -309,5 +309,5 @@ class Store(RuleBasedStateMachine):
             assert blob.content.size == len(data)
 
 
-Store.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Store.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestStore = Store.TestCase

@@ -31,7 +31,7 @@ from batchflow.local.batch import BatchServer
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
 SPECS = Path(__file__).parents[4] / "shared" / "specs"
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 REQUEST_MODELS = {
     "POST pools": "BatchPoolCreateOptions",

@@ -296,7 +296,7 @@ class BatchMachine(RuleBasedStateMachine):
 
 
 TestBatchMachine = BatchMachine.TestCase
-TestBatchMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBatchMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest.fixture

@@ -481,6 +481,6 @@ async def test_closing_the_server_leaves_no_process(batch: Any) -> None:
     await batch.job()
     await batch.task("task", "/bin/sh -c 'trap : TERM; setsid sleep 8322 & while :; do sleep 8323; done'")
     await batch.until(lambda: _living("sleep\x00832"), 3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await batch.server.aclose()
     assert await _living("sleep\x00832") == 0
