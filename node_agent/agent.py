@@ -263,6 +263,8 @@ class Agent:
     # Messages
 
     def _arrived(self, queue: TaskQueue, delivery: Delivery, tasks: list[wire.TaskItem]) -> None:
+        if self._scheduler.state == "exiting":
+            self._pull(False)  # the last look is over, on every queue
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
@@ -296,6 +298,8 @@ class Agent:
     async def _look_once_more(self) -> None:
         """Say that we are going before looking: who does not see it yet still finds us looking."""
         await self._pulse.write()
+        if self._scheduler.state != "exiting":
+            return  # a message came meanwhile
         self._looking = len(self._queues)
         for queue in self._queues:
             queue.look_once_more()

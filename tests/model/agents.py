@@ -196,7 +196,8 @@ class Agent(Process):
         """Say that we are going before looking: who does not see it yet still finds us looking."""
         with suppress(BrokerError):
             yield Call(lambda: None)
-        self._wanted, self._look_until = True, self.now + LAST_LOOK
+        if self.scheduler.state == "exiting":
+            self._wanted, self._look_until = True, self.now + LAST_LOOK
 
     def _receive_due(self) -> float:
         if not self._wanted:
@@ -206,6 +207,8 @@ class Agent(Process):
         return NEVER if self._look_until is None else self._look_until
 
     def _arrived(self, message: core.Message) -> None:
+        if self.scheduler.state == "exiting":
+            self._wanted, self._look_until = False, None
         number = next(self._deliveries)
         self._held[number] = message.lock_token
         self._leases.add(number, self.world.lock, self.now)

@@ -30,6 +30,8 @@ NOW: Final = -math.inf
 NEVER: Final = math.inf
 TIMEOUT: Final = 20.0
 """Seconds until a caller gives up."""
+_MOST_MOVES: Final = 100_000
+"""Without an outcome or a fault: the world goes round in circles."""
 
 
 class Trouble(Enum):
@@ -175,6 +177,8 @@ class World:
     moved_at: float = 1000.0
     """When there was the last outcome or fault."""
     moves: int = 0
+    _moved_before: int = 0
+    """Moves up to the last outcome or fault."""
     cancellations: dict[tuple[str, str], Any] = field(default_factory=dict)
     tasks: core.Queue = field(init=False)
     results: core.Queue = field(init=False)
@@ -206,6 +210,8 @@ class World:
     def run(self, over: Callable[[], bool]) -> bool:
         """Until it is over; False when it came to a halt before."""
         while not over():
+            if self.moves - self._moved_before > _MOST_MOVES:
+                return False
             if not self._step() and not self._advance():
                 return False
         return True
@@ -213,7 +219,7 @@ class World:
     def note(self, record: history.Record) -> None:
         """Record it; outcomes and faults are progress."""
         if isinstance(record, history.Shown | history.Fault):
-            self.moved_at = self.now
+            self.moved_at, self._moved_before = self.now, self.moves
         self.record(record)
 
     def kill(self, process: Process) -> None:
