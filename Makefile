@@ -11,6 +11,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 # More arguments for the program that a target runs: `make test ARGS="-k wire"`, `make bench ARGS=--quick`.
 ARGS ?=
 
+# Tests wait more than they compute: more processes than processors pay.
+WORKERS ?= 4
+
 .PHONY: help demo test lint format bench jar clean
 
 help:
@@ -26,7 +29,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
