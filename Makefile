@@ -14,7 +14,7 @@ ARGS ?=
 # Tests wait more than they compute: more processes than processors pay.
 WORKERS ?= 4
 
-.PHONY: help demo test lint format bench jar clean
+.PHONY: help demo test lint format bench chaos jar clean
 
 help:
 	@echo 'make demo    run 1,000 Java tasks on two local nodes'
@@ -22,6 +22,7 @@ help:
 	@echo 'make lint    check style, types and layers'
 	@echo 'make format  format the code'
 	@echo 'make bench   measure (ARGS=--quick: a short run)'
+	@echo 'make chaos   kill processes and cut connections under 5,000 tasks (ARGS="--seed 1")'
 	@echo 'make jar     build examples/02_pi/tasks/pi.jar again (needs a JDK, 17 or newer)'
 	@echo 'make clean   remove what these made'
 
@@ -44,6 +45,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 # Stored, dated and with a manifest of its own: the same source gives the same bytes.
 jar:
