@@ -54,5 +54,5 @@ async def connect(settings: Settings) -> Services:
         broker=ServiceBusBroker(namespace, ca_file=bus.ca_file, websockets=bus.websockets),
         admin=ServiceBusAdmin(namespace, ca_file=bus.ca_file),
         storage=BlobStorage(storage.connection_string or ""),
-        compute=BatchCompute(batch.account or "", batch.key or "", batch.url or ""),
+        compute=BatchCompute(batch.account or "", None if batch.entra else batch.key or "", batch.url or ""),
     )

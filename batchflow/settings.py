@@ -36,6 +36,8 @@ class BatchSettings:
     key: str | None = field(default=None, repr=False)
     url: str | None = None
     """`https://<account>.<region>.batch.azure.com`."""
+    entra: bool = False
+    """Entra ID instead of the key: whoever azure-identity finds logged in. Needs the extra `identity`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class Settings:
 
     def _missing(self) -> Iterator[str]:
         needed = (
-            ("batch", self.batch, ("account", "key", "url")),
+            ("batch", self.batch, ("account", "url") if self.batch.entra else ("account", "key", "url")),
             ("storage", self.storage, ("connection_string",)),
             ("servicebus", self.servicebus, ("connection_string",)),
         )

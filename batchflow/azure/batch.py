@@ -18,6 +18,7 @@ from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsE
 
 from batchflow.azure.batch_models import pool_options, start_task, supported_image, task_options
 from batchflow.azure.errors import code_of, pool_error
+from batchflow.azure.identity import token_credential
 from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
 from batchflow.model import Image
@@ -25,6 +26,8 @@ from batchflow.model import Image
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
+
+    from azure.core.credentials_async import AsyncTokenCredential
 
     from batchflow.compute import BatchTask, PoolDocument
 
@@ -61,19 +64,22 @@ class _Failures:
 
 
 class BatchCompute:
-    """A Batch account, by its name, key and URL. `setting` is named by errors that these cause."""
+    """A Batch account, by its name, key and URL; without a key, by Entra ID.
 
-    def __init__(self, account: str, key: str, url: str, *, setting: str = "batch.key") -> None:
-        try:
-            base64.b64decode(key, validate=True)
-        except binascii.Error:
-            raise ConfigurationError(
-                f"{setting} is not the key of a Batch account: it is no base64"
-            ) from None
-        self._setting = setting
+    `setting` is named by errors that these cause.
+    """
+
+    def __init__(self, account: str, key: str | None, url: str, *, setting: str | None = None) -> None:
+        self._setting = setting or ("batch.entra" if key is None else "batch.key")
+        self._identity: AsyncTokenCredential | None = None
+        credential: AzureNamedKeyCredential | AsyncTokenCredential
+        if key is None:
+            credential = self._identity = token_credential(url, self._setting)
+        else:
+            credential = AzureNamedKeyCredential(account, _checked(key, self._setting))
         self._client = BatchClient(
             url.rstrip("/"),
-            AzureNamedKeyCredential(account, key),
+            credential,
             retry_total=2,
             retry_connect=1,
             retry_read=0,
@@ -249,6 +255,8 @@ class BatchCompute:
 
     async def aclose(self) -> None:
         await self._client.close()
+        if self._identity is not None:
+            await self._identity.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,6 +265,14 @@ class BatchCompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _checked(key: str, setting: str) -> str:
+    try:
+        base64.b64decode(key, validate=True)
+    except binascii.Error:
+        raise ConfigurationError(f"{setting} is not the key of a Batch account: it is no base64") from None
+    return key
 
 
 def _last_part(name: str, files: list[models.BatchNodeFile], tail: int) -> str | None:

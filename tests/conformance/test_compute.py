@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -135,3 +137,50 @@ async def test_many_tasks(compute, name) -> None:
     finally:
         await compute.delete_job(name)
         await compute.delete_pool(name)
+
+
+async def test_images(compute) -> None:
+    """The default image is one that Batch supports, with its node agent, and not retired."""
+    images = await compute.images()
+    (default,) = [
+        image
+        for image in images
+        if (image.publisher.lower(), image.offer, image.sku) == (IMAGE.publisher, IMAGE.offer, IMAGE.sku)
+    ]
+    assert default.node_agent.lower() == IMAGE.node_agent
+    assert default.linux
+    assert default.end_of_life is None or default.end_of_life > time.time()
+
+
+@pytest.mark.timeout(1800)
+async def test_nodes(compute, name) -> None:
+    """A start task's words can be read; a changed one runs after a reboot; nodes leave by name."""
+    script = "/bin/sh -c 'echo {} >&2'"
+    document = PoolDocument(name, SIZE, IMAGE, 2, start_command=script.format("one"))
+    await compute.create_pool(document)
+    try:
+        first, second = await nodes_at_rest(compute, name, 2)
+        assert await compute.node_output(name, first, "startup/stderr.txt") == "one\n"
+        assert await compute.node_output(name, first, "startup/nothing.txt") == ""
+        changed = replace(document, start_command=script.format("two"))
+        await compute.change_start_task(changed)
+        assert (await compute.pool(name)).start_command == changed.start_command
+        await compute.reboot_node(name, first)
+        await nodes_at_rest(compute, name, 2)
+        assert "two" in await compute.node_output(name, first, "startup/stderr.txt")
+        await compute.remove_nodes(name, [second])
+        assert await nodes_at_rest(compute, name, 1) == [first]
+        assert (await compute.pool(name)).wanted == 1
+    finally:
+        await compute.delete_pool(name)
+
+
+async def nodes_at_rest(compute: Compute, name: str, count: int) -> list[str]:
+    """The ids of the pool's nodes, once there are so many and each waits for work."""
+    async with asyncio.timeout(LONG):
+        while True:
+            nodes = await compute.nodes(name)
+            pool = await compute.pool(name)
+            if len(nodes) == count and pool.allocation == "steady" and {n.state for n in nodes} == {"idle"}:
+                return [node.id for node in nodes]
+            await asyncio.sleep(0.05)
