@@ -33,6 +33,8 @@ AGENT_RULE: Final = "agent"
 CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
+_KEPT_JOBS: Final = 10
+"""Ended jobs of agents that go with their pool; older ones are left to Batch."""
 _FRESH: Final = 3
 """A heartbeat older than so many of its own intervals is an agent's last."""
 
@@ -152,6 +154,12 @@ def is_fresh(beat: Heartbeat, modified_at: float, now: float | None = None) -> b
     """Whether the agent lives, as far as its heartbeat tells; `modified_at` is the storage service's."""
     age = (time.time() if now is None else now) - modified_at
     return beat.state != "exiting" and age < beat.interval * _FRESH
+
+
+def generations(manifest: PoolManifest) -> list[str]:
+    """The agents' job and its last predecessors, which Batch keeps after they ended."""
+    stem, _, number = manifest.agents_job.rpartition("-")
+    return [f"{stem}-{each}" for each in range(max(1, int(number) - _KEPT_JOBS + 1), int(number) + 1)]
 
 
 def next_generation(manifest: PoolManifest) -> PoolManifest:

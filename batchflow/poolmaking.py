@@ -254,7 +254,8 @@ class PoolMaker:
     async def _clear(self, manifest: PoolManifest) -> None:
         """What is beside the Batch pool, the manifest last."""
         async with task_group() as group:
-            group.start_soon(self._services.compute.delete_job, manifest.agents_job)
+            for job in agents.generations(manifest):
+                group.start_soon(self._services.compute.delete_job, job)
             for remove in self._parts(manifest).values():
                 group.start_soon(remove)
         await self._withdraw(manifest)

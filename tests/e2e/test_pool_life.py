@@ -196,6 +196,7 @@ async def test_idle_agents_end_their_job(client: Client, name: str) -> None:
             assert await session.run("echo.py", "two") == ["two"]
         assert pool._manifest.agents_job != job
         await pool.delete()
+        await until(lambda: job_state(impatient, job), None)
 
 
 async def job_state(client: Client, job: str) -> str | None:
