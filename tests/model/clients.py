@@ -289,16 +289,20 @@ class Session(Process):
             if former is not None:
                 former.hand_over()
             return
-        entry = self.tracker.find(sequence) if incarnation == self.name else None
         if incarnation != self.name:
-            entry = Entry(
-                sequence, sequence, item.uid, item.task_id, item.command, item.client, item.job, 0.0
-            )
-            self.tracker.adopt(entry, item, receipt)
-        elif entry is None or not self.tracker.resolve(entry, item, receipt):
+            self._adopt(item, sequence, receipt)
+            return
+        entry = self.tracker.find(sequence)
+        if entry is None or not self.tracker.resolve(entry, item, receipt):
             receipt.hand_over()
             return
-        assert entry is not None
+        self._pending[item.uid] = entry
+
+    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt) -> None:
+        """Mail for an earlier holder."""
+        names = (item.uid, item.task_id, item.command, item.client, item.job)
+        entry = Entry(sequence, sequence, *names, submitted_at=item.submitted_at)
+        self.tracker.adopt(entry, item, receipt)
         self._pending[item.uid] = entry
 
     def _keep(self) -> Steps:
