@@ -31,7 +31,8 @@ OPEN_LIMIT = 9.0
 CALL_LIMIT = 15.0
 """Seconds for one call; the SDK's own limits are below it."""
 SETTLE_LIMIT = 3.0
-"""Seconds that a handler that is closed waits for the calls on it."""
+"""Seconds that a handler that is closed waits for the calls on it, and for its own opening: cancelled before
+it is through, the SDK forgets the socket without closing it."""
 CLOSE_PATIENCE = (0.1, 0.3, 1.0)
 """Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
 FIRST_BACKOFF = 0.1
@@ -218,9 +219,10 @@ class Link(Generic[H]):
         doing = f"cannot open a link to {self.name}"
         attached = self._nascent = _Attached(self._make())
         call = Call(attached, attached.calls.start(attached.handler.__aenter__()), doing)
-        opened = False
+        opened, patience = False, SETTLE_LIMIT
         try:
             if not await call.wait(OPEN_LIMIT):
+                patience = 0.0
                 raise BrokerError(
                     f"{doing}: no answer in {OPEN_LIMIT:.0f} s", retryable=True, setting=self.setting
                 )
@@ -229,7 +231,7 @@ class Link(Generic[H]):
         finally:
             self._nascent = None
             if not opened:
-                self._dispose(attached, patience=0.0)
+                self._dispose(attached, patience)
         return attached
 
     def _let_go(self, attached: _Attached[H]) -> None:
@@ -248,7 +250,7 @@ class Link(Generic[H]):
         """Idempotent, bounded, raises nothing."""
         self.closed = True
         if self._nascent is not None:
-            await self._nascent.calls.end(0.0)
+            await self._nascent.calls.end(SETTLE_LIMIT)
         if self._attached is not None:
             attached, self._attached = self._attached, None
             self._dispose(attached, patience=SETTLE_LIMIT)

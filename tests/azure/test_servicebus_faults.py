@@ -345,11 +345,14 @@ async def test_cancelled_send_arrives_or_can_be_repeated(bus) -> None:
 async def test_cancelled_opening(bus) -> None:
     """Cancelling the opening of links at any moment leaves nothing open."""
     queue = await bus.make()
-    for i in range(8):
+
+    async def give_up(moment: float) -> None:
         opening = asyncio.create_task(bus.broker.receiver(queue))
-        await asyncio.sleep(0.06 * i)
+        await asyncio.sleep(moment)
         opening.cancel()
         await asyncio.wait({opening})
+
+    await asyncio.gather(*(give_up(0.02 * i) for i in range(24)))
     async with asyncio.timeout(ENOUGH):
         await bus.server._vacant.wait()
 
