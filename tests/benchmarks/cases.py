@@ -125,7 +125,7 @@ async def cancellation(session: Session, effort: Effort) -> AsyncIterator[Figure
         pids = [int(word) for word in event.message.split()]
         await task.cancel()
         started = time.perf_counter()
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         dead.append(time.perf_counter() - started)
         await task.outcome()
