@@ -16,7 +16,7 @@ from tests.model import agents, clients
 from tests.model.choices import Scripted, explore
 from tests.model.scenario import play
 from tests.model.scenarios import SMALL
-from tests.model.world import Call, Steps
+from tests.model.world import Call, Steps, sleep
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -57,7 +57,7 @@ def settles_mail_unread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _slowly(read: Callable[[clients.Session], Steps]) -> Callable[[clients.Session], Steps]:
     def slow(self: clients.Session) -> Steps:
-        yield clients.sleep(self, 30.0)
+        yield sleep(self, 30.0)
         yield from read(self)
 
     return slow
