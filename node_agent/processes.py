@@ -22,13 +22,13 @@ import os
 import shutil
 import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 MARK: Final = "BATCHFLOW_SLOT"
@@ -38,6 +38,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = b"500"
 _FREEZE_ROUNDS: Final = 100
+_BURIAL_BOUND: Final = 1.0
+"""Seconds for an orphan to come to us after its end."""
+_BURIAL_PAUSE: Final = 0.002
 DEATH_BOUND: Final = 5.0
 """Seconds that a killed process may take to be gone before we stop waiting for it."""
 
@@ -86,19 +89,56 @@ async def spawn(
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with this process. Raises OSError when it cannot be started."""
     setpriv = _setpriv()
-    process = await asyncio.create_subprocess_exec(
-        *(argv if setpriv is None else (setpriv, "--pdeathsig", "KILL", "--", *argv)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        cwd=cwd,
-        env=env,
-        pass_fds=pass_fds,
-        start_new_session=True,
-        preexec_fn=_death_signal() if setpriv is None else None,
-    )
+    with _spawned.starting():
+        process = await asyncio.create_subprocess_exec(
+            *(argv if setpriv is None else (setpriv, "--pdeathsig", "KILL", "--", *argv)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            preexec_fn=_death_signal() if setpriv is None else None,
+        )
+        _spawned.pids.add(process.pid)
     _prefer_for_oom_killer(process.pid)
     return process
+
+
+class _Spawned:
+    """The children that were started here: somebody waits for each of them."""
+
+    def __init__(self) -> None:
+        self.pids = set[int]()
+        self.under_way = 0
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While a program is being started its pid is not known yet."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+
+_spawned: Final = _Spawned()
+
+
+def bury_orphans() -> None:
+    """Wait for the dead that came to this process as orphans, so that none stays in the process table.
+
+    Those that were started here are left to whoever waits for them.
+    """
+    if _spawned.under_way:
+        return
+    entries = table()
+    _spawned.pids &= entries.keys()
+    for pid, entry in entries.items():
+        if entry.zombie and entry.parent == os.getpid() and pid not in _spawned.pids:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _prefer_for_oom_killer(pid: int) -> None:
@@ -214,7 +254,9 @@ async def kill(
     finally:
         for descriptor in held.values():
             os.close(descriptor)
-        _bury(held.keys() - set(awaited))
+        await _bury(held.keys() - set(awaited))
+        bury_orphans()
+        asyncio.get_running_loop().call_later(_BURIAL_BOUND, bury_orphans)
 
 
 async def _all_ended(descriptors: Collection[int], bound: float) -> None:
@@ -243,10 +285,25 @@ async def _all_ended(descriptors: Collection[int], bound: float) -> None:
             loop.remove_reader(descriptor)
 
 
-def _bury(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(OSError):
-            os.waitpid(pid, os.WNOHANG)
+async def _bury(pids: Iterable[int]) -> None:
+    """Wait for those that came to us: a dead process stays in the table until somebody does.
+
+    One whose parent was killed with it comes to us a moment later than it ends.
+    """
+    left = set(pids)
+    until = asyncio.get_running_loop().time() + _BURIAL_BOUND
+    while left := {pid for pid in left if not _buried(pid)}:
+        if asyncio.get_running_loop().time() >= until:
+            return
+        await asyncio.sleep(_BURIAL_PAUSE)
+
+
+def _buried(pid: int) -> bool:
+    """Whether it is out of the table, after we did our part."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return not os.path.exists(f"/proc/{pid}")
 
 
 def resident(pids: Iterable[int]) -> int:

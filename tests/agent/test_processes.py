@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,41 @@ async def test_nothing_escapes_by_leaving_session_or_parent(tmp_path: Path, scri
         assert (await running).exit_code == -signal.SIGKILL
     assert find() == set()
     await until(lambda: is_gone(escaped))
+
+
+async def test_the_dead_are_buried_although_their_parents_died_with_them(tmp_path: Path) -> None:
+    """An orphan comes to us a moment after its end: none stays in the process table as a zombie."""
+    for number in range(40):
+        here = tmp_path / str(number)
+        here.mkdir()
+        program, task = await started(here, ESCAPES["other session"], f"dead-{number}")
+        (grandchild,) = await pids(here / "pids", 1)
+        assert program.pid is not None
+        roots = {program.pid}
+        await processes.kill(
+            partial(
+                lambda roots, mark: processes.family(processes.table(), roots, {mark}),
+                roots,
+                f"dead-{number}",
+            ),
+            roots,
+        )
+        await task
+        assert grandchild not in processes.table()
+
+
+async def test_an_orphan_that_died_by_itself_is_buried(tmp_path: Path) -> None:
+    """Whoever ends before the killing begins, its parent still alive, is not forgotten either."""
+    script = "(setsid sh -c 'echo $$ >> pids; exec sleep 300' &) ; echo ready; exec sleep 300"
+    program, task = await started(tmp_path, script, "early")
+    (orphan,) = await pids(tmp_path / "pids", 1)
+    os.kill(orphan, signal.SIGKILL)
+    await until(lambda: is_gone(orphan))
+    assert program.pid is not None
+    root = program.pid
+    await processes.kill(lambda: processes.family(processes.table(), {root}, {"early"}), {root})
+    assert (await task).exit_code == -signal.SIGKILL
+    assert orphan not in processes.table()
 
 
 async def test_processes_that_fork_while_they_are_killed_are_all_killed(tmp_path: Path) -> None:
