@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchflow.errors import ConfigurationError
-from batchflow.local.batch import BatchServer
+from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.certificate import make_server_context
 from batchflow.local.directory import locked, make_directory, remove_tree

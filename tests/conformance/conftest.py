@@ -136,7 +136,7 @@ async def compute(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def batch_service(stack: AsyncExitStack, directory: Path) -> tuple[str, str, str]:
-    from batchflow.local.batch import BatchServer
+    from batchflow.local.batch.server import BatchServer
 
     key = new_key()
     server = BatchServer(account="conformance", key=key, root=directory)

@@ -26,7 +26,7 @@ from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import AsyncHTTPPolicy
 from jsonschema import Draft4Validator, Draft202012Validator
 
-from batchflow.local.batch import BatchServer
+from batchflow.local.batch.server import BatchServer
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()

@@ -15,7 +15,7 @@ import pytest
 from azure.batch import models
 from azure.core.exceptions import HttpResponseError
 
-from batchflow.local.batch_auth import signature, strings_to_sign
+from batchflow.local.batch.auth import signature, strings_to_sign
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.local.batch_auth import authenticate, signature, strings_to_sign
-from batchflow.local.batch_entities import ResourceFile
-from batchflow.local.batch_errors import CODES, Refused
-from batchflow.local.batch_files import slice_of
-from batchflow.local.batch_odata import paginate, parse_filter, select
-from batchflow.local.batch_values import parse_duration
+from batchflow.local.batch.auth import authenticate, signature, strings_to_sign
+from batchflow.local.batch.entities import ResourceFile
+from batchflow.local.batch.errors import CODES, Refused
+from batchflow.local.batch.files import slice_of
+from batchflow.local.batch.odata import paginate, parse_filter, select
+from batchflow.local.batch.values import parse_duration
 
 KEY = base64.b64encode(b"key").decode()
 NOW = 1_700_000_000.0

@@ -20,13 +20,13 @@ import aiohttp
 import pytest
 
 from batchflow.local import processes
-from batchflow.local.batch_entities import CommandSpec, Outcome
-from batchflow.local.nodes import Command
+from batchflow.local.batch.entities import CommandSpec, Outcome
+from batchflow.local.batch.nodes import Command
 
 PATIENCE = 20.0
 SERVER = """
 import asyncio, pathlib, sys
-from batchflow.local.batch import BatchServer
+from batchflow.local.batch.server import BatchServer
 
 async def main():
     server = BatchServer(account="local", key=sys.argv[2], root=pathlib.Path(sys.argv[1]))

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchflow.local.batch_entities import (
+from batchflow.local.batch.entities import (
     CommandSpec,
     JobSpec,
     Node,
@@ -23,9 +23,9 @@ from batchflow.local.batch_entities import (
     Task,
     TaskSpec,
 )
-from batchflow.local.batch_errors import Refused
-from batchflow.local.batch_ledger import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
-from batchflow.local.batch_state import BatchState
+from batchflow.local.batch.errors import Refused
+from batchflow.local.batch.ledger import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
+from batchflow.local.batch.state import BatchState
 
 SLOTS = 3
 OPTIONS = st.sampled_from(["requeue", "terminate", "taskcompletion"])

@@ -2,8 +2,8 @@
 
 A node's directory is laid out as on Azure: `shared`, `startup`, `workitems/<job>/job-1/<task>` with `wd`,
 `stdout.txt` and `stderr.txt`. A command runs without a shell, in its `wd`, with an environment of its own,
-below a keeper (`batchflow.local.keeper`) that ends whatever it leaves behind. Node directories carry the
-short host name, so that a socket's path within one stays below the kernel's limit.
+below a keeper (`batchflow.local.batch.keeper`) that ends whatever it leaves behind. Node directories carry
+the short host name, so that a socket's path within one stays below the kernel's limit.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchflow.local import processes
-from batchflow.local.batch_entities import Failure, Outcome
-from batchflow.local.node_files import PreparationError, disk_failure, fetch
+from batchflow.local.batch.entities import Failure, Outcome
+from batchflow.local.batch.node_files import PreparationError, disk_failure, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import aiohttp
 
-    from batchflow.local.batch_entities import CommandSpec, Node, Task
+    from batchflow.local.batch.entities import CommandSpec, Node, Task
 
 STOP_GRACE = 5.0
 """Seconds between asking a task's command to end and killing its tree."""
@@ -38,10 +38,10 @@ STOP_GRACE = 5.0
 KEEPER_PATIENCE = 5.0
 """Seconds that a keeper may take to end what it kept, before it is killed itself."""
 
-_PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _KEEPER = (
     "import sys; sys.path.insert(0, sys.argv.pop(1));"
-    " from batchflow.local.keeper import main; sys.exit(main(sys.argv[1:]))"
+    " from batchflow.local.batch.keeper import main; sys.exit(main(sys.argv[1:]))"
 )
 _OUTPUTS = ("stdout.txt", "stderr.txt")
 _MACHINE_VARIABLES = ("PATH", "LANG")

@@ -9,7 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from batchflow.local.batch_errors import Refused, invalid_property, not_implemented
+from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

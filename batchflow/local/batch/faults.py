@@ -10,10 +10,10 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from batchflow.local.batch_entities import CommandSpec, Failure, StartTaskSpec
-from batchflow.local.batch_errors import Refused, invalid_property
-from batchflow.local.batch_ledger import fold
-from batchflow.local.batch_values import Fields
+from batchflow.local.batch.entities import CommandSpec, Failure, StartTaskSpec
+from batchflow.local.batch.errors import Refused, invalid_property
+from batchflow.local.batch.ledger import fold
+from batchflow.local.batch.values import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,12 +15,12 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from batchflow.local.batch_fleet import Fleet
-from batchflow.local.batch_ledger import Action, Ledger, fold
-from batchflow.local.batch_work import Work
+from batchflow.local.batch.fleet import Fleet
+from batchflow.local.batch.ledger import Action, Ledger, fold
+from batchflow.local.batch.work import Work
 
 if TYPE_CHECKING:
-    from batchflow.local.batch_entities import Job, Node, Outcome, Pool
+    from batchflow.local.batch.entities import Job, Node, Outcome, Pool
 
 
 class BatchState:

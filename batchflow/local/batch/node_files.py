@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import aiohttp
 from yarl import URL
 
-from batchflow.local.batch_entities import Failure, ResourceFile
+from batchflow.local.batch.entities import Failure, ResourceFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

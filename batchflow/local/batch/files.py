@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from batchflow.local.batch_errors import Refused
-from batchflow.local.batch_values import iso_time
+from batchflow.local.batch.errors import Refused
+from batchflow.local.batch.values import iso_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from batchflow.local.batch_entities import Document
+    from batchflow.local.batch.entities import Document
 
 CONTENT_TYPE = "application/octet-stream"
 

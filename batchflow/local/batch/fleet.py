@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from batchflow.local.batch_entities import (
+from batchflow.local.batch.entities import (
     BAD_EXIT,
     ENDED_BY_USER,
     Deallocation,
@@ -36,9 +36,9 @@ from batchflow.local.batch_entities import (
     PoolSpec,
     StartTaskRecord,
 )
-from batchflow.local.batch_errors import Refused, invalid_property
-from batchflow.local.batch_faults import NODE_FAULTS, NODE_GONE, Fault, Faults
-from batchflow.local.batch_ledger import Allocate, Boot, Ledger, Remove, RunStartTask, Stop, fold
+from batchflow.local.batch.errors import Refused, invalid_property
+from batchflow.local.batch.faults import NODE_FAULTS, NODE_GONE, Fault, Faults
+from batchflow.local.batch.ledger import Allocate, Boot, Ledger, Remove, RunStartTask, Stop, fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

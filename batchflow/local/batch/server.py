@@ -18,11 +18,11 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-from batchflow.local import node_files
-from batchflow.local.batch_auth import authenticate
-from batchflow.local.batch_entities import Failure, Outcome
-from batchflow.local.batch_errors import Refused
-from batchflow.local.batch_ledger import (
+from batchflow.local.batch import node_files
+from batchflow.local.batch.auth import authenticate
+from batchflow.local.batch.entities import Failure, Outcome
+from batchflow.local.batch.errors import Refused
+from batchflow.local.batch.ledger import (
     Action,
     Allocate,
     Boot,
@@ -32,9 +32,7 @@ from batchflow.local.batch_ledger import (
     RunTask,
     Stop,
 )
-from batchflow.local.batch_routes import Answer, DataPlane, Request, split_path
-from batchflow.local.batch_state import BatchState
-from batchflow.local.nodes import (
+from batchflow.local.batch.nodes import (
     KEEPER_PATIENCE,
     STOP_GRACE,
     Account,
@@ -43,12 +41,14 @@ from batchflow.local.nodes import (
     start_task_environment,
     task_environment,
 )
+from batchflow.local.batch.routes import Answer, DataPlane, Request, split_path
+from batchflow.local.batch.state import BatchState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from batchflow.local.batch_entities import Node, Run
-    from batchflow.local.batch_files import FileSlice
+    from batchflow.local.batch.entities import Node, Run
+    from batchflow.local.batch.files import FileSlice
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from batchflow.local.batch_catalogue import CORES, find_image
-from batchflow.local.batch_entities import (
+from batchflow.local.batch.catalogue import CORES, find_image
+from batchflow.local.batch.entities import (
     CommandSpec,
     Deallocation,
     JobSpec,
@@ -19,8 +19,8 @@ from batchflow.local.batch_entities import (
     StartTaskSpec,
     TaskSpec,
 )
-from batchflow.local.batch_errors import Refused, invalid_property, not_implemented
-from batchflow.local.batch_values import Fields
+from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
+from batchflow.local.batch.values import Fields
 
 RESIZE_TIMEOUT = 15 * 60.0
 MIN_RESIZE_TIMEOUT = 5 * 60.0

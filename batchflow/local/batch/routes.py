@@ -13,22 +13,22 @@ from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from batchflow.local import batch_documents as documents
-from batchflow.local import batch_files as files
-from batchflow.local import batch_requests as requests
-from batchflow.local.batch_errors import Refused, invalid_query, not_implemented
-from batchflow.local.batch_faults import parse_account_faults, parse_fault
-from batchflow.local.batch_ledger import fold
-from batchflow.local.batch_odata import paginate, parse_filter, parse_max_results, select
+from batchflow.local.batch import documents as documents
+from batchflow.local.batch import files as files
+from batchflow.local.batch import requests as requests
+from batchflow.local.batch.errors import Refused, invalid_query, not_implemented
+from batchflow.local.batch.faults import parse_account_faults, parse_fault
+from batchflow.local.batch.ledger import fold
+from batchflow.local.batch.odata import paginate, parse_filter, parse_max_results, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from batchflow.local.batch_entities import Document, Job, Node, Pool, Task, Versioned
-    from batchflow.local.batch_files import FileSlice
-    from batchflow.local.batch_state import BatchState
-    from batchflow.local.nodes import NodeDisks
+    from batchflow.local.batch.entities import Document, Job, Node, Pool, Task, Versioned
+    from batchflow.local.batch.files import FileSlice
+    from batchflow.local.batch.nodes import NodeDisks
+    from batchflow.local.batch.state import BatchState
 
 _VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.\d+\.\d+)?")
 

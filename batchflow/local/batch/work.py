@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from batchflow.local.batch_entities import (
+from batchflow.local.batch.entities import (
     ENDED_BY_USER,
     OUT_OF_TIME,
     Execution,
@@ -31,9 +31,9 @@ from batchflow.local.batch_entities import (
     TaskSpec,
     TaskState,
 )
-from batchflow.local.batch_errors import Refused
-from batchflow.local.batch_fleet import is_retriable, judged
-from batchflow.local.batch_ledger import Discard, Ledger, RunTask, fold
+from batchflow.local.batch.errors import Refused
+from batchflow.local.batch.fleet import is_retriable, judged
+from batchflow.local.batch.ledger import Discard, Ledger, RunTask, fold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

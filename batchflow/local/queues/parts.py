@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from batchflow.local.queue_model import Place
+from batchflow.local.queues.model import Place
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from batchflow.local.queue_model import Message
+    from batchflow.local.queues.model import Message
 
 
 class Timer(IntEnum):

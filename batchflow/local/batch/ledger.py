@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from batchflow.local.batch_entities import Versioned
+from batchflow.local.batch.entities import Versioned
 
 if TYPE_CHECKING:
-    from batchflow.local.batch_entities import Failure, Node, Run
+    from batchflow.local.batch.entities import Failure, Node, Run
 
 
 @dataclass(frozen=True, slots=True)

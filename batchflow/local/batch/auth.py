@@ -17,7 +17,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from batchflow.local.batch_errors import Refused
+from batchflow.local.batch.errors import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -33,7 +33,7 @@ import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from batchflow.local.queue_model import (
+from batchflow.local.queues.model import (
     MAX_ID_LENGTH,
     MAX_STATE_SIZE,
     Counts,
@@ -46,36 +46,15 @@ from batchflow.local.queue_model import (
     NotAllowed,
     Place,
     QueueFull,
-    QueueRefusal,
     QueueSpec,
     SessionCannotBeLocked,
     SessionLock,
     SessionLockLost,
 )
-from batchflow.local.queue_parts import History, Lane, Timer
+from batchflow.local.queues.parts import History, Lane, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
-
-__all__ = [
-    "Counts",
-    "Draft",
-    "LockLost",
-    "LostSession",
-    "Message",
-    "MessageNotFound",
-    "MessageTooLarge",
-    "NotAllowed",
-    "Place",
-    "Queue",
-    "QueueFull",
-    "QueueRefusal",
-    "QueueSpec",
-    "SessionCannotBeLocked",
-    "SessionLock",
-    "SessionLockLost",
-    "counting_tokens",
-]
 
 
 def counting_tokens() -> Callable[[], bytes]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchflow.local.batch_catalogue import IMAGES, find_image
-from batchflow.local.batch_values import iso_time
-from batchflow.local.batch_work import counts
+from batchflow.local.batch.catalogue import IMAGES, find_image
+from batchflow.local.batch.values import iso_time
+from batchflow.local.batch.work import counts
 
 if TYPE_CHECKING:
-    from batchflow.local.batch_entities import (
+    from batchflow.local.batch.entities import (
         Document,
         Execution,
         Failure,
