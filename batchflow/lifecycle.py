@@ -13,6 +13,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
 from batchflow.concurrency import first_error
+from batchflow.errors import BatchflowError
 from batchflow.errors import SessionClosed
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Supervised:
     async def aclose(self) -> None:
         """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on.
 
-        Raises what ended it before, if anything did.
+        Raises what ended it before, if anything did, or `BatchflowError` when something had to be dropped.
         """
         self._closing.set()
         task = self._supervisor
@@ -94,6 +95,8 @@ class Supervised:
         if not task.done():
             task.cancel()
             await asyncio.wait([task], timeout=self.close_timeout)
+            late = f"{self._name} did not close within {self.close_timeout} s: the rest was dropped"
+            self._failure = self._failure or BatchflowError(late)
         if self._failure is not None:
             raise self._failure
 

@@ -27,10 +27,11 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.explain import explain_session
+from batchflow.inbox import Inbox
 from batchflow.ledgerkeeper import LedgerKeeper
 from batchflow.lifecycle import Supervised
-from batchflow.mail import Inbox, Outbox
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
+from batchflow.outbox import Outbox
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
 from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper

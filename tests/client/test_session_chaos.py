@@ -170,7 +170,7 @@ async def test_the_books_balance_in_any_weather(steps: list[tuple[str, int]], un
     async def to_the_doubles(_: object) -> object:
         return doubles.services
 
-    with patch("batchflow.client.connect", to_the_doubles), patch("batchflow.mail._LONGEST_BACKOFF", 0.01):
+    with patch("batchflow.client.connect", to_the_doubles), patch("batchflow.backoff._LONGEST_BACKOFF", 0.01):
         async with Client(client_settings(unclaimed=unclaimed * 2)) as client:
             pool = await client.ensure_pool("demo")
             agent = Agent(doubles, pool)

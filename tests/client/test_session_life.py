@@ -262,7 +262,7 @@ async def test_a_mailbox_whose_holder_is_silent_is_not_waited_for_for_ever(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody renews the lock and tells nobody who: that is said."""
-    monkeypatch.setattr("batchflow.mail._LOCK_GRACE", -1000.0)
+    monkeypatch.setattr("batchflow.inbox._LOCK_GRACE", -1000.0)
     async with await doubles.broker.mailbox(pool._manifest.results_queues[0], "default/c"):
         with pytest.raises(MailboxInUse, match="no sign of life"):
             await within(pool.session("c")._open())

@@ -1,4 +1,4 @@
-"""A session's two links to the broker: its outbox and its mailbox."""
+"""A session's mailbox: results come in, whether or not anybody reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import anyio
 import orjson
 
 from batchflow import wire
-from batchflow.broker import Delivery, Mailbox, OutgoingMessage, Sender
+from batchflow.backoff import Backoff, opened
+from batchflow.broker import Delivery, Mailbox
 from batchflow.concurrency import task_group
 from batchflow.control import queue_for
 from batchflow.errors import (
@@ -27,7 +28,6 @@ from batchflow.errors import (
 )
 from batchflow.ledgerkeeper import SAVE_INTERVAL
 from batchflow.model import Event, Status
-from batchflow.outcomes import submit_failed
 from batchflow.spill import SpillFile
 from batchflow.tracker import Entry, Receipt
 from batchflow.wire import EventItem, Reference, ResultItem
@@ -51,100 +51,6 @@ _LOCK_GRACE: Final = 30.0
 _MOST_FETCHES: Final = 8
 """Results by reference that are fetched at once."""
 _COMPACT_FROM: Final = 1024
-_LONGEST_BACKOFF: Final = 10.0
-
-
-class Backoff:
-    """Growing waits between tries, with jitter; seconds."""
-
-    def __init__(self, first: float = 0.1) -> None:
-        self._first = first
-        self._delay = first
-
-    async def wait(self) -> None:
-        await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))
-        self._delay = min(self._delay * 2, _LONGEST_BACKOFF)
-
-    def reset(self) -> None:
-        self._delay = self._first
-
-
-class Outbox:
-    """Sends what was submitted. One coroutine owns the link; what gathers while it sends rides together."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._sender: Sender | None = None
-        self._wake = asyncio.Event()
-        self._messages = 0
-        self.passed = 0
-        """Every task with a lower sequence number is accepted, or has failed."""
-
-    async def open(self) -> None:
-        queues = self._session.pool._manifest.task_queues
-        queue = queue_for(queues, wire.mailbox_id(self._session.job_name, self._session.name))
-        self._sender = await self._session.pool.client._services.broker.sender(queue)
-
-    async def aclose(self) -> None:
-        if self._sender is not None:
-            await self._sender.aclose()
-
-    def wake(self) -> None:
-        self._wake.set()
-
-    async def run(self) -> None:
-        tracker = self._session._tracker
-        while True:
-            await self._wake.wait()
-            entries, items = tracker.take(self._session._policy.pack(tracker.sending))
-            if entries:
-                await self._send(entries, items)
-                self.passed = entries[-1].sequence + 1
-            else:
-                self._wake.clear()
-                self.passed = tracker.next_sequence()
-            self._session._room.beat()
-
-    async def drain(self) -> None:
-        """Return when everything was sent."""
-        while self._session._tracker.sending:
-            await self._session._room.wait()
-
-    async def _send(self, entries: list[Entry], items: list[bytes]) -> None:
-        """Until the broker has it or refuses it for good; the same bytes under the same id each time."""
-        assert self._sender is not None
-        session = self._session
-        self._messages += 1
-        message = OutgoingMessage(wire.join("tasks", items), f"{session.incarnation}-{self._messages}")
-        backoff = Backoff()
-        while True:
-            try:
-                await self._sender.send(message)
-            except BrokerError as error:
-                if not error.retryable:
-                    self._failed(entries, error)
-                    return
-                session._warn(f"the broker did not take {len(entries)} tasks yet, trying again: {error}")
-                await backoff.wait()
-            else:
-                session._tracker.accepted(entries)
-                self._tell_accepted(entries)
-                return
-
-    def _tell_accepted(self, entries: list[Entry]) -> None:
-        waiters = self._session._accepting
-        if not waiters:
-            return
-        for entry in entries:
-            waiter = waiters.pop(entry.sequence, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-
-    def _failed(self, entries: list[Entry], error: BrokerError) -> None:
-        session = self._session
-        for entry in entries:
-            session._resolve(entry, submit_failed(entry, str(error)))
-        session._changed()
 
 
 @dataclass(slots=True, eq=False)
@@ -211,7 +117,8 @@ class Inbox:
 
     async def _open_once(self) -> None:
         queue = queue_for(self._session.pool._manifest.results_queues, self._id)
-        self._mailbox = await self._session.pool.client._services.broker.mailbox(queue, self._id)
+        broker = self._session.pool.client._services.broker
+        self._mailbox = await opened(lambda: broker.mailbox(queue, self._id))
 
     async def aclose(self) -> None:
         mailbox, self._mailbox = self._mailbox, None
@@ -286,8 +193,11 @@ class Inbox:
         try:
             await letter.mailbox.complete(letter.delivery)
         except BrokerError as error:
-            # It will come again and be recognised as a duplicate, or go with the mailbox.
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
+            if error.retryable and not isinstance(error, LeaseLost) and letter.mailbox is self._mailbox:
+                self._due.append(letter)
+                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._due_wake.set)
+            # Else it comes again, and is recognised as a duplicate, or goes with the mailbox.
             return
         for blob in letter.blobs:
             session._spawn(session._drop_blob(session.pool._out, blob), "delete a result's blob", last=True)
