@@ -13,8 +13,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Self
 
 from batchflow.concurrency import first_error
-from batchflow.errors import BatchflowError
-from batchflow.errors import SessionClosed
+from batchflow.errors import BatchflowError, SessionClosed
 
 if TYPE_CHECKING:
     from types import TracebackType

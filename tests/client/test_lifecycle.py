@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from batchflow.errors import ConfigurationError, SessionClosed
+from batchflow.errors import BatchflowError, ConfigurationError, SessionClosed
 from batchflow.lifecycle import Supervised
 
 
@@ -203,11 +203,12 @@ async def test_a_failure_that_nobody_asks_for_is_logged(caplog: pytest.LogCaptur
 
 
 async def test_closing_is_bounded() -> None:
-    """What does not end in time is cancelled."""
+    """What does not end in time is cancelled, and that is said."""
     thing = await Thing()
     thing.close_timeout = 0.01
     thing.may_close.clear()
-    await thing.aclose()
+    with pytest.raises(BatchflowError, match="did not close"):
+        await thing.aclose()
     assert thing.told[-1] == "closed"
 
 
