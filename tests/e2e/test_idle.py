@@ -17,9 +17,7 @@ async def test_work_goes_on_after_an_idle_time() -> None:
     settings = await cloud.start()
     try:
         async with Client(settings) as client:
-            pool = await client.ensure_pool(
-                "idle", files={"x.py": ECHO}
-            )
+            pool = await client.ensure_pool("idle", files={"x.py": ECHO})
             async with pool.session("idle") as session:
                 assert await session.run("x.py", "before") == ["before"]
                 await asyncio.sleep(2.5 * IDLE)  # the time itself is what is tested
