@@ -101,6 +101,12 @@ async def _write_config(
         idle_exit=agent.idle_exit or None,
         heartbeat_interval=agent.heartbeat_interval,
         drain_grace=agent.drain_grace,
+        grace=agent.grace,
+        child_tasks=agent.child_tasks,
+        child_memory=agent.child_memory,
+        output_limit=agent.output_limit,
+        result_limit=agent.result_limit,
+        cache_limit=agent.cache_limit,
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)

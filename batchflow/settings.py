@@ -88,6 +88,18 @@ class AgentSettings:
     """Seconds. An agent whose heartbeat is older than three of them counts as gone."""
     drain_grace: float = 30.0
     """Seconds that a stopped agent lets its tasks finish in."""
+    grace: float = 5.0
+    """Seconds between TERM and KILL for the processes of a task that is past its limit."""
+    child_tasks: int = 10_000
+    """A warm Python process is replaced after so many tasks."""
+    child_memory: int = 2 * 1024**3
+    """A warm Python process that holds more bytes than this after a task is replaced."""
+    output_limit: int = 64 * 1024
+    """Bytes of stdout, and of stderr, that a result carries: the last ones."""
+    result_limit: int = 256 * 1024**2
+    """Bytes of JSON that a task may return; more is `ResultTooLarge`."""
+    cache_limit: int = 10 * 1024**3
+    """Bytes of task files that an agent keeps on its disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +186,7 @@ _ORIGINAL_KEYS: Final = {
 _RANGES: Final = {
     "pool.lock_duration": (5.0, 300.0),
     "agent.heartbeat_interval": (0.1, math.inf),
+    "agent.child_tasks": (1, math.inf),
     "session.outbox": (1.0, math.inf),
     "session.presence_interval": (0.1, math.inf),
 }

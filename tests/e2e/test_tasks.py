@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from batchflow import ConfigurationError, Pool, Session, Status, TaskError
+from batchflow import Client, ConfigurationError, Pool, Session, Status, TaskError
 from batchflow.errors import (
     ResultNotSerializable,
+    ResultTooLarge,
     TaskCancelled,
     TaskFailed,
     TaskImportError,
@@ -44,6 +48,7 @@ async def test_results_come_from_both_nodes(pool: Pool, session: Session) -> Non
     assert all(task.status is Status.SUCCEEDED for task in tasks)
 
 
+TASKS = Path(__file__).parent / "tasks"
 FAULTS = [
     ("raises.py", TaskFailed, "these arguments are wrong: 1"),
     ("reports_error.py", TaskFailed, "the other half is missing"),
@@ -151,3 +156,17 @@ async def test_new_files_are_live_at_once(session: Session) -> None:
     await session.update_files({"which.py": b"def do_action(engine, args):\n    return 'second'\n"})
     second = await session.submit("which.py")
     assert (await first, await second) == ("first", "second")
+
+
+async def test_limits_of_agents_are_settings(client: Client) -> None:
+    """What an agent keeps, takes and waits for is the deployment's to say."""
+    agent = replace(client.settings.agent, output_limit=4, result_limit=1000)
+    async with Client(replace(client.settings, agent=agent)) as strict:
+        pool = await strict.ensure_pool("strict", files=[TASKS], nodes=1)
+        async with pool.session() as session:
+            with pytest.raises(ResultTooLarge, match="1000"):
+                await session.run("echo.py", args=["x" * 2000])
+            result = await (await session.submit("prints.py")).outcome()
+            assert result.stdout.endswith("out\n")
+            assert "to std" not in result.stdout
+        await pool.delete()
