@@ -86,6 +86,7 @@ async def spawn(
     stdout: int,
     stderr: int,
     pass_fds: Sequence[int] = (),
+    niceness: int = 0,
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with this process. Raises OSError when it cannot be started."""
     setpriv = _setpriv()
@@ -103,6 +104,9 @@ async def spawn(
         )
         _spawned.pids.add(process.pid)
     _prefer_for_oom_killer(process.pid)
+    if niceness:
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
     return process
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+NICENESS: Final = 5
+"""Programs step back a little: one that takes every core must not delay leases, results and other starts."""
 OUTPUT_LIMIT: Final = 16 * 1024**2
 """Bytes of stdout, and of stderr, that are kept of a program whose lines are wanted."""
 
@@ -79,7 +81,12 @@ class Program:
         pipes = [self._pipe("stdout", stdout), self._pipe("stderr", stderr)]
         try:
             self._process = await processes.spawn(
-                self._argv, cwd=self._cwd, env=self._env, stdout=pipes[0].writer, stderr=pipes[1].writer
+                self._argv,
+                cwd=self._cwd,
+                env=self._env,
+                stdout=pipes[0].writer,
+                stderr=pipes[1].writer,
+                niceness=NICENESS,
             )
             if self._doomed:
                 processes.send_signal([self._process.pid], signal.SIGKILL)

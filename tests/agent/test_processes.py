@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from node_agent import processes
-from node_agent.programs import Ended, Program
+from node_agent.programs import NICENESS, Ended, Program
 from tests.agent.support_tasks import BOUND, until
 
 
@@ -193,6 +193,13 @@ async def test_a_program_has_its_own_session_no_stdin_and_none_of_the_agents_set
     assert "BATCHFLOW_SECRET" not in text
     assert "USERS_OWN=kept" in text
     assert int(text.split()[-1]) == ended.pid != os.getsid(0)
+
+
+async def test_a_program_steps_back_behind_the_agent(tmp_path: Path) -> None:
+    """It has a lower priority than whoever renews leases and sends results."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    program = Program(["/bin/sh", "-c", "sleep 0.1; nice"], cwd=tmp_path, env=processes.environment())
+    assert int((await program.run()).stdout.text()) == min(own + NICENESS, 19)
 
 
 def test_signals_have_names() -> None:
