@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-NICENESS: Final = 5
+NICENESS: Final = 10
 """Programs step back a little: one that takes every core must not delay leases, results and other starts."""
 OUTPUT_LIMIT: Final = 16 * 1024**2
 """Bytes of stdout, and of stderr, that are kept of a program whose lines are wanted."""
