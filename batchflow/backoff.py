@@ -20,15 +20,11 @@ class Backoff:
     """Growing waits between tries, with jitter; seconds."""
 
     def __init__(self, first: float = 0.1) -> None:
-        self._first = first
         self._delay = first
 
     async def wait(self) -> None:
         await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))
         self._delay = min(self._delay * 2, _LONGEST_BACKOFF)
-
-    def reset(self) -> None:
-        self._delay = self._first
 
 
 async def opened(opening: Callable[[], Awaitable[T]]) -> T:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow import wire
 from batchflow.model import Status
@@ -46,48 +46,41 @@ def failure(outcome: Outcome) -> Failure | None:
 def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
     """The result of a task that ran."""
     outcome = done.outcome
-    result = wire.ResultItem(
-        uid=item.uid,
-        client=item.client,
-        job=item.job,
-        task_id=item.task_id,
-        command=item.command,
+    return _encode(
+        item,
+        host,
         status=outcome.status,
-        host=host,
         value=done.value,
         error=outcome.error,
         kind=outcome.kind,
         traceback=outcome.traceback,
-        tag=item.tag,
-        attempt=item.attempt,
-        history=item.history,
         stdout=outcome.stdout,
         stderr=outcome.stderr,
-        submitted_at=item.submitted_at,
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
         files=done.files,
     )
-    return fitting(result)
 
 
 def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:
     """The result of a task that the scheduler ended."""
+    return _encode(item, host, status=verdict.status, error=verdict.error, kind=verdict.kind, finished_at=at)
+
+
+def _encode(item: wire.TaskItem, host: str, **outcome: Any) -> bytes:
+    """What became of a task, with what the task itself says."""
     result = wire.ResultItem(
         uid=item.uid,
         client=item.client,
         job=item.job,
         task_id=item.task_id,
         command=item.command,
-        status=verdict.status,
         host=host,
-        error=verdict.error,
-        kind=verdict.kind,
         tag=item.tag,
         attempt=item.attempt,
         history=item.history,
         submitted_at=item.submitted_at,
-        finished_at=at,
+        **outcome,
     )
     return fitting(result)
 
