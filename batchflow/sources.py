@@ -82,6 +82,18 @@ async def fetch(container: Container, blob: str) -> BinaryIO:
         return path.open("rb")
 
 
+def lay_out(files: Files, folder: Path) -> None:
+    """Copy the files to where a task finds them, as a node does. Raises `ConfigurationError`, OSError."""
+    sources = _collect(files)
+    Bundle.of(source.file for source in sources)
+    for source in sources:
+        path = folder / source.file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = source.content if isinstance(source.content, bytes) else source.content.read_bytes()
+        path.write_bytes(content)
+        path.chmod(0o755 if source.file.executable else 0o644)
+
+
 async def _at_hand(container: Container, name: str) -> bool:
     """Whether it is there, and young: what is old may be swept as unused, and is written anew."""
     found = [info async for info in container.list(name) if info.name == name]
