@@ -1,11 +1,10 @@
-"""What a task prints: the tail that its result carries, and the lines that its session sees live.
+"""What a task prints, as it comes: read without making it wait, cut into lines for its session.
 
-Cores (`Tail`, `Lines`, `Rate`): bytes in, text out, the clock passed in, memory bounded whatever comes.
-`Pipe` is the shell: a non-blocking descriptor that is read whenever something is there, so that no program
-ever waits for a full pipe.
+Cores (`Lines`, `Rate`): bytes in, text out, the clock passed in, memory bounded whatever comes. `Pipe` is the
+shell: a non-blocking descriptor that is read whenever something is there.
 
-Invariants: a tail holds at most twice its limit; a line under way is at most `LONGEST_LINE`; over any span of
-t seconds a rate lets at most burst + t * per_second events through, and counts the others.
+Invariants: a line under way is at most `LONGEST_LINE`; over any span of t seconds a rate lets at most
+burst + t * per_second events through, and counts the others.
 """
 
 from __future__ import annotations
@@ -23,45 +22,6 @@ EVENTS_PER_SECOND: Final = 100.0
 EVENT_BURST: Final = 200
 _READ_SIZE: Final = 64 * 1024
 _PIPE_SIZE: Final = 64 * 1024
-
-
-class Tail:
-    """The last bytes of a stream."""
-
-    __slots__ = ("_buffer", "limit", "size")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.size = 0
-        """Bytes seen."""
-        self._buffer = bytearray()
-
-    def add(self, data: bytes) -> None:
-        self.size += len(data)
-        self._buffer += data
-        if len(self._buffer) > 2 * self.limit:
-            del self._buffer[: len(self._buffer) - self.limit]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing had to be left out."""
-        return self.size <= self.limit
-
-    def text(self, limit: int | None = None) -> str:
-        """At most `limit` bytes of UTF-8; when some were left out, the first line says how many."""
-        limit = self.limit if limit is None else min(limit, self.limit)
-        if self.size <= limit:
-            return self._buffer.decode("utf-8", "replace")
-        kept = max(0, limit - len(_left_out(self.size)))
-        data = self._buffer[len(self._buffer) - kept :].lstrip(_CONTINUATION)
-        return _left_out(self.size - kept) + data.decode("utf-8", "replace")
-
-
-_CONTINUATION: Final = bytes(range(0x80, 0xC0))
-
-
-def _left_out(count: int) -> str:
-    return f"[{count} bytes left out]\n"
 
 
 class Rate:

@@ -1,23 +1,20 @@
-"""One program, run to its end: jars and executables as tasks, and what `java_runner` asks for."""
+"""One program, run to its end by the agent: jars and executables as tasks, and what a child asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from node_agent import processes
-from node_agent.capture import Pipe, Tail
+from node_agent.capture import Pipe
+from node_agent.runner import NICENESS, OUTPUT_LIMIT, reply
+from node_agent.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
-NICENESS: Final = 10
-"""Programs step back a little: one that takes every core must not delay leases, results and other starts."""
-OUTPUT_LIMIT: Final = 16 * 1024**2
-"""Bytes of stdout, and of stderr, that are kept of a program whose lines are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +30,7 @@ class Ended:
 
     def reply(self) -> dict[str, Any]:
         """As the child is told."""
-        for name, tail in (("stdout", self.stdout), ("stderr", self.stderr)):
-            if not tail.complete:
-                return {
-                    "error": f"the program printed {tail.size} bytes to {name}, the limit is {tail.limit}: "
-                    "let it write a file"
-                }
-        return {"exit_code": self.exit_code, "stdout": self.stdout.text(), "stderr": self.stderr.text()}
+        return reply(self.exit_code, self.stdout, self.stderr)
 
 
 class Program:

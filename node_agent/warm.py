@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from node_agent import frames, processes
-from node_agent.capture import Pipe, Tail
+from node_agent.capture import Pipe
+from node_agent.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from node_agent import processes
-from node_agent.programs import NICENESS, Ended, Program
+from node_agent.programs import Ended, Program
+from node_agent.runner import NICENESS
 from tests.agent.support_tasks import BOUND, until
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.capture import LONGEST_LINE, Lines, Rate, Tail
+from node_agent.capture import LONGEST_LINE, Lines, Rate
+from node_agent.tail import Tail
 
 
 @given(st.lists(st.binary(max_size=50), max_size=30), st.integers(0, 100))

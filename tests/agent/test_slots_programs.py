@@ -256,7 +256,7 @@ def do_action(engine, args):
 async def test_no_java_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From `java_runner` and for a jar as the command."""
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setattr("node_agent.java.find", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     async with bench(tmp_path) as slot:
         outcome = await slot.python(RUNNER, "pi.jar")
         assert (outcome.kind, outcome.exception) == ("TaskFailed", "JavaError")
