@@ -38,24 +38,54 @@ class BatchSettings:
     """`https://<account>.<region>.batch.azure.com`."""
     entra: bool = False
     """Entra ID instead of the key: whoever azure-identity finds logged in. Needs the extra `identity`."""
+    ca_file: str | None = None
+    """Certificates (PEM) to trust besides the system's. None: no others."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageSettings:
-    """The Storage account."""
+    """The Storage account: by its connection string, or by its URL and Entra ID."""
 
     connection_string: str | None = field(default=None, repr=False)
+    account_url: str | None = None
+    """`https://<account>.blob.core.windows.net`. Set, it takes the place of the connection string: who may
+    do what is then decided by Entra ID. Needs the extra `identity`."""
+    ca_file: str | None = None
+    """Certificates (PEM) to trust besides the system's, here and on the nodes. None: no others."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceBusSettings:
-    """The Service Bus namespace, of the Standard or the Premium tier."""
+    """The Service Bus namespace, of the Standard or the Premium tier: by its connection string, or by its name
+    and Entra ID."""
 
     connection_string: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     """Certificates (PEM) to trust besides the system's: a proxy's, the local cloud's own. None: no others."""
     websockets: bool = False
     """AMQP over websockets on port 443, for networks that let nothing else out."""
+    namespace: str | None = None
+    """`<name>.servicebus.windows.net`. Set, it takes the place of the connection string: who may do what is
+    then decided by Entra ID. Needs the extra `identity`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessSettings:
+    """One pool, for a client that holds no key of an account: what `pool.client_settings()` gives.
+
+    Set, it takes the place of the three services: such a client opens sessions, and makes and removes nothing.
+    """
+
+    pool: str | None = None
+    """The pool's id."""
+    ctl: str | None = field(default=None, repr=False)
+    """The URL of its control container, with a signature."""
+    out: str | None = field(default=None, repr=False)
+    """The URL of its output container, with a signature."""
+    task_queues: str | None = field(default=None, repr=False)
+    """Connection strings that may send to its task queues, with blanks between them."""
+    results_queues: str | None = field(default=None, repr=False)
+    """Connection strings that may listen to its results queues, with blanks between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +144,9 @@ class SessionSettings:
     """Seconds that a task may run where neither `submit` nor the session says; 0: without end."""
     close_timeout: float = 10.0
     """Seconds that closing may take before what is left is dropped and named."""
+    patience: float = 60.0
+    """Seconds that a service may be away before whoever waits for it gets an error; what is under way stays,
+    and is tried again."""
     presence_interval: float = 5.0
     """Seconds between two signs of life of the mailbox's holder."""
 
@@ -127,13 +160,14 @@ class Settings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     servicebus: ServiceBusSettings = field(default_factory=ServiceBusSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
 
     @property
     def connected(self) -> bool:
-        """Whether the three services are named."""
+        """Whether the three services are named, or one pool is."""
         return not any(True for _ in self._missing())
 
     def check(self) -> Settings:
@@ -147,14 +181,17 @@ class Settings:
         return self
 
     def _missing(self) -> Iterator[str]:
-        needed = (
-            ("batch", self.batch, ("account", "url") if self.batch.entra else ("account", "key", "url")),
-            ("storage", self.storage, ("connection_string",)),
-            ("servicebus", self.servicebus, ("connection_string",)),
-        )
-        for group, settings, names in needed:
+        if self.access.pool:
+            needed = {"access": [item.name for item in fields(AccessSettings)]}
+        else:
+            needed = {
+                "batch": ["account", "url"] if self.batch.entra else ["account", "key", "url"],
+                "storage": [] if self.storage.account_url else ["connection_string"],
+                "servicebus": [] if self.servicebus.namespace else ["connection_string"],
+            }
+        for group, names in needed.items():
             for name in names:
-                if not getattr(settings, name):
+                if not getattr(getattr(self, group), name):
                     yield f"{group}.{name}"
 
     def to_toml(self) -> str:
@@ -172,7 +209,7 @@ class Settings:
         return "\n".join(lines) + "\n"
 
 
-_GROUPS: Final = ("batch", "storage", "servicebus", "pool", "agent", "session")
+_GROUPS: Final = ("batch", "storage", "servicebus", "access", "pool", "agent", "session")
 
 _ORIGINAL_KEYS: Final = {
     "BATCH_ACCOUNT_NAME": ("batch", "account"),
