@@ -1,5 +1,8 @@
 """Queues as Atom entries in XML, as the administration of Service Bus reads and writes them (pure).
 
+What is written has the service's own prefixes, not only its namespaces: there are clients that look for the
+names as they stand in the text. What is read is told apart by its namespaces alone.
+
 (https://learn.microsoft.com/rest/api/servicebus/queues)
 """
 
@@ -34,9 +37,6 @@ _KEY_LENGTH = 44
 _DURATION = re.compile(
     r"P(?:(?P<days>\d+)D)?(?:T(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?\Z"
 )
-
-for _prefix, _uri in (("", ATOM), ("c", CONNECT), ("d", COUNTS), ("i", INSTANCE)):
-    ET.register_namespace(_prefix, _uri)
 
 
 # -- reading ----------------------------------------------------------------------------------------------
@@ -161,12 +161,12 @@ def write_entry(entity: Entity, base_url: str) -> bytes:
 
 def write_feed(entities: Iterable[Entity], base_url: str, next_url: str | None) -> bytes:
     """A page of queues; none at all is also how a queue that does not exist is answered."""
-    feed = ET.Element(f"{{{ATOM}}}feed")
-    _add(feed, ATOM, "id", base_url)
-    _add(feed, ATOM, "title", "Queues")
-    ET.SubElement(feed, f"{{{ATOM}}}link", rel="self", href=base_url)
+    feed = ET.Element("feed", xmlns=ATOM)
+    _add(feed, "id", base_url)
+    _add_title(feed, "Queues")
+    ET.SubElement(feed, "link", rel="self", href=base_url)
     if next_url is not None:
-        ET.SubElement(feed, f"{{{ATOM}}}link", rel="next", href=next_url)
+        ET.SubElement(feed, "link", rel="next", href=next_url)
     for entity in entities:
         feed.append(_entry(entity, base_url))
     return _document(feed)
@@ -174,10 +174,10 @@ def write_feed(entities: Iterable[Entity], base_url: str, next_url: str | None) 
 
 def write_namespace(namespace: Namespace, name: str) -> bytes:
     """The namespace's own properties."""
-    entry = ET.Element(f"{{{ATOM}}}entry")
-    _add(entry, ATOM, "title", name)
-    content = ET.SubElement(entry, f"{{{ATOM}}}content", type="application/xml")
-    info = ET.SubElement(content, f"{{{CONNECT}}}NamespaceInfo")
+    entry = ET.Element("entry", xmlns=ATOM)
+    _add(entry, "id", f"https://{name}/$namespaceinfo")
+    _add_title(entry, name)
+    info = _add_content(entry, "NamespaceInfo")
     for tag, text in (
         ("CreatedTime", _date(namespace.created_at)),
         ("MessagingSKU", "Standard"),
@@ -185,7 +185,7 @@ def write_namespace(namespace: Namespace, name: str) -> bytes:
         ("Name", name),
         ("NamespaceType", "Messaging"),
     ):
-        _add(info, CONNECT, tag, text)
+        _add(info, tag, text)
     return _document(entry)
 
 
@@ -202,8 +202,17 @@ def _document(element: ET.Element) -> bytes:
     return data
 
 
-def _add(parent: ET.Element, namespace: str, tag: str, text: str) -> None:
-    ET.SubElement(parent, f"{{{namespace}}}{tag}").text = text
+def _add(parent: ET.Element, tag: str, text: str) -> None:
+    ET.SubElement(parent, tag).text = text
+
+
+def _add_title(parent: ET.Element, title: str) -> None:
+    ET.SubElement(parent, "title", type="text").text = title
+
+
+def _add_content(entry: ET.Element, kind: str) -> ET.Element:
+    content = ET.SubElement(entry, "content", type="application/xml")
+    return ET.SubElement(content, kind, {"xmlns": CONNECT, "xmlns:i": INSTANCE})
 
 
 def _date(when: float) -> str:
@@ -215,15 +224,14 @@ def _duration(seconds: float) -> str:
 
 
 def _entry(entity: Entity, base_url: str) -> ET.Element:
-    entry = ET.Element(f"{{{ATOM}}}entry")
-    _add(entry, ATOM, "id", f"{base_url}/{entity.name}")
-    _add(entry, ATOM, "title", entity.name)
-    _add(entry, ATOM, "published", _date(entity.created_at))
-    _add(entry, ATOM, "updated", _date(entity.updated_at))
-    content = ET.SubElement(entry, f"{{{ATOM}}}content", type="application/xml")
-    description = ET.SubElement(content, f"{{{CONNECT}}}QueueDescription")
+    entry = ET.Element("entry", xmlns=ATOM)
+    _add(entry, "id", f"{base_url}/{entity.name}")
+    _add_title(entry, entity.name)
+    _add(entry, "published", _date(entity.created_at))
+    _add(entry, "updated", _date(entity.updated_at))
+    description = _add_content(entry, "QueueDescription")
     for tag, text in (*_settings(entity), *_figures(entity)):
-        _add(description, CONNECT, tag, text)
+        _add(description, tag, text)
     _add_rules(description, entity.settings.rules)
     _add_counts(description, entity)
     return entry
@@ -260,24 +268,23 @@ def _figures(entity: Entity) -> list[tuple[str, str]]:
 
 
 def _add_rules(description: ET.Element, rules: Iterable[AccessRule]) -> None:
-    parent = ET.SubElement(description, f"{{{CONNECT}}}AuthorizationRules")
+    parent = ET.SubElement(description, "AuthorizationRules")
     for rule in rules:
-        element = ET.SubElement(parent, f"{{{CONNECT}}}AuthorizationRule")
-        element.set(f"{{{INSTANCE}}}type", "SharedAccessAuthorizationRule")
-        _add(element, CONNECT, "ClaimType", "SharedAccessKey")
-        _add(element, CONNECT, "ClaimValue", "None")
-        rights = ET.SubElement(element, f"{{{CONNECT}}}Rights")
+        element = ET.SubElement(parent, "AuthorizationRule", {"i:type": "SharedAccessAuthorizationRule"})
+        _add(element, "ClaimType", "SharedAccessKey")
+        _add(element, "ClaimValue", "None")
+        rights = ET.SubElement(element, "Rights")
         for name, right in _RIGHTS.items():
             if right in rule.rights:
-                _add(rights, CONNECT, "AccessRights", name)
-        _add(element, CONNECT, "KeyName", rule.name)
-        _add(element, CONNECT, "PrimaryKey", rule.primary_key)
-        _add(element, CONNECT, "SecondaryKey", rule.secondary_key)
+                _add(rights, "AccessRights", name)
+        _add(element, "KeyName", rule.name)
+        _add(element, "PrimaryKey", rule.primary_key)
+        _add(element, "SecondaryKey", rule.secondary_key)
 
 
 def _add_counts(description: ET.Element, entity: Entity) -> None:
     counts = entity.queue.counts
-    parent = ET.SubElement(description, f"{{{CONNECT}}}CountDetails")
+    parent = ET.SubElement(description, "CountDetails", {"xmlns:d2p1": COUNTS})
     for tag, count in (
         ("ActiveMessageCount", counts.active),
         ("DeadLetterMessageCount", counts.dead_lettered),
@@ -285,4 +292,4 @@ def _add_counts(description: ET.Element, entity: Entity) -> None:
         ("TransferDeadLetterMessageCount", 0),
         ("TransferMessageCount", 0),
     ):
-        _add(parent, COUNTS, tag, str(count))
+        _add(parent, f"d2p1:{tag}", str(count))
