@@ -4,7 +4,10 @@ Read in layers, each over the one before: the defaults here, the file, its profi
 The file is TOML (`[batch]`, `[storage]`, `[servicebus]`, `[pool]`, `[agent]`, `[session]`; a profile is
 `[profiles.NAME.batch]` and so on) or the credentials.json of azure_realtime_batch. In the environment a
 setting is `BATCHFLOW_<GROUP>_<KEY>`, for example `BATCHFLOW_BATCH_KEY`; `BATCHFLOW_TARGET` is the target and
-`BATCHFLOW_CONFIG` the file.
+`BATCHFLOW_CONFIG` the file. The profile `local` is there without being written: the local cloud that
+`batchflow up` keeps.
+
+The file may describe pools and jobs too (`[pools.NAME]`, `[jobs.NAME]`): `batchflow.configfile` reads these.
 """
 
 from __future__ import annotations
@@ -13,17 +16,25 @@ import difflib
 import json
 import math
 import os
+import tempfile
 import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from batchflow.errors import ConfigurationError
 
 Target = Literal["local", "azure"]
+
+# Annotated with the unit that the reference of the settings gives.
+Seconds = Annotated[float, "s"]
+Bytes = Annotated[int, "bytes"]
+Tasks = Annotated[int, "tasks"]
+Results = Annotated[int, "results"]
+Nodes = Annotated[int, "nodes"]
 
 PREFIX: Final = "BATCHFLOW_"
 
@@ -56,8 +67,8 @@ class StorageSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceBusSettings:
-    """The Service Bus namespace, of the Standard or the Premium tier: by its connection string, or by its name
-    and Entra ID."""
+    """The Service Bus namespace, of the Standard or the Premium tier: by its connection string, or by its
+    name and Entra ID."""
 
     connection_string: str | None = field(default=None, repr=False)
     ca_file: str | None = None
@@ -73,7 +84,8 @@ class ServiceBusSettings:
 class AccessSettings:
     """One pool, for a client that holds no key of an account: what `pool.client_settings()` gives.
 
-    Set, it takes the place of the three services: such a client opens sessions, and makes and removes nothing.
+    Set, it takes the place of the three services: such a client opens sessions, and makes and removes
+    nothing.
     """
 
     pool: str | None = None
@@ -92,12 +104,12 @@ class AccessSettings:
 class PoolSettings:
     """What a new pool gets where its spec is silent."""
 
-    nodes: int = 2
+    nodes: Nodes = 2
     """Dedicated nodes."""
-    slots: int = 0
+    slots: Tasks = 0
     """Tasks that run at once on a node; 0: as many as the node has cores."""
     vm_size: str = "standard_d2s_v3"
-    lock_duration: float = 30.0
+    lock_duration: Seconds = 30.0
     """Seconds until a task is given to another agent when its own died; 5 to 300."""
 
 
@@ -112,23 +124,23 @@ class AgentSettings:
     """The version of `python3` on the nodes, for the archive; Ubuntu 24.04 has 3.12."""
     node_platform: str = "manylinux_2_28_x86_64"
     """The nodes' platform, as wheels name it, for the archive."""
-    idle_exit: float = 1800.0
+    idle_exit: Seconds = 1800.0
     """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
-    heartbeat_interval: float = 5.0
+    heartbeat_interval: Seconds = 5.0
     """Seconds. An agent whose heartbeat is older than three of them counts as gone."""
-    drain_grace: float = 30.0
+    drain_grace: Seconds = 30.0
     """Seconds that a stopped agent lets its tasks finish in."""
-    grace: float = 5.0
+    grace: Seconds = 5.0
     """Seconds between TERM and KILL for the processes of a task that is past its limit."""
-    child_tasks: int = 10_000
+    child_tasks: Tasks = 10_000
     """A warm Python process is replaced after so many tasks."""
-    child_memory: int = 2 * 1024**3
+    child_memory: Bytes = 2 * 1024**3
     """A warm Python process that holds more bytes than this after a task is replaced."""
-    output_limit: int = 64 * 1024
+    output_limit: Bytes = 64 * 1024
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
-    result_limit: int = 256 * 1024**2
+    result_limit: Bytes = 256 * 1024**2
     """Bytes of JSON that a task may return; more is `ResultTooLarge`."""
-    cache_limit: int = 10 * 1024**3
+    cache_limit: Bytes = 10 * 1024**3
     """Bytes of task files that an agent keeps on its disk."""
 
 
@@ -136,18 +148,18 @@ class AgentSettings:
 class SessionSettings:
     """How a session behaves."""
 
-    outbox: int = 100_000
+    outbox: Tasks = 100_000
     """Tasks that `submit` takes before it waits for the broker."""
-    unclaimed: int = 100_000
+    unclaimed: Results = 100_000
     """Results that nobody reads that are held in memory; further ones go to a temporary file."""
-    timeout: float = 0.0
+    timeout: Seconds = 0.0
     """Seconds that a task may run where neither `submit` nor the session says; 0: without end."""
-    close_timeout: float = 10.0
+    close_timeout: Seconds = 10.0
     """Seconds that closing may take before what is left is dropped and named."""
-    patience: float = 60.0
+    patience: Seconds = 60.0
     """Seconds that a service may be away before whoever waits for it gets an error; what is under way stays,
     and is tried again."""
-    presence_interval: float = 5.0
+    presence_interval: Seconds = 5.0
     """Seconds between two signs of life of the mailbox's holder."""
 
 
@@ -210,6 +222,10 @@ class Settings:
 
 
 _GROUPS: Final = ("batch", "storage", "servicebus", "access", "pool", "agent", "session")
+_DESCRIPTIONS: Final = ("pools", "jobs")
+"""Tables of the file that are no settings."""
+
+LOCAL_PROFILE: Final = "local"
 
 _ORIGINAL_KEYS: Final = {
     "BATCH_ACCOUNT_NAME": ("batch", "account"),
@@ -242,16 +258,35 @@ def load_settings(
     current directory, else no file.
     """
     environment = os.environ if environment is None else environment
-    settings = Settings()
-    source = _find_file(path, environment)
-    if source is not None:
-        settings = _apply_file(settings, source, profile)
+    settings, profiles = Settings(), {}
+    source = find_file(path, environment)
+    if source is not None and source.suffix == ".json":
+        settings = _apply(settings, _read_credentials(source, _read_text(source)), str(source))
+    elif source is not None:
+        document = read_document(source)
+        profiles = document.pop("profiles", {})
+        settings = _apply(settings, document, str(source))
+    if profile in profiles:
+        settings = _apply(settings, profiles[profile], f"{source}: profiles.{profile}")
+    elif profile == LOCAL_PROFILE:
+        settings = over_local_cloud(settings, environment)
     elif profile is not None:
-        raise ConfigurationError(f"profile {profile!r}: there is no configuration file that could hold it")
+        raise ConfigurationError(_no_profile(profile, source, profiles))
     return _apply_environment(settings, environment)
 
 
-def _find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
+def _no_profile(profile: str, source: Path | None, profiles: Mapping[str, Any]) -> str:
+    if source is None:
+        return f"profile {profile!r}: there is no configuration file that could hold it"
+    if source.suffix == ".json":
+        return f"{source}: a credentials.json has no profiles (asked for {profile!r})"
+    close = difflib.get_close_matches(profile, profiles, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{source}: no profile {profile!r}; there are: {', '.join(sorted(profiles)) or 'none'}{hint}"
+
+
+def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
+    """The configuration file that `load_settings` reads; None when there is none."""
     if path is None:
         path = environment.get(f"{PREFIX}CONFIG")
     if path is not None:
@@ -260,29 +295,43 @@ def _find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, st
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _apply_file(settings: Settings, source: Path, profile: str | None) -> Settings:
+def local_cloud_file(environment: Mapping[str, str]) -> Path:
+    """Where `batchflow up` keeps the settings of its cloud: in the user's own runtime directory."""
+    base = environment.get("XDG_RUNTIME_DIR")
+    folder = Path(base, "batchflow") if base else Path(tempfile.gettempdir(), f"batchflow-up-{os.getuid()}")
+    return folder / "local.toml"
+
+
+def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """These settings, on the local cloud that is up. Raises `ConfigurationError` when none is."""
+    source = local_cloud_file(environment)
+    if not source.is_file():
+        raise ConfigurationError(f"no local cloud is up: {source} is not there; start one: batchflow up")
+    cloud = _apply(Settings(), read_document(source), str(source))
+    return replace(
+        cloud,
+        pool=cloud.pool if settings.pool == PoolSettings() else settings.pool,
+        agent=replace(settings.agent, python=settings.agent.python or cloud.agent.python),
+        session=settings.session,
+    )
+
+
+def read_document(source: Path) -> dict[str, Any]:
+    """A configuration file as TOML has it. Raises `ConfigurationError`."""
     try:
-        text = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{source}: cannot be read: {error}") from error
-    if source.suffix == ".json":
-        if profile is not None:
-            raise ConfigurationError(f"{source}: a credentials.json has no profiles (asked for {profile!r})")
-        return _apply(settings, _read_credentials(source, text), str(source))
-    try:
-        document = tomllib.loads(text)
+        document = tomllib.loads(_read_text(source))
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source}: not TOML: {error}") from error
-    profiles = document.pop("profiles", {})
-    if not isinstance(profiles, dict):
+    if not isinstance(document.get("profiles", {}), dict):
         raise ConfigurationError(f"{source}: profiles is a table, [profiles.NAME.batch] and so on")
-    settings = _apply(settings, document, str(source))
-    if profile is None:
-        return settings
-    if profile not in profiles:
-        names = ", ".join(sorted(profiles)) or "none"
-        raise ConfigurationError(f"{source}: no profile {profile!r}; there are: {names}")
-    return _apply(settings, profiles[profile], f"{source}: profiles.{profile}")
+    return document
+
+
+def _read_text(source: Path) -> str:
+    try:
+        return source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{source}: cannot be read: {error}") from error
 
 
 def _read_credentials(source: Path, text: str) -> dict[str, Any]:
@@ -295,7 +344,7 @@ def _read_credentials(source: Path, text: str) -> dict[str, Any]:
     groups: dict[str, Any] = {}
     for key, value in document.items():
         if key not in _ORIGINAL_KEYS:
-            raise ConfigurationError(f"{source}: unknown key {key!r}{_nearest(key, _ORIGINAL_KEYS)}")
+            raise ConfigurationError(f"{source}: unknown key {key!r}{nearest(key, _ORIGINAL_KEYS)}")
         group, name = _ORIGINAL_KEYS[key]
         groups.setdefault(group, {})[name] = value
     return groups
@@ -335,8 +384,9 @@ def _apply(settings: Settings, document: Any, where: str) -> Settings:
             settings = replace(settings, target=value)
         elif key in _GROUPS:
             settings = replace(settings, **{key: _apply_group(getattr(settings, key), key, value, where)})
-        else:
-            raise ConfigurationError(f"{where}: unknown key {key!r}{_nearest(key, ('target', *_GROUPS))}")
+        elif key not in _DESCRIPTIONS:
+            known = ("target", *_GROUPS, *_DESCRIPTIONS)
+            raise ConfigurationError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     return settings
 
 
@@ -346,7 +396,7 @@ def _apply_group(group: Any, name: str, values: Any, where: str) -> Any:
     known = [item.name for item in fields(group)]
     for key, value in values.items():
         if key not in known:
-            raise ConfigurationError(f"{where}: unknown key {name}.{key}{_nearest(key, known)}")
+            raise ConfigurationError(f"{where}: unknown key {name}.{key}{nearest(key, known)}")
         kind = _kind(type(group), key)
         accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -376,7 +426,8 @@ def _kind(group: type, name: str) -> type:
     return typing.cast("type", hint)
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """For the end of a refusal: what may have been meant, or else all that is known."""
     known = list(known)
     close = difflib.get_close_matches(key, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(sorted(known))}"
