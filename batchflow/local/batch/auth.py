@@ -12,32 +12,15 @@ import base64
 import binascii
 import hashlib
 import hmac
-from email.utils import parsedate_to_datetime
 from itertools import product
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from batchflow.local.batch.errors import Refused
+from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-MAX_SKEW = 15 * 60.0
-"""Seconds that a request's date may differ from the service's clock, either way."""
-
-_SIGNED_HEADERS = (
-    "content-encoding",
-    "content-language",
-    "content-length",
-    "content-md5",
-    "content-type",
-    "date",
-    "if-modified-since",
-    "if-match",
-    "if-none-match",
-    "if-unmodified-since",
-    "range",
-)
 
 
 def authenticate(
@@ -69,7 +52,7 @@ def authenticate(
 def strings_to_sign(method: str, target: str, headers: Mapping[str, str], account: str) -> Iterator[str]:
     """Every string that a client may have signed for this request."""
     path, _, query = target.partition("?")
-    signed = {name: headers.get(name, "") for name in _SIGNED_HEADERS}
+    signed = {name: headers.get(name, "") for name in SIGNED_HEADERS}
     lengths = [signed["content-length"]]
     if lengths[0] in ("", "0") and method not in ("GET", "HEAD"):
         lengths = ["0", ""]
@@ -101,8 +84,8 @@ def _check_date(headers: Mapping[str, str], now: float) -> None:
     if not text:
         raise _failed("The Date or ocp-date header is missing.")
     try:
-        skew = abs(parsedate_to_datetime(text).timestamp() - now)
-    except (ValueError, OverflowError):
+        skew = clock_skew(text, now)
+    except ValueError:
         raise _failed(f"The date header '{text}' is not an RFC 1123 date.") from None
     if skew > MAX_SKEW:
         raise _failed(f"The date header '{text}' differs from the server's time by more than 15 minutes.")

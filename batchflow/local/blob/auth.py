@@ -23,29 +23,14 @@ import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from ipaddress import ip_address
 
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.model import AccessPolicy
-
-MAX_CLOCK_SKEW = 15 * 60.0
+from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
 
 _ALL = frozenset("racwdxyltmeopif")
-_SIGNED_HEADERS = (
-    "content-encoding",
-    "content-language",
-    "content-length",
-    "content-md5",
-    "content-type",
-    "date",
-    "if-modified-since",
-    "if-match",
-    "if-none-match",
-    "if-unmodified-since",
-    "range",
-)
 _OLDEST_SAS_VERSION = "2018-11-09"
 _ENCRYPTION_SCOPE_VERSION = "2020-12-06"
 
@@ -172,7 +157,7 @@ def shared_key_strings(account: str, request: SignedRequest) -> tuple[str, ...]:
         del headers["content-length"]
     if "x-ms-date" in headers:
         headers.pop("date", None)
-    standard = "\n".join(headers.get(name, "") for name in _SIGNED_HEADERS)
+    standard = "\n".join(headers.get(name, "") for name in SIGNED_HEADERS)
     special = [(name, value) for name, value in headers.items() if name.startswith("x-ms-")]
     resource = _canonical_resource(account, request)
     orders = (sorted(special, key=lambda item: _word_rank(item[0])), sorted(special))
@@ -304,10 +289,10 @@ def _account_grant(request: SignedRequest, terms: _Terms) -> Grant:
 def _check_date(headers: Mapping[str, str], now: float) -> None:
     given = headers.get("x-ms-date") or headers.get("date") or ""
     try:
-        asked = parsedate_to_datetime(given).timestamp()
+        skew = clock_skew(given, now)
     except ValueError:
         raise _unauthenticated("The request has no valid x-ms-date or Date header.") from None
-    if abs(asked - now) > MAX_CLOCK_SKEW:
+    if skew > MAX_SKEW:
         raise _unauthenticated("Request date header too old or too far ahead: check the clocks.")
 
 
