@@ -313,14 +313,15 @@ async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
 async def _file_causes(session: Session) -> list[Cause]:
     """Commands of waiting tasks that the session's bundle has no file for."""
     wanted = Counter(entry.command for entry in session._tracker)
-    if not wanted or not session._bundle:
+    hashed = session._submitter.bundle
+    if not wanted or not hashed:
         return []
     try:
-        blob = await session.pool._ctl.get(bundle_blob(session._bundle))
+        blob = await session.pool._ctl.get(bundle_blob(hashed))
     except BlobNotFound:
         remedy = "await session.update_files(files), then submit anew"
-        return [Cause(f"the bundle {session._bundle[:12]} is gone", remedy)]
-    bundle = Bundle.read(blob.data, session._bundle)
+        return [Cause(f"the bundle {hashed[:12]} is gone", remedy)]
+    bundle = Bundle.read(blob.data, hashed)
     names = ", ".join(file.name for file in bundle.files[:10]) or "no files at all"
     remedy = f"the bundle has {names}; await session.update_files(files), then submit anew"
     return [

@@ -28,6 +28,7 @@ from batchflow.errors import (
 )
 from batchflow.ledgerkeeper import SAVE_INTERVAL
 from batchflow.model import Event, Status
+from batchflow.outage import Outage
 from batchflow.spill import SpillFile
 from batchflow.tracker import Entry, Receipt
 from batchflow.wire import EventItem, Reference, ResultItem
@@ -87,6 +88,8 @@ class Inbox:
         """The uids of outcomes for earlier holders."""
         self._fetching: dict[str, tuple[Receipt, _Letter]] = {}
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
+        self._outage = Outage(session, "mail", "no mail could be received")
+        self._away = Outage(session, "storage", "results could not be fetched from storage")
         self._spill = SpillFile()
         self._ledger = session._ledger
 
@@ -135,6 +138,7 @@ class Inbox:
             async with self._reopening():
                 assert self._mailbox is not None
                 delivery = await self._mailbox.receive(_RECEIVE_WAIT)
+                self._outage.worked()
                 if delivery is not None:
                     self._accept(_Letter(delivery, self._mailbox))
 
@@ -200,7 +204,7 @@ class Inbox:
             # Else it comes again, and is recognised as a duplicate, or goes with the mailbox.
             return
         for blob in letter.blobs:
-            session._spawn(session._drop_blob(session.pool._out, blob), "delete a result's blob", last=True)
+            session._drop_later(session.pool._out, blob, "delete a result's blob")
 
     @asynccontextmanager
     async def _reopening(self) -> AsyncIterator[None]:
@@ -213,6 +217,7 @@ class Inbox:
             if not error.retryable:
                 raise
             self._session._warn(f"no mail at present, trying again: {error}")
+            self._outage.failed(error)
             await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
@@ -230,11 +235,14 @@ class Inbox:
                     raise
                 if (holder := await self._other_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
+                self._outage.failed(error)
                 await backoff.wait()
             except BrokerError as error:
                 if not error.retryable:
                     raise
+                self._outage.failed(error)
                 await backoff.wait()
+        self._outage.worked()
 
     async def _other_holder(self) -> str | None:
         try:
@@ -349,7 +357,9 @@ class Inbox:
             return
         self._fetching[item.uid] = (receipt, letter)
         if known is None:
-            self._session._spawn(self._fetch(item, reference), f"fetch the result of {item.task_id}")
+            self._session._background.start(
+                self._fetch(item, reference), f"fetch the result of {item.task_id}"
+            )
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         async with self._fetches:
@@ -366,10 +376,12 @@ class Inbox:
         while True:
             try:
                 blob = await self._session.pool._out.get(reference.blob)
+                self._away.worked()
                 return replace(item, value=orjson.loads(blob.data))
             except StorageError as error:
                 if not error.retryable:
                     return _unreadable(item, f"its result cannot be fetched: {error}")
+                self._away.failed(error)
                 await backoff.wait()
             except orjson.JSONDecodeError as error:
                 return _unreadable(item, f"its result is not JSON: {error}")

@@ -10,6 +10,7 @@ from batchflow.backoff import Backoff, opened
 from batchflow.broker import OutgoingMessage, Sender
 from batchflow.control import queue_for
 from batchflow.errors import BrokerError
+from batchflow.outage import Outage
 from batchflow.outcomes import submit_failed
 from batchflow.tracker import Entry
 
@@ -25,6 +26,7 @@ class Outbox:
         self._sender: Sender | None = None
         self._wake = asyncio.Event()
         self._messages = 0
+        self._outage = Outage(session, "sending", "the broker has taken no tasks")
         self.passed = 0
         """Every task with a lower sequence number is accepted, or has failed."""
 
@@ -74,20 +76,17 @@ class Outbox:
                     self._failed(entries, error)
                     return
                 session._warn(f"the broker did not take {len(entries)} tasks yet, trying again: {error}")
+                self._outage.failed(error)
                 await backoff.wait()
             else:
+                self._outage.worked()
                 session._tracker.accepted(entries)
                 self._tell_accepted(entries)
                 return
 
     def _tell_accepted(self, entries: list[Entry]) -> None:
-        waiters = self._session._accepting
-        if not waiters:
-            return
         for entry in entries:
-            waiter = waiters.pop(entry.sequence, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+            self._session._accepting.wake(entry.sequence)
 
     def _failed(self, entries: list[Entry], error: BrokerError) -> None:
         session = self._session

@@ -197,7 +197,7 @@ class Pool:
         await self._ctl.put(control.job_blob(name), document.encode())
         self._known_jobs.discard(name)
         for session in [session for session in self._sessions if session.job_name == name]:
-            session._refusal = f"job {name!r} is closed: it takes no new tasks"
+            session._submitter.refusal = f"job {name!r} is closed: it takes no new tasks"
         return document
 
     # ---- agents and nodes

@@ -8,20 +8,19 @@ import logging
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Iterable
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import anyio
 
-from batchflow import control, wire
+from batchflow import control
+from batchflow.background import Background
 from batchflow.concurrency import task_group
 from batchflow.errors import (
-    BatchflowError,
     BrokerError,
     ConfigurationError,
-    JobClosed,
     ServiceError,
     SessionClosed,
     StorageError,
@@ -31,6 +30,7 @@ from batchflow.inbox import Inbox
 from batchflow.ledgerkeeper import LedgerKeeper
 from batchflow.lifecycle import Supervised
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
+from batchflow.outage import TroubleSource
 from batchflow.outbox import Outbox
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
@@ -41,14 +41,15 @@ from batchflow.streams import (
     EventStream,
     MapResults,
     MapRun,
-    Pulse,
     ResultStream,
     SessionResults,
 )
-from batchflow.submission import INLINE, Submission, as_arguments, command_line, is_duration
+from batchflow.submission import Submission, as_arguments, command_line
+from batchflow.submitter import Submitter
 from batchflow.task import Task
 from batchflow.tracker import Entry, Tracker
-from batchflow.wire import Reference, ResultItem
+from batchflow.waiting import Pulse, Waiters
+from batchflow.wire import ResultItem
 
 if TYPE_CHECKING:
     from batchflow.pool import Pool
@@ -56,9 +57,6 @@ if TYPE_CHECKING:
     from batchflow.storage import Container
 
 logger = logging.getLogger(__name__)
-
-_YIELD_EVERY: Final = 64
-"""Submits after which the event loop gets a turn, so that what was submitted leaves meanwhile."""
 
 
 class Session(Supervised):
@@ -86,36 +84,33 @@ class Session(Supervised):
         self.job_name = control.check_name("job name", job)
         self.incarnation = uuid.uuid4().hex[:12]
         """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
-        settings = pool.client.settings.session
-        self.close_timeout = settings.close_timeout
-        self._settings = settings
-        self._timeout = (settings.timeout or None) if timeout is None else timeout
-        if self._timeout is not None and not is_duration(self._timeout):
-            raise ConfigurationError(f"session: timeout is {timeout!r}; seconds above 0 are needed")
+        self._settings = pool.client.settings.session
+        self.close_timeout = self._settings.close_timeout
         self._files = files
-        self._bundle = ""
         self._tracker = Tracker()
         self._policy = PackingPolicy()
         self._change = Pulse()
+        """Something happened that a reader of results may care for."""
         self._room = Pulse()
-        self._waiters: dict[int, asyncio.Future[None]] = {}
-        self._accepting: dict[int, asyncio.Future[None]] = {}
+        """Something has left the outbox."""
+        self._waiters = Waiters()
+        """For an outcome."""
+        self._accepting = Waiters()
         self._streams = weakref.WeakSet[EventStream]()
-        self._trouble: ServiceError | None = None
-        self._background = set[asyncio.Task[Any]]()
-        self._last = set[asyncio.Task[Any]]()
+        self._troubles: dict[TroubleSource, ServiceError] = {}
+        self._background = Background(self._warn)
         self._holds = False
         """Whether the mailbox, and the documents that go with it, have been ours."""
         self._ended = False
+        self._reason = "closed"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._submitter = Submitter(self, timeout)
         self._ledger = LedgerKeeper(self, journal) if found_again else None
         self._outbox = Outbox(self)
         self._inbox = Inbox(self)
         self._cancellations = Cancellations(self)
         self._presence = PresenceKeeper(self)
         self._agents = AgentsWatch(self)
-        self._reason = "closed"
-        self._refusal: str | None = None
-        """Why no new tasks are taken, although the session lives."""
 
     # ---- submitting
 
@@ -150,17 +145,14 @@ class Session(Supervised):
             memory_limit=memory_limit,
             stream_output=stream_output,
         )
-        entry = await self._enqueue(wish)
-        await self._breathe(entry)
-        return Task(self, entry)
+        return Task(self, await self._submitter.submit(wish))
 
     async def submit_many(self, command: str, inputs: Iterable[Any], **options: Any) -> list[Task]:
         """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
         tasks = []
         for value in inputs:
-            entry = await self._enqueue(Submission(command=command, arguments=as_arguments(value), **options))
-            await self._breathe(entry)
-            tasks.append(Task(self, entry))
+            wish = Submission(command=command, arguments=as_arguments(value), **options)
+            tasks.append(Task(self, await self._submitter.submit(wish)))
         return tasks
 
     def map(
@@ -187,91 +179,13 @@ class Session(Supervised):
     async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Any) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
         wish = Submission(command=command, arguments=command_line(params, args), **options)
-        entry = await self._enqueue(wish)
+        entry = await self._submitter.enqueue(wish)
         self._tracker.claim(entry)
         try:
-            await self._breathe(entry)
             return await Task(self, entry)
         except asyncio.CancelledError:
             self._give_up([entry])
             raise
-
-    async def _enqueue(
-        self,
-        wish: Submission,
-        *,
-        index: int | None = None,
-        on_done: Callable[[Entry], None] | None = None,
-    ) -> Entry:
-        """Into the outbox. Once it is there nothing is awaited any more: cancelled, there is no task."""
-        self._check_takes()
-        while self._tracker.sending >= self._settings.outbox:
-            await self._room.wait()
-            self._check_takes()
-        entry = self._entry(wish, None, index, on_done)
-        assert entry.item is not None
-        if len(entry.item) > INLINE:
-            reference = await self._store_arguments(wish.encode_arguments(len(entry.item)))
-            entry = self._entry(wish, reference, index, on_done)
-        self._tracker.add(entry)
-        self._outbox.wake()
-        return entry
-
-    async def _breathe(self, entry: Entry) -> None:
-        """Let the event loop have a turn now and then, so that what was submitted leaves meanwhile."""
-        if entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1:
-            await asyncio.sleep(0)
-
-    def _entry(
-        self,
-        wish: Submission,
-        reference: Reference | None,
-        index: int | None,
-        on_done: Callable[[Entry], None] | None,
-    ) -> Entry:
-        """The next task, ready to be added."""
-        sequence = self._tracker.next_sequence()
-        item = wish.item(
-            client=self.name,
-            job=self.job_name,
-            sequence=sequence,
-            uid=wire.make_uid(self.incarnation, sequence),
-            bundle=self._bundle,
-            now=time.time(),
-            reference=reference,
-            timeout=self._timeout,
-        )
-        return Entry(
-            sequence=sequence,
-            index=sequence if index is None else index,
-            uid=item.uid,
-            task_id=item.task_id,
-            command=item.command,
-            client=item.client,
-            job=item.job,
-            submitted_at=item.submitted_at,
-            tag=item.tag,
-            item=wish.encode(item),
-            claimed=on_done is not None,
-            arguments_blob=None if reference is None else reference.blob,
-            on_done=on_done,
-        )
-
-    async def _store_arguments(self, data: bytes) -> Reference:
-        blob = control.arguments_blob(self.job_name, self.name, f"{self.incarnation}-{uuid.uuid4().hex}")
-        try:
-            await self.pool._ctl.put(blob, data)
-            self._check_takes()
-        except BaseException:
-            if not self._ended:
-                self._spawn(self._drop_blob(self.pool._ctl, blob), "delete arguments", last=True)
-            raise
-        return Reference(blob, len(data))
-
-    def _check_takes(self) -> None:
-        self._check_open()
-        if self._refusal is not None:
-            raise JobClosed(self._refusal)
 
     # ---- reading
 
@@ -314,13 +228,13 @@ class Session(Supervised):
         while self._outbox.passed < mark:
             if self._ended:
                 raise SessionClosed(self._reason)
-            await self._room.wait()
+            await self._next_room()
         await self._inbox.save_ledger()
 
     async def update_files(self, files: Files) -> None:
         """Tasks submitted from now on run with these files; those submitted before keep theirs."""
         self._check_open()
-        self._bundle = (await upload(await collect(files), self.pool._ctl)).hash
+        self._submitter.bundle = (await upload(await collect(files), self.pool._ctl)).hash
 
     async def cancel_all(self) -> None:
         """`cancel` every task that has no outcome."""
@@ -337,7 +251,9 @@ class Session(Supervised):
     def _give_up(self, entries: list[Entry]) -> None:
         """`_cancel`, without waiting for it: closing the session does."""
         if (left := self._withdraw(entries)) and not self._ended:
-            self._spawn(self._cancellations.cancel(left), "cancel what nobody waits for", last=True)
+            self._background.start(
+                self._cancellations.cancel(left), "cancel what nobody waits for", last=True
+            )
 
     def _withdraw(self, entries: list[Entry]) -> list[Entry]:
         """End those that were not sent. Returns those that were, and have no outcome."""
@@ -357,29 +273,27 @@ class Session(Supervised):
         self._tracker.claim(entry)
         if not entry.done:
             self._check_open()
-            if self._trouble is not None:
-                raise self._trouble
-            await self._wait_for(self._waiters, entry)
+            self._check_trouble()
+            await self._waiters.wait(entry.sequence)
         entry.hand_over()
 
     async def _until_accepted(self, entry: Entry) -> None:
         if entry.status is Status.SENDING:
             self._check_open()
-            await self._wait_for(self._accepting, entry)
+            self._check_trouble("sending")
+            await self._accepting.wait(entry.sequence)
         if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
             entry.result().unwrap()
 
-    async def _wait_for(self, waiters: dict[int, asyncio.Future[None]], entry: Entry) -> None:
-        waiter = waiters.get(entry.sequence)
-        if waiter is None:
-            waiter = waiters[entry.sequence] = asyncio.get_running_loop().create_future()
-        await asyncio.shield(waiter)
-
     async def _next_change(self) -> None:
         """Wait until something happened that a reader of results may care for."""
-        if self._trouble is not None:
-            raise self._trouble
+        self._check_trouble()
         await self._change.wait()
+
+    async def _next_room(self) -> None:
+        """Wait until something has left the outbox, or never will."""
+        self._check_trouble("sending")
+        await self._room.wait()
 
     def _resolve(self, entry: Entry, outcome: ResultItem, receipt: Any = None) -> bool:
         """Give a task its outcome and tell who waits for it. False for a duplicate."""
@@ -388,14 +302,12 @@ class Session(Supervised):
         if receipt is None and self._ledger is not None:
             self._ledger.consume(entry.uid)  # no mail will tell it to a later holder
         self._room.beat()
-        for waiters in (self._waiters, self._accepting):
-            waiter = waiters.pop(entry.sequence, None)
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+        self._waiters.wake(entry.sequence)
+        self._accepting.wake(entry.sequence)
         if entry.on_done is not None:
             entry.on_done(entry)
         if entry.arguments_blob is not None:
-            self._spawn(self._drop_blob(self.pool._ctl, entry.arguments_blob), "delete arguments", last=True)
+            self._drop_later(self.pool._ctl, entry.arguments_blob, "delete arguments")
         return True
 
     @property
@@ -419,6 +331,9 @@ class Session(Supervised):
     def _changed(self) -> None:
         self._change.beat()
 
+    def _drop_later(self, container: Container, blob: str, name: str) -> None:
+        self._background.start(self._drop_blob(container, blob), name, last=True)
+
     async def _drop_blob(self, container: Container, blob: str) -> None:
         try:
             await container.delete(blob)
@@ -436,39 +351,29 @@ class Session(Supervised):
         logger.warning("session_warning", extra={"session": self._name, "reason": message})
         self._tell(Event("warning", message, time.time()))
 
-    def _set_trouble(self, error: ServiceError | None) -> None:
-        """What makes waiting pointless: whoever waits gets it, until it has gone."""
-        self._trouble = error
-        if error is None:
-            return
+    @property
+    def _trouble(self) -> ServiceError | None:
+        """What makes waiting for an outcome pointless; None when nothing does."""
+        return next(iter(self._troubles.values()), None)
+
+    def _check_trouble(self, source: TroubleSource | None = None) -> None:
+        trouble = self._trouble if source is None else self._troubles.get(source)
+        if trouble is not None:
+            raise trouble
+
+    def _set_trouble(self, source: TroubleSource, error: ServiceError) -> None:
+        """Whoever waits for what cannot come gets the error, at once and until it has gone."""
+        self._troubles[source] = error
         self._warn(str(error))
-        self._fail(self._waiters, error)
+        self._waiters.fail(error)
         self._change.beat()
+        if source == "sending":
+            self._accepting.fail(error)
+            self._room.beat()
 
-    def _fail(self, waiters: dict[int, asyncio.Future[None]], error: BatchflowError) -> None:
-        for waiter in waiters.values():
-            if not waiter.done():
-                waiter.set_exception(error)
-                waiter.exception()
-        waiters.clear()
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str, *, last: bool = False) -> asyncio.Task[None]:
-        """A job of the session's: its failure is told as a warning, it ends with the session.
-
-        `last`: the closing waits for it, for a bounded time.
-        """
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._background.add(task)
-        if last:
-            self._last.add(task)
-        task.add_done_callback(self._background_done)
-        return task
-
-    def _background_done(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        self._last.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._warn(f"{task.get_name()}: {error}")
+    def _clear_trouble(self, source: TroubleSource, told: str) -> None:
+        if self._troubles.pop(source, None) is not None:
+            self._inform(told)
 
     def _check_open(self) -> None:
         if self._supervisor is None:
@@ -478,12 +383,10 @@ class Session(Supervised):
 
     # ---- the supervisor
 
-    _loop: asyncio.AbstractEventLoop | None = None
-
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.pool.client._sessions.add(self)
-        agents = self._spawn(self._agents.start(), "start agents")
+        agents = self._background.start(self._agents.start(), "start agents")
         try:
             await self._acquire()
             await self._work(agents)
@@ -496,23 +399,19 @@ class Session(Supervised):
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
                 await self._finish()
             self.pool.client._sessions.discard(self)
-            for task in self._background:
-                task.cancel()
-            if self._background:
-                await asyncio.wait(self._background)
+            await self._background.aclose()
 
     def _end(self) -> None:
         """No outcome comes any more: whoever still waits is told."""
         self._ended = True
         closed = SessionClosed(self._reason)
-        self._fail(self._waiters, closed)
-        self._fail(self._accepting, closed)
+        self._waiters.fail(closed)
+        self._accepting.fail(closed)
         self._change.beat()
         self._room.beat()
         for stream in self._streams:
             stream._change.beat()
-        for task in self._background - self._last:
-            task.cancel()
+        self._background.cancel()
 
     async def _acquire(self) -> None:
         try:
@@ -531,9 +430,10 @@ class Session(Supervised):
     async def _prepare_bundle(self) -> None:
         if self._files is None:
             await self.pool._refresh()  # another client may have repurposed it
-            self._bundle = self.pool._manifest.bundle or (await upload([], self.pool._ctl)).hash
+            bundle = self.pool._manifest.bundle or (await upload([], self.pool._ctl)).hash
         else:
-            self._bundle = (await upload(await collect(self._files), self.pool._ctl)).hash
+            bundle = (await upload(await collect(self._files), self.pool._ctl)).hash
+        self._submitter.bundle = bundle
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
         async with task_group() as services:
@@ -559,8 +459,7 @@ class Session(Supervised):
         await self._inbox.flush_settlements()
         if self._ledger is not None:
             self._ledger.close()
-        if self._last:
-            await asyncio.wait(self._last)
+        await self._background.finish()
         async with task_group() as group:
             group.start_soon(self._outbox.aclose)
             group.start_soon(self._inbox.aclose)

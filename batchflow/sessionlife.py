@@ -23,7 +23,6 @@ from batchflow.errors import (
     ServiceError,
     StorageError,
 )
-from batchflow.model import Event
 from batchflow.outcomes import cancelled
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Cancellations:
         async with self._lock:
             if not all(entry.sequence in self._written for entry in entries):
                 await self._write()
-        self._session._spawn(self._confirm(entries), "confirm cancellations")
+        self._session._background.start(self._confirm(entries), "confirm cancellations")
 
     def confirmed(self, sequence: int) -> None:
         """An agent gave this task an outcome after all."""
@@ -205,7 +204,7 @@ class AgentsWatch:
             retryable = isinstance(error, ServiceError) and error.retryable
             trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
             trouble.__cause__ = error
-            self._session._set_trouble(trouble)
+            self._session._set_trouble("agents", trouble)
 
     async def _alive(self) -> bool:
         """Whether agents live, whoever started them."""
@@ -231,14 +230,13 @@ class AgentsWatch:
         session._policy.slots = sum(beat.slots for beat in beats)
         if beats:
             self._alone_since = None
-            if session._trouble is not None:
-                session._set_trouble(None)
-                session._tell(Event("info", f"{len(beats)} agents are alive", time.time()))
+            session._clear_trouble("agents", f"{len(beats)} agents are alive")
             return
         now = time.monotonic()
         if self._alone_since is None:
             self._alone_since = now
         await self.start()  # those that lived may have gone: drained, idle or dead
-        if session._trouble is None and now - self._alone_since > _AGENTS_PATIENCE:
+        if "agents" not in session._troubles and now - self._alone_since > _AGENTS_PATIENCE:
             explanation = await session.pool.explain()
-            session._set_trouble(NoAgents(f"no agent of pool {session.pool.id} is alive. {explanation}"))
+            trouble = NoAgents(f"no agent of pool {session.pool.id} is alive. {explanation}")
+            session._set_trouble("agents", trouble)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
 from batchflow.submission import Submission, as_arguments
+from batchflow.waiting import Pulse
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -23,33 +24,6 @@ if TYPE_CHECKING:
 DEFAULT_WINDOW: Final = 10_000
 """Tasks of a `map` that are under way or not yet read, at most."""
 _MOST_EVENTS: Final = 10_000
-
-
-class Pulse:
-    """Wakes everybody who waits at this moment."""
-
-    __slots__ = ("_waiters",)
-
-    def __init__(self) -> None:
-        self._waiters: list[asyncio.Future[None]] = []
-
-    async def wait(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            raise
-
-    def beat(self) -> None:
-        if not self._waiters:
-            return
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 class ResultStream(AsyncIterator[Result]):
@@ -122,7 +96,7 @@ class MapRun:
 
     def start(self) -> None:
         if self._pump is None:
-            self._pump = self._session._spawn(self._submit_all(), f"map {self._command}")
+            self._pump = self._session._background.start(self._submit_all(), f"map {self._command}")
 
     def stop(self) -> list[Entry]:
         """Submit no more; nobody reads any more. Returns the tasks that have no outcome."""
@@ -177,10 +151,11 @@ class MapRun:
         while self.submitted - self.yielded >= self._window:
             await self._room.wait()
         wish = Submission(command=self._command, arguments=as_arguments(value), **self._options)
-        entry = await self._session._enqueue(wish, index=self.submitted, on_done=self._completed)
+        submitter = self._session._submitter
+        entry = await submitter.enqueue(wish, index=self.submitted, on_done=self._completed)
         self.submitted += 1
         self._open.add(entry)
-        await self._session._breathe(entry)
+        await submitter.breathe(entry)
 
     def _completed(self, entry: Entry) -> None:
         self._open.discard(entry)
