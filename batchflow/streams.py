@@ -196,11 +196,16 @@ class MapResults(ResultStream):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancel what is not done. Idempotent."""
+        """Cancel what is not done. Idempotent. Cancelled, it goes on in the background."""
         self._closed = True
         left = self._run.stop()
-        if left and not self._session.closed:
+        if not left or self._session.closed:
+            return
+        try:
             await self._session._cancel(left)
+        except asyncio.CancelledError:
+            self._session._give_up(left)
+            raise
 
     def __del__(self) -> None:
         if not self._closed and not self._session.closed:
