@@ -307,6 +307,8 @@ def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Sett
     source = local_cloud_file(environment)
     if not source.is_file():
         raise ConfigurationError(f"no local cloud is up: {source} is not there; start one: batchflow up")
+    if source.stat().st_uid != os.getuid():
+        raise ConfigurationError(f"{source} is somebody else's: it is not used")
     cloud = _apply(Settings(), read_document(source), str(source))
     return replace(
         cloud,
