@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -187,7 +187,7 @@ def _async_value(request: pytest.FixtureRequest, what: str) -> Any:
     return pytest.fail(_NO_ASYNC, pytrace=False)
 
 
-def _async_fixtures(fixture: Callable[..., Any], plugin: str) -> SimpleNamespace:
+def _async_fixtures(fixture: Callable[..., Any], plugin: str) -> ModuleType:
     """The client, the pool and the session, as fixtures in the form that one async plugin knows."""
 
     @fixture(name=f"_batchflow_client_{plugin}")  # type: ignore[untyped-decorator]
@@ -206,4 +206,6 @@ def _async_fixtures(fixture: Callable[..., Any], plugin: str) -> SimpleNamespace
         async with batchflow_pool.session(files=batchflow_files) as session:
             yield session
 
-    return SimpleNamespace(client=client, pool=pool, session=session)
+    module = ModuleType(f"batchflow_for_{plugin}")
+    vars(module).update(client=client, pool=pool, session=session)
+    return module

@@ -1,0 +1,193 @@
+"""The pytest plugin, from the side of somebody who tests tasks of their own: each test is a run of pytest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+TASKS = {
+    "tasks/square.py": """
+        import asyncio
+        from helpers import times
+
+        def do_action(engine, args):
+            engine.log("squaring")
+            engine.progress(1, 2)
+            (engine.outputs / "report.txt").write_text("done")
+            return times(args[0], args[0]), "no error"
+        """,
+    "tasks/helpers.py": "def times(a, b): return a * b",
+    "tasks/read.py": """
+        from pathlib import Path
+
+        def do_action(engine, args):
+            return Path("numbers.txt").read_text()
+        """,
+    "tasks/numbers.txt": "1 2 3",
+    "tasks/none.py": "x = 1",
+}
+
+ASYNC_TEST = """
+    import pytest
+    {mark}
+    async def test_it(batchflow_client, batchflow_pool, batchflow_session):
+        assert batchflow_session.pool is batchflow_pool
+        assert batchflow_pool.client is batchflow_client
+        assert await batchflow_session.run("square.py", 12) == 144
+
+    {mark}
+    async def test_again(batchflow_session, batchflow_cloud):
+        assert batchflow_session.pool.client.settings.batch == batchflow_cloud.batch
+        assert batchflow_session.counts.submitted == 0
+        assert await batchflow_session.run("square.py", 3) == 9
+    """
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A project with a folder of tasks, the settings of which name it."""
+    for name, text in TASKS.items():
+        path = pytester.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(line[8:] if line[:8].isspace() else line for line in text.splitlines()))
+    configure(pytester, "auto")
+    return pytester
+
+
+def configure(pytester: pytest.Pytester, asyncio_mode: str | None) -> None:
+    """Settings with warnings as errors; without a mode the run is one without pytest-asyncio."""
+    lines = ["[pytest]", "batchflow_files = tasks", "filterwarnings = error"]
+    if asyncio_mode is None:
+        lines += ["addopts = -p no:asyncio"]
+    else:
+        lines += [f"asyncio_mode = {asyncio_mode}", "asyncio_default_fixture_loop_scope = function"]
+    pytester.makeini("\n".join(lines))
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=90)
+
+
+def test_a_task_is_called_without_any_process(project: pytest.Pytester) -> None:
+    """An action finds its modules and its files by name, and what it says to the engine can be looked at."""
+    project.makepyfile(
+        """
+        import sys
+
+        import pytest
+
+        def test_square(batchflow_action, batchflow_engine):
+            assert batchflow_action("square.py")(batchflow_engine, [12]) == (144, "no error")
+            assert batchflow_engine.logs == ["squaring"]
+            assert batchflow_engine.steps == [(1, 2)]
+            assert batchflow_engine.uploaded == ["report.txt"]
+
+        def test_files_lie_in_the_current_directory(batchflow_action, batchflow_engine):
+            assert batchflow_action("read.py")(batchflow_engine, []) == "1 2 3"
+
+        def test_no_action(batchflow_action):
+            with pytest.raises(Exception, match="has no do_action"):
+                batchflow_action("none.py")
+
+        def test_nothing_is_left(request):
+            assert "helpers" not in sys.modules
+            assert not any("batchflow" in entry and "tmp" in entry for entry in sys.path)
+        """
+    )
+    run(project).assert_outcomes(passed=4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mark"),
+    [
+        pytest.param("auto", "", id="pytest-asyncio, auto"),
+        pytest.param("strict", "@pytest.mark.asyncio", id="pytest-asyncio, strict"),
+        pytest.param("strict", "@pytest.mark.anyio", id="anyio beside pytest-asyncio"),
+        pytest.param(None, "@pytest.mark.anyio", id="anyio"),
+    ],
+)
+def test_a_session_on_a_local_cloud(project: pytest.Pytester, mode: str | None, mark: str) -> None:
+    """Client, pool and session are open in async tests of either plugin, in each of its modes."""
+    configure(project, mode)
+    project.makepyfile(ASYNC_TEST.format(mark=mark))
+    project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n")
+    run(project).assert_outcomes(passed=2)
+
+
+def test_files_may_be_a_fixture(project: pytest.Pytester) -> None:
+    """`batchflow_files` can be overridden; what fits `ensure_pool` fits there."""
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def batchflow_files():
+            return {"own.py": b"def do_action(engine, args): return 'own'"}
+
+        async def test_own(batchflow_session, batchflow_action, batchflow_engine):
+            assert await batchflow_session.run("own.py") == "own"
+            assert batchflow_action("own.py")(batchflow_engine, []) == "own"
+        """
+    )
+    run(project).assert_outcomes(passed=1)
+
+
+def test_another_deployment_can_be_named(project: pytest.Pytester) -> None:
+    """With `--batchflow-config` no cloud is started: the settings are those of the file."""
+    (project.path / "other.toml").write_text('target = "azure"\n[batch]\naccount = "elsewhere"\n')
+    project.makepyfile(
+        """
+        def test_elsewhere(batchflow_cloud):
+            assert batchflow_cloud.batch.account == "elsewhere"
+        """
+    )
+    run(project, "--batchflow-config", "other.toml").assert_outcomes(passed=1)
+
+
+def test_without_an_async_plugin_it_says_so(project: pytest.Pytester) -> None:
+    """A session in a plain test names what is missing."""
+    configure(project, None)
+    project.makepyfile("def test_it(batchflow_session): pass")
+    result = run(project)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*are for async tests*pytest.mark.anyio*"])
+
+
+def test_on_trio_it_says_so(project: pytest.Pytester) -> None:
+    """batchflow runs on asyncio, and a test that is run on something else hears it."""
+    configure(project, None)
+    project.makepyfile(ASYNC_TEST.format(mark="@pytest.mark.anyio"))
+    project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'trio'\n")
+    result = run(project)
+    result.assert_outcomes(errors=2)
+    result.stdout.fnmatch_lines(["*let a fixture `anyio_backend` of yours return 'asyncio'*"])
+
+
+def test_fixtures_of_the_same_purpose_do_not_collide(project: pytest.Pytester) -> None:
+    """A project's own `client`, `pool`, `session` and `engine` stay what they are."""
+    project.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture(params=["client", "pool", "session", "engine"])
+        def name(request): return request.param
+
+        def test_none(name, request):
+            with pytest.raises(pytest.FixtureLookupError):
+                request.getfixturevalue(name)
+        """
+    )
+    run(project).assert_outcomes(passed=4)
+
+
+def test_a_run_without_it_loads_next_to_nothing() -> None:
+    """What is not used costs its own import: no loop, no HTTP, no SDK, no agent."""
+    program = "import json, sys, pytest; known = set(sys.modules); import batchflow.pytest_plugin;"
+    program += " print(json.dumps(sorted(set(sys.modules) - known)))"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(printed.stdout) == ["batchflow", "batchflow.pytest_plugin"]
