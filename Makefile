@@ -2,6 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := $(VENV)/peers
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The first interpreter that is new enough; `make PYTHON=/path/to/python3` chooses another.
@@ -43,7 +44,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-dev $(PEERS)/.installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 chaos: $(VENV)/.installed-dev
@@ -65,6 +66,15 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'batchflow needs Python 3.11 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@echo 'Setting up $(VENV) ...'
 	@$(PYTHON) -m venv $(VENV)
+
+# Line by line: a peer that does not install is shown as such, and the others are measured.
+$(PEERS)/.installed: tests/benchmarks/peers.txt | $(BIN)/python
+	@echo 'Installing what batchflow is measured against ...'
+	@$(BIN)/python -m venv $(PEERS)
+	@grep -v '^#' $< | while read -r peer; do \
+		$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$peer \
+		|| echo "cannot install: $$peer" >&2; done
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo 'Installing batchflow and what it needs ...'

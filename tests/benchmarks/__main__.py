@@ -1,12 +1,54 @@
-"""`python -m tests.benchmarks [--quick] [CASE ...]`: what `make bench` runs."""
+"""What `make bench` runs.
+
+The contest first: batchflow and its peers in alternation, on the same workloads, with ratios and goals. Then
+what only batchflow has, case by case. With names, only these cases; `contest` is one of them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import tempfile
+from pathlib import Path
 
+from tests.benchmarks import contest, table
 from tests.benchmarks.cases import ALONE, FULL, QUICK, WARM, Effort, warm
 from tests.benchmarks.harness import HEADING, machine
+
+CONTEST = "contest"
+NOBODY = "none"
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    found.add_argument("--quick", action="store_true", help="a short run, to see that everything works")
+    found.add_argument(
+        "--peers",
+        nargs="*",
+        default=[],
+        metavar="WORD",
+        help=f"only contenders whose names contain one of these; `{NOBODY}`: batchflow alone",
+    )
+    found.add_argument("--rounds", type=int, help="rounds of the contest")
+    found.add_argument("--record", type=Path, metavar="FILE", help="add to what FILE holds of earlier rounds")
+    found.add_argument("--report", action="store_true", help="measure nothing, print the tables of --record")
+    found.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join([CONTEST, *ALONE, *WARM])}")
+    return found
+
+
+def run_contest(options: argparse.Namespace, record: Path) -> None:
+    """Measure the rounds, and print the tables of all rounds on record."""
+    before = table.read(record) if record.exists() else []
+    first = 1 + max((entry.round for entry in before), default=0)
+    sizes = contest.QUICK if options.quick else contest.FULL
+    count = 0 if options.report else options.rounds or (1 if options.quick else 3)
+    for found in contest.rounds(contest.chosen(options.peers), sizes, range(first, first + count)):
+        if isinstance(found, str):
+            print(found, flush=True)
+        else:
+            table.append(record, found)
+    values = table.values_of(table.read(record))
+    print(*table.contest_table(values), "", *table.goals_table(values), "", sep="\n", flush=True)
 
 
 async def run_warm(names: list[str], effort: Effort) -> None:
@@ -14,23 +56,32 @@ async def run_warm(names: list[str], effort: Effort) -> None:
         print(figure, flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a short run, to see that everything works")
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join([*ALONE, *WARM])}")
-    options = parser.parse_args()
-    if unknown := set(options.cases) - {*ALONE, *WARM}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    effort = QUICK if options.quick else FULL
-    chosen = options.cases or [*ALONE, *WARM]
-    print(machine())
-    print(HEADING)
+def run_cases(names: list[str], effort: Effort) -> None:
+    """What only batchflow has."""
+    if set(names) & {*ALONE, *WARM}:
+        print(HEADING)
     for name in ALONE:
-        if name in chosen:
+        if name in names:
             for figure in ALONE[name](effort):
                 print(figure, flush=True)
-    if names := [name for name in WARM if name in chosen]:
-        asyncio.run(run_warm(names, effort))
+    if warm_names := [name for name in WARM if name in names]:
+        asyncio.run(run_warm(warm_names, effort))
+
+
+def main() -> None:
+    arguments = parser()
+    options = arguments.parse_args()
+    every = [CONTEST, *ALONE, *WARM]
+    if unknown := set(options.cases) - set(every):
+        arguments.error(f"unknown: {', '.join(sorted(unknown))}")
+    if options.report and options.record is None:
+        arguments.error("--report needs --record")
+    cases = [CONTEST] if options.report else options.cases or every
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        if CONTEST in cases:
+            run_contest(options, options.record or Path(folder) / "records.jsonl")
+    run_cases(cases, QUICK if options.quick else FULL)
     print(machine())
 
 

@@ -26,17 +26,18 @@ class Figure:
     def __str__(self) -> str:
         values = sorted(self.values)
         columns = [statistics.median(values), percentile(values, 0.99), values[0], values[-1]]
-        numbers = "".join(f"{number:>11}" for number in map(_short, columns))
+        numbers = "".join(f"{number:>11}" for number in map(short, columns))
         return f"{self.name:<58}{numbers}  {self.unit:<8}{len(values):>6}"
 
 
 HEADING = f"{'':<58}{'median':>11}{'p99':>11}{'min':>11}{'max':>11}  {'unit':<8}{'n':>6}"
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three digits that count, without an exponent."""
     magnitude = abs(number)
-    return f"{number:,.0f}" if magnitude >= 100 else f"{number:.1f}" if magnitude >= 10 else f"{number:.3f}"
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 else 3
+    return f"{number:,.{digits}f}"
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -69,10 +70,10 @@ class Process:
     """Shared pages counted in shares."""
 
 
-def process_tree(root: int) -> list[Process]:
-    """The process and all that descend from it."""
-    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
-    tree = {root}
+def process_tree(*roots: int) -> list[Process]:
+    """The processes and all that descend from them."""
+    parents = {pid: parent for pid in pids() if (parent := _parent(pid)) is not None}
+    tree = set(roots)
     grown = True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in tree} - tree
@@ -81,7 +82,8 @@ def process_tree(root: int) -> list[Process]:
     return [process for pid in sorted(tree) if (process := _describe(pid)) is not None]
 
 
-def _pids() -> Iterable[int]:
+def pids() -> Iterable[int]:
+    """All processes of the machine."""
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 

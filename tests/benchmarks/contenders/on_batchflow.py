@@ -1,0 +1,36 @@
+"""batchflow on its local cloud, through the unmodified Azure SDKs, in one message queue of Service Bus."""
+
+from pathlib import Path
+
+from protocol import WORKERS, serve
+
+from batchflow import Client
+
+HERE = Path(__file__).parent
+FILES = [HERE / "work.py", HERE.parent / "tasks"]
+
+
+class Batchflow:
+    async def open(self):
+        self._client = await Client.local(nodes=WORKERS)
+        pool = await self._client.ensure_pool("bench", files=FILES)
+        self._session = await pool.session()
+
+    async def close(self):
+        await self._client.aclose()
+
+    async def submit(self, task, argument):
+        return await self._session.submit(f"{task}.py", args=[argument])
+
+    async def gather(self, handles):
+        return [await handle for handle in handles]
+
+    async def map(self, task, arguments):
+        return [result.unwrap() async for result in self._session.map(f"{task}.py", arguments)]
+
+    async def run(self, task, argument):
+        return await self._session.run(f"{task}.py", args=[argument])
+
+
+if __name__ == "__main__":
+    serve(Batchflow())

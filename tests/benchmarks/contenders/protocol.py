@@ -1,0 +1,143 @@
+"""What every contender answers to, and the loop that times it.
+
+A contender is a program: it brings up its workers, runs one task, says so, and then runs the workloads that
+it is told to on its standard input, a line of JSON each, until that ends. What it measured goes to the
+descriptor that was its standard output; whatever libraries print there goes to standard error. Only the
+standard library is needed, for the peers live in an environment without batchflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, Protocol, TextIO
+
+WORKERS = 2
+"""Each with one slot."""
+
+
+class Contender(Protocol):
+    """Two workers of one slot each, and one client: this process.
+
+    `task` is the name of a function of `work`: `noop`, `spin`, `nap` or `echo`.
+    """
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def submit(self, task: str, argument: Any) -> Any:
+        """Hand over one task the way a program does that has just this one; returns what `gather` takes."""
+
+    async def gather(self, handles: Sequence[Any]) -> list[Any]:
+        """Their values, in any order."""
+
+    async def map(self, task: str, arguments: Sequence[Any]) -> list[Any]:
+        """Hand over all of them the way that is fastest, and return their values, in any order."""
+
+    async def run(self, task: str, argument: Any) -> Any:
+        """One task, and its value."""
+
+
+async def bulk(contender: Contender, count: int) -> float:
+    """So many no-ops handed over at once."""
+    started = time.perf_counter()
+    values = await contender.map("noop", range(count))
+    taken = time.perf_counter() - started
+    return _checked(values, count, taken)
+
+
+async def one_by_one(contender: Contender, count: int) -> float:
+    """One submit awaited after another, then all results."""
+    started = time.perf_counter()
+    handles = [await contender.submit("noop", n) for n in range(count)]
+    values = await contender.gather(handles)
+    taken = time.perf_counter() - started
+    return _checked(values, count, taken)
+
+
+async def round_trip(contender: Contender, count: int) -> list[float]:
+    """Seconds of each of so many tasks that are alone."""
+    taken = []
+    for n in range(count):
+        started = time.perf_counter()
+        await contender.run("noop", n)
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+async def spin(contender: Contender, count: int) -> float:
+    """Tasks of 1 ms of CPU."""
+    started = time.perf_counter()
+    values = await contender.map("spin", range(count))
+    return _checked(values, count, time.perf_counter() - started)
+
+
+async def nap(contender: Contender, count: int) -> float:
+    """Tasks that last 1 ms on the clock."""
+    started = time.perf_counter()
+    values = await contender.map("nap", range(count))
+    return _checked(values, count, time.perf_counter() - started)
+
+
+async def echo(contender: Contender, count: int) -> float:
+    """100 KB in, the same 100 KB out."""
+    texts = [os.urandom(50_000).hex() for _ in range(count)]
+    started = time.perf_counter()
+    values = await contender.map("echo", texts)
+    taken = time.perf_counter() - started
+    if sorted(values) != sorted(texts):
+        raise AssertionError("what came back is not what was sent")
+    return taken
+
+
+WORKLOADS = {workload.__name__: workload for workload in (bulk, one_by_one, round_trip, spin, nap, echo)}
+
+
+def _checked(values: Sequence[Any], count: int, taken: float) -> float:
+    if len(values) != count:
+        raise AssertionError(f"{len(values)} results of {count} tasks")
+    return taken
+
+
+def serve(contender: Contender) -> None:
+    """Be that contender until standard input ends."""
+    told = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(contender, told))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(contender: Contender, told: TextIO) -> None:
+    await contender.open()
+    try:
+        await contender.run("noop", 0)
+        _tell(told, {"ready": True})
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            _tell(told, await _answer(contender, json.loads(line)))
+    finally:
+        await contender.close()
+
+
+async def _answer(contender: Contender, order: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"value": await WORKLOADS[order["workload"]](contender, order["count"])}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def _tell(told: TextIO, message: dict[str, Any]) -> None:
+    told.write(json.dumps(message) + "\n")

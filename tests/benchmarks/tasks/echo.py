@@ -1,0 +1,5 @@
+from work import echo
+
+
+def do_action(engine, args):
+    return echo(*args)

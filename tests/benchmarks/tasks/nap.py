@@ -1,0 +1,5 @@
+from work import nap
+
+
+def do_action(engine, args):
+    return nap(*args)

@@ -1,0 +1,5 @@
+from work import spin
+
+
+def do_action(engine, args):
+    return spin(*args)
