@@ -37,7 +37,7 @@ class ContenderProcess:
         self._python = python
         self._mark = uuid.uuid4().hex
         self._server = server.pids
-        self._environment = {**server.environment, MARK: self._mark, "PYTHONPATH": str(CONTENDERS)}
+        self._environment = {**server.environment, MARK: self._mark, "PYTHONPATH": f"{CONTENDERS}:{ROOT}"}
         self._environment["PATH"] = f"{python.parent}:{os.environ['PATH']}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving the block
         self._buffer = b""
