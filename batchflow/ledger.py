@@ -102,12 +102,15 @@ class Ledger:
     epoch: int = 0
     pages: dict[str, Page] = field(default_factory=dict)
 
-    def open(self, incarnation: str) -> int:
-        """A new holder begins. Returns how many outcomes earlier ones are owed."""
+    def open(self, incarnation: str, page: Page | None = None) -> int:
+        """A new holder begins. Returns how many outcomes earlier ones are owed.
+
+        `page`: what it has consumed already, before it could read the ledger.
+        """
         self.epoch += 1
         self.pages = {name: page for name, page in self.pages.items() if page.owed}
         owed = sum(page.owed for page in self.pages.values())
-        self.pages[incarnation] = Page()
+        self.pages[incarnation] = page or Page()
         return owed
 
     def consume(self, incarnation: str, sequence: int) -> bool:

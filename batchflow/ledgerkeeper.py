@@ -71,7 +71,7 @@ class LedgerKeeper:
         except ProtocolError as error:
             session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
             ledger = Ledger()
-        owed = ledger.open(session.incarnation)
+        owed = ledger.open(session.incarnation, self._ledger.pages.get(session.incarnation))
         await mailbox.set_state(ledger.encode())
         self._ledger = ledger
         session._tracker.expect(owed)

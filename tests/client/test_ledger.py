@@ -46,6 +46,19 @@ def test_a_later_holder_knows_what_is_owed() -> None:
     assert ledger.epoch == 3
 
 
+def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
+    """A task can have its outcome, cancelled before it was sent, before the mailbox's state has been read.
+
+    It used to be forgotten then, and was owed to every later holder for ever.
+    """
+    before = Ledger()
+    before.consume("first", 1)
+    ledger = Ledger.decode(None)
+    ledger.open("first", before.pages["first"])
+    ledger.pages["first"].submitted = 3
+    assert ledger.open("second") == 2
+
+
 def test_what_is_settled_is_forgotten() -> None:
     """An incarnation of which everything was consumed leaves no trace."""
     ledger = Ledger()
