@@ -97,12 +97,13 @@ class Closable(Protocol):
 class Sender(Closable, Protocol):
     """A link that sends to one queue. Calls from several coroutines are made one after another."""
 
-    async def send(self, message: OutgoingMessage) -> None:
-        """Return when the broker has accepted it. Cancelled or failed, the outcome may be unknown: send the
-        same message again, duplicate detection drops the second.
+    async def send(self, *messages: OutgoingMessage) -> None:
+        """Return when the broker has accepted them, all or none, in one round trip. Cancelled or failed, the
+        outcome may be unknown: send the same again, duplicate detection drops the second.
 
-        Raises `MessageTooLarge`, `Backpressure`, `QueueNotFound`, or another `BrokerError`, whose `retryable`
-        says whether sending again makes sense (the link re-opens itself at the next call).
+        Raises `MessageTooLarge` (several are together at most as large as one may be), `Backpressure`,
+        `QueueNotFound`, or another `BrokerError`, whose `retryable` says whether sending again makes sense
+        (the link re-opens itself at the next call).
         """
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:

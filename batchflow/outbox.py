@@ -1,59 +1,95 @@
-"""A session's way out: what was submitted goes to the task queue."""
+"""A session's way out: what was submitted goes to the task queues."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchflow import wire
 from batchflow.backoff import Backoff, opened
-from batchflow.broker import OutgoingMessage, Sender
-from batchflow.control import queue_for
+from batchflow.broker import OutgoingMessage, QueueRef, Sender
+from batchflow.concurrency import task_group
 from batchflow.errors import BrokerError
 from batchflow.outage import Outage
 from batchflow.outcomes import submit_failed
+from batchflow.packing import ENVELOPE, MOST_BYTES
 from batchflow.tracker import Entry
 
 if TYPE_CHECKING:
     from batchflow.session import Session
 
 
+@dataclass(slots=True, eq=False)
+class _Packed:
+    """A message of tasks. Its bytes and its id are the same whenever it is sent."""
+
+    entries: list[Entry]
+    message: OutgoingMessage
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """The link to one of the task queues."""
+
+    sender: Sender
+    outage: Outage
+    sending: list[_Packed]
+    """What is on its way at this moment."""
+
+
 class Outbox:
-    """Sends what was submitted. One coroutine owns the link; what gathers while it sends rides together."""
+    """Sends what was submitted, to whichever task queue's link is free.
+
+    One coroutine owns a link; what gathers while all of them send rides together.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._sender: Sender | None = None
+        self._lanes: list[_Lane] = []
         self._wake = asyncio.Event()
         self._messages = 0
-        self._outage = Outage(session, "sending", "the broker has taken no tasks")
-        self.passed = 0
-        """Every task with a lower sequence number is accepted, or has failed."""
 
     async def open(self) -> None:
-        queues = self._session.pool._manifest.task_queues
-        queue = queue_for(queues, wire.mailbox_id(self._session.job_name, self._session.name))
+        async with task_group() as group:
+            for queue in self._session.pool._manifest.task_queues:
+                group.start_soon(self._open, queue)
+
+    async def _open(self, queue: QueueRef) -> None:
         broker = self._session.pool.client._services.broker
-        self._sender = await opened(lambda: broker.sender(queue))
+        sender = await opened(lambda: broker.sender(queue))
+        outage = Outage(self._session, "sending", f"{queue.entity} has taken no tasks")
+        self._lanes.append(_Lane(sender, outage, []))
 
     async def aclose(self) -> None:
-        if self._sender is not None:
-            await self._sender.aclose()
+        async with task_group() as group:
+            for lane in self._lanes:
+                group.start_soon(lane.sender.aclose)
 
     def wake(self) -> None:
         self._wake.set()
 
-    async def run(self) -> None:
+    @property
+    def passed(self) -> int:
+        """Every task with a lower sequence number is accepted, or has failed."""
         tracker = self._session._tracker
+        sending = [lane.sending[0].entries[0].sequence for lane in self._lanes if lane.sending]
+        return min((*sending, tracker.next_unsent()))
+
+    async def run(self) -> None:
+        async with task_group() as group:
+            for lane in self._lanes:
+                group.start_soon(self._serve, lane)
+
+    async def _serve(self, lane: _Lane) -> None:
         while True:
             await self._wake.wait()
-            entries, items = tracker.take(self._session._policy.pack(tracker.sending))
-            if entries:
-                await self._send(entries, items)
-                self.passed = entries[-1].sequence + 1
+            lane.sending = self._take()
+            if lane.sending:
+                await self._send(lane)
+                lane.sending = []
             else:
                 self._wake.clear()
-                self.passed = tracker.next_sequence()
             self._session._room.beat()
 
     async def drain(self) -> None:
@@ -61,30 +97,55 @@ class Outbox:
         while self._session._tracker.sending:
             await self._session._room.wait()
 
-    async def _send(self, entries: list[Entry], items: list[bytes]) -> None:
-        """Until the broker has it or refuses it for good; the same bytes under the same id each time."""
-        assert self._sender is not None
-        session = self._session
+    def _take(self) -> list[_Packed]:
+        """The messages of the next send."""
+        tracker, policy = self._session._tracker, self._session._policy
+        policy.submitted(tracker.next_sequence(), asyncio.get_running_loop().time())
+        taken: list[_Packed] = []
+        room = MOST_BYTES
+        for _ in range(-(-policy.messages() // len(self._lanes))):
+            entries, items = tracker.take(policy.pack(len(tracker.outbox), tracker.queued, room))
+            if not entries:
+                break
+            taken.append(self._packed(entries, items))
+            room -= len(taken[-1].message.body) + ENVELOPE
+        return taken
+
+    def _packed(self, entries: list[Entry], items: list[bytes]) -> _Packed:
         self._messages += 1
-        message = OutgoingMessage(wire.join("tasks", items), f"{session.incarnation}-{self._messages}")
-        backoff = Backoff()
+        message_id = f"{self._session.incarnation}-{self._messages}"
+        return _Packed(entries, OutgoingMessage(wire.join("tasks", items), message_id))
+
+    async def _send(self, lane: _Lane) -> None:
+        """Until the broker has them or refuses them for good; the same bytes under the same ids each time."""
+        entries = [entry for packed in lane.sending for entry in packed.entries]
+        backoff: Backoff | None = None
         while True:
             try:
-                await self._sender.send(message)
+                await self._send_once(lane)
             except BrokerError as error:
                 if not error.retryable:
                     self._failed(entries, error)
                     return
-                session._warn(f"the broker did not take {len(entries)} tasks yet, trying again: {error}")
-                self._outage.failed(error)
+                text = f"the broker did not take {len(entries)} tasks yet, trying again: {error}"
+                self._session._warn(text)
+                lane.outage.failed(error)
+                backoff = backoff or Backoff()
                 await backoff.wait()
             else:
-                self._outage.worked()
-                session._tracker.accepted(entries)
-                self._tell_accepted(entries)
+                if backoff is not None:
+                    lane.outage.worked()
+                self._accepted(entries)
                 return
 
-    def _tell_accepted(self, entries: list[Entry]) -> None:
+    async def _send_once(self, lane: _Lane) -> None:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        await lane.sender.send(*[packed.message for packed in lane.sending])
+        self._session._policy.sent(clock() - started)
+
+    def _accepted(self, entries: list[Entry]) -> None:
+        self._session._tracker.accepted(entries)
         for entry in entries:
             self._session._accepting.wake(entry.sequence)
 

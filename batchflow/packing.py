@@ -1,65 +1,129 @@
-"""How many tasks share a message: a pure policy.
+"""How many tasks share a message, and how many messages share a send: a pure policy.
 
 A message costs the sender, the broker and the agent far more than a small task does, so tasks that come fast
 ride together. Rules:
 
+- Nothing waits for company: the policy is asked when the link is free, and takes from what is there.
 - A task whose command has no known duration rides alone, and so does one that takes longer than the work
   that a pack may hold.
-- Tasks that share a pack are at most `WORK` seconds of expected work together, whatever their commands, at
+- Tasks that share a pack are at most `work` seconds of expected work together, whatever their commands, at
   most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
-- What waits is spread over the slots that could take it: no slot idles while a pack holds the last tasks.
-- Nothing waits for company: the policy is asked when the link is free, and takes from what is there.
+- What waits is spread over the slots that could take it, so that none idles while a pack holds the last
+  tasks. Less than `least` seconds of work is not spread, for it would cost more messages than it saves time;
+  nor is what would make more than `MOST_MESSAGES` messages a second at the rate at which tasks come; nor
+  anything while what is under way keeps every slot busy for longer than a pack would.
+- `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
+  advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
+  what a task gains by a message of its own is judged against the trips that it makes anyway.
+- Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
+  `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-WORK: Final = 0.03
-"""Seconds of expected work in a pack, at most."""
+if TYPE_CHECKING:
+    from batchflow.control import Heartbeat
+
 MOST_TASKS: Final = 100
 MOST_BYTES: Final = 200_000
 """Below Service Bus's 256 KB in the Standard tier, with room for its own headers."""
+MOST_SENT: Final = 100
+"""Messages of one send."""
+MOST_MESSAGES: Final = 100.0
+"""Messages a second that a session makes by spreading tasks: two fifths of what the credits of a namespace of
+the Standard tier allow, as each costs about four of its thousand with the results that come back."""
+ENVELOPE: Final = 512
+"""Bytes that a message of several in a send takes besides its body."""
 
+_WORK: Final = (0.03, 0.05)
+"""The least and the most seconds of expected work that a pack may hold."""
+_LEAST: Final = (0.002, 0.01)
+"""The least and the most seconds of work below which tasks are not spread. The lower is what a message and
+its result cost client, broker and agent together."""
+_LONG: Final = 1.0
+"""Seconds: a task that has run for longer holds its slot, as far as short ones are concerned."""
 _WEIGHT: Final = 0.2
 """Of a newly seen duration in the running mean."""
 _LEAST_DURATION: Final = 1e-4
 """Seconds: what any task costs its agent."""
 _ROUNDING: Final = 1 + 1e-9
 """Thirty durations of a thirtieth are not more than the whole."""
+_MEMORY: Final = 1.0
+"""Seconds over which the rate of arrivals is taken."""
 
 
 @dataclass(slots=True)
 class PackingPolicy:
-    """What was learned of the commands, and the decision made from it."""
+    """What was learned of commands, broker and the stream of tasks, and the decisions made from it."""
 
     slots: int = 1
-    """Places for running tasks, over all agents that are known."""
+    """Places for running tasks that can be counted on: see `open_slots`."""
     durations: dict[str, float] = field(default_factory=dict)
     """Seconds, by command: a running mean."""
+    round_trip: float | None = None
+    """Seconds that a send takes; None before the first, and for whoever sends nothing."""
+    rate: float = 0.0
+    """Tasks a second that have been submitted lately."""
+    _mean: float = 0.0
+    """Seconds that tasks of whatever command have taken."""
+    _submitted: int = 0
+    _asked_at: float | None = None
+
+    @property
+    def work(self) -> float:
+        """Seconds of expected work in a pack, at most."""
+        least, most = _WORK
+        return min(most, max(least, 2 * (self.round_trip or 0.0)))
+
+    @property
+    def least(self) -> float:
+        """Seconds of work that are not spread; nothing where packs cost no messages."""
+        if self.round_trip is None:
+            return 0.0
+        least, most = _LEAST
+        return min(most, max(least, self.round_trip / 2))
 
     def seen(self, command: str, duration: float) -> None:
         """A task of this command took so many seconds."""
-        mean = self.durations.get(command)
         duration = max(duration, _LEAST_DURATION)
+        mean = self.durations.get(command)
         self.durations[command] = duration if mean is None else mean + _WEIGHT * (duration - mean)
+        self._mean += _WEIGHT * (duration - self._mean)
 
-    def room(self, command: str, waiting: int) -> int:
-        """How many tasks of this command may share a message now; `waiting`: how many there are in all."""
-        duration = self.durations.get(command)
-        if duration is None or duration > WORK:
-            return 1
-        return max(1, min(int(WORK / duration * _ROUNDING), MOST_TASKS, self._share(waiting)))
+    def sent(self, took: float) -> None:
+        """A send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
+        known = self.round_trip
+        if known is None:
+            self.round_trip = took
+        else:
+            self.round_trip = known + (0.5 if took < known else 0.02) * (took - known)
 
-    def pack(self, waiting: int) -> Pack:
-        """A message to be filled now; `waiting`: how many tasks there are in all."""
-        return Pack(self.durations, min(MOST_TASKS, max(1, self._share(waiting))))
+    def submitted(self, total: int, now: float) -> None:
+        """So many tasks have been submitted until now. Called whenever packs are about to be made."""
+        passed = _MEMORY if self._asked_at is None else max(0.0, now - self._asked_at)
+        self.rate = self.rate * math.exp(-passed / _MEMORY) + (total - self._submitted) / _MEMORY
+        self._submitted, self._asked_at = total, now
 
-    def _share(self, waiting: int) -> int:
-        return -(-waiting // max(1, self.slots))
+    def messages(self) -> int:
+        """How many messages may share the next send."""
+        return min(MOST_SENT, 2 * max(1, self.slots))
+
+    def pack(self, waiting: int, under_way: int = 0, room: int = MOST_BYTES) -> Pack:
+        """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
+        broker has that have no outcome; `room`: the bytes that are left in the send."""
+        return Pack(self.durations, self._most(waiting, under_way), self.work, self.least, room)
+
+    def _most(self, waiting: int, under_way: int) -> int:
+        slots = max(1, self.slots)
+        if self.round_trip is not None and under_way * self._mean > self.work * slots:
+            return MOST_TASKS
+        share = -(-waiting // slots)
+        return min(MOST_TASKS, max(1, share, math.ceil(self.rate / MOST_MESSAGES)))
 
 
 @dataclass(slots=True)
@@ -68,19 +132,42 @@ class Pack:
 
     durations: Mapping[str, float]
     most: int
-    """Tasks."""
+    """Tasks, unless they are next to no work."""
+    most_work: float
+    """Seconds."""
+    least_work: float = 0.0
+    """Seconds of work that may ride together however many tasks it is."""
+    room: int = MOST_BYTES
+    """Bytes; less than `MOST_BYTES` where other messages share the send."""
     count: int = 0
     work: float = 0.0
     size: int = 0
 
     def admits(self, command: str, size: int) -> bool:
-        """Whether the next task may ride along: if so, it does. `size`: its bytes. The first always may."""
+        """Whether the next task may ride along: if so, it does. `size`: its bytes.
+
+        The first always may, unless it would have to share the send and is too large for that.
+        """
         work = self.work + self.durations.get(command, math.inf)
-        if self.count and (
-            self.count >= self.most or work > WORK * _ROUNDING or self.size + size > MOST_BYTES
-        ):
+        if (self.count or self.room < MOST_BYTES) and self.size + size > self.room:
+            return False
+        if self.count and not self._has_room(work):
             return False
         self.count += 1
         self.work = work
         self.size += size
         return True
+
+    def _has_room(self, work: float) -> bool:
+        if self.count >= self.most and (self.count >= MOST_TASKS or work > self.least_work * _ROUNDING):
+            return False
+        return work <= self.most_work * _ROUNDING
+
+
+def open_slots(beats: Iterable[Heartbeat]) -> int:
+    """How many slots short tasks can count on, by the agents' heartbeats: those that no long task holds."""
+    return sum(
+        beat.slots - sum(beat.beat_at - task.since > _LONG for task in beat.running)
+        for beat in beats
+        if beat.state in ("starting", "ready")
+    )

@@ -24,6 +24,7 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.outcomes import cancelled
+from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
     from batchflow.session import Session
@@ -227,7 +228,7 @@ class AgentsWatch:
     async def _look(self) -> None:
         session = self._session
         beats = await session.pool.heartbeats()
-        session._policy.slots = sum(beat.slots for beat in beats)
+        session._policy.slots = open_slots(beats)
         if beats:
             self._alone_since = None
             session._clear_trouble("agents", f"{len(beats)} agents are alive")

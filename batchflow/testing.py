@@ -34,7 +34,7 @@ from batchflow.local import queues as core
 from batchflow.storage import Blob, BlobInfo
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from os import PathLike
     from types import TracebackType
 
@@ -122,18 +122,22 @@ L = TypeVar("L", bound=_Link)
 
 
 class _Sender(_Link):
-    async def send(self, message: OutgoingMessage) -> None:
-        self._put(message, None)
+    async def send(self, *messages: OutgoingMessage) -> None:
+        self._put(messages, None)
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:
-        self._put(message, at)
+        self._put((message,), at)
 
-    def _put(self, message: OutgoingMessage, at: float | None) -> None:
-        draft = core.Draft(
-            message.body, message.message_id, message.session_id, message.time_to_live, scheduled_for=at
-        )
+    def _put(self, messages: Sequence[OutgoingMessage], at: float | None) -> None:
+        drafts = [
+            core.Draft(each.body, each.message_id, each.session_id, each.time_to_live, scheduled_for=at)
+            for each in messages
+        ]
+        state = self._state()
+        if (size := sum(len(each.body) for each in messages)) > state.spec.max_message_size:
+            raise MessageTooLarge(f"{len(messages)} messages of {size} bytes are too large for one send")
         with _translated():
-            self._state().send([draft], self._broker.now())
+            state.send(drafts, self._broker.now())
         self._queue.changed()
 
 
@@ -376,7 +380,8 @@ class MemoryContainer(_Closes):
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         for name, blob in sorted(self._blobs().items()):
             if name.startswith(prefix):
-                yield BlobInfo(name, len(blob.data), blob.etag, blob.modified_at)
+                age = self._storage.now() - blob.modified_at
+                yield BlobInfo(name, len(blob.data), blob.etag, blob.modified_at, age)
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,5 +419,5 @@ class MemoryStorage(_Closes):
     async def containers(self, prefix: str = "") -> list[str]:
         return sorted(name for name in self.content if name.startswith(prefix))
 
-    def signature(self, container: str, policy: str) -> str:
-        return f"si={policy}&sr=c"
+    async def signature(self, container: str, policy: AccessPolicy) -> str:
+        return f"si={policy.name}&sr=c"

@@ -140,8 +140,17 @@ class Tracker:
     def sending(self) -> int:
         return self._tally[Status.SENDING]
 
+    @property
+    def queued(self) -> int:
+        """How many tasks the broker has accepted that have no outcome."""
+        return self._tally[Status.QUEUED]
+
     def next_sequence(self) -> int:
         return self._submitted
+
+    def next_unsent(self) -> int:
+        """Every task with a lower sequence number was taken for a send, or never will be."""
+        return self.outbox[0].sequence if self.outbox else self._submitted
 
     def add(self, entry: Entry) -> None:
         """A new task, with the next sequence number, into the outbox."""

@@ -41,7 +41,7 @@ from batchflow.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
@@ -93,16 +93,17 @@ class _Sender(_End["ServiceBusSender"]):
         self._largest = batch.max_size_in_bytes
         return self
 
-    async def send(self, message: OutgoingMessage) -> None:
-        self._check_size(message)
-        await self._twice_if_stale(lambda handler: handler.send_messages(_outgoing(message)))
+    async def send(self, *messages: OutgoingMessage) -> None:
+        self._check_size(messages)
+        sdks = [_outgoing(message) for message in messages]
+        await self._twice_if_stale(lambda handler: handler.send_messages(sdks if len(sdks) > 1 else sdks[0]))
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:
-        self._check_size(message)
+        self._check_size((message,))
         when = datetime.fromtimestamp(at, UTC)
         await self._twice_if_stale(lambda handler: handler.schedule_messages(_outgoing(message), when))
 
-    def _check_size(self, message: OutgoingMessage) -> None:
+    def _check_size(self, messages: Sequence[OutgoingMessage]) -> None:
         """Before sending: the broker ends the link over it, of which the SDK tells "unknown error"."""
         size = len(message.body) + ENVELOPE
         if size > self._largest:

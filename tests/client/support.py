@@ -86,13 +86,13 @@ class ScriptedSender:
         self._broker = broker
         self._sender = sender
 
-    async def send(self, message: OutgoingMessage) -> None:
+    async def send(self, *messages: OutgoingMessage) -> None:
         broker = self._broker
-        broker.tried.append(message)
+        broker.tried += messages
         await broker.gate.wait()
         fault = broker.faults.popleft() if broker.faults else None
         if fault is None or broker.accepts_before_failing:
-            await self._sender.send(message)
+            await self._sender.send(*messages)
         if fault is not None:
             raise fault
 

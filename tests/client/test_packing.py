@@ -1,22 +1,31 @@
-"""How many tasks share a message: by expected work, number and size, spread over the slots."""
+"""How many tasks share a message: by expected work, number, size, arrivals and the broker's round trip."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.packing import MOST_BYTES, MOST_TASKS, WORK, PackingPolicy
+from batchflow.control import Heartbeat, Running
+from batchflow.packing import MOST_BYTES, MOST_MESSAGES, MOST_SENT, MOST_TASKS, PackingPolicy, open_slots
 
 DURATIONS = {"unknown": None, "tiny": 0.0001, "small": 0.001, "medium": 0.01, "half": 0.016, "long": 5.0}
+NEAR, FAR = 0.0001, 0.02
+"""Round trips."""
+LONGEST_PACK = 0.05
+"""Seconds: some tens of milliseconds, whatever the round trip."""
 
 
-def policy(slots: int = 1) -> PackingPolicy:
-    return PackingPolicy(slots, {name: seconds for name, seconds in DURATIONS.items() if seconds is not None})
+def policy(slots: int = 1, round_trip: float | None = None) -> PackingPolicy:
+    durations = {name: seconds for name, seconds in DURATIONS.items() if seconds is not None}
+    return PackingPolicy(slots, durations, round_trip)
 
 
-def fill(policy: PackingPolicy, tasks: list[tuple[str, int]]) -> list[str]:
+def fill(
+    policy: PackingPolicy, tasks: list[tuple[str, int]], under_way: int = 0, room: int = MOST_BYTES
+) -> list[str]:
     """The commands of the first message made of these tasks: their commands and sizes."""
-    pack = policy.pack(len(tasks))
+    pack = policy.pack(len(tasks), under_way, room)
     taken = []
     for command, size in tasks:
         if not pack.admits(command, size):
@@ -25,22 +34,35 @@ def fill(policy: PackingPolicy, tasks: list[tuple[str, int]]) -> list[str]:
     return taken
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(list(DURATIONS)), st.integers(1, MOST_BYTES)), min_size=1, max_size=250
-    ),
-    st.integers(0, 64),
+tasks_of_all_kinds = st.lists(
+    st.tuples(st.sampled_from(list(DURATIONS)), st.integers(1, MOST_BYTES)), min_size=1, max_size=250
 )
-def test_a_pack_never_holds_too_much(tasks: list[tuple[str, int]], slots: int) -> None:
+round_trips = st.none() | st.floats(0.0, 10.0)
+
+
+@given(tasks_of_all_kinds, st.integers(0, 64), round_trips, st.integers(0, 10_000), st.integers(0, 10_000))
+def test_a_pack_never_holds_too_much(
+    tasks: list[tuple[str, int]], slots: int, round_trip: float | None, under_way: int, arrived: int
+) -> None:
     """At least one task, and beyond the first never more than the work, the number or the bytes allowed."""
-    taken = fill(policy(slots), tasks)
+    deciding = policy(slots, round_trip)
+    deciding.submitted(arrived, 1.0)
+    taken = fill(deciding, tasks, under_way)
     assert taken
     if len(taken) > 1:
         work = [DURATIONS[command] for command in taken]
         assert None not in work
-        assert sum(seconds or 0.0 for seconds in work) <= WORK * (1 + 1e-6)
+        assert sum(seconds or 0.0 for seconds in work) <= deciding.work * (1 + 1e-6)
+        assert deciding.work <= LONGEST_PACK
         assert len(taken) <= MOST_TASKS
         assert sum(size for _, size in tasks[: len(taken)]) <= MOST_BYTES
+
+
+@given(tasks_of_all_kinds, st.integers(0, MOST_BYTES))
+def test_a_pack_that_shares_its_send_keeps_to_what_is_left(tasks: list[tuple[str, int]], room: int) -> None:
+    """Not even its first task may be larger, unless the send is its own."""
+    taken = fill(policy(), tasks, room=room)
+    assert sum(size for _, size in tasks[: len(taken)]) <= room
 
 
 @given(st.integers(1, 300), st.integers(1, 64))
@@ -49,16 +71,28 @@ def test_what_waits_is_spread_over_the_slots(waiting: int, slots: int) -> None:
     assert len(fill(policy(slots), [("tiny", 1)] * waiting)) <= -(-waiting // slots)
 
 
+@given(st.integers(1, 64), st.integers(1, 300), st.sampled_from([NEAR, FAR]))
+def test_less_work_than_a_message_costs_is_not_spread(slots: int, waiting: int, round_trip: float) -> None:
+    """Beyond its share a message holds little work, and it holds that little if there is so much."""
+    deciding = policy(slots, round_trip)
+    taken = len(fill(deciding, [("tiny", 1)] * waiting))
+    share = -(-waiting // slots)
+    worth = int(deciding.least / 0.0001 + 1e-6)
+    assert taken == min(waiting, MOST_TASKS, max(share, worth))
+
+
 def test_tiny_tasks_ride_together() -> None:
     """A hundred of them to a message, on a single slot."""
     assert len(fill(policy(), [("tiny", 10)] * 1000)) == MOST_TASKS
 
 
 def test_an_unknown_command_rides_alone() -> None:
-    """Whether it comes first or after a known one."""
-    assert fill(policy(), [("unknown", 1), ("tiny", 1)]) == ["unknown"]
-    assert fill(policy(), [("tiny", 1), ("unknown", 1)]) == ["tiny"]
-    assert fill(policy(), [("unknown", 1), ("unknown", 1)]) == ["unknown"]
+    """Whether it comes first or after a known one, whatever else is under way."""
+    for deciding in (policy(), policy(2, NEAR), policy(2, FAR)):
+        for under_way in (0, 10_000):
+            assert fill(deciding, [("unknown", 1), ("tiny", 1)], under_way) == ["unknown"]
+            assert fill(deciding, [("tiny", 1), ("unknown", 1)], under_way) == ["tiny"]
+            assert fill(deciding, [("unknown", 1), ("unknown", 1)], under_way) == ["unknown"]
 
 
 def test_a_long_task_rides_alone() -> None:
@@ -73,8 +107,9 @@ def test_mixed_commands_are_measured_by_what_they_add_up_to() -> None:
 
 
 def test_a_task_above_the_size_rides_alone() -> None:
-    """The broker may still take it; the policy does not lose it."""
+    """The broker may still take it; the policy does not lose it. But it shares no send."""
     assert fill(policy(), [("tiny", MOST_BYTES + 1), ("tiny", 1)]) == ["tiny"]
+    assert fill(policy(), [("tiny", MOST_BYTES + 1)], room=MOST_BYTES - 1000) == []
 
 
 def test_what_was_seen_is_what_is_expected() -> None:
@@ -95,7 +130,70 @@ def test_a_duration_of_nothing_or_less_is_something() -> None:
     assert len(fill(learning, [("x", 1)] * 1000)) == MOST_TASKS
 
 
-def test_room_is_the_same_decision_for_one_command() -> None:
-    """`room` tells beforehand how many of one command a pack admits."""
-    for command in DURATIONS:
-        assert policy(3).room(command, 40) == len(fill(policy(3), [(command, 1)] * 40))
+def test_nothing_is_spread_while_every_slot_has_enough_to_do() -> None:
+    """Two slots with a second of work each: another message for each would wait behind that."""
+    busy = policy(2, NEAR)
+    for _ in range(50):
+        busy.seen("small", 0.001)
+    assert len(fill(busy, [("small", 1)] * 20)) == 10
+    assert len(fill(busy, [("small", 1)] * 20, under_way=2000)) == 20
+
+
+def test_many_arrivals_are_not_spread() -> None:
+    """More messages a second than a namespace's credits allow are not made, however many slots are free."""
+    busy = policy(1000, NEAR)
+    for tenth in range(1, 31):
+        busy.submitted(tenth * 200, tenth / 10)
+    assert busy.rate == pytest.approx(2000, rel=0.2)
+    taken = len(fill(busy, [("small", 1)] * 50))
+    assert taken == -(-int(busy.rate) // int(MOST_MESSAGES)) or taken == int(busy.rate / MOST_MESSAGES) + 1
+    busy.submitted(6000, 10.0)
+    assert len(fill(busy, [("small", 1)] * 50)) == 2
+
+
+@given(st.lists(st.floats(NEAR, 0.001), min_size=1), st.floats(0.001, 1.0))
+def test_a_slow_send_is_load_rather_than_distance(quick: list[float], slow: float) -> None:
+    """The measured round trip stays near the quick ones."""
+    learning = PackingPolicy()
+    for took in quick:
+        learning.sent(took)
+    before = learning.round_trip or 0.0
+    learning.sent(slow)
+    assert min(quick) <= (learning.round_trip or 0.0) <= before + 0.02 * slow
+    for _ in range(12):
+        learning.sent(NEAR)
+    assert (learning.round_trip or 0.0) < 2 * NEAR + 0.001
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_the_thresholds_follow_the_round_trip(one: float, other: float) -> None:
+    """A longer way never makes packs hold less; all stays within some tens of milliseconds."""
+    near, far = (PackingPolicy(round_trip=trip) for trip in sorted((one, other)))
+    assert near.work <= far.work <= LONGEST_PACK
+    assert near.least <= far.least < near.work
+
+
+def test_the_thresholds_near_and_far() -> None:
+    """What the simulation found to be right."""
+    near, far = PackingPolicy(round_trip=NEAR), PackingPolicy(round_trip=FAR)
+    assert (near.work, near.least) == (0.03, 0.002)
+    assert (far.work, far.least) == (0.04, 0.01)
+
+
+@given(st.integers(0, 100_000))
+def test_a_send_has_messages_for_every_slot(slots: int) -> None:
+    """Two for each, within what the broker takes."""
+    assert PackingPolicy(slots).messages() == max(2, min(MOST_SENT, 2 * slots))
+
+
+def beat(state: str, slots: int, *since: float) -> Heartbeat:
+    running = tuple(Running("u", "t", "c", "j", "x", at) for at in since)
+    return Heartbeat("a", "n", "h", "b", 1, state, slots, 0.0, 100.0, 5.0, running)  # type: ignore[arg-type]
+
+
+def test_slots_that_can_be_counted_on() -> None:
+    """Not those that long tasks hold, nor those of agents that leave."""
+    assert open_slots([]) == 0
+    assert open_slots([beat("ready", 4), beat("starting", 2)]) == 6
+    assert open_slots([beat("ready", 4, 99.9, 90.0, 10.0)]) == 2
+    assert open_slots([beat("draining", 4), beat("exiting", 4)]) == 0

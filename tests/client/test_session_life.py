@@ -437,7 +437,7 @@ async def test_agents_that_vanish_are_told(
 async def test_the_slots_that_are_known_spread_the_tasks(session: Session, agent: Agent) -> None:
     """A known short command rides in as many messages as there are slots."""
     await agent.beat(slots=4)
-    session._policy.seen("x.py", 0.0001)
+    session._policy.seen("x.py", 0.001)
     first = await session.submit("x.py")
     await eventually(lambda: session._policy.slots == 4)
     await agent.take(1)

@@ -105,6 +105,32 @@ async def test_duplicate_is_dropped(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 1
 
 
+async def test_several_messages_share_a_send(queues) -> None:
+    """All of them come, in order, each with an id of its own; sent again, all of them are dropped."""
+    queue = await queues.make()
+    names = [f"m{i}" for i in range(40)]
+    async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
+        for _ in range(2):
+            await sender.send(*map(message, names))
+        got = []
+        for _ in names:
+            delivery = await next_of(receiver)
+            got.append((delivery.message_id, delivery.body))
+            await receiver.complete(delivery)
+    assert got == [(name, name.encode()) for name in names]
+    assert (await queues.admin.figures(queue.entity)).active == 0
+
+
+async def test_several_messages_that_are_too_large_together(queues) -> None:
+    """None of them is sent."""
+    queue = await queues.make()
+    half = [OutgoingMessage(bytes(140_000), name) for name in "ab"]
+    async with await queues.broker.sender(queue) as sender:
+        with pytest.raises(MessageTooLarge):
+            await sender.send(*half)
+    assert (await queues.admin.figures(queue.entity)).active == 0
+
+
 async def test_no_duplicate_detection(queues) -> None:
     """A queue without duplicate detection takes both."""
     queue = await queues.make(duplicate_window=None)
