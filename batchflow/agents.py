@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -151,14 +150,13 @@ async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heart
             beat = Heartbeat.decode((await out.get(info.name)).data)
         except (BlobNotFound, ProtocolError):
             continue  # gone meanwhile, or of another version: no agent that we can count on
-        if not fresh_only or is_fresh(beat, info.modified_at):
+        if not fresh_only or is_fresh(beat, info.age):
             beats.append(beat)
     return beats
 
 
-def is_fresh(beat: Heartbeat, modified_at: float, now: float | None = None) -> bool:
-    """Whether the agent lives, as far as its heartbeat tells; `modified_at` is the storage service's."""
-    age = (time.time() if now is None else now) - modified_at
+def is_fresh(beat: Heartbeat, age: float) -> bool:
+    """Whether the agent lives, as far as its heartbeat tells; `age`: seconds, by the storage's clock."""
     return beat.state != "exiting" and age < beat.interval * _FRESH
 
 

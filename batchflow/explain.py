@@ -240,7 +240,7 @@ async def _own_clock_causes(pool: Pool) -> list[Cause]:
         return []
     way = "ahead" if skew > 0 else "behind"
     what = f"the clock of this machine is {abs(skew):.0f} s {way} of the services'"
-    return [Cause(what, "set it (ntp): with it, living agents look dead and keys are refused")]
+    return [Cause(what, "set it (ntp): with it, keys are refused and locks look as if they had run out")]
 
 
 async def _absence_causes(pool: Pool) -> list[Cause]:

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -40,6 +40,15 @@ _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A presence document, and when it was written, by the storage's clock."""
+
+    presence: Presence
+    written_at: float
+    age: float
+
+
 class PresenceKeeper:
     """Tells who holds the mailbox, so that a second client can name the first."""
 
@@ -48,27 +57,33 @@ class PresenceKeeper:
         self._blob = control.session_blob(session.job_name, session.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
         self.predecessor_until: float | None = None
-        """Until when an earlier holder that was not closed may have lived; None when there was none."""
+        """Until when an earlier holder that was not closed may have lived, by the services' clock; None when
+        there was none."""
 
     async def open(self) -> None:
         """Look who was here before. Raises `StorageError`."""
-        presence = await self._read()
-        if presence is not None:
-            self.predecessor_until = presence.beat_at + presence.interval
+        if (found := await self._read()) is not None:
+            self.predecessor_until = found.written_at + found.presence.interval
 
     async def living_holder(self) -> str | None:
         """Who else shows signs of life in this mailbox; None when nobody does."""
-        presence = await self._read()
-        if presence is None or presence.nonce == self._session.incarnation:
+        found = await self._read()
+        if found is None or found.presence.nonce == self._session.incarnation:
             return None
-        age = time.time() - presence.beat_at
-        return presence.holder if age < presence.interval * _SIGNS_OF_LIFE else None
+        alive = found.age < found.presence.interval * _SIGNS_OF_LIFE
+        return found.presence.holder if alive else None
 
-    async def _read(self) -> Presence | None:
+    async def _read(self) -> _Found | None:
+        """The document, and how old it is by the storage's clock, which is the one that all go by."""
+        ctl = self._session.pool._ctl
         try:
-            return Presence.decode((await self._session.pool._ctl.get(self._blob)).data)
+            async for info in ctl.list(self._blob):
+                if info.name == self._blob:
+                    presence = Presence.decode((await ctl.get(self._blob)).data)
+                    return _Found(presence, info.modified_at, info.age)
         except (BlobNotFound, ProtocolError):
             return None
+        return None
 
     async def run(self) -> None:
         interval = self._session._settings.presence_interval

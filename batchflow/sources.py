@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -97,7 +96,7 @@ def lay_out(files: Files, folder: Path) -> None:
 async def _at_hand(container: Container, name: str) -> bool:
     """Whether it is there, and young: what is old may be swept as unused, and is written anew."""
     found = [info async for info in container.list(name) if info.name == name]
-    return bool(found) and time.time() - found[0].modified_at < _YOUNG
+    return bool(found) and found[0].age < _YOUNG
 
 
 async def _upload_one(source: Source, container: Container, limiter: anyio.CapacityLimiter) -> None:

@@ -26,12 +26,15 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """A blob as a listing tells of it. `modified_at`: seconds since the epoch, the service's clock."""
+    """A blob as a listing tells of it. Times are the service's alone: nobody's own clock is asked."""
 
     name: str
     size: int
     etag: str
     modified_at: float
+    """Seconds since the epoch."""
+    age: float
+    """Seconds from then to the listing; as exact as HTTP's dates are, to the second."""
 
 
 @dataclass(frozen=True, slots=True)

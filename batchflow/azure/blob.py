@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
+    from azure.core.pipeline import PipelineResponse
     from azure.storage.blob.aio import BlobClient
 
     from batchflow.storage import AccessPolicy
@@ -173,9 +175,18 @@ class BlobContainer(Closes):
         return True
 
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        listed_at = 0.0
+
+        def note_date(answer: PipelineResponse[Any, Any]) -> None:
+            nonlocal listed_at
+            listed_at = parsedate_to_datetime(answer.http_response.headers["Date"]).timestamp()
+
         with self._failing("list", prefix or "the blobs"):
-            async for blob in self._client.list_blobs(name_starts_with=prefix or None):
-                yield BlobInfo(blob.name, blob.size, _quoted(blob.etag), blob.last_modified.timestamp())
+            blobs = self._client.list_blobs(name_starts_with=prefix or None, raw_response_hook=note_date)
+            async for blob in blobs:
+                modified_at = blob.last_modified.timestamp()
+                age = max(0.0, listed_at - modified_at)
+                yield BlobInfo(blob.name, blob.size, _quoted(blob.etag), modified_at, age)
 
     async def aclose(self) -> None:
         if self._owned:

@@ -247,6 +247,7 @@ async def test_the_mailbox_of_a_dead_client_is_waited_for(
     presence = session_blob("default", "c")
     await pool._ctl.put(presence, old.encode())
     broker = doubles.broker
+    broker.advance(20)
     lock = await broker.mailbox(pool._manifest.results_queues[0], "default/c")
     opening = asyncio.ensure_future(pool.session("c")._open())
     await eventually(lambda: ("get", presence) in doubles.storage.calls)

@@ -107,6 +107,7 @@ async def test_list(container) -> None:
     assert [blob.size for blob in found] == [30, 30]
     assert found[0].etag == (await container.get("a/1")).etag
     assert abs(found[0].modified_at - time.time()) < 60
+    assert 0 <= found[0].age < 60
     assert len([blob async for blob in container.list()]) == 3
 
 

@@ -209,7 +209,7 @@ async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name:
 
 
 async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose clock is off makes living agents look dead: that is told."""
+    """A machine whose clock is off has its keys refused: that is told."""
     pool = await client.ensure_pool(name, nodes=0)
     right = time.time
 
