@@ -24,10 +24,12 @@ import anyio.to_thread
 from batchflow.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 REQUIREMENTS: Final = ("anyio", "azure-servicebus", "azure-storage-blob[aio]", "orjson")
 """What an agent imports besides itself."""
+IDENTITY: Final = "azure-identity"
+"""And what it imports where it has a managed identity instead of keys."""
 OWN_PACKAGES: Final = ("batchflow", "node_agent")
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the archive, so that the same content has the same hash."""
@@ -36,16 +38,18 @@ _LOCAL_ONLY: Final = "local"
 _TAIL: Final = 2000
 
 
-async def build(python: str, platform: str) -> Path:
+async def build(python: str, platform: str, *, identity: bool = False) -> Path:
     """The archive for nodes with this Python (`3.12`) and platform (`manylinux_2_28_x86_64`).
 
+    `identity`: with what agents need that have a managed identity instead of keys.
     Raises `ConfigurationError`, with the end of what pip said, when a part cannot be had. Safe to cancel.
     """
     constraints = "\n".join(sorted(_pins())) + "\n"
-    key = hashlib.sha256("\n".join([python, platform, *REQUIREMENTS, constraints]).encode())
+    requirements = (*REQUIREMENTS, IDENTITY) if identity else REQUIREMENTS
+    key = hashlib.sha256("\n".join([python, platform, *requirements, constraints]).encode())
     dependencies = _cache() / f"dependencies-{key.hexdigest()[:16]}"
     if not dependencies.is_dir():
-        await _fetch(python, platform, constraints, dependencies)
+        await _fetch(python, platform, requirements, constraints, dependencies)
     return await anyio.to_thread.run_sync(_pack, dependencies)
 
 
@@ -69,7 +73,9 @@ def _pins() -> Iterator[str]:
             yield f"{name.lower()}=={distribution.version}"
 
 
-async def _fetch(python: str, platform: str, constraints: str, target: Path) -> None:
+async def _fetch(
+    python: str, platform: str, requirements: Sequence[str], constraints: str, target: Path
+) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pins = Path(scratch) / "constraints.txt"
         pins.write_text(constraints)
@@ -78,7 +84,7 @@ async def _fetch(python: str, platform: str, constraints: str, target: Path) -> 
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--target", str(site), "--constraint", str(pins), "--no-compile"),
             *("--python-version", python, "--implementation", "cp", "--only-binary", ":all:"),
-            *("--platform", platform, "--platform", "manylinux2014_x86_64", *REQUIREMENTS),
+            *("--platform", platform, "--platform", "manylinux2014_x86_64", *requirements),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from batchflow import agentpackage
+from batchflow import access, agentpackage
 from batchflow.compute import BatchTask, BatchTaskInfo, ResourceFile
 from batchflow.control import (
     AgentConfig,
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from batchflow.broker import QueueRef
     from batchflow.services import Services
     from batchflow.settings import Settings
-    from batchflow.storage import Container
+    from batchflow.storage import AccessPolicy, Container
 
-CTL_POLICY: Final = "agent-ctl"
-OUT_POLICY: Final = "agent-out"
-AGENT_RULE: Final = "agent"
-"""The names of the agents' rights on containers and queues."""
 CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
@@ -53,27 +49,49 @@ async def prepare(
 
     Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
     """
-    signature = services.storage.signature(ctl.name, CTL_POLICY)
-    access = ContainerAccess(ctl.url, signature)
-    config = await _write_config(services, settings, manifest, access, out)
+    if manifest.identity is None:
+        for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
+            await services.storage.create_container(container.name, policies)  # whoever made it had no key
+    config = await _write_config(services, settings, manifest, ctl, out)
     await ctl.put(config.blob, config.data)
-    files = [_resource(access, config.blob, CONFIG_FILE, mode="0600")]
+    source = await _source(services, manifest, ctl)
+    files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
     if settings.agent.python is not None:
         python = shlex.quote(settings.agent.python)
         return Launch(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files))
-    archive = await agentpackage.build(settings.agent.node_python, settings.agent.node_platform)
+    agent = settings.agent
+    archive = await agentpackage.build(
+        agent.node_python, agent.node_platform, identity=manifest.identity is not None
+    )
     blob = f"agent/{archive.name}"
     with contextlib.suppress(BlobConflict):  # it is there already
         await ctl.upload(blob, archive, create=True)
     script = agentpackage.bootstrap()
     script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
     await ctl.put(script_blob, script)
-    files += [_resource(access, blob, archive.name), _resource(access, script_blob, BOOTSTRAP_FILE)]
+    files += [source.file(blob, archive.name), source.file(script_blob, BOOTSTRAP_FILE)]
     return Launch(f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}", tuple(files))
 
 
-def _resource(access: ContainerAccess, blob: str, path: str, mode: str | None = None) -> ResourceFile:
-    return ResourceFile(f"{access.url}/{blob}?{access.signature}", path, mode)
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where Batch gets the agents' files from: by a signature, or by the nodes' identity."""
+
+    url: str
+    signature: str | None = field(repr=False)
+    identity: str | None
+
+    def file(self, blob: str, path: str, mode: str | None = None) -> ResourceFile:
+        url = f"{self.url}/{blob}"
+        return ResourceFile(
+            url if self.signature is None else f"{url}?{self.signature}", path, mode, self.identity
+        )
+
+
+async def _source(services: Services, manifest: PoolManifest, ctl: Container) -> _Source:
+    if manifest.identity is not None:
+        return _Source(ctl.url, None, manifest.identity.resource_id)
+    return _Source(ctl.url, await services.storage.signature(ctl.name, access.ctl_policies()[0]), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +101,21 @@ class _Config:
 
 
 async def _write_config(
-    services: Services, settings: Settings, manifest: PoolManifest, ctl: ContainerAccess, out: Container
+    services: Services, settings: Settings, manifest: PoolManifest, ctl: Container, out: Container
 ) -> _Config:
-    """What agents know at their start, with their restricted keys."""
+    """What agents know at their start: restricted keys, or only names where the nodes have an identity."""
     agent = settings.agent
     config = AgentConfig(
         pool=manifest.pool,
-        task_queues=await _access(services, manifest.task_queues),
-        results_queues=await _access(services, manifest.results_queues),
-        ctl=ctl,
-        out=ContainerAccess(out.url, services.storage.signature(out.name, OUT_POLICY)),
+        task_queues=await _access(services, manifest, manifest.task_queues),
+        results_queues=await _access(services, manifest, manifest.results_queues),
+        ctl=await _container(services, manifest, ctl, access.ctl_policies()[0]),
+        out=await _container(services, manifest, out, access.out_policies()[0]),
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
+        identity=None if manifest.identity is None else manifest.identity.client_id,
         ca_file=settings.servicebus.ca_file,
+        storage_ca_file=settings.storage.ca_file,
         websockets=settings.servicebus.websockets,
         idle_exit=agent.idle_exit or None,
         heartbeat_interval=agent.heartbeat_interval,
@@ -111,13 +131,21 @@ async def _write_config(
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)
 
 
-async def _access(services: Services, queues: tuple[QueueRef, ...]) -> tuple[QueueAccess, ...]:
-    return tuple(
-        [
-            QueueAccess(queue, await services.admin.connection_string(queue.entity, AGENT_RULE))
-            for queue in queues
-        ]
-    )
+async def _container(
+    services: Services, manifest: PoolManifest, container: Container, policy: AccessPolicy
+) -> ContainerAccess:
+    if manifest.identity is not None:
+        return ContainerAccess(container.url)
+    return ContainerAccess(container.url, await services.storage.signature(container.name, policy))
+
+
+async def _access(
+    services: Services, manifest: PoolManifest, queues: tuple[QueueRef, ...]
+) -> tuple[QueueAccess, ...]:
+    if manifest.identity is not None:
+        return tuple(QueueAccess(queue) for queue in queues)
+    keys = [await services.admin.connection_string(queue.entity, access.AGENT_RULE) for queue in queues]
+    return tuple(QueueAccess(queue, key) for queue, key in zip(queues, keys, strict=True))
 
 
 def agent_tasks(

@@ -13,7 +13,7 @@ from batchflow.broker import Closable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from batchflow.model import Image
+    from batchflow.model import Image, ManagedIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,8 @@ class PoolInfo:
     start_command: str | None = None
     autoscale: bool = False
     """Whether a formula decides how many nodes there shall be."""
+    identities: tuple[ManagedIdentity, ...] = ()
+    """The user-assigned managed identities of its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class ResourceFile:
     url: str = field(repr=False)
     path: str
     mode: str | None = None
+    identity: str | None = None
+    """The resource id of the pool's identity that opens it; None: the URL does, by its signature."""
 
 
 @dataclass(frozen=True, slots=True)

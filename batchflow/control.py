@@ -30,6 +30,7 @@ import orjson
 
 from batchflow.broker import QueueRef
 from batchflow.errors import ConfigurationError, ProtocolError
+from batchflow.model import ManagedIdentity
 
 INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
@@ -187,6 +188,10 @@ class PoolManifest(Document):
     """Agents that shall live: one for each node."""
     container: str | None = None
     """The container image that agents run in; None: on the nodes themselves."""
+    identity: ManagedIdentity | None = None
+    """The nodes' managed identity that agents use; None: they get restricted keys."""
+    shared: bool = False
+    """Whether clients without the accounts' keys read a copy of this in the control container."""
 
     @property
     def ctl(self) -> str:
@@ -203,18 +208,18 @@ class PoolManifest(Document):
 
 @dataclass(frozen=True, slots=True)
 class QueueAccess:
-    """A queue and the restricted key to it."""
+    """A queue and the restricted key to it; none where the managed identity opens it."""
 
     queue: QueueRef
-    connection_string: str = field(repr=False)
+    connection_string: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerAccess:
-    """A container and the signature that opens it."""
+    """A container and the signature that opens it; none where the managed identity does."""
 
     url: str
-    signature: str = field(repr=False)
+    signature: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +234,12 @@ class AgentConfig(Document):
     lock_duration: float
     slots: int = 0
     """0: the node's cores."""
+    identity: str | None = None
+    """The client id of the nodes' managed identity, for what no key is given for."""
     ca_file: str | None = None
+    """Certificates to trust besides the system's, for Service Bus."""
+    storage_ca_file: str | None = None
+    """The same for Storage."""
     websockets: bool = False
     idle_exit: float | None = 1800.0
     """Seconds without a task after which the agent exits; None: never."""

@@ -170,6 +170,14 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class ManagedIdentity:
+    """A user-assigned managed identity of a pool's nodes."""
+
+    resource_id: str
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolSpec:
     """What a new pool is made of. What is wrong with it is refused before anything is created."""
 
@@ -206,6 +214,9 @@ class PoolSpec:
     container: str | None = None
     """A container image that agents, and so all tasks, run in. It needs `python3`, and an `image` for nodes
     that can run containers."""
+    identity: str | None = None
+    """Which user-assigned managed identity of a pool that is there its agents use instead of keys: its client
+    id or its resource id. Batch gives a pool identities only when it is made through Azure's management."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from batchflow import agents, control, wire
+from batchflow import access, agents, control, wire
 from batchflow.concurrency import task_group
 from batchflow.control import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
 from batchflow.errors import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from batchflow.client import Client
     from batchflow.compute import BatchTaskInfo
     from batchflow.model import PoolSpec
+    from batchflow.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -359,6 +360,19 @@ class Pool:
         """Why nothing happens, if nothing does, and what to do about it."""
         return await explain_pool(self)
 
+    async def client_settings(self) -> Settings:
+        """What a program needs that may use this pool and do nothing else: no key of an account is in it.
+
+        `to_toml()` of them is its configuration file, a secret. With them `Client.from_config` and
+        `client.pool` open sessions; making, resizing and removing anything is refused. The rights end with
+        the pool. Of a client that has no key of the Storage account itself they end after a week.
+        """
+        await self._change(lambda manifest: replace(manifest, shared=True))
+        storage, services = self.client._services.storage, self.client._services
+        await storage.create_container(self._manifest.ctl, access.ctl_policies())
+        await storage.create_container(self._manifest.out, access.out_policies())
+        return await access.client_settings(services, self.client.settings, self._manifest)
+
     async def delete(self) -> None:
         """Remove its agents, queues, documents and files, and the machines if batchflow made them.
 
@@ -381,6 +395,7 @@ class Pool:
 
     async def _change(self, change: Callable[[PoolManifest], PoolManifest]) -> None:
         """Change the manifest, once more when somebody else changed it meanwhile."""
+        self.client._services.check_unrestricted(f"pool {self.id!r} cannot be changed")
         index = self.client._maker.index
         for _ in range(_CHANGE_TRIES):
             etag = await self._refresh()
@@ -390,6 +405,8 @@ class Pool:
             except BlobConflict:
                 continue
             self._manifest = wanted
+            if wanted.shared:
+                await access.copy_manifest(index, self._ctl, self.id)
             return
         raise BlobConflict(f"pool {self.id!r}: its manifest changes all the time", retryable=True)
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from batchflow import agents, control, poolspec
-from batchflow.broker import AccessRule, QueueRef, QueueSpec
+from batchflow import access, agents, control, poolspec
+from batchflow.broker import QueueRef, QueueSpec
 from batchflow.concurrency import task_group
 from batchflow.control import INDEX_CONTAINER, PoolManifest
 from batchflow.errors import (
@@ -37,17 +37,15 @@ from batchflow.errors import (
 )
 from batchflow.model import PoolSpec
 from batchflow.sources import upload
-from batchflow.storage import AccessPolicy
 
 if TYPE_CHECKING:
     from batchflow.compute import PoolInfo
+    from batchflow.model import ManagedIdentity
     from batchflow.services import Services
     from batchflow.settings import PoolSettings
     from batchflow.sources import Source
     from batchflow.storage import Container
 
-_POLICY_LIFE: Final = 10 * 365 * 86400.0
-"""Seconds. Agents' signatures end with the pool, by the removal of its policies, not by the clock."""
 _MAKING: Final = 30.0
 """Seconds that a maker has for a pool's queues and documents before it counts as dead."""
 _GOING: Final = 900.0
@@ -175,7 +173,8 @@ class PoolMaker:
         ours = dict(poolspec.MADE_BY).items() <= dict(info.metadata).items()
         if ours and (manifest := await self._await_maker(info.id)) is not None:
             return manifest
-        return await self._lay_out(replace(spec, id=info.id), None, owned=ours)
+        identity = poolspec.choose_identity(spec, info.identities, wanted=self._services.keyless)
+        return await self._lay_out(replace(spec, id=info.id), None, owned=ours, identity=identity)
 
     async def _await_maker(self, pool_id: str) -> PoolManifest | None:
         pause = _POLLS[0]
@@ -189,16 +188,23 @@ class PoolMaker:
                 pause = min(_POLLS[1], pause * 2)
         return None
 
-    async def _lay_out(self, spec: PoolSpec, sources: list[Source] | None, *, owned: bool) -> PoolManifest:
+    async def _lay_out(
+        self,
+        spec: PoolSpec,
+        sources: list[Source] | None,
+        *,
+        owned: bool,
+        identity: ManagedIdentity | None = None,
+    ) -> PoolManifest:
         """The queues, the containers, the bundle, then the manifest: with that the pool exists for others."""
-        services, manifest = self._services, self._plan(spec, owned)
+        services, manifest = self._services, self._plan(spec, owned, identity)
         try:
             async with task_group() as group:
                 for queue in queue_specs(manifest):
                     group.start_soon(services.admin.create_queue, queue)
                 group.start_soon(services.storage.create_container, INDEX_CONTAINER)
-                group.start_soon(services.storage.create_container, manifest.out, (_out_policy(),))
-                await services.storage.create_container(manifest.ctl, (_ctl_policy(),))
+                group.start_soon(services.storage.create_container, manifest.out, access.out_policies())
+                await services.storage.create_container(manifest.ctl, access.ctl_policies())
                 bundle = await upload(sources or [], services.storage.container(manifest.ctl))
             manifest = replace(manifest, bundle=bundle.hash)
             await self._publish(manifest)
@@ -207,7 +213,7 @@ class PoolMaker:
             raise
         return manifest
 
-    def _plan(self, spec: PoolSpec, owned: bool) -> PoolManifest:
+    def _plan(self, spec: PoolSpec, owned: bool, identity: ManagedIdentity | None) -> PoolManifest:
         prefix = control.name_prefix(spec.id, uuid.uuid4().hex[:8])
         namespace = self._services.admin.namespace
         return PoolManifest(
@@ -221,6 +227,7 @@ class PoolMaker:
             lock_duration=self._defaults.lock_duration,
             slots=self._defaults.slots if spec.slots is None else spec.slots,
             container=spec.container,
+            identity=identity,
         )
 
     async def _publish(self, manifest: PoolManifest) -> None:
@@ -277,29 +284,16 @@ class PoolMaker:
 
 def queue_specs(manifest: PoolManifest) -> list[QueueSpec]:
     """How a pool's queues are made, and who may do what on them."""
-    agent_tasks = AccessRule(agents.AGENT_RULE, frozenset({"Listen", "Send"}))
-    agent_results = AccessRule(agents.AGENT_RULE, frozenset({"Send"}))
-    client_tasks = AccessRule("client", frozenset({"Send"}))
-    client_results = AccessRule("client", frozenset({"Listen"}))
     lock = manifest.lock_duration
+    on_tasks = (access.AGENT_ON_TASKS, access.CLIENT_ON_TASKS)
+    on_results = (access.AGENT_ON_RESULTS, access.CLIENT_ON_RESULTS)
     return [
+        *(QueueSpec(queue.entity, lock_duration=lock, rules=on_tasks) for queue in manifest.task_queues),
         *(
-            QueueSpec(queue.entity, lock_duration=lock, rules=(agent_tasks, client_tasks))
-            for queue in manifest.task_queues
-        ),
-        *(
-            QueueSpec(queue.entity, sessions=True, lock_duration=lock, rules=(agent_results, client_results))
+            QueueSpec(queue.entity, sessions=True, lock_duration=lock, rules=on_results)
             for queue in manifest.results_queues
         ),
     ]
-
-
-def _ctl_policy() -> AccessPolicy:
-    return AccessPolicy(agents.CTL_POLICY, "r", time.time() + _POLICY_LIFE)
-
-
-def _out_policy() -> AccessPolicy:
-    return AccessPolicy(agents.OUT_POLICY, "acw", time.time() + _POLICY_LIFE)
 
 
 async def _take_back(error: BaseException, parts: Parts) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from batchflow.compute import SupportedImage
+    from batchflow.model import ManagedIdentity
 
 
 class Defaults(Protocol):
@@ -53,11 +54,18 @@ _SUBNET: Final = re.compile(
     r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+/subnets/[^/]+",
     re.IGNORECASE,
 )
+_IDENTITY: Final = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"|/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.ManagedIdentity/"
+    r"userAssignedIdentities/[^/]+",
+    re.IGNORECASE,
+)
 _PATTERNS: Final = {
     "vm_size": (_VM_SIZE, 'a VM size of Azure, such as "standard_d2s_v3"'),
     "apt": (_PACKAGE, 'Debian packages, each "name" or "name=version"'),
     "pip": (_REQUIREMENT, 'requirements as pip takes them, such as "numpy>=2", one in each item'),
     "subnet": (_SUBNET, 'the resource id "/subscriptions/.../virtualNetworks/<name>/subnets/<name>"'),
+    "identity": (_IDENTITY, "the client id (a UUID) or the resource id of a user-assigned managed identity"),
     "container": (_CONTAINER, 'a container image, such as "python:3.12-slim"'),
 }
 
@@ -73,7 +81,7 @@ def check(spec: PoolSpec) -> None:
             raise refusal(spec, key, values, "a tuple or list of strings")
         for value in values:
             _check_pattern(spec, key, value)
-    for key in ("vm_size", "subnet", "container"):
+    for key in ("vm_size", "subnet", "container", "identity"):
         if (value := getattr(spec, key)) is not None:
             _check_pattern(spec, key, value)
     if not isinstance(spec.java, bool | int) or (
@@ -87,6 +95,12 @@ def check(spec: PoolSpec) -> None:
 def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
     """What Batch is asked for. `images`: what the account supports. Raises `ConfigurationError`."""
     check(spec)
+    if spec.identity is not None:
+        allowed = (
+            "None for a pool that is not there: Batch gives a pool identities only when it is made through "
+            "Azure's management (docs/azure.md); make it there, then attach"
+        )
+        raise refusal(spec, "identity", spec.identity, allowed)
     supported = choose_image(spec, images, now)
     return PoolDocument(
         id=spec.id,
@@ -101,6 +115,26 @@ def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], 
         subnet=spec.subnet,
         container=spec.container,
     )
+
+
+def choose_identity(
+    spec: PoolSpec, there: Sequence[ManagedIdentity], *, wanted: bool
+) -> ManagedIdentity | None:
+    """Which of a pool's identities its agents use; None: they get keys. Raises `ConfigurationError`.
+
+    `wanted`: whether one is to be used although the spec names none, for whoever makes them holds no keys.
+    """
+    if spec.identity is not None:
+        asked = spec.identity.lower()
+        for each in there:
+            if asked in (each.client_id.lower(), each.resource_id.lower()):
+                return each
+        names = ", ".join(each.resource_id for each in there) or "none: docs/azure.md tells how to make one"
+        raise refusal(spec, "identity", spec.identity, f"an identity that the pool has, which is {names}")
+    if wanted and len(there) > 1:
+        names = ", ".join(each.resource_id for each in there)
+        raise refusal(spec, "identity", None, f"one of {names}: which one do the agents use?")
+    return there[0] if wanted and there else None
 
 
 def image_of(spec: PoolSpec) -> Image:

@@ -3,34 +3,78 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
 
 from batchflow.concurrency import task_group
+from batchflow.errors import BrokerError, PoolError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from batchflow.broker import Broker, BrokerAdmin
     from batchflow.compute import Compute
     from batchflow.settings import Settings
     from batchflow.storage import Storage
 
+_RESTRICTED: Final = (
+    "this client has the rights of one pool's clients alone (settings access.*); let a client that has the "
+    "accounts' keys, or a role in Entra ID, do this"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Open connections; each makes its links when it is first asked."""
+    """Open connections; each makes its links when it is first asked.
+
+    A client of one pool alone has neither an administration of queues nor machines: asking for these raises
+    `BrokerError` and `PoolError`, which say so.
+    """
 
     broker: Broker
-    admin: BrokerAdmin
+    queues_admin: BrokerAdmin | None
     storage: Storage
-    compute: Compute
+    machines: Compute | None
+    identity: AbstractAsyncContextManager[object] | None = None
+    """The credential of Entra ID where there is one: closed after those that use it."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether one pool is all that is open."""
+        return self.machines is None
+
+    def check_unrestricted(self, doing: str) -> None:
+        """Raises `PoolError` for what a client of one pool alone must not do."""
+        if self.restricted:
+            raise PoolError(f"{doing}: {_RESTRICTED}")
+
+    @property
+    def keyless(self) -> bool:
+        """Whether Entra ID takes the place of a key."""
+        return self.identity is not None
+
+    @property
+    def admin(self) -> BrokerAdmin:
+        if self.queues_admin is None:
+            raise BrokerError(f"queues cannot be administered: {_RESTRICTED}")
+        return self.queues_admin
+
+    @property
+    def compute(self) -> Compute:
+        if self.machines is None:
+            raise PoolError(f"the Batch account is out of reach: {_RESTRICTED}")
+        return self.machines
 
     async def aclose(self) -> None:
         """Idempotent."""
         async with task_group() as group:
-            for service in (self.broker, self.admin, self.storage, self.compute):
-                group.start_soon(service.aclose)
+            for service in (self.broker, self.queues_admin, self.storage, self.machines):
+                if service is not None:
+                    group.start_soon(service.aclose)
+        if self.identity is not None:
+            await self.identity.__aexit__(None, None, None)
 
 
 def preload() -> None:
@@ -44,15 +88,56 @@ async def connect(settings: Settings) -> Services:
     """Make the connections. Raises `ConfigurationError` for settings that are missing or cannot be right."""
     settings.check()
     await anyio.to_thread.run_sync(preload)
+    return _to_one_pool(settings) if settings.access.pool else _to_accounts(settings)
+
+
+def _to_accounts(settings: Settings) -> Services:
     from batchflow.azure.batch import BatchCompute
     from batchflow.azure.blob import BlobStorage
+    from batchflow.azure.identity import logged_in
     from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 
     batch, storage, bus = settings.batch, settings.storage, settings.servicebus
-    namespace = bus.connection_string or ""
+    by_identity = {
+        "batch.entra": batch.entra,
+        "storage.account_url": storage.account_url is not None,
+        "servicebus.namespace": bus.namespace is not None,
+    }
+    wanting = [name for name, wanted in by_identity.items() if wanted]
+    identity = logged_in(wanting[0]) if wanting else None
+    account = storage.account_url or storage.connection_string or ""
+    namespace = bus.namespace or bus.connection_string or ""
+    of_storage = identity if storage.account_url else None
+    of_bus = identity if bus.namespace else None
+    key = identity if batch.entra and identity is not None else batch.key or ""
     return Services(
-        broker=ServiceBusBroker(namespace, ca_file=bus.ca_file, websockets=bus.websockets),
-        admin=ServiceBusAdmin(namespace, ca_file=bus.ca_file),
-        storage=BlobStorage(storage.connection_string or ""),
-        compute=BatchCompute(batch.account or "", None if batch.entra else batch.key or "", batch.url or ""),
+        ServiceBusBroker(namespace, of_bus, ca_file=bus.ca_file, websockets=bus.websockets),
+        ServiceBusAdmin(namespace, of_bus, ca_file=bus.ca_file),
+        BlobStorage(account, of_storage, ca_file=storage.ca_file),
+        BatchCompute(batch.account or "", key, batch.url or "", ca_file=batch.ca_file),
+        identity,
+    )
+
+
+def _to_one_pool(settings: Settings) -> Services:
+    from batchflow.access import PoolStorage, queues_of
+    from batchflow.azure.blob import SignedContainer
+    from batchflow.azure.servicebus import ServiceBusBroker
+
+    access, bus, ca_file = settings.access, settings.servicebus, settings.storage.ca_file
+    ctl, out = (
+        SignedContainer(*(url or "").partition("?")[::2], ca_file=ca_file, setting=f"access.{name}")
+        for name, url in (("ctl", access.ctl), ("out", access.out))
+    )
+    return Services(
+        ServiceBusBroker(
+            None,
+            by_queue=queues_of(access),
+            ca_file=bus.ca_file,
+            websockets=bus.websockets,
+            setting="access.task_queues or access.results_queues",
+        ),
+        None,
+        PoolStorage(access.pool or "", ctl, out),
+        None,
     )

@@ -91,12 +91,20 @@ class Storage(Closable, Protocol):
         """Makes no request."""
 
     async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
-        """False when it was there already (its policies are set all the same)."""
+        """False when it was there already (its policies are set all the same).
+
+        Without the account's key no policies are stored: nothing could be signed under them.
+        """
 
     async def delete_container(self, name: str) -> bool:
         """False when there was none."""
 
     async def containers(self, prefix: str = "") -> list[str]: ...
 
-    def signature(self, container: str, policy: str) -> str:
-        """A SAS (the query string, without '?') under a stored access policy: a secret."""
+    async def signature(self, container: str, policy: AccessPolicy) -> str:
+        """A SAS (the query string, without '?') with these rights: a secret.
+
+        With the account's key it is under the container's stored policy of that name, and ends with it.
+        Without, Entra ID lends a key for a week at most: no stored policy ends it, but the loss of the
+        right does.
+        """

@@ -17,7 +17,9 @@ from node_agent.supervisor import EX_CONFIG, Supervisor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchflow.control import AgentConfig
+    from batchflow.azure.blob import BlobContainer
+    from batchflow.azure.identity import Credential
+    from batchflow.control import AgentConfig, ContainerAccess
     from node_agent.launch import Adaptors
 
 logger = logging.getLogger("node_agent")
@@ -86,18 +88,32 @@ def _nothing() -> None:
 
 async def _adaptors(config: AgentConfig) -> Adaptors:
     """The SDKs are imported here, after the slots' children were started."""
-    from batchflow.azure.blob import SignedContainer
+    from batchflow.azure.identity import of_the_node
     from batchflow.azure.servicebus import ServiceBusBroker
     from node_agent.launch import Adaptors
 
-    keys = {
-        access.queue: access.connection_string for access in (*config.task_queues, *config.results_queues)
-    }
-    return Adaptors(
-        ServiceBusBroker(None, by_queue=keys, ca_file=config.ca_file, websockets=config.websockets),
-        SignedContainer(config.ctl.url, config.ctl.signature),
-        SignedContainer(config.out.url, config.out.signature),
+    identity = None if config.identity is None else of_the_node(config.identity)
+    queues = (*config.task_queues, *config.results_queues)
+    broker = ServiceBusBroker(
+        None,
+        identity,
+        by_queue={access.queue: access.connection_string for access in queues},
+        ca_file=config.ca_file,
+        websockets=config.websockets,
     )
+    ctl, out = (_container(access, identity, config.storage_ca_file) for access in (config.ctl, config.out))
+    return Adaptors(broker, ctl, out, () if identity is None else (identity,))
+
+
+def _container(access: ContainerAccess, identity: Credential | None, ca_file: str | None) -> BlobContainer:
+    from batchflow.azure.blob import IdentityContainer, SignedContainer
+    from batchflow.errors import ConfigurationError
+
+    if access.signature is not None:
+        return SignedContainer(access.url, access.signature, ca_file=ca_file)
+    if identity is None:
+        raise ConfigurationError("there is neither a signature nor an identity for the containers")
+    return IdentityContainer(access.url, identity, ca_file=ca_file)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,8 @@ class Adaptors:
     broker: Broker
     ctl: Container
     out: Container
+    beneath: tuple[AbstractAsyncContextManager[object], ...] = ()
+    """What they work with, and what is closed after them."""
 
 
 async def agent(
@@ -58,7 +60,7 @@ async def agent(
         for index in range(slots)
     ]
     services = await adaptors()
-    for service in (services.broker, services.ctl, services.out):
+    for service in (*services.beneath, services.broker, services.ctl, services.out):
         await stack.enter_async_context(service)
     boot = record.boot_id()
     deaths = record.DeathRecord(directory / "deaths.json", boot)

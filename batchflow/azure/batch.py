@@ -9,26 +9,28 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from azure.batch import models
 from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
 from batchflow.azure.batch_models import pool_options, start_task, supported_image, task_options
 from batchflow.azure.errors import code_of, pool_error
-from batchflow.azure.identity import token_credential
+from batchflow.azure.failing import Failing
+from batchflow.azure.identity import check_https
+from batchflow.azure.transport import transport
 from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
-from batchflow.model import Image
+from batchflow.model import Image, ManagedIdentity
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
-    from azure.core.credentials_async import AsyncTokenCredential
-
+    from batchflow.azure.identity import Credential
     from batchflow.compute import BatchTask, PoolDocument
 
 CONNECT_LIMIT = 4.0
@@ -46,37 +48,28 @@ _ADDRESS = "batch.url"
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
-class _Failures:
-    """Tells what went wrong in our words: `with self._failing("cannot list the pools"): ...`"""
-
-    def __init__(self, doing: str, setting: str) -> None:
-        self._doing = doing
-        self._setting = setting
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, AzureError | OSError | ValueError):
-            raise pool_error(error, self._doing, self._setting, _ADDRESS) from error
-
-
 class BatchCompute:
-    """A Batch account, by its name, key and URL; without a key, by Entra ID.
+    """A Batch account, by its name, URL and key; instead of the key, by a credential of Entra ID.
 
-    `setting` is named by errors that these cause.
+    `ca_file` holds certificates to trust besides the system's. `setting` is named by errors that these cause.
     """
 
-    def __init__(self, account: str, key: str | None, url: str, *, setting: str | None = None) -> None:
-        self._setting = setting or ("batch.entra" if key is None else "batch.key")
-        self._identity: AsyncTokenCredential | None = None
-        credential: AzureNamedKeyCredential | AsyncTokenCredential
-        if key is None:
-            credential = self._identity = token_credential(url, self._setting)
-        else:
+    def __init__(
+        self,
+        account: str,
+        key: str | Credential,
+        url: str,
+        *,
+        ca_file: str | None = None,
+        setting: str | None = None,
+    ) -> None:
+        self._setting = setting or ("batch.key" if isinstance(key, str) else "batch.entra")
+        credential: AzureNamedKeyCredential | Credential
+        if isinstance(key, str):
             credential = AzureNamedKeyCredential(account, _checked(key, self._setting))
+        else:
+            check_https(url, self._setting)
+            credential = key
         self._client = BatchClient(
             url.rstrip("/"),
             credential,
@@ -86,10 +79,11 @@ class BatchCompute:
             retry_backoff_factor=0.2,
             connection_timeout=CONNECT_LIMIT,
             read_timeout=READ_LIMIT,
+            **_with_transport(ca_file),
         )
 
-    def _failing(self, doing: str) -> _Failures:
-        return _Failures(doing, self._setting)
+    def _failing(self, doing: str) -> Failing:
+        return Failing(partial(pool_error, doing=doing, setting=self._setting, address=_ADDRESS))
 
     async def create_pool(self, document: PoolDocument) -> None:
         with self._failing(f"cannot create pool {document.id}"):
@@ -255,8 +249,6 @@ class BatchCompute:
 
     async def aclose(self) -> None:
         await self._client.close()
-        if self._identity is not None:
-            await self._identity.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -265,6 +257,11 @@ class BatchCompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _with_transport(ca_file: str | None) -> dict[str, Any]:
+    made = transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT)
+    return {} if made is None else {"transport": made}
 
 
 def _checked(key: str, setting: str) -> str:
@@ -315,7 +312,13 @@ def _pool_info(pool: models.BatchPool) -> PoolInfo:
         image=_image(pool.virtual_machine_configuration),
         start_command=None if pool.start_task is None else pool.start_task.command_line,
         autoscale=bool(pool.enable_auto_scale),
+        identities=_identities(pool.identity),
     )
+
+
+def _identities(identity: models.BatchPoolIdentity | None) -> tuple[ManagedIdentity, ...]:
+    assigned = (identity.user_assigned_identities or ()) if identity is not None else ()
+    return tuple(ManagedIdentity(each.resource_id, each.client_id or "") for each in assigned)
 
 
 def _image(machine: models.VirtualMachineConfiguration | None) -> Image | None:

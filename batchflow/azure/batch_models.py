@@ -84,7 +84,10 @@ def task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
 
 
 def _resource_file(file: ResourceFile) -> models.ResourceFile:
-    return models.ResourceFile(http_url=file.url, file_path=file.path, file_mode=file.mode)
+    identity = None if file.identity is None else models.BatchNodeIdentityReference(resource_id=file.identity)
+    return models.ResourceFile(
+        http_url=file.url, file_path=file.path, file_mode=file.mode, identity_reference=identity
+    )
 
 
 def supported_image(image: models.BatchSupportedImage) -> SupportedImage:

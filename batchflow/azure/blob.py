@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 from azure.storage.blob import (
     AccessPolicy as SdkPolicy,
 )
@@ -26,17 +27,20 @@ from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRet
 
 from batchflow.azure.closing import Closes
 from batchflow.azure.errors import code_of, storage_error
+from batchflow.azure.failing import Failing
+from batchflow.azure.identity import check_https
+from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.storage import Blob, BlobInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from os import PathLike
-    from types import TracebackType
 
     from azure.core.pipeline import PipelineResponse
     from azure.storage.blob.aio import BlobClient
 
+    from batchflow.azure.identity import Credential
     from batchflow.storage import AccessPolicy
 
 CONNECT_LIMIT = 3.0
@@ -50,8 +54,16 @@ STREAMS = 4
 """Blocks under way at once."""
 
 
-def _options() -> dict[str, Any]:
+CLOCK_SKEW = 900.0
+"""Seconds that clocks may differ for a signature to be good at once."""
+DELEGATION = 7 * 86400.0
+"""Seconds that a signature of Entra ID's lives at most, as Azure has it."""
+
+
+def _options(ca_file: str | None = None) -> dict[str, Any]:
+    made = transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT)
     return {
+        **({} if made is None else {"transport": made}),
         "retry_policy": LinearRetry(backoff=1, retry_total=3, retry_connect=1, random_jitter_range=1),
         "connection_timeout": CONNECT_LIMIT,
         "read_timeout": READ_LIMIT,
@@ -60,21 +72,8 @@ def _options() -> dict[str, Any]:
     }
 
 
-class _Failures:
-    """Tells what went wrong in our words: `with self._failures("cannot read NAME"): ...`"""
-
-    def __init__(self, doing: str, setting: str) -> None:
-        self._doing = doing
-        self._setting = setting
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, AzureError | OSError | TimeoutError | ValueError):
-            raise storage_error(error, self._doing, self._setting) from error
+def _failing(doing: str, setting: str) -> Failing:
+    return Failing(partial(storage_error, doing=doing, setting=setting))
 
 
 class BlobContainer(Closes):
@@ -90,8 +89,8 @@ class BlobContainer(Closes):
     def _blob(self, name: str) -> BlobClient:
         return self._client.get_blob_client(name)
 
-    def _failing(self, doing: str, name: str) -> _Failures:
-        return _Failures(f"cannot {doing} {name} in container {self.name}", self._setting)
+    def _failing(self, doing: str, name: str) -> Failing:
+        return _failing(f"cannot {doing} {name} in container {self.name}", self._setting)
 
     async def get(self, name: str) -> Blob:
         with self._failing("read", name):
@@ -196,26 +195,70 @@ class BlobContainer(Closes):
 class SignedContainer(BlobContainer):
     """A container for whoever has nothing but its URL and a signature (a SAS without '?')."""
 
-    def __init__(self, url: str, signature: str, *, setting: str = "the container's signature") -> None:
+    def __init__(
+        self,
+        url: str,
+        signature: str,
+        *,
+        ca_file: str | None = None,
+        setting: str = "the container's signature",
+    ) -> None:
         bare = url.partition("?")[0]
-        client = ContainerClient.from_container_url(f"{bare}?{signature.lstrip('?')}", **_options())
+        signed = f"{bare}?{signature.lstrip('?')}"
+        client = ContainerClient.from_container_url(signed, **_options(ca_file))
         super().__init__(client, bare, setting, owned=True)
 
 
-class BlobStorage(Closes):
-    """A Storage account, by its connection string. `setting` is named by errors that it causes."""
+class IdentityContainer(BlobContainer):
+    """A container by its URL and a credential of Entra ID, which is not closed with it."""
 
-    def __init__(self, connection_string: str, *, setting: str = "storage.connection_string") -> None:
-        self._setting = setting
+    def __init__(
+        self,
+        url: str,
+        identity: Credential,
+        *,
+        ca_file: str | None = None,
+        setting: str = "the managed identity",
+    ) -> None:
+        check_https(url, setting)
+        client = ContainerClient.from_container_url(url, identity, **_options(ca_file))
+        super().__init__(client, url, setting, owned=True)
+
+
+class BlobStorage(Closes):
+    """A Storage account, by its connection string; or by its URL and a credential of Entra ID.
+
+    `ca_file` holds certificates to trust besides the system's. `setting` is named by errors that these cause.
+    """
+
+    def __init__(
+        self,
+        account: str,
+        identity: Credential | None = None,
+        *,
+        ca_file: str | None = None,
+        setting: str | None = None,
+    ) -> None:
+        self._key: str | None = None
+        if identity is None:
+            self._setting = setting or "storage.connection_string"
+            self._client = self._by_key(account, ca_file)
+        else:
+            self._setting = setting or "storage.account_url"
+            check_https(account, self._setting)
+            self._client = BlobServiceClient(account, identity, **_options(ca_file))
+
+    def _by_key(self, connection_string: str, ca_file: str | None) -> BlobServiceClient:
         try:
-            self._client = BlobServiceClient.from_connection_string(connection_string, **_options())
+            client = BlobServiceClient.from_connection_string(connection_string, **_options(ca_file))
         except (ValueError, KeyError, TypeError):
             raise ConfigurationError(
-                f"{setting} is no connection string of a Storage account: copy it whole, from the account's "
-                "page 'Access keys' in the Azure portal"
+                f"{self._setting} is no connection string of a Storage account: copy it whole, from the "
+                "account's page 'Access keys' in the Azure portal"
             ) from None
         fields = dict(part.partition("=")[::2] for part in connection_string.split(";") if part)
         self._key = fields.get("AccountKey")
+        return client
 
     def container(self, name: str) -> BlobContainer:
         client = self._client.get_container_client(name)
@@ -223,7 +266,7 @@ class BlobStorage(Closes):
 
     async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
         client = self._client.get_container_client(name)
-        with _Failures(f"cannot create container {name}", self._setting):
+        with _failing(f"cannot create container {name}", self._setting):
             try:
                 await client.create_container()
                 made = True
@@ -231,12 +274,12 @@ class BlobStorage(Closes):
                 if code_of(error) != "ContainerAlreadyExists":
                     raise
                 made = False
-            if policies or not made:
+            if self._key is not None and (policies or not made):
                 await client.set_container_access_policy({each.name: _policy(each) for each in policies})
         return made
 
     async def delete_container(self, name: str) -> bool:
-        with _Failures(f"cannot delete container {name}", self._setting):
+        with _failing(f"cannot delete container {name}", self._setting):
             try:
                 await self._client.delete_container(name)
             except ResourceNotFoundError:
@@ -244,15 +287,29 @@ class BlobStorage(Closes):
         return True
 
     async def containers(self, prefix: str = "") -> list[str]:
-        with _Failures("cannot list the containers", self._setting):
+        with _failing("cannot list the containers", self._setting):
             found = self._client.list_containers(name_starts_with=prefix or None)
             return [container.name async for container in found]
 
-    def signature(self, container: str, policy: str) -> str:
+    async def signature(self, container: str, policy: AccessPolicy) -> str:
         account = self._client.account_name
-        if account is None or self._key is None:
-            raise StorageError("signing takes the account's key", setting=self._setting)
-        return generate_container_sas(account, container, account_key=self._key, policy_id=policy)
+        if account is None:
+            raise StorageError("the account's name is not in its address", setting=self._setting)
+        if self._key is not None:
+            return generate_container_sas(account, container, account_key=self._key, policy_id=policy.name)
+        return await self._delegated(account, container, policy)
+
+    async def _delegated(self, account: str, container: str, policy: AccessPolicy) -> str:
+        """By a key that Entra ID's user is lent for a week at most; no stored policy goes with that."""
+        now = datetime.now(UTC)
+        start = now - timedelta(seconds=CLOCK_SKEW)
+        expiry = min(now + timedelta(seconds=DELEGATION - CLOCK_SKEW), _moment(policy.expires_at))
+        with _failing(f"cannot sign for container {container}", self._setting):
+            key = await self._client.get_user_delegation_key(start, expiry)
+        permission = ContainerSasPermissions.from_string(policy.permissions)
+        return generate_container_sas(
+            account, container, user_delegation_key=key, permission=permission, start=start, expiry=expiry
+        )
 
     async def aclose(self) -> None:
         await self._client.close()
@@ -261,8 +318,12 @@ class BlobStorage(Closes):
 def _policy(policy: AccessPolicy) -> SdkPolicy:
     return SdkPolicy(
         permission=ContainerSasPermissions.from_string(policy.permissions),
-        expiry=datetime.fromtimestamp(policy.expires_at, UTC),
+        expiry=_moment(policy.expires_at),
     )
+
+
+def _moment(when: float) -> datetime:
+    return datetime.fromtimestamp(when, UTC)
 
 
 def _quoted(etag: str) -> str:

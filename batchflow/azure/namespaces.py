@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-
 from batchflow.errors import ConfigurationError
 
 
@@ -36,13 +34,16 @@ def malformed(setting: str) -> str:
     )
 
 
+def host_of(namespace: str) -> str:
+    """A namespace without its port."""
+    return namespace.partition(":")[0]
+
+
+def endpoint_of(namespace: str) -> str | None:
+    """Where to connect to, for a namespace that does not listen at the usual port; None for one that does."""
+    return f"sb://{namespace}" if ":" in namespace else None
+
+
 def is_encrypted(connection_string: str) -> bool:
     """Whether the SDK speaks TLS by it: always, but to what calls itself the emulator."""
     return "usedevelopmentemulator" not in fields_of(connection_string)
-
-
-def trusting(ca_file: str) -> ssl.SSLContext:
-    """TLS that trusts the certificates of a file besides the system's."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(ca_file)
-    return context

@@ -27,8 +27,9 @@ from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure.amqp_link import Call, Handler, Link
 from batchflow.azure.closing import Closes
-from batchflow.azure.namespaces import is_encrypted, malformed, namespace_of, trusting
+from batchflow.azure.namespaces import endpoint_of, host_of, is_encrypted, malformed, namespace_of
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
+from batchflow.azure.transport import trusting
 from batchflow.broker import Delivery
 from batchflow.errors import (
     Backpressure,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from azure.servicebus import ServiceBusReceivedMessage
     from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
 
+    from batchflow.azure.identity import Credential
     from batchflow.broker import OutgoingMessage, QueueRef
 
 __all__ = ["ServiceBusAdmin", "ServiceBusBroker", "namespace_of"]
@@ -105,11 +107,14 @@ class _Sender(_End["ServiceBusSender"]):
 
     def _check_size(self, messages: Sequence[OutgoingMessage]) -> None:
         """Before sending: the broker ends the link over it, of which the SDK tells "unknown error"."""
-        size = len(message.body) + ENVELOPE
+        size = sum(len(message.body) + ENVELOPE for message in messages)
         if size > self._largest:
             raise MessageTooLarge(
-                f"message {message.message_id} has {len(message.body)} bytes; {self._link.name} takes "
-                f"{self._largest - ENVELOPE}"
+                f"message {messages[0].message_id} and {len(messages) - 1} more have {size} bytes; "
+                f"{self._link.name} takes {self._largest}"
+                if len(messages) > 1
+                else f"message {messages[0].message_id} has {len(messages[0].body)} bytes; "
+                f"{self._link.name} takes {self._largest - ENVELOPE}"
             )
 
     async def _twice_if_stale(self, work: Callable[[ServiceBusSender], Any]) -> None:
@@ -313,27 +318,31 @@ class _Mailbox(_Inbox):
 class ServiceBusBroker(Closes):
     """Service Bus for a client or an agent.
 
-    `connection_string` is that of a whole namespace; `by_queue` has those of single queues (an agent's
-    restricted keys), which win. `ca_file` holds certificates to trust besides the system's; `websockets` goes
-    through port 443. `setting` is named by errors that this configuration causes.
+    `namespace` is the connection string of a whole one or, with a credential of Entra ID, its name;
+    `by_queue` has the connection strings of single queues (an agent's restricted keys), which win; None for
+    a queue that the credential opens. `ca_file` holds certificates to trust besides the system's;
+    `websockets` goes through port 443. `setting` is named by errors that this configuration causes.
     """
 
     def __init__(
         self,
-        connection_string: str | None,
+        namespace: str | None,
+        identity: Credential | None = None,
         *,
-        by_queue: Mapping[QueueRef, str] | None = None,
+        by_queue: Mapping[QueueRef, str | None] | None = None,
         ca_file: str | None = None,
         websockets: bool = False,
-        setting: str = "servicebus.connection_string",
+        setting: str | None = None,
     ) -> None:
-        self._whole = connection_string
-        self._namespace = None if connection_string is None else namespace_of(connection_string)
+        by_key = namespace is not None and identity is None
+        self._whole = namespace if by_key else None
+        self._namespace = namespace_of(namespace) if namespace is not None and by_key else namespace
+        self._identity = identity
         self._by_queue = dict(by_queue or {})
         self._ca_file = ca_file
         self._tls: ssl.SSLContext | None = None
         self._transport = TransportType.AmqpOverWebsocket if websockets else TransportType.Amqp
-        self._setting = setting
+        self._setting = setting or f"servicebus.{'connection_string' if identity is None else 'namespace'}"
         self._open: set[_End[Any]] = set()
 
     async def sender(self, queue: QueueRef) -> _Sender:
@@ -385,23 +394,34 @@ class ServiceBusBroker(Closes):
 
     def _client(self, queue: QueueRef) -> ServiceBusClient:
         connection_string = self._connection_string(queue)
-        if self._ca_file is not None and self._tls is None and is_encrypted(connection_string):
+        encrypted = connection_string is None or is_encrypted(connection_string)
+        if self._ca_file is not None and self._tls is None and encrypted:
             self._tls = trusting(self._ca_file)
+        options: dict[str, Any] = {
+            "retry_total": 0,
+            "try_timeout": ATTEMPT_LIMIT,
+            "transport_type": self._transport,
+            "ssl_context": self._tls,
+        }
+        if connection_string is None:
+            return self._by_identity(queue.namespace, options)
         try:
-            return ServiceBusClient.from_connection_string(
-                connection_string,
-                retry_total=0,
-                try_timeout=ATTEMPT_LIMIT,
-                transport_type=self._transport,
-                ssl_context=self._tls,
-            )
+            return ServiceBusClient.from_connection_string(connection_string, **options)
         except ValueError:
             raise ConfigurationError(malformed(self._setting)) from None
 
-    def _connection_string(self, queue: QueueRef) -> str:
-        if (own := self._by_queue.get(queue)) is not None:
+    def _by_identity(self, namespace: str, options: dict[str, Any]) -> ServiceBusClient:
+        assert self._identity is not None
+        if (endpoint := endpoint_of(namespace)) is not None:
+            options["custom_endpoint_address"] = endpoint
+        return ServiceBusClient(host_of(namespace), self._identity, **options)
+
+    def _connection_string(self, queue: QueueRef) -> str | None:
+        """The queue's own, or the namespace's; None: by the credential, which goes to no other namespace."""
+        own = self._by_queue.get(queue)
+        if own is not None or (self._identity is not None and queue in self._by_queue):
             return own
-        if self._whole is not None and queue.namespace == self._namespace:
+        if self._namespace is not None and queue.namespace == self._namespace:
             return self._whole
         raise ConfigurationError(
             f"there is no key for queue {queue.entity} of {queue.namespace}; {self._setting} is for "

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from batchflow.azure.closing import Closes
 from batchflow.azure.errors import broker_error
-from batchflow.azure.namespaces import fields_of, malformed, namespace_of, trusting
+from batchflow.azure.namespaces import fields_of, malformed, namespace_of
+from batchflow.azure.transport import transport
 from batchflow.broker import QueueFigures
 from batchflow.errors import BrokerError, ConfigurationError, QueueNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from azure.core.pipeline.transport import AioHttpTransport
     from azure.servicebus.aio.management import ServiceBusAdministrationClient
     from azure.servicebus.management import AuthorizationRule
 
+    from batchflow.azure.identity import Credential
     from batchflow.broker import AccessRule, QueueSpec
 
 T = TypeVar("T")
@@ -32,19 +33,21 @@ CONNECT_LIMIT = 4.0
 
 
 class ServiceBusAdmin(Closes):
-    """What needs the right Manage on a namespace; `connection_string` is the namespace's."""
+    """What needs the right Manage on a namespace: by its connection string, or by its name and Entra ID."""
 
     def __init__(
         self,
-        connection_string: str,
+        namespace: str,
+        identity: Credential | None = None,
         *,
         ca_file: str | None = None,
-        setting: str = "servicebus.connection_string",
+        setting: str | None = None,
     ) -> None:
-        self.namespace = namespace_of(connection_string)
-        self._connection_string = connection_string
+        self.namespace = namespace_of(namespace) if identity is None else namespace
+        self._connection_string = namespace if identity is None else ""
+        self._identity = identity
         self._ca_file = ca_file
-        self._setting = setting
+        self._setting = setting or f"servicebus.{'connection_string' if identity is None else 'namespace'}"
         self._sdk: ServiceBusAdministrationClient | None = None
 
     async def create_queue(self, spec: QueueSpec) -> bool:
@@ -112,39 +115,30 @@ class ServiceBusAdmin(Closes):
 
     def _client(self) -> ServiceBusAdministrationClient:
         if self._sdk is None:
-            from azure.servicebus.aio.management import ServiceBusAdministrationClient
-
-            try:
-                self._sdk = ServiceBusAdministrationClient.from_connection_string(
-                    self._connection_string,
-                    transport=None if self._ca_file is None else _transport(self._ca_file),
-                    connection_timeout=CONNECT_LIMIT,
-                    retry_total=2,
-                    retry_connect=1,
-                    retry_backoff_factor=0.2,
-                )
-            except ValueError:
-                raise ConfigurationError(malformed(self._setting)) from None
+            self._sdk = self._connect()
         return self._sdk
+
+    def _connect(self) -> ServiceBusAdministrationClient:
+        from azure.servicebus.aio.management import ServiceBusAdministrationClient
+
+        options: dict[str, Any] = {
+            "transport": transport(self._ca_file, connect=CONNECT_LIMIT),
+            "connection_timeout": CONNECT_LIMIT,
+            "retry_total": 2,
+            "retry_connect": 1,
+            "retry_backoff_factor": 0.2,
+        }
+        if self._identity is not None:
+            return ServiceBusAdministrationClient(self.namespace, self._identity, **options)
+        try:
+            return ServiceBusAdministrationClient.from_connection_string(self._connection_string, **options)
+        except ValueError:
+            raise ConfigurationError(malformed(self._setting)) from None
 
     async def aclose(self) -> None:
         sdk, self._sdk = self._sdk, None
         if sdk is not None:
             await sdk.__aexit__()
-
-
-def _transport(ca_file: str) -> AioHttpTransport:
-    """As the SDK makes it, but for the certificates; told their file, it would read it at each request."""
-    import aiohttp
-    from azure.core.pipeline.transport import AioHttpTransport
-
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=trusting(ca_file)),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=True,
-    )
-    return AioHttpTransport(session=session)
 
 
 def _queue_options(spec: QueueSpec) -> dict[str, Any]:

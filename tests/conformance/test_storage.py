@@ -155,9 +155,10 @@ async def test_signature(storage) -> None:
     await storage.create_container(name, (reading, writing))
     container = storage.container(name)
     await container.put("a", b"1")
+    may_read, may_write = [await storage.signature(name, each) for each in (reading, writing)]
     async with (
-        SignedContainer(container.url, storage.signature(name, "reading"), setting="reader") as reader,
-        SignedContainer(container.url, storage.signature(name, "writing")) as writer,
+        SignedContainer(container.url, may_read, setting="reader") as reader,
+        SignedContainer(container.url, may_write) as writer,
     ):
         assert (reader.name, reader.url) == (name, container.url)
         assert (await reader.get("a")).data == b"1"

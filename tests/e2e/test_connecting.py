@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Session, Settings
-from batchflow.agents import AGENT_RULE
+from batchflow.access import AGENT_RULE
 from batchflow.errors import BrokerError, PoolError, PoolNotFound, ServiceError, SessionClosed, StorageError
 from batchflow.settings import load_settings
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from batchflow import Client, Pool, PoolSpec, explain
-from batchflow.agents import AGENT_RULE
+from batchflow.access import AGENT_RULE
 from batchflow.control import Heartbeat, heartbeat_blob
 from batchflow.errors import (
     AllocationFailed,

@@ -1,0 +1,147 @@
+"""One pool for clients that hold no key of an account: what they get, and what they work with.
+
+Such a client may send to the pool's task queue, listen to its results queue, read and write its control
+container, read and delete what agents put out; nothing else, and of no other pool. Its rights are the rules
+and stored policies named here: they are made with the pool and end with it. The manifest lies in a container
+that such a client cannot see, so a pool that is shared keeps a copy of it in the control container.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
+
+from batchflow import control
+from batchflow.broker import AccessRule, QueueRef
+from batchflow.errors import ConfigurationError, StorageError
+from batchflow.settings import AccessSettings, BatchSettings, Settings
+from batchflow.storage import AccessPolicy
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from batchflow.services import Services
+    from batchflow.storage import Container
+
+AGENT_RULE: Final = "agent"
+CLIENT_RULE: Final = "client"
+"""The names of the rules on a pool's queues."""
+AGENT_ON_TASKS: Final = AccessRule(AGENT_RULE, frozenset({"Listen", "Send"}))
+AGENT_ON_RESULTS: Final = AccessRule(AGENT_RULE, frozenset({"Send"}))
+CLIENT_ON_TASKS: Final = AccessRule(CLIENT_RULE, frozenset({"Send"}))
+CLIENT_ON_RESULTS: Final = AccessRule(CLIENT_RULE, frozenset({"Listen"}))
+
+_LIFE: Final = 10 * 365 * 86400.0
+"""Seconds. Signatures end with the pool, by the removal of its policies, not by the clock."""
+_ON_CTL: Final = {"agent-ctl": "r", "client-ctl": "rcwdl"}
+_ON_OUT: Final = {"agent-out": "acw", "client-out": "rdl"}
+
+
+def ctl_policies() -> tuple[AccessPolicy, AccessPolicy]:
+    """Of the control container: the agents', and the clients'."""
+    return _policies(_ON_CTL)
+
+
+def out_policies() -> tuple[AccessPolicy, AccessPolicy]:
+    """Of the output container: the agents', and the clients'."""
+    return _policies(_ON_OUT)
+
+
+def _policies(rights: dict[str, str]) -> tuple[AccessPolicy, AccessPolicy]:
+    until = time.time() + _LIFE
+    agent, client = (AccessPolicy(name, letters, until) for name, letters in rights.items())
+    return agent, client
+
+
+async def client_settings(services: Services, settings: Settings, manifest: control.PoolManifest) -> Settings:
+    """What a program without any account connects with to this pool alone. Holds secrets."""
+    ctl, out = services.storage.container(manifest.ctl), services.storage.container(manifest.out)
+    _, of_ctl = ctl_policies()
+    _, of_out = out_policies()
+    access = AccessSettings(
+        pool=manifest.pool,
+        ctl=f"{ctl.url}?{await services.storage.signature(ctl.name, of_ctl)}",
+        out=f"{out.url}?{await services.storage.signature(out.name, of_out)}",
+        task_queues=await _keys(services, manifest.task_queues),
+        results_queues=await _keys(services, manifest.results_queues),
+    )
+    bus = replace(settings.servicebus, connection_string=None, namespace=None)
+    storage = replace(settings.storage, connection_string=None, account_url=None)
+    return replace(settings, batch=BatchSettings(), storage=storage, servicebus=bus, access=access)
+
+
+async def _keys(services: Services, queues: tuple[QueueRef, ...]) -> str:
+    return " ".join([await services.admin.connection_string(queue.entity, CLIENT_RULE) for queue in queues])
+
+
+async def copy_manifest(index: Container, ctl: Container, pool_id: str) -> None:
+    """Bring the copy up to date, whoever else changes the manifest at this moment."""
+    name = control.manifest_blob(pool_id)
+    blob = await index.get(name)
+    while True:
+        await ctl.put(name, blob.data)
+        newer = await index.get_if_changed(name, blob.etag)
+        if newer is None:
+            return
+        blob = newer
+
+
+def queues_of(access: AccessSettings) -> dict[QueueRef, str]:
+    """The connection string of each queue. Raises `ConfigurationError`, which quotes none."""
+    found = {}
+    for name in ("task_queues", "results_queues"):
+        for key in (getattr(access, name) or "").split():
+            fields = {part.partition("=")[0].lower(): part.partition("=")[2] for part in key.split(";")}
+            host = fields.get("endpoint", "").partition("://")[2].strip("/")
+            if not host or not fields.get("entitypath"):
+                raise ConfigurationError(
+                    f"access.{name}: connection strings with Endpoint=sb://HOST/ and EntityPath=QUEUE, with "
+                    "blanks between them, as pool.client_settings() gives them"
+                )
+            found[QueueRef(host, fields["entitypath"])] = key
+    return found
+
+
+class PoolStorage:
+    """The containers of one pool as a Storage account in which there is nothing else."""
+
+    def __init__(self, pool_id: str, ctl: Container, out: Container) -> None:
+        self._pool = pool_id
+        self._ctl = ctl
+        self._out = out
+
+    def container(self, name: str) -> Container:
+        if name == control.INDEX_CONTAINER:
+            return self._ctl  # the copy of the manifest has the manifest's name
+        for container in (self._ctl, self._out):
+            if container.name == name:
+                return container
+        raise self._refusal(f"container {name} is out of reach")
+
+    async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
+        raise self._refusal(f"container {name} cannot be made")
+
+    async def delete_container(self, name: str) -> bool:
+        raise self._refusal(f"container {name} cannot be deleted")
+
+    async def containers(self, prefix: str = "") -> list[str]:
+        return sorted(each.name for each in (self._ctl, self._out) if each.name.startswith(prefix))
+
+    async def signature(self, container: str, policy: AccessPolicy) -> str:
+        raise self._refusal(f"nothing can be signed for container {container}")
+
+    def _refusal(self, what: str) -> StorageError:
+        return StorageError(f"{what}: the settings access.* open the two containers of pool {self._pool!r}")
+
+    async def aclose(self) -> None:
+        await self._ctl.aclose()
+        await self._out.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
