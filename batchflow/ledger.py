@@ -105,7 +105,7 @@ class Ledger:
     def open(self, incarnation: str, page: Page | None = None) -> int:
         """A new holder begins. Returns how many outcomes earlier ones are owed.
 
-        `page`: what it has consumed already, before it could read the ledger.
+        `page`: its own, where it consumes before it can read the ledger.
         """
         self.epoch += 1
         self.pages = {name: page for name, page in self.pages.items() if page.owed}

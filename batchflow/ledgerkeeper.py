@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
-from batchflow.ledger import Ledger
+from batchflow.ledger import Ledger, Page
 from batchflow.wire import split_uid
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LedgerKeeper:
 
     def __init__(self, session: Session, journal: str | os.PathLike[str] | None) -> None:
         self._session = session
-        self._ledger = Ledger()
+        self._ledger = Ledger(pages={session.incarnation: Page()})
         self._journal = None if journal is None else Journal(journal)
         self._dirty = False
         self.loaded = False
@@ -71,7 +71,7 @@ class LedgerKeeper:
         except ProtocolError as error:
             session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
             ledger = Ledger()
-        owed = ledger.open(session.incarnation, self._ledger.pages.get(session.incarnation))
+        owed = ledger.open(session.incarnation, self._ledger.pages[session.incarnation])
         await mailbox.set_state(ledger.encode())
         self._ledger = ledger
         session._tracker.expect(owed)
