@@ -165,30 +165,30 @@ class DataPlane:
     def reboot_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeRebootOption")
         self._fleet.reboot(self._node(request), option, request.now)
-        return Answer(202)
+        return self._done(request, 202)
 
     def reimage_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
         self._fleet.reimage(self._node(request), option, request.now)
-        return Answer(202)
+        return self._done(request, 202)
 
     def deallocate_node(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeDeallocateOption")
         self._fleet.deallocate(self._node(request), option, request.now)
-        return Answer(202)
+        return self._done(request, 202)
 
     def start_node(self, request: Request) -> Answer:
         self._fleet.start(self._node(request), request.now)
-        return Answer(202)
+        return self._done(request, 202)
 
     def disable_scheduling(self, request: Request) -> Answer:
         option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
         self._fleet.disable_scheduling(self._node(request), option, request.now)
-        return Answer()
+        return self._done(request, 200)
 
     def enable_scheduling(self, request: Request) -> Answer:
         self._fleet.enable_scheduling(self._node(request), request.now)
-        return Answer()
+        return self._done(request, 200)
 
     def list_node_files(self, request: Request) -> Answer:
         node = self._node(request)
@@ -364,6 +364,10 @@ class DataPlane:
 
     def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> Answer:
         return Answer(status, headers={**_stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"})
+
+    def _done(self, request: Request, status: int) -> Answer:
+        """An action on what has no version."""
+        return Answer(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
 
     def _resource(self, request: Request, document: Document, stamp: Versioned) -> Answer:
         return Answer(document=_selected(request, document), headers=_stamp_headers(stamp))

@@ -1,19 +1,12 @@
-"""A Batch server on loopback, the real SDK in front of it, and the published contract in between.
-
-Every JSON body that crosses the client is checked against the Swagger definitions of the Batch data plane and
-against the models of the SDK's own api-version, where the specifications are at hand.
-"""
+"""A Batch server on loopback, and the real SDK in front of it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,131 +15,13 @@ from aiohttp import web
 from azure.batch import models
 from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
-from azure.core.pipeline import PipelineRequest, PipelineResponse
-from azure.core.pipeline.policies import AsyncHTTPPolicy
-from jsonschema import Draft4Validator, Draft202012Validator
 
 from batchflow.local.batch.server import BatchServer
+from tests.contract import Contract, at_hand
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
-SPECS = Path(__file__).parents[4] / "shared" / "specs"
 PATIENCE = 30.0
-
-REQUEST_MODELS = {
-    "POST pools": "BatchPoolCreateOptions",
-    "PATCH pools/*": "BatchPoolUpdateOptions",
-    "POST pools/*/resize": "BatchPoolResizeOptions",
-    "POST pools/*/removenodes": "BatchNodeRemoveOptions",
-    "POST pools/*/updateproperties": "BatchPoolReplaceOptions",
-    "POST pools/*/nodes/*/reboot": "BatchNodeRebootOptions",
-    "POST pools/*/nodes/*/reimage": "BatchNodeReimageOptions",
-    "POST pools/*/nodes/*/deallocate": "BatchNodeDeallocateOptions",
-    "POST pools/*/nodes/*/disablescheduling": "BatchNodeDisableSchedulingOptions",
-    "POST jobs": "BatchJobCreateOptions",
-    "PATCH jobs/*": "BatchJobUpdateOptions",
-    "PUT jobs/*": "BatchJob",
-    "POST jobs/*/terminate": "BatchJobTerminateOptions",
-    "POST jobs/*/disable": "BatchJobDisableOptions",
-    "POST jobs/*/tasks": "BatchTaskCreateOptions",
-    "POST jobs/*/addtaskcollection": "BatchTaskGroup",
-}
-RESPONSE_MODELS = {
-    "GET pools": "BatchPool",
-    "GET pools/*": "BatchPool",
-    "GET nodecounts": "BatchPoolNodeCounts",
-    "GET supportedimages": "BatchSupportedImage",
-    "GET pools/*/nodes": "BatchNode",
-    "GET pools/*/nodes/*": "BatchNode",
-    "GET pools/*/nodes/*/files": "BatchNodeFile",
-    "GET jobs": "BatchJob",
-    "GET jobs/*": "BatchJob",
-    "GET jobs/*/taskcounts": "BatchTaskCountsResult",
-    "POST jobs/*/addtaskcollection": "BatchTaskCreateResult",
-    "GET jobs/*/tasks": "BatchTask",
-    "GET jobs/*/tasks/*": "BatchTask",
-    "GET jobs/*/tasks/*/files": "BatchNodeFile",
-}
-
-
-@cache
-def specification(name: str) -> Any:
-    """A published document; None where it is not at hand."""
-    path = SPECS / name
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-class Contract:
-    """Checks bodies against the Swagger document and against the models of the SDK's version."""
-
-    def __init__(self) -> None:
-        self.swagger = specification("batch-2024-07-01.20.0.json")
-        self.models = specification("batch-2025-06-01.models.schema.json")
-        self.checked = 0
-
-    def request(self, method: str, path: str, body: Any) -> None:
-        """A request's body fits both."""
-        route, operation = self._operation(method, path)
-        for parameter in operation.get("parameters", []):
-            if parameter.get("in") == "body":
-                self._swagger(parameter["schema"], body)
-        if route in REQUEST_MODELS:
-            self._model(REQUEST_MODELS[route], body)
-
-    def response(self, method: str, path: str, status: int, body: Any) -> None:
-        """A response's body fits both; a selection of properties cannot be checked and must not be given."""
-        route, operation = self._operation(method, path)
-        if status >= 400:
-            self._swagger({"$ref": "#/definitions/BatchError"}, body)
-            self._model("BatchError", body)
-            return
-        self._swagger(operation["responses"][str(status)].get("schema", {}), body)
-        if route in RESPONSE_MODELS:
-            for item in body["value"] if set(body) <= {"value", "odata.nextLink"} else [body]:
-                self._model(RESPONSE_MODELS[route], item)
-
-    def _operation(self, method: str, path: str) -> tuple[str, Any]:
-        names = path.strip("/").split("/")
-        pattern = "/".join("*" if number % 2 else name for number, name in enumerate(names))
-        for template, operations in self.swagger["paths"].items():
-            if re.sub(r"\{\w+\}", "*", template).strip("/") == pattern:
-                return f"{method} {pattern}", operations[method.lower()]
-        raise AssertionError(f"{method} {path} is not in the contract")
-
-    def _swagger(self, schema: Any, body: Any) -> None:
-        schema = schema | {"definitions": self.swagger["definitions"]}
-        self._check(Draft4Validator(schema), body)
-
-    def _model(self, name: str, body: Any) -> None:
-        schema = {"$ref": f"#/$defs/{name}", "$defs": self.models["$defs"]}
-        self._check(Draft202012Validator(schema), body)
-
-    def _check(self, validator: Any, body: Any) -> None:
-        self.checked += 1
-        errors = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(body)]
-        assert not errors, "\n".join(errors)
-
-
-class ContractPolicy(AsyncHTTPPolicy):  # type: ignore[type-arg]
-    """Lets the contract see what the SDK sends and gets."""
-
-    def __init__(self, contract: Contract) -> None:
-        super().__init__()
-        self.contract = contract
-
-    async def send(self, request: PipelineRequest) -> PipelineResponse:  # type: ignore[type-arg]
-        """Check the request on its way out, and the answer, whatever its status, on its way back."""
-        sent = request.http_request
-        path = sent.url.partition("?")[0].split("/", 3)[3]
-        if sent.content:
-            self.contract.request(sent.method, path, json.loads(sent.content))
-        answer = await self.next.send(request)
-        got = answer.http_response
-        is_json = got.headers.get("Content-Type", "").startswith("application/json")
-        if is_json and "select" not in sent.url and sent.method != "HEAD":
-            await got.load_body()
-            self.contract.response(sent.method, path, got.status_code, json.loads(got.body()))
-        return answer
 
 
 @dataclass
@@ -156,6 +31,8 @@ class Batch:
     server: BatchServer
     client: BatchClient
     root: Path
+    contract: Contract | None = None
+    """Of requests that tests send by hand; None where the specifications are not at hand."""
 
     async def pool(
         self, pool_id: str = "pool", nodes: int = 1, *, ready: bool = True, **options: Any
@@ -224,12 +101,6 @@ def pool_options(pool_id: str, nodes: int, **options: Any) -> models.BatchPoolCr
 
 
 @pytest.fixture
-def contract() -> Contract:
-    """The published contract; tests go on without it, saying so, where it is not at hand."""
-    return Contract()
-
-
-@pytest.fixture
 async def batch_with(tmp_path: Path, contract: Contract) -> AsyncIterator[Callable[..., Awaitable[Batch]]]:
     """Makes a server with settings of the test's own, and a client of it."""
     async with AsyncExitStack() as stack:
@@ -239,13 +110,11 @@ async def batch_with(tmp_path: Path, contract: Contract) -> AsyncIterator[Callab
             await server.start()
             stack.push_async_callback(server.aclose)
             options: dict[str, Any] = {"retry_total": 0}
-            if contract.swagger is not None and contract.models is not None:
-                options["per_retry_policies"] = [ContractPolicy(contract)]
             if api_version is not None:
                 options["api_version"] = api_version
             client = BatchClient(server.url, AzureNamedKeyCredential(ACCOUNT, key), **options)
             await stack.enter_async_context(client)
-            return Batch(server, client, tmp_path)
+            return Batch(server, client, tmp_path, contract if at_hand() else None)
 
         yield make
 
