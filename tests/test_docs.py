@@ -2,7 +2,7 @@
 
 A block of Python that follows ``<!-- file: NAME -->`` is that file. A block with `asyncio.run(` is a program
 and is run as one. The others of a page run in one namespace, one after another, as in `python -m asyncio`;
-where a line ends in ``# -> X``, X is the repr of its value.
+where a line ends in ``# -> X``, X is the repr of its value. Files named ``test_...`` are run by pytest.
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ class Block:
     def is_program(self) -> bool:
         return "asyncio.run(" in self.text
 
+    @property
+    def is_test(self) -> bool:
+        return self.file is not None and self.file.startswith("test_")
 
-def blocks(page: Path, kind: str) -> list[Block]:
+
+def blocks(page: Path, kind: str | None = None) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(kind, match["text"], text.count("\n", 0, match.start("text")), match["name"])
+        Block(match["kind"], match["text"], text.count("\n", 0, match.start("text")), match["name"])
         for match in _BLOCK.finditer(text)
-        if match["kind"] == kind
+        if kind in (None, match["kind"])
     ]
 
 
@@ -110,6 +114,33 @@ async def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     finally:
         if "client" in namespace:
             await namespace["client"].aclose()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.name) for page in PAGES if any(block.is_test for block in blocks(page))],
+)
+def test_tests_pass(page: Path, tmp_path: Path) -> None:
+    """The tests that a page shows pass, with the options that it shows, as warnings are errors."""
+    for block in blocks(page):
+        name = block.file or ("pytest.ini" if block.kind == "ini" else None)
+        if name is not None:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-W",
+        "error",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+    ]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=99, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.mark.parametrize("page", pages_with("toml"))
