@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from batchflow.errors import BatchflowError
 from batchflow.local.directory import remove_abandoned
+from batchflow.local.publishing import published
 from batchflow.local.server import LocalCloud, Ports
 from batchflow.settings import Settings
 
@@ -61,7 +60,7 @@ async def _serve(options: argparse.Namespace) -> None:
     )
     settings = await cloud.start()
     try:
-        with _published(options.config, settings.to_toml()):
+        with published(options.config, settings.to_toml()):
             _announce(settings, options.config)
             await asyncio.to_thread(remove_abandoned)
             await stop.wait()
@@ -89,20 +88,6 @@ def _hold_on(parent: int, stop: asyncio.Event) -> None:
         logging.getLogger(__name__).warning("cloud.no_pidfd")
     else:
         loop.add_reader(process, let_go, process)
-
-
-@contextlib.contextmanager
-def _published(path: Path, text: str) -> Iterator[None]:
-    """Keep `text` in a file that only its owner may read; remove it unless somebody else rewrote it."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as draft:
-        draft.write(text)
-    os.replace(draft.name, path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if path.read_text() == text:
-                path.unlink()
 
 
 def _announce(settings: Settings, config: Path) -> None:

@@ -1,0 +1,73 @@
+"""The compact status of the local cloud that `batchflow up` shows while it keeps it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from batchflow.cli import terminal
+from batchflow.errors import ServiceError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from batchflow.cli.snapshot import Snapshot
+    from batchflow.client import Client
+    from batchflow.settings import Settings
+
+_INTERVAL: Final = 1.0
+"""Seconds between two looks."""
+
+
+async def show(settings: Settings, stop: asyncio.Event) -> None:
+    """Until `stop`: a live status on a terminal, nothing elsewhere."""
+    if not terminal.is_live(sys.stderr):
+        await stop.wait()
+        return
+    watching = asyncio.create_task(_watch(settings), name="cloud status")
+    try:
+        await stop.wait()
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def _watch(settings: Settings) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from batchflow.client import Client
+
+    began = time.monotonic()
+    async with Client(settings) as client:
+        with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+            while True:
+                live.update(_drawn(await _pools(client), time.monotonic() - began), refresh=True)
+                await asyncio.sleep(_INTERVAL)
+
+
+async def _pools(client: Client) -> list[Snapshot]:
+    from batchflow.cli.snapshot import look
+
+    found = []
+    async for pool in client.pools():
+        try:
+            found.append(await look(pool))
+        except ServiceError:
+            continue  # it is being made, or deleted
+    return found
+
+
+def _drawn(pools: list[Snapshot], age: float) -> RenderableType:
+    from rich.text import Text
+
+    lines = [f"local cloud, up {int(age) // 60}:{int(age) % 60:02}"]
+    for each in pools:
+        agents = f"{len(each.beats)}/{len(each.nodes)} nodes"
+        busy = f"{each.running}/{each.slots} slots"
+        lines.append(f"  {each.pool}: {agents}, {busy}, {each.queued} queued, {each.completed} done")
+    if not pools:
+        lines.append("  no pools yet: batchflow pool create NAME --file tasks/")
+    return Text("\n".join(lines), overflow="ellipsis", no_wrap=True)

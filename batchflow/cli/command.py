@@ -1,0 +1,130 @@
+"""What every command has: its common options, its configuration, its client, its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchflow.cli.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from batchflow.client import Client
+    from batchflow.configfile import Configuration
+
+
+@dataclass
+class Invocation:
+    """One call of the program: what its common options say."""
+
+    config: str | None = None
+    profile: str | None = None
+    as_json: bool = False
+    debug: bool = False
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    def configuration(self) -> Configuration:
+        """Raises `ConfigurationError`."""
+        from batchflow.configfile import load_configuration
+
+        return load_configuration(self.config, profile=self.profile, environment=os.environ)
+
+    @asynccontextmanager
+    async def client(self, configuration: Configuration | None = None) -> AsyncIterator[Client]:
+        """An open client by the configuration, or on the local cloud that is up where there is none."""
+        from batchflow.cli.connecting import settings_of
+        from batchflow.client import Client
+
+        async with Client(settings_of(configuration or self.configuration())) as client:
+            yield client
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value not in (None, False) and parameter.name is not None:
+        setattr(context.ensure_object(Invocation), parameter.name, value)
+
+
+def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Invocation).debug = True
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("batchflow").setLevel(logging.DEBUG)
+
+
+def common_options() -> list[click.Parameter]:
+    """Taken before and after a command's name."""
+    return [
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            expose_value=False,
+            callback=_store,
+            type=click.Path(),
+            help="The configuration file. [default: $BATCHFLOW_CONFIG, ./batchflow.toml, ./credentials.json]",
+        ),
+        click.Option(
+            ["--profile"],
+            metavar="NAME",
+            expose_value=False,
+            callback=_store,
+            help="A profile of the file; `local` is the local cloud that is up.",
+        ),
+        click.Option(
+            ["--json", "as_json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_store,
+            help="JSON on stdout, for programs.",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_debug,
+            help="Tracebacks, and the log, on stderr.",
+        ),
+    ]
+
+
+class Command(click.Command):
+    """With the common options."""
+
+    def __init__(self, name: str | None, **options: Any) -> None:
+        super().__init__(name, **{**options, "params": [*(options.get("params") or []), *common_options()]})
+
+
+class Group(click.Group):
+    """Of such commands."""
+
+    command_class = Command
+
+    def __init__(self, name: str | None, **options: Any) -> None:
+        super().__init__(name, **{**options, "params": [*(options.get("params") or []), *common_options()]})
+
+
+def asynchronous(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., int]:
+    """A command that is a coroutine: it gets the invocation, and returns the exit code."""
+
+    @functools.wraps(work)
+    def run(*args: Any, **options: Any) -> int:
+        invocation = click.get_current_context().ensure_object(Invocation)
+
+        async def interruptible() -> int:
+            invocation.interrupts.install()
+            try:
+                return await work(invocation, *args, **options)
+            except asyncio.CancelledError:
+                if invocation.interrupts.signal is None:
+                    raise
+                raise KeyboardInterrupt from None
+
+        return asyncio.run(interruptible())
+
+    return run

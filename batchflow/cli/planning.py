@@ -1,0 +1,179 @@
+"""From what the command line of `run` and `submit` says to a run: its items, its files, its pool."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
+from batchflow.cli.record import Plan, Record
+from batchflow.control import DEFAULT_JOB, check_name
+from batchflow.errors import ConfigurationError
+from batchflow.settings import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchflow.bundle import Bundle
+    from batchflow.cli.command import Invocation
+    from batchflow.configfile import Configuration
+    from batchflow.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the options say."""
+
+    command: str | None
+    texts: tuple[str, ...]
+    csv: str | None = None
+    json_lines: str | None = None
+    manifest: str | None = None
+    header: bool = True
+    as_text: bool = False
+    pool: str | None = None
+    job: str | None = None
+    session: str | None = None
+    files: tuple[str, ...] = ()
+    local: bool = False
+    nodes: int = 2
+    output: str | None = None
+    timeout: float | None = None
+    retries: int | None = None
+    memory_limit: int | None = None
+    stream_output: bool = False
+
+
+def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Of `run` and of `submit`."""
+    path = click.Path(dir_okay=False, allow_dash=True)
+    options = [
+        click.argument("command", required=False),
+        click.argument("texts", nargs=-1, metavar="[INPUT]..."),
+        click.option("--input", "more", multiple=True, metavar="INPUT", help="An input; others may follow."),
+        click.option("--csv", type=path, metavar="FILE", help="A row is an input; - is stdin."),
+        click.option("--no-header", "header", is_flag=True, default=True, help="The CSV file has none."),
+        click.option(
+            "--jsonl", "json_lines", type=path, metavar="FILE", help="A line is an input; - is stdin."
+        ),
+        click.option("--manifest", type=path, metavar="FILE", help="A task.json of azure_realtime_batch."),
+        click.option("--text", "as_text", is_flag=True, help="Inputs are text, also where they are JSON."),
+        click.option("--pool", metavar="NAME", help="[default: the only one]"),
+        click.option("--job", metavar="NAME", help="[default: default]"),
+        click.option("--session", metavar="NAME", help="The run's name. [default: a new one]"),
+        click.option("--file", "files", multiple=True, metavar="PATH", help="What tasks run with; repeat."),
+        click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for a task."),
+        click.option("--retries", type=click.IntRange(min=0), help="Further attempts of one that fails."),
+        click.option("--memory", "memory_limit", type=click.IntRange(min=1), help="Bytes for a task."),
+        click.option("--stream", "stream_output", is_flag=True, help="Show what tasks print as they do."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def new_record(invocation: Invocation, wish: Wish, configuration: Configuration) -> Record:
+    """Raises `ConfigurationError` for what is wrong with it, `CommandError` for a name that is taken."""
+    job = configuration.job(wish.job or DEFAULT_JOB)
+    wish = replace(wish, command=wish.command or job.command, files=wish.files or job.files)
+    items, files = _items(wish)
+    if not items:
+        raise ConfigurationError("there are no inputs")
+    name = wish.session or time.strftime(f"run-%Y%m%d-%H%M%S-{uuid.uuid4().hex[:4]}")
+    check_name("job name", job.name)
+    plan = Plan(
+        name,
+        len(items),
+        wish.pool or job.pool,
+        job.name,
+        local=wish.local,
+        nodes=wish.nodes,
+        config=None if invocation.config is None else str(Path(invocation.config).absolute()),
+        profile=invocation.profile,
+        files=[str(Path(path).absolute()) for path in files] or None,
+        output=None if wish.output is None else str(Path(wish.output).absolute()),
+        timeout=wish.timeout if wish.timeout is not None else job.timeout,
+        retries=wish.retries if wish.retries is not None else job.retries,
+        memory_limit=wish.memory_limit if wish.memory_limit is not None else job.memory_limit,
+        stream_output=wish.stream_output,
+    )
+    return Record.create(plan, items)
+
+
+def _items(wish: Wish) -> tuple[list[Item], list[str]]:
+    """The items, and the files that they need beside those of the pool."""
+    sources = [bool(wish.texts), wish.csv, wish.json_lines, wish.manifest]
+    if sum(map(bool, sources)) > 1:
+        raise click.UsageError(
+            "inputs come from the command line, --csv, --jsonl or --manifest: from one of them"
+        )
+    if wish.manifest is not None:
+        if wish.command is not None:
+            raise click.UsageError(f"a manifest names its commands itself; {wish.command!r} is too much")
+        manifest = from_manifest(wish.manifest)
+        return manifest.items, list(wish.files) or [str(manifest.folder)]
+    if wish.command is None:
+        raise click.UsageError("say which COMMAND to run, or --manifest FILE")
+    return _with_files(wish, wish.command)
+
+
+def _with_files(wish: Wish, path: str) -> tuple[list[Item], list[str]]:
+    files = list(wish.files)
+    local = Path(path)
+    command = local.name if local.is_file() and not files else path
+    if wish.local and not files:
+        if not local.is_file():
+            raise ConfigurationError(
+                f"{path}: no such file; with --local name the task's file, or say --file"
+            )
+        files = [path]
+    if wish.csv is not None:
+        return from_csv(command, wish.csv, wish.as_text, wish.header), files
+    if wish.json_lines is not None:
+        return from_json_lines(command, wish.json_lines), files
+    return from_texts(command, wish.texts or ("[]",), wish.as_text), files
+
+
+async def check_files(pool: Pool, record: Record, path: str | None) -> None:
+    """See that the commands are among the files that the tasks run with.
+
+    A command that the pool does not have and that is a file here comes along by itself. Raises
+    `ConfigurationError` before anything is sent.
+    """
+    commands = sorted({item.command for item in record.items()})
+    if record.plan.files is not None:
+        from batchflow.sources import collect
+
+        names = [source.file.name for source in await collect(record.plan.files)]
+    else:
+        bundle = await _bundle_of(pool)
+        names = [] if bundle is None else [file.name for file in bundle.files]
+        if path is not None and not {*commands} <= {*names} and Path(path).is_file():
+            terminal.note(f"pool {pool.id!r} has no file {commands[0]}: {path} goes along")
+            record.plan.files = [str(Path(path).absolute())]
+            record.save()
+            return
+    for command in commands:
+        if command not in names:
+            where = f"pool {pool.id!r}" if record.plan.files is None else ", ".join(record.plan.files)
+            hint = nearest(command, names) if names else "; it has no files at all"
+            raise ConfigurationError(f"{where} has no file {command!r}{hint}")
+
+
+async def _bundle_of(pool: Pool) -> Bundle | None:
+    from batchflow.bundle import Bundle, bundle_blob
+    from batchflow.errors import BlobNotFound
+
+    wanted = pool._manifest.bundle
+    if wanted is None:
+        return None
+    try:
+        return Bundle.read((await pool._ctl.get(bundle_blob(wanted))).data, wanted)
+    except BlobNotFound:
+        return None

@@ -1,0 +1,164 @@
+"""What this machine remembers of a run, so that it can go on after whatever ended it.
+
+A run is a folder: `run.json` says what it is, `inputs.jsonl` holds its items, `results.jsonl` each result
+that came, once, in the order of coming. A result is written here first, then where it was asked for: whatever
+happens to that, `batchflow results NAME` has it. A result is told by the number of its input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any, Final
+
+from batchflow.cli.exits import CommandError, Exit
+from batchflow.cli.inputs import Item
+from batchflow.control import check_name
+from batchflow.settings import nearest
+
+_KEPT: Final = 20
+"""Runs that are remembered after their end."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a run is: everything that going on with it needs."""
+
+    name: str
+    count: int
+    pool: str | None
+    job: str
+    local: bool = False
+    """On a local cloud of its own, which ends with the command."""
+    nodes: int = 2
+    config: str | None = None
+    profile: str | None = None
+    files: list[str] | None = None
+    """Absolute paths; None: the pool's own."""
+    output: str | None = None
+    timeout: float | None = None
+    retries: int = 0
+    memory_limit: int | None = None
+    stream_output: bool = False
+    started_at: float = field(default_factory=time.time)
+    accepted: int = 0
+    """Inputs that the broker has accepted: the first ones."""
+
+
+class Record:
+    """A run's folder."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self._results: IO[str] | None = None
+
+    @classmethod
+    def create(cls, plan: Plan, items: list[Item]) -> Record:
+        """Raises `CommandError` when there is a run of that name."""
+        check_name("run name", plan.name)
+        folder = runs_folder() / plan.name
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            raise CommandError(
+                f"there is a run {plan.name!r} already: go on with it by --resume {plan.name}, "
+                "or take another --session",
+                Exit.CONFLICT,
+            ) from None
+        except OSError as error:
+            raise CommandError(f"cannot keep the run: {folder}: {error.strerror}", Exit.OUTPUT) from error
+        with (folder / "inputs.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps([item.command, item.arguments])}\n" for item in items)
+        record = cls(folder, plan)
+        record.save()
+        _forget_old(folder.parent)
+        return record
+
+    @classmethod
+    def open(cls, name: str) -> Record:
+        """Raises `CommandError`, naming the nearest, when there is none of that name."""
+        folder = runs_folder() / name
+        try:
+            document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            names = run_names()
+            hint = nearest(name, names) if names else ""
+            raise CommandError(f"this machine has no run {name!r}{hint}", Exit.NOT_FOUND) from None
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{folder}: the run cannot be read: {error}", Exit.USAGE) from error
+        known = {item.name for item in fields(Plan)}
+        return cls(folder, Plan(**{key: value for key, value in document.items() if key in known}))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Write results here. Raises `CommandError` while another process does."""
+        path = self.folder / "results.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"run {self.plan.name!r} is in the hands of another process"
+                raise CommandError(message, Exit.CONFLICT) from None
+            self._results = file
+            yield
+            self._results = None
+
+    def items(self) -> list[Item]:
+        with (self.folder / "inputs.jsonl").open(encoding="utf-8") as file:
+            return [Item(*json.loads(line)) for line in file]
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Those that were written, in that order."""
+        with contextlib.suppress(FileNotFoundError), (self.folder / "results.jsonl").open() as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def add(self, result: dict[str, Any]) -> None:
+        assert self._results is not None
+        self._results.write(f"{json.dumps(result, ensure_ascii=False)}\n")
+        self._results.flush()
+
+    def save(self) -> None:
+        """Appears whole or not at all."""
+        draft = self.folder / "run.json.new"
+        draft.write_text(json.dumps(asdict(self.plan)), encoding="utf-8")
+        os.replace(draft, self.folder / "run.json")
+
+
+def runs_folder() -> Path:
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "batchflow" / "runs"
+
+
+def run_names() -> list[str]:
+    """The latest first."""
+    folders = [path for path in runs_folder().glob("*") if (path / "run.json").is_file()]
+    return [path.name for path in sorted(folders, key=_age)]
+
+
+def _age(folder: Path) -> float:
+    return -(folder / "run.json").stat().st_mtime
+
+
+def _forget_old(folder: Path) -> None:
+    """Of the runs that are complete, the last ones stay."""
+    complete = [name for name in run_names() if _is_complete(folder / name)]
+    for name in complete[_KEPT:]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        record = Record.open(folder.name)
+        return sum(1 for _ in record.results()) >= record.plan.count
+    except CommandError:
+        return False

@@ -1,0 +1,173 @@
+"""`batchflow run`, `submit` and `results`: a command over many inputs, now or later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import anyio
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Command, Invocation, asynchronous
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import CommandError, Exit, StdoutClosed
+from batchflow.cli.planning import Wish, check_files, new_record, wish_options
+from batchflow.cli.record import Record
+
+if TYPE_CHECKING:
+    from batchflow.cli.progress import Progress
+    from batchflow.cli.running import Run
+    from batchflow.pool import Pool
+    from batchflow.session import Session
+
+
+@click.command(cls=Command)
+@wish_options
+@click.option("--resume", metavar="NAME", help="Go on with an earlier run.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="[default: stdout]")
+@click.option("--local", is_flag=True, help="On a local cloud of its own, which ends with the command.")
+@click.option("--nodes", type=click.IntRange(min=1), default=2, help="With --local. [default: 2]")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@asynchronous
+async def run(
+    invocation: Invocation, resume: str | None, quiet: bool, more: tuple[str, ...], **options: Any
+) -> int:
+    """Run COMMAND, a file of the pool, over the inputs. Each result is a line of JSON, as it comes.
+
+    An INPUT is read as JSON where it is JSON: a list is the arguments, anything else is the one argument.
+    Without any, the command runs once, without arguments.
+
+    Ctrl-C once leaves in order: what was sent goes on, and --resume NAME finds it. Twice leaves at once.
+    """
+    wish = Wish(**{**options, "texts": (*more, *options["texts"])})
+    if resume is not None:
+        return await _resume(invocation, resume, wish, quiet)
+    configuration = invocation.configuration()
+    return await _carry_out(invocation, new_record(invocation, wish, configuration), wish.command, quiet)
+
+
+async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) -> int:
+    if wish.command or wish.texts or wish.csv or wish.json_lines or wish.manifest:
+        raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
+    record = Record.open(name)
+    plan = record.plan
+    plan.output = wish.output or plan.output
+    if plan.local:
+        plan.accepted = 0  # the cloud that had them has ended
+    _as_before(invocation, record)
+    return await _carry_out(invocation, record, None, quiet)
+
+
+def _as_before(invocation: Invocation, record: Record) -> None:
+    invocation.config = invocation.config or record.plan.config
+    invocation.profile = invocation.profile or record.plan.profile
+
+
+async def _carry_out(invocation: Invocation, record: Record, path: str | None, quiet: bool) -> int:
+    from batchflow.cli.progress import progress
+    from batchflow.cli.running import Run
+
+    with record.held(), progress(record.plan.count, quiet) as shown, _output(record) as file:
+        async with _pool_of(invocation, record) as pool:
+            await check_files(pool, record, path)
+            async with _session_of(pool, record) as session:
+                watching = asyncio.create_task(_tell(session, shown), name="tell events")
+                work = Run(session, record, shown, file)
+                try:
+                    return await _until_done(invocation, pool, work, record)
+                finally:
+                    watching.cancel()
+
+
+async def _until_done(invocation: Invocation, pool: Pool, work: Run, record: Record) -> int:
+    scope = anyio.CancelScope()
+    try:
+        with invocation.interrupts.answered_by(scope.cancel), scope:
+            await work.complete()
+            return _summary(work)
+    except StdoutClosed:
+        terminal.note(await _left(work, record))
+        raise
+    if record.plan.local:
+        await _drain(pool, work)
+    terminal.note(await _left(work, record))
+    return invocation.interrupts.exit_code
+
+
+async def _drain(pool: Pool, work: Run) -> None:
+    """Let the local cloud's nodes finish what they run, and write it."""
+    terminal.note("interrupted: what runs may end; Ctrl-C again leaves at once")
+    reading = asyncio.create_task(work.read_what_comes(), name="read what comes")
+    try:
+        await pool.stop()
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+
+
+async def _left(work: Run, record: Record) -> str:
+    plan = record.plan
+    going_on = 0 if plan.local else await work.leave()
+    done = f"{work.tally.done} of {plan.count} have a result"
+    if plan.local:
+        goes = "the local cloud ends with this command"
+    else:
+        goes = f"{going_on} were sent and go on in the pool"
+    return f"interrupted: {done}; {goes}. Go on with it: batchflow run --resume {plan.name}"
+
+
+def _summary(work: Run) -> int:
+    tally = work.tally
+    terminal.note(f"{tally.done} done, {tally.failed} failed")
+    return Exit.FAILED if tally.failed else Exit.OK
+
+
+@contextlib.contextmanager
+def _output(record: Record) -> Iterator[IO[str] | None]:
+    """The file for the results, with those that the record has; None for stdout."""
+    path = record.plan.output
+    if path is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="utf-8"))
+        except OSError as error:
+            raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
+        for document in record.results():
+            terminal.write(terminal.encode(document), file)
+        yield file
+
+
+@asynccontextmanager
+async def _pool_of(invocation: Invocation, record: Record) -> AsyncIterator[Pool]:
+    plan = record.plan
+    if plan.local:
+        from batchflow.client import Client
+
+        async with Client.local(nodes=plan.nodes) as client:
+            yield await client.ensure_pool("run", files=plan.files or ())
+        return
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        pool = await find_pool(client, plan.pool, configuration)
+        plan.pool = pool.id
+        yield pool
+
+
+def _session_of(pool: Pool, record: Record) -> Session:
+    plan = record.plan
+    return pool.session(plan.name, job=plan.job, files=plan.files)
+
+
+async def _tell(session: Session, shown: Progress) -> None:
+    """Warnings of the session, and what tasks print where that was asked for."""
+    async for event in session.events():
+        if event.kind in ("stdout", "stderr"):
+            shown.note(f"[{event.task_id}] {event.message}")
+        elif event.kind != "info":
+            shown.note(f"{event.kind}: {event.message}")

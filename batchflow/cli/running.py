@@ -1,0 +1,204 @@
+"""Carries out a run: sends what was not sent, writes each result once, and leaves in order.
+
+What a session knows of its tasks outlives the process (its mailbox), and so does what was written (the
+record). Going on with a run therefore is: open the session by its name, send the inputs that the broker has not
+accepted, read until nothing is owed, and send anew what neither the record nor the mailbox knows of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import anyio
+
+from batchflow.cli import terminal
+from batchflow.concurrency import task_group
+from batchflow.model import Result, Status
+from batchflow.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from batchflow.cli.inputs import Item
+    from batchflow.cli.progress import Progress
+    from batchflow.cli.record import Record
+    from batchflow.session import Session
+
+_WINDOW: Final = 20_000
+"""Tasks under way at once."""
+_SAVE_INTERVAL: Final = 1.0
+"""Seconds between two notes of how many inputs the broker has."""
+_LEAVE_TIMEOUT: Final = 5.0
+"""Seconds that the broker has, at the end, to accept what was sent."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the inputs ended so far."""
+
+    done: int = 0
+    failed: int = 0
+
+    def count(self, document: dict[str, Any]) -> None:
+        self.done += 1
+        self.failed += document["status"] != Status.SUCCEEDED.value
+
+
+class Run:
+    """One process's part of a run."""
+
+    def __init__(self, session: Session, record: Record, progress: Progress, file: IO[str] | None) -> None:
+        self._session = session
+        self._record = record
+        self._progress = progress
+        self._file = file
+        self._items = record.items()
+        self._written: set[int] = set()
+        self._sent = record.plan.accepted
+        self._moved = asyncio.Event()
+        """A task was sent, or the last one."""
+        self._room = asyncio.Event()
+        self.tally = Tally()
+        for document in record.results():
+            self._written.add(document["index"])
+            self.tally.count(document)
+
+    @property
+    def missing(self) -> list[int]:
+        """The inputs that have no result yet."""
+        return [index for index in range(len(self._items)) if index not in self._written]
+
+    async def complete(self) -> None:
+        """Return when each input has its result. Cancelled, what was sent goes on: see `leave`."""
+        self._progress.advance(self.tally.done, self.tally.failed)
+        to_send: Iterable[int] = [index for index in self.missing if index >= self._record.plan.accepted]
+        while self.missing:
+            async with task_group() as group:
+                group.start_soon(self._save_now_and_then)
+                sending = asyncio.create_task(self._send(to_send), name="send inputs")
+                try:
+                    await self._read(sending)
+                finally:
+                    sending.cancel()
+                    await asyncio.wait([sending])
+                group.cancel_scope.cancel()
+            if to_send := self.missing:
+                self._progress.note(f"{len(to_send)} tasks are unknown to the pool and are sent anew")
+
+    async def send_all(self) -> None:
+        """Return when the broker has accepted every input."""
+        await self._send([index for index in self.missing if index >= self._record.plan.accepted])
+        await self._save_accepted()
+
+    async def read_what_comes(self, *, follow: bool = True) -> None:
+        """Write results: with `follow` until it is cancelled, else until nothing is owed."""
+        async for result in self._session.results(follow=follow):
+            self._write(result)
+
+    def read_what_came(self) -> None:
+        """Write the results that are there."""
+        for result in self._session.take():
+            self._write(result)
+
+    async def leave(self) -> int:
+        """See that the broker has what was sent. How many tasks go on without us."""
+        with anyio.move_on_after(_LEAVE_TIMEOUT):
+            await self._save_accepted()
+        return self._sent - sum(index < self._sent for index in self._written)
+
+    # ---- sending
+
+    async def _send(self, indices: Iterable[int]) -> None:
+        try:
+            for index in indices:
+                await self._until_room()
+                await self._send_one(index)
+        finally:
+            self._moved.set()
+
+    async def _until_room(self) -> None:
+        counts = self._session.counts
+        while counts.sending + counts.queued >= _WINDOW:
+            self._room.clear()
+            await self._room.wait()
+            counts = self._session.counts
+
+    async def _send_one(self, index: int) -> None:
+        item, plan = self._items[index], self._record.plan
+        await self._session.submit(
+            item.command,
+            args=item.arguments,
+            task_id=str(index),
+            timeout=plan.timeout,
+            retry=RetryPolicy(max_attempts=1 + plan.retries) if plan.retries else None,
+            memory_limit=plan.memory_limit,
+            stream_output=plan.stream_output,
+        )
+        self._sent = max(self._sent, index + 1)
+        self._moved.set()
+
+    async def _save_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_SAVE_INTERVAL)
+            await self._save_accepted()
+
+    async def _save_accepted(self) -> None:
+        """Note how much was sent, once the broker has it."""
+        sent = self._sent
+        await self._session.flush()
+        if self._record.plan.accepted != sent:
+            self._record.plan.accepted = sent
+            self._record.save()
+
+    # ---- reading
+
+    async def _read(self, sending: asyncio.Task[None]) -> None:
+        """Until everything is sent, and nothing is owed."""
+        while True:
+            self._moved.clear()
+            async for result in self._session.results():
+                self._write(result)
+                self._room.set()
+            if sending.done():
+                sending.result()
+                return
+            await self._moved.wait()
+
+    def _write(self, result: Result) -> None:
+        """Into the record, then where it was asked for; a second one for the same input nowhere."""
+        index = int(result.task_id) if result.task_id.isdecimal() else -1
+        if not 0 <= index < len(self._items) or index in self._written:
+            return
+        document = document_of(result, index, self._items[index])
+        self._record.add(document)
+        self._written.add(index)
+        self.tally.count(document)
+        self._progress.advance(self.tally.done, self.tally.failed)
+        if self._file is None:
+            self._progress.line(terminal.encode(document))
+        else:
+            terminal.write(terminal.encode(document), self._file)
+
+
+def document_of(result: Result, index: int, item: Item | None = None) -> dict[str, Any]:
+    """A result as a line of JSON; what is empty is left out."""
+    times = (result.started_at, result.finished_at)
+    document = {
+        "index": index,
+        "command": result.command or (item.command if item else ""),
+        "arguments": item.arguments if item else None,
+        "status": result.status.value,
+        "value": result.value,
+        "error": result.error,
+        "kind": result.kind,
+        "traceback": result.traceback,
+        "attempt": result.attempt if result.attempt > 1 else None,
+        "node": result.node,
+        "seconds": None if None in times else round(times[1] - times[0], 6),  # type: ignore[operator]
+        "stdout": result.stdout or None,
+        "stderr": result.stderr or None,
+        "files": list(result.files) or None,
+    }
+    always = ("index", "status", "value") if result.ok else ("index", "status", "error")
+    return {key: value for key, value in document.items() if value is not None or key in always}

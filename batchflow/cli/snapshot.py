@@ -1,0 +1,66 @@
+"""A pool at one moment, for people who look at it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchflow.control import Heartbeat
+    from batchflow.model import Node
+    from batchflow.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What Batch, the agents and the queue tell of a pool."""
+
+    pool: str
+    nodes: tuple[Node, ...]
+    beats: tuple[Heartbeat, ...]
+    queued: int
+    """Messages that wait; each holds one or more tasks."""
+    dead: int
+
+    @property
+    def slots(self) -> int:
+        return sum(beat.slots for beat in self.beats)
+
+    @property
+    def running(self) -> int:
+        return sum(len(beat.running) for beat in self.beats)
+
+    @property
+    def completed(self) -> int:
+        """Tasks that the living agents have ended."""
+        return sum(beat.completed for beat in self.beats)
+
+    @property
+    def troubles(self) -> list[str]:
+        """What keeps agents from working, in words."""
+        return [f"{beat.host}: {beat.trouble}" for beat in self.beats if beat.trouble is not None]
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "pool": self.pool,
+            "nodes": [asdict(node) for node in self.nodes],
+            "slots": self.slots,
+            "running": self.running,
+            "queued": self.queued,
+            "dead": self.dead,
+            "completed": self.completed,
+            "troubles": self.troubles,
+        }
+
+
+async def look(pool: Pool) -> Snapshot:
+    """Raises `ServiceError`."""
+    admin = pool.client._services.admin
+    figures = [await admin.figures(queue.entity) for queue in pool._manifest.task_queues]
+    return Snapshot(
+        pool.id,
+        tuple(await pool.nodes()),
+        tuple(await pool.heartbeats()),
+        sum(each.active for each in figures),
+        sum(each.dead for each in figures),
+    )

@@ -1,0 +1,87 @@
+"""What is written where: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Any
+
+from batchflow.cli.exits import CommandError, Exit, StdoutClosed
+
+
+def fill_standard_streams() -> None:
+    """Open the null device where a standard stream is closed, so that no socket becomes one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def write(line: str, file: IO[str] | None = None) -> None:
+    """A line to stdout, or to a file of results; there when this returns.
+
+    Raises `StdoutClosed`, and `CommandError` when it cannot be written for another reason.
+    """
+    out = file or sys.stdout
+    try:
+        if out is None:
+            raise BrokenPipeError
+        out.write(f"{line}\n")
+        out.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        raise StdoutClosed from None
+    except OSError as error:
+        name = "stdout" if file is None else file.name
+        if file is None:
+            _drop_stdout()
+        raise CommandError(f"cannot write to {name}: {error.strerror}", Exit.OUTPUT) from error
+
+
+def _drop_stdout() -> None:
+    """Let Python's own last flush go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def encode(value: Any) -> str:
+    """A line of JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def write_json(value: Any) -> None:
+    write(encode(value))
+
+
+def note(text: str) -> None:
+    """A line to stderr, which nobody needs to read for the command to go on."""
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        return
+
+
+def write_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Columns as wide as they must be; on a terminal that is too narrow, the last one is cut."""
+    lines = [[str(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        write(_fit("  ".join(cells).rstrip()))
+
+
+def _fit(line: str) -> str:
+    if sys.stdout is None or not sys.stdout.isatty():
+        return line
+    width = os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    return line if len(line) <= width else f"{line[: max(1, width - 1)]}…"
+
+
+def is_live(stream: IO[str] | None) -> bool:
+    """Whether something can move there: a terminal that knows how to go up a line."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "")

@@ -1,0 +1,147 @@
+"""What a configuration file holds besides settings: the pools and jobs that it describes.
+
+`[pools.NAME]` has the fields of a `PoolSpec`, `[jobs.NAME]` those of a `JobSpec`; a profile's tables
+(`[profiles.P.pools.NAME]`) go over them, field by field. Paths are relative to the file. What is wrong is
+refused with the file, the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from batchflow import poolspec
+from batchflow.errors import ConfigurationError
+from batchflow.model import PoolSpec
+from batchflow.settings import Settings, find_file, load_settings, nearest, read_document
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job that a file describes: what `batchflow run --job NAME` takes from it."""
+
+    name: str
+    pool: str | None = None
+    """The pool that it runs in."""
+    command: str | None = None
+    """The file of the bundle that its tasks run."""
+    files: tuple[str, ...] = ()
+    """What its tasks run with; empty: the pool's own files."""
+    timeout: float | None = None
+    """Seconds that a task may run."""
+    retries: int = 0
+    """Further attempts of a task that fails."""
+    memory_limit: int | None = None
+    """Bytes that a task may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A file, read: settings, pools and jobs."""
+
+    settings: Settings
+    path: Path | None = None
+    """None: there is no file."""
+    profile: str | None = None
+    pools: Mapping[str, PoolSpec] = field(default_factory=dict)
+    jobs: Mapping[str, JobSpec] = field(default_factory=dict)
+
+    def pool(self, name: str) -> PoolSpec:
+        """As the file describes it; one with nothing but its name where it does not."""
+        return self.pools.get(name, PoolSpec(name))
+
+    def job(self, name: str) -> JobSpec:
+        return self.jobs.get(name, JobSpec(name))
+
+
+def load_configuration(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    profile: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Configuration:
+    """`load_settings`, and the pools and jobs beside them. Raises `ConfigurationError`."""
+    environment = os.environ if environment is None else environment
+    settings = load_settings(path, profile=profile, environment=environment)
+    source = find_file(path, environment)
+    if source is None or source.suffix == ".json":
+        return Configuration(settings, source, profile)
+    document = read_document(source)
+    layers = [(document, str(source))]
+    if profile is not None and profile in document.get("profiles", {}):
+        layers.append((document["profiles"][profile], f"{source}: profiles.{profile}"))
+    pools = _tables(layers, "pools", PoolSpec)
+    jobs = _tables(layers, "jobs", JobSpec)
+    return Configuration(
+        settings,
+        source,
+        profile,
+        {name: _pool(name, values, source) for name, values in pools.items()},
+        {name: _made(JobSpec, name, values, source) for name, values in jobs.items()},
+    )
+
+
+_NAMED_BY: Final = {PoolSpec: "id", JobSpec: "name"}
+"""The field that is the table's name."""
+
+_LISTS: Final = ("files", "apt", "pip")
+_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
+    "nodes": ((int,), "a whole number"),
+    "spot": ((int,), "a whole number"),
+    "slots": ((int,), "a whole number"),
+    "retries": ((int,), "a whole number"),
+    "memory_limit": ((int,), "a whole number of bytes"),
+    "timeout": ((int, float), "a number of seconds"),
+    "java": ((int, bool), "true, false or a version"),
+    "environment": ((dict,), "a table of strings"),
+    **dict.fromkeys(_LISTS, ((list,), "a list of strings")),
+}
+"""What a field may be; what is not here is a string."""
+
+
+def _tables(
+    layers: list[tuple[dict[str, Any], str]], group: str, kind: type[Any]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for document, where in layers:
+        described = document.get(group, {})
+        if not isinstance(described, dict):
+            raise ConfigurationError(f"{where}: {group} is a table, [{group}.NAME]")
+        for name, values in described.items():
+            if not isinstance(values, dict):
+                raise ConfigurationError(f"{where}: {group}.{name} is a table, [{group}.{name}]")
+            for key, value in values.items():
+                _check(kind, f"{group}.{name}", key, value, where)
+            found.setdefault(name, {}).update(values)
+    return found
+
+
+def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> None:
+    known = [item.name for item in fields(kind) if item.name != _NAMED_BY[kind]]
+    if key not in known:
+        raise ConfigurationError(f"{where}: unknown key {table}.{key}{nearest(key, known)}")
+    kinds, words = _KINDS.get(key, ((str,), "a string"))
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if key in _LISTS:
+        fits = fits and all(isinstance(item, str) for item in value)
+    if not fits:
+        raise ConfigurationError(f"{where}: {table}.{key} must be {words}, not {type(value).__name__}")
+
+
+def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -> Any:
+    given = {key: tuple(value) if key in _LISTS else value for key, value in values.items()}
+    if "files" in given:
+        given["files"] = tuple(str(source.parent / each) for each in given["files"])
+    return kind(name, **given)
+
+
+def _pool(name: str, values: Mapping[str, Any], source: Path) -> PoolSpec:
+    spec: PoolSpec = _made(PoolSpec, name, values, source)
+    try:
+        poolspec.check(spec)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+    return spec
