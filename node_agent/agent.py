@@ -34,6 +34,7 @@ from node_agent.outbox import Outbox
 from node_agent.renewal import Renewals
 from node_agent.scheduler import Scheduler
 from node_agent.trouble import Troubles
+from node_agent.turns import Turns
 from node_agent.work import Depot, Worker
 
 if TYPE_CHECKING:
@@ -130,6 +131,10 @@ class Agent:
         self._jobs: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._turns = Turns(len(self._queues))
+        self._listening: frozenset[int] = frozenset()
+        self._turn_timer: asyncio.TimerHandle | None = None
+        self._blocked_queues: set[QueueRef] = set()
         self._looking = 0
         self._over = asyncio.Event()
         self.exit_reason: str | None = None
@@ -143,7 +148,8 @@ class Agent:
     def _outbox(self, queue: QueueRef) -> Outbox:
         return Outbox(
             self._parts.broker, queue, self._parts.agent, self._troubles,
-            accepted=self._accepted, too_large=self._too_large, blocked=self._blocked, opened=self._opened,
+            accepted=self._accepted, too_large=self._too_large, blocked=partial(self._blocked, queue),
+            opened=self._opened,
         )  # fmt: skip
 
     def _janitor(self, queue: QueueRef) -> Janitor:
@@ -157,8 +163,9 @@ class Agent:
             self.feed(to.Tick())
             await self._over.wait()
             group.cancel_scope.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._turn_timer):
+            if timer is not None:
+                timer.cancel()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._pulse.write()
             if self._parts.log is not None:
@@ -264,7 +271,10 @@ class Agent:
 
     def _arrived(self, queue: TaskQueue, delivery: Delivery, tasks: list[wire.TaskItem]) -> None:
         if self._scheduler.state == "exiting":
-            self._pull(False)  # the last look is over, on every queue
+            for each in self._queues:
+                each.pull(False)  # the last look is over, on every queue
+        self._turns.arrived(self._queues.index(queue), time.monotonic())
+        self._listen()
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
@@ -292,8 +302,25 @@ class Agent:
         self._held.pop(number, None)
 
     def _pull(self, wanted: bool) -> None:
-        for queue in self._queues:
-            queue.pull(wanted)
+        self._turns.want(wanted, time.monotonic())
+        self._listen()
+
+    def _listen(self) -> None:
+        """Listen to the queues whose turn it is."""
+        listening = self._turns.listening()
+        for index in listening ^ self._listening:
+            self._queues[index].pull(index in listening)
+        self._listening = listening
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
+        if (deadline := self._turns.next_deadline()) is not None:
+            delay = max(0.0, deadline - time.monotonic())
+            self._turn_timer = asyncio.get_running_loop().call_later(delay, self._pass_turn)
+
+    def _pass_turn(self) -> None:
+        self._turns.advance(time.monotonic())
+        self._listen()
 
     async def _look_once_more(self) -> None:
         """Say that we are going before looking: who does not see it yet still finds us looking."""
@@ -350,14 +377,21 @@ class Agent:
     def _put_news(self, mailbox: str, items: Sequence[bytes]) -> None:
         self._outbox_for(mailbox).put_events(mailbox, items)
 
-    def _blocked(self, blocked: bool) -> None:
-        self.feed(to.Blocked(blocked))
+    def _blocked(self, queue: QueueRef, blocked: bool) -> None:
+        """While one results queue takes nothing, nothing is pulled: any task's result may be for it."""
+        if blocked:
+            self._blocked_queues.add(queue)
+        else:
+            self._blocked_queues.discard(queue)
+        self.feed(to.Blocked(bool(self._blocked_queues)))
 
     def _hand_back(self, command: to.HandBack) -> None:
         item = self._scheduler.item(command.task)
         copy = wire.handed_back(item, attempt=command.attempt, history=command.history)
         logger.info("hand_back", extra={"uid": item.uid, "reason": command.reason, "hop": copy.hop})
-        self._queues[0].hand_back(Copy(command.task, copy, command.delay))
+        # Into the queue that it came from: only there duplicate detection knows a copy that is made again.
+        held = self._held[self._scheduler.delivery(command.task)]
+        held.queue.hand_back(Copy(command.task, copy, command.delay))
 
     def _copied(self, task: int, accepted: bool) -> None:
         if accepted:

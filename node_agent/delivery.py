@@ -168,6 +168,10 @@ class TaskQueue:
     def _trouble(self) -> str:
         return f"tasks {self._queue.entity}"
 
+    @property
+    def _copy_trouble(self) -> str:
+        return f"copies {self._queue.entity}"
+
     async def renew(self, delivery: Delivery) -> None:
         """Raises `LeaseLost`, another `BrokerError`, or TimeoutError."""
         assert self._receiver is not None
@@ -215,7 +219,7 @@ class TaskQueue:
             try:
                 return await self._broker.sender(self._queue)
             except BrokerError as error:
-                self._troubles.begin("copies", f"tasks cannot be handed back: {error}")
+                self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
                 await backoff.wait()
 
     async def _send(self, sender: Sender, copy: Copy) -> bool:
@@ -230,10 +234,10 @@ class TaskQueue:
                 if not error.retryable:
                     logger.error("copy_refused", extra={"uid": copy.item.uid, "error": str(error)})
                     return False
-                self._troubles.begin("copies", f"tasks cannot be handed back: {error}")
+                self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
                 await backoff.wait()
             else:
-                self._troubles.end("copies")
+                self._troubles.end(self._copy_trouble)
                 return True
 
 

@@ -73,6 +73,7 @@ class Outbox:
         self._too_large = too_large
         self._blocked = blocked
         self._opened = opened
+        self._trouble = f"results {queue.entity}"
         self._posts: dict[str, _Post] = {}
         self._filled = asyncio.Event()
         self._sent = 0
@@ -162,12 +163,12 @@ class Outbox:
             self._too_large(task, str(error))
 
     def _in_trouble(self, error: BrokerError) -> None:
-        if self._troubles.begin("results", f"results cannot be sent: {error}"):
+        if self._troubles.begin(self._trouble, f"results cannot be sent: {error}"):
             logger.warning("results_blocked", extra={"queue": self._queue.entity, "error": str(error)})
             self._blocked(True)
 
     def _out_of_trouble(self) -> None:
-        if self._troubles.end("results"):
+        if self._troubles.end(self._trouble):
             logger.info("results_flow", extra={"queue": self._queue.entity})
             self._blocked(False)
 

@@ -217,6 +217,10 @@ class Scheduler:
         """The task of that number, from its arrival until it is settled."""
         return self._tasks[task].item
 
+    def delivery(self, task: int) -> int:
+        """The message that the task of that number came with, last."""
+        return self._tasks[task].message.delivery
+
     def running(self) -> list[tuple[TaskItem, float]]:
         """What runs at this moment, and since when."""
         busy = (slot for slot in self._slots if slot.phase is _Phase.RUNNING and slot.tasks)
