@@ -10,6 +10,7 @@ from workers import Workers
 
 POLL_ALONE = 0.001
 POLL_MANY = 0.05
+POLL_LAST = 0.2
 CHUNK = 200
 
 
@@ -33,6 +34,8 @@ class Saq:
         for _ in range(WORKERS):
             await self._workers.start("saq", "on_saq.settings")
         await queue.connect()
+        while len((await queue.info())["workers"]) < WORKERS:  # one that starts later sweeps first jobs away
+            await asyncio.sleep(POLL_ALONE)
 
     async def close(self):
         await queue.disconnect()
@@ -51,7 +54,7 @@ class Saq:
                 values.append(jobs[done].result)
                 done += 1
             if done < len(jobs):
-                await asyncio.sleep(POLL_MANY)
+                await asyncio.sleep(POLL_LAST)
         return values
 
     async def map(self, task, arguments):
