@@ -7,7 +7,8 @@ The ledger lies in the Service Bus session state. Rules:
 - `epoch` grows with every holder. A holder that finds a higher one than its own was replaced.
 - A task is owed as long as it is below `submitted` of its incarnation and not consumed. What was submitted in
   the last moment before a crash may be missing from `submitted`; its outcome is shown when it comes.
-- An incarnation of which everything is consumed is forgotten when a later one begins.
+- An incarnation of which everything is consumed is remembered for the next `REMEMBERED` ones: mail that was
+  consumed and not completed comes again, and so may the outcome of a task that ran twice.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import orjson
 from batchflow.errors import ProtocolError
 
 VERSION: Final = 1
+REMEMBERED: Final = 100
 
 
 @dataclass(slots=True)
@@ -108,7 +110,9 @@ class Ledger:
         `page`: its own, where it consumes before it can read the ledger.
         """
         self.epoch += 1
-        self.pages = {name: page for name, page in self.pages.items() if page.owed}
+        settled = [name for name, page in self.pages.items() if not page.owed]
+        for name in settled[:-REMEMBERED]:
+            del self.pages[name]
         owed = sum(page.owed for page in self.pages.values())
         self.pages[incarnation] = page or Page()
         return owed

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.errors import ProtocolError
-from batchflow.ledger import Ledger, Ranges
+from batchflow.ledger import REMEMBERED, Ledger, Ranges
 
 
 @given(st.lists(st.integers(0, 60)))
@@ -59,15 +59,21 @@ def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
     assert ledger.open("second") == 2
 
 
-def test_what_is_settled_is_forgotten() -> None:
-    """An incarnation of which everything was consumed leaves no trace."""
+def test_what_is_settled_is_known_to_the_next_holders() -> None:
+    """Mail that was consumed and not completed comes again, perhaps to the holder after the next.
+
+    It used to be forgotten with the next holder, who then was shown the last outcomes of the one before.
+    """
     ledger = Ledger()
     ledger.open("first")
-    ledger.pages["first"].submitted = 2
+    ledger.pages["first"].submitted = 1
     ledger.consume("first", 0)
-    ledger.consume("first", 1)
-    assert ledger.open("second") == 0
-    assert list(ledger.pages) == ["second"]
+    for number in range(REMEMBERED):
+        assert ledger.open(f"holder {number}") == 0
+        assert ledger.is_consumed("first", 0)
+    ledger.open("last")
+    assert not ledger.is_consumed("first", 0)
+    assert len(ledger.pages) == REMEMBERED + 1
 
 
 def test_what_came_late_is_consumed_without_being_owed() -> None:
