@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Document,
         Execution,
         Failure,
+        FormulaRun,
         Job,
         Node,
         Outcome,
@@ -64,18 +65,31 @@ def pool_document(pool: Pool, base: str) -> Document:
         "allocationStateTransitionTime": iso_time(pool.allocation_since),
         "vmSize": spec.vm_size,
         "resizeTimeout": f"PT{int(spec.resize_timeout)}S",
-        "currentDedicatedNodes": sum(node.dedicated for node in pool.nodes.values()),
-        "currentLowPriorityNodes": sum(not node.dedicated for node in pool.nodes.values()),
+        "currentDedicatedNodes": pool.count(dedicated=True),
+        "currentLowPriorityNodes": pool.count(dedicated=False),
         "targetDedicatedNodes": pool.wanted,
         "targetLowPriorityNodes": pool.spot_wanted,
-        "enableAutoScale": False,
+        "enableAutoScale": spec.formula is not None,
         "taskSlotsPerNode": spec.task_slots,
         "taskSchedulingPolicy": {"nodeFillType": spec.fill},
         **spec.document,
     }
     if pool.resize_errors:
         document["resizeErrors"] = [_error(failure) for failure in pool.resize_errors]
+    if spec.formula is not None:
+        document["autoScaleFormula"] = spec.formula.text
+        document["autoScaleEvaluationInterval"] = f"PT{int(spec.formula.interval)}S"
+        if pool.formula_run is not None:
+            document["autoScaleRun"] = formula_run_document(pool.formula_run)
     return document
+
+
+def formula_run_document(run: FormulaRun) -> Document:
+    """One evaluation of a pool's formula."""
+    document: Document = {"timestamp": iso_time(run.at)}
+    if run.failure is None:
+        return document | {"results": run.results}
+    return document | {"error": _error(run.failure)}
 
 
 def node_document(node: Node, base: str) -> Document:

@@ -96,6 +96,14 @@ class StartTaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """What decides how large a pool is, every so many seconds."""
+
+    text: str
+    interval: float
+
+
     """A pool as asked for. `document` holds the properties that the service only repeats."""
 
     id: str
@@ -107,6 +115,7 @@ class PoolSpec:
     document: Document
 
 
+    formula: Formula | None = None
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """A job as asked for. `document` holds the properties that the service only repeats."""
@@ -145,6 +154,15 @@ class Versioned:
 
 @dataclass(slots=True)
 class Pool:
+@dataclass(frozen=True, slots=True)
+class FormulaRun:
+    """One evaluation of a pool's formula: what it came to, or why it came to nothing."""
+
+    at: float
+    results: str = ""
+    failure: Failure | None = None
+
+
     """A pool and its nodes. `wanted` counts dedicated nodes, `spot_wanted` the others."""
 
     spec: PoolSpec
@@ -159,9 +177,16 @@ class Pool:
     resize_errors: tuple[Failure, ...] = ()
     nodes: dict[str, Node] = field(default_factory=dict)
     nodes_made: int = 0
+    formula_run: FormulaRun | None = None
+    formula_set: float = float("-inf")
+    """When somebody last set the formula."""
 
     def staying(self) -> list[Node]:
         """The nodes that are not about to leave."""
+    def count(self, *, dedicated: bool) -> int:
+        """The nodes of that kind that there are."""
+        return sum(node.dedicated == dedicated for node in self.nodes.values())
+
         return [node for node in self.nodes.values() if node.leaving_for != "removal"]
 
 

@@ -22,6 +22,8 @@ CODES: dict[str, tuple[int, str]] = {
     "FileNotFound": (404, "The specified file does not exist."),
     "InternalError": (500, "Server encountered an internal error. Please try again after some time."),
     "InvalidHeaderValue": (400, "The value for one of the HTTP headers is not in the correct format."),
+    "AutoScaleFormulaTooLong": (400, "The specified auto-scaling formula exceeds the maximum length."),
+    "AutoScalingFormulaSyntaxError": (400, "The specified auto-scaling formula has a syntax error."),
     "InvalidPropertyValue": (
         400,
         "The value provided for one of the properties in the request body is invalid.",
@@ -65,6 +67,7 @@ CODES: dict[str, tuple[int, str]] = {
     "OutOfRangeQueryParameterValue": (
         400,
         "A query parameter specified in the request URI is outside the permissible range.",
+    "OperationNotValidOnPool": (409, "The specified operation is not valid on the pool."),
     ),
     "PoolBeingDeleted": (409, "The specified pool has been marked for deletion and is being reclaimed."),
     "PoolBeingResized": (409, "The specified pool is being resized."),
@@ -82,6 +85,10 @@ CODES: dict[str, tuple[int, str]] = {
     "UnsupportedRequestVersion": (400, "The specified request version is not supported."),
 }
 
+    "TooManyEnableAutoScaleRequests": (
+        503,
+        "Too many Enable Pool AutoScale requests are issued on the pool.",
+    ),
 
 class Refused(Exception):
     """A request that the service refuses, with the code it gives and what the caller needs to know."""

@@ -6,6 +6,7 @@ the ledger. A request that the service would refuse raises `Refused` and changes
 Pools   active -> deleting -> (gone, when the last node is). Allocation: steady -> resizing -> steady, by way
         of stopping when the resize was stopped or ran out of time. A resize has come to its end when no node
         is being created and none is leaving.
+        A pool with a formula is as large as that says when it is set and at its interval; nobody resizes it.
 Nodes   creating -> starting -> waitingforstarttask -> idle <-> running; starttaskfailed when the start task
         failed and success was asked for; offline when disabled and at rest; leavingpool, rebooting,
         reimaging, deallocating (then deallocated, until started) from the moment they are asked for;
@@ -20,14 +21,18 @@ change nothing.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from batchflow.local.batch.autoscale import Targets, evaluate
 from batchflow.local.batch.entities import (
     BAD_EXIT,
     ENDED_BY_USER,
     Deallocation,
     Departure,
     Failure,
+    Formula,
+    FormulaRun,
     Node,
     NodeState,
     Outage,
@@ -44,6 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_REMOVED_NODES = 100
+FORMULA_INTERVAL = 15 * 60.0
+"""Seconds between two evaluations of a formula whose interval nobody gave."""
+
+MIN_FORMULA_PAUSE = 30.0
+"""Seconds that have to lie between two settings of a pool's formula."""
 
 _DEPARTING: dict[Departure, NodeState] = {
     "outage": "unknown",
@@ -86,21 +96,25 @@ class Fleet:
         self.faults = Faults()
 
     def deadlines(self) -> Iterator[float]:
-        """When a resize runs out of time, and when a node that is out comes back."""
+        """When a resize runs out of time, a node that is out comes back, or a formula is due."""
         for pool in self.pools.values():
             if pool.resize_deadline is not None:
                 yield pool.resize_deadline
+            if (due := _formula_due(pool)) is not None:
+                yield due
             for node in pool.nodes.values():
                 if node.outage is not None and node.leaving_for is None and node.outage.until is not None:
                     yield node.outage.until
 
     def tick(self, now: float) -> None:
-        """Give up the resizes that ran out of time, let nodes come back."""
+        """Give up the resizes that ran out of time, let nodes come back, evaluate formulas."""
         for pool in list(self.pools.values()):
             for node in pool.nodes.values():
                 self._come_back_when_due(node, now)
             if pool.resize_deadline is not None and pool.resize_deadline <= now:
                 self._abandon_resize(pool, _TIMED_OUT, now)
+            if (due := _formula_due(pool)) is not None and due <= now:
+                self._scale_again(pool, now)
 
     # What users ask of pools
 
@@ -115,11 +129,15 @@ class Fleet:
         """Make a pool and begin to allocate its nodes."""
         if fold(spec.id) in self.pools:
             raise Refused("PoolExists", PoolId=spec.id)
+        targets = None if spec.formula is None else evaluate(spec.formula.text, 0, 0)
         stamp = self._ledger.stamp(now)
         pool = Pool(spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now)
         self.pools[fold(spec.id)] = pool
-        self._begin_resize(pool, now)
-        self._allocate(pool, "requeue", now)
+        if targets is None:
+            self._begin_resize(pool, now)
+            self._allocate(pool, "requeue", now)
+        else:
+            self._scale(pool, targets, now)
         return pool
 
     def change_pool(self, pool: Pool, spec: PoolSpec, now: float) -> None:
@@ -150,6 +168,8 @@ class Fleet:
     ) -> None:
         """Begin to bring the pool to another size; None leaves that count as it is."""
         self._check_resizable(pool)
+        if pool.spec.formula is not None:
+            raise Refused("OperationNotValidOnPool", PoolId=pool.spec.id, Reason="a formula decides its size")
         pool.wanted = pool.wanted if wanted is None else wanted
         pool.spot_wanted = pool.spot_wanted if spot_wanted is None else spot_wanted
         self._ledger.touch(pool.stamp, now)
@@ -179,6 +199,54 @@ class Fleet:
         for node in nodes:
             self._leave(node, "removal", option, now)
         self._settle_pool(pool, now)
+
+    def enable_formula(self, pool: Pool, text: str | None, interval: float | None, now: float) -> None:
+        """Let a formula decide from now on, or another one, or at another interval; None keeps what is."""
+        self._check_resizable(pool)
+        old = pool.spec.formula
+        text = text or (old.text if old is not None else None)
+        if text is None:
+            raise Refused("MissingRequiredProperty", PropertyName="autoScaleFormula")
+        targets = self.evaluate_formula(pool, text)
+        if now - pool.formula_set < MIN_FORMULA_PAUSE:
+            raise Refused("TooManyEnableAutoScaleRequests", PoolId=pool.spec.id)
+        kept = old.interval if old is not None else FORMULA_INTERVAL
+        pool.spec = replace(pool.spec, formula=Formula(text, kept if interval is None else interval))
+        pool.formula_set = now
+        self._ledger.touch(pool.stamp, now)
+        self._scale(pool, targets, now)
+
+    def disable_formula(self, pool: Pool, now: float) -> None:
+        """Leave the pool as large as it is; whoever wants can resize it again."""
+        self._check_not_deleting(pool)
+        pool.spec, pool.formula_run = replace(pool.spec, formula=None), None
+        self._ledger.touch(pool.stamp, now)
+
+    def evaluate_formula(self, pool: Pool, text: str) -> Targets:
+        """What a formula would come to now. Raises Refused."""
+        return evaluate(text, pool.count(dedicated=True), pool.count(dedicated=False))
+
+    def _scale_again(self, pool: Pool, now: float) -> None:
+        """A formula that cannot be evaluated now says so in the pool; while that resizes it is left out."""
+        if pool.spec.formula is None or pool.allocation != "steady":
+            pool.formula_run = replace(pool.formula_run, at=now) if pool.formula_run else FormulaRun(now)
+            return
+        try:
+            targets = self.evaluate_formula(pool, pool.spec.formula.text)
+        except Refused as refused:
+            reason = refused.values.get("Reason", refused.message)
+            pool.formula_run = FormulaRun(now, failure=Failure("usererror", refused.code, reason))
+            return
+        self._scale(pool, targets, now)
+
+    def _scale(self, pool: Pool, targets: Targets, now: float) -> None:
+        before = (pool.wanted, pool.spot_wanted)
+        pool.wanted = pool.wanted if targets.dedicated is None else targets.dedicated
+        pool.spot_wanted = pool.spot_wanted if targets.spot is None else targets.spot
+        pool.formula_run = FormulaRun(now, targets.results)
+        if (pool.wanted, pool.spot_wanted) != before:
+            self._begin_resize(pool, now)
+            self._allocate(pool, targets.option, now)
 
     # What users ask of nodes
 
@@ -470,6 +538,13 @@ class Fleet:
         self._check_not_deleting(pool)
         if pool.allocation != "steady":
             raise Refused("PoolBeingResized", PoolId=pool.spec.id)
+
+
+def _formula_due(pool: Pool) -> float | None:
+    """When the pool's formula has to be evaluated again."""
+    if pool.spec.formula is None or pool.formula_run is None or pool.state != "active":
+        return None
+    return pool.formula_run.at + pool.spec.formula.interval
 
 
 def is_retriable(outcome: Outcome, allowed: int, used: int) -> bool:

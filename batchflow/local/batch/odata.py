@@ -53,7 +53,10 @@ class Page:
 
 def parse_filter(text: str) -> Predicate:
     """The predicate that a `$filter` expression stands for. Raises Refused."""
-    return _Parser(text).parse()
+    try:
+        return _Parser(text).parse()
+    except RecursionError:
+        raise invalid_query("$filter", text[:100], "The expression is nested too deeply.") from None
 
 
 def select(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from batchflow.local.batch.catalogue import CORES, find_image
 from batchflow.local.batch.entities import (
     CommandSpec,
     Deallocation,
+    Formula,
     JobSpec,
     PoolSpec,
     ResourceFile,
@@ -20,10 +21,13 @@ from batchflow.local.batch.entities import (
     TaskSpec,
 )
 from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
+from batchflow.local.batch.fleet import FORMULA_INTERVAL
 from batchflow.local.batch.values import Fields
 
 RESIZE_TIMEOUT = 15 * 60.0
 MIN_RESIZE_TIMEOUT = 5 * 60.0
+MIN_FORMULA_INTERVAL = 5 * 60.0
+MAX_FORMULA_INTERVAL = 168 * 3600.0
 MAX_TASK_SLOTS = 256
 MAX_TASKS_PER_REQUEST = 100
 
@@ -56,9 +60,8 @@ def parse_pool(body: object, now: float) -> tuple[PoolSpec, int, int]:
     pool_id = fields.identifier("id")
     vm_size = _vm_size(fields)
     machine = _virtual_machine(fields, now)
-    if fields.boolean("enableAutoScale", default=False) or fields.get("autoScaleFormula") is not None:
-        raise not_implemented("a pool that scales by a formula")
-    fields.refuse("autoScaleEvaluationInterval", *_POOL_REFUSED)
+    formula = _formula(fields)
+    fields.refuse(*_POOL_REFUSED)
     dedicated = fields.integer("targetDedicatedNodes", 0, low=0)
     spot = fields.integer("targetLowPriorityNodes", 0, low=0)
     inter_node = fields.boolean("enableInterNodeCommunication", default=False)
@@ -74,6 +77,7 @@ def parse_pool(body: object, now: float) -> tuple[PoolSpec, int, int]:
             "enableInterNodeCommunication": inter_node,
             **fields.keep(*_POOL_REPEATED),
         },
+        formula=formula,
     )
     _check_metadata(fields)
     fields.finish()
@@ -121,6 +125,24 @@ def replace_pool_properties(spec: PoolSpec, body: object) -> PoolSpec:
     replaced = replace(spec, start_task=start_task, document=kept | fields.keep("startTask", "metadata"))
     fields.finish()
     return replaced
+
+
+def parse_formula(body: object) -> tuple[str | None, float | None]:
+    """A pool's new formula and its interval; None for what stays."""
+    fields = Fields(body)
+    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
+    fields.finish()
+    if formula is None and interval is None:
+        raise Refused("MissingRequiredProperty", PropertyName="autoScaleFormula")
+    return formula, interval
+
+
+def parse_evaluation(body: object) -> str:
+    """A formula to evaluate."""
+    fields = Fields(body)
+    formula = fields.required_text("autoScaleFormula")
+    fields.finish()
+    return formula
 
 
 def parse_resize(body: object) -> Resize:
@@ -411,6 +433,30 @@ def _fill(fields: Fields) -> Literal["spread", "pack"]:
 
 def _resize_timeout(fields: Fields) -> float | None:
     seconds = fields.seconds("resizeTimeout", None)
+def _formula(fields: Fields) -> Formula | None:
+    """A pool has a formula or counts, never both."""
+    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
+    if not fields.boolean("enableAutoScale", default=False):
+        for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):
+            if fields.get(name) is not None:
+                raise invalid_property(name, fields.get(name), "It goes with enableAutoScale alone.")
+        return None
+    if not formula:
+        raise Refused("MissingRequiredProperty", PropertyName="autoScaleFormula")
+    for name in ("targetDedicatedNodes", "targetLowPriorityNodes"):
+        if fields.get(name) is not None:
+            raise invalid_property(name, fields.get(name), "It does not go with enableAutoScale.")
+    return Formula(formula, FORMULA_INTERVAL if interval is None else interval)
+
+
+def _formula_interval(fields: Fields) -> float | None:
+    name = "autoScaleEvaluationInterval"
+    seconds = fields.seconds(name, None)
+    if seconds is not None and not MIN_FORMULA_INTERVAL <= seconds <= MAX_FORMULA_INTERVAL:
+        raise invalid_property(name, fields.get(name), "Allowed: 5 minutes to 168 hours.")
+    return seconds
+
+
     if seconds is not None and seconds < MIN_RESIZE_TIMEOUT:
         raise invalid_property("resizeTimeout", fields.document["resizeTimeout"], "The minimum is 5 minutes.")
     return seconds

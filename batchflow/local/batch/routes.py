@@ -7,7 +7,7 @@ the tables at the end are the whole truth about which.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from urllib.parse import quote, urlencode
 from batchflow.local.batch import documents as documents
 from batchflow.local.batch import files as files
 from batchflow.local.batch import requests as requests
+from batchflow.local.batch.entities import FormulaRun
 from batchflow.local.batch.errors import Refused, invalid_query, not_implemented
 from batchflow.local.batch.faults import parse_account_faults, parse_fault
 from batchflow.local.batch.ledger import fold
@@ -147,6 +148,26 @@ class DataPlane:
     def node_counts(self, request: Request) -> Answer:
         pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
         return self._page(request, pools)
+    def enable_autoscale(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        formula, interval = requests.parse_formula(request.body)
+        self._fleet.enable_formula(pool, formula, interval, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/enableautoscale")
+
+    def disable_autoscale(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        self._fleet.disable_formula(pool, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/disableautoscale")
+
+    def evaluate_autoscale(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        formula = requests.parse_evaluation(request.body)
+        if pool.spec.formula is None:
+            raise Refused("OperationNotValidOnPool", PoolId=pool.spec.id, Reason="it has no formula")
+        run = FormulaRun(request.now, self._fleet.evaluate_formula(pool, formula).results)
+        answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
+        return replace(answer, document=documents.formula_run_document(run))
+
 
     def supported_images(self, request: Request) -> Answer:
         return self._page(request, enumerate(documents.image_documents(self._fleet.faults.retired)))
@@ -514,6 +535,9 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "POST pools/*/nodes/*/reimage": DataPlane.reimage_node,
     "POST pools/*/nodes/*/deallocate": DataPlane.deallocate_node,
     "POST pools/*/nodes/*/start": DataPlane.start_node,
+    "POST pools/*/enableautoscale": DataPlane.enable_autoscale,
+    "POST pools/*/disableautoscale": DataPlane.disable_autoscale,
+    "POST pools/*/evaluateautoscale": DataPlane.evaluate_autoscale,
     "POST pools/*/nodes/*/disablescheduling": DataPlane.disable_scheduling,
     "POST pools/*/nodes/*/enablescheduling": DataPlane.enable_scheduling,
     "DELETE pools/*/nodes/*/files/*": DataPlane.delete_node_file,
@@ -554,7 +578,6 @@ _CONTROL: dict[str, Callable[[DataPlane, Request], Answer]] = {
 _REFUSED = frozenset(
     {
         "GET applications", "GET applications/*", "GET poolusagemetrics",
-        "POST pools/*/enableautoscale", "POST pools/*/disableautoscale", "POST pools/*/evaluateautoscale",
         "POST pools/*/nodes/*/users", "PUT pools/*/nodes/*/users/*", "DELETE pools/*/nodes/*/users/*",
         "GET pools/*/nodes/*/remoteloginsettings", "POST pools/*/nodes/*/uploadbatchservicelogs",
         "GET pools/*/nodes/*/extensions", "GET pools/*/nodes/*/extensions/*",
