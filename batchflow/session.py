@@ -229,6 +229,10 @@ class Session(Supervised):
             if self._ended:
                 raise SessionClosed(self._reason)
             await self._next_room()
+        while self._ledger is not None and not self._ledger.loaded:
+            if self._ended:
+                raise SessionClosed(self._reason)
+            await self._next_change()
         await self._inbox.save_ledger()
 
     async def update_files(self, files: Files) -> None:
