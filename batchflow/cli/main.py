@@ -18,7 +18,13 @@ from batchflow.errors import BatchflowError
 _COMMANDS: Final = {
     "up": "up",
     "pool": "pool",
+    "job": "job",
     "run": "run",
+    "submit": "run",
+    "results": "run",
+    "logs": "logs",
+    "top": "top",
+    "explain": "explain",
     "completion": "completion",
 }
 """Each command and the module that has it, in the order of the help."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Group, Invocation, asynchronous
+from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.errors import ConfigurationError
@@ -289,16 +289,8 @@ async def delete(invocation: Invocation, names: tuple[str, ...], everything: boo
         else:
             found = [await find_pool(client, name, configuration) for name in names]
         if everything and found and not yes:
-            _confirm(", ".join(each.id for each in found))
+            confirm(", ".join(each.id for each in found))
         for each in found:
             await each.delete()
             terminal.note(f"pool {each.id!r} is deleted")
     return Exit.OK
-
-
-def _confirm(what: str) -> None:
-    """Raises `CommandError` when the answer is no, or nobody is there to ask."""
-    if not sys.stdin.isatty():
-        raise CommandError(f"this deletes {what}; say --yes to mean it", Exit.USAGE)
-    if not click.confirm(f"Delete {what}?", err=True):
-        raise CommandError("nothing was deleted", Exit.FAILED)

@@ -21,6 +21,7 @@ from typing import IO, Any, Final
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.inputs import Item
 from batchflow.control import check_name
+from batchflow.model import Status
 from batchflow.settings import nearest
 
 _KEPT: Final = 20
@@ -50,6 +51,25 @@ class Plan:
     started_at: float = field(default_factory=time.time)
     accepted: int = 0
     """Inputs that the broker has accepted: the first ones."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the inputs ended so far."""
+
+    done: int = 0
+    failed: int = 0
+
+    @classmethod
+    def of(cls, record: Record) -> Tally:
+        tally = cls()
+        for document in record.results():
+            tally.count(document)
+        return tally
+
+    def count(self, document: dict[str, Any]) -> None:
+        self.done += 1
+        self.failed += document["status"] != Status.SUCCEEDED.value
 
 
 class Record:
@@ -145,6 +165,14 @@ def run_names() -> list[str]:
     return [path.name for path in sorted(folders, key=_age)]
 
 
+def latest() -> str:
+    """Raises `CommandError` when there is none."""
+    names = run_names()
+    if not names:
+        raise CommandError("this machine has no run; begin one: batchflow run", Exit.NOT_FOUND)
+    return names[0]
+
+
 def _age(folder: Path) -> float:
     return -(folder / "run.json").stat().st_mtime
 
@@ -159,6 +187,6 @@ def _forget_old(folder: Path) -> None:
 def _is_complete(folder: Path) -> bool:
     try:
         record = Record.open(folder.name)
-        return sum(1 for _ in record.results()) >= record.plan.count
+        return Tally.of(record).done >= record.plan.count
     except CommandError:
         return False

@@ -16,7 +16,7 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 from batchflow.cli.planning import Wish, check_files, new_record, wish_options
-from batchflow.cli.record import Record
+from batchflow.cli.record import Record, Tally, latest
 
 if TYPE_CHECKING:
     from batchflow.cli.progress import Progress
@@ -50,6 +50,62 @@ async def run(
     return await _carry_out(invocation, new_record(invocation, wish, configuration), wish.command, quiet)
 
 
+@click.command(cls=Command)
+@wish_options
+@asynchronous
+async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) -> int:
+    """Send COMMAND over the inputs, and leave: `batchflow results` reads what becomes of them.
+
+    Returns when the pool has all of them, and prints the run's name.
+    """
+    wish = Wish(**{**options, "texts": (*more, *options["texts"])})
+    record = new_record(invocation, wish, invocation.configuration())
+    async with _working(invocation, record, wish.command, quiet=True) as (_, work):
+        with _resumable(record):
+            await work.send_all()
+    plan = record.plan
+    terminal.note(f"{plan.count} tasks are in pool {plan.pool!r}: batchflow results {plan.name} --follow")
+    if invocation.as_json:
+        terminal.write_json({"run": plan.name, "pool": plan.pool, "job": plan.job, "tasks": plan.count})
+    else:
+        terminal.write(plan.name)
+    return Exit.OK
+
+
+@click.command(cls=Command)
+@click.argument("name", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Return when each input has its result.")
+@asynchronous
+async def results(invocation: Invocation, name: str | None, follow: bool) -> int:
+    """Print the results of the run NAME, the latest one by default, that have come until now.
+
+    Those that were printed before come first. Exit code 1 when a task failed.
+    """
+    record = Record.open(name or latest())
+    tally = Tally()
+    for document in record.results():
+        terminal.write_json(document)
+        tally.count(document)
+    if tally.done < record.plan.count:
+        _as_before(invocation, record)
+        tally = await _read_more(invocation, record, follow)
+    terminal.note(f"{tally.done} of {record.plan.count} done, {tally.failed} failed")
+    return Exit.FAILED if tally.failed else Exit.OK
+
+
+async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Tally:
+    if record.plan.local:
+        return Tally.of(record)  # its cloud has ended: only --resume makes more
+    record.plan.output = None
+    async with _working(invocation, record, None, quiet=not follow) as (_, work):
+        with _resumable(record):
+            if follow:
+                await work.complete()
+            else:
+                await work.read_what_is_there()
+        return work.tally
+
+
 async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) -> int:
     if wish.command or wish.texts or wish.csv or wish.json_lines or wish.manifest:
         raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
@@ -68,6 +124,15 @@ def _as_before(invocation: Invocation, record: Record) -> None:
 
 
 async def _carry_out(invocation: Invocation, record: Record, path: str | None, quiet: bool) -> int:
+    async with _working(invocation, record, path, quiet) as (pool, work):
+        return await _until_done(invocation, pool, work, record)
+
+
+@asynccontextmanager
+async def _working(
+    invocation: Invocation, record: Record, path: str | None, quiet: bool
+) -> AsyncIterator[tuple[Pool, Run]]:
+    """The run's pool, and the run in an open session."""
     from batchflow.cli.progress import progress
     from batchflow.cli.running import Run
 
@@ -76,11 +141,20 @@ async def _carry_out(invocation: Invocation, record: Record, path: str | None, q
             await check_files(pool, record, path)
             async with _session_of(pool, record) as session:
                 watching = asyncio.create_task(_tell(session, shown), name="tell events")
-                work = Run(session, record, shown, file)
                 try:
-                    return await _until_done(invocation, pool, work, record)
+                    yield pool, Run(session, record, shown, file)
                 finally:
                     watching.cancel()
+
+
+@contextlib.contextmanager
+def _resumable(record: Record) -> Iterator[None]:
+    """Interrupted, say how to go on."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        terminal.note(f"go on with it: batchflow run --resume {record.plan.name}")
+        raise
 
 
 async def _until_done(invocation: Invocation, pool: Pool, work: Run, record: Record) -> int:

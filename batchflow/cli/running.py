@@ -1,22 +1,22 @@
 """Carries out a run: sends what was not sent, writes each result once, and leaves in order.
 
 What a session knows of its tasks outlives the process (its mailbox), and so does what was written (the
-record). Going on with a run therefore is: open the session by its name, send the inputs that the broker has not
-accepted, read until nothing is owed, and send anew what neither the record nor the mailbox knows of.
+record). Going on with a run therefore is: open the session by its name, send the inputs that the broker has
+not accepted, read until nothing is owed, and send anew what neither the record nor the mailbox knows of.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import anyio
 
 from batchflow.cli import terminal
+from batchflow.cli.record import Tally
 from batchflow.concurrency import task_group
-from batchflow.model import Result, Status
+from batchflow.model import Result
 from batchflow.retry import RetryPolicy
 
 if TYPE_CHECKING:
@@ -29,20 +29,10 @@ _WINDOW: Final = 20_000
 """Tasks under way at once."""
 _SAVE_INTERVAL: Final = 1.0
 """Seconds between two notes of how many inputs the broker has."""
+_MOMENT: Final = 1.0
+"""Seconds without mail after which what is there counts as read."""
 _LEAVE_TIMEOUT: Final = 5.0
 """Seconds that the broker has, at the end, to accept what was sent."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """How the inputs ended so far."""
-
-    done: int = 0
-    failed: int = 0
-
-    def count(self, document: dict[str, Any]) -> None:
-        self.done += 1
-        self.failed += document["status"] != Status.SUCCEEDED.value
 
 
 class Run:
@@ -96,10 +86,17 @@ class Run:
         async for result in self._session.results(follow=follow):
             self._write(result)
 
-    def read_what_came(self) -> None:
-        """Write the results that are there."""
-        for result in self._session.take():
-            self._write(result)
+    async def read_what_is_there(self) -> None:
+        """Write results until for a moment none comes."""
+        reading = self._session.results()
+        while True:
+            with anyio.move_on_after(_MOMENT) as waiting:
+                try:
+                    self._write(await anext(reading))
+                except StopAsyncIteration:
+                    return
+            if waiting.cancelled_caught:
+                return
 
     async def leave(self) -> int:
         """See that the broker has what was sent. How many tasks go on without us."""

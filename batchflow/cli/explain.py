@@ -1,0 +1,30 @@
+"""`batchflow explain`: why nothing happens, if nothing does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Command, Invocation, asynchronous
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import Exit
+
+
+@click.command(cls=Command)
+@click.argument("pool", required=False)
+@asynchronous
+async def explain(invocation: Invocation, pool: str | None) -> int:
+    """What is known of a POOL and of what keeps it from working, and what to do about it."""
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        explanation = await (await find_pool(client, pool, configuration)).explain()
+    if invocation.as_json:
+        causes = [asdict(cause) for cause in explanation.causes]
+        terminal.write_json(
+            {"summary": explanation.summary, "causes": causes, "facts": {**explanation.facts}}
+        )
+    else:
+        terminal.write(str(explanation))
+    return Exit.OK

@@ -1,0 +1,130 @@
+"""`batchflow job`: named groups of tasks in a pool."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Group, Invocation, asynchronous
+from batchflow.cli.confirming import confirm
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from batchflow.job import Job
+    from batchflow.pool import Pool
+
+
+@click.group(cls=Group)
+def job() -> None:
+    """Make, show, close and remove jobs."""
+
+
+_name = click.argument("name")
+_pool = click.option("--pool", metavar="NAME", help="[default: the only one]")
+
+
+@asynccontextmanager
+async def _pool_of(invocation: Invocation, name: str | None) -> AsyncIterator[Pool]:
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        yield await find_pool(client, name, configuration)
+
+
+def _document(found: Job) -> dict[str, Any]:
+    made = datetime.fromtimestamp(found.created_at, UTC).isoformat(timespec="seconds")
+    return {"job": found.name, "pool": found.pool.id, "state": found.state, "created_at": made}
+
+
+@job.command()
+@_name
+@_pool
+@asynchronous
+async def create(invocation: Invocation, name: str, pool: str | None) -> int:
+    """Make the job NAME. A run does it by itself."""
+    async with _pool_of(invocation, pool) as found:
+        made = await found.create_job(name)
+    terminal.note(f"job {name!r} is made in pool {found.id!r}")
+    if invocation.as_json:
+        terminal.write_json(_document(made))
+    return Exit.OK
+
+
+@job.command(name="list")
+@_pool
+@asynchronous
+async def list_(invocation: Invocation, pool: str | None) -> int:
+    """The jobs of a pool, closed ones too."""
+    async with _pool_of(invocation, pool) as found:
+        rows = [_document(each) async for each in found.jobs()]
+    if invocation.as_json:
+        terminal.write_json(rows)
+    elif rows:
+        cells = [(row["job"], row["state"], row["created_at"]) for row in rows]
+        terminal.write_table(("JOB", "STATE", "CREATED"), cells)
+    else:
+        terminal.note(f"pool {found.id!r} has no jobs")
+    return Exit.OK
+
+
+@job.command()
+@_name
+@_pool
+@asynchronous
+async def show(invocation: Invocation, name: str, pool: str | None) -> int:
+    """The job NAME, and its sessions."""
+    async with _pool_of(invocation, pool) as found:
+        row = _document(await found.job(name))
+        prefix = f"sessions/{name}/"
+        sessions = [info.name[len(prefix) :].removesuffix(".json") async for info in found._ctl.list(prefix)]
+    if invocation.as_json:
+        terminal.write_json({**row, "sessions": sessions})
+        return Exit.OK
+    terminal.write(f"job {name} of pool {row['pool']}: {row['state']}, made at {row['created_at']}")
+    for session in sessions:
+        terminal.write(f"session {session}")
+    return Exit.OK
+
+
+@job.command()
+@_name
+@_pool
+@asynchronous
+async def close(invocation: Invocation, name: str, pool: str | None) -> int:
+    """Let the job NAME take no new tasks. What was sent goes on."""
+    async with _pool_of(invocation, pool) as found:
+        await (await found.job(name)).close()
+    terminal.note(f"job {name!r} takes no new tasks; what was sent goes on")
+    return Exit.OK
+
+
+@job.command()
+@click.argument("names", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every job of the pool.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_pool
+@asynchronous
+async def delete(
+    invocation: Invocation, names: tuple[str, ...], everything: bool, yes: bool, pool: str | None
+) -> int:
+    """Cancel the tasks of jobs, drop their mail and their files."""
+    if everything == bool(names):
+        raise click.UsageError("name the jobs, or say --all")
+    async with _pool_of(invocation, pool) as found:
+        if everything:
+            names = tuple([each.name async for each in found.jobs()])
+            if names and not yes:
+                confirm(f"{', '.join(names)} of pool {found.id}")
+        else:
+            for name in names:
+                await found.job(name)
+        for name in names:
+            await found.delete_job(name)
+            terminal.note(f"job {name!r} is deleted")
+    return Exit.OK

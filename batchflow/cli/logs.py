@@ -1,0 +1,144 @@
+"""`batchflow logs`: what a node's agent logs, and what a task printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Command, Invocation, asynchronous
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import CommandError, Exit
+from batchflow.cli.record import Record, latest
+from batchflow.settings import nearest
+
+if TYPE_CHECKING:
+    from batchflow.pool import Pool
+
+_POLL: Final = 1.0
+"""Seconds between two looks at a node's log, which grows every five seconds."""
+_TASK_POLL: Final = 0.2
+_TAIL: Final = 64 * 1024
+"""Bytes of a start task's output that are shown."""
+
+
+@click.command(cls=Command)
+@click.argument("target")
+@click.option("--run", "run_name", metavar="NAME", help="The task's run. [default: the latest]")
+@click.option("--pool", metavar="NAME", help="The node's pool. [default: the only one]")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=0), default=100, show_default=True, help="The last ones."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@asynchronous
+async def logs(
+    invocation: Invocation,
+    target: str,
+    run_name: str | None,
+    pool: str | None,
+    lines: int,
+    follow: bool,
+) -> int:
+    """Print what TARGET said: a node (its id, its host name, or how one of them begins), or the number of a
+    task's input.
+
+    A task's output is that of the runs of this machine; with --follow it is waited for.
+    """
+    if target.isdecimal():
+        return await _task_logs(Record.open(run_name or latest()), int(target), follow)
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        await _node_logs(await find_pool(client, pool, configuration), target, lines, follow)
+    return Exit.OK
+
+
+# ---- a task
+
+
+async def _task_logs(record: Record, index: int, follow: bool) -> int:
+    if index >= record.plan.count:
+        message = f"run {record.plan.name!r} has the inputs 0 to {record.plan.count - 1}"
+        raise CommandError(message, Exit.NOT_FOUND)
+    while (document := _find(record, index)) is None:
+        if not follow:
+            hint = f"batchflow results {record.plan.name} reads what has come; --follow waits"
+            raise CommandError(
+                f"input {index} of run {record.plan.name!r} has no result yet: {hint}", Exit.FAILED
+            )
+        await anyio.sleep(_TASK_POLL)
+    for name in ("stdout", "stderr", "traceback"):
+        if text := document.get(name):
+            terminal.write(text.rstrip("\n"))
+    terminal.note(f"input {index}: {document['status']}; {document.get('error') or 'no error'}")
+    return Exit.OK
+
+
+def _find(record: Record, index: int) -> dict[str, Any] | None:
+    return next((document for document in record.results() if document["index"] == index), None)
+
+
+# ---- a node
+
+
+async def _node_logs(pool: Pool, target: str, lines: int, follow: bool) -> None:
+    node, blobs = await _find_node(pool, target)
+    shown: dict[str, int] = {}
+    etags: dict[str, str | None] = {}
+    text = await _news(pool, blobs, shown, etags)
+    if not text:
+        text = await _start_task_said(pool, node)
+    for line in text.splitlines()[-lines:] if lines else ():
+        terminal.write(line)
+    if not text:
+        terminal.note(f"node {node} has said nothing yet")
+    while follow:
+        await anyio.sleep(_POLL)
+        _, blobs = await _find_node(pool, target)
+        for line in (await _news(pool, blobs, shown, etags)).splitlines():
+            terminal.write(line)
+
+
+async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
+    """The node's id, and the logs of the agents that it has had. Raises `CommandError`."""
+    from batchflow.agents import read_heartbeats
+    from batchflow.control import log_blob
+
+    beats = sorted(await read_heartbeats(pool._out, fresh_only=False), key=lambda beat: beat.started_at)
+    hosts = {beat.host: beat.node for beat in beats}
+    ids = {node.id for node in await pool.nodes()} | set(hosts.values())
+    found = {name for name in ids if name.startswith(target)}
+    found |= {node for host, node in hosts.items() if host.startswith(target)}
+    if len(found) != 1:
+        names = sorted(hosts) or sorted(ids)
+        hint = nearest(target, names) if names else "; it has no nodes"
+        what = f"{len(found)} nodes begin with {target!r}" if found else f"there is no node {target!r}"
+        raise CommandError(f"pool {pool.id!r}: {what}{hint}", Exit.NOT_FOUND)
+    node = found.pop()
+    return node, [log_blob(beat.agent) for beat in beats if beat.node == node]
+
+
+async def _news(pool: Pool, blobs: list[str], shown: dict[str, int], etags: dict[str, str | None]) -> str:
+    """What the logs have said since last asked."""
+    from batchflow.errors import BlobNotFound
+
+    text = b""
+    for name in blobs:
+        try:
+            blob = await pool._out.get_if_changed(name, etags.get(name))
+        except BlobNotFound:
+            continue  # its agent has said nothing yet
+        if blob is not None:
+            text += blob.data[shown.get(name, 0) :]
+            shown[name], etags[name] = len(blob.data), blob.etag
+    return text.decode(errors="replace")
+
+
+async def _start_task_said(pool: Pool, node: str) -> str:
+    compute = pool.client._services.compute
+    said = [
+        await compute.node_output(pool.id, node, f"startup/{name}.txt", _TAIL)
+        for name in ("stdout", "stderr")
+    ]
+    return "".join(said)

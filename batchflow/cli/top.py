@@ -1,0 +1,135 @@
+"""`batchflow top`: nodes, slots, queue, rate and failures of a pool, as they change."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Command, Invocation, asynchronous
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from batchflow.cli.snapshot import Snapshot
+    from batchflow.pool import Pool
+
+
+@click.command(cls=Command)
+@click.argument("pool", required=False)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between looks.",
+)
+@click.option("--once", is_flag=True, help="One look, and no more.")
+@asynchronous
+async def top(invocation: Invocation, pool: str | None, interval: float, once: bool) -> int:
+    """Watch a POOL until Ctrl-C: live on a terminal, lines elsewhere, with --json objects."""
+    configuration = invocation.configuration()
+    stop = anyio.Event()
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, pool, configuration)
+        with invocation.interrupts.answered_by(stop.set):
+            if not once and not invocation.as_json and terminal.is_live(sys.stdout):
+                await _watch(found, interval, stop)
+            else:
+                await _print(found, interval, once, invocation.as_json, stop)
+    return Exit.OK
+
+
+@dataclass(slots=True)
+class Rate:
+    """Tasks a second, from what each agent has completed."""
+
+    completed: dict[str, int]
+    at: float
+
+    @classmethod
+    def begin(cls, seen: Snapshot) -> Rate:
+        return cls({beat.agent: beat.completed for beat in seen.beats}, time.monotonic())
+
+    def between(self, seen: Snapshot) -> float:
+        """Since the look that this was made at; agents that came since are counted from nothing."""
+        more = sum(beat.completed - self.completed.get(beat.agent, 0) for beat in seen.beats)
+        return max(0, more) / max(time.monotonic() - self.at, 1e-3)
+
+
+async def _looks(pool: Pool, interval: float, stop: anyio.Event) -> Any:
+    from batchflow.cli.snapshot import look
+
+    before: Rate | None = None
+    while not stop.is_set():
+        seen = await look(pool)
+        yield seen, None if before is None else before.between(seen)
+        before = Rate.begin(seen)
+        with anyio.move_on_after(interval):
+            await stop.wait()
+
+
+async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: anyio.Event) -> None:
+    async for seen, rate in _looks(pool, interval, stop):
+        if as_json:
+            terminal.write_json({**seen.document(), "rate": rate})
+        else:
+            terminal.write(_line(seen, rate))
+        if once:
+            return
+
+
+def _line(seen: Snapshot, rate: float | None) -> str:
+    busy = f"{seen.running}/{seen.slots} slots"
+    speed = "" if rate is None else f", {rate:.1f}/s"
+    troubles = f", {len(seen.troubles)} agents in trouble" if seen.troubles else ""
+    return (
+        f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
+        f"{seen.completed} done{speed}, {seen.dead} dead{troubles}"
+    )
+
+
+async def _watch(pool: Pool, interval: float, stop: anyio.Event) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False, screen=True) as live:
+        async for seen, rate in _looks(pool, interval, stop):
+            live.update(_drawn(seen, rate), refresh=True)
+
+
+def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("NODE", no_wrap=True, overflow="ellipsis")
+    for head in ("STATE", "AGENT"):
+        table.add_column(head, no_wrap=True)
+    for head in ("BUSY", "DONE", "LOAD"):
+        table.add_column(head, justify="right", no_wrap=True)
+    beats = {beat.node: beat for beat in seen.beats}
+    for node in seen.nodes:
+        beat = beats.get(node.id)
+        load = "-" if beat is None or beat.load is None else f"{beat.load:.1f}"
+        done = "-" if beat is None else str(beat.completed)
+        cells = (
+            node.host or node.id,
+            node.state,
+            node.agent or "-",
+            f"{node.running}/{node.slots}",
+            done,
+            load,
+        )
+        table.add_row(*map(Text, cells))
+    parts: list[RenderableType] = [Text(_line(seen, rate), style="bold"), Text(), table]
+    parts += [Text(f"! {trouble}", style="red") for trouble in seen.troubles]
+    return Group(*parts)
