@@ -72,6 +72,8 @@ class ResourceFile:
     is_container: bool = False
     prefix: str = ""
     mode: int = 0o770
+    identity: str | None = None
+    """The resource id of the node's identity that opens it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,6 @@ class StartTaskSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSpec:
-@dataclass(frozen=True, slots=True)
 class Formula:
     """What decides how large a pool is, every so many seconds."""
 
@@ -104,6 +104,8 @@ class Formula:
     interval: float
 
 
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
     """A pool as asked for. `document` holds the properties that the service only repeats."""
 
     id: str
@@ -113,9 +115,9 @@ class Formula:
     start_task: StartTaskSpec | None
     resize_timeout: float
     document: Document
-
-
     formula: Formula | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """A job as asked for. `document` holds the properties that the service only repeats."""
@@ -152,8 +154,6 @@ class Versioned:
     version: int
 
 
-@dataclass(slots=True)
-class Pool:
 @dataclass(frozen=True, slots=True)
 class FormulaRun:
     """One evaluation of a pool's formula: what it came to, or why it came to nothing."""
@@ -163,6 +163,8 @@ class FormulaRun:
     failure: Failure | None = None
 
 
+@dataclass(slots=True)
+class Pool:
     """A pool and its nodes. `wanted` counts dedicated nodes, `spot_wanted` the others."""
 
     spec: PoolSpec
@@ -175,18 +177,18 @@ class FormulaRun:
     allocation_since: float = 0.0
     resize_deadline: float | None = None
     resize_errors: tuple[Failure, ...] = ()
-    nodes: dict[str, Node] = field(default_factory=dict)
-    nodes_made: int = 0
     formula_run: FormulaRun | None = None
     formula_set: float = float("-inf")
     """When somebody last set the formula."""
+    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes_made: int = 0
 
-    def staying(self) -> list[Node]:
-        """The nodes that are not about to leave."""
     def count(self, *, dedicated: bool) -> int:
         """The nodes of that kind that there are."""
         return sum(node.dedicated == dedicated for node in self.nodes.values())
 
+    def staying(self) -> list[Node]:
+        """The nodes that are not about to leave."""
         return [node for node in self.nodes.values() if node.leaving_for != "removal"]
 
 

@@ -13,17 +13,21 @@ CODES: dict[str, tuple[int, str]] = {
         409,
         "The Batch account has reached its quota of active jobs and job schedules.",
     ),
+    "PermissionDenied": (
+        403,
+        "Server failed to authorize the request. Make sure that the caller has a role that permits it.",
+    ),
     "AuthenticationFailed": (
         403,
         "Server failed to authenticate the request. Make sure the value of Authorization header is formed"
         " correctly including the signature.",
     ),
+    "AutoScaleFormulaTooLong": (400, "The specified auto-scaling formula exceeds the maximum length."),
+    "AutoScalingFormulaSyntaxError": (400, "The specified auto-scaling formula has a syntax error."),
     "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
     "FileNotFound": (404, "The specified file does not exist."),
     "InternalError": (500, "Server encountered an internal error. Please try again after some time."),
     "InvalidHeaderValue": (400, "The value for one of the HTTP headers is not in the correct format."),
-    "AutoScaleFormulaTooLong": (400, "The specified auto-scaling formula exceeds the maximum length."),
-    "AutoScalingFormulaSyntaxError": (400, "The specified auto-scaling formula has a syntax error."),
     "InvalidPropertyValue": (
         400,
         "The value provided for one of the properties in the request body is invalid.",
@@ -63,11 +67,11 @@ CODES: dict[str, tuple[int, str]] = {
         "The specified operation is not valid for the current state of the resource.",
     ),
     "OperationNotValidOnNode": (409, "The specified operation is not valid on the node."),
+    "OperationNotValidOnPool": (409, "The specified operation is not valid on the pool."),
     "OutOfRangeInput": (400, "One of the request inputs is out of range."),
     "OutOfRangeQueryParameterValue": (
         400,
         "A query parameter specified in the request URI is outside the permissible range.",
-    "OperationNotValidOnPool": (409, "The specified operation is not valid on the pool."),
     ),
     "PoolBeingDeleted": (409, "The specified pool has been marked for deletion and is being reclaimed."),
     "PoolBeingResized": (409, "The specified pool is being resized."),
@@ -81,14 +85,14 @@ CODES: dict[str, tuple[int, str]] = {
     "TaskNotCompleted": (409, "The specified task is not in a completed state."),
     "TaskNotFound": (404, "The specified task does not exist."),
     "TaskSucceeded": (409, "The specified task has already completed successfully."),
-    "UnsupportedHttpVerb": (405, "The resource doesn't support the specified HTTP verb."),
-    "UnsupportedRequestVersion": (400, "The specified request version is not supported."),
-}
-
     "TooManyEnableAutoScaleRequests": (
         503,
         "Too many Enable Pool AutoScale requests are issued on the pool.",
     ),
+    "UnsupportedHttpVerb": (405, "The resource doesn't support the specified HTTP verb."),
+    "UnsupportedRequestVersion": (400, "The specified request version is not supported."),
+}
+
 
 class Refused(Exception):
     """A request that the service refuses, with the code it gives and what the caller needs to know."""

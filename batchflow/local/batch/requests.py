@@ -358,7 +358,9 @@ def _resource_files(fields: Fields) -> tuple[ResourceFile, ...]:
 
 
 def _resource_file(fields: Fields) -> ResourceFile:
-    fields.refuse("autoStorageContainerName", "identityReference")
+    fields.refuse("autoStorageContainerName")
+    reference = fields.fields("identityReference")
+    identity = None if reference is None else reference.required_text("resourceId")
     url, container_url = fields.text("httpUrl"), fields.text("storageContainerUrl")
     path = fields.text("filePath", "") or ""
     source = url or container_url
@@ -377,7 +379,7 @@ def _resource_file(fields: Fields) -> ResourceFile:
         raise invalid_property(fields.name("fileMode"), mode, "An octal file mode is expected.")
     prefix = fields.text("blobPrefix", "") or ""
     fields.finish()
-    return ResourceFile(source, path, url is None, prefix, int(mode, 8))
+    return ResourceFile(source, path, url is None, prefix, int(mode, 8), identity)
 
 
 def _vm_size(fields: Fields) -> str:
@@ -431,8 +433,6 @@ def _fill(fields: Fields) -> Literal["spread", "pack"]:
     return "pack" if fill == "pack" else "spread"
 
 
-def _resize_timeout(fields: Fields) -> float | None:
-    seconds = fields.seconds("resizeTimeout", None)
 def _formula(fields: Fields) -> Formula | None:
     """A pool has a formula or counts, never both."""
     formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
@@ -457,6 +457,8 @@ def _formula_interval(fields: Fields) -> float | None:
     return seconds
 
 
+def _resize_timeout(fields: Fields) -> float | None:
+    seconds = fields.seconds("resizeTimeout", None)
     if seconds is not None and seconds < MIN_RESIZE_TIMEOUT:
         raise invalid_property("resizeTimeout", fields.document["resizeTimeout"], "The minimum is 5 minutes.")
     return seconds

@@ -59,11 +59,18 @@ class Answer:
 class DataPlane:
     """The operations of one account. All of them decide at once; none waits."""
 
-    def __init__(self, state: BatchState, disks: NodeDisks, base: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        state: BatchState,
+        disks: NodeDisks,
+        base: Callable[[], str],
+        identity_of: Callable[[str], Document | None] = lambda _: None,
+    ) -> None:
         self._fleet = state.fleet
         self._work = state.work
         self._disks = disks
         self._base = base
+        self._identity_of = identity_of
 
     def answer(self, request: Request) -> Answer:
         """Carry a request out. Raises Refused."""
@@ -95,6 +102,8 @@ class DataPlane:
     def create_pool(self, request: Request) -> Answer:
         self._fleet.faults.check_quota("pools")
         spec, dedicated, spot = requests.parse_pool(request.body, request.now)
+        if (identity := self._identity_of(spec.id)) is not None:
+            spec = replace(spec, document=spec.document | {"identity": identity})
         pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
@@ -139,15 +148,6 @@ class DataPlane:
         self._fleet.stop_resize(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
 
-    def remove_nodes(self, request: Request) -> Answer:
-        pool = self._pool(request)
-        nodes, option, timeout = requests.parse_remove_nodes(request.body)
-        self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
-        return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
-
-    def node_counts(self, request: Request) -> Answer:
-        pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
-        return self._page(request, pools)
     def enable_autoscale(self, request: Request) -> Answer:
         pool = self._pool(request)
         formula, interval = requests.parse_formula(request.body)
@@ -168,6 +168,15 @@ class DataPlane:
         answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
         return replace(answer, document=documents.formula_run_document(run))
 
+    def remove_nodes(self, request: Request) -> Answer:
+        pool = self._pool(request)
+        nodes, option, timeout = requests.parse_remove_nodes(request.body)
+        self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
+        return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
+
+    def node_counts(self, request: Request) -> Answer:
+        pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
+        return self._page(request, pools)
 
     def supported_images(self, request: Request) -> Answer:
         return self._page(request, enumerate(documents.image_documents(self._fleet.faults.retired)))
@@ -526,6 +535,9 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "POST pools/*/resize": DataPlane.resize_pool,
     "POST pools/*/stopresize": DataPlane.stop_resize,
     "POST pools/*/removenodes": DataPlane.remove_nodes,
+    "POST pools/*/enableautoscale": DataPlane.enable_autoscale,
+    "POST pools/*/disableautoscale": DataPlane.disable_autoscale,
+    "POST pools/*/evaluateautoscale": DataPlane.evaluate_autoscale,
     "POST pools/*/updateproperties": DataPlane.update_pool_properties,
     "GET nodecounts": DataPlane.node_counts,
     "GET supportedimages": DataPlane.supported_images,
@@ -535,9 +547,6 @@ _ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "POST pools/*/nodes/*/reimage": DataPlane.reimage_node,
     "POST pools/*/nodes/*/deallocate": DataPlane.deallocate_node,
     "POST pools/*/nodes/*/start": DataPlane.start_node,
-    "POST pools/*/enableautoscale": DataPlane.enable_autoscale,
-    "POST pools/*/disableautoscale": DataPlane.disable_autoscale,
-    "POST pools/*/evaluateautoscale": DataPlane.evaluate_autoscale,
     "POST pools/*/nodes/*/disablescheduling": DataPlane.disable_scheduling,
     "POST pools/*/nodes/*/enablescheduling": DataPlane.enable_scheduling,
     "DELETE pools/*/nodes/*/files/*": DataPlane.delete_node_file,
