@@ -85,6 +85,15 @@ class Client(Supervised):
         """What another program needs to connect: `to_toml()` makes its configuration file. Has secrets."""
         return self._settings
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "not open" if self._supervisor is None else "open"
+        return f"<Client on {self._settings.target}, {state}>"
+
+    def _repr_html_(self) -> str:
+        from batchflow.cards import client_view
+
+        return client_view(self)
+
     # ---- pools
 
     async def create_pool(self, spec: PoolSpec) -> Pool:

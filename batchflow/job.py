@@ -46,3 +46,8 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.name!r} of pool {self.pool.id!r}, {self.state}>"
+
+    def _repr_html_(self) -> str:
+        from batchflow.cards import job_view
+
+        return job_view(self)

@@ -120,6 +120,11 @@ class Result:
             raise error
         return self.value
 
+    def _repr_html_(self) -> str:
+        from batchflow.views import result_view
+
+        return result_view(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -138,6 +143,11 @@ class Counts:
     @property
     def done(self) -> int:
         return self.succeeded + self.failed + self.cancelled
+
+    def _repr_html_(self) -> str:
+        from batchflow.views import counts_view
+
+        return counts_view(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +261,11 @@ class Explanation:
         lines = [self.summary]
         lines += [f"- {cause.what}\n  what to do: {cause.remedy}" for cause in self.causes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from batchflow.views import explanation_view
+
+        return explanation_view(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,11 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool {self.id!r}>"
 
+    def _repr_html_(self) -> str:
+        from batchflow.cards import pool_view
+
+        return pool_view(self)
+
     @property
     def _sessions(self) -> list[Session]:
         """Those that are open here."""

@@ -34,6 +34,7 @@ from batchflow.outage import TroubleSource
 from batchflow.outbox import Outbox
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
+from batchflow.results import Results
 from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
 from batchflow.sources import Files, collect, fetch, upload
 from batchflow.streams import (
@@ -111,6 +112,15 @@ class Session(Supervised):
         self._cancellations = Cancellations(self)
         self._presence = PresenceKeeper(self)
         self._agents = AgentsWatch(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "not open" if self._supervisor is None else "open"
+        return f"<Session {self.name!r} in job {self.job_name!r} of pool {self.pool.id!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        from batchflow.cards import session_view
+
+        return session_view(self)
 
     # ---- submitting
 
@@ -196,10 +206,10 @@ class Session(Supervised):
         """
         return SessionResults(self, follow)
 
-    def take(self, limit: int | None = None) -> list[Result]:
+    def take(self, limit: int | None = None) -> Results:
         """The unclaimed results that have come since last asked, without waiting."""
         entries = iter(self._tracker.next_unclaimed, None)
-        return [self._result(entry) for entry in itertools.islice(entries, limit)]
+        return Results(self._result(entry) for entry in itertools.islice(entries, limit))
 
     def events(self) -> EventStream:
         """Output lines, logs and progress of tasks, warnings of the session: those from now on."""

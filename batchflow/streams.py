@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sized
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
+from batchflow.results import Results
 from batchflow.submission import Submission, as_arguments
 from batchflow.waiting import Pulse
 
@@ -28,6 +29,24 @@ _MOST_EVENTS: Final = 10_000
 
 class ResultStream(AsyncIterator[Result]):
     """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
+
+    async def collect(self) -> Results:
+        """All that come, at its end. Cancelled, it loses those that had come."""
+        return Results([result async for result in self])
+
+    def progress(self, *, total: int | None = None, label: str = "") -> ResultStream:
+        """The same stream, which shows how far it is: in a notebook, on a terminal, or as lines of stderr.
+
+        `total`: how many will come, where the stream cannot tell.
+        """
+        from batchflow.progress import ProgressStream
+
+        return ProgressStream(self, total, label)
+
+    @property
+    def left(self) -> int | None:
+        """How many are to come, as far as it is known now; None when it is not."""
+        return None
 
     async def aclose(self) -> None:
         """Idempotent."""
@@ -64,6 +83,10 @@ class SessionResults(ResultStream):
             await self._session._next_change()
         raise StopAsyncIteration
 
+    @property
+    def left(self) -> int | None:
+        return None if self._follow else self._session._outstanding + self._session._tracker.unread
+
     async def aclose(self) -> None:
         self._closed = True
 
@@ -91,6 +114,8 @@ class MapRun:
         self._early: dict[int, Entry] = {}
         """Done before their turn, in an ordered map."""
         self._open: set[Entry] = set()
+        self.total = len(inputs) if isinstance(inputs, Sized) else None
+        """How many inputs there are, if that is known before they are read."""
         self.submitted = 0
         self.yielded = 0
 
@@ -194,6 +219,10 @@ class MapResults(ResultStream):
                 raise SessionClosed(f"{left} tasks of a map have no outcome yet")
             await self._session._next_change()
         raise StopAsyncIteration
+
+    @property
+    def left(self) -> int | None:
+        return None if self._run.total is None else self._run.total - self._run.yielded
 
     async def aclose(self) -> None:
         """Cancel what is not done. Idempotent. Cancelled, it goes on in the background."""

@@ -71,3 +71,8 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
+
+    def _repr_html_(self) -> str:
+        from batchflow.cards import task_view
+
+        return task_view(self)

@@ -145,6 +145,11 @@ class Tracker:
         """How many tasks the broker has accepted that have no outcome."""
         return self._tally[Status.QUEUED]
 
+    @property
+    def unread(self) -> int:
+        """How many outcomes nobody has claimed."""
+        return len(self.unclaimed) - self._stale
+
     def next_sequence(self) -> int:
         return self._submitted
 

@@ -1,0 +1,122 @@
+"""HTML that is put together safely: the ground of what notebooks show.
+
+Rules:
+
+- Text becomes HTML in one place, `element`, which escapes every string and attribute. Only what `element`
+  made itself, an `Html`, goes in as it is; nobody else makes one.
+- No script, no style sheet, nothing from elsewhere: what is made works in a saved notebook, on any ground.
+"""
+
+from __future__ import annotations
+
+import html
+import reprlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+_MOST_TEXT: Final = 4_000
+"""Characters of a text that is shown whole: a notebook is saved with what it shows."""
+MOST_CELL: Final = 120
+"""The same of a table's cell."""
+
+_COLOURS: Final = {
+    "succeeded": "#2e9e5b",
+    "failed": "#d64545",
+    "cancelled": "#b08a2e",
+    "queued": "#3b82c4",
+    "sending": "#8a8f98",
+    "blocking": "#d64545",
+    "slow": "#b08a2e",
+    "note": "#8a8f98",
+}
+_CELL: Final = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
+_BAR: Final = (
+    "display:flex;height:8px;max-width:480px;margin:4px 0;border-radius:4px;overflow:hidden;"
+    "background:rgba(128,128,128,.25)"
+)
+FAINT: Final = "opacity:.65"
+
+_shorten: Final = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = MOST_CELL
+_shorten.maxlist = _shorten.maxtuple = _shorten.maxdict = 8
+_shorten.maxlevel = 4
+
+
+class Html(str):
+    """Text that is HTML already. Made by `element` alone."""
+
+    __slots__ = ()
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """An element. Children that are not `Html` are escaped; None is left out."""
+    written = "".join(f' {name}="{html.escape(str(value))}"' for name, value in attributes.items())
+    inside = "".join(
+        each if isinstance(each, Html) else html.escape(str(each)) for each in children if each is not None
+    )
+    return Html(f"<{tag}{written}>{inside}</{tag}>")
+
+
+def bar(parts: Mapping[str, int], total: int) -> Html:
+    """A bar of that many parts, of as much of it as they are of `total`."""
+    pieces = [
+        element("div", style=f"width:{100 * number / total:.2f}%;background:{_COLOURS[state]}")
+        for state, number in parts.items()
+        if number and total
+    ]
+    return element("div", *pieces, style=_BAR)
+
+
+def card(kind: str, name: str, *parts: Html, badge: str | None = None) -> Html:
+    head = element(
+        "div",
+        element("span", f"{kind} ", style=FAINT),
+        element("b", cut(name, MOST_CELL)),
+        None if badge is None else element("span", " "),
+        None if badge is None else mark(badge, badge),
+    )
+    return element("div", head, *parts, style="margin:4px 0")
+
+
+def fact_table(facts: Iterable[tuple[str, object]]) -> Html:
+    rows = [
+        element("tr", element("td", name, style=f"{_CELL};{FAINT}"), element("td", value, style=_CELL))
+        for name, value in facts
+        if value is not None
+    ]
+    return element("table", *rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
+    head = element("tr", *(element("th", name, style=_CELL) for name in heads))
+    lines = (element("tr", *(element("td", cell, style=_CELL) for cell in row)) for row in rows)
+    return element("table", element("thead", head), element("tbody", *lines))
+
+
+def folded(name: str, text: str) -> Html:
+    return element("details", element("summary", name), element("pre", cut(text)))
+
+
+def mark(state: str, text: str) -> Html:
+    return element("span", text, style=f"color:{_COLOURS[state]};margin-right:10px")
+
+
+def short(value: Any) -> str:
+    return cut(_shorten.repr(value), MOST_CELL)
+
+
+def cut(text: str, most: int = _MOST_TEXT) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
+
+
+def span(start: float | None, end: float | None) -> str | None:
+    if start is None or end is None:
+        return None
+    return f"{end - start:.3g} s"
+
+
+def moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,91 @@
+"""How far a stream of results is: counting, and saying it in a line or in HTML.
+
+States: begun at the first `start`; each `add` counts a result; nothing ends it, for a total is a guess that
+may be wrong or missing. Invariant: `done` is the sum of the counts. Times are those of any clock that is
+given, in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from batchflow.markup import Html, bar, element
+
+if TYPE_CHECKING:
+    from batchflow.model import Result
+
+_BAR: Final = 24
+"""Characters of the bar in a line."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """What has come of how much, and how fast."""
+
+    label: str = ""
+    total: int | None = None
+    """None: nobody knows."""
+    started: float | None = None
+    last: float = 0.0
+    """When the last result came."""
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("succeeded", "failed", "cancelled"), 0)
+    )
+
+    def start(self, now: float) -> None:
+        """Idempotent."""
+        if self.started is None:
+            self.started = self.last = now
+
+    def add(self, result: Result, now: float) -> None:
+        self.start(now)
+        self.counts[result.status.value] += 1
+        self.last = now
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def complete(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+    def facts(self, now: float) -> list[str]:
+        """What there is to say, the most important first."""
+        known = self.total is not None
+        said = [f"{self.done:,} of {self.total:,}" if known else f"{self.done:,} results"]
+        said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
+        elapsed = now - self.started if self.started is not None else 0.0
+        if self.done and elapsed > 0:
+            rate = self.done / elapsed
+            said.append(f"{rate:,.3g}/s")
+            if self.total is not None and not self.complete:
+                said.append(f"{duration((self.total - self.done) / rate)} left")
+        said.append(duration(elapsed))
+        return said
+
+    def line(self, now: float, width: int = 0) -> str:
+        """One line of text, cut to `width` characters if that is not 0."""
+        parts = [self.label] if self.label else []
+        if self.total:
+            full = min(_BAR, _BAR * self.done // self.total)
+            parts.append("█" * full + "░" * (_BAR - full))
+        text = "  ".join((*parts, *self.facts(now)))
+        return text[:width] if width else text
+
+    def view(self, now: float) -> Html:
+        """The same for a notebook."""
+        said = element("span", " · ".join(self.facts(now)), style="font-variant-numeric:tabular-nums")
+        head = element("b", f"{self.label} ") if self.label else None
+        return element("div", head, bar(self.counts, self.total or self.done), said)
+
+
+def duration(seconds: float) -> str:
+    """Like "12 s", "3 min 05 s", "2 h 04 min"."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

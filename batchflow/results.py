@@ -1,0 +1,83 @@
+"""Results side by side: a list that a notebook shows as a table, and that becomes a DataFrame."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from batchflow.errors import ConfigurationError
+from batchflow.model import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas
+
+_TIMES: Final = ("submitted_at", "started_at", "finished_at")
+_COLUMNS: Final = (
+    "task_id",
+    "status",
+    "value",
+    "error",
+    "kind",
+    "tag",
+    "command",
+    "node",
+    "attempt",
+    *_TIMES,
+    "job_id",
+    "client",
+    "files",
+)
+
+
+class Results(list[Result]):
+    """What `session.take()` and `stream.collect()` return."""
+
+    @property
+    def failed(self) -> Results:
+        """Those that did not succeed."""
+        return Results(result for result in self if not result.ok)
+
+    @property
+    def values(self) -> list[Any]:
+        """The values, in the order of the list. Raises the first `TaskError`, if any task failed."""
+        return [result.unwrap() for result in self]
+
+    def to_pandas(self, *, expand: bool = False) -> pandas.DataFrame:
+        """A row for each result, by `index`; times are in UTC, `seconds` is how long the task ran.
+
+        `expand`: a value that is a dict gets a column `value.KEY` for each of its keys instead of one.
+        Raises `ConfigurationError` where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigurationError(
+                "pandas is not installed: pip install 'batchflow-azure[pandas]'"
+            ) from error
+        index = pandas.Index([result.index for result in self], name="index")
+        frame = pandas.DataFrame([_row(result) for result in self], index=index, columns=list(_COLUMNS))
+        for name in _TIMES:
+            frame[name] = pandas.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
+        frame["seconds"] = (frame["finished_at"] - frame["started_at"]).dt.total_seconds()
+        if expand:
+            frame = frame.drop(columns="value")
+            parts = [_parts(result.value) for result in self]
+            for name in dict.fromkeys(name for part in parts for name in part):
+                frame[name] = [part.get(name) for part in parts]
+        return frame
+
+    def _repr_html_(self) -> str:
+        from batchflow.views import results_view
+
+        return results_view(self)
+
+
+def _row(result: Result) -> tuple[Any, ...]:
+    return tuple(result.status.value if name == "status" else getattr(result, name) for name in _COLUMNS)
+
+
+def _parts(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, dict):
+        return {f"value.{key}": part for key, part in value.items()}
+    return {} if value is None else {"value": value}
