@@ -307,7 +307,7 @@ async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
     if not dead:
         return []
     what = f"{dead} messages are in the dead-letter queue"
-    return [Cause(what, "wait: agents turn them into results", "note")]
+    return [Cause(what, "wait: agents, and open sessions, turn them into results", "note")]
 
 
 async def _file_causes(session: Session) -> list[Cause]:

@@ -27,6 +27,7 @@ from batchflow.errors import (
 )
 from batchflow.explain import explain_session
 from batchflow.inbox import Inbox
+from batchflow.janitor import Janitor
 from batchflow.ledgerkeeper import LedgerKeeper
 from batchflow.lifecycle import Supervised
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
@@ -457,6 +458,7 @@ class Session(Supervised):
                 self._inbox.settle,
                 self._inbox.keep,
                 self._presence.run,
+                Janitor(self).run,
             ):
                 services.start_soon(service)
             services.start_soon(self._agents.run, agents)

@@ -18,8 +18,8 @@ from anyio import CancelScope
 
 from batchflow import wire
 from batchflow.broker import OutgoingMessage
-from batchflow.control import check_name
-from batchflow.errors import BrokerError, ConfigurationError, LeaseLost, ProtocolError
+from batchflow.deadletters import read_tasks
+from batchflow.errors import BrokerError, LeaseLost, ProtocolError
 from node_agent.backoff import Backoff
 from node_agent.closing import close
 
@@ -43,21 +43,6 @@ class Copy:
     task: int
     item: wire.TaskItem
     delay: float
-
-
-def read_tasks(body: bytes) -> list[wire.TaskItem]:
-    """The tasks of a message. Raises `ProtocolError`, also for names that could not be answered to."""
-    tasks: list[wire.TaskItem] = []
-    for item in wire.decode(body):
-        if not isinstance(item, wire.TaskItem):
-            raise ProtocolError("a message in the task queue that holds no tasks")
-        try:
-            check_name("job", item.job)
-            check_name("client", item.client)
-        except ConfigurationError as error:
-            raise ProtocolError(f"a task that cannot be answered: {error}") from error
-        tasks.append(item)
-    return tasks
 
 
 class TaskQueue:

@@ -1,9 +1,7 @@
 """What the broker gave up on still ends in an outcome: dead letters become results.
 
-Every agent looks into the dead letters of its task queues now and then, under peek-lock: each task in a dead
-letter gets a result that says why, and the letter is removed when the broker has all of them. Two janitors at
-one letter do no harm: outcomes are told apart by uid. A letter that cannot be read stays where it is, for
-people; so do the arguments that a dead task refers to.
+Every agent looks into the dead letters of its task queues now and then, by the rules of
+`batchflow.deadletters`. Those of the results queues are the clients' matter: agents may not read them.
 """
 
 from __future__ import annotations
@@ -17,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow import wire
+from batchflow.deadletters import death_of, read_tasks
 from batchflow.errors import BrokerError, ProtocolError
 from batchflow.model import Status
 from node_agent.closing import close
-from node_agent.delivery import read_tasks
 from node_agent.scheduling import Verdict
 
 if TYPE_CHECKING:
@@ -34,9 +32,6 @@ _LOOK: Final = 0.5
 _MOST_LETTERS: Final = 100
 """At one look."""
 _RESULT_TIMEOUT: Final = 60.0
-
-_EXPIRED: Final = "TTLExpiredException"
-_TOO_OFTEN: Final = "MaxDeliveryCountExceeded"
 
 
 class Janitor:
@@ -84,9 +79,10 @@ class Janitor:
         """Deal with the letters that are there."""
         for _ in range(_MOST_LETTERS):
             letter = await receiver.receive(_LOOK)
-            if letter is None or letter.sequence_number in self._unreadable:
+            if letter is None:
                 return
-            await self._deal_with(receiver, letter)
+            if letter.sequence_number not in self._unreadable:
+                await self._deal_with(receiver, letter)
 
     async def _deal_with(self, receiver: Receiver, letter: Delivery) -> None:
         try:
@@ -97,7 +93,7 @@ class Janitor:
                 "dead_letter_unreadable", extra={"message_id": letter.message_id, "error": str(error)}
             )
             return
-        verdict = _verdict(letter)
+        verdict = verdict_on(letter, time.time())
         logger.warning(
             "dead_letter", extra={"uids": [item.uid for item in tasks[:20]], "error": verdict.error}
         )
@@ -114,15 +110,7 @@ class Janitor:
         return event
 
 
-def _verdict(letter: Delivery) -> Verdict:
-    reason = letter.dead_letter_reason or "no reason given"
-    told = f": {letter.dead_letter_description}" if letter.dead_letter_description else ""
-    if reason == _TOO_OFTEN:
-        error = f"no agent got to the end of it in {letter.delivery_count} deliveries"
-        return Verdict(Status.FAILED, "TaskPoisoned", error)
-    if reason == _EXPIRED:
-        age = time.time() - letter.enqueued_at
-        return Verdict(
-            Status.FAILED, "TaskFailed", f"it expired in the queue, {age:.0f} s old, before it ran"
-        )
-    return Verdict(Status.FAILED, "TaskFailed", f"the broker gave up on it: {reason}{told}")
+def verdict_on(letter: Delivery, now: float) -> Verdict:
+    """Why the broker gave up on it; `now`: seconds since the epoch."""
+    death = death_of(letter, now)
+    return Verdict(Status.FAILED, death.kind, death.error)

@@ -1,0 +1,80 @@
+"""What the broker gave up on still ends in an outcome: the decision that agents and clients share.
+
+Rules, for whoever looks into the dead letters of a pool, which he does under peek-lock:
+
+- Each task in a dead letter of a task queue gets a result that says why the broker gave up on it.
+- A dead letter of a results queue goes to its mailbox once more: its outcomes were told to nobody.
+- The letter is removed when the broker has all of that. Two who look at one letter do no harm, for outcomes
+  are told apart by uid.
+- A letter that cannot be read stays where it is, for people; so do the arguments that a dead task refers to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from batchflow import wire
+from batchflow.control import check_name
+from batchflow.errors import ConfigurationError, ProtocolError
+from batchflow.model import Status
+from batchflow.wire import ResultItem, TaskItem
+
+if TYPE_CHECKING:
+    from batchflow.broker import Delivery
+
+
+def read_tasks(body: bytes) -> list[TaskItem]:
+    """The tasks of a message. Raises `ProtocolError`, also for names that could not be answered to."""
+    tasks: list[TaskItem] = []
+    for item in wire.decode(body):
+        if not isinstance(item, TaskItem):
+            raise ProtocolError("a message in the task queue that holds no tasks")
+        try:
+            check_name("job", item.job)
+            check_name("client", item.client)
+        except ConfigurationError as error:
+            raise ProtocolError(f"a task that cannot be answered: {error}") from error
+        tasks.append(item)
+    return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a letter is dead, as a failure of the tasks in it."""
+
+    kind: str
+    error: str
+
+    def outcome(self, task: TaskItem) -> ResultItem:
+        """The result of one of the tasks, which no node gave."""
+        return ResultItem(
+            uid=task.uid,
+            client=task.client,
+            job=task.job,
+            task_id=task.task_id,
+            command=task.command,
+            status=Status.FAILED,
+            host=None,
+            error=self.error,
+            kind=self.kind,
+            tag=task.tag,
+            attempt=task.attempt,
+            history=task.history,
+            submitted_at=task.submitted_at,
+        )
+
+
+def death_of(letter: Delivery, now: float) -> Death:
+    """By the reason that the broker, or whoever dead-lettered it, gave. `now`: seconds since the epoch."""
+    match letter.dead_letter_reason:
+        case "MaxDeliveryCountExceeded":
+            return Death(
+                "TaskPoisoned", f"no agent got to the end of it in {letter.delivery_count} deliveries"
+            )
+        case "TTLExpiredException":
+            age = max(0.0, now - letter.enqueued_at)
+            return Death("TaskFailed", f"it expired in the queue, {age:.0f} s old, before it ran")
+        case reason:
+            told = f": {letter.dead_letter_description}" if letter.dead_letter_description else ""
+            return Death("TaskFailed", f"the broker gave up on it: {reason or 'no reason given'}{told}")
