@@ -72,7 +72,9 @@ async def client_settings(services: Services, settings: Settings, manifest: cont
 
 
 async def _keys(services: Services, queues: tuple[QueueRef, ...]) -> str:
-    return " ".join([await services.admin.connection_string(queue.entity, CLIENT_RULE) for queue in queues])
+    return " ".join(
+        [await services.admin_of(queue).connection_string(queue.entity, CLIENT_RULE) for queue in queues]
+    )
 
 
 async def copy_manifest(index: Container, ctl: Container, pool_id: str) -> None:

@@ -144,7 +144,8 @@ async def _access(
 ) -> tuple[QueueAccess, ...]:
     if manifest.identity is not None:
         return tuple(QueueAccess(queue) for queue in queues)
-    keys = [await services.admin.connection_string(queue.entity, access.AGENT_RULE) for queue in queues]
+    rule = access.AGENT_RULE
+    keys = [await services.admin_of(queue).connection_string(queue.entity, rule) for queue in queues]
     return tuple(QueueAccess(queue, key) for queue, key in zip(queues, keys, strict=True))
 
 

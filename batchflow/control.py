@@ -201,6 +201,11 @@ class PoolManifest(Document):
     def out(self) -> str:
         return f"{self.prefix}-out"
 
+    @property
+    def queues(self) -> tuple[QueueRef, ...]:
+        """All of them, those of tasks first."""
+        return (*self.task_queues, *self.results_queues)
+
     def __post_init__(self) -> None:
         if not self.task_queues or not self.results_queues:
             raise ValueError("a pool without queues")

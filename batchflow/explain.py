@@ -300,8 +300,8 @@ def own_version() -> str:
 
 
 async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    admin = pool.client._services.admin
-    figures = [await admin.figures(queue.entity) for queue in pool._manifest.task_queues]
+    services, queues = pool.client._services, pool._manifest.task_queues
+    figures = [await services.admin_of(queue).figures(queue.entity) for queue in queues]
     facts["queued"] = sum(each.active for each in figures)
     facts["dead"] = dead = sum(each.dead for each in figures)
     if not dead:

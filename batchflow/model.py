@@ -198,6 +198,8 @@ class PoolSpec:
     """Spot nodes: cheap, taken away at any time; their tasks run again elsewhere."""
     slots: int | None = None
     """Tasks that run at once on a node; None: the settings' default, there 0 means the node's cores."""
+    shards: int | None = None
+    """Task queues, and results queues, that share the load; None: the settings' default."""
     vm_size: str | None = None
     image: Image | str | None = None
     """One of those that Batch supports, also as "publisher:offer:sku" or "publisher:offer:sku:version"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchflow import wire
@@ -29,13 +29,16 @@ class _Packed:
 
 
 @dataclass(slots=True, eq=False)
-class _Lane:
+class Lane:
     """The link to one of the task queues."""
 
+    queue: QueueRef
     sender: Sender
     outage: Outage
-    sending: list[_Packed]
+    sending: list[_Packed] = field(default_factory=list)
     """What is on its way at this moment."""
+    sent: int = 0
+    """Messages that the broker has accepted."""
 
 
 class Outbox:
@@ -46,7 +49,7 @@ class Outbox:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._lanes: list[_Lane] = []
+        self.lanes: list[Lane] = []
         self._wake = asyncio.Event()
         self._messages = 0
 
@@ -59,11 +62,11 @@ class Outbox:
         broker = self._session.pool.client._services.broker
         sender = await opened(lambda: broker.sender(queue))
         outage = Outage(self._session, "sending", f"{queue.entity} has taken no tasks")
-        self._lanes.append(_Lane(sender, outage, []))
+        self.lanes.append(Lane(queue, sender, outage))
 
     async def aclose(self) -> None:
         async with task_group() as group:
-            for lane in self._lanes:
+            for lane in self.lanes:
                 group.start_soon(lane.sender.aclose)
 
     def wake(self) -> None:
@@ -73,15 +76,15 @@ class Outbox:
     def passed(self) -> int:
         """Every task with a lower sequence number is accepted, or has failed."""
         tracker = self._session._tracker
-        sending = [lane.sending[0].entries[0].sequence for lane in self._lanes if lane.sending]
+        sending = [lane.sending[0].entries[0].sequence for lane in self.lanes if lane.sending]
         return min((*sending, tracker.next_unsent()))
 
     async def run(self) -> None:
         async with task_group() as group:
-            for lane in self._lanes:
+            for lane in self.lanes:
                 group.start_soon(self._serve, lane)
 
-    async def _serve(self, lane: _Lane) -> None:
+    async def _serve(self, lane: Lane) -> None:
         while True:
             await self._wake.wait()
             lane.sending = self._take()
@@ -103,7 +106,7 @@ class Outbox:
         policy.submitted(tracker.next_sequence(), asyncio.get_running_loop().time())
         taken: list[_Packed] = []
         room = MOST_BYTES
-        for _ in range(-(-policy.messages() // len(self._lanes))):
+        for _ in range(-(-policy.messages() // len(self.lanes))):
             entries, items = tracker.take(policy.pack(len(tracker.outbox), tracker.queued, room))
             if not entries:
                 break
@@ -116,7 +119,7 @@ class Outbox:
         message_id = f"{self._session.incarnation}-{self._messages}"
         return _Packed(entries, OutgoingMessage(wire.join("tasks", items), message_id))
 
-    async def _send(self, lane: _Lane) -> None:
+    async def _send(self, lane: Lane) -> None:
         """Until the broker has them or refuses them for good; the same bytes under the same ids each time."""
         entries = [entry for packed in lane.sending for entry in packed.entries]
         backoff: Backoff | None = None
@@ -138,11 +141,12 @@ class Outbox:
                 self._accepted(entries)
                 return
 
-    async def _send_once(self, lane: _Lane) -> None:
+    async def _send_once(self, lane: Lane) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
         await lane.sender.send(*[packed.message for packed in lane.sending])
         self._session._policy.sent(clock() - started)
+        lane.sent += len(lane.sending)
 
     def _accepted(self, entries: list[Entry]) -> None:
         self._session._tracker.accepted(entries)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -200,8 +201,8 @@ class PoolMaker:
         services, manifest = self._services, self._plan(spec, owned, identity)
         try:
             async with task_group() as group:
-                for queue in queue_specs(manifest):
-                    group.start_soon(services.admin.create_queue, queue)
+                for queue, queue_spec in zip(manifest.queues, queue_specs(manifest), strict=True):
+                    group.start_soon(services.admin_of(queue).create_queue, queue_spec)
                 group.start_soon(services.storage.create_container, INDEX_CONTAINER)
                 group.start_soon(services.storage.create_container, manifest.out, access.out_policies())
                 await services.storage.create_container(manifest.ctl, access.ctl_policies())
@@ -215,12 +216,12 @@ class PoolMaker:
 
     def _plan(self, spec: PoolSpec, owned: bool, identity: ManagedIdentity | None) -> PoolManifest:
         prefix = control.name_prefix(spec.id, uuid.uuid4().hex[:8])
-        namespace = self._services.admin.namespace
+        shards = self._defaults.shards if spec.shards is None else spec.shards
         return PoolManifest(
             pool=spec.id,
             prefix=prefix,
-            task_queues=(QueueRef(namespace, f"{prefix}-tasks"),),
-            results_queues=(QueueRef(namespace, f"{prefix}-results"),),
+            task_queues=self._queues(f"{prefix}-tasks", shards),
+            results_queues=self._queues(f"{prefix}-results", shards),
             agents_job=f"{prefix}-agents-1",
             created_at=time.time(),
             owned=owned,
@@ -228,6 +229,15 @@ class PoolMaker:
             slots=self._defaults.slots if spec.slots is None else spec.slots,
             container=spec.container,
             identity=identity,
+        )
+
+    def _queues(self, name: str, shards: int) -> tuple[QueueRef, ...]:
+        """So many queues, one namespace after the other; pools with fewer begin where chance has it."""
+        namespaces = [admin.namespace for admin in self._services.admins]
+        first = zlib.crc32(name.rpartition("-")[0].encode())
+        return tuple(
+            QueueRef(namespaces[(first + shard) % len(namespaces)], f"{name}{shard + 1 if shard else ''}")
+            for shard in range(shards)
         )
 
     async def _publish(self, manifest: PoolManifest) -> None:
@@ -238,10 +248,12 @@ class PoolMaker:
 
     def _parts(self, manifest: PoolManifest) -> Parts:
         """What a layout is made of, and how each part is removed."""
-        admin, storage = self._services.admin, self._services.storage
-        queues = (*manifest.task_queues, *manifest.results_queues)
+        services, storage = self._services, self._services.storage
         return {
-            **{f"queue {queue.entity!r}": partial(admin.delete_queue, queue.entity) for queue in queues},
+            **{
+                f"queue {queue.entity!r}": partial(services.admin_of(queue).delete_queue, queue.entity)
+                for queue in manifest.queues
+            },
             **{
                 f"container {name!r}": partial(storage.delete_container, name)
                 for name in (manifest.ctl, manifest.out)

@@ -73,7 +73,7 @@ _PATTERNS: Final = {
 def check(spec: PoolSpec) -> None:
     """Raises `ConfigurationError` for what no account would take."""
     control.check_pool_id(spec.id)
-    for key, least in (("nodes", 0), ("spot", 0), ("slots", 0)):
+    for key, least in (("nodes", 0), ("spot", 0), ("slots", 0), ("shards", 1)):
         _check_count(spec, key, least)
     for key in ("apt", "pip"):
         values = getattr(spec, key)

@@ -9,12 +9,12 @@ import anyio
 import anyio.to_thread
 
 from batchflow.concurrency import task_group
-from batchflow.errors import BrokerError, PoolError
+from batchflow.errors import BrokerError, ConfigurationError, PoolError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from batchflow.broker import Broker, BrokerAdmin
+    from batchflow.broker import Broker, BrokerAdmin, QueueRef
     from batchflow.compute import Compute
     from batchflow.settings import Settings
     from batchflow.storage import Storage
@@ -39,6 +39,8 @@ class Services:
     machines: Compute | None
     identity: AbstractAsyncContextManager[object] | None = None
     """The credential of Entra ID where there is one: closed after those that use it."""
+    more_admins: tuple[BrokerAdmin, ...] = ()
+    """Of the namespaces after the first."""
 
     @property
     def restricted(self) -> bool:
@@ -62,6 +64,22 @@ class Services:
         return self.queues_admin
 
     @property
+    def admins(self) -> tuple[BrokerAdmin, ...]:
+        """Of every namespace."""
+        return (self.admin, *self.more_admins)
+
+    def admin_of(self, queue: QueueRef) -> BrokerAdmin:
+        """Of the namespace that the queue is in. Raises `ConfigurationError` for one that is not known."""
+        for admin in self.admins:
+            if admin.namespace == queue.namespace:
+                return admin
+        known = ", ".join(admin.namespace for admin in self.admins)
+        raise ConfigurationError(
+            f"queue {queue.entity} is in {queue.namespace}; servicebus.connection_string (or .namespace) is "
+            f"for {known}: add that namespace to it"
+        )
+
+    @property
     def compute(self) -> Compute:
         if self.machines is None:
             raise PoolError(f"the Batch account is out of reach: {_RESTRICTED}")
@@ -70,7 +88,8 @@ class Services:
     async def aclose(self) -> None:
         """Idempotent."""
         async with task_group() as group:
-            for service in (self.broker, self.queues_admin, self.storage, self.machines):
+            parts = (self.broker, self.queues_admin, *self.more_admins, self.storage, self.machines)
+            for service in parts:
                 if service is not None:
                     group.start_soon(service.aclose)
         if self.identity is not None:
@@ -95,6 +114,7 @@ def _to_accounts(settings: Settings) -> Services:
     from batchflow.azure.batch import BatchCompute
     from batchflow.azure.blob import BlobStorage
     from batchflow.azure.identity import logged_in
+    from batchflow.azure.namespaces import each_of
     from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 
     batch, storage, bus = settings.batch, settings.storage, settings.servicebus
@@ -106,16 +126,18 @@ def _to_accounts(settings: Settings) -> Services:
     wanting = [name for name, wanted in by_identity.items() if wanted]
     identity = logged_in(wanting[0]) if wanting else None
     account = storage.account_url or storage.connection_string or ""
-    namespace = bus.namespace or bus.connection_string or ""
+    namespaces = bus.namespace or bus.connection_string or ""
     of_storage = identity if storage.account_url else None
     of_bus = identity if bus.namespace else None
     key = identity if batch.entra and identity is not None else batch.key or ""
+    admin, *more = (ServiceBusAdmin(each, of_bus, ca_file=bus.ca_file) for each in each_of(namespaces))
     return Services(
-        ServiceBusBroker(namespace, of_bus, ca_file=bus.ca_file, websockets=bus.websockets),
-        ServiceBusAdmin(namespace, of_bus, ca_file=bus.ca_file),
+        ServiceBusBroker(namespaces, of_bus, ca_file=bus.ca_file, websockets=bus.websockets),
+        admin,
         BlobStorage(account, of_storage, ca_file=storage.ca_file),
         BatchCompute(batch.account or "", key, batch.url or "", ca_file=batch.ca_file),
         identity,
+        tuple(more),
     )
 
 

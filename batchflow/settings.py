@@ -35,6 +35,7 @@ Bytes = Annotated[int, "bytes"]
 Tasks = Annotated[int, "tasks"]
 Results = Annotated[int, "results"]
 Nodes = Annotated[int, "nodes"]
+Queues = Annotated[int, "queues"]
 
 PREFIX: Final = "BATCHFLOW_"
 
@@ -68,7 +69,7 @@ class StorageSettings:
 @dataclass(frozen=True, slots=True)
 class ServiceBusSettings:
     """The Service Bus namespace, of the Standard or the Premium tier: by its connection string, or by its
-    name and Entra ID."""
+    name and Entra ID. Several of either, with blanks between them: pools are spread over them."""
 
     connection_string: str | None = field(default=None, repr=False)
     ca_file: str | None = None
@@ -111,6 +112,9 @@ class PoolSettings:
     vm_size: str = "standard_d2s_v3"
     lock_duration: Seconds = 30.0
     """Seconds until a task is given to another agent when its own died; 5 to 300."""
+    shards: Queues = 1
+    """Task queues of a pool, and as many results queues, spread over the namespaces of `servicebus`: where
+    one does not carry the load. At most 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +242,7 @@ _ORIGINAL_KEYS: Final = {
 
 _RANGES: Final = {
     "pool.lock_duration": (5.0, 300.0),
+    "pool.shards": (1, 20),
     "agent.heartbeat_interval": (0.1, math.inf),
     "agent.child_tasks": (1, math.inf),
     "session.outbox": (1.0, math.inf),

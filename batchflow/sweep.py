@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from batchflow import control
+from batchflow.broker import QueueRef
 from batchflow.control import PoolManifest
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, ServiceError
 
@@ -63,7 +64,12 @@ async def sweep(services: Services, index: Container, *, bundle_age: float = 30 
     """Once over the whole account. `bundle_age`: seconds. Safe to cancel."""
     swept = Swept()
     containers = await services.storage.containers(_PREFIX)
-    queues = [name for name in await services.admin.queues() if name.startswith(_PREFIX)]
+    queues = [
+        QueueRef(admin.namespace, name)
+        for admin in services.admins
+        for name in await admin.queues()
+        if name.startswith(_PREFIX)
+    ]
     pools = {pool.id.lower() async for pool in services.compute.pools()}
     manifests = await _manifests(index)
     await _sweep_orphans(services, containers, queues, pools, manifests, swept)
@@ -102,7 +108,7 @@ async def _manifests(index: Container) -> list[PoolManifest]:
 async def _sweep_orphans(
     services: Services,
     containers: list[str],
-    queues: list[str],
+    queues: list[QueueRef],
     pools: set[str],
     manifests: list[PoolManifest],
     swept: Swept,
@@ -117,8 +123,10 @@ async def _sweep_orphans(
 
     for name in filter(orphaned, containers):
         await swept.note(f"container {name}", services.storage.delete_container(name))
-    for name in filter(orphaned, queues):
-        await swept.note(f"queue {name}", services.admin.delete_queue(name))
+    for queue in queues:
+        if orphaned(queue.entity):
+            removal = services.admin_of(queue).delete_queue(queue.entity)
+            await swept.note(f"queue {queue.entity}", removal)
 
 
 def _stem(prefix: str) -> str:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from batchflow.errors import ConfigurationError
+
+
+def each_of(setting: str) -> list[str]:
+    """The connection strings, or the names, of a setting that may hold several, with blanks between them."""
+    if "=" not in setting:
+        return setting.split() or [setting]
+    return re.split(r"\s+(?=endpoint=)", setting.strip(), flags=re.IGNORECASE)
 
 
 def namespace_of(connection_string: str) -> str:

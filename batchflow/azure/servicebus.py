@@ -27,7 +27,7 @@ from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure.amqp_link import Call, Handler, Link
 from batchflow.azure.closing import Closes
-from batchflow.azure.namespaces import endpoint_of, host_of, is_encrypted, malformed, namespace_of
+from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.transport import trusting
 from batchflow.broker import Delivery
@@ -318,15 +318,16 @@ class _Mailbox(_Inbox):
 class ServiceBusBroker(Closes):
     """Service Bus for a client or an agent.
 
-    `namespace` is the connection string of a whole one or, with a credential of Entra ID, its name;
-    `by_queue` has the connection strings of single queues (an agent's restricted keys), which win; None for
-    a queue that the credential opens. `ca_file` holds certificates to trust besides the system's;
-    `websockets` goes through port 443. `setting` is named by errors that this configuration causes.
+    `namespaces` is the connection string of a whole one or, with a credential of Entra ID, its name, or
+    several of them with blanks between them; `by_queue` has the connection strings of single queues (an
+    agent's restricted keys), which win; None for a queue that the credential opens. `ca_file` holds
+    certificates to trust besides the system's; `websockets` goes through port 443. `setting` is named by
+    errors that this configuration causes.
     """
 
     def __init__(
         self,
-        namespace: str | None,
+        namespaces: str | None,
         identity: Credential | None = None,
         *,
         by_queue: Mapping[QueueRef, str | None] | None = None,
@@ -334,9 +335,10 @@ class ServiceBusBroker(Closes):
         websockets: bool = False,
         setting: str | None = None,
     ) -> None:
-        by_key = namespace is not None and identity is None
-        self._whole = namespace if by_key else None
-        self._namespace = namespace_of(namespace) if namespace is not None and by_key else namespace
+        each = each_of(namespaces) if namespaces else []
+        self._whole: dict[str, str | None] = (
+            {namespace_of(one): one for one in each} if identity is None else dict.fromkeys(each)
+        )
         self._identity = identity
         self._by_queue = dict(by_queue or {})
         self._ca_file = ca_file
@@ -421,11 +423,11 @@ class ServiceBusBroker(Closes):
         own = self._by_queue.get(queue)
         if own is not None or (self._identity is not None and queue in self._by_queue):
             return own
-        if self._namespace is not None and queue.namespace == self._namespace:
-            return self._whole
+        if queue.namespace in self._whole:
+            return self._whole[queue.namespace]
         raise ConfigurationError(
             f"there is no key for queue {queue.entity} of {queue.namespace}; {self._setting} is for "
-            f"{self._namespace or 'no namespace'}"
+            f"{', '.join(self._whole) or 'no namespace'}"
         )
 
     async def aclose(self) -> None:

@@ -55,6 +55,7 @@ async def _serve(options: argparse.Namespace) -> None:
         nodes=options.nodes,
         slots=options.slots,
         latency=options.latency,
+        namespaces=options.namespaces,
         ports=Ports(options.servicebus_port, options.batch_port, options.blob_port),
         directory=options.directory,
     )
@@ -115,6 +116,7 @@ def _parser() -> _Parser:
     parser.add_argument("--nodes", type=_count, default=2, help="nodes of a new pool (default: 2)")
     parser.add_argument("--slots", type=_count, default=1, help="tasks at once on a node (default: 1)")
     parser.add_argument("--latency", type=_seconds, default=0.0, help="delay of each answer, in seconds")
+    parser.add_argument("--namespaces", type=_count, default=1, help="of Service Bus (default: 1)")
     for service in ("servicebus", "batch", "blob"):
         parser.add_argument(f"--{service}-port", type=_port, default=0, help="default: any free port")
     parser.add_argument("--directory", type=Path, help="empty private directory to use, removed at the end")

@@ -1,0 +1,118 @@
+"""Pools of several task queues and results queues, in one namespace of Service Bus and over two."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Pool, PoolSpec
+from batchflow.control import queue_for
+from batchflow.errors import TaskCancelled
+from batchflow.model import Status
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one namespace", "two namespaces"])
+def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The configuration file of a local cloud with so many namespaces."""
+    config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
+    command += ["--namespaces", str(request.param)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("ready"):
+                break
+        else:
+            raise RuntimeError(f"the local cloud ended with status {process.wait()}")
+        yield config
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture
+async def client(cloud: Path) -> AsyncIterator[Client]:
+    async with Client.from_config(cloud) as client:
+        yield client
+
+
+@pytest.fixture
+async def pool(client: Client) -> Pool:
+    """Two queues of each kind. Made once for each cloud."""
+    return await client.ensure_pool("sharded", spec=PoolSpec("sharded", shards=2, files=(TASKS,)))
+
+
+async def test_the_queues_lie_over_the_namespaces(client: Client, pool: Pool) -> None:
+    """As many as were asked for, of either kind in each namespace, and all of them exist."""
+    manifest, services = pool._manifest, client._services
+    namespaces = {admin.namespace for admin in services.admins}
+    for queues in (manifest.task_queues, manifest.results_queues):
+        assert len(set(queues)) == 2
+        assert {queue.namespace for queue in queues} == namespaces
+    for queue in manifest.queues:
+        assert (await services.admin_of(queue).figures(queue.entity)).dead == 0
+
+
+async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Pool) -> None:
+    """Sessions with mailboxes in either results queue, tasks through either task queue."""
+    wanted = set(pool._manifest.results_queues)
+    names: dict[object, str] = {}
+    while len(names) < len(wanted):
+        name = f"c-{uuid.uuid4().hex[:8]}"
+        names.setdefault(queue_for(pool._manifest.results_queues, f"default/{name}"), name)
+    for name in names.values():
+        async with pool.session(name) as session:
+            results = [result async for result in session.map("echo.py", range(600), ordered=True)]
+            assert [result.value for result in results] == [[number] for number in range(600)]
+            assert sorted(lane.sent > 0 for lane in session._outbox.lanes) == [True, True]
+
+
+async def test_cancelling(pool: Pool) -> None:
+    """Running and waiting tasks, whichever queue they went through."""
+    async with pool.session() as session:
+        tasks = [await session.submit("sleeps.py", "60") for _ in range(8)]
+        await asyncio.gather(*(task.accepted() for task in tasks))
+        await session.cancel_all()
+        for task in tasks:
+            with pytest.raises(TaskCancelled):
+                await task
+        assert await session.run("echo.py", "still", "there") == ["still", "there"]
+
+
+async def test_reattaching(client: Client, cloud: Path, pool: Pool) -> None:
+    """What was submitted by a session that ended comes to the next one of its name."""
+    name = f"again-{uuid.uuid4().hex[:8]}"
+    async with pool.session(name) as session:
+        for number in range(40):
+            await session.submit("echo.py", args=[number])
+        await session.flush()
+    async with Client.from_config(cloud) as other:
+        again = await other.pool("sharded")
+        async with again.session(name) as session:
+            found = {tuple(result.value) async for result in session.results() if result.value is not None}
+    assert found == {(number,) for number in range(40)}
+
+
+async def test_a_retry_and_an_explanation(pool: Pool) -> None:
+    """A task that is handed back finds its way, and what the queues hold is known."""
+    async with pool.session() as session:
+        result = await (await session.submit("echo.py", "x")).outcome()
+        assert result.status is Status.SUCCEEDED
+        explanation = await session.explain()
+        assert "queued" in explanation.facts
+
+
+async def test_deleting_takes_all_queues(client: Client) -> None:
+    """None is left in any namespace."""
+    pool = await client.create_pool(PoolSpec("passing", shards=2, nodes=0))
+    prefix = pool._manifest.prefix
+    await pool.delete()
+    for admin in client._services.admins:
+        assert not [name for name in await admin.queues() if name.startswith(prefix)]
