@@ -45,7 +45,9 @@ class BatchSettings:
     """The Azure Batch account."""
 
     account: str | None = None
+    """Its name."""
     key: str | None = field(default=None, repr=False)
+    """One of its two keys: a secret."""
     url: str | None = None
     """`https://<account>.<region>.batch.azure.com`."""
     entra: bool = False
@@ -59,6 +61,7 @@ class StorageSettings:
     """The Storage account: by its connection string, or by its URL and Entra ID."""
 
     connection_string: str | None = field(default=None, repr=False)
+    """As the portal shows it under "Access keys": a secret."""
     account_url: str | None = None
     """`https://<account>.blob.core.windows.net`. Set, it takes the place of the connection string: who may
     do what is then decided by Entra ID. Needs the extra `identity`."""
@@ -72,6 +75,7 @@ class ServiceBusSettings:
     name and Entra ID. Several of either, with blanks between them: pools are spread over them."""
 
     connection_string: str | None = field(default=None, repr=False)
+    """Of an access policy of the namespace with the rights Manage, Send and Listen: a secret."""
     ca_file: str | None = None
     """Certificates (PEM) to trust besides the system's: a proxy's, the local cloud's own. None: no others."""
     websockets: bool = False
@@ -110,6 +114,7 @@ class PoolSettings:
     slots: Tasks = 0
     """Tasks that run at once on a node; 0: as many as the node has cores."""
     vm_size: str = "standard_d2s_v3"
+    """The nodes' size, as Azure names it."""
     lock_duration: Seconds = 30.0
     """Seconds until a task is given to another agent when its own died; 5 to 300."""
     shards: Queues = 1
@@ -131,7 +136,7 @@ class AgentSettings:
     idle_exit: Seconds = 1800.0
     """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
     heartbeat_interval: Seconds = 5.0
-    """Seconds. An agent whose heartbeat is older than three of them counts as gone."""
+    """Seconds between two heartbeats of an agent. One whose heartbeat is older than three of them counts as gone."""
     drain_grace: Seconds = 30.0
     """Seconds that a stopped agent lets its tasks finish in."""
     grace: Seconds = 5.0
@@ -172,7 +177,7 @@ class Settings:
     """All of them. Secrets are left out of the repr."""
 
     target: Target = "azure"
-    """"local": the local cloud (one that runs, where the three services are set; else an embedded one)."""
+    """Either "azure", or "local": the local cloud (the one that is up, or one for the client alone)."""
     batch: BatchSettings = field(default_factory=BatchSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     servicebus: ServiceBusSettings = field(default_factory=ServiceBusSettings)
@@ -212,11 +217,11 @@ class Settings:
 
     def to_toml(self) -> str:
         """A configuration file that reads as these settings. Holds the secrets."""
-        lines = [f"target = {_toml(self.target)}"]
+        lines = [f"target = {toml_value(self.target)}"]
         for group in _GROUPS:
             settings = getattr(self, group)
             rows = [
-                f"{item.name} = {_toml(value)}"
+                f"{item.name} = {toml_value(value)}"
                 for item in fields(settings)
                 if (value := getattr(settings, item.name)) is not None
             ]
@@ -440,7 +445,8 @@ def nearest(key: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(sorted(known))}"
 
 
-def _toml(value: str | float | bool) -> str:
+def toml_value(value: str | float | bool) -> str:
+    """A value as TOML writes it."""
     if not isinstance(value, str):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
