@@ -7,10 +7,11 @@ import base64
 import errno
 import logging
 import secrets
+import ssl
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchflow.errors import ConfigurationError
@@ -18,6 +19,8 @@ from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.certificate import make_server_context
 from batchflow.local.directory import locked, make_directory, remove_tree
+from batchflow.local.entra import Assignment, Directory, Principal
+from batchflow.local.identity import Entra, IdentityEndpoint, principal
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.settings import (
     AgentSettings,
@@ -56,10 +59,11 @@ class Ports:
 class LocalCloud:
     """The three services of one local cloud, from `start` to `aclose`; both once, from any task of one loop.
 
-    `nodes` and `slots` are what a new pool gets where its spec is silent. Each answer of each service leaves
-    `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds. All that is on
-    disk lies in `directory`, which must be private and is removed in the end; by default a new one among the
-    temporary files.
+    `nodes` and `slots` are what a new pool gets where its spec is silent. `namespaces` is how many of Service
+    Bus there are, for pools of several queues; a port that is given is the first one's. Each answer of each
+    service leaves `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds.
+    All that is on disk lies in `directory`, which must be private and is removed in the end; by default a new
+    one among the temporary files.
     """
 
     def __init__(
@@ -69,16 +73,40 @@ class LocalCloud:
         slots: int = 1,
         latency: float = 0.0,
         link_idle_timeout: float = LINK_IDLE_TIMEOUT,
+        namespaces: int = 1,
         ports: Ports | None = None,
         directory: Path | None = None,
+        roles: Mapping[str, Sequence[Assignment]] | None = None,
+        identities: Mapping[str, str] | None = None,
     ) -> None:
+        self._roles = dict(roles or {})
+        self._identities = dict(identities or {})
+        self._principals: dict[str, Principal] = {}
+        self._entra: Entra | None = None
+        self._keyless: Settings | None = None
         self._pool = PoolSettings(nodes=nodes, slots=slots)
+        self._namespaces = namespaces
         self._latency = latency
         self._link_idle_timeout = link_idle_timeout
         self._ports = ports or Ports()
         self._directory = directory
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._lock = ExitStack()
+
+    @property
+    def keyless_settings(self) -> Settings:
+        """What those connect with who have a role and no key; for a cloud that was started with roles."""
+        if self._keyless is None:
+            raise ConfigurationError("this local cloud has no Entra ID: start it with roles")
+        return self._keyless
+
+    def identity_environment(self, name: str) -> dict[str, str]:
+        """What a process has in its environment that azure-identity shall take for this principal."""
+        if self._entra is None or name not in self._principals:
+            raise ConfigurationError(
+                f"this local cloud knows nobody named {name!r}: start it with their roles"
+            )
+        return self._entra.endpoint.environment(self._principals[name])
 
     async def start(self) -> Settings:
         """Start the services; returns what clients connect with.
@@ -115,17 +143,30 @@ class LocalCloud:
         batch_key, storage_key = _new_key(), _new_key()
         batch_root = directory / "nodes"
         batch_root.mkdir(mode=0o700)
-        servicebus = ServiceBusServer(
-            key=_new_key(),
-            ssl_context=make_server_context(ca_file),
-            latency=self._latency,
-            link_idle_timeout=self._link_idle_timeout,
+        context = make_server_context(ca_file)
+        entra = self._entra = await self._start_entra(context, ca_file) if self._roles else None
+        buses = [
+            ServiceBusServer(
+                key=_new_key(),
+                ssl_context=context,
+                latency=self._latency,
+                link_idle_timeout=self._link_idle_timeout,
+                directory=entra.directory if entra is not None else None,
+            )
+            for _ in range(self._namespaces)
+        ]
+        batch = BatchServer(
+            account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency, entra=entra
         )
-        batch = BatchServer(account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency)
-        blob = BlobServer(account=ACCOUNT, key=storage_key, root=directory / "blobs", latency=self._latency)
-        self._closers = [batch.aclose, servicebus.aclose, blob.aclose]
+        blob = BlobServer(
+            account=ACCOUNT, key=storage_key, root=directory / "blobs", latency=self._latency, entra=entra
+        )
+        self._closers += [batch.aclose, *(bus.aclose for bus in buses), blob.aclose]
         starting = (
-            _listen("the Service Bus service", servicebus.start, self._ports.servicebus),
+            *(
+                _listen("the Service Bus service", bus.start, 0 if index else self._ports.servicebus)
+                for index, bus in enumerate(buses)
+            ),
             _listen("the Batch service", batch.start, self._ports.batch),
             _listen("the Blob service", blob.start, self._ports.blob),
         )
@@ -133,16 +174,35 @@ class LocalCloud:
         for outcome in await asyncio.gather(*starting, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
-        return Settings(
+        settings = Settings(
             target="local",
             batch=BatchSettings(account=ACCOUNT, key=batch_key, url=batch.url),
             storage=StorageSettings(connection_string=blob.connection_string),
             servicebus=ServiceBusSettings(
-                connection_string=servicebus.connection_string, ca_file=str(ca_file)
+                connection_string=" ".join(bus.connection_string for bus in buses), ca_file=str(ca_file)
             ),
             pool=self._pool,
             agent=AgentSettings(python=sys.executable),
         )
+        if entra is not None:
+            ca = str(ca_file)
+            self._keyless = replace(
+                settings,
+                batch=BatchSettings(account=ACCOUNT, url=batch.secure_url, entra=True, ca_file=ca),
+                storage=StorageSettings(account_url=blob.secure_url, ca_file=ca),
+                servicebus=ServiceBusSettings(namespace=f"{HOST}:{buses[0].port}", ca_file=ca),
+            )
+        return settings
+
+    async def _start_entra(self, tls: ssl.SSLContext, ca_file: Path) -> Entra:
+        self._principals = {name: principal(name, roles) for name, roles in self._roles.items()}
+        directory = Directory(secrets.token_bytes(_KEY_BYTES), self._principals.values())
+        endpoint = IdentityEndpoint(directory)
+        self._closers.append(endpoint.aclose)
+        await endpoint.start(HOST, 0)
+        trusted = ssl.create_default_context(cafile=str(ca_file))
+        nodes = {pool.lower(): self._principals[name] for pool, name in self._identities.items()}
+        return Entra(directory, endpoint, tls, trusted, nodes)
 
 
 async def _listen(name: str, start: Callable[[str, int], Awaitable[None]], port: int) -> None:

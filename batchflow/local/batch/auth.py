@@ -1,4 +1,5 @@
-"""Shared-key authentication of the Batch data plane, as its REST reference describes it.
+"""Who a request to the Batch data plane comes from: by the shared key, as its REST reference describes it, or
+by a token of Entra ID.
 
 The string to sign is the method, eleven headers, the `ocp-*` headers sorted by name, the account and path as
 they stand in the request line (still percent-encoded), and the query's parameters sorted by name. Clients
@@ -17,10 +18,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from batchflow.local.batch.errors import Refused
+from batchflow.local.entra import BATCH, BEARER
+from batchflow.local.sas import TokenRefused
 from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from batchflow.local.entra import Directory
 
 
 def authenticate(
@@ -47,6 +52,16 @@ def authenticate(
         raise _failed(
             "The MAC signature found in the HTTP request is not the same as any computed signature."
         )
+
+
+def authenticate_token(header: str, directory: Directory, now: float) -> None:
+    """Refuse whoever has no token of Entra ID for Batch, or not the role. Raises Refused."""
+    try:
+        known = directory.check(header.removeprefix(BEARER), BATCH, now)
+    except TokenRefused as refused:
+        raise _failed(f"{refused}.") from refused
+    if not known.principal.on_batch:
+        raise Refused("PermissionDenied")
 
 
 def strings_to_sign(method: str, target: str, headers: Mapping[str, str], account: str) -> Iterator[str]:

@@ -1,13 +1,14 @@
 """The resource files of a command, downloaded to its node before it runs.
 
-A blob by its URL, or the blobs of a container below a prefix, over plain HTTP with whatever signature the URL
-carries. A URL is a secret: none is ever repeated with its query.
+A blob by its URL, or the blobs of a container below a prefix, with whatever signature the URL carries, or by
+the node's identity. A URL is a secret: none is ever repeated with its query.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -17,7 +18,7 @@ from yarl import URL
 from batchflow.local.batch.entities import Failure, ResourceFile
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
 ATTEMPTS = 3
@@ -26,6 +27,9 @@ TIMEOUT = 300.0
 
 RETRY_DELAY = 0.2
 """Seconds before the second attempt; the wait grows with each."""
+
+STORAGE_VERSION = "2026-10-06"
+"""Of the Blob service, which wants to be told one by who comes with a token."""
 
 _CHUNK = 1 << 16
 
@@ -38,23 +42,38 @@ class PreparationError(Exception):
         self.failure = failure
 
 
-async def fetch(http: aiohttp.ClientSession, file: ResourceFile, directory: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where files are fetched from, and by what right where the URL carries no signature."""
+
+    http: aiohttp.ClientSession
+    authorization: Callable[[str], str | None]
+    """The header that the identity of this resource id has; None when it is not the node's."""
+
+    def of(self, file: ResourceFile) -> Mapping[str, str]:
+        """The headers of the requests for a file."""
+        header = None if file.identity is None else self.authorization(file.identity)
+        return {} if header is None else {"Authorization": header, "x-ms-version": STORAGE_VERSION}
+
+
+async def fetch(source: Source, file: ResourceFile, directory: Path) -> None:
     """Download a resource file, or those of a container. Raises PreparationError, OSError."""
+    http, headers = source.http, source.of(file)
     if not file.is_container:
-        await _download(http, file.url, directory / file.path, file.mode)
+        await _download(http, file.url, headers, directory / file.path, file.mode)
         return
-    async for name, url in _container_blobs(http, file.url, file.prefix):
-        await _download(http, url, directory / file.path / name, file.mode)
+    async for name, url in _container_blobs(http, file.url, headers, file.prefix):
+        await _download(http, url, headers, directory / file.path / name, file.mode)
 
 
 async def _container_blobs(
-    http: aiohttp.ClientSession, container_url: str, prefix: str
+    http: aiohttp.ClientSession, container_url: str, headers: Mapping[str, str], prefix: str
 ) -> AsyncIterator[tuple[str, str]]:
     container = _encoded(container_url)
     marker = ""
     while True:
         query = {"restype": "container", "comp": "list", "prefix": prefix, "marker": marker}
-        listing = _parse_listing(await _get(http, str(container.update_query(query))), container_url)
+        listing = _parse_listing(await _get(http, str(container.update_query(query)), headers), container_url)
         for blob in listing.iter("Blob"):
             name = blob.findtext("Name") or ""
             yield name, str((container / name).with_query(container.query))
@@ -70,20 +89,22 @@ def _parse_listing(text: bytes, url: str) -> ElementTree.Element:
         raise PreparationError(_download_failure(url, "the list of blobs is not XML")) from error
 
 
-async def _get(http: aiohttp.ClientSession, url: str) -> bytes:
+async def _get(http: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> bytes:
     try:
-        async with http.get(_encoded(url)) as response:
+        async with http.get(_encoded(url), headers=headers) as response:
             _check(response.status, url)
             return await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise PreparationError(_download_failure(url, _reason(error))) from error
 
 
-async def _download(http: aiohttp.ClientSession, url: str, target: Path, mode: int) -> None:
+async def _download(
+    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], target: Path, mode: int
+) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            await _download_once(http, url, target)
+            await _download_once(http, url, headers, target)
             break
         except (aiohttp.ClientError, TimeoutError) as error:
             if attempt == ATTEMPTS:
@@ -92,9 +113,11 @@ async def _download(http: aiohttp.ClientSession, url: str, target: Path, mode: i
     target.chmod(mode)
 
 
-async def _download_once(http: aiohttp.ClientSession, url: str, target: Path) -> None:
+async def _download_once(
+    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], target: Path
+) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    async with http.get(_encoded(url)) as response:
+    async with http.get(_encoded(url), headers=headers) as response:
         if response.status >= 500:
             raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
         _check(response.status, url)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from batchflow.local import processes
 from batchflow.local.batch.entities import Failure, Outcome
-from batchflow.local.batch.node_files import PreparationError, disk_failure, fetch
+from batchflow.local.batch.node_files import PreparationError, Source, disk_failure, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,8 +148,10 @@ class Command:
         host_name: str,
         *,
         grace: float = STOP_GRACE,
+        authorization: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._spec = spec
+        self._authorization = authorization
         self._directory = directory
         self._environment = environment
         self._host_name = host_name
@@ -165,7 +167,7 @@ class Command:
         """
         try:
             arguments = _split(self._spec.command_line)
-            await self._prepare(http)
+            await self._prepare(Source(http, self._authorization))
             if self._stopped:
                 return Outcome(None)
             return await self._execute(arguments, launched)
@@ -192,14 +194,14 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 self._keeper.send_signal(signum)
 
-    async def _prepare(self, http: aiohttp.ClientSession) -> None:
+    async def _prepare(self, source: Source) -> None:
         (self._directory / "wd").mkdir(parents=True, exist_ok=True)
         for name in _OUTPUTS:
             (self._directory / name).write_bytes(b"")
         try:
             async with asyncio.timeout(None) as self._preparation:
                 for file in self._spec.files:
-                    await fetch(http, file, self._directory / "wd")
+                    await fetch(source, file, self._directory / "wd")
         except TimeoutError:
             if not self._stopped:
                 raise

@@ -19,7 +19,7 @@ import orjson
 from aiohttp import web
 
 from batchflow.local.batch import node_files
-from batchflow.local.batch.auth import authenticate
+from batchflow.local.batch.auth import authenticate, authenticate_token
 from batchflow.local.batch.entities import Failure, Outcome
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.ledger import (
@@ -43,12 +43,14 @@ from batchflow.local.batch.nodes import (
 )
 from batchflow.local.batch.routes import Answer, DataPlane, Request, split_path
 from batchflow.local.batch.state import BatchState
+from batchflow.local.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from batchflow.local.batch.entities import Node, Run
     from batchflow.local.batch.files import FileSlice
+    from batchflow.local.identity import Entra
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +83,12 @@ class BatchServer:
         latency: float = 0.0,
         boot_delay: float = 0.0,
         stop_grace: float = STOP_GRACE,
+        entra: Entra | None = None,
     ) -> None:
         self.port = 0
         self.url = ""
+        self.secure_url = ""
+        """The same over TLS, at a port of its own, where there is Entra ID."""
         self._account = account
         self._key = key
         self._latency = latency
@@ -91,7 +96,8 @@ class BatchServer:
         self._stop_grace = stop_grace
         self._disks = NodeDisks(root.resolve())
         self._state = BatchState(account)
-        self._plane = DataPlane(self._state, self._disks, lambda: self.url)
+        self._entra = entra
+        self._plane = DataPlane(self._state, self._disks, lambda: self.url, self._identity_of)
         self._commands: dict[int, Command] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
@@ -110,7 +116,13 @@ class BatchServer:
         await site.start()
         self.port = int(runner.addresses[0][1])
         self.url = f"http://{host}:{self.port}"
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=node_files.TIMEOUT))
+        tls = True if self._entra is None else self._entra.trusted
+        if self._entra is not None:
+            await web.TCPSite(runner, host, 0, ssl_context=self._entra.served).start()
+            self.secure_url = f"https://{host}:{runner.addresses[1][1]}"
+        self._http = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=node_files.TIMEOUT), connector=aiohttp.TCPConnector(ssl=tls)
+        )
 
     async def aclose(self) -> None:
         """Kill every task's tree, stop serving. Idempotent; when cancelled, the closing itself goes on."""
@@ -155,9 +167,7 @@ class BatchServer:
     async def _accept(self, request: web.BaseRequest) -> Request:
         body = await _read_body(request)
         now = time.time()
-        authenticate(
-            request.method, request.raw_path, request.headers, account=self._account, key=self._key, now=now
-        )
+        self._authenticate(request, now)
         path, _, query = request.raw_path.partition("?")
         return Request(
             method=request.method,
@@ -167,6 +177,37 @@ class BatchServer:
             body=_parse_body(body),
             now=now,
         )
+
+    def _authenticate(self, request: web.BaseRequest, now: float) -> None:
+        header = request.headers.get("authorization", "")
+        if self._entra is not None and request.secure and header.startswith(BEARER):
+            authenticate_token(header, self._entra.directory, now)
+            return
+        authenticate(
+            request.method, request.raw_path, request.headers, account=self._account, key=self._key, now=now
+        )
+
+    def _identity_of(self, pool_id: str) -> dict[str, Any] | None:
+        """What Azure's management has given a pool of that id."""
+        identity = None if self._entra is None else self._entra.of_pool(pool_id)
+        if identity is None:
+            return None
+        ids = {
+            "resourceId": identity.resource_id,
+            "clientId": identity.client_id,
+            "principalId": identity.object_id,
+        }
+        return {"type": "UserAssigned", "userAssignedIdentities": [ids]}
+
+    def _authorization(self, node: Node) -> Callable[[str], str | None]:
+        """By what header a node's identity opens blobs."""
+        if (entra := self._entra) is None:
+            return lambda _: None
+        pool_id = node.pool.spec.id
+        return lambda resource_id: entra.authorization(pool_id, resource_id, STORAGE)
+
+    def _identity_environment(self, node: Node) -> dict[str, str]:
+        return {} if self._entra is None else self._entra.environment(node.pool.spec.id)
 
     async def _respond(
         self, request: web.BaseRequest, answer: Answer, headers: dict[str, str]
@@ -266,7 +307,12 @@ class BatchServer:
         spec = record.spec.command
         environment = start_task_environment(Account(self._account, self.url), self._disks, node, spec)
         command = Command(
-            spec, self._disks.startup(node), environment, node.host_name, grace=self._stop_grace
+            spec,
+            self._disks.startup(node),
+            self._identity_environment(node) | environment,
+            node.host_name,
+            grace=self._stop_grace,
+            authorization=self._authorization(node),
         )
         self._commands[run] = command
         self._watch(self._keep_start_task(run, command))
@@ -278,12 +324,14 @@ class BatchServer:
 
     def _run_task(self, run: Run) -> None:
         task, node = run.task, run.node
+        environment = task_environment(Account(self._account, self.url), self._disks, node, task)
         command = Command(
             task.spec.command,
             self._disks.task(node, task.job.spec.id, task.spec.id),
-            task_environment(Account(self._account, self.url), self._disks, node, task),
+            self._identity_environment(node) | environment,
             node.host_name,
             grace=self._stop_grace,
+            authorization=self._authorization(node),
         )
         self._commands[run.id] = command
         self._watch(self._keep_task(run, command))

@@ -1,7 +1,7 @@
 """Core of the local Blob service: who a request comes from, and what they may do. No I/O, no clock.
 
-Three ways in, each as Azure Storage documents it ("Authorize with Shared Key", "Create a service SAS",
-"Create an account SAS"):
+Four ways in, each as Azure Storage documents it ("Authorize with Shared Key", "Create a service SAS",
+"Create an account SAS", "Create a user delegation SAS", "Authorize with Microsoft Entra ID"):
 
 - **Shared key**: an HMAC-SHA256 over the request; the holder may do everything. The request's date may be
   at most 15 minutes off.
@@ -9,9 +9,12 @@ Three ways in, each as Azure Storage documents it ("Authorize with Shared Key", 
   a container's own operations except listing. With `si` the rest of its fields come from the container's
   stored access policy, looked up at each use: removing the policy revokes the SAS at once.
 - **Account SAS**: services, resource types and permissions for the whole account.
+- **Entra ID**: a token, which counts over TLS only, and the roles of whoever it belongs to. They get keys for
+  service SAS of their own, good for what the SAS says and the roles allow, for a week at most.
 
-Fields that are signed but not understood (directory scopes, snapshots, user delegation) are refused, never
-ignored. Signatures are compared in constant time; neither keys nor a SAS's signature enter a message.
+Fields that are signed but not understood (directory scopes, snapshots, delegation to another user) are
+refused, never ignored. Signatures are compared in constant time; neither keys nor a SAS's signature enter a
+message.
 """
 
 from __future__ import annotations
@@ -21,18 +24,41 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.model import AccessPolicy
+from batchflow.local.entra import BEARER, STORAGE, TENANT, Directory, Principal
+from batchflow.local.sas import TokenRefused
 from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
 
 _ALL = frozenset("racwdxyltmeopif")
 _OLDEST_SAS_VERSION = "2018-11-09"
 _ENCRYPTION_SCOPE_VERSION = "2020-12-06"
+
+
+MAX_DELEGATION = 7 * 86400.0
+"""Seconds that a user delegation key lives at most."""
+DELEGATION_VERSION = "2026-10-06"
+_DELEGATION_STRING_VERSION = "2026-04-06"
+"""From when on the string to sign has the fields of this module."""
+_DELEGATED = ("skoid", "sktid", "skt", "ske", "sks", "skv")
+
+
+class DelegatedKey(NamedTuple):
+    """A user delegation key, with what it was made for."""
+
+    object_id: str
+    tenant: str
+    start: str
+    expiry: str
+    service: str
+    version: str
+    value: str
 
 
 class Level(Enum):
@@ -49,6 +75,8 @@ class Grant:
 
     permissions: Mapping[Level, frozenset[str]]
     owner: bool = False
+    delegate: Principal | None = None
+    """Who came with a token of Entra ID."""
 
     def allows(self, level: Level, any_of: str) -> bool:
         """Whether one of the permissions `any_of` is granted; none named means the owner alone."""
@@ -92,15 +120,21 @@ PolicyLookup = Callable[[str, str], AccessPolicy | None]
 
 
 class Authenticator:
-    """Checks requests against one account's key; `key` is base64, as Azure shows it."""
+    """Checks requests against one account's key; `key` is base64, as Azure shows it.
 
-    def __init__(self, account: str, key: str) -> None:
+    `directory`: who is known by tokens of Entra ID.
+    """
+
+    def __init__(self, account: str, key: str, directory: Directory | None = None) -> None:
         self._account = account
+        self._directory = directory
         self._key = base64.b64decode(key, validate=True)
 
     def authenticate(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
         """Return what the request's sender may do, or raise a 401 or 403; `now` in epoch seconds."""
         if header := request.headers.get("authorization"):
+            if self._directory is not None and header.startswith(BEARER):
+                return self._by_token(request, header.removeprefix(BEARER), self._directory, now)
             return self._shared_key(request, header, now)
         if request.parameter("sig"):
             return self._shared_access(request, policies, now)
@@ -121,21 +155,52 @@ class Authenticator:
             raise _unauthenticated(f"The signature does not match. The string to sign was {candidates[0]!r}.")
         return OWNER
 
+    def _by_token(self, request: SignedRequest, token: str, directory: Directory, now: float) -> Grant:
+        if request.scheme != "https":
+            raise _unauthenticated("A token counts over https only.")
+        try:
+            known = directory.check(token, STORAGE, now)
+        except TokenRefused as refused:
+            raise _unauthenticated(f"{refused}.") from refused
+        permissions = known.principal.on_container(request.container)
+        return Grant(dict.fromkeys(Level, permissions), delegate=known.principal)
+
+    def delegated_key(self, grant: Grant, start: str, expiry: str) -> DelegatedKey:
+        """The key for a user delegation SAS. Raises a 403 for whoever may not have it."""
+        if self._directory is None or grant.delegate is None or not grant.delegate.may_delegate:
+            raise BlobRefused(Fault.AUTHORIZATION_PERMISSION_MISMATCH)
+        if parse_time(expiry) - parse_time(start) > MAX_DELEGATION:
+            raise BlobRefused(Fault.INVALID_INPUT, "The key may live for seven days at most.")
+        fields = (grant.delegate.object_id, TENANT, start, expiry, "b", DELEGATION_VERSION)
+        return DelegatedKey(*fields, self._directory.delegated_key(*fields))
+
+    def _delegate(self, request: SignedRequest, now: float) -> tuple[bytes, frozenset[str]]:
+        """The key that a user delegation SAS was signed with, and what its owner may do by now."""
+        fields = tuple(request.parameter(name) for name in _DELEGATED)
+        owner = self._directory.by_object(fields[0]) if self._directory is not None else None
+        if self._directory is None or owner is None or not owner.may_delegate:
+            raise _unauthenticated("The key that the SAS is signed with belongs to nobody here.")
+        if not parse_time(fields[2]) <= now < parse_time(fields[3]):
+            raise _unauthenticated("The key that the SAS is signed with is not valid now.")
+        return base64.b64decode(self._directory.delegated_key(*fields)), owner.on_container(request.container)
+
     def _shared_access(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
         version = request.parameter("sv")
         if version < _OLDEST_SAS_VERSION:
             raise _unauthenticated(f"The signed version {version!r} is older than {_OLDEST_SAS_VERSION}.")
         account_wide = bool(request.parameter("ss"))
         text = (account_sas_string if account_wide else service_sas_string)(self._account, request)
-        if not self._matches(text, request.parameter("sig")):
+        key, limit = self._delegate(request, now) if request.parameter("skoid") else (self._key, _ALL)
+        if not self._matches(text, request.parameter("sig"), key):
             raise _unauthenticated(f"Signature did not match. String to sign used was {text!r}.")
         terms = _terms(request, policies)
+        terms = replace(terms, permissions=terms.permissions & limit)
         _check_period(terms, now)
         _check_transport(request)
         return _account_grant(request, terms) if account_wide else _service_grant(request, terms)
 
-    def _matches(self, text: str, signature: str) -> bool:
-        digest = hmac.digest(self._key, text.encode(), hashlib.sha256)
+    def _matches(self, text: str, signature: str, key: bytes | None = None) -> bool:
+        digest = hmac.digest(self._key if key is None else key, text.encode(), hashlib.sha256)
         try:
             given = base64.b64decode(signature, validate=True)
         except (binascii.Error, ValueError):
@@ -172,8 +237,10 @@ def service_sas_string(account: str, request: SignedRequest) -> str:
     get = request.parameter
     if (scope := get("sr")) not in ("c", "b"):
         raise _unauthenticated(f"The signed resource {scope!r} is not known here; use 'c' or 'b'.")
-    if any(get(name) for name in ("skoid", "saoid", "suoid", "sdd", "snapshot")):
-        raise _unauthenticated("User delegation, directory and snapshot SAS are not known here.")
+    if any(get(name) for name in ("saoid", "suoid", "scid", "skdutid", "sduoid", "sdd", "snapshot")):
+        raise _unauthenticated("Directory and snapshot SAS, and those for another user, are not known here.")
+    if get("skoid"):
+        return _delegated_sas_string(account, request)
     resource = f"/blob/{account}/{request.container}" + (f"/{request.blob}" if scope == "b" else "")
     fields = [
         get("sp"),
@@ -189,6 +256,19 @@ def service_sas_string(account: str, request: SignedRequest) -> str:
     ]
     if get("sv") >= _ENCRYPTION_SCOPE_VERSION:
         fields.append(get("ses"))
+    return "\n".join([*fields, get("rscc"), get("rscd"), get("rsce"), get("rscl"), get("rsct")])
+
+
+def _delegated_sas_string(account: str, request: SignedRequest) -> str:
+    """The same for one that is signed with a user delegation key."""
+    get = request.parameter
+    if get("sv") < _DELEGATION_STRING_VERSION:
+        raise _unauthenticated(f"User delegation SAS before {_DELEGATION_STRING_VERSION} are not known here.")
+    scope = get("sr")
+    resource = f"/blob/{account}/{request.container}" + (f"/{request.blob}" if scope == "b" else "")
+    fields = [get("sp"), get("st"), get("se"), resource, *(get(name) for name in _DELEGATED)]
+    fields += ["", "", "", "", ""]  # other users' and the correlation's ids, refused above
+    fields += [get("sip"), get("spr"), get("sv"), scope, "", get("ses"), "", ""]
     return "\n".join([*fields, get("rscc"), get("rscd"), get("rsce"), get("rscl"), get("rsct")])
 
 

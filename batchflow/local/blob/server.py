@@ -24,6 +24,7 @@ from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.index import BlobIndex
 from batchflow.local.blob.service import Answer, BlobService, Call, Rest, find_route
 from batchflow.local.blob.xml import error_document
+from batchflow.local.identity import Entra
 
 _log = logging.getLogger(__name__)
 
@@ -35,21 +36,25 @@ _MAX_FIELD = 16 * 1024
 
 
 class BlobServer:
-    """One storage account's Blob service over plain HTTP.
+    """One storage account's Blob service over plain HTTP; with `entra` also over TLS, where tokens count.
 
     `key` is base64, as Azure's; content is kept in files under `root`; every answer leaves `latency` seconds
     late. The server is meant for loopback: it holds its index in memory and starts empty.
     """
 
-    def __init__(self, *, account: str, key: str, root: Path, latency: float = 0.0) -> None:
+    def __init__(
+        self, *, account: str, key: str, root: Path, latency: float = 0.0, entra: Entra | None = None
+    ) -> None:
         self._account = account
         self._key = key
         self._latency = latency
-        self._authenticator = Authenticator(account, key)
+        self._entra = entra
+        self._authenticator = Authenticator(account, key, entra.directory if entra is not None else None)
         self._index = BlobIndex()
-        self._service = BlobService(self._index, BlobFiles(root))
+        self._service = BlobService(self._index, BlobFiles(root), self._authenticator.delegated_key)
         self._runner: web.ServerRunner | None = None
         self._address = ("127.0.0.1", 0)
+        self._secure_port = 0
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; with port 0 on a free one. Raises OSError when the port is taken."""
@@ -58,6 +63,9 @@ class BlobServer:
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
+            if self._entra is not None:
+                await web.TCPSite(runner, host, 0, ssl_context=self._entra.served).start()
+                self._secure_port = runner.addresses[1][1]
         except BaseException:
             await runner.cleanup()
             raise
@@ -79,6 +87,11 @@ class BlobServer:
     def url(self) -> str:
         """The account's endpoint, without a trailing slash."""
         return f"http://{self._address[0]}:{self.port}/{self._account}"
+
+    @property
+    def secure_url(self) -> str:
+        """The same over TLS, at a port of its own, where there is Entra ID."""
+        return f"https://{self._address[0]}:{self._secure_port}/{self._account}"
 
     @property
     def connection_string(self) -> str:
@@ -124,13 +137,15 @@ class BlobServer:
             headers,
             target.container,
             target.blob,
+            scheme="https" if request.secure else "http",
             source_ip=request.remote or "",
         )
         grant = self._authenticator.authenticate(signed, self._index.policy, time.time())
         if target.account != self._account:
             raise BlobRefused(Fault.INVALID_URI, f"The account in the URI must be {self._account!r}.")
         level, route = find_route(request.method, target, query)
-        grant.require(level, route.any_of)
+        if route.any_of is not None:
+            grant.require(level, route.any_of)
         http.check_supported(headers, query)
         body = _body(request)
         call = Call(target, query, headers, original_names, grant, self.url + "/", body)

@@ -18,7 +18,7 @@ from functools import partial
 
 from batchflow.local.blob import http as http
 from batchflow.local.blob import xml as xml
-from batchflow.local.blob.auth import Grant, Level
+from batchflow.local.blob.auth import DelegatedKey, Grant, Level
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.index import BlobIndex, StaleSnapshot
@@ -40,6 +40,7 @@ MAX_BLOCK = 4000 * 1024 * 1024
 MAX_APPEND_BLOCK = 4 * 1024 * 1024
 MAX_BLOCK_LIST = 16 * 1024 * 1024
 MAX_POLICIES_DOCUMENT = 64 * 1024
+MAX_KEY_INFO = 4 * 1024
 
 # How much of a blob is read before the answer begins; more than a range whose MD5 is asked for has.
 READ_AHEAD = http.MAX_MD5_RANGE
@@ -108,11 +109,22 @@ class _Spooled:
 class BlobService:
     """The operations on one account's index and files."""
 
-    def __init__(self, index: BlobIndex, files: BlobFiles) -> None:
+    def __init__(
+        self,
+        index: BlobIndex,
+        files: BlobFiles,
+        lend_key: Callable[[Grant, str, str], DelegatedKey],
+    ) -> None:
         self._index = index
         self._files = files
+        self._lend_key = lend_key
         # Appends write at the end of a file that the index knows: one at a time.
         self._appending = asyncio.Lock()
+
+    async def get_user_delegation_key(self, call: Call) -> Answer:
+        """Get User Delegation Key, for those who came with a token of Entra ID."""
+        start, expiry = xml.parse_key_info(await _read(call, MAX_KEY_INFO))
+        return _document(xml.delegated_key_document(self._lend_key(call.grant, start, expiry)))
 
     # Containers
 
@@ -377,14 +389,16 @@ class BlobService:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An operation, and the permissions of which a caller needs one; none means the account's own key."""
+    """An operation, and the permissions of which a caller needs one; none of them means the account's own
+    key, and None that the operation judges itself."""
 
     operation: Callable[[BlobService, Call], Awaitable[Answer]]
-    any_of: str
+    any_of: str | None
 
 
 # By level, method, and the query's `comp`; the permissions are those of Azure's tables for SAS.
 ROUTES: Mapping[tuple[Level, str, str], Route] = {
+    (Level.SERVICE, "POST", "userdelegationkey"): Route(BlobService.get_user_delegation_key, None),
     (Level.SERVICE, "GET", "list"): Route(BlobService.list_containers, "l"),
     (Level.CONTAINER, "PUT", ""): Route(BlobService.create_container, "cw"),
     (Level.CONTAINER, "GET", ""): Route(BlobService.get_container, "r"),
@@ -416,7 +430,7 @@ def find_route(method: str, target: http.Target, query: http.Query) -> tuple[Lev
     """Find the operation that a request asks for; 501 for one that is not here, 405 for a wrong verb."""
     comp, restype = http.parameter(query, "comp").lower(), http.parameter(query, "restype").lower()
     level = Level.OBJECT if target.blob else Level.CONTAINER if target.container else Level.SERVICE
-    wanted = {Level.CONTAINER: "container"}.get(level, "")
+    wanted = "service" if comp == "userdelegationkey" else {Level.CONTAINER: "container"}.get(level, "")
     if restype != wanted:
         raise BlobRefused(
             Fault.NOT_IMPLEMENTED, f"The local Blob service does not have restype={restype!r} at this URI."

@@ -11,6 +11,7 @@ from typing import cast
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
+from batchflow.local.blob.auth import DelegatedKey
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.model import (
     MAX_BLOCKS,
@@ -85,6 +86,30 @@ def parse_policies(body: bytes) -> tuple[AccessPolicy, ...]:
         return ()
     root = _parse(body, "SignedIdentifiers")
     return tuple(_parse_policy(item) for item in root.iterfind("SignedIdentifier"))
+
+
+def parse_key_info(body: bytes) -> tuple[str, str]:
+    """Read the body of Get User Delegation Key: from when and until when it is asked for."""
+    root = _parse(body, "KeyInfo")
+    start, expiry = (root.findtext(name) or "" for name in ("Start", "Expiry"))
+    if not start or not expiry:
+        raise BlobRefused(Fault.INVALID_XML_DOCUMENT, "Start and Expiry are due.")
+    return start, expiry
+
+
+def delegated_key_document(key: DelegatedKey) -> str:
+    """The answer to Get User Delegation Key."""
+    names = (
+        "SignedOid",
+        "SignedTid",
+        "SignedStart",
+        "SignedExpiry",
+        "SignedService",
+        "SignedVersion",
+        "Value",
+    )
+    fields = "".join(_element(name, value) for name, value in zip(names, key, strict=True))
+    return f"{_DECLARATION}<UserDelegationKey>{fields}</UserDelegationKey>"
 
 
 def parse_block_list(body: bytes) -> tuple[tuple[BlockChoice, str], ...]:

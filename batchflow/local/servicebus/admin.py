@@ -66,7 +66,7 @@ class _Administrator:
         if self._broker.busy:
             raise AdministrationRefused(503, BUSY.description)
         try:
-            grant = self._namespace.authenticate(request.headers.get("Authorization", ""), now)
+            grant = self._namespace.authenticate(request.headers.get("Authorization", ""), path, now)
         except TokenRefused as refused:
             raise AdministrationRefused(401, f"InvalidSignature: {refused}.") from refused
         if Rights.MANAGE not in grant.rights or not grant.covers(path):

@@ -11,11 +11,14 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from batchflow.local.entra import BEARER, SERVICE_BUS
 from batchflow.local.queues import Queue, QueueSpec
-from batchflow.local.sas import AccessRule, Grant, Rights, check_token, path_of
+from batchflow.local.sas import PREFIX, AccessRule, Grant, Rights, check_token, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from batchflow.local.entra import Directory
 
 ROOT_RULE = "RootManageSharedAccessKey"
 MAX_NAME_LENGTH = 260
@@ -125,6 +128,8 @@ class Namespace:
     new_token: Callable[[], bytes]
     created_at: float
     entities: dict[str, Entity] = field(default_factory=dict)
+    directory: Directory | None = None
+    """Who is known by tokens of Entra ID; None: nobody."""
 
     def __iter__(self) -> Iterator[Entity]:
         return iter(sorted(self.entities.values(), key=lambda entity: entity.name.lower()))
@@ -168,9 +173,15 @@ class Namespace:
         del self.entities[name.lower()]
         return entity
 
-    def authenticate(self, token: str, now: float) -> Grant:
-        """What a token permits. Raises :class:`~batchflow.local.sas.TokenRefused`."""
-        return check_token(token, self._rules_for, now)
+    def authenticate(self, token: str, path: str, now: float) -> Grant:
+        """What a token permits: at the path and below, for one of Entra ID.
+
+        Raises :class:`~batchflow.local.sas.TokenRefused`.
+        """
+        if self.directory is None or token.startswith(PREFIX):
+            return check_token(token, self._rules_for, now)
+        known = self.directory.check(token.removeprefix(BEARER), SERVICE_BUS, now)
+        return Grant(path, known.principal.on_queue(path), known.expires_at)
 
     def _existing(self, name: str) -> Entity:
         entity = self.find(name)

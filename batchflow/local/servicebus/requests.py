@@ -117,7 +117,7 @@ class RequestLink:
 
 
 def put_token(
-    request: Request, authenticate: Callable[[str, float], Grant], now: float
+    request: Request, authenticate: Callable[[str, str, float], Grant], now: float
 ) -> tuple[Reply, Grant | None]:
     """Answer a request to ``$cbs``: a valid token that covers the name it is put for becomes a grant."""
     if request.properties.get("operation") != "put-token":
@@ -126,7 +126,7 @@ def put_token(
     if not isinstance(name, str) or not isinstance(request.body, str):
         return _told(400, "A put-token needs the name of a resource and a token as a string."), None
     try:
-        grant = authenticate(request.body, now)
+        grant = authenticate(request.body, path_of(name), now)
     except TokenRefused as refused:
         return _told(401, f"InvalidToken: {refused}"), None
     if not grant.covers(path_of(name)):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from batchflow.local.entra import Directory
+
 _TLS_HANDSHAKE = b"\x16"
 _FIRST_BYTE_TIMEOUT = 30.0
 _BACKLOG = 512
@@ -37,7 +39,8 @@ class ServiceBusServer:
     ``key`` is that of the rule RootManageSharedAccessKey. ``ssl_context`` is the server's side of TLS;
     without it there is no administration over HTTPS. ``latency`` delays every answer by so many seconds,
     without limiting how many are under way. ``link_idle_timeout``, in seconds, is after how long without
-    traffic a link is detached; a connection without links is closed after half of it.
+    traffic a link is detached; a connection without links is closed after half of it. ``directory`` knows who
+    comes with a token of Entra ID.
 
     Open with :meth:`start`, close with :meth:`aclose`, in whichever tasks.
     """
@@ -49,6 +52,7 @@ class ServiceBusServer:
         ssl_context: ssl.SSLContext | None = None,
         latency: float = 0.0,
         link_idle_timeout: float = 600.0,
+        directory: Directory | None = None,
     ) -> None:
         self.port = 0
         self._key = key
@@ -56,7 +60,7 @@ class ServiceBusServer:
         self._latency = latency
         self._host = ""
         self._epoch = time.time() - time.monotonic()
-        namespace = Namespace(key, lambda: os.urandom(16), self._now())
+        namespace = Namespace(key, lambda: os.urandom(16), self._now(), directory=directory)
         self._broker = Broker(namespace, link_idle_timeout=link_idle_timeout)
         self._server: asyncio.Task[None] | None = None
         self._wires: dict[Peer, _AmqpWire] = {}
