@@ -1,4 +1,4 @@
-"""The settings as people read them: a reference, and a file to begin with. Both come from their docstrings."""
+"""The settings as people read them: a reference, and a file to begin with, both made of their docstrings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from batchflow.settings import Settings, toml_value
 _WIDTH: Final = 100
 _HEAD: Final = """\
 # batchflow's configuration. What is commented out has its default.
-# Over this file go a profile ([profiles.NAME.batch] and so on, chosen by --profile NAME) and the environment
-# (BATCHFLOW_<GROUP>_<KEY>, for example BATCHFLOW_BATCH_KEY). It holds secrets: keep it out of version control.
+# Over this file go a profile ([profiles.NAME.batch] and so on, chosen by --profile NAME) and the
+# environment (BATCHFLOW_<GROUP>_<KEY>, for example BATCHFLOW_BATCH_KEY). It holds secrets: keep it out of
+# version control.
 """
 _TAIL: Final = """\
 # Pools and jobs can be described here; `batchflow pool ensure` makes them so.
@@ -61,7 +62,7 @@ class Group:
 def groups() -> list[Group]:
     """Every setting, in the order of the file."""
     defaults = Settings()
-    texts = _docstrings(Settings)
+    texts = docstrings(Settings)
     target = Setting("target", defaults.target, "", texts["target"])
     found = [Group("", "", (target,))]
     for item in fields(Settings):
@@ -100,7 +101,7 @@ def template(values: Mapping[str, Any], pools: str = "") -> str:
 
 
 def _settings(group: str, values: Any) -> Iterator[Setting]:
-    texts = _docstrings(type(values))
+    texts = docstrings(type(values))
     hints = typing.get_type_hints(type(values), include_extras=True)
     for item in fields(values):
         unit = next(iter(getattr(hints[item.name], "__metadata__", ())), "")
@@ -108,15 +109,15 @@ def _settings(group: str, values: Any) -> Iterator[Setting]:
         yield Setting(f"{group}.{item.name}", default, unit, texts.get(item.name, ""))
 
 
-def _docstrings(kind: type[Any]) -> dict[str, str]:
-    """What stands under each field of a class."""
+def docstrings(kind: type[Any]) -> dict[str, str]:
+    """What stands under each field of a class, or member of an enumeration."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(tree, ast.ClassDef)
     found = {}
     for item, after in zip(tree.body, tree.body[1:], strict=False):
         match item, after:
             case (
-                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]),
                 ast.Expr(value=ast.Constant(value=str() as text)),
             ):
                 found[name] = _flat(text)

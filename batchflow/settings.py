@@ -136,7 +136,7 @@ class AgentSettings:
     idle_exit: Seconds = 1800.0
     """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
     heartbeat_interval: Seconds = 5.0
-    """Seconds between two heartbeats of an agent. One whose heartbeat is older than three of them counts as gone."""
+    """Seconds between two heartbeats; an agent whose last is older than three of them counts as gone."""
     drain_grace: Seconds = 30.0
     """Seconds that a stopped agent lets its tasks finish in."""
     grace: Seconds = 5.0
@@ -189,11 +189,16 @@ class Settings:
     @property
     def connected(self) -> bool:
         """Whether the three services are named, or one pool is."""
-        return not any(True for _ in self._missing())
+        return not self.missing
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The settings that a connection needs and that are not set."""
+        return tuple(self._missing())
 
     def check(self) -> Settings:
         """Itself. Raises `ConfigurationError` naming every setting that a connection needs and lacks."""
-        if missing := list(self._missing()):
+        if missing := self.missing:
             names = ", ".join(missing)
             variables = ", ".join(PREFIX + name.replace(".", "_").upper() for name in missing)
             raise ConfigurationError(

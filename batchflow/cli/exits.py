@@ -12,10 +12,11 @@ class Exit(IntEnum):
     """The exit codes of every command."""
 
     OK = 0
+    """It did what was asked for."""
     FAILED = 1
     """It ran, and something in it failed: a task, a check."""
     USAGE = 2
-    """The command line, the configuration or an input is wrong. Nothing was done."""
+    """The command line, the configuration or an input is wrong; nothing was done."""
     NOT_FOUND = 3
     """There is no such pool, job, node, task or run."""
     SERVICE = 4
@@ -27,11 +28,13 @@ class Exit(IntEnum):
     INTERNAL = 70
     """An error in batchflow itself; `--debug` shows where."""
     OUTPUT = 74
-    """The results cannot be written."""
+    """The results, or another file, cannot be written."""
     INTERRUPTED = 130
-    """SIGINT, as the shell has it: 128 + 2."""
+    """Ctrl-C (128 + SIGINT); what was not finished is told on stderr."""
     STDOUT_CLOSED = 141
-    """Whoever read stdout has gone: 128 + SIGPIPE."""
+    """Whoever read stdout has gone (128 + SIGPIPE)."""
+    TERMINATED = 143
+    """128 + SIGTERM, which is otherwise like Ctrl-C."""
 
 
 class CommandError(Exception):

@@ -16,6 +16,8 @@ from batchflow.cli.exits import CommandError, Exit, StdoutClosed, code_of
 from batchflow.errors import BatchflowError
 
 _COMMANDS: Final = {
+    "init": "init",
+    "doctor": "doctor",
     "up": "up",
     "pool": "pool",
     "job": "job",
