@@ -405,18 +405,15 @@ class ServiceBusBroker(Closes):
             "transport_type": self._transport,
             "ssl_context": self._tls,
         }
+        if encrypted and (endpoint := endpoint_of(queue.namespace)) is not None:
+            options["custom_endpoint_address"] = endpoint
         if connection_string is None:
-            return self._by_identity(queue.namespace, options)
+            assert self._identity is not None
+            return ServiceBusClient(host_of(queue.namespace), self._identity, **options)
         try:
             return ServiceBusClient.from_connection_string(connection_string, **options)
         except ValueError:
             raise ConfigurationError(malformed(self._setting)) from None
-
-    def _by_identity(self, namespace: str, options: dict[str, Any]) -> ServiceBusClient:
-        assert self._identity is not None
-        if (endpoint := endpoint_of(namespace)) is not None:
-            options["custom_endpoint_address"] = endpoint
-        return ServiceBusClient(host_of(namespace), self._identity, **options)
 
     def _connection_string(self, queue: QueueRef) -> str | None:
         """The queue's own, or the namespace's; None: by the credential, which goes to no other namespace."""
