@@ -47,13 +47,23 @@ class Faults:
         """From now on the pool gets no more than `nodes` nodes, for the account's cores are used up."""
         await self.allocation_failure(pool_id, code="AccountCoreQuotaReached", nodes=nodes)
 
-    async def account(self, *, reached: Iterable[str] = (), retired: Iterable[str] = ()) -> None:
+    async def account(
+        self,
+        *,
+        reached: Iterable[str] = (),
+        retired: Iterable[str] = (),
+        pools: int | None = None,
+        jobs: int | None = None,
+    ) -> None:
         """From now on, in place of what was said so before.
 
-        `reached`: the account's quota of "pools", "jobs" or both. `retired`: images whose end of life has
-        come, each "publisher:offer:sku".
+        `reached`: the account's quota of "pools", "jobs" or both. `pools`, `jobs`: how many of them, active
+        ones of the latter, the account may have. `retired`: images whose end of life has come, each
+        "publisher:offer:sku".
         """
-        await self._send("POST", "/faults", {"reached": list(reached), "retired": list(retired)})
+        quotas = {"pools": pools, "jobs": jobs}
+        body = {"reached": list(reached), "retired": list(retired), "quotas": quotas}
+        await self._send("POST", "/faults", body)
 
     async def slow_start(self, pool_id: str, seconds: float) -> None:
         """From now on the pool's nodes take so much longer to boot."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PAST = "2020-01-01T00:00:00Z"
+"""The end of life of an image that a test wants retired."""
+
 
 @dataclass(frozen=True, slots=True)
 class SupportedImage:
@@ -18,6 +21,11 @@ class SupportedImage:
     agent: str
     verified: bool = True
     end_of_life: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As faults have it."""
+        return f"{self.publisher}:{self.offer}:{self.sku}"
 
 
 IMAGES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from batchflow.local.batch.catalogue import IMAGES, find_image
+from batchflow.local.batch.catalogue import IMAGES, PAST, find_image
 from batchflow.local.batch.values import iso_time
 from batchflow.local.batch.work import counts
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         Versioned,
     )
 
-PAST = "2020-01-01T00:00:00Z"
 NODE_AGENT_VERSION = "1.12.6.0"
 UNLIMITED = "P10675199DT2H48M5.4775807S"
 
@@ -203,10 +202,7 @@ def task_document(task: Task, base: str) -> Document:
 
 def image_documents(retired: frozenset[str] = frozenset()) -> list[Document]:
     """The images that a pool may be made of. `retired`: their end of life has come."""
-    ends = {
-        image: PAST if f"{image.publisher}:{image.offer}:{image.sku}" in retired else image.end_of_life
-        for image in IMAGES
-    }
+    ends = {image: PAST if image.name in retired else image.end_of_life for image in IMAGES}
     return [
         {
             "nodeAgentSKUId": image.agent,

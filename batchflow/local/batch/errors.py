@@ -90,6 +90,10 @@ CODES: dict[str, tuple[int, str]] = {
         "Too many Enable Pool AutoScale requests are issued on the pool.",
     ),
     "UnsupportedHttpVerb": (405, "The resource doesn't support the specified HTTP verb."),
+    "UnsupportedQueryParameter": (
+        400,
+        "One of the query parameters specified in the request URI is not supported.",
+    ),
     "UnsupportedRequestVersion": (400, "The specified request version is not supported."),
 }
 

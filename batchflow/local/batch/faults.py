@@ -61,13 +61,21 @@ class Standing:
     start_task: StartTaskSpec | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AccountFaults:
+    """What holds for the account."""
+
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """How many pools, and how many active jobs, there may be; without end where it does not say."""
+    retired: frozenset[str] = frozenset()
+    """Images whose end of life has come, each "publisher:offer:sku"."""
+
+
 @dataclass(slots=True)
 class Faults:
     """The standing faults of one account."""
 
-    quotas: frozenset[str] = frozenset()
-    retired: frozenset[str] = frozenset()
-    """Images whose end of life has come, each "publisher:offer:sku"."""
+    account: AccountFaults = AccountFaults()
     _pools: dict[str, Standing] = field(default_factory=dict)
 
     def of(self, pool_id: str) -> Standing:
@@ -90,9 +98,10 @@ class Faults:
         """Nothing holds any more; what happened is not undone."""
         self._pools.pop(fold(pool_id), None)
 
-    def check_quota(self, what: str) -> None:
-        """Raises Refused when no more of these are to be had."""
-        if what in self.quotas:
+    def check_quota(self, what: str, there: int) -> None:
+        """Raises Refused when no more of these are to be had than there are."""
+        quota = self.account.quotas.get(what)
+        if quota is not None and there >= quota:
             raise Refused(_QUOTAS[what])
 
 
@@ -121,14 +130,18 @@ def parse_fault(body: object) -> Fault:
     return fault
 
 
-def parse_account_faults(body: object) -> tuple[frozenset[str], frozenset[str]]:
-    """Of what the account has reached its quota, and which images are past their end of life."""
+def parse_account_faults(body: object) -> AccountFaults:
+    """What the account's quotas are, which of them are reached, and which images are past their end."""
     fields = Fields(body)
     reached, retired = _names(fields, "reached"), _names(fields, "retired")
-    fields.finish()
     if not reached <= set(_QUOTAS):
         raise invalid_property("reached", reached, f"A list of {', '.join(_QUOTAS)} is expected.")
-    return reached, retired
+    quotas = dict.fromkeys(reached, 0)
+    if (given := fields.fields("quotas")) is not None:
+        quotas |= {name: given.integer(name, 0, low=0) for name in _QUOTAS if given.get(name) is not None}
+        given.finish()
+    fields.finish()
+    return AccountFaults(quotas, retired)
 
 
 def _names(fields: Fields, key: str) -> frozenset[str]:

@@ -127,7 +127,8 @@ class Fleet:
 
     def create_pool(self, spec: PoolSpec, wanted: int, spot_wanted: int, now: float) -> Pool:
         """Make a pool and begin to allocate its nodes."""
-        if fold(spec.id) in self.pools:
+        if (there := self.pools.get(fold(spec.id))) is not None:
+            self._check_not_deleting(there)
             raise Refused("PoolExists", PoolId=spec.id)
         targets = None if spec.formula is None else evaluate(spec.formula.text, 0, 0)
         stamp = self._ledger.stamp(now)

@@ -6,8 +6,9 @@
     operator   = eq / ne / gt / ge / lt / le
     literal    = 'text' / number / true / false / datetime'...' / a bare ISO 8601 time
 
-A path names a property of the document, nested ones with a slash. What the service would not take is refused
-with InvalidQueryParameterValue.
+A path names a property of the document, nested ones with a slash; which of them a list can be filtered by,
+and with which operators, is the caller's affair. What the service would not take is refused with
+InvalidQueryParameterValue.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ class Page:
     next_token: str | None
 
 
-def parse_filter(text: str) -> Predicate:
-    """The predicate that a `$filter` expression stands for. Raises Refused."""
+def parse_filter(text: str, filterable: Mapping[str, frozenset[str]]) -> Predicate:
+    """The predicate that a `$filter` expression stands for. Raises Refused.
+
+    `filterable`: the paths that may be compared, each with its operators.
+    """
     try:
-        return _Parser(text).parse()
+        return _Parser(text, filterable).parse()
     except RecursionError:
         raise invalid_query("$filter", text[:100], "The expression is nested too deeply.") from None
 
@@ -134,8 +138,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 class _Parser:
     """Recursive descent over the grammar of the module's docstring."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, filterable: Mapping[str, frozenset[str]]) -> None:
         self._text = text
+        self._filterable = filterable
         self._tokens = _tokens(text)
         self._position = 0
 
@@ -175,6 +180,7 @@ class _Parser:
         self._expect(",")
         prefix = self._literal()
         self._expect(")")
+        self._check(path, "startswith")
         return lambda document: str(_lookup(document, path) or "").startswith(str(prefix))
 
     def _comparison(self) -> Predicate:
@@ -182,6 +188,7 @@ class _Parser:
         name = self._take("name")
         if name not in _COMPARISONS:
             raise self._unexpected(back=1)
+        self._check(path, name)
         compare = _COMPARISONS[name]
         literal = self._literal()
 
@@ -192,6 +199,13 @@ class _Parser:
             return type(value) is type(literal) and compare(value, literal)
 
         return predicate
+
+    def _check(self, path: str, comparison: str) -> None:
+        allowed = self._filterable.get(path, frozenset())
+        if comparison not in allowed:
+            known = ", ".join(sorted(allowed)) or f"none; what can be compared: {', '.join(self._filterable)}"
+            reason = f"'{path}' cannot be compared with '{comparison}'. Allowed: {known}."
+            raise invalid_query("$filter", self._text, reason)
 
     def _literal(self) -> object:
         kind, text = self._peek()

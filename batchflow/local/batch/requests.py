@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from batchflow.local.batch.catalogue import CORES, find_image
+from batchflow.local.batch.catalogue import CORES, PAST, find_image
 from batchflow.local.batch.entities import (
     CommandSpec,
     Deallocation,
@@ -54,12 +54,12 @@ class Resize:
     timeout: float | None
 
 
-def parse_pool(body: object, now: float) -> tuple[PoolSpec, int, int]:
-    """A pool to create, with the numbers of dedicated and of spot nodes."""
+def parse_pool(body: object, now: float, retired: frozenset[str] = frozenset()) -> tuple[PoolSpec, int, int]:
+    """A pool to create, with the numbers of dedicated and of spot nodes. `retired`: images of no more."""
     fields = Fields(body)
     pool_id = fields.identifier("id")
     vm_size = _vm_size(fields)
-    machine = _virtual_machine(fields, now)
+    machine = _virtual_machine(fields, now, retired)
     formula = _formula(fields)
     fields.refuse(*_POOL_REFUSED)
     dedicated = fields.integer("targetDedicatedNodes", 0, low=0)
@@ -191,7 +191,9 @@ def parse_job(body: object) -> JobSpec:
     fields.refuse("jobManagerTask", "jobPreparationTask", "jobReleaseTask", "networkConfiguration")
     if fields.boolean("usesTaskDependencies", default=False):
         raise not_implemented("a job whose tasks depend on each other")
-    fields.choice("onTaskFailure", ("noaction",), "noaction")
+    actions = ("noaction", "performexitoptionsjobaction")
+    if fields.choice("onTaskFailure", actions, "noaction") != "noaction":
+        raise not_implemented("a job whose failed tasks decide about it")
     spec = _job(fields, job_id, fields.keep("displayName", "metadata", "commonEnvironmentSettings"))
     fields.finish()
     return spec
@@ -389,7 +391,7 @@ def _vm_size(fields: Fields) -> str:
     return size.lower()
 
 
-def _virtual_machine(fields: Fields, now: float) -> dict[str, Any]:
+def _virtual_machine(fields: Fields, now: float, retired: frozenset[str] = frozenset()) -> dict[str, Any]:
     machine = fields.fields("virtualMachineConfiguration")
     if machine is None:
         raise Refused("MissingRequiredProperty", PropertyName="virtualMachineConfiguration")
@@ -398,12 +400,12 @@ def _virtual_machine(fields: Fields, now: float) -> dict[str, Any]:
     if image is None:
         raise Refused("MissingRequiredProperty", PropertyName=machine.name("imageReference"))
     if image.get("virtualMachineImageId") is None:
-        _check_image(image, agent, now)
+        _check_image(image, agent, now, retired)
     machine.refuse("containerConfiguration")
     return machine.document
 
 
-def _check_image(fields: Fields, agent: str, now: float) -> None:
+def _check_image(fields: Fields, agent: str, now: float, retired: frozenset[str]) -> None:
     names = [fields.required_text(key) for key in ("publisher", "offer", "sku")]
     image = find_image(*names)
     if image is None:
@@ -411,8 +413,9 @@ def _check_image(fields: Fields, agent: str, now: float) -> None:
             "The specified image is not supported by the Batch service; see the list of supported images."
         )
         raise invalid_property("imageReference", ":".join(names), reason)
-    if image.end_of_life is not None and datetime.fromisoformat(image.end_of_life).timestamp() <= now:
-        reason = f"The Batch service does not make pools of the image since {image.end_of_life}."
+    end = PAST if image.name in retired else image.end_of_life
+    if end is not None and datetime.fromisoformat(end).timestamp() <= now:
+        reason = f"The Batch service does not make pools of the image since {end}."
         raise invalid_property("imageReference", ":".join(names), reason)
     if image.agent != agent.lower():
         reason = f"The image goes with the node agent '{image.agent}'."

@@ -6,18 +6,17 @@ the tables at the end are the whole truth about which.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from batchflow.local.batch import conditions as conditions
 from batchflow.local.batch import documents as documents
 from batchflow.local.batch import files as files
+from batchflow.local.batch import queries as queries
 from batchflow.local.batch import requests as requests
 from batchflow.local.batch.entities import FormulaRun
-from batchflow.local.batch.errors import Refused, invalid_query, not_implemented
+from batchflow.local.batch.errors import Refused, not_implemented
 from batchflow.local.batch.faults import parse_account_faults, parse_fault
 from batchflow.local.batch.ledger import fold
 from batchflow.local.batch.odata import paginate, parse_filter, parse_max_results, select
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from batchflow.local.batch.files import FileSlice
     from batchflow.local.batch.nodes import NodeDisks
     from batchflow.local.batch.state import BatchState
-
-_VERSION = re.compile(r"\d{4}-\d\d-\d\d(\.\d+\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class DataPlane:
         operation = _ROUTES.get(route) or _CONTROL.get(route)
         if operation is None:
             raise _unserved(request.method, pattern)
-        _check_version(request)
+        queries.check(request.query)
         return operation(self, request)
 
     # Faults, of which Azure knows nothing
@@ -93,15 +90,16 @@ class DataPlane:
         return Answer(204)
 
     def set_account_faults(self, request: Request) -> Answer:
-        faults = self._fleet.faults
-        faults.quotas, faults.retired = parse_account_faults(request.body)
+        self._fleet.faults.account = parse_account_faults(request.body)
         return Answer(204)
 
     # Pools
 
     def create_pool(self, request: Request) -> Answer:
-        self._fleet.faults.check_quota("pools")
-        spec, dedicated, spot = requests.parse_pool(request.body, request.now)
+        self._fleet.faults.check_quota("pools", len(self._fleet.pools))
+        spec, dedicated, spot = requests.parse_pool(
+            request.body, request.now, self._fleet.faults.account.retired
+        )
         if (identity := self._identity_of(spec.id)) is not None:
             spec = replace(spec, document=spec.document | {"identity": identity})
         pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
@@ -113,7 +111,7 @@ class DataPlane:
 
     def pool_exists(self, request: Request) -> Answer:
         pool = self._pool(request)
-        return Answer(headers=_stamp_headers(pool.stamp))
+        return Answer(headers=conditions.stamp_headers(pool.stamp))
 
     def get_pool(self, request: Request) -> Answer:
         pool = self._pool(request)
@@ -179,7 +177,7 @@ class DataPlane:
         return self._page(request, pools)
 
     def supported_images(self, request: Request) -> Answer:
-        return self._page(request, enumerate(documents.image_documents(self._fleet.faults.retired)))
+        return self._page(request, enumerate(documents.image_documents(self._fleet.faults.account.retired)))
 
     # Nodes
 
@@ -234,7 +232,7 @@ class DataPlane:
     # Jobs
 
     def create_job(self, request: Request) -> Answer:
-        self._fleet.faults.check_quota("jobs")
+        self._fleet.faults.check_quota("jobs", self._work.active_jobs())
         job = self._work.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
@@ -361,7 +359,7 @@ class DataPlane:
     def _pool(self, request: Request) -> Pool:
         pool = self._fleet.pool(request.names[1])
         if len(request.names) <= 3:
-            _check_conditions(request, pool.stamp)
+            conditions.check(request.method, request.headers, pool.stamp)
         return pool
 
     def _node(self, request: Request) -> Node:
@@ -370,13 +368,13 @@ class DataPlane:
     def _job(self, request: Request) -> Job:
         job = self._work.job(request.names[1])
         if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
-            _check_conditions(request, job.stamp)
+            conditions.check(request.method, request.headers, job.stamp)
         return job
 
     def _task(self, request: Request) -> Task:
         task = self._work.task(self._work.job(request.names[1]), request.names[3])
         if "files" not in request.names[4:5]:
-            _check_conditions(request, task.stamp)
+            conditions.check(request.method, request.headers, task.stamp)
         return task
 
     def _task_directory(self, task: Task) -> Path:
@@ -390,17 +388,19 @@ class DataPlane:
 
     def _created(self, stamp: Versioned, path: str) -> Answer:
         url = f"{self._base()}/{path}"
-        return Answer(201, headers={**_stamp_headers(stamp), "DataServiceId": url, "Location": url})
+        return Answer(201, headers={**conditions.stamp_headers(stamp), "DataServiceId": url, "Location": url})
 
     def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> Answer:
-        return Answer(status, headers={**_stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"})
+        return Answer(
+            status, headers={**conditions.stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"}
+        )
 
     def _done(self, request: Request, status: int) -> Answer:
         """An action on what has no version."""
         return Answer(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
 
     def _resource(self, request: Request, document: Document, stamp: Versioned) -> Answer:
-        return Answer(document=_selected(request, document), headers=_stamp_headers(stamp))
+        return Answer(document=_selected(request, document), headers=conditions.stamp_headers(stamp))
 
     def _page(self, request: Request, numbered: Iterable[tuple[int, Document]]) -> Answer:
         expression = request.query.get("$filter")
@@ -408,7 +408,7 @@ class DataPlane:
             numbered,
             after=request.query.get("$skiptoken"),
             limit=parse_max_results(request.query.get("maxresults")),
-            wanted=parse_filter(expression) if expression else None,
+            wanted=parse_filter(expression, queries.FILTERS[route_of(request.names)]) if expression else None,
         )
         document: Document = {"value": [_selected(request, item) for item in page.items]}
         if page.next_token is not None:
@@ -428,10 +428,10 @@ class DataPlane:
         name = request.names[5]
         path = files.locate(root, name)
         status = path.stat()
-        _check_dates(request, status.st_mtime)
+        conditions.check_dates(request.method, request.headers, status.st_mtime)
         headers = files.headers(path, f"{url}/files/{quote(name)}") | {
-            "Last-Modified": _http_date(status.st_mtime),
-            "ocp-creation-time": _http_date(status.st_ctime),
+            "Last-Modified": conditions.http_date(status.st_mtime),
+            "ocp-creation-time": conditions.http_date(status.st_ctime),
         }
         if request.method == "HEAD":
             length = 0 if path.is_dir() else status.st_size
@@ -459,59 +459,6 @@ def _recursive(request: Request) -> bool:
 def _selected(request: Request, document: Document) -> Document:
     names = request.query.get("$select", "")
     return select(document, names.split(",")) if names else document
-
-
-def _check_version(request: Request) -> None:
-    version = request.query.get("api-version")
-    if version is None:
-        raise Refused("MissingRequiredQueryParameter", QueryParameterName="api-version")
-    if _VERSION.fullmatch(version) is None:
-        raise invalid_query("api-version", version, "A version of the Batch REST API is expected.")
-
-
-def _check_conditions(request: Request, stamp: Versioned) -> None:
-    tag = documents.etag(stamp)
-    match = _tags(request.headers.get("If-Match"))
-    none_match = _tags(request.headers.get("If-None-Match"))
-    if match is not None and tag not in match and "*" not in match:
-        raise Refused("ConditionNotMet", Condition="If-Match")
-    if none_match is not None and (tag in none_match or "*" in none_match):
-        reading = request.method in ("GET", "HEAD")
-        raise Refused("NotModified") if reading else Refused("ConditionNotMet", Condition="If-None-Match")
-    _check_dates(request, stamp.modified)
-
-
-def _check_dates(request: Request, modified: float) -> None:
-    since = _date(request.headers.get("If-Modified-Since"))
-    if since is not None and int(modified) <= since:
-        reading = request.method in ("GET", "HEAD")
-        raise Refused("NotModified") if reading else Refused("ConditionNotMet", Condition="If-Modified-Since")
-    unless = _date(request.headers.get("If-Unmodified-Since"))
-    if unless is not None and int(modified) > unless:
-        raise Refused("ConditionNotMet", Condition="If-Unmodified-Since")
-
-
-def _tags(header: str | None) -> set[str] | None:
-    if header is None:
-        return None
-    return {tag.strip().removeprefix("W/").strip('"') for tag in header.split(",")}
-
-
-def _date(header: str | None) -> float | None:
-    if header is None:
-        return None
-    try:
-        return parsedate_to_datetime(header).timestamp()
-    except ValueError:
-        raise Refused("InvalidHeaderValue", HeaderValue=header) from None
-
-
-def _stamp_headers(stamp: Versioned) -> dict[str, str]:
-    return {"ETag": documents.etag(stamp), "Last-Modified": _http_date(stamp.modified)}
-
-
-def _http_date(seconds: float) -> str:
-    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 
 def _unserved(method: str, pattern: str) -> Refused:

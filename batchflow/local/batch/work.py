@@ -75,6 +75,10 @@ class Work:
             if limit is not None and job.state not in _ENDING and job.stamp.created + limit <= now:
                 self._terminate(job, "MaxWallClockTimeExpiry", now)
 
+    def active_jobs(self) -> int:
+        """What counts towards the account's quota of jobs: all that have not come to their end."""
+        return sum(job.state != "completed" for job in self.jobs.values())
+
     # What users ask of jobs
 
     def job(self, job_id: str) -> Job:
@@ -86,8 +90,8 @@ class Work:
 
     def create_job(self, spec: JobSpec, now: float) -> Job:
         """Make a job; its pool need not exist yet."""
-        if fold(spec.id) in self.jobs:
-            raise Refused("JobExists", JobId=spec.id)
+        if (there := self.jobs.get(fold(spec.id))) is not None:
+            raise _refusal(there) if there.state == "deleting" else Refused("JobExists", JobId=spec.id)
         job = Job(spec, self._ledger.stamp(now), state_since=now)
         self.jobs[fold(spec.id)] = job
         self._end_when_done(job, now)

@@ -9,6 +9,7 @@ import json
 import time
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
@@ -146,7 +147,7 @@ async def test_version_has_to_be_given(batch: Any, query: str, code: str) -> Non
     [
         ("GET", "/applications"),
         ("GET", "/jobschedules/x"),
-        ("POST", "/pools/p/enableautoscale"),
+        ("GET", "/jobs/j/jobpreparationandreleasetaskstatus"),
         ("POST", "/pools/p/nodes/n/users"),
         ("GET", "/pools/p/nodes/n/extensions"),
         ("GET", "/jobs/j/tasks/t/subtasksinfo"),
@@ -219,6 +220,49 @@ async def test_bad_filters_are_refused(batch: Any, expression: str) -> None:
     with pytest.raises(HttpResponseError) as raised:
         [job async for job in batch.client.list_jobs(filter=expression)]
     assert raised.value.model.code == "InvalidQueryParameterValue"
+
+
+@pytest.mark.parametrize(
+    ("target", "expression", "taken"),
+    [
+        ("/jobs", "executionInfo/poolId eq 'pool' and state ne 'completed'", True),
+        ("/jobs", "startswith(id, 'j') or creationTime gt 2020-01-01T00:00:00Z", True),
+        ("/jobs", "priority eq 5", False),
+        ("/jobs", "state gt 'active'", False),
+        ("/jobs", "startswith(state, 'a')", False),
+        ("/pools", "vmSize eq 'standard_d2s_v3' and allocationState eq 'steady'", True),
+        ("/pools", "targetDedicatedNodes gt 1", False),
+        ("/nodecounts", "poolId eq 'pool'", True),
+        ("/nodecounts", "poolId ne 'pool'", False),
+        ("/supportedimages", "osType eq 'linux' and verificationType ne 'unverified'", True),
+        ("/supportedimages", "publisher eq 'canonical'", False),
+    ],
+)
+async def test_lists_are_filtered_by_what_is_published(
+    batch: Any, target: str, expression: str, taken: bool
+) -> None:
+    """A property that a list cannot be filtered by, or not so, is refused with what can be."""
+    status, _, body = await send(batch, "GET", f"{target}?{VERSION}&$filter={quote(expression)}")
+    assert status == (200 if taken else 400)
+    assert taken or (
+        body["code"] == "InvalidQueryParameterValue" and "Allowed: " in body["values"][2]["value"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("api-version=2099-01-01", 400, "UnsupportedRequestVersion"),
+        ("api-version=2099-01-01.99.0", 400, "UnsupportedRequestVersion"),
+        (f"{VERSION}&color=red", 400, "UnsupportedQueryParameter"),
+        (f"{VERSION}&$expand=nodes", 400, "InvalidQueryParameterValue"),
+        (f"{VERSION}&$expand=stats", 501, "NotImplemented"),
+    ],
+)
+async def test_queries_that_are_refused(batch: Any, query: str, status: int, code: str) -> None:
+    """Versions and parameters that the service has not, and statistics, which are kept nowhere here."""
+    got, _, body = await send(batch, "GET", f"/jobs?{query}")
+    assert (got, body["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("limit", [0, 1001])

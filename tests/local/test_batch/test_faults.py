@@ -62,11 +62,33 @@ async def test_quotas(batch: Any, faults: Faults) -> None:
     await batch.job()
 
 
+async def test_quotas_are_numbers(batch: Any, faults: Faults) -> None:
+    """So many pools and active jobs there may be; a job that has ended counts no more."""
+    await faults.account(pools=1, jobs=1)
+    await batch.pool(nodes=0)
+    await batch.job()
+    with pytest.raises(ResourceExistsError, match="PoolQuotaReached"):
+        await batch.pool("other", nodes=0, ready=False)
+    with pytest.raises(ResourceExistsError, match="ActiveJobAndScheduleQuotaReached"):
+        await batch.job("other")
+    await batch.client.begin_terminate_job("job", {"terminateReason": "done"}, polling_interval=0)
+    await batch.job("other")
+
+
 async def test_slow_start(batch: Any, faults: Faults) -> None:
     """A node that boots slowly is starting meanwhile."""
     await faults.slow_start("pool", 600)
     await batch.pool(ready=False)
     await batch.until(batch.node_states, ["starting"])
+
+
+async def test_retired_images(batch: Any, faults: Faults) -> None:
+    """No pool is made of an image whose end has come on demand, and the list of images tells of it."""
+    await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])
+    with pytest.raises(HttpResponseError, match="2020-01-01"):
+        await batch.pool(ready=False)
+    await faults.account()
+    await batch.pool(nodes=0)
 
 
 async def test_start_task_failure(batch: Any, faults: Faults) -> None:

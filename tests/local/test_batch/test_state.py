@@ -376,3 +376,24 @@ def test_packed_and_spread_pools_differ() -> None:
             nodes.state.work.create_task(job, task_spec(f"task-{number}"), nodes.now)
         nodes.act()
         assert sorted(len(node.runs) for node in pool.nodes.values()) == expected
+
+
+def test_names_are_taken_until_their_owners_are_gone(nodes: Nodes) -> None:
+    """What is being deleted still has its name, and says that it is on its way."""
+    state = nodes.state
+    state.work.create_task(state.work.job("job"), task_spec("task"), nodes.now)
+    nodes.act()
+    with pytest.raises(Refused, match="JobExists"):
+        state.work.create_job(job_spec(), nodes.now)
+    with pytest.raises(Refused, match="PoolExists"):
+        state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
+    state.work.delete_job(state.work.job("job"), nodes.now)
+    state.fleet.delete_pool(state.fleet.pool("pool"), nodes.now)
+    with pytest.raises(Refused, match="JobBeingDeleted"):
+        state.work.create_job(job_spec(), nodes.now)
+    with pytest.raises(Refused, match="PoolBeingDeleted"):
+        state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
+    nodes.act()
+    nodes.settle()
+    state.work.create_job(job_spec(), nodes.now)
+    state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
