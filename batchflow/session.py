@@ -11,7 +11,7 @@ import weakref
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
 
 import anyio
 
@@ -46,7 +46,7 @@ from batchflow.streams import (
     ResultStream,
     SessionResults,
 )
-from batchflow.submission import Submission, as_arguments, command_line
+from batchflow.submission import Submission, TaskOptions, as_arguments, command_line
 from batchflow.submitter import Submitter
 from batchflow.task import Task
 from batchflow.tracker import Entry, Tracker
@@ -158,7 +158,9 @@ class Session(Supervised):
         )
         return Task(self, await self._submitter.submit(wish))
 
-    async def submit_many(self, command: str, inputs: Iterable[Any], **options: Any) -> list[Task]:
+    async def submit_many(
+        self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
+    ) -> list[Task]:
         """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
         tasks = []
         for value in inputs:
@@ -173,7 +175,7 @@ class Session(Supervised):
         *,
         ordered: bool = False,
         window: int | None = None,
-        **options: Any,
+        **options: Unpack[TaskOptions],
     ) -> ResultStream:
         """Run the command over the inputs and stream the results, as they come or in the inputs' order.
 
@@ -187,7 +189,7 @@ class Session(Supervised):
         run = MapRun(self, command, inputs, window or DEFAULT_WINDOW, options)
         return MapResults(self, run, ordered)
 
-    async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Any) -> Any:
+    async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
         wish = Submission(command=command, arguments=command_line(params, args), **options)
         entry = await self._submitter.enqueue(wish)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
 from batchflow.results import Results
-from batchflow.submission import Submission, as_arguments
+from batchflow.submission import Submission, TaskOptions, as_arguments
 from batchflow.waiting import Pulse
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class MapRun:
         command: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
         window: int,
-        options: dict[str, Any],
+        options: TaskOptions,
     ) -> None:
         self._session = session
         self._command = command

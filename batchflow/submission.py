@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from batchflow import wire
 from batchflow.errors import ConfigurationError
@@ -17,6 +17,17 @@ INLINE: Final = 128 * 1024
 """A task above so many bytes has its arguments travel by reference."""
 MOST_BESIDE: Final = 64 * 1024
 """Bytes of all but the arguments, at most: these cannot travel by reference."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `run`, `map` and `submit_many` take beside the command: each as `Session.submit` has it."""
+
+    task_id: str | None
+    tag: Any
+    timeout: float | None
+    retry: RetryPolicy | None
+    memory_limit: int | None
+    stream_output: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

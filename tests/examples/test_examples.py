@@ -143,7 +143,7 @@ def test_examples_run_on_a_local_cloud_that_others_keep_up(tmp_path: Path) -> No
 def test_every_example_has_its_line() -> None:
     """The README of the examples names each program."""
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    programs = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("[0-9]*/*.py")]
+    programs = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("[0-9]*/*.py"), *EXAMPLES.glob("[0-9]*/*.ipynb")]
     assert programs
     for program in programs:
         assert f"]({program.relative_to(EXAMPLES).as_posix()})" in text

@@ -1,0 +1,78 @@
+"""Results as a list, and as a DataFrame."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from batchflow import Result, Status, TaskError
+from batchflow.results import Results
+
+
+def a_result(index: int, **fields: object) -> Result:
+    known: dict[str, object] = {"task_id": str(index), "job_id": "default", "client": "me", "command": "x.py"}
+    return Result(**{**known, "status": Status.SUCCEEDED, "index": index, **fields})  # type: ignore[arg-type]
+
+
+FAILED = a_result(1, status=Status.FAILED, error="ValueError: no", kind="TaskFailed")
+
+
+def test_values_and_failures() -> None:
+    """`values` are those of a list without failures; `failed` are the others."""
+    results = Results([a_result(0, value=4), FAILED])
+    assert results.failed == [FAILED]
+    assert Results(results[:1]).values == [4]
+    with pytest.raises(TaskError, match="ValueError: no"):
+        _ = results.values
+
+
+def test_a_frame_has_a_row_for_each_result() -> None:
+    """By index, with times in UTC and how long each took."""
+    pandas = pytest.importorskip("pandas")
+    results = Results([a_result(7, value=49, started_at=10.0, finished_at=10.5, tag={"a": 1}), FAILED])
+    frame = results.to_pandas()
+    assert list(frame.index) == [7, 1]
+    assert frame.loc[7, "value"] == 49
+    assert frame.loc[7, "seconds"] == 0.5
+    assert frame.loc[7, "started_at"] == pandas.Timestamp(10, unit="s", tz="UTC")
+    assert frame.loc[1, "status"] == "failed"
+    assert frame.loc[1, "kind"] == "TaskFailed"
+    assert pandas.isna(frame.loc[1, "finished_at"])
+    assert str(frame["submitted_at"].dtype).endswith("UTC]")
+
+
+def test_dicts_can_become_columns() -> None:
+    """With `expand` each key of the values is a column, whatever the other results have."""
+    pandas = pytest.importorskip("pandas")
+    results = Results(
+        [a_result(0, value={"x": 1, "y": "a"}), a_result(0, value={"x": 2}), a_result(2, value=[3])]
+    )
+    frame = results.to_pandas(expand=True)
+    assert list(frame["value.x"])[:2] == [1, 2]
+    assert frame["value.y"].iloc[0] == "a"
+    assert pandas.isna(frame["value.y"].iloc[1])
+    assert frame["value"].iloc[2] == [3]
+    assert len(frame) == 3
+
+
+def test_no_results_are_an_empty_frame() -> None:
+    """The columns are there, with their types."""
+    pytest.importorskip("pandas")
+    frame = Results().to_pandas(expand=True)
+    assert len(frame) == 0
+    assert "seconds" in frame.columns
+
+
+def test_without_pandas_it_says_what_to_install() -> None:
+    """Where pandas is not installed a frame cannot be had, and the error says how it can."""
+    program = (
+        "import sys; sys.modules['pandas'] = None\n"
+        "from batchflow.errors import ConfigurationError\n"
+        "from batchflow.results import Results\n"
+        "try: Results().to_pandas()\n"
+        "except ConfigurationError as error: print(error)\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout == "pandas is not installed: pip install 'batchflow-azure[pandas]'\n"
