@@ -53,7 +53,9 @@ _LOST = Meaning(LeaseLost)
 _UNREACHABLE = Meaning(
     retryable=True, blames_setting=True, remedy="check the address, and that this machine can reach it"
 )
-_DENIED = Meaning(blames_setting=True, remedy="check the key, and that it has the right to do this")
+_DENIED = Meaning(
+    blames_setting=True, remedy="check the key, or the role in Entra ID, and that it has the right to do this"
+)
 _NO_BLOB = Meaning(BlobNotFound)
 _CONFLICT = Meaning(BlobConflict)
 _QUOTA = Meaning(QuotaExceeded, remedy="free some, or ask Azure for more")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from batchflow import Client, PoolSpec, Settings
+from batchflow.broker import QueueSpec
 from batchflow.control import AgentConfig
 from batchflow.errors import BrokerError, ConfigurationError, PoolError, StorageError
 from batchflow.local.entra import (
@@ -66,7 +64,9 @@ async def test_no_key_anywhere(keyless: Settings) -> None:
             assert await session.run("echo.py", "no key") == ["no", "key"]
         configs = [info.name async for info in pool._ctl.list("agent/") if info.name.endswith(".json")]
         config = AgentConfig.decode((await pool._ctl.get(configs[0])).data)
-        assert {access.connection_string for access in (*config.task_queues, *config.results_queues)} == {None}
+        assert {access.connection_string for access in (*config.task_queues, *config.results_queues)} == {
+            None
+        }
         assert (config.ctl.signature, config.out.signature) == (None, None)
         assert not [url for url in await resource_urls(client, pool._manifest.agents_job) if "?" in url]
         await pool.delete()
@@ -82,4 +82,48 @@ async def test_a_pool_without_an_identity(keyless: Settings) -> None:
         urls = await resource_urls(client, pool._manifest.agents_job)
         assert urls
         assert all("skoid=" in url for url in urls)
+        await pool.delete()
+
+
+async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is logged in and has no role is told so by each service, with the setting that is concerned."""
+    for name, value in cloud.identity_environment("nobody").items():
+        monkeypatch.setenv(name, value)
+    async with Client(cloud.keyless_settings) as client:
+        services = client._services
+        with pytest.raises(PoolError, match="PermissionDenied") as of_batch:
+            await services.compute.pool("any")
+        with pytest.raises(StorageError, match="AuthorizationPermissionMismatch") as of_storage:
+            await services.storage.create_container("any")
+        with pytest.raises(BrokerError, match="role in Entra ID") as of_bus:
+            await services.admin.create_queue(QueueSpec("any"))
+    settings = [caught.value.setting for caught in (of_batch, of_storage, of_bus)]
+    assert settings == ["batch.entra", "storage.account_url", "servicebus.namespace"]
+
+
+async def test_nobody_is_logged_in(keyless: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong word at the identity endpoint is told by each service as a missing right."""
+    monkeypatch.setenv("IDENTITY_HEADER", "wrong")
+    monkeypatch.setenv("PATH", "")
+    async with Client(keyless) as client:
+        with pytest.raises(PoolError) as of_batch:
+            await client._services.compute.pool("any")
+        with pytest.raises(StorageError) as of_storage:
+            await client._services.storage.containers()
+    assert [each.value.setting for each in (of_batch, of_storage)] == ["batch.entra", "storage.account_url"]
+
+
+async def test_an_identity_is_named(keyless: Settings) -> None:
+    """One that the pool has not is refused, with those that it has; a pool that is not there gets none."""
+    wrong = "00000000-0000-0000-0000-000000000000"
+    async with Client(keyless) as client:
+        sdk = client._services.compute._client  # type: ignore[attr-defined]
+        await sdk.create_pool(foreign_pool(POOL))
+        with pytest.raises(ConfigurationError, match=rf"identity is '{wrong}'.*userAssignedIdentities/nodes"):
+            await client.ensure_pool(POOL, spec=PoolSpec(POOL, identity=wrong))
+        with pytest.raises(ConfigurationError, match="through Azure's management"):
+            await client.create_pool(PoolSpec("new", identity=wrong))
+        (identity,) = (await client._services.compute.pool(POOL)).identities
+        pool = await client.ensure_pool(POOL, spec=PoolSpec(POOL, identity=identity.client_id))
+        assert pool._manifest.identity == identity
         await pool.delete()
