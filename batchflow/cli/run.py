@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 import anyio
@@ -60,9 +61,9 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) 
     """
     wish = Wish(**{**options, "texts": (*more, *options["texts"])})
     record = new_record(invocation, wish, invocation.configuration())
-    async with _working(invocation, record, wish.command, quiet=True) as (_, work):
-        with _resumable(record):
-            await work.send_all()
+    with _resumable(record):
+        async with _working(invocation, record, wish.command, quiet=True) as work:
+            await work.run.send_all()
     plan = record.plan
     terminal.note(f"{plan.count} tasks are in pool {plan.pool!r}: batchflow results {plan.name} --follow")
     if invocation.as_json:
@@ -97,13 +98,13 @@ async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Ta
     if record.plan.local:
         return Tally.of(record)  # its cloud has ended: only --resume makes more
     record.plan.output = None
-    async with _working(invocation, record, None, quiet=not follow) as (_, work):
-        with _resumable(record):
+    with _resumable(record):
+        async with _working(invocation, record, None, quiet=not follow) as work:
             if follow:
-                await work.complete()
+                await work.run.complete()
             else:
-                await work.read_what_is_there()
-        return work.tally
+                await work.run.read_what_is_there()
+            return work.run.tally
 
 
 async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) -> int:
@@ -124,15 +125,25 @@ def _as_before(invocation: Invocation, record: Record) -> None:
 
 
 async def _carry_out(invocation: Invocation, record: Record, path: str | None, quiet: bool) -> int:
-    async with _working(invocation, record, path, quiet) as (pool, work):
-        return await _until_done(invocation, pool, work, record)
+    with _resumable(record):
+        async with _working(invocation, record, path, quiet) as work:
+            return await _until_done(invocation, work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """A run in an open session, and what belongs to it."""
+
+    pool: Pool
+    record: Record
+    run: Run
+    shown: Progress
 
 
 @asynccontextmanager
 async def _working(
     invocation: Invocation, record: Record, path: str | None, quiet: bool
-) -> AsyncIterator[tuple[Pool, Run]]:
-    """The run's pool, and the run in an open session."""
+) -> AsyncIterator[_Work]:
     from batchflow.cli.progress import progress
     from batchflow.cli.running import Run
 
@@ -142,61 +153,61 @@ async def _working(
             async with _session_of(pool, record) as session:
                 watching = asyncio.create_task(_tell(session, shown), name="tell events")
                 try:
-                    yield pool, Run(session, record, shown, file)
+                    yield _Work(pool, record, Run(session, record, shown, file), shown)
                 finally:
                     watching.cancel()
 
 
 @contextlib.contextmanager
 def _resumable(record: Record) -> Iterator[None]:
-    """Interrupted, say how to go on."""
+    """Interrupted before anything was sent, say how to go on."""
     try:
         yield
     except asyncio.CancelledError:
-        terminal.note(f"go on with it: batchflow run --resume {record.plan.name}")
+        terminal.note(f"to go on with it: batchflow run --resume {record.plan.name}")
         raise
 
 
-async def _until_done(invocation: Invocation, pool: Pool, work: Run, record: Record) -> int:
+async def _until_done(invocation: Invocation, work: _Work) -> int:
     scope = anyio.CancelScope()
     try:
         with invocation.interrupts.answered_by(scope.cancel), scope:
-            await work.complete()
+            await work.run.complete()
             return _summary(work)
-    except StdoutClosed:
-        terminal.note(await _left(work, record))
+    except (StdoutClosed, CommandError):
+        await _leave(work)
         raise
-    if record.plan.local:
-        await _drain(pool, work)
-    terminal.note(await _left(work, record))
+    if work.record.plan.local:
+        await _drain(work)
+    await _leave(work)
     return invocation.interrupts.exit_code
 
 
-async def _drain(pool: Pool, work: Run) -> None:
+async def _drain(work: _Work) -> None:
     """Let the local cloud's nodes finish what they run, and write it."""
-    terminal.note("interrupted: what runs may end; Ctrl-C again leaves at once")
-    reading = asyncio.create_task(work.read_what_comes(), name="read what comes")
+    work.shown.note("interrupted: what runs may end; Ctrl-C again leaves at once")
+    reading = asyncio.create_task(work.run.read_what_comes(), name="read what comes")
     try:
-        await pool.stop()
+        await work.pool.stop()
     finally:
         reading.cancel()
         await asyncio.wait([reading])
 
 
-async def _left(work: Run, record: Record) -> str:
-    plan = record.plan
-    going_on = 0 if plan.local else await work.leave()
-    done = f"{work.tally.done} of {plan.count} have a result"
+async def _leave(work: _Work) -> None:
+    """See that the pool has what was sent, and say what goes on without us."""
+    plan, tally = work.record.plan, work.run.tally
     if plan.local:
         goes = "the local cloud ends with this command"
     else:
-        goes = f"{going_on} were sent and go on in the pool"
-    return f"interrupted: {done}; {goes}. Go on with it: batchflow run --resume {plan.name}"
+        goes = f"{await work.run.leave()} were sent and go on in the pool"
+    done = f"interrupted: {tally.done} of {plan.count} have a result, {goes}"
+    work.shown.note(f"{done}. To go on with it: batchflow run --resume {plan.name}")
 
 
-def _summary(work: Run) -> int:
-    tally = work.tally
-    terminal.note(f"{tally.done} done, {tally.failed} failed")
+def _summary(work: _Work) -> int:
+    tally = work.run.tally
+    work.shown.note(f"{tally.done} done, {tally.failed} failed")
     return Exit.FAILED if tally.failed else Exit.OK
 
 
