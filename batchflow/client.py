@@ -179,6 +179,8 @@ class Client(Supervised):
         return await sweep(self._services, self._maker.index, bundle_age=bundle_age)
 
     async def _sweep_quietly(self) -> None:
+        if self._services.restricted:
+            return
         await asyncio.sleep(_SWEEP_AFTER)
         try:
             since = await last_swept(self._maker.index)

@@ -1,0 +1,218 @@
+"""The table of rights, each right over real sockets: what it opens, and what it does not."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from batchflow import Client, Pool, PoolSpec
+from batchflow import access as rights
+from batchflow.azure.blob import SignedContainer
+from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
+from batchflow.broker import Broker, QueueRef, QueueSpec
+from batchflow.control import AgentConfig
+from batchflow.errors import BrokerError, ConfigurationError, PoolError, ServiceError, StorageError
+from batchflow.settings import Settings, load_settings
+
+ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+SHOUT = {"echo.py": b"def do_action(engine, args):\n    return 'shouted'\n"}
+BIG = "x" * 300_000
+
+
+@pytest.fixture
+async def mine(client: Client) -> AsyncIterator[Pool]:
+    pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=1)
+    yield pool
+    await pool.delete()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Somebody with a pool's restricted keys."""
+
+    broker: Broker
+    tasks: QueueRef
+    results: QueueRef
+    ctl: SignedContainer
+    out: SignedContainer
+    keys: dict[QueueRef, str]
+
+
+@pytest.fixture
+async def agent(mine: Pool) -> AsyncIterator[Holder]:
+    """What an agent of the pool holds, by the file that it starts from."""
+    await mine.start()
+    (name,) = [info.name async for info in mine._ctl.list("agent/") if info.name.endswith(".json")]
+    config = AgentConfig.decode((await mine._ctl.get(name)).data)
+    keys = {
+        each.queue: each.connection_string or "" for each in (*config.task_queues, *config.results_queues)
+    }
+    ctl = SignedContainer(config.ctl.url, config.ctl.signature or "")
+    out = SignedContainer(config.out.url, config.out.signature or "")
+    async with ServiceBusBroker(None, by_queue=keys) as broker, ctl, out:
+        yield Holder(broker, config.task_queues[0].queue, config.results_queues[0].queue, ctl, out, keys)
+
+
+@pytest.fixture
+async def shared(mine: Pool, tmp_path: Path) -> Settings:
+    """A client's settings that open this one pool, by way of their file."""
+    path = tmp_path / "client.toml"
+    path.write_text((await mine.client_settings()).to_toml())
+    return load_settings(path, environment={})
+
+
+@pytest.fixture
+async def guest(mine: Pool, shared: Settings) -> AsyncIterator[Holder]:
+    """What such a client holds."""
+    access, manifest = shared.access, mine._manifest
+    keys = rights.queues_of(access)
+    ctl, out = (SignedContainer(*(url or "").split("?")) for url in (access.ctl, access.out))
+    async with ServiceBusBroker(None, by_queue=keys) as broker, ctl, out:
+        yield Holder(broker, manifest.task_queues[0], manifest.results_queues[0], ctl, out, keys)
+
+
+async def refused(kind: type[ServiceError], *attempts: object) -> None:
+    for attempt in attempts:
+        with pytest.raises(kind):
+            await attempt  # type: ignore[misc]
+
+
+async def test_an_agents_rights_on_queues(agent: Holder, mine: Pool) -> None:
+    """An agent receives and sends tasks and sends results; it reads no result and manages no queue."""
+    async with await agent.broker.sender(agent.tasks), await agent.broker.sender(agent.results):
+        pass
+    async with await agent.broker.receiver(agent.tasks):
+        pass
+    await refused(BrokerError, agent.broker.mailbox(agent.results, "default/any"))
+    for key in agent.keys.values():
+        async with ServiceBusAdmin(key, ca_file=mine.client.settings.servicebus.ca_file) as admin:
+            await refused(
+                BrokerError,
+                admin.delete_queue(agent.tasks.entity),
+                admin.delete_queue(agent.results.entity),
+                admin.create_queue(QueueSpec("mine")),
+                admin.connection_string(agent.tasks.entity, rights.CLIENT_RULE),
+                admin.queues(),
+            )
+
+
+async def test_an_agents_rights_on_containers(agent: Holder) -> None:
+    """It reads files by name and writes what it puts out; it lists, deletes and reads back nothing."""
+    await agent.out.put("results/mine", b"1")
+    await agent.out.append("logs/mine.log", b"1")
+    names = "agent/drain.json"
+    await refused(
+        StorageError,
+        agent.ctl.put("jobs/forged.json", b"{}"),
+        agent.ctl.delete(names),
+        anext(agent.ctl.list()),  # type: ignore[arg-type]
+        agent.out.get("results/mine"),
+        agent.out.delete("results/mine"),
+        anext(agent.out.list()),  # type: ignore[arg-type]
+    )
+
+
+async def test_a_guests_rights_on_queues(guest: Holder, mine: Pool) -> None:
+    """A client of one pool sends tasks and opens mailboxes; it takes no task, forges no result."""
+    async with (
+        await guest.broker.sender(guest.tasks),
+        await guest.broker.mailbox(guest.results, "default/me"),
+    ):
+        pass
+    await refused(
+        BrokerError,
+        guest.broker.receiver(guest.tasks),
+        guest.broker.receiver(guest.tasks, dead_letters=True),
+        guest.broker.sender(guest.results),
+    )
+    for key in guest.keys.values():
+        async with ServiceBusAdmin(key, ca_file=mine.client.settings.servicebus.ca_file) as admin:
+            await refused(BrokerError, admin.delete_queue(guest.tasks.entity), admin.queues())
+
+
+async def test_a_guests_rights_on_containers(guest: Holder) -> None:
+    """It reads and deletes what agents put out, and writes nothing there: no heartbeat, no result."""
+    await guest.ctl.put("args/default/me/1.json", b"1")
+    assert await guest.ctl.delete("args/default/me/1.json")
+    assert [info.name async for info in guest.out.list("nothing/")] == []
+    await refused(StorageError, guest.out.put("agents/forged.json", b"{}"), guest.out.append("logs/x", b"1"))
+
+
+async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
+    """A program whose settings hold no key of an account submits and gets results, small and large."""
+    accounts = [mine.client.settings.batch.key, mine.client.settings.storage.connection_string]
+    assert not [secret for secret in accounts if secret and secret in shared.to_toml()]
+    assert shared.servicebus.connection_string is None
+    assert "sig=" not in repr(shared)
+    await mine.wait_ready(timeout=60)
+    async with Client(shared) as guest:
+        assert [pool.id async for pool in guest.pools()] == [mine.id]
+        pool = await guest.pool(mine.id)
+        async with pool.session("guest") as session:
+            assert await session.run("echo.py", "hello there") == ["hello", "there"]
+            assert await session.run("echo.py", args=BIG) == [BIG]
+            task = await session.submit("echo.py", "x")
+            await task.cancel()
+            await session.flush()
+        await mine.repurpose(SHOUT)
+        async with pool.session("guest") as session:
+            assert await session.run("echo.py") == "shouted"
+
+
+async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -> None:
+    """What needs an account is refused, by an error that says why; the pool is as it was."""
+    before = await mine.client._maker.read(mine.id)
+    async with Client(shared) as guest:
+        pool = await guest.pool(mine.id)
+        attempts = (
+            guest.create_pool(PoolSpec("new", nodes=0)),
+            guest.ensure_pool("new", nodes=0),
+            guest.delete_pool(mine.id),
+            pool.resize(3),
+            pool.repurpose(SHOUT),
+            pool.stop(),
+            pool.delete(),
+            pool.client_settings(),
+        )
+        for attempt in attempts:
+            with pytest.raises(ServiceError, match=r"rights of one pool's clients|settings access\.\*"):
+                await attempt
+        assert "agent" in str(await pool.explain())
+    assert await mine.client._maker.read(mine.id) == before
+    assert await mine.client._services.compute.pool(mine.id)
+
+
+async def test_a_guest_alone_is_told_so(client: Client) -> None:
+    """Without agents, and without the right to start any, waiting ends with whom to ask."""
+    pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=1)
+    async with Client(await pool.client_settings()) as guest:
+        attached = await guest.pool(pool.id)
+        with pytest.raises(PoolError, match="let a client that has the accounts' keys"):
+            await attached.start()
+    await pool.delete()
+
+
+async def test_rights_end_with_the_pool(client: Client) -> None:
+    """A deleted pool's settings open nothing any more."""
+    pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=0)
+    settings = await pool.client_settings()
+    await pool.delete()
+    async with Client(settings) as guest:
+        with pytest.raises(ServiceError):
+            await guest.pool(pool.id)
+        async with ServiceBusBroker(None, by_queue=rights.queues_of(settings.access)) as broker:
+            await refused(BrokerError, broker.sender(pool._manifest.task_queues[0]))
+
+
+def test_bad_access_is_refused() -> None:
+    """A setting that is no list of connection strings is named, and not quoted."""
+    settings = load_settings(
+        environment={"BATCHFLOW_ACCESS_TASK_QUEUES": "Endpoint=sb://h/;SharedAccessKey=x"}
+    )
+    with pytest.raises(ConfigurationError, match=r"access\.task_queues") as caught:
+        rights.queues_of(settings.access)
+    assert "SharedAccessKey=x" not in str(caught.value)
