@@ -61,6 +61,8 @@ class _Letter:
     delivery: Delivery
     mailbox: Mailbox
     """The opening of it that the message came by: only there it can be completed."""
+    size: int
+    """Bytes of what is held of it, with results that were fetched."""
     blobs: list[str] = field(default_factory=list)
 
 
@@ -79,13 +81,13 @@ class Inbox:
         self._due: list[_Letter] = []
         self._due_wake = asyncio.Event()
         self._held = 0
+        """Messages of which something was not handed over."""
+        self._held_bytes = 0
         self._fresh: deque[Entry] = deque()
         """Outcomes in the order of arrival; may hold some that were handed over meanwhile."""
         self._compact_at = _COMPACT_FROM
         self._again: dict[str, Entry] = {}
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
-        self._adopted: set[str] = set()
-        """The uids of outcomes for earlier holders."""
         self._fetching: dict[str, tuple[Receipt, _Letter]] = {}
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._outage = Outage(session, "mail", "no mail could be received")
@@ -140,7 +142,7 @@ class Inbox:
                 delivery = await self._mailbox.receive(_RECEIVE_WAIT)
                 self._outage.worked()
                 if delivery is not None:
-                    self._accept(_Letter(delivery, self._mailbox))
+                    self._accept(_Letter(delivery, self._mailbox, len(delivery.body)))
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
@@ -254,6 +256,7 @@ class Inbox:
     def _forget_letters(self) -> None:
         """None of them can be completed any more: they will come again."""
         self._held = 0
+        self._held_bytes = 0
         self._due.clear()
         self._again = {entry.uid: entry for entry in self._fresh if entry.receipt is not None}
 
@@ -265,6 +268,7 @@ class Inbox:
             self._complete_later(letter)
             return
         self._held += 1
+        self._held_bytes += letter.size
         receipt = Receipt(lambda: self._handed_over(letter), len(items))
         for item in items:
             match item:
@@ -305,7 +309,7 @@ class Inbox:
             return entry
         if (unread := self._again.pop(item.uid, None)) is not None and unread.receipt is not None:
             unread.receipt = receipt
-        elif incarnation != session.incarnation and not self._was_shown(item.uid):
+        elif incarnation != session.incarnation and self._ledger is not None and self._ledger.adopt(item.uid):
             until = session._presence.predecessor_until
             return self._adopt(item, sequence, receipt, until is not None and enqueued_at <= until)
         else:
@@ -317,17 +321,6 @@ class Inbox:
     def _learn(self, item: ResultItem) -> None:
         if item.started_at is not None and item.finished_at is not None:
             self._session._policy.seen(item.command, item.finished_at - item.started_at)
-
-    def _was_shown(self, uid: str) -> bool:
-        if uid in self._adopted:
-            return True
-        if self._ledger is None:
-            return False
-        owed = self._ledger.is_owed(uid)
-        shown = self._ledger.is_consumed(uid)
-        if owed and shown:
-            self._session._tracker.settle_owed()
-        return shown
 
     def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt, repeated: bool) -> Entry:
         """Mail for an earlier holder of this mailbox."""
@@ -343,7 +336,6 @@ class Inbox:
             tag=item.tag,
             repeated=repeated,
         )
-        self._adopted.add(item.uid)
         owed = self._ledger is not None and self._ledger.is_owed(item.uid)
         self._session._tracker.adopt(entry, item, receipt, owed=owed)
         self._fresh.append(entry)
@@ -365,6 +357,9 @@ class Inbox:
         async with self._fetches:
             item = await self._fetched(item, reference)
         receipt, letter = self._fetching.pop(item.uid)
+        if letter.mailbox is self._mailbox:
+            letter.size += reference.size
+            self._held_bytes += reference.size
         entry = self._deliver(item, self._accounted(item, receipt), letter.delivery.enqueued_at)
         if entry is not None and letter.mailbox is not self._mailbox:
             self._again[item.uid] = entry
@@ -389,6 +384,7 @@ class Inbox:
     def _handed_over(self, letter: _Letter) -> None:
         if letter.mailbox is self._mailbox:
             self._held -= 1
+            self._held_bytes -= letter.size
             self._complete_later(letter)
 
     def _complete_later(self, letter: _Letter) -> None:
@@ -401,7 +397,9 @@ class Inbox:
         if len(self._fresh) >= self._compact_at:
             self._fresh = deque(entry for entry in self._fresh if entry.receipt is not None)
             self._compact_at = max(_COMPACT_FROM, 2 * len(self._fresh))
-        if self._held <= _MOST_UNSETTLED and len(self._fresh) <= self._session._settings.unclaimed:
+        settings = self._session._settings
+        few = self._held <= _MOST_UNSETTLED and len(self._fresh) <= settings.unclaimed
+        if few and self._held_bytes <= settings.unclaimed_bytes:
             return
         while self._fresh:
             entry = self._fresh.popleft()

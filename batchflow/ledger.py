@@ -103,6 +103,8 @@ class Ledger:
 
     epoch: int = 0
     pages: dict[str, Page] = field(default_factory=dict)
+    _adopted: dict[str, Ranges] = field(default_factory=dict)
+    """Outcomes for earlier holders that this one has, shown or to be shown. Not saved."""
 
     def open(self, incarnation: str, page: Page | None = None) -> int:
         """A new holder begins. Returns how many outcomes earlier ones are owed.
@@ -130,6 +132,12 @@ class Ledger:
         page = self.pages.get(incarnation)
         return page is not None and sequence < page.submitted and sequence not in page.consumed
 
+    def adopt(self, incarnation: str, sequence: int) -> bool:
+        """An outcome for an earlier holder came. False when it had come, or had been consumed, before."""
+        if self.is_consumed(incarnation, sequence):
+            return False
+        return self._adopted.setdefault(incarnation, Ranges()).add(sequence)
+
     def encode(self) -> bytes:
         pages = {
             name: {"submitted": page.submitted, "consumed": list(page.consumed)}
@@ -149,12 +157,7 @@ class Ledger:
                 raise ProtocolError(
                     f"a mailbox's ledger of version {document['v']}: install a newer batchflow"
                 )
-            pages = {
-                str(name): Page(
-                    int(page["submitted"]), Ranges.of((int(a), int(b)) for a, b in page["consumed"])
-                )
-                for name, page in document["pages"].items()
-            }
+            pages = {str(name): Page.read(page) for name, page in document["pages"].items()}
             return cls(int(document["epoch"]), pages)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"a mailbox's ledger that cannot be read: {error!r}") from error

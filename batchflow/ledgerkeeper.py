@@ -116,6 +116,15 @@ class LedgerKeeper:
             return True
         return self._ledger.is_consumed(*split_uid(uid))
 
+    def adopt(self, uid: str) -> bool:
+        """Whether an outcome for an earlier holder is to be shown, which it is once."""
+        owed = self.is_owed(uid)
+        if self.is_consumed(uid):
+            if owed:  # by the ledger; the journal knows better
+                self._session._tracker.settle_owed()
+            return False
+        return self._ledger.adopt(*split_uid(uid))
+
     def is_owed(self, uid: str) -> bool:
         """Whether `load` counted it."""
         return self._ledger.is_owed(*split_uid(uid))

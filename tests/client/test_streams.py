@@ -248,6 +248,28 @@ async def test_unread_results_past_the_bound_go_to_disk(
         await until_empty(session)
 
 
+async def test_unread_results_are_bounded_by_their_size_too(
+    pool: Pool, agent: Agent, doubles: Doubles, connect: Callable[..., Client]
+) -> None:
+    """Few results may be large, with their message or by reference: past so many bytes they go to disk."""
+    async with connect(unclaimed_bytes=100_000) as client:
+        session = await (await client.pool("demo")).session("c")
+        await session.submit_many("x.py", range(20))
+        for item in await agent.take(20):
+            value: object = "v" * 10_000
+            if item.params[0] >= 10:
+                name = f"results/{item.params[0]}.json"
+                value = await agent.store(name, b'"%s"' % (b"r" * 60_000))
+            await agent.answer(item, value=value)
+        await eventually(lambda: session.counts.done == 20)
+        assert session._inbox._held_bytes <= 100_000
+        await eventually(lambda: len(doubles.storage.names("results/")) <= 1)
+        results = session.take()
+        assert sorted(len(result.value) for result in results) == [10_000] * 10 + [60_000] * 10
+        await until_empty(session)
+        assert session._inbox._held_bytes == 0
+
+
 async def test_spilled_results_outlive_the_session(
     pool: Pool, agent: Agent, connect: Callable[..., Client]
 ) -> None:
