@@ -58,7 +58,7 @@ class Pool:
 
     def __init__(self, client: Client, manifest: PoolManifest, origin: Origin | None = None) -> None:
         self.client = client
-        self.origin = origin or Origin("attached", "it was there")
+        self.origin: Origin = origin or Origin("attached", "it was there")
         """Which of create, reuse, repurpose and attach it was, and why."""
         self._manifest = manifest
         self._ctl = client._services.storage.container(manifest.ctl)

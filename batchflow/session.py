@@ -82,12 +82,12 @@ class Session(Supervised):
         name = name or f"c-{uuid.uuid4().hex[:12]}"
         super().__init__(f"session {job}/{name}")
         self.pool = pool
-        self.name = control.check_name("client name", name)
-        self.job_name = control.check_name("job name", job)
-        self.incarnation = uuid.uuid4().hex[:12]
+        self.name: str = control.check_name("client name", name)
+        self.job_name: str = control.check_name("job name", job)
+        self.incarnation: str = uuid.uuid4().hex[:12]
         """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
         self._settings = pool.client.settings.session
-        self.close_timeout = self._settings.close_timeout
+        self.close_timeout: float = self._settings.close_timeout
         self._files = files
         self._tracker = Tracker()
         self._policy = PackingPolicy()

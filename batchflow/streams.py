@@ -249,7 +249,7 @@ class EventStream(AsyncIterator[Event]):
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._change = Pulse()
         self._closed = False
-        self.dropped = 0
+        self.dropped: int = 0
         """How many were dropped because nobody read them."""
 
     def _tell(self, event: Event) -> None:

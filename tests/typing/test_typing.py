@@ -1,0 +1,102 @@
+"""What mypy and pyright make of the public API, from the side of its users."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import batchflow
+from batchflow.results import Results
+from batchflow.streams import EventStream, ResultStream
+
+ROOT = Path(__file__).parents[2]
+API = Path(__file__).parent / "api.py"
+
+needs_pyright = pytest.mark.skipif(
+    importlib.util.find_spec("basedpyright") is None, reason="basedpyright is not installed"
+)
+
+
+def pyright(*arguments: str) -> dict[str, Any]:
+    """What it reports: basedpyright, which brings its own node and, set up so, judges as pyright does."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "basedpyright", "--outputjson", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert finished.stdout, finished.stderr
+    report: dict[str, Any] = json.loads(finished.stdout)
+    return report
+
+
+def is_public(name: str) -> bool:
+    """Whether it is what `batchflow` exports, or belongs to it, or what these give."""
+    classes = [getattr(batchflow, exported) for exported in batchflow.__all__]
+    homes = {f"{each.__module__}.{each.__name__}" for each in (*classes, Results, ResultStream, EventStream)}
+    return any(name == home or name.startswith(f"{home}.") for home in homes) or name.count(".") == 1
+
+
+def test_mypy_agrees() -> None:
+    """Every type is as asserted, and every mistake is found."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", str(API)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@needs_pyright
+def test_pyright_agrees(tmp_path: Path) -> None:
+    """Every type is as asserted, and every mistake is found."""
+    settings = {
+        "include": [str(API)],
+        "pythonVersion": "3.11",
+        "venvPath": str(Path(sys.prefix).parent),
+        "venv": Path(sys.prefix).name,
+        "extraPaths": [str(ROOT)],
+        "typeCheckingMode": "strict",
+        "enableTypeIgnoreComments": False,
+        "reportUnnecessaryTypeIgnoreComment": "error",
+        "reportUnusedExpression": "none",
+    }
+    project = tmp_path / "pyrightconfig.json"
+    project.write_text(json.dumps(settings))
+    found = pyright("--project", str(project))
+    said = [
+        f"{item['range']['start']['line'] + 1}: {item.get('rule')}: {item['message']}"
+        for item in found["generalDiagnostics"]
+        if item["severity"] == "error"
+    ]
+    assert said == []
+
+
+@needs_pyright
+def test_the_public_types_are_complete() -> None:
+    """No public name lacks a type that a checker can see without guessing."""
+    found = pyright("--verifytypes", "batchflow", "--ignoreexternal")["typeCompleteness"]
+    public = {symbol["name"]: symbol for symbol in found["symbols"] if is_public(symbol["name"])}
+    assert {f"batchflow.{name}" for name in batchflow.__all__} <= set(public)
+    unclear = {
+        name: [item["message"] for item in symbol["diagnostics"]]
+        for name, symbol in public.items()
+        if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
+    }
+    assert unclear == {}
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """`py.typed` is there, or no checker looks."""
+    assert (ROOT / "batchflow" / "py.typed").is_file()
