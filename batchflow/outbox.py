@@ -85,9 +85,12 @@ class Outbox:
                 group.start_soon(self._serve, lane)
 
     async def _serve(self, lane: Lane) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
             await self._wake.wait()
-            lane.sending = self._take()
+            if (pause := self._session._policy.pause(clock())) > 0:
+                await asyncio.sleep(pause)
+            lane.sending = self._take(clock())
             if lane.sending:
                 await self._send(lane)
                 lane.sending = []
@@ -100,10 +103,10 @@ class Outbox:
         while self._session._tracker.sending:
             await self._session._room.wait()
 
-    def _take(self) -> list[_Packed]:
+    def _take(self, now: float) -> list[_Packed]:
         """The messages of the next send."""
         tracker, policy = self._session._tracker, self._session._policy
-        policy.submitted(tracker.next_sequence(), asyncio.get_running_loop().time())
+        policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES
         for _ in range(-(-policy.messages() // len(self.lanes))):

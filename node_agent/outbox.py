@@ -1,9 +1,10 @@
 """Results and events on their way to the mailboxes: one owner for each results queue's link.
 
-A lone result leaves at once; what gathers while a send is under way rides together, by mailbox, results
-before events. A message is made once: when the broker does not answer, the same bytes under the same id are
-sent again, so that duplicate detection can tell. As long as the broker takes nothing, everything is kept, and
-the agent is told not to pull.
+A lone result leaves at once. While tasks of a pack go on that are known to be short, results wait for theirs,
+at most `packing.HOLD` seconds; what gathers then, and while a send is under way, rides together, by mailbox,
+results before events. A message is made once: when the broker does not answer, the same bytes under the same
+id are sent again, so that duplicate detection can tell. As long as the broker takes nothing, everything is
+kept, and the agent is told not to pull.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import anyio
+
 from batchflow import wire
 from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError, MessageTooLarge
-from batchflow.packing import MOST_BYTES
+from batchflow.packing import HOLD, MOST_BYTES
 from node_agent.backoff import Backoff
 from node_agent.closing import close
 
@@ -64,6 +67,7 @@ class Outbox:
         too_large: Callable[[int, str], None],
         blocked: Callable[[bool], None],
         opened: Callable[[], None],
+        more_soon: Callable[[], bool],
     ) -> None:
         self._broker = broker
         self._queue = queue
@@ -73,15 +77,20 @@ class Outbox:
         self._too_large = too_large
         self._blocked = blocked
         self._opened = opened
+        self._more_soon = more_soon
         self._trouble = f"results {queue.entity}"
         self._posts: dict[str, _Post] = {}
         self._filled = asyncio.Event()
+        self._last = asyncio.Event()
+        """No more results are a matter of milliseconds."""
         self._sent = 0
 
     def put(self, task: int, mailbox: str, item: bytes) -> None:
         """A result; `accepted` is called with its task when the broker has it."""
         self._post(mailbox).results.append((task, item))
         self._filled.set()
+        if not self._more_soon():
+            self._last.set()
 
     def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
         """Events, for which nobody waits."""
@@ -102,10 +111,18 @@ class Outbox:
                 if not self._posts:
                     self._filled.clear()
                     await self._filled.wait()
+                await self._gather()
                 mailbox = next(iter(self._posts))
                 await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
         finally:
             await close(sender)
+
+    async def _gather(self) -> None:
+        """Wait for more results where they are about to come."""
+        self._last.clear()
+        if self._more_soon():
+            with anyio.move_on_after(HOLD):
+                await self._last.wait()
 
     async def _open(self) -> Sender:
         backoff = Backoff()

@@ -158,6 +158,8 @@ class _Slot:
     moved_at: float = 0.0
     """When the first one began."""
     stopping: bool = False
+    shared: bool = False
+    """Whether it began with several tasks, all of them known to be short."""
     bundle: str | None = None
     """Of what ran last."""
 
@@ -225,6 +227,11 @@ class Scheduler:
         """What runs at this moment, and since when."""
         busy = (slot for slot in self._slots if slot.phase is _Phase.RUNNING and slot.tasks)
         return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
+
+    @property
+    def more_soon(self) -> bool:
+        """Whether short tasks are under way, so that another result is a matter of milliseconds."""
+        return any(slot.shared and slot.tasks for slot in self._slots)
 
     @property
     def held(self) -> int:
@@ -376,6 +383,7 @@ class Scheduler:
             slot = self._free_slot(tasks[0].item.bundle)
             slot.phase, slot.bundle, slot.moved_at = _Phase.PREPARING, tasks[0].item.bundle, now
             slot.tasks.extend(tasks)
+            slot.shared = len(tasks) > 1
             self._busy += 1
             for task in tasks:
                 task.state = _State.PLACED

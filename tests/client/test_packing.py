@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.control import Heartbeat, Running
-from batchflow.packing import MOST_BYTES, MOST_MESSAGES, MOST_SENT, MOST_TASKS, PackingPolicy, open_slots
+from batchflow.packing import (
+    MOST_BYTES,
+    MOST_MESSAGES,
+    MOST_SENT,
+    MOST_TASKS,
+    PACE,
+    PackingPolicy,
+    open_slots,
+)
 
 DURATIONS = {"unknown": None, "tiny": 0.0001, "small": 0.001, "medium": 0.01, "half": 0.016, "long": 5.0}
 NEAR, FAR = 0.0001, 0.02
@@ -53,7 +61,7 @@ def test_a_pack_never_holds_too_much(
         work = [DURATIONS[command] for command in taken]
         assert None not in work
         assert sum(seconds or 0.0 for seconds in work) <= deciding.work * (1 + 1e-6)
-        assert deciding.work <= LONGEST_PACK
+        assert round_trip is None or deciding.work <= LONGEST_PACK
         assert len(taken) <= MOST_TASKS
         assert sum(size for _, size in tasks[: len(taken)]) <= MOST_BYTES
 
@@ -82,7 +90,7 @@ def test_less_work_than_a_message_costs_is_not_spread(slots: int, waiting: int, 
 
 
 def test_tiny_tasks_ride_together() -> None:
-    """A hundred of them to a message, on a single slot."""
+    """Hundreds of them to a message, on a single slot."""
     assert len(fill(policy(), [("tiny", 10)] * 1000)) == MOST_TASKS
 
 
@@ -103,7 +111,8 @@ def test_a_long_task_rides_alone() -> None:
 
 def test_mixed_commands_are_measured_by_what_they_add_up_to() -> None:
     """Two that each could ride with small ones do not ride together."""
-    assert fill(policy(), [("half", 1), ("medium", 1), ("half", 1), ("tiny", 1)]) == ["half", "medium"]
+    tasks = [("half", 1), ("medium", 1), ("half", 1), ("tiny", 1)]
+    assert fill(policy(round_trip=NEAR), tasks) == ["half", "medium"]
 
 
 def test_a_task_above_the_size_rides_alone() -> None:
@@ -114,7 +123,7 @@ def test_a_task_above_the_size_rides_alone() -> None:
 
 def test_what_was_seen_is_what_is_expected() -> None:
     """A running mean, which follows a command that has become slower."""
-    learning = PackingPolicy()
+    learning = PackingPolicy(round_trip=NEAR)
     assert len(fill(learning, [("x", 1)] * 50)) == 1
     learning.seen("x", 0.001)
     assert len(fill(learning, [("x", 1)] * 50)) == 30
@@ -163,6 +172,18 @@ def test_a_slow_send_is_load_rather_than_distance(quick: list[float], slow: floa
     for _ in range(12):
         learning.sent(NEAR)
     assert (learning.round_trip or 0.0) < 2 * NEAR + 0.001
+
+
+def test_sends_are_paced_only_under_load() -> None:
+    """One task after the other never waits; a stream of them leaves every two milliseconds."""
+    alone = PackingPolicy(round_trip=NEAR)
+    for number in range(1000):
+        assert alone.pause(number / 700) == 0.0
+        alone.submitted(number, number / 700)
+    loaded = PackingPolicy(round_trip=NEAR)
+    loaded.submitted(5000, 1.0)
+    assert loaded.pause(1.0005) == pytest.approx(PACE - 0.0005)
+    assert loaded.pause(1.0 + PACE) == 0.0
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
