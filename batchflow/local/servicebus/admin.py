@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlencode
 
@@ -18,11 +19,15 @@ from batchflow.local.sas import Rights, TokenRefused
 from batchflow.local.servicebus.atom import read_queue, write_entry, write_error, write_feed, write_namespace
 from batchflow.local.servicebus.broker import BUSY
 from batchflow.local.servicebus.namespace import AdministrationRefused, QueueSettings
+from batchflow.local.servicebus.operations import Operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.local.servicebus.broker import Broker
+
+OPERATIONS_PATH = "$operations"
+"""Answered with what was counted; Azure has no such path."""
 
 _MAX_PAGE = 100
 
@@ -79,6 +84,8 @@ class _Administrator:
                 return _xml(write_namespace(self._namespace, request.host))
             case "GET", "$resources/queues":
                 return self._list(request, base_url)
+            case "GET", name if name == OPERATIONS_PATH:
+                return web.json_response(asdict(self._operations()))
             case "GET", "$resources/topics":
                 return _xml(write_feed((), base_url, None))
             case _, name if "/subscriptions" in name or name.startswith("$"):
@@ -94,6 +101,9 @@ class _Administrator:
                 return web.Response()
             case method, _:
                 raise AdministrationRefused(405, f"{method} is not an operation on a queue.")
+
+    def _operations(self) -> Operations:
+        return sum((entity.operations for entity in self._namespace), Operations())
 
     def _list(self, request: web.BaseRequest, base_url: str) -> web.Response:
         try:

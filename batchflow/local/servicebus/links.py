@@ -285,7 +285,9 @@ class Outlet:
         messages = self.node.queue.receive(1, now, self, session_id=self.session_id, delete=self.deletes)
         for message in messages:
             tag = message.lock_token or message.number.to_bytes(16)
-            self.connection.send(self.link, tag, render(message), settled=self.deletes)
+            payload = render(message)
+            self.connection.send(self.link, tag, payload, settled=self.deletes)
+            self.node.entity.operations.went(len(payload))
             self.peer.touch()
         return bool(messages)
 
@@ -311,6 +313,7 @@ class Outlet:
         """The client settles a message."""
         if event.state is None:
             return
+        self.node.entity.operations.settled += 1
         try:
             answer = self._apply(event.tag, event.state, now)
         except QueueRefusal as refusal:
@@ -404,6 +407,8 @@ class Inlet:
             is_batch = event.message_format == BATCH_FORMAT
             payloads = read_batch(event.payload) if is_batch else [event.payload]
             drafts = [read_draft(payload, self.node.new_id) for payload in payloads]
+            for payload in payloads:
+                self.node.entity.operations.came(len(payload))
             self.node.queue.send(drafts, now)
         except QueueRefusal as refusal:
             self.answer(event, wire.rejected(error_of(refusal)))

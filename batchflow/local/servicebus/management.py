@@ -83,6 +83,7 @@ def answer(request: Request, node: QueueNode, connection: Connection, rights: Ri
         detail = f"Unauthorized access. '{right.name}' claim is required to perform this operation."
         return _told(401, detail, "amqp:unauthorized-access")
     body = request.body if isinstance(request.body, dict) else {}
+    node.entity.operations.requests += 1
     try:
         result = operation(Call(node, connection, now, body))
     except QueueRefusal as refusal:
@@ -162,7 +163,10 @@ def _peek(call: Call) -> dict[str, Any] | None:
     count = max(0, min(call.get("message-count", int), _MAX_PAGE))
     session_id = call.get("session-id", (str, type(None)))
     messages = call.node.queue.peek(count, call.now, from_number=first, session_id=session_id)
-    return {"messages": [{"message": render(message)} for message in messages]} if messages else None
+    payloads = [render(message) for message in messages]
+    for payload in payloads:
+        call.node.entity.operations.went(len(payload))
+    return {"messages": [{"message": payload} for payload in payloads]} if payloads else None
 
 
 def _schedule(call: Call) -> dict[str, Any]:
@@ -174,6 +178,7 @@ def _schedule(call: Call) -> dict[str, Any]:
         if not isinstance(payload, bytes):
             raise NotAllowed("a message to schedule is not binary")
         drafts.append(read_draft(payload, call.node.new_id))
+        call.node.entity.operations.came(len(payload))
     numbers = call.node.queue.send(drafts, call.now)
     call.node.pump(call.now)
     return {"sequence-numbers": Array(int, numbers)}
@@ -191,11 +196,13 @@ def _receive_deferred(call: Call) -> dict[str, Any]:
     messages = call.node.queue.receive_deferred(
         call.numbers(), call.now, receiver, session_id=session_id, delete=deletes
     )
-    return {"messages": [_handed_over(message) for message in messages]}
+    return {"messages": [_handed_over(call, message) for message in messages]}
 
 
-def _handed_over(message: Message) -> dict[str, Any]:
-    handed: dict[str, Any] = {"message": render(message)}
+def _handed_over(call: Call, message: Message) -> dict[str, Any]:
+    payload = render(message)
+    call.node.entity.operations.went(len(payload))
+    handed: dict[str, Any] = {"message": payload}
     if message.place is Place.LOCKED:
         handed["lock-token"] = UUID(bytes_le=message.lock_token)
     return handed

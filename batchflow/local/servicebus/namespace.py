@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from batchflow.local.entra import BEARER, SERVICE_BUS
 from batchflow.local.queues import Queue, QueueSpec
 from batchflow.local.sas import PREFIX, AccessRule, Grant, Rights, check_token, path_of
+from batchflow.local.servicebus.operations import Operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ class Entity:
     created_at: float
     updated_at: float
     accessed_at: float
+    operations: Operations = field(default_factory=Operations)
 
     @property
     def idle_deadline(self) -> float:
