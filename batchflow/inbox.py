@@ -123,7 +123,8 @@ class Inbox:
     async def _open_once(self) -> None:
         queue = queue_for(self._session.pool._manifest.results_queues, self._id)
         broker = self._session.pool.client._services.broker
-        self._mailbox = await opened(lambda: broker.mailbox(queue, self._id))
+        mailbox = await opened(lambda: broker.mailbox(queue, self._id))
+        self._mailbox = self._session._counter.mailbox(mailbox)
 
     async def aclose(self) -> None:
         mailbox, self._mailbox = self._mailbox, None

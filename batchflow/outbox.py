@@ -60,7 +60,7 @@ class Outbox:
 
     async def _open(self, queue: QueueRef) -> None:
         broker = self._session.pool.client._services.broker
-        sender = await opened(lambda: broker.sender(queue))
+        sender = self._session._counter.sender(await opened(lambda: broker.sender(queue)))
         outage = Outage(self._session, "sending", f"{queue.entity} has taken no tasks")
         self.lanes.append(Lane(queue, sender, outage))
 

@@ -38,6 +38,7 @@ from batchflow.packing import PackingPolicy
 from batchflow.results import Results
 from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
 from batchflow.sources import Files, collect, fetch, upload
+from batchflow.stats import LinkCounter, SessionStats
 from batchflow.streams import (
     DEFAULT_WINDOW,
     EventStream,
@@ -91,6 +92,7 @@ class Session(Supervised):
         self._files = files
         self._tracker = Tracker()
         self._policy = PackingPolicy()
+        self._counter = LinkCounter()
         self._change = Pulse()
         """Something happened that a reader of results may care for."""
         self._room = Pulse()
@@ -224,6 +226,12 @@ class Session(Supervised):
     def counts(self) -> Counts:
         """How many tasks are where. `done` grows as outcomes arrive, whoever reads them."""
         return self._tracker.counts
+
+    @property
+    def stats(self) -> SessionStats:
+        """What it has asked of the broker so far, and how often for each task."""
+        counts = self.counts
+        return self._counter.stats(counts.submitted, counts.done)
 
     async def explain(self) -> Explanation:
         """What is known of why results come, or do not."""
