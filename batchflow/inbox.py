@@ -69,9 +69,12 @@ class _Letter:
 class Inbox:
     """Receives the session's mail, whether or not anybody reads it, and settles what was handed over.
 
-    A message is completed when its last outcome was handed over or spilled; the blobs of its results are
+    A message is completed when its last outcome was handed over. In a session that nobody can find again it
+    is enough that it was spilled; else not, for the file dies with this process. The blobs of its results are
     deleted after that. When the mailbox was lost, what was not completed comes again: an outcome that is not
-    handed over yet then gets the new message's receipt, anything else is a duplicate.
+    handed over yet then gets the new message's receipt, and so does one that the session gave itself, when
+    its mail comes after all. Anything else is a duplicate: it is completed, and says nothing of who has read
+    what.
     """
 
     def __init__(self, session: Session) -> None:
@@ -86,6 +89,10 @@ class Inbox:
         self._fresh: deque[Entry] = deque()
         """Outcomes in the order of arrival; may hold some that were handed over meanwhile."""
         self._compact_at = _COMPACT_FROM
+        self._spilled: dict[str, Entry] = {}
+        """Outcomes, by uid, that are on disk and, until somebody has them, also in the mailbox."""
+        self._given: dict[str, Entry] = {}
+        """Outcomes, by uid, that the session gave itself and mail is still to come of."""
         self._again: dict[str, Entry] = {}
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
         self._fetching: dict[str, tuple[Receipt, _Letter]] = {}
@@ -259,7 +266,8 @@ class Inbox:
         self._held = 0
         self._held_bytes = 0
         self._due.clear()
-        self._again = {entry.uid: entry for entry in self._fresh if entry.receipt is not None}
+        fresh = {entry.uid: entry for entry in self._fresh if entry.receipt is not None}
+        self._again = fresh | self._spilled
 
     def _accept(self, letter: _Letter) -> None:
         try:
@@ -277,7 +285,7 @@ class Inbox:
                     letter.blobs.append(reference.blob)
                     self._bring(item, reference, receipt, letter)
                 case ResultItem():
-                    self._deliver(item, self._accounted(item, receipt), letter.delivery.enqueued_at)
+                    self._deliver(item, receipt, letter.delivery.enqueued_at)
                 case EventItem():
                     event = Event(item.kind, item.message, item.at, item.task_id, item.data)
                     self._session._tell(event)
@@ -295,6 +303,7 @@ class Inbox:
 
         def due() -> None:
             ledger.consume(item.uid)
+            self._spilled.pop(item.uid, None)
             receipt.hand_over()
 
         return Receipt(due, 1)
@@ -304,20 +313,33 @@ class Inbox:
         session = self._session
         incarnation, sequence = wire.split_uid(item.uid)
         entry = session._tracker.find(sequence) if incarnation == session.incarnation else None
-        if entry is not None and session._resolve(entry, item, receipt):
+        if entry is not None and session._resolve(entry, item, self._accounted(item, receipt)):
             self._learn(item)
             self._fresh.append(entry)
             return entry
-        if (unread := self._again.pop(item.uid, None)) is not None and unread.receipt is not None:
-            unread.receipt = receipt
+        if (unread := self._unread(item.uid)) is not None:
+            unread.receipt = self._accounted(item, receipt)
         elif incarnation != session.incarnation and self._ledger is not None and self._ledger.adopt(item.uid):
             until = session._presence.predecessor_until
             return self._adopt(item, sequence, receipt, until is not None and enqueued_at <= until)
         else:
-            receipt.hand_over()  # a duplicate: its outcome is known already
-            if incarnation == session.incarnation:
-                session._cancellations.confirmed(sequence)
+            receipt.hand_over()
+        if incarnation == session.incarnation:
+            session._cancellations.confirmed(sequence)
         return None
+
+    def give(self, entry: Entry) -> None:
+        """It has an outcome of the session's own, and mail is still to come of it."""
+        if (ledger := self._ledger) is not None:
+            entry.receipt = Receipt(lambda: ledger.consume(entry.uid), 1)
+            self._given[entry.uid] = entry
+
+    def _unread(self, uid: str) -> Entry | None:
+        """The outcome that this mail belongs to, when nobody has it yet although it did not come by this."""
+        if (given := self._given.pop(uid, None)) is not None:
+            self._fresh.append(given)
+        entry = self._again.pop(uid, given)
+        return entry if entry is not None and entry.receipt is not None else None
 
     def _learn(self, item: ResultItem) -> None:
         if item.started_at is not None and item.finished_at is not None:
@@ -338,7 +360,7 @@ class Inbox:
             repeated=repeated,
         )
         owed = self._ledger is not None and self._ledger.is_owed(item.uid)
-        self._session._tracker.adopt(entry, item, receipt, owed=owed)
+        self._session._tracker.adopt(entry, item, self._accounted(item, receipt), owed=owed)
         self._fresh.append(entry)
         return entry
 
@@ -361,7 +383,7 @@ class Inbox:
         if letter.mailbox is self._mailbox:
             letter.size += reference.size
             self._held_bytes += reference.size
-        entry = self._deliver(item, self._accounted(item, receipt), letter.delivery.enqueued_at)
+        entry = self._deliver(item, receipt, letter.delivery.enqueued_at)
         if entry is not None and letter.mailbox is not self._mailbox:
             self._again[item.uid] = entry
         self._session._changed()
@@ -394,7 +416,7 @@ class Inbox:
             self._due_wake.set()
 
     def _spill_over(self) -> None:
-        """Put outcomes that nobody reads on disk, the oldest first, so that their messages can go."""
+        """Put outcomes that nobody reads on disk, the oldest first."""
         if len(self._fresh) >= self._compact_at:
             self._fresh = deque(entry for entry in self._fresh if entry.receipt is not None)
             self._compact_at = max(_COMPACT_FROM, 2 * len(self._fresh))
@@ -406,7 +428,10 @@ class Inbox:
             entry = self._fresh.popleft()
             if entry.receipt is not None and isinstance(entry.outcome, ResultItem):
                 entry.outcome = self._spill.write(entry.outcome)
-                entry.hand_over()
+                if self._ledger is None:
+                    entry.hand_over()
+                else:
+                    self._spilled[entry.uid] = entry
 
 
 def _unreadable(item: ResultItem, why: str) -> ResultItem:

@@ -24,7 +24,7 @@ import orjson
 from batchflow.errors import ProtocolError
 
 VERSION: Final = 1
-REMEMBERED: Final = 100
+REMEMBERED: Final = 500
 
 
 @dataclass(slots=True)

@@ -320,12 +320,19 @@ class Session(Supervised):
         self._check_trouble("sending")
         await self._room.wait()
 
-    def _resolve(self, entry: Entry, outcome: ResultItem, receipt: Any = None) -> bool:
-        """Give a task its outcome and tell who waits for it. False for a duplicate."""
+    def _resolve(
+        self, entry: Entry, outcome: ResultItem, receipt: Any = None, *, mail_comes: bool = False
+    ) -> bool:
+        """Give a task its outcome and tell who waits for it. False for a duplicate.
+
+        Without a receipt it is the session's own; `mail_comes`: an agent will give it one all the same.
+        """
         if not self._tracker.resolve(entry, outcome, receipt):
             return False
-        if receipt is None and self._ledger is not None:
-            self._ledger.consume(entry.uid)  # no mail will tell it to a later holder
+        if mail_comes:
+            self._inbox.give(entry)
+        elif receipt is None and self._ledger is not None:
+            self._ledger.consume(entry.uid)  # nobody will tell it to a later holder
         self._room.beat()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)

@@ -186,7 +186,8 @@ class Cancellations:
         for entry in entries:
             if not entry.done:
                 self._unconfirmed.add(entry.sequence)
-                session._resolve(entry, cancelled(entry, "no agent confirmed it in time"))
+                outcome = cancelled(entry, "no agent confirmed it in time")
+                session._resolve(entry, outcome, mail_comes=True)
         session._changed()
 
 

@@ -107,6 +107,7 @@ async def test_an_unconfirmed_cancellation_stays_written(session: Session, agent
     for item in items[:3]:
         await agent.post([result_of(item, status=Status.CANCELLED, error="c", kind="TaskCancelled")])
     await eventually(lambda: session.counts.cancelled == 3)
+    assert len(session.take()) == 3
     await until_empty(session, but=1)
     await within(tasks[3].cancel())
     assert await covered(session) == [3]

@@ -10,10 +10,10 @@ import pytest
 from batchflow.client import Client
 from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
 from batchflow.ledger import Ledger
-from batchflow.model import Counts, Result
+from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
 from batchflow.session import Session
-from tests.client.support import Agent, Doubles, eventually, within
+from tests.client.support import Agent, Doubles, eventually, result_of, until_empty, within
 
 
 async def read(session: Session, number: int) -> list[Result]:
@@ -92,6 +92,82 @@ async def test_after_a_crash_nothing_is_lost(
         await agent.answer(items[3])
         results = [result async for result in second.results()]
     assert {result.value[0]: result.repeated for result in results} == {1: True, 2: False, 3: False}
+
+
+async def test_what_was_spilled_is_not_lost_in_a_crash(
+    pool: Pool,
+    agent: Agent,
+    doubles: Doubles,
+    connect: Callable[..., Client],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file dies with the process, so the mailbox keeps what nobody has read, also when it was lost once.
+
+    Spilling used to count as reading: the messages were completed, and entered into the ledger.
+    """
+    async with connect(unclaimed=1) as client:
+        first = await (await client.pool(pool.id)).session("c")
+        await first.submit_many("x.py", range(6))
+        await first.flush()
+        items = await agent.take(6)
+        for item in items[:5]:
+            await agent.answer(item)
+        await eventually(lambda: first.counts.succeeded == 5)
+        assert [result.value for result in first.take(1)] == [[0]]
+        doubles.broker.advance(60)
+        await agent.answer(items[5])
+        await eventually(lambda: first.counts.succeeded == 6)
+        await first._inbox.flush_settlements()
+        await die(first, doubles, monkeypatch)
+        async with pool.session("c") as second:
+            assert [result.value async for result in second.results()] == [[n] for n in range(1, 6)]
+
+
+async def test_a_duplicate_of_what_nobody_has_read_is_no_reading(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that ran twice has two results; the second one's arrival says nothing of the first one's fate.
+
+    It used to be entered into the ledger as read, so that a crash lost the outcome.
+    """
+    first = await pool.session("c")
+    await first.submit("x.py")
+    await first.flush()
+    (item,) = await agent.take()
+    await agent.answer(item, value="once")
+    await agent.answer(item, value="once more")
+    await until_empty(first, but=1)
+    await first._inbox.flush_settlements()
+    await die(first, doubles, monkeypatch)
+    async with pool.session("c") as second:
+        assert [result.value async for result in second.results()] == ["once"]
+
+
+@pytest.mark.parametrize("mail_came", [False, True])
+async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, mail_came: bool
+) -> None:
+    """What the session told itself, for no agent did, dies with it; the agent's word comes to the next one.
+
+    It used to be entered into the ledger at once, so that the next holder was shown nothing.
+    """
+    monkeypatch.setattr("batchflow.sessionlife._CONFIRMATION", 0.0)
+    first = await pool.session("c")
+    task = await first.submit("x.py")
+    await first.flush()
+    (item,) = await agent.take()
+    await within(task.cancel())
+    await eventually(lambda: first.counts.cancelled == 1)
+    confirmation = result_of(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
+    if mail_came:
+        await agent.post([confirmation])
+        await eventually(lambda: not first._inbox._given)
+    await first._inbox.flush_settlements()
+    await die(first, doubles, monkeypatch)
+    async with pool.session("c") as second:
+        if not mail_came:
+            await agent.post([confirmation])
+        assert [result.status async for result in second.results()] == [Status.CANCELLED]
 
 
 async def test_what_was_saved_is_not_shown_again_though_it_was_not_completed(

@@ -234,7 +234,7 @@ async def test_unread_results_past_the_bound_go_to_disk(
 ) -> None:
     """Receiving goes on, messages are completed, and what was spilled reads as it was."""
     async with connect(unclaimed=5) as client:
-        session = await (await client.pool("demo")).session("c")
+        session = await (await client.pool("demo")).session()
         tasks = await session.submit_many("x.py", range(30))
         for item in await agent.take(30):
             await agent.answer(item, value={"n": item.params[0], "text": "ä" * 100}, stdout="out")
@@ -253,7 +253,7 @@ async def test_unread_results_are_bounded_by_their_size_too(
 ) -> None:
     """Few results may be large, with their message or by reference: past so many bytes they go to disk."""
     async with connect(unclaimed_bytes=100_000) as client:
-        session = await (await client.pool("demo")).session("c")
+        session = await (await client.pool("demo")).session()
         await session.submit_many("x.py", range(20))
         for item in await agent.take(20):
             value: object = "v" * 10_000
