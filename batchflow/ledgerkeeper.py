@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
-from batchflow.ledger import Ledger, Page
+from batchflow.ledger import Ledger, Page, Ranges
 from batchflow.wire import split_uid
 
 if TYPE_CHECKING:
@@ -24,32 +23,48 @@ SAVE_INTERVAL: Final = 1.0
 class Journal:
     """Which outcomes were handed over on this host: an append-only file of uids, synced each time.
 
-    Writes are a line each and are made in place: waiting for the disk is what is asked for.
+    Writes are a line each and are made in place: waiting for the disk is what is asked for. A line without an
+    end was being written when the process died: nothing was handed over for it, and it goes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._known: dict[str, Ranges] = {}
         try:
-            self._path.touch()
-            self._known = set(self._path.read_text(encoding="ascii").splitlines())
-            self._file: IO[bytes] | None = self._path.open("ab", buffering=0)
-        except (OSError, UnicodeDecodeError) as error:
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise ConfigurationError(f"journal {str(path)!r} cannot be used: {error}") from error
+        try:
+            self._read()
+        except (OSError, UnicodeDecodeError, ProtocolError) as error:
+            self._file.close()
             raise ConfigurationError(f"journal {str(path)!r} cannot be used: {error}") from error
 
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._file.truncate(len(whole))
+        for line in whole.decode("ascii").splitlines():
+            self._add(line)
+
+    def _add(self, uid: str) -> bool:
+        incarnation, sequence = split_uid(uid)
+        return self._known.setdefault(incarnation, Ranges()).add(sequence)
+
     def __contains__(self, uid: str) -> bool:
-        return uid in self._known
+        incarnation, sequence = split_uid(uid)
+        return incarnation in self._known and sequence in self._known[incarnation]
 
     def record(self, uid: str) -> None:
         """Return when the disk has it. Raises OSError."""
-        if uid not in self._known and self._file is not None:
+        if uid not in self and not self._file.closed:
             self._file.write(f"{uid}\n".encode("ascii"))
             os.fsync(self._file.fileno())
-            self._known.add(uid)
+            self._add(uid)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
 
 class LedgerKeeper:

@@ -91,6 +91,7 @@ class _Attached(Generic[H]):
 
     def __init__(self, handler: H) -> None:
         self.handler = handler
+        self.opened = False
         self.broken = False
         self.turn = asyncio.Lock()
         self.calls = Calls()
@@ -174,7 +175,16 @@ class Link(Generic[H]):
         except Exception as error:
             if call.attached.broken:
                 self._let_go(call.attached)
-            raise broker_error(error, f"{call.doing} ({self.name})", self.setting) from error
+            raise self._told(error, call) from error
+
+    def _told(self, error: Exception, call: Call[Any]) -> BrokerError:
+        """What was permitted and is no longer has an expired token: opening anew tells whether there is more
+        to it. The SDK renews tokens while it works, and not while it is idle."""
+        doing = f"{call.doing} ({self.name})"
+        told = broker_error(error, doing, self.setting)
+        if told.setting is not None and not told.retryable and call.attached.opened:
+            return BrokerError(f"{doing}: the token has expired, a new one is put: {error}", retryable=True)
+        return told
 
     async def call(
         self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str, limit: float = CALL_LIMIT
@@ -227,7 +237,7 @@ class Link(Generic[H]):
                     f"{doing}: no answer in {OPEN_LIMIT:.0f} s", retryable=True, setting=self.setting
                 )
             self.finish(call)
-            opened = True
+            opened = attached.opened = True
         finally:
             self._nascent = None
             if not opened:

@@ -10,7 +10,12 @@ import pytest
 from batchflow.client import Client
 from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
 from batchflow.ledger import Ledger
+<<<<<<< ours
 from batchflow.model import Counts, Result, Status
+=======
+from batchflow.ledgerkeeper import Journal
+from batchflow.model import Counts, Result
+>>>>>>> theirs
 from batchflow.pool import Pool
 from batchflow.session import Session
 from tests.client.support import Agent, Doubles, eventually, result_of, until_empty, within
@@ -205,12 +210,46 @@ async def test_with_a_journal_nothing_is_shown_twice(
     assert [result.value for result in shown] == [[0], [1], [2]]
 
 
+def test_a_journal_has_it_on_the_disk_before_it_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written, synced, then known: in that order, once for each outcome."""
+    path, synced = tmp_path / "shown", list[bytes]()
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(path.read_bytes()))
+    journal = Journal(path)
+    for uid in ("a:1", "a:2", "a:1"):
+        journal.record(uid)
+    assert synced == [b"a:1\n", b"a:1\na:2\n"]
+    journal.close()
+    journal.record("a:3")
+    assert path.read_bytes() == b"a:1\na:2\n"
+
+
+def test_a_line_that_was_being_written_when_the_process_died_is_none(tmp_path: Path) -> None:
+    """What it begins with was not shown: `a:12`, torn, used to be taken for `a:1`, which was then lost."""
+    path = tmp_path / "shown"
+    path.write_bytes(b"a:0\na:1")
+    journal = Journal(path)
+    assert "a:0" in journal
+    assert "a:1" not in journal
+    journal.record("a:12")
+    journal.close()
+    again = Journal(path)
+    assert "a:12" in again
+    assert "a:1" not in again
+    again.close()
+
+
 async def test_a_journal_that_cannot_be_used_is_refused(pool: Pool, tmp_path: Path) -> None:
     """The error names the file; a session without a name cannot have one."""
     with pytest.raises(ConfigurationError, match="nowhere"):
         pool.session("c", journal=tmp_path / "nowhere" / "shown")
     with pytest.raises(ConfigurationError, match="name"):
         pool.session(journal=tmp_path / "shown")
+    for content in (b"\xff\n", b"no uid\n"):
+        (tmp_path / "other").write_bytes(content)
+        with pytest.raises(ConfigurationError, match="other"):
+            pool.session("c", journal=tmp_path / "other")
 
 
 async def test_a_holder_that_was_replaced_is_told(

@@ -251,6 +251,11 @@ class Peer:
                 rights |= grant.rights
         return rights
 
+    def expire_tokens(self, now: float) -> None:
+        """The tokens that were put so far permit nothing any more."""
+        self._grants.clear()
+        self.tick(now)
+
     def _put_token(self, request: Request, now: float) -> Reply:
         reply, grant = put_token(request, self.broker.namespace.authenticate, now)
         if grant is not None:
@@ -359,6 +364,11 @@ class Broker:
         self.busy = True
         self._busy_until = now + seconds
         heapq.heappush(self._timers, (self._busy_until, next(self._ticks), None))
+
+    def expire_tokens(self, now: float) -> None:
+        """Let the tokens of all connections expire."""
+        for peer in list(self.peers):
+            peer.expire_tokens(now)
 
     # -- queues ---------------------------------------------------------------------------------------
 

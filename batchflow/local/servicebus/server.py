@@ -113,6 +113,11 @@ class ServiceBusServer:
         self._broker.throttle(seconds, self._now())
         self.plan_flush()
 
+    def expire_tokens(self) -> None:
+        """Let all tokens that were put expire now: links whose client puts no new one are detached."""
+        self._broker.expire_tokens(self._now())
+        self.plan_flush()
+
     # -- listening ------------------------------------------------------------------------------------
 
     async def _serve(self, listener: socket.socket) -> None:
