@@ -336,6 +336,8 @@ class Presence(Document):
     """The incarnation of the holding session."""
     beat_at: float
     interval: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How many of its tasks are where: the fields of `Counts`, by name."""
 
 
 @dataclass(frozen=True, slots=True)

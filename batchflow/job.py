@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
+from batchflow.control import Presence
+from batchflow.errors import BlobNotFound, ProtocolError
+from batchflow.model import JobCounts
+from batchflow.sessionlife import SIGNS_OF_LIFE
+
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from batchflow.control import JobDocument
     from batchflow.pool import Pool
     from batchflow.session import Session
@@ -35,6 +44,37 @@ class Job:
     def session(self, client_name: str | None = None, files: Files | None = None) -> Session:
         """A client's mailbox in this job; open it with `async with` or `await`."""
         return self.pool.session(client_name, job=self.name, files=files)
+
+    async def counts(self) -> JobCounts:
+        """How many of its tasks are where, by what its sessions and the agents last told.
+
+        Of sessions elsewhere that is as old as `session.presence_interval`, of agents as a heartbeat. Raises
+        `StorageError`. Safe to cancel.
+        """
+        here = {session.name: session for session in self.pool._sessions if session.job_name == self.name}
+        told: list[Mapping[str, int]] = [asdict(session.counts) for session in here.values()]
+        told += [counts async for name, counts in self._told() if name not in here]
+        running = sum(task.job == self.name for beat in await self.pool.heartbeats() for task in beat.running)
+        total: Counter[str] = sum((Counter(each) for each in told), Counter())
+        return JobCounts(
+            sessions=len(told),
+            waiting=max(0, total["sending"] + total["queued"] - running),
+            running=running,
+            succeeded=total["succeeded"],
+            failed=total["failed"],
+            cancelled=total["cancelled"],
+        )
+
+    async def _told(self) -> AsyncIterator[tuple[str, Mapping[str, int]]]:
+        """What its sessions that show signs of life last told, by their names."""
+        prefix, ctl = f"sessions/{self.name}/", self.pool._ctl
+        async for info in ctl.list(prefix):
+            try:
+                presence = Presence.decode((await ctl.get(info.name)).data)
+            except (BlobNotFound, ProtocolError):
+                continue
+            if info.age < presence.interval * SIGNS_OF_LIFE:
+                yield info.name.removeprefix(prefix).removesuffix(".json"), presence.counts
 
     async def close(self) -> None:
         """Refuse new sessions; what was submitted goes on. Idempotent. Raises `JobNotFound`."""

@@ -151,6 +151,27 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCounts:
+    """How many tasks of a job are where, as far as its open sessions and the agents tell.
+
+    What a session that is closed had sent is known only while it runs.
+    """
+
+    sessions: int = 0
+    """Those that are open, wherever."""
+    waiting: int = 0
+    """Being sent, or sent and not running."""
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed + self.cancelled
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine of a pool, as Batch and its agent's heartbeat tell of it."""
 

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _CONFIRMATION: Final = 5.0
 """Seconds that an agent has to confirm a cancellation before the client gives the outcome itself."""
-_SIGNS_OF_LIFE: Final = 3
+SIGNS_OF_LIFE: Final = 3
 """A holder or an agent whose last sign of life is older than so many intervals counts as gone."""
 _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
@@ -70,7 +70,7 @@ class PresenceKeeper:
         found = await self._read()
         if found is None or found.presence.nonce == self._session.incarnation:
             return None
-        alive = found.age < found.presence.interval * _SIGNS_OF_LIFE
+        alive = found.age < found.presence.interval * SIGNS_OF_LIFE
         return found.presence.holder if alive else None
 
     async def _read(self) -> _Found | None:
@@ -94,7 +94,8 @@ class PresenceKeeper:
 
     async def _tell(self) -> None:
         interval = self._session._settings.presence_interval
-        document = Presence(self._holder, self._session.incarnation, time.time(), interval)
+        counts = asdict(self._session.counts)
+        document = Presence(self._holder, self._session.incarnation, time.time(), interval, counts)
         try:
             await self._session.pool._ctl.put(self._blob, document.encode())
         except StorageError as error:

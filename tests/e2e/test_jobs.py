@@ -1,0 +1,164 @@
+"""Jobs on real services: made, listed with their counts, closed, deleted without a trace."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from batchflow import Client, Pool
+from batchflow.errors import JobClosed, JobExists, JobNotFound, SessionClosed
+from batchflow.model import JobCounts
+
+PATIENCE = 30.0
+TASKS = Path(__file__).parent / "tasks"
+LARGE = {"large.py": b"def do_action(engine, args):\n    return 'x' * 100_000\n"}
+
+
+@pytest.fixture
+async def quick(client: Client) -> AsyncIterator[Client]:
+    """A client whose sessions and agents tell of themselves often."""
+    session = replace(client.settings.session, presence_interval=0.2)
+    agent = replace(client.settings.agent, heartbeat_interval=0.3)
+    async with Client(replace(client.settings, session=session, agent=agent)) as other:
+        yield other
+
+
+@pytest.fixture
+async def own(quick: Client) -> AsyncIterator[Pool]:
+    """A pool of one node that no other test sees."""
+    files = {path.name: path for path in TASKS.iterdir() if path.is_file()} | LARGE
+    pool = await quick.ensure_pool(f"jobs-{uuid.uuid4().hex[:8]}", files=files, nodes=1)
+    yield pool
+    await pool.delete()
+
+
+async def until(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
+    """Wait until a look at the services shows what is wanted."""
+    seen: Any = None
+    with anyio.move_on_after(PATIENCE):
+        while (seen := await look()) != wanted:  # noqa: ASYNC110 - a service can only be asked
+            await anyio.sleep(0.05)
+    assert seen == wanted
+
+
+async def blobs(pool: Pool, job: str) -> set[str]:
+    """Whatever in the pool's containers has the job's name in its own, by its kind."""
+    names = [info.name for container in (pool._ctl, pool._out) async for info in container.list()]
+    return {name.partition("/")[0] for name in names if job in name.removesuffix(".json").split("/")}
+
+
+async def mail(pool: Pool) -> int:
+    """Messages in the pool's queue of results."""
+    (queue,) = pool._manifest.results_queues
+    return (await pool.client._services.admin.figures(queue.entity)).active
+
+
+async def work(pool: Pool) -> int:
+    """Messages in the pool's queue of tasks, those that agents hold too."""
+    (queue,) = pool._manifest.task_queues
+    return (await pool.client._services.admin.figures(queue.entity)).active
+
+
+async def running(pool: Pool) -> int:
+    """Tasks that the pool's agents say they run."""
+    return sum(len(beat.running) for beat in await pool.heartbeats())
+
+
+async def test_a_job_is_made_closed_and_deleted(client: Client) -> None:
+    """Each once; a closed one refuses tasks and is listed still, a deleted one is not there any more."""
+    pool = await client.ensure_pool(f"jobs-{uuid.uuid4().hex[:8]}", files=LARGE, nodes=0)
+    job = await pool.create_job("one")
+    with pytest.raises(JobExists):
+        await pool.create_job("one")
+    await pool.create_job("two")
+    session = await job.session("reader")
+    await job.close()
+    with pytest.raises(JobClosed):
+        await session.submit("large.py")
+    await session.aclose()
+    with pytest.raises(JobClosed):
+        await job.session("late")
+    assert [(each.name, each.state) async for each in pool.jobs()] == [("one", "closed"), ("two", "open")]
+    await job.delete()
+    await job.delete()
+    with pytest.raises(JobNotFound):
+        await pool.job("one")
+    await pool.delete_all_jobs()
+    assert [each async for each in pool.jobs()] == []
+    await pool.delete()
+
+
+async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> None:
+    """What runs and waits in which job is known to every client, of a session of its own at once."""
+    elsewhere = await client.pool(own.id)
+    async with own.session("worker", job="busy") as session, own.session("idle", job="calm"):
+        await session.run("echo.py")
+        sleeping = await session.submit_many("sleeps.py", [600, 600, 600])
+        for pool in (own, elsewhere):
+            jobs = {job.name: job async for job in pool.jobs()}
+            await until(jobs["busy"].counts, JobCounts(sessions=1, waiting=2, running=1, succeeded=1))
+            await until(jobs["calm"].counts, JobCounts(sessions=1))
+        for task in sleeping:
+            await task.cancel()
+        await until(jobs["busy"].counts, JobCounts(sessions=1, succeeded=1, cancelled=3))
+        assert (await jobs["busy"].counts()).done == 4
+    await until(jobs["busy"].counts, JobCounts())
+
+
+async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
+    """Its tasks end, its mail, arguments, results and files are gone; another job keeps its own."""
+    for name in ("kept", "gone"):
+        async with own.session("writer", job=name) as session:
+            await session.submit("large.py")
+            await session.submit("leaves_files.py", args=["one", "two"])
+    await until(lambda: work(own), 0)
+    assert {"results", "outputs"} <= await blobs(own, "gone")
+    async with own.session("reader", job="gone") as reader:
+        tasks = [
+            await reader.submit("sleeps.py", args=[600]),
+            await reader.submit("echo.py", args="y" * 300_000),
+        ]
+        await reader.flush()
+        await until(lambda: running(own), 1)
+        before = await mail(own)
+        assert "args" in await blobs(own, "gone")
+        await own.delete_job("gone")
+        for task in tasks:
+            with pytest.raises(SessionClosed):
+                await task
+    await until(lambda: work(own), 0)
+    await until(lambda: running(own), 0)
+    assert 0 < await mail(own) < before
+    assert await blobs(own, "gone") <= {"cancel"}
+    async with own.session("writer", job="kept") as session:
+        stream = session.results(follow=True)
+        results = [await anext(stream) for _ in range(2)]
+    assert sorted(len(result.files) for result in results) == [0, 2]
+    assert all(result.ok for result in results)
+
+
+async def test_deleting_all_jobs_leaves_nothing(own: Pool) -> None:
+    """Of any job: mail, results and files."""
+    for name in ("one", "two"):
+        async with own.session("writer", job=name) as session:
+            await session.submit("large.py")
+    await until(lambda: work(own), 0)
+    await own.delete_all_jobs()
+    assert await mail(own) == 0
+    for name in ("one", "two"):
+        assert await blobs(own, name) <= {"cancel"}
+
+
+async def test_a_job_of_a_deleted_ones_name_starts_anew(own: Pool) -> None:
+    """What the first one's deletion cancelled is not cancelled in the second one."""
+    async with own.session("writer", job="again") as session:
+        await session.run("echo.py")
+    await own.delete_job("again")
+    async with own.session("writer", job="again") as session:
+        assert await session.run("echo.py", "new") == ["new"]
