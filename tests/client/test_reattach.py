@@ -10,12 +10,8 @@ import pytest
 from batchflow.client import Client
 from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
 from batchflow.ledger import Ledger
-<<<<<<< ours
-from batchflow.model import Counts, Result, Status
-=======
 from batchflow.ledgerkeeper import Journal
-from batchflow.model import Counts, Result
->>>>>>> theirs
+from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
 from batchflow.session import Session
 from tests.client.support import Agent, Doubles, eventually, result_of, until_empty, within
