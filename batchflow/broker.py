@@ -7,7 +7,7 @@ pass the same conformance tests. Failures are `BrokerError`s. All durations are 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,6 +57,10 @@ class AccessRule:
     rights: frozenset[Literal["Send", "Listen", "Manage"]]
 
 
+LEAST_IDLE: Final = 300.0
+"""Seconds: the least that Service Bus takes for a queue to remove itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
     """How a queue is made."""
@@ -70,6 +74,9 @@ class QueueSpec:
     """None: no duplicate detection."""
     time_to_live: float | None = None
     """None: for ever."""
+    idle: float | None = None
+    """Seconds of no use after which the queue removes itself with what is in it, `LEAST_IDLE` at least; None:
+    never."""
     rules: tuple[AccessRule, ...] = ()
 
 

@@ -25,16 +25,18 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from batchflow import access, agents, control, poolspec
-from batchflow.broker import QueueRef, QueueSpec
+from batchflow.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.concurrency import task_group
 from batchflow.control import INDEX_CONTAINER, PoolManifest
 from batchflow.errors import (
     BatchflowError,
     BlobConflict,
     BlobNotFound,
+    ConfigurationError,
     PoolError,
     PoolExists,
     PoolNotFound,
+    QueueNotFound,
 )
 from batchflow.model import PoolSpec
 from batchflow.sources import upload
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 
 _MAKING: Final = 30.0
 """Seconds that a maker has for a pool's queues and documents before it counts as dead."""
+_MAKER: Final = "batchflow-maker"
+"""The metadata by which a maker knows the Batch pool that it made itself."""
 _GOING: Final = 900.0
 """Seconds that a pool of the same name has to be gone."""
 _TAKING_BACK: Final = 20.0
@@ -96,17 +100,27 @@ class PoolMaker:
             )
         images = await self._services.compute.images()
         document = poolspec.build(spec, self._defaults, images, time.time())
-        await self._services.compute.create_pool(document)
-        undo: Parts = {
-            f"Batch pool {document.id!r}": partial(self._services.compute.delete_pool, document.id)
-        }
+        maker = {_MAKER: uuid.uuid4().hex}
+        undo: Parts = {f"Batch pool {spec.id!r}": partial(self._unmake, spec.id, maker)}
         try:
+            await self._services.compute.create_pool(
+                replace(document, metadata={**document.metadata, **maker})
+            )
             return await self._lay_out(spec, sources, owned=True)
-        except PoolExists:
-            raise  # somebody took it over
+        except (PoolExists, ConfigurationError):
+            raise  # somebody else's, before or since; or none
         except BaseException as error:
             await _take_back(error, undo)
             raise
+
+    async def _unmake(self, pool_id: str, maker: Mapping[str, str]) -> None:
+        """Delete the Batch pool if it is this maker's: of a request that was cut off nobody knows."""
+        try:
+            info = await self._services.compute.pool(pool_id)
+        except PoolNotFound:
+            return
+        if maker.items() <= dict(info.metadata).items():
+            await self._services.compute.delete_pool(pool_id)
 
     async def attach(self, pool_id: str) -> PoolManifest:
         """Raises `PoolNotFound`."""
@@ -147,12 +161,32 @@ class PoolMaker:
                         await self._clear(manifest)
                     return Found(await self.create(spec, sources), made=True)
                 if info.state != "deleting":
-                    manifest = manifest or await self._take_over(info, spec)
+                    if manifest is None:
+                        manifest = await self._take_over(info, spec)
+                    elif not await self._restore(manifest):
+                        continue
                     return Found(manifest, made=False, info=info)
             except PoolExists:
                 pass  # somebody was quicker: look again
             await anyio.sleep(pause)
             pause = min(_POLLS[1], pause * 2)
+
+    async def _restore(self, manifest: PoolManifest) -> bool:
+        """Make anew the queues that deleted themselves when nobody used them; False: the pool has gone."""
+        made = []
+        for queue, spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
+            admin = self._services.admin_of(queue)
+            try:
+                await admin.figures(queue.entity)
+            except QueueNotFound:
+                made.append(partial(admin.delete_queue, queue.entity))
+                await admin.create_queue(spec)
+        current = await self.read(manifest.pool) if made else manifest
+        if current is not None and current.prefix == manifest.prefix:
+            return True
+        for remove in made:
+            await remove()
+        return False
 
     async def _look(self, pool_id: str) -> tuple[PoolManifest | None, PoolInfo | None]:
         manifest: PoolManifest | None = None
@@ -201,7 +235,7 @@ class PoolMaker:
         services, manifest = self._services, self._plan(spec, owned, identity)
         try:
             async with task_group() as group:
-                for queue, queue_spec in zip(manifest.queues, queue_specs(manifest), strict=True):
+                for queue, queue_spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
                     group.start_soon(services.admin_of(queue).create_queue, queue_spec)
                 group.start_soon(services.storage.create_container, INDEX_CONTAINER)
                 group.start_soon(services.storage.create_container, manifest.out, access.out_policies())
@@ -210,7 +244,8 @@ class PoolMaker:
             manifest = replace(manifest, bundle=bundle.hash)
             await self._publish(manifest)
         except BaseException as error:
-            await _take_back(error, self._parts(manifest))
+            published = {f"manifest of pool {spec.id!r}": partial(self._withdraw, manifest)}
+            await _take_back(error, {**published, **self._parts(manifest)})
             raise
         return manifest
 
@@ -245,6 +280,10 @@ class PoolMaker:
             await self.index.put(control.manifest_blob(manifest.pool), manifest.encode(), create=True)
         except BlobConflict as error:
             raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
+
+    def _queue_specs(self, manifest: PoolManifest) -> list[QueueSpec]:
+        idle = self._defaults.queue_idle
+        return queue_specs(manifest, max(idle, LEAST_IDLE) if idle else None)
 
     def _parts(self, manifest: PoolManifest) -> Parts:
         """What a layout is made of, and how each part is removed."""
@@ -294,15 +333,18 @@ class PoolMaker:
             return
 
 
-def queue_specs(manifest: PoolManifest) -> list[QueueSpec]:
-    """How a pool's queues are made, and who may do what on them."""
+def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:
+    """How a pool's queues are made, and who may do what on them; unused for `idle` seconds they go."""
     lock = manifest.lock_duration
     on_tasks = (access.AGENT_ON_TASKS, access.CLIENT_ON_TASKS)
     on_results = (access.AGENT_ON_RESULTS, access.CLIENT_ON_RESULTS)
     return [
-        *(QueueSpec(queue.entity, lock_duration=lock, rules=on_tasks) for queue in manifest.task_queues),
         *(
-            QueueSpec(queue.entity, sessions=True, lock_duration=lock, rules=on_results)
+            QueueSpec(queue.entity, lock_duration=lock, idle=idle, rules=on_tasks)
+            for queue in manifest.task_queues
+        ),
+        *(
+            QueueSpec(queue.entity, sessions=True, lock_duration=lock, idle=idle, rules=on_results)
             for queue in manifest.results_queues
         ),
     ]

@@ -117,6 +117,9 @@ class PoolSettings:
     """The nodes' size, as Azure names it."""
     lock_duration: Seconds = 30.0
     """Seconds until a task is given to another agent when its own died; 5 to 300."""
+    queue_idle: Seconds = 90 * 86400.0
+    """Seconds after which Service Bus removes the pool's queues, with what is in them, when nobody sent to
+    them or received from them; 0: never, else 300 at least. Ensuring the pool makes them anew."""
     shards: Queues = 1
     """Task queues of a pool, and as many results queues, spread over the namespaces of `servicebus`: where
     one does not carry the load. At most 20."""

@@ -152,6 +152,7 @@ def _queue_options(spec: QueueSpec) -> dict[str, Any]:
         "requires_duplicate_detection": window is not None,
         "duplicate_detection_history_time_window": None if window is None else timedelta(seconds=window),
         "default_message_time_to_live": None if limit is None else timedelta(seconds=limit),
+        "auto_delete_on_idle": None if spec.idle is None else timedelta(seconds=spec.idle),
         "authorization_rules": [_rule(rule) for rule in spec.rules] or None,
     }
     return {name: value for name, value in options.items() if value is not None}

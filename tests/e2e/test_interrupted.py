@@ -1,0 +1,191 @@
+"""Making a pool, cut off at each of its steps: nothing is left behind, or it is said what is."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from batchflow import Client, PoolSpec
+from batchflow.control import manifest_blob
+from batchflow.errors import PoolError, PoolExists, PoolNotFound, QueueNotFound
+from batchflow.poolmaking import PoolMaker
+from batchflow.services import Services
+from batchflow.sources import collect
+
+FILES = {"one.py": b"1", "two.py": b"2"}
+MOST = 60
+"""Steps that making a pool takes at most."""
+
+
+class Steps:
+    """Counts the requests that somebody makes, and does something just before or just after one of them."""
+
+    def __init__(self, at: int, late: bool, act: Callable[[], object]) -> None:
+        self.at, self.late, self.act = at, late, act
+        self.taken = 0
+        self.cut = False
+
+    async def take(self, request: Any) -> Any:
+        self.taken += 1
+        mine = self.taken == self.at
+        if mine and not self.late:
+            request.close()
+            self._cut()
+            await asyncio.sleep(0)
+            raise AssertionError("a request that is not to be made")
+        try:
+            return await request
+        finally:
+            if mine:
+                self._cut()
+                await asyncio.sleep(0)
+
+    def _cut(self) -> None:
+        self.cut = True
+        self.act()
+
+
+class Stepping:
+    """A service of which each request is a step, until one is cut off; what undoes it is let through."""
+
+    def __init__(self, service: Any, steps: Steps) -> None:
+        self._service, self._steps = service, steps
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._service, name)
+        if name == "container":
+            return lambda *given: Stepping(found(*given), self._steps)
+        if not inspect.iscoroutinefunction(found) or self._steps.cut:
+            return found
+        return lambda *given, **named: self._steps.take(found(*given, **named))
+
+
+def stepping(services: Services, steps: Steps) -> Any:
+    return replace(
+        services,
+        queues_admin=Stepping(services.admin, steps),
+        storage=Stepping(services.storage, steps),
+        machines=Stepping(services.compute, steps),
+    )
+
+
+@pytest.fixture
+async def name(client: Client) -> AsyncIterator[str]:
+    await client._services.storage.create_container("batchflow")
+    yield (name := f"cut-{uuid.uuid4().hex[:8]}")
+    assert await left_of(client, name) == []
+
+
+async def left_of(client: Client, name: str) -> list[str]:
+    """What there is of pools of that name."""
+    services, prefix = client._services, f"bf-{name}"
+    left = [f"container {each}" for each in await services.storage.containers(prefix)]
+    left += [f"queue {each}" for each in await services.admin.queues() if each.startswith(prefix)]
+    left += [f"pool {pool.id}" async for pool in services.compute.pools() if pool.id.startswith(name)]
+    index = services.storage.container("batchflow")
+    return left + [info.name async for info in index.list("pools/") if name in info.name]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_each_step_is_taken_back(client: Client, name: str, late: bool, how: str) -> None:
+    """Cancelled or failed, before or after the service has done it: all that was made goes."""
+    sources = await collect(FILES)
+    for at in range(1, MOST):
+        steps = Steps(at, late, fail)
+        maker = PoolMaker(stepping(client._services, steps), client.settings.pool)
+        making = asyncio.create_task(maker.create(PoolSpec(f"{name}-{at}", nodes=0), sources))
+        if how == "cancelled":
+            steps.act = making.cancel
+        await asyncio.wait([making])
+        if not steps.cut:
+            await client._maker.remove(making.result())
+            assert at > 10
+            break
+        assert making.cancelled() or making.exception() is not None
+        assert await left_of(client, f"{name}-{at}") == [], f"step {at}"
+    else:
+        pytest.fail("a pool takes more steps than that")
+    while await left_of(client, name):  # noqa: ASYNC110 - deleting machines takes a moment
+        await asyncio.sleep(0.05)
+
+
+def fail() -> None:
+    raise PoolError("the network is gone", retryable=True)
+
+
+async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> None:
+    """A removal that fails is noted on the error: what is left, and why."""
+
+    class Stubborn(Stepping):
+        def __getattr__(self, called: str) -> Any:
+            if called == "delete_container":
+                return refuse
+            return super().__getattr__(called)
+
+    async def refuse(_: str) -> bool:
+        raise PoolError("not today")
+
+    steps = Steps(MOST, False, fail)
+    services = replace(stepping(client._services, steps), storage=Stubborn(client._services.storage, steps))
+    maker = PoolMaker(services, client.settings.pool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maker, "_publish", lost)
+        with pytest.raises(PoolError, match="lost") as caught:
+            await maker.create(PoolSpec(name, nodes=0), [])
+    notes = caught.value.__notes__
+    assert len(notes) == 2
+    for container in await client._services.storage.containers(f"bf-{name}"):
+        assert any(f"left behind, to be removed by hand: container '{container}'" in note for note in notes)
+        await client._services.storage.delete_container(container)
+
+
+async def lost(*_: object) -> None:
+    raise PoolError("lost")
+
+
+async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) -> None:
+    """Cut off while it asks for a pool whose name another program has just taken, it leaves that alone."""
+    other = await client.create_pool(PoolSpec(name, nodes=0))
+    await client._maker.index.delete(manifest_blob(name))
+    for late in (False, True):
+        for cancelled in (False, True):
+            steps = Steps(3, late, fail)  # after the manifest and the images: the Batch pool
+            maker = PoolMaker(stepping(client._services, steps), client.settings.pool)
+            making = asyncio.create_task(maker.create(PoolSpec(name, nodes=0), []))
+            if cancelled:
+                steps.act = making.cancel
+            with pytest.raises((asyncio.CancelledError, PoolError)):
+                await making
+            assert steps.cut
+            assert (await client._services.compute.pool(name)).state == "active"
+    with pytest.raises(PoolExists):
+        await client.create_pool(PoolSpec(name, nodes=0))
+    await client._maker.index.put(manifest_blob(name), other._manifest.encode())
+    await other.delete()
+
+
+async def test_queues_that_went_are_made_anew(client: Client, name: str) -> None:
+    """Queues remove themselves when nobody uses them for long; whoever ensures the pool has new ones."""
+    pool = await client.ensure_pool(name, nodes=0)
+    sdk = client._services.admin._client()  # type: ignore[attr-defined]
+    for queue in pool._manifest.queues:
+        assert (await sdk.get_queue(queue.entity)).auto_delete_on_idle.total_seconds() == 90 * 86400
+        await client._services.admin.delete_queue(queue.entity)
+    again = await client.ensure_pool(name, nodes=0)
+    assert again._manifest.queues == pool._manifest.queues
+    async with again.session() as session:
+        await session.submit("one.py")
+        await session.flush()
+    await again.delete()
+    for queue in pool._manifest.queues:
+        with pytest.raises(QueueNotFound):
+            await client._services.admin.figures(queue.entity)
+    with pytest.raises(PoolNotFound):
+        await client.pool(name)
