@@ -40,9 +40,9 @@ MOST_SENT: Final = 100
 MOST_MESSAGES: Final = 100.0
 """Messages a second that a session makes by spreading tasks: two fifths of what the credits of a namespace of
 the Standard tier allow, as each costs about four of its thousand with the results that come back."""
-HOLD: Final = 0.005
-"""Seconds that a result waits for those of its companions, while these are being worked off: it saves three
-messages out of four, and where the broker is far, sends take longer by themselves."""
+HOLD: Final = 0.01
+"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of short
+tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512
@@ -56,6 +56,9 @@ _LONG: Final = 1.0
 """Seconds: a task that has run for longer holds its slot, as far as short ones are concerned."""
 _WEIGHT: Final = 0.2
 """Of a newly seen duration in the running mean."""
+_JUMP: Final = 4.0
+"""Times the mean: more is taken for this much, so that one task that met a busy machine does not count as
+many, while a command that has become slow is known for it after a few."""
 _LEAST_DURATION: Final = 1e-4
 """Seconds: what any task costs its agent."""
 _ROUNDING: Final = 1 + 1e-9
@@ -102,7 +105,10 @@ class PackingPolicy:
         """A task of this command took so many seconds."""
         duration = max(duration, _LEAST_DURATION)
         mean = self.durations.get(command)
-        self.durations[command] = duration if mean is None else mean + _WEIGHT * (duration - mean)
+        if mean is None:
+            self.durations[command] = duration
+        else:
+            self.durations[command] = mean + _WEIGHT * (min(duration, _JUMP * mean) - mean)
         self._mean += _WEIGHT * (duration - self._mean)
 
     def sent(self, took: float) -> None:
