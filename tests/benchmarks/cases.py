@@ -11,15 +11,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchflow import Client, Session
+from batchflow.local.usage import operations as counted_operations
 from tests.benchmarks.harness import MEGABYTE, Figure, process_tree
 
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
+WORK = HERE / "contenders" / "work.py"
 PI = HERE.parents[1] / "examples" / "02_pi" / "tasks"
 
 
@@ -36,12 +39,34 @@ class Effort:
     cancellations: int
     pi_tasks: int
     pi_rounds: int
+    many: int
+    """No-ops in a run of many."""
+    long: float
+    """Seconds of the task that no other waits for."""
 
 
 FULL = Effort(
-    processes=7, round_trips=1000, tasks=5000, runs=3, cancellations=100, pi_tasks=1000, pi_rounds=3
+    processes=7,
+    round_trips=1000,
+    tasks=5000,
+    runs=3,
+    cancellations=100,
+    pi_tasks=1000,
+    pi_rounds=3,
+    many=100_000,
+    long=20.0,
 )
-QUICK = Effort(processes=2, round_trips=50, tasks=200, runs=1, cancellations=3, pi_tasks=20, pi_rounds=1)
+QUICK = Effort(
+    processes=1,
+    round_trips=50,
+    tasks=200,
+    runs=1,
+    cancellations=3,
+    pi_tasks=20,
+    pi_rounds=1,
+    many=2000,
+    long=5.0,
+)
 
 
 def imports(effort: Effort) -> Iterator[Figure]:
@@ -72,7 +97,7 @@ def start(effort: Effort) -> Iterator[Figure]:
         wholes.append(whole)
         for phase, taken in parts.items():
             phases.setdefault(phase, []).append(taken)
-    yield Figure("Client.local: start of the program to its first result", wholes, "s")
+    yield Figure("Client.local: start of the program to its first result", wholes, "s", at_most=1.2)
     for phase, values in phases.items():
         yield Figure(f"  {phase}", values, "s")
 
@@ -137,14 +162,7 @@ async def cancellation(session: Session, effort: Effort) -> AsyncIterator[Figure
 
 async def throughput(session: Session, effort: Effort) -> AsyncIterator[Figure]:
     """No-ops per second: through `map`, and one submitted after the other and then read."""
-    rates = []
-    for _ in range(effort.runs):
-        started = time.perf_counter()
-        count = 0
-        async for result in session.map("noop.py", range(effort.tasks)):
-            result.unwrap()
-            count += 1
-        rates.append(count / (time.perf_counter() - started))
+    rates = [effort.tasks / await _through_map(session, effort.tasks) for _ in range(effort.runs)]
     yield Figure(f"no-ops through map, {effort.tasks:,}", rates, "tasks/s")
     rates = []
     for _ in range(effort.runs):
@@ -154,6 +172,88 @@ async def throughput(session: Session, effort: Effort) -> AsyncIterator[Figure]:
             await task
         rates.append(len(tasks) / (time.perf_counter() - started))
     yield Figure(f"no-ops submitted one by one, {effort.tasks:,}", rates, "tasks/s")
+
+
+async def _through_map(session: Session, count: int, command: str = "noop.py") -> float:
+    """Seconds until the last result is there."""
+    started = time.perf_counter()
+    async for result in session.map(command, range(count)):
+        result.unwrap()
+        count -= 1
+    assert count == 0
+    return time.perf_counter() - started
+
+
+async def operations(session: Session, effort: Effort) -> AsyncIterator[Figure]:
+    """What Service Bus would charge for a no-op, of client and agents together, as the local cloud counts."""
+
+    async def charged(work: Awaitable[object], tasks: int) -> tuple[float, float, float]:
+        before, ours = await counted_operations(settings), session.stats
+        await work
+        total = await counted_operations(settings) - before
+        clients = session.stats.broker_operations - ours.broker_operations
+        return total.billed / tasks, total.credits / tasks, clients / tasks
+
+    settings = session.pool.client.settings
+    alone = max(1, effort.round_trips // 5)
+    for name, work, tasks, goal in (
+        ("under load", _through_map(session, effort.tasks), effort.tasks, 0.2),
+        ("alone", _round_trips(session, alone), alone, 5.0),
+    ):
+        billed, limited, clients = await charged(work, tasks)
+        yield Figure(f"credits of a no-op {name}", [limited], "", at_most=goal)
+        yield Figure(f"billed operations of a no-op {name}", [billed], "", at_most=goal)
+        yield Figure("  of these the client's, by session.stats", [clients], "")
+    yield Figure("credits of a task of 1 ms", [(await charged(_spins(session), 1000))[1]], "")
+
+
+async def _round_trips(session: Session, count: int) -> None:
+    for _ in range(count):
+        await session.run("noop.py")
+
+
+async def _spins(session: Session) -> None:
+    await _through_map(session, 1000, "spin.py")
+
+
+async def many(session: Session, effort: Effort) -> AsyncIterator[Figure]:
+    """Whether the rate holds: each run of many between two of the usual number."""
+    ratios, rates = [], []
+    for _ in range(effort.runs):
+        few = [effort.tasks / await _through_map(session, effort.tasks)]
+        rates.append(effort.many / await _through_map(session, effort.many))
+        few.append(effort.tasks / await _through_map(session, effort.tasks))
+        ratios.append(2 * rates[-1] / sum(few))
+    yield Figure(f"no-ops through map, {effort.many:,}", rates, "tasks/s")
+    yield Figure(f"  of the rate of {effort.tasks:,}, before and after", ratios, "", at_least=0.9)
+
+
+async def long(session: Session, effort: Effort) -> AsyncIterator[Figure]:
+    """One long task among no-ops: how long these take, and how many are still out when it has ended."""
+    without, beside, late = [], [], []
+    for _ in range(effort.runs):
+        without.append(await _among(session, effort.tasks, None))
+        started = time.perf_counter()
+        beside.append(await _among(session, effort.tasks, effort.long))
+        late.append(float(time.perf_counter() - started >= effort.long))
+    yield Figure(f"{effort.tasks:,} no-ops until the last result", without, "s")
+    yield Figure(f"  with a task of {effort.long:.0f} s in their midst", beside, "s")
+    yield Figure("  runs in which a no-op waited for it", [sum(late)], "", at_most=0.0)
+
+
+async def _among(session: Session, count: int, seconds: float | None) -> float:
+    """Seconds until the last no-op is there; the long task is cancelled then."""
+    started = time.perf_counter()
+    tasks = await session.submit_many("noop.py", range(count // 2))
+    long = None if seconds is None else await session.submit("sleep.py", args=[seconds])
+    tasks += await session.submit_many("noop.py", range(count - count // 2))
+    for task in tasks:
+        await task
+    taken = time.perf_counter() - started
+    if long is not None:
+        await long.cancel()
+        await long.outcome()
+    return taken
 
 
 async def memory(session: Session, effort: Effort) -> AsyncIterator[Figure]:
@@ -166,7 +266,8 @@ async def memory(session: Session, effort: Effort) -> AsyncIterator[Figure]:
         proportional[role] += process.proportional
     for role in sorted(resident):
         yield Figure(f"  resident: {role}", [resident[role] / MEGABYTE], "MB")
-    yield Figure(f"resident, sum of {len(processes)} processes", [resident.total() / MEGABYTE], "MB")
+    total = [resident.total() / MEGABYTE]
+    yield Figure(f"resident, sum of {len(processes)} processes", total, "MB", at_most=350.0)
     yield Figure("  shared pages counted once", [proportional.total() / MEGABYTE], "MB")
 
 
@@ -187,7 +288,8 @@ async def pi(session: Session, effort: Effort) -> AsyncIterator[Figure]:
         ours.append(await _pi(session, effort.pi_tasks))
     yield Figure(f"pi, {effort.pi_tasks:,} tasks: xargs -P2 java -jar", xargs, "s")
     yield Figure(f"pi, {effort.pi_tasks:,} tasks: batchflow, 2 nodes of 1 slot", ours, "s")
-    yield Figure("  ratio in each round", [b / a for a, b in zip(xargs, ours, strict=True)], "")
+    ratios = [theirs / own for theirs, own in zip(xargs, ours, strict=True)]
+    yield Figure("  of its speed, in each round", ratios, "", at_least=0.95)
 
 
 def _xargs_pi(count: int) -> float:
@@ -213,27 +315,59 @@ async def _pi(session: Session, count: int) -> float:
     return time.perf_counter() - started
 
 
-ALONE = {"imports": imports, "start": start}
+def latency(effort: Effort) -> Iterator[Figure]:
+    """The same work where every answer of the services takes its time: a broker far away."""
+    for seconds in (0.0, 0.02):
+        yield from asyncio.run(_with_latency(seconds, effort))
+
+
+async def _with_latency(seconds: float, effort: Effort) -> list[Figure]:
+    name = f"latency {seconds * 1e3:.0f} ms"
+    async with bench_session(latency=seconds) as session:
+        trips = []
+        for _ in range(effort.round_trips // 10):
+            started = time.perf_counter()
+            await session.run("noop.py")
+            trips.append((time.perf_counter() - started) * 1e3)
+        noops = [effort.tasks / await _through_map(session, effort.tasks) for _ in range(effort.runs)]
+        spins = [1000 / await _through_map(session, 1000, "spin.py") for _ in range(effort.runs)]
+    return [
+        Figure(f"{name}: round trip", trips, "ms"),
+        Figure(f"{name}: no-ops through map, {effort.tasks:,}", noops, "tasks/s"),
+        Figure(f"{name}: tasks of 1 ms through map, 1,000", spins, "tasks/s"),
+    ]
+
+
+ALONE = {"imports": imports, "start": start, "latency": latency}
 """Cases that start processes of their own."""
 WARM = {
     "round_trip": round_trip,
     "lone_submit": lone_submit,
     "cancellation": cancellation,
     "throughput": throughput,
+    "operations": operations,
+    "many": many,
+    "long": long,
     "memory": memory,
     "pi": pi,
 }
 """Cases on one warm session."""
 
 
-async def warm(names: list[str], effort: Effort) -> AsyncIterator[Figure]:
-    """The named warm cases, on two local nodes of one slot each."""
-    async with Client.local(nodes=2) as client:
-        pool = await client.ensure_pool("bench", files=[TASKS, PI])
+@asynccontextmanager
+async def bench_session(latency: float = 0.0) -> AsyncIterator[Session]:
+    """A warm session on two local nodes of one slot each."""
+    async with Client.local(nodes=2, latency=latency) as client:
+        pool = await client.ensure_pool("bench", files=[TASKS, WORK, PI])
         async with pool.session() as session:
             await pool.wait_ready(2)
-            async for result in session.map("noop.py", range(100)):
-                result.unwrap()
-            for name in names:
-                async for figure in WARM[name](session, effort):
-                    yield figure
+            await _through_map(session, 100)
+            yield session
+
+
+async def warm(names: list[str], effort: Effort) -> AsyncIterator[Figure]:
+    """The named warm cases, on one session."""
+    async with bench_session() as session:
+        for name in names:
+            async for figure in WARM[name](session, effort):
+                yield figure

@@ -22,15 +22,28 @@ class Figure:
     name: str
     values: Sequence[float]
     unit: str
+    at_most: float | None = None
+    """The goal for the median, if there is one."""
+    at_least: float | None = None
+
+    @property
+    def goal(self) -> str:
+        """What it shall be, and whether it is."""
+        median = statistics.median(self.values)
+        if self.at_most is not None:
+            return f"at most {short(self.at_most)}: {'met' if median <= self.at_most else 'MISSED'}"
+        if self.at_least is not None:
+            return f"at least {short(self.at_least)}: {'met' if median >= self.at_least else 'MISSED'}"
+        return ""
 
     def __str__(self) -> str:
         values = sorted(self.values)
         columns = [statistics.median(values), percentile(values, 0.99), values[0], values[-1]]
         numbers = "".join(f"{number:>11}" for number in map(short, columns))
-        return f"{self.name:<58}{numbers}  {self.unit:<8}{len(values):>6}"
+        return f"{self.name:<58}{numbers}  {self.unit:<8}{len(values):>6}  {self.goal}".rstrip()
 
 
-HEADING = f"{'':<58}{'median':>11}{'p99':>11}{'min':>11}{'max':>11}  {'unit':<8}{'n':>6}"
+HEADING = f"{'':<58}{'median':>11}{'p99':>11}{'min':>11}{'max':>11}  {'unit':<8}{'n':>6}  goal"
 
 
 def short(number: float) -> str:

@@ -34,8 +34,8 @@ class Saq:
         for _ in range(WORKERS):
             await self._workers.start("saq", "on_saq.settings")
         await queue.connect()
-        while len((await queue.info())["workers"]) < WORKERS:  # one that starts later sweeps first jobs away
-            await asyncio.sleep(POLL_ALONE)
+        while len((await queue.info())["workers"]) < WORKERS:  # noqa: ASYNC110 - one that starts later
+            await asyncio.sleep(POLL_ALONE)  # sweeps the first jobs away
 
     async def close(self):
         await queue.disconnect()
