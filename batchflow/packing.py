@@ -41,8 +41,8 @@ MOST_MESSAGES: Final = 100.0
 """Messages a second that a session makes by spreading tasks: two fifths of what the credits of a namespace of
 the Standard tier allow, as each costs about four of its thousand with the results that come back."""
 HOLD: Final = 0.01
-"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of short
-tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
+"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
+short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Costs:
     """Seconds of CPU of one process, but for the ways, which are seconds of the clock.
 
-    Measured with the Service Bus SDK on a machine of 2 cores, packs of 1 to 100 tasks, no-ops, and fitted by a
-    cost for each message and one for each task.
+    Measured with the Service Bus SDK on a machine of 2 cores, packs of 1 to 100 tasks, no-ops, and fitted by
+    a cost for each message and one for each task.
     """
 
     round_trip: float = 0.0001

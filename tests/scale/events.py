@@ -1,4 +1,4 @@
-"""Simulated time: a heap of what happens when, processes that do one thing at a time, credits that run out."""
+"""Simulated time: what happens when, processes that do one thing at a time, credits that run out."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Processor:
 class Credits:
     """A namespace's allowance. Who finds none is served when there are some again, in turn.
 
-    The service refuses such requests with "wait 2 seconds" and clients try again; that the work is done at the
-    rate of the credits, and no faster, comes to the same.
+    The service refuses such requests with "wait 2 seconds" and clients try again; that the work is done at
+    the rate of the credits, and no faster, comes to the same.
     """
 
     rate: float

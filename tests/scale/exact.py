@@ -1,8 +1,8 @@
 """A session and its agents, task by task, on the real cores: packing, tracker, scheduler and queue.
 
-What is simulated is only what lies between them: the ways, the CPU that messages take, the slots' children. A
-client, an agent and a child are each a process of one thread on a core of its own. Good for some hundred nodes
-and some hundred thousand tasks; beyond that, `fleet`.
+What is simulated is only what lies between them: the ways, the CPU that messages take, the slots' children.
+A client, an agent and a child are each a process of one thread on a core of its own. Good for some hundred
+nodes and some hundred thousand tasks; beyond that, `fleet`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Report:
 
 
 GRACE = 0.1
-"""Seconds that an agent may hold what it has not begun: a pack in advance, and the recognition of a straggler."""
+"""Seconds that an agent may hold what it has not begun: a pack in advance, or until it sees a straggler."""
 
 
 class World:
