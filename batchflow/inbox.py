@@ -114,7 +114,7 @@ class Inbox:
         until = clock() + self._session.pool._manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
-                await self._open_once()
+                self._mailbox = await self._open_once()
             except MailboxInUse as error:
                 if (holder := await self._session._presence.living_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} is held by {holder}") from error
@@ -127,11 +127,11 @@ class Inbox:
             else:
                 return
 
-    async def _open_once(self) -> None:
+    async def _open_once(self) -> Mailbox:
         queue = queue_for(self._session.pool._manifest.results_queues, self._id)
         broker = self._session.pool.client._services.broker
         mailbox = await opened(lambda: broker.mailbox(queue, self._id))
-        self._mailbox = self._session._counter.mailbox(mailbox)
+        return self._session._counter.mailbox(mailbox)
 
     async def aclose(self) -> None:
         mailbox, self._mailbox = self._mailbox, None
@@ -231,17 +231,15 @@ class Inbox:
             await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
-        """Raises `MailboxInUse` when somebody else has taken it over and lives."""
+        """Raises `MailboxInUse` when somebody else has taken it over, and lives or had it meanwhile."""
         self._forget_letters()
         await self.aclose()
         backoff = Backoff()
         while not self.held:
             try:
-                await self._open_once()
-                if self._ledger is not None and self._mailbox is not None:
-                    await self._ledger.check(self._mailbox)
+                await self._win_back()
             except MailboxInUse as error:
-                if self.held:
+                if not error.retryable:
                     raise
                 if (holder := await self._other_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
@@ -253,6 +251,17 @@ class Inbox:
                 self._outage.failed(error)
                 await backoff.wait()
         self._outage.worked()
+
+    async def _win_back(self) -> None:
+        """Ours is only what nobody had meanwhile: a ledger of somebody else's is not to be written over."""
+        mailbox = await self._open_once()
+        try:
+            if self._ledger is not None:
+                await self._ledger.check(mailbox)
+        except BaseException:
+            await mailbox.aclose()
+            raise
+        self._mailbox = mailbox
 
     async def _other_holder(self) -> str | None:
         try:

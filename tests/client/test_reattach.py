@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from batchflow.broker import Mailbox
 from batchflow.client import Client
 from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
 from batchflow.ledger import Ledger
@@ -266,6 +268,35 @@ async def test_a_holder_that_was_replaced_is_told(
         await within(waiting.outcome())
     with pytest.raises(MailboxInUse):
         await first.aclose()
+
+
+async def test_a_ledger_of_somebody_else_is_not_written_over(
+    pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A paused holder saves nothing until it knows that nobody had the mailbox meanwhile.
+
+    It used to save as soon as it had the lock again, so that what its successor had read was shown again.
+    """
+    session = await pool.session("c")
+    keeper = session._ledger
+    assert keeper is not None
+    await eventually(lambda: keeper.loaded)
+    checking, go_on = asyncio.Event(), asyncio.Event()
+    check = keeper.check
+
+    async def slow(mailbox: Mailbox) -> None:
+        checking.set()
+        await go_on.wait()
+        await check(mailbox)
+
+    monkeypatch.setattr(keeper, "check", slow)
+    doubles.broker.advance(60)
+    await within(checking.wait())
+    assert not await session._inbox.save_ledger()
+    go_on.set()
+    await eventually(lambda: session._inbox.held)
+    assert await session._inbox.save_ledger()
+    await session.aclose()
 
 
 async def test_a_state_that_is_no_ledger_is_told_and_replaced(
