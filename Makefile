@@ -15,12 +15,16 @@ ARGS ?=
 # Tests wait more than they compute: more processes than processors pay.
 WORKERS ?= 4
 
-.PHONY: help demo test lint format bench chaos jar clean
+# Where the built pages go.
+PAGES := build/docs
+
+.PHONY: help demo test lint docs format bench chaos jar clean
 
 help:
 	@echo 'make demo    run 1,000 Java tasks on two local nodes'
 	@echo 'make test    run the tests'
 	@echo 'make lint    check style, types and layers'
+	@echo 'make docs    build the documentation into $(PAGES)'
 	@echo 'make format  format the code'
 	@echo 'make bench   measure (ARGS=--quick: a short run)'
 	@echo 'make chaos   kill processes and cut connections under 5,000 tasks (ARGS="--seed 1")'
@@ -39,6 +43,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy batchflow node_agent
 	$(BIN)/mypy --exclude /tasks/ examples
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/assets/draw.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs $(PAGES)
+	@echo 'open $(PAGES)/index.html'
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -236,10 +237,9 @@ class Client(Supervised):
     async def _start_local(self, stack: AsyncExitStack) -> None:
         from batchflow.local.launch import LocalCloudProcess
 
-        pool = self._settings.pool
-        cloud = LocalCloudProcess(
-            nodes=pool.nodes, slots=pool.slots, latency=self._local_options.get("latency", 0.0)
-        )
+        pool, latency = self._settings.pool, self._local_options.get("latency", 0.0)
+        slots = pool.slots or os.cpu_count() or 1  # a local node has all of this machine's cores
+        cloud = LocalCloudProcess(nodes=pool.nodes, slots=slots, latency=latency)
         stack.push_async_callback(cloud.aclose)
         async with task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, preload)

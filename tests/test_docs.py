@@ -99,7 +99,7 @@ async def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """Every block of Python in a page does what the page says."""
     shutil.copy(PI_JAR, tmp_path)
     found = blocks(page, "python")
-    for block in found:
+    for block in blocks(page):
         if block.file is not None:
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text, encoding="utf-8")
