@@ -18,6 +18,7 @@ from pathlib import Path
 
 from batchflow import Client, Session
 from batchflow.local.usage import operations as counted_operations
+from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.harness import MEGABYTE, Figure, process_tree
 
 HERE = Path(__file__).parent
@@ -338,7 +339,13 @@ async def _with_latency(seconds: float, effort: Effort) -> list[Figure]:
     ]
 
 
-ALONE = {"imports": imports, "start": start, "latency": latency}
+ALONE = {
+    "imports": imports,
+    "start": start,
+    "latency": latency,
+    "outstanding": outstanding,
+    "recovery": recovery,
+}
 """Cases that start processes of their own."""
 WARM = {
     "round_trip": round_trip,
