@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchflow.cli.interrupts import Interrupts
+from batchflow.cli.exits import Exit
 
 if TYPE_CHECKING:
+    from batchflow.cli.interrupts import Interrupts
     from batchflow.client import Client
     from batchflow.configfile import Configuration
 
@@ -28,7 +28,18 @@ class Invocation:
     profile: str | None = None
     as_json: bool = False
     debug: bool = False
-    interrupts: Interrupts = field(default_factory=Interrupts)
+    running: Interrupts | None = None
+    """The signals of the command that runs."""
+
+    @property
+    def interrupts(self) -> Interrupts:
+        assert self.running is not None, "a coroutine runs"
+        return self.running
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command that was interrupted."""
+        return Exit.INTERRUPTED if self.running is None else self.running.exit_code
 
     def configuration(self) -> Configuration:
         """Raises `ConfigurationError`."""
@@ -114,14 +125,19 @@ def asynchronous(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[...,
 
     @functools.wraps(work)
     def run(*args: Any, **options: Any) -> int:
+        import asyncio
+
+        from batchflow.cli.interrupts import Interrupts
+
         invocation = click.get_current_context().ensure_object(Invocation)
+        invocation.running = interrupts = Interrupts()
 
         async def interruptible() -> int:
-            invocation.interrupts.install()
+            interrupts.install()
             try:
                 return await work(invocation, *args, **options)
             except asyncio.CancelledError:
-                if invocation.interrupts.signal is None:
+                if interrupts.signal is None:
                     raise
                 raise KeyboardInterrupt from None
 

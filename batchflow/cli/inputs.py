@@ -19,7 +19,6 @@ from typing import IO, Any, Final
 
 from batchflow.errors import ConfigurationError
 from batchflow.settings import nearest
-from batchflow.submission import as_arguments
 
 _STDIN: Final = "-"
 
@@ -30,6 +29,11 @@ class Item:
 
     command: str
     arguments: list[Any]
+
+    @classmethod
+    def of(cls, command: str, value: Any) -> Item:
+        """A list is the arguments, anything else is the one argument."""
+        return cls(command, value if isinstance(value, list) else [value])
 
 
 def value_of(text: str) -> Any:
@@ -46,7 +50,7 @@ def _no_constant(name: str) -> Any:
 
 def from_texts(command: str, texts: Iterable[str], as_text: bool) -> list[Item]:
     """The command line's own."""
-    return [Item(command, as_arguments(text if as_text else value_of(text))) for text in texts]
+    return [Item.of(command, text if as_text else value_of(text)) for text in texts]
 
 
 def from_csv(command: str, path: str, as_text: bool, header: bool) -> list[Item]:
@@ -100,7 +104,7 @@ def from_json_lines(command: str, path: str) -> list[Item]:
                 value = json.loads(line, parse_constant=_no_constant)
             except ValueError as error:
                 raise ConfigurationError(f"{path}:{number}: not JSON: {error}") from error
-            items.append(Item(command, as_arguments(value)))
+            items.append(Item.of(command, value))
     return items
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 import click
 
 from batchflow.cli import terminal
@@ -67,7 +67,7 @@ async def _task_logs(record: Record, index: int, follow: bool) -> int:
             raise CommandError(
                 f"input {index} of run {record.plan.name!r} has no result yet: {hint}", Exit.FAILED
             )
-        await anyio.sleep(_TASK_POLL)
+        await asyncio.sleep(_TASK_POLL)
     for name in ("stdout", "stderr", "traceback"):
         if text := document.get(name):
             terminal.write(text.rstrip("\n"))
@@ -94,7 +94,7 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool) -> None:
     if not text:
         terminal.note(f"node {node} has said nothing yet")
     while follow:
-        await anyio.sleep(_POLL)
+        await asyncio.sleep(_POLL)
         _, blobs = await _find_node(pool, target)
         for line in (await _news(pool, blobs, shown, etags)).splitlines():
             terminal.write(line)

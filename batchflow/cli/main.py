@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _told(error)
     except KeyboardInterrupt:
         terminal.note("batchflow: interrupted")
-        return invocation.interrupts.exit_code
+        return invocation.exit_code
 
 
 def _run(invocation: Invocation, arguments: Sequence[str] | None) -> int:

@@ -13,7 +13,6 @@ import click
 from batchflow.cli import terminal
 from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
 from batchflow.cli.record import Plan, Record
-from batchflow.control import DEFAULT_JOB, check_name
 from batchflow.errors import ConfigurationError
 from batchflow.settings import nearest
 
@@ -80,6 +79,8 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def new_record(invocation: Invocation, wish: Wish, configuration: Configuration) -> Record:
     """Raises `ConfigurationError` for what is wrong with it, `CommandError` for a name that is taken."""
+    from batchflow.control import DEFAULT_JOB, check_name
+
     job = configuration.job(wish.job or DEFAULT_JOB)
     wish = replace(wish, command=wish.command or job.command, files=wish.files or job.files)
     items, files = _items(wish)

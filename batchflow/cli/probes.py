@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-
-import anyio
 
 from batchflow.cli import terminal
 from batchflow.errors import BatchflowError, ConfigurationError, QueueNotFound
@@ -65,18 +64,10 @@ async def try_accounts(settings: Settings) -> list[Check]:
     except ConfigurationError as error:
         return [*missing, Check("settings", False, str(error), "correct that setting")]
     probes = [probe for probe in (_BATCH, _STORAGE, _BUS, _MESSAGES) if probe.group not in lacking]
-    checks: dict[str, Check] = {}
-
-    async def ask(probe: _Probe) -> None:
-        checks[probe.what] = await probe.ask(services)
-
     try:
-        async with anyio.create_task_group() as group:
-            for probe in probes:
-                group.start_soon(ask, probe)
+        return [*missing, *await asyncio.gather(*(probe.ask(services) for probe in probes))]
     finally:
         await services.aclose()
-    return [*missing, *(checks[probe.what] for probe in probes)]
 
 
 async def _connect(settings: Settings, lacking: set[str]) -> Services:
@@ -105,7 +96,7 @@ class _Probe:
 
     async def ask(self, services: Services) -> Check:
         try:
-            with anyio.fail_after(_PATIENCE):
+            async with asyncio.timeout(_PATIENCE):
                 return Check(self.what, True, await self.question(services))
         except TimeoutError:
             return Check(self.what, False, f"no answer within {_PATIENCE:.0f} s", self.remedy)

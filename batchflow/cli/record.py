@@ -20,7 +20,6 @@ from typing import IO, Any, Final
 
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.inputs import Item
-from batchflow.control import check_name
 from batchflow.model import Status
 from batchflow.settings import nearest
 
@@ -78,11 +77,15 @@ class Record:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder = folder
         self.plan = plan
+        self.begun = False
+        """Whether anything can have been sent."""
         self._results: IO[str] | None = None
 
     @classmethod
     def create(cls, plan: Plan, items: list[Item]) -> Record:
         """Raises `CommandError` when there is a run of that name."""
+        from batchflow.control import check_name
+
         check_name("run name", plan.name)
         folder = runs_folder() / plan.name
         try:
@@ -115,7 +118,9 @@ class Record:
         except (OSError, ValueError) as error:
             raise CommandError(f"{folder}: the run cannot be read: {error}", Exit.USAGE) from error
         known = {item.name for item in fields(Plan)}
-        return cls(folder, Plan(**{key: value for key, value in document.items() if key in known}))
+        record = cls(folder, Plan(**{key: value for key, value in document.items() if key in known}))
+        record.begun = True
+        return record
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -146,6 +151,9 @@ class Record:
         assert self._results is not None
         self._results.write(f"{json.dumps(result, ensure_ascii=False)}\n")
         self._results.flush()
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self) -> None:
         """Appears whole or not at all."""

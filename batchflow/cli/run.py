@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
-import anyio
 import click
 
 from batchflow.cli import terminal
@@ -61,7 +60,7 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) 
     """
     wish = Wish(**{**options, "texts": (*more, *options["texts"])})
     record = new_record(invocation, wish, invocation.configuration())
-    with _resumable(record):
+    with _remembered(record):
         async with _working(invocation, record, wish.command, quiet=True) as work:
             await work.run.send_all()
     plan = record.plan
@@ -98,7 +97,7 @@ async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Ta
     if record.plan.local:
         return Tally.of(record)  # its cloud has ended: only --resume makes more
     record.plan.output = None
-    with _resumable(record):
+    with _remembered(record):
         async with _working(invocation, record, None, quiet=not follow) as work:
             if follow:
                 await work.run.complete()
@@ -125,7 +124,7 @@ def _as_before(invocation: Invocation, record: Record) -> None:
 
 
 async def _carry_out(invocation: Invocation, record: Record, path: str | None, quiet: bool) -> int:
-    with _resumable(record):
+    with _remembered(record):
         async with _working(invocation, record, path, quiet) as work:
             return await _until_done(invocation, work)
 
@@ -151,6 +150,7 @@ async def _working(
         async with _pool_of(invocation, record) as pool:
             await check_files(pool, record, path)
             async with _session_of(pool, record) as session:
+                record.begun = True
                 watching = asyncio.create_task(_tell(session, shown), name="tell events")
                 try:
                     yield _Work(pool, record, Run(session, record, shown, file), shown)
@@ -159,16 +159,21 @@ async def _working(
 
 
 @contextlib.contextmanager
-def _resumable(record: Record) -> Iterator[None]:
-    """Interrupted before anything was sent, say how to go on."""
+def _remembered(record: Record) -> Iterator[None]:
+    """Forget a run that ends before it has begun; of another one say, when interrupted, how to go on."""
     try:
         yield
-    except asyncio.CancelledError:
-        terminal.note(f"to go on with it: batchflow run --resume {record.plan.name}")
+    except BaseException as error:
+        if not record.begun:
+            record.forget()
+        elif isinstance(error, asyncio.CancelledError):
+            terminal.note(f"to go on with it: batchflow run --resume {record.plan.name}")
         raise
 
 
 async def _until_done(invocation: Invocation, work: _Work) -> int:
+    import anyio
+
     scope = anyio.CancelScope()
     try:
         with invocation.interrupts.answered_by(scope.cancel), scope:

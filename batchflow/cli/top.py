@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import anyio
 import click
 
 from batchflow.cli import terminal
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 async def top(invocation: Invocation, pool: str | None, interval: float, once: bool) -> int:
     """Watch a POOL until Ctrl-C: live on a terminal, lines elsewhere, with --json objects."""
     configuration = invocation.configuration()
-    stop = anyio.Event()
+    stop = asyncio.Event()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, pool, configuration)
         with invocation.interrupts.answered_by(stop.set):
@@ -64,7 +65,7 @@ class Rate:
         return max(0, more) / max(time.monotonic() - self.at, 1e-3)
 
 
-async def _looks(pool: Pool, interval: float, stop: anyio.Event) -> Any:
+async def _looks(pool: Pool, interval: float, stop: asyncio.Event) -> Any:
     from batchflow.cli.snapshot import look
 
     before: Rate | None = None
@@ -72,11 +73,11 @@ async def _looks(pool: Pool, interval: float, stop: anyio.Event) -> Any:
         seen = await look(pool)
         yield seen, None if before is None else before.between(seen)
         before = Rate.begin(seen)
-        with anyio.move_on_after(interval):
-            await stop.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), interval)
 
 
-async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: anyio.Event) -> None:
+async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: asyncio.Event) -> None:
     async for seen, rate in _looks(pool, interval, stop):
         if as_json:
             terminal.write_json({**seen.document(), "rate": rate})
@@ -96,7 +97,7 @@ def _line(seen: Snapshot, rate: float | None) -> str:
     )
 
 
-async def _watch(pool: Pool, interval: float, stop: anyio.Event) -> None:
+async def _watch(pool: Pool, interval: float, stop: asyncio.Event) -> None:
     from rich.console import Console
     from rich.live import Live
 
