@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,6 +123,8 @@ class Agent:
             Worker(index, runner, self._depot, feed=self.feed, done=self._done)
             for index, runner in enumerate(parts.runners)
         ]
+        self._events: deque[to.Event] = deque()
+        self._feeding = False
         self._held: dict[int, _Held] = {}
         self._outcomes: dict[int, reports.Done] = {}
         self._completions: asyncio.Queue[int] = asyncio.Queue()
@@ -193,10 +196,18 @@ class Agent:
             group.start_soon(_eternal, name, service, name=name)
 
     def feed(self, event: to.Event) -> None:
-        """Tell the scheduler, and do what it says."""
+        """Tell the scheduler, and do what it says. What is fed meanwhile comes after that."""
+        self._events.append(event)
+        if self._feeding:
+            return
+        self._feeding = True
         now = time.monotonic()
-        for command in self._scheduler.handle(event, now):
-            self._obey(command)
+        try:
+            while self._events:
+                for command in self._scheduler.handle(self._events.popleft(), now):
+                    self._obey(command)
+        finally:
+            self._feeding = False
         self._arm(now)
 
     def stop(self) -> None:
@@ -239,6 +250,8 @@ class Agent:
                 self._workers[slot].start(tasks)
             case to.Stop(slot):
                 self._workers[slot].stop()
+            case to.Recall(slot):
+                self.feed(to.Recalled(slot, self._workers[slot].recall()))
             case to.SendResult(task, verdict):
                 self._send_result(task, verdict)
             case to.Complete(delivery):

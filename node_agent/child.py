@@ -1,8 +1,8 @@
 """The warm child: a Python process that runs `do_action` for one slot, task after task.
 
-`python -m node_agent.child FD`; FD is the channel to the agent, everything else comes in frames. Imports as
-little as possible, for a child shall start in tens of milliseconds and stay small; what is needed seldom
-(asyncio, traceback) is loaded when it is needed.
+`python -m node_agent.child FD PERMITS`; FD is the channel to the agent, PERMITS the eventfd of permits to
+start tasks, everything else comes in frames. Imports as little as possible, for a child shall start in tens
+of milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
 `sys.path`, `sys.stdout` and `sys.stderr`, the handler of SIGTERM, the memory limit. What else a task changes
@@ -97,8 +97,9 @@ class Line:
 class Child:
     """The loop over the tasks, and what is kept between them."""
 
-    def __init__(self, channel: Channel, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, permits: int, settings: dict[str, Any]) -> None:
         self._channel = channel
+        self._permits = permits
         self._line = Line(channel)
         self._result_limit: int = settings["result_limit"]
         self._memory_mark: int = settings["memory_mark"]
@@ -116,7 +117,9 @@ class Child:
         self._channel.send(frames.READY)
         while True:
             kind, payload = self._channel.order()
-            if kind == frames.TASK:
+            if kind == frames.FORGET:
+                self._channel.send(frames.FORGOTTEN)
+            elif kind == frames.TASK and self._may_start():
                 task = orjson.loads(payload)
                 kind, answer = self._run(task)
                 if os.getpid() != self._channel.pid:
@@ -125,6 +128,14 @@ class Child:
                 self._channel.send(kind, bytes((flags,)) + answer)
                 if flags and task["more"]:
                     self._channel.go()
+
+    def _may_start(self) -> bool:
+        """Take a permit; there is none for a task that the agent took back."""
+        try:
+            os.eventfd_read(self._permits)
+        except BlockingIOError:
+            return False
+        return True
 
     def _run(self, task: dict[str, Any]) -> tuple[int, bytes]:
         """The frame that answers a task. Never raises."""
@@ -404,7 +415,8 @@ def _adopt_orphans() -> None:
 
 
 def main() -> None:
-    channel = Channel(int(sys.argv[1]))
+    channel, permits = Channel(int(sys.argv[1])), int(sys.argv[2])
+    os.set_inheritable(permits, False)
     sys.argv[1:] = []
     sys.dont_write_bytecode = True
     _adopt_orphans()
@@ -420,7 +432,7 @@ def main() -> None:
     import faulthandler
 
     faulthandler.enable()
-    Child(channel, settings).serve()
+    Child(channel, permits, settings).serve()
 
 
 if __name__ == "__main__":

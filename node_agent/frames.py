@@ -11,24 +11,31 @@ TASK                  to child    JSON: one task
 CANCEL                to child    empty: the running task shall end
 GO                    to child    empty: what the last task left is dealt with, start the next one
 REPLY                 to child    JSON: how a program that the task asked for ended
+FORGET                to child    empty: answered by FORGOTTEN, after the tasks that came before it
 READY                 to agent    empty: the child takes tasks
 VALUE                 to agent    one byte of flags, then the value as JSON
 FAILURE               to agent    one byte of flags, then JSON: how the task failed
 CALL                  to agent    JSON: run a program
 NOTE                  to agent    JSON: a log line or progress
+FORGOTTEN             to agent    empty
 ====================  ==========  ==================================================================
 
 Rules: a child runs the tasks that it was sent one after the other, in order, and answers each with one
 VALUE or FAILURE before it starts the next. When the flags are not 0 and more tasks wait, it starts the next
 one only after a GO. After a CANCEL it starts none.
+
+Each task needs a permit, a count in an eventfd that both hold: the child takes one before it starts a task,
+and passes over a task without a word when there is none. The agent takes back the tasks that have not begun
+by taking their permits, then sends FORGET and awaits the answer before it sends more: no task that was taken
+back can take the permit of a later one.
 """
 
 from __future__ import annotations
 
 from struct import Struct
 
-SETUP, TASK, CANCEL, GO, REPLY = 1, 2, 3, 4, 5
-READY, VALUE, FAILURE, CALL, NOTE = 17, 18, 19, 20, 21
+SETUP, TASK, CANCEL, GO, REPLY, FORGET = 1, 2, 3, 4, 5, 6
+READY, VALUE, FAILURE, CALL, NOTE, FORGOTTEN = 17, 18, 19, 20, 21, 22
 
 TOUCHED = 1
 """Flag: files appeared, vanished or changed in the working directory."""

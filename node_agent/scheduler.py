@@ -12,7 +12,8 @@ Rules:
   results are sent all the same, only the message is not completed.
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
-  seconds and `LAGGING` times longer than usual), and taking apart a message that comes a second time (none
+  seconds and `LAGGING` times longer than usual; what stands behind such a task in its slot is taken back from
+  there, and waits), and taking apart a message that comes a second time (none
   of them charged).
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
@@ -78,6 +79,8 @@ from node_agent.scheduling import (
     Prepared,
     Pull,
     ReadCancellation,
+    Recall,
+    Recalled,
     ResultsAccepted,
     SendResult,
     Session,
@@ -160,6 +163,8 @@ class _Slot:
     stopping: bool = False
     shared: bool = False
     """Whether it began with several tasks, all of them known to be short."""
+    recalled: bool = False
+    """Whether what stands behind its first task was asked back."""
     bundle: str | None = None
     """Of what ran last."""
 
@@ -245,6 +250,7 @@ class Scheduler:
         moments = (
             self.cancellations.next_deadline(),
             self._straggler_deadline() if not self._stuck and (self._waiting or self._pulling) else None,
+            *map(self._lag_deadline, self._slots),
             self._idle_deadline(),
             self._stop_at,
             self._leave_at,
@@ -261,6 +267,8 @@ class Scheduler:
                 self._ended(event, now)
             case Freed(slot):
                 self._freed(self._slots[slot])
+            case Recalled(slot, tasks):
+                self._take_back(self._slots[slot], tasks)
             case ResultsAccepted(tasks):
                 self._results_accepted(tasks)
             case CopyAccepted(task):
@@ -290,6 +298,10 @@ class Scheduler:
             self._keep_draining(now)
             if self._exited:
                 return
+        for slot in self._slots:
+            if (deadline := self._lag_deadline(slot)) is not None and now >= deadline:
+                slot.recalled = True
+                self._out.append(Recall(slot.index))
         if self._waiting:
             self._dispatch(now)
         if self._busy == self.slots or self._stuck:
@@ -456,9 +468,19 @@ class Scheduler:
         """What has not ended was stopped, or never begun: cancelled, or as good as new."""
         left = list(slot.tasks)
         slot.tasks.clear()
-        slot.phase, slot.stopping = _Phase.FREE, False
+        slot.phase, slot.stopping, slot.recalled = _Phase.FREE, False, False
         self._busy -= 1
-        for task in reversed(left):
+        self._unplace(left)
+
+    def _take_back(self, slot: _Slot, numbers: Iterable[int]) -> None:
+        tasks = [self._tasks[number] for number in numbers]
+        for task in tasks:
+            slot.tasks.remove(task)
+        self._unplace(tasks)
+
+    def _unplace(self, tasks: list[_Task]) -> None:
+        """They are in no slot any more, and have no outcome."""
+        for task in reversed(tasks):
             if self.cancellations.covers(task.item):
                 self._conclude(task, _CANCELLED)
             elif self.state == "draining":
@@ -586,11 +608,22 @@ class Scheduler:
 
     # Time
 
+    def _lag_deadline(self, slot: _Slot) -> float | None:
+        """When a slot's first task holds up those behind it for too long; None when it holds up none."""
+        if not slot.shared or slot.recalled or slot.stopping or len(slot.tasks) < 2:
+            return None
+        return slot.moved_at + self._patience if slot.phase is _Phase.RUNNING else None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that one task may take before it is a straggler."""
+        return max(STRAGGLER, LAGGING * (self._mean or 0.0))
+
     def _straggler_deadline(self) -> float | None:
         """When every slot has run one task for too long; None when one of them does something else."""
         if any(slot.phase is not _Phase.RUNNING or slot.stopping for slot in self._slots):
             return None
-        return max(slot.moved_at for slot in self._slots) + max(STRAGGLER, LAGGING * (self._mean or 0.0))
+        return max(slot.moved_at for slot in self._slots) + self._patience
 
     def _relieve(self, now: float) -> None:
         """Hand back what would wait behind stragglers."""

@@ -59,6 +59,14 @@ class Freed:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """These of the slot's tasks, its last ones, have not begun and will not."""
+
+    slot: int
+    tasks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
 class ResultsAccepted:
     """The broker has these tasks' results."""
 
@@ -138,6 +146,7 @@ Event = (
     | Prepared
     | Ended
     | Freed
+    | Recalled
     | ResultsAccepted
     | CopyAccepted
     | CopyRefused
@@ -207,6 +216,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Take back the slot's tasks that have not begun; answered by `Recalled`."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class SendResult:
     """Send the task's outcome: the verdict, or what its slot told. Answered by `ResultsAccepted`."""
 
@@ -269,6 +285,7 @@ Command = (
     | Prepare
     | Start
     | Stop
+    | Recall
     | SendResult
     | HandBack
     | Complete

@@ -10,6 +10,7 @@ Rules:
   settings' number of tasks or memory. The next one is started at once, before it is needed.
 - A task is told to end in three steps: `engine.cancelled` turns true, a moment later SIGTERM to all its
   processes, and SIGKILL when the grace is over. Past a memory limit there is only the third.
+- Tasks that were given together and have not begun can be taken back at any time.
 - Several Python tasks can be sent to the child at once. It waits for the slot's word before it starts the
   next one if there is something to put in order after the last, so packs mix nothing up.
 """
@@ -88,6 +89,11 @@ class Slot:
         self._crew = Crew(settings, self._noted)
         self._telling: Telling | None = None
         self._kept: set[Path] = set()
+        self._begun = 0
+        """Of the tasks of this `run_many`: how many have begun, or were sent to the child."""
+        self._orders: WarmChild | None = None
+        """The child that holds several of them."""
+        self._recalled = False
         self._closed = False
         self._crew.prewarm()
 
@@ -124,9 +130,19 @@ class Slot:
             for index in range(len(executions)):
                 done(index, _now(outcomes.rejected(str(error))))
             return
-        index = 0
-        while index < len(executions):
+        index, self._recalled, self._orders = 0, False, None
+        while index < len(executions) and not self._recalled:
+            self._begun = index + 1
             index += await self._run_next(executions[index:], place, _shifted(done, index))
+            self._orders = None
+
+    def recall(self) -> int:
+        """Take back what has not begun of the tasks that `run_many` runs; how many of them it still runs, or
+        has run."""
+        self._recalled = True
+        if self._orders is not None:
+            self._begun -= self._orders.recall()
+        return self._begun
 
     def clean(self, outcome: Outcome | None = None) -> None:
         """Remove what an outcome left in its outputs (None: all outcomes), once it was uploaded."""
@@ -159,17 +175,23 @@ class Slot:
     async def _run_pack(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
         """Send tasks to the child at once; how many ended before the child had to go."""
         child = await self._warm_child(executions[0].memory_limit)
-        executions = executions[: max(1, self._config.child_tasks - child.tasks)]
+        most = 1 if self._recalled else max(1, self._config.child_tasks - child.tasks)
+        executions = executions[:most]
         last = len(executions) - 1
-        child.send(b"".join(_order(one, place, index < last) for index, one in enumerate(executions)))
-        for index, execution in enumerate(executions):
-            outcome, flags = await self._run_in(child, execution, place)
+        child.order([_order(one, place, index < last) for index, one in enumerate(executions)])
+        before, self._orders = self._begun - 1, child
+        self._begun += last
+        index = 0
+        while index < self._begun - before:
+            outcome, flags = await self._run_in(child, executions[index], place)
             done(index, outcome)
+            index += 1
             if self._crew.child is not child:
-                return index + 1
-            if flags and index < last:
+                return index
+            if flags and index <= last:
                 child.send(frames.encode(frames.GO))
-        return len(executions)
+        await child.forgotten()
+        return index
 
     async def _warm_child(self, memory_limit: int | None) -> WarmChild:
         """A child that has not used up much of the limit before the task begins."""

@@ -19,7 +19,7 @@ from node_agent.capture import Pipe
 from node_agent.tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _READ_SIZE: Final = 256 * 1024
 _FRAME_ROOM: Final = 1024**2
@@ -85,6 +85,8 @@ class WarmChild:
         self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
         self._pipes = {"stdout": Pipe(self._sink("stdout")), "stderr": Pipe(self._sink("stderr"))}
         self._socket, self._theirs = socket.socketpair()
+        self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Gone] | None = None
         self._early: deque[Answer] = deque()
@@ -117,14 +119,15 @@ class WarmChild:
         env[processes.MARK] = self.mark
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._read)
+        shared = (self._theirs.fileno(), self._permits)
         with self._theirs:
             self._process = await processes.spawn(
-                (sys.executable, "-P", "-m", "node_agent.child", str(self._theirs.fileno())),
+                (sys.executable, "-P", "-m", "node_agent.child", *map(str, shared)),
                 cwd=self._settings.cwd,
                 env=env,
                 stdout=self._pipes["stdout"].writer,
                 stderr=self._pipes["stderr"].writer,
-                pass_fds=(self._theirs.fileno(),),
+                pass_fds=shared,
             )
         for pipe in self._pipes.values():
             pipe.close_writer()
@@ -142,6 +145,31 @@ class WarmChild:
                 return
             self._loop.add_writer(self._socket, self._write)
         self._unsent += data
+
+    def order(self, tasks: Sequence[bytes]) -> None:
+        """Send tasks, each in its frame, to be run one after the other."""
+        os.eventfd_write(self._permits, len(tasks))
+        self.send(b"".join(tasks))
+
+    def recall(self) -> int:
+        """Take back the tasks that have not begun; how many of the last ones. `forgotten` must follow."""
+        if self._socket.fileno() < 0:
+            return 0
+        taken = 0
+        with suppress(BlockingIOError):
+            while True:
+                os.eventfd_read(self._permits)
+                taken += 1
+        if taken:
+            self._forgotten = self._loop.create_future()
+            self.send(frames.encode(frames.FORGET))
+        return taken
+
+    async def forgotten(self) -> None:
+        """Return when the child has passed over what was taken back, or is gone."""
+        if self._forgotten is not None and self._gone is None:
+            await self._forgotten
+        self._forgotten = None
 
     def answer(self) -> asyncio.Future[Answer | Gone]:
         """The next answer, or the child's end. One at a time; the caller may resolve it otherwise."""
@@ -169,6 +197,7 @@ class WarmChild:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         self._theirs.close()
+        os.close(self._permits)
         for pipe in self._pipes.values():
             pipe.close()
         if not self.ready.done():
@@ -219,6 +248,8 @@ class WarmChild:
                 self._called(self, orjson.loads(payload))
             case frames.NOTE:
                 self._noted(orjson.loads(payload))
+            case frames.FORGOTTEN:
+                self._have_forgotten()
             case frames.READY if not self.ready.done():
                 self.ready.set_result(True)
             case _:
@@ -243,6 +274,11 @@ class WarmChild:
             self._early.append(end)
         if isinstance(end, Gone):
             self._gone = end
+            self._have_forgotten()
+
+    def _have_forgotten(self) -> None:
+        if self._forgotten is not None and not self._forgotten.done():
+            self._forgotten.set_result(None)
 
     def _write(self) -> None:
         try:

@@ -58,6 +58,8 @@ class Runner(Protocol):
         self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
     ) -> None: ...
 
+    def recall(self) -> int: ...
+
     def clean(self, outcome: Outcome | None = None) -> None: ...
 
     async def aclose(self) -> None: ...
@@ -96,6 +98,9 @@ class _Assignment:
     go: asyncio.Event = field(default_factory=asyncio.Event)
     scope: CancelScope = field(default_factory=CancelScope)
     started: tuple[int, ...] = ()
+    running: list[int] = field(default_factory=list)
+    """Those that were given to the slot together, in their order."""
+    left: _Open = field(default_factory=dict)
 
 
 class Worker:
@@ -133,6 +138,20 @@ class Worker:
         """Kill what runs. No-op when the slot is just becoming free."""
         if self._current is not None:
             self._current.scope.cancel()
+
+    def recall(self) -> list[int]:
+        """Take back those of the tasks that have not begun; which they are."""
+        assignment = self._current
+        if assignment is None or not assignment.running:
+            return []
+        kept = self._slot.recall()
+        recalled = assignment.running[kept:]
+        del assignment.running[kept:]
+        for task in recalled:
+            del assignment.left[task]
+        begun = [assignment.tasks[task].uid for task in assignment.running]
+        self._depot.journal.begin(self._index, begun)
+        return recalled
 
     async def serve(self) -> None:
         """Work off what comes, for ever."""
@@ -176,6 +195,7 @@ class Worker:
             if len(started) == 1:
                 await self._run_one(started[0], executions[started[0]], files, open_tasks)
             elif started:
+                assignment.running, assignment.left = started, open_tasks
                 await self._run_many(started, executions, files, open_tasks)
 
     async def _bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
@@ -210,6 +230,7 @@ class Worker:
                     uploads.start_soon(self._bring_away, task, item, outcome)
 
             await self._slot.run_many([executions[task] for task in started], files, done)
+            started.clear()
 
     def _is_light(self, outcome: Outcome) -> bool:
         """Whether all of it fits into the result."""

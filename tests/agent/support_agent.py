@@ -90,6 +90,10 @@ class FakeSlot:
         for index, execution in enumerate(executions):
             done(index, await self.run(execution, files))
 
+    def recall(self) -> int:
+        """As if all had begun."""
+        return len(self.begun)
+
     def clean(self, outcome: Outcome | None = None) -> None:
         self.cleaned += 1
 

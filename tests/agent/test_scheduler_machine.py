@@ -40,6 +40,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.reading: list[float] = []
         self.intervals: list[tuple[int, int]] = []
         self.known: list[tuple[int, int]] = []
+        self.recalls: list[int] = []
         self.pulling = False
         self.drained = False
         self.exited = False
@@ -78,6 +79,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert slot in self.prepared or slot in self.running
                 assert slot not in self.stopped
                 self.stopped.add(slot)
+            case to.Recall(slot):
+                assert slot in self.running
+                self.recalls.append(slot)
             case to.SendResult(task):
                 self.is_on_its_way_once(task)
                 self.sending.add(task)
@@ -118,6 +122,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         return {task for tasks in (*self.prepared.values(), *self.running.values()) for task in tasks}
 
     # What happens
+
+    @precondition(lambda self: self.recalls)
+    @rule(begun=st.integers(1, 4))
+    def recalled(self, begun: int) -> None:
+        """Some that the scheduler took for waiting had begun meanwhile."""
+        slot = self.recalls.pop()
+        if slot in self.running and slot not in self.stopped:
+            tasks = self.running[slot]
+            self.running[slot] = tasks[:begun]
+            self.feed(to.Recalled(slot, tasks[begun:]))
 
     @precondition(lambda self: not self.exited)
     @rule(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from batchflow import Session
+import asyncio
+from pathlib import Path
+
+from batchflow import Session, Status
 
 
 async def test_each_task_of_a_pack_keeps_what_it_printed(session: Session) -> None:
@@ -16,3 +19,62 @@ async def test_each_task_of_a_pack_keeps_what_it_printed(session: Session) -> No
     results = [result async for result in session.map("says.py", range(300), ordered=True)]
     assert [result.value for result in results] == list(range(300))
     assert [result.stdout for result in results] == [f"{number}\n" for number in range(300)]
+
+
+SOMETIMES_LONG = b"""
+import pathlib, time
+
+def do_action(engine, args):
+    number, gate = args
+    while number == 700 and not pathlib.Path(gate).exists():
+        time.sleep(0.01)
+    return number
+"""
+
+
+async def test_a_straggler_in_a_pack_holds_nobody_up(session: Session, tmp_path: Path) -> None:
+    """All others come while it runs, although it rode with some of them: of the same command, known as short.
+
+    Those that stood behind it in its slot once waited for its end.
+    """
+    gate = tmp_path / "gate"
+    await session.update_files({"sometimes.py": SOMETIMES_LONG})
+    async for result in session.map("sometimes.py", [(number, str(gate)) for number in range(100)]):
+        result.unwrap()
+    found = set()
+    async with asyncio.timeout(60.0):
+        stream = session.map("sometimes.py", [(number, str(gate)) for number in range(1500)])
+        async for result in stream:
+            found.add(result.unwrap())
+            if len(found) == 1499:
+                assert 700 not in found
+                gate.touch()
+    assert found == set(range(1500))
+
+
+async def test_what_comes_fast_shares_messages(session: Session) -> None:
+    """Known no-ops ride by the hundred; a lone one leaves by itself."""
+    await session.run("echo.py", 1)
+    async for result in session.map("echo.py", range(50)):
+        result.unwrap()
+    (lane,) = session._outbox.lanes
+    before = lane.sent
+    async for result in session.map("echo.py", range(2000)):
+        result.unwrap()
+    assert lane.sent - before < 400
+    before = lane.sent
+    assert await session.run("echo.py", "alone") == ["alone"]
+    assert lane.sent == before + 1
+
+
+async def test_cancelling_tasks_of_a_pack(session: Session) -> None:
+    """Of tasks that ride together some are cancelled, and the others run."""
+    async for result in session.map("echo.py", range(50)):
+        result.unwrap()
+    tasks = await session.submit_many("echo.py", range(400))
+    for task in tasks[::2]:
+        await task.cancel()
+    for number, task in enumerate(tasks):
+        outcome = await task.outcome()
+        assert outcome.status in ((Status.SUCCEEDED, Status.CANCELLED)[: 1 + (number % 2 == 0)])
+        assert outcome.status is Status.CANCELLED or outcome.value == [number]

@@ -335,6 +335,11 @@ class Agent:
                 self._left[slot] = deque(tasks)
                 work = len(tasks) * costs.agent_task
                 time.at(self.processor.work(time.now, work), self._run_next, slot)
+            case to.Recall(slot):
+                left = self._left[slot]
+                recalled = list(left)[1:]
+                self._left[slot] = deque([left[0]])
+                time.after(0.0, self.feed, to.Recalled(slot, recalled))
             case to.SendResult(task, _):
                 self._results.append((task, self.scheduler.item(task), self._durations.pop(task, 0.0)))
                 self._send()
