@@ -76,10 +76,27 @@ async def explain_session(session: Session) -> Explanation:
         causes.insert(0, Cause(f"the bundle cannot be read: {error}", "await session.update_files(files)"))
     if session._trouble is not None:
         causes.insert(0, trouble_cause(session._trouble))
+    running = _own_running(session, explanation.facts.get("tasks", {}))
+    facts = {**explanation.facts, "counts": session.counts, "running_on": running}
+    summary = f"session {session.job_name}/{session.name}: {_state(session, running)}; {explanation.summary}"
+    return Explanation(summary, tuple(causes), facts)
+
+
+def _own_running(session: Session, tasks: dict[str, str]) -> dict[str, list[str]]:
+    """The labels of the session's tasks that run, by the host that runs them. `tasks`: hosts by uid."""
+    running: dict[str, list[str]] = {}
+    for entry in session._tracker:
+        if (host := tasks.get(entry.uid)) is not None:
+            running.setdefault(host, []).append(entry.task_id)
+    return running
+
+
+def _state(session: Session, running: dict[str, list[str]]) -> str:
     counts = session.counts
-    state = f"{counts.sending} being sent, {counts.queued} queued or running, {counts.done} done"
-    summary = f"session {session.job_name}/{session.name}: {state}; {explanation.summary}"
-    return Explanation(summary, tuple(causes), {**explanation.facts, "counts": counts})
+    number = sum(map(len, running.values()))
+    where = ", ".join(f"{len(labels)} on {host}" for host, labels in sorted(running.items()))
+    told = f"{counts.sending} being sent, {counts.queued - number} queued, {number} running"
+    return f"{told}{f' ({where})' if where else ''}, {counts.done} done"
 
 
 def trouble_cause(error: ServiceError) -> Cause:
@@ -226,6 +243,7 @@ async def _ask_agents(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
     facts["agents"] = {beat.host: beat.state for beat in beats}
     facts["slots"] = sum(beat.slots for beat in beats)
     facts["running"] = sum(len(beat.running) for beat in beats)
+    facts["tasks"] = {task.uid: beat.host for beat in beats for task in beat.running}
     return causes + (_agent_causes(beats) if beats else await _absence_causes(pool))
 
 

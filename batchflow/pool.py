@@ -135,7 +135,8 @@ class Pool:
                 yield Job(self, document)
 
     async def delete_job(self, name: str) -> None:
-        """Cancel its tasks, drop its mail and files. Idempotent; sessions of it elsewhere are not told."""
+        """Cancel its tasks, drop its mail and files, end its sessions: those elsewhere hear of it within
+        `session.presence_interval` seconds. Idempotent."""
         control.check_name("job name", name)
         sessions = [session for session in self._sessions if session.job_name == name]
         clients = {session.name for session in sessions}

@@ -475,6 +475,7 @@ class Session(Supervised):
                 self._inbox.settle,
                 self._inbox.keep,
                 self._presence.run,
+                self._cancellations.run,
                 Janitor(self).run,
             ):
                 services.start_soon(service)

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -18,15 +19,20 @@ from batchflow.errors import (
     BatchflowError,
     BlobConflict,
     BlobNotFound,
+    JobNotFound,
     NoAgents,
     ProtocolError,
     ServiceError,
     StorageError,
 )
+from batchflow.explain import own_version
 from batchflow.outcomes import cancelled
 from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from batchflow.control import Heartbeat
     from batchflow.session import Session
     from batchflow.tracker import Entry
 
@@ -151,6 +157,23 @@ class Cancellations:
         if self._made and not len(self._session._tracker) and not self._unconfirmed:
             await self._session._drop_blob(self._session.pool._ctl, self._blob)
 
+    async def run(self) -> None:
+        """Look now and then whether the job is still there. Raises `JobNotFound` when it was deleted."""
+        while True:
+            await asyncio.sleep(self._session._settings.presence_interval)
+            if await self._deleted():
+                raise JobNotFound(f"job {self._session.job_name!r} was deleted")
+
+    async def _deleted(self) -> bool:
+        """Whoever deletes a job cancels all that its clients have submitted."""
+        try:
+            blob = await self._session.pool._ctl.get_if_changed(self._blob, self._etag)
+            found = None if blob is None else Cancellation.decode(blob.data)
+        except (StorageError, ProtocolError) as error:
+            logger.info("cancellations_not_read", extra={"blob": self._blob, "error": str(error)})
+            return False
+        return found is not None and found.everything and self._session.incarnation not in found.spared
+
     async def cancel(self, entries: list[Entry]) -> None:
         """Return when every agent can see it. Raises `StorageError` when it cannot be written."""
         if not entries:
@@ -210,6 +233,8 @@ class AgentsWatch:
         self._session = session
         self._alone_since: float | None = None
         """When it was first seen that no agent lives; None while some do."""
+        self._strange = set[str]()
+        """Other versions than ours, of agents that were told of."""
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's trouble."""
@@ -233,23 +258,44 @@ class AgentsWatch:
 
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
+        await self._try(self._meet)
         while True:
             await asyncio.sleep(self._session.pool.client.settings.agent.heartbeat_interval)
-            if not len(self._session._tracker):
-                continue
-            try:
-                await self._look()
-            except ServiceError as error:
-                self._session._warn(f"the agents' heartbeats cannot be read: {error}")
+            if len(self._session._tracker):
+                await self._try(self._look)
 
-    async def _look(self) -> None:
+    async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await look()
+        except ServiceError as error:
+            self._session._warn(f"the agents' heartbeats cannot be read: {error}")
+
+    async def _meet(self) -> bool:
+        """Whether there are agents; who they are is noted."""
         session = self._session
         beats = await session.pool.heartbeats()
         session._policy.slots = open_slots(beats)
         if beats:
             self._alone_since = None
+            self._tell_versions(beats)
             session._clear_trouble("agents", f"{len(beats)} agents are alive")
+        return bool(beats)
+
+    def _tell_versions(self, beats: list[Heartbeat]) -> None:
+        """Of each other version once."""
+        own = own_version()
+        versions = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
+        for version in sorted(versions.keys() - self._strange - {own}):
+            self._strange.add(version)
+            self._session._warn(
+                f"{versions[version]} of {len(beats)} agents are of batchflow {version}, this is {own}: "
+                "await pool.stop(), then pool.start() brings this version"
+            )
+
+    async def _look(self) -> None:
+        if await self._meet():
             return
+        session = self._session
         now = time.monotonic()
         if self._alone_since is None:
             self._alone_since = now

@@ -9,17 +9,19 @@ import pytest
 
 from batchflow import wire
 from batchflow.client import Client
-from batchflow.control import Cancellation, Presence, cancellation_blob, session_blob
+from batchflow.control import Cancellation, Presence, Running, cancellation_blob, session_blob
 from batchflow.errors import (
     BatchflowError,
     BrokerError,
     ConfigurationError,
     JobClosed,
+    JobNotFound,
     MailboxInUse,
     NoAgents,
     PoolError,
     SessionClosed,
     StorageError,
+    SubmitFailed,
 )
 from batchflow.model import Counts
 from batchflow.pool import Pool
@@ -448,6 +450,36 @@ async def test_the_slots_that_are_known_spread_the_tasks(session: Session, agent
     await within(first.accepted())
 
 
+async def test_agents_of_another_version_are_told_once(pool: Pool, agent: Agent) -> None:
+    """At the first look, though nothing was submitted; tasks run all the same."""
+    await agent.beat(versions={"batchflow": "0.0.1"})
+    session = pool.session("c")
+    events = session.events()
+    async with session:
+        event = await within(anext(events))
+        assert "1 of 1 agents are of batchflow 0.0.1" in event.message
+        await session._agents._meet()
+        assert not events._events
+        task = await session.submit("x.py")
+        await agent.answer(*await agent.take(), value=1)
+        assert await within(task) == 1
+
+
+async def test_explain_says_where_ones_tasks_run(session: Session, agent: Agent) -> None:
+    """Those that run, on which host; the others wait in the queue."""
+    await session.submit_many("x.py", range(3), task_id="mine")
+    items = await agent.take(3)
+    running = [
+        Running(uid, "mine", "client_1", "default", "x.py", 1.0)
+        for uid in (items[0].uid, items[2].uid, "o:1")
+    ]
+    await agent.beat(running=tuple(running))
+    explanation = await session.explain()
+    assert explanation.facts["running_on"] == {"host-1": ["mine", "mine"]}
+    assert "1 queued, 2 running (2 on host-1), 0 done" in explanation.summary
+    assert "messages in the task queue" in explanation.summary
+
+
 # ---- a job that is deleted or closed
 
 
@@ -480,6 +512,75 @@ async def test_a_deleted_job_cancels_its_tasks(pool: Pool, agent: Agent, doubles
         assert Cancellation.decode(blob.data).covers(*wire.split_uid(item.uid))
     assert doubles.storage.names("jobs/") == []
     assert doubles.storage.names("sessions/") == []
+
+
+async def test_a_job_that_another_client_deletes_ends_its_sessions(
+    pool: Pool, agent: Agent, connect: Callable[..., Client]
+) -> None:
+    """Soon, and whoever waits is told why. It used to be told to nobody elsewhere."""
+    job = await pool.create_job("j")
+    session = await job.session("c")
+    task = await session.submit("x.py")
+    waiting = asyncio.ensure_future(task.outcome())
+    await agent.take()
+    async with connect() as other:
+        await within((await other.pool("demo")).delete_job("j"))
+        with pytest.raises(SessionClosed, match="job 'j' was deleted"):
+            await within(waiting)
+    with pytest.raises(JobNotFound):
+        await within(session.aclose())
+
+
+async def test_a_pool_that_another_client_deletes_ends_its_sessions(
+    pool: Pool, agent: Agent, connect: Callable[..., Client]
+) -> None:
+    """Whoever waits gets a typed error, and so does whoever submits."""
+    session = await pool.session("c")
+    waits = [asyncio.ensure_future(wait) for wait in ((await session.submit("x.py")).outcome(),)]
+    await agent.take()
+    async with connect() as other:
+        await within((await other.pool("demo")).delete())
+        for wait in waits:
+            with pytest.raises(SessionClosed):
+                await within(wait)
+    with pytest.raises(SessionClosed):
+        await session.submit("x.py")
+    with pytest.raises(BrokerError):
+        await within(session.aclose())
+
+
+async def test_tasks_for_a_queue_that_is_gone_have_their_outcome(session: Session, doubles: Doubles) -> None:
+    """`SubmitFailed`, at once."""
+    (queue,) = session.pool._manifest.task_queues
+    await doubles.broker.delete_queue(queue.entity)
+    task = await session.submit("x.py")
+    with pytest.raises(SubmitFailed, match="deleted"):
+        await within(task)
+
+
+async def a_minute_passes(doubles: Doubles, *sessions: Session) -> None:
+    """Nobody has renewed anything meanwhile: the mailboxes are lost and opened again."""
+    lost = [session._inbox._mailbox for session in sessions]
+    doubles.broker.advance(60)
+    await eventually(lambda: all(each._inbox._mailbox not in (None, *lost) for each in sessions))
+
+
+async def test_a_reader_who_is_absent_for_an_hour_costs_nobody_anything(
+    pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
+    """Mail goes on coming in, others work, and the reader has all of it when he comes back."""
+    async with pool.session("absent") as absent, pool.session("busy") as busy:
+        await absent.submit_many("x.py", range(60))
+        items = await agent.take(60)
+        for minute, item in enumerate(items):
+            await agent.answer(item)
+            await a_minute_passes(doubles, absent, busy)
+            task = await busy.submit("x.py", args=minute)
+            await agent.answer(*await agent.take())
+            assert await within(task) == [minute]
+        results = [result async for result in absent.results()]
+        assert [result.value for result in results] == [[number] for number in range(60)]
+        await until_empty(absent)
 
 
 async def test_a_later_job_of_the_same_name_is_not_cancelled(pool: Pool, agent: Agent) -> None:
