@@ -181,8 +181,12 @@ class PoolMaker:
             except QueueNotFound:
                 made.append(partial(admin.delete_queue, queue.entity))
                 await admin.create_queue(spec)
-        current = await self.read(manifest.pool) if made else manifest
-        if current is not None and current.prefix == manifest.prefix:
+        if not made:
+            return True
+        # Whoever deletes a pool begins with the machines: where they are, its queues are still to be removed.
+        current, info = await self._look(manifest.pool)
+        there = info is not None and info.state != "deleting"
+        if there and current is not None and current.prefix == manifest.prefix:
             return True
         for remove in made:
             await remove()
