@@ -1,0 +1,120 @@
+"""What moves on a terminal, what does not elsewhere, and that nothing of it is on stdout."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+from tests.cli.support import Cli, interrupted, parsed
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def plain(said: str) -> str:
+    return _ESCAPE.sub("", said)
+
+
+def test_a_bar_while_a_run_goes_on(cli: Cli) -> None:
+    """It counts, goes away in the end, and what was done stays."""
+    terminal = cli.on_terminal("run", "nap.py", "0.2", "0.2", "0.2", "--output", "out.jsonl")
+    terminal.until("━")
+    assert terminal.end() == 0
+    assert "/3" in terminal.said
+    assert "3 done, 0 failed" in terminal.said
+    assert len(parsed((cli.folder / "out.jsonl").read_text())) == 3
+
+
+def test_results_and_the_bar_on_one_terminal(cli: Cli) -> None:
+    """Each result is a whole line above the bar, however long it is."""
+    terminal = cli.on_terminal("run", "echo.py", json.dumps("x" * 200))
+    assert terminal.end() == 0
+    lines = [line for line in re.split(r"[\r\n]+", plain(terminal.said)) if line.startswith("{")]
+    assert json.loads(lines[0])["value"] == ["x" * 200]
+
+
+def test_forty_columns(cli: Cli) -> None:
+    """Nothing wraps: neither the bar nor a table."""
+    terminal = cli.on_terminal("run", "nap.py", "0.3", "0.3", "--output", "out.jsonl", columns=40)
+    assert terminal.end() == 0
+    assert max(len(line) for line in re.split(r"[\r\n]+", plain(terminal.said))) <= 40
+    table = cli.on_terminal("pool", "show", "demo", columns=40)
+    assert table.end() == 0
+    rows = plain(table.said).partition("NODE")[2].split("\r\n")
+    assert len(rows) >= 3
+    assert max(map(len, rows)) <= 40
+
+
+def test_ctrl_c_on_a_terminal(cli: Cli) -> None:
+    """The line that tells how to go on survives the bar, and the cursor is shown again."""
+    terminal = cli.on_terminal("run", "nap.py", "0.01", *["0.4"] * 8)
+    terminal.until('"index":0')
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert "--resume run-" in terminal.said
+    assert terminal.said.rindex("\x1b[?25h") > terminal.said.rindex("\x1b[?25l")
+
+
+def test_no_bar_without_a_terminal(cli: Cli) -> None:
+    """In a pipe there are plain lines, and --quiet leaves out those that only tell how far it is."""
+    ended = cli("run", "square.py", "1", "--quiet")
+    assert ended.stderr == "1 done, 0 failed\n"
+    assert "\x1b" not in ended.stdout + ended.stderr
+
+
+def test_no_standard_streams_at_all(cli: Cli) -> None:
+    """With all of them closed a run does its work, and its results are there to be read."""
+    command = 'exec "$0" -m batchflow run square.py 4 <&- >&- 2>&-'
+    ended = subprocess.run(
+        ["sh", "-c", command, sys.executable], cwd=cli.folder, env=cli.environment, check=False, timeout=60
+    )
+    assert ended.returncode in (0, 141)
+    assert [row["value"] for row in cli.rows("results")] == [16]
+
+
+def test_a_live_view_of_a_pool(cli: Cli) -> None:
+    """`top` draws nodes, slots, queue and rate until Ctrl-C, and gives the screen back."""
+    terminal = cli.on_terminal("top", "demo", "--interval", "0.2")
+    terminal.until("NODE")
+    terminal.until("queued")
+    terminal.type("\x03")
+    assert terminal.end() == 0
+    assert "\x1b[?1049l" in terminal.said
+
+
+def test_a_view_of_a_pool_for_programs(cli: Cli) -> None:
+    """A line, or with --json an object, for each look."""
+    line = cli("top", "demo", "--once").stdout
+    assert line.startswith("demo: 2/2 nodes, ")
+    seen = json.loads(cli("top", "--once", "--json").stdout)
+    assert (seen["pool"], len(seen["nodes"]), seen["slots"], seen["dead"]) == ("demo", 2, 2, 0)
+
+
+def test_the_logs_of_a_node(cli: Cli) -> None:
+    """By the beginning of its host name: the JSON lines that its agent wrote."""
+    host = json.loads(cli("pool", "show", "demo", "--json").stdout)["nodes"][0]["host"]
+    process = cli.start("logs", host[:12], "--pool", "demo", "--follow")
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["event"]
+    _, said = interrupted(process)
+    assert (process.returncode, said) == (130, "batchflow: interrupted\n")
+
+
+def test_what_is_known_of_a_pool(cli: Cli) -> None:
+    """`explain` in words, and as an object."""
+    assert "pool 'demo': 2 of 2 nodes" in cli("explain", "demo").stdout
+    assert json.loads(cli("explain", "--json").stdout)["facts"]["slots"] == 2
+
+
+def test_help_and_completion_load_nothing_heavy(alone: Cli) -> None:
+    """The client, the SDKs and rich are loaded by the commands that need them."""
+    ended = alone("--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert ended.returncode == 0
+    for name in ("azure", "aiohttp", "rich", "anyio", "batchflow.client", "orjson"):
+        assert not re.search(rf"\| +{name}\b", ended.stderr), name
+    assert "_BATCHFLOW_COMPLETE" in alone("completion", "bash").stdout
+    completed = alone(
+        env={"_BATCHFLOW_COMPLETE": "bash_complete", "COMP_WORDS": "batchflow pool re", "COMP_CWORD": "2"}
+    )
+    assert completed.stdout.split() == ["plain,resize", "plain,repurpose"]
