@@ -7,7 +7,7 @@ author = "the batchflow developers"
 copyright = "the batchflow developers"  # noqa: A001 - Sphinx's name for it
 release = version = installed_version("batchflow-azure")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns: list[str] = []
 source_suffix = {".md": "markdown"}
 

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, its links lead somewhere, its pictures are as they are drawn."""
+"""The documentation builds without a warning, its links lead somewhere, its pictures are as drawn."""
 
 from __future__ import annotations
 
