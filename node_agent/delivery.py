@@ -11,7 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from anyio import CancelScope
@@ -20,6 +20,7 @@ from batchflow import wire
 from batchflow.broker import OutgoingMessage
 from batchflow.deadletters import read_tasks
 from batchflow.errors import BrokerError, LeaseLost, ProtocolError
+from batchflow.packing import ENVELOPE, MOST_BYTES, MOST_SENT
 from node_agent.backoff import Backoff
 from node_agent.closing import close
 
@@ -43,6 +44,10 @@ class Copy:
     task: int
     item: wire.TaskItem
     delay: float
+    message: OutgoingMessage = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", copy_message(self.item))
 
 
 class TaskQueue:
@@ -73,6 +78,8 @@ class TaskQueue:
         self._last_look = False
         self._waiting: CancelScope | None = None
         self._copies: asyncio.Queue[Copy] = asyncio.Queue()
+        self._following: Copy | None = None
+        """Taken from these, and not for the send that was being made ready."""
 
     def pull(self, wanted: bool) -> None:
         """Whether messages are wanted.
@@ -190,13 +197,27 @@ class TaskQueue:
         sender: Sender | None = None
         try:
             while True:
-                copy = await self._copies.get()
+                copies = await self._next_copies()
                 if sender is None:
                     sender = await self._open_sender()
-                accepted = await self._send(sender, copy)
-                self._copied(copy.task, accepted)
+                accepted = await self._send(sender, copies)
+                for copy in copies:
+                    self._copied(copy.task, accepted)
         finally:
             await close(sender)
+
+    async def _next_copies(self) -> list[Copy]:
+        """One that is delayed, or those that may leave now and fit into one send."""
+        first, self._following = self._following or await self._copies.get(), None
+        copies, size = [first], _size(first)
+        while not first.delay and len(copies) < MOST_SENT and not self._copies.empty():
+            following = self._copies.get_nowait()
+            size += _size(following)
+            if following.delay or size > MOST_BYTES:
+                self._following = following
+                break
+            copies.append(following)
+        return copies
 
     async def _open_sender(self) -> Sender:
         backoff = Backoff()
@@ -207,23 +228,29 @@ class TaskQueue:
                 self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
                 await backoff.wait()
 
-    async def _send(self, sender: Sender, copy: Copy) -> bool:
-        """Try until the broker has it; False when it never will."""
-        message = copy_message(copy.item)
-        at = self._clock.broker_time(time.time()) + copy.delay
+    async def _send(self, sender: Sender, copies: list[Copy]) -> bool:
+        """Try until the broker has them; False when it never will."""
+        messages = [copy.message for copy in copies]
+        delay = copies[0].delay
+        at = self._clock.broker_time(time.time()) + delay
         backoff = Backoff()
         while True:
             try:
-                await (sender.schedule(message, at) if copy.delay > 0 else sender.send(message))
+                await (sender.schedule(messages[0], at) if delay > 0 else sender.send(*messages))
             except BrokerError as error:
                 if not error.retryable:
-                    logger.error("copy_refused", extra={"uid": copy.item.uid, "error": str(error)})
+                    uids = [copy.item.uid for copy in copies[:20]]
+                    logger.error("copy_refused", extra={"uids": uids, "error": str(error)})
                     return False
                 self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
                 await backoff.wait()
             else:
                 self._troubles.end(self._copy_trouble)
                 return True
+
+
+def _size(copy: Copy) -> int:
+    return len(copy.message.body) + ENVELOPE
 
 
 def copy_message(item: wire.TaskItem) -> OutgoingMessage:
