@@ -135,6 +135,8 @@ class BatchTaskInfo:
     node: str | None = None
     exit_code: int | None = None
     failure: Fault | None = None
+    retries: int = 0
+    """How often Batch has started it again after a failure of its own."""
 
 
 class Compute(Closable, Protocol):
@@ -179,7 +181,10 @@ class Compute(Closable, Protocol):
         """Tasks that exist are left as they are."""
 
     async def end_job_when_idle(self, job_id: str) -> None:
-        """Let Batch end the job by itself when all its tasks are complete (set after tasks were added)."""
+        """Let Batch end the job by itself when all its tasks are complete (set after tasks were added).
+
+        Nothing happens to a job that has ended, or is gone.
+        """
 
     async def tasks(self, job_id: str) -> list[BatchTaskInfo]:
         """Empty when there is no such job."""

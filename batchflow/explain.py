@@ -10,6 +10,9 @@ from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
+from batchflow import agentlog
 from batchflow.bundle import Bundle, bundle_blob
 from batchflow.errors import (
     AllocationFailed,
@@ -29,13 +32,20 @@ from batchflow.errors import (
 from batchflow.model import Cause, Explanation
 
 if TYPE_CHECKING:
+    from batchflow.agentlog import AgentLog
     from batchflow.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.control import Heartbeat
     from batchflow.pool import Pool
     from batchflow.session import Session
 
 _TAIL: Final = 2000
-"""Bytes of a stderr that an explanation looks at."""
+"""Bytes of a start task's stderr that an explanation shows."""
+_LOG_TAIL: Final = 32_000
+"""Bytes of an agent's stderr that an explanation looks at."""
+_LOG_TRIES: Final = 20
+_LOG_PAUSE: Final = 0.1
+_IN_VAIN: Final = 5
+"""Deaths in a row, before any sign of life, after which no agent is expected any more."""
 _SKEW: Final = 30.0
 """Seconds that a clock may be off before it is told."""
 _SOON: Final = 90 * 86400.0
@@ -135,7 +145,29 @@ async def hopeless(pool: Pool, nodes: int | None) -> type[PoolError] | None:
     tasks = await compute.tasks(pool._manifest.agents_job)
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
-    return None
+    return PoolError if await _start_in_vain(pool, tasks) else None
+
+
+async def _start_in_vain(pool: Pool, tasks: list[BatchTaskInfo]) -> bool:
+    """Whether no agent has ever lived and each dies again and again; of those that run one is asked."""
+    alive = [task for task in tasks if task.state != "completed"]
+    if not alive or await pool.heartbeats():
+        return False
+    if all(task.retries >= _IN_VAIN for task in alive):
+        return True
+    running = [task for task in alive if task.state == "running"]
+    return bool(running) and (await _agent_log(pool, running[0])).deaths >= _IN_VAIN
+
+
+async def _agent_log(pool: Pool, task: BatchTaskInfo) -> AgentLog:
+    """A task that Batch starts again has an empty one for a moment."""
+    compute = pool.client._services.compute
+    for _ in range(_LOG_TRIES if task.retries else 1):
+        text = await compute.task_output(pool._manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
+        if text.strip():
+            return agentlog.read(text)
+        await anyio.sleep(_LOG_PAUSE)
+    return agentlog.read("")
 
 
 def _summary(pool: Pool, facts: dict[str, Any]) -> str:
@@ -276,14 +308,19 @@ async def _task_causes(pool: Pool, task: BatchTaskInfo) -> list[Cause]:
     if task.failure is not None:
         what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
         return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
-    if task.state == "active":
+    if task.state == "active" and not task.retries:
         return [Cause(f"{task.id} waits for a node", "wait, or resize the pool", "slow")]
-    compute = pool.client._services.compute
-    said = (await compute.task_output(pool._manifest.agents_job, task.id, "stderr.txt", _TAIL)).strip()
-    if not said:
+    log = await _agent_log(pool, task)
+    said = "".join(f"\n    {line}" for line in log.words) or " nothing"
+    if times := max(log.deaths, task.retries):
+        often = "once" if times == 1 else f"{times} times in a row"
+        what = f"{task.id} on node {task.node} died {often} and is started again; it said:{said}"
+        remedy = "mend what it says (packages of the image? agent.python?), then pool.stop() and pool.start()"
+        return [Cause(what, remedy)]
+    if not log.words:
         return []
-    what = f"{task.id} is {task.state} on {task.node} and last said: {said.splitlines()[-1]}"
-    return [Cause(what, "wait for its first heartbeat; if it fails again, read its stderr.txt")]
+    what = f"{task.id} is {task.state} on {task.node} and last said:{said}"
+    return [Cause(what, "wait for its first heartbeat; if it fails again, read its stderr.txt", "slow")]
 
 
 def _agent_causes(beats: list[Heartbeat]) -> list[Cause]:

@@ -45,6 +45,11 @@ GONE_LIMIT = 120.0
 
 _ADDRESS = "batch.url"
 """The setting at fault when nothing answers."""
+_NO_FILE = {404, 409, 416}
+"""The answers about a file that is not there: its task has not run, its node is gone, or a new run has just
+begun it anew, so that it is shorter than it was when it was listed."""
+_ENDED_JOB = {"JobCompleted", "JobTerminating", "JobBeingTerminated", "JobBeingDeleted"}
+"""Refusals of a change to a job that needs it no more."""
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
@@ -154,7 +159,9 @@ class BatchCompute:
                     return ""
                 chunks = await self._client.download_node_file(pool_id, node_id, path, ocp_range=part)
                 return b"".join([chunk async for chunk in chunks]).decode(errors="replace")
-            except (ResourceNotFoundError, ResourceExistsError):
+            except HttpResponseError as error:
+                if error.status_code not in _NO_FILE:
+                    raise
                 return ""
 
     async def change_start_task(self, document: PoolDocument) -> None:
@@ -204,7 +211,13 @@ class BatchCompute:
             all_tasks_complete_mode=models.BatchAllTasksCompleteMode.TERMINATE_JOB
         )
         with self._failing(f"cannot change job {job_id}"):
-            await self._client.update_job(job_id, change)
+            try:
+                await self._client.update_job(job_id, change)
+            except ResourceNotFoundError:
+                return
+            except ResourceExistsError as error:
+                if code_of(error) not in _ENDED_JOB:
+                    raise
 
     async def tasks(self, job_id: str) -> list[BatchTaskInfo]:
         with self._failing(f"cannot list the tasks of job {job_id}"):
@@ -225,8 +238,10 @@ class BatchCompute:
         with self._failing(f"cannot read {name} of task {task_id} of job {job_id}"):
             try:
                 return await self._end_of_file(job_id, task_id, name, tail)
-            except (ResourceNotFoundError, ResourceExistsError):
-                return ""  # 404, or 409 for a task that has not run or whose node is gone
+            except HttpResponseError as error:
+                if error.status_code not in _NO_FILE:
+                    raise
+                return ""
 
     async def _end_of_file(self, job_id: str, task_id: str, name: str, tail: int) -> str:
         """Asks the listing for the size: of a HEAD that is refused the SDK logs a traceback."""
@@ -349,6 +364,7 @@ def _task_info(task: models.BatchTask) -> BatchTaskInfo:
         node=task.node_info.node_id if task.node_info is not None else None,
         exit_code=run.exit_code if run is not None else None,
         failure=None if failure is None else _fault(failure),
+        retries=(run.retry_count or 0) if run is not None else 0,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
@@ -63,12 +65,13 @@ async def until(look: Callable[[], Awaitable[str]], *words: str) -> str:
     raise AssertionError(f"no {words} in:\n{text}")
 
 
-async def fails(pool: Pool, kind: type[PoolError], *words: str) -> None:
+async def fails(pool: Pool, kind: type[PoolError], *words: str) -> str:
     """Waiting ends at once, long before its time, and says why and what to do."""
     with pytest.raises(kind) as caught:
         await pool.wait_ready(timeout=PATIENCE)
     for word in (*words, "what to do:"):
         assert word in str(caught.value)
+    return str(caught.value)
 
 
 async def test_allocation_failure(client: Client, faults: Faults, name: str) -> None:
@@ -188,6 +191,34 @@ async def test_agent_that_cannot_start(client: Client, name: str) -> None:
     async with Client(replace(settings, agent=agent)) as other:
         pool = await other.ensure_pool(name, nodes=1)
         await fails(pool, PoolError, "CommandProgramNotFound", "agent.python")
+
+
+def program(path: Path, script: str) -> str:
+    """An executable that the nodes take for their interpreter."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+async def test_agent_that_ends_at_once(client: Client, name: str, tmp_path: Path) -> None:
+    """An interpreter without the agent ends each time that Batch starts it; its words are told."""
+    python = program(tmp_path / "python3", "echo 'No module named node_agent' >&2; exit 1")
+    settings = client.settings
+    async with Client(replace(settings, agent=replace(settings.agent, python=python))) as other:
+        pool = await other.ensure_pool(name, nodes=1)
+        await fails(pool, PoolError, "times in a row", "No module named node_agent", "agent.python")
+
+
+async def test_agent_in_a_crash_loop(client: Client, name: str, tmp_path: Path) -> None:
+    """An agent that its supervisor starts again and again; the exception is told with where it came from."""
+    (tmp_path / "orjson.py").write_text("raise ImportError('this orjson is for another machine')\n")
+    python = program(tmp_path / "python3", f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
+    settings = client.settings
+    async with Client(replace(settings, agent=replace(settings.agent, python=python))) as other:
+        pool = await other.ensure_pool(name, nodes=1)
+        text = await fails(pool, PoolError, "times in a row", "agent_crashed", "agent_died: exit_code 1")
+        assert "ImportError: this orjson is for another machine" in text
+        assert "orjson.py" in text
 
 
 async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name: str) -> None:

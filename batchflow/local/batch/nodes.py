@@ -197,7 +197,7 @@ class Command:
     async def _prepare(self, source: Source) -> None:
         (self._directory / "wd").mkdir(parents=True, exist_ok=True)
         for name in _OUTPUTS:
-            (self._directory / name).write_bytes(b"")
+            (self._directory / name).touch()
         try:
             async with asyncio.timeout(None) as self._preparation:
                 for file in self._spec.files:
@@ -209,6 +209,9 @@ class Command:
             self._preparation = None
 
     async def _execute(self, arguments: list[str], launched: Callable[[], None]) -> Outcome:
+        """Until here a task that is tried again shows what it said before."""
+        for name in _OUTPUTS:
+            (self._directory / name).write_bytes(b"")
         status, writer = os.pipe()
         try:
             try:
