@@ -13,6 +13,7 @@ The file may describe pools and jobs too (`[pools.NAME]`, `[jobs.NAME]`): `batch
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import math
 import os
@@ -322,11 +323,27 @@ def local_cloud_file(environment: Mapping[str, str]) -> Path:
     return folder / "local.toml"
 
 
+def is_local_cloud_up(environment: Mapping[str, str]) -> bool:
+    """Whether its file is there, and whoever wrote it lives: then it holds the lock beside it."""
+    source = local_cloud_file(environment)
+    try:
+        descriptor = os.open(source.with_suffix(".lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return source.is_file()
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """These settings, on the local cloud that is up. Raises `ConfigurationError` when none is."""
     source = local_cloud_file(environment)
-    if not source.is_file():
-        raise ConfigurationError(f"no local cloud is up: {source} is not there; start one: batchflow up")
+    if not is_local_cloud_up(environment):
+        raise ConfigurationError(f"no local cloud is up (none keeps {source}); start one: batchflow up")
     if source.stat().st_uid != os.getuid():
         raise ConfigurationError(f"{source} is somebody else's: it is not used")
     cloud = _apply(Settings(), read_document(source), str(source))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.errors import ConfigurationError, PoolNotFound
-from batchflow.settings import BatchSettings, Settings, local_cloud_file, nearest, over_local_cloud
+from batchflow.settings import BatchSettings, Settings, is_local_cloud_up, nearest, over_local_cloud
 
 if TYPE_CHECKING:
     from batchflow.client import Client
@@ -25,7 +25,7 @@ def settings_of(configuration: Configuration) -> Settings:
         return settings
     nothing = configuration.path is None and settings.batch == BatchSettings()
     if settings.target == "local" or nothing:
-        if local_cloud_file(os.environ).is_file():
+        if is_local_cloud_up(os.environ):
             return over_local_cloud(settings, os.environ)
         where = "target is local" if settings.target == "local" else "there is no configuration"
         raise ConfigurationError(

@@ -29,7 +29,13 @@ _TAIL: Final = 64 * 1024
 @click.option("--run", "run_name", metavar="NAME", help="The task's run. [default: the latest]")
 @click.option("--pool", metavar="NAME", help="The node's pool. [default: the only one]")
 @click.option(
-    "--lines", "-n", type=click.IntRange(min=0), default=100, show_default=True, help="The last ones."
+    "--lines",
+    "-n",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="The last ones.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
 @asynchronous

@@ -67,9 +67,18 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--job", metavar="NAME", help="[default: default]"),
         click.option("--session", metavar="NAME", help="The run's name. [default: a new one]"),
         click.option("--file", "files", multiple=True, metavar="PATH", help="What tasks run with; repeat."),
-        click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for a task."),
-        click.option("--retries", type=click.IntRange(min=0), help="Further attempts of one that fails."),
-        click.option("--memory", "memory_limit", type=click.IntRange(min=1), help="Bytes for a task."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Seconds for a task.",
+        ),
+        click.option(
+            "--retries", type=click.IntRange(min=0), metavar="N", help="Further attempts of one that fails."
+        ),
+        click.option(
+            "--memory", "memory_limit", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for a task."
+        ),
         click.option("--stream", "stream_output", is_flag=True, help="Show what tasks print as they do."),
     ]
     for option in reversed(options):

@@ -42,7 +42,10 @@ _files = click.option(
 )
 _wait = click.option("--wait", is_flag=True, help="Return when every node has a living agent.")
 _timeout = click.option(
-    "--wait-timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for --wait."
+    "--wait-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Seconds for --wait.",
 )
 
 
@@ -50,11 +53,13 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What a new pool is made of."""
     count = click.IntRange(min=0)
     options = [
-        click.option("--nodes", type=count, help="Dedicated nodes."),
-        click.option("--spot", type=count, help="Spot nodes."),
-        click.option("--slots", type=count, help="Tasks at once on a node; 0: as many as it has cores."),
-        click.option("--vm-size", metavar="SIZE"),
-        click.option("--image", metavar="PUBLISHER:OFFER:SKU"),
+        click.option("--nodes", type=count, metavar="N", help="Dedicated nodes."),
+        click.option("--spot", type=count, metavar="N", help="Spot nodes."),
+        click.option(
+            "--slots", type=count, metavar="N", help="Tasks at once on a node; 0: as many as it has cores."
+        ),
+        click.option("--vm-size", metavar="SIZE", help="As Azure names it, such as standard_d2s_v3."),
+        click.option("--image", metavar="PUBLISHER:OFFER:SKU", help="One that Batch supports."),
         click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package; repeat."),
         click.option("--pip", multiple=True, metavar="REQUIREMENT", help="Python package; repeat."),
         click.option("--java", metavar="VERSION", help='A Java runtime: a version, or "default".'),
@@ -203,7 +208,9 @@ async def show(invocation: Invocation, name: str) -> int:
 @pool.command()
 @_name
 @click.argument("nodes", type=click.IntRange(min=0))
-@click.option("--spot", type=click.IntRange(min=0), default=0, show_default=True, help="Spot nodes.")
+@click.option(
+    "--spot", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Spot nodes."
+)
 @_wait
 @_timeout
 @asynchronous

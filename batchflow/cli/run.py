@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--resume", metavar="NAME", help="Go on with an earlier run.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="[default: stdout]")
 @click.option("--local", is_flag=True, help="On a local cloud of its own, which ends with the command.")
-@click.option("--nodes", type=click.IntRange(min=1), default=2, help="With --local. [default: 2]")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), metavar="N", default=2, help="With --local. [default: 2]"
+)
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @asynchronous
 async def run(

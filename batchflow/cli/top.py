@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
     default=1.0,
     show_default=True,
     help="Seconds between looks.",

@@ -27,16 +27,27 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(cls=Command)
-@click.option("--nodes", type=click.IntRange(min=1), default=2, show_default=True, help="Of a new pool.")
 @click.option(
-    "--slots", type=click.IntRange(min=1), default=1, show_default=True, help="Tasks at once on a node."
+    "--nodes", type=click.IntRange(min=1), metavar="N", default=2, show_default=True, help="Of a new pool."
 )
 @click.option(
-    "--latency", type=click.FloatRange(0, 3600), default=0.0, help="Seconds of delay of each answer."
+    "--slots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Tasks at once on a node.",
 )
-@click.option("--servicebus-port", type=_PORT, default=0, help="[default: any that is free]")
-@click.option("--batch-port", type=_PORT, default=0, help="[default: any that is free]")
-@click.option("--blob-port", type=_PORT, default=0, help="[default: any that is free]")
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=0.0,
+    help="Seconds of delay of each answer.",
+)
+@click.option("--servicebus-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--batch-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--blob-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
 @click.option("--write-config", type=_FILE, help="A configuration file to write as well.")
 @click.option("--write-env", type=_FILE, help="A file of variables to write as well.")
 @asynchronous
