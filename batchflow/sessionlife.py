@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 _CONFIRMATION: Final = 5.0
 """Seconds that an agent has to confirm a cancellation before the client gives the outcome itself."""
+KEPT: Final = 1000
+"""Confirmed cancellations that stay written."""
 SIGNS_OF_LIFE: Final = 3
 """A holder or an agent whose last sign of life is older than so many intervals counts as gone."""
 _AGENTS_PATIENCE: Final = 60.0
@@ -115,8 +117,9 @@ class Cancellations:
     """The session's cancellation document: the numbers of the tasks that shall not run.
 
     It is there as long as tasks may be queued, so that whoever deletes the job finds every client of it, and
-    keeps what earlier holders of the mailbox cancelled. A number is pruned when an agent gave the task an
-    outcome; a cancellation that no agent confirmed stays, for the task may still lie in the queue.
+    keeps what earlier holders of the mailbox cancelled. A cancellation that no agent confirmed stays, for the
+    task may still lie in the queue. Of those that one did the last `KEPT` stay: an agent that died before it
+    completed the message leaves it to another one.
     """
 
     def __init__(self, session: Session) -> None:
@@ -189,8 +192,9 @@ class Cancellations:
         self._unconfirmed.discard(sequence)
 
     async def _write(self) -> None:
-        wanted = self._wanted.items()
-        self._wanted = {n: entry for n, entry in wanted if not entry.done or n in self._unconfirmed}
+        confirmed = [n for n, entry in self._wanted.items() if entry.done and n not in self._unconfirmed]
+        for number in confirmed[:-KEPT]:
+            del self._wanted[number]
         numbers = sorted(self._wanted)
         own = {self._session.incarnation: tuple(intervals(numbers))} if numbers else {}
         while True:
