@@ -47,7 +47,9 @@ def run_contest(options: argparse.Namespace, record: Path) -> None:
             print(found, flush=True)
         else:
             table.append(record, found)
-    values = table.values_of(table.read(record))
+    records = table.read(record)
+    values = table.values_of(records)
+    print(table.noise(records), "", sep="\n")
     print(*table.contest_table(values), "", *table.goals_table(values), "", sep="\n", flush=True)
 
 

@@ -353,9 +353,9 @@ WARM = {
     "cancellation": cancellation,
     "throughput": throughput,
     "operations": operations,
-    "many": many,
     "long": long,
     "memory": memory,
+    "many": many,
     "pi": pi,
 }
 """Cases on one warm session."""

@@ -13,6 +13,8 @@ from tests.benchmarks.harness import short
 
 EFFICIENCIES = {"spin", "nap"}
 """Rates that are told as a share of what two plain processes do in the same round."""
+IDEAL = 2000.0
+"""Tasks of 1 ms a second on two processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,17 @@ def values_of(records: Iterable[Record]) -> Values:
             value /= plain[record.round, record.quantity]
         found.setdefault((record.contender, record.quantity), []).append(value)
     return found
+
+
+def noise(records: Iterable[Record]) -> str:
+    """How much of the machine there was: what two plain processes did in each round."""
+    rates = [record.value for record in records if (record.contender, record.quantity) == (PLAIN, "spin")]
+    if not rates:
+        return ""
+    return (
+        f"{len(rates)} rounds; two processes that compute alone got {short(min(rates) / IDEAL * 100)} to "
+        f"{short(max(rates) / IDEAL * 100)} % of two processors"
+    )
 
 
 def contest_table(values: Values) -> Iterator[str]:
