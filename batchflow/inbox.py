@@ -43,8 +43,11 @@ _RECEIVE_WAIT: Final = 30.0
 _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
+_SETTLE_WITHIN: Final = 0.2
+"""Seconds that a message which was handed over may wait for others: alone, completing it costs what receiving
+it did."""
 _DUE_AT_ONCE: Final = 64
-"""Messages that were handed over and wait for the ledger to be saved, at most."""
+"""Messages that were handed over and wait, for others or for the ledger to be saved, at most."""
 _SETTLE_TIME: Final = 5.0
 """Seconds that a round of completions may take before it is left to the mailbox's next opening."""
 _LOCK_GRACE: Final = 30.0
@@ -82,7 +85,8 @@ class Inbox:
         self._id = wire.mailbox_id(session.job_name, session.name)
         self._mailbox: Mailbox | None = None
         self._due: list[_Letter] = []
-        self._due_wake = asyncio.Event()
+        self._some_due = asyncio.Event()
+        self._many_due = asyncio.Event()
         self._held = 0
         """Messages of which something was not handed over."""
         self._held_bytes = 0
@@ -168,11 +172,11 @@ class Inbox:
         """Complete what was handed over, several messages at a time; with a ledger, once that was saved."""
         while True:
             if self._ledger is None:
-                await self._due_wake.wait()
-            else:
-                with anyio.move_on_after(SAVE_INTERVAL):
-                    await self._due_wake.wait()
-            self._due_wake.clear()
+                await self._some_due.wait()
+            with anyio.move_on_after(_SETTLE_WITHIN if self._ledger is None else SAVE_INTERVAL):
+                await self._many_due.wait()
+            self._some_due.clear()
+            self._many_due.clear()
             await self.flush_settlements()
 
     async def save_ledger(self) -> bool:
@@ -210,7 +214,7 @@ class Inbox:
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
             if error.retryable and not isinstance(error, LeaseLost) and letter.mailbox is self._mailbox:
                 self._due.append(letter)
-                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._due_wake.set)
+                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_due.set)
             # Else it comes again, and is recognised as a duplicate, or goes with the mailbox.
             return
         for blob in letter.blobs:
@@ -421,8 +425,9 @@ class Inbox:
 
     def _complete_later(self, letter: _Letter) -> None:
         self._due.append(letter)
-        if self._ledger is None or len(self._due) >= _DUE_AT_ONCE:
-            self._due_wake.set()
+        self._some_due.set()
+        if len(self._due) >= _DUE_AT_ONCE:
+            self._many_due.set()
 
     def _spill_over(self) -> None:
         """Put outcomes that nobody reads on disk, the oldest first."""

@@ -28,6 +28,7 @@ from node_agent import heartbeat, reports
 from node_agent import scheduling as to
 from node_agent.cancelling import CancellationReader
 from node_agent.clock import BrokerClock
+from node_agent.completions import AT_ONCE, Completions
 from node_agent.delivery import Copy, TaskQueue
 from node_agent.janitor import Janitor
 from node_agent.orders import Orders
@@ -54,8 +55,6 @@ logger = logging.getLogger(__name__)
 
 _COARSE: Final = 0.05
 """Seconds that a tick may come late."""
-_COMPLETERS: Final = 8
-"""Completions that may wait for the broker at once."""
 _LAST_BEAT: Final = 5.0
 """Seconds that the last heartbeat may take."""
 _SETTLE_AT_EXIT: Final = 5.0
@@ -127,7 +126,7 @@ class Agent:
         self._feeding = False
         self._held: dict[int, _Held] = {}
         self._outcomes: dict[int, reports.Done] = {}
-        self._completions: asyncio.Queue[int] = asyncio.Queue()
+        self._completions = Completions(self._complete)
         self._numbers = count(1)
         self._versions = heartbeat.versions()
         self._unopened = len(self._queues) + len(self._outboxes)
@@ -169,6 +168,7 @@ class Agent:
         for timer in (self._timer, self._turn_timer):
             if timer is not None:
                 timer.cancel()
+        self._completions.flush()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._pulse.write()
             if self._parts.log is not None:
@@ -182,8 +182,8 @@ class Agent:
             services[f"results {index}"] = outbox.run
         for index, worker in enumerate(self._workers):
             services[f"slot {index}"] = worker.serve
-        for index in range(_COMPLETERS):
-            services[f"complete {index}"] = self._complete
+        for index in range(AT_ONCE):
+            services[f"complete {index}"] = self._completions.run
         services["heartbeat"] = self._pulse.run
         services["orders"] = Orders(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
         for index, janitor in enumerate(self._janitors):
@@ -255,7 +255,9 @@ class Agent:
             case to.SendResult(task, verdict):
                 self._send_result(task, verdict)
             case to.Complete(delivery):
-                self._completions.put_nowait(delivery)
+                self._completions.add(delivery)
+                if self._scheduler.state != "ready":
+                    self._completions.flush()
             case to.HandBack():
                 self._hand_back(command)
             case to.Pull():
@@ -272,6 +274,7 @@ class Agent:
                 self._job(self._look_once_more)
             case to.Announce(state):
                 logger.info("agent_state", extra={"state": state})
+                self._completions.flush()
                 self._pulse.changed()
             case to.Exit(reason):
                 self._exit(reason)
@@ -301,14 +304,11 @@ class Agent:
     def _lease_lost(self, number: int) -> None:
         self.feed(to.LeaseGone(number))
 
-    async def _complete(self) -> None:
-        """Complete one message after the other, for ever. Several of these wait for the broker at once."""
-        while True:
-            number = await self._completions.get()
-            held = self._held[number]
-            done = await held.queue.complete(held.delivery, partial(self._renewals.__contains__, number))
-            self._forget(number)
-            self.feed(to.Completed(number) if done else to.LeaseGone(number))
+    async def _complete(self, number: int) -> None:
+        held = self._held[number]
+        done = await held.queue.complete(held.delivery, partial(self._renewals.__contains__, number))
+        self._forget(number)
+        self.feed(to.Completed(number) if done else to.LeaseGone(number))
 
     def _forget(self, number: int) -> None:
         self._renewals.remove(number)
@@ -355,6 +355,7 @@ class Agent:
         self._outcomes[task] = done
 
     def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
+        self._completions.flush()
         item = self._scheduler.item(task)
         if verdict is not None:
             encoded = reports.encode_verdict(item, verdict, self._host, time.time())

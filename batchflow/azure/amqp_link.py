@@ -4,8 +4,9 @@ The SDK's senders and receivers are not safe to cancel (a coroutine that is canc
 waiting, or lose a frame that it had just read) and not bounded everywhere. So every call into one runs in a
 task of its own: whoever asked for it may be cancelled or lose patience, the call goes on to its end.
 
-Calls on one handler take turns; only a receive that waits goes on beside them. Should the connection break
-under several, each would have the SDK open another, over the other's head.
+Calls on one handler take turns. Should the connection break under several, each would have the SDK open
+another, over the other's head; and whoever waits for an answer reads what comes for the others, which see it
+only when their own turn at reading is over. So a receive is kept short while others may want the handler.
 
 A `Link` keeps one SDK handler open. When the handler turns out to be broken the link lets go of it, gets rid
 of it in the background once its calls have ended, and makes another at the next call; after failures it waits
@@ -131,6 +132,11 @@ class Call(Generic[T]):
         self.task = task
         self.doing = doing
 
+    @property
+    def broke_before(self) -> bool:
+        """Whether it has ended without having been begun."""
+        return not self.task.cancelled() and isinstance(self.task.exception(), _BrokeBefore)
+
     async def wait(self, limit: float) -> bool:
         """Whether it has ended within `limit` seconds. Safe to cancel: the call goes on."""
         if not self.task.done():
@@ -160,9 +166,9 @@ class Link(Generic[H]):
         return (await self._ready()).handler
 
     async def wait_for(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
-        """Start `work`, which waits for a message; it ends when the handler closes."""
+        """Start `work`, which waits for a message, when its turn comes; it ends when the handler closes."""
         attached = await self._ready()
-        return Call(attached, attached.waits.start(_watched(attached, work)), doing)
+        return Call(attached, attached.waits.start(_in_turn(attached, work)), doing)
 
     def finish(self, call: Call[T]) -> T:
         """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
@@ -171,7 +177,7 @@ class Link(Generic[H]):
         except asyncio.CancelledError:
             raise BrokerError(f"{call.doing}: the link to {self.name} was closed", retryable=True) from None
         except _BrokeBefore:
-            raise
+            raise BrokerError(f"{call.doing}: the link to {self.name} was lost", retryable=True) from None
         except Exception as error:
             if call.attached.broken:
                 self._let_go(call.attached)
@@ -196,10 +202,8 @@ class Link(Generic[H]):
             if not await call.wait(limit):
                 self._let_go(call.attached)
                 raise BrokerError(f"{doing}: no answer from {self.name} in {limit:.0f} s", retryable=True)
-            try:
+            if not call.broke_before:
                 return self.finish(call)
-            except _BrokeBefore:
-                continue
 
     async def _ready(self) -> _Attached[H]:
         if (attached := self._attached) is not None and not attached.broken:
