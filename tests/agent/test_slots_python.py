@@ -438,7 +438,8 @@ async def test_a_child_carries_only_what_it_needs(tmp_path: Path) -> None:
     assert heavy.isdisjoint(loaded)
     ours = {name for name in loaded if name.startswith(("batchflow", "node_agent."))}
     assert ours == {
-        f"node_agent.{name}" for name in ("channel", "disk", "engine", "frames", "java", "modules", "values")
+        f"node_agent.{name}"
+        for name in ("channel", "disk", "engine", "frames", "java", "modules", "runner", "tail", "values")
     }
 
 
