@@ -411,6 +411,7 @@ class Agent:
         if accepted:
             self._outcomes.pop(task, None)
         self.feed(to.CopyAccepted(task) if accepted else to.CopyRefused(task))
+        self._completions.flush()
 
     # Life
 

@@ -2,6 +2,7 @@
 
 Alone, removing a message costs what sending one does: two processes are woken for it. So it rides with the
 next result, or waits a moment. Meanwhile the message is under our lock; should the agent die, it comes again.
+What was handed back is not to come again beside its copies: such a message does not wait.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-WITHIN: Final = 0.2
+WITHIN: Final = 0.1
 """Seconds that a message waits at most."""
 AT_ONCE: Final = 8
 """Removals that may wait for the broker at the same time; when so many are due they do not wait."""
