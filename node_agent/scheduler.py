@@ -13,8 +13,9 @@ Rules:
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
   seconds and `LAGGING` times longer than usual; what stands behind such a task in its slot is taken back from
-  there, and waits), and taking apart a message that comes a second time (none
-  of them charged).
+  there, and waits), and taking apart a message that comes a second time (none of them charged). While a
+  message is taken apart nothing begins: a copy that killed the agent before the message is removed would
+  bring it back whole, again and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
   (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
@@ -201,6 +202,8 @@ class Scheduler:
     _stop_at: float | None = None
     """When draining: until when tasks may run; None when that is over, too."""
     _leave_at: float | None = None
+    _parted: set[int] = field(default_factory=set)
+    """Deliveries that are being taken apart."""
     _suspects: int = 0
     """How many tasks that run alone are held."""
     _stuck: bool = False
@@ -277,6 +280,7 @@ class Scheduler:
                 self._copy_refused(self._tasks[task], now)
             case Completed(delivery):
                 self._messages.pop(delivery, None)
+                self._parted.discard(delivery)
             case LeaseGone(delivery):
                 self._lease_gone(delivery)
             case CancellationRead(session, document, asked_at):
@@ -339,6 +343,7 @@ class Scheduler:
             if task.identity == _identity(item):
                 former, task.message = task.message, message
                 former.lost = True
+                self._parted.discard(former.delivery)
                 self._close_one(former)
                 return True
         return False
@@ -403,6 +408,8 @@ class Scheduler:
 
     def _may_place(self) -> bool:
         """A task that runs alone waits until the slots are empty, and lets nothing pass."""
+        if self._parted:
+            return False
         if not self._busy:
             return True
         return not self._waiting[0].alone and not self._isolating()
@@ -523,6 +530,8 @@ class Scheduler:
         self._out.append(SendResult(task.number, verdict))
 
     def _hand_back(self, task: _Task, command: HandBack) -> None:
+        if command.reason == "isolation" and not task.message.lost:
+            self._parted.add(task.message.delivery)
         self._leave(task, _State.COPYING)
         self._out.append(command)
 
@@ -553,6 +562,7 @@ class Scheduler:
         if message.open:
             return
         if message.lost:
+            self._parted.discard(message.delivery)
             del self._messages[message.delivery]
             self._out.append(Leave(message.delivery))
         else:
@@ -565,6 +575,7 @@ class Scheduler:
         elif self.state == "draining":
             self._abandon(task)
         else:
+            self._parted.discard(task.message.delivery)
             self.cancellations.hold(task.session, now)
             self._wait(task)
 
@@ -575,6 +586,7 @@ class Scheduler:
         self._settled.pop(task.identity, None)
 
     def _lease_gone(self, delivery: int) -> None:
+        self._parted.discard(delivery)
         if (message := self._messages.get(delivery)) is not None:
             message.lost = True
             if not message.open:
@@ -693,7 +705,7 @@ class Scheduler:
     def _wants_more(self) -> bool:
         if self.state != "ready" or self._blocked or self._waiting or len(self._tasks) >= MOST_HELD:
             return False
-        if self._isolating():
+        if self._parted or self._isolating():
             return False
         return self._busy < self.slots or (not self._stuck and self._mean is not None and self._mean < SHORT)
 

@@ -203,6 +203,8 @@ def test_a_copy_is_another_one_than_its_original() -> None:
     play = Play()
     play.arrive(1.0, task(0), task(1), redelivered=True)
     play.at(1.1, to.CopyAccepted(0))
+    play.at(1.1, to.CopyAccepted(1))
+    play.at(1.2, to.Completed(1))
     assert play.arrive(2.0, task(0, hop=1), delivery=2, redelivered=True)[0] == to.Prepare(0, (2,))
 
 
@@ -210,9 +212,24 @@ def test_a_second_delivery_is_taken_apart() -> None:
     """Each task alone, uncharged; the message goes when all copies are accepted."""
     play = Play()
     commands = play.arrive(1.0, task(0), task(1), redelivered=True)
-    assert commands == [to.HandBack(0), to.HandBack(1)]
+    assert commands == [to.HandBack(0), to.HandBack(1), to.Hold()]
     assert play.at(1.1, to.CopyAccepted(0)) == []
     assert play.at(1.2, to.CopyAccepted(1)) == [to.Complete(1)]
+    assert play.at(1.3, to.Completed(1)) == [to.Pull()]
+
+
+@pytest.mark.parametrize(
+    "over", [to.Completed(1), to.LeaseGone(1), to.CopyRefused(1)], ids=lambda over: type(over).__name__
+)
+def test_nothing_begins_while_a_message_is_taken_apart(over: to.Event) -> None:
+    """A copy that killed the agent before the message is removed would bring it back whole."""
+    play = Play()
+    play.arrive(1.0, task(0), task(1), redelivered=True)
+    play.at(1.1, to.CopyAccepted(0))
+    assert play.arrive(1.2, task(0, hop=1), delivery=2) == []
+    if isinstance(over, to.Completed):
+        play.at(1.3, to.CopyAccepted(1))
+    assert to.Prepare(0, (2,)) in play.at(1.4, over)
 
 
 def test_a_second_delivery_of_one_task_runs() -> None:
@@ -225,7 +242,7 @@ def test_a_death_alone_goes_on_with_the_task() -> None:
     uid = f"{INCARNATION}:0"
     play = Play(deaths={uid: Deaths(alone=1, last_at=77.0)})
     history = (Attempt(1, DIED, "host", 77.0),)
-    expected = [to.ForgetDeaths(uid), to.HandBack(0, 0.0, None, history, "isolation")]
+    expected = [to.ForgetDeaths(uid), to.HandBack(0, 0.0, None, history, "isolation"), to.Hold()]
     assert play.arrive(1.0, task(0), redelivered=True) == expected
 
 
