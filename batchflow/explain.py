@@ -121,11 +121,13 @@ def trouble_cause(error: ServiceError) -> Cause:
 
 def _unanswered(error: ServiceError, group: str) -> Cause:
     name = {"batch": "Batch", "storage": "Blob Storage", "servicebus": "Service Bus"}[group]
-    if isinstance(error, QueueNotFound):
-        return trouble_cause(error)
+    what = f"{name} cannot be asked: {error}"
+    for kind, remedy in _REMEDIES:
+        if isinstance(error, kind):
+            return Cause(what, remedy, "slow" if error.retryable else "blocking")
     setting = error.setting or f"[{group}]"
     remedy = f"check the setting {setting}: what it names may be wrong, or its key may lack the right"
-    return Cause(f"{name} cannot be asked: {error}", remedy, "note" if group == "servicebus" else "blocking")
+    return Cause(what, remedy, "note" if group == "servicebus" else "blocking")
 
 
 async def hopeless(pool: Pool, nodes: int | None) -> type[PoolError] | None:

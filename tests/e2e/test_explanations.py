@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -25,7 +26,10 @@ from batchflow.errors import (
     QuotaExceeded,
     StartTaskFailed,
 )
+from batchflow.local import server as local_server
 from batchflow.local.faults import Faults
+from batchflow.local.server import LocalCloud
+from batchflow.local.servicebus.server import ServiceBusServer
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SLEEP = {"sleep.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(float(args[0]))\n"}
@@ -303,6 +307,41 @@ def test_throttling() -> None:
     """A throttled queue as a session's trouble."""
     cause = explain.trouble_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
     assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
+
+
+@pytest.fixture
+async def throttled(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Client, Callable[[float], None]]]:
+    """A client of a cloud in this process, and what throttles its Service Bus for so many seconds."""
+    buses: list[ServiceBusServer] = []
+
+    class Kept(ServiceBusServer):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            buses.append(self)
+
+    monkeypatch.setattr(local_server, "ServiceBusServer", Kept)
+    cloud = LocalCloud(nodes=1)
+    settings = await cloud.start()
+    try:
+        async with Client(settings) as client:
+            yield client, buses[0].throttle
+    finally:
+        await cloud.aclose()
+
+
+async def test_throttled_queue(throttled: tuple[Client, Callable[[float], None]]) -> None:
+    """A namespace that is busy is told as that, and the task that waits for it is not lost."""
+    client, throttle = throttled
+    pool = await client.ensure_pool("busy", files=ECHO)
+    async with pool.session() as session:
+        assert await session.run("echo.py", "before") == ["before"]
+        throttle(60.0)
+        task = await session.submit("echo.py", "after")
+        await told(pool, "Service Bus cannot be asked", "50009", "submit more slowly", "Premium")
+        with pytest.raises(TimeoutError, match="Premium"):
+            await pool.wait_ready(2, timeout=0.5)
+        throttle(0.0)
+        assert await task == ["after"]
 
 
 async def test_progress(client: Client, name: str) -> None:

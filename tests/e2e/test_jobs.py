@@ -24,7 +24,7 @@ LARGE = {"large.py": b"def do_action(engine, args):\n    return 'x' * 100_000\n"
 async def quick(client: Client) -> AsyncIterator[Client]:
     """A client whose sessions and agents tell of themselves often."""
     session = replace(client.settings.session, presence_interval=0.2)
-    agent = replace(client.settings.agent, heartbeat_interval=0.3)
+    agent = replace(client.settings.agent, heartbeat_interval=1.0)
     async with Client(replace(client.settings, session=session, agent=agent)) as other:
         yield other
 
