@@ -57,7 +57,7 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("texts", nargs=-1, metavar="[INPUT]..."),
         click.option("--input", "more", multiple=True, metavar="INPUT", help="An input; others may follow."),
         click.option("--csv", type=path, metavar="FILE", help="A row is an input; - is stdin."),
-        click.option("--no-header", "header", is_flag=True, default=True, help="The CSV file has none."),
+        click.option("--no-header", "header", flag_value=False, default=True, help="The CSV file has none."),
         click.option(
             "--jsonl", "json_lines", type=path, metavar="FILE", help="A line is an input; - is stdin."
         ),
