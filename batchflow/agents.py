@@ -8,8 +8,11 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+import anyio
+
 from batchflow import access, agentpackage
 from batchflow.compute import BatchTask, BatchTaskInfo, ResourceFile
+from batchflow.concurrency import task_group
 from batchflow.control import (
     AgentConfig,
     ContainerAccess,
@@ -18,18 +21,23 @@ from batchflow.control import (
     QueueAccess,
 )
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
+from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
     from batchflow.broker import QueueRef
     from batchflow.services import Services
     from batchflow.settings import Settings
-    from batchflow.storage import AccessPolicy, Container
+    from batchflow.storage import AccessPolicy, BlobInfo, Container
 
 CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
 _KEPT_JOBS: Final = 10
 """Ended jobs of agents that go with their pool; older ones are left to Batch."""
+_SAMPLE: Final = 64
+"""Heartbeats that a session reads at a look: a thousand of them, every five seconds, would be all it does."""
+_READS: Final = 16
+"""Documents that are read at once."""
 _FRESH: Final = 3
 """A heartbeat older than so many of its own intervals is an agent's last."""
 
@@ -173,15 +181,49 @@ def next_number(tasks: list[BatchTaskInfo]) -> int:
 
 async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heartbeat]:
     """What the pool's agents last said of themselves."""
-    beats: list[Heartbeat] = []
-    async for info in out.list("agents/"):
-        try:
-            beat = Heartbeat.decode((await out.get(info.name)).data)
-        except (BlobNotFound, ProtocolError):
-            continue  # gone meanwhile, or of another version: no agent that we can count on
-        if not fresh_only or is_fresh(beat, info.age):
-            beats.append(beat)
-    return beats
+    infos = [info async for info in out.list("agents/")]
+    found = await _read_beats(out, infos)
+    return [beat for beat, info in found if not fresh_only or is_fresh(beat, info.age)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The heartbeats of some of the living agents, and how many of these there are."""
+
+    beats: list[Heartbeat]
+    alive: int
+
+    @property
+    def open_slots(self) -> int:
+        """That short tasks can count on, over all agents: what the sample tells stands for the others."""
+        return round(open_slots(self.beats) * self.alive / len(self.beats)) if self.beats else 0
+
+
+async def sample_heartbeats(out: Container, most: int = _SAMPLE) -> Sample:
+    """What some of the agents say, for a look every few seconds: at most so many documents are read."""
+    infos = sorted([info async for info in out.list("agents/")], key=lambda info: info.age)
+    found = await _read_beats(out, infos[:most])
+    beats = [beat for beat, info in found if is_fresh(beat, info.age)]
+    limit = max((beat.interval * _FRESH for beat in beats), default=0.0)
+    unread = sum(info.age < limit for info in infos[most:])
+    return Sample(beats, len(beats) + unread)
+
+
+async def _read_beats(out: Container, infos: list[BlobInfo]) -> list[tuple[Heartbeat, BlobInfo]]:
+    found: dict[str, Heartbeat] = {}
+    limiter = anyio.CapacityLimiter(_READS)
+
+    async def read(name: str) -> None:
+        async with limiter:
+            try:
+                found[name] = Heartbeat.decode((await out.get(name)).data)
+            except (BlobNotFound, ProtocolError):
+                return  # gone meanwhile, or of another version: no agent that we can count on
+
+    async with task_group() as group:
+        for info in infos:
+            group.start_soon(read, info.name)
+    return [(found[info.name], info) for info in infos if info.name in found]
 
 
 def is_fresh(beat: Heartbeat, age: float) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow import control
+from batchflow.agents import sample_heartbeats
 from batchflow.control import Cancellation, Presence
 from batchflow.errors import (
     BatchflowError,
@@ -27,7 +28,6 @@ from batchflow.errors import (
 )
 from batchflow.explain import own_version
 from batchflow.outcomes import cancelled
-from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -277,13 +277,13 @@ class AgentsWatch:
     async def _meet(self) -> bool:
         """Whether there are agents; who they are is noted."""
         session = self._session
-        beats = await session.pool.heartbeats()
-        session._policy.slots = open_slots(beats)
-        if beats:
+        sample = await sample_heartbeats(session.pool._out)
+        session._policy.slots = sample.open_slots
+        if sample.alive:
             self._alone_since = None
-            self._tell_versions(beats)
-            session._clear_trouble("agents", f"{len(beats)} agents are alive")
-        return bool(beats)
+            self._tell_versions(sample.beats)
+            session._clear_trouble("agents", f"{sample.alive} agents are alive")
+        return bool(sample.alive)
 
     def _tell_versions(self, beats: list[Heartbeat]) -> None:
         """Of each other version once."""

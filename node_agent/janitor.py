@@ -61,19 +61,17 @@ class Janitor:
             event.set()
 
     async def run(self) -> None:
-        """Look now and then, for ever."""
-        receiver: Receiver | None = None
-        try:
-            while True:
-                await anyio.sleep(self._interval * random.uniform(1.0, 1.5))
-                try:
-                    if receiver is None:
-                        receiver = await self._broker.receiver(self._queue, dead_letters=True)
-                    await self.look(receiver)
-                except (BrokerError, TimeoutError) as error:
-                    logger.warning("janitor_failed", extra={"queue": self._queue.entity, "error": str(error)})
-        finally:
-            await close(receiver)
+        """Look now and then, for ever. Between two looks it takes none of the namespace's connections."""
+        while True:
+            await anyio.sleep(self._interval * random.uniform(1.0, 1.5))
+            receiver: Receiver | None = None
+            try:
+                receiver = await self._broker.receiver(self._queue, dead_letters=True)
+                await self.look(receiver)
+            except (BrokerError, TimeoutError) as error:
+                logger.warning("janitor_failed", extra={"queue": self._queue.entity, "error": str(error)})
+            finally:
+                await close(receiver)
 
     async def look(self, receiver: Receiver) -> None:
         """Deal with the letters that are there."""

@@ -15,6 +15,7 @@ from batchflow.broker import Delivery, OutgoingMessage, QueueRef, Receiver, Send
 from batchflow.compute import BatchTask, BatchTaskInfo, NodeInfo, PoolDocument, PoolInfo, SupportedImage
 from batchflow.control import Heartbeat, heartbeat_blob
 from batchflow.errors import BrokerError, PoolError, PoolExists, PoolNotFound, StorageError
+from batchflow.explain import own_version
 from batchflow.model import Image, Status
 from batchflow.pool import Pool
 from batchflow.services import Services
@@ -305,7 +306,8 @@ class Agent:
     async def beat(self, **fields: Any) -> None:
         """A sign of life."""
         now = self.clock()
-        plain: dict[str, Any] = {"state": "ready", "slots": 2, "interval": 60.0}
+        versions = {"batchflow": own_version()}
+        plain: dict[str, Any] = {"state": "ready", "slots": 2, "interval": 60.0, "versions": versions}
         beat = Heartbeat(
             self.name, "node-1", "host-1", "boot", 1, started_at=now, beat_at=now, **{**plain, **fields}
         )

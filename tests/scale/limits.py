@@ -11,8 +11,9 @@ from tests.scale.fleet import Outcome
 
 HEARTBEAT = 5.0
 """Seconds between an agent's signs of life, and between a session's looks at them."""
-LINKS = 3
-"""Connections that an agent has for each shard: tasks, their dead letters, results."""
+LINKS = 2
+"""Connections that an agent keeps for each shard: tasks, results. For a moment now and then one more, to look
+for dead letters."""
 RECEIVERS = 5000
 """Of one queue, at once."""
 BLOB_REQUESTS = 20_000
