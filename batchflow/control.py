@@ -36,6 +36,7 @@ INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_OURS: Final = re.compile(r"bf(-[a-z0-9-]{1,32})?-[0-9a-f]{8}-(ctl|out|(tasks|results)[0-9]*)")
 _POOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -64,6 +65,11 @@ def name_prefix(pool_id: str, nonce: str) -> str:
     """What the names of a new pool's containers and queues begin with. `nonce`: some hexadecimal digits."""
     slug = re.sub(r"[^a-z0-9]+", "-", pool_id.lower()).strip("-")[:32].strip("-")
     return "-".join(part for part in ("bf", slug, nonce) if part)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a container or a queue is named as a pool's are; others may begin like that as well."""
+    return _OURS.fullmatch(name) is not None
 
 
 def job_blob(job: str) -> str:

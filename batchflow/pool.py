@@ -238,6 +238,8 @@ class Pool:
             services, settings = self.client._services, self.client.settings
             self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
         if tasks and not alive:
+            # Whoever started them may have died before it said so.
+            await compute.end_job_when_idle(self._manifest.agents_job)
             tasks = await self._begin_generation(self._manifest.agents_job)
             if tasks:
                 return  # somebody else has started them

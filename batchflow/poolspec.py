@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -105,7 +104,9 @@ def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], 
     return PoolDocument(
         id=spec.id,
         vm_size=spec.vm_size or defaults.vm_size,
-        image=replace(image_of(spec), node_agent=supported.node_agent),
+        image=Image(
+            supported.publisher, supported.offer, supported.sku, image_of(spec).version, supported.node_agent
+        ),
         nodes=defaults.nodes if spec.nodes is None else spec.nodes,
         spot=spec.spot,
         start_command=start_command(spec),
@@ -149,10 +150,15 @@ def image_of(spec: PoolSpec) -> Image:
 
 
 def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
-    """The entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`."""
+    """The entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`.
+
+    A spec with a container and without an image gets the newest Ubuntu that runs containers.
+    """
+    if spec.container is not None and spec.image is None:
+        return _image_for_containers(spec, images, now)
     image = image_of(spec)
     wanted = _name(image)
-    usable = [each for each in images if each.linux and (each.end_of_life is None or each.end_of_life > now)]
+    usable = [each for each in images if _is_usable(each, now)]
     allowed = f"one of {', '.join(sorted({':'.join(_name(each)) for each in usable})) or 'none'}"
     found = [each for each in images if _name(each) == wanted]
     if not found:
@@ -165,6 +171,20 @@ def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -
     return _check_image(spec, matching[0], now, allowed)
 
 
+def _is_usable(image: SupportedImage, now: float) -> bool:
+    return image.linux and (image.end_of_life is None or image.end_of_life > now)
+
+
+def _image_for_containers(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
+    able = [each for each in images if each.containers and _is_usable(each, now)]
+    ubuntu = [each for each in able if "ubuntu" in each.node_agent.lower()]
+    if not ubuntu:
+        names = ", ".join(sorted(":".join(_name(each)) for each in able)) or "none"
+        allowed = f"None: no Ubuntu that this Batch account supports runs containers; images that do: {names}"
+        raise refusal(spec, "container", spec.container, allowed)
+    return max(ubuntu, key=lambda each: (each.node_agent.lower(), each.sku))
+
+
 def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str) -> SupportedImage:
     name = ":".join(_name(image))
     if not image.linux:
@@ -172,6 +192,8 @@ def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str
     if image.end_of_life is not None and image.end_of_life <= now:
         end = datetime.fromtimestamp(image.end_of_life, UTC).date()
         raise refusal(spec, "image", name, f"{allowed}; the end of this one's life was {end}")
+    if spec.container is not None and not image.containers:
+        raise refusal(spec, "container", spec.container, f"None with {name}, whose nodes run no containers")
     if (spec.apt or spec.pip or spec.java) and not any(word in image.node_agent for word in _HAS_APT):
         key = "apt" if spec.apt else "pip" if spec.pip else "java"
         text = f"nothing on {name}: packages are installed by apt-get; use start_command there"

@@ -2,9 +2,9 @@
 
 Nothing that lives is touched, whoever sweeps and however often:
 
-- The queues and containers of a prefix go when no manifest names it and no Batch pool of that name waits for
-  its manifest. They are listed first, then the Batch pools, then the manifests: a pool that is being made
-  shows in one of the two.
+- The queues and containers of a prefix go when they are named as batchflow names them, no manifest has that
+  prefix and no Batch pool of that name waits for its manifest. They are listed first, then the Batch pools,
+  then the manifests: a pool that is being made shows in one of the two.
 - Documents and payloads go by their age, by the storage service's own clock, so that a machine with a wrong
   clock sweeps nothing that is new.
 - Bundles go when they are old, are not the pool's default and no session shows a sign of life in the pool.
@@ -63,12 +63,12 @@ class Swept:
 async def sweep(services: Services, index: Container, *, bundle_age: float = 30 * DAY) -> Swept:
     """Once over the whole account. `bundle_age`: seconds. Safe to cancel."""
     swept = Swept()
-    containers = await services.storage.containers(_PREFIX)
+    containers = list(filter(control.is_ours, await services.storage.containers(_PREFIX)))
     queues = [
         QueueRef(admin.namespace, name)
         for admin in services.admins
         for name in await admin.queues()
-        if name.startswith(_PREFIX)
+        if control.is_ours(name)
     ]
     pools = {pool.id.lower() async for pool in services.compute.pools()}
     manifests = await _manifests(index)

@@ -109,6 +109,13 @@ class Contract:
                 self._request(route, operation, json.loads(sent))
         self._answer(route, operation, status, _Headers(headers), got, selected="$select" in query)
 
+    def sent(self, method: str, path: str, body: Any) -> None:
+        """A request's body that nobody has answered."""
+        found = self._operation(method, path)
+        assert found is not None, path
+        self._where = f"{method} {path}"
+        self._request(*found, body)
+
     def _operation(self, method: str, path: str) -> tuple[str, Any] | None:
         """None for a path or a verb that the contract does not have."""
         names = path.strip("/").split("/")

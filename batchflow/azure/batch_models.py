@@ -71,7 +71,11 @@ def task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
     """A task to be added."""
     container = None
     if task.container is not None:
-        container = models.BatchTaskContainerSettings(image_name=task.container)
+        # The agent's files lie in the task's directory, whatever directory the image begins in.
+        container = models.BatchTaskContainerSettings(
+            image_name=task.container,
+            working_directory=models.ContainerWorkingDirectory.TASK_WORKING_DIRECTORY,
+        )
     return models.BatchTaskCreateOptions(
         id=task.id,
         command_line=task.command,

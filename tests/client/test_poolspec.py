@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 
 from batchflow import Image, PoolSpec
-from batchflow.compute import SupportedImage
+from batchflow.agents import Launch, agent_tasks
+from batchflow.azure.batch_models import pool_options, task_options
+from batchflow.compute import ResourceFile, SupportedImage
 from batchflow.errors import ConfigurationError
 from batchflow.poolspec import build, check, start_command
 from batchflow.settings import PoolSettings
+from tests.contract import Contract, at_hand
 
 NOW = 1_800_000_000.0
 UBUNTU = SupportedImage("Canonical", "ubuntu-24_04-lts", "server", "batch.node.ubuntu 24.04", end_of_life=2e9)
 OLD = SupportedImage("canonical", "ubuntu-old", "20_04", "batch.node.ubuntu 20.04", end_of_life=1.7e9)
 ALMA = SupportedImage("almalinux", "almalinux-x86_64", "9-gen2", "batch.node.el 9")
 WINDOWS = SupportedImage("microsoft", "windowsserver", "2022", "batch.node.windows amd64", linux=False)
-IMAGES = (UBUNTU, OLD, ALMA, WINDOWS)
+DOCKER = SupportedImage(
+    "microsoft-dsvm", "ubuntu-hpc", "2204", "batch.node.ubuntu 22.04", containers=True, end_of_life=2e9
+)
+IMAGES = (UBUNTU, OLD, ALMA, WINDOWS, DOCKER)
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n"
 
 
@@ -37,14 +43,53 @@ def test_full_spec() -> None:
     spec = PoolSpec(
         "p", nodes=1, spot=2, vm_size="standard_d2s_v5", image="AlmaLinux:almalinux-x86_64:9-gen2:latest",
         start_command="/bin/true", start_user="user", environment={"A": "b"}, subnet=SUBNET,
-        container="python:3.12-slim",
     )  # fmt: skip
     document = build(spec, PoolSettings(), IMAGES, NOW)
     assert (document.nodes, document.spot, document.vm_size) == (1, 2, "standard_d2s_v5")
     assert (document.image.offer, document.image.node_agent) == ("almalinux-x86_64", "batch.node.el 9")
     assert (document.start_command, document.start_admin) == ("/bin/true", False)
     assert (document.environment, document.subnet) == ({"A": "b"}, SUBNET)
+
+
+def test_a_container_brings_its_image() -> None:
+    """Nodes that run containers are made of the newest Ubuntu that can; one that cannot is refused."""
+    document = build(PoolSpec("p", container="python:3.12-slim"), PoolSettings(), IMAGES, NOW)
     assert document.container == "python:3.12-slim"
+    assert (document.image.publisher, document.image.offer, document.image.sku) == (
+        "microsoft-dsvm",
+        "ubuntu-hpc",
+        "2204",
+    )
+    assert document.image.node_agent == "batch.node.ubuntu 22.04"
+    with pytest.raises(ConfigurationError, match=r"container is 'a'.*ubuntu-24_04-lts:server.*no containers"):
+        build(PoolSpec("p", container="a", image=Image()), PoolSettings(), IMAGES, NOW)
+    with pytest.raises(ConfigurationError, match="images that do: none"):
+        build(PoolSpec("p", container="a"), PoolSettings(), (UBUNTU, WINDOWS), NOW)
+
+
+@pytest.mark.skipif(not at_hand(), reason="the published contract of Batch is not at hand")
+def test_containers_fit_the_contract() -> None:
+    """The pool with its container images, and the agents' tasks in them, are as Batch's models say."""
+    spec = PoolSpec("p", nodes=1, container="registry.example/tasks:1", java=True, subnet=SUBNET)
+    pool = pool_options(build(spec, PoolSettings(), IMAGES, NOW)).as_dict()
+    machine = pool["virtualMachineConfiguration"]
+    assert machine["containerConfiguration"] == {
+        "type": "dockerCompatible",
+        "containerImageNames": ["registry.example/tasks:1"],
+    }
+    file = ResourceFile("https://a.blob.core.windows.net/c/agent.json", "agent.json", "0600", identity="/id")
+    (task,) = agent_tasks(Launch("run", (file,)), 0, 1, 1, spec.container)
+    body = task_options(task).as_dict()
+    assert body["containerSettings"] == {
+        "imageName": "registry.example/tasks:1",
+        "workingDirectory": "taskWorkingDirectory",
+    }
+    assert body["resourceFiles"][0]["identityReference"] == {"resourceId": "/id"}
+    contract = Contract()
+    contract.sent("POST", "/pools", pool)
+    contract.sent("POST", "/jobs/j/tasks", body)
+    assert contract.verdict() == []
+    assert contract.checked >= 2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from batchflow import Client, Pool, PoolSpec
 from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
 from batchflow.local.faults import Faults
+from tests.e2e.test_pools import foreign_pool
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SLEEPY = {"sleepy.py": b"import time\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7\n"}
@@ -240,3 +241,81 @@ async def test_a_shrinking_pool_breaks_nothing(client: Client, name: str) -> Non
 
 async def busy(pool: Pool) -> int:
     return sum(node.running for node in await pool.nodes())
+
+
+async def test_a_preempted_node_s_work_runs_again(client: Client, name: str) -> None:
+    """A spot node that is taken away comes back with its id and an empty disk; agent and task run again."""
+    short = replace(client.settings.pool, lock_duration=5.0)
+    async with Client(replace(client.settings, pool=short)) as quick:
+        pool = await quick.ensure_pool(name, files=NAP_ONCE, spec=PoolSpec(name, nodes=0, spot=1))
+        async with pool.session() as session:
+            task = await session.submit("nap.py", args=str(uuid.uuid4()))
+            await until(lambda: busy(pool), 1)
+            (before,) = await pool.nodes()
+            assert not before.dedicated
+            await Faults(client.settings).preempt(name, before.id)
+            assert await task == "second time"
+            (after,) = await pool.nodes()
+            assert after.id == before.id
+        await pool.delete()
+
+
+NAP_ONCE = {
+    "nap.py": b"""import pathlib, tempfile, time
+
+
+def do_action(engine, args):
+    mark = pathlib.Path(tempfile.gettempdir(), args[0])
+    if mark.exists():
+        mark.unlink()
+        return "second time"
+    mark.touch()
+    time.sleep(600)
+"""
+}
+
+
+async def test_the_quota_of_jobs_does_not_leak(client: Client, name: str) -> None:
+    """Whoever starts agents may die before Batch is told to end their job: the next one tells it."""
+    await Faults(client.settings).slow_start(name, 3600.0)
+    pool = await client.ensure_pool(name, files=ECHO, nodes=1)
+    compute = client._services.compute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute, "end_job_when_idle", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            await pool.start()
+    job = pool._manifest.agents_job
+    await end_all_tasks(client, job)
+    assert await job_state(client, job) == "active"
+    await pool.start()
+    assert pool._manifest.agents_job != job
+    await until(lambda: job_state(client, job), "completed")
+    await pool.delete()
+
+
+async def die(_: str) -> None:
+    raise RuntimeError("killed")
+
+
+async def end_all_tasks(client: Client, job: str) -> None:
+    sdk = client._services.compute._client  # type: ignore[attr-defined]
+    for task in await client._services.compute.tasks(job):
+        await sdk.terminate_task(job, task.id)
+
+
+async def test_only_what_batchflow_made_is_deleted() -> None:
+    """Deleting all pools leaves a pool of somebody else's, also where batchflow laid its queues beside it."""
+    async with Client.local(nodes=1) as alone:
+        sdk = alone._services.compute._client  # type: ignore[attr-defined]
+        for theirs in ("attached", "untouched"):
+            await sdk.create_pool(foreign_pool(theirs))
+        await alone.pool("attached")
+        await alone.create_pool(PoolSpec("mine"))
+        await alone.delete_all_pools()
+        await until(lambda: pool_ids(alone), ["attached", "untouched"])
+        assert await alone._services.storage.containers("bf-") == []
+        assert await alone._services.admin.queues() == []
+
+
+async def pool_ids(client: Client) -> list[str]:
+    return sorted([pool.id async for pool in client._services.compute.pools()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from batchflow.errors import (
     PoolNotFound,
     SessionClosed,
 )
+from batchflow.local.faults import Faults
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 NAP = {
@@ -193,13 +195,44 @@ async def test_jobs_are_deleted(client: Client, name: str) -> None:
     [
         (PoolSpec("no spaces"), "no spaces"),
         (PoolSpec("x" * 65), "1 to 64"),
-        (PoolSpec("fine", nodes=-1), "negative"),
+        (PoolSpec("fine", nodes=-1), "nodes is -1.*0 or more"),
+        (PoolSpec("fine", image="canonical:windows:95"), "canonical:windows:95.*allowed: one of"),
+        (PoolSpec("fine", container="python:3.12"), "container is 'python:3.12'"),
         (PoolSpec("fine", vm_size="standard_nonsense"), "standard_nonsense"),
     ],
 )
 async def test_a_bad_spec_is_refused(client: Client, spec: PoolSpec, text: str) -> None:
     """What Batch would not take is refused, and nothing is left behind."""
-    before = await containers(client)
-    with pytest.raises(ConfigurationError, match=text):
-        await client.create_pool(spec)
-    assert await containers(client) == before
+    before = await everything(client)
+    for make in (client.create_pool(spec), client.ensure_pool(spec.id, spec=spec)):
+        with pytest.raises(ConfigurationError, match=text):
+            await make
+    assert await everything(client) == before
+
+
+async def everything(client: Client) -> list[str]:
+    services = client._services
+    pools = [pool.id async for pool in services.compute.pools()]
+    return sorted([*await containers(client), *await services.admin.queues(), *pools])
+
+
+async def test_an_image_past_its_end_is_refused(client: Client) -> None:
+    """It is named, with those that there are, before anything is made."""
+    before = await everything(client)
+    name = "canonical:ubuntu-24_04-lts:server"
+    faults = Faults(client.settings)
+    await faults.account(retired=[name])
+    try:
+        with pytest.raises(ConfigurationError, match=rf"image is '{name}'.*allowed: .*the end of this one"):
+            await client.create_pool(PoolSpec("fine", image=name))
+    finally:
+        await faults.account()
+    assert await everything(client) == before
+
+
+async def test_an_unknown_key_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    """File, key and what was meant, when the client is made."""
+    config = tmp_path / "batchflow.toml"
+    config.write_text('[pool]\nvmsize = "standard_d2s_v3"\n')
+    with pytest.raises(ConfigurationError, match=r"batchflow\.toml.*pool\.vmsize.*'vm_size'"):
+        Client.from_config(config)

@@ -78,6 +78,20 @@ async def test_orphans_go(client: Client, name: str) -> None:
     await client._maker.remove(making._manifest)
 
 
+async def test_what_is_somebody_elses_stays(client: Client, name: str) -> None:
+    """Queues and containers that only begin as batchflow's do are not touched."""
+    services = client._services
+    others = [f"bf-{name}", f"bf-{name}-data", f"bf-{name}-12345678-data"]
+    for each in others:
+        await services.storage.create_container(each)
+        await services.admin.create_queue(QueueSpec(each))
+    swept = await client.sweep()
+    assert not [each for each in swept.removed if name in each]
+    for each in others:
+        assert await services.storage.delete_container(each)
+        assert await services.admin.delete_queue(each)
+
+
 async def test_an_account_is_swept_once_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client sweeps soon after its opening, unless somebody has within a day."""
     await client.sweep()
