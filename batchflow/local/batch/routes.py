@@ -73,7 +73,7 @@ class DataPlane:
         """Carry a request out. Raises Refused."""
         pattern = route_of(request.names)
         route = f"{request.method} {pattern}"
-        operation = _ROUTES.get(route) or _CONTROL.get(route)
+        operation = ROUTES.get(route) or _CONTROL.get(route)
         if operation is None:
             raise _unserved(request.method, pattern)
         queries.check(request.query)
@@ -462,9 +462,9 @@ def _selected(request: Request, document: Document) -> Document:
 
 
 def _unserved(method: str, pattern: str) -> Refused:
-    if f"{method} {pattern}" in _REFUSED:
+    if f"{method} {pattern}" in REFUSED:
         return not_implemented(f"{method} /{pattern}")
-    paths = {route.partition(" ")[2] for route in (*_ROUTES, *_REFUSED)}
+    paths = {route.partition(" ")[2] for route in (*ROUTES, *REFUSED)}
     return (
         Refused("UnsupportedHttpVerb", Verb=method)
         if pattern in paths
@@ -472,7 +472,7 @@ def _unserved(method: str, pattern: str) -> Refused:
     )
 
 
-_ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
+ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "POST pools": DataPlane.create_pool,
     "GET pools": DataPlane.list_pools,
     "HEAD pools/*": DataPlane.pool_exists,
@@ -531,7 +531,7 @@ _CONTROL: dict[str, Callable[[DataPlane, Request], Answer]] = {
 }
 """What the local service has and Azure Batch has not: see `batchflow.local.faults`."""
 
-_REFUSED = frozenset(
+REFUSED = frozenset(
     {
         "GET applications", "GET applications/*", "GET poolusagemetrics",
         "POST pools/*/nodes/*/users", "PUT pools/*/nodes/*/users/*", "DELETE pools/*/nodes/*/users/*",

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import io
 import json
+import re
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +19,7 @@ from azure.batch import models
 from azure.core.exceptions import HttpResponseError
 
 from batchflow.local.batch.auth import signature, strings_to_sign
+from batchflow.local.batch.routes import REFUSED, ROUTES, route_of
 from tests.contract import SWAGGER, Contract, at_hand, specification
 
 ACCOUNT = "local"
@@ -171,6 +174,22 @@ async def test_every_published_operation_is_served_or_refused(batch: Any) -> Non
             status, _, body = await send(batch, method.upper(), f"{path}?{VERSION}")
             assert (body or {}).get("code") not in ("InvalidUri", "UnsupportedHttpVerb"), (method, template)
             assert status != 500, (method, template)
+
+
+def test_the_table_of_routes_is_the_code() -> None:
+    """The documentation names each route of the service once, served or refused, and no other."""
+    text = (Path(__file__).parents[3] / "docs" / "local-cloud.md").read_text()
+    rows = re.findall(r"^\| `(/\S+)` \|([ A-Z,]*)\|([ A-Z,]*)\|$", text, re.MULTILINE)
+    served, refused = (
+        sorted(
+            f"{verb} {route_of(tuple(row[0].strip('/').split('/')))}"
+            for row in rows
+            for verb in re.findall(r"[A-Z]+", row[column])
+        )
+        for column in (1, 2)
+    )
+    assert served == sorted(ROUTES)
+    assert refused == sorted(REFUSED)
 
 
 async def test_unknown_paths_and_verbs_are_refused(batch: Any) -> None:
