@@ -143,7 +143,7 @@ def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
 
     from batchflow.local.launch import LocalCloudProcess
 
-    nodes, slots = (int(pytestconfig.getini(f"batchflow_{name}")) for name in ("nodes", "slots"))
+    nodes, slots = (_count(pytestconfig, f"batchflow_{name}") for name in ("nodes", "slots"))
     # With a factory of its own the runner leaves alone what other plugins have set as the current loop.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         cloud = LocalCloudProcess(nodes=nodes, slots=slots)
@@ -152,6 +152,13 @@ def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
             yield settings
         finally:
             runner.run(cloud.aclose())
+
+
+def _count(config: pytest.Config, option: str) -> int:
+    text = config.getini(option)
+    if not text.isdecimal() or not int(text):
+        pytest.fail(f"{option} is {text!r}; a whole number, at least 1, is needed", pytrace=False)
+    return int(text)
 
 
 @pytest.fixture

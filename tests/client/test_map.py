@@ -7,6 +7,8 @@ import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from batchflow.control import Cancellation, cancellation_blob
@@ -224,6 +226,19 @@ async def test_leaving_it_and_the_session_at_once_still_cancels(pool: Pool, agen
         await asyncio.sleep(0)
         del stream, reading
         gc.collect()
+    assert await cancelled_numbers(session) == [0, 1, 2, 3, 4]
+
+
+async def test_leaving_it_in_a_cancelled_scope_still_cancels(session: Session, agent: Agent) -> None:
+    """A web framework cancels its reader at every await, also at that of the closing: the tasks still end."""
+    with anyio.CancelScope() as scope:
+        async with session.map("x.py", range(5)) as stream:
+            reading = asyncio.ensure_future(anext(stream))
+            await agent.take(5)
+            reading.cancel()
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    await session.aclose()
     assert await cancelled_numbers(session) == [0, 1, 2, 3, 4]
 
 

@@ -149,6 +149,14 @@ def test_another_deployment_can_be_named(project: pytest.Pytester) -> None:
     run(project, "--batchflow-config", "other.toml").assert_outcomes(passed=1)
 
 
+def test_an_option_that_is_no_number_is_named(project: pytest.Pytester) -> None:
+    """What is wrong in the configuration file is said, without a traceback."""
+    project.makepyfile("def test_it(batchflow_cloud): pass")
+    result = run(project, "-o", "batchflow_nodes=two")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["batchflow_nodes is 'two'; a whole number, at least 1, is needed"])
+
+
 def test_without_an_async_plugin_it_says_so(project: pytest.Pytester) -> None:
     """A session in a plain test names what is missing."""
     configure(project, None)
