@@ -67,19 +67,21 @@ def holds() -> Iterator[Row]:
 FLEETS = (
     Fleet(nodes=100, tasks=200_000, duration=0.001),
     Fleet(nodes=100, tasks=200_000, duration=0.001, namespaces=4, queues=4),
+    Fleet(nodes=100, tasks=200_000, duration=0.001, clients=4, namespaces=4, queues=4),
     Fleet(nodes=100, tasks=200_000, duration=0.001, clients=4, tier=PREMIUM),
     Fleet(nodes=100, tasks=100_000, duration=0.1),
-    Fleet(nodes=100, tasks=100_000, duration=0.1, namespaces=4, queues=4),
+    Fleet(nodes=100, tasks=100_000, duration=0.1, clients=4, namespaces=4, queues=4),
     Fleet(nodes=1000, tasks=200_000, duration=1.0),
     Fleet(nodes=1000, tasks=200_000, duration=1.0, namespaces=4, queues=4),
-    Fleet(nodes=1000, tasks=200_000, duration=1.0, slots=4, namespaces=16, queues=16, clients=4),
+    Fleet(nodes=1000, tasks=200_000, duration=1.0, clients=4, namespaces=4, queues=4),
+    Fleet(nodes=1000, tasks=200_000, duration=1.0, slots=4, clients=16, namespaces=16, queues=16),
     Fleet(nodes=1000, tasks=200_000, duration=1.0, slots=4, clients=4, tier=PREMIUM),
     Fleet(nodes=1000, tasks=1_000_000, duration=0.005, clients=8, tier=PREMIUM),
     Fleet(nodes=10_000, tasks=1_000_000, duration=60.0),
-    Fleet(nodes=10_000, tasks=1_000_000, duration=10.0, namespaces=4, queues=4),
+    Fleet(nodes=10_000, tasks=1_000_000, duration=10.0, clients=4, namespaces=4, queues=4),
 )
 LARGEST = (
-    Fleet(nodes=10_000, tasks=10_000_000, duration=10.0, namespaces=5, queues=5, clients=4),
+    Fleet(nodes=10_000, tasks=10_000_000, duration=10.0, clients=5, namespaces=5, queues=5),
     Fleet(nodes=10_000, tasks=10_000_000, duration=0.005, clients=16, tier=PREMIUM),
 )
 

@@ -80,8 +80,10 @@ class _Pack:
 class _Client:
     """Submits its share, makes packs of what waits, takes results."""
 
-    def __init__(self, world: FleetWorld, share: int, rate: float) -> None:
+    def __init__(self, world: FleetWorld, number: int, share: int, rate: float) -> None:
         fleet = world.fleet
+        self.mailbox = number % fleet.queues
+        """All its results take this one of the results queues."""
         slots, trip = fleet.nodes * fleet.slots, fleet.costs.round_trip
         self.policy = PackingPolicy(slots, {_COMMAND: fleet.duration}, trip)
         self.policy.seen(_COMMAND, fleet.duration)
@@ -200,7 +202,7 @@ class _Agent:
         world.ran += count * world.fleet.duration
         work = costs.send + costs.sent_message + count * costs.agent_task / 2
         ready = self.processor.work(world.time.now, work)
-        granted = world.spend(self.lane, ready, 2, 2 * (count * ITEM + ENVELOPE))
+        granted = world.spend(pack.client.mailbox, ready, 2, 2 * (count * ITEM + ENVELOPE))
         world.time.at(granted + costs.round_trip, pack.client.mail, pack, count)
         if last:
             self.free += 1
@@ -228,7 +230,7 @@ class FleetWorld:
         self._agents = [_Agent(self, number) for number in range(fleet.nodes)]
         share, rate = -(-fleet.tasks // fleet.clients), fleet.rate / fleet.clients
         shares = [min(share, fleet.tasks - share * number) for number in range(fleet.clients)]
-        self._clients = [_Client(self, each, rate) for each in shares]
+        self._clients = [_Client(self, number, each, rate) for number, each in enumerate(shares)]
         self._finished = 0
         self._ended_at = 0.0
         self._latencies: Counter[int] = Counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from batchflow.packing import PackingPolicy
@@ -94,12 +96,18 @@ def test_the_fast_simulation_agrees_with_the_exact_one(duration: float, trip: fl
 
 
 def test_credits_bound_what_one_namespace_does() -> None:
-    """Four a task: 250 long tasks a second, and four times as many over four namespaces."""
+    """Four a task: 250 long tasks a second, and four times as many over four namespaces.
+
+    But one session's results all come through one of them.
+    """
     one = FleetWorld(Fleet(nodes=1000, tasks=5000, duration=1.0)).run()
-    four = FleetWorld(Fleet(nodes=1000, tasks=5000, duration=1.0, namespaces=4, queues=4)).run()
+    sharded = Fleet(nodes=1000, tasks=5000, duration=1.0, clients=4, namespaces=4, queues=4)
+    four = FleetWorld(sharded).run()
+    alone = FleetWorld(replace(sharded, clients=1)).run()
     assert one.credits_per_task == pytest.approx(4.0, rel=0.01)
     assert one.rate == pytest.approx(STANDARD.credits / 4, rel=0.3)
     assert four.rate > 2.5 * one.rate
+    assert alone.rate < 0.8 * four.rate
 
 
 def test_the_limit_that_bites_is_named() -> None:
