@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from batchflow.local.batch.errors import Refused, invalid_query, not_implemented
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _VERSION: Final = re.compile(r"\d{4}-\d\d-\d\d(\.\d+\.\d+)?")
 VERSIONS: Final = frozenset(
@@ -80,6 +80,150 @@ FILTERS: Final[Mapping[str, Filters]] = {
     "jobs/*/tasks/*/files": _FILES,
 }
 """By the list's route."""
+
+
+SELECTABLE: Final[Mapping[str, frozenset[str]]] = {
+    "pools": frozenset(
+        {
+            "allocationState",
+            "allocationStateTransitionTime",
+            "applicationPackageReferences",
+            "autoScaleEvaluationInterval",
+            "autoScaleFormula",
+            "autoScaleRun",
+            "certificateReferences",
+            "creationTime",
+            "currentDedicatedNodes",
+            "currentLowPriorityNodes",
+            "currentNodeCommunicationMode",
+            "displayName",
+            "eTag",
+            "enableAutoScale",
+            "enableInterNodeCommunication",
+            "id",
+            "identity",
+            "lastModified",
+            "metadata",
+            "mountConfiguration",
+            "networkConfiguration",
+            "resizeErrors",
+            "resizeTimeout",
+            "resourceTags",
+            "startTask",
+            "state",
+            "stateTransitionTime",
+            "stats",
+            "targetDedicatedNodes",
+            "targetLowPriorityNodes",
+            "targetNodeCommunicationMode",
+            "taskSchedulingPolicy",
+            "taskSlotsPerNode",
+            "upgradePolicy",
+            "url",
+            "userAccounts",
+            "virtualMachineConfiguration",
+            "vmSize",
+        }
+    ),  # fmt: skip
+    "pools/*/nodes": frozenset(
+        {
+            "affinityId",
+            "allocationTime",
+            "certificateReferences",
+            "endpointConfiguration",
+            "errors",
+            "id",
+            "ipAddress",
+            "ipv6Address",
+            "isDedicated",
+            "lastBootTime",
+            "nodeAgentInfo",
+            "recentTasks",
+            "runningTaskSlotsCount",
+            "runningTasksCount",
+            "schedulingState",
+            "startTask",
+            "startTaskInfo",
+            "state",
+            "stateTransitionTime",
+            "totalTasksRun",
+            "totalTasksSucceeded",
+            "url",
+            "virtualMachineInfo",
+            "vmSize",
+        }
+    ),  # fmt: skip
+    "jobs": frozenset(
+        {
+            "allowTaskPreemption",
+            "commonEnvironmentSettings",
+            "constraints",
+            "creationTime",
+            "displayName",
+            "eTag",
+            "executionInfo",
+            "id",
+            "jobManagerTask",
+            "jobPreparationTask",
+            "jobReleaseTask",
+            "lastModified",
+            "maxParallelTasks",
+            "metadata",
+            "networkConfiguration",
+            "onAllTasksComplete",
+            "onTaskFailure",
+            "poolInfo",
+            "previousState",
+            "previousStateTransitionTime",
+            "priority",
+            "state",
+            "stateTransitionTime",
+            "stats",
+            "url",
+            "usesTaskDependencies",
+        }
+    ),  # fmt: skip
+    "jobs/*/tasks": frozenset(
+        {
+            "affinityInfo",
+            "applicationPackageReferences",
+            "authenticationTokenSettings",
+            "commandLine",
+            "constraints",
+            "containerSettings",
+            "creationTime",
+            "dependsOn",
+            "displayName",
+            "eTag",
+            "environmentSettings",
+            "executionInfo",
+            "exitConditions",
+            "id",
+            "lastModified",
+            "multiInstanceSettings",
+            "nodeInfo",
+            "outputFiles",
+            "previousState",
+            "previousStateTransitionTime",
+            "requiredSlots",
+            "resourceFiles",
+            "state",
+            "stateTransitionTime",
+            "stats",
+            "url",
+            "userIdentity",
+        }
+    ),  # fmt: skip
+}
+"""By the list's route, the properties that `$select` can name, those of older versions too."""
+
+
+def check_selection(names: Iterable[str], route: str) -> None:
+    """Refuse the name of a property that the list's items, or the one resource of it, have not."""
+    known = SELECTABLE.get(route)
+    for name in names:
+        if known is not None and name.strip().partition("/")[0] not in known:
+            raise invalid_query("$select", name, "The property does not exist on this type.")
 
 
 def check(query: Mapping[str, str]) -> None:

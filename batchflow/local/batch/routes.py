@@ -410,7 +410,8 @@ class DataPlane:
             limit=parse_max_results(request.query.get("maxresults")),
             wanted=parse_filter(expression, queries.FILTERS[route_of(request.names)]) if expression else None,
         )
-        document: Document = {"value": [_selected(request, item) for item in page.items]}
+        chosen = _selection(request)
+        document: Document = {"value": [select(item, chosen) for item in page.items]}
         if page.next_token is not None:
             path = "/".join(quote(name, safe="") for name in request.names)
             query = urlencode({**request.query, "$skiptoken": page.next_token})
@@ -457,8 +458,14 @@ def _recursive(request: Request) -> bool:
 
 
 def _selected(request: Request, document: Document) -> Document:
-    names = request.query.get("$select", "")
-    return select(document, names.split(",")) if names else document
+    return select(document, _selection(request))
+
+
+def _selection(request: Request) -> list[str]:
+    """The names of `$select`; none means all properties. Raises Refused."""
+    names = [name for name in request.query.get("$select", "").split(",") if name.strip()]
+    queries.check_selection(names, route_of(request.names).removesuffix("/*"))
+    return names
 
 
 def _unserved(method: str, pattern: str) -> Refused:

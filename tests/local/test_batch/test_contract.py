@@ -19,8 +19,9 @@ from azure.batch import models
 from azure.core.exceptions import HttpResponseError
 
 from batchflow.local.batch.auth import signature, strings_to_sign
+from batchflow.local.batch.queries import SELECTABLE
 from batchflow.local.batch.routes import REFUSED, ROUTES, route_of
-from tests.contract import SWAGGER, Contract, at_hand, specification
+from tests.contract import MODELS, SWAGGER, Contract, at_hand, specification
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
@@ -274,6 +275,7 @@ async def test_lists_are_filtered_by_what_is_published(
         ("api-version=2099-01-01", 400, "UnsupportedRequestVersion"),
         ("api-version=2099-01-01.99.0", 400, "UnsupportedRequestVersion"),
         (f"{VERSION}&color=red", 400, "UnsupportedQueryParameter"),
+        (f"{VERSION}&$select=id,colour", 400, "InvalidQueryParameterValue"),
         (f"{VERSION}&$expand=nodes", 400, "InvalidQueryParameterValue"),
         (f"{VERSION}&$expand=stats", 501, "NotImplemented"),
     ],
@@ -282,6 +284,24 @@ async def test_queries_that_are_refused(batch: Any, query: str, status: int, cod
     """Versions and parameters that the service has not, and statistics, which are kept nowhere here."""
     got, _, body = await send(batch, "GET", f"/jobs?{query}")
     assert (got, body["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("route", "model"),
+    [
+        ("pools", "BatchPool"),
+        ("pools/*/nodes", "BatchNode"),
+        ("jobs", "BatchJob"),
+        ("jobs/*/tasks", "BatchTask"),
+    ],
+)
+def test_what_is_published_can_be_selected(route: str, model: str) -> None:
+    """Every property of the published types, of either version."""
+    if not at_hand():
+        pytest.skip("the published specifications are not at hand")
+    newest = specification(MODELS)["$defs"][model]["properties"]
+    older = specification(SWAGGER)["definitions"][model]["properties"]
+    assert newest.keys() | older.keys() <= SELECTABLE[route]
 
 
 @pytest.mark.parametrize("limit", [0, 1001])

@@ -81,8 +81,11 @@ async def test_nodes_have_host_names_of_their_own(batch: Any) -> None:
     await batch.pool(nodes=2)
     await batch.job()
     code = "import os, socket; print(socket.gethostname(), os.environ['HOSTNAME'])"
-    for number in range(2):
-        await batch.task(f"task-{number}", f'{sys.executable} -c "{code}"')
+    tasks = [
+        models.BatchTaskCreateOptions(id=f"task-{number}", command_line=f'{sys.executable} -c "{code}"')
+        for number in range(2)
+    ]
+    await batch.client.create_task_collection("job", models.BatchTaskGroup(task_values=tasks))
     for number in range(2):
         await batch.until_task(f"task-{number}", "completed")
     pairs = [(await batch.output(f"task-{number}")).split() for number in range(2)]
