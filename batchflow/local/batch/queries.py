@@ -82,138 +82,51 @@ FILTERS: Final[Mapping[str, Filters]] = {
 """By the list's route."""
 
 
+_POOL: Final = frozenset(
+    {
+        "allocationState", "allocationStateTransitionTime", "applicationPackageReferences",
+        "autoScaleEvaluationInterval", "autoScaleFormula", "autoScaleRun", "certificateReferences",
+        "creationTime", "currentDedicatedNodes", "currentLowPriorityNodes", "currentNodeCommunicationMode",
+        "displayName", "eTag", "enableAutoScale", "enableInterNodeCommunication", "id", "identity",
+        "lastModified", "metadata", "mountConfiguration", "networkConfiguration", "resizeErrors",
+        "resizeTimeout", "resourceTags", "startTask", "state", "stateTransitionTime", "stats",
+        "targetDedicatedNodes", "targetLowPriorityNodes", "targetNodeCommunicationMode",
+        "taskSchedulingPolicy", "taskSlotsPerNode", "upgradePolicy", "url", "userAccounts",
+        "virtualMachineConfiguration", "vmSize",
+    }
+)  # fmt: skip
+_NODE: Final = frozenset(
+    {
+        "affinityId", "allocationTime", "certificateReferences", "endpointConfiguration", "errors", "id",
+        "ipAddress", "ipv6Address", "isDedicated", "lastBootTime", "nodeAgentInfo", "recentTasks",
+        "runningTaskSlotsCount", "runningTasksCount", "schedulingState", "startTask", "startTaskInfo",
+        "state", "stateTransitionTime", "totalTasksRun", "totalTasksSucceeded", "url", "virtualMachineInfo",
+        "vmSize",
+    }
+)  # fmt: skip
+_JOB: Final = frozenset(
+    {
+        "allowTaskPreemption", "commonEnvironmentSettings", "constraints", "creationTime", "displayName",
+        "eTag", "executionInfo", "id", "jobManagerTask", "jobPreparationTask", "jobReleaseTask",
+        "lastModified", "maxParallelTasks", "metadata", "networkConfiguration", "onAllTasksComplete",
+        "onTaskFailure", "poolInfo", "previousState", "previousStateTransitionTime", "priority", "state",
+        "stateTransitionTime", "stats", "url", "usesTaskDependencies",
+    }
+)  # fmt: skip
+_TASK: Final = frozenset(
+    {
+        "affinityInfo", "applicationPackageReferences", "authenticationTokenSettings", "commandLine",
+        "constraints", "containerSettings", "creationTime", "dependsOn", "displayName", "eTag",
+        "environmentSettings", "executionInfo", "exitConditions", "id", "lastModified",
+        "multiInstanceSettings", "nodeInfo", "outputFiles", "previousState", "previousStateTransitionTime",
+        "requiredSlots", "resourceFiles", "state", "stateTransitionTime", "stats", "url", "userIdentity",
+    }
+)  # fmt: skip
 SELECTABLE: Final[Mapping[str, frozenset[str]]] = {
-    "pools": frozenset(
-        {
-            "allocationState",
-            "allocationStateTransitionTime",
-            "applicationPackageReferences",
-            "autoScaleEvaluationInterval",
-            "autoScaleFormula",
-            "autoScaleRun",
-            "certificateReferences",
-            "creationTime",
-            "currentDedicatedNodes",
-            "currentLowPriorityNodes",
-            "currentNodeCommunicationMode",
-            "displayName",
-            "eTag",
-            "enableAutoScale",
-            "enableInterNodeCommunication",
-            "id",
-            "identity",
-            "lastModified",
-            "metadata",
-            "mountConfiguration",
-            "networkConfiguration",
-            "resizeErrors",
-            "resizeTimeout",
-            "resourceTags",
-            "startTask",
-            "state",
-            "stateTransitionTime",
-            "stats",
-            "targetDedicatedNodes",
-            "targetLowPriorityNodes",
-            "targetNodeCommunicationMode",
-            "taskSchedulingPolicy",
-            "taskSlotsPerNode",
-            "upgradePolicy",
-            "url",
-            "userAccounts",
-            "virtualMachineConfiguration",
-            "vmSize",
-        }
-    ),  # fmt: skip
-    "pools/*/nodes": frozenset(
-        {
-            "affinityId",
-            "allocationTime",
-            "certificateReferences",
-            "endpointConfiguration",
-            "errors",
-            "id",
-            "ipAddress",
-            "ipv6Address",
-            "isDedicated",
-            "lastBootTime",
-            "nodeAgentInfo",
-            "recentTasks",
-            "runningTaskSlotsCount",
-            "runningTasksCount",
-            "schedulingState",
-            "startTask",
-            "startTaskInfo",
-            "state",
-            "stateTransitionTime",
-            "totalTasksRun",
-            "totalTasksSucceeded",
-            "url",
-            "virtualMachineInfo",
-            "vmSize",
-        }
-    ),  # fmt: skip
-    "jobs": frozenset(
-        {
-            "allowTaskPreemption",
-            "commonEnvironmentSettings",
-            "constraints",
-            "creationTime",
-            "displayName",
-            "eTag",
-            "executionInfo",
-            "id",
-            "jobManagerTask",
-            "jobPreparationTask",
-            "jobReleaseTask",
-            "lastModified",
-            "maxParallelTasks",
-            "metadata",
-            "networkConfiguration",
-            "onAllTasksComplete",
-            "onTaskFailure",
-            "poolInfo",
-            "previousState",
-            "previousStateTransitionTime",
-            "priority",
-            "state",
-            "stateTransitionTime",
-            "stats",
-            "url",
-            "usesTaskDependencies",
-        }
-    ),  # fmt: skip
-    "jobs/*/tasks": frozenset(
-        {
-            "affinityInfo",
-            "applicationPackageReferences",
-            "authenticationTokenSettings",
-            "commandLine",
-            "constraints",
-            "containerSettings",
-            "creationTime",
-            "dependsOn",
-            "displayName",
-            "eTag",
-            "environmentSettings",
-            "executionInfo",
-            "exitConditions",
-            "id",
-            "lastModified",
-            "multiInstanceSettings",
-            "nodeInfo",
-            "outputFiles",
-            "previousState",
-            "previousStateTransitionTime",
-            "requiredSlots",
-            "resourceFiles",
-            "state",
-            "stateTransitionTime",
-            "stats",
-            "url",
-            "userIdentity",
-        }
-    ),  # fmt: skip
+    "pools": _POOL,
+    "pools/*/nodes": _NODE,
+    "jobs": _JOB,
+    "jobs/*/tasks": _TASK,
 }
 """By the list's route, the properties that `$select` can name, those of older versions too."""
 
