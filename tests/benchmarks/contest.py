@@ -76,7 +76,7 @@ class Sizes:
     echo: int
 
 
-FULL = Sizes(bulk=5000, one_by_one=5000, round_trip=1000, spin=2000, nap=2000, echo=200)
+FULL = Sizes(bulk=5000, one_by_one=5000, round_trip=1000, spin=2000, nap=1000, echo=200)
 QUICK = Sizes(bulk=200, one_by_one=200, round_trip=50, spin=100, nap=100, echo=10)
 
 

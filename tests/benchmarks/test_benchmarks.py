@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.benchmarks import contest, table
+from tests.benchmarks.contest import Record
+from tests.benchmarks.harness import Figure
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -34,3 +38,52 @@ def test_a_quick_run_prints_its_figures() -> None:
         "resident",
     ):
         assert figure in finished.stdout
+
+
+def test_the_tables_judge_by_the_best_peer() -> None:
+    """Efficiency is told against the plain processes of the same round; the local limit is no peer."""
+    found = [
+        Record(number, contender, quantity, value, 0.0)
+        for number, contender, quantity, value in (
+            (1, contest.PLAIN, "spin", 2000.0),
+            (2, contest.PLAIN, "spin", 1000.0),
+            (1, contest.OURS, "spin", 1800.0),
+            (2, contest.OURS, "spin", 900.0),
+            (1, contest.OURS, "bulk", 1000.0),
+            (1, contest.LIMIT, "bulk", 900.0),
+            (1, "saq", "bulk", 100.0),
+            (1, "Ray", "bulk", 200.0),
+        )
+    ]
+    values = table.values_of(found)
+    assert values[contest.OURS, "spin"] == [0.9, 0.9]
+    rows = list(table.goals_table(values))
+    assert "| no-ops in bulk /s | 1,000 | 200 (Ray) | 5.00 | at least 8.00 x | no |" in rows
+    assert "| 1 ms of CPU, efficiency | 0.900 |  |  | at least 0.800 | yes |" in rows
+    assert "2 rounds" in table.noise(found)
+    assert "50.0 to 100 %" in table.noise(found)
+
+
+def test_records_are_kept_from_run_to_run(tmp_path: Path) -> None:
+    """What one run wrote another reads."""
+    records = [Record(1, "saq", "bulk", 100.0, 1.5), Record(2, "saq", "p50", 2.0, 2.5)]
+    for record in records:
+        table.append(tmp_path / "rounds.jsonl", record)
+    assert table.read(tmp_path / "rounds.jsonl") == records
+
+
+def test_a_figure_says_whether_its_goal_is_met() -> None:
+    """By its median."""
+    assert Figure("x", [1.0, 1.1, 9.0], "s", at_most=1.2).goal == "at most 1.20: met"
+    assert Figure("x", [0.7], "", at_least=0.8).goal == "at least 0.800: MISSED"
+    assert Figure("x", [0.7], "").goal == ""
+
+
+def test_a_contender_that_fails_is_told_apart() -> None:
+    """With its last words; the others go on."""
+    nobody = contest.Entrant("nobody", "on_nobody.py", "no_such_module")
+    broken = contest.Entrant("broken", "on_broken.py", "sys")
+    told = [said for said in contest.rounds([nobody, broken], contest.QUICK, [1]) if isinstance(said, str)]
+    assert told[0] == "nobody: not installed"
+    assert told[1].startswith("broken, round 1: ended:")
+    assert "on_broken.py" in told[1]
