@@ -51,6 +51,8 @@ class Outcome:
     p50: float
     p99: float
     credits: int
+    fullest: int
+    """Credits of the namespace that spent most."""
     packs: int
     megabytes: float
     busy: float
@@ -251,6 +253,7 @@ class FleetWorld:
             p50,
             p99,
             sum(each.used for each in self._credits),
+            max(each.used for each in self._credits),
             self.packs,
             self.size / 1e6,
             self.ran / (elapsed * self.fleet.nodes * self.fleet.slots),

@@ -50,8 +50,7 @@ def _uses(outcome: Outcome) -> Iterator[Use]:
     yield Use("connections of a namespace", links, fleet.tier.connections)
     yield Use("receivers of a queue", fleet.nodes, RECEIVERS)
     if fleet.tier.credits < math.inf:
-        spent = outcome.credits / outcome.elapsed / fleet.namespaces
-        yield Use("credits/s of a namespace", spent, fleet.tier.credits)
+        yield Use("credits/s of a namespace", outcome.fullest / outcome.elapsed, fleet.tier.credits)
     else:
         passed = outcome.megabytes / outcome.elapsed / fleet.namespaces
         yield Use("MB/s of a messaging unit", passed, PREMIUM_MEGABYTES)
