@@ -12,6 +12,9 @@ from typing import Any
 
 import anyio
 import pytest
+from azure.batch import models
+from azure.batch.aio import BatchClient
+from azure.core.credentials import AzureNamedKeyCredential
 
 from batchflow import Client, Pool, PoolSpec, explain
 from batchflow.access import AGENT_RULE
@@ -186,6 +189,32 @@ async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
 async def test_no_nodes(client: Client, name: str) -> None:
     """A pool without nodes."""
     await told(await client.ensure_pool(name, nodes=0), "the pool has no nodes", "pool.resize(2)")
+
+
+async def test_pool_with_a_formula(client: Client, name: str) -> None:
+    """A pool whose size a formula decides is told so, cannot be resized, and is left as it was."""
+    batch = client.settings.batch
+    credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
+    image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
+    machine = models.VirtualMachineConfiguration(
+        image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
+    )
+    options = models.BatchPoolCreateOptions(
+        id=name,
+        vm_size="standard_d2s_v3",
+        virtual_machine_configuration=machine,
+        enable_auto_scale=True,
+        auto_scale_formula="$TargetDedicatedNodes = 0",
+    )
+    async with BatchClient(batch.url or "", credential) as sdk:
+        await sdk.create_pool(options)
+        before = (await sdk.get_pool(name)).as_dict()
+        pool = await client.pool(name)
+        await told(pool, "the pool's formula wants no nodes", "change the pool's formula")
+        with pytest.raises(PoolError, match="OperationNotValidOnPool"):
+            await pool.resize(2)
+        await pool.delete()
+        assert (await sdk.get_pool(name)).as_dict() == before
 
 
 async def test_agent_that_cannot_start(client: Client, name: str) -> None:

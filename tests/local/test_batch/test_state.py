@@ -39,7 +39,7 @@ def allowed_refusal(*codes: str) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        if refused.status != 409 or (codes and refused.code not in codes):
+        if refused.code not in codes if codes else refused.status != 409:
             raise
 
 
@@ -177,7 +177,7 @@ class BatchMachine(RuleBasedStateMachine):
 
     @rule(wanted=st.integers(0, 3), spot=st.integers(0, 2), option=OPTIONS)
     def resize(self, wanted: int, spot: int, option: Any) -> None:
-        with allowed_refusal("PoolBeingResized"):
+        with allowed_refusal("PoolBeingResized", "OperationNotValidOnPool"):
             self.state.fleet.resize_pool(self._pool(), wanted, spot, option, None, self.nodes.now)
         self.nodes.act()
 
@@ -185,6 +185,20 @@ class BatchMachine(RuleBasedStateMachine):
     def stop_resize(self) -> None:
         with allowed_refusal("OperationInvalidForCurrentState"):
             self.state.fleet.stop_resize(self._pool(), self.nodes.now)
+        self.nodes.act()
+
+    @rule(wanted=st.integers(0, 3), seconds=st.sampled_from([1.0, 400.0]))
+    def enable_formula(self, wanted: int, seconds: float) -> None:
+        text = f"$TargetDedicatedNodes = ({wanted} + $CurrentDedicatedNodes) / 2"
+        with allowed_refusal("PoolBeingResized", "TooManyEnableAutoScaleRequests"):
+            self.state.fleet.enable_formula(self._pool(), text, 300.0, self.nodes.now)
+        self.nodes.now += seconds
+        self.state.tick(self.nodes.now)
+        self.nodes.act()
+
+    @rule()
+    def disable_formula(self) -> None:
+        self.state.fleet.disable_formula(self._pool(), self.nodes.now)
         self.nodes.act()
 
     @precondition(lambda self: self._pool().nodes)
@@ -242,6 +256,12 @@ class BatchMachine(RuleBasedStateMachine):
         if launched:
             self.state.run_launched(run_id, self.nodes.now)
         self.nodes.end(run_id, outcome)
+
+    @invariant()
+    def formulas_are_evaluated_in_time(self) -> None:
+        formula, run = self._pool().spec.formula, self._pool().formula_run
+        assert (formula is None) == (run is None)
+        assert formula is None or run is None or self.nodes.now < run.at + formula.interval
 
     @invariant()
     def tasks_are_in_one_place(self) -> None:
