@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +45,8 @@ _LOG_TAIL: Final = 32_000
 """Bytes of an agent's stderr that an explanation looks at."""
 _LOG_TRIES: Final = 20
 _LOG_PAUSE: Final = 0.1
+_MOST: Final = 3
+"""Nodes in the same state, or agents, that are told of one by one."""
 _IN_VAIN: Final = 5
 """Deaths in a row, before any sign of life, after which no agent is expected any more."""
 _SKEW: Final = 30.0
@@ -192,8 +195,18 @@ async def _ask_batch(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
     facts["nodes"] = {node.id: node.state for node in nodes}
     facts["wanted"] = info.wanted + info.spot_wanted
     causes = _pool_causes(info, len(nodes)) + await _image_causes(pool, info)
-    for node in nodes:
-        causes += await _node_causes(pool, node)
+    return causes + await _causes_of_nodes(pool, nodes)
+
+
+async def _causes_of_nodes(pool: Pool, nodes: list[NodeInfo]) -> list[Cause]:
+    """Of each state a few nodes are told of, and how many there are beside them."""
+    causes: list[Cause] = []
+    for state in dict.fromkeys(node.state for node in nodes):
+        alike = [node for node in nodes if node.state == state]
+        told = [cause for node in alike[:_MOST] for cause in await _node_causes(pool, node)]
+        if told and len(alike) > _MOST:
+            told.append(replace(told[-1], what=f"{len(alike) - _MOST} more nodes are {state}"))
+        causes += told
     return causes
 
 
@@ -301,17 +314,25 @@ async def _absence_causes(pool: Pool) -> list[Cause]:
     under_way = any(task.state != "completed" for task in tasks)
     remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
     causes = [Cause("no agent is alive", remedy)]
-    for task in tasks:
+    waiting = [task.id for task in tasks if task.state == "active" and not task.retries]
+    if waiting:
+        what = f"{_listed(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a node"
+        causes.append(Cause(what, "wait, or resize the pool", "slow"))
+    for task in [task for task in tasks if task.id not in waiting][:_MOST]:
         causes += await _task_causes(pool, task)
     return causes
+
+
+def _listed(names: list[str]) -> str:
+    """The first few of them, and how many there are beside."""
+    more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
+    return " and ".join([", ".join(names[:_MOST]), *more])
 
 
 async def _task_causes(pool: Pool, task: BatchTaskInfo) -> list[Cause]:
     if task.failure is not None:
         what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
         return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
-    if task.state == "active" and not task.retries:
-        return [Cause(f"{task.id} waits for a node", "wait, or resize the pool", "slow")]
     log = await _agent_log(pool, task)
     said = "".join(f"\n    {line}" for line in log.words) or " nothing"
     if times := max(log.deaths, task.retries):

@@ -133,6 +133,17 @@ async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
         await pool.wait_ready(timeout=0.5)
 
 
+async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
+    """Of nodes and agents that fare alike a few are told of by name."""
+    await faults.slow_start(name, 600)
+    pool = await client.ensure_pool(name, nodes=5)
+    await pool.start()
+    text = await told(
+        pool, "2 more nodes are starting", "agent-0, agent-1, agent-2 and 2 more wait for a node"
+    )
+    assert text.count("is starting") == 3
+
+
 async def test_start_task_failure(client: Client, faults: Faults, name: str) -> None:
     """A start task that fails, with the end of what it said."""
     await faults.start_task_failure(name, stderr="E: Unable to locate package libfoo", exit_code=100)
