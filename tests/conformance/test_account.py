@@ -1,0 +1,343 @@
+"""What only a real account can confirm, from one end to the other; the local cloud shows that the tests run.
+
+Each test names the settings that it misses. On Azure nodes boot for it: minutes, and cents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import pytest
+import pytest_asyncio
+
+from batchflow import Client, Image, Pool, PoolSpec, Settings
+from batchflow.azure.blob import BlobStorage, SignedContainer
+from batchflow.azure.servicebus import ServiceBusAdmin
+from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+from batchflow.compute import PoolDocument
+from batchflow.control import AgentConfig
+from batchflow.errors import BlobNotFound, ConfigurationError, StartTaskFailed, StorageError
+from batchflow.local.entra import (
+    BATCH_CONTRIBUTOR,
+    BLOB_CONTRIBUTOR,
+    BUS_OWNER,
+    BUS_RECEIVER,
+    BUS_SENDER,
+    Assignment,
+)
+from batchflow.local.server import LocalCloud
+from batchflow.services import Services, connect
+from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
+from batchflow.storage import AccessPolicy
+from tests.conformance.conftest import REAL, setting
+
+ROLES = {
+    "me": (Assignment(BATCH_CONTRIBUTOR), Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),
+    "nodes": (Assignment(BUS_SENDER), Assignment(BUS_RECEIVER), Assignment(BLOB_CONTRIBUTOR)),
+}
+LOCAL_IDENTITY_POOL = "with-identity"
+BOOT = 900.0
+"""Seconds in which a real node boots and its agent is there."""
+REVOKED = 120.0
+"""Seconds after which a policy that was removed opens nothing, on Azure half a minute."""
+TASKS = {
+    "where.py": (
+        b"import sys, platform\n"
+        b"def do_action(engine, args):\n"
+        b"    return [list(sys.version_info[:2]), platform.machine()]\n"
+    ),
+    "nap.py": b"import time\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return args[0]\n",
+}
+
+pytestmark = pytest.mark.timeout(2400)
+
+
+@dataclass(frozen=True)
+class Account:
+    """An account, by its keys and by roles; a setting that is missing skips when it is asked for."""
+
+    keys: Callable[[], Settings]
+    roles: Callable[[], Settings]
+    identity_pool: Callable[[], str]
+    ca_file: str | None = None
+
+
+@pytest_asyncio.fixture(params=["local", REAL])
+async def account(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Account]:
+    if request.param == "azure":
+        yield Account(real_keys, real_roles, lambda: setting("BATCHFLOW_TEST_IDENTITY_POOL"))
+        return
+    cloud = LocalCloud(nodes=1, roles=ROLES, identities={LOCAL_IDENTITY_POOL: "nodes"})
+    settings = await cloud.start()
+    for name, value in cloud.identity_environment("me").items():
+        monkeypatch.setenv(name, value)
+    keyless = cloud.keyless_settings
+    yield Account(lambda: settings, lambda: keyless, lambda: LOCAL_IDENTITY_POOL, keyless.storage.ca_file)
+    await cloud.aclose()
+
+
+def real_keys() -> Settings:
+    names = ("BATCHFLOW_TEST_BATCH_ACCOUNT", "BATCHFLOW_TEST_BATCH_KEY", "BATCHFLOW_TEST_BATCH_URL")
+    return Settings(
+        batch=BatchSettings(*(setting(name) for name in names)),
+        storage=StorageSettings(setting("BATCHFLOW_TEST_STORAGE")),
+        servicebus=ServiceBusSettings(setting("BATCHFLOW_TEST_SERVICEBUS")),
+    )
+
+
+def real_roles() -> Settings:
+    account, url = setting("BATCHFLOW_TEST_BATCH_ACCOUNT"), setting("BATCHFLOW_TEST_BATCH_URL")
+    return Settings(
+        batch=BatchSettings(account, url=url, entra=True),
+        storage=StorageSettings(account_url=setting("BATCHFLOW_TEST_STORAGE_URL")),
+        servicebus=ServiceBusSettings(namespace=setting("BATCHFLOW_TEST_SERVICEBUS_NAMESPACE")),
+    )
+
+
+@pytest.fixture
+def keys(account: Account) -> Settings:
+    return account.keys()
+
+
+@pytest.fixture
+def roles(account: Account) -> Settings:
+    return account.roles()
+
+
+@pytest.fixture
+def name() -> str:
+    return f"conformance-{secrets.token_hex(6)}"
+
+
+@asynccontextmanager
+async def made(settings: Settings, spec: PoolSpec) -> AsyncIterator[Pool]:
+    """A pool that goes after the test, whatever happened."""
+    async with Client(settings) as client:
+        pool = await client.create_pool(spec)
+        try:
+            yield pool
+        finally:
+            await pool.delete()
+
+
+async def until(look: Callable[[], Awaitable[bool]], patience: float) -> None:
+    async with asyncio.timeout(patience):
+        while not await look():  # noqa: ASYNC110 - a service can only be asked
+            await asyncio.sleep(0.2)
+
+
+# ---- nodes and agents
+
+
+async def test_an_agent_reaches_a_fresh_node(keys: Settings, name: str) -> None:
+    """The default image boots, its Python is the one of the agent's archive, and a task answers."""
+    async with made(keys, PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:
+            version, _machine = await session.run("where.py")
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    expected = here if keys.target == "local" else keys.agent.node_python
+    assert ".".join(map(str, version)) == expected
+
+
+async def test_packages_are_installed(keys: Settings, name: str) -> None:
+    """The start task waits for the machine's own upgrades, then brings packages, Java and requirements."""
+    if keys.target == "local":
+        pytest.skip("the local cloud's nodes are this machine: nothing is installed on it")
+    spec = PoolSpec(name, nodes=1, apt=("jq",), pip=("six",), java=17, files=(TASKS,))
+    async with made(keys, spec) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:
+            assert await session.run("nap.py", args=0.1) == 0.1
+
+
+async def test_a_start_task_that_fails_is_told(keys: Settings, name: str) -> None:
+    """With the end of what it said, as soon as Batch knows."""
+    spec = PoolSpec(name, nodes=1, start_command="/bin/sh -c 'echo no luck >&2; exit 7'")
+    async with made(keys, spec) as pool:
+        with pytest.raises(StartTaskFailed, match="no luck"):
+            await pool.wait_ready(timeout=BOOT)
+
+
+async def test_a_node_that_leaves_gives_its_tasks_back(keys: Settings, name: str) -> None:
+    """Shrinking drains the agent of the node that goes; nothing is lost."""
+    agent = replace(keys.agent, drain_grace=2.0, heartbeat_interval=1.0)
+    async with made(replace(keys, agent=agent), PoolSpec(name, nodes=2, slots=1, files=(TASKS,))) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:
+            tasks = await session.submit_many("nap.py", [4.0, 4.0])
+            await until(lambda: at_work(pool, 2), BOOT)
+            await pool.resize(1)
+            assert [await task for task in tasks] == [4.0, 4.0]
+
+
+async def at_work(pool: Pool, count: int) -> bool:
+    return sum(node.running for node in await pool.nodes()) >= count
+
+
+async def test_spot_nodes_work(keys: Settings, name: str) -> None:
+    """A pool of spot nodes alone gets an agent. (When Azure takes one away cannot be chosen.)"""
+    async with made(keys, PoolSpec(name, nodes=0, spot=1, files=(TASKS,))) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:
+            assert await session.run("nap.py", args=0.1) == 0.1
+
+
+async def test_idle_agents_end_their_job(keys: Settings, name: str) -> None:
+    """When the last agent has gone Batch ends the job by itself; the next session starts agents anew."""
+    agent = replace(keys.agent, idle_exit=1.0)
+    async with made(replace(keys, agent=agent), PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        compute, job = pool.client._services.compute, pool._manifest.agents_job
+
+        async def ended() -> bool:
+            return await compute._job_state(job) == "completed"  # type: ignore[attr-defined, no-any-return]
+
+        await until(ended, BOOT)
+        async with pool.session() as session:
+            assert await session.run("nap.py", args=0.1) == 0.1
+
+
+async def test_an_agent_runs_in_a_container(keys: Settings, name: str) -> None:
+    """The image of the nodes that was chosen runs containers, and the agent in one reaches its services."""
+    if keys.target == "local":
+        pytest.skip("the local cloud runs no containers")
+    spec = PoolSpec(name, nodes=1, container=setting("BATCHFLOW_TEST_CONTAINER"), files=(TASKS,))
+    async with made(keys, spec) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:
+            assert await session.run("nap.py", args=0.1) == 0.1
+
+
+async def test_what_batch_refuses_is_told(keys: Settings, name: str) -> None:
+    """A VM size that it does not know: which property, which value."""
+    async with Client(keys) as client:
+        with pytest.raises(ConfigurationError, match="standard_nonsense"):
+            await client.create_pool(PoolSpec(name, vm_size="standard_nonsense"))
+
+
+# ---- rights
+
+
+async def test_a_client_of_one_pool(keys: Settings, name: str) -> None:
+    """Its keys open the pool's queues and containers, and nothing of it once the pool is gone."""
+    async with made(keys, PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
+        await pool.wait_ready(timeout=BOOT)
+        async with (
+            Client(await pool.client_settings()) as guest,
+            (await guest.pool(name)).session() as session,
+        ):
+            assert await session.run("nap.py", args=0.1) == 0.1
+
+
+async def test_a_policy_that_is_removed_closes(keys: Settings, name: str) -> None:
+    """A signature under it opens nothing any more, soon after."""
+    async with BlobStorage(keys.storage.connection_string or "") as storage:
+        policy = AccessPolicy("reading", "r", time.time() + 600)
+        await storage.create_container(name, (policy,))
+        try:
+            await storage.container(name).put("a", b"1")
+            async with SignedContainer(
+                storage.container(name).url, await storage.signature(name, policy)
+            ) as reader:
+                await until(lambda: opens(reader), REVOKED)
+                await storage.create_container(name, ())
+
+                async def closed() -> bool:
+                    return not await opens(reader)
+
+                await until(closed, REVOKED)
+        finally:
+            await storage.delete_container(name)
+
+
+async def opens(container: SignedContainer) -> bool:
+    try:
+        return (await container.get("a")).data == b"1"
+    except BlobNotFound:
+        raise
+    except StorageError:
+        return False
+
+
+async def test_a_queue_that_removes_itself(keys: Settings, name: str) -> None:
+    """Service Bus takes the time of no use after which a queue goes, and tells it."""
+    bus = keys.servicebus
+    async with ServiceBusAdmin(bus.connection_string or "", ca_file=bus.ca_file) as admin:
+        await admin.create_queue(QueueSpec(name, idle=300.0))
+        try:
+            queue = await admin._client().get_queue(name)
+            assert queue.auto_delete_on_idle is not None
+            assert queue.auto_delete_on_idle.total_seconds() == 300.0
+        finally:
+            await admin.delete_queue(name)
+
+
+# ---- Entra ID
+
+
+@pytest_asyncio.fixture
+async def by_role(roles: Settings) -> AsyncIterator[Services]:
+    services = await connect(roles)
+    yield services
+    await services.aclose()
+
+
+async def test_roles_open_the_services(by_role: Services, name: str) -> None:
+    """A container, a queue with its rules and their keys, and the list of pools, without any key."""
+    assert by_role.keyless
+    await by_role.storage.create_container(name)
+    container = by_role.storage.container(name)
+    await container.put("a", b"1")
+    assert (await container.get("a")).data == b"1"
+    await by_role.admin.create_queue(QueueSpec(name, rules=(AccessRule("sender", frozenset({"Send"})),)))
+    queue = QueueRef(by_role.admin.namespace, name)
+    async with await by_role.broker.sender(queue) as sender, await by_role.broker.receiver(queue) as receiver:
+        await sender.send(OutgoingMessage(b"mail", "m"))
+        delivery = await receiver.receive(20)
+        assert delivery is not None
+        await receiver.complete(delivery)
+    assert "sender" in await by_role.admin.connection_string(name, "sender")
+    assert name not in [pool.id async for pool in by_role.compute.pools()]
+    await by_role.admin.delete_queue(name)
+    await by_role.storage.delete_container(name)
+
+
+async def test_a_lent_signature(by_role: Services, account: Account, name: str) -> None:
+    """A signature with a key of Entra ID's opens what it says, and nothing more."""
+    await by_role.storage.create_container(name)
+    container = by_role.storage.container(name)
+    await container.put("a", b"1")
+    policy = AccessPolicy("reading", "r", time.time() + 600)
+    signature = await by_role.storage.signature(name, policy)
+    async with SignedContainer(container.url, signature, ca_file=account.ca_file) as reader:
+        await until(lambda: opens(reader), REVOKED)
+        with pytest.raises(StorageError):
+            await reader.put("b", b"2")
+    await by_role.storage.delete_container(name)
+
+
+async def test_agents_by_the_nodes_identity(account: Account) -> None:
+    """A pool that Azure's management made with an identity: its agents work, and were told no key."""
+    pool_id, settings = account.identity_pool(), account.roles()
+    async with Client(settings) as client:
+        if settings.target == "local":
+            await client._services.compute.create_pool(PoolDocument(pool_id, "standard_d2s_v3", Image(), 1))
+        pool = await client.pool(pool_id)
+        try:
+            assert pool._manifest.identity is not None
+            await pool.wait_ready(1, timeout=BOOT)
+            async with pool.session(files=TASKS) as session:
+                assert await session.run("nap.py", args=0.1) == 0.1
+            configs = [info.name async for info in pool._ctl.list("agent/") if info.name.endswith(".json")]
+            config = AgentConfig.decode((await pool._ctl.get(configs[0])).data)
+            assert config.ctl.signature is None
+            assert config.task_queues[0].connection_string is None
+        finally:
+            await pool.delete()
