@@ -330,6 +330,8 @@ class Heartbeat(Document):
     """Seconds that the node's clock is ahead of the broker's."""
     trouble: str | None = None
     """What keeps it from working, in words; None when nothing does."""
+    failed: int = 0
+    """Of the completed tasks, those that did not succeed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,8 @@ class Agent:
         self._feeding = False
         self._held: dict[int, _Held] = {}
         self._outcomes: dict[int, reports.Done] = {}
+        self._failed = 0
+        """Results that are no success."""
         self._completions = Completions(self._complete)
         self._numbers = count(1)
         self._versions = heartbeat.versions()
@@ -358,9 +360,12 @@ class Agent:
         self._completions.flush()
         item = self._scheduler.item(task)
         if verdict is not None:
+            status = verdict.status
             encoded = reports.encode_verdict(item, verdict, self._host, time.time())
         else:
+            status = self._outcomes[task].outcome.status
             encoded = reports.encode_outcome(item, self._outcomes[task], self._host)
+        self._failed += status is not Status.SUCCEEDED
         self._outbox_for(item.mailbox).put(task, item.mailbox, encoded)
 
     def _outbox_for(self, mailbox: str) -> Outbox:
@@ -449,6 +454,7 @@ class Agent:
             interval=self._config.heartbeat_interval,
             running=running,
             completed=self._scheduler.completed,
+            failed=self._failed,
             versions=self._versions,
             load=heartbeat.load(),
             memory_available=heartbeat.memory_available(),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from batchflow.cli.exits import Exit
+from batchflow.cli.exits import Exit, Interrupted
 
 if TYPE_CHECKING:
     from batchflow.cli.interrupts import Interrupts
@@ -139,7 +139,7 @@ def asynchronous(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[...,
             except asyncio.CancelledError:
                 if interrupts.signal is None:
                     raise
-                raise KeyboardInterrupt from None
+                raise Interrupted from None
 
         return asyncio.run(interruptible())
 

@@ -45,6 +45,10 @@ class CommandError(Exception):
         self.code = code
 
 
+class Interrupted(Exception):
+    """A signal ended the command. Not a KeyboardInterrupt, of which click would make something else."""
+
+
 class StdoutClosed(Exception):
     """Nobody reads stdout any more."""
 

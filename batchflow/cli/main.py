@@ -12,7 +12,7 @@ import click
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Group, Invocation
-from batchflow.cli.exits import CommandError, Exit, StdoutClosed, code_of
+from batchflow.cli.exits import CommandError, Exit, Interrupted, StdoutClosed, code_of
 from batchflow.errors import BatchflowError
 
 _COMMANDS: Final = {
@@ -63,10 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if invocation.debug:
             logging.getLogger(__name__).exception("command_failed")
-        return _told(error)
-    except KeyboardInterrupt:
-        terminal.note("batchflow: interrupted")
-        return invocation.exit_code
+        return _told(error, invocation)
 
 
 def _run(invocation: Invocation, arguments: Sequence[str] | None) -> int:
@@ -75,7 +72,7 @@ def _run(invocation: Invocation, arguments: Sequence[str] | None) -> int:
     return code if isinstance(code, int) else Exit.OK
 
 
-def _told(error: Exception) -> int:
+def _told(error: Exception, invocation: Invocation) -> int:
     """Say in one message what went wrong; the exit code that goes with it."""
     match error:
         case click.exceptions.NoArgsIsHelpError():
@@ -88,9 +85,9 @@ def _told(error: Exception) -> int:
         case click.ClickException():
             terminal.note(f"batchflow: {error.format_message()}")
             return Exit.USAGE
-        case click.Abort():
+        case Interrupted() | click.Abort():
             terminal.note("batchflow: interrupted")
-            return Exit.INTERRUPTED
+            return invocation.exit_code
         case StdoutClosed():
             terminal.note("batchflow: stdout was closed")
             return Exit.STDOUT_CLOSED

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from batchflow.control import Heartbeat
     from batchflow.model import Node
     from batchflow.pool import Pool
+
+
+_BROKEN: Final = ("starttaskfailed", "unusable", "preempted", "offline", "unknown")
+"""The states of a node that does no work and will not by itself, or not soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +40,15 @@ class Snapshot:
         return sum(beat.completed for beat in self.beats)
 
     @property
+    def failed(self) -> int:
+        """Of these, those that did not succeed."""
+        return sum(beat.failed for beat in self.beats)
+
+    @property
     def troubles(self) -> list[str]:
-        """What keeps agents from working, in words."""
-        return [f"{beat.host}: {beat.trouble}" for beat in self.beats if beat.trouble is not None]
+        """What keeps nodes and agents from working, in words."""
+        broken = [f"{node.id}: {node.state}" for node in self.nodes if node.state in _BROKEN]
+        return broken + [f"{beat.host}: {beat.trouble}" for beat in self.beats if beat.trouble is not None]
 
     def document(self) -> dict[str, Any]:
         return {
@@ -49,6 +59,7 @@ class Snapshot:
             "queued": self.queued,
             "dead": self.dead,
             "completed": self.completed,
+            "failed": self.failed,
             "troubles": self.troubles,
         }
 

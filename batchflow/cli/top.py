@@ -91,10 +91,10 @@ async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: a
 def _line(seen: Snapshot, rate: float | None) -> str:
     busy = f"{seen.running}/{seen.slots} slots"
     speed = "" if rate is None else f", {rate:.1f}/s"
-    troubles = f", {len(seen.troubles)} agents in trouble" if seen.troubles else ""
+    troubles = f", {len(seen.troubles)} nodes in trouble" if seen.troubles else ""
     return (
         f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
-        f"{seen.completed} done{speed}, {seen.dead} dead{troubles}"
+        f"{seen.completed} done{speed}, {seen.failed} failed, {seen.dead} dead{troubles}"
     )
 
 
@@ -116,19 +116,20 @@ def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
     table.add_column("NODE", no_wrap=True, overflow="ellipsis")
     for head in ("STATE", "AGENT"):
         table.add_column(head, no_wrap=True)
-    for head in ("BUSY", "DONE", "LOAD"):
+    for head in ("BUSY", "DONE", "FAILED", "LOAD"):
         table.add_column(head, justify="right", no_wrap=True)
     beats = {beat.node: beat for beat in seen.beats}
     for node in seen.nodes:
         beat = beats.get(node.id)
         load = "-" if beat is None or beat.load is None else f"{beat.load:.1f}"
-        done = "-" if beat is None else str(beat.completed)
+        done, failed = ("-", "-") if beat is None else (str(beat.completed), str(beat.failed))
         cells = (
             node.host or node.id,
             node.state,
             node.agent or "-",
             f"{node.running}/{node.slots}",
             done,
+            failed,
             load,
         )
         table.add_row(*map(Text, cells))
