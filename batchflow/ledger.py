@@ -69,6 +69,14 @@ class Ranges:
         at = bisect_right(self._firsts, number)
         return at > 0 and number <= self._lasts[at - 1]
 
+    def covers(self, other: Ranges) -> bool:
+        """Whether all members of the other one are in this."""
+        for first, last in other:
+            at = bisect_right(self._firsts, first)
+            if not at or last > self._lasts[at - 1]:
+                return False
+        return True
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """The intervals."""
         return zip(self._firsts, self._lasts, strict=True)
@@ -122,6 +130,11 @@ class Ledger:
     def consume(self, incarnation: str, sequence: int) -> bool:
         """An outcome was handed over, or dropped for good. False when it had been before."""
         return self.pages.setdefault(incarnation, Page()).consumed.add(sequence)
+
+    def was_replaced(self, incarnation: str, page: Page) -> bool:
+        """Whether somebody else was handed outcomes of this holder, of which it knows only its `page`."""
+        found = self.pages.get(incarnation)
+        return found is not None and not page.consumed.covers(found.consumed)
 
     def is_consumed(self, incarnation: str, sequence: int) -> bool:
         page = self.pages.get(incarnation)

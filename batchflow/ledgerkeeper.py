@@ -79,14 +79,20 @@ class LedgerKeeper:
         """Whether it is known what earlier holders are owed."""
 
     async def load(self, mailbox: Mailbox) -> None:
-        """Take the mailbox over from its earlier holders. Raises `BrokerError`."""
+        """Take the mailbox over from its earlier holders.
+
+        Raises `BrokerError`: `MailboxInUse` when a later one had it before this one came to it.
+        """
         session = self._session
         try:
             ledger = Ledger.decode(await mailbox.get_state())
         except ProtocolError as error:
             session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
             ledger = Ledger()
-        owed = ledger.open(session.incarnation, self._ledger.pages[session.incarnation])
+        page = self._ledger.pages[session.incarnation]
+        if ledger.was_replaced(session.incarnation, page):
+            raise self._taken_over()
+        owed = ledger.open(session.incarnation, page)
         await mailbox.set_state(ledger.encode())
         self._ledger = ledger
         session._tracker.expect(owed)
@@ -102,7 +108,10 @@ class LedgerKeeper:
         except ProtocolError:
             return
         if self.loaded and epoch > self._ledger.epoch:
-            raise MailboxInUse(f"taken over: another client has opened {self._session.name!r} meanwhile")
+            raise self._taken_over()
+
+    def _taken_over(self) -> MailboxInUse:
+        return MailboxInUse(f"taken over: another client has opened {self._session.name!r} meanwhile")
 
     async def save(self, mailbox: Mailbox) -> None:
         """Return when all that was consumed until now is saved. Raises `BrokerError`."""

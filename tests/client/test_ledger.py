@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.errors import ProtocolError
-from batchflow.ledger import REMEMBERED, Ledger, Ranges
+from batchflow.ledger import REMEMBERED, Ledger, Page, Ranges
 
 
 @given(st.lists(st.integers(0, 60)))
@@ -74,6 +74,22 @@ def test_what_is_settled_is_known_to_the_next_holders() -> None:
     ledger.open("last")
     assert not ledger.is_consumed("first", 0)
     assert len(ledger.pages) == REMEMBERED + 1
+
+
+def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
+    """A holder that stood still after its first tasks finds that their outcomes went to somebody else.
+
+    It used to begin a new page over the one that said so, and waited for them for ever.
+    """
+    page = Page()
+    page.consumed.add(3)
+    ledger = Ledger()
+    assert not ledger.was_replaced("paused", page)
+    ledger.consume("paused", 3)
+    assert not ledger.was_replaced("paused", page)
+    ledger.open("successor")
+    ledger.consume("paused", 1)
+    assert ledger.was_replaced("paused", page)
 
 
 def test_what_came_late_is_consumed_without_being_owed() -> None:
