@@ -8,10 +8,11 @@ refused with the file, the key, and what is allowed.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from batchflow import poolspec
 from batchflow.errors import ConfigurationError
@@ -87,19 +88,24 @@ def load_configuration(
 _NAMED_BY: Final = {PoolSpec: "id", JobSpec: "name"}
 """The field that is the table's name."""
 
-_LISTS: Final = ("files", "apt", "pip")
-_KINDS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
-    "nodes": ((int,), "a whole number"),
-    "spot": ((int,), "a whole number"),
-    "slots": ((int,), "a whole number"),
-    "retries": ((int,), "a whole number"),
-    "memory_limit": ((int,), "a whole number of bytes"),
-    "timeout": ((int, float), "a number of seconds"),
-    "java": ((int, bool), "true, false or a version"),
-    "environment": ((dict,), "a table of strings"),
-    **dict.fromkeys(_LISTS, ((list,), "a list of strings")),
+_KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
+    tuple: (list,),
+    Mapping: (dict,),
+    Literal: (str,),
+    float: (float, int),
+    int: (int,),
+    bool: (bool,),
+    str: (str,),
 }
-"""What a field may be; what is not here is a string."""
+"""What TOML has for a part of an annotation; what is not here cannot stand in a file."""
+_WORDS: Final[Mapping[type, str]] = {
+    list: "a list of strings",
+    dict: "a table",
+    str: "a string",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+}
 
 
 def _tables(
@@ -123,16 +129,29 @@ def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> Non
     known = [item.name for item in fields(kind) if item.name != _NAMED_BY[kind]]
     if key not in known:
         raise ConfigurationError(f"{where}: unknown key {table}.{key}{nearest(key, known)}")
-    kinds, words = _KINDS.get(key, ((str,), "a string"))
+    kinds = _accepted(kind)[key]
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if key in _LISTS:
+    if isinstance(value, list):
         fits = fits and all(isinstance(item, str) for item in value)
     if not fits:
+        words = " or ".join(_WORDS[each] for each in kinds if each is not int or float not in kinds)
         raise ConfigurationError(f"{where}: {table}.{key} must be {words}, not {type(value).__name__}")
 
 
+def _accepted(kind: type[Any]) -> Mapping[str, tuple[type, ...]]:
+    """For each field what a file may give it, by its annotation."""
+    hints = get_type_hints(kind, localns={"Mapping": Mapping})
+    return {name: tuple(_types(hint)) for name, hint in hints.items()}
+
+
+def _types(hint: Any) -> Iterator[type]:
+    for option in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        origin = get_origin(option) or option
+        yield from _KINDS.get(origin, ())
+
+
 def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -> Any:
-    given = {key: tuple(value) if key in _LISTS else value for key, value in values.items()}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "files" in given:
         given["files"] = tuple(str(source.parent / each) for each in given["files"])
     return kind(name, **given)
