@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -48,8 +49,9 @@ _SETTLE_WITHIN: Final = 0.2
 it did."""
 _DUE_AT_ONCE: Final = 64
 """Messages that were handed over and wait, for others or for the ledger to be saved, at most."""
-_SETTLE_TIME: Final = 5.0
-"""Seconds that a round of completions may take before it is left to the mailbox's next opening."""
+_SETTLE_SHARE: Final = 0.25
+"""Of the time for closing: what a round of completions may take before it is left to the mailbox's next
+opening."""
 _LOCK_GRACE: Final = 30.0
 """Seconds beyond its duration that a dead client's lock may be held."""
 _MOST_FETCHES: Final = 8
@@ -84,6 +86,8 @@ class Inbox:
         self._session = session
         self._id = wire.mailbox_id(session.job_name, session.name)
         self._mailbox: Mailbox | None = None
+        self._ours_until = 0.0
+        """Until when the mailbox is locked for us, by the monotonic clock."""
         self._due: list[_Letter] = []
         self._some_due = asyncio.Event()
         self._many_due = asyncio.Event()
@@ -134,8 +138,20 @@ class Inbox:
     async def _open_once(self) -> Mailbox:
         queue = queue_for(self._session.pool._manifest.results_queues, self._id)
         broker = self._session.pool.client._services.broker
+        began = time.monotonic()
         mailbox = await opened(lambda: broker.mailbox(queue, self._id))
+        self._kept(began)
         return self._session._counter.mailbox(mailbox)
+
+    def _kept(self, began: float) -> None:
+        """A request that began then has locked the mailbox, or renewed its lock."""
+        self._ours_until = began + self._session.pool._manifest.lock_duration
+
+    def _check_ours(self) -> None:
+        """Raises `LeaseLost` when this process has stood still for so long that somebody else may have the
+        mailbox by now: what still lies in the socket may be his to show."""
+        if time.monotonic() > self._ours_until:
+            raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
 
     async def aclose(self) -> None:
         mailbox, self._mailbox = self._mailbox, None
@@ -154,6 +170,7 @@ class Inbox:
                 delivery = await self._mailbox.receive(_RECEIVE_WAIT)
                 self._outage.worked()
                 if delivery is not None:
+                    self._check_ours()
                     self._accept(_Letter(delivery, self._mailbox, len(delivery.body)))
 
     async def keep(self) -> None:
@@ -162,8 +179,10 @@ class Inbox:
             await asyncio.sleep(self._session.pool._manifest.lock_duration / 3)
             if self._mailbox is None:
                 continue
+            began = time.monotonic()
             try:
                 await self._mailbox.renew()
+                self._kept(began)
             except BrokerError as error:
                 # The receiving side meets the same trouble, and opens the mailbox again.
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
@@ -201,7 +220,7 @@ class Inbox:
             return
         while due:
             batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
-            with anyio.move_on_after(_SETTLE_TIME, shield=True):
+            with anyio.move_on_after(self._session.close_timeout * _SETTLE_SHARE, shield=True):
                 async with task_group() as group:
                     for letter in batch:
                         group.start_soon(self._complete, letter)

@@ -44,6 +44,11 @@ KEPT: Final = 1000
 """Confirmed cancellations that stay written."""
 SIGNS_OF_LIFE: Final = 3
 """A holder or an agent whose last sign of life is older than so many intervals counts as gone."""
+_LAST_BREATH: Final = 2
+"""Intervals for which a holder that died may have lived after its last sign of life: the next one was due, or
+on its way."""
+_EXACTNESS: Final = 1.0
+"""Seconds: the storage's dates have no fractions."""
 _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
@@ -71,7 +76,7 @@ class PresenceKeeper:
     async def open(self) -> None:
         """Look who was here before. Raises `StorageError`."""
         if (found := await self._read()) is not None:
-            self.predecessor_until = found.written_at + found.presence.interval
+            self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + _EXACTNESS
 
     async def living_holder(self) -> str | None:
         """Who else shows signs of life in this mailbox; None when nobody does."""

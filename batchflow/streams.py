@@ -77,7 +77,8 @@ class SessionResults(ResultStream):
             if self._session.closed:
                 if self._follow or not self._session._outstanding:
                     break
-                raise SessionClosed(f"{self._session._outstanding} tasks have no outcome yet")
+                left = self._session._outstanding
+                raise SessionClosed(f"{self._session._reason}; {left} tasks have no outcome yet")
             if not self._follow and not self._session._outstanding:
                 break
             await self._session._next_change()
@@ -216,7 +217,8 @@ class MapResults(ResultStream):
                 break
             if self._session.closed:
                 left = self._run.submitted - self._run.yielded
-                raise SessionClosed(f"{left} tasks of a map have no outcome yet")
+                reason = self._session._reason
+                raise SessionClosed(f"{reason}; {left} tasks of a map have no outcome yet")
             await self._session._next_change()
         raise StopAsyncIteration
 

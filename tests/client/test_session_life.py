@@ -360,6 +360,22 @@ async def test_a_mailbox_that_a_living_client_took_over_is_told(
     await thief.aclose()
 
 
+async def test_mail_that_came_while_the_process_stood_still_is_not_taken_for_its_own(
+    session: Session, agent: Agent
+) -> None:
+    """Somebody else may have the mailbox by then: it is opened again first, and the mail comes there."""
+    events = session.events()
+    mailbox = session._inbox._mailbox
+    task = await session.submit("x.py")
+    (item,) = await agent.take()
+    session._inbox._ours_until = 0.0
+    await agent.answer(item, value="once")
+    assert await within(task) == "once"
+    assert session._inbox._mailbox is not mailbox
+    assert "nobody has renewed" in (await within(anext(events))).message
+    await until_empty(session)
+
+
 # ---- agents
 
 

@@ -1,9 +1,13 @@
-"""A client for the tests to kill: submits tasks and prints each result as it is shown."""
+"""A client for the tests to kill, or to pause: submits tasks and prints each result as it is shown.
+
+When its session ends before the results do, it prints why.
+"""
 
 import asyncio
 import sys
 
 from batchflow import Client
+from batchflow.errors import SessionClosed
 
 
 async def main(config: str, name: str, tasks: int) -> None:
@@ -13,8 +17,11 @@ async def main(config: str, name: str, tasks: int) -> None:
             for number in range(tasks):
                 await session.submit("sleeps.py", "0.02", task_id=str(number))
             await session.flush()
-            async for result in session.results():
-                print(result.task_id, flush=True)  # noqa: T201
+            try:
+                async for result in session.results():
+                    print(result.task_id, flush=True)  # noqa: T201
+            except SessionClosed as error:
+                print(error, flush=True)  # noqa: T201
 
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,227 @@
+"""What Service Bus may do to a session and an agent that work: both go on, and the session tells.
+
+The local cloud's services run in this process, so that their faults are at hand; the node's agent is a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchflow import Client, Pool
+from batchflow.errors import BrokerError, MailboxInUse, SessionClosed, SubmitFailed
+from batchflow.local.server import LocalCloud
+from batchflow.local.servicebus.server import ServiceBusServer
+from batchflow.model import Event
+from batchflow.session import Session
+
+TASKS = Path(__file__).parent / "tasks"
+HOLDER = Path(__file__).parent / "crashing_client.py"
+PATIENCE = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A client on a local cloud, and the cloud's Service Bus."""
+
+    client: Client
+    pool: Pool
+    bus: ServiceBusServer
+
+
+@pytest.fixture
+async def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Cloud]:
+    """One node of one slot, short locks. Its parameter: seconds after which links without traffic go."""
+    buses: list[ServiceBusServer] = []
+
+    class Noted(ServiceBusServer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            buses.append(self)
+
+    monkeypatch.setattr("batchflow.local.server.ServiceBusServer", Noted)
+    cloud = LocalCloud(nodes=1, slots=1, link_idle_timeout=getattr(request, "param", 600.0))
+    settings = await cloud.start()
+    settings = replace(
+        settings,
+        pool=replace(settings.pool, lock_duration=5.0),
+        session=replace(settings.session, patience=1.0, close_timeout=8.0, presence_interval=0.5),
+    )
+    try:
+        async with Client(settings) as client:
+            pool = await client.ensure_pool("shared", files=[TASKS])
+            yield Cloud(client, pool, buses[0])
+    finally:
+        await cloud.aclose()
+
+
+@pytest.fixture
+async def session(cloud: Cloud) -> AsyncIterator[Session]:
+    """One whose pool has an agent that works."""
+    session = await cloud.pool.session(f"test-{uuid.uuid4().hex[:8]}")
+    await within(session.run("echo.py", args=0))
+    yield session
+    with suppress(BrokerError):  # its end is the test's matter
+        await session.aclose()
+
+
+async def within(work: Awaitable[Any], seconds: float = PATIENCE) -> Any:
+    async with asyncio.timeout(seconds):
+        return await work
+
+
+async def told(events: AsyncIterator[Event], words: str) -> None:
+    """Return when an event has these words."""
+    async with asyncio.timeout(PATIENCE):
+        async for event in events:
+            if words in event.message:
+                return
+
+
+async def weather(session: Session, strike: Callable[[], object]) -> None:
+    """Tasks before, while and after something strikes, which it does three times: each has its outcome."""
+    tasks = []
+    for _ in range(3):
+        tasks += await session.submit_many("echo.py", range(20))
+        await within(tasks[-20].outcome())
+        strike()
+        tasks += await session.submit_many("echo.py", range(20))
+    outcomes = [await within(task.outcome()) for task in tasks]
+    assert [outcome.value for outcome in outcomes] == [[number] for number in range(20)] * 6
+
+
+async def test_expired_tokens(cloud: Cloud, session: Session) -> None:
+    """Those of the session's links and of the agent's, at once."""
+    events = session.events()
+    await weather(session, cloud.bus.expire_tokens)
+    await told(events, "the mailbox was lost and is opened again")
+
+
+async def test_lost_connections(cloud: Cloud, session: Session) -> None:
+    """All of them, those of the agent too."""
+    events = session.events()
+    await weather(session, cloud.bus.drop_connections)
+    await told(events, "the mailbox was lost and is opened again")
+
+
+async def test_throttling(cloud: Cloud, session: Session) -> None:
+    """Error 50009 for a while: waited out, and told."""
+    events = session.events()
+    await weather(session, lambda: cloud.bus.throttle(0.5))
+    await told(events, "50009")
+
+
+@pytest.mark.parametrize("cloud", [1.5], indirect=True)
+async def test_links_that_are_closed_because_they_are_idle(cloud: Cloud, session: Session) -> None:
+    """Work after a silence goes on as if there had been none."""
+    for number in range(2):
+        await asyncio.sleep(2.5)  # the silence itself
+        assert await within(session.run("echo.py", args=number)) == [number]
+
+
+async def test_a_service_bus_that_is_away_and_comes_back(cloud: Cloud, session: Session) -> None:
+    """Whoever waits is told; what was submitted meanwhile is done when it is back."""
+    events = session.events()
+    task = await session.submit("sleeps.py", "0.5")
+    await within(task.accepted())
+    port = cloud.bus.port
+    await cloud.bus.aclose()
+    late = await session.submit("echo.py", args="late")
+    for wait in (session.flush(), late.outcome(), task.outcome(), anext(session.results())):
+        with pytest.raises(BrokerError, match="tried again"):
+            await within(wait)
+    await cloud.bus.start(port=port)
+    await told(events, "that is over")
+    async with asyncio.timeout(PATIENCE):
+        while session._troubles:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await within(task) == "slept"
+    assert await within(late) == ["late"]
+
+
+async def test_closing_while_the_service_bus_is_gone(cloud: Cloud, session: Session) -> None:
+    """In its time, saying what was not accepted; nothing of the session is left running."""
+    await cloud.bus.aclose()
+    task = await session.submit("echo.py", args=1)
+    waiting = asyncio.ensure_future(_outcome(task))
+    started = time.monotonic()
+    with pytest.raises(BrokerError, match="1 of its tasks"):
+        await session.aclose()
+    assert time.monotonic() - started < 2 * session.close_timeout + 1
+    with pytest.raises((SessionClosed, BrokerError)):
+        await within(waiting)
+    assert not [each for each in asyncio.all_tasks() if session.name in each.get_name()]
+
+
+async def _outcome(task: Any) -> object:
+    return await task.outcome()
+
+
+async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
+    """Who waits gets a typed error that names it, within seconds."""
+    task = await session.submit("sleeps.py", "30")
+    waits = [asyncio.ensure_future(wait) for wait in (task.outcome(), anext(session.results()))]
+    await within(session.flush())
+    await cloud.client._services.admin.delete_queue(cloud.pool._manifest.results_queues[0].entity)
+    for wait in waits:
+        with pytest.raises(SessionClosed, match="could not be found"):
+            await within(wait, 15.0)
+    with pytest.raises(BrokerError):
+        await within(session.aclose())
+
+
+async def test_a_task_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
+    """What is submitted then ends as `SubmitFailed`, within seconds."""
+    await cloud.client._services.admin.delete_queue(cloud.pool._manifest.task_queues[0].entity)
+    task = await session.submit("echo.py", args=1)
+    with pytest.raises(SubmitFailed):
+        await within(task, 15.0)
+
+
+async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_path: Path) -> None:
+    """A client that stands still for longer than its lock loses its mailbox to the next one, which says what
+    it waits for; when it goes on it ends as taken over. No outcome is lost, shown again are marked ones."""
+    config = tmp_path / "cloud.toml"
+    config.write_text(cloud.client.settings.to_toml())
+    name, tasks = f"paused-{uuid.uuid4().hex[:8]}", 300
+    holder = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(HOLDER), str(config), name, str(tasks)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert holder.stdout is not None
+    shown = [(await within(holder.stdout.readline())).decode().strip() for _ in range(3)]
+    with pytest.raises(MailboxInUse, match=f"process {holder.pid}"):
+        await within(cloud.pool.session(name, job="crash")._open())
+    os.kill(holder.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(2.0)  # the silence itself: three signs of life are missing
+        successor = cloud.pool.session(name, job="crash")
+        events = successor.events()
+        async with successor:
+            await told(events, "waiting for a dead client's lock to run out")
+            os.kill(holder.pid, signal.SIGCONT)
+            *rest, last = (await within(holder.communicate()))[0].decode().splitlines()
+            assert "the session is closed" in last
+            assert f"taken over by {socket.gethostname()}, process {os.getpid()}" in last
+            shown += rest
+            results = [result async for result in successor.results()]
+    finally:
+        if holder.returncode is None:
+            holder.kill()
+            await holder.wait()
+    assert {*shown, *(result.task_id for result in results)} == {str(number) for number in range(tasks)}
+    assert all(result.repeated for result in results if result.task_id in shown)
