@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +34,8 @@ from batchflow.errors import (
 from batchflow.model import Cause, Explanation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.agentlog import AgentLog
     from batchflow.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.control import Heartbeat
@@ -133,8 +136,8 @@ def _unanswered(error: ServiceError, group: str) -> Cause:
     return Cause(what, remedy, "note" if group == "servicebus" else "blocking")
 
 
-async def hopeless(pool: Pool, nodes: int | None) -> type[PoolError] | None:
-    """What kind of error it is that so many ready nodes can never come; None while they still can."""
+async def hopeless(pool: Pool, nodes: int | None) -> Callable[[str], PoolError] | None:
+    """What makes an error, of a text, of that so many ready nodes can never come; None while they can."""
     compute = pool.client._services.compute
     info = await compute.pool(pool.id)
     if info.state == "deleting":
@@ -147,10 +150,21 @@ async def hopeless(pool: Pool, nodes: int | None) -> type[PoolError] | None:
     failed = [node for node in there if node.state in ("starttaskfailed", "unusable")]
     if failed and max(len(there), wanted) - len(failed) < wanted:
         return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
+    if info.allocation == "steady" and not info.autoscale and info.wanted + info.spot_wanted < wanted:
+        return partial(_too_small, info.wanted + info.spot_wanted, wanted)
     tasks = await compute.tasks(pool._manifest.agents_job)
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
     return PoolError if await _start_in_vain(pool, tasks) else None
+
+
+def _too_small(shall: int, wanted: int, text: str) -> PoolError:
+    what = f"the pool shall have {_nodes(shall)}, and {wanted} ready ones are waited for"
+    return PoolError(f"{text}\n- {what}\n  what to do: await pool.resize({wanted})")
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node" if count == 1 else f"{count} nodes"
 
 
 async def _start_in_vain(pool: Pool, tasks: list[BatchTaskInfo]) -> bool:
