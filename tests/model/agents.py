@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import orjson
 
 from batchflow import wire
-from batchflow.errors import BrokerError, LeaseLost
+from batchflow.broker import Delivery
+from batchflow.control import cancellation_blob, result_blob
+from batchflow.errors import BlobNotFound, LeaseLost, ServiceError
 from batchflow.leases import LeaseBook
 from batchflow.local import queues as core
 from batchflow.model import Status
@@ -24,11 +28,15 @@ from node_agent import reports
 from node_agent import scheduling as to
 from node_agent.deaths import Deaths, after_death
 from node_agent.delivery import LAST_LOOK, copy_message, read_tasks
-from node_agent.outcomes import Outcome
+from node_agent.janitor import INTERVAL, verdict_on
+from node_agent.outcomes import Outcome, failed
 from node_agent.scheduler import Scheduler
-from tests.model.world import NEVER, NOW, Backoff, Call, Process, Steps, Wait, World, sleep
+from tests.model import history
+from tests.model.world import NEVER, Backoff, Call, Process, Steps, Wait, Wish, World, sleep
 
 _RESTART = 0.25
+_HEARTBEAT = 15.0
+"""Seconds after which a session that waits for outcomes sees to it that agents live."""
 _MOST_IN_A_PARCEL = 1000
 
 
@@ -42,14 +50,12 @@ class Work:
     """So many attempts ask to be tried again."""
     lethal: bool = False
     """Kills its agent."""
+    large_arguments: bool = False
+    """They travel by reference."""
+    large_result: bool = False
 
-    def arguments(self) -> list[object]:
-        return [self.duration, self.failures, self.lethal]
-
-    @classmethod
-    def of(cls, item: wire.TaskItem) -> Work:
-        assert isinstance(item.params, list)
-        return cls(*item.params)
+    def arguments(self) -> list[Any]:
+        return [self.duration, self.failures, self.lethal, self.large_arguments, self.large_result]
 
 
 class Node(Process):
@@ -57,7 +63,7 @@ class Node(Process):
 
     mortal = False
 
-    def __init__(self, world: World, name: str, slots: int, idle_exit: float | None) -> None:
+    def __init__(self, world: World, name: str, slots: int, idle_exit: float | None, begins: float) -> None:
         super().__init__(world, name)
         self.slots = slots
         self.idle_exit = idle_exit
@@ -65,7 +71,7 @@ class Node(Process):
         self.deaths: dict[str, Deaths] = {}
         self.agent: Agent | None = None
         self._numbers = itertools.count(1)
-        self.spawn(self._supervise())
+        self.spawn(self._supervise(begins))
 
     @property
     def quiet(self) -> bool:
@@ -77,17 +83,21 @@ class Node(Process):
         yield sleep(self, seconds)
         if self.agent is not None and self.agent.alive:
             self.agent.drain(2.0)
+            self.agent.changed.give()
 
-    def _supervise(self) -> Steps:
+    def _supervise(self, begins: float) -> Steps:
+        tasks = self.world.cloud.tasks
+        yield sleep(self, begins)
         while True:
             self.agent = agent = Agent(self, f"{self.name}-{next(self._numbers)}")
-            yield Wait(agent.until_gone)
+            yield agent.end()
             if not agent.exited:
                 uids = [uid for slot in self.running for uid in slot]
                 self.deaths = after_death(self.deaths, uids, self.now) if uids else self.deaths
             self.running = [[] for _ in range(self.slots)]
             yield sleep(self, _RESTART)
-            yield Wait(lambda: NOW if self.world.tasks.has_ready() else NEVER)
+            while not (tasks.has_ready() or self.world.owed()):
+                yield Wait(tasks.has_ready, self.now + _HEARTBEAT, self.world.cloud.tasks_come)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +132,10 @@ class Agent(Process):
         self._look_until: float | None = None
         self._deliveries = itertools.count(1)
         self._parcels = itertools.count(1)
-        for service in (self._receive, self._renewals, self._results, self._copy, self._tick):
+        self._buried: set[int] = set()
+        """Dead letters whose results are under way, by the numbers that these have."""
+        services = (self._receive, self._renewals, self._results, self._copy, self._tick, self._bury)
+        for service in services:
             self.spawn(service())
         for index in range(node.slots):
             self.spawn(self._slot(index))
@@ -131,7 +144,7 @@ class Agent(Process):
     @property
     def idle(self) -> bool:
         """Whether nothing is on its way."""
-        return not (self.scheduler.held or self._held or self._posts or self._copies)
+        return not (self.scheduler.held or self._held or self._posts or self._copies or self._buried)
 
     def feed(self, event: to.Event) -> None:
         for command in self.scheduler.handle(event, self.now):
@@ -147,6 +160,8 @@ class Agent(Process):
             case to.Start(slot, tasks):
                 if (assignment := self._slots[slot]) is not None:
                     assignment.started = tasks
+                for number in tasks:
+                    self.world.note(history.Started(self.now, self.scheduler.item(number).uid))
             case to.Stop(slot):
                 if (assignment := self._slots[slot]) is not None:
                     assignment.stopped = True
@@ -176,16 +191,18 @@ class Agent(Process):
 
     def _receive(self) -> Steps:
         backoff = Backoff()
-        tasks = self.world.tasks
+        tasks, come = self.world.cloud.tasks, self.world.cloud.tasks_come
         while True:
-            yield Wait(self._receive_due)
+            yield Wait(self._may_receive, self._look_ends, come)
+            if not self._wanted:
+                continue
             if self._look_until is not None and not tasks.has_ready():
                 self._wanted, self._look_until = False, None
                 self.feed(to.NothingLeft())
                 continue
             try:
                 found = yield Call(lambda: tasks.receive(1, self.now, self), receives=True)
-            except BrokerError:
+            except ServiceError:
                 yield backoff.wait(self)
                 continue
             backoff = Backoff()
@@ -194,30 +211,29 @@ class Agent(Process):
 
     def _look_once_more(self) -> Steps:
         """Say that we are going before looking: who does not see it yet still finds us looking."""
-        with suppress(BrokerError):
+        with suppress(ServiceError):
             yield Call(lambda: None)
         if self.scheduler.state == "exiting":
             self._wanted, self._look_until = True, self.now + LAST_LOOK
 
-    def _receive_due(self) -> float:
-        if not self._wanted:
-            return NEVER
-        if self.world.tasks.has_ready():
-            return NOW
-        return NEVER if self._look_until is None else self._look_until
+    def _may_receive(self) -> bool:
+        return self._wanted and self.world.cloud.tasks.has_ready()
+
+    def _look_ends(self) -> float:
+        return NEVER if self._look_until is None or not self._wanted else self._look_until
 
     def _arrived(self, message: core.Message) -> None:
         if self.scheduler.state == "exiting":
             self._wanted, self._look_until = False, None
         number = next(self._deliveries)
         self._held[number] = message.lock_token
-        self._leases.add(number, self.world.lock, self.now)
+        self._leases.add(number, self.world.cloud.lock, self.now)
         age = max(0.0, self.now - message.enqueued_at)
         self.feed(to.Arrived(number, read_tasks(message.body), message.delivery_count > 0, age))
 
     def _renewals(self) -> Steps:
         while True:
-            yield Wait(self._renewal_due)
+            yield Wait(due=self._renewal_due)
             for delivery in self._leases.lapsed(self.now):
                 self.feed(to.LeaseGone(delivery))
             for delivery in self._leases.due(self.now):
@@ -233,12 +249,12 @@ class Agent(Process):
         asked_at = self.now
         token = self._held[delivery]
         try:
-            yield Call(lambda: self.world.tasks.renew(token, self.now))
+            yield Call(lambda: self.world.cloud.tasks.renew(token, self.now))
         except LeaseLost:
             if delivery in self._leases:
                 self._leases.remove(delivery)
                 self.feed(to.LeaseGone(delivery))
-        except BrokerError:
+        except ServiceError:
             self._leases.failed(delivery, self.now)
         else:
             self._leases.renewed(delivery, asked_at)
@@ -249,10 +265,10 @@ class Agent(Process):
         done = False
         while delivery in self._leases:
             try:
-                yield Call(lambda: self.world.tasks.complete(token, self.now))
+                yield Call(lambda: self.world.cloud.tasks.complete(token, self.now))
             except LeaseLost:
                 break
-            except BrokerError:
+            except ServiceError:
                 yield backoff.wait(self)
             else:
                 done = True
@@ -272,11 +288,14 @@ class Agent(Process):
             encoded = reports.encode_verdict(item, verdict, self.node.name, self.now)
         else:
             encoded = reports.encode_outcome(item, self._outcomes[task], self.node.name)
-        self._posts.setdefault(item.mailbox, _Post()).results.append((task, encoded))
+        self._post(task, item.mailbox, encoded)
+
+    def _post(self, number: int, mailbox: str, encoded: bytes) -> None:
+        self._posts.setdefault(mailbox, _Post()).results.append((number, encoded))
 
     def _results(self) -> Steps:
         while True:
-            yield Wait(lambda: NOW if self._posts else NEVER)
+            yield Wait(lambda: bool(self._posts))
             mailbox = next(iter(self._posts))
             line = self._posts[mailbox].results
             taken = [line.popleft() for _ in range(min(len(line), _MOST_IN_A_PARCEL))]
@@ -284,9 +303,12 @@ class Agent(Process):
                 del self._posts[mailbox]
             body = wire.join("results", [item for _, item in taken])
             yield from self._deliver(core.Draft(body, f"{self.name}-{next(self._parcels)}", mailbox))
-            for task, _ in taken:
+            self._buried.difference_update(task for task, _ in taken)
+            own = [task for task, _ in taken if task >= 0]
+            for task in own:
                 self._outcomes.pop(task, None)
-            self.feed(to.ResultsAccepted([task for task, _ in taken]))
+            if own:
+                self.feed(to.ResultsAccepted(own))
 
     def _deliver(self, draft: core.Draft) -> Steps:
         """The same bytes under the same id, until the broker has them."""
@@ -294,8 +316,8 @@ class Agent(Process):
         blocked = False
         while True:
             try:
-                yield Call(lambda: self.world.results.send([draft], self.now))
-            except BrokerError:
+                yield Call(lambda: self.world.cloud.send_result(draft, self.now))
+            except ServiceError:
                 if not blocked:
                     self.feed(to.Blocked(True))
                 blocked = True
@@ -307,7 +329,7 @@ class Agent(Process):
 
     def _copy(self) -> Steps:
         while True:
-            yield Wait(lambda: NOW if self._copies else NEVER)
+            yield Wait(lambda: bool(self._copies))
             command = self._copies[0]
             item = self.scheduler.item(command.task)
             copy = wire.handed_back(item, attempt=command.attempt, history=command.history)
@@ -322,17 +344,45 @@ class Agent(Process):
         backoff = Backoff()
         while True:
             try:
-                yield Call(lambda: self.world.tasks.send([draft], self.now))
-            except BrokerError:
+                yield Call(lambda: self.world.cloud.send_tasks([draft], self.now))
+            except ServiceError:
                 yield backoff.wait(self)
             else:
                 return
+
+    # Dead letters
+
+    def _bury(self) -> Steps:
+        """The janitor: dead letters become results."""
+        letters = self.world.cloud.dead_tasks
+        numbers = itertools.count(-1, -1)
+        while True:
+            yield sleep(self, min(INTERVAL, (self.node.idle_exit or INTERVAL) / 2))
+            while letters.has_ready():
+                try:
+                    found = yield Call(lambda: letters.receive(1, self.now, self), receives=True)
+                    for letter in found:
+                        yield from self._bury_one(letter, numbers)
+                except ServiceError:
+                    break
+
+    def _bury_one(self, letter: core.Message, numbers: Iterator[int]) -> Steps:
+        verdict = verdict_on(_delivery(letter), self.now)
+        awaited = set()
+        for item in read_tasks(letter.body):
+            number = next(numbers)
+            awaited.add(number)
+            encoded = reports.encode_verdict(item, verdict, self.node.name, self.now)
+            self._post(number, item.mailbox, encoded)
+        self._buried |= awaited
+        yield Wait(lambda: not awaited & self._buried)
+        yield Call(lambda: self.world.cloud.dead_tasks.complete(letter.lock_token, self.now))
 
     # Slots
 
     def _slot(self, index: int) -> Steps:
         while True:
-            yield Wait(partial(self._assigned, index))
+            yield Wait(lambda: self._slots[index] is not None)
             assignment = self._slots[index]
             assert assignment is not None
             yield from self._work(index, assignment)
@@ -342,48 +392,103 @@ class Agent(Process):
             self._slots[index] = None
             self.feed(to.Freed(index))
 
-    def _assigned(self, index: int) -> float:
-        return NEVER if self._slots[index] is None else NOW
-
     def _work(self, index: int, assignment: _Assignment) -> Steps:
         if assignment.stopped:
             return
+        works = yield from self._prepare(assignment)
+        if assignment.stopped:
+            return
         self.feed(to.Prepared(index))
-        yield Wait(lambda: NOW if assignment.stopped or assignment.started is not None else NEVER)
+        yield Wait(lambda: assignment.stopped or assignment.started is not None)
         if assignment.stopped or assignment.started is None:
             return
-        items = {number: self.scheduler.item(number) for number in assignment.started}
+        started = [number for number in assignment.started if number in works]
+        items = {number: self.scheduler.item(number) for number in started}
         self.node.running[index] = [item.uid for item in items.values()]
         for number, item in items.items():
-            ends_at = self.now + Work.of(item).duration
-            yield Wait(partial(_stopped_or, assignment, ends_at))
+            work = works[number]
+            yield Wait(partial(_is_stopped, assignment), self.now + work.duration)
             if assignment.stopped:
                 return
-            self._end(number, item)
-            if not self.alive:
+            yield from self._end(number, item, work, assignment)
+            if not self.alive or assignment.stopped:
                 return
 
-    def _end(self, number: int, item: wire.TaskItem) -> None:
+    def _prepare(self, assignment: _Assignment) -> Generator[Wish, Any, dict[int, Work]]:
+        """What the tasks do. One whose arguments are gone ends here."""
+        works = {}
+        for number in assignment.tasks:
+            item = self.scheduler.item(number)
+            arguments = item.params
+            if isinstance(arguments, wire.Reference):
+                arguments = yield from self._fetch(arguments.blob, assignment)
+            if assignment.stopped:
+                break
+            if arguments is None:
+                self._over(number, reports.Done(failed("TaskRejected", "its arguments are gone")), 0.0)
+            else:
+                works[number] = Work(*arguments)
+        return works
+
+    def _fetch(self, blob: str, assignment: _Assignment) -> Generator[Wish, Any, list[Any] | None]:
+        backoff = Backoff(0.5)
+        while not assignment.stopped:
+            try:
+                arguments, _ = yield Call(lambda: self.world.cloud.blobs.get(blob))
+            except BlobNotFound:
+                return None
+            except ServiceError:
+                yield backoff.wait(self)
+            else:
+                return arguments
+        return None
+
+    def _end(self, number: int, item: wire.TaskItem, work: Work, assignment: _Assignment) -> Steps:
         """The task's code is over, one way or another."""
-        work = Work.of(item)
         if work.lethal:
             self.world.kill(self)
             return
         if item.attempt <= work.failures:
             outcome = Outcome(Status.FAILED, error="again", kind="TaskFailed", request="retry", delay=1.0)
+            self._over(number, reports.Done(outcome), work.duration)
         elif self.world.child_dies():
             outcome = Outcome(Status.FAILED, error="killed", kind="WorkerDied", exit_code=-9)
+            self._over(number, reports.Done(outcome), work.duration)
         else:
-            outcome = Outcome(Status.SUCCEEDED, orjson.dumps(item.uid))
-        value = None if outcome.value is None else orjson.Fragment(outcome.value)
-        self._outcomes[number] = reports.Done(outcome, value)
-        self.feed(to.Ended(number, reports.failure(outcome), outcome.error, self.now, work.duration, 0.5))
+            value = orjson.dumps(item.uid)
+            outcome = Outcome(Status.SUCCEEDED, value)
+            brought: Any = orjson.Fragment(value)
+            if work.large_result:
+                brought = yield from self._store(item, value, assignment)
+                if assignment.stopped:
+                    return
+            self._over(number, reports.Done(outcome, brought), work.duration)
+
+    def _store(
+        self, item: wire.TaskItem, value: bytes, assignment: _Assignment
+    ) -> Generator[Wish, Any, wire.Reference]:
+        name = result_blob(item.job, item.client, item.uid, item.attempt, self.name)
+        backoff = Backoff(0.5)
+        while not assignment.stopped:
+            try:
+                yield Call(lambda: self.world.cloud.blobs.put(name, value))
+            except ServiceError:
+                yield backoff.wait(self)
+            else:
+                break
+        return wire.Reference(name, len(value))
+
+    def _over(self, number: int, done: reports.Done, duration: float) -> None:
+        self._outcomes[number] = done
+        outcome = done.outcome
+        failure = reports.failure(outcome)
+        self.feed(to.Ended(number, failure, outcome.error, self.now, duration, 0.5))
 
     # Time
 
     def _tick(self) -> Steps:
         while True:
-            yield Wait(self._tick_due)
+            yield Wait(due=self._tick_due)
             self.feed(to.Tick())
 
     def _tick_due(self) -> float:
@@ -393,12 +498,27 @@ class Agent(Process):
     def _read_cancellation(self, session: to.Session) -> Steps:
         asked_at = self.now
         try:
-            document = yield Call(lambda: self.world.cancellations.get(session))
-        except BrokerError:
+            document, _ = yield Call(lambda: self.world.cloud.blobs.get(cancellation_blob(*session)))
+        except BlobNotFound:
+            self.feed(to.CancellationRead(session, None, asked_at))
+        except ServiceError:
             self.feed(to.CancellationUnread(session))
         else:
             self.feed(to.CancellationRead(session, document, asked_at))
 
 
-def _stopped_or(assignment: _Assignment, until: float) -> float:
-    return NOW if assignment.stopped else until
+def _is_stopped(assignment: _Assignment) -> bool:
+    return assignment.stopped
+
+
+def _delivery(message: core.Message) -> Delivery:
+    return Delivery(
+        body=message.body,
+        message_id=message.message_id,
+        sequence_number=message.number,
+        delivery_count=message.delivery_count,
+        lock_token=message.lock_token.hex(),
+        enqueued_at=message.enqueued_at,
+        dead_letter_reason=message.dead_letter_reason,
+        dead_letter_description=message.dead_letter_description,
+    )

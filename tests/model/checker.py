@@ -4,28 +4,54 @@ Rules:
 
 - lost: every task that the broker has accepted is shown, and so is every task of a holder that did not die.
 - twice: no holder is shown a task twice, nor is one shown what a holder before it has been shown, unless that
-  one died; how often that happened is counted.
+  one died or was replaced while it stood still; how often that happened is counted. A death excuses nothing
+  where both keep a journal.
 - unknown: nothing is shown that nobody has submitted, and no answer is that of another task.
+- outcome: a task has one of the outcomes that it may have; one during which agents were killed may be taken
+  for deadly.
+- started: a task does not start more than a second after its cancellation can be seen and the broker is known
+  to have it, unless the session that cancelled it has closed meanwhile.
 - misrouted: an outcome is shown in the mailbox that its task was submitted from.
 - stuck: while a task is owed, an outcome is shown or something is made to fail every `patience` seconds.
-- left: at the end the queues are empty, the dead letters too.
+- left: at the end the queues are empty, the dead letters too, and no mailbox is owed anything.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tests.model.history import Accepted, Ended, Fault, Gone, Opened, Queue, Record, Shown, Submitted
+from node_agent.scheduler import LETHAL
+from tests.model.history import (
+    Accepted,
+    Cancelled,
+    Closed,
+    Ended,
+    Fault,
+    Gone,
+    Opened,
+    Queue,
+    Record,
+    Shown,
+    Started,
+    Submitted,
+)
 
 _MOST_TOLD = 20
+_SEEN_WITHIN = 1.0
+"""Seconds."""
 
 
 @dataclass(slots=True)
 class _Task:
     mailbox: str
     submitter: str
-    accepted: bool = False
+    outcomes: Sequence[str] | None
+    accepted_at: float = math.inf
+    cancelled_at: float = math.inf
+    starts: int = 0
     holder: str | None = None
     """Who was shown it last."""
 
@@ -45,8 +71,13 @@ class Checker:
     accepted: int = 0
     shown: int = 0
     shown_again: int = 0
-    """By a later holder, after the one that was shown it before had died."""
+    """By another holder, after one of the two had died or was replaced."""
     _tasks: dict[str, _Task] = field(default_factory=dict)
+    _holders: dict[str, str] = field(default_factory=dict)
+    """Who has opened a mailbox last."""
+    _journalled: set[str] = field(default_factory=set)
+    _replaced: set[str] = field(default_factory=set)
+    _closed: set[str] = field(default_factory=set)
     _gone: set[str] = field(default_factory=set)
     _owed: int = 0
     _moved_at: float = 0.0
@@ -59,25 +90,31 @@ class Checker:
 
     def add(self, record: Record) -> None:
         match record:
-            case Submitted(at, mailbox, holder, task):
-                self._submitted(at, mailbox, holder, task)
-            case Accepted(_, task):
-                self._tasks[task].accepted = True
+            case Started(at, task):
+                self._started(at, task)
+            case Submitted():
+                self._submitted(record)
+            case Accepted(at, task):
+                self._tasks[task].accepted_at = at
                 self.accepted += 1
             case Shown():
                 self._shown(record)
-            case Gone(_, holder):
-                self._gone.add(holder)
             case Fault(at, what):
                 self.faults[what] += 1
                 self._move(at)
+            case Cancelled(at, task):
+                self._tasks[task].cancelled_at = at
+            case Opened():
+                self._opened(record)
+            case Closed(_, holder):
+                self._closed.add(holder)
+            case Gone(_, holder):
+                self._gone.add(holder)
             case Queue():
                 if record.active or record.scheduled or record.dead:
                     self._break("left", f"{record}")
             case Ended(at, halted):
                 self._end(at, halted)
-            case Opened():
-                pass
 
     def summary(self) -> str:
         """One line."""
@@ -88,15 +125,35 @@ class Checker:
             f"shown{again}, {self.faults.total()} faults: {verdict or 'the promise is kept'}"
         )
 
-    def _submitted(self, at: float, mailbox: str, holder: str, task: str) -> None:
+    def _opened(self, opened: Opened) -> None:
+        if (former := self._holders.get(opened.mailbox)) is not None:
+            self._replaced.add(former)
+        self._holders[opened.mailbox] = opened.holder
+        if opened.journalled:
+            self._journalled.add(opened.holder)
+
+    def _submitted(self, submitted: Submitted) -> None:
+        task = submitted.task
         if task in self._tasks:
             self._break("unknown", f"{task} was submitted twice: the history cannot be judged")
             return
         self.submitted += 1
-        self._tasks[task] = _Task(mailbox, holder)
+        self._tasks[task] = _Task(submitted.mailbox, submitted.holder, submitted.outcomes)
         if not self._owed:
-            self._moved_at = at
+            self._moved_at = submitted.at
         self._owed += 1
+
+    def _started(self, at: float, name: str) -> None:
+        task = self._tasks.get(name)
+        if task is None:
+            self._break("unknown", f"{name} was started, and never submitted")
+            return
+        task.starts += 1
+        if (
+            at > max(task.cancelled_at, task.accepted_at) + _SEEN_WITHIN
+            and task.submitter not in self._closed
+        ):
+            self._break("started", f"{name} at {at:.3f}, cancelled at {task.cancelled_at:.3f}")
 
     def _shown(self, shown: Shown) -> None:
         self.shown += 1
@@ -109,16 +166,36 @@ class Checker:
             self._break("misrouted", f"{shown} belongs to {task.mailbox}")
         if shown.answer is not None and shown.answer != shown.task:
             self._break("unknown", f"{shown} has the answer of another task")
+        if (
+            task.outcomes is not None
+            and shown.status not in task.outcomes
+            and not self._suspected(shown, task)
+        ):
+            self._break("outcome", f"{shown}, not one of {task.outcomes}")
         self._once(shown, task)
+
+    def _suspected(self, shown: Shown, task: _Task) -> bool:
+        """Whether agents were killed so often while it ran that it must be taken for deadly."""
+        kills = self.faults["Agent killed"]
+        return shown.status == "failed TaskPoisoned" and min(task.starts, kills) >= LETHAL
 
     def _once(self, shown: Shown, task: _Task) -> None:
         if task.holder is None:
             self._owed -= 1
-        elif task.holder == shown.holder or task.holder not in self._gone:
-            self._break("twice", f"{shown} was shown to {task.holder} before")
-        else:
+        elif self._may_show_again(task.holder, shown.holder):
             self.shown_again += 1
+        else:
+            self._break("twice", f"{shown} was shown to {task.holder} before")
         task.holder = shown.holder
+
+    def _may_show_again(self, former: str, holder: str) -> bool:
+        if former == holder:
+            return False
+        if holder in self._replaced:
+            return True
+        if former in self._closed or (former in self._journalled and holder in self._journalled):
+            return False
+        return former in self._gone or former in self._replaced
 
     def _move(self, at: float) -> None:
         if self._owed and at - self._moved_at > self.patience:
@@ -132,7 +209,7 @@ class Checker:
         owed = {
             name: task
             for name, task in self._tasks.items()
-            if task.holder is None and (task.accepted or task.submitter not in self._gone)
+            if task.holder is None and (task.accepted_at < math.inf or task.submitter not in self._gone)
         }
         for name, task in owed.items():
             self._break("lost", f"{name} of {task.mailbox} was never shown")

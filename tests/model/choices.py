@@ -8,6 +8,7 @@ run may have, and how often it may depart from the default order.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -68,18 +69,27 @@ class Chance:
         self._random = random.Random(seed)
         self._rate = rate
         self._left = most
+        self._until_next = self._gap()
 
     def order(self, options: int) -> int:
         return int(self._random.random() * options)
 
     def fault(self, options: int) -> int:
-        if options == 1 or not self._left or self._random.random() >= self._rate:
+        if self._until_next or not self._left:
+            self._until_next -= 1
             return 0
         self._left -= 1
+        self._until_next = self._gap()
         return 1 + int(self._random.random() * (options - 1))
 
     def pick(self, options: int) -> int:
         return int(self._random.random() * options)
+
+    def _gap(self) -> int:
+        """How many things go well before the next fault: a draw for each would cost more than the rest."""
+        if not self._rate:
+            return -1
+        return int(math.log(1.0 - self._random.random()) / math.log(1.0 - self._rate))
 
 
 def explore(run: Callable[[Scripted], object], *, faults: int, departures: int) -> Iterator[list[int]]:

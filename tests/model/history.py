@@ -7,9 +7,9 @@ line: the record's kind, then its fields. Times are seconds of any one clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import TextIO
+from typing import TextIO, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class Opened:
     at: float
     mailbox: str
     holder: str
+    journalled: bool = False
+    """Whether it keeps a journal: it is on the host of all those that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,29 @@ class Submitted:
     holder: str
     task: str
     """Unique in the whole history."""
+    outcomes: Sequence[str] | None = None
+    """Those that it may have; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The session was told that the broker has the task."""
+
+    at: float
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The session was told that every agent can see that the task is cancelled."""
+
+    at: float
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An agent decided that the task runs now."""
 
     at: float
     task: str
@@ -54,8 +74,16 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Closed:
+    """A holder has closed in order: what it had read is known to its successors."""
+
+    at: float
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
-    """A holder has died, or has closed."""
+    """A holder is no more."""
 
     at: float
     holder: str
@@ -71,7 +99,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What a queue held at the end."""
+    """What a queue held at the end, or what a mailbox's ledger told of outcomes to come."""
 
     at: float
     name: str
@@ -89,10 +117,10 @@ class Ended:
     """Nothing more would have happened, although something was still to be done."""
 
 
-Record = Opened | Submitted | Accepted | Shown | Gone | Fault | Queue | Ended
+Record = Opened | Submitted | Accepted | Cancelled | Started | Shown | Closed | Gone | Fault | Queue | Ended
 Recorder = Callable[[Record], None]
 
-_KINDS = {kind.__name__: kind for kind in (Opened, Submitted, Accepted, Shown, Gone, Fault, Queue, Ended)}
+_KINDS = {kind.__name__: kind for kind in get_args(Record)}
 
 
 def write(records: Iterable[Record], file: TextIO) -> None:

@@ -8,7 +8,8 @@ from tests.model import history
 from tests.model.agents import Node
 from tests.model.checker import Checker
 from tests.model.choices import Choices
-from tests.model.clients import Plan, Program
+from tests.model.clients import Plan, Program, Rival
+from tests.model.cloud import Cloud
 from tests.model.world import World
 
 
@@ -22,6 +23,11 @@ class Scenario:
     idle_exit: float | None = None
     drains: tuple[float, ...] = ()
     """The moments, in seconds after the start, at which one agent after the other is told to drain."""
+    lock: float = 30.0
+    time_to_live: float | None = None
+    max_delivery_count: int = 1000
+    agents_after: float = 0.0
+    """Seconds until the nodes are there."""
 
 
 @dataclass(slots=True)
@@ -33,6 +39,8 @@ class Outcome:
     seconds: float
     """Virtual ones."""
     records: list[history.Record]
+    blobs: list[str]
+    """What is left in storage."""
 
 
 def play(scenario: Scenario, choices: Choices, *, keep: bool = False) -> Outcome:
@@ -45,24 +53,32 @@ def play(scenario: Scenario, choices: Choices, *, keep: bool = False) -> Outcome
         if keep:
             records.append(entry)
 
-    world = World(choices, record)
+    cloud = Cloud(scenario.lock, scenario.time_to_live, scenario.max_delivery_count)
+    world = World(choices, record, cloud)
     began = world.now
     programs = [Program(world, plan) for plan in scenario.plans]
-    nodes = [Node(world, f"node{n}", scenario.slots, scenario.idle_exit) for n in range(scenario.nodes)]
+    world.owed = lambda: cloud.dead_tasks.has_ready() or any(program.waits for program in programs)
+    rivals = [Rival(world, plan) for plan in scenario.plans if plan.rivals]
+    nodes = [
+        Node(world, f"node{n}", scenario.slots, scenario.idle_exit, scenario.agents_after)
+        for n in range(scenario.nodes)
+    ]
     for number, moment in enumerate(scenario.drains):
         node = nodes[number % len(nodes)]
         node.spawn(node.drain_after(moment))
 
     def over() -> bool:
         return (
-            all(program.done for program in programs)
-            and not any(world.tasks.counts)
-            and not any(world.results.counts)
+            all(client.done for client in (*programs, *rivals))
+            and cloud.empty
             and all(node.quiet for node in nodes)
         )
 
     halted = not world.run(over)
-    for name, queue in (("tasks", world.tasks), ("results", world.results)):
+    world.close()
+    for name, queue in (("tasks", cloud.tasks), ("results", cloud.results)):
         world.note(history.Queue(world.now, name, *queue.counts))
+    for program in programs:
+        world.note(history.Queue(world.now, f"owed to {program.name}", program.owed, 0, 0))
     world.note(history.Ended(world.now, halted))
-    return Outcome(checker, world.moves, world.now - began, records)
+    return Outcome(checker, world.moves, world.now - began, records, sorted(cloud.blobs))

@@ -11,6 +11,7 @@ from tests.model.clients import Plan
 from tests.model.scenario import Scenario
 
 _TWO: Final = (Work(), Work())
+_LARGE: Final = Work(large_arguments=True, large_result=True)
 
 SMALL: Final[Mapping[str, Scenario]] = {
     "two messages": Scenario((Plan("client", _TWO),)),
@@ -18,43 +19,84 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "a retry": Scenario((Plan("client", (Work(failures=1), Work())),)),
     "long tasks": Scenario((Plan("client", (Work(45.0), Work(45.0))),)),
     "a cancellation": Scenario((Plan("client", (Work(3.0), Work()), cancels=frozenset({0})),)),
+    "a cancellation in a pack": Scenario(
+        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({1}), known_short=True),)
+    ),
+    "an unconfirmed cancellation": Scenario(
+        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({0}), pause=3.0),), agents_after=8.0
+    ),
+    "cancellations one after another": Scenario(
+        (Plan("client", (Work(3.0), Work(3.0), Work(3.0)), window=1, cancels=frozenset({0, 1, 2})),)
+    ),
     "a drain": Scenario((Plan("client", (Work(3.0), Work(3.0))),), drains=(0.0, 4.0)),
     "agents that idle out": Scenario((Plan("client", _TWO, window=1),), idle_exit=0.5),
+    "payloads by reference": Scenario((Plan("client", (_LARGE, _LARGE)),)),
+    "a journal": Scenario((Plan("client", _TWO, journal=True, pause=2.0),)),
+    "a reader who is late": Scenario((Plan("client", _TWO, unclaimed=1, pause=40.0),)),
+    "a close": Scenario((Plan("client", _TWO, closes_after=1),)),
+    "a second client": Scenario((Plan("client", (Work(), Work(20.0)), rivals=(0.0, 60.0)),)),
+    "a deadly task": Scenario((Plan("client", (Work(lethal=True), Work()), known_short=True),)),
+    "tasks that expire": Scenario(
+        (Plan("client", _TWO, expires=True),), time_to_live=10.0, agents_after=11.0
+    ),
+    "few deliveries": Scenario((Plan("client", _TWO, expires=True),), max_delivery_count=1),
 }
-"""Two tasks, two agents, one client."""
+"""Two or three tasks, two agents, one client."""
+
+SLOW: Final = frozenset({"long tasks", "a second client", "a deadly task"})
+"""Those that have many steps."""
 
 
 def by_seed(seed: int, tasks: int) -> Scenario:
     """So many tasks of up to three clients in up to two jobs, on up to four nodes."""
     chance = random.Random(seed)
+    expires = chance.random() < 0.1
     clients = chance.randint(1, 3)
-    plans = tuple(_plan(chance, f"client{n}", tasks // clients) for n in range(clients - 1))
+    plans = tuple(_plan(chance, f"client{n}", tasks // clients, expires) for n in range(clients - 1))
     rest = tasks - sum(len(plan.works) for plan in plans)
     return Scenario(
-        (*plans, _plan(chance, "client", rest)),
+        (*plans, _plan(chance, "client", rest, expires)),
         nodes=chance.randint(2, 4),
         slots=chance.randint(1, 3),
         idle_exit=chance.choice((None, 5.0)),
         drains=tuple(chance.uniform(0.0, 60.0) for _ in range(chance.randint(0, 3))),
+        time_to_live=20.0 if expires else None,
+        max_delivery_count=3 if expires else 1000,
+        agents_after=chance.choice((0.0, 15.0, 30.0)) if expires else 0.0,
     )
 
 
-def _plan(chance: random.Random, name: str, tasks: int) -> Plan:
+def _plan(chance: random.Random, name: str, tasks: int, expires: bool) -> Plan:
     cancelled = chance.choice((0.0, 0.05))
+    large = chance.choice((0.0, 0.1))
     return Plan(
         name,
-        [_work(chance) for _ in range(tasks)],
+        [_work(chance, large) for _ in range(tasks)],
         job=chance.choice(("left", "right")),
         window=chance.choice((3, 50, 1000)),
         cancels=frozenset(place for place in range(tasks) if chance.random() < cancelled),
         known_short=chance.random() < 0.5,
+        journal=chance.random() < 0.3,
+        unclaimed=chance.choice((5, 50, 500)),
+        pause=chance.choice((0.0, 0.0, 2.0)),
+        closes_after=chance.choice((None, None, 40, 300)),
+        expires=expires,
+        rivals=_moments(chance) if chance.random() < 0.3 else (),
     )
 
 
-def _work(chance: random.Random) -> Work:
+def _moments(chance: random.Random) -> tuple[float, ...]:
+    return tuple(sorted(chance.uniform(0.0, 600.0) for _ in range(5)))
+
+
+def _work(chance: random.Random, large: float) -> Work:
     kind = chance.random()
     if kind < 0.96:
-        return Work(chance.choice((0.001, 0.001, 0.01)))
+        return Work(
+            chance.choice((0.001, 0.001, 0.01)),
+            large_arguments=chance.random() < large,
+            large_result=chance.random() < large,
+        )
     if kind < 0.98:
         return Work(failures=chance.randint(1, 3))
     if kind < 0.995:

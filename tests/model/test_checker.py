@@ -8,7 +8,20 @@ import pytest
 
 from tests.model import history
 from tests.model.checker import Checker
-from tests.model.history import Accepted, Ended, Fault, Gone, Queue, Record, Shown, Submitted
+from tests.model.history import (
+    Accepted,
+    Cancelled,
+    Closed,
+    Ended,
+    Fault,
+    Gone,
+    Opened,
+    Queue,
+    Record,
+    Shown,
+    Started,
+    Submitted,
+)
 
 
 def judge(*records: Record) -> Checker:
@@ -18,8 +31,14 @@ def judge(*records: Record) -> Checker:
     return checker
 
 
-def submitted(task: str = "t", holder: str = "h1", at: float = 0.0) -> Submitted:
-    return Submitted(at, "job/client", holder, task)
+def opened(holder: str = "h1", *, journalled: bool = True) -> Opened:
+    return Opened(0.0, "job/client", holder, journalled)
+
+
+def submitted(
+    task: str = "t", holder: str = "h1", at: float = 0.0, outcomes: tuple[str, ...] | None = None
+) -> Submitted:
+    return Submitted(at, "job/client", holder, task, outcomes)
 
 
 def shown(task: str = "t", holder: str = "h1", at: float = 1.0, mailbox: str = "job/client") -> Shown:
@@ -34,6 +53,14 @@ BROKEN = [
     ("unknown", (shown(), Ended(5.0))),
     ("unknown", (submitted(), Shown(1.0, "job/client", "h1", "t", "succeeded", "other"), Ended(5.0))),
     ("misrouted", (submitted(), shown(mailbox="job/other"), Ended(5.0))),
+    ("twice", (submitted(), shown(), Closed(1.5, "h1"), Gone(1.5, "h1"), shown(holder="h2"), Ended(5.0))),
+    (
+        "twice",
+        (opened(), submitted(), shown(), Gone(1.5, "h1"), opened("h2"), shown(holder="h2"), Ended(5.0)),
+    ),
+    ("outcome", (submitted(outcomes=("failed",)), shown(), Ended(5.0))),
+    ("started", (submitted(), Accepted(0, "t"), Cancelled(1, "t"), Started(2.1, "t"), shown(), Ended(5))),
+    ("unknown", (Started(2.1, "t"), Ended(5.0))),
     ("stuck", (submitted(), shown(at=11.0), Ended(12.0))),
     ("stuck", (Ended(5.0, halted=True),)),
     ("left", (submitted(), shown(), Queue(5.0, "tasks", 0, 0, 1), Ended(5.0))),
@@ -53,6 +80,11 @@ KEPT = [
     (submitted(), Accepted(0.5, "t"), shown(), Queue(5.0, "tasks", 0, 0, 0), Ended(5.0)),
     (submitted(), Gone(1.0, "h1"), Ended(5.0)),
     (submitted(), shown(), Gone(1.5, "h1"), shown(holder="h2", at=2.0), Ended(5.0)),
+    (opened(journalled=False), submitted(), shown(), opened("h2"), shown(holder="h2"), Ended(5.0)),
+    (opened(), submitted(), opened("h2"), shown(holder="h2"), shown(), Ended(5.0)),
+    (submitted(), Accepted(0, "t"), Cancelled(1.0, "t"), Started(1.9, "t"), shown(at=3.0), Ended(5.0)),
+    (submitted(), Cancelled(1.0, "t"), Accepted(7, "t"), Started(7.9, "t"), shown(at=8.0), Ended(9.0)),
+    (submitted(), Accepted(0, "t"), Cancelled(1, "t"), Closed(1, "h1"), Started(9, "t"), shown(), Ended(9)),
     (submitted(), Fault(9.0, "killed"), shown(at=18.0), Ended(100.0)),
     (submitted(), shown(), submitted("u", at=50.0), shown("u", at=55.0), Ended(60.0)),
 ]

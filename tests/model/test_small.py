@@ -6,7 +6,7 @@ import pytest
 
 from tests.model.choices import Choices, Scripted, explore
 from tests.model.scenario import Outcome, Scenario, play
-from tests.model.scenarios import SMALL
+from tests.model.scenarios import SLOW, SMALL
 
 BOUNDS = [(1, 0), (0, 1)]
 """Faults in a run, and departures from the default order; larger ones: `python -m tests.model small`."""
@@ -25,12 +25,20 @@ def broken(scenario: Scenario, faults: int, departures: int) -> tuple[int, list[
 
 
 @pytest.mark.parametrize(("faults", "departures"), BOUNDS)
-@pytest.mark.parametrize("name", [name for name in SMALL if name != "long tasks"])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in SLOW])
 def test_every_order_keeps_the_promise(name: str, faults: int, departures: int) -> None:
     """Whatever fails at whatever step: one outcome each, none twice, nothing left."""
     orders, told = broken(SMALL[name], faults, departures)
     assert not told
     assert orders > 30
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_faults_nothing_is_left(name: str) -> None:
+    """No payload either, and no document but that of a session that is still open."""
+    outcome = play(SMALL[name], Scripted([], faults=0, departures=0))
+    assert outcome.checker.holds, outcome.checker.told
+    assert {blob.partition("/")[0] for blob in outcome.blobs} <= {"sessions", "cancel"}
 
 
 def test_the_same_decisions_give_the_same_history() -> None:

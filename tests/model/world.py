@@ -1,4 +1,4 @@
-"""A world in one thread: processes made of strands, a broker, a clock that is moved by hand, and faults.
+"""A world in one thread: processes made of strands, a clock that is moved by hand, and faults.
 
 A strand is a generator that yields what it wishes: to wait until something holds or a moment has come
 (`Wait`), or to have something done at the broker or in storage (`Call`). A call takes two steps, the doing
@@ -9,24 +9,25 @@ What can fail at a step: a request is lost, or its answer is (the caller gives u
 connection is cut before or after the doing (all that is under way on it fails, its mailbox is closed); the
 process is killed; the process stands still for longer than a lock lasts. The broker may notice the end of a
 mailbox's holder at once, or only by its lock.
+
+Who waits is looked at again when something of its own process has moved, and when a `Signal` that it listens
+to was given. Moments are looked at when nobody can move: time then goes on to the next one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from batchflow.broker import QueueSpec
-from batchflow.errors import BrokerError, LeaseLost, MailboxInUse
-from batchflow.local import queues as core
+from batchflow.errors import ServiceError
 from tests.model import history
 from tests.model.choices import Choices
+from tests.model.cloud import Cloud, Signal, translated
 from tests.model.history import Recorder
 
-NOW: Final = -math.inf
 NEVER: Final = math.inf
 TIMEOUT: Final = 20.0
 """Seconds until a caller gives up."""
@@ -46,11 +47,25 @@ class Trouble(Enum):
     STALLED = "stalled"
 
 
+_CALL_TROUBLES: Final = tuple(Trouble)
+_RECEIVE_TROUBLES: Final = (
+    Trouble.NONE, Trouble.CUT_BEFORE, Trouble.CUT_AFTER, Trouble.KILLED, Trouble.STALLED,
+)  # fmt: skip
+_STEP_TROUBLES: Final = (Trouble.NONE, Trouble.KILLED, Trouble.STALLED)
+
+
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Until the moment that `due` says: `NOW`, `NEVER` or a time. It is asked again at each step."""
+    """Until something holds, or the moment has come that `due` is or says."""
 
-    due: Callable[[], float]
+    holds: Callable[[], bool] = _never
+    due: float | Callable[[], float] = NEVER
+    signal: Signal | None = None
+    """What to listen to beside the own process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +80,64 @@ class Call:
 Wish = Wait | Call
 Steps = Generator[Wish, Any, None]
 
-_CALL_TROUBLES: Final = tuple(Trouble)
-_RECEIVE_TROUBLES: Final = (
-    Trouble.NONE, Trouble.CUT_BEFORE, Trouble.CUT_AFTER, Trouble.KILLED, Trouble.STALLED,
-)  # fmt: skip
-_STEP_TROUBLES: Final = (Trouble.NONE, Trouble.KILLED, Trouble.STALLED)
-_NO_TROUBLES: Final = (Trouble.NONE,)
-
 
 class Strand:
-    """One generator at work."""
+    """One generator at work: it is ready to move, or waits."""
 
-    __slots__ = ("_answer", "_error", "answer_at", "process", "steps", "wish")
+    __slots__ = ("_answer", "_error", "_signal", "calling", "process", "steps", "wakes")
 
     def __init__(self, process: Process, steps: Steps) -> None:
         self.process = process
         self.steps = steps
-        self.wish: Wish | None = None
-        self.answer_at: float | None = NOW
-        """When it goes on; None: when its wish comes true."""
-        self._answer: Any = None
-        self._error: BrokerError | None = None
-
-    def due(self) -> float:
-        if self.answer_at is not None:
-            return self.answer_at
-        return self.wish.due() if type(self.wish) is Wait else NOW
-
-    @property
-    def calling(self) -> Call | None:
+        self.calling: Call | None = None
         """What is to be done for it."""
-        return self.wish if self.answer_at is None and type(self.wish) is Call else None
+        self.wakes: Callable[[], bool] = _never
+        self._signal: Signal | None = None
+        self._answer: Any = None
+        self._error: ServiceError | None = None
 
-    def answered(self, answer: Any, at: float = NOW) -> None:
-        self._answer, self.answer_at = answer, at
+    def wait(self, wish: Wait) -> None:
+        process = self.process
+        self.wakes = wish.holds
+        if wish.holds is not _never:
+            if wish.holds():
+                process.ready(self)
+                return
+            process.changed.listeners[self] = None
+            if wish.signal is not None:
+                self._signal = wish.signal
+                wish.signal.listeners[self] = None
+        if wish.due is not NEVER:
+            process.world.timed[self] = wish.due
 
-    def failed(self, error: BrokerError, at: float = NOW) -> None:
-        self._error, self.answer_at = error, at
+    def wake(self) -> None:
+        """It waits no longer."""
+        self.forget()
+        self.process.ready(self)
 
-    def go_on(self) -> bool:
-        """False when it has ended."""
+    def forget(self) -> None:
+        """Nobody knows of it any more."""
+        process = self.process
+        process.changed.listeners.pop(self, None)
+        if self._signal is not None:
+            self._signal.listeners.pop(self, None)
+            self._signal = None
+        process.world.timed.pop(self, None)
+
+    def answered(self, answer: Any) -> None:
+        self.calling, self._answer = None, answer
+
+    def failed(self, error: ServiceError) -> None:
+        self.calling, self._error = None, error
+
+    def go_on(self) -> Wish | None:
+        """What it wishes next; None when it has ended."""
         answer, error = self._answer, self._error
-        self._answer = self._error = self.answer_at = None
+        self._answer = self._error = None
         try:
-            self.wish = self.steps.throw(error) if error is not None else self.steps.send(answer)
+            return self.steps.throw(error) if error is not None else self.steps.send(answer)
         except StopIteration:
-            return False
-        return True
+            return None
 
 
 class Process:
@@ -123,33 +149,60 @@ class Process:
         self.world = world
         self.name = name
         self.alive = True
-        self.stalled_until = NOW
-        self.strands: list[Strand] = []
+        self.stalled = False
+        self.strands: dict[Strand, None] = {}
+        self.changed = Signal()
+        """Given whenever one of its strands has moved."""
+        self.gone = Signal()
+        world.processes.add(self)
+        self._parked: list[Strand] = []
+        """Those that will be ready when it stands still no longer."""
 
     @property
     def now(self) -> float:
         return self.world.now
 
-    def until_gone(self) -> float:
-        """Due when it is no more."""
-        return NEVER if self.alive else NOW
-
     def spawn(self, steps: Steps) -> None:
-        self.strands.append(self.world.begin(self, steps))
+        strand = Strand(self, steps)
+        self.strands[strand] = None
+        self.ready(strand)
+
+    def ready(self, strand: Strand) -> None:
+        (self._parked if self.stalled else self.world.movable).append(strand)
+
+    def stall(self) -> None:
+        """Stand still."""
+        self.stalled = True
+        self._parked += [strand for strand in self.world.movable if strand.process is self]
+        self.world.movable = [strand for strand in self.world.movable if strand.process is not self]
+
+    def resume(self) -> None:
+        """Go on."""
+        self.stalled = False
+        self.world.movable += self._parked
+        self._parked = []
 
     def cut(self) -> None:
         """The connection is gone: what was under way on it has failed."""
         for strand in self.strands:
             if strand.calling is not None:
-                strand.failed(BrokerError("the connection was cut", retryable=True))
+                strand.failed(broken_link())
 
     def killed(self) -> None:
         """It is no more."""
 
+    def end(self, due: float = NEVER) -> Wait:
+        """What to wait for: that it is no more, or the moment."""
+        return Wait(lambda: not self.alive, due, self.gone)
+
+
+def broken_link() -> ServiceError:
+    """What whoever waits for an answer gets."""
+    return ServiceError("the connection was cut", retryable=True)
+
 
 def sleep(process: Process, seconds: float) -> Wait:
-    until = process.now + seconds
-    return Wait(lambda: until)
+    return Wait(due=process.now + seconds)
 
 
 @dataclass(slots=True)
@@ -166,11 +219,11 @@ class Backoff:
 
 @dataclass(slots=True, eq=False)
 class World:
-    """The broker's queues, storage, time, and who lives."""
+    """Time, chance, the services, and who lives."""
 
     choices: Choices
     record: Recorder
-    lock: float = 30.0
+    cloud: Cloud
     patience: float = 600.0
     """Seconds without an outcome or a fault after which the world has come to a halt."""
     now: float = 1000.0
@@ -179,42 +232,29 @@ class World:
     moves: int = 0
     _moved_before: int = 0
     """Moves up to the last outcome or fault."""
-    cancellations: dict[tuple[str, str], Any] = field(default_factory=dict)
-    tasks: core.Queue = field(init=False)
-    results: core.Queue = field(init=False)
-    _strands: list[Strand] = field(default_factory=list)
-    """In the order in which they moved last."""
-
-    def __post_init__(self) -> None:
-        self.tasks = self._queue(QueueSpec("tasks", lock_duration=self.lock))
-        self.results = self._queue(QueueSpec("results", sessions=True, lock_duration=self.lock))
-
-    @staticmethod
-    def _queue(spec: QueueSpec) -> core.Queue:
-        return core.Queue(
-            core.QueueSpec(
-                lock_duration=spec.lock_duration,
-                max_delivery_count=spec.max_delivery_count,
-                requires_session=spec.sessions,
-                default_ttl=spec.time_to_live,
-                dead_letter_on_expiration=True,
-                duplicate_window=spec.duplicate_window,
-            )
-        )
-
-    def begin(self, process: Process, steps: Steps) -> Strand:
-        strand = Strand(process, steps)
-        self._strands.append(strand)
-        return strand
+    processes: set[Process] = field(default_factory=set)
+    owed: Callable[[], bool] = lambda: False
+    """Whether there is something to do for agents beside what is in the queue."""
+    current: Strand | None = None
+    """The one that moves."""
+    movable: list[Strand] = field(default_factory=list)
+    """Those that could move, in the order in which they came to it."""
+    timed: dict[Strand, float | Callable[[], float]] = field(default_factory=dict)
+    """Those that wait for a moment."""
+    _stalled: dict[Process, float] = field(default_factory=dict)
+    """Until when."""
 
     def run(self, over: Callable[[], bool]) -> bool:
         """Until it is over; False when it came to a halt before."""
-        while not over():
-            if self.moves - self._moved_before > _MOST_MOVES:
+        while True:
+            while self.movable:
+                if self.moves - self._moved_before > _MOST_MOVES:
+                    return False
+                self._step()
+            if over():
+                return True
+            if not self._advance():
                 return False
-            if not self._step() and not self._advance():
-                return False
-        return True
 
     def note(self, record: history.Record) -> None:
         """Record it; outcomes and faults are progress."""
@@ -224,14 +264,38 @@ class World:
 
     def kill(self, process: Process) -> None:
         process.alive = False
-        self._strands = [strand for strand in self._strands if strand.process is not process]
+        for strand in process.strands:
+            self._drop(strand)
+        self.movable = [strand for strand in self.movable if strand.process is not process]
+        self._stalled.pop(process, None)
         process.strands.clear()
         process.killed()
+        process.gone.give()
+        self.processes.discard(process)
 
-    def forget_holder(self, mailbox: str, holder: Hashable) -> None:
+    def end(self, strand: Strand) -> None:
+        """It does not go on."""
+        self._drop(strand)
+        del strand.process.strands[strand]
+        if strand in self.movable:
+            self.movable.remove(strand)
+
+    def _drop(self, strand: Strand) -> None:
+        strand.forget()
+        if strand is not self.current:
+            strand.steps.close()
+
+    def close(self) -> None:
+        """Nothing moves any more."""
+        self.current = None
+        for process in self.processes:
+            for strand in process.strands:
+                strand.steps.close()
+
+    def forget_holder(self, mailbox: str, holder: object) -> None:
         """A mailbox's holder has lost its connection: the broker sees it at once, or only by the lock."""
-        if self.choices.pick(2) == 0:
-            self.results.release_session(mailbox, holder, self.now)
+        if self.cloud.results.session_holder(mailbox, self.now) is holder and self.choices.pick(2) == 0:
+            self.cloud.release_mailbox(mailbox, holder, self.now)
 
     def child_dies(self) -> bool:
         """Whether the process that runs a task is killed before it is done."""
@@ -240,76 +304,95 @@ class World:
             self.note(history.Fault(self.now, "child killed"))
         return dies
 
-    def _step(self) -> bool:
-        """One strand moves; False when none can."""
-        now = self.now
-        movable = [
-            strand for strand in self._strands if strand.due() <= now and strand.process.stalled_until <= now
-        ]
-        if not movable:
-            return False
-        strand = movable[self.choices.order(len(movable))]
-        self._strands.remove(strand)
-        self._strands.append(strand)
+    def _step(self) -> None:
+        """One strand moves."""
+        movable = self.movable
+        strand = movable.pop(self.choices.order(len(movable)) if len(movable) > 1 else 0)
         self.moves += 1
-        self._move(strand)
-        return True
+        self.current = strand
+        process = strand.process
+        call = strand.calling
+        if process.mortal and (trouble := self._trouble(process, call)) is not Trouble.NONE:
+            self._fail(strand, call, trouble)
+        elif call is not None:
+            self._do(strand, call)
+            movable.append(strand)
+        else:
+            self._go_on(strand)
+        if process.alive:
+            process.changed.give()
 
-    def _move(self, strand: Strand) -> None:
-        process, call = strand.process, strand.calling
-        troubles = _troubles(process, call)
-        trouble = troubles[self.choices.fault(len(troubles))]
-        if trouble is not Trouble.NONE:
-            self.note(history.Fault(self.now, f"{type(process).__name__} {trouble.value}"))
+    def _trouble(self, process: Process, call: Call | None) -> Trouble:
+        troubles = _STEP_TROUBLES if call is None else _RECEIVE_TROUBLES if call.receives else _CALL_TROUBLES
+        chosen = self.choices.fault(len(troubles))
+        if chosen:
+            self.note(history.Fault(self.now, f"{type(process).__name__} {troubles[chosen].value}"))
+        return troubles[chosen]
+
+    def _fail(self, strand: Strand, call: Call | None, trouble: Trouble) -> None:
+        process = strand.process
         match trouble:
             case Trouble.KILLED:
+                self.current = None
                 self.kill(process)
             case Trouble.STALLED:
-                process.stalled_until = self.now + 2.5 * self.lock
-            case _ if call is None:
-                self._go_on(strand)
-            case _:
+                self._stalled[process] = self.now + 2.5 * self.cloud.lock
+                self.movable.append(strand)
+                process.stall()
+            case _ if call is not None:
                 self._perform(strand, call, trouble)
 
-    def _go_on(self, strand: Strand) -> None:
-        if not strand.go_on() and strand.process.alive:
-            self._strands.remove(strand)
-            strand.process.strands.remove(strand)
-
     def _perform(self, strand: Strand, call: Call, trouble: Trouble) -> None:
-        if trouble not in (Trouble.REQUEST_LOST, Trouble.CUT_BEFORE):
+        if trouble in (Trouble.ANSWER_LOST, Trouble.CUT_AFTER):
             self._do(strand, call)
-        match trouble:
-            case Trouble.REQUEST_LOST | Trouble.ANSWER_LOST:
-                strand.failed(BrokerError("no answer", retryable=True), self.now + TIMEOUT)
-            case Trouble.CUT_BEFORE | Trouble.CUT_AFTER:
-                strand.failed(BrokerError("the connection was cut", retryable=True))
-                strand.process.cut()
+            strand.answered(None)
+        if trouble in (Trouble.CUT_BEFORE, Trouble.CUT_AFTER):
+            strand.failed(broken_link())
+            self.movable.append(strand)
+            strand.process.cut()
+        else:
+            strand.failed(ServiceError("no answer", retryable=True))
+            strand.wakes = _never
+            self.timed[strand] = self.now + TIMEOUT
 
     def _do(self, strand: Strand, call: Call) -> None:
         try:
             strand.answered(call.do())
-        except (core.LockLost, core.SessionLockLost) as refusal:
-            strand.failed(LeaseLost(str(refusal)))
-        except core.SessionCannotBeLocked as refusal:
-            strand.failed(MailboxInUse(str(refusal), retryable=True))
+        except Exception as refusal:
+            strand.failed(translated(refusal))
+
+    def _go_on(self, strand: Strand) -> None:
+        wish = strand.go_on()
+        process = strand.process
+        if not process.alive:
+            strand.steps.close()
+            return
+        if wish is None:
+            del process.strands[strand]
+        elif type(wish) is Wait:
+            strand.wait(wish)
+        else:
+            strand.calling = wish
+            process.ready(strand)
 
     def _advance(self) -> bool:
         """To the next moment at which something is due; False when that is beyond all patience."""
-        moments = [max(strand.due(), strand.process.stalled_until) for strand in self._strands]
-        moments += [due for queue in (self.tasks, self.results) if (due := queue.next_deadline()) is not None]
-        moment = min((moment for moment in moments if moment > self.now), default=NEVER)
+        due = {
+            strand: moment if type(moment) is float else moment()  # type: ignore[operator]
+            for strand, moment in self.timed.items()
+            if not strand.process.stalled
+        }
+        clouds = self.cloud.next_deadline()
+        moment = max(self.now, min([clouds, *due.values(), *self._stalled.values()]))
         if moment > self.moved_at + self.patience:
             return False
         self.now = moment
-        self.tasks.advance(moment)
-        self.results.advance(moment)
+        if clouds <= moment:
+            self.cloud.advance(moment)
+        for process in [process for process, until in self._stalled.items() if until <= moment]:
+            del self._stalled[process]
+            process.resume()
+        for strand, when in due.items():
+            if when <= moment:
+                strand.wake()
         return True
-
-
-def _troubles(process: Process, call: Call | None) -> tuple[Trouble, ...]:
-    if not process.mortal:
-        return _NO_TROUBLES
-    if call is None:
-        return _STEP_TROUBLES
-    return _RECEIVE_TROUBLES if call.receives else _CALL_TROUBLES

@@ -1,0 +1,347 @@
+"""Sessions in the model: the real tracker, packing, ledger and documents, with a thin shell around them.
+
+A message of tasks is made once and sent again unchanged. Closing sends what was submitted, saves what was
+read, and lets go; what nobody read stays for the next holder of the mailbox.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from batchflow import wire
+from batchflow.control import Cancellation, Presence, arguments_blob, cancellation_blob, session_blob
+from batchflow.errors import BlobConflict, BlobNotFound, ServiceError
+from batchflow.local import queues as core
+from batchflow.outcomes import cancelled
+from batchflow.packing import PackingPolicy
+from batchflow.sessionlife import KEPT, intervals
+from batchflow.tracker import Entry, Receipt, Tracker
+from batchflow.wire import Reference, ResultItem, TaskItem
+from tests.model import history
+from tests.model.mail import Mail, TakenOver
+from tests.model.world import Backoff, Call, Process, Steps, Wait, sleep
+
+if TYPE_CHECKING:
+    from tests.model.agents import Work
+    from tests.model.clients import Plan, Program
+
+CONFIRMATION: Final = 5.0
+PRESENCE_INTERVAL: Final = 5.0
+CLOSE_TIMEOUT: Final = 10.0
+_OUTBOX: Final = 100
+_MESSAGES: Final = 2
+"""Of one send."""
+
+
+class Session(Process):
+    """One life of a session."""
+
+    def __init__(self, program: Program, incarnation: str) -> None:
+        super().__init__(program.world, incarnation)
+        self.program = program
+        self.plan: Plan = program.plan
+        self.mailbox = wire.mailbox_id(self.plan.job, self.plan.name)
+        self.presence_blob = session_blob(self.plan.job, self.plan.name)
+        self.journal = program.journal
+        self.tracker = Tracker()
+        self.passed = 0
+        """Every task with a lower sequence number is accepted."""
+        self.shown = 0
+        self.opened = False
+        self.closing = False
+        self.mail = Mail(self)
+        self.cancelling = Cancelling(self)
+        self._policy = PackingPolicy(durations={"work.py": 0.001} if self.plan.known_short else {})
+        self._messages = itertools.count(1)
+        self.spawn(self._guarded(self._open()))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it owes nobody anything."""
+        tracker = self.tracker
+        return self.opened and not (len(tracker) or tracker.unclaimed) and self.mail.quiet
+
+    def cut(self) -> None:
+        super().cut()
+        self.mail.let_go()
+
+    def killed(self) -> None:
+        self.world.note(history.Gone(self.now, self.name))
+        self.mail.let_go()
+
+    def _guarded(self, steps: Steps) -> Steps:
+        """A session whose mailbox somebody else holds is over."""
+        try:
+            yield from steps
+        except TakenOver:
+            self.closing = True
+            self.world.kill(self)
+
+    def _open(self) -> Steps:
+        yield from self.cancelling.open()
+        yield from self.mail.open()
+        self.opened = True
+        journalled = self.journal is not None
+        self.world.note(history.Opened(self.now, self.mailbox, self.name, journalled))
+        mail = self.mail
+        for service in (self._submit(), self._send(), mail.keep(), mail.settle(), self._beat(), self._read()):
+            self.spawn(service)
+        self.spawn(self._guarded(mail.receive()))
+
+    def _beat(self) -> Steps:
+        """Tell who holds the mailbox."""
+        while True:
+            if self.mail.holder is not None:
+                with suppress(ServiceError):
+                    yield Call(self._tell_presence)
+            yield sleep(self, PRESENCE_INTERVAL)
+
+    def _tell_presence(self) -> None:
+        presence = Presence("holder", self.name, self.now, PRESENCE_INTERVAL)
+        self.world.cloud.blobs.put(self.presence_blob, presence)
+
+    def resolve(
+        self, entry: Entry, outcome: ResultItem, receipt: Receipt | None = None, *, mail_comes: bool = False
+    ) -> bool:
+        """Give a task its outcome. False for a duplicate."""
+        if not self.tracker.resolve(entry, outcome, receipt):
+            return False
+        if mail_comes:
+            self.mail.give(entry)
+        elif receipt is None:
+            self.mail.consume(entry.uid)
+        if entry.arguments_blob is not None:
+            self.spawn(self.drop_blob(entry.arguments_blob))
+        return True
+
+    def drop_blob(self, blob: str) -> Steps:
+        """Once: what is not deleted is swept some day."""
+        try:
+            yield Call(lambda: self.world.cloud.blobs.delete(blob))
+        except ServiceError:
+            return
+
+    # Tasks
+
+    def _submit(self) -> Steps:
+        program, works = self.program, self.plan.works
+        while program.next < len(works):
+            yield Wait(self._has_room)
+            while program.next < len(works) and self._has_room():
+                place = program.next
+                program.next += 1
+                yield from self._submit_one(place, works[place])
+
+    def _has_room(self) -> bool:
+        return len(self.tracker) < self.plan.window and self.tracker.sending < _OUTBOX
+
+    def _submit_one(self, place: int, work: Work) -> Steps:
+        arguments: list[object] | Reference = work.arguments()
+        if work.large_arguments:
+            arguments = yield from self._store_arguments(work, place)
+        sequence = self.tracker.next_sequence()
+        item = TaskItem(
+            client=self.plan.name,
+            job=self.plan.job,
+            task_id=str(place),
+            command="work.py",
+            params=arguments,
+            uid=wire.make_uid(self.name, sequence),
+            bundle="bundle",
+            submitted_at=self.now,
+        )
+        entry = Entry(
+            sequence=sequence,
+            index=place,
+            uid=item.uid,
+            task_id=item.task_id,
+            command=item.command,
+            client=item.client,
+            job=item.job,
+            submitted_at=self.now,
+            item=wire.encode(item),
+            arguments_blob=arguments.blob if isinstance(arguments, Reference) else None,
+        )
+        outcomes = self.plan.outcomes(place)
+        self.world.note(history.Submitted(self.now, self.mailbox, self.name, entry.uid, outcomes))
+        self.tracker.add(entry)
+        if place in self.plan.cancels:
+            self.spawn(self.cancelling.cancel(entry))
+
+    def _store_arguments(self, work: Work, place: int) -> Steps:
+        blob = arguments_blob(self.plan.job, self.plan.name, f"{self.name}-{place}")
+        backoff = Backoff()
+        while True:
+            try:
+                yield Call(lambda: self.world.cloud.blobs.put(blob, work.arguments()))
+            except ServiceError:
+                yield backoff.wait(self)
+            else:
+                return Reference(blob, 1)
+
+    def _send(self) -> Steps:
+        tracker = self.tracker
+        while True:
+            yield Wait(lambda: bool(tracker.outbox))
+            drafts: list[core.Draft] = []
+            sent: list[Entry] = []
+            for _ in range(_MESSAGES):
+                entries, items = tracker.take(self._policy.pack(tracker.sending))
+                if entries:
+                    sent += entries
+                    message_id = f"{self.name}-{next(self._messages)}"
+                    drafts.append(core.Draft(wire.join("tasks", items), message_id))
+            if drafts:
+                yield from self._send_until_accepted(drafts)
+            tracker.accepted(sent)
+            self.passed = tracker.next_unsent()
+            for entry in sent:
+                self.world.note(history.Accepted(self.now, entry.uid))
+
+    def _send_until_accepted(self, drafts: list[core.Draft]) -> Steps:
+        backoff = Backoff()
+        while True:
+            try:
+                yield Call(lambda: self.world.cloud.send_tasks(drafts, self.now))
+            except ServiceError:
+                yield backoff.wait(self)
+            else:
+                return
+
+    # The program
+
+    def _read(self) -> Steps:
+        """The program's loop over results; it closes the session where the plan says so."""
+        tracker, plan = self.tracker, self.plan
+        while True:
+            yield Wait(lambda: bool(tracker.unclaimed))
+            if plan.pause:
+                yield sleep(self, plan.pause)
+            while (entry := tracker.next_unclaimed()) is not None:
+                self._show(entry)
+                if self.shown == plan.closes_after:
+                    self.spawn(self.close())
+                    return
+
+    def _show(self, entry: Entry) -> None:
+        assert entry.outcome is not None
+        outcome = entry.outcome if isinstance(entry.outcome, ResultItem) else entry.outcome.read()
+        self.shown += 1
+        status, answer = outcome.status.value, outcome.value
+        if outcome.kind is not None:
+            status += f" {outcome.kind}"
+        assert answer is None or isinstance(answer, str)
+        self.world.note(history.Shown(self.now, self.mailbox, self.name, outcome.uid, status, answer))
+
+    # Closing
+
+    def close(self) -> Steps:
+        """Send what was submitted, save what was read, let go. It has a deadline."""
+        self.closing = True
+        tracker, deadline = self.tracker, self.now + CLOSE_TIMEOUT / 2
+        yield Wait(lambda: not tracker.sending, deadline)
+        self._end_others()
+        yield from self.mail.settle_once()
+        saved = yield from self.mail.save()
+        yield from self.cancelling.release()
+        yield from self.drop_blob(self.presence_blob)
+        holder, self.mail.holder = self.mail.holder, None
+        if holder is not None:
+            self.world.cloud.release_mailbox(self.mailbox, holder, self.now)
+        if saved:
+            self.world.note(history.Closed(self.now, self.name))
+        self.world.kill(self)
+
+    def _end_others(self) -> None:
+        """Nothing else of it goes on."""
+        current = self.world.current
+        for strand in [strand for strand in self.strands if strand is not current]:
+            self.world.end(strand)
+
+
+class Cancelling:
+    """The session's cancellation document."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._blob = cancellation_blob(session.plan.job, session.plan.name)
+        self._earlier = Cancellation()
+        self._version = 0
+        self._made = False
+        self._wanted: dict[int, Entry] = {}
+        self._unconfirmed: set[int] = set()
+        self._written: set[int] = set()
+        self._writing = False
+
+    def open(self) -> Steps:
+        """Take the document over, or make it."""
+        backoff = Backoff()
+        while True:
+            try:
+                yield from self._load()
+            except ServiceError:
+                yield backoff.wait(self._session)
+            else:
+                return
+
+    def _load(self) -> Steps:
+        session, blobs = self._session, self._session.world.cloud.blobs
+        try:
+            found, version = yield Call(lambda: blobs.get(self._blob))
+        except BlobNotFound:
+            self._version = yield Call(lambda: blobs.put(self._blob, Cancellation()))
+            self._made = True
+            return
+        others = {name: rows for name, rows in found.intervals.items() if name != session.name}
+        self._earlier, self._version = replace(found, intervals=others), version
+
+    def cancel(self, entry: Entry) -> Steps:
+        session = self._session
+        if entry.item is not None and not entry.done:
+            session.resolve(entry, cancelled(entry, "cancelled before it was sent"))
+            return
+        self._wanted[entry.sequence] = entry
+        while self._writing:
+            yield Wait(lambda: not self._writing)
+        if entry.sequence not in self._written:
+            self._writing = True
+            yield from self._write()
+            self._writing = False
+        session.world.note(history.Cancelled(session.now, entry.uid))
+        yield sleep(session, CONFIRMATION)
+        if not entry.done:
+            self._unconfirmed.add(entry.sequence)
+            session.resolve(entry, cancelled(entry, "no agent confirmed it in time"), mail_comes=True)
+
+    def confirmed(self, sequence: int) -> None:
+        self._unconfirmed.discard(sequence)
+
+    def _write(self) -> Steps:
+        blobs = self._session.world.cloud.blobs
+        confirmed = [n for n, entry in self._wanted.items() if entry.done and n not in self._unconfirmed]
+        for number in confirmed[:-KEPT]:
+            del self._wanted[number]
+        numbers = sorted(self._wanted)
+        own = {self._session.name: tuple(intervals(numbers))} if numbers else {}
+        backoff = Backoff()
+        while True:
+            document = replace(self._earlier, intervals={**self._earlier.intervals, **own})
+            write = partial(blobs.put, self._blob, document, self._version)
+            try:
+                self._version = yield Call(write)
+            except (BlobConflict, BlobNotFound):
+                yield from self.open()
+            except ServiceError:
+                yield backoff.wait(self._session)
+            else:
+                break
+        self._written = set(numbers)
+
+    def release(self) -> Steps:
+        """Remove it, if no task can be queued that needs it."""
+        if self._made and not len(self._session.tracker) and not self._unconfirmed:
+            yield from self._session.drop_blob(self._blob)
