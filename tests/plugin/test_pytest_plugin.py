@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,19 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
     return pytester
 
 
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A local cloud that several runs share: the configuration file that names it."""
+    config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config), "--nodes", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any(line.startswith("ready") for line in process.stdout)
+        yield config
+        process.terminate()
+        process.communicate(timeout=20)
+
+
 def configure(pytester: pytest.Pytester, asyncio_mode: str | None) -> None:
     """Settings with warnings as errors; without a mode the run is one without pytest-asyncio."""
     lines = ["[pytest]", "batchflow_files = tasks", "filterwarnings = error"]
@@ -111,16 +126,16 @@ def test_a_task_is_called_without_any_process(project: pytest.Pytester) -> None:
         pytest.param(None, "@pytest.mark.anyio", id="anyio"),
     ],
 )
-def test_a_session_on_a_local_cloud(project: pytest.Pytester, mode: str | None, mark: str) -> None:
+def test_sessions_in_async_tests(project: pytest.Pytester, cloud: Path, mode: str | None, mark: str) -> None:
     """Client, pool and session are open in async tests of either plugin, in each of its modes."""
     configure(project, mode)
     project.makepyfile(ASYNC_TEST.format(mark=mark))
     project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n")
-    run(project).assert_outcomes(passed=2)
+    run(project, f"--batchflow-config={cloud}").assert_outcomes(passed=2)
 
 
-def test_files_may_be_a_fixture(project: pytest.Pytester) -> None:
-    """`batchflow_files` can be overridden; what fits `ensure_pool` fits there."""
+def test_files_may_be_a_fixture_and_a_cloud_is_started(project: pytest.Pytester) -> None:
+    """`batchflow_files` can be overridden; the run starts a local cloud of its own, and ends it."""
     project.makepyfile(
         """
         import pytest
