@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.harness import percentile
+from tests.benchmarks.harness import percentile, until_quiet
 from tests.benchmarks.process import CONTENDERS, OWN_PYTHON, PEERS, ContenderProcess, Failed
 from tests.benchmarks.servers import SERVERS, Missing
 
@@ -74,10 +74,12 @@ class Sizes:
     spin: int
     nap: int
     echo: int
+    patience: float
+    """Seconds that a turn waits at most for a quiet machine."""
 
 
-FULL = Sizes(bulk=5000, one_by_one=5000, round_trip=1000, spin=2000, nap=1000, echo=200)
-QUICK = Sizes(bulk=200, one_by_one=200, round_trip=50, spin=100, nap=100, echo=10)
+FULL = Sizes(bulk=5000, one_by_one=5000, round_trip=1000, spin=2000, nap=1000, echo=200, patience=20.0)
+QUICK = Sizes(bulk=200, one_by_one=200, round_trip=50, spin=100, nap=100, echo=10, patience=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def rounds(entrants: Sequence[Entrant], sizes: Sizes, numbers: Sequence[int]) ->
             yield Record(number, PLAIN, quantity, value, time.time())
         first = number % len(present)
         for entrant in present[first:] + present[:first]:
+            yield Record(number, entrant.name, "busy", until_quiet(sizes.patience), time.time())
             try:
                 for quantity, value in _turn(entrant, sizes):
                     yield Record(number, entrant.name, quantity, value, time.time())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MEGABYTE = 1 << 20
+QUIET_SECONDS = 0.5
+QUIET_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,29 @@ def machine() -> str:
         f"{len(os.sched_getaffinity(0))} cores, {model}, {platform.system()} {platform.release()}, "
         f"Python {platform.python_version()}, load {load}"
     )
+
+
+def until_quiet(limit: float) -> float:
+    """Wait until others leave the processors alone; returns the share of them that is busy all the same."""
+    until = time.monotonic() + limit
+    while True:
+        busy = _busy(QUIET_SECONDS)
+        if busy <= QUIET_SHARE or time.monotonic() > until:
+            return busy
+
+
+def _busy(seconds: float) -> float:
+    total, idle = _jiffies()
+    time.sleep(seconds)
+    later, later_idle = _jiffies()
+    return 1.0 - (later_idle - idle) / max(1, later - total)
+
+
+def _jiffies() -> tuple[int, int]:
+    """Of all processors since the machine was started: all, and idle."""
+    first, _, _ = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")
+    spent = [int(word) for word in first.split()[1:9]]
+    return sum(spent), spent[3] + spent[4]
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,12 +89,15 @@ def values_of(records: Iterable[Record]) -> Values:
 
 def noise(records: Iterable[Record]) -> str:
     """How much of the machine there was: what two plain processes did in each round."""
+    records = list(records)
     rates = [record.value for record in records if (record.contender, record.quantity) == (PLAIN, "spin")]
+    busy = [record.value for record in records if record.quantity == "busy"]
     if not rates:
         return ""
     return (
         f"{len(rates)} rounds; two processes that compute alone got {short(min(rates) / IDEAL * 100)} to "
-        f"{short(max(rates) / IDEAL * 100)} % of two processors"
+        f"{short(max(rates) / IDEAL * 100)} % of two processors; before its turn a contender found "
+        f"{short(max(busy, default=0.0) * 100)} % of them busy at most"
     )
 
 
