@@ -10,10 +10,10 @@ from batchflow import Client
 from batchflow.errors import SessionClosed
 
 
-async def main(config: str, name: str, tasks: int) -> None:
+async def main(config: str, name: str, tasks: int, journal: str | None = None) -> None:
     async with Client.from_config(config) as client:
         pool = await client.pool("shared")
-        async with pool.session(name, job="crash") as session:
+        async with pool.session(name, job="crash", journal=journal) as session:
             for number in range(tasks):
                 await session.submit("sleeps.py", "0.02", task_id=str(number))
             await session.flush()
@@ -24,4 +24,4 @@ async def main(config: str, name: str, tasks: int) -> None:
                 print(error, flush=True)  # noqa: T201
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))

@@ -37,6 +37,26 @@ async def test_all_outcomes_arrive_after_a_kill(pool: Pool, cloud_config: Path, 
     assert all(result.repeated for result in again)
 
 
+async def test_with_a_journal_nothing_is_shown_twice(pool: Pool, cloud_config: Path, tmp_path: Path) -> None:
+    """Not after a kill -9 either; one outcome may have been handed over and not have been printed yet."""
+    name, tasks, journal = f"killed-{uuid.uuid4().hex[:8]}", 60, str(tmp_path / "shown")
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(PROGRAM), str(cloud_config), name, str(tasks), journal),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert client.stdout is not None
+    shown: list[str] = []
+    async for line in client.stdout:
+        shown.append(line.decode().strip())
+        if len(shown) == 20:
+            client.kill()
+    await client.wait()
+    async with pool.session(name, job="crash", journal=journal) as session:
+        shown += [result.task_id async for result in session.results()]
+    assert len(shown) == len(set(shown))
+    assert len(shown) >= tasks - 1
+
+
 async def test_a_second_client_is_told_who_holds_the_mailbox(client: Client, pool: Pool) -> None:
     """A mailbox has one holder, and the second one learns at once who that is."""
     async with pool.session("held", job="crash") as first:

@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 
-from batchflow import Client, Pool
-from batchflow.errors import BrokerError, MailboxInUse, SessionClosed, SubmitFailed
+from batchflow import Client, Pool, wire
+from batchflow.broker import OutgoingMessage
+from batchflow.deadletters import Death, read_tasks
+from batchflow.errors import BrokerError, MailboxInUse, SessionClosed, SubmitFailed, TaskFailed
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.model import Event
@@ -189,6 +191,37 @@ async def test_a_task_queue_that_is_deleted_under_a_session(cloud: Cloud, sessio
     task = await session.submit("echo.py", args=1)
     with pytest.raises(SubmitFailed):
         await within(task, 15.0)
+
+
+async def test_dead_letters_become_outcomes_though_no_agent_lives(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the tasks, and those of results that expired in a mailbox before their client came back."""
+    monkeypatch.setattr("batchflow.janitor._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.janitor._INTERVAL", 0.1)
+    pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
+    (task_queue,), (results_queue,) = pool._manifest.task_queues, pool._manifest.results_queues
+    broker = cloud.client._services.broker
+    async with pool.session("mine") as session:
+        events = session.events()
+        task = await session.submit("echo.py", args=1)
+        await within(task.accepted())
+        async with await broker.receiver(task_queue) as receiver:
+            delivery = await receiver.receive(PATIENCE)
+            assert delivery is not None
+            await receiver.dead_letter(delivery, "TTLExpiredException", "by the test")
+        (item,) = read_tasks(delivery.body)
+        with pytest.raises(TaskFailed, match="expired in the queue"):
+            await within(task)
+        late = replace(Death("TaskFailed", "late").outcome(item), uid="another:0", client="gone")
+        body = wire.join("results", [wire.encode(late)])
+        async with await broker.sender(results_queue) as sender:
+            await sender.send(OutgoingMessage(body, "late", session_id="default/gone", time_to_live=0.5))
+        await session.submit("echo.py", args=2)  # so that the session waits, and looks
+        await told(events, "1 dead letters of results were sent again")
+        async with pool.session("gone") as gone:
+            result = await within(anext(gone.results(follow=True)))
+            assert (result.error, result.client) == ("late", "gone")
 
 
 async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_path: Path) -> None:
