@@ -261,10 +261,6 @@ class Client(Supervised):
 
 
 def _why_reused(spec: PoolSpec, found: Found) -> str:
-    """What of a spec a pool that is there does not have."""
-    info, differ = found.info, []
-    if info is not None and spec.vm_size is not None and spec.vm_size.lower() != info.vm_size.lower():
-        differ.append(f"its VM size is {info.vm_size}, not {spec.vm_size}")
-    if info is not None and poolspec.start_command(spec) not in (None, info.start_command):
-        differ.append("its start task differs: pool.repurpose(files, reset=True, spec=spec) changes it")
-    return f"it is there; {'; '.join(differ)}" if differ else "it is there"
+    info = found.info
+    differ = "; ".join(poolspec.differences(spec, info, found.manifest)) if info is not None else ""
+    return f"it is there; {differ}" if differ else "it is there"

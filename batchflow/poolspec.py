@@ -23,7 +23,7 @@ from batchflow.model import Image, PoolSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from batchflow.compute import SupportedImage
+    from batchflow.compute import PoolInfo, SupportedImage
     from batchflow.model import ManagedIdentity
 
 
@@ -136,6 +136,24 @@ def choose_identity(
         names = ", ".join(each.resource_id for each in there)
         raise refusal(spec, "identity", None, f"one of {names}: which one do the agents use?")
     return there[0] if wanted and there else None
+
+
+def differences(spec: PoolSpec, info: PoolInfo, manifest: control.PoolManifest) -> Iterator[str]:
+    """What of a spec a pool that is there does not have, and keeps."""
+    size, identity = spec.vm_size, manifest.identity
+    image = None if spec.image is None else image_of(spec)
+    if size is not None and size.lower() != info.vm_size.lower():
+        yield f"its VM size is {info.vm_size}, not {size}"
+    if image is not None and info.image is not None and _name(image) != _name(info.image):
+        yield f"its image is {':'.join(_name(info.image))}, not {':'.join(_name(image))}"
+    if start_command(spec) not in (None, info.start_command):
+        yield "its start task differs: pool.repurpose(files, reset=True, spec=spec) changes it"
+    for key, has in (("slots", manifest.slots), ("container", manifest.container)):
+        if (wanted := getattr(spec, key)) not in (None, has):
+            yield f"its {key} is {has}, not {wanted}"
+    names = () if identity is None else (identity.client_id.lower(), identity.resource_id.lower())
+    if spec.identity is not None and spec.identity.lower() not in names:
+        yield f"its agents use {identity.resource_id if identity else 'keys'}, not {spec.identity}"
 
 
 def image_of(spec: PoolSpec) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import pytest
 from batchflow import Image, PoolSpec
 from batchflow.agents import Launch, agent_tasks
 from batchflow.azure.batch_models import pool_options, task_options
-from batchflow.compute import ResourceFile, SupportedImage
+from batchflow.broker import QueueRef
+from batchflow.compute import PoolInfo, ResourceFile, SupportedImage
+from batchflow.control import PoolManifest
 from batchflow.errors import ConfigurationError
-from batchflow.poolspec import build, check, start_command
+from batchflow.model import ManagedIdentity
+from batchflow.poolspec import build, check, differences, start_command
 from batchflow.settings import PoolSettings
 from tests.contract import Contract, at_hand
 
@@ -130,6 +134,33 @@ def test_refusals(fields: dict[str, object], words: list[str]) -> None:
         build(PoolSpec(**{"id": "p", **fields}), PoolSettings(), IMAGES, NOW)  # type: ignore[arg-type]
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_pool_has_not_is_told() -> None:
+    """Each field that a pool which is there keeps is compared, where the spec says something of it."""
+    queue = QueueRef("host", "queue")
+    manifest = PoolManifest(
+        "p", "bf-p-1", (queue,), (queue,), "j", 0.0, owned=True, lock_duration=30.0, slots=2
+    )
+    info = PoolInfo("p", "active", "steady", "standard_d2s_v3", 1, 1, 0, 0, 1, {}, image=Image())
+    same = PoolSpec("p", vm_size="STANDARD_D2S_V3", slots=2, image=Image())
+    assert list(differences(PoolSpec("p"), info, manifest)) == []
+    assert list(differences(same, info, manifest)) == []
+    other = PoolSpec(
+        "p", vm_size="standard_d4s_v3", slots=4, image="almalinux:almalinux-x86_64:9-gen2", container="a",
+        start_command="/bin/true", identity="0" * 8,
+    )  # fmt: skip
+    told = list(differences(other, info, manifest))
+    assert [each.partition(" is ")[0].partition(" differs")[0] for each in told[:-1]] == [
+        "its VM size",
+        "its image",
+        "its start task",
+        "its slots",
+        "its container",
+    ]
+    assert told[-1] == "its agents use keys, not 00000000"
+    mine = replace(manifest, identity=ManagedIdentity("/id", "client"))
+    assert list(differences(PoolSpec("p", identity="CLIENT"), info, mine)) == []
 
 
 def test_check_needs_no_account() -> None:
