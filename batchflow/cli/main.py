@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "run": "run",
     "submit": "run",
     "results": "run",
+    "cancel": "run",
     "logs": "logs",
     "top": "top",
     "explain": "explain",

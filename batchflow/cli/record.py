@@ -66,6 +66,10 @@ class Tally:
             tally.count(document)
         return tally
 
+    @property
+    def told(self) -> str:
+        return f"{self.done - self.failed} succeeded, {self.failed} did not"
+
     def count(self, document: dict[str, Any]) -> None:
         self.done += 1
         self.failed += document["status"] != Status.SUCCEEDED.value

@@ -91,8 +91,31 @@ async def results(invocation: Invocation, name: str | None, follow: bool) -> int
     if tally.done < record.plan.count:
         _as_before(invocation, record)
         tally = await _read_more(invocation, record, follow)
-    terminal.note(f"{tally.done} of {record.plan.count} done, {tally.failed} failed")
+    left = record.plan.count - tally.done
+    terminal.note(f"{tally.told}, {left} to come" if left else tally.told)
     return Exit.FAILED if tally.failed else Exit.OK
+
+
+@click.command(cls=Command)
+@click.argument("name")
+@asynchronous
+async def cancel(invocation: Invocation, name: str) -> int:
+    """End the tasks that the run NAME has in the pool.
+
+    What has not started a second later never starts, what runs is killed. Each ends as cancelled, as whoever
+    waits for the run sees, now or by --resume; inputs that were not sent are not touched.
+    """
+    from batchflow.control import Cancellation, cancellation_blob
+
+    record = Record.open(name)
+    plan = record.plan
+    if plan.local:
+        raise CommandError(f"run {name!r} has a local cloud of its own: Ctrl-C ends it there", Exit.USAGE)
+    _as_before(invocation, record)
+    async with _pool_of(invocation, record) as pool:
+        await pool._ctl.put(cancellation_blob(plan.job, plan.name), Cancellation(everything=True).encode())
+    terminal.note(f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}")
+    return Exit.OK
 
 
 async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Tally:
@@ -214,7 +237,7 @@ async def _leave(work: _Work) -> None:
 
 def _summary(work: _Work) -> int:
     tally = work.run.tally
-    work.shown.note(f"{tally.done} done, {tally.failed} failed")
+    work.shown.note(tally.told)
     return Exit.FAILED if tally.failed else Exit.OK
 
 

@@ -91,6 +91,19 @@ def test_a_run_that_is_killed(cli: Cli, gate: Path) -> None:
     assert numbers((cli.folder / "all.jsonl").read_text()) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_run_that_is_cancelled(cli: Cli, gate: Path) -> None:
+    """From another terminal: what runs is killed, what waits never runs, and whoever waits sees it."""
+    process = begin(cli, gate)
+    read(process, 2)
+    name = next(cli.folder.joinpath("state/batchflow/runs").iterdir()).name
+    cancelled = cli("cancel", name)
+    assert (cancelled.returncode, cancelled.stdout) == (0, "")
+    rest, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, said
+    assert [row["status"] for row in parsed(rest)] == ["cancelled"] * 4
+    assert "2 succeeded, 4 did not" in said
+
+
 def test_a_terminated_run(cli: Cli, gate: Path) -> None:
     """SIGTERM is like Ctrl-C, with its own exit code."""
     process = begin(cli, gate)

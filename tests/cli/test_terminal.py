@@ -22,7 +22,7 @@ def test_a_bar_while_a_run_goes_on(cli: Cli) -> None:
     terminal.until("━")
     assert terminal.end() == 0
     assert "/3" in terminal.said
-    assert "3 done, 0 failed" in terminal.said
+    assert "3 succeeded, 0 did not" in terminal.said
     assert len(parsed((cli.folder / "out.jsonl").read_text())) == 3
 
 
@@ -59,7 +59,7 @@ def test_ctrl_c_on_a_terminal(cli: Cli) -> None:
 def test_no_bar_without_a_terminal(cli: Cli) -> None:
     """In a pipe there are plain lines, and --quiet leaves out those that only tell how far it is."""
     ended = cli("run", "square.py", "1", "--quiet")
-    assert ended.stderr == "1 done, 0 failed\n"
+    assert ended.stderr == "1 succeeded, 0 did not\n"
     assert "\x1b" not in ended.stdout + ended.stderr
 
 
