@@ -44,6 +44,8 @@ class Effort:
     """No-ops in a run of many."""
     long: float
     """Seconds of the task that no other waits for."""
+    latencies: tuple[float, ...]
+    """Seconds that each answer of the services takes."""
 
 
 FULL = Effort(
@@ -56,6 +58,7 @@ FULL = Effort(
     pi_rounds=3,
     many=100_000,
     long=20.0,
+    latencies=(0.0, 0.02),
 )
 QUICK = Effort(
     processes=1,
@@ -67,6 +70,7 @@ QUICK = Effort(
     pi_rounds=1,
     many=2000,
     long=5.0,
+    latencies=(0.02,),
 )
 
 
@@ -318,7 +322,7 @@ async def _pi(session: Session, count: int) -> float:
 
 def latency(effort: Effort) -> Iterator[Figure]:
     """The same work where every answer of the services takes its time: a broker far away."""
-    for seconds in (0.0, 0.02):
+    for seconds in effort.latencies:
         yield from asyncio.run(_with_latency(seconds, effort))
 
 
