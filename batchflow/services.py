@@ -41,6 +41,8 @@ class Services:
     """The credential of Entra ID where there is one: closed after those that use it."""
     more_admins: tuple[BrokerAdmin, ...] = ()
     """Of the namespaces after the first."""
+    keyless: bool = False
+    """Whether Entra ID opens Storage or Service Bus: there may be no keys to make agents' keys from."""
 
     @property
     def restricted(self) -> bool:
@@ -51,11 +53,6 @@ class Services:
         """Raises `PoolError` for what a client of one pool alone must not do."""
         if self.restricted:
             raise PoolError(f"{doing}: {_RESTRICTED}")
-
-    @property
-    def keyless(self) -> bool:
-        """Whether Entra ID takes the place of a key."""
-        return self.identity is not None
 
     @property
     def admin(self) -> BrokerAdmin:
@@ -138,6 +135,7 @@ def _to_accounts(settings: Settings) -> Services:
         BatchCompute(batch.account or "", key, batch.url or "", ca_file=batch.ca_file),
         identity,
         tuple(more),
+        keyless=of_storage is not None or of_bus is not None,
     )
 
 

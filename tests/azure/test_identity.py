@@ -112,3 +112,20 @@ async def test_the_real_credential_is_made_without_a_request() -> None:
     services = await connect(KEYLESS)
     assert services.keyless
     await services.aclose()
+
+
+async def test_entra_id_for_batch_alone_leaves_the_agents_their_keys() -> None:
+    """A pool's identity takes the place of keys only where there are none."""
+    key = "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIIIJJJJKKK="
+    services = await connect(
+        replace(
+            KEYLESS,
+            storage=StorageSettings(f"AccountName=a;AccountKey={key};EndpointSuffix=core.windows.net"),
+            servicebus=ServiceBusSettings(
+                f"Endpoint=sb://a.servicebus.windows.net/;SharedAccessKeyName=r;SharedAccessKey={key}"
+            ),
+        )
+    )
+    assert services.identity is not None
+    assert not services.keyless
+    await services.aclose()

@@ -117,6 +117,16 @@ async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.Monke
     assert not [name for name in names if name.startswith("batchflow/local/")]
 
 
+@pytest.mark.timeout(180)
+async def test_an_archive_for_nodes_with_an_identity(archive: Path) -> None:
+    """It is another one, which has azure-identity and what that needs, and the rest as well."""
+    other = await agentpackage.build(VERSION, PLATFORM, identity=True)
+    with zipfile.ZipFile(archive) as without, zipfile.ZipFile(other) as content:
+        assert "azure/identity/aio/__init__.py" not in without.namelist()
+        assert set(without.namelist()) <= set(content.namelist())
+        assert {"azure/identity/aio/__init__.py", "msal/__init__.py"} <= set(content.namelist())
+
+
 async def test_what_cannot_be_fetched_is_told(archive: Path) -> None:
     """A Python that nobody builds for is refused by the settings at fault and what pip said."""
     with pytest.raises(ConfigurationError, match=r"agent\.node_python.*pip said"):
