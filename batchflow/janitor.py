@@ -17,7 +17,7 @@ from batchflow import wire
 from batchflow.broker import OutgoingMessage, QueueRef
 from batchflow.control import queue_for
 from batchflow.deadletters import death_of, read_tasks
-from batchflow.errors import BrokerError, ProtocolError
+from batchflow.errors import BrokerError, ConfigurationError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,8 +71,9 @@ class Janitor:
     async def _anything_dead(self, queue: QueueRef) -> bool:
         """Also where that cannot be asked: looking tells."""
         try:
-            figures = await self._session.pool.client._services.admin.figures(queue.entity)
-        except BrokerError:
+            admin = self._session.pool.client._services.admin_of(queue)
+            figures = await admin.figures(queue.entity)
+        except (BrokerError, ConfigurationError):
             return True
         return figures.dead > 0
 

@@ -146,7 +146,8 @@ class Session(Supervised):
         `memory_limit`: bytes. `tag`: any JSON, given back in the result.
 
         Raises `ConfigurationError` for what can never be sent, `SessionClosed`, `JobClosed`, `StorageError`
-        when large arguments cannot be stored. Cancelled, the task may or may not have been submitted.
+        when large arguments cannot be stored, `BrokerError` when there is no room and the broker has been
+        away for `session.patience` seconds. Cancelled, the task may or may not have been submitted.
         """
         wish = Submission(
             command=command,
@@ -243,7 +244,8 @@ class Session(Supervised):
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
         In a session with a name, whoever opens it after a crash then knows of them, and waits for them.
-        Raises `SessionClosed` when the session ended before.
+        Raises `SessionClosed` when the session ended before, `BrokerError` when the broker has been away for
+        `session.patience` seconds: what was not accepted is sent when it is back.
         """
         mark = self._tracker.next_sequence()
         while self._outbox.passed < mark:

@@ -42,15 +42,17 @@ class Task:
         """Return when the broker has the task.
 
         Raises its `TaskError` when it never will (`SubmitFailed`, `TaskCancelled`), `SessionClosed` when the
-        session ends first. Safe to cancel.
+        session ends first, `BrokerError` when the broker has been away for `session.patience` seconds: it is
+        tried again all the same. Safe to cancel.
         """
         await self._session._until_accepted(self._entry)
 
     async def outcome(self) -> Result:
         """The task's result, whatever it is; never raises for the task's own failure.
 
-        Raises `SessionClosed` when the session ends first, `NoAgents` when nobody is there to run it.
-        Safe to cancel.
+        Raises `SessionClosed` when the session ends first, `NoAgents` when nobody is there to run it, another
+        `ServiceError` when a service has been away for `session.patience` seconds. The task lives on, and can
+        be awaited again. Safe to cancel.
         """
         await self._session._until_done(self._entry)
         return self._session._result(self._entry)
