@@ -280,7 +280,7 @@ def parse_start_task(fields: Fields | None) -> StartTaskSpec | None:
     if fields is None:
         return None
     fields.refuse("containerSettings")
-    fields.get("userIdentity")
+    fields.keep("userIdentity")
     spec = StartTaskSpec(
         CommandSpec(
             command_line=fields.required_text("commandLine"),
@@ -392,6 +392,7 @@ def _vm_size(fields: Fields) -> str:
 
 
 def _virtual_machine(fields: Fields, now: float, retired: frozenset[str] = frozenset()) -> dict[str, Any]:
+    fields.keep("virtualMachineConfiguration")
     machine = fields.fields("virtualMachineConfiguration")
     if machine is None:
         raise Refused("MissingRequiredProperty", PropertyName="virtualMachineConfiguration")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
+from batchflow.local.batch.shapes import SHAPES, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -129,11 +130,18 @@ class Fields:
 
     def pairs(self, key: str) -> dict[str, str]:
         """A list of name and value, as environment settings and metadata are."""
-        return {item.required_text("name"): item.text("value", "") or "" for item in self.each(key)}
+        read: dict[str, str] = {}
+        for item in self.each(key):
+            read[item.required_text("name")] = item.text("value", "") or ""
+            item.finish()
+        return read
 
     def keep(self, *keys: str) -> dict[str, Any]:
-        """Properties that are only repeated to whoever asks."""
-        return {key: value for key in keys if (value := self.get(key)) is not None}
+        """Properties that are only repeated to whoever asks, checked where their shape is known."""
+        kept = {key: value for key in keys if (value := self.get(key)) is not None}
+        for key in kept.keys() & SHAPES.keys():
+            check(kept[key], SHAPES[key], self.name(key))
+        return kept
 
     def refuse(self, *keys: str) -> None:
         """Refuse properties that ask for what the local service does not do."""

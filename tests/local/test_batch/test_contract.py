@@ -21,6 +21,7 @@ from azure.core.exceptions import HttpResponseError
 from batchflow.local.batch.auth import signature, strings_to_sign
 from batchflow.local.batch.queries import SELECTABLE
 from batchflow.local.batch.routes import REFUSED, ROUTES, route_of
+from batchflow.local.batch.shapes import ANY, SHAPES
 from tests.contract import MODELS, SWAGGER, Contract, at_hand, specification
 
 ACCOUNT = "local"
@@ -225,6 +226,40 @@ async def test_misspelt_property_is_refused(batch: Any) -> None:
     assert {"key": "PropertyName", "value": "onAllTaskComplete"} in body["values"]
 
 
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"networkConfiguration": {"subnet": "x"}}, "networkConfiguration.subnet"),
+        ({"networkConfiguration": {"endpointConfiguration": {"inboundNATPools": [{"port": 1}]}}},
+         "networkConfiguration.endpointConfiguration.inboundNATPools[0].port"),
+        ({"metadata": [{"name": "a", "value": "b", "colour": "c"}]}, "metadata[0].colour"),
+        ({"userAccounts": [{"name": "a", "password": 7}]}, "userAccounts[0].password"),
+        ({"userAccounts": {"name": "a"}}, "userAccounts"),
+        ({"upgradePolicy": {"mode": "never"}}, "upgradePolicy.mode"),
+        ({"virtualMachineConfiguration": {"osDisk": {"size": 1}}}, "virtualMachineConfiguration.osDisk.size"),
+        ({"startTask": {"commandLine": "x", "userIdentity": {"user": "me"}}}, "startTask.userIdentity.user"),
+        ({"startTask": {"commandLine": "x", "environmentSettings": [{"name": "a", "Value": "b"}]}},
+         "startTask.environmentSettings[0].Value"),
+        ({"displayName": 5}, "displayName"),
+    ],
+)  # fmt: skip
+async def test_misspelt_properties_within_others_are_refused(
+    batch: Any, change: dict[str, Any], path: str
+) -> None:
+    """However deep, also in what the service only repeats; a secret is not repeated by the refusal."""
+    image = {"publisher": "canonical", "offer": "ubuntu-24_04-lts", "sku": "server"}
+    machine = {"imageReference": image, "nodeAgentSKUId": "batch.node.ubuntu 24.04"}
+    pool = {"id": "pool", "vmSize": "standard_d2s_v3", "virtualMachineConfiguration": machine}
+    merged = pool | {
+        key: machine | value if key == "virtualMachineConfiguration" else value
+        for key, value in change.items()
+    }
+    status, _, body = await send(batch, "POST", f"/pools?{VERSION}", merged)
+    assert (status, body["code"] in ("InvalidRequestBody", "InvalidPropertyValue")) == (400, True)
+    assert {"key": "PropertyName", "value": path} in body["values"]
+    assert {"key": "PropertyValue", "value": "7"} not in body["values"]
+
+
 async def test_numbers_may_be_strings(batch: Any) -> None:
     """Numbers are taken as strings too: the command line client sends them so."""
     job = {"id": "job", "poolInfo": {"poolId": "pool"}, "priority": "5"}
@@ -302,6 +337,31 @@ def test_what_is_published_can_be_selected(route: str, model: str) -> None:
     newest = specification(MODELS)["$defs"][model]["properties"]
     older = specification(SWAGGER)["definitions"][model]["properties"]
     assert newest.keys() | older.keys() <= SELECTABLE[route]
+
+
+@pytest.mark.parametrize(("name", "definitions"), [(MODELS, "$defs"), (SWAGGER, "definitions")])
+def test_shapes_have_all_that_is_published(name: str, definitions: str) -> None:
+    """What the service only repeats may have every property of the published types, however deep."""
+    if not at_hand():
+        pytest.skip("the published specifications are not at hand")
+    defined = specification(name)[definitions]
+
+    def missing(schema: Any, shape: Any, path: str) -> list[str]:
+        reference = schema.get("$ref") or (schema.get("allOf") or [{}])[0].get("$ref")
+        schema = defined[reference.rpartition("/")[2]] if reference else schema
+        if shape is ANY or not isinstance(shape, dict | list):
+            return []
+        if isinstance(shape, list):
+            return missing(schema["items"], shape[0], f"{path}[]")
+        lost = [f"{path}.{each}" for each in schema["properties"].keys() - shape.keys()]
+        inner = schema["properties"].items()
+        return lost + [
+            each for key, part in inner for each in missing(part, shape.get(key, ANY), f"{path}.{key}")
+        ]
+
+    for part in (defined["BatchPool"], defined["BatchTask"]):
+        for key in part["properties"].keys() & SHAPES.keys():
+            assert missing(part["properties"][key], SHAPES[key], key) == []
 
 
 @pytest.mark.parametrize("limit", [0, 1001])
