@@ -347,10 +347,11 @@ def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Sett
     if source.stat().st_uid != os.getuid():
         raise ConfigurationError(f"{source} is somebody else's: it is not used")
     cloud = _apply(Settings(), read_document(source), str(source))
+    agent = cloud.agent if settings.agent == AgentSettings() else settings.agent
     return replace(
         cloud,
         pool=cloud.pool if settings.pool == PoolSettings() else settings.pool,
-        agent=replace(settings.agent, python=settings.agent.python or cloud.agent.python),
+        agent=replace(agent, python=agent.python or cloud.agent.python),
         session=settings.session,
     )
 

@@ -107,7 +107,7 @@ def new_record(invocation: Invocation, wish: Wish, configuration: Configuration)
         config=None if invocation.config is None else str(Path(invocation.config).absolute()),
         profile=invocation.profile,
         files=[str(Path(path).absolute()) for path in files] or None,
-        output=None if wish.output is None else str(Path(wish.output).absolute()),
+        output=None if wish.output in (None, "-") else str(Path(wish.output).absolute()),
         timeout=wish.timeout if wish.timeout is not None else job.timeout,
         retries=wish.retries if wish.retries is not None else job.retries,
         memory_limit=wish.memory_limit if wish.memory_limit is not None else job.memory_limit,

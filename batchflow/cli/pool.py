@@ -198,10 +198,10 @@ async def show(invocation: Invocation, name: str) -> int:
         terminal.write(f"! {trouble}")
     if seen.nodes:
         cells = [
-            (node.id, node.state, node.agent or "-", f"{node.running}/{node.slots}", node.host or "-")
+            (node.host or "-", node.state, node.agent or "-", f"{node.running}/{node.slots}", node.id)
             for node in seen.nodes
         ]
-        terminal.write_table(("NODE", "STATE", "AGENT", "BUSY", "HOST"), cells)
+        terminal.write_table(("HOST", "STATE", "AGENT", "BUSY", "NODE"), cells)
     return Exit.OK
 
 

@@ -153,7 +153,7 @@ class Record:
 
     def add(self, result: dict[str, Any]) -> None:
         assert self._results is not None
-        self._results.write(f"{json.dumps(result, ensure_ascii=False)}\n")
+        self._results.write(f"{json.dumps(result)}\n")
         self._results.flush()
 
     def forget(self) -> None:

@@ -17,6 +17,7 @@ from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 from batchflow.cli.planning import Wish, check_files, new_record, wish_options
 from batchflow.cli.record import Record, Tally, latest
+from batchflow.errors import BatchflowError
 
 if TYPE_CHECKING:
     from batchflow.cli.progress import Progress
@@ -185,13 +186,13 @@ async def _working(
 
 @contextlib.contextmanager
 def _remembered(record: Record) -> Iterator[None]:
-    """Forget a run that ends before it has begun; of another one say, when interrupted, how to go on."""
+    """Forget a run that ends before it has begun; of another one say how to go on."""
     try:
         yield
     except BaseException as error:
         if not record.begun:
             record.forget()
-        elif isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError | BatchflowError):
             terminal.note(f"to go on with it: batchflow run --resume {record.plan.name}")
         raise
 
@@ -250,7 +251,7 @@ def _output(record: Record) -> Iterator[IO[str] | None]:
         return
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "w", encoding="utf-8"))
+            file = stack.enter_context(open(path, "w", encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
         for document in record.results():

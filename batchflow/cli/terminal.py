@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -12,12 +13,16 @@ from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 
 
 def fill_standard_streams() -> None:
-    """Open the null device where a standard stream is closed, so that no socket becomes one."""
+    """Open the null device where one is closed, so that no socket becomes one; write UTF-8."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the locale; a lone surrogate becomes the escape that JSON has for it.
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def write(line: str, file: IO[str] | None = None) -> None:

@@ -97,6 +97,13 @@ def test_a_file_of_ones_own(cli: Cli) -> None:
     assert "single.py goes along" in ended.stderr
 
 
+def test_text_of_any_kind(cli: Cli) -> None:
+    """Output is UTF-8, whatever the locale is."""
+    ended = cli("run", "echo.py", '"ä→"', env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    assert ended.returncode == 0, ended.stderr
+    assert parsed(ended.stdout)[0]["value"] == ["ä→"]
+
+
 def test_results_into_a_file(cli: Cli) -> None:
     """With --output nothing is on stdout."""
     ended = cli("run", "square.py", "5", "6", "--output", "out.jsonl")

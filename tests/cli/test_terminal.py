@@ -41,7 +41,7 @@ def test_forty_columns(cli: Cli) -> None:
     assert max(len(line) for line in re.split(r"[\r\n]+", plain(terminal.said))) <= 40
     table = cli.on_terminal("pool", "show", "demo", columns=40)
     assert table.end() == 0
-    rows = plain(table.said).partition("NODE")[2].split("\r\n")
+    rows = plain(table.said).partition("HOST")[2].split("\r\n")
     assert len(rows) >= 3
     assert max(map(len, rows)) <= 40
 
