@@ -157,7 +157,10 @@ class Contract:
             return
         self._headers(route.partition(" ")[0], operation, status, headers)
         if body and "schema" in declared and declared["schema"].get("type") != "file":
-            self._document(route, declared["schema"], json.loads(body), selected=selected)
+            document = json.loads(body)
+            self._document(route, declared["schema"], document, selected=selected)
+            told = document.get("eTag", headers.get("ETag"))
+            self._note([f"the eTag {told} is not the header's"] if told != headers.get("ETag") else ())
 
     def _refusal(self, body: Any) -> None:
         self._swagger({"$ref": "#/definitions/BatchError"}, body)

@@ -80,6 +80,7 @@ async def test_contract_is_at_hand(batch: Any, contract: Any) -> None:
         (("POST", "/jobs", b'{"id": "job", "poolInfo": {}, "x": 1}', 201, {"request-id": "1"}, b""), "'x'"),
         (("POST", "/jobs", b"", 201, {"request-id": "1", "ETag": "1"}, b""), "the header Last-Modified"),
         (("GET", "/jobs", b"", 200, {}, b""), "no request-id"),
+        (("GET", "/jobs/j", b"", 200, {"ETag": "1"}, b'{"eTag": "2"}'), "the eTag 2 is not the header's"),
         (("GET", "/jobs", b"", 206, {"request-id": "1"}, b""), "the status is not one of"),
         (("GET", "/jobs/j", b"", 404, {"request-id": "1"}, b'{"code": 7}'), "is not of type 'string'"),
         (("GET", "/jobs/j", b"", 404, {"request-id": "1"}, b'{"code": "x"}'), "a refusal without message"),
