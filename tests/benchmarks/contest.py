@@ -110,6 +110,7 @@ def rounds(entrants: Sequence[Entrant], sizes: Sizes, numbers: Sequence[int]) ->
     present = [entrant for entrant in entrants if entrant.installed]
     yield from (f"{entrant.name}: not installed" for entrant in entrants if entrant not in present)
     for number in numbers:
+        until_quiet(sizes.patience)
         for quantity, value in _plain(sizes):
             yield Record(number, PLAIN, quantity, value, time.time())
         first = number % len(present)

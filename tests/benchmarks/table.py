@@ -12,7 +12,7 @@ from tests.benchmarks.contest import ENTRANTS, LIMIT, OURS, PLAIN, Record
 from tests.benchmarks.harness import short
 
 EFFICIENCIES = {"spin", "nap"}
-"""Rates that are told as a share of what two plain processes do in the same round."""
+"""Rates that are told as a share of what two plain processes do in the round that disturbs them least."""
 IDEAL = 2000.0
 """Tasks of 1 ms a second on two processors."""
 
@@ -75,14 +75,17 @@ def read(path: Path) -> list[Record]:
 def values_of(records: Iterable[Record]) -> Values:
     """Efficiencies worked out, the rest as it is."""
     records = list(records)
-    plain = {(record.round, record.quantity): record.value for record in records if record.contender == PLAIN}
+    plain: dict[str, float] = {}
+    for record in records:
+        if record.contender == PLAIN:
+            plain[record.quantity] = max(record.value, plain.get(record.quantity, 0.0))
     found: Values = {}
     for record in records:
         if record.contender == PLAIN:
             continue
         value = record.value
         if record.quantity in EFFICIENCIES:
-            value /= plain[record.round, record.quantity]
+            value /= plain[record.quantity]
         found.setdefault((record.contender, record.quantity), []).append(value)
     return found
 
