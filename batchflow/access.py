@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import parse_qs
 
 from batchflow import control
 from batchflow.broker import AccessRule, QueueRef
@@ -75,6 +77,12 @@ async def _keys(services: Services, queues: tuple[QueueRef, ...]) -> str:
     return " ".join(
         [await services.admin_of(queue).connection_string(queue.entity, CLIENT_RULE) for queue in queues]
     )
+
+
+def ends_at(signature: str | None) -> float | None:
+    """When a signature ends, in seconds since the epoch; None for one that ends with its stored policy."""
+    written = parse_qs(signature or "").get("se")
+    return None if not written else datetime.fromisoformat(written[0]).timestamp()
 
 
 async def copy_manifest(index: Container, ctl: Container, pool_id: str) -> None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
+_BEFORE_THE_END: Final = 3600.0
+"""Seconds before the end of their signatures at which agents leave, so that others start with new ones."""
 _KEPT_JOBS: Final = 10
 """Ended jobs of agents that go with their pool; older ones are left to Batch."""
 _SAMPLE: Final = 64
@@ -48,6 +50,8 @@ class Launch:
 
     command: str
     files: tuple[ResourceFile, ...]
+    lasting: bool = True
+    """Whether agents can be started so at any later time: no signature ends by the clock."""
 
 
 async def prepare(
@@ -66,7 +70,7 @@ async def prepare(
     files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
     if settings.agent.python is not None:
         python = shlex.quote(settings.agent.python)
-        return Launch(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files))
+        return Launch(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files), source.lasting)
     agent = settings.agent
     archive = await agentpackage.build(
         agent.node_python, agent.node_platform, identity=manifest.identity is not None
@@ -78,7 +82,8 @@ async def prepare(
     script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
     await ctl.put(script_blob, script)
     files += [source.file(blob, archive.name), source.file(script_blob, BOOTSTRAP_FILE)]
-    return Launch(f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}", tuple(files))
+    command = f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}"
+    return Launch(command, tuple(files), source.lasting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,10 @@ class _Source:
     url: str
     signature: str | None = field(repr=False)
     identity: str | None
+
+    @property
+    def lasting(self) -> bool:
+        return access.ends_at(self.signature) is None
 
     def file(self, blob: str, path: str, mode: str | None = None) -> ResourceFile:
         url = f"{self.url}/{blob}"
@@ -113,12 +122,15 @@ async def _write_config(
 ) -> _Config:
     """What agents know at their start: restricted keys, or only names where the nodes have an identity."""
     agent = settings.agent
+    of_out = await _container(services, manifest, out, access.out_policies()[0])
+    end = access.ends_at(of_out.signature)
     config = AgentConfig(
+        leave_at=None if end is None else end - _BEFORE_THE_END,
         pool=manifest.pool,
         task_queues=await _access(services, manifest, manifest.task_queues),
         results_queues=await _access(services, manifest, manifest.results_queues),
         ctl=await _container(services, manifest, ctl, access.ctl_policies()[0]),
-        out=await _container(services, manifest, out, access.out_policies()[0]),
+        out=of_out,
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
         identity=None if manifest.identity is None else manifest.identity.client_id,

@@ -271,6 +271,9 @@ class AgentConfig(Document):
     """Results above so many bytes of JSON are refused (`ResultTooLarge`)."""
     cache_limit: int = 10 * 1024**3
     """Bytes of bundles that an agent keeps on its disk."""
+    leave_at: float | None = None
+    """When the agent drains and exits, for its signatures end soon after; seconds since the epoch. None: they
+    do not end by the clock."""
 
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]

@@ -234,7 +234,7 @@ class Pool:
         missing = info.wanted + info.spot_wanted - alive
         if missing <= 0:
             return
-        if self._launch is None:
+        if self._launch is None or not self._launch.lasting:
             services, settings = self.client._services, self.client.settings
             self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
         if tasks and not alive:

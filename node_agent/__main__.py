@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -79,6 +80,8 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.stop)
         loop.add_signal_handler(signal.SIGINT, _nothing)
+        if config.leave_at is not None:
+            loop.call_later(max(0.0, config.leave_at - time.time()), agent.stop)
         await agent.run()
 
 

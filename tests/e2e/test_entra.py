@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from batchflow import Client, PoolSpec, Settings
+from batchflow.azure.blob import CLOCK_SKEW, DELEGATION
 from batchflow.broker import QueueSpec
 from batchflow.control import AgentConfig
 from batchflow.errors import BrokerError, ConfigurationError, PoolError, StorageError
@@ -83,6 +85,29 @@ async def test_a_pool_without_an_identity(keyless: Settings) -> None:
         assert urls
         assert all("skoid=" in url for url in urls)
         await pool.delete()
+
+
+async def test_agents_leave_before_their_signatures_end(
+    keyless: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lent signatures live for a week: agents go in time, and others start with new ones, unasked."""
+    async with Client(keyless) as client:
+        pool = await client.ensure_pool("week", files=ECHO, nodes=1)
+        with monkeypatch.context() as patch:
+            patch.setattr("batchflow.agents._BEFORE_THE_END", DELEGATION - CLOCK_SKEW - 1.0)
+            await pool.start()
+        first = pool._manifest.agents_job
+        async with asyncio.timeout(60):
+            while not await all_ended(client, first):  # noqa: ASYNC110 - Batch can only be asked
+                await asyncio.sleep(0.1)
+        async with pool.session() as session:
+            assert await session.run("echo.py", "next week") == ["next", "week"]
+        assert pool._manifest.agents_job != first
+        await pool.delete()
+
+
+async def all_ended(client: Client, job: str) -> bool:
+    return {task.state for task in await client._services.compute.tasks(job)} == {"completed"}
 
 
 async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
