@@ -31,7 +31,9 @@ class Plan:
     window: int = 1000
     """Tasks without an outcome at a time."""
     cancels: frozenset[int] = frozenset()
-    """The places of the tasks that are cancelled as soon as they were submitted."""
+    """The places of the tasks that are cancelled."""
+    cancel_after: float = 0.0
+    """Seconds after they were submitted."""
     known_short: bool = False
     """Whether tasks are known to be short, and share messages from the start."""
     journal: bool = False

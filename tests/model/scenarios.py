@@ -20,13 +20,14 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "long tasks": Scenario((Plan("client", (Work(45.0), Work(45.0))),)),
     "a cancellation": Scenario((Plan("client", (Work(3.0), Work()), cancels=frozenset({0})),)),
     "a cancellation in a pack": Scenario(
-        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({1}), known_short=True),)
+        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({1}), cancel_after=0.5, known_short=True),)
     ),
     "an unconfirmed cancellation": Scenario(
-        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({0}), pause=3.0),), agents_after=8.0
+        (Plan("client", (Work(), Work(3.0)), cancels=frozenset({0}), cancel_after=0.5, pause=3.0),),
+        agents_after=8.0,
     ),
     "cancellations one after another": Scenario(
-        (Plan("client", (Work(3.0), Work(3.0), Work(3.0)), window=1, cancels=frozenset({0, 1, 2})),)
+        (Plan("client", (Work(3.0),) * 3, window=1, cancels=frozenset({0, 1, 2}), cancel_after=0.5),)
     ),
     "a drain": Scenario((Plan("client", (Work(3.0), Work(3.0))),), drains=(0.0, 4.0)),
     "agents that idle out": Scenario((Plan("client", _TWO, window=1),), idle_exit=0.5),
@@ -43,7 +44,17 @@ SMALL: Final[Mapping[str, Scenario]] = {
 }
 """Two or three tasks, two agents, one client."""
 
-SLOW: Final = frozenset({"long tasks", "a second client", "a deadly task"})
+SLOW: Final = frozenset(
+    {
+        "long tasks",
+        "cancellations one after another",
+        "a drain",
+        "agents that idle out",
+        "a second client",
+        "a deadly task",
+        "tasks that expire",
+    }
+)
 """Those that have many steps."""
 
 
@@ -75,6 +86,7 @@ def _plan(chance: random.Random, name: str, tasks: int, expires: bool) -> Plan:
         job=chance.choice(("left", "right")),
         window=chance.choice((3, 50, 1000)),
         cancels=frozenset(place for place in range(tasks) if chance.random() < cancelled),
+        cancel_after=chance.choice((0.0, 0.5, 2.0)),
         known_short=chance.random() < 0.5,
         journal=chance.random() < 0.3,
         unclaimed=chance.choice((5, 50, 500)),

@@ -301,7 +301,11 @@ class Cancelling:
 
     def cancel(self, entry: Entry) -> Steps:
         session = self._session
-        if entry.item is not None and not entry.done:
+        if session.plan.cancel_after:
+            yield sleep(session, session.plan.cancel_after)
+        if entry.done:
+            return
+        if entry.item is not None:
             session.resolve(entry, cancelled(entry, "cancelled before it was sent"))
             return
         self._wanted[entry.sequence] = entry

@@ -12,7 +12,7 @@ from tests.model.scenarios import by_seed
 TASKS = 40
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_by_chance_the_promise_is_kept(seed: int) -> None:
     """Many faults in a short time; more of it: `python -m tests.model random`."""

@@ -8,7 +8,8 @@ from tests.model.choices import Choices, Scripted, explore
 from tests.model.scenario import Outcome, Scenario, play
 from tests.model.scenarios import SLOW, SMALL
 
-BOUNDS = [(1, 0), (0, 1)]
+QUICK = [name for name in SMALL if name not in SLOW]
+BOUNDS = [(name, 1, 0) for name in QUICK] + [("two messages", 0, 1), ("one pack", 0, 1)]
 """Faults in a run, and departures from the default order; larger ones: `python -m tests.model small`."""
 
 
@@ -24,8 +25,7 @@ def broken(scenario: Scenario, faults: int, departures: int) -> tuple[int, list[
     return sum(1 for _ in explore(run, faults=faults, departures=departures)), told
 
 
-@pytest.mark.parametrize(("faults", "departures"), BOUNDS)
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in SLOW])
+@pytest.mark.parametrize(("name", "faults", "departures"), BOUNDS)
 def test_every_order_keeps_the_promise(name: str, faults: int, departures: int) -> None:
     """Whatever fails at whatever step: one outcome each, none twice, nothing left."""
     orders, told = broken(SMALL[name], faults, departures)
