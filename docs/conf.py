@@ -13,7 +13,6 @@ source_suffix = {".md": "markdown"}
 
 html_theme = "furo"
 html_title = "batchflow"
-html_static_path = ["assets"]
 html_copy_source = False
 html_show_sphinx = False
 pygments_style = "friendly"
