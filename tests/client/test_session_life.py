@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -26,6 +27,7 @@ from batchflow.errors import (
 from batchflow.model import Counts
 from batchflow.pool import Pool
 from batchflow.session import Session
+from batchflow.settings import PoolSettings
 from tests.client.support import Agent, Doubles, eventually, until_empty, within
 
 # ---- opening and closing
@@ -290,6 +292,30 @@ async def lose_mailbox(session: Session, doubles: Doubles) -> None:
     await eventually(lambda: session._inbox._mailbox not in (None, lost))
 
 
+async def test_the_mailbox_is_held_by_renewing_its_lock(
+    connect: Callable[..., Client], doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a third of its time; quiet for many locks, the session has the same mailbox as in the beginning."""
+    client = connect()
+    client._settings = replace(client._settings, pool=PoolSettings(lock_duration=2.0))
+    async with client:
+        pool = await client.ensure_pool("quiet", files={"x.py": b""})
+        async with pool.session("c") as session:
+            mailbox = session._inbox._mailbox
+            assert mailbox is not None
+            renewals = 0
+            renew = mailbox.renew
+
+            async def counted() -> None:
+                nonlocal renewals
+                await renew()
+                renewals += 1
+
+            monkeypatch.setattr(mailbox, "renew", counted)
+            await eventually(lambda: renewals >= 4)
+            assert session._inbox._mailbox is mailbox
+
+
 async def test_unread_results_survive_the_loss_of_the_mailbox(
     pool: Pool, agent: Agent, doubles: Doubles
 ) -> None:
@@ -405,6 +431,32 @@ async def test_no_agents_is_said_to_everybody_who_waits(
         waiting = asyncio.ensure_future(task.outcome())
         await agent.answer(items[0], value="at last")
         assert (await within(waiting)).value == "at last"
+
+
+async def test_a_batch_pool_that_is_gone_is_said_to_everybody_who_waits(
+    session: Session, agent: Agent, doubles: Doubles
+) -> None:
+    """Somebody deleted the machines under a session: an error that names the pool, in the time of a look."""
+    task = await session.submit("x.py")
+    waiting = asyncio.ensure_future(task.outcome())
+    doubles.compute.known.clear()
+    await agent.beat(state="exiting")
+    with pytest.raises(NoAgents, match="no pool demo"):
+        await within(waiting)
+
+
+async def test_agents_whose_batch_job_was_deleted_are_started_anew(
+    session: Session, agent: Agent, doubles: Doubles
+) -> None:
+    """In a job of the same name, while tasks wait."""
+    await eventually(lambda: any(doubles.compute.jobs.values()))
+    doubles.compute.jobs.clear()
+    await agent.beat(state="exiting")
+    task = await session.submit("x.py")
+    await eventually(lambda: any(doubles.compute.jobs.values()))
+    await agent.beat()
+    await agent.answer(*await agent.take(), value=1)
+    assert await within(task) == 1
 
 
 async def test_a_client_without_rights_on_batch_is_content_with_agents_that_live(

@@ -172,6 +172,33 @@ async def _outcome(task: Any) -> object:
     return await task.outcome()
 
 
+@pytest.mark.parametrize("moment", ["at work", "opening", "looking into dead letters"])
+async def test_closing_leaves_no_connection(
+    cloud: Cloud, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Whenever it is; nor does it leave its journal open."""
+    monkeypatch.setattr("batchflow.janitor._FIRST", 0.0)
+    before = set(cloud.bus.broker.peers)
+    another = cloud.pool.session("another", journal=tmp_path / "shown")
+    opening = asyncio.ensure_future(another._open())
+    async with asyncio.timeout(PATIENCE):
+        while not cloud.bus.broker.peers - before:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    if moment != "opening":
+        await within(opening)
+    if moment == "at work":
+        assert await within(another.run("echo.py", args=1)) == [1]
+    await within(another.aclose())
+    opening.cancel()
+    await asyncio.wait([opening])
+    async with asyncio.timeout(PATIENCE):
+        while cloud.bus.broker.peers - before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert str(tmp_path / "shown") not in {
+        str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()
+    }
+
+
 async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
     """Who waits gets a typed error that names it, within seconds."""
     task = await session.submit("sleeps.py", "30")
