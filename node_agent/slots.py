@@ -175,6 +175,7 @@ class Slot:
     async def _run_pack(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
         """Send tasks to the child at once; how many ended before the child had to go."""
         child = await self._warm_child(executions[0].memory_limit)
+        await child.forgotten()
         most = 1 if self._recalled else max(1, self._config.child_tasks - child.tasks)
         executions = executions[:most]
         last = len(executions) - 1
@@ -190,7 +191,6 @@ class Slot:
                 return index
             if flags and index <= last:
                 child.send(frames.encode(frames.GO))
-        await child.forgotten()
         return index
 
     async def _warm_child(self, memory_limit: int | None) -> WarmChild:

@@ -152,7 +152,10 @@ class WarmChild:
         self.send(b"".join(tasks))
 
     def recall(self) -> int:
-        """Take back the tasks that have not begun; how many of the last ones. `forgotten` must follow."""
+        """Take back the tasks that have not begun; how many of the last ones.
+
+        Before the next `order`, `forgotten` must have returned.
+        """
         if self._socket.fileno() < 0:
             return 0
         taken = 0
@@ -166,9 +169,9 @@ class WarmChild:
         return taken
 
     async def forgotten(self) -> None:
-        """Return when the child has passed over what was taken back, or is gone."""
+        """Return when the child has passed over what was taken back, or is gone. Safe to cancel."""
         if self._forgotten is not None and self._gone is None:
-            await self._forgotten
+            await asyncio.shield(self._forgotten)
         self._forgotten = None
 
     def answer(self) -> asyncio.Future[Answer | Gone]:
