@@ -1,7 +1,8 @@
 """A client of the chaos run, as a process that may be killed at any moment.
 
 It submits its tasks in batches and writes a record of all that it does to standard output, each before
-anything can follow from it. It ends when its standard input does.
+anything can follow from it. Now and then arguments and result are so large that they travel by reference. It
+ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import zlib
 from dataclasses import astuple
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from tests.model import history
 
 JOB = "chaos"
 POOL = "chaos"
+_LARGE = " " * 200_000
+"""Travels by reference, in both directions."""
+_ONE_IN = 50
 _RETRY = RetryPolicy(max_attempts=10, backoff=0.05, max_backoff=0.5, on=("WorkerDied",))
 
 
@@ -35,14 +40,23 @@ def tell_tasks() -> None:
         task.print_stack(file=sys.stderr)
 
 
-async def run(config: Path, name: str, life: int, first: int, last: int, batch: int, seconds: float) -> None:
+async def run(
+    config: Path,
+    name: str,
+    life: int,
+    first: int,
+    last: int,
+    batch: int,
+    seconds: float,
+    journal: Path | None,
+) -> None:
     """One life of the client `name`: submits the tasks from `first` to before `last`."""
     mailbox, holder = f"{JOB}/{name}", f"{name}.{life}"
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell_tasks)
     async with Client.from_config(config) as client:
         pool = await client.pool(POOL)
-        async with pool.session(name, job=JOB) as session:
-            record(history.Opened(time.monotonic(), mailbox, holder))
+        async with pool.session(name, job=JOB, journal=journal) as session:
+            record(history.Opened(time.monotonic(), mailbox, holder, journal is not None))
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(_read(session, mailbox, holder))
                 submitting = group.create_task(
@@ -64,23 +78,32 @@ async def _submit_all(
 async def _submit(session: Session, mailbox: str, holder: str, tasks: list[str], seconds: float) -> None:
     for task in tasks:
         record(history.Submitted(time.monotonic(), mailbox, holder, task))
-        await session.submit("work.py", args=[task, seconds], tag=task, retry=_RETRY)
+        payload = _LARGE if hash_of(task) % _ONE_IN == 0 else ""
+        await session.submit("work.py", args=[task, seconds, None, payload], tag=task, retry=_RETRY)
     await session.flush()
     for task in tasks:
         record(history.Accepted(time.monotonic(), task))
 
 
+def hash_of(task: str) -> int:
+    """The same in every process."""
+    return zlib.crc32(task.encode())
+
+
 async def _read(session: Session, mailbox: str, holder: str) -> None:
     async for result in session.results(follow=True):
-        answer = result.value if isinstance(result.value, str) else None
+        answer = result.value.rstrip() if isinstance(result.value, str) else None
         status = result.status.value if result.error is None else f"{result.status.value}: {result.error}"
         record(history.Shown(time.monotonic(), mailbox, holder, result.tag, status, answer))
 
 
 if __name__ == "__main__":
-    config, name, life, first, last, batch, seconds = sys.argv[1:]
+    config, name, life, first, last, batch, seconds, *journal = sys.argv[1:]
+    kept = Path(journal[0]) if journal else None
     try:
-        asyncio.run(run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds)))
+        asyncio.run(
+            run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds), kept)
+        )
     except ServiceError as error:
         sys.stderr.write(f"client {name}, life {life}: {error}\n")
         sys.exit(os.EX_TEMPFAIL if error.retryable else 1)

@@ -149,8 +149,11 @@ async def _relayed(config: Path, wish: Wish) -> tuple[Relay, Path]:
 class Program:
     """A client's lives, one after another."""
 
-    def __init__(self, wish: Wish, config: Path, log: Log, name: str, tasks: int) -> None:
+    def __init__(
+        self, wish: Wish, config: Path, log: Log, name: str, tasks: int, journal: Path | None
+    ) -> None:
         self._wish = wish
+        self._journal = journal
         self._config = config
         self._log = log
         self._name = name
@@ -183,6 +186,7 @@ class Program:
         self.process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.chaos.client", str(self._config), self._name),
             *map(str, numbers),
+            *([] if self._journal is None else [str(self._journal)]),
             stdin=PIPE,
             stdout=PIPE,
             cwd=_ROOT,
@@ -313,7 +317,14 @@ async def run(wish: Wish, directory: Path) -> Log:
     async with cloud(wish, directory) as here:
         share = -(-wish.tasks // wish.clients)
         programs = [
-            Program(wish, here.config, log, f"c{n}", min(share, wish.tasks - n * share))
+            Program(
+                wish,
+                here.config,
+                log,
+                f"c{n}",
+                min(share, wish.tasks - n * share),
+                None if n % 2 else directory / f"c{n}.journal",
+            )
             for n in range(wish.clients)
         ]
         fire = Fire(wish, here, programs, log)
@@ -363,7 +374,7 @@ async def recovery(wish: Wish, directory: Path, times: int) -> list[float]:
     async with cloud(wish, directory) as here, here.pool.session("recovery", job=JOB) as session:
         for number in range(times):
             note = directory / f"note-{number}"
-            task = await session.submit("work.py", args=[f"r:{number}", 1.0, str(note)])
+            task = await session.submit("work.py", args=[f"r:{number}", 1.0, str(note), ""])
             agent = fleet.agent_of(await _noted(note), here.process.pid)
             assert agent is not None
             killed_at = time.monotonic()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def do_action(engine, args):
-    """`args`: the task's name, seconds, and where wanted a file to note the process in."""
-    name, seconds, *note = args
+    """`args`: the task's name, seconds, where wanted a file to note the process in, and what to give back."""
+    name, seconds, note, payload = args
     if note:
-        Path(note[0]).write_text(str(os.getpid()))
+        Path(note).write_text(str(os.getpid()))
     time.sleep(seconds)
-    return name
+    return name + payload
