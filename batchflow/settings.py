@@ -169,6 +169,8 @@ class SessionSettings:
     """Seconds that a task may run where neither `submit` nor the session says; 0: without end."""
     close_timeout: Seconds = 10.0
     """Seconds that closing may take before what is left is dropped and named."""
+    outbox_bytes: Bytes = 64 * 1024**2
+    """Bytes of tasks that `submit` takes before it waits for the broker, as they travel."""
     unclaimed_bytes: Bytes = 64 * 1024**2
     """Bytes of results that nobody reads, as JSON, that are held in memory."""
     patience: Seconds = 60.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from batchflow import control, wire
 from batchflow.errors import ConfigurationError, JobClosed
 from batchflow.submission import INLINE, Submission, is_duration
-from batchflow.tracker import Entry
+from batchflow.tracker import Entry, Tracker
 from batchflow.wire import Reference
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Submitter:
         """`timeout`: seconds that a task may run whose submission does not say; None: the settings'."""
         settings = session.pool.client.settings.session
         self._session = session
-        self._most = settings.outbox
+        self._settings = settings
         self._timeout = (settings.timeout or None) if timeout is None else timeout
         if self._timeout is not None and not is_duration(self._timeout):
             raise ConfigurationError(f"session: timeout is {timeout!r}; seconds above 0 are needed")
@@ -54,7 +54,7 @@ class Submitter:
         """Into the outbox. Once it is there nothing is awaited any more: cancelled, there is no task."""
         session = self._session
         self._check_takes()
-        while session._tracker.sending >= self._most:
+        while not self._has_room(session._tracker):
             await session._next_room()
             self._check_takes()
         entry = self._entry(wish, None, index, on_done)
@@ -65,6 +65,10 @@ class Submitter:
         session._tracker.add(entry)
         session._outbox.wake()
         return entry
+
+    def _has_room(self, tracker: Tracker) -> bool:
+        settings = self._settings
+        return tracker.sending < settings.outbox and tracker.outbox_bytes < settings.outbox_bytes
 
     def _entry(
         self,

@@ -115,6 +115,8 @@ class Tracker:
 
     outbox: deque[Entry] = field(default_factory=deque)
     """In the order of submission; may hold entries that are done meanwhile."""
+    outbox_bytes: int = 0
+    """Of what waits in the outbox, as it travels."""
     unclaimed: deque[Entry] = field(default_factory=deque)
     """In the order of arrival; may hold entries that were claimed meanwhile."""
     _stale: int = 0
@@ -163,6 +165,7 @@ class Tracker:
         self._submitted += 1
         self._open[entry.sequence] = entry
         self._tally[entry.status] += 1
+        self.outbox_bytes += 0 if entry.item is None else len(entry.item)
         self.outbox.append(entry)
 
     def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
@@ -176,7 +179,7 @@ class Tracker:
                     break
                 taken.append(entry)
                 items.append(entry.item)
-                entry.item = None
+                self._forget_item(entry)
             self.outbox.popleft()
         return taken, items
 
@@ -202,7 +205,7 @@ class Tracker:
         self._open.pop(entry.sequence, None)
         entry.outcome = outcome
         entry.receipt = receipt
-        entry.item = None
+        self._forget_item(entry)
         self._move(entry, outcome.status)
         if not entry.claimed:
             self.unclaimed.append(entry)
@@ -252,6 +255,12 @@ class Tracker:
                 return entry
             self._stale -= 1
         return None
+
+    def _forget_item(self, entry: Entry) -> None:
+        """It is on its way, or needs not go."""
+        if entry.item is not None:
+            self.outbox_bytes -= len(entry.item)
+            entry.item = None
 
     def _move(self, entry: Entry, status: Status) -> None:
         self._tally[entry.status] -= 1

@@ -30,7 +30,8 @@ def outstanding(effort: Effort) -> Iterator[Figure]:
     program = [sys.executable, str(HERE / "outstanding.py"), *map(str, numbers)]
     finished = subprocess.run(program, check=True, stdout=subprocess.PIPE, text=True)
     for number, figure in zip(numbers, json.loads(finished.stdout), strict=True):
-        yield Figure(f"memory of an outstanding task, {number:,} on one client", [figure], "B")
+        name = f"memory of an outstanding task, {number:,} on one client"
+        yield Figure(name, [figure], "B", at_most=1536.0)
 
 
 def recovery(effort: Effort) -> Iterator[Figure]:
@@ -38,7 +39,8 @@ def recovery(effort: Effort) -> Iterator[Figure]:
     lock = None if effort.runs > 1 else 5.0
     values = asyncio.run(_recoveries(3 if effort.runs > 1 else 1, lock))
     locked = "the default lock" if lock is None else f"a lock of {lock:.0f} s"
-    yield Figure(f"recovery of a task after kill -9 of its agent, {locked}", values, "s")
+    most = 35.0 if lock is None else lock + 5.0
+    yield Figure(f"recovery of a task after kill -9 of its agent, {locked}", values, "s", at_most=most)
 
 
 async def _recoveries(times: int, lock: float | None) -> list[float]:

@@ -250,6 +250,28 @@ async def test_a_full_outbox_waits_for_room_and_for_nothing_else(
         await within(tasks[-1])
 
 
+async def test_an_outbox_is_full_of_few_large_tasks_too(
+    pool: Pool, doubles: Doubles, connect: Callable[..., Client]
+) -> None:
+    """What waits is bounded by its bytes; sent or cancelled, it is no more counted."""
+    async with connect(outbox_bytes=150_000) as client:
+        session = await (await client.pool("demo")).session("small")
+        doubles.broker.gate.clear()
+        first = await session.submit("x.py", args="x" * 100_000)
+        await eventually(lambda: doubles.broker.tried)
+        second = await session.submit("x.py", args="x" * 100_000)
+        await within(session.submit("x.py", args="x" * 100_000))
+        waiting = asyncio.ensure_future(session.submit("x.py", args="x" * 100_000))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await within(second.cancel())
+        await within(waiting)
+        doubles.broker.gate.set()
+        await within(session.flush())
+        await within(first.accepted())
+        assert session._tracker.outbox_bytes == 0
+
+
 async def test_a_full_outbox_has_room_when_its_tasks_are_cancelled(
     pool: Pool, doubles: Doubles, connect: Callable[..., Client]
 ) -> None:

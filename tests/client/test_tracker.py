@@ -159,6 +159,10 @@ class TrackerMachine(RuleBasedStateMachine):
         assert counts.submitted == len(self.entries) == self.tracker.next_sequence()
 
     @invariant()
+    def the_bytes_that_wait_are_known(self) -> None:
+        assert self.tracker.outbox_bytes == sum(len(entry.item or b"") for entry in self.tracker.outbox)
+
+    @invariant()
     def nothing_is_read_or_sent_twice(self) -> None:
         assert len(set(self.read)) == len(self.read)
         assert self.sent == sorted(set(self.sent))
