@@ -66,13 +66,16 @@ class Blobs:
 class Cloud:
     """What everybody talks to."""
 
-    def __init__(self, lock: float, time_to_live: float | None, max_delivery_count: int) -> None:
+    def __init__(
+        self, lock: float, time_to_live: float | None, max_delivery_count: int, max_mail_count: int
+    ) -> None:
         self.lock = lock
         tasks = QueueSpec(
             "tasks", lock_duration=lock, time_to_live=time_to_live, max_delivery_count=max_delivery_count
         )
         self.tasks = _queue(tasks)
-        self.results = _queue(QueueSpec("results", sessions=True, lock_duration=lock))
+        results = QueueSpec("results", sessions=True, lock_duration=lock, max_delivery_count=max_mail_count)
+        self.results = _queue(results)
         self.blobs = Blobs()
         self.tasks_come = Signal()
         self.mail: defaultdict[str, Signal] = defaultdict(Signal)
@@ -86,6 +89,11 @@ class Cloud:
     def dead_tasks(self) -> core.Queue:
         assert self.tasks.dead_letters is not None
         return self.tasks.dead_letters
+
+    @property
+    def dead_results(self) -> core.Queue:
+        assert self.results.dead_letters is not None
+        return self.results.dead_letters
 
     def send_tasks(self, drafts: Sequence[core.Draft], now: float) -> None:
         self.tasks.send(drafts, now)

@@ -26,6 +26,9 @@ class Scenario:
     lock: float = 30.0
     time_to_live: float | None = None
     max_delivery_count: int = 1000
+    """Of messages of tasks."""
+    max_mail_count: int = 1000
+    """The same of messages of results."""
     agents_after: float = 0.0
     """Seconds until the nodes are there."""
 
@@ -53,7 +56,7 @@ def play(scenario: Scenario, choices: Choices, *, keep: bool = False) -> Outcome
         if keep:
             records.append(entry)
 
-    cloud = Cloud(scenario.lock, scenario.time_to_live, scenario.max_delivery_count)
+    cloud = Cloud(scenario.lock, scenario.time_to_live, scenario.max_delivery_count, scenario.max_mail_count)
     world = World(choices, record, cloud)
     began = world.now
     programs = [Program(world, plan) for plan in scenario.plans]

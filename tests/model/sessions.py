@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 CONFIRMATION: Final = 5.0
 PRESENCE_INTERVAL: Final = 5.0
 CLOSE_TIMEOUT: Final = 10.0
+_LOOK_EVERY: Final = 30.0
+"""Seconds between two looks into the dead letters."""
 _OUTBOX: Final = 100
 _MESSAGES: Final = 2
 """Of one send."""
@@ -90,6 +92,7 @@ class Session(Process):
         mail = self.mail
         for service in (self._submit(), self._send(), mail.keep(), mail.settle(), self._beat(), self._read()):
             self.spawn(service)
+        self.spawn(self._janitor())
         self.spawn(self._guarded(mail.receive()))
 
     def _beat(self) -> Steps:
@@ -211,6 +214,24 @@ class Session(Process):
                 yield backoff.wait(self)
             else:
                 return
+
+    def _janitor(self) -> Steps:
+        """What the broker gave up of the results queue goes to its mailbox once more."""
+        letters = self.world.cloud.dead_results
+        while True:
+            yield sleep(self, _LOOK_EVERY)
+            while letters.has_ready():
+                try:
+                    for letter in (yield Call(lambda: letters.receive(1, self.now, self), receives=True)):
+                        yield from self._send_again(letter)
+                except ServiceError:
+                    break
+
+    def _send_again(self, letter: core.Message) -> Steps:
+        cloud = self.world.cloud
+        draft = core.Draft(letter.body, f"{self.name}-again-{letter.number}", letter.session_id)
+        yield Call(lambda: cloud.send_result(draft, self.now))
+        yield Call(lambda: cloud.dead_results.complete(letter.lock_token, self.now))
 
     # The program
 

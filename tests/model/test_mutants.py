@@ -153,6 +153,16 @@ def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents.Agent, "_bury_one", remove)
 
 
+def leaves_dead_mail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks into the dead letters of the results queue."""
+    monkeypatch.setattr(sessions.Session, "_janitor", _nothing)
+
+
+def _nothing(_: sessions.Session) -> Steps:
+    return
+    yield
+
+
 def completes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent completes a message when its task has ended, not when the broker has the result."""
     over = agents.Agent._over
@@ -190,6 +200,7 @@ ONE_FAULT = [
     (deletes_results_at_once, "payloads by reference", "outcome"),
     (forgets_the_journal, "a journal", "twice"),
     (loses_dead_letters, "few deliveries", "lost"),
+    (leaves_dead_mail, "mail that the broker gives up", "lost"),
     (remembers_no_deaths, "a deadly task", "stuck"),
     (reads_no_cancellations, "an unconfirmed cancellation", "started"),
 ]
