@@ -104,6 +104,36 @@ def fleets(chosen: Sequence[Fleet] = FLEETS) -> Iterator[Row]:
         )  # fmt: skip
 
 
+STEADY = (
+    Fleet(nodes=100, tasks=100_000, duration=0.001, rate=3000.0),
+    Fleet(nodes=100, tasks=20_000, duration=0.1, rate=200.0),
+    Fleet(nodes=100, tasks=50_000, duration=0.1, rate=700.0, clients=4, namespaces=4, queues=4),
+    Fleet(nodes=100, tasks=50_000, duration=0.1, rate=800.0, tier=PREMIUM),
+    Fleet(nodes=1000, tasks=20_000, duration=1.0, rate=240.0),
+    Fleet(nodes=1000, tasks=50_000, duration=1.0, rate=800.0, clients=4, namespaces=4, queues=4),
+    Fleet(nodes=1000, tasks=500_000, duration=0.005, rate=20_000.0, clients=8, tier=PREMIUM),
+    Fleet(nodes=10_000, tasks=50_000, duration=60.0, rate=150.0),
+    Fleet(nodes=10_000, tasks=100_000, duration=10.0, rate=900.0, clients=5, namespaces=5, queues=5),
+)
+
+
+def steady() -> Iterator[Row]:
+    """Tasks that come evenly, on many nodes, the broker 5 ms away. What they take beyond their own time."""
+    yield (
+        "nodes", "tasks of", "a second", "clients", "tier", "namespaces", "p50", "p99", "slots busy",
+        "credits/s of the fullest", "connections of one",
+    )  # fmt: skip
+    for fleet in STEADY:
+        outcome = FleetWorld(fleet).run()
+        connections = next(use for use in uses(outcome) if use.name.startswith("connections"))
+        beyond = [_ms(max(0.0, each - fleet.duration)) for each in (outcome.p50, outcome.p99)]
+        yield (
+            f"{fleet.nodes:,}", _ms(fleet.duration), f"{fleet.rate:,.0f}", f"{fleet.clients}",
+            fleet.tier.name, f"{fleet.namespaces}", *beyond, f"{outcome.busy:.0%}",
+            f"{outcome.fullest / outcome.elapsed:,.0f}", f"{connections.used:,.0f}",
+        )  # fmt: skip
+
+
 def largest() -> Iterator[Row]:
     """Ten million tasks on ten thousand nodes. Takes some minutes."""
     yield from fleets(LARGEST)
@@ -114,6 +144,7 @@ TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "streams": streams,
     "holds": holds,
     "fleets": fleets,
+    "steady": steady,
     "largest": largest,
 }
 

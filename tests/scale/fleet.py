@@ -236,7 +236,7 @@ class FleetWorld:
         self._finished = 0
         self._ended_at = 0.0
         self._latencies: Counter[int] = Counter()
-        """How many tasks, by the logarithm of how long they took: within a hundredth."""
+        """How many tasks, by the logarithm of how long they took beyond their own time: within a hundredth."""
 
     def run(self) -> Outcome:
         for agent in self._agents:
@@ -291,13 +291,14 @@ class FleetWorld:
     def finish(self, count: int, latency: float, at: float) -> None:
         self._finished += count
         self._ended_at = max(self._ended_at, at)
-        self._latencies[math.ceil(100 * math.log(max(latency, 1e-6)))] += count
+        beyond = max(latency - self.fleet.duration, 1e-6)
+        self._latencies[math.ceil(100 * math.log(beyond))] += count
 
     def _percentiles(self, *shares: float) -> list[float]:
         found, seen, wanted = [], 0, deque(share * self.fleet.tasks for share in shares)
         for step in sorted(self._latencies):
             seen += self._latencies[step]
             while wanted and seen >= wanted[0]:
-                found.append(math.exp(step / 100))
+                found.append(self.fleet.duration + math.exp(step / 100))
                 wanted.popleft()
         return found
