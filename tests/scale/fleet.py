@@ -236,7 +236,7 @@ class FleetWorld:
         self._finished = 0
         self._ended_at = 0.0
         self._latencies: Counter[int] = Counter()
-        """How many tasks, by the logarithm of how long they took beyond their own time: within a hundredth."""
+        """How many tasks, by the logarithm of what they took beyond their own time: within a hundredth."""
 
     def run(self) -> Outcome:
         for agent in self._agents:
