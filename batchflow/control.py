@@ -265,8 +265,9 @@ class AgentConfig(Document):
     """A Python child above so many bytes of resident memory is replaced when its task is over."""
     output_limit: int = 64 * 1024
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
-    inline_limit: int = 16 * 1024
-    """Results above so many bytes of JSON travel by reference."""
+    inline_limit: int = 128 * 1024
+    """Results above so many bytes of JSON travel by reference: four requests to Blob Storage, a tenth of the
+    speed, against up to three credits and room in the results queue."""
     result_limit: int = 256 * 1024**2
     """Results above so many bytes of JSON are refused (`ResultTooLarge`)."""
     cache_limit: int = 10 * 1024**3

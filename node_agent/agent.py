@@ -116,7 +116,7 @@ class Agent:
         self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
         self._depot = Depot(
             parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
-            config.inline_limit, config.result_limit,
+            min(config.inline_limit, config.result_limit), config.result_limit,
         )  # fmt: skip
         self._workers = [
             Worker(index, runner, self._depot, feed=self.feed, done=self._done)

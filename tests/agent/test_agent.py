@@ -160,7 +160,7 @@ async def test_a_slot_that_breaks_costs_one_task() -> None:
 
 async def test_large_results_travel_by_reference() -> None:
     """The blob holds the JSON; small ones stay in the message."""
-    value = orjson.dumps("x" * 50_000)
+    value = orjson.dumps("x" * 150_000)
     world = await World.make(big=lambda execution: Outcome(Status.SUCCEEDED, value))
     async with world.agent():
         await world.submit(task(0, "big"))
