@@ -70,6 +70,10 @@ class Tally:
     def told(self) -> str:
         return f"{self.done - self.failed} succeeded, {self.failed} did not"
 
+    @property
+    def exit_code(self) -> Exit:
+        return Exit.FAILED if self.failed else Exit.OK
+
     def count(self, document: dict[str, Any]) -> None:
         self.done += 1
         self.failed += document["status"] != Status.SUCCEEDED.value

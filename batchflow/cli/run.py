@@ -94,7 +94,7 @@ async def results(invocation: Invocation, name: str | None, follow: bool) -> int
         tally = await _read_more(invocation, record, follow)
     left = record.plan.count - tally.done
     terminal.note(f"{tally.told}, {left} to come" if left else tally.told)
-    return Exit.FAILED if tally.failed else Exit.OK
+    return tally.exit_code
 
 
 @click.command(cls=Command)
@@ -138,6 +138,10 @@ async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) ->
     record = Record.open(name)
     plan = record.plan
     plan.output = wish.output or plan.output
+    if (tally := Tally.of(record)).done == plan.count:
+        with _output(record):
+            terminal.note(tally.told)
+        return tally.exit_code
     if plan.local:
         plan.accepted = 0  # the cloud that had them has ended
     _as_before(invocation, record)
@@ -239,7 +243,7 @@ async def _leave(work: _Work) -> None:
 def _summary(work: _Work) -> int:
     tally = work.run.tally
     work.shown.note(tally.told)
-    return Exit.FAILED if tally.failed else Exit.OK
+    return tally.exit_code
 
 
 @contextlib.contextmanager
