@@ -27,7 +27,7 @@ def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
     spec.loader.exec_module(generate)
     text = (DOCS / page).read_text(encoding="utf-8")
     assert "<!-- made:" in text
-    assert generate.made(text) == text
+    assert generate.made(text) == text, "run: python docs/generate.py"
 
 
 def test_the_commands_of_the_page_run(alone: Cli) -> None:
