@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchflow.session import Session
 
 _WINDOW: Final = 20_000
-"""Tasks under way at once."""
+"""Tasks under way at once, where somebody reads their results."""
 _SAVE_INTERVAL: Final = 1.0
 """Seconds between two notes of how many inputs the broker has."""
 _MOMENT: Final = 1.0
@@ -78,12 +78,14 @@ class Run:
 
     async def send_all(self) -> None:
         """Return when the broker has accepted every input."""
-        await self._send([index for index in self.missing if index >= self._record.plan.accepted])
+        for index in self.missing:
+            if index >= self._record.plan.accepted:
+                await self._send_one(index)
         await self._save_accepted()
 
-    async def read_what_comes(self, *, follow: bool = True) -> None:
-        """Write results: with `follow` until it is cancelled, else until nothing is owed."""
-        async for result in self._session.results(follow=follow):
+    async def read_what_comes(self) -> None:
+        """Write results until it is cancelled."""
+        async for result in self._session.results(follow=True):
             self._write(result)
 
     async def read_what_is_there(self) -> None:
