@@ -8,6 +8,7 @@ runs. A node is the supervisor: it starts an agent, remembers what died with it,
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
@@ -18,7 +19,6 @@ from typing import Any
 import orjson
 
 from batchflow import wire
-from batchflow.broker import Delivery
 from batchflow.control import cancellation_blob, result_blob
 from batchflow.errors import BlobNotFound, LeaseLost, ServiceError
 from batchflow.leases import LeaseBook
@@ -32,6 +32,7 @@ from node_agent.janitor import INTERVAL, verdict_on
 from node_agent.outcomes import Outcome, failed
 from node_agent.scheduler import Scheduler
 from tests.model import history
+from tests.model.cloud import as_delivery
 from tests.model.world import NEVER, Backoff, Call, Process, Steps, Wait, Wish, World, sleep
 
 _RESTART = 0.25
@@ -353,11 +354,12 @@ class Agent(Process):
     # Dead letters
 
     def _bury(self) -> Steps:
-        """The janitor: dead letters become results."""
+        """The janitor: dead letters become results. It looks before the agent idles out."""
         letters = self.world.cloud.dead_tasks
         numbers = itertools.count(-1, -1)
+        interval = min(INTERVAL, (self.node.idle_exit or math.inf) / 2)
         while True:
-            yield sleep(self, min(INTERVAL, (self.node.idle_exit or INTERVAL) / 2))
+            yield sleep(self, interval)
             while letters.has_ready():
                 try:
                     found = yield Call(lambda: letters.receive(1, self.now, self), receives=True)
@@ -367,7 +369,7 @@ class Agent(Process):
                     break
 
     def _bury_one(self, letter: core.Message, numbers: Iterator[int]) -> Steps:
-        verdict = verdict_on(_delivery(letter), self.now)
+        verdict = verdict_on(as_delivery(letter), self.now)
         awaited = set()
         for item in read_tasks(letter.body):
             number = next(numbers)
@@ -509,16 +511,3 @@ class Agent(Process):
 
 def _is_stopped(assignment: _Assignment) -> bool:
     return assignment.stopped
-
-
-def _delivery(message: core.Message) -> Delivery:
-    return Delivery(
-        body=message.body,
-        message_id=message.message_id,
-        sequence_number=message.number,
-        delivery_count=message.delivery_count,
-        lock_token=message.lock_token.hex(),
-        enqueued_at=message.enqueued_at,
-        dead_letter_reason=message.dead_letter_reason,
-        dead_letter_description=message.dead_letter_description,
-    )

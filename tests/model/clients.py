@@ -59,10 +59,10 @@ class Plan:
             allowed = ["succeeded", "failed WorkerDied"]
         if place in self.cancels:
             allowed.append("cancelled TaskCancelled")
-            if work.large_arguments:  # which go with the outcome
-                allowed.append("failed TaskRejected")
         if self.expires:
             allowed += ["failed TaskFailed", "failed TaskPoisoned"]
+        if work.large_arguments and (self.expires or place in self.cancels):
+            allowed.append("failed TaskRejected")  # they go with the first outcome, which need not be shown
         return tuple(allowed)
 
 

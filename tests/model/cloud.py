@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from batchflow.broker import QueueSpec
+from batchflow.broker import Delivery, QueueSpec
 from batchflow.errors import BlobConflict, BlobNotFound, BrokerError, LeaseLost, MailboxInUse, ServiceError
 from batchflow.local import queues as core
 
@@ -129,6 +129,21 @@ def _queue(spec: QueueSpec) -> core.Queue:
             dead_letter_on_expiration=True,
             duplicate_window=spec.duplicate_window,
         )
+    )
+
+
+def as_delivery(message: core.Message) -> Delivery:
+    """As the adaptors hand it on."""
+    return Delivery(
+        body=message.body,
+        message_id=message.message_id,
+        sequence_number=message.number,
+        delivery_count=message.delivery_count,
+        lock_token=message.lock_token.hex(),
+        enqueued_at=message.enqueued_at,
+        session_id=message.session_id,
+        dead_letter_reason=message.dead_letter_reason,
+        dead_letter_description=message.dead_letter_description,
     )
 
 

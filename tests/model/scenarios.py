@@ -74,7 +74,7 @@ def by_seed(seed: int, tasks: int) -> Scenario:
         drains=tuple(chance.uniform(0.0, 60.0) for _ in range(chance.randint(0, 3))),
         time_to_live=20.0 if expires else None,
         max_delivery_count=3 if expires else 1000,
-        max_mail_count=chance.choice((2, 1000, 1000)),
+        max_mail_count=3 if expires else 1000,
         agents_after=chance.choice((0.0, 15.0, 30.0)) if expires else 0.0,
     )
 

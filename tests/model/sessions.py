@@ -7,6 +7,7 @@ read, and lets go; what nobody read stays for the next holder of the mailbox.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow import wire
 from batchflow.control import Cancellation, Presence, arguments_blob, cancellation_blob, session_blob
+from batchflow.deadletters import death_of, read_tasks
 from batchflow.errors import BlobConflict, BlobNotFound, ServiceError
 from batchflow.local import queues as core
 from batchflow.outcomes import cancelled
@@ -22,6 +24,7 @@ from batchflow.sessionlife import KEPT, intervals
 from batchflow.tracker import Entry, Receipt, Tracker
 from batchflow.wire import Reference, ResultItem, TaskItem
 from tests.model import history
+from tests.model.cloud import as_delivery
 from tests.model.mail import Mail, TakenOver
 from tests.model.world import Backoff, Call, Process, Steps, Wait, sleep
 
@@ -216,22 +219,32 @@ class Session(Process):
                 return
 
     def _janitor(self) -> Steps:
-        """What the broker gave up of the results queue goes to its mailbox once more."""
-        letters = self.world.cloud.dead_results
+        """What the broker gave up becomes results, or goes to its mailbox once more."""
+        cloud = self.world.cloud
         while True:
             yield sleep(self, _LOOK_EVERY)
-            while letters.has_ready():
-                try:
-                    for letter in (yield Call(lambda: letters.receive(1, self.now, self), receives=True)):
-                        yield from self._send_again(letter)
-                except ServiceError:
-                    break
+            yield from self._look(cloud.dead_tasks, self._obituaries)
+            yield from self._look(cloud.dead_results, self._once_more)
 
-    def _send_again(self, letter: core.Message) -> Steps:
+    def _look(self, letters: core.Queue, drafts: Callable[[core.Message], Iterable[core.Draft]]) -> Steps:
         cloud = self.world.cloud
-        draft = core.Draft(letter.body, f"{self.name}-again-{letter.number}", letter.session_id)
-        yield Call(lambda: cloud.send_result(draft, self.now))
-        yield Call(lambda: cloud.dead_results.complete(letter.lock_token, self.now))
+        while letters.has_ready():
+            try:
+                for letter in (yield Call(lambda: letters.receive(1, self.now, self), receives=True)):
+                    for draft in drafts(letter):
+                        yield Call(partial(cloud.send_result, draft, self.now))
+                    yield Call(partial(letters.complete, letter.lock_token, self.now))
+            except ServiceError:
+                return
+
+    def _obituaries(self, letter: core.Message) -> Iterator[core.Draft]:
+        death = death_of(as_delivery(letter), self.now)
+        for task in read_tasks(letter.body):
+            body = wire.join("results", [wire.encode(death.outcome(task))])
+            yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
+
+    def _once_more(self, letter: core.Message) -> Iterator[core.Draft]:
+        yield core.Draft(letter.body, f"{self.name}-again-{letter.number}", letter.session_id)
 
     # The program
 

@@ -151,6 +151,7 @@ def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
         yield Call(lambda: self.world.cloud.dead_tasks.complete(letter.lock_token, self.now))
 
     monkeypatch.setattr(agents.Agent, "_bury_one", remove)
+    monkeypatch.setattr(sessions.Session, "_obituaries", lambda self, letter: ())
 
 
 def leaves_dead_mail(monkeypatch: pytest.MonkeyPatch) -> None:
