@@ -145,16 +145,7 @@ class LocalCloud:
         batch_root.mkdir(mode=0o700)
         context = make_server_context(ca_file)
         entra = self._entra = await self._start_entra(context, ca_file) if self._roles else None
-        buses = [
-            ServiceBusServer(
-                key=_new_key(),
-                ssl_context=context,
-                latency=self._latency,
-                link_idle_timeout=self._link_idle_timeout,
-                directory=entra.directory if entra is not None else None,
-            )
-            for _ in range(self._namespaces)
-        ]
+        buses = self._make_buses(context, entra)
         batch = BatchServer(
             account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency, entra=entra
         )
@@ -174,25 +165,36 @@ class LocalCloud:
         for outcome in await asyncio.gather(*starting, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        ca = str(ca_file)
         settings = Settings(
             target="local",
             batch=BatchSettings(account=ACCOUNT, key=batch_key, url=batch.url),
             storage=StorageSettings(connection_string=blob.connection_string),
-            servicebus=ServiceBusSettings(
-                connection_string=" ".join(bus.connection_string for bus in buses), ca_file=str(ca_file)
-            ),
+            servicebus=ServiceBusSettings(" ".join(bus.connection_string for bus in buses), ca_file=ca),
             pool=self._pool,
             agent=AgentSettings(python=sys.executable),
         )
         if entra is not None:
-            ca = str(ca_file)
+            namespaces = " ".join(f"{HOST}:{bus.port}" for bus in buses)
             self._keyless = replace(
                 settings,
                 batch=BatchSettings(account=ACCOUNT, url=batch.secure_url, entra=True, ca_file=ca),
                 storage=StorageSettings(account_url=blob.secure_url, ca_file=ca),
-                servicebus=ServiceBusSettings(namespace=f"{HOST}:{buses[0].port}", ca_file=ca),
+                servicebus=ServiceBusSettings(namespace=namespaces, ca_file=ca),
             )
         return settings
+
+    def _make_buses(self, context: ssl.SSLContext, entra: Entra | None) -> list[ServiceBusServer]:
+        return [
+            ServiceBusServer(
+                key=_new_key(),
+                ssl_context=context,
+                latency=self._latency,
+                link_idle_timeout=self._link_idle_timeout,
+                directory=entra.directory if entra is not None else None,
+            )
+            for _ in range(self._namespaces)
+        ]
 
     async def _start_entra(self, tls: ssl.SSLContext, ca_file: Path) -> Entra:
         self._principals = {name: principal(name, roles) for name, roles in self._roles.items()}
