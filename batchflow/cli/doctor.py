@@ -14,6 +14,7 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import settings_of
 from batchflow.cli.exits import Exit
 from batchflow.cli.probes import Check, try_accounts
+from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ async def _pools(settings: Settings) -> list[Check]:
                 continue
             blocking = [cause for cause in explanation.causes if cause.severity == "blocking"]
             idle = explanation.facts.get("agents") == {}
-            remedy = "; ".join(f"{cause.what}: {cause.remedy}" for cause in blocking)
+            told = "; ".join(f"{cause.what}: {cause.remedy}" for cause in blocking)
+            remedy = as_commands(told, pool.id)
             ok = not blocking or (idle and len(blocking) == 1)
             checks.append(Check(f"pool {pool.id}", ok, explanation.summary, "" if ok else remedy))
     return checks

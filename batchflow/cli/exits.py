@@ -29,6 +29,8 @@ class Exit(IntEnum):
     """An error in batchflow itself; `--debug` shows where."""
     OUTPUT = 74
     """The results, or another file, cannot be written."""
+    HUNG_UP = 129
+    """The terminal was closed (128 + SIGHUP), which is otherwise like Ctrl-C."""
     INTERRUPTED = 130
     """Ctrl-C (128 + SIGINT); what was not finished is told on stderr."""
     STDOUT_CLOSED = 141

@@ -10,6 +10,7 @@ from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.cli.remedies import as_commands
 
 
 @click.command(cls=Command)
@@ -19,12 +20,13 @@ async def explain(invocation: Invocation, pool: str | None) -> int:
     """What is known of a POOL and of what keeps it from working, and what to do about it."""
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
-        explanation = await (await find_pool(client, pool, configuration)).explain()
+        found = await find_pool(client, pool, configuration)
+        explanation = await found.explain()
     if invocation.as_json:
         causes = [asdict(cause) for cause in explanation.causes]
         terminal.write_json(
             {"summary": explanation.summary, "causes": causes, "facts": {**explanation.facts}}
         )
     else:
-        terminal.write(str(explanation))
+        terminal.write(as_commands(str(explanation), found.id))
     return Exit.OK

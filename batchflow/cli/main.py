@@ -13,6 +13,7 @@ import click
 from batchflow.cli import terminal
 from batchflow.cli.command import Group, Invocation
 from batchflow.cli.exits import CommandError, Exit, Interrupted, StdoutClosed, code_of
+from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
 
 _COMMANDS: Final = {
@@ -96,7 +97,7 @@ def _told(error: Exception, invocation: Invocation) -> int:
             terminal.note(f"batchflow: {error}")
             return error.code
         case BatchflowError():
-            terminal.note(f"batchflow: {error}")
+            terminal.note(f"batchflow: {as_commands(str(error))}")
             return code_of(error)
         case _:
             what = f"{type(error).__name__}: {error}"

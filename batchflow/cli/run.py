@@ -17,6 +17,7 @@ from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 from batchflow.cli.planning import Wish, check_files, new_record, wish_options
 from batchflow.cli.record import Record, Tally, latest
+from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
 
 if TYPE_CHECKING:
@@ -290,4 +291,4 @@ async def _tell(session: Session, shown: Progress) -> None:
         if event.kind in ("stdout", "stderr"):
             shown.note(f"[{event.task_id}] {event.message}")
         elif event.kind != "info":
-            shown.note(f"{event.kind}: {event.message}")
+            shown.note(f"{event.kind}: {as_commands(event.message, session.pool.id)}")

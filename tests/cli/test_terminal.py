@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+from batchflow.cli.remedies import as_commands
 from tests.cli.support import Cli, interrupted, parsed
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -107,6 +108,23 @@ def test_what_is_known_of_a_pool(cli: Cli) -> None:
     """`explain` in words, and as an object."""
     assert "pool 'demo': 2 of 2 nodes" in cli("explain", "demo").stdout
     assert json.loads(cli("explain", "--json").stdout)["facts"]["slots"] == 2
+
+
+def test_remedies_are_commands(cli: Cli) -> None:
+    """What the library tells to call, the program tells to type."""
+    assert cli("pool", "create", "empty", "--nodes", "0").returncode == 0
+    try:
+        assert "what to do: batchflow pool resize empty 2" in cli("explain", "empty").stdout
+        assert cli("doctor").returncode == 1
+    finally:
+        assert cli("pool", "delete", "empty").returncode == 0
+    assert as_commands("await pool.stop(), then pool.start()", "a") == (
+        "batchflow pool stop a, then batchflow pool start a"
+    )
+    assert (
+        as_commands("pool.repurpose(files, reset=True, spec=...)") == "batchflow pool repurpose POOL --reset"
+    )
+    assert as_commands("await session.update_files(files)") == "await session.update_files(files)"
 
 
 def test_help_and_completion_load_nothing_heavy(alone: Cli) -> None:
