@@ -116,3 +116,13 @@ async def test_deleting_takes_all_queues(client: Client) -> None:
     await pool.delete()
     for admin in client._services.admins:
         assert not [name for name in await admin.queues() if name.startswith(prefix)]
+
+
+async def test_a_client_of_the_pool_alone(pool: Pool) -> None:
+    """It gets a key for each queue, in whichever namespace, and uses them all."""
+    async with Client(await pool.client_settings()) as other:
+        attached = await other.pool("sharded")
+        async with attached.session() as session:
+            results = [result async for result in session.map("echo.py", range(50), ordered=True)]
+            assert [result.value for result in results] == [[number] for number in range(50)]
+            assert len(session._outbox.lanes) == 2
