@@ -37,7 +37,10 @@ def test_many_start_at_once(archive: Path, tmp_path: Path) -> None:
     """Each becomes the agent of the one folder, with the arguments that it was given."""
     environment = {"AZ_BATCH_NODE_SHARED_DIR": str(tmp_path / "shared")}
     command = [sys.executable, str(bootstrap.__file__), str(archive), "--config", "agent.json"]
-    starts = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    starts = [
+        subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
     said = {start.communicate(timeout=60)[0].strip() for start in starts}
     assert [start.returncode for start in starts] == [0] * 6
     site = tmp_path / "shared" / "batchflow" / "agent-1"
