@@ -34,6 +34,10 @@ _LOCK = 300.0
 """Seconds: longer than anything here takes, so that no lock has to be renewed."""
 
 
+GRACE = 0.1
+"""Seconds that an agent may hold what it has not begun: a pack in advance, or until it sees a straggler."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A task to be: when it is submitted, what it runs, how long that takes."""
@@ -80,10 +84,6 @@ class Report:
     @property
     def p99(self) -> float:
         return self.latencies[min(len(self.latencies) - 1, int(0.99 * len(self.latencies)))]
-
-
-GRACE = 0.1
-"""Seconds that an agent may hold what it has not begun: a pack in advance, or until it sees a straggler."""
 
 
 class World:
@@ -297,6 +297,8 @@ class Agent:
         self._numbers = 0
         self._tick_at: float | None = None
         self._holding = False
+        self._on_their_way = 0
+        """Tasks that have ended and whose results are not accepted yet."""
         self._left: dict[int, deque[int]] = {}
         """What each slot has not begun."""
 
@@ -311,9 +313,6 @@ class Agent:
         held = self.scheduler.held - sum(1 for left in self._left.values() if left)
         self.unbegun = max(0, held - len(self._results) - self._on_their_way)
         self._world.look_for_unfairness()
-
-    _on_their_way = 0
-    """Tasks that have ended and whose results are not accepted yet."""
 
     def _tick(self, when: float) -> None:
         if self._tick_at == when:
@@ -386,9 +385,11 @@ class Agent:
     def _ended(self, slot: int, duration: float) -> None:
         task = self._left[slot].popleft()
         self._durations[task] = duration
-        self._run_next(slot) if self._left[slot] else None
+        more = bool(self._left[slot])
+        if more:
+            self._run_next(slot)
         self.feed(to.Ended(task, None, None, 0.0, duration, 0.0))
-        if not self._left[slot]:
+        if not more:
             self._run_next(slot)
 
     def _send(self, held: bool = False) -> None:
