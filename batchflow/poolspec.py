@@ -36,6 +36,8 @@ class Defaults(Protocol):
     def vm_size(self) -> str: ...
 
 
+MOST_SHARDS: Final = 20
+"""Every agent and every session has a connection to each."""
 MADE_BY: Final = {"batchflow": "1"}
 """The metadata of the Batch pools that batchflow made."""
 
@@ -74,6 +76,8 @@ def check(spec: PoolSpec) -> None:
     control.check_pool_id(spec.id)
     for key, least in (("nodes", 0), ("spot", 0), ("slots", 0), ("shards", 1)):
         _check_count(spec, key, least)
+    if spec.shards is not None and spec.shards > MOST_SHARDS:
+        raise refusal(spec, "shards", spec.shards, f"1 to {MOST_SHARDS}")
     for key in ("apt", "pip"):
         values = getattr(spec, key)
         if isinstance(values, str) or not all(isinstance(value, str) for value in values):

@@ -10,7 +10,7 @@ import pytest
 
 from batchflow import Client, PoolSpec, Session
 from batchflow.broker import OutgoingMessage, QueueRef
-from batchflow.errors import BrokerError
+from batchflow.errors import BrokerError, ConfigurationError
 from batchflow.model import Status
 from tests.client.support import Agent, Doubles, eventually, within
 
@@ -101,3 +101,11 @@ async def test_one_queue_out_of_three_that_stays_away_is_told(
             partly.away.clear()
             await eventually(lambda: not session._troubles)
             await within(session.flush())
+
+
+@pytest.mark.parametrize("shards", [0, -1, 21, 1.5])
+async def test_a_number_of_shards_that_makes_no_sense(client: Client, shards: Any) -> None:
+    """Refused before anything is made."""
+    with pytest.raises(ConfigurationError, match="shards"):
+        await client.create_pool(PoolSpec("sharded", shards=shards))
+    assert [pool async for pool in client.pools()] == []
