@@ -35,6 +35,7 @@ from batchflow.tracker import Entry, Receipt
 from batchflow.wire import EventItem, Reference, ResultItem
 
 if TYPE_CHECKING:
+    from batchflow.ledgerkeeper import LedgerKeeper
     from batchflow.session import Session
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,25 @@ class _Letter:
     size: int
     """Bytes of what is held of it, with results that were fetched."""
     blobs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Consumption:
+    """What is due when an outcome of a session with a ledger was handed over.
+
+    It knows the outcome by its uid alone: one that is on disk shall not be in memory, too.
+    """
+
+    inbox: Inbox
+    ledger: LedgerKeeper
+    uid: str
+    receipt: Receipt
+    """Of the message that it came by."""
+
+    def __call__(self) -> None:
+        self.ledger.consume(self.uid)
+        self.inbox.consumed(self.uid)
+        self.receipt.hand_over()
 
 
 class Inbox:
@@ -311,6 +331,7 @@ class Inbox:
         self._held += 1
         self._held_bytes += letter.size
         receipt = Receipt(lambda: self._handed_over(letter), len(items))
+        letter.delivery = replace(letter.delivery, body=b"")  # nobody reads it again
         for item in items:
             match item:
                 case ResultItem(value=Reference() as reference):
@@ -330,15 +351,11 @@ class Inbox:
     def _accounted(self, item: ResultItem, receipt: Receipt) -> Receipt:
         """A receipt that enters the outcome's hand-over into the ledger first."""
         ledger = self._ledger
-        if ledger is None:
-            return receipt
+        return receipt if ledger is None else Receipt(_Consumption(self, ledger, item.uid, receipt), 1)
 
-        def due() -> None:
-            ledger.consume(item.uid)
-            self._spilled.pop(item.uid, None)
-            receipt.hand_over()
-
-        return Receipt(due, 1)
+    def consumed(self, uid: str) -> None:
+        """Somebody has this outcome."""
+        self._spilled.pop(uid, None)
 
     def _deliver(self, item: ResultItem, receipt: Receipt, enqueued_at: float) -> Entry | None:
         """Returns the task, if this is its outcome."""

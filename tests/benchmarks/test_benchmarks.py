@@ -38,6 +38,8 @@ def test_a_quick_run_prints_its_figures() -> None:
         "no-ops through map",
         "credits of a no-op",
         "with a task of",
+        "memory of an outstanding task",
+        "recovery of a task",
         "resident",
     ):
         assert figure in finished.stdout

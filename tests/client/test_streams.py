@@ -15,7 +15,7 @@ from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
 from batchflow.session import Session
 from batchflow.streams import Pulse
-from batchflow.wire import EventItem
+from batchflow.wire import EventItem, ResultItem
 from tests.client.support import Agent, Doubles, eventually, failure_of, until_empty, within
 
 
@@ -245,6 +245,24 @@ async def test_unread_results_past_the_bound_go_to_disk(
         results = session.take()
         assert [result.value["n"] for result in results] == [n for n in range(30) if n != 7]
         assert {result.stdout for result in results} == {"out"}
+        await until_empty(session)
+
+
+async def test_what_is_on_disk_is_not_in_memory_too(
+    pool: Pool, agent: Agent, connect: Callable[..., Client]
+) -> None:
+    """Not the outcome, though the message that it came by is not completed before it was read."""
+    async with connect(unclaimed=0) as client:
+        session = await (await client.pool("demo")).session("c")
+        await session.submit("x.py")
+        (item,) = await agent.take()
+        await agent.answer(item, value=["a value that is seen nowhere else"])
+        await eventually(lambda: session._inbox._spilled)
+        gc.collect()
+        kept = [each for each in gc.get_objects() if isinstance(each, ResultItem)]
+        assert item.uid not in {each.uid for each in kept}
+        assert session._inbox._held == 1
+        assert [result.value for result in session.take()] == [["a value that is seen nowhere else"]]
         await until_empty(session)
 
 
