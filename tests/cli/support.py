@@ -60,7 +60,8 @@ class Cli:
     def environment(self) -> dict[str, str]:
         runtime = self.runtime or self.folder / "runtime"
         runtime.mkdir(exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("BATCHFLOW_")}
+        own = ("BATCHFLOW_", "COLUMNS", "LINES")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
         state = self.folder / "state"
         return {**kept, "XDG_RUNTIME_DIR": str(runtime), "XDG_STATE_HOME": str(state), "TERM": "xterm"}
 
