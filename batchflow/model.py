@@ -171,6 +171,10 @@ class JobCounts:
         return self.succeeded + self.failed + self.cancelled
 
 
+BROKEN: Final = ("starttaskfailed", "unusable", "preempted", "offline", "unknown")
+"""The states of a node that does no work and will not by itself, or not soon."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A machine of a pool, as Batch and its agent's heartbeat tell of it."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -28,7 +28,7 @@ from batchflow.errors import (
 )
 from batchflow.explain import explain_pool, hopeless
 from batchflow.job import Job
-from batchflow.model import Explanation, Node, Origin
+from batchflow.model import BROKEN, Explanation, Node, Origin
 from batchflow.resetting import change_start_task, reboot_all
 from batchflow.session import Session
 from batchflow.shrinking import shrink
@@ -49,6 +49,8 @@ _POLL: float = 0.25
 _DRAIN_SLACK = 10.0
 """Seconds, beyond the grace, for handing back and for the last results."""
 _CHANGE_TRIES = 10
+_AWAY: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
+"""The states of a node whose agent is gone, although its last heartbeat may be fresh."""
 _MAIL_WAIT: float = 0.5
 """Seconds without mail after which a mailbox counts as empty."""
 
@@ -360,7 +362,8 @@ class Pool:
     async def _readiness(self, nodes: int | None) -> tuple[bool, str]:
         info = await self.client._services.compute.pool(self.id)
         wanted = info.wanted + info.spot_wanted if nodes is None else nodes
-        ready = sum(beat.state == "ready" for beat in await self.heartbeats())
+        away = {node.id for node in await self.client._services.compute.nodes(self.id) if node.state in _AWAY}
+        ready = sum(beat.state == "ready" and beat.node not in away for beat in await self.heartbeats())
         text = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes, {ready} agents ready"
         return ready >= wanted, f"{text} of {wanted}"
 

@@ -486,9 +486,15 @@ class Session(Supervised):
             await self._closing.wait()
             with anyio.move_on_after(self.close_timeout / 2):
                 await self._outbox.drain()
+                await self._until_owed_can_be_told()
             services.cancel_scope.cancel()
         if left := self._tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
+
+    async def _until_owed_can_be_told(self) -> None:
+        """Only a ledger that was read can be saved, and by it a later holder waits for what was sent."""
+        while self._ledger is not None and not self._ledger.loaded and self._outbox.passed:
+            await self._change.wait()
 
     async def _finish(self) -> None:
         """Settle what was read, do what was begun, let go of the broker."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
+
+from batchflow.model import BROKEN
 
 if TYPE_CHECKING:
     from batchflow.control import Heartbeat
     from batchflow.model import Node
     from batchflow.pool import Pool
-
-
-_BROKEN: Final = ("starttaskfailed", "unusable", "preempted", "offline", "unknown")
-"""The states of a node that does no work and will not by itself, or not soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Snapshot:
     @property
     def troubles(self) -> list[str]:
         """What keeps nodes and agents from working, in words."""
-        broken = [f"{node.id}: {node.state}" for node in self.nodes if node.state in _BROKEN]
+        broken = [f"{node.id}: {node.state}" for node in self.nodes if node.state in BROKEN]
         return broken + [f"{beat.host}: {beat.trouble}" for beat in self.beats if beat.trouble is not None]
 
     def document(self) -> dict[str, Any]:

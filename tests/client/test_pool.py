@@ -152,6 +152,22 @@ async def test_waiting_until_it_is_ready(
     await within(waiting)
 
 
+@pytest.mark.parametrize("state", ["unusable", "unknown", "preempted", "rebooting"])
+async def test_an_agent_of_a_node_that_is_lost_is_not_ready(
+    pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Its last heartbeat may still be fresh: Batch knows better."""
+    monkeypatch.setattr("batchflow.pool._POLL", 0.001)
+    await Agent(doubles, pool).beat()
+    doubles.compute.node_infos = [NodeInfo("node-1", state, True), NodeInfo("node-2", "idle", True)]
+    lines: list[str] = []
+    waiting = asyncio.ensure_future(pool.wait_ready(1, progress=lines.append))
+    await eventually(lambda: bool(lines))
+    assert "0 agents ready" in lines[0]
+    doubles.compute.node_infos = [NodeInfo("node-1", "running", True)]
+    await within(waiting)
+
+
 async def test_waiting_has_an_end(pool: Pool) -> None:
     """With the explanation."""
     with pytest.raises(TimeoutError, match="no agent"):

@@ -12,7 +12,7 @@ from batchflow.broker import Mailbox
 from batchflow.client import Client
 from batchflow.errors import ConfigurationError, LeaseLost, MailboxInUse, SessionClosed
 from batchflow.ledger import Ledger
-from batchflow.ledgerkeeper import Journal
+from batchflow.ledgerkeeper import Journal, LedgerKeeper
 from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
 from batchflow.session import Session
@@ -60,6 +60,33 @@ async def test_results_end_by_the_ledger(pool: Pool, agent: Agent) -> None:
         assert second.counts == Counts(succeeded=3)
     async with pool.session("c") as third:
         assert [result async for result in third.results()] == []
+
+
+async def test_closed_before_its_ledger_was_read_it_is_waited_for(
+    pool: Pool, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that is closed at once, without `flush`, leaves a ledger by which the next one waits.
+
+    It used to close before it had read the ledger, and what is not read cannot be saved.
+    """
+    may_load = asyncio.Event()
+    load = LedgerKeeper.load
+
+    async def late(keeper: LedgerKeeper, mailbox: Mailbox) -> None:
+        await may_load.wait()
+        await load(keeper, mailbox)
+
+    monkeypatch.setattr(LedgerKeeper, "load", late)
+    first = await pool.session("c")
+    await first.submit_many("x.py", range(2))
+    closing = asyncio.ensure_future(first.aclose())
+    items = await agent.take(2)
+    may_load.set()
+    await within(closing)
+    async with pool.session("c") as second:
+        await eventually(lambda: second.counts == Counts(queued=2))
+        await agent.answer(*items)
+        assert [result.value async for result in second.results()] == [[0], [1]]
 
 
 async def test_own_and_earlier_tasks_share_a_stream(pool: Pool, agent: Agent) -> None:

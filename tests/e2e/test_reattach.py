@@ -63,3 +63,13 @@ async def test_a_second_client_is_told_who_holds_the_mailbox(client: Client, poo
         await first.flush()
         with pytest.raises(MailboxInUse, match="process"):
             await pool.session("held", job="crash")
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+async def test_closed_at_once_it_is_waited_for(pool: Pool, tasks: int) -> None:
+    """Submit, close without `flush`, open by name: `results()` waits for all that was submitted."""
+    name = f"brief-{uuid.uuid4().hex[:8]}"
+    async with pool.session(name, job="crash") as first:
+        await first.submit_many("sleeps.py", [0.5] * tasks)
+    async with pool.session(name, job="crash") as second:
+        assert len([result async for result in second.results()]) == tasks
