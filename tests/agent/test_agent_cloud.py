@@ -34,6 +34,12 @@ TASKS = {
         "    open(args[0], 'w').write(str(child.pid))\n"
         "    time.sleep(3600)\n"
     ),
+    "java.py": (
+        "import os\n"
+        "def do_action(engine, args):\n"
+        "    os.environ['JAVA_HOME'] = args[0]\n"
+        "    return engine.java_runner('pi.jar')\n"
+    ),
     "flaky.py": (
         "def do_action(engine, args):\n"
         "    with open(args[0], 'a') as tries:\n        tries.write('x')\n"
@@ -171,6 +177,45 @@ async def test_no_process_of_a_task_survives_a_kill(
     assert await asyncio.wait_for(session.run("echo.py", args=1), PATIENCE) is not None
 
 
+JAVA = """#!/bin/sh
+trap '' TERM
+setsid sh -c 'trap "" TERM; echo $$ >> "{pids}"; exec sleep 3600' &
+echo $$ >> "{pids}"
+while :; do sleep 1; done
+"""
+"""It listens to nobody, and has a child in a session of its own."""
+
+
+@pytest.mark.parametrize("end", ["supervisor", "agent", "child", "timeout", "cancel"])
+async def test_java_of_a_task_dies_with_it(
+    cloud: subprocess.Popen[str], session: Session, tmp_path: Path, end: str
+) -> None:
+    """What the child started by itself is gone, however the task ends; one result comes."""
+    pids = tmp_path / "pids"
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(JAVA.format(pids=pids))
+    java.chmod(0o755)
+    task = await session.submit("java.py", args=str(tmp_path), timeout=3.0 if end == "timeout" else None)
+    await eventually(lambda: pids.exists() and pids.read_text().count("\n") == 2)
+    started = [int(pid) for pid in pids.read_text().split()]
+    supervisor, agent = processes(cloud)
+    match end:
+        case "supervisor" | "agent":
+            os.kill({"supervisor": supervisor, "agent": agent}[end], signal.SIGKILL)
+        case "child":
+            child = tree._parent(str(next(pid for pid in started if tree._parent(str(pid)) not in started)))
+            assert child is not None
+            os.kill(child, signal.SIGKILL)
+        case "cancel":
+            await task.cancel()
+    await eventually(lambda: not any(alive(pid) for pid in started), within=10.0)
+    if end in ("supervisor", "agent"):
+        await task.cancel()
+    kinds = {"timeout": "TaskTimeout", "child": "WorkerDied"}
+    assert (await outcome_of(task)).kind == kinds.get(end, "TaskCancelled")
+
+
 async def test_a_cancelled_task_is_dead_with_its_whole_tree(session: Session, tmp_path: Path) -> None:
     """Within two seconds of `cancel`."""
     task, stray = await orphan(session, tmp_path / "pid")
@@ -210,3 +255,42 @@ async def test_a_killer_costs_its_companions_nothing_but_time(session: Session) 
     assert result.kind == "TaskPoisoned"
     assert len(result.attempts) == 2
     assert [(await outcome_of(other)).status for other in others] == [Status.SUCCEEDED] * 5
+
+
+MEETS = """
+import pathlib, time
+import answer
+def do_action(engine, args):
+    mine, other = map(pathlib.Path, args)
+    mine.touch()
+    while not other.exists():
+        time.sleep(0.01)
+    import late
+    return [answer.WORD, late.WORD]
+"""
+
+
+def _meeting(word: str) -> dict[str, bytes]:
+    """A bundle whose task waits for another one's file, and imports after that."""
+    value = f"WORD = {word!r}\n".encode()
+    return {"meets.py": MEETS.encode(), "answer.py": value, "late.py": value}
+
+
+async def test_two_sessions_with_different_files_run_at_once(pool: Pool, tmp_path: Path) -> None:
+    """On one agent, both at the same time, under the same names: each has its own modules, late ones too."""
+    left, right = str(tmp_path / "left"), str(tmp_path / "right")
+    async with pool.session(files=_meeting("one")) as one, pool.session(files=_meeting("two")) as two:
+        tasks = [await one.submit("meets.py", left, right), await two.submit("meets.py", right, left)]
+        assert [(await outcome_of(task)).value for task in tasks] == [["one"] * 2, ["two"] * 2]
+
+
+async def test_files_are_updated_while_tasks_run(pool: Pool, tmp_path: Path) -> None:
+    """A task that runs imports what it was submitted with, although newer files run beside it by then."""
+    left, right = str(tmp_path / "left"), str(tmp_path / "right")
+    async with pool.session(files=_meeting("old")) as session:
+        running = await session.submit("meets.py", left, right)
+        await eventually(Path(left).exists)
+        await session.update_files(_meeting("new"))
+        newer = await session.submit("meets.py", right, left)
+        assert (await outcome_of(newer)).value == ["new", "new"]
+        assert (await outcome_of(running)).value == ["old", "old"]

@@ -211,6 +211,36 @@ async def test_siblings_do_not_notice(tmp_path: Path) -> None:
         assert results == ["fine"] * 50
 
 
+FORK_BOMB = """
+import os, pathlib, time
+def do_action(engine, args):
+    for depth in range(7):
+        if os.fork() == 0 and depth % 3 == 2:
+            os.setsid()
+    pathlib.Path(args[0], str(os.getpid())).touch()
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("timeout", [None, 2.0])
+async def test_a_fork_bomb_is_ended_and_siblings_go_on(tmp_path: Path, timeout: float | None) -> None:
+    """A hundred processes, some in sessions of their own: gone at the limit, or the cancellation."""
+    born = tmp_path / "born"
+    born.mkdir()
+    async with bench(tmp_path / "a") as bad, bench(tmp_path / "b") as good:
+        bomb = asyncio.create_task(bad.python(FORK_BOMB, str(born), timeout=timeout))
+        await until(lambda: len(list(born.iterdir())) == 128)
+        assert [value(await good.python(FINE)) for _ in range(5)] == ["fine"] * 5
+        if timeout is None:
+            bomb.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await bomb
+        else:
+            assert (await bomb).kind == "TaskTimeout"
+        assert all(gone(int(process.name)) for process in born.iterdir())
+        assert value(await good.python(FINE)) == value(await bad.python(FINE)) == "fine"
+
+
 async def test_a_child_that_dies_between_tasks_costs_nobody_anything(tmp_path: Path) -> None:
     """The next task gets a new one."""
     async with bench(tmp_path) as slot:
