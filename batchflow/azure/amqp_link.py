@@ -95,6 +95,10 @@ class _Attached(Generic[H]):
         self.opened = False
         self.broken = False
         self.turn = asyncio.Lock()
+        self.line = asyncio.Lock()
+        """Calls stand in line for the turn, so that a receive comes after one of them, not after all."""
+        self.wanted = 0
+        """Calls in line."""
         self.calls = Calls()
         self.waits = Calls()
         """Calls that wait for a message: closing the handler ends them."""
@@ -165,10 +169,13 @@ class Link(Generic[H]):
         """The handler, opened if there is none."""
         return (await self._ready()).handler
 
-    async def wait_for(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
-        """Start `work`, which waits for a message, when its turn comes; it ends when the handler closes."""
+    async def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """Start `work`, which waits for a message, when its turn comes; it ends when the handler closes.
+
+        `work` is also told whether somebody else wants the handler; then it shall only look.
+        """
         attached = await self._ready()
-        return Call(attached, attached.waits.start(_in_turn(attached, work)), doing)
+        return Call(attached, attached.waits.start(_wait_in_turn(attached, work)), doing)
 
     def finish(self, call: Call[T]) -> T:
         """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
@@ -198,7 +205,7 @@ class Link(Generic[H]):
         """Do `work` with the handler when its turn has come. Cancelled, the work goes on."""
         while True:
             attached = await self._ready()
-            call = Call(attached, attached.calls.start(_in_turn(attached, work)), doing)
+            call = Call(attached, attached.calls.start(_call_in_turn(attached, work)), doing)
             if not await call.wait(limit):
                 self._let_go(call.attached)
                 raise BrokerError(f"{doing}: no answer from {self.name} in {limit:.0f} s", retryable=True)
@@ -274,6 +281,19 @@ class Link(Generic[H]):
 
 class _BrokeBefore(Exception):
     """The handler broke before the call had its turn: nothing was done."""
+
+
+async def _call_in_turn(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
+    attached.wanted += 1
+    try:
+        async with attached.line:
+            return await _in_turn(attached, work)
+    finally:
+        attached.wanted -= 1
+
+
+async def _wait_in_turn(attached: _Attached[H], work: Callable[[H, bool], Coroutine[Any, Any, T]]) -> T:
+    return await _in_turn(attached, lambda handler: work(handler, attached.wanted > 0))
 
 
 async def _in_turn(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:

@@ -55,6 +55,8 @@ __all__ = ["ServiceBusAdmin", "ServiceBusBroker", "namespace_of"]
 T = TypeVar("T")
 H = TypeVar("H", bound=Handler)
 
+_NO_WAIT = 1e-9
+"""Seconds: the SDK then looks at what it has read, and does not read."""
 ATTEMPT_LIMIT = 8.0
 """Seconds for opening a link, a send, a renewal."""
 READ_SLICE = 0.2
@@ -202,8 +204,11 @@ class _Inbox(_End["ServiceBusReceiver"]):
         await self._settle(delivery, lambda sdk, message: sdk.complete_message(message), "cannot complete")
 
 
-def _one(wait: float) -> Callable[[ServiceBusReceiver], Any]:
-    return lambda handler: handler.receive_messages(max_message_count=1, max_wait_time=wait)
+def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
+    """The next message; with the link wanted by others, only when it has been read already."""
+    return lambda handler, wanted: handler.receive_messages(
+        max_message_count=1, max_wait_time=_NO_WAIT if wanted else wait
+    )
 
 
 def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
