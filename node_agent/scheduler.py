@@ -304,8 +304,7 @@ class Scheduler:
                 return
         for slot in self._slots:
             if (deadline := self._lag_deadline(slot)) is not None and now >= deadline:
-                slot.recalled = True
-                self._out.append(Recall(slot.index))
+                self._recall(slot)
         if self._waiting:
             self._dispatch(now)
         if self._busy == self.slots or self._stuck:
@@ -605,7 +604,7 @@ class Scheduler:
                 self._check(slot, now)
 
     def _drop_cancelled(self, session: Session) -> None:
-        """End what waits, stop what runs. Who stands behind a running task is ended when its turn comes."""
+        """End what waits, stop what runs, take back what stands behind it in its slot."""
         covered = [t for t in self._waiting if t.session == session and self.cancellations.covers(t.item)]
         for task in covered:
             self._waiting.remove(task)
@@ -613,18 +612,31 @@ class Scheduler:
         for slot in self._slots:
             if slot.tasks and slot.tasks[0].session == session:
                 self._stop_if_cancelled(slot)
+                self._recall_if_cancelled(slot)
 
     def _stop_if_cancelled(self, slot: _Slot) -> None:
         if slot.phase is _Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0].item):
             self._stop(slot)
 
+    def _recall_if_cancelled(self, slot: _Slot) -> None:
+        """The child begins by itself what it was given: too late to stop it then."""
+        if self._can_recall(slot) and any(self.cancellations.covers(task.item) for task in slot.tasks):
+            self._recall(slot)
+
     # Time
+
+    def _can_recall(self, slot: _Slot) -> bool:
+        """Whether tasks stand behind the first one, and may be asked back."""
+        free = slot.phase is _Phase.RUNNING and not slot.recalled and not slot.stopping
+        return free and slot.shared and len(slot.tasks) > 1
+
+    def _recall(self, slot: _Slot) -> None:
+        slot.recalled = True
+        self._out.append(Recall(slot.index))
 
     def _lag_deadline(self, slot: _Slot) -> float | None:
         """When a slot's first task holds up those behind it for too long; None when it holds up none."""
-        if not slot.shared or slot.recalled or slot.stopping or len(slot.tasks) < 2:
-            return None
-        return slot.moved_at + self._patience if slot.phase is _Phase.RUNNING else None
+        return slot.moved_at + self._patience if self._can_recall(slot) else None
 
     @property
     def _patience(self) -> float:

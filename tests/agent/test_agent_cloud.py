@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -255,6 +256,32 @@ async def test_a_killer_costs_its_companions_nothing_but_time(session: Session) 
     assert result.kind == "TaskPoisoned"
     assert len(result.attempts) == 2
     assert [(await outcome_of(other)).status for other in others] == [Status.SUCCEEDED] * 5
+
+
+NAPS = """
+import pathlib, time
+def do_action(engine, args):
+    pathlib.Path(args[0], str(args[1])).touch()
+    time.sleep(args[2])
+"""
+
+
+async def test_tasks_of_a_pack_never_start_a_second_after_they_were_cancelled(
+    pool: Pool, tmp_path: Path
+) -> None:
+    """They were given to a child together with others, because tasks of their kind are known to be short."""
+    async with pool.session(files={"naps.py": NAPS.encode()}) as session:
+        for number in range(30):
+            await session.run("naps.py", args=[str(tmp_path), f"quick-{number}", 0.0], timeout=PATIENCE)
+        tasks = [await session.submit("naps.py", args=[str(tmp_path), n, 0.09]) for n in range(80)]
+        await eventually((tmp_path / "0").exists)
+        for task in tasks[40:]:
+            await task.cancel()
+        told = time.time()
+        outcomes = [await outcome_of(task) for task in tasks]
+    assert {outcome.status for outcome in outcomes[:40]} == {Status.SUCCEEDED}
+    marks = [tmp_path / str(number) for number in range(40, 80)]
+    assert all(mark.stat().st_mtime <= told + 1.0 for mark in marks if mark.exists())
 
 
 MEETS = """

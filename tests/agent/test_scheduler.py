@@ -366,6 +366,24 @@ def test_a_running_task_is_killed_when_it_is_cancelled() -> None:
     assert play.all(2.2, to.Freed(0)) == [cancelled(0), to.Pull()]
 
 
+def test_a_cancelled_task_behind_another_in_a_slot_is_taken_back() -> None:
+    """The child would begin it by itself, however long after the cancellation; the others go on."""
+    play = Play()
+    play.arrive(1.0, task(0))
+    play.run(1.0, 0)
+    play.at(1.001, ended(0, duration=0.001))
+    play.at(1.001, to.Freed(0))
+    play.arrive(2.0, *(task(number) for number in range(1, 5)), delivery=2)
+    assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2, 3, 4))]
+    for number in (1, 2):  # it moves, slower than was thought: no straggler
+        play.at(2.0 + number * 0.09, ended(number, duration=0.09))
+    assert play.at(2.2, to.CancellationRead(SESSION, document(4), 2.2)) == [to.Recall(0)]
+    assert play.at(2.21, to.Recalled(0, (4,))) == [cancelled(4)]
+    assert play.at(2.22, to.CancellationRead(SESSION, document(4), 2.21)) == []
+    play.at(2.25, ended(3, duration=0.09))
+    assert to.Complete(2) in play.at(2.3, to.ResultsAccepted([1, 2, 3, 4]))
+
+
 def test_a_deleted_job_cancels_everything_of_its_session() -> None:
     """Whatever the incarnation."""
     play = Play()
