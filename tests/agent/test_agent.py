@@ -256,17 +256,27 @@ async def test_storage_in_trouble_is_tried_again(
     assert status is Status.SUCCEEDED or "on fire" in (result.error or "")
 
 
-async def test_a_throttled_broker_gets_the_same_message_again() -> None:
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Backpressure("throttled: error 50009", retryable=True),
+        Backpressure("the results queue is full", retryable=True),
+        BrokerError("the connection was lost", retryable=True),
+        BrokerError("the token has expired", retryable=True),
+    ],
+    ids=["throttled", "full", "lost", "expired"],
+)
+async def test_a_broker_in_trouble_gets_the_same_message_again(trouble: BrokerError) -> None:
     """Same bytes, same id; meanwhile the heartbeat says so, nothing is pulled, the lease is kept."""
     world = await World.make()
     well = asyncio.Event()
 
     async def throttled() -> None:
         if not well.is_set():
-            raise Backpressure("throttled", retryable=True)
+            raise trouble
 
     async def told() -> bool:
-        return any("throttled" in (beat.trouble or "") for beat in await world.heartbeats())
+        return any(str(trouble) in (beat.trouble or "") for beat in await world.heartbeats())
 
     world.faults.before["send results"] = throttled
     async with world.agent(heartbeat_interval=0.3):
