@@ -31,10 +31,12 @@ class Entrant:
     module: str
     """What must be importable, so that it counts as installed."""
     server: str = ""
+    is_own: bool = False
+    """Whether it runs in this very environment; the peers have one of their own."""
 
     @property
     def python(self) -> Path:
-        return PEERS if self.program not in OWN else OWN_PYTHON
+        return OWN_PYTHON if self.is_own else PEERS
 
     @property
     def installed(self) -> bool:
@@ -48,9 +50,8 @@ class Entrant:
 OURS = "batchflow"
 LIMIT = "ProcessPoolExecutor"
 PLAIN = "two plain processes"
-OWN = {"on_batchflow.py", "on_executor.py"}
 ENTRANTS = (
-    Entrant(OURS, "on_batchflow.py", "batchflow"),
+    Entrant(OURS, "on_batchflow.py", "batchflow", is_own=True),
     Entrant("saq", "on_saq.py", "saq", "redis"),
     Entrant("Ray", "on_ray.py", "ray"),
     Entrant("taskiq (list)", "on_taskiq.py", "taskiq_redis", "redis"),
@@ -60,7 +61,7 @@ ENTRANTS = (
     Entrant("Dask", "on_dask.py", "distributed"),
     Entrant("Celery, Redis, acks late", "on_celery.py", "celery", "redis"),
     Entrant("ipyparallel", "on_ipyparallel.py", "ipyparallel"),
-    Entrant(LIMIT, "on_executor.py", "concurrent.futures"),
+    Entrant(LIMIT, "on_executor.py", "concurrent.futures", is_own=True),
 )
 
 
@@ -109,6 +110,8 @@ def rounds(entrants: Sequence[Entrant], sizes: Sizes, numbers: Sequence[int]) ->
     """Records as they come, and what could not be measured, in words."""
     present = [entrant for entrant in entrants if entrant.installed]
     yield from (f"{entrant.name}: not installed" for entrant in entrants if entrant not in present)
+    if not present:
+        return
     for number in numbers:
         until_quiet(sizes.patience)
         for quantity, value in _plain(sizes):

@@ -87,7 +87,7 @@ def test_a_figure_says_whether_its_goal_is_met() -> None:
 def test_a_contender_that_fails_is_told_apart() -> None:
     """With its last words; the others go on."""
     nobody = contest.Entrant("nobody", "on_nobody.py", "no_such_module")
-    broken = contest.Entrant("broken", "on_broken.py", "sys")
+    broken = contest.Entrant("broken", "on_broken.py", "sys", is_own=True)
     told = [said for said in contest.rounds([nobody, broken], contest.QUICK, [1]) if isinstance(said, str)]
     assert told[0] == "nobody: not installed"
     assert told[1].startswith("broken, round 1: ended:")

@@ -17,7 +17,7 @@ from batchflow.model import JobCounts
 
 PATIENCE = 30.0
 TASKS = Path(__file__).parent / "tasks"
-LARGE = {"large.py": b"def do_action(engine, args):\n    return 'x' * 100_000\n"}
+LARGE = {"large.py": b"def do_action(engine, args):\n    return 'x' * 200_000\n"}
 
 
 @pytest.fixture
