@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -321,3 +322,19 @@ async def test_files_are_updated_while_tasks_run(pool: Pool, tmp_path: Path) -> 
         newer = await session.submit("meets.py", right, left)
         assert (await outcome_of(newer)).value == ["new", "new"]
         assert (await outcome_of(running)).value == ["old", "old"]
+
+
+async def test_the_log_outlives_the_node(client: Client) -> None:
+    """What an agent logged can be read when its machine is gone."""
+    pool = await client.ensure_pool("logged", files={"echo.py": TASKS["echo.py"].encode()}, nodes=1)
+    async with pool.session() as session:
+        await asyncio.wait_for(session.run("echo.py"), PATIENCE)
+    (beat,) = await pool.heartbeats()
+    await pool.resize(0)
+    async with asyncio.timeout(PATIENCE):
+        while await pool.nodes():  # noqa: ASYNC110 - what is awaited is elsewhere
+            await asyncio.sleep(0.1)
+    log = (await pool._out.get(f"logs/{beat.agent}.log")).data
+    assert all(json.loads(line)["event"] for line in log.splitlines())
+    assert log
+    await pool.delete()
