@@ -49,9 +49,7 @@ async def test_a_receive_comes_after_one_of_many_calls_not_after_all() -> None:
         for n in range(4)
     ]
     assert await recorder.until_begun(1) == ["settle 0"]
-    receive = await link.wait_for(
-        lambda sdk, wanted: sdk.work(f"receive, wanted: {wanted}"), "cannot receive"
-    )
+    receive = await link.wait_for(lambda sdk, wanted: sdk.work(f"receive, {wanted}"), "cannot receive")
     await recorder.allow(1)
     await recorder.until_begun(2)
     await recorder.allow(10)
