@@ -69,7 +69,7 @@ async def address(process: Process) -> str:
 @asynccontextmanager
 async def running(program: Path, folder: Path) -> AsyncIterator[Service]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), "--port", "0", cwd=folder, stdout=PIPE, stderr=STDOUT
+        sys.executable, "-u", str(program), "--port", "0", cwd=folder, stdout=PIPE, stderr=STDOUT
     )
     try:
         url = await address(process)
