@@ -48,21 +48,7 @@ class Death:
 
     def outcome(self, task: TaskItem) -> ResultItem:
         """The result of one of the tasks, which no node gave."""
-        return ResultItem(
-            uid=task.uid,
-            client=task.client,
-            job=task.job,
-            task_id=task.task_id,
-            command=task.command,
-            status=Status.FAILED,
-            host=None,
-            error=self.error,
-            kind=self.kind,
-            tag=task.tag,
-            attempt=task.attempt,
-            history=task.history,
-            submitted_at=task.submitted_at,
-        )
+        return wire.result_of(task, status=Status.FAILED, host=None, error=self.error, kind=self.kind)
 
 
 def death_of(letter: Delivery, now: float) -> Death:

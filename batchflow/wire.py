@@ -182,6 +182,22 @@ def decode(body: bytes) -> list[TaskItem] | list[ResultItem] | list[EventItem]:
         raise ProtocolError(f"a malformed item in a message of {kind}: {error!r}") from error
 
 
+def result_of(task: TaskItem, **outcome: Any) -> ResultItem:
+    """What became of a task, with what the task itself says."""
+    return ResultItem(
+        uid=task.uid,
+        client=task.client,
+        job=task.job,
+        task_id=task.task_id,
+        command=task.command,
+        tag=task.tag,
+        attempt=task.attempt,
+        history=task.history,
+        submitted_at=task.submitted_at,
+        **outcome,
+    )
+
+
 def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[Attempt, ...] = ()) -> TaskItem:
     """The copy of a task that is returned without an outcome."""
     return replace(

@@ -170,7 +170,7 @@ class Agent:
         for timer in (self._timer, self._turn_timer):
             if timer is not None:
                 timer.cancel()
-        self._completions.flush()
+        self._completions.close()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._pulse.write()
             if self._parts.log is not None:

@@ -45,6 +45,11 @@ class Completions:
         for number in due:
             self._ready.put_nowait(number)
 
+    def close(self) -> None:
+        """What is due is left to its lock."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def run(self) -> None:
         """Remove one message after the other, for ever. May run `AT_ONCE` times at once."""
         while True:

@@ -68,21 +68,7 @@ def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) 
 
 
 def _encode(item: wire.TaskItem, host: str, **outcome: Any) -> bytes:
-    """What became of a task, with what the task itself says."""
-    result = wire.ResultItem(
-        uid=item.uid,
-        client=item.client,
-        job=item.job,
-        task_id=item.task_id,
-        command=item.command,
-        host=host,
-        tag=item.tag,
-        attempt=item.attempt,
-        history=item.history,
-        submitted_at=item.submitted_at,
-        **outcome,
-    )
-    return fitting(result)
+    return fitting(wire.result_of(item, host=host, **outcome))
 
 
 def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
