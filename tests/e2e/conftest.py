@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Pool, Session
+from tests.e2e.cloud import running_cloud
 
 LATENCY = os.environ.get("BATCHFLOW_TEST_LATENCY", "0")
 TASKS = Path(__file__).parent / "tasks"
@@ -24,18 +23,8 @@ TASKS = Path(__file__).parent / "tasks"
 def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The configuration file of a local cloud that runs as a process of its own."""
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
-    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
-    command += ["--nodes", "2", "--slots", "1", "--latency", LATENCY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("ready"):
-                break
-        else:
-            raise RuntimeError(f"the local cloud ended with status {process.wait()}")
-        yield config
-        process.terminate()
-        process.communicate(timeout=20)
+    with running_cloud(config, "--nodes", "2", "--slots", "1", "--latency", LATENCY) as written:
+        yield written
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from batchflow import Client, Pool, PoolSpec
 from batchflow.control import queue_for
 from batchflow.errors import TaskCancelled
 from batchflow.model import Status
+from tests.e2e.cloud import running_cloud
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -23,18 +22,8 @@ TASKS = Path(__file__).parent / "tasks"
 def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The configuration file of a local cloud with so many namespaces."""
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
-    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
-    command += ["--namespaces", str(request.param)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("ready"):
-                break
-        else:
-            raise RuntimeError(f"the local cloud ended with status {process.wait()}")
-        yield config
-        process.terminate()
-        process.communicate(timeout=20)
+    with running_cloud(config, "--namespaces", str(request.param)) as written:
+        yield written
 
 
 @pytest.fixture
@@ -120,6 +109,7 @@ async def test_deleting_takes_all_queues(client: Client) -> None:
 
 async def test_a_client_of_the_pool_alone(pool: Pool) -> None:
     """It gets a key for each queue, in whichever namespace, and uses them all."""
+    await pool.wait_ready(1)
     async with Client(await pool.client_settings()) as other:
         attached = await other.pool("sharded")
         async with attached.session() as session:
