@@ -121,6 +121,11 @@ def test_a_task_above_the_size_rides_alone() -> None:
     assert fill(policy(), [("tiny", MOST_BYTES + 1)], room=MOST_BYTES - 1000) == []
 
 
+def test_two_tasks_of_100_kb_share_a_message() -> None:
+    """The message is what they cost most, not their bytes; a third would be too large for the broker."""
+    assert len(fill(policy(2, NEAR), [("tiny", 102_400 + 512)] * 20)) == 2
+
+
 def test_what_was_seen_is_what_is_expected() -> None:
     """A running mean, which follows a command that has become slower."""
     learning = PackingPolicy(round_trip=NEAR)
