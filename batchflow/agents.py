@@ -24,7 +24,10 @@ from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
 from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from batchflow.broker import QueueRef
+    from batchflow.reporting import Reporter
     from batchflow.services import Services
     from batchflow.settings import Settings
     from batchflow.storage import AccessPolicy, BlobInfo, Container
@@ -55,12 +58,17 @@ class Launch:
 
 
 async def prepare(
-    services: Services, settings: Settings, manifest: PoolManifest, ctl: Container, out: Container
+    services: Services,
+    settings: Settings,
+    manifest: PoolManifest,
+    containers: tuple[Container, Container],
+    report: Reporter,
 ) -> Launch:
-    """Bring to the pool's control container what its agents start from.
+    """Bring to the pool's control container what its agents start from. `containers`: control, output.
 
     Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
     """
+    ctl, out = containers
     if manifest.identity is None:
         for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
             await services.storage.create_container(container.name, policies)  # whoever made it had no key
@@ -72,18 +80,27 @@ async def prepare(
         python = shlex.quote(settings.agent.python)
         return Launch(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files), source.lasting)
     agent = settings.agent
+    report(f"making the agents' archive, for Python {agent.node_python} on {agent.node_platform}")
     archive = await agentpackage.build(
         agent.node_python, agent.node_platform, identity=manifest.identity is not None
     )
     blob = f"agent/{archive.name}"
-    with contextlib.suppress(BlobConflict):  # it is there already
-        await ctl.upload(blob, archive, create=True)
+    await _bring(ctl, blob, archive, report)
     script = agentpackage.bootstrap()
     script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
     await ctl.put(script_blob, script)
     files += [source.file(blob, archive.name), source.file(script_blob, BOOTSTRAP_FILE)]
     command = f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}"
     return Launch(command, tuple(files), source.lasting)
+
+
+async def _bring(ctl: Container, blob: str, archive: Path, report: Reporter) -> None:
+    """Upload an archive, unless it is there: its name is its content's."""
+    if [info async for info in ctl.list(blob)]:
+        return
+    report(f"uploading the agents' archive, {archive.stat().st_size / 1e6:.0f} MB")
+    with contextlib.suppress(BlobConflict):  # somebody else was quicker
+        await ctl.upload(blob, archive, create=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +160,7 @@ async def _write_config(
         grace=agent.grace,
         child_tasks=agent.child_tasks,
         child_memory=agent.child_memory,
+        process_limit=agent.process_limit,
         output_limit=agent.output_limit,
         result_limit=agent.result_limit,
         cache_limit=agent.cache_limit,

@@ -27,6 +27,7 @@ from batchflow.lifecycle import Supervised
 from batchflow.model import Origin, PoolSpec
 from batchflow.pool import Pool
 from batchflow.poolmaking import PoolMaker
+from batchflow.reporting import Reporter
 from batchflow.services import connect, preload
 from batchflow.settings import PoolSettings, Settings, load_settings
 from batchflow.sources import Files, collect, upload
@@ -34,6 +35,7 @@ from batchflow.sweep import DAY, Swept, last_swept, sweep
 
 if TYPE_CHECKING:
     from batchflow.poolmaking import Found
+    from batchflow.reporting import Progress
     from batchflow.services import Services
     from batchflow.session import Session
 
@@ -103,13 +105,14 @@ class Client(Supervised):
         manifest = await self._maker.create(spec, await collect(spec.files))
         return Pool(self, manifest, Origin("created", "it was asked for"))
 
-    async def pool(self, pool_id: str) -> Pool:
+    async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
         """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
 
-        A Batch pool that batchflow does not know yet gets queues and documents beside it.
+        A Batch pool that batchflow does not know yet gets queues and documents beside it; one that somebody
+        makes at this moment is waited for, which `progress` is told.
         """
         control.check_pool_id(pool_id)
-        manifest = await self._maker.attach(pool_id)
+        manifest = await self._maker.attach(pool_id, Reporter(progress))
         return Pool(self, manifest, Origin("attached", "it was asked for"))
 
     async def ensure_pool(
@@ -119,17 +122,20 @@ class Client(Supervised):
         files: Files = (),
         nodes: int | None = None,
         spec: PoolSpec | None = None,
+        progress: Progress | None = None,
     ) -> Pool:
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
         Does not wait for nodes, but until a pool of that name that is being deleted is gone. A pool that is
-        there keeps the VM size, the image and the start task that it has; `nodes` resizes it.
+        there keeps the VM size, the image and the start task that it has; `nodes` resizes it. `progress` is
+        told, in a line, what is waited for.
         """
+        report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
         poolspec.check(spec)
         sources = await collect(files or spec.files)
-        found = await self._maker.ensure(spec, sources)
+        found = await self._maker.ensure(spec, sources, report)
         if found.made:
             return Pool(self, found.manifest, Origin("created", "there was none of that name"))
         pool = Pool(self, found.manifest, Origin("reused", _why_reused(spec, found)))
@@ -140,7 +146,7 @@ class Client(Supervised):
                 pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
         info = found.info
         if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
-            await pool.resize(nodes, spot=info.spot_wanted)
+            await pool.resize(nodes, spot=info.spot_wanted, progress=report)
         logger.info("pool_found", extra={"pool": pool_id, "origin": str(pool.origin)})
         return pool
 
@@ -190,13 +196,18 @@ class Client(Supervised):
         except BatchflowError as error:
             logger.warning("sweep_failed", extra={"error": str(error)})
 
-    async def delete_pool(self, pool_id: str) -> None:
-        """Remove what batchflow made for it. Raises `PoolNotFound` when that is nothing."""
+    async def delete_pool(
+        self, pool_id: str, *, wait: bool = False, progress: Progress | None = None
+    ) -> None:
+        """Remove what batchflow made for it, as `Pool.delete` does.
+
+        Raises `PoolNotFound` when that is nothing.
+        """
         control.check_pool_id(pool_id)
         manifest = await self._maker.read(pool_id)
         if manifest is None:
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
-        await Pool(self, manifest).delete()
+        await Pool(self, manifest).delete(wait=wait, progress=progress)
 
     async def delete_all_pools(self) -> None:
         """Only those that batchflow made, or laid its queues and documents beside."""

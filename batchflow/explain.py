@@ -32,6 +32,7 @@ from batchflow.errors import (
     StartTaskFailed,
 )
 from batchflow.model import Cause, Explanation
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,12 +160,8 @@ async def hopeless(pool: Pool, nodes: int | None) -> Callable[[str], PoolError] 
 
 
 def _too_small(shall: int, wanted: int, text: str) -> PoolError:
-    what = f"the pool shall have {_nodes(shall)}, and {wanted} ready ones are waited for"
+    what = f"the pool shall have {counted(shall, 'node')}, and {wanted} ready ones are waited for"
     return PoolError(f"{text}\n- {what}\n  what to do: await pool.resize({wanted})")
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"
 
 
 async def _start_in_vain(pool: Pool, tasks: list[BatchTaskInfo]) -> bool:

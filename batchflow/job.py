@@ -14,7 +14,7 @@ from batchflow.sessionlife import SIGNS_OF_LIFE
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from batchflow.control import JobDocument
+    from batchflow.control import Heartbeat, JobDocument
     from batchflow.pool import Pool
     from batchflow.session import Session
     from batchflow.sources import Files
@@ -51,10 +51,13 @@ class Job:
         Of sessions elsewhere that is as old as `session.presence_interval`, of agents as a heartbeat. Raises
         `StorageError`. Safe to cancel.
         """
+        return await self._counts(await self.pool.heartbeats())
+
+    async def _counts(self, beats: list[Heartbeat]) -> JobCounts:
         here = {session.name: session for session in self.pool._sessions if session.job_name == self.name}
         told: list[Mapping[str, int]] = [asdict(session.counts) for session in here.values()]
         told += [counts async for name, counts in self._told() if name not in here]
-        running = sum(task.job == self.name for beat in await self.pool.heartbeats() for task in beat.running)
+        running = sum(task.job == self.name for beat in beats for task in beat.running)
         total: Counter[str] = sum((Counter(each) for each in told), Counter())
         return JobCounts(
             sessions=len(told),

@@ -29,6 +29,7 @@ from batchflow.errors import (
 from batchflow.explain import explain_pool, hopeless
 from batchflow.job import Job
 from batchflow.model import BROKEN, Explanation, Node, Origin
+from batchflow.reporting import Reporter, counted
 from batchflow.resetting import change_start_task, reboot_all
 from batchflow.session import Session
 from batchflow.shrinking import shrink
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from batchflow.client import Client
     from batchflow.compute import BatchTaskInfo
     from batchflow.model import PoolSpec
+    from batchflow.reporting import Progress
     from batchflow.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -211,15 +213,17 @@ class Pool:
 
     # ---- agents and nodes
 
-    async def start(self) -> None:
+    async def start(self, *, progress: Progress | None = None) -> None:
         """Start the agents that do not live: one for each node. Idempotent; does not wait for them.
 
-        Two clients that start at once start one set.
+        Two clients that start at once start one set. `progress` is told, in a line, what it is about: the
+        first time for a Python and platform the agents' packages are fetched.
         """
+        report = Reporter(progress)
         async with self._starting:
             for last in (False, False, True):
                 try:
-                    await self._start_agents()
+                    await self._start_agents(report)
                     return
                 except PoolNotFound:
                     raise
@@ -227,7 +231,7 @@ class Pool:
                     if last:
                         raise  # else the agents' job ended at this moment: it is begun anew
 
-    async def _start_agents(self) -> None:
+    async def _start_agents(self, report: Reporter) -> None:
         compute = self.client._services.compute
         await self._refresh()
         info = await compute.pool(self.id)
@@ -238,7 +242,8 @@ class Pool:
             return
         if self._launch is None or not self._launch.lasting:
             services, settings = self.client._services, self.client.settings
-            self._launch = await agents.prepare(services, settings, self._manifest, self._ctl, self._out)
+            containers = (self._ctl, self._out)
+            self._launch = await agents.prepare(services, settings, self._manifest, containers, report)
         if tasks and not alive:
             # Whoever started them may have died before it said so.
             await compute.end_job_when_idle(self._manifest.agents_job)
@@ -246,6 +251,7 @@ class Pool:
             if tasks:
                 return  # somebody else has started them
         job, container = self._manifest.agents_job, self._manifest.container
+        report(f"starting {counted(missing, 'agent')}")
         await compute.create_job(job, self.id)
         first = agents.next_number(tasks)
         more = agents.agent_tasks(self._launch, first, missing, info.task_slots, container)
@@ -262,36 +268,49 @@ class Pool:
         await self._change(change)
         return await self.client._services.compute.tasks(self._manifest.agents_job)
 
-    async def stop(self, *, drain: bool = True) -> None:
+    async def stop(self, *, drain: bool = True, progress: Progress | None = None) -> None:
         """End the agents; the queued tasks stay for the next ones. Idempotent.
 
         With `drain` they finish what they run, for at most `agent.drain_grace` seconds, and hand back the
-        rest; without, what runs is killed, and runs again elsewhere when its lock has run out.
+        rest; without, what runs is killed, and runs again elsewhere when its lock has run out. `progress` is
+        told, in a line, what is still there whenever that changes.
         """
-        compute = self.client._services.compute
+        compute, report = self.client._services.compute, Reporter(progress)
         await self._refresh()
         if drain:
-            await self._drain()
-        for task in await compute.tasks(self._manifest.agents_job):
-            if task.state != "completed":
-                await compute.delete_task(self._manifest.agents_job, task.id)
+            await self._drain(report)
+        alive = [task for task in await compute.tasks(self._manifest.agents_job) if task.state != "completed"]
+        if alive:
+            report(f"ending {counted(len(alive), 'agent')}")
+        for task in alive:
+            await compute.delete_task(self._manifest.agents_job, task.id)
         await compute.delete_job(self._manifest.agents_job)
         await self._begin_generation(self._manifest.agents_job)
 
-    async def _drain(self) -> None:
+    async def _drain(self, report: Reporter) -> None:
         """Tell the agents to drain, and return when they have, or are out of time."""
         settings = self.client.settings.agent
         order = DrainOrder(self._manifest.agents_job, settings.drain_grace)
         await self._ctl.put(control.DRAIN_BLOB, order.encode())
         with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
-            while await self.heartbeats():  # noqa: ASYNC110 - what is awaited is elsewhere
+            while beats := await self.heartbeats():
+                running = sum(len(beat.running) for beat in beats)
+                report(f"{counted(len(beats), 'agent')} still there, {counted(running, 'task')} running")
                 await anyio.sleep(_POLL)
 
-    async def repurpose(self, files: Files, *, reset: bool = False, spec: PoolSpec | None = None) -> None:
+    async def repurpose(
+        self,
+        files: Files,
+        *,
+        reset: bool = False,
+        spec: PoolSpec | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         """Make these files the default bundle of sessions opened from now on; no node is touched.
 
         With `reset` each node is booted anew, one after the other, and runs its start task again: that of
         `spec`, if one is given; returns when all of them work. Raises `StartTaskFailed` when one does not.
+        `progress` is told, in a line, which node is in which state whenever that changes.
         """
         if spec is not None and not reset:
             raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
@@ -300,24 +319,24 @@ class Pool:
             await change_start_task(self, spec)
         await self._change(lambda manifest: replace(manifest, bundle=bundle.hash))
         if reset:
-            await reboot_all(self)
+            await reboot_all(self, Reporter(progress))
             if self._sessions:
-                await self.start()
+                await self.start(progress=progress)
 
-    async def resize(self, nodes: int, *, spot: int = 0) -> None:
+    async def resize(self, nodes: int, *, spot: int = 0, progress: Progress | None = None) -> None:
         """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish.
 
         A pool that shrinks loses its idlest nodes, after their agents have finished or handed back what they
-        ran (`agent.drain_grace`).
+        ran (`agent.drain_grace`): `progress` is told, in a line, what is still to leave when that changes.
         """
         if nodes < 0 or spot < 0:
             raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
         compute = self.client._services.compute
         async with self._starting:
-            if not await shrink(self, await compute.pool(self.id), nodes, spot):
+            if not await shrink(self, await compute.pool(self.id), (nodes, spot), Reporter(progress)):
                 await compute.resize_pool(self.id, nodes, spot)
         if self._sessions:
-            await self.start()
+            await self.start(progress=progress)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """What the living agents last said of themselves."""
@@ -334,7 +353,7 @@ class Pool:
         nodes: int | None = None,
         *,
         timeout: float | None = None,
-        progress: Callable[[str], object] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Return when so many nodes (all that are wanted) have a living agent; starts the agents.
 
@@ -342,15 +361,13 @@ class Pool:
         it can no longer succeed, TimeoutError when `timeout` seconds have passed; the text of both is the
         pool's explanation. Safe to cancel.
         """
-        await self.start()
-        told = ""
+        report = Reporter(progress)
+        await self.start(progress=report)
         try:
             with anyio.fail_after(timeout):
                 while True:
                     ready, text = await self._readiness(nodes)
-                    if progress is not None and text != told:
-                        progress(text)
-                        told = text
+                    report(text)
                     if ready:
                         return
                     if (kind := await hopeless(self, nodes)) is not None:
@@ -384,13 +401,32 @@ class Pool:
         await storage.create_container(self._manifest.out, access.out_policies())
         return await access.client_settings(services, self.client.settings, self._manifest)
 
-    async def delete(self) -> None:
+    async def delete(self, *, wait: bool = False, progress: Progress | None = None) -> None:
         """Remove its agents, queues, documents and files, and the machines if batchflow made them.
 
-        Its sessions here are closed; what is queued or unread is gone. Idempotent.
+        Its sessions here are closed; what is queued or unread is gone. Idempotent. The machines go after it
+        has returned, on Azure within minutes; with `wait` before. `progress` is told, in a line, how far it
+        is whenever that changes.
         """
-        await _close(self._sessions, f"pool {self.id!r} was deleted")
+        sessions, report = self._sessions, Reporter(progress)
+        if sessions:
+            report(f"closing {counted(len(sessions), 'session')}")
+        await _close(sessions, f"pool {self.id!r} was deleted")
+        report("removing its agents, queues and files")
         await self.client._maker.remove(self._manifest)
+        if wait:
+            await self._until_gone(report)
+
+    async def _until_gone(self, report: Reporter) -> None:
+        """Return when Batch has no pool of that name that is on its way out."""
+        compute = self.client._services.compute
+        try:
+            while (await compute.pool(self.id)).state == "deleting":
+                left = len(await compute.nodes(self.id))
+                report(f"Batch removes the machines: {counted(left, 'node')} left")
+                await anyio.sleep(_POLL)
+        except PoolNotFound:
+            return
 
     async def _refresh(self) -> str:
         """Read the manifest again; returns its ETag. Raises `PoolNotFound`."""

@@ -39,11 +39,13 @@ from batchflow.errors import (
     QueueNotFound,
 )
 from batchflow.model import PoolSpec
+from batchflow.reporting import counted
 from batchflow.sources import upload
 
 if TYPE_CHECKING:
     from batchflow.compute import PoolInfo
     from batchflow.model import ManagedIdentity
+    from batchflow.reporting import Reporter
     from batchflow.services import Services
     from batchflow.settings import PoolSettings
     from batchflow.sources import Source
@@ -122,7 +124,7 @@ class PoolMaker:
         if maker.items() <= dict(info.metadata).items():
             await self._services.compute.delete_pool(pool_id)
 
-    async def attach(self, pool_id: str) -> PoolManifest:
+    async def attach(self, pool_id: str, report: Reporter) -> PoolManifest:
         """Raises `PoolNotFound`."""
         while (manifest := await self.read(pool_id)) is None:
             info = await self._services.compute.pool(pool_id)
@@ -131,19 +133,19 @@ class PoolMaker:
                     f"pool {pool_id!r} is being deleted: try again when it is gone", retryable=True
                 )
             try:
-                return await self._take_over(info, PoolSpec(pool_id))
+                return await self._take_over(info, PoolSpec(pool_id), report)
             except PoolExists:
                 continue
         return manifest
 
-    async def ensure(self, spec: PoolSpec, sources: list[Source]) -> Found:
+    async def ensure(self, spec: PoolSpec, sources: list[Source], report: Reporter) -> Found:
         """The pool of that name, made if there is none. Waits while one of that name is being deleted.
 
         Raises `PoolError` when that takes a quarter of an hour.
         """
         try:
             with anyio.fail_after(_GOING):
-                return await self._ensure(spec, sources)
+                return await self._ensure(spec, sources, report)
         except TimeoutError:
             raise PoolError(
                 f"pool {spec.id!r} is still being deleted or made by somebody after {_GOING:.0f} s: "
@@ -151,7 +153,7 @@ class PoolMaker:
                 retryable=True,
             ) from None
 
-    async def _ensure(self, spec: PoolSpec, sources: list[Source]) -> Found:
+    async def _ensure(self, spec: PoolSpec, sources: list[Source], report: Reporter) -> Found:
         pause = _POLLS[0]
         while True:
             manifest, info = await self._look(spec.id)
@@ -162,12 +164,13 @@ class PoolMaker:
                     return Found(await self.create(spec, sources), made=True)
                 if info.state != "deleting":
                     if manifest is None:
-                        manifest = await self._take_over(info, spec)
+                        manifest = await self._take_over(info, spec, report)
                     elif not await self._restore(manifest):
                         continue
                     return Found(manifest, made=False, info=info)
+                report(f"pool {spec.id!r} is being deleted, {counted(info.nodes + info.spot, 'node')} left")
             except PoolExists:
-                pass  # somebody was quicker: look again
+                report(f"somebody else makes pool {spec.id!r}")
             await anyio.sleep(pause)
             pause = min(_POLLS[1], pause * 2)
 
@@ -207,16 +210,17 @@ class PoolMaker:
                 info = None
         return manifest, info
 
-    async def _take_over(self, info: PoolInfo, spec: PoolSpec) -> PoolManifest:
+    async def _take_over(self, info: PoolInfo, spec: PoolSpec, report: Reporter) -> PoolManifest:
         """Lay queues and documents beside a Batch pool that has none. Raises `PoolExists`."""
         ours = dict(poolspec.MADE_BY).items() <= dict(info.metadata).items()
-        if ours and (manifest := await self._await_maker(info.id)) is not None:
+        if ours and (manifest := await self._await_maker(info.id, report)) is not None:
             return manifest
         identity = poolspec.choose_identity(spec, info.identities, wanted=self._services.keyless)
         return await self._lay_out(replace(spec, id=info.id), None, owned=ours, identity=identity)
 
-    async def _await_maker(self, pool_id: str) -> PoolManifest | None:
+    async def _await_maker(self, pool_id: str, report: Reporter) -> PoolManifest | None:
         pause = _POLLS[0]
+        report(f"pool {pool_id!r} is being made by somebody, who has {_MAKING:.0f} s")
         with anyio.move_on_after(_MAKING):
             while True:
                 if (manifest := await self.read(pool_id)) is not None:

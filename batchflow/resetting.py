@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from batchflow.compute import NodeInfo
     from batchflow.model import PoolSpec
     from batchflow.pool import Pool
+    from batchflow.reporting import Reporter
 
 _POLL: Final = 0.25
 _AT_WORK: Final = ("idle", "running")
@@ -34,16 +35,17 @@ async def change_start_task(pool: Pool, spec: PoolSpec) -> None:
     await compute.change_start_task(poolspec.build(spec, pool.client.settings.pool, images, time.time()))
 
 
-async def reboot_all(pool: Pool) -> None:
+async def reboot_all(pool: Pool, report: Reporter) -> None:
     """Boot each node and wait until it works again before the next one goes: the others serve meanwhile.
 
     A node that does not come back ends it with the pool's explanation; the nodes after it are untouched.
     """
-    for node in await pool.client._services.compute.nodes(pool.id):
-        await _reboot(pool, node.id)
+    nodes = await pool.client._services.compute.nodes(pool.id)
+    for number, node in enumerate(nodes, 1):
+        await _reboot(pool, node.id, f"node {number} of {len(nodes)}, {node.id}", report)
 
 
-async def _reboot(pool: Pool, node_id: str) -> None:
+async def _reboot(pool: Pool, node_id: str, name: str, report: Reporter) -> None:
     compute = pool.client._services.compute
     try:
         await compute.reboot_node(pool.id, node_id)
@@ -51,10 +53,13 @@ async def _reboot(pool: Pool, node_id: str) -> None:
         if await _find(pool, node_id) is None:
             return  # it has left the pool meanwhile
         raise
+    report(f"{name}: is told to boot anew")
     while (node := await _find(pool, node_id)) is not None and node.state not in _AT_WORK:
+        report(f"{name}: {node.state}")
         if (kind := _FAILED.get(node.state)) is not None:
             raise kind(f"pool {pool.id!r}: node {node_id} did not come back. {await pool.explain()}")
         await anyio.sleep(_POLL)
+    report(f"{name}: {'has left the pool' if node is None else 'works again'}")
 
 
 async def _find(pool: Pool, node_id: str) -> NodeInfo | None:

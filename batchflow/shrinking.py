@@ -13,11 +13,13 @@ import anyio
 
 from batchflow import control
 from batchflow.control import DrainOrder
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
     from batchflow.compute import NodeInfo, PoolInfo
     from batchflow.control import Heartbeat
     from batchflow.pool import Pool
+    from batchflow.reporting import Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +30,13 @@ _BEATS: Final = 3
 """Heartbeats within which an agent is gone when its grace is over."""
 
 
-async def shrink(pool: Pool, info: PoolInfo, nodes: int, spot: int) -> bool:
-    """Bring the pool down to this size, the idlest nodes first; waits `agent.drain_grace` and a little.
+async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Reporter) -> bool:
+    """Bring the pool down to so many dedicated and spot nodes, the idlest go; waits `agent.drain_grace` and a
+    little.
 
     False, and nothing is done, when it grows, has not all its nodes, or more than 100 leave.
     """
+    nodes, spot = size
     if nodes > info.wanted or spot > info.spot_wanted or info.allocation != "steady":
         return False
     there = await pool.client._services.compute.nodes(pool.id)
@@ -47,7 +51,8 @@ async def shrink(pool: Pool, info: PoolInfo, nodes: int, spot: int) -> bool:
     ]
     if not 0 < len(leaving) <= _MOST:
         return False
-    await _drain(pool, [beats[node] for node in leaving if node in beats])
+    await _drain(pool, [beats[node] for node in leaving if node in beats], report)
+    report(f"removing {counted(len(leaving), 'node')}")
     await pool.client._services.compute.remove_nodes(pool.id, leaving)
     return True
 
@@ -61,7 +66,7 @@ def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> li
     return [node.id for node in sorted(nodes, key=work)[:count]]
 
 
-async def _drain(pool: Pool, beats: list[Heartbeat]) -> None:
+async def _drain(pool: Pool, beats: list[Heartbeat], report: Reporter) -> None:
     """Tell the agents to leave, and wait until they have, or their time is over."""
     if not beats:
         return
@@ -70,7 +75,9 @@ async def _drain(pool: Pool, beats: list[Heartbeat]) -> None:
     await pool._ctl.put(control.DRAIN_BLOB, order.encode())
     leaving = {beat.agent for beat in beats}
     with anyio.move_on_after(grace + _BEATS * max(beat.interval for beat in beats)) as patience:
-        while leaving & {beat.agent for beat in await pool.heartbeats()}:  # noqa: ASYNC110
+        while left := [beat for beat in await pool.heartbeats() if beat.agent in leaving]:
+            running = sum(len(beat.running) for beat in left)
+            report(f"{counted(len(left), 'agent')} still to leave, {counted(running, 'task')} running there")
             await anyio.sleep(_POLL)
     if patience.cancelled_caught:
         logger.warning("agents_did_not_leave_in_time", extra={"pool": pool.id})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from batchflow.cli import terminal
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.errors import ConfigurationError, PoolNotFound
 from batchflow.settings import BatchSettings, Settings, is_local_cloud_up, nearest, over_local_cloud
@@ -46,7 +47,7 @@ async def find_pool(client: Client, name: str | None, configuration: Configurati
     if name is None:
         return await _only_pool(client)
     try:
-        return await client.pool(name)
+        return await client.pool(name, progress=terminal.note)
     except PoolNotFound as error:
         names = [pool.id async for pool in client.pools()]
         hint = nearest(name, names) if names else f"; make one: batchflow pool create {name}"

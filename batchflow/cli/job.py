@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from batchflow.cli.command import Group, Invocation, asynchronous
 from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,14 +62,18 @@ async def create(invocation: Invocation, name: str, pool: str | None) -> int:
 @_pool
 @asynchronous
 async def list_(invocation: Invocation, pool: str | None) -> int:
-    """The jobs of a pool, closed ones too."""
+    """The jobs of a pool, closed ones too, with the tasks of their open sessions."""
     async with _pool_of(invocation, pool) as found:
-        rows = [_document(each) async for each in found.jobs()]
+        beats = await found.heartbeats()
+        rows = [
+            {**_document(each), "counts": asdict(await each._counts(beats))} async for each in found.jobs()
+        ]
     if invocation.as_json:
         terminal.write_json(rows)
     elif rows:
-        cells = [(row["job"], row["state"], row["created_at"]) for row in rows]
-        terminal.write_table(("JOB", "STATE", "CREATED"), cells)
+        cells = [(row["job"], row["state"], *row["counts"].values(), row["created_at"]) for row in rows]
+        heads = ("JOB", "STATE", *(name.upper() for name in rows[0]["counts"]), "CREATED")
+        terminal.write_table(heads, cells)
     else:
         terminal.note(f"pool {found.id!r} has no jobs")
     return Exit.OK
@@ -78,15 +84,19 @@ async def list_(invocation: Invocation, pool: str | None) -> int:
 @_pool
 @asynchronous
 async def show(invocation: Invocation, name: str, pool: str | None) -> int:
-    """The job NAME, and its sessions."""
+    """The job NAME, its sessions, and the tasks of those that are open."""
     async with _pool_of(invocation, pool) as found:
-        row = _document(await found.job(name))
+        shown = await found.job(name)
+        counts = await shown.counts()
+        row = {**_document(shown), "counts": asdict(counts)}
         prefix = f"sessions/{name}/"
         sessions = [info.name[len(prefix) :].removesuffix(".json") async for info in found._ctl.list(prefix)]
     if invocation.as_json:
         terminal.write_json({**row, "sessions": sessions})
         return Exit.OK
     terminal.write(f"job {name} of pool {row['pool']}: {row['state']}, made at {row['created_at']}")
+    told = ", ".join(f"{number} {state}" for state, number in row["counts"].items() if state != "sessions")
+    terminal.write(f"{counted(counts.sessions, 'open session')}, whose tasks are: {told}")
     for session in sessions:
         terminal.write(f"session {session}")
     return Exit.OK

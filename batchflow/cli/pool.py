@@ -130,7 +130,7 @@ async def ensure(
     async with invocation.client(configuration) as client:
         for each in names:
             spec = _spec(configuration, each, {"files": files, **given})
-            found = await client.ensure_pool(each, nodes=spec.nodes, spec=spec)
+            found = await client.ensure_pool(each, nodes=spec.nodes, spec=spec, progress=terminal.note)
             await _made(invocation, found, wait, wait_timeout)
     return Exit.OK
 
@@ -221,7 +221,7 @@ async def resize(
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
-        await found.resize(nodes, spot=spot)
+        await found.resize(nodes, spot=spot, progress=terminal.note)
         terminal.note(f"pool {found.id!r}: {nodes} nodes and {spot} spot nodes are asked for")
         if wait:
             await _wait_ready(found, wait_timeout)
@@ -243,7 +243,10 @@ async def repurpose(invocation: Invocation, name: str, files: tuple[str, ...], r
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.repurpose(
-            list(paths), reset=reset, spec=spec if reset and name in configuration.pools else None
+            list(paths),
+            reset=reset,
+            spec=spec if reset and name in configuration.pools else None,
+            progress=terminal.note,
         )
     terminal.note(f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}")
     return Exit.OK
@@ -259,7 +262,7 @@ async def start(invocation: Invocation, name: str, wait: bool, wait_timeout: flo
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
-        await found.start()
+        await found.start(progress=terminal.note)
         terminal.note(f"pool {name!r}: its agents are started")
         if wait:
             await _wait_ready(found, wait_timeout)
@@ -275,7 +278,7 @@ async def stop(invocation: Invocation, name: str, now: bool) -> int:
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
-        await found.stop(drain=not now)
+        await found.stop(drain=not now, progress=terminal.note)
     terminal.note(f"pool {name!r}: its agents have ended; its machines are there, and cost money")
     return Exit.OK
 
@@ -284,8 +287,11 @@ async def stop(invocation: Invocation, name: str, now: bool) -> int:
 @click.argument("names", nargs=-1, shell_complete=pool_names)
 @click.option("--all", "everything", is_flag=True, help="Every pool that batchflow made.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Return when the machines are gone.")
 @asynchronous
-async def delete(invocation: Invocation, names: tuple[str, ...], everything: bool, yes: bool) -> int:
+async def delete(
+    invocation: Invocation, names: tuple[str, ...], everything: bool, yes: bool, wait: bool
+) -> int:
     """Remove pools: machines, queues, documents, files, and what is queued or unread."""
     if everything == bool(names):
         raise click.UsageError("name the pools, or say --all")
@@ -298,6 +304,6 @@ async def delete(invocation: Invocation, names: tuple[str, ...], everything: boo
         if everything and found and not yes:
             confirm(", ".join(each.id for each in found))
         for each in found:
-            await each.delete()
+            await each.delete(wait=wait, progress=terminal.note)
             terminal.note(f"pool {each.id!r} is deleted")
     return Exit.OK

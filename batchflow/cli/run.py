@@ -224,7 +224,7 @@ async def _drain(work: _Work) -> None:
     work.shown.note("interrupted: what runs may end; Ctrl-C again leaves at once")
     reading = asyncio.create_task(work.run.read_what_comes(), name="read what comes")
     try:
-        await work.pool.stop()
+        await work.pool.stop(progress=work.shown.note)
     finally:
         reading.cancel()
         await asyncio.wait([reading])

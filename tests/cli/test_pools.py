@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import stat
+from typing import Any
 
 from tests.cli.support import PATIENCE, Cli, interrupted
 
@@ -24,12 +25,31 @@ def test_the_life_of_a_pool(cli: Cli) -> None:
     assert cli.rows("run", "a.py")[0]["value"] == "b"
     stopped = cli("pool", "stop", "work")
     assert (stopped.returncode, stopped.stdout) == (0, "")
+    assert "1 agent still there, 0 tasks running\n" in stopped.stderr
     assert json.loads(cli("pool", "show", "work", "--json").stdout)["slots"] == 0
     assert cli("pool", "start", "work", "--wait").returncode == 0
     assert cli("pool", "resize", "work", "0").returncode == 0
     assert "work" in cli("pool", "list").stdout
-    assert cli("pool", "delete", "work").returncode == 0
+    deleted = cli("pool", "delete", "work", "--wait")
+    assert deleted.returncode == 0
+    assert deleted.stderr.startswith("removing its agents, queues and files\n")
     assert cli("pool", "show", "work").returncode == 3
+
+
+def test_waits_are_told(cli: Cli) -> None:
+    """A pool that shrinks and one whose nodes boot anew say on stderr what they wait for."""
+    cli.write("batchflow.toml", 'target = "local"\n[pools.waits]\nnodes = 2\n')
+    cli.write("mine/a.py", "def do_action(engine, args):\n    return 'a'\n")
+    assert cli("pool", "create", "waits", "--wait").returncode == 0
+    try:
+        shrunk = cli("pool", "resize", "waits", "1")
+        assert "1 agent still to leave, 0 tasks running there\nremoving 1 node\n" in shrunk.stderr
+        reset = cli("pool", "repurpose", "waits", "--file", "mine/", "--reset")
+        assert reset.returncode == 0, reset.stderr
+        assert ": is told to boot anew\n" in reset.stderr
+        assert ": works again\n" in reset.stderr
+    finally:
+        assert cli("pool", "delete", "waits").returncode == 0
 
 
 def test_files_are_changed_in_place(cli: Cli) -> None:
@@ -55,6 +75,27 @@ def test_the_life_of_a_job(cli: Cli) -> None:
     assert "is closed" in refused.stderr
     assert cli("job", "delete", "report").returncode == 0
     assert "report" not in cli("job", "list").stdout
+
+
+def test_jobs_are_listed_with_their_counts(cli: Cli) -> None:
+    """How many tasks of each wait, run and are done, while the session of somebody else is open."""
+    (cli.folder / "gate").mkdir()
+    tasks = (json.dumps([str(cli.folder / "gate"), number]) for number in range(3))
+    running = cli.start("run", "--pool", "demo", "--job", "counted", "--session", "s", "gate.py", *tasks)
+    row: dict[str, Any] | None = None
+    while row is None or not (row["counts"]["running"] and row["counts"]["waiting"]):
+        assert running.poll() is None
+        listed = json.loads(cli("job", "list", "--pool", "demo", "--json").stdout)
+        row = next((each for each in listed if each["job"] == "counted"), None)
+    assert row["counts"]["sessions"] == 1
+    assert row["counts"]["running"] + row["counts"]["waiting"] == 3
+    heads, *rows = [line.split() for line in cli("job", "list", "--pool", "demo").stdout.splitlines()]
+    assert heads[:5] == ["JOB", "STATE", "SESSIONS", "WAITING", "RUNNING"]
+    assert ["counted", "open", "1"] in [cells[:3] for cells in rows]
+    assert "1 open session, whose tasks are: " in cli("job", "show", "--pool", "demo", "counted").stdout
+    (cli.folder / "gate" / "open").touch()
+    running.communicate(timeout=PATIENCE)
+    assert running.returncode == 0
 
 
 def test_the_settings_of_a_cloud_are_for_its_owner_alone(alone: Cli) -> None:

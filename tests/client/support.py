@@ -308,9 +308,8 @@ class Agent:
         now = self.clock()
         versions = {"batchflow": own_version()}
         plain: dict[str, Any] = {"state": "ready", "slots": 2, "interval": 60.0, "versions": versions}
-        beat = Heartbeat(
-            self.name, "node-1", "host-1", "boot", 1, started_at=now, beat_at=now, **{**plain, **fields}
-        )
+        plain |= {"node": "node-1", "host": "host-1", "boot_id": "boot", "pid": 1}
+        beat = Heartbeat(self.name, started_at=now, beat_at=now, **{**plain, **fields})
         await self._out.put(heartbeat_blob(self.name), beat.encode())
 
     async def take_message(self, max_wait: float = BOUND) -> list[TaskItem]:

@@ -1,0 +1,29 @@
+"""How far a wait is, for whoever waits: each state in a line, told once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+Progress: TypeAlias = Callable[[str], object]
+"""What is called with each line."""
+
+
+class Reporter:
+    """Passes a line on when it says something else than the last one; tells nobody when nobody listens."""
+
+    __slots__ = ("_progress", "_told")
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._told = ""
+
+    def __call__(self, text: str) -> None:
+        if self._progress is not None and text != self._told:
+            self._told = text
+            self._progress(text)
+
+
+def counted(number: int, what: str) -> str:
+    """A number with what it counts, in the singular or the plural."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
