@@ -1,7 +1,6 @@
-"""How an agent is put together, as fast as it goes.
+"""How an agent is put together.
 
-The slots' Python children are started first: they come up on the other cores while this process imports the
-SDKs and opens its links.
+The slots' Python children are started first: they come up on the other cores.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,33 +32,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Adaptors:
-    """The services that an agent works with."""
+    """The services that an agent works with; whoever opened them closes them."""
 
     broker: Broker
     ctl: Container
     out: Container
-    beneath: tuple[AbstractAsyncContextManager[object], ...] = ()
-    """What they work with, and what is closed after them."""
 
 
-async def agent(
+def agent(
     config: AgentConfig,
     directory: Path,
-    adaptors: Callable[[], Awaitable[Adaptors]],
-    stack: AsyncExitStack,
+    services: Adaptors,
+    stack: ExitStack | AsyncExitStack,
     log: LogKeeper | None = None,
 ) -> Agent:
-    """An agent that can be run. What it holds open ends with the stack."""
-    began = time.monotonic()
+    """An agent that can be run. What it holds open itself ends with the stack."""
     slots = config.slots or os.cpu_count() or 1
     desk = NewsDesk()
     runners = [
         Slot(index, directory / "slots", config, on_event=desk.tell, node=host_name())
         for index in range(slots)
     ]
-    services = await adaptors()
-    for service in (*services.beneath, services.broker, services.ctl, services.out):
-        await stack.enter_async_context(service)
     boot = record.boot_id()
     deaths = record.DeathRecord(directory / "deaths.json", boot)
     parts = Parts(
@@ -79,5 +70,5 @@ async def agent(
         news=desk,
         log=log,
     )
-    logger.info("agent_starting", extra={"agent": parts.agent, "after": round(time.monotonic() - began, 3)})
+    logger.info("agent_starting", extra={"agent": parts.agent})
     return Agent(parts)

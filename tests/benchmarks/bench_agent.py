@@ -13,7 +13,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,11 +106,9 @@ async def measure(tasks: int, pack: int, directory: Path, rss: list[float] | Non
     bundle = await _bundle(ctl)
     broker = StubBroker(bundle, tasks, pack)
 
-    async def adaptors() -> launch.Adaptors:
-        return launch.Adaptors(broker, ctl, storage.container("out"))  # type: ignore[arg-type]
-
-    async with AsyncExitStack() as stack:
-        agent = await launch.agent(config(slots=1), directory, adaptors, stack)
+    adaptors = launch.Adaptors(broker, ctl, storage.container("out"))  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        agent = launch.agent(config(slots=1), directory, adaptors, stack)
         return await _timed(agent, broker, rss)
 
 

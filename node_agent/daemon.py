@@ -1,0 +1,125 @@
+"""The agent process, from its configuration to its exit code: what the supervisor forks.
+
+It is up as soon as its links are: they are begun first, and while they open, which is mostly waiting, the
+rest is imported in a thread: the agent itself, with which the slots' children start, and the SDK of the
+containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from batchflow.azure.identity import check_https, of_the_node
+from batchflow.azure.late import LateContainer
+from batchflow.control import AgentConfig
+from batchflow.errors import ConfigurationError, ProtocolError
+from node_agent import logs
+from node_agent.ahead import OpenedAhead
+from node_agent.logkeeper import LogKeeper
+from node_agent.supervisor import EX_CONFIG
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchflow.azure.blob import BlobContainer
+    from batchflow.azure.identity import Credential
+    from batchflow.control import ContainerAccess
+
+logger = logging.getLogger("node_agent")
+
+
+def run(config_path: Path, directory: Path) -> int:
+    """The exit code, when there is nothing more to do.
+
+    On asyncio's own loop: uvloop would start programs by a fork, at three times the cost in CPU.
+    """
+    try:
+        config = AgentConfig.decode(config_path.read_bytes())
+        asyncio.run(_serve(config, directory))
+    except (ProtocolError, ConfigurationError) as error:
+        logger.error("config_unusable", extra={"path": str(config_path), "error": str(error)})
+        return EX_CONFIG
+    return 0
+
+
+async def _serve(config: AgentConfig, directory: Path) -> None:
+    async with AsyncExitStack() as stack:
+        identity = None
+        if config.identity is not None:
+            identity = await stack.enter_async_context(of_the_node(config.identity))
+        broker = await stack.enter_async_context(_broker(config, identity))
+        await asyncio.to_thread(_load_agent)
+        from node_agent import launch
+
+        load = asyncio.create_task(asyncio.to_thread(_load_blobs), name="load blobs")
+        containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
+        ctl, out = [await stack.enter_async_context(each) for each in containers]
+        keeper = LogKeeper(logs.JsonLines())
+        logging.getLogger().addHandler(keeper)
+        agent = launch.agent(config, directory, launch.Adaptors(broker, ctl, out), stack, keeper)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, agent.stop)
+        loop.add_signal_handler(signal.SIGINT, _nothing)
+        if config.leave_at is not None:
+            loop.call_later(max(0.0, config.leave_at - time.time()), agent.stop)
+        await agent.run()
+
+
+def _nothing() -> None:
+    """An interrupt from the terminal reaches the supervisor too, which hands it on."""
+
+
+def _broker(config: AgentConfig, identity: Credential | None) -> OpenedAhead:
+    from batchflow.azure.servicebus import ServiceBusBroker
+
+    queues = (*config.task_queues, *config.results_queues)
+    broker = ServiceBusBroker(
+        None,
+        identity,
+        by_queue={access.queue: access.connection_string for access in queues},
+        ca_file=config.ca_file,
+        websockets=config.websockets,
+    )
+    return OpenedAhead(
+        broker,
+        receive=(access.queue for access in config.task_queues),
+        send=(access.queue for access in config.results_queues),
+    )
+
+
+def _load_agent() -> None:
+    import node_agent.launch  # noqa: F401
+
+
+def _load_blobs() -> None:
+    """The last of the imports: what they left is there to stay, and not to be searched for garbage."""
+    import batchflow.azure.blob  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def _container(
+    access: ContainerAccess, identity: Credential | None, config: AgentConfig, load: asyncio.Future[None]
+) -> LateContainer:
+    url, signature, ca_file = access.url, access.signature, config.storage_ca_file
+    if signature is None and identity is None:
+        raise ConfigurationError("there is neither a signature nor an identity for the containers")
+    if signature is None:
+        check_https(url, "the managed identity")
+
+    def make() -> BlobContainer:
+        from batchflow.azure.blob import IdentityContainer, SignedContainer
+
+        if signature is not None:
+            return SignedContainer(url, signature, ca_file=ca_file)
+        assert identity is not None
+        return IdentityContainer(url, identity, ca_file=ca_file)
+
+    return LateContainer(url, load, make)
