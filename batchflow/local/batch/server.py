@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl, unquote
 
 import aiohttp
@@ -46,7 +47,7 @@ from batchflow.local.batch.state import BatchState
 from batchflow.local.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from batchflow.local.batch.entities import Node, Run
     from batchflow.local.batch.files import FileSlice
@@ -213,7 +214,10 @@ class BatchServer:
         self, request: web.BaseRequest, answer: Answer, headers: dict[str, str]
     ) -> web.StreamResponse:
         if answer.content is not None:
-            return await _send_file(request, answer.content, headers | answer.headers)
+            try:
+                return await _send_file(request, answer.content, headers | answer.headers)
+            except FileNotFoundError:
+                answer = _refusal(Refused("FileNotFound", FilePath=answer.content.path.name))
         response = web.Response(status=answer.status, headers=headers | answer.headers)
         if answer.document is not None:
             response.body = orjson.dumps(answer.document)
@@ -391,23 +395,27 @@ def _refusal(refused: Refused) -> Answer:
     return Answer(refused.status, None if bare else refused.body())
 
 
-def _chunks(part: FileSlice) -> Iterator[bytes]:
-    remaining = part.length
-    with open(part.path, "rb") as file:
-        file.seek(part.start)
-        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
-            remaining -= len(chunk)
-            yield chunk
-
-
 async def _send_file(
     request: web.BaseRequest, part: FileSlice, headers: dict[str, str]
 ) -> web.StreamResponse:
-    response = web.StreamResponse(headers=headers)
-    response.content_type = "application/octet-stream"
-    response.content_length = part.length
-    await response.prepare(request)
-    for chunk in _chunks(part):
-        await response.write(chunk)
-    await response.write_eof()
+    """Of a file that has shrunk since it was looked at, what is left; of one that shrinks now, a broken
+    connection: nobody shall wait for bytes that were announced and do not come."""
+    file, remaining = _open(part)
+    with file:
+        response = web.StreamResponse(headers=headers)
+        response.content_type = "application/octet-stream"
+        response.content_length = remaining
+        await response.prepare(request)
+        while remaining and (chunk := file.read(min(_CHUNK, remaining))):
+            remaining -= len(chunk)
+            await response.write(chunk)
+    if remaining and request.transport is not None:
+        request.transport.abort()
     return response
+
+
+def _open(part: FileSlice) -> tuple[BinaryIO, int]:
+    """The file, at the part's beginning, and how many bytes of the part it still has."""
+    file = part.path.open("rb")
+    there = file.seek(0, os.SEEK_END)
+    return file, max(0, min(part.length, there - file.seek(part.start)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 import sys
 from datetime import timedelta
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 from azure.batch import models
-from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
 LISTED = {
     "AZ_BATCH_ACCOUNT_NAME",
@@ -455,6 +456,43 @@ async def test_files_are_listed_and_read_in_parts(ready: Any) -> None:
     with pytest.raises(ResourceNotFoundError) as raised:
         await ready.client.download_task_file("job", "task", "../../../../../etc/passwd")
     assert raised.value.status_code == 404
+
+
+@pytest.mark.parametrize(("left", "told"), [("0123", b"0123"), ("", b""), (None, None)])
+async def test_files_that_change_while_they_are_sent(
+    ready: Any, monkeypatch: pytest.MonkeyPatch, left: str | None, told: bytes | None
+) -> None:
+    """A file that shrinks, as that of a task which is tried again, keeps nobody waiting for its rest."""
+    await ready.run("task", "/bin/sh -c 'printf 0123456789'")
+    answer = ready.server._plane.answer
+
+    def answer_too_soon(request: Any) -> Any:
+        given = answer(request)
+        if given.content is not None and left is None:
+            given.content.path.unlink()
+        elif given.content is not None:
+            given.content.path.write_text(left)
+        return given
+
+    monkeypatch.setattr(ready.server._plane, "answer", answer_too_soon)
+    async with asyncio.timeout(20):
+        if told is not None:
+            assert (await ready.output("task")).encode() == told
+        else:
+            with pytest.raises(ResourceNotFoundError):
+                await ready.output("task")
+
+
+async def test_a_file_that_shrinks_under_its_reader(ready: Any) -> None:
+    """The rest cannot come: the reader is told by a connection that breaks."""
+    await ready.run("task", "/bin/sh -c 'truncate -s 256M large'")
+    chunks = await ready.client.download_task_file("job", "task", "wd/large")
+    await anext(chunks)
+    (path,) = ready.root.rglob("wd/large")
+    os.truncate(path, 0)
+    async with asyncio.timeout(20):
+        with pytest.raises(AzureError):
+            _ = [chunk async for chunk in chunks]
 
 
 async def test_files_can_be_deleted(ready: Any) -> None:
