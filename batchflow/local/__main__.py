@@ -6,19 +6,26 @@ import argparse
 import asyncio
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from batchflow.errors import BatchflowError
 from batchflow.local.directory import remove_abandoned
+from batchflow.local.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
 from batchflow.local.publishing import published
 from batchflow.local.server import LocalCloud, Ports
 from batchflow.settings import Settings
 
 _Number = TypeVar("_Number", int, float)
+
+_ME = "me"
+_NODES = "nodes"
+"""The principals of a cloud with Entra ID."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,7 +37,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run until SIGINT, SIGTERM or SIGHUP; the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.entra is None and (options.role or options.identity):
+        parser.error("--role and --identity are for a cloud with --entra FILE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -58,15 +68,39 @@ async def _serve(options: argparse.Namespace) -> None:
         namespaces=options.namespaces,
         ports=Ports(options.servicebus_port, options.batch_port, options.blob_port),
         directory=options.directory,
+        roles=_roles(options),
+        identities=dict.fromkeys(options.identity, _NODES),
     )
     settings = await cloud.start()
     try:
-        with published(options.config, settings.to_toml()):
-            _announce(settings, options.config)
+        with ExitStack() as files:
+            files.enter_context(published(options.config, settings.to_toml()))
+            for path, text in _keyless(cloud, options.entra):
+                files.enter_context(published(path, text))
+            _announce(settings, options.config, options.entra)
             await asyncio.to_thread(remove_abandoned)
             await stop.wait()
     finally:
         await cloud.aclose()
+
+
+def _roles(options: argparse.Namespace) -> dict[str, Sequence[Assignment]]:
+    """None at all: a cloud without Entra ID."""
+    if options.entra is None:
+        return {}
+    mine = options.role or [Assignment(role) for role in CREATOR_ROLES]
+    return {_ME: mine, _NODES: [Assignment(role) for role in NODE_ROLES]}
+
+
+def _keyless(cloud: LocalCloud, path: Path | None) -> Iterator[tuple[Path, str]]:
+    """What is written for programs that come with roles: the settings, and how they are known."""
+    if path is not None:
+        yield path, cloud.keyless_settings.to_toml()
+        variables = cloud.identity_environment(_ME)
+        yield (
+            path.with_suffix(".env"),
+            "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()),
+        )
 
 
 def _hold_on(parent: int, stop: asyncio.Event) -> None:
@@ -91,7 +125,9 @@ def _hold_on(parent: int, stop: asyncio.Event) -> None:
         loop.add_reader(process, let_go, process)
 
 
-def _announce(settings: Settings, config: Path) -> None:
+def _announce(settings: Settings, config: Path, entra: Path | None) -> None:
+    if entra is not None:
+        sys.stdout.write(f"Entra ID: configuration in {entra}, environment in {entra.with_suffix('.env')}\n")
     sys.stdout.write(
         f"Service Bus connection string: {settings.servicebus.connection_string}\n"
         f"Service Bus CA file: {settings.servicebus.ca_file}\n"
@@ -119,6 +155,24 @@ def _parser() -> _Parser:
     parser.add_argument("--namespaces", type=_count, default=1, help="of Service Bus (default: 1)")
     for service in ("servicebus", "batch", "blob"):
         parser.add_argument(f"--{service}-port", type=_port, default=0, help="default: any free port")
+    parser.add_argument(
+        "--entra", type=_file, metavar="FILE", help="give tokens; a configuration without keys to write"
+    )
+    parser.add_argument(
+        "--role",
+        type=_role,
+        action="append",
+        default=[],
+        metavar="ROLE[@SCOPE]",
+        help="of whoever has the tokens, at a queue or container; repeat (default: those of who makes pools)",
+    )
+    parser.add_argument(
+        "--identity",
+        action="append",
+        default=[],
+        metavar="POOL",
+        help="a pool whose nodes have a managed identity; repeat",
+    )
     parser.add_argument("--directory", type=Path, help="empty private directory to use, removed at the end")
     parser.add_argument(
         "--lifeline", type=_count, metavar="PID", help="exit when standard input ends or process PID does"
@@ -131,6 +185,13 @@ def _file(text: str) -> Path:
     if not path.parent.is_dir() or path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is not a file in an existing directory")
     return path
+
+
+def _role(text: str) -> Assignment:
+    role, _, scope = text.partition("@")
+    if role not in ROLES:
+        raise argparse.ArgumentTypeError(f"{role!r} is not a role; allowed: {', '.join(ROLES)}")
+    return Assignment(role, scope)
 
 
 def _count(text: str) -> int:

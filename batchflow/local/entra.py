@@ -44,6 +44,20 @@ BLOB_CONTRIBUTOR: Final = "Storage Blob Data Contributor"
 BLOB_READER: Final = "Storage Blob Data Reader"
 BLOB_DELEGATOR: Final = "Storage Blob Delegator"
 
+CREATOR_ROLES: Final = (BATCH_CONTRIBUTOR, BUS_OWNER, BLOB_CONTRIBUTOR)
+"""Of whoever makes pools."""
+NODE_ROLES: Final = (BUS_SENDER, BUS_RECEIVER, BLOB_CONTRIBUTOR)
+"""Of the managed identity of a pool's nodes."""
+ROLES: Final = (
+    BATCH_CONTRIBUTOR,
+    BUS_OWNER,
+    BUS_SENDER,
+    BUS_RECEIVER,
+    BLOB_CONTRIBUTOR,
+    BLOB_READER,
+    BLOB_DELEGATOR,
+)
+
 _ON_QUEUES: Final[Mapping[str, Rights]] = {
     BUS_OWNER: Rights.MANAGE,
     BUS_SENDER: Rights.SEND,
