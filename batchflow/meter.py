@@ -1,8 +1,9 @@
-"""How far a stream of results is: counting, and saying it in a line or in HTML.
+"""How far many tasks are: counting, and saying it in words, in a line or in HTML.
 
-States: begun at the first `start`; each `add` counts a result; nothing ends it, for a total is a guess that
-may be wrong or missing. Invariant: `done` is the sum of the counts. Times are those of any clock that is
-given, in seconds.
+States: begun at the first `start`; each `add` or `count` counts a result; nothing ends it, for a total is a
+guess that may be wrong or missing. What was counted before the beginning, when an earlier run goes on, is
+done, but says nothing of the speed. Invariant: `done` is the sum of the counts. Times are those of any clock
+that is given, in seconds.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from batchflow.markup import Html, bar, element
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchflow.model import Result
 
 _BAR: Final = 24
@@ -32,16 +36,23 @@ class Meter:
     counts: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("succeeded", "failed", "cancelled"), 0)
     )
+    _before: int = 0
+    """Done when it began."""
 
     def start(self, now: float) -> None:
         """Idempotent."""
         if self.started is None:
             self.started = self.last = now
+            self._before = self.done
 
     def add(self, result: Result, now: float) -> None:
         self.start(now)
-        self.counts[result.status.value] += 1
+        self.count(result.status.value)
         self.last = now
+
+    def count(self, status: str) -> None:
+        """One that ended, at whatever time."""
+        self.counts[status] += 1
 
     @property
     def done(self) -> int:
@@ -51,14 +62,24 @@ class Meter:
     def complete(self) -> bool:
         return self.total is not None and self.done >= self.total
 
+    @property
+    def unsuccessful(self) -> int:
+        return self.done - self.counts["succeeded"]
+
+    @property
+    def outcome(self) -> str:
+        """How they ended, like "7 succeeded, 2 failed"."""
+        names = [name for name in self.counts if name == "succeeded" or self.counts[name]]
+        return ", ".join(f"{self.counts[name]:,} {name}" for name in names)
+
     def facts(self, now: float) -> list[str]:
         """What there is to say, the most important first."""
         known = self.total is not None
-        said = [f"{self.done:,} of {self.total:,}" if known else f"{self.done:,} results"]
+        said = [f"{self.done:,} of {self.total:,}" if known else counted(self.done, "result")]
         said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
         elapsed = now - self.started if self.started is not None else 0.0
-        if self.done and elapsed > 0:
-            rate = self.done / elapsed
+        if self.done > self._before and elapsed > 0:
+            rate = (self.done - self._before) / elapsed
             said.append(f"{rate:,.3g}/s")
             if self.total is not None and not self.complete:
                 said.append(f"{duration((self.total - self.done) / rate)} left")
@@ -66,19 +87,31 @@ class Meter:
         return said
 
     def line(self, now: float, width: int = 0) -> str:
-        """One line of text, cut to `width` characters if that is not 0."""
-        parts = [self.label] if self.label else []
+        """One line of text, of at most `width` characters if that is not 0: the bar is the first to go."""
+        label = [self.label] if self.label else []
+        facts = self.facts(now)
         if self.total:
             full = min(_BAR, _BAR * self.done // self.total)
-            parts.append("█" * full + "░" * (_BAR - full))
-        text = "  ".join((*parts, *self.facts(now)))
-        return text[:width] if width else text
+            whole = "  ".join((*label, "█" * full + "░" * (_BAR - full), *facts))
+            if not width or len(whole) <= width:
+                return whole
+        return fitting([*label, *facts], width)
 
     def view(self, now: float) -> Html:
         """The same for a notebook."""
         said = element("span", " · ".join(self.facts(now)), style="font-variant-numeric:tabular-nums")
         head = element("b", f"{self.label} ") if self.label else None
         return element("div", head, bar(self.counts, self.total or self.done), said)
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """The first parts that have room in `width` characters, 0 for all; of the very first its beginning."""
+    text = parts[0]
+    for part in parts[1:]:
+        if width and len(text) + 2 + len(part) > width:
+            break
+        text += f"  {part}"
+    return text[:width] if width else text
 
 
 def duration(seconds: float) -> str:

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from batchflow.cli import terminal
 from batchflow.cli.exits import Exit, Interrupted
 
 if TYPE_CHECKING:
     from batchflow.cli.interrupts import Interrupts
     from batchflow.client import Client
     from batchflow.configfile import Configuration
+
+
+_SENTENCE = 200
+"""Characters of a command's first sentence in a list, at most."""
 
 
 @dataclass
@@ -40,6 +45,12 @@ class Invocation:
     def exit_code(self) -> int:
         """Of a command that was interrupted."""
         return Exit.INTERRUPTED if self.running is None else self.running.exit_code
+
+    def told(self, text: str, **document: Any) -> None:
+        """Say what was done: in words on stderr, and as an object on stdout where JSON is asked for."""
+        terminal.note(text)
+        if self.as_json:
+            terminal.write_json(document)
 
     def configuration(self) -> Configuration:
         """Raises `ConfigurationError`."""
@@ -118,6 +129,27 @@ class Group(click.Group):
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **{**options, "params": [*(options.get("params") or []), *common_options()]})
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Names the nearest command, too, when there is none of that name."""
+        try:
+            return super().resolve_command(context, arguments)
+        except click.UsageError as error:
+            from batchflow.settings import nearest
+
+            raise click.UsageError(
+                f"there is no command {arguments[0]!r}{nearest(arguments[0], self.list_commands(context))}",
+                context,
+            ) from error
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its first sentence, as long as that is."""
+        commands = {name: self.get_command(context, name) for name in self.list_commands(context)}
+        rows = [(name, each.get_short_help_str(_SENTENCE)) for name, each in commands.items() if each]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def asynchronous(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., int]:

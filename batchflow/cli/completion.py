@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from batchflow.cli import terminal
-from batchflow.cli.command import Command
+from batchflow.cli.command import Command, Invocation
 from batchflow.cli.exits import Exit
 
 _VARIABLE = "_BATCHFLOW_COMPLETE"
@@ -22,5 +22,9 @@ def completion(shell: str) -> int:
     kind = get_completion_class(shell)
     assert kind is not None
     root = click.get_current_context().find_root().command
-    terminal.write(kind(root, {}, "batchflow", _VARIABLE).source().strip())
+    script = kind(root, {}, "batchflow", _VARIABLE).source().strip()
+    if click.get_current_context().ensure_object(Invocation).as_json:
+        terminal.write_json({"shell": shell, "script": script})
+    else:
+        terminal.write(script)
     return Exit.OK

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.exits import CommandError, Exit
+
+if TYPE_CHECKING:
+    from batchflow.cli.probes import Check
 
 _PATH = click.Path(path_type=Path)
 
@@ -43,15 +47,16 @@ async def init(
     terminal.note(f"{path} is written, for your eyes alone")
     for note in converted.notes:
         terminal.note(note)
+    checks: list[Check] = []
     if not offline:
         from batchflow.cli.probes import try_accounts
 
         checks = await try_accounts(load_settings(path))
-        if invocation.as_json:
-            terminal.write_json([check.document() for check in checks])
-        else:
-            for check in checks:
-                check.show()
+    if invocation.as_json:
+        terminal.write_json([check.document() for check in checks])
+    else:
+        for check in checks:
+            check.show()
     return Exit.OK
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from batchflow.errors import ConfigurationError
+from batchflow.reporting import counted
 from batchflow.settings import nearest
 
 _STDIN: Final = "-"
@@ -68,7 +69,9 @@ def from_csv(command: str, path: str, as_text: bool, header: bool) -> list[Item]
                     names = _header(path, cells)
                     continue
             if len(cells) != width:
-                raise ConfigurationError(f"{path}:{line}: {len(cells)} columns, {width} are expected")
+                raise ConfigurationError(
+                    f"{path}:{line}: {counted(len(cells), 'column')}, {width} are expected"
+                )
             values = [read(cell) for cell in cells]
             items.append(Item(command, values if names is None else [dict(zip(names, values, strict=True))]))
     return items
@@ -206,4 +209,4 @@ def _named_by(items: list[Item]) -> Iterator[str]:
 def _check_files(path: str, folder: Path, names: list[Any]) -> None:
     missing = sorted({str(name) for name in names if not (folder / str(name)).is_file()})
     if missing:
-        raise ConfigurationError(f"{path}: not in {folder}/: {', '.join(missing)}")
+        raise ConfigurationError(f"{path}: it names files that are not in {folder}/: {', '.join(missing)}")

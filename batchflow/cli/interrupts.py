@@ -22,6 +22,8 @@ class Interrupts:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The first that came."""
+        self.farewell = ""
+        """What there is to know for somebody who leaves at once."""
         self._task: asyncio.Task[Any] | None = None
         self._answer: Callable[[], None] | None = None
 
@@ -47,7 +49,7 @@ class Interrupts:
 
     def _arrived(self, number: int) -> None:
         if self.signal is not None:
-            leave(128 + number)
+            leave(128 + number, self.farewell)
         self.signal = number
         if self._answer is not None:
             self._answer()
@@ -55,9 +57,9 @@ class Interrupts:
             self._task.cancel()
 
 
-def leave(code: int) -> None:
+def leave(code: int, farewell: str) -> None:
     """End the process at once. Child processes see their lifeline end."""
     if terminal.is_live(sys.stderr):
         sys.stderr.write(f"{_SHOW_CURSOR}\n")
-    terminal.note("batchflow: left at once")
+    terminal.note("; ".join(part for part in ("batchflow: left at once", farewell) if part))
     os._exit(code)

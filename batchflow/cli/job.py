@@ -14,6 +14,7 @@ from batchflow.cli.command import Group, Invocation, asynchronous
 from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.errors import ConfigurationError, JobExists
 from batchflow.reporting import counted
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ _pool = click.option("--pool", metavar="NAME", help="[default: the only one]")
 
 
 @asynccontextmanager
-async def _pool_of(invocation: Invocation, name: str | None) -> AsyncIterator[Pool]:
+async def _pool_of(invocation: Invocation, name: str | None, job_name: str = "") -> AsyncIterator[Pool]:
+    """The pool of that name, that of the job as the file describes it, or the only one."""
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
-        yield await find_pool(client, name, configuration)
+        yield await find_pool(client, name or configuration.job(job_name).pool, configuration)
 
 
 def _document(found: Job) -> dict[str, Any]:
@@ -50,12 +52,38 @@ def _document(found: Job) -> dict[str, Any]:
 @asynchronous
 async def create(invocation: Invocation, name: str, pool: str | None) -> int:
     """Make the job NAME. A run does it by itself."""
-    async with _pool_of(invocation, pool) as found:
+    async with _pool_of(invocation, pool, name) as found:
         made = await found.create_job(name)
-    terminal.note(f"job {name!r} is made in pool {found.id!r}")
-    if invocation.as_json:
-        terminal.write_json(_document(made))
+    invocation.told(f"job {name!r} is made in pool {found.id!r}", **_document(made))
     return Exit.OK
+
+
+@job.command()
+@click.argument("name", required=False)
+@asynchronous
+async def ensure(invocation: Invocation, name: str | None) -> int:
+    """Make the job NAME that the configuration file describes, in its pool, if it is not there.
+
+    Without NAME: every job that the file describes. What else the file says of a job, its command, files and
+    limits, counts for each run that begins after it was changed.
+    """
+    configuration = invocation.configuration()
+    names = list(configuration.jobs) if name is None else [name]
+    if not names:
+        raise ConfigurationError("the configuration describes no jobs ([jobs.NAME]), and no NAME is given")
+    async with invocation.client(configuration) as client:
+        for each in names:
+            found = await find_pool(client, configuration.job(each).pool, configuration)
+            await _ensure(invocation, found, each)
+    return Exit.OK
+
+
+async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
+    try:
+        made, told = await pool.create_job(name), "is made"
+    except JobExists:
+        made, told = await pool.job(name), "is there"
+    invocation.told(f"job {name!r} {told} in pool {pool.id!r}", **_document(made))
 
 
 @job.command(name="list")
@@ -85,7 +113,7 @@ async def list_(invocation: Invocation, pool: str | None) -> int:
 @asynchronous
 async def show(invocation: Invocation, name: str, pool: str | None) -> int:
     """The job NAME, its sessions, and the tasks of those that are open."""
-    async with _pool_of(invocation, pool) as found:
+    async with _pool_of(invocation, pool, name) as found:
         shown = await found.job(name)
         counts = await shown.counts()
         row = {**_document(shown), "counts": asdict(counts)}
@@ -108,9 +136,10 @@ async def show(invocation: Invocation, name: str, pool: str | None) -> int:
 @asynchronous
 async def close(invocation: Invocation, name: str, pool: str | None) -> int:
     """Let the job NAME take no new tasks. What was sent goes on."""
-    async with _pool_of(invocation, pool) as found:
+    async with _pool_of(invocation, pool, name) as found:
         await (await found.job(name)).close()
-    terminal.note(f"job {name!r} takes no new tasks; what was sent goes on")
+        closed = await found.job(name)
+    invocation.told(f"job {name!r} takes no new tasks; what was sent goes on", **_document(closed))
     return Exit.OK
 
 
@@ -136,5 +165,5 @@ async def delete(
                 await found.job(name)
         for name in names:
             await found.delete_job(name)
-            terminal.note(f"job {name!r} is deleted")
+            invocation.told(f"job {name!r} is deleted", job=name, pool=found.id, state="deleted")
     return Exit.OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,6 +16,8 @@ from batchflow.cli.record import Record, latest
 from batchflow.settings import nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.pool import Pool
 
 _POLL: Final = 1.0
@@ -50,35 +53,69 @@ async def logs(
     """Print what TARGET said: a node (its id, its host name, or how one of them begins), or the number of a
     task's input.
 
-    A task's output is that of the runs of this machine; with --follow it is waited for.
+    A task's output comes with its result, to the machine that began its run; with --follow it is waited for.
     """
     if target.isdecimal():
-        return await _task_logs(Record.open(run_name or latest()), int(target), follow)
+        return await _task_logs(invocation, _run_of(run_name), int(target), follow)
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
-        await _node_logs(await find_pool(client, pool, configuration), target, lines, follow)
+        write = _write_object if invocation.as_json else terminal.write
+        await _node_logs(await find_pool(client, pool, configuration), target, lines, follow, write)
     return Exit.OK
 
 
 # ---- a task
 
 
-async def _task_logs(record: Record, index: int, follow: bool) -> int:
+def _run_of(name: str | None) -> Record:
+    try:
+        return Record.open(name or latest())
+    except CommandError as error:
+        where = "what a task printed is where its run was begun; what its node says: batchflow logs NODE"
+        raise CommandError(f"{error}. {where}", error.code) from error
+
+
+async def _task_logs(invocation: Invocation, record: Record, index: int, follow: bool) -> int:
     if index >= record.plan.count:
         message = f"run {record.plan.name!r} has the inputs 0 to {record.plan.count - 1}"
         raise CommandError(message, Exit.NOT_FOUND)
-    while (document := _find(record, index)) is None:
-        if not follow:
-            hint = f"batchflow results {record.plan.name} reads what has come; --follow waits"
-            raise CommandError(
-                f"input {index} of run {record.plan.name!r} has no result yet: {hint}", Exit.FAILED
-            )
-        await asyncio.sleep(_TASK_POLL)
+    document = _find(record, index) or await _come(invocation, record, index, follow)
+    if invocation.as_json:
+        terminal.write_json(document)
+        return Exit.OK
     for name in ("stdout", "stderr", "traceback"):
         if text := document.get(name):
             terminal.write(text.rstrip("\n"))
     terminal.note(f"input {index}: {document['status']}; {document.get('error') or 'no error'}")
     return Exit.OK
+
+
+async def _come(invocation: Invocation, record: Record, index: int, follow: bool) -> dict[str, Any]:
+    """The result that is in the pool, or, where another process reads it from there, in the record."""
+    while True:
+        try:
+            await _fetch(invocation, record, index, follow)
+        except CommandError as error:
+            if error.code is not Exit.CONFLICT:
+                raise
+        if (document := _find(record, index)) is not None:
+            return document
+        if not follow:
+            what = f"input {index} of run {record.plan.name!r} has no result yet"
+            raise CommandError(f"{what}; --follow waits for it", Exit.FAILED)
+        await asyncio.sleep(_TASK_POLL)
+
+
+async def _fetch(invocation: Invocation, record: Record, index: int, follow: bool) -> None:
+    from batchflow.cli.run import read_mail
+
+    plan = record.plan
+    if plan.local or index >= plan.accepted:
+        with record.held():  # nobody else sends it
+            what = "its local cloud has ended" if plan.local else "it is not known to be sent"
+            how = f"batchflow run --resume {plan.name}"
+            raise CommandError(f"input {index} of run {plan.name!r}: {what}; {how}", Exit.FAILED)
+    await read_mail(invocation, record, index, follow)
 
 
 def _find(record: Record, index: int) -> dict[str, Any] | None:
@@ -88,7 +125,15 @@ def _find(record: Record, index: int) -> dict[str, Any] | None:
 # ---- a node
 
 
-async def _node_logs(pool: Pool, target: str, lines: int, follow: bool) -> None:
+def _write_object(line: str) -> None:
+    """An agent's lines are JSON; what else is said there becomes the field `line` of an object."""
+    try:
+        terminal.write_json(json.loads(line))
+    except ValueError:
+        terminal.write_json({"line": line})
+
+
+async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: Callable[[str], None]) -> None:
     node, blobs = await _find_node(pool, target)
     shown: dict[str, int] = {}
     etags: dict[str, str | None] = {}
@@ -96,14 +141,14 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool) -> None:
     if not text:
         text = await _start_task_said(pool, node)
     for line in text.splitlines()[-lines:] if lines else ():
-        terminal.write(line)
+        write(line)
     if not text:
         terminal.note(f"node {node} has said nothing yet")
     while follow:
         await asyncio.sleep(_POLL)
         _, blobs = await _find_node(pool, target)
         for line in (await _news(pool, blobs, shown, etags)).splitlines():
-            terminal.write(line)
+            write(line)
 
 
 async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:

@@ -12,7 +12,8 @@ from batchflow.cli.command import Group, Invocation, asynchronous
 from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
-from batchflow.errors import ConfigurationError
+from batchflow.errors import ConfigurationError, PoolExists
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,11 @@ async def create(
     configuration = invocation.configuration()
     spec = _spec(configuration, name, {"files": files, **given})
     async with invocation.client(configuration) as client:
-        made = await client.create_pool(spec)
+        try:
+            made = await client.create_pool(spec)
+        except PoolExists as error:
+            hint = f"to bring it up to its description: batchflow pool ensure {name}"
+            raise CommandError(f"there is a pool {name!r} already; {hint}", Exit.CONFLICT) from error
         return await _made(invocation, made, wait, wait_timeout)
 
 
@@ -222,7 +227,8 @@ async def resize(
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.resize(nodes, spot=spot, progress=terminal.note)
-        terminal.note(f"pool {found.id!r}: {nodes} nodes and {spot} spot nodes are asked for")
+        asked = f"{counted(nodes, 'node')} and {counted(spot, 'spot node')}"
+        invocation.told(f"pool {name!r}: {asked} are asked for", pool=name, nodes=nodes, spot=spot)
         if wait:
             await _wait_ready(found, wait_timeout)
     return Exit.OK
@@ -248,7 +254,8 @@ async def repurpose(invocation: Invocation, name: str, files: tuple[str, ...], r
             spec=spec if reset and name in configuration.pools else None,
             progress=terminal.note,
         )
-    terminal.note(f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}")
+    told = f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}"
+    invocation.told(told, pool=name, files=list(map(str, paths)), reset=reset)
     return Exit.OK
 
 
@@ -263,7 +270,7 @@ async def start(invocation: Invocation, name: str, wait: bool, wait_timeout: flo
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.start(progress=terminal.note)
-        terminal.note(f"pool {name!r}: its agents are started")
+        invocation.told(f"pool {name!r}: its agents are started", pool=name, agents="started")
         if wait:
             await _wait_ready(found, wait_timeout)
     return Exit.OK
@@ -279,7 +286,8 @@ async def stop(invocation: Invocation, name: str, now: bool) -> int:
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.stop(drain=not now, progress=terminal.note)
-    terminal.note(f"pool {name!r}: its agents have ended; its machines are there, and cost money")
+    told = f"pool {name!r}: its agents have ended; its machines are there, and cost money"
+    invocation.told(told, pool=name, agents="stopped")
     return Exit.OK
 
 
@@ -305,5 +313,5 @@ async def delete(
             confirm(", ".join(each.id for each in found))
         for each in found:
             await each.delete(wait=wait, progress=terminal.note)
-            terminal.note(f"pool {each.id!r} is deleted")
+            invocation.told(f"pool {each.id!r} is deleted", pool=each.id, state="deleted")
     return Exit.OK

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.cli import terminal
 from batchflow.errors import BatchflowError, ConfigurationError, QueueNotFound
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
     from batchflow.services import Services
@@ -106,17 +107,17 @@ class _Probe:
 
 async def _ask_batch(services: Services) -> str:
     pools = [pool.id async for pool in services.compute.pools()]
-    return f"{len(pools)} pools, {len(await services.compute.images())} images to make nodes of"
+    images = counted(len(await services.compute.images()), "image")
+    return f"{counted(len(pools), 'pool')}, {images} to make nodes of"
 
 
 async def _ask_storage(services: Services) -> str:
-    return f"{len(await services.storage.containers())} containers"
+    return counted(len(await services.storage.containers()), "container")
 
 
 async def _ask_bus(services: Services) -> str:
-    return (
-        f"{len(await services.admin.queues())} queues in {services.admin.namespace}; it may be administered"
-    )
+    queues = counted(len(await services.admin.queues()), "queue")
+    return f"{queues} in {services.admin.namespace}; it may be administered"
 
 
 async def _ask_messages(services: Services) -> str:

@@ -1,4 +1,4 @@
-"""How far a run is, on stderr: a bar on a terminal, plain lines now and then elsewhere."""
+"""How far a run is, on stderr: a bar on a terminal, plain lines now and then elsewhere. `Meter` says it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from batchflow.cli import terminal
+from batchflow.meter import Meter, fitting
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from rich.text import Text
+
 _LINE_EVERY: Final = 10.0
 """Seconds between two plain lines, at least."""
-_NARROW: Final = 60
-"""Columns below which a terminal has room for the numbers alone."""
+_BAR: Final = 40
+"""Columns of the bar, and of what must be left beside it."""
 
 
 class Progress(Protocol):
     """Told of each result; closed in the end."""
 
-    def advance(self, done: int, failed: int) -> None: ...
+    def advance(self) -> None:
+        """The meter has counted something."""
 
     def note(self, text: str) -> None:
         """A line above it."""
@@ -36,25 +40,27 @@ class Progress(Protocol):
     ) -> None: ...
 
 
-def progress(total: int, quiet: bool = False) -> Progress:
+def progress(meter: Meter, quiet: bool = False) -> Progress:
     """The fitting one."""
     if quiet or not terminal.is_live(sys.stderr):
-        return Lines(total, quiet)
-    return Bar(total)
+        return Lines(meter, quiet)
+    return Bar(meter)
 
 
 class Lines:
-    """Plain lines: at the start, every ten seconds, at the end."""
+    """A plain line every ten seconds."""
 
-    def __init__(self, total: int, quiet: bool = False) -> None:
-        self._total = total
+    def __init__(self, meter: Meter, quiet: bool = False) -> None:
+        self._meter = meter
         self._quiet = quiet
         self._next = time.monotonic() + _LINE_EVERY
 
-    def advance(self, done: int, failed: int) -> None:
-        if not self._quiet and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _LINE_EVERY
-            terminal.note(f"{done} of {self._total} done, {failed} failed")
+    def advance(self) -> None:
+        now = time.monotonic()
+        self._meter.start(now)
+        if not self._quiet and now >= self._next:
+            self._next = now + _LINE_EVERY
+            terminal.note(fitting(self._meter.facts(now), 0))
 
     def note(self, text: str) -> None:
         terminal.note(text)
@@ -71,31 +77,36 @@ class Lines:
         return None
 
 
+class Silent(Lines):
+    """Nothing of the results: they go into the record alone."""
+
+    def line(self, text: str) -> None:
+        return None
+
+
 class Bar:
     """A bar at the bottom of the terminal, which results and notes pass above."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, meter: Meter) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, ProgressColumn, Task
         from rich.progress import Progress as RichProgress
 
         console = Console(stderr=True)
-        columns: list[ProgressColumn] = [TextColumn("{task.completed:.0f}/{task.total:.0f}")]
-        if console.width >= _NARROW:
-            columns = [BarColumn(), *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
-        columns.append(TextColumn("{task.fields[failed]}", style="red"))
-        self._bar = RichProgress(*columns, console=console, transient=True, redirect_stdout=False)
-        self._task = self._bar.add_task("", total=total, rate="", failed="")
-        self._began = time.monotonic()
-        self._at_start: int | None = None
+        wide = console.width >= 2 * _BAR
 
-    def advance(self, done: int, failed: int) -> None:
-        if self._at_start is None:
-            self._at_start = done
-        seconds = time.monotonic() - self._began
-        rate = (done - self._at_start) / seconds if seconds > 1 else 0.0
-        failures = f"{failed} failed" if failed else ""
-        self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}/s" if rate else "", failed=failures)
+        class Facts(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return _drawn(meter, console.width - (_BAR + 1 if wide else 0))
+
+        columns = (BarColumn(_BAR), Facts()) if wide else (Facts(),)
+        self._meter = meter
+        self._bar = RichProgress(*columns, console=console, transient=True, redirect_stdout=False)
+        self._task = self._bar.add_task("", total=meter.total, completed=meter.done)
+
+    def advance(self) -> None:
+        self._meter.start(time.monotonic())
+        self._bar.update(self._task, completed=self._meter.done)
 
     def note(self, text: str) -> None:
         self._above(text)
@@ -117,3 +128,11 @@ class Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+def _drawn(meter: Meter, width: int) -> Text:
+    from rich.text import Text
+
+    text = Text(fitting(meter.facts(time.monotonic()), width), no_wrap=True)
+    text.highlight_regex(r"[\d,]+ (failed|cancelled)", "red")
+    return text

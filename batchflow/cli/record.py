@@ -8,6 +8,7 @@ happens to that, `batchflow results NAME` has it. A result is told by the number
 from __future__ import annotations
 
 import contextlib
+import difflib
 import fcntl
 import json
 import os
@@ -20,11 +21,13 @@ from typing import IO, Any, Final
 
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.inputs import Item
-from batchflow.model import Status
+from batchflow.meter import Meter
 from batchflow.settings import nearest
 
 _KEPT: Final = 20
 """Runs that are remembered after their end."""
+_HINTED: Final = 5
+"""Runs that are named to somebody who asks for one that is not there."""
 
 
 @dataclass(slots=True)
@@ -50,33 +53,6 @@ class Plan:
     started_at: float = field(default_factory=time.time)
     accepted: int = 0
     """Inputs that the broker has accepted: the first ones."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """How the inputs ended so far."""
-
-    done: int = 0
-    failed: int = 0
-
-    @classmethod
-    def of(cls, record: Record) -> Tally:
-        tally = cls()
-        for document in record.results():
-            tally.count(document)
-        return tally
-
-    @property
-    def told(self) -> str:
-        return f"{self.done - self.failed} succeeded, {self.failed} did not"
-
-    @property
-    def exit_code(self) -> Exit:
-        return Exit.FAILED if self.failed else Exit.OK
-
-    def count(self, document: dict[str, Any]) -> None:
-        self.done += 1
-        self.failed += document["status"] != Status.SUCCEEDED.value
 
 
 class Record:
@@ -120,9 +96,7 @@ class Record:
         try:
             document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            names = run_names()
-            hint = nearest(name, names) if names else ""
-            raise CommandError(f"this machine has no run {name!r}{hint}", Exit.NOT_FOUND) from None
+            raise CommandError(f"this machine has no run {name!r}{_hint(name)}", Exit.NOT_FOUND) from None
         except (OSError, ValueError) as error:
             raise CommandError(f"{folder}: the run cannot be read: {error}", Exit.USAGE) from error
         known = {item.name for item in fields(Plan)}
@@ -155,6 +129,13 @@ class Record:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
+    def meter(self) -> Meter:
+        """How the inputs ended so far."""
+        meter = Meter(total=self.plan.count)
+        for document in self.results():
+            meter.count(document["status"])
+        return meter
+
     def add(self, result: dict[str, Any]) -> None:
         assert self._results is not None
         self._results.write(f"{json.dumps(result)}\n")
@@ -168,6 +149,11 @@ class Record:
         draft = self.folder / "run.json.new"
         draft.write_text(json.dumps(asdict(self.plan)), encoding="utf-8")
         os.replace(draft, self.folder / "run.json")
+
+
+def exit_code(meter: Meter) -> Exit:
+    """Of a command that shows how a run ended."""
+    return Exit.FAILED if meter.unsuccessful else Exit.OK
 
 
 def runs_folder() -> Path:
@@ -189,6 +175,13 @@ def latest() -> str:
     return names[0]
 
 
+def _hint(name: str) -> str:
+    """What may have been meant, or else the latest ones."""
+    names = run_names()
+    close = difflib.get_close_matches(name, names, 1)
+    return nearest(name, close or names[:_HINTED]) if names else "; begin one: batchflow run"
+
+
 def _age(folder: Path) -> float:
     return -(folder / "run.json").stat().st_mtime
 
@@ -202,7 +195,6 @@ def _forget_old(folder: Path) -> None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        record = Record.open(folder.name)
-        return Tally.of(record).done >= record.plan.count
+        return Record.open(folder.name).meter().complete
     except CommandError:
         return False

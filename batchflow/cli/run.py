@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -16,13 +17,15 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 from batchflow.cli.planning import Wish, check_files, new_record, wish_options
-from batchflow.cli.record import Record, Tally, latest
+from batchflow.cli.progress import Progress, Silent, progress
+from batchflow.cli.record import Record, exit_code, latest
 from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
+from batchflow.reporting import counted
 
 if TYPE_CHECKING:
-    from batchflow.cli.progress import Progress
     from batchflow.cli.running import Run
+    from batchflow.meter import Meter
     from batchflow.pool import Pool
     from batchflow.session import Session
 
@@ -64,11 +67,14 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) 
     """
     wish = Wish(**{**options, "texts": (*more, *options["texts"])})
     record = new_record(invocation, wish, invocation.configuration())
+    quiet = partial(progress, quiet=True)
     with _remembered(record):
-        async with _working(invocation, record, wish.command, quiet=True) as work:
+        async with _working(invocation, record, quiet, path=wish.command) as work:
             await work.run.send_all()
     plan = record.plan
-    terminal.note(f"{plan.count} tasks are in pool {plan.pool!r}: batchflow results {plan.name} --follow")
+    terminal.note(
+        f"pool {plan.pool!r} has {counted(plan.count, 'task')}: batchflow results {plan.name} --follow"
+    )
     if invocation.as_json:
         terminal.write_json({"run": plan.name, "pool": plan.pool, "job": plan.job, "tasks": plan.count})
     else:
@@ -86,16 +92,15 @@ async def results(invocation: Invocation, name: str | None, follow: bool) -> int
     Those that were printed before come first. Exit code 1 when a task failed.
     """
     record = Record.open(name or latest())
-    tally = Tally()
     for document in record.results():
         terminal.write_json(document)
-        tally.count(document)
-    if tally.done < record.plan.count:
+    meter = record.meter()
+    if not meter.complete:
         _as_before(invocation, record)
-        tally = await _read_more(invocation, record, follow)
-    left = record.plan.count - tally.done
-    terminal.note(f"{tally.told}, {left} to come" if left else tally.told)
-    return tally.exit_code
+        meter = await _read_more(invocation, record, follow)
+    left = record.plan.count - meter.done
+    terminal.note(f"{meter.outcome}, {left} to come" if left else meter.outcome)
+    return exit_code(meter)
 
 
 @click.command(cls=Command)
@@ -116,21 +121,34 @@ async def cancel(invocation: Invocation, name: str) -> int:
     _as_before(invocation, record)
     async with _pool_of(invocation, record) as pool:
         await pool._ctl.put(cancellation_blob(plan.job, plan.name), Cancellation(everything=True).encode())
-    terminal.note(f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}")
+    told = f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}"
+    invocation.told(told, run=name, pool=pool.id, job=plan.job, state="cancelled")
     return Exit.OK
 
 
-async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Tally:
+async def _read_more(invocation: Invocation, record: Record, follow: bool) -> Meter:
     if record.plan.local:
-        return Tally.of(record)  # its cloud has ended: only --resume makes more
-    record.plan.output = None
+        return record.meter()  # its cloud has ended: only --resume makes more
     with _remembered(record):
-        async with _working(invocation, record, None, quiet=not follow) as work:
+        async with _working(invocation, record, partial(progress, quiet=not follow)) as work:
             if follow:
                 await work.run.complete()
             else:
                 await work.run.read_what_is_there()
-            return work.run.tally
+            return work.meter
+
+
+async def read_mail(invocation: Invocation, record: Record, index: int, follow: bool) -> None:
+    """Add to the record what has come for the run; with `follow`, until the input has its result.
+
+    Raises `CommandError` when another process reads.
+    """
+    _as_before(invocation, record)
+    async with _working(invocation, record, partial(Silent, quiet=True)) as work:
+        if follow:
+            await work.run.read_until(index)
+        else:
+            await work.run.read_what_is_there()
 
 
 async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) -> int:
@@ -139,10 +157,10 @@ async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) ->
     record = Record.open(name)
     plan = record.plan
     plan.output = wish.output or plan.output
-    if (tally := Tally.of(record)).done == plan.count:
-        with _output(record):
-            terminal.note(tally.told)
-        return tally.exit_code
+    if (meter := record.meter()).complete:
+        with _output(record, plan.output):
+            terminal.note(f"{meter.outcome}; all of them: batchflow results {name}")
+        return exit_code(meter)
     if plan.local:
         plan.accepted = 0  # the cloud that had them has ended
     _as_before(invocation, record)
@@ -156,7 +174,8 @@ def _as_before(invocation: Invocation, record: Record) -> None:
 
 async def _carry_out(invocation: Invocation, record: Record, path: str | None, quiet: bool) -> int:
     with _remembered(record):
-        async with _working(invocation, record, path, quiet) as work:
+        shown, output = partial(progress, quiet=quiet), record.plan.output
+        async with _working(invocation, record, shown, path=path, output=output) as work:
             return await _until_done(invocation, work)
 
 
@@ -167,26 +186,32 @@ class _Work:
     pool: Pool
     record: Record
     run: Run
+    meter: Meter
     shown: Progress
 
 
 @asynccontextmanager
 async def _working(
-    invocation: Invocation, record: Record, path: str | None, quiet: bool
+    invocation: Invocation,
+    record: Record,
+    show: Callable[[Meter], Progress],
+    *,
+    path: str | None = None,
+    output: str | None = None,
 ) -> AsyncIterator[_Work]:
-    from batchflow.cli.progress import progress
     from batchflow.cli.running import Run
 
-    with record.held(), progress(record.plan.count, quiet) as shown, _output(record) as file:
+    with record.held(), show(meter := record.meter()) as shown:
         async with _pool_of(invocation, record) as pool:
             await check_files(pool, record, path)
-            async with _session_of(pool, record) as session:
-                record.begun = True
-                watching = asyncio.create_task(_tell(session, shown), name="tell events")
-                try:
-                    yield _Work(pool, record, Run(session, record, shown, file), shown)
-                finally:
-                    watching.cancel()
+            with _output(record, output) as file:
+                async with _session_of(pool, record) as session:
+                    record.begun = True
+                    watching = asyncio.create_task(_tell(session, shown), name="tell events")
+                    try:
+                        yield _Work(pool, record, Run(session, record, meter, shown, file), meter, shown)
+                    finally:
+                        watching.cancel()
 
 
 @contextlib.contextmanager
@@ -206,22 +231,30 @@ async def _until_done(invocation: Invocation, work: _Work) -> int:
     import anyio
 
     scope = anyio.CancelScope()
+    name = work.record.plan.name
+    invocation.interrupts.farewell = f"to go on with it: batchflow run --resume {name}"
+
+    def interrupted() -> None:
+        work.shown.note("interrupted: leaving in order; Ctrl-C again leaves at once")
+        scope.cancel()
+
     try:
-        with invocation.interrupts.answered_by(scope.cancel), scope:
+        with invocation.interrupts.answered_by(interrupted), scope:
             await work.run.complete()
-            return _summary(work)
+            work.shown.note(work.meter.outcome)
+            return exit_code(work.meter)
     except (StdoutClosed, CommandError):
-        await _leave(work)
+        left = "" if work.meter.complete else f"To go on with it: batchflow run --resume {name}. "
+        work.shown.note(f"{await _leave(work)}. {left}All that has come: batchflow results {name}")
         raise
     if work.record.plan.local:
         await _drain(work)
-    await _leave(work)
+    work.shown.note(f"{await _leave(work)}. To go on with it: batchflow run --resume {name}")
     return invocation.interrupts.exit_code
 
 
 async def _drain(work: _Work) -> None:
     """Let the local cloud's nodes finish what they run, and write it."""
-    work.shown.note("interrupted: what runs may end; Ctrl-C again leaves at once")
     reading = asyncio.create_task(work.run.read_what_comes(), name="read what comes")
     try:
         await work.pool.stop(progress=work.shown.note)
@@ -230,27 +263,19 @@ async def _drain(work: _Work) -> None:
         await asyncio.wait([reading])
 
 
-async def _leave(work: _Work) -> None:
-    """See that the pool has what was sent, and say what goes on without us."""
-    plan, tally = work.record.plan, work.run.tally
+async def _leave(work: _Work) -> str:
+    """See that the pool has what was sent; what to say of it, and of what goes on without us."""
+    plan, meter = work.record.plan, work.meter
+    has = f"{meter.done} of {plan.count} have a result"
     if plan.local:
-        goes = "the local cloud ends with this command"
-    else:
-        goes = f"{await work.run.leave()} were sent and go on in the pool"
-    done = f"interrupted: {tally.done} of {plan.count} have a result, {goes}"
-    work.shown.note(f"{done}. To go on with it: batchflow run --resume {plan.name}")
-
-
-def _summary(work: _Work) -> int:
-    tally = work.run.tally
-    work.shown.note(tally.told)
-    return tally.exit_code
+        return f"{has}, the local cloud ends with this command"
+    left = await work.run.leave()
+    return f"{has}, {left} were sent and go on in the pool" if left else has
 
 
 @contextlib.contextmanager
-def _output(record: Record) -> Iterator[IO[str] | None]:
+def _output(record: Record, path: str | None) -> Iterator[IO[str] | None]:
     """The file for the results, with those that the record has; None for stdout."""
-    path = record.plan.output
     if path is None:
         yield None
         return
@@ -259,6 +284,7 @@ def _output(record: Record) -> Iterator[IO[str] | None]:
             file = stack.enter_context(open(path, "w", encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
+        stack.callback(terminal.close, file)
         for document in record.results():
             terminal.write(terminal.encode(document), file)
         yield file

@@ -8,13 +8,13 @@ not accepted, read until nothing is owed, and send anew what neither the record 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any, Final
 
 import anyio
 
 from batchflow.cli import terminal
-from batchflow.cli.record import Tally
 from batchflow.concurrency import task_group
 from batchflow.model import Result
 from batchflow.retry import RetryPolicy
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from batchflow.cli.inputs import Item
     from batchflow.cli.progress import Progress
     from batchflow.cli.record import Record
+    from batchflow.meter import Meter
     from batchflow.session import Session
 
 _WINDOW: Final = 20_000
@@ -38,21 +39,20 @@ _LEAVE_TIMEOUT: Final = 5.0
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, session: Session, record: Record, progress: Progress, file: IO[str] | None) -> None:
+    def __init__(
+        self, session: Session, record: Record, meter: Meter, progress: Progress, file: IO[str] | None
+    ) -> None:
         self._session = session
         self._record = record
+        self._meter = meter
         self._progress = progress
         self._file = file
         self._items = record.items()
-        self._written: set[int] = set()
+        self._written: set[int] = {document["index"] for document in record.results()}
         self._sent = record.plan.accepted
         self._moved = asyncio.Event()
         """A task was sent, or the last one."""
         self._room = asyncio.Event()
-        self.tally = Tally()
-        for document in record.results():
-            self._written.add(document["index"])
-            self.tally.count(document)
 
     @property
     def missing(self) -> list[int]:
@@ -61,7 +61,7 @@ class Run:
 
     async def complete(self) -> None:
         """Return when each input has its result. Cancelled, what was sent goes on: see `leave`."""
-        self._progress.advance(self.tally.done, self.tally.failed)
+        self._progress.advance()
         to_send: Iterable[int] = [index for index in self.missing if index >= self._record.plan.accepted]
         while self.missing:
             async with task_group() as group:
@@ -89,16 +89,24 @@ class Run:
             self._write(result)
 
     async def read_what_is_there(self) -> None:
-        """Write results until for a moment none comes."""
+        """Write results until one comes that ended after we asked, or for a moment none."""
+        asked = time.time()
         reading = self._session.results()
         while True:
             with anyio.move_on_after(_MOMENT) as waiting:
                 try:
-                    self._write(await anext(reading))
+                    result = await anext(reading)
                 except StopAsyncIteration:
                     return
-            if waiting.cancelled_caught:
+                self._write(result)
+            if waiting.cancelled_caught or (result.finished_at or asked) > asked:
                 return
+
+    async def read_until(self, index: int) -> None:
+        """Write results until that of one input is there."""
+        reading = self._session.results(follow=True)
+        while index not in self._written:
+            self._write(await anext(reading))
 
     async def leave(self) -> int:
         """See that the broker has what was sent. How many tasks go on without us."""
@@ -172,8 +180,8 @@ class Run:
         document = document_of(result, index, self._items[index])
         self._record.add(document)
         self._written.add(index)
-        self.tally.count(document)
-        self._progress.advance(self.tally.done, self.tally.failed)
+        self._meter.count(document["status"])
+        self._progress.advance()
         if self._file is None:
             self._progress.line(terminal.encode(document))
         else:

@@ -37,20 +37,31 @@ def write(line: str, file: IO[str] | None = None) -> None:
         out.write(f"{line}\n")
         out.flush()
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(file)
         raise StdoutClosed from None
     except OSError as error:
-        name = "stdout" if file is None else file.name
-        if file is None:
-            _drop_stdout()
-        raise CommandError(f"cannot write to {name}: {error.strerror}", Exit.OUTPUT) from error
+        _drop(file)
+        raise _unwritten(file, error) from error
 
 
-def _drop_stdout() -> None:
-    """Let Python's own last flush go nowhere."""
+def close(file: IO[str]) -> None:
+    """Raises `CommandError` when what was written to it is not there."""
+    try:
+        file.close()
+    except OSError as error:
+        raise _unwritten(file, error) from error
+
+
+def _drop(file: IO[str] | None) -> None:
+    """Let what could not be written, which a last flush tries again, go nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, 1 if file is None else file.fileno())
     os.close(null)
+
+
+def _unwritten(file: IO[str] | None, error: OSError) -> CommandError:
+    name = "stdout" if file is None else file.name
+    return CommandError(f"cannot write to {name}: {error.strerror}", Exit.OUTPUT)
 
 
 def encode(value: Any) -> str:

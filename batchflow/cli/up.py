@@ -17,6 +17,7 @@ import click
 from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.exits import CommandError, Exit
+from batchflow.reporting import counted
 from batchflow.settings import PREFIX, Settings, local_cloud_file
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ async def _keep(
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
             _print(invocation, variables)
-            terminal.note(f"ready: {nodes} nodes for a new pool, {slots} slots each; Ctrl-C ends it")
+            told = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
+            terminal.note(f"ready: {told} each; Ctrl-C ends it")
             await asyncio.to_thread(remove_abandoned)
             await show(settings, stop)
     finally:

@@ -25,7 +25,7 @@ ON_THE_CLOUD = [
         "no such pool", ("run", "--pool", "demmo", "square.py", "1"), 3, ("'demmo'", "did you mean 'demo'?")
     ),
     Wrong("show no such pool", ("pool", "show", "nowhere"), 3, ("there is no pool 'nowhere'",)),
-    Wrong("pool exists", ("pool", "create", "demo"), 5, ("demo",)),
+    Wrong("pool exists", ("pool", "create", "demo"), 5, ("'demo' already", "batchflow pool ensure demo")),
     Wrong("pool files missing", ("pool", "create", "x1", "--file", "gone/"), 2, ("'gone'", "no such file")),
     Wrong("no such job", ("job", "show", "nothing"), 3, ("no job 'nothing'",)),
     Wrong("no such node", ("logs", "zz"), 3, ("there is no node 'zz'",)),
@@ -36,7 +36,7 @@ ON_THE_CLOUD = [
         "CSV with a broken line",
         ("run", "square.py", "--csv", "in.csv"),
         2,
-        ("in.csv:3: 1 columns, 2 are expected",),
+        ("in.csv:3: 1 column, 2 are expected",),
         {"in.csv": "a,b\n1,2\n3\n"},
     ),
     Wrong(
@@ -91,7 +91,7 @@ ON_THE_CLOUD = [
     Wrong("two sources of inputs", ("run", "square.py", "1", "--jsonl", "x"), 2, ("from one",)),
     Wrong("no command", ("run",), 2, ("COMMAND",)),
     Wrong("an unknown option", ("run", "square.py", "--colour"), 2, ("--colour",)),
-    Wrong("an unknown command", ("rum",), 2, ("rum",)),
+    Wrong("an unknown command", ("rum",), 2, ("no command 'rum'", "did you mean 'run'?")),
     Wrong("a bad name", ("run", "--session", "a b", "square.py"), 2, ("run name 'a b'",)),
     Wrong("no such run", ("run", "--resume", "never"), 3, ("no run 'never'",)),
     Wrong("results of no run", ("results",), 3, ("no run",)),

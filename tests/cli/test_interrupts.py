@@ -101,7 +101,7 @@ def test_a_run_that_is_cancelled(cli: Cli, gate: Path) -> None:
     rest, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, said
     assert [row["status"] for row in parsed(rest)] == ["cancelled"] * 4
-    assert "2 succeeded, 4 did not" in said
+    assert "2 succeeded, 4 cancelled" in said
 
 
 def test_a_terminated_run(cli: Cli, gate: Path) -> None:
@@ -169,3 +169,20 @@ def test_a_local_cloud_that_is_interrupted(alone: Cli) -> None:
     ended = alone("run", "--resume", "own")
     assert ended.returncode == 0, ended.stderr
     assert sorted(numbers(first + rest) + numbers(ended.stdout)) == [*range(14)]
+
+
+def test_the_disk_of_the_output_file_is_full(cli: Cli) -> None:
+    """The file is named, and `results` has what was not written."""
+    ended = cli("run", "square.py", "3", "-o", "/dev/full", "--session", "full")
+    assert ended.returncode == 74, ended.stderr
+    assert "cannot write to /dev/full: No space left on device" in ended.stderr
+    assert "1 of 1 have a result. All that has come: batchflow results full" in ended.stderr
+    assert "interrupted" not in ended.stderr
+    assert numbers(cli("results", "full").stdout) == [0]
+
+
+def test_a_file_is_left_alone_by_a_run_that_does_not_begin(cli: Cli) -> None:
+    """What was in the output file is there after a run whose pool does not exist."""
+    path = cli.write("out.jsonl", "mine\n")
+    assert cli("run", "--pool", "nowhere", "square.py", "3", "-o", "out.jsonl").returncode == 3
+    assert path.read_text() == "mine\n"

@@ -155,3 +155,19 @@ def test_a_cloud_that_was_killed_is_not_in_the_way(alone: Cli) -> None:
     assert again.stdout.readline()
     interrupted(again)
     assert again.returncode == 0
+
+
+def test_jobs_that_a_file_describes(cli: Cli) -> None:
+    """`job ensure` makes those that are not there, each in its pool; the commands find that pool."""
+    cli.write("batchflow.toml", 'target = "local"\n[jobs.night]\npool = "demo"\n[jobs.day]\npool = "demo"\n')
+    assert cli("job", "create", "night").returncode == 0
+    ensured = [json.loads(line) for line in cli("job", "ensure", "--json").stdout.splitlines()]
+    assert [(row["job"], row["pool"], row["state"]) for row in ensured] == [
+        ("night", "demo", "open"),
+        ("day", "demo", "open"),
+    ]
+    closed = json.loads(cli("job", "close", "day", "--json").stdout)
+    assert (closed["job"], closed["state"]) == ("day", "closed")
+    for name in ("night", "day"):
+        deleted = json.loads(cli("job", "delete", name, "--pool", "demo", "--json").stdout)
+        assert deleted == {"job": name, "pool": "demo", "state": "deleted"}

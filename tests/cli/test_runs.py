@@ -158,3 +158,29 @@ def test_a_name_is_for_one_run(cli: Cli) -> None:
     assert "--resume once" in again.stderr
     done = cli("run", "--resume", "once")
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_what_a_task_printed_that_nobody_has_read(cli: Cli) -> None:
+    """`logs N` of a run that was only submitted reads it from the pool; `results` has it afterwards, once."""
+    assert cli("submit", "talk.py", "hello", "world", "--session", "sent").returncode == 0
+    said = cli("logs", "1", "--run", "sent", "--follow", "--json")
+    assert said.returncode == 0, said.stderr
+    assert parsed(said.stdout)[0]["stdout"] == "world\n"
+    assert [row["index"] for row in cli.rows("results", "sent", "--follow")] == [0, 1]
+
+
+def test_what_a_task_printed_somewhere_else(cli: Cli) -> None:
+    """A run of another machine is not known here: it is told where its output is."""
+    unknown = cli("logs", "1", "--run", "theirs")
+    assert (unknown.returncode, unknown.stdout) == (3, "")
+    assert "this machine has no run 'theirs'" in unknown.stderr
+    assert "batchflow logs NODE" in unknown.stderr
+
+
+def test_results_until_now_are_not_waited_for(cli: Cli) -> None:
+    """`results` without --follow ends while tasks end one after the other."""
+    assert cli("submit", "nap.py", *["0.2"] * 60, "--session", "many").returncode == 0
+    ended = cli("results", "many")
+    assert ended.returncode == 0
+    assert " to come" in ended.stderr
+    assert cli("cancel", "many", "--json").stdout.startswith('{"run":"many"')

@@ -68,7 +68,9 @@ def test_a_meter_says_how_far_it_is() -> None:
     for status in (Status.SUCCEEDED, Status.FAILED):
         meter.add(a_result(status), 101.0)
     assert meter.line(101.0) == "pi  ██████░░░░░░░░░░░░░░░░░░  2 of 8  1 failed  2/s  3 s left  1 s"
-    assert meter.line(101.0, 12) == "pi  ██████░░"
+    assert meter.line(101.0, 30) == "pi  2 of 8  1 failed  2/s"
+    assert meter.line(101.0, 5) == "pi"
+    assert meter.outcome == "1 succeeded, 1 failed"
     assert "2 of 8 · 1 failed" in meter.view(101.0)
     assert "width:12.50%" in meter.view(101.0)
 
@@ -78,8 +80,19 @@ def test_a_meter_that_knows_no_total_counts() -> None:
     meter = Meter()
     assert meter.line(5.0) == "0 results  0 s"
     meter.add(a_result(), 5.0)
-    assert meter.line(7.0) == "1 results  0.5/s  2 s"
+    assert meter.line(7.0) == "1 result  0.5/s  2 s"
     assert not meter.complete
+
+
+def test_what_was_done_before_says_nothing_of_the_speed() -> None:
+    """A run that goes on is as fast as what comes now."""
+    meter = Meter(total=100)
+    for _ in range(90):
+        meter.count("succeeded")
+    meter.start(0.0)
+    assert meter.facts(2.0) == ["90 of 100", "2 s"]
+    meter.add(a_result(), 2.0)
+    assert meter.facts(2.0) == ["91 of 100", "0.5/s", "18 s left", "2 s"]
 
 
 def test_a_label_is_text() -> None:
@@ -148,7 +161,8 @@ def test_a_terminal_gets_one_line_within_its_width(monkeypatch: pytest.MonkeyPat
     terminal.show(meter, 0.0)
     terminal.finish(meter, 1.0)
     lines = re.split(r"\r\x1b\[K|\n", written.getvalue())
-    assert max(map(len, lines)) == 39
+    assert max(map(len, lines)) <= 39
+    assert "0 of 100" in lines[-2]
     assert written.getvalue().count("\n") == 1
 
 
