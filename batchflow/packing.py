@@ -111,6 +111,10 @@ class PackingPolicy:
             self.durations[command] = mean + _WEIGHT * (min(duration, _JUMP * mean) - mean)
         self._mean += _WEIGHT * (duration - self._mean)
 
+    def expected(self, command: str) -> float:
+        """Seconds that a task of this command takes; infinite where it has not been seen."""
+        return self.durations.get(command, math.inf)
+
     def sent(self, took: float) -> None:
         """A send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
         known = self.round_trip

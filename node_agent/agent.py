@@ -250,6 +250,8 @@ class Agent:
                 self._workers[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
                 self._workers[slot].start(tasks)
+            case to.Follow(slot, tasks):
+                self._workers[slot].follow({task: self._scheduler.item(task) for task in tasks})
             case to.Stop(slot):
                 self._workers[slot].stop()
             case to.Recall(slot):

@@ -126,7 +126,7 @@ class Child:
                     os._exit(0)
                 flags = self._flags(task)
                 self._channel.send(kind, bytes((flags,)) + answer)
-                if flags and task["more"]:
+                if flags:
                     self._channel.go()
 
     def _may_start(self) -> bool:
@@ -271,7 +271,7 @@ class Child:
             self._stdout.reconfigure(line_buffering=live)
 
     def _put_back(self, task: dict[str, Any]) -> None:
-        if task["more"] and self._channel.cancelled():
+        if self._channel.cancelled():
             self._retire = True
         self._channel.forget_calls()
         if task["memory_limit"] is not None:

@@ -21,8 +21,8 @@ FORGOTTEN             to agent    empty
 ====================  ==========  ==================================================================
 
 Rules: a child runs the tasks that it was sent one after the other, in order, and answers each with one
-VALUE or FAILURE before it starts the next. When the flags are not 0 and more tasks wait, it starts the next
-one only after a GO. After a CANCEL it starts none.
+VALUE or FAILURE before it starts the next. When the flags are not 0, it starts the next one only after a GO.
+After a CANCEL it starts none.
 
 Each task needs a permit, a count in an eventfd that both hold: the child takes one before it starts a task,
 and passes over a task without a word when there is none. The agent takes back the tasks that have not begun

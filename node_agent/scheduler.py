@@ -7,6 +7,9 @@ Rules:
   broker takes no results, or while a task is to run alone.
 - The tasks of a message run in the order of their message, several at a time in one slot when they are known
   to be short, a slot that holds the same bundle already first.
+- What waits while every slot is busy follows what runs in a slot, when all of it together is a matter of
+  `AHEAD` seconds: the slot goes on without asking. No message is pulled while more than `NEAR` seconds of
+  work for each slot follow in this way and the latest of it has not begun: it counts as the one in advance.
 - A task's result is accepted by the broker before its message is completed. A message is completed when each
   of its tasks has an accepted result or an accepted copy. A lost lock changes nothing for the tasks: their
   results are sent all the same, only the message is not completed.
@@ -43,12 +46,13 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 from typing import Final
 
 from batchflow.control import AgentState, Cancellation
 from batchflow.errors import ConfigurationError
 from batchflow.model import Attempt, Status
-from batchflow.packing import PackingPolicy
+from batchflow.packing import HOLD, PackingPolicy
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from batchflow.wire import TaskItem
 from node_agent.cancellation import FRESH, CancellationBook
@@ -68,6 +72,7 @@ from node_agent.scheduling import (
     Ended,
     Event,
     Exit,
+    Follow,
     ForgetDeaths,
     Freed,
     HandBack,
@@ -93,6 +98,11 @@ from node_agent.scheduling import (
 
 SHORT: Final = 0.1
 """Seconds: tasks below this are worth a message in advance."""
+AHEAD: Final = 0.1
+"""Seconds of expected work in a slot, with what follows."""
+NEAR: Final = 0.005
+MOST_FOLLOWING: Final = 500
+"""Tasks that follow in a slot until it is free once."""
 STRAGGLER: Final = 0.1
 LAGGING: Final = 3.0
 """Times the usual duration: a task is no straggler sooner."""
@@ -102,6 +112,7 @@ MOST_HELD: Final = 4096
 """Tasks; more are not pulled, however slowly results leave."""
 DIED: Final = "the agent died while it ran this task alone"
 
+_ROUNDING: Final = 1 + 1e-9
 _REMEMBERED: Final = 8192
 _WEIGHT: Final = 0.2
 
@@ -163,7 +174,11 @@ class _Slot:
     """When the first one began."""
     stopping: bool = False
     shared: bool = False
-    """Whether it began with several tasks, all of them known to be short."""
+    """Whether it was given several tasks, all of them known to be short."""
+    followers: int = 0
+    """How many of them it was given after it had begun."""
+    latest: int = 0
+    """How many of these came last, together."""
     recalled: bool = False
     """Whether what stands behind its first task was asked back."""
     bundle: str | None = None
@@ -239,7 +254,9 @@ class Scheduler:
     @property
     def more_soon(self) -> bool:
         """Whether short tasks are under way, so that another result is a matter of milliseconds."""
-        return any(slot.shared and slot.tasks for slot in self._slots)
+        return any(
+            slot.shared and slot.tasks and self._expected(slot.tasks[0]) <= HOLD for slot in self._slots
+        )
 
     @property
     def held(self) -> int:
@@ -398,12 +415,59 @@ class Scheduler:
             tasks = self._take_chunk()
             slot = self._free_slot(tasks[0].item.bundle)
             slot.phase, slot.bundle, slot.moved_at = _Phase.PREPARING, tasks[0].item.bundle, now
-            slot.tasks.extend(tasks)
-            slot.shared = len(tasks) > 1
+            slot.shared, slot.followers, slot.latest = len(tasks) > 1, 0, 0
             self._busy += 1
-            for task in tasks:
-                task.state = _State.PLACED
-            self._out.append(Prepare(slot.index, tuple(task.number for task in tasks)))
+            self._out.append(Prepare(slot.index, _place(tasks, slot)))
+        if self._waiting and self._may_place():
+            self._let_follow(now)
+
+    def _let_follow(self, now: float) -> None:
+        """Spread what waits over the slots in which it may follow."""
+        slots = sorted(self._leading(self._waiting[0]), key=self._work)
+        for index, slot in enumerate(slots):
+            tasks = self._take_followers(slot, -(-len(self._waiting) // (len(slots) - index)), now)
+            if not tasks:
+                return
+            slot.shared, slot.latest = True, len(tasks)
+            slot.followers += len(tasks)
+            self._out.append(Follow(slot.index, _place(tasks, slot)))
+
+    def _leading(self, task: _Task) -> list[_Slot]:
+        """The slots in which a task may follow what runs."""
+        return [
+            slot
+            for slot in self._slots
+            if slot.phase is _Phase.RUNNING
+            and slot.tasks
+            and not (slot.stopping or slot.recalled)
+            and slot.bundle == task.item.bundle
+            and slot.followers < MOST_FOLLOWING
+        ]
+
+    def _take_followers(self, slot: _Slot, most: int, now: float) -> list[_Task]:
+        """The next tasks, if they may follow what runs in this slot: all of them or none, so that a pack does
+        not trickle in."""
+        tasks = list(islice(self._waiting, most))
+        work = self._work(slot) + sum(map(self._expected, tasks))
+        if work > AHEAD * _ROUNDING or not all(self._may_follow(task, slot, now) for task in tasks):
+            return []
+        for _ in tasks:
+            self._waiting.popleft()
+        return tasks
+
+    def _may_follow(self, task: _Task, slot: _Slot, now: float) -> bool:
+        """Nothing is fetched for a task that follows, nor does it wait for a document."""
+        if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
+            return False
+        return self.cancellations.clearance(task.item, self._young_until(task), now) == "go"
+
+    def _expected(self, task: _Task) -> float:
+        """Seconds; infinite where nothing is known."""
+        return self._packing.expected(_command(task.item))
+
+    def _work(self, slot: _Slot) -> float:
+        """Seconds that its tasks are expected to take, the one that runs included."""
+        return sum(map(self._expected, slot.tasks))
 
     def _may_place(self) -> bool:
         """A task that runs alone waits until the slots are empty, and lets nothing pass."""
@@ -719,7 +783,11 @@ class Scheduler:
             return False
         if self._parted or self._isolating():
             return False
-        return self._busy < self.slots or (not self._stuck and self._mean is not None and self._mean < SHORT)
+        if self._busy < self.slots:
+            return True
+        if self._stuck or self._mean is None or self._mean >= SHORT:
+            return False
+        return sum(map(_following, self._slots)) * self._mean <= NEAR * self.slots
 
 
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
@@ -739,6 +807,20 @@ def _identity(item: TaskItem) -> _Identity:
 def _command(item: TaskItem) -> str:
     """By what a task's duration is known."""
     return f"{item.bundle} {item.command}"
+
+
+def _following(slot: _Slot) -> int:
+    """How many tasks stand in the slot that came after it had begun; none when the latest are under way."""
+    standing = len(slot.tasks)
+    return 0 if standing <= slot.latest else min(slot.followers, standing - 1)
+
+
+def _place(tasks: list[_Task], slot: _Slot) -> tuple[int, ...]:
+    """Their numbers."""
+    slot.tasks.extend(tasks)
+    for task in tasks:
+        task.state = _State.PLACED
+    return tuple(task.number for task in tasks)
 
 
 def _alike(first: _Task, other: _Task) -> bool:

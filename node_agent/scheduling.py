@@ -209,6 +209,14 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Follow:
+    """Run these, too, after all that was given to the slot: its tasks have not all ended."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Kill what runs in the slot, and prepare no further; answered by `Freed`."""
 
@@ -284,6 +292,7 @@ Command = (
     | Announce
     | Prepare
     | Start
+    | Follow
     | Stop
     | Recall
     | SendResult

@@ -11,8 +11,9 @@ Rules:
 - A task is told to end in three steps: `engine.cancelled` turns true, a moment later SIGTERM to all its
   processes, and SIGKILL when the grace is over. Past a memory limit there is only the third.
 - Tasks that were given together and have not begun can be taken back at any time.
-- Several Python tasks can be sent to the child at once. It waits for the slot's word before it starts the
-  next one if there is something to put in order after the last, so packs mix nothing up.
+- Several Python tasks can be sent to the child at once, and others after them while they run. It waits for
+  the slot's word before it starts the next one if there is something to put in order after the last, so
+  packs mix nothing up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -51,6 +52,16 @@ CANCEL_GRACE: Final = 0.75
 """Seconds from a cancellation to SIGKILL, at most."""
 
 Done = Callable[[int, Outcome], None]
+
+
+@dataclass(slots=True)
+class _Orders:
+    """Tasks that were sent to a child together."""
+
+    child: WarmChild
+    place: Place
+    room: int
+    """How many more it may be sent."""
 
 
 class Slot:
@@ -89,10 +100,12 @@ class Slot:
         self._crew = Crew(settings, self._noted)
         self._telling: Telling | None = None
         self._kept: set[Path] = set()
+        self._line: list[Execution] | None = None
+        """What `run_many` runs, in this order; None while it runs nothing."""
         self._begun = 0
-        """Of the tasks of this `run_many`: how many have begun, or were sent to the child."""
-        self._orders: WarmChild | None = None
-        """The child that holds several of them."""
+        """Of the line: how many have begun, or were sent to the child."""
+        self._orders: _Orders | None = None
+        """What the child was sent of them."""
         self._recalled = False
         self._closed = False
         self._crew.prewarm()
@@ -130,18 +143,33 @@ class Slot:
             for index in range(len(executions)):
                 done(index, _now(outcomes.rejected(str(error))))
             return
-        index, self._recalled, self._orders = 0, False, None
-        while index < len(executions) and not self._recalled:
-            self._begun = index + 1
-            index += await self._run_next(executions[index:], place, _shifted(done, index))
-            self._orders = None
+        self._line, self._recalled, index = list(executions), False, 0
+        try:
+            while index < len(self._line) and not self._recalled:
+                self._begun = index + 1
+                index = await self._run_next(index, place, done)
+        finally:
+            self._line = self._orders = None
+
+    def follow(self, execution: Execution) -> bool:
+        """Have `run_many` run one more, of the same bundle, after all that it runs; False when it does not,
+        for it runs nothing, or what it had was taken back."""
+        if self._line is None or self._recalled:
+            return False
+        self._line.append(execution)
+        orders = self._orders
+        if orders is None or not orders.room or self._begun < len(self._line) - 1:
+            return True
+        if _resolve(execution, orders.place) == commands.Action():
+            self._order(orders, 1)
+        return True
 
     def recall(self) -> int:
         """Take back what has not begun of the tasks that `run_many` runs; how many of them it still runs, or
         has run."""
         self._recalled = True
         if self._orders is not None:
-            self._begun -= self._orders.recall()
+            self._begun -= self._orders.child.recall()
         return self._begun
 
     def clean(self, outcome: Outcome | None = None) -> None:
@@ -157,41 +185,62 @@ class Slot:
             await self._crew.aclose()
         self._workspace.close()
 
-    async def _run_next(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
-        """Run the first of these, and those after it that can ride along; how many ended."""
-        match _resolve(executions[0], place):
+    async def _run_next(self, index: int, place: Place, done: Done) -> int:
+        """Run one of the line, and those after it that can ride along; the index of what comes next."""
+        assert self._line is not None
+        match _resolve(self._line[index], place):
             case commands.Refusal(reason, kind):
-                done(0, _now(outcomes.failed(kind, reason)))
-                return 1
+                done(index, _now(outcomes.failed(kind, reason)))
             case commands.Launch(argv):
-                done(0, await self._launch(executions[0], argv, place))
-                return 1
+                done(index, await self._launch(self._line[index], argv, place))
             case commands.Action():
-                count = 1
-                while count < len(executions) and _resolve(executions[count], place) == commands.Action():
-                    count += 1
-                return await self._run_pack(executions[:count], place, done)
+                return await self._run_pack(index, place, done)
+        return index + 1
 
-    async def _run_pack(self, executions: Sequence[Execution], place: Place, done: Done) -> int:
-        """Send tasks to the child at once; how many ended before the child had to go."""
-        child = await self._warm_child(executions[0].memory_limit)
+    async def _run_pack(self, index: int, place: Place, done: Done) -> int:
+        """Send tasks to the child at once; the index of the first that it did not run."""
+        assert self._line is not None
+        child = await self._warm_child(self._line[index].memory_limit)
         await child.forgotten()
-        most = 1 if self._recalled else max(1, self._config.child_tasks - child.tasks)
-        executions = executions[:most]
-        last = len(executions) - 1
-        child.order([_order(one, place, index < last) for index, one in enumerate(executions)])
-        before, self._orders = self._begun - 1, child
-        self._begun += last
-        index = 0
-        while index < self._begun - before:
-            outcome, flags = await self._run_in(child, executions[index], place)
-            done(index, outcome)
-            index += 1
-            if self._crew.child is not child:
-                return index
-            if flags and index <= last:
-                child.send(frames.encode(frames.GO))
+        self._orders = orders = _Orders(child, place, max(1, self._config.child_tasks - child.tasks))
+        self._begun = index
+        self._order(orders, 1 if self._recalled else self._alike(index, orders))
+        try:
+            while index < self._begun:
+                outcome, flags = await self._run_in(child, self._line[index], place)
+                done(index, outcome)
+                index += 1
+                if self._crew.child is not child:
+                    return index
+                if flags:
+                    child.send(frames.encode(frames.GO))
+        except BaseException:
+            if self._crew.child is child:
+                await self._replace_child()  # it may hold more of them
+            raise
+        finally:
+            self._orders = None
+        if child.tasks >= self._config.child_tasks:
+            await self._replace_child()
         return index
+
+    def _alike(self, index: int, orders: _Orders) -> int:
+        """How many of the line, from this one on, can be sent to the child."""
+        assert self._line is not None
+        count = 1
+        for execution in self._line[index + 1 : index + orders.room]:
+            if _resolve(execution, orders.place) != commands.Action():
+                break
+            count += 1
+        return count
+
+    def _order(self, orders: _Orders, count: int) -> None:
+        """Send so many to the child, after those that were sent."""
+        assert self._line is not None
+        tasks = self._line[self._begun : self._begun + count]
+        orders.child.order([_order(one, orders.place) for one in tasks])
+        orders.room -= count
+        self._begun += count
 
     async def _warm_child(self, memory_limit: int | None) -> WarmChild:
         """A child that has not used up much of the limit before the task begins."""
@@ -223,8 +272,6 @@ class Slot:
             outcome = replace(outcome, started_at=started_at, finished_at=time.time())
         else:
             outcome = _read(end, started_at=started_at, finished_at=time.time())
-        if child.tasks >= self._config.child_tasks and self._crew.child is child:
-            await self._replace_child()
         telling.finish()
         return outcome, flags
 
@@ -335,7 +382,7 @@ def _resolve(execution: Execution, place: Place) -> commands.Action | commands.L
     return commands.resolve(execution.command, execution.args, execution.bundle, place.files, place.directory)
 
 
-def _order(execution: Execution, place: Place, more: bool) -> bytes:
+def _order(execution: Execution, place: Place) -> bytes:
     """The frame that sends a task to the child."""
     fields = {
         "command": execution.command,
@@ -349,7 +396,6 @@ def _order(execution: Execution, place: Place, more: bool) -> bytes:
         "bundle": place.bundle.hash,
         "directory": str(place.directory),
         "watched": place.watched,
-        "more": more,
     }
     return frames.encode(frames.TASK, orjson.dumps(fields))
 
@@ -384,7 +430,3 @@ def _resolve_once(waiter: asyncio.Future[Any]) -> None:
 def _now(outcome: Outcome) -> Outcome:
     now = time.time()
     return replace(outcome, started_at=now, finished_at=now)
-
-
-def _shifted(done: Done, by: int) -> Done:
-    return done if not by else lambda index, outcome: done(index + by, outcome)

@@ -52,11 +52,11 @@ _Open = dict[int, wire.TaskItem]
 class Runner(Protocol):
     """What a worker needs of a slot."""
 
-    async def run(self, execution: Execution, files: Path) -> Outcome: ...
-
     async def run_many(
         self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
     ) -> None: ...
+
+    def follow(self, execution: Execution) -> bool: ...
 
     def recall(self) -> int: ...
 
@@ -94,13 +94,15 @@ class Depot:
 
 @dataclass(slots=True)
 class _Assignment:
-    tasks: Mapping[int, wire.TaskItem]
+    open: _Open
+    bundle: Bundle | None = None
     go: asyncio.Event = field(default_factory=asyncio.Event)
     scope: CancelScope = field(default_factory=CancelScope)
     started: tuple[int, ...] = ()
+    line: list[tuple[int, Execution]] = field(default_factory=list)
+    """What the slot has not been given."""
     running: list[int] = field(default_factory=list)
-    """Those that were given to the slot together, in their order."""
-    left: _Open = field(default_factory=dict)
+    """Those that it was given together, in their order."""
 
 
 class Worker:
@@ -125,7 +127,7 @@ class Worker:
 
     def prepare(self, tasks: Mapping[int, wire.TaskItem]) -> None:
         """Bring what they need to the slot, then wait for `start` or `stop`."""
-        self._current = _Assignment(tasks)
+        self._current = _Assignment(dict(tasks))
         self._work.put_nowait(self._current)
 
     def start(self, tasks: tuple[int, ...]) -> None:
@@ -139,19 +141,37 @@ class Worker:
         if self._current is not None:
             self._current.scope.cancel()
 
+    def follow(self, tasks: Mapping[int, wire.TaskItem]) -> None:
+        """Run these after those that run. They are of the same bundle, and carry their arguments."""
+        assignment = self._current
+        assert assignment is not None
+        assert assignment.bundle is not None
+        assignment.open |= tasks
+        self._note(assignment)
+        for task, item in tasks.items():
+            assert isinstance(item.params, list)
+            execution = _execution(item, assignment.bundle, item.params)
+            if not assignment.line and self._slot.follow(execution):
+                assignment.running.append(task)
+            else:
+                assignment.line.append((task, execution))
+
     def recall(self) -> list[int]:
         """Take back those of the tasks that have not begun; which they are."""
         assignment = self._current
         if assignment is None or not assignment.running:
             return []
         kept = self._slot.recall()
-        recalled = assignment.running[kept:]
+        recalled = assignment.running[kept:] + [task for task, _ in assignment.line]
         del assignment.running[kept:]
+        assignment.line.clear()
         for task in recalled:
-            del assignment.left[task]
-        begun = [assignment.tasks[task].uid for task in assignment.running]
-        self._depot.journal.begin(self._index, begun)
+            del assignment.open[task]
+        self._note(assignment)
         return recalled
+
+    def _note(self, assignment: _Assignment) -> None:
+        self._depot.journal.begin(self._index, [item.uid for item in assignment.open.values()])
 
     async def serve(self) -> None:
         """Work off what comes, for ever."""
@@ -169,34 +189,51 @@ class Worker:
 
     async def _attempt(self, assignment: _Assignment) -> None:
         """Every task of the assignment has ended when this returns; cancelled, some have not."""
-        open_tasks = dict(assignment.tasks)
         try:
-            await self._work_off(assignment, open_tasks)
+            await self._work_off(assignment)
         except _Unfit as unfit:
-            self._fail(open_tasks, unfit.kind, str(unfit))
+            self._fail(assignment.open, unfit.kind, str(unfit))
         except Exception as error:
             logger.exception("slot_failed", extra={"slot": self._index})
-            self._fail(open_tasks, "WorkerDied", f"the agent could not run the task: {error!r}")
+            self._fail(assignment.open, "WorkerDied", f"the agent could not run the task: {error!r}")
 
-    def _fail(self, tasks: dict[int, wire.TaskItem], kind: str, error: str) -> None:
+    def _fail(self, tasks: _Open, kind: str, error: str) -> None:
         for task in list(tasks):
             del tasks[task]
             self._end(task, Done(failed(kind, error, finished_at=time.time())))
 
-    async def _work_off(self, assignment: _Assignment, open_tasks: _Open) -> None:
-        bundle_hash = next(iter(assignment.tasks.values())).bundle
+    async def _work_off(self, assignment: _Assignment) -> None:
+        bundle_hash = next(iter(assignment.open.values())).bundle
         async with AsyncExitStack() as stack:
             bundle, files = await self._bundle(bundle_hash, stack)
-            executions = await self._executions(assignment.tasks, bundle, open_tasks)
+            executions = await self._executions(assignment.open, bundle)
+            assignment.bundle = bundle
             self._feed(Prepared(self._index))
             await assignment.go.wait()
-            started = [task for task in assignment.started if task in open_tasks]
-            self._depot.journal.begin(self._index, [open_tasks[task].uid for task in started])
-            if len(started) == 1:
-                await self._run_one(started[0], executions[started[0]], files, open_tasks)
-            elif started:
-                assignment.running, assignment.left = started, open_tasks
-                await self._run_many(started, executions, files, open_tasks)
+            started = [task for task in assignment.started if task in executions]
+            assignment.open = {task: assignment.open[task] for task in started}
+            assignment.line += [(task, executions[task]) for task in started]
+            self._note(assignment)
+            while assignment.line:
+                async with asyncio.TaskGroup() as uploads:
+                    await self._run_line(assignment, files, uploads)
+
+    async def _run_line(self, assignment: _Assignment, files: Path, uploads: asyncio.TaskGroup) -> None:
+        """Run what there is, and what follows it. What is large is brought away while others run."""
+
+        def done(index: int, outcome: Outcome) -> None:
+            task = assignment.running[index]
+            item = assignment.open.pop(task)
+            if self._is_light(outcome):
+                self._end(task, _light(outcome))
+            else:
+                uploads.create_task(self._bring_away(task, item, outcome))
+
+        assignment.running = [task for task, _ in assignment.line]
+        executions = [execution for _, execution in assignment.line]
+        assignment.line.clear()
+        await self._slot.run_many(executions, files, done)
+        assignment.running = []
 
     async def _bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
         try:
@@ -207,30 +244,6 @@ class Worker:
             raise _Unfit("TaskRejected", f"its files cannot be used: {error}") from error
         except StorageError as error:
             raise _Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
-
-    async def _run_one(self, task: int, execution: Execution, files: Path, open_tasks: _Open) -> None:
-        outcome = await self._slot.run(execution, files)
-        item = open_tasks.pop(task)
-        if self._is_light(outcome):
-            self._end(task, _light(outcome))
-        else:
-            await self._bring_away(task, item, outcome)
-
-    async def _run_many(
-        self, started: list[int], executions: dict[int, Execution], files: Path, open_tasks: _Open
-    ) -> None:
-        async with anyio.create_task_group() as uploads:
-
-            def done(index: int, outcome: Outcome) -> None:
-                task = started[index]
-                item = open_tasks.pop(task)
-                if self._is_light(outcome):
-                    self._end(task, _light(outcome))
-                else:
-                    uploads.start_soon(self._bring_away, task, item, outcome)
-
-            await self._slot.run_many([executions[task] for task in started], files, done)
-            started.clear()
 
     def _is_light(self, outcome: Outcome) -> bool:
         """Whether all of it fits into the result."""
@@ -296,16 +309,14 @@ class Worker:
             raise _Unfit("TaskRejected", "its arguments are not a list")
         return arguments
 
-    async def _executions(
-        self, tasks: Mapping[int, wire.TaskItem], bundle: Bundle, open_tasks: _Open
-    ) -> dict[int, Execution]:
+    async def _executions(self, tasks: _Open, bundle: Bundle) -> dict[int, Execution]:
         """What runs, by task. A task whose arguments cannot be had ends here."""
         executions = {}
-        for task, item in tasks.items():
+        for task, item in list(tasks.items()):
             try:
                 executions[task] = _execution(item, bundle, await self._arguments(item))
             except _Unfit as unfit:
-                self._fail({task: open_tasks.pop(task)}, unfit.kind, str(unfit))
+                self._fail({task: tasks.pop(task)}, unfit.kind, str(unfit))
         return executions
 
     def _end(self, task: int, done: Done) -> None:

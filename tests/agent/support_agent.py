@@ -90,6 +90,10 @@ class FakeSlot:
         for index, execution in enumerate(executions):
             done(index, await self.run(execution, files))
 
+    def follow(self, execution: Execution) -> bool:
+        """It begins nothing by itself."""
+        return False
+
     def recall(self) -> int:
         """As if all had begun."""
         return len(self.begun)

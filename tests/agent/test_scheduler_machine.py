@@ -75,6 +75,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert set(tasks) <= set(self.prepared.pop(slot))
                 assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task starts"
                 self.running[slot] = list(tasks)
+            case to.Follow(slot, tasks):
+                assert tasks
+                assert slot not in self.stopped
+                assert self.running[slot], "nothing runs that could be followed"
+                assert not set(tasks) & (self.placed() | self.accepted | self.sending | self.copying)
+                assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task follows"
+                self.running[slot] += tasks
             case to.Stop(slot):
                 assert slot in self.prepared or slot in self.running
                 assert slot not in self.stopped
@@ -192,7 +199,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(sorted(slot for slot, tasks in self.running.items() if tasks)))
         number = self.running[slot][0]
         self.feed(to.Ended(number, failure, None if failure is None else "error", 1.0, duration, 0.5))
-        assert number in self.sending | self.copying
+        assert self.exited or number in self.sending | self.copying
 
     @precondition(lambda self: self.stopped or any(not tasks for tasks in self.running.values()))
     @rule(data=st.data())

@@ -105,6 +105,8 @@ class Node(Process):
 class _Assignment:
     tasks: tuple[int, ...]
     started: tuple[int, ...] | None = None
+    following: deque[int] = field(default_factory=deque)
+    """What came after these, and has not begun."""
     stopped: bool = False
 
 
@@ -163,6 +165,13 @@ class Agent(Process):
                     assignment.started = tasks
                 for number in tasks:
                     self.world.note(history.Started(self.now, self.scheduler.item(number).uid))
+            case to.Follow(slot, tasks):
+                following = self._slots[slot]
+                assert following is not None
+                following.following += tasks
+                self.node.running[slot] = self.node.running[slot] + [
+                    self.scheduler.item(number).uid for number in tasks
+                ]
             case to.Stop(slot):
                 if (assignment := self._slots[slot]) is not None:
                     assignment.stopped = True
@@ -415,6 +424,20 @@ class Agent(Process):
             yield from self._end(number, item, work, assignment)
             if not self.alive or assignment.stopped:
                 return
+        while assignment.following:
+            yield from self._follow(assignment.following.popleft(), assignment)
+            if not self.alive or assignment.stopped:
+                return
+
+    def _follow(self, number: int, assignment: _Assignment) -> Steps:
+        """One task that came while others ran."""
+        item = self.scheduler.item(number)
+        assert isinstance(item.params, list)
+        work = Work(*item.params)
+        self.world.note(history.Started(self.now, item.uid))
+        yield Wait(partial(_is_stopped, assignment), self.now + work.duration)
+        if not assignment.stopped:
+            yield from self._end(number, item, work, assignment)
 
     def _prepare(self, assignment: _Assignment) -> Generator[Wish, Any, dict[int, Work]]:
         """What the tasks do. One whose arguments are gone ends here."""

@@ -334,6 +334,9 @@ class Agent:
                 self._left[slot] = deque(tasks)
                 work = len(tasks) * costs.agent_task
                 time.at(self.processor.work(time.now, work), self._run_next, slot)
+            case to.Follow(slot, tasks):
+                self._left[slot].extend(tasks)
+                self.processor.work(time.now, len(tasks) * costs.agent_task)
             case to.Recall(slot):
                 left = self._left[slot]
                 recalled = list(left)[1:]

