@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 _COARSE: Final = 0.05
 """Seconds that a tick may come late."""
+_OFTEN: Final = 8
+"""Times in as many seconds that the deadline is computed."""
 _LAST_BEAT: Final = 5.0
 """Seconds that the last heartbeat may take."""
 _SETTLE_AT_EXIT: Final = 5.0
@@ -135,6 +137,9 @@ class Agent:
         self._jobs: TaskGroup | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._armed_since = 0.0
+        self._armed = 0
+        """Times since then that the deadline was computed."""
         self._turns = Turns(len(self._queues))
         self._listening: frozenset[int] = frozenset()
         self._turn_timer: asyncio.TimerHandle | None = None
@@ -224,21 +229,28 @@ class Agent:
     def _arm(self, now: float) -> None:
         """Have a tick come at the scheduler's deadline, or up to `_COARSE` seconds later.
 
-        While much happens, a timer that is near is left alone: a deadline is not worth computing six times a
-        task. A tick that comes too early does no harm.
+        A timer that is near is left alone, and when much happens one is set that is near: a deadline is not
+        worth computing six times a task. A tick that comes too early does no harm.
         """
         if self._timer is not None and self._timer_at <= now + _COARSE:
             return
         deadline = self._scheduler.next_deadline()
         if deadline is None:
             return
-        if self._scheduler.held:
+        if self._is_busy(now):
             deadline = min(deadline, now + _COARSE)
         if self._timer is None or deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = deadline
             self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - now), self._tick)
+
+    def _is_busy(self, now: float) -> bool:
+        """Whether deadlines are asked for all the time."""
+        if now - self._armed_since > _COARSE:
+            self._armed_since, self._armed = now, 0
+        self._armed += 1
+        return self._armed > _OFTEN
 
     def _tick(self) -> None:
         self._timer = None
