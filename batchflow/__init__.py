@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from batchflow.job import Job
     from batchflow.model import Counts, Event, Explanation, Image, Node, PoolSpec, Result, Status
     from batchflow.pool import Pool
+    from batchflow.results import Results
     from batchflow.retry import RetryPolicy
     from batchflow.session import Session
     from batchflow.settings import Settings
+    from batchflow.streams import ResultStream
     from batchflow.task import Task
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "Pool",
     "PoolSpec",
     "Result",
+    "ResultStream",
+    "Results",
     "Retry",
     "RetryPolicy",
     "ServiceError",
@@ -69,9 +73,11 @@ _ROOMS: Final = {
     "job": ("Job",),
     "model": ("Counts", "Event", "Explanation", "Image", "Node", "PoolSpec", "Result", "Status"),
     "pool": ("Pool",),
+    "results": ("Results",),
     "retry": ("RetryPolicy",),
     "session": ("Session",),
     "settings": ("Settings",),
+    "streams": ("ResultStream",),
     "task": ("Task",),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

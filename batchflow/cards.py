@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def client_view(client: Client) -> Html:
     settings = client.settings
-    where = "a local cloud of its own" if settings.target == "local" else settings.batch.account or "Azure"
+    where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
     sessions = sorted(client._sessions, key=lambda session: (session.pool.id, session.name))
     return card(
         "Client",

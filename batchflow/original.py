@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from batchflow.errors import ConfigurationError
-from batchflow.settings import load_settings, nearest, toml_value
+from batchflow.settings import load_settings, nearest, toml_value, unreadable
 
 _NAMES: Final = ("credentials.json", "batch.json")
 _CREDENTIALS: Final = ("batch.account", "batch.key", "batch.url", "storage.connection_string")
@@ -67,7 +67,7 @@ def _read_batch(source: Path, converted: Converted) -> None:
     try:
         document = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{source}: cannot be read: {error}") from error
+        raise ConfigurationError(f"{source}: cannot be read: {unreadable(error)}") from error
     if not isinstance(document, dict):
         raise ConfigurationError(f"{source}: an object with the keys {', '.join(_BATCH_KEYS)} is expected")
     for key in document:

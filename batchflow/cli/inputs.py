@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 
 from batchflow.errors import ConfigurationError
 from batchflow.reporting import counted
-from batchflow.settings import nearest
+from batchflow.settings import nearest, unreadable
 
 _STDIN: Final = "-"
 
@@ -120,7 +120,7 @@ def _opened(path: str) -> Iterator[IO[str]]:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 yield file
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+        raise ConfigurationError(f"{path}: cannot be read: {unreadable(error)}") from error
 
 
 # ---- the original's manifest

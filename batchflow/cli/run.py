@@ -244,8 +244,9 @@ async def _until_done(invocation: Invocation, work: _Work) -> int:
             work.shown.note(work.meter.outcome)
             return exit_code(work.meter)
     except (StdoutClosed, CommandError):
-        left = "" if work.meter.complete else f"To go on with it: batchflow run --resume {name}. "
-        work.shown.note(f"{await _leave(work)}. {left}All that has come: batchflow results {name}")
+        work.shown.note(f"{await _leave(work)}. All that has come: batchflow results {name}")
+        if not work.meter.complete:
+            work.shown.note(invocation.interrupts.farewell)
         raise
     if work.record.plan.local:
         await _drain(work)

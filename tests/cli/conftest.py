@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.support import TASKS, Cli
+from batchflow.cli.main import main
+from tests.cli.support import TASKS, Cli, Inside
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +41,21 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 def cli(cloud: Cli, tmp_path: Path) -> Cli:
     """The program in an empty folder, with the cloud and a memory of runs of its own."""
     return cloud.elsewhere(tmp_path)
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    """The program in the test's own process, which spares the start of one."""
+
+    def run(cli: Cli, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cli.folder)
+        monkeypatch.setattr(os, "environ", cli.environment)
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        code = main(arguments)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture

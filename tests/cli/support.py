@@ -110,6 +110,10 @@ class Cli:
         return Terminal(self, arguments, columns, lines)
 
 
+Inside = Callable[..., subprocess.CompletedProcess[str]]
+"""Called with the `Cli` and its arguments."""
+
+
 def parsed(text: str) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in text.splitlines()), key=lambda row: row.get("index", 0))
 

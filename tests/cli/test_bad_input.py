@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.cli.support import Cli
+from tests.cli.support import Cli, Inside
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ ON_THE_CLOUD = [
         ("in.csv:2: not CSV",),
         {"in.csv": 'a,b\n1,"2\n'},
     ),
-    Wrong("no CSV", ("run", "square.py", "--csv", "gone.csv"), 2, ("gone.csv: cannot be read",)),
+    Wrong(
+        "no CSV",
+        ("run", "square.py", "--csv", "gone.csv"),
+        2,
+        ("gone.csv: cannot be read: No such file",),
+    ),
     Wrong(
         "CSV without inputs", ("run", "square.py", "--csv", "in.csv"), 2, ("no inputs",), {"in.csv": "a\n"}
     ),
@@ -101,7 +106,12 @@ ON_THE_CLOUD = [
 
 CONFIGURED = [
     Wrong("no configuration", ("pool", "list"), 2, ("batchflow up", "batchflow init")),
-    Wrong("no such file", ("pool", "list", "--config", "gone.toml"), 2, ("gone.toml: cannot be read",)),
+    Wrong(
+        "no such file",
+        ("pool", "list", "--config", "gone.toml"),
+        2,
+        ("gone.toml: cannot be read: No such file",),
+    ),
     Wrong("not TOML", ("pool", "list"), 2, ("batchflow.toml: not TOML",), {"batchflow.toml": "[batch\n"}),
     Wrong(
         "an unknown key",
@@ -165,10 +175,10 @@ CONFIGURED = [
 ]
 
 
-def check(cli: Cli, wrong: Wrong) -> None:
+def check(cli: Cli, wrong: Wrong, inside: Inside) -> None:
     for name, text in wrong.files.items():
         cli.write(name, text)
-    ended = cli(*wrong.arguments)
+    ended = inside(cli, *wrong.arguments)
     assert ended.returncode == wrong.code, ended.stderr
     assert ended.stdout == ""
     for words in wrong.said:
@@ -179,15 +189,20 @@ def check(cli: Cli, wrong: Wrong) -> None:
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(each, id=each.name) for each in ON_THE_CLOUD])
-def test_what_the_cloud_or_an_input_does_not_allow(cli: Cli, wrong: Wrong) -> None:
+def test_what_the_cloud_or_an_input_does_not_allow(cli: Cli, wrong: Wrong, inside: Inside) -> None:
     """A pool, a job, a node, a run that is not there; an input that is malformed."""
-    check(cli, wrong)
+    check(cli, wrong, inside)
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(each, id=each.name) for each in CONFIGURED])
-def test_what_is_wrong_with_the_configuration(alone: Cli, wrong: Wrong) -> None:
+def test_what_is_wrong_with_the_configuration(alone: Cli, wrong: Wrong, inside: Inside) -> None:
     """A file that is missing, malformed, incomplete, or that leads nowhere."""
-    check(alone, wrong)
+    check(alone, wrong, inside)
+
+
+def test_a_process_of_its_own_ends_with_the_code(alone: Cli) -> None:
+    """What is checked above inside the tests' process is what a shell sees."""
+    check(alone, CONFIGURED[0], lambda cli, *arguments: cli(*arguments))
 
 
 def test_a_traceback_is_there_for_those_who_ask(alone: Cli) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -164,3 +166,23 @@ def test_the_doctor_finds_what_is_wrong(alone: Cli) -> None:
     wrong = [check for check in json.loads(ended.stdout) if not check["ok"]]
     assert [check["what"] for check in wrong] == ["configuration"]
     assert "batchflow up" in wrong[0]["told"]
+
+
+def test_a_local_cloud_without_nodes(alone: Cli) -> None:
+    """`pool.nodes = 0` is refused by name, before a cloud is started."""
+    alone.write("batchflow.toml", 'target = "local"\n[pool]\nnodes = 0\n')
+    program = (
+        "import asyncio, batchflow\n"
+        "async def main():\n"
+        "    await batchflow.Client.from_config()\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=alone.folder,
+        env=alone.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ConfigurationError: pool.nodes is 0" in ended.stderr

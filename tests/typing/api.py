@@ -22,6 +22,8 @@ from batchflow import (
     Pool,
     PoolSpec,
     Result,
+    Results,
+    ResultStream,
     Retry,
     RetryPolicy,
     Session,
@@ -30,8 +32,7 @@ from batchflow import (
     Task,
     TaskError,
 )
-from batchflow.results import Results
-from batchflow.streams import EventStream, ResultStream
+from batchflow.streams import EventStream
 
 
 async def clients() -> None:
