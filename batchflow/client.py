@@ -63,11 +63,11 @@ class Client(Supervised):
     def local(cls, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> Client:
         """On a local cloud of its own, which lives and ends with this client.
 
-        `nodes`: of pools that do not say otherwise; `slots`: tasks at once on a node; `latency`: seconds
-        that each answer of the cloud is delayed.
+        `nodes`: of pools that do not say otherwise; `slots`: tasks at once on a node, 0 for one on each of
+        this machine's cores; `latency`: seconds that each answer of the cloud is delayed.
         """
-        if nodes < 0 or slots < 0 or latency < 0:
-            raise ConfigurationError("Client.local: nodes, slots and latency cannot be negative")
+        if nodes < 1 or slots < 0 or latency < 0:
+            raise ConfigurationError("Client.local: nodes is 1 or more, slots and latency are not negative")
         client = cls(Settings(target="local", pool=PoolSettings(nodes=nodes, slots=slots)))
         client._local_options = {"latency": latency}
         return client
@@ -249,6 +249,8 @@ class Client(Supervised):
         from batchflow.local.launch import LocalCloudProcess
 
         pool, latency = self._settings.pool, self._local_options.get("latency", 0.0)
+        if pool.nodes < 1:
+            raise ConfigurationError(f"pool.nodes is {pool.nodes}: the local cloud takes 1 or more")
         slots = pool.slots or os.cpu_count() or 1  # a local node has all of this machine's cores
         cloud = LocalCloudProcess(nodes=pool.nodes, slots=slots, latency=latency)
         stack.push_async_callback(cloud.aclose)

@@ -373,7 +373,18 @@ def _read_text(source: Path) -> str:
     try:
         return source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{source}: cannot be read: {error}") from error
+        raise ConfigurationError(f"{source}: cannot be read: {unreadable(error)}") from error
+
+
+def unreadable(error: Exception) -> str:
+    """Why a file could not be read, without its name."""
+    match error:
+        case OSError():
+            return error.strerror or str(error)
+        case UnicodeDecodeError():
+            return "it is not UTF-8 text"
+        case _:
+            return str(error)
 
 
 def _read_credentials(source: Path, text: str) -> dict[str, Any]:

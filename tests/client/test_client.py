@@ -146,7 +146,7 @@ async def test_two_pools_side_by_side(client: Client, doubles: Doubles) -> None:
     assert answers == [["one"], ["two"]]
 
 
-@pytest.mark.parametrize("options", [{"nodes": -1}, {"slots": -1}, {"latency": -0.1}])
+@pytest.mark.parametrize("options", [{"nodes": 0}, {"nodes": -1}, {"slots": -1}, {"latency": -0.1}])
 def test_a_local_cloud_that_cannot_be(options: dict[str, float]) -> None:
     """Refused where it is written."""
     with pytest.raises(ConfigurationError, match="negative"):
