@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator
@@ -201,20 +202,26 @@ class Client(Supervised):
     ) -> None:
         """Remove what batchflow made for it, as `Pool.delete` does.
 
-        Raises `PoolNotFound` when that is nothing.
+        A pool whose maker died while it made it goes as well, and is not waited for. Raises `PoolNotFound`
+        when there is nothing.
         """
         control.check_pool_id(pool_id)
         manifest = await self._maker.read(pool_id)
-        if manifest is None:
+        if manifest is not None:
+            await Pool(self, manifest).delete(wait=wait, progress=progress)
+        elif not await self._maker.remove_unfinished(pool_id):
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
-        await Pool(self, manifest).delete(wait=wait, progress=progress)
 
     async def delete_all_pools(self) -> None:
-        """Only those that batchflow made, or laid its queues and documents beside."""
-        pools = [pool async for pool in self.pools()]
+        """Only those that batchflow made, or laid its queues and documents beside, and unfinished ones."""
+        pools = [pool.id async for pool in self.pools()] + await self._maker.unfinished()
         async with task_group() as group:
-            for pool in pools:
-                group.start_soon(self.delete_pool, pool.id)
+            for pool_id in pools:
+                group.start_soon(self._delete_if_there, pool_id)
+
+    async def _delete_if_there(self, pool_id: str) -> None:
+        with contextlib.suppress(PoolNotFound):  # somebody else was quicker
+            await self.delete_pool(pool_id)
 
     # ---- services
 

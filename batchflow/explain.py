@@ -30,6 +30,7 @@ from batchflow.errors import (
     QuotaExceeded,
     ServiceError,
     StartTaskFailed,
+    StorageError,
 )
 from batchflow.model import Cause, Explanation
 from batchflow.reporting import counted
@@ -59,6 +60,12 @@ _SOON: Final = 90 * 86400.0
 """Seconds before the end of an image's life from when on it is told."""
 _CLOCK_BLOB: Final = "clock"
 
+_SERVICES: Final[tuple[tuple[type[ServiceError], str], ...]] = (
+    (PoolError, "Batch"),
+    (StorageError, "Blob Storage"),
+    (ServiceError, "Service Bus"),
+)
+_GROUPS: Final = {"Batch": "[batch]", "Blob Storage": "[storage]", "Service Bus": "[servicebus]"}
 _REMEDIES: Final[tuple[tuple[type[ServiceError], str], ...]] = (
     (Backpressure, "submit more slowly, let larger tasks ride, or take the Premium tier of Service Bus"),
     (MailboxInUse, "take another session name, or close the holder and wait for a lock duration"),
@@ -72,11 +79,15 @@ async def explain_pool(pool: Pool) -> Explanation:
     """Ask the three services."""
     causes: list[Cause] = []
     facts: dict[str, Any] = {}
-    for ask, setting in ((_ask_batch, "batch"), (_ask_agents, "storage"), (_ask_queue, "servicebus")):
+    silent: set[str] = set()
+    for ask in (_ask_batch, _ask_agents, _ask_queue):
         try:
             causes += await ask(pool, facts)
         except ServiceError as error:
-            causes.append(_unanswered(error, setting))
+            service = next(name for kind, name in _SERVICES if isinstance(error, kind))
+            if service not in silent:
+                causes.append(_unanswered(error, service))
+            silent.add(service)
     if facts.get("queued") and facts.get("slots", 0) and facts["running"] >= facts["slots"]:
         what = f"all {facts['slots']} slots are busy and {facts['queued']} messages wait"
         causes.append(Cause(what, "wait, or await pool.resize() to more nodes", "slow"))
@@ -126,15 +137,14 @@ def trouble_cause(error: ServiceError) -> Cause:
     return Cause(str(error), "it is tried again" if error.retryable else "see what follows")
 
 
-def _unanswered(error: ServiceError, group: str) -> Cause:
-    name = {"batch": "Batch", "storage": "Blob Storage", "servicebus": "Service Bus"}[group]
-    what = f"{name} cannot be asked: {error}"
+def _unanswered(error: ServiceError, service: str) -> Cause:
+    what = f"{service} cannot be asked: {error}"
     for kind, remedy in _REMEDIES:
         if isinstance(error, kind):
             return Cause(what, remedy, "slow" if error.retryable else "blocking")
-    setting = error.setting or f"[{group}]"
+    setting = error.setting or _GROUPS[service]
     remedy = f"check the setting {setting}: what it names may be wrong, or its key may lack the right"
-    return Cause(what, remedy, "note" if group == "servicebus" else "blocking")
+    return Cause(what, remedy, "note" if service == "Service Bus" else "blocking")
 
 
 async def hopeless(pool: Pool, nodes: int | None) -> Callable[[str], PoolError] | None:

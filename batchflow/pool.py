@@ -324,8 +324,9 @@ class Pool:
                 await self.start(progress=progress)
 
     async def resize(self, nodes: int, *, spot: int = 0, progress: Progress | None = None) -> None:
-        """Ask Batch for so many nodes; new ones get their agent. Returns when Batch has taken the wish.
+        """Ask Batch for so many nodes; returns when it has taken the wish.
 
+        Where there are agents or sessions new nodes get their agent.
         A pool that shrinks loses its idlest nodes, after their agents have finished or handed back what they
         ran (`agent.drain_grace`): `progress` is told, in a line, what is still to leave when that changes.
         """
@@ -335,8 +336,14 @@ class Pool:
         async with self._starting:
             if not await shrink(self, await compute.pool(self.id), (nodes, spot), Reporter(progress)):
                 await compute.resize_pool(self.id, nodes, spot)
-        if self._sessions:
+        if self._sessions or await self._has_agents():
             await self.start(progress=progress)
+
+    async def _has_agents(self) -> bool:
+        """Whether some are wanted at this moment, whoever started them."""
+        await self._refresh()
+        tasks = await self.client._services.compute.tasks(self._manifest.agents_job)
+        return any(task.state != "completed" for task in tasks)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """What the living agents last said of themselves."""

@@ -5,9 +5,11 @@ Rules:
 - A pool of batchflow is a Batch pool and, written last and only where there is none, a manifest in the index.
   Whoever loses the race for the manifest takes back the queues and containers that it laid out, and uses the
   winner's.
-- A Batch pool that batchflow made (its metadata says so) and that has no manifest is being made: whoever
-  finds it waits for its maker, and takes it over when that one seems to have died.
-- Anybody else's Batch pool gets queues and documents beside it, and is never touched.
+- A Batch pool that batchflow made (its metadata says so, and for which index) and that has no manifest is
+  being made: whoever finds it waits for its maker, and takes it over when that one seems to have died.
+  Whoever deletes it does not wait.
+- Anybody else's Batch pool, also that of a batchflow with another index, gets queues and documents beside it,
+  and is never touched.
 - A pool goes with its Batch pool first and its manifest last, and the manifest only if it is still the same
   pool's: an interrupted deletion is found again and can be repeated.
 """
@@ -55,6 +57,9 @@ _MAKING: Final = 30.0
 """Seconds that a maker has for a pool's queues and documents before it counts as dead."""
 _MAKER: Final = "batchflow-maker"
 """The metadata by which a maker knows the Batch pool that it made itself."""
+_INDEX: Final = "batchflow-index"
+"""The metadata that says where the manifest of a Batch pool is, or is to be: batchflow with another Storage
+account may share the Batch account."""
 _GOING: Final = 900.0
 """Seconds that a pool of the same name has to be gone."""
 _TAKING_BACK: Final = 20.0
@@ -94,6 +99,26 @@ class PoolMaker:
             return None
         return PoolManifest.decode(blob.data)
 
+    def is_ours(self, info: PoolInfo) -> bool:
+        """Whether batchflow made the machines, for this very index."""
+        mark = {**poolspec.MADE_BY, _INDEX: self.index.url}
+        return mark.items() <= dict(info.metadata).items()
+
+    async def unfinished(self) -> list[str]:
+        """Batch pools that are being made, or whose maker died before it wrote a manifest."""
+        infos = [info async for info in self._services.compute.pools() if info.state == "active"]
+        return [info.id for info in infos if self.is_ours(info) and await self.read(info.id) is None]
+
+    async def remove_unfinished(self, pool_id: str) -> bool:
+        """Delete the machines of a pool that has no manifest; False: there are none of ours of that name."""
+        try:
+            info = await self._services.compute.pool(pool_id)
+        except PoolNotFound:
+            return False
+        if info.state == "deleting" or not self.is_ours(info):
+            return False
+        return await self._services.compute.delete_pool(pool_id)
+
     async def create(self, spec: PoolSpec, sources: list[Source]) -> PoolManifest:
         """Raises `PoolExists`, and `ConfigurationError` before anything is made."""
         if await self.read(spec.id) is not None:
@@ -102,7 +127,7 @@ class PoolMaker:
             )
         images = await self._services.compute.images()
         document = poolspec.build(spec, self._defaults, images, time.time())
-        maker = {_MAKER: uuid.uuid4().hex}
+        maker = {_MAKER: uuid.uuid4().hex, _INDEX: self.index.url}
         undo: Parts = {f"Batch pool {spec.id!r}": partial(self._unmake, spec.id, maker)}
         try:
             await self._services.compute.create_pool(
@@ -212,7 +237,7 @@ class PoolMaker:
 
     async def _take_over(self, info: PoolInfo, spec: PoolSpec, report: Reporter) -> PoolManifest:
         """Lay queues and documents beside a Batch pool that has none. Raises `PoolExists`."""
-        ours = dict(poolspec.MADE_BY).items() <= dict(info.metadata).items()
+        ours = self.is_ours(info)
         if ours and (manifest := await self._await_maker(info.id, report)) is not None:
             return manifest
         identity = poolspec.choose_identity(spec, info.identities, wanted=self._services.keyless)

@@ -96,7 +96,7 @@ class BatchCompute:
                 await self._client.create_pool(pool_options(document))
             except HttpResponseError as error:
                 if error.status_code == 400:
-                    text = f"Batch does not take pool {document.id}: {_reasons(error)}"
+                    text = f"Batch does not take pool {document.id}: {_reasons(error)}{_hint(error)}"
                     raise ConfigurationError(text) from error
                 raise
 
@@ -299,6 +299,16 @@ def _reasons(error: HttpResponseError) -> str:
     model = error.model if isinstance(error.model, models.BatchError) else None
     values = model.error_values if model is not None and model.error_values else ()
     return "; ".join(f"{each.key}: {each.value}" for each in values) or code_of(error) or "bad request"
+
+
+def _hint(error: HttpResponseError) -> str:
+    """Batch does not tell which VM sizes there are."""
+    if "vmSize" not in _reasons(error):
+        return ""
+    return (
+        ". PoolSpec.vm_size, or else the setting pool.vm_size, is a size that the account's region has: "
+        "az batch location list-skus --location REGION"
+    )
 
 
 def _check_added(job_id: str, answer: models.BatchCreateTaskCollectionResult) -> None:

@@ -42,11 +42,15 @@ async def test_starting_is_idempotent(pool: Pool, doubles: Doubles) -> None:
 
 
 async def test_new_nodes_get_their_agents(pool: Pool, doubles: Doubles) -> None:
-    """At the resize, when sessions are open; else with the next session."""
+    """At the resize, where there are agents or sessions; else with the next session.
+
+    Where sessions were open elsewhere only, nobody used to start agents on the nodes that were added.
+    """
+    await pool.resize(3)
+    assert agent_ids(doubles, pool) == []
     await pool.start()
+    assert len(agent_ids(doubles, pool)) == 3
     await pool.resize(4)
-    assert len(agent_ids(doubles, pool)) == 2
-    await pool.start()
     assert agent_ids(doubles, pool) == ["agent-0", "agent-1", "agent-2", "agent-3"]
     async with pool.session("c"):
         await pool.resize(5)

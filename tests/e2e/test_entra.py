@@ -15,6 +15,7 @@ from batchflow.errors import BrokerError, ConfigurationError, PoolError, Storage
 from batchflow.local.entra import (
     BATCH_CONTRIBUTOR,
     BLOB_CONTRIBUTOR,
+    BLOB_READER,
     BUS_OWNER,
     BUS_RECEIVER,
     BUS_SENDER,
@@ -27,6 +28,9 @@ ROLES = {
     "me": (Assignment(BATCH_CONTRIBUTOR), Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),
     "nodes": (Assignment(BUS_SENDER), Assignment(BUS_RECEIVER), Assignment(BLOB_CONTRIBUTOR)),
     "nobody": (),
+    "no batch": (Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),
+    "no bus": (Assignment(BATCH_CONTRIBUTOR), Assignment(BLOB_CONTRIBUTOR)),
+    "no writing": (Assignment(BATCH_CONTRIBUTOR), Assignment(BUS_OWNER), Assignment(BLOB_READER)),
 }
 POOL = "managed"
 
@@ -124,6 +128,34 @@ async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> No
             await services.admin.create_queue(QueueSpec("any"))
     settings = [caught.value.setting for caught in (of_batch, of_storage, of_bus)]
     assert settings == ["batch.entra", "storage.account_url", "servicebus.namespace"]
+
+
+@pytest.mark.parametrize(
+    ("who", "words"),
+    [
+        ("no batch", "Batch cannot be asked: cannot read pool plain: (PermissionDenied)"),
+        ("no bus", "Service Bus cannot be asked: cannot read queue"),
+        ("no writing", "Blob Storage cannot be asked: cannot write clock"),
+    ],
+)
+async def test_a_missing_role_is_explained(
+    cloud: LocalCloud, keyless: Settings, monkeypatch: pytest.MonkeyPatch, who: str, words: str
+) -> None:
+    """Which service refuses, once, and the setting whose holder lacks the role; the others are asked.
+
+    Who had no role at Batch was told as well that Blob Storage could not list Batch's tasks.
+    """
+    async with Client(keyless) as client:
+        await client.create_pool(PoolSpec("plain", nodes=0))
+    for name, value in cloud.identity_environment(who).items():
+        monkeypatch.setenv(name, value)
+    async with Client(keyless) as other:
+        causes = (await (await other.pool("plain")).explain()).causes
+    (refused,) = [cause for cause in causes if "cannot be asked" in cause.what]
+    assert words in refused.what
+    setting = {"no batch": "batch.entra", "no bus": "servicebus.namespace"}.get(who, "storage.account_url")
+    assert f"check the setting {setting}" in refused.remedy
+    assert "lack the right" in refused.remedy
 
 
 async def test_nobody_is_logged_in(keyless: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from azure.batch import models
 
 from batchflow import Client, Pool, PoolSpec
 from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
@@ -314,6 +315,36 @@ async def test_only_what_batchflow_made_is_deleted() -> None:
         await alone.delete_all_pools()
         await until(lambda: pool_ids(alone), ["attached", "untouched"])
         assert await alone._services.storage.containers("bf-") == []
+        assert await alone._services.admin.queues() == []
+
+
+async def test_machines_without_a_manifest_are_deleted() -> None:
+    """What a killed maker left goes with all pools, or by its name; another batchflow's machines stay.
+
+    Only manifests used to be looked at: machines that a killed maker left cost money, and nobody told.
+    """
+    async with Client.local(nodes=1) as alone:
+        for name in ("half", "other"):
+            pool = await alone.create_pool(PoolSpec(name, nodes=0))
+            await alone._maker.index.delete(f"pools/{name}.json")
+        sdk = alone._services.compute._client  # type: ignore[attr-defined]
+        theirs = foreign_pool("theirs")
+        theirs.metadata = [
+            models.BatchMetadataItem(name="batchflow", value="1"),
+            models.BatchMetadataItem(name="batchflow-index", value="https://elsewhere.example/batchflow"),
+        ]
+        await sdk.create_pool(theirs)
+        attached = await alone.pool("theirs")
+        assert not attached._manifest.owned
+        await alone.delete_pool("other")
+        with pytest.raises(PoolNotFound):
+            await alone.delete_pool("nowhere")
+        await alone.delete_all_pools()
+        await until(lambda: pool_ids(alone), ["theirs"])
+        with pytest.raises(PoolNotFound):
+            await alone.delete_pool("theirs")
+        await alone.sweep()
+        assert await alone._services.storage.containers(pool._manifest.prefix) == []
         assert await alone._services.admin.queues() == []
 
 

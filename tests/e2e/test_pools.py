@@ -198,7 +198,10 @@ async def test_jobs_are_deleted(client: Client, name: str) -> None:
         (PoolSpec("fine", nodes=-1), "nodes is -1.*0 or more"),
         (PoolSpec("fine", image="canonical:windows:95"), "canonical:windows:95.*allowed: one of"),
         (PoolSpec("fine", container="python:3.12"), "container is 'python:3.12'"),
-        (PoolSpec("fine", vm_size="standard_nonsense"), "standard_nonsense"),
+        (
+            PoolSpec("fine", vm_size="standard_nonsense"),
+            "standard_nonsense.*setting pool.vm_size.*az batch location list-skus",
+        ),
     ],
 )
 async def test_a_bad_spec_is_refused(client: Client, spec: PoolSpec, text: str) -> None:

@@ -208,6 +208,32 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
             await refused(BrokerError, broker.sender(pool._manifest.task_queues[0]))
 
 
+async def test_batch_shows_no_secret(mine: Pool) -> None:
+    """The pool, the agents' job and their tasks hold no key, and no signature but in resource files' addresses;
+    of settings of the environment there are none."""
+    await mine.start()
+    (name,) = [info.name async for info in mine._ctl.list("agent/") if info.name.endswith(".json")]
+    config = AgentConfig.decode((await mine._ctl.get(name)).data)
+    keys = [each.connection_string or "" for each in (*config.task_queues, *config.results_queues)]
+    settings = mine.client.settings
+    keys += [settings.servicebus.connection_string or "", settings.storage.connection_string or ""]
+    secrets = {key.partition("Key=")[2].partition(";")[0] for key in keys} | {settings.batch.key or ""}
+    secrets |= {
+        str(each.signature).rpartition("sig=")[2].partition("&")[0] for each in (config.ctl, config.out)
+    }
+    assert len(secrets) >= 6
+    assert "" not in secrets
+    sdk = mine.client._services.compute._client  # type: ignore[attr-defined]
+    job = mine._manifest.agents_job
+    tasks = [task.as_dict() async for task in sdk.list_tasks(job)]
+    files = [task.pop("resourceFiles") for task in tasks]
+    shown = f"{tasks}{(await sdk.get_pool(mine.id)).as_dict()}{(await sdk.get_job(job)).as_dict()}"
+    assert not [secret for secret in secrets if secret in shown]
+    assert not [word for word in ("sig=", "SharedAccess", "AccountKey") if word in shown]
+    assert not any(task.get("environmentSettings") for task in tasks)
+    assert "sig=" in str(files)
+
+
 def test_bad_access_is_refused() -> None:
     """A setting that is no list of connection strings is named, and not quoted."""
     settings = load_settings(

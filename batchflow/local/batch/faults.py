@@ -52,11 +52,21 @@ class Fault:
     stderr: str = ""
 
 
+MOST_NODES: Final = 1000
+"""Of a pool: each is processes of this machine, as an account's quota of cores keeps pools small on Azure."""
+CORE_QUOTA: Final = Fault(
+    "allocation",
+    Failure("servererror", "AccountCoreQuotaReached", _WORDS["AccountCoreQuotaReached"]),
+    limit=MOST_NODES,
+)
+"""What happens to a pool for which nothing else was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What holds for a pool."""
 
-    allocation: Fault | None = None
+    allocation: Fault = CORE_QUOTA
     boot_delay: float = 0.0
     start_task: StartTaskSpec | None = None
 

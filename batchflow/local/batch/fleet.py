@@ -481,12 +481,10 @@ class Fleet:
     def _obtainable(self, pool: Pool, missing: int) -> int:
         """How many of the nodes that are missing can be had."""
         fault = self.faults.of(pool.spec.id).allocation
-        if fault is None or missing <= 0:
-            return missing
         left = max(0, fault.limit - len(pool.staying()))
         if left < missing:
             pool.resize_errors = (fault.failure,)
-        return min(left, missing)
+        return min(left, max(0, missing))
 
     def _make_node(self, pool: Pool, dedicated: bool, now: float) -> None:
         origin = f"{self._account}/{fold(pool.spec.id)}/{pool.stamp.serial}"

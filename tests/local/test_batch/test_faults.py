@@ -50,6 +50,18 @@ async def test_allocation_failure(batch: Any, faults: Faults, code: str) -> None
     assert (pool.current_dedicated_nodes, pool.resize_errors) == (2, None)
 
 
+async def test_nobody_has_cores_without_end(batch: Any, faults: Faults) -> None:
+    """A pool of a million nodes gets what an account has cores for, and the service goes on.
+
+    It used to make a million nodes, and answered nobody meanwhile.
+    """
+    await faults.slow_start("pool", 600)
+    await batch.pool(nodes=1_000_000, ready=False)
+    pool = await steady(batch)
+    assert (pool.target_dedicated_nodes, pool.current_dedicated_nodes) == (1_000_000, 1000)
+    assert [error.code for error in pool.resize_errors] == ["AccountCoreQuotaReached"]
+
+
 async def test_quotas(batch: Any, faults: Faults) -> None:
     """Pools and jobs beyond the account's quota are refused with the service's codes."""
     await faults.account(reached=["pools", "jobs"])
