@@ -69,10 +69,12 @@ async def prepare(
     Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
     """
     ctl, out = containers
-    if manifest.identity is None:
-        for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
-            await services.storage.create_container(container.name, policies)  # whoever made it had no key
-    config = await _write_config(services, settings, manifest, ctl, out)
+    async with task_group() as group:
+        if manifest.identity is None:
+            for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
+                # whoever made it had no key
+                group.start_soon(services.storage.create_container, container.name, policies)
+        config = await _write_config(services, settings, manifest, ctl, out)
     await ctl.put(config.blob, config.data)
     source = await _source(services, manifest, ctl)
     files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
@@ -141,11 +143,13 @@ async def _write_config(
     agent = settings.agent
     of_out = await _container(services, manifest, out, access.out_policies()[0])
     end = access.ends_at(of_out.signature)
+    task_queues, results_queues = manifest.task_queues, manifest.results_queues
+    accesses = await _access(services, manifest, (*task_queues, *results_queues))
     config = AgentConfig(
         leave_at=None if end is None else end - _BEFORE_THE_END,
         pool=manifest.pool,
-        task_queues=await _access(services, manifest, manifest.task_queues),
-        results_queues=await _access(services, manifest, manifest.results_queues),
+        task_queues=accesses[: len(task_queues)],
+        results_queues=accesses[len(task_queues) :],
         ctl=await _container(services, manifest, ctl, access.ctl_policies()[0]),
         out=of_out,
         lock_duration=manifest.lock_duration,
@@ -183,8 +187,15 @@ async def _access(
     if manifest.identity is not None:
         return tuple(QueueAccess(queue) for queue in queues)
     rule = access.AGENT_RULE
-    keys = [await services.admin_of(queue).connection_string(queue.entity, rule) for queue in queues]
-    return tuple(QueueAccess(queue, key) for queue, key in zip(queues, keys, strict=True))
+    keys: dict[QueueRef, str] = {}
+
+    async def ask(queue: QueueRef) -> None:
+        keys[queue] = await services.admin_of(queue).connection_string(queue.entity, rule)
+
+    async with task_group() as group:
+        for queue in queues:
+            group.start_soon(ask, queue)
+    return tuple(QueueAccess(queue, keys[queue]) for queue in queues)
 
 
 def agent_tasks(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from batchflow.client import Client
-    from batchflow.compute import BatchTaskInfo
+    from batchflow.compute import BatchTaskInfo, PoolInfo
     from batchflow.model import PoolSpec
     from batchflow.reporting import Progress
     from batchflow.settings import Settings
@@ -233,9 +233,7 @@ class Pool:
 
     async def _start_agents(self, report: Reporter) -> None:
         compute = self.client._services.compute
-        await self._refresh()
-        info = await compute.pool(self.id)
-        tasks = await compute.tasks(self._manifest.agents_job)
+        info, tasks = await self._survey()
         alive = sum(task.state != "completed" for task in tasks)
         missing = info.wanted + info.spot_wanted - alive
         if missing <= 0:
@@ -258,6 +256,22 @@ class Pool:
         await compute.add_tasks(job, more)
         await compute.end_job_when_idle(job)
         logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
+
+    async def _survey(self) -> tuple[PoolInfo, list[BatchTaskInfo]]:
+        """The machines, and the tasks of the agents' job as the manifest has it now."""
+        compute, job = self.client._services.compute, self._manifest.agents_job
+        tasks: list[BatchTaskInfo] = []
+
+        async def list_tasks() -> None:
+            tasks.extend(await compute.tasks(job))
+
+        async with task_group() as group:
+            group.start_soon(self._refresh)
+            group.start_soon(list_tasks)
+            info = await compute.pool(self.id)
+        if self._manifest.agents_job != job:
+            tasks = await compute.tasks(self._manifest.agents_job)
+        return info, tasks
 
     async def _begin_generation(self, ended: str) -> list[BatchTaskInfo]:
         """Give the agents a new job, unless somebody else did so: then its tasks are returned."""
