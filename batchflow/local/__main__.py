@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import shlex
@@ -72,6 +73,8 @@ async def _serve(options: argparse.Namespace) -> None:
         identities=dict.fromkeys(options.identity, _NODES),
     )
     settings = await cloud.start()
+    gc.freeze()  # what was imported is there to stay, and not to be searched for garbage
+    gc.enable()
     try:
         with ExitStack() as files:
             files.enter_context(published(options.config, settings.to_toml()))
