@@ -5,10 +5,10 @@ What is here is loaded when it is first used: `import batchflow` alone loads no 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
-
+TYPE_CHECKING = False  # without `typing`, for processes of the local cloud that hold little else
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from batchflow.client import Client
     from batchflow.engine import Engine
     from batchflow.errors import (
@@ -87,6 +87,8 @@ def __getattr__(name: str) -> Any:
     room = _ROOM_OF.get(name)
     if room is None:
         raise AttributeError(f"module 'batchflow' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(f"batchflow.{room}"), name)
     globals()[name] = value
     return value

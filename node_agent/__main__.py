@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-import argparse
+import getopt
 import json
-import logging
+import os
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
-from node_agent import logs
+from node_agent.plainlog import say
 from node_agent.supervisor import EX_CONFIG, Supervisor
 
+TYPE_CHECKING = False  # see `node_agent.plainlog`
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from typing import Final
 
-logger = logging.getLogger("node_agent")
+_USAGE: Final = """usage: node_agent --config CONFIG [--directory DIRECTORY]
 
+Runs the tasks of a pool on its node.
+
+  --config CONFIG        the agent's configuration (JSON)
+  --directory DIRECTORY  where it keeps its files (default: agent)
+"""
+_OPTIONS: Final = ("config=", "directory=", "help")
+_EX_USAGE: Final = 2
 _SPARE: Final = 20.0
 """Seconds that a drain may take beyond its grace."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="node_agent", description="Runs the tasks of a pool on its node.")
-    parser.add_argument("--config", type=Path, required=True, help="the agent's configuration (JSON)")
-    parser.add_argument("--directory", type=Path, default=Path("agent"), help="where it keeps its files")
-    options = parser.parse_args(arguments)
-    logs.configure()
+def main(arguments: list[str] | None = None) -> int:
     try:
-        drain_grace = float(json.loads(options.config.read_bytes()).get("drain_grace", 30.0))
-        options.directory.mkdir(parents=True, exist_ok=True)
+        pairs, rest = getopt.getopt(sys.argv[1:] if arguments is None else arguments, "h", _OPTIONS)
+    except getopt.GetoptError as error:
+        return _refuse(str(error))
+    options = {"--directory": "agent", **dict(pairs)}
+    if "-h" in options or "--help" in options:
+        sys.stdout.write(_USAGE)
+        return 0
+    if rest or "--config" not in options:
+        return _refuse(f"what is {rest[0]!r}?" if rest else "--config is needed")
+    return _supervise(options["--config"], options["--directory"])
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"{_USAGE}\nnode_agent: {reason}\n")
+    return _EX_USAGE
+
+
+def _supervise(config: str, directory: str) -> int:
+    try:
+        with open(config, "rb") as file:
+            drain_grace = float(json.load(file).get("drain_grace", 30.0))
+        os.makedirs(directory, exist_ok=True)
     except (OSError, ValueError, AttributeError) as error:
-        logger.error("config_unusable", extra={"path": str(options.config), "error": str(error)})
+        say("ERROR", "node_agent", "config_unusable", path=config, error=str(error))
         return EX_CONFIG
-    agent = partial(_agent, options.config.resolve(), options.directory.resolve())
-    return Supervisor(agent, options.directory, drain_grace + _SPARE).run()
+    agent = partial(_agent, os.path.realpath(config), os.path.realpath(directory))
+    return Supervisor(agent, directory, drain_grace + _SPARE).run()
 
 
-def _agent(config_path: Path, directory: Path) -> int:
+def _agent(config: str, directory: str) -> int:
     """The agent process's life, in the fork. Nothing is garbage while all of it is being imported."""
     import gc
 
     gc.disable()
     from node_agent import daemon
 
-    return daemon.run(config_path, directory)
+    return daemon.run(config, directory)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import logging
 import signal
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchflow.azure.identity import check_https, of_the_node
@@ -25,8 +26,6 @@ from node_agent.logkeeper import LogKeeper
 from node_agent.supervisor import EX_CONFIG
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from batchflow.azure.blob import BlobContainer
     from batchflow.azure.identity import Credential
     from batchflow.control import ContainerAccess
@@ -34,16 +33,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("node_agent")
 
 
-def run(config_path: Path, directory: Path) -> int:
-    """The exit code, when there is nothing more to do.
+def run(config: str, directory: str) -> int:
+    """The exit code, when there is nothing more to do. `config`: the file; `directory`: for the agent's own.
 
     On asyncio's own loop: uvloop would start programs by a fork, at three times the cost in CPU.
     """
+    logs.configure()
     try:
-        config = AgentConfig.decode(config_path.read_bytes())
-        asyncio.run(_serve(config, directory))
+        wanted = AgentConfig.decode(Path(config).read_bytes())
+        asyncio.run(_serve(wanted, Path(directory)))
     except (ProtocolError, ConfigurationError) as error:
-        logger.error("config_unusable", extra={"path": str(config_path), "error": str(error)})
+        logger.error("config_unusable", extra={"path": config, "error": str(error)})
         return EX_CONFIG
     return 0
 

@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Final, Self
 
-from node_agent.deaths import Deaths
+from node_agent.deaths import Deaths, after_death
 
 _LENGTH: Final = 4
 _ROOM: Final = 8192
@@ -97,6 +97,18 @@ def write_deaths(path: Path, boot: str, deaths: Mapping[str, Deaths]) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document), encoding="utf-8")
     part.replace(path)
+
+
+def note_deaths(directory: str | os.PathLike[str], at: float) -> list[str]:
+    """Remember what the agent that kept its records there ran when it died; returns the uids."""
+    running, deaths, boot = (
+        read_running(Path(directory, "running")),
+        Path(directory, "deaths.json"),
+        boot_id(),
+    )
+    if running:
+        write_deaths(deaths, boot, after_death(read_deaths(deaths, boot), running, at))
+    return running
 
 
 class DeathRecord:

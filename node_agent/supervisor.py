@@ -13,26 +13,27 @@ Rules:
   cannot be used (`EX_CONFIG`) ends the supervisor too, and so do `MOST_CRASHES` crashes in a row; a stop that
   was not clean is `STOPPED_HARD`.
 
-It imports no event loop and no SDK, and forks the agent: an agent starts with the interpreter warm.
+It forks the agent, which starts with the interpreter warm, and itself imports as little as it can, for there
+is one on every node for as long as that lives: no event loop and no SDK, no `logging` and no `typing`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Final, NoReturn
+from contextlib import suppress
 
 from node_agent import tree
-from node_agent.deaths import after_death
-from node_agent.record import boot_id, read_deaths, read_running, write_deaths
+from node_agent.plainlog import say
 
-logger = logging.getLogger(__name__)
+TYPE_CHECKING = False  # see `node_agent.plainlog`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, NoReturn
 
+_LOGGER: Final = "node_agent.supervisor"
 EX_CONFIG: Final = 78
 STOPPED_HARD: Final = 128 + signal.SIGTERM
 LONG_LIFE: Final = 60.0
@@ -47,14 +48,14 @@ _AWAITED: Final = _STOPS | {signal.SIGCHLD}
 class Supervisor:
     """Keeps one agent alive."""
 
-    def __init__(self, agent: Callable[[], int], directory: Path, stop_within: float) -> None:
+    def __init__(
+        self, agent: Callable[[], int], directory: str | os.PathLike[str], stop_within: float
+    ) -> None:
         """`agent` is called in a process of its own and returns its exit code; `stop_within`: seconds that
         it may take to drain; `directory` keeps the records."""
         self._agent = agent
-        self._running = directory / "running"
-        self._deaths = directory / "deaths.json"
+        self._directory = directory
         self._stop_within = stop_within
-        self._boot = boot_id()
         self._crashes = 0
         self._stop_by: float | None = None
 
@@ -62,7 +63,8 @@ class Supervisor:
         """The exit code, when there is nothing more to keep alive."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         tree.adopt_orphans()
-        self._running.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._directory, "running"))
         while True:
             started = time.monotonic()
             pid = self._start()
@@ -70,7 +72,7 @@ class Supervisor:
             self._sweep()
             code = self._verdict(status, time.monotonic() - started)
             if code is not None:
-                logger.info("supervisor_exit", extra={"code": code})
+                say("INFO", _LOGGER, "supervisor_exit", code=code)
                 return code
             if not self._wait_before_restart():
                 return 0
@@ -80,17 +82,18 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             _become_agent(self._agent, supervisor)
-        logger.info("agent_started", extra={"agent_pid": pid})
+        say("INFO", _LOGGER, "agent_started", agent_pid=pid)
         return pid
 
     def _watch(self, pid: int) -> int:
         """Hand on the first stop, enforce the second; the wait status of the agent when it has ended."""
         while True:
-            if self._out_of_time():
-                logger.warning("agent_killed", extra={"agent_pid": pid})
-                os.kill(pid, signal.SIGKILL)
             if (status := tree.bury().get(pid)) is not None:
                 return status
+            if self._out_of_time():
+                say("WARNING", _LOGGER, "agent_killed", agent_pid=pid)
+                os.kill(pid, signal.SIGKILL)
+                return os.waitpid(pid, 0)[1]
             if self._await_stop(self._patience()):
                 self._stop(pid)
 
@@ -101,7 +104,7 @@ class Supervisor:
 
     def _stop(self, pid: int) -> None:
         if self._stop_by is None:
-            logger.info("stopping", extra={"agent_pid": pid})
+            say("INFO", _LOGGER, "stopping", agent_pid=pid)
             self._stop_by = time.monotonic() + self._stop_within
             os.kill(pid, signal.SIGTERM)
         else:
@@ -117,14 +120,14 @@ class Supervisor:
     def _sweep(self) -> None:
         """Kill all that the agent has left."""
         if left := tree.kill_descendants():
-            logger.error("processes_left", extra={"pids": sorted(left)})
+            say("ERROR", _LOGGER, "processes_left", pids=sorted(left))
 
     def _verdict(self, status: int, lived: float) -> int | None:
         """The exit code to end with, or None: start another agent."""
         code = os.waitstatus_to_exitcode(status)
         if code in (0, EX_CONFIG):
             return code
-        logger.error("agent_died", extra={"exit_code": code, "lived": round(lived, 3)})
+        say("ERROR", _LOGGER, "agent_died", exit_code=code, lived=round(lived, 3))
         if self._stop_by is not None:
             return STOPPED_HARD
         self._note_deaths()
@@ -134,11 +137,10 @@ class Supervisor:
         return None
 
     def _note_deaths(self) -> None:
-        running = read_running(self._running)
-        if running:
-            known = read_deaths(self._deaths, self._boot)
-            write_deaths(self._deaths, self._boot, after_death(known, running, time.time()))
-            logger.warning("tasks_died_with_agent", extra={"uids": running[:20], "tasks": len(running)})
+        from node_agent.record import note_deaths
+
+        if running := note_deaths(self._directory, time.time()):
+            say("WARNING", _LOGGER, "tasks_died_with_agent", uids=running[:20], tasks=len(running))
 
     def _wait_before_restart(self) -> bool:
         """False when somebody wants us to stop meanwhile."""
@@ -163,9 +165,10 @@ def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         code = agent()
     except BaseException:
-        logger.exception("agent_crashed")
+        import logging
+
+        logging.getLogger(_LOGGER).exception("agent_crashed")
     finally:
-        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -11,7 +11,10 @@ import os
 import signal
 import time
 from contextlib import suppress
-from typing import Final
+
+TYPE_CHECKING = False  # see `node_agent.plainlog`
+if TYPE_CHECKING:
+    from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36

@@ -16,9 +16,8 @@ import os
 import signal
 import time
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # every keeper holds what is imported here
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Iterator
@@ -67,14 +66,12 @@ def enter_uts_namespace(host_name: str) -> bool:
     A privileged process gets a UTS namespace alone; another one also gets a user namespace, in which its user
     and group ids stay the same and no other exists.
     """
-    import socket
-
     try:
         try:
             _system_call("unshare", _CLONE_NEWUTS)
         except PermissionError:
             _enter_user_namespace(also=_CLONE_NEWUTS)
-        socket.sethostname(host_name)
+        _set_host_name(host_name.encode())
     except OSError:
         return False
     return True
@@ -83,9 +80,22 @@ def enter_uts_namespace(host_name: str) -> bool:
 def _enter_user_namespace(also: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     _system_call("unshare", _CLONE_NEWUSER | also)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _set_host_name(name: bytes) -> None:
+    """As socket.sethostname does, without what `socket` weighs."""
+    import ctypes
+
+    if _libc().sethostname(name, ctypes.c_size_t(len(name))) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"sethostname: {os.strerror(number)}")
 
 
 def is_alive(pid: int) -> bool:

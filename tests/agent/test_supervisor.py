@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from node_agent.deaths import MOST, Deaths, after_death
+from node_agent.logs import JsonLines
 from node_agent.record import RunningRecord, boot_id, read_deaths, read_running, write_deaths
 from node_agent.supervisor import EX_CONFIG, STOPPED_HARD
 
@@ -117,7 +120,9 @@ def test_the_second_signal_is_hard(start: Start, tmp_path: Path) -> None:
     supervisor.terminate()
     eventually(lambda: noted(tmp_path, "term"))
     supervisor.terminate()
-    assert supervisor.wait(PATIENCE) == STOPPED_HARD
+    _, said = supervisor.communicate(timeout=PATIENCE)
+    assert supervisor.returncode == STOPPED_HARD
+    assert said.count(b'"agent_killed"') == 1
     assert not alive(int(diary(tmp_path)[0][1]))
 
 
@@ -169,3 +174,62 @@ def test_the_memory_of_deaths_is_bounded() -> None:
     assert len(deaths) == MOST
     assert "a:0" not in deaths
     assert deaths["b:1"] == Deaths(1, 0, 5.0)
+
+
+LIGHT = (
+    "from node_agent.__main__ import main",
+    "from batchflow.local.batch.keeper import main",
+)
+
+
+@pytest.mark.parametrize("statement", LIGHT)
+def test_who_only_watches_holds_little(statement: str) -> None:
+    """There is one for each node, for as long as it lives: the interpreter is the larger part of it."""
+    report = "import sys; print(*sys.modules)"
+    finished = subprocess.run(
+        [sys.executable, "-S", "-c", f"{statement}; {report}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    heavy = {"argparse", "asyncio", "dataclasses", "logging", "pathlib", "socket", "subprocess", "typing"}
+    assert heavy & set(finished.stdout.split()) == set()
+
+
+def test_its_log_is_as_the_agents(start: Start, tmp_path: Path) -> None:
+    """Lines of JSON with the same fields, though not by the same code."""
+    process = start("crash_once")
+    _, said = process.communicate(timeout=PATIENCE)
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line["event"] for line in lines][:2] == ["agent_started", "agent_died"]
+    record = logging.makeLogRecord({"msg": "agent_died", "levelname": "ERROR"})
+    as_the_agent = json.loads(JsonLines().format(record))
+    assert as_the_agent.keys() <= lines[1].keys()
+    assert len(lines[1]["at"]) == len(as_the_agent["at"])
+    assert lines[1]["level"] == "ERROR"
+    assert lines[1]["exit_code"] == 1
+
+
+def test_its_log_is_as_loud_as_the_agents(start: Start) -> None:
+    """By the same variable."""
+    process = start("crash_once", BATCHFLOW_LOG_LEVEL="error")
+    _, said = process.communicate(timeout=PATIENCE)
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["agent_died"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--config is needed"),
+        (("--config", "there.json", "more"), "what is 'more'?"),
+        (("--configure", "there.json"), "--configure"),
+    ],
+)
+def test_a_wrong_command_line_is_told(arguments: tuple[str, ...], said: str) -> None:
+    """With the usage, and the exit code that programs have for it."""
+    command = [sys.executable, "-m", "node_agent", *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert said in finished.stderr
+    assert finished.stderr.startswith("usage: node_agent --config")

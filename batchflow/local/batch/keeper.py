@@ -22,9 +22,12 @@ import os
 import signal
 import sys
 import time
-from typing import NoReturn
 
 from batchflow.local import processes
+
+TYPE_CHECKING = False  # `typing` alone is a seventh of what a keeper holds
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 STOP = signal.SIGTERM
 KILL = signal.SIGINT
