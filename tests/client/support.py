@@ -187,6 +187,8 @@ class MemoryCompute:
         self.jobs: dict[str, list[BatchTask]] = {}
         self.node_infos: list[NodeInfo] = []
         self.fault: PoolError | None = None
+        self.containers = False
+        """Whether nodes can run them."""
 
     def _check(self) -> None:
         if self.fault is not None:
@@ -214,7 +216,12 @@ class MemoryCompute:
 
     async def images(self) -> list[SupportedImage]:
         image = Image()
-        return [SupportedImage(image.publisher, image.offer, image.sku, "batch.node.ubuntu 24.04")]
+        able = self.containers
+        return [
+            SupportedImage(
+                image.publisher, image.offer, image.sku, "batch.node.ubuntu 24.04", containers=able
+            )
+        ]
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         info = await self.pool(pool_id)

@@ -23,6 +23,7 @@ from batchflow.errors import (
     StartTaskFailed,
     StorageError,
 )
+from batchflow.model import PoolSpec
 from batchflow.pool import Pool
 from tests.client.support import Agent, Doubles, eventually, within
 
@@ -331,6 +332,19 @@ async def test_resizing_to_nonsense_is_refused(pool: Pool) -> None:
     """Before Batch is asked."""
     with pytest.raises(ConfigurationError, match="negative"):
         await pool.resize(-1)
+
+
+async def test_agents_run_in_the_pools_container(client: Client, doubles: Doubles) -> None:
+    """Of a pool with a container image every agent's task has it; what the image has not is not asked for."""
+    doubles.compute.containers = True
+    pool = await client.create_pool(PoolSpec("boxed", nodes=2, container="registry.example/tasks:1"))
+    await pool.start()
+    tasks = doubles.compute.jobs[pool._manifest.agents_job]
+    assert [task.container for task in tasks] == ["registry.example/tasks:1"] * 2
+    await (await client.pool("boxed")).resize(3)
+    assert {task.container for task in doubles.compute.jobs[pool._manifest.agents_job]} == {
+        "registry.example/tasks:1"
+    }
 
 
 def test_an_agents_task_fills_its_node() -> None:

@@ -209,7 +209,7 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
 
 
 async def test_batch_shows_no_secret(mine: Pool) -> None:
-    """The pool, the agents' job and their tasks hold no key, and no signature but in resource files' addresses;
+    """The pool, the agents' job and their tasks hold no key, and no signature but in addresses of files;
     of settings of the environment there are none."""
     await mine.start()
     (name,) = [info.name async for info in mine._ctl.list("agent/") if info.name.endswith(".json")]
