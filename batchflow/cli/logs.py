@@ -12,7 +12,7 @@ from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
-from batchflow.cli.record import Record, latest
+from batchflow.cli.record import Record, known_runs, latest
 from batchflow.settings import nearest
 
 if TYPE_CHECKING:
@@ -29,7 +29,13 @@ _TAIL: Final = 64 * 1024
 
 @click.command(cls=Command)
 @click.argument("target")
-@click.option("--run", "run_name", metavar="NAME", help="The task's run. [default: the latest]")
+@click.option(
+    "--run",
+    "run_name",
+    metavar="NAME",
+    shell_complete=known_runs,
+    help="The task's run. [default: the latest]",
+)
 @click.option("--pool", metavar="NAME", help="The node's pool. [default: the only one]")
 @click.option(
     "--lines",

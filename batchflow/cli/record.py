@@ -167,6 +167,11 @@ def run_names() -> list[str]:
     return [path.name for path in sorted(folders, key=_age)]
 
 
+def known_runs(context: object, parameter: object, incomplete: str) -> list[str]:
+    """For completion."""
+    return [name for name in run_names() if name.startswith(incomplete)]
+
+
 def latest() -> str:
     """Raises `CommandError` when there is none."""
     names = run_names()

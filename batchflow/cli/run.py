@@ -18,7 +18,7 @@ from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
 from batchflow.cli.planning import Wish, check_files, new_record, wish_options
 from batchflow.cli.progress import Progress, Silent, progress
-from batchflow.cli.record import Record, exit_code, latest
+from batchflow.cli.record import Record, exit_code, known_runs, latest
 from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
 from batchflow.reporting import counted
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @wish_options
-@click.option("--resume", metavar="NAME", help="Go on with an earlier run.")
+@click.option("--resume", metavar="NAME", shell_complete=known_runs, help="Go on with an earlier run.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="[default: stdout]")
 @click.option("--local", is_flag=True, help="On a local cloud of its own, which ends with the command.")
 @click.option(
@@ -83,7 +83,7 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) 
 
 
 @click.command(cls=Command)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=known_runs)
 @click.option("--follow", "-f", is_flag=True, help="Return when each input has its result.")
 @asynchronous
 async def results(invocation: Invocation, name: str | None, follow: bool) -> int:
@@ -104,7 +104,7 @@ async def results(invocation: Invocation, name: str | None, follow: bool) -> int
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", shell_complete=known_runs)
 @asynchronous
 async def cancel(invocation: Invocation, name: str) -> int:
     """End the tasks that the run NAME has in the pool.

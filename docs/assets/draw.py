@@ -202,6 +202,24 @@ def bundle() -> Drawing:
     return d
 
 
+def engine() -> Drawing:
+    d = Drawing(760, 190, "The engine stands between a task and its node")
+    d.box(20, 60, 150, 66, "do_action", "your function", kind="mine")
+    d.arrow(170, 93, 248, 93, "asks")
+    d.box(250, 50, 130, 86, "engine", "of this one task", kind="node")
+    services = (
+        ("java_runner", "runs Java beside it"),
+        ("log, progress", "told to the session"),
+        ("outputs, upload", "files of the result"),
+        ("cancelled", "whether to end"),
+    )
+    for number, (name, what) in enumerate(services):
+        y = 14 + 42 * number
+        d.box(500, y, 240, 36, name, what)
+        d.arrow(380, 93, 498, y + 18)
+    return d
+
+
 def pack() -> Drawing:
     d = Drawing(760, 190, "Tasks that gather while a send is under way ride together")
     d.text(90, 30, "submitted", "small")
@@ -265,6 +283,7 @@ PICTURES: Final[tuple[Callable[[], Drawing], ...]] = (
     session,
     task,
     bundle,
+    engine,
     pack,
     once,
     local,

@@ -30,6 +30,18 @@ def test_what_is_made_from_the_code_is_up_to_date(page: str) -> None:
     assert generate.made(text) == text, "run: python docs/generate.py"
 
 
+def test_the_command_of_the_readme_runs(alone: Cli) -> None:
+    """With the task of the program above it in a file, as it says."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    task = re.search(r'^TASK = b"""\n(.*?)^"""$', text, re.MULTILINE | re.DOTALL)
+    command = re.search(r"^batchflow (run --local .*)$", text, re.MULTILINE)
+    assert task is not None
+    assert command is not None
+    alone.write("square.py", task[1])
+    values = [row["value"] for row in alone.rows(*command[1].split())]
+    assert values == ["1 squared is 1", "2 squared is 4", "3 squared is 9"]
+
+
 def test_the_commands_of_the_page_run(alone: Cli) -> None:
     """Every line of shell of the page, in its order, beside a cloud that is up."""
     blocks = _SHELL.findall((DOCS / "cli.md").read_text(encoding="utf-8"))
@@ -46,7 +58,7 @@ def test_the_commands_of_the_page_run(alone: Cli) -> None:
                 env=alone.environment,
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE,
+                timeout=90,
                 check=False,
             )
             assert ended.returncode == 0, ended.stderr

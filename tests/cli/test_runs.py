@@ -153,6 +153,9 @@ def test_a_local_cloud_of_its_own(alone: Cli) -> None:
 def test_a_name_is_for_one_run(cli: Cli) -> None:
     """A second run of the same name is told how to go on with the first."""
     assert cli("run", "--session", "once", "square.py", "1").returncode == 0
+    words = {"COMP_WORDS": "batchflow run --resume on", "COMP_CWORD": "3"}
+    completed = cli(env={"_BATCHFLOW_COMPLETE": "bash_complete", **words})
+    assert completed.stdout == "plain,once\n"
     again = cli("run", "--session", "once", "square.py", "1")
     assert again.returncode == 5
     assert "--resume once" in again.stderr
