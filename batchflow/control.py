@@ -263,6 +263,8 @@ class AgentConfig(Document):
     """A Python child is replaced after so many tasks."""
     child_memory: int = 2 * 1024**3
     """A Python child above so many bytes of resident memory is replaced when its task is over."""
+    process_limit: int = 2000
+    """Processes and threads that a task may have at once; 0: as many as it likes."""
     output_limit: int = 64 * 1024
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
     inline_limit: int = 128 * 1024

@@ -23,7 +23,8 @@
     ├─ ProtocolError                a message or document that is not what it should be
     ├─ SessionClosed                .reason
     └─ TaskError                    .result
-       ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskOutOfMemory  TaskPoisoned  TaskRejected
+       ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskPoisoned  TaskRejected
+       ├─ TaskOutOfMemory  TaskTooManyProcesses
        └─ ResultTooLarge  ResultNotSerializable  TaskImportError  SubmitFailed
 
     for code inside do_action: Retry(delay), Permanent
@@ -191,6 +192,10 @@ class WorkerDied(TaskError):
 
 class TaskOutOfMemory(TaskError):
     """The task went past its memory limit and was killed."""
+
+
+class TaskTooManyProcesses(TaskError):
+    """The task had more processes and threads than `agent.process_limit` allows, and was killed."""
 
 
 class TaskPoisoned(TaskError):

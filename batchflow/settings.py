@@ -37,6 +37,7 @@ Tasks = Annotated[int, "tasks"]
 Results = Annotated[int, "results"]
 Nodes = Annotated[int, "nodes"]
 Queues = Annotated[int, "queues"]
+Processes = Annotated[int, "processes"]
 
 PREFIX: Final = "BATCHFLOW_"
 
@@ -149,6 +150,9 @@ class AgentSettings:
     """A warm Python process is replaced after so many tasks."""
     child_memory: Bytes = 2 * 1024**3
     """A warm Python process that holds more bytes than this after a task is replaced."""
+    process_limit: Processes = 2000
+    """Processes and threads that a task may have at once; one that has more is killed and ends as
+    `TaskTooManyProcesses`. 0: no limit."""
     output_limit: Bytes = 64 * 1024
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
     result_limit: Bytes = 256 * 1024**2

@@ -16,7 +16,7 @@ from node_agent.programs import Ended, Program
 from node_agent.warm import Settings, WarmChild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,8 @@ class Crew:
         """
         mark = self._new_mark()
         env = {**self._settings.env, processes.MARK: mark}
-        program = self._programs[mark] = Program(argv, cwd=cwd, env=env, heard=heard)
+        most = self._settings.most_processes
+        program = self._programs[mark] = Program(argv, cwd=cwd, env=env, heard=heard, most_processes=most)
         try:
             ended = await program.run()
             if processes.left_behind(ended.pid, mark):
@@ -102,12 +103,21 @@ class Crew:
 
     def family(self) -> set[int]:
         """All processes of the task, the child included."""
+        sessions, marks = self._signs()
+        return processes.family(processes.table(min(sessions, default=0)), sessions, marks)
+
+    def population(self, entries: Mapping[int, processes.Entry]) -> int:
+        """How many processes and threads those are, by that table."""
+        return processes.population(entries, *self._signs())
+
+    def _signs(self) -> tuple[set[int], set[str]]:
+        """The sessions and the marks by which they are known."""
         marks = set(self._programs)
         sessions = self.roots()
         if self.child is not None:
             marks.add(self.child.mark)
             sessions.add(self.child.pid)
-        return processes.family(processes.table(min(sessions, default=0)), sessions, marks)
+        return sessions, marks
 
     @property
     def busy(self) -> bool:
@@ -131,6 +141,7 @@ class Crew:
 
     async def kill(self) -> None:
         """Kill all processes, the child included."""
+        self.freeze()
         self._doom_programs()
         roots = self.roots()
         await processes.kill(self.family, roots)
@@ -139,6 +150,14 @@ class Crew:
             await child.close()
             if self.child is child:
                 self.child = None
+
+    def freeze(self) -> None:
+        """Stop everything that has not left the groups of its roots, until `kill` or `thaw`."""
+        processes.signal_groups(self.roots(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        processes.signal_groups(self.roots(), signal.SIGCONT)
 
     async def sweep(self) -> None:
         """Kill all processes but the child."""

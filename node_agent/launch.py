@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from node_agent import record
 from node_agent.agent import Agent, Parts
 from node_agent.cache import BundleCache
+from node_agent.census import Census, most_processes
 from node_agent.heartbeat import host_name
 from node_agent.news import NewsDesk
 from node_agent.slots import Slot
@@ -49,8 +50,17 @@ def agent(
     """An agent that can be run. What it holds open itself ends with the stack."""
     slots = config.slots or os.cpu_count() or 1
     desk = NewsDesk()
+    census, most = Census(config.process_limit), most_processes(config.process_limit, slots)
     runners = [
-        Slot(index, directory / "slots", config, on_event=desk.tell, node=host_name())
+        Slot(
+            index,
+            directory / "slots",
+            config,
+            on_event=desk.tell,
+            node=host_name(),
+            census=census,
+            most_processes=most,
+        )
         for index in range(slots)
     ]
     boot = record.boot_id()

@@ -1,4 +1,4 @@
-"""The limits of one running task: time, and resident memory of all its processes."""
+"""The limits of one running task: time, resident memory of all its processes, and their number."""
 
 from __future__ import annotations
 
@@ -31,8 +31,15 @@ class TooMuch:
     """Bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class TooMany:
+    """The task has more processes and threads than it may."""
+
+    used: int
+
+
 class Limits:
-    """Resolves a future with `Expired` or `TooMuch` when that comes before anything else."""
+    """Resolves a future with the limit that is reached, when that comes before anything else."""
 
     def __init__(
         self, crew: Crew, waiter: asyncio.Future[Any], timeout: float | None, memory: int | None
@@ -56,6 +63,10 @@ class Limits:
         for timer in self._timers.values():
             timer.cancel()
 
+    def too_many(self, used: int) -> None:
+        """Somebody counted the task's processes and threads (see `node_agent.census`)."""
+        self._resolve(TooMany(used))
+
     def _expire(self) -> None:
         self._resolve(Expired(self.used()))
 
@@ -66,6 +77,6 @@ class Limits:
         else:
             self._timers["memory"] = self._loop.call_later(LOOK_INTERVAL, self._look, memory)
 
-    def _resolve(self, end: Expired | TooMuch) -> None:
+    def _resolve(self, end: Expired | TooMuch | TooMany) -> None:
         if not self._waiter.done():
             self._waiter.set_result(end)

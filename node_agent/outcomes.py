@@ -116,6 +116,14 @@ def out_of_memory(limit: int, used: int) -> Outcome:
     return failed("TaskOutOfMemory", text)
 
 
+def too_many_processes(limit: int, used: int) -> Outcome:
+    text = (
+        f"the task had {used} processes and threads and was killed with all of them; "
+        f"the limit is {limit} (setting: agent.process_limit)"
+    )
+    return failed("TaskTooManyProcesses", text)
+
+
 def ended(command: str, exit_code: int, stderr: str) -> Outcome:
     """A program of the bundle ended by itself, not with 0."""
     text = f"{command} {_how(exit_code)}{_said(stderr)}"

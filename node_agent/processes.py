@@ -10,8 +10,12 @@ orphans that carry the slot's mark in their environment (the agent is a child su
 children) with their descendants. A process that left session, parent and environment behind is no longer
 found here; it ends when its subreaper does.
 
-Ended: SIGSTOP for all until no new one appears, so that nothing forks away meanwhile, then SIGKILL for all.
-Signals go through pidfds, and so never to a process that merely got the same number.
+Counted: threads and the dead that nobody has waited for too, for they take numbers of the node's as well.
+
+Ended: SIGSTOP for all until no younger one appears, so that nothing forks away meanwhile, then SIGKILL for
+all; and again, until none is found: the kernel brings a fork that was under way to its end before it stops.
+A process group is stopped as one, which no fork in it escapes. Signals go through pidfds, and so never to a
+process that merely got the same number; past `_MOST_HELD` of them, which a fork bomb has, by number.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -37,7 +42,9 @@ _PRIVATE_PREFIX: Final = "BATCHFLOW_"
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = b"500"
-_FREEZE_ROUNDS: Final = 100
+_KILL_ROUNDS: Final = 100
+_MOST_HELD: Final = 256
+"""Processes that are killed by their pidfds, at once; a descriptor is a scarce thing too."""
 _BURIAL_BOUND: Final = 1.0
 """Seconds for an orphan to come to us after its end."""
 _BURIAL_PAUSE: Final = 0.002
@@ -52,6 +59,7 @@ class Entry:
     parent: int
     session: int
     zombie: bool
+    threads: int
 
 
 @cache
@@ -87,8 +95,12 @@ async def spawn(
     stderr: int,
     pass_fds: Sequence[int] = (),
     niceness: int = 0,
+    most_processes: int | None = None,
 ) -> asyncio.subprocess.Process:
-    """Start a program that dies with this process. Raises OSError when it cannot be started."""
+    """Start a program that dies with this process. Raises OSError when it cannot be started.
+
+    `most_processes`: from so many processes and threads of this user on, the kernel refuses it any more.
+    """
     setpriv = _setpriv()
     with _spawned.starting():
         process = await asyncio.create_subprocess_exec(
@@ -104,10 +116,19 @@ async def spawn(
         )
         _spawned.pids.add(process.pid)
     _prefer_for_oom_killer(process.pid)
-    if niceness:
-        with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
+        if niceness:
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+        if most_processes is not None:
+            _bound(process.pid, most_processes)
     return process
+
+
+def _bound(pid: int, most: int) -> None:
+    with suppress(PermissionError):  # it has become another user already
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NPROC)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, resource.RLIMIT_NPROC, (most, most))
 
 
 class _Spawned:
@@ -135,14 +156,20 @@ def bury_orphans() -> None:
 
     Those that were started here are left to whoever waits for them.
     """
+    bury_orphans_of(table())
+
+
+def bury_orphans_of(entries: dict[int, Entry]) -> None:
+    """Those of a table, which they are taken out of."""
     if _spawned.under_way:
         return
-    entries = table()
     _spawned.pids &= entries.keys()
-    for pid, entry in entries.items():
-        if entry.zombie and entry.parent == os.getpid() and pid not in _spawned.pids:
+    orphans = [pid for pid, entry in entries.items() if entry.zombie and entry.parent == os.getpid()]
+    for pid in orphans:
+        if pid not in _spawned.pids:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
+            del entries[pid]
 
 
 def _prefer_for_oom_killer(pid: int) -> None:
@@ -187,24 +214,52 @@ def _entry(pid: str) -> Entry | None:
             fields = stat.read(1024).rpartition(b")")[2].split()
     except OSError:
         return None
-    return Entry(int(fields[1]), int(fields[3]), fields[0] in (b"Z", b"X"))
+    return Entry(int(fields[1]), int(fields[3]), fields[0] in (b"Z", b"X"), int(fields[17]))
+
+
+def on_node() -> tuple[int, int]:
+    """How many processes and threads want to run, and how many there are, of whomever.
+
+    One small file instead of the whole table.
+    """
+    with open("/proc/loadavg", "rb", buffering=0) as loadavg:
+        running, _, everything = loadavg.read(256).split()[3].partition(b"/")
+    return int(running), int(everything)
+
+
+def of_user() -> int:
+    """How many of them are this user's, which is what RLIMIT_NPROC bounds."""
+    count = 0
+    for pid, entry in table().items():
+        with suppress(OSError):
+            count += entry.threads * (os.stat(f"/proc/{pid}").st_uid == os.getuid())
+    return count
 
 
 def family(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> set[int]:
     """The pids of a task's processes that are alive, roots included; `marks`: find its orphans too."""
+    return {pid for pid in _members(entries, roots, marks) if not entries[pid].zombie}
+
+
+def population(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> int:
+    """How many processes and threads a task has, the dead that nobody has waited for included."""
+    return sum(entries[pid].threads for pid in _members(entries, roots, marks))
+
+
+def _members(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str]) -> set[int]:
     found = {pid for pid, entry in entries.items() if pid in roots or entry.session in roots}
     if marks:
         found |= _orphans(entries, marks)
     children: dict[int, list[int]] = {}
     for pid, entry in entries.items():
         children.setdefault(entry.parent, []).append(pid)
-    fresh = list(found)
+    fresh = [*found, *roots]
     while fresh:
         below = [child for child in children.get(fresh.pop(), ()) if child not in found]
         found.update(below)
         fresh += below
     found.discard(os.getpid())
-    return {pid for pid in found if pid in entries and not entries[pid].zombie}
+    return found
 
 
 def _orphans(entries: Mapping[int, Entry], marks: Collection[str]) -> set[int]:
@@ -242,25 +297,62 @@ async def kill(
     process, are waited for here. What is in the middle of a system call that cannot be interrupted may
     outlive `bound`, in seconds.
     """
-    held: dict[int, int] = {}
+    held: dict[int, int | None] = {}
     try:
-        for _ in range(_FREEZE_ROUNDS):
+        for _ in range(_KILL_ROUNDS):
             if not (fresh := find() - held.keys()):
                 break
-            for pid in fresh:
-                with suppress(OSError):
-                    held[pid] = os.pidfd_open(pid)
-                    signal.pidfd_send_signal(held[pid], signal.SIGSTOP)
-        for descriptor in held.values():
-            with suppress(OSError):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        await _all_ended(held.values(), bound)
+            while fresh:
+                _freeze(fresh, held)
+                fresh = family(table(max(held)), held.keys()) - held.keys()
+            for pid, descriptor in held.items():
+                _signal(pid, descriptor, signal.SIGKILL)
+            await _all_ended([descriptor for descriptor in held.values() if descriptor is not None], bound)
     finally:
         for descriptor in held.values():
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
         await _bury(held.keys() - set(awaited))
         bury_orphans()
-        asyncio.get_running_loop().call_later(_BURIAL_BOUND, bury_orphans)
+        asyncio.get_running_loop().call_later(_BURIAL_BOUND, _bury_late)
+
+
+def _bury_late() -> None:
+    """The last ones, as soon as no program is being started."""
+    if _spawned.under_way:
+        asyncio.get_running_loop().call_later(_BURIAL_PAUSE, _bury_late)
+    bury_orphans()
+
+
+def _freeze(fresh: Collection[int], held: dict[int, int | None]) -> None:
+    signal_groups(fresh, signal.SIGSTOP)
+    for pid in fresh:
+        held[pid] = _hold(pid) if len(held) < _MOST_HELD else None
+        _signal(pid, held[pid], signal.SIGSTOP)
+
+
+def signal_groups(pids: Iterable[int], number: signal.Signals) -> None:
+    """To the groups that these processes lead, each as a whole."""
+    for pid in pids:
+        with suppress(OSError):
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, number)
+
+
+def _hold(pid: int) -> int | None:
+    """A pidfd; None when the process has ended, or there is none to be had."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _signal(pid: int, descriptor: int | None, number: signal.Signals) -> None:
+    with suppress(OSError):
+        if descriptor is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
 
 
 async def _all_ended(descriptors: Collection[int], bound: float) -> None:

@@ -43,12 +43,15 @@ class Program:
         cwd: Path,
         env: Mapping[str, str],
         heard: Callable[[str, bytes], None] | None = None,
+        most_processes: int | None = None,
     ) -> None:
-        """`heard` gets what is printed as it comes: ("stdout" or "stderr", bytes)."""
+        """`heard` gets what is printed as it comes: ("stdout" or "stderr", bytes). `most_processes`: see
+        `processes.spawn`."""
         self._argv = argv
         self._cwd = cwd
         self._env = env
         self._heard = heard
+        self._most_processes = most_processes
         self._process: asyncio.subprocess.Process | None = None
         self._doomed = False
 
@@ -78,6 +81,7 @@ class Program:
                 stdout=pipes[0].writer,
                 stderr=pipes[1].writer,
                 niceness=NICENESS,
+                most_processes=self._most_processes,
             )
             if self._doomed:
                 processes.send_signal([self._process.pid], signal.SIGKILL)

@@ -9,7 +9,7 @@ Rules:
 - A child is replaced after a task that died, was killed, ended its process or left it in doubt, and past the
   settings' number of tasks or memory. The next one is started at once, before it is needed.
 - A task is told to end in three steps: `engine.cancelled` turns true, a moment later SIGTERM to all its
-  processes, and SIGKILL when the grace is over. Past a memory limit there is only the third.
+  processes, and SIGKILL when the grace is over. Past a limit of memory or processes there is only the third.
 - Tasks that were given together and have not begun can be taken back at any time.
 - Several Python tasks can be sent to the child at once, and others after them while they run. It waits for
   the slot's word before it starts the next one if there is something to put in order after the last, so
@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,10 +31,11 @@ from anyio import CancelScope
 from batchflow.errors import ConfigurationError
 from batchflow.model import Status
 from node_agent import commands, frames, outcomes, processes
+from node_agent.census import Census
 from node_agent.crew import Crew
 from node_agent.events import Telling
 from node_agent.java import lines
-from node_agent.limits import Expired, Limits, TooMuch
+from node_agent.limits import Expired, Limits, TooMany, TooMuch
 from node_agent.outcomes import Execution, Outcome
 from node_agent.programs import Ended
 from node_agent.warm import Answer, Gone, Settings, WarmChild
@@ -75,11 +76,14 @@ class Slot:
         *,
         on_event: Callable[[Execution, EventItem], None],
         node: str | None = None,
+        census: Census | None = None,
+        most_processes: int | None = None,
     ) -> None:
         """Made in a running event loop, which at once begins to start the slot's child.
 
         `root`: a folder that the slot makes its own in; `node`: what tasks see as this node's name, by
-        default the host's name.
+        default the host's name. `census`: the agent's, by default one of its own; `most_processes`: see
+        `processes.spawn`.
         """
         processes.adopt_orphans()
         self.index = index
@@ -96,9 +100,14 @@ class Slot:
             result_limit=config.result_limit,
             memory_mark=config.child_memory,
             output_limit=config.output_limit,
+            most_processes=most_processes,
         )
         self._crew = Crew(settings, self._noted)
         self._telling: Telling | None = None
+        self._limits: Limits | None = None
+        """Of the task that runs."""
+        self._census = census or Census(config.process_limit)
+        self._census.join(self)
         self._kept: set[Path] = set()
         self._line: list[Execution] | None = None
         """What `run_many` runs, in this order; None while it runs nothing."""
@@ -181,9 +190,30 @@ class Slot:
     async def aclose(self) -> None:
         """Kill what runs and give everything back. Idempotent; takes a few seconds at most."""
         self._closed = True
+        self._census.leave(self)
         with CancelScope(shield=True):
             await self._crew.aclose()
         self._workspace.close()
+
+    @property
+    def running(self) -> bool:
+        return self._limits is not None
+
+    def count(self, entries: Mapping[int, processes.Entry]) -> int:
+        """How many processes and threads there are; the task is ended when that is above its limit."""
+        count = self._crew.population(entries)
+        if self._limits is not None and count > self._census.limit:
+            self.freeze()
+            self._limits.too_many(count)
+        return count
+
+    def freeze(self) -> None:
+        """Make the task stand still, for a moment."""
+        self._crew.freeze()
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._crew.thaw()
 
     async def _run_next(self, index: int, place: Place, done: Done) -> int:
         """Run one of the line, and those after it that can ride along; the index of what comes next."""
@@ -256,13 +286,14 @@ class Slot:
         telling = self._begin(execution, place)
         child.heard = self._crew.heard
         waiter: asyncio.Future[Any] = child.answer()
-        limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
+        limits = self._begin_limits(waiter, execution)
         try:
             end = await waiter
         except asyncio.CancelledError:
             await self._abandon(child.answer(), place, child)
             raise
         finally:
+            self._limits = None
             limits.stop()
         flags = end.flags if isinstance(end, Answer) else frames.RETIRE
         if flags or self._crew.busy:
@@ -274,6 +305,11 @@ class Slot:
             outcome = _read(end, started_at=started_at, finished_at=time.time())
         telling.finish()
         return outcome, flags
+
+    def _begin_limits(self, waiter: asyncio.Future[Any], execution: Execution) -> Limits:
+        limits = self._limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
+        self._census.wake()
+        return limits
 
     async def _settle(self, child: WarmChild, end: Any, execution: Execution, limits: Limits) -> Outcome:
         """The outcome of a task in the child that did not simply answer; none of its processes is left."""
@@ -293,7 +329,7 @@ class Slot:
 
     async def _overstepped(
         self,
-        end: Expired | TooMuch,
+        end: Expired | TooMuch | TooMany,
         ended: asyncio.Future[Any],
         execution: Execution,
         limits: Limits,
@@ -307,6 +343,9 @@ class Slot:
             case TooMuch(used):
                 await self._crew.kill()
                 outcome = outcomes.out_of_memory(execution.memory_limit or 0, used)
+            case TooMany(used):
+                await self._crew.kill()
+                outcome = outcomes.too_many_processes(self._census.limit, used)
         self._crew.prewarm()
         return outcome
 
@@ -317,13 +356,14 @@ class Slot:
         running = asyncio.create_task(self._crew.run(argv, place.directory, self._crew.heard))
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running.add_done_callback(lambda _: _resolve_once(waiter))
-        limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
+        limits = self._begin_limits(waiter, execution)
         try:
             end = await waiter
         except asyncio.CancelledError:
             await self._abandon(running, place, None)
             raise
         finally:
+            self._limits = None
             limits.stop()
         with CancelScope(shield=True):
             over = end and await self._overstepped(end, running, execution, limits, None)

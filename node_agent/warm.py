@@ -39,6 +39,8 @@ class Settings:
     result_limit: int
     memory_mark: int
     output_limit: int
+    most_processes: int | None = None
+    """Processes and threads of this user, above which the kernel refuses tasks any more; None: its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class WarmChild:
                 stdout=self._pipes["stdout"].writer,
                 stderr=self._pipes["stderr"].writer,
                 pass_fds=shared,
+                most_processes=self._settings.most_processes,
             )
         for pipe in self._pipes.values():
             pipe.close_writer()
