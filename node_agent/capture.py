@@ -78,15 +78,16 @@ class Pipe:
     """The reading end of a pipe that a program writes to.
 
     `sink` gets what is read, in the event loop, a bounded piece at a time: a program that prints without end
-    takes turns with everything else.
+    takes turns with everything else. `before` is called before what came by itself is read.
     """
 
-    def __init__(self, sink: Callable[[bytes], None]) -> None:
+    def __init__(self, sink: Callable[[bytes], None], before: Callable[[], None] | None = None) -> None:
         self._sink = sink
+        self._before = before
         self._loop = asyncio.get_running_loop()
         self._fd, self.writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._fd, False)
-        self._loop.add_reader(self._fd, self._read)
+        self._loop.add_reader(self._fd, self._arrived)
 
     def close_writer(self) -> None:
         """The program has its own copy by now."""
@@ -106,6 +107,11 @@ class Pipe:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._fd = -1
+
+    def _arrived(self) -> None:
+        if self._before is not None:
+            self._before()
+        self._read()
 
     def _read(self) -> int:
         if self._fd < 0:

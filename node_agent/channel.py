@@ -35,9 +35,15 @@ AGENT_GONE: Final = 120
 class Channel:
     """Frames over a blocking descriptor."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, bell: int) -> None:
         os.set_inheritable(descriptor, False)
+        os.set_inheritable(bell, False)
         self._fd = descriptor
+        self._bell = bell
+        self.ringing = False
+        """Whether the agent listens to the bell."""
+        self._unheard = 0
+        """Bytes sent since the bell was rung."""
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
@@ -58,14 +64,25 @@ class Channel:
         """The process that may use this channel."""
         return self._pid
 
-    def send(self, kind: int, payload: bytes = b"") -> None:
+    @property
+    def more(self) -> bool:
+        """Whether orders wait here."""
+        return bool(self._orders)
+
+    def send(self, kind: int, payload: bytes = b"", *, quiet: bool = False) -> None:
+        """`quiet`: more follows soon, so that the agent need not be woken."""
         view = memoryview(frames.encode(kind, payload))
         with self._send_lock:
+            self._unheard += len(view)
             while view:
                 view = view[os.write(self._fd, view) :]
+            if not quiet or self._unheard > frames.MOST_UNHEARD:
+                self._unheard = 0
+                if self.ringing:
+                    os.eventfd_write(self._bell, 1)
 
     def order(self) -> tuple[int, bytes]:
-        """Wait for the next SETUP or TASK."""
+        """Wait for the next order: SETUP, TASK, NEXT_TASK or FORGET."""
         return self._wait(lambda: self._orders.popleft() if self._orders else None)
 
     def go(self) -> None:

@@ -1,7 +1,7 @@
 """The warm child: a Python process that runs `do_action` for one slot, task after task.
 
-`python -m node_agent.child FD PERMITS`; FD is the channel to the agent, PERMITS the eventfd of permits to
-start tasks, everything else comes in frames. Imports as little as possible, for a child shall start in tens
+`python -m node_agent.child FD BELL PERMITS`; FD is the channel to the agent, BELL and PERMITS are the eventfds
+that wake it and permit tasks to start (see `frames`), everything else comes in frames. Imports as little as possible, for a child shall start in tens
 of milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
@@ -20,6 +20,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from struct import unpack
 
 import orjson
@@ -119,13 +120,16 @@ class Child:
             kind, payload = self._channel.order()
             if kind == frames.FORGET:
                 self._channel.send(frames.FORGOTTEN)
-            elif kind == frames.TASK and self._may_start():
+            elif kind in (frames.TASK, frames.NEXT_TASK) and self._may_start():
+                self._channel.ringing = kind == frames.NEXT_TASK
                 task = orjson.loads(payload)
+                began_at = time.time()
                 kind, answer = self._run(task)
                 if os.getpid() != self._channel.pid:
                     os._exit(0)
                 flags = self._flags(task)
-                self._channel.send(kind, bytes((flags,)) + answer)
+                head = frames.ANSWER.pack(flags, began_at, time.time())
+                self._channel.send(kind, head + answer, quiet=not flags and self._channel.more)
                 if flags:
                     self._channel.go()
 
@@ -415,7 +419,7 @@ def _adopt_orphans() -> None:
 
 
 def main() -> None:
-    channel, permits = Channel(int(sys.argv[1])), int(sys.argv[2])
+    channel, permits = Channel(int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3])
     os.set_inheritable(permits, False)
     sys.argv[1:] = []
     sys.dont_write_bytecode = True

@@ -8,13 +8,14 @@ kind                  direction   payload
 ====================  ==========  ==================================================================
 SETUP                 to child    JSON: settings that hold for the child's life
 TASK                  to child    JSON: one task
+NEXT_TASK             to child    JSON: one of several tasks that are under way
 CANCEL                to child    empty: the running task shall end
 GO                    to child    empty: what the last task left is dealt with, start the next one
 REPLY                 to child    JSON: how a program that the task asked for ended
 FORGET                to child    empty: answered by FORGOTTEN, after the tasks that came before it
 READY                 to agent    empty: the child takes tasks
-VALUE                 to agent    one byte of flags, then the value as JSON
-FAILURE               to agent    one byte of flags, then JSON: how the task failed
+VALUE                 to agent    `ANSWER`, then the value as JSON
+FAILURE               to agent    `ANSWER`, then JSON: how the task failed
 CALL                  to agent    JSON: run a program
 NOTE                  to agent    JSON: a log line or progress
 FORGOTTEN             to agent    empty
@@ -28,13 +29,18 @@ Each task needs a permit, a count in an eventfd that both hold: the child takes 
 and passes over a task without a word when there is none. The agent takes back the tasks that have not begun
 by taking their permits, then sends FORGET and awaits the answer before it sends more: no task that was taken
 back can take the permit of a later one.
+
+Being woken for each answer would cost the agent, and the task that runs meanwhile, more than a short task
+does. So while several tasks are under way the agent does not watch the line, but a bell, another eventfd, and
+looks by itself every `LOOK` seconds. During a NEXT_TASK the child rings the bell for all that it says, except
+for an answer that needs no GO while more tasks wait with it, up to `MOST_UNHEARD` bytes of them.
 """
 
 from __future__ import annotations
 
 from struct import Struct
 
-SETUP, TASK, CANCEL, GO, REPLY, FORGET = 1, 2, 3, 4, 5, 6
+SETUP, TASK, CANCEL, GO, REPLY, FORGET, NEXT_TASK = 1, 2, 3, 4, 5, 6, 7
 READY, VALUE, FAILURE, CALL, NOTE, FORGOTTEN = 17, 18, 19, 20, 21, 22
 
 TOUCHED = 1
@@ -46,6 +52,11 @@ PRINTED = 4
 RETIRE = 8
 """Flag: the child shall be replaced."""
 
+LOOK = 0.005
+MOST_UNHEARD = 64 * 1024
+
+ANSWER = Struct(">Bdd")
+"""Flags; when the task began and ended, in seconds since the epoch."""
 _HEADER = Struct(">IB")
 HEADER_SIZE = _HEADER.size
 
@@ -74,18 +85,28 @@ class Decoder:
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The frames that are whole now, as (kind, payload). Raises `FrameError`."""
         held = self._held
+        if not held:
+            frames, start = self._split(data)
+            held += data[start:]
+            return frames
         held += data
-        frames: list[tuple[int, bytes]] = []
-        start = 0
-        while len(held) - start >= HEADER_SIZE:
-            length, kind = _HEADER.unpack_from(held, start)
-            if length > self._limit:
-                raise FrameError(f"a frame of {length} bytes, above the limit of {self._limit}")
-            end = start + HEADER_SIZE + length
-            if len(held) < end:
-                break
-            frames.append((kind, bytes(held[start + HEADER_SIZE : end])))
-            start = end
+        with memoryview(held) as view:
+            frames, start = self._split(view)
         if start:
             del held[:start]
         return frames
+
+    def _split(self, data: bytes | memoryview) -> tuple[list[tuple[int, bytes]], int]:
+        """The frames in it, and where what is left begins."""
+        frames: list[tuple[int, bytes]] = []
+        start = 0
+        while len(data) - start >= HEADER_SIZE:
+            length, kind = _HEADER.unpack_from(data, start)
+            if length > self._limit:
+                raise FrameError(f"a frame of {length} bytes, above the limit of {self._limit}")
+            end = start + HEADER_SIZE + length
+            if len(data) < end:
+                break
+            frames.append((kind, bytes(data[start + HEADER_SIZE : end])))
+            start = end
+        return frames, start

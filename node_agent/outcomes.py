@@ -88,12 +88,11 @@ def rejected(reason: str) -> Outcome:
 def answered(kind: int, payload: bytes, **more: Any) -> Outcome:
     """What a child said, and what is known besides."""
     if kind == frames.VALUE:
-        value = payload[1:]
-        return Outcome(Status.SUCCEEDED, None if value == NULL else value, **more)
+        return Outcome(Status.SUCCEEDED, None if payload == NULL else payload, **more)
     try:
-        length = int.from_bytes(payload[1:5], "big")
-        fields: dict[str, Any] = orjson.loads(payload[5 : 5 + length])
-        value = payload[5 + length :]
+        length = int.from_bytes(payload[:4], "big")
+        fields: dict[str, Any] = orjson.loads(payload[4 : 4 + length])
+        value = payload[4 + length :]
         return failed(value=None if value == NULL else value, **fields, **more)
     except (ValueError, TypeError) as error:
         return failed("WorkerDied", f"what the child answered cannot be read: {error!r}", **more)

@@ -282,7 +282,7 @@ class Slot:
 
     async def _run_in(self, child: WarmChild, execution: Execution, place: Place) -> tuple[Outcome, int]:
         """One task that was sent to the child: its outcome, and the flags of the answer."""
-        started_at = time.time()
+        began_at = time.time()
         telling = self._begin(execution, place)
         child.heard = self._crew.heard
         waiter: asyncio.Future[Any] = child.answer()
@@ -295,14 +295,16 @@ class Slot:
         finally:
             self._limits = None
             limits.stop()
-        flags = end.flags if isinstance(end, Answer) else frames.RETIRE
+        flags = frames.RETIRE
+        if isinstance(end, Answer):
+            flags, began_at = end.flags, end.began_at
         if flags or self._crew.busy:
             with CancelScope(shield=True):
                 outcome = await self._settle(child, end, execution, limits)
                 outcome = await self._put_in_order(outcome, place, flags)
-            outcome = replace(outcome, started_at=started_at, finished_at=time.time())
+            outcome = replace(outcome, started_at=began_at, finished_at=time.time())
         else:
-            outcome = _read(end, started_at=started_at, finished_at=time.time())
+            outcome = _read(end, started_at=end.began_at, finished_at=end.ended_at)
         telling.finish()
         return outcome, flags
 
@@ -423,7 +425,7 @@ def _resolve(execution: Execution, place: Place) -> commands.Action | commands.L
 
 
 def _order(execution: Execution, place: Place) -> bytes:
-    """The frame that sends a task to the child."""
+    """A task as the child gets it."""
     fields = {
         "command": execution.command,
         "args": execution.args,
@@ -437,7 +439,7 @@ def _order(execution: Execution, place: Place) -> bytes:
         "directory": str(place.directory),
         "watched": place.watched,
     }
-    return frames.encode(frames.TASK, orjson.dumps(fields))
+    return orjson.dumps(fields)
 
 
 def _read(answer: Answer, **more: Any) -> Outcome:

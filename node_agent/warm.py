@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import sys
 from collections import deque
 from contextlib import suppress
@@ -26,6 +27,7 @@ _FRAME_ROOM: Final = 1024**2
 """Bytes that a frame may hold besides a value of the largest size."""
 _LINE_LOST: Final = 1.0
 """Seconds that a child which closed its channel may take to end before it is killed."""
+_UNREADABLE: Final = (frames.FrameError, orjson.JSONDecodeError, struct.error)
 _PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
 
 
@@ -52,6 +54,9 @@ class Answer:
     payload: bytes
     stdout: str
     stderr: str
+    began_at: float
+    ended_at: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +90,16 @@ class WarmChild:
         self._loop = asyncio.get_running_loop()
         self._decoder = frames.Decoder(settings.result_limit + _FRAME_ROOM)
         self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
-        self._pipes = {"stdout": Pipe(self._sink("stdout")), "stderr": Pipe(self._sink("stderr"))}
+        self._pipes = {name: Pipe(self._sink(name), self._catch_up) for name in self._tails}
         self._socket, self._theirs = socket.socketpair()
         self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._due = 0
+        """Answers to tasks that were sent."""
+        self._rings = True
+        """Whether the child rings for all of them."""
+        self._look: asyncio.TimerHandle | None = None
+        """While the bell is listened to, and not the line."""
         self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Gone] | None = None
@@ -121,7 +133,8 @@ class WarmChild:
         env[processes.MARK] = self.mark
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._read)
-        shared = (self._theirs.fileno(), self._permits)
+        self._loop.add_reader(self._bell, self._rung)
+        shared = (self._theirs.fileno(), self._bell, self._permits)
         with self._theirs:
             self._process = await processes.spawn(
                 (sys.executable, "-P", "-m", "node_agent.child", *map(str, shared)),
@@ -150,9 +163,14 @@ class WarmChild:
         self._unsent += data
 
     def order(self, tasks: Sequence[bytes]) -> None:
-        """Send tasks, each in its frame, to be run one after the other."""
+        """Send tasks, as JSON, to be run one after the other."""
+        if not self._due:
+            self._rings = len(tasks) > 1
+        self._due += len(tasks)
+        kind = frames.NEXT_TASK if self._due > 1 else frames.TASK
         os.eventfd_write(self._permits, len(tasks))
-        self.send(b"".join(tasks))
+        self.send(b"".join([frames.encode(kind, task) for task in tasks]))
+        self._choose_what_to_watch()
 
     def recall(self) -> int:
         """Take back the tasks that have not begun; how many of the last ones.
@@ -169,6 +187,8 @@ class WarmChild:
         if taken:
             self._forgotten = self._loop.create_future()
             self.send(frames.encode(frames.FORGET))
+            self._due -= taken
+            self._choose_what_to_watch()
         return taken
 
     async def forgotten(self) -> None:
@@ -199,11 +219,12 @@ class WarmChild:
             self._exit.cancel()
         if self._socket.fileno() < 0:
             return
-        self._loop.remove_reader(self._socket)
+        self._stop_reading()
         self._loop.remove_writer(self._socket)
         self._socket.close()
         self._theirs.close()
         os.close(self._permits)
+        os.close(self._bell)
         for pipe in self._pipes.values():
             pipe.close()
         if not self.ready.done():
@@ -233,23 +254,52 @@ class WarmChild:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._loop.remove_reader(self._socket)
+            self._stop_reading()
             self._loop.call_later(_LINE_LOST, self.kill)
             return
         try:
             for kind, payload in self._decoder.feed(data):
                 self._take(kind, payload)
-        except (frames.FrameError, orjson.JSONDecodeError, IndexError):
-            self._loop.remove_reader(self._socket)
+        except _UNREADABLE:
+            self._stop_reading()
             self.kill()
+        else:
+            self._choose_what_to_watch()
+
+    def _choose_what_to_watch(self) -> None:
+        """The bell while several answers are due, the line otherwise."""
+        if self._rings and self._due > 1:
+            if self._look is None and self._loop.remove_reader(self._socket):
+                self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
+        elif self._look is not None:
+            self._look.cancel()
+            self._look = None
+            self._loop.add_reader(self._socket, self._read)
+
+    def _have_a_look(self) -> None:
+        self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
+        self._read()
+
+    def _rung(self) -> None:
+        os.eventfd_read(self._bell)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take in the answers that came, so that what is printed after them belongs to the next task."""
+        if self._look is not None:
+            self._read()
+
+    def _stop_reading(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._bell)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _take(self, kind: int, payload: bytes) -> None:
         match kind:
             case frames.VALUE | frames.FAILURE:
-                self.tasks += 1
-                if payload[0] & frames.PRINTED:
-                    self._drain()
-                self._resolve(Answer(kind, payload[0], payload, self._cut("stdout"), self._cut("stderr")))
+                self._answered(kind, payload)
             case frames.CALL:
                 self._called(self, orjson.loads(payload))
             case frames.NOTE:
@@ -260,6 +310,16 @@ class WarmChild:
                 self.ready.set_result(True)
             case _:
                 raise frames.FrameError(f"a frame of kind {kind}")
+
+    def _answered(self, kind: int, payload: bytes) -> None:
+        self.tasks += 1
+        self._due -= 1
+        self._rings = True
+        flags, began_at, ended_at = frames.ANSWER.unpack_from(payload)
+        if flags & frames.PRINTED:
+            self._drain()
+        stdout, stderr = self._cut("stdout"), self._cut("stderr")
+        self._resolve(Answer(kind, flags, payload[frames.ANSWER.size :], stdout, stderr, began_at, ended_at))
 
     def _drain(self) -> None:
         for pipe in self._pipes.values():
@@ -307,7 +367,7 @@ class WarmChild:
 
     def _read_rest(self) -> None:
         """What the child said before it ended."""
-        with suppress(OSError, frames.FrameError, orjson.JSONDecodeError, IndexError):
+        with suppress(OSError, *_UNREADABLE):
             while data := self._socket.recv(_READ_SIZE):
                 for kind, payload in self._decoder.feed(data):
                     self._take(kind, payload)
