@@ -408,6 +408,71 @@ def do_action(engine, args):
             assert texts == ([str(number)] if act == "file" else [])
 
 
+async def test_the_tasks_of_a_pack_have_their_own_times_and_prints(tmp_path: Path) -> None:
+    """However late the agent looks at their answers: one after the other, and as long as each has slept."""
+    source = """
+import time
+def do_action(engine, args):
+    time.sleep(0.002)
+    if args[0] % 3 == 1:
+        print(args[0], flush=True)
+    time.sleep(0.002)
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        tasks = [slot.execution(bundle, "task.py", [number]) for number in range(30)]
+        found: dict[int, Outcome] = {}
+        await slot.slot.run_many(tasks, files, found.__setitem__)
+    last = 0.0
+    for number, outcome in found.items():
+        assert outcome.stdout == (f"{number}\n" if number % 3 == 1 else "")
+        assert outcome.started_at is not None
+        assert outcome.finished_at is not None
+        assert last <= outcome.started_at + 0.001
+        assert outcome.finished_at - outcome.started_at >= 0.004
+        last = outcome.finished_at
+
+
+async def test_answers_do_not_wait_for_a_slow_companion(tmp_path: Path) -> None:
+    """Those before it are known while it runs, although the child wakes nobody for them."""
+    source = """
+import os, time
+def do_action(engine, args):
+    while args[0] and not os.path.exists(args[0]):
+        time.sleep(0.005)
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        go = tmp_path / "go"
+        arguments = [[""], [""], [""], [str(go)], [""]]
+        tasks = [slot.execution(bundle, "task.py", args) for args in arguments]
+        found: dict[int, Outcome] = {}
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, found.__setitem__))
+        await until(lambda: len(found) == 3)
+        go.touch()
+        await running
+        assert list(found) == [0, 1, 2, 3, 4]
+
+
+async def test_a_child_that_closes_its_line_in_a_pack_is_replaced(tmp_path: Path) -> None:
+    """The agent notices although it does not watch the line; the tasks after it run in another child."""
+    source = """
+import os, time
+def do_action(engine, args):
+    if args[0] == 1:
+        os.closerange(3, 64)
+        time.sleep(60)
+    return args[0]
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        tasks = [slot.execution(bundle, "task.py", [number]) for number in range(4)]
+        found: dict[int, Outcome] = {}
+        await slot.slot.run_many(tasks, files, found.__setitem__)
+        assert found[1].kind == "WorkerDied"
+        assert [value(found[number]) for number in (0, 2, 3)] == [0, 2, 3]
+
+
 # the child
 
 
