@@ -6,8 +6,9 @@ import logging
 import os
 from typing import TYPE_CHECKING, Final
 
+from batchflow.account import Account
 from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
-from batchflow.ledger import Ledger, Page, Ranges
+from batchflow.ledger import Ledger, Ranges
 from batchflow.wire import split_uid
 
 if TYPE_CHECKING:
@@ -68,35 +69,35 @@ class Journal:
 
 
 class LedgerKeeper:
-    """The ledger of a session that can be found again by its name."""
+    """The ledger of a session that can be found again by its name: reads and saves its `account`."""
 
     def __init__(self, session: Session, journal: str | os.PathLike[str] | None) -> None:
         self._session = session
-        self._ledger = Ledger(pages={session.incarnation: Page()})
         self._journal = None if journal is None else Journal(journal)
-        self._dirty = False
-        self.loaded = False
+        self.account = Account(session.incarnation, self._journal)
+
+    @property
+    def loaded(self) -> bool:
         """Whether it is known what earlier holders are owed."""
+        return self.account.loaded
 
     async def load(self, mailbox: Mailbox) -> None:
         """Take the mailbox over from its earlier holders.
 
         Raises `BrokerError`: `MailboxInUse` when a later one had it before this one came to it.
         """
-        session = self._session
+        session, account = self._session, self.account
         try:
             ledger = Ledger.decode(await mailbox.get_state())
         except ProtocolError as error:
             session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
             ledger = Ledger()
-        page = self._ledger.pages[session.incarnation]
-        if ledger.was_replaced(session.incarnation, page):
+        if account.was_replaced(ledger):
             raise self._taken_over()
-        owed = ledger.open(session.incarnation, page)
+        owed = account.enter(ledger)
         await mailbox.set_state(ledger.encode())
-        self._ledger = ledger
+        account.load(ledger)
         session._tracker.expect(owed)
-        self.loaded = True
         if owed:
             session._inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
         session._changed()
@@ -104,10 +105,10 @@ class LedgerKeeper:
     async def check(self, mailbox: Mailbox) -> None:
         """After the mailbox was lost and won again. Raises `MailboxInUse` when somebody had it meanwhile."""
         try:
-            epoch = Ledger.decode(await mailbox.get_state()).epoch
+            found = Ledger.decode(await mailbox.get_state())
         except ProtocolError:
             return
-        if self.loaded and epoch > self._ledger.epoch:
+        if self.account.was_replaced(found):
             raise self._taken_over()
 
     def _taken_over(self) -> MailboxInUse:
@@ -115,43 +116,15 @@ class LedgerKeeper:
 
     async def save(self, mailbox: Mailbox) -> None:
         """Return when all that was consumed until now is saved. Raises `BrokerError`."""
-        page = self._ledger.pages[self._session.incarnation]
         passed = self._session._outbox.passed
-        if not self._dirty and page.submitted == passed:
+        if not self.account.is_behind(passed):
             return
-        page.submitted = passed
-        self._dirty = False
+        state = self.account.to_save(passed)
         try:
-            await mailbox.set_state(self._ledger.encode())
+            await mailbox.set_state(state)
         except BaseException:
-            self._dirty = True
+            self.account.not_saved()
             raise
-
-    def consume(self, uid: str) -> None:
-        """It was handed over, or will never come by mail. With a journal: raises OSError."""
-        if self._journal is not None:
-            self._journal.record(uid)
-        self._dirty |= self._ledger.consume(*split_uid(uid))
-
-    def is_consumed(self, uid: str) -> bool:
-        """Whether somebody was shown it before; then it is not shown again."""
-        if self._journal is not None and uid in self._journal:
-            self._dirty |= self._ledger.consume(*split_uid(uid))
-            return True
-        return self._ledger.is_consumed(*split_uid(uid))
-
-    def adopt(self, uid: str) -> bool:
-        """Whether an outcome for an earlier holder is to be shown, which it is once."""
-        owed = self.is_owed(uid)
-        if self.is_consumed(uid):
-            if owed:  # by the ledger; the journal knows better
-                self._session._tracker.settle_owed()
-            return False
-        return self._ledger.adopt(*split_uid(uid))
-
-    def is_owed(self, uid: str) -> bool:
-        """Whether `load` counted it."""
-        return self._ledger.is_owed(*split_uid(uid))
 
     def close(self) -> None:
         if self._journal is not None:

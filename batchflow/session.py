@@ -322,19 +322,22 @@ class Session(Supervised):
         self._check_trouble("sending")
         await self._room.wait()
 
-    def _resolve(
-        self, entry: Entry, outcome: ResultItem, receipt: Any = None, *, mail_comes: bool = False
-    ) -> bool:
-        """Give a task its outcome and tell who waits for it. False for a duplicate.
+    def _resolve(self, entry: Entry, outcome: ResultItem, *, mail_comes: bool = False) -> bool:
+        """Give a task an outcome of the session's own. False for a duplicate.
 
-        Without a receipt it is the session's own; `mail_comes`: an agent will give it one all the same.
+        `mail_comes`: an agent will give it one all the same.
         """
-        if not self._tracker.resolve(entry, outcome, receipt):
+        if not self._tracker.resolve(entry, outcome):
             return False
         if mail_comes:
             self._inbox.give(entry)
-        elif receipt is None and self._ledger is not None:
-            self._ledger.consume(entry.uid)  # nobody will tell it to a later holder
+        elif self._ledger is not None:
+            self._ledger.account.consume(entry.uid)  # nobody will tell it to a later holder
+        self._resolved(entry)
+        return True
+
+    def _resolved(self, entry: Entry) -> None:
+        """Tell whoever waits for a task that it has its outcome, or for room in the outbox."""
         self._room.beat()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
@@ -342,7 +345,6 @@ class Session(Supervised):
             entry.on_done(entry)
         if entry.arguments_blob is not None:
             self._drop_later(self.pool._ctl, entry.arguments_blob, "delete arguments")
-        return True
 
     @property
     def _outstanding(self) -> int:

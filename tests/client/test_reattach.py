@@ -191,7 +191,7 @@ async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
     confirmation = result_of(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
     if mail_came:
         await agent.post([confirmation])
-        await eventually(lambda: not first._inbox._given)
+        await eventually(lambda: not first._inbox._book.given)
     await first._inbox.flush_settlements()
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:

@@ -335,7 +335,7 @@ async def test_unread_results_survive_the_loss_of_the_mailbox(
         assert session.take(1)[0].value == "read"
         await until_empty(session, but=2)
         await lose_mailbox(session, doubles)
-        await eventually(lambda: session._inbox._held == 2 and not session._inbox._again)
+        await eventually(lambda: session._inbox._book.held == 2 and not session._inbox._book.again)
         await until_empty(session, but=2)
         assert doubles.storage.names("results/")
         assert {result.value for result in session.take()} == {"unread", "large"}
@@ -357,7 +357,7 @@ async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent,
         assert (await within(anext(stream))).value == "one"
         await eventually(lambda: len(second._tracker.unclaimed) == 1)
         await lose_mailbox(second, doubles)
-        await eventually(lambda: second._inbox._held == 1 and not second._inbox._again)
+        await eventually(lambda: second._inbox._book.held == 1 and not second._inbox._book.again)
         await agent.answer(items[0], value="one more")
         assert (await within(anext(stream))).value == "two"
         await until_empty(second)

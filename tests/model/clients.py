@@ -21,6 +21,13 @@ _STAY = 40.0
 """Seconds that a rival stays in a mailbox."""
 
 
+class Journal(set[str]):
+    """It lives on the host, not in the process."""
+
+    def record(self, uid: str) -> None:
+        self.add(uid)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a program does."""
@@ -77,8 +84,7 @@ class Program(Process):
         self.next = 0
         """The place of the task that is submitted next."""
         self.session: Session | None = None
-        self.journal: set[str] | None = set() if plan.journal else None
-        """It lives on the host, not in the process."""
+        self.journal = Journal() if plan.journal else None
         self._numbers = itertools.count(1)
         self.spawn(self._keep_open())
 
@@ -115,7 +121,7 @@ class Rival(Process):
         super().__init__(world, f"{plan.name}-rival")
         self.plan = Plan(plan.name, (), plan.job)
         self.next = 0
-        self.journal: set[str] | None = None
+        self.journal: Journal | None = None
         self.session: Session | None = None
         self.spawn(self._try(plan.rivals))
 

@@ -1,26 +1,37 @@
-"""A session's mailbox in the model: the real tracker, receipts and ledger, with a thin shell around them.
+"""A session's mailbox in the model: the real book of mail, account and ledger, with a thin shell around them.
 
-The shell's rules are those of the real one: a message of results is completed only when all in it was handed
-over and a ledger that says so is saved; what was lost with the mailbox comes again; duplicates are known by
-uid; a result by reference is fetched before it counts as come; its blob goes after its message.
+The shell has the steps of the real one: what was handed over is completed only after a ledger that says so is
+saved; a mailbox that was lost is won back before anything is written; the blob of a result goes after its
+message.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field, replace
+import sys
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import orjson
 
-from batchflow import wire
+from batchflow.account import Account
 from batchflow.errors import BlobNotFound, LeaseLost, MailboxInUse, ServiceError
-from batchflow.ledger import Ledger, Page
+from batchflow.ledger import Ledger
 from batchflow.local import queues as core
+from batchflow.mailbook import (
+    Command,
+    Confirmed,
+    Dropped,
+    Fetch,
+    Letter,
+    Limits,
+    MailBook,
+    Resolved,
+    Tell,
+)
 from batchflow.model import Status
-from batchflow.tracker import Entry, Receipt
 from batchflow.wire import Reference, ResultItem
+from tests.model.cloud import as_delivery
 from tests.model.world import Backoff, Call, Steps, Wait, sleep
 
 if TYPE_CHECKING:
@@ -40,16 +51,6 @@ class Holder:
 
 
 @dataclass(slots=True, eq=False)
-class _Letter:
-    """A message of results, and what is to be removed with it."""
-
-    message: core.Message
-    holder: Holder
-    """The opening of the mailbox that it came by."""
-    blobs: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
 class _Spilled:
     """An outcome that lies in a file: it dies with its session."""
 
@@ -66,34 +67,30 @@ class Mail:
         self._session = session
         self._cloud = session.world.cloud
         self._id = session.mailbox
-        self.holder: Holder | None = None
-        """None while the mailbox is not ours, or not known to be."""
         self._opening: Holder | None = None
-        self.ledger = Ledger(pages={session.name: Page()})
-        self.loaded = False
-        self._dirty = False
-        self._due: list[_Letter] = []
-        self._held = 0
-        self._fresh: deque[Entry] = deque()
-        self._spilled: dict[str, Entry] = {}
-        self._given: dict[str, Entry] = {}
-        self._again: dict[str, Entry] = {}
-        self._fetching: dict[str, tuple[Receipt, _Letter]] = {}
+        self.account = Account(session.name, session.journal)
+        limits = Limits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
+        self.book = MailBook[Holder](session.name, session.tracker, limits, self.account, lambda: None)
+
+    @property
+    def holder(self) -> Holder | None:
+        """None while the mailbox is not ours, or not known to be."""
+        return self.book.opening
 
     @property
     def quiet(self) -> bool:
         """Whether it owes nobody anything."""
-        return self.loaded and not (self._due or self._dirty or self._fetching or self._behind)
+        return self.account.loaded and not (self.book.due or self.book.fetching or self._is_behind)
 
     @property
     def owed(self) -> int:
         """How many outcomes a later holder would wait for."""
-        return sum(page.owed for page in self.ledger.pages.values())
+        return sum(page.owed for page in self.account.ledger.pages.values())
 
     @property
-    def _behind(self) -> bool:
-        """Whether the ledger does not know yet what was accepted."""
-        return self.ledger.pages[self._session.name].submitted != self._session.passed
+    def _is_behind(self) -> bool:
+        """Whether there is something to save."""
+        return self.account.is_behind(self._session.passed)
 
     # Opening
 
@@ -116,13 +113,13 @@ class Mail:
             self._abandon(holder)
             yield backoff.wait(self._session)
         else:
-            self.holder, self._opening = holder, None
+            self.book.opening, self._opening = holder, None
 
     def _check(self, holder: Holder) -> Steps:
         """Ours is only what nobody had meanwhile."""
-        if self.loaded:
+        if self.account.loaded:
             state = yield Call(partial(self._read_state, holder))
-            if Ledger.decode(state).epoch > self.ledger.epoch:
+            if self.account.was_replaced(Ledger.decode(state)):
                 self._abandon(holder)
                 raise TakenOver("somebody meanwhile")
 
@@ -144,7 +141,7 @@ class Mail:
     def let_go(self) -> None:
         """The links are gone."""
         holders = [holder for holder in (self.holder, self._opening) if holder is not None]
-        self.holder = self._opening = None
+        self.book.opening = self._opening = None
         for holder in holders:
             self._session.world.forget_holder(self._id, holder)
 
@@ -161,29 +158,26 @@ class Mail:
 
     def _reopen(self) -> Steps:
         """Raises `TakenOver`, also when somebody had it meanwhile and is gone again."""
-        self._held = 0
-        self._due.clear()
-        fresh = {entry.uid: entry for entry in self._fresh if entry.receipt is not None}
-        self._again = fresh | self._spilled
         self.let_go()
+        self.book.lost()
         yield from self.open()
 
     def load(self) -> Steps:
         """What earlier holders have read, and are owed."""
-        while not self.loaded:
+        account = self.account
+        while not account.loaded:
             try:
                 ledger = Ledger.decode((yield Call(lambda: self._read_state(self.holder))))
-                page = self.ledger.pages[self._session.name]
-                if ledger.was_replaced(self._session.name, page):
+                if account.was_replaced(ledger):
                     raise TakenOver("somebody meanwhile")
-                owed = ledger.open(self._session.name, page)
+                owed = account.enter(ledger)
                 yield Call(partial(self._write_state, ledger.encode()))
             except LeaseLost:
                 yield from self._reopen()
             except ServiceError:
                 yield sleep(self._session, 0.5)
             else:
-                self.ledger, self.loaded = ledger, True
+                account.load(ledger)
                 self._session.tracker.expect(owed)
 
     def _read_state(self, holder: Holder | None) -> bytes | None:
@@ -208,7 +202,7 @@ class Mail:
             else:
                 holder = self.holder
                 for message in found if holder is not None else ():
-                    self._accept(_Letter(message, holder))
+                    self._take(self.book.accept(Letter(as_delivery(message), holder)))
 
     def _may_receive(self) -> bool:
         results = self._cloud.results
@@ -236,157 +230,76 @@ class Mail:
     def settle(self) -> Steps:
         """Save the ledger, then complete what it covers."""
         while True:
-            yield Wait(lambda: self.loaded and bool(self._due or self._dirty or self._behind))
+            yield Wait(lambda: self.account.loaded and (bool(self.book.due) or self._is_behind))
             yield sleep(self._session, _SAVE_EVERY)
             yield from self.settle_once()
 
     def settle_once(self) -> Steps:
         """One round; what fails is left to the next one."""
-        batch, self._due = self._due, []
+        batch = self.book.take_due()
         if not (yield from self.save()):
-            self._due = batch + self._due
+            self.book.put_back(batch)
             return
         for letter in batch:
             yield from self._complete(letter)
 
     def save(self) -> Steps:
         """Whether what was handed over until now may be completed."""
-        if not self.loaded or self.holder is None:
+        if not self.account.loaded or self.holder is None:
             return False
-        page = self.ledger.pages[self._session.name]
-        if not self._dirty and not self._behind:
+        if not self._is_behind:
             return True
-        page.submitted = self._session.passed
-        state = self.ledger.encode()
-        self._dirty = saved = False
+        state = self.account.to_save(self._session.passed)
+        saved = False
         try:
             yield Call(lambda: self._write_state(state))
             saved = True
         except ServiceError:
             pass
         finally:
-            self._dirty |= not saved
+            if not saved:
+                self.account.not_saved()
         return saved
 
-    def _complete(self, letter: _Letter) -> Steps:
+    def _complete(self, letter: Letter[Holder]) -> Steps:
         try:
             yield Call(lambda: self._complete_held(letter))
-        except LeaseLost:
-            return
-        except ServiceError:
-            if letter.holder is self.holder:
-                self._due.append(letter)
+        except ServiceError as error:
+            self.book.not_completed(letter, error)
             return
         for blob in letter.blobs:
             self._session.spawn(self._session.drop_blob(blob))
 
-    def _complete_held(self, letter: _Letter) -> None:
-        if letter.holder is not self._need(self.holder):
+    def _complete_held(self, letter: Letter[Holder]) -> None:
+        if letter.opening is not self._need(self.holder):
             raise core.LockLost("it came by another opening of the mailbox")
-        self._cloud.results.complete(letter.message.lock_token, self._session.now)
+        self._cloud.results.complete(bytes.fromhex(letter.delivery.lock_token), self._session.now)
 
     # What comes
 
-    def _accept(self, letter: _Letter) -> None:
-        items = wire.decode(letter.message.body)
-        self._held += 1
-        receipt = Receipt(lambda: self._handed_over(letter), len(items))
-        for item in items:
-            assert isinstance(item, ResultItem)
-            if isinstance(item.value, Reference):
-                letter.blobs.append(item.value.blob)
-                self._bring(item, item.value, receipt, letter)
-            else:
-                self._deliver(item, receipt)
-        self._spill_over()
+    def _take(self, commands: list[Command]) -> None:
+        """Do what the book says; then what nobody reads goes to disk."""
+        for command in commands:
+            self._perform(command)
+        for entry, outcome in self.book.overflow():
+            self.book.spill(entry, _Spilled(outcome))
 
-    def _handed_over(self, letter: _Letter) -> None:
-        if letter.holder is self.holder:
-            self._held -= 1
-            self._due.append(letter)
-
-    def _accounted(self, item: ResultItem, receipt: Receipt) -> Receipt:
-        """A receipt that enters the outcome's hand-over into the ledger first."""
-
-        def due() -> None:
-            self.consume(item.uid)
-            self._spilled.pop(item.uid, None)
-            receipt.hand_over()
-
-        return Receipt(due, 1)
-
-    def consume(self, uid: str) -> None:
-        if self._session.journal is not None:
-            self._session.journal.add(uid)
-        self._dirty |= self.ledger.consume(*wire.split_uid(uid))
-
-    def _deliver(self, item: ResultItem, receipt: Receipt) -> Entry | None:
-        """The task, if this is its outcome."""
-        session = self._session
-        incarnation, sequence = wire.split_uid(item.uid)
-        entry = session.tracker.find(sequence) if incarnation == session.name else None
-        if entry is not None and session.resolve(entry, item, self._accounted(item, receipt)):
-            self._fresh.append(entry)
-            return entry
-        if (unread := self._unread(item.uid)) is not None:
-            unread.receipt = self._accounted(item, receipt)
-        elif incarnation != session.name and self._is_adopted(item.uid):
-            return self._adopt(item, sequence, receipt)
-        else:
-            receipt.hand_over()
-        if incarnation == session.name:
-            session.cancelling.confirmed(sequence)
-        return None
-
-    def give(self, entry: Entry) -> None:
-        """It has an outcome of the session's own, and mail is still to come of it."""
-        entry.receipt = Receipt(lambda: self.consume(entry.uid), 1)
-        self._given[entry.uid] = entry
-
-    def _unread(self, uid: str) -> Entry | None:
-        if (given := self._given.pop(uid, None)) is not None:
-            self._fresh.append(given)
-        entry = self._again.pop(uid, given)
-        return entry if entry is not None and entry.receipt is not None else None
-
-    def _is_adopted(self, uid: str) -> bool:
-        """Whether an outcome for an earlier holder is to be shown, which it is once."""
-        number = wire.split_uid(uid)
-        owed = self.ledger.is_owed(*number)
-        journal = self._session.journal
-        if journal is not None and uid in journal:
-            self._dirty |= self.ledger.consume(*number)
-        if self.ledger.is_consumed(*number):
-            if owed:
-                self._session.tracker.settle_owed()
-            return False
-        return self.ledger.adopt(*number)
-
-    def _adopt(self, item: ResultItem, sequence: int, receipt: Receipt) -> Entry:
-        """Mail for an earlier holder."""
-        names = (item.uid, item.task_id, item.command, item.client, item.job)
-        entry = Entry(sequence, sequence, *names, submitted_at=item.submitted_at)
-        owed = self.ledger.is_owed(*wire.split_uid(item.uid))
-        self._session.tracker.adopt(entry, item, self._accounted(item, receipt), owed=owed)
-        self._fresh.append(entry)
-        return entry
-
-    def _bring(self, item: ResultItem, reference: Reference, receipt: Receipt, letter: _Letter) -> None:
-        known = self._fetching.get(item.uid)
-        if known is not None and known[1].holder is letter.holder:
-            receipt.hand_over()
-            return
-        self._fetching[item.uid] = (receipt, letter)
-        if known is None:
-            self._session.spawn(self._fetch(item, reference))
+    def _perform(self, command: Command) -> None:
+        match command:
+            case Resolved(entry, _):
+                self._session.resolved(entry)
+            case Confirmed(sequence):
+                self._session.cancelling.confirmed(sequence)
+            case Fetch(item, reference):
+                self._session.spawn(self._fetch(item, reference))
+            case Dropped() | Tell():
+                raise AssertionError(f"nobody sends what makes this: {command}")
+            case _:
+                assert_never(command)
 
     def _fetch(self, item: ResultItem, reference: Reference) -> Steps:
         item = yield from self._fetched(item, reference)
-        receipt, letter = self._fetching.pop(item.uid)
-        entry = self._deliver(item, receipt)
-        if entry is not None and letter.holder is not self.holder:
-            self._again[item.uid] = entry
-        self._spill_over()
+        self._take(self.book.fetched(item, reference.size))
 
     def _fetched(self, item: ResultItem, reference: Reference) -> Steps:
         backoff = Backoff()
@@ -400,14 +313,3 @@ class Mail:
             else:
                 value: Any = orjson.loads(data)
                 return replace(item, value=value)
-
-    def _spill_over(self) -> None:
-        """Put outcomes that nobody reads on disk, the oldest first."""
-        unclaimed = self._session.plan.unclaimed
-        if self._held <= unclaimed and len(self._fresh) <= unclaimed:
-            return
-        while self._fresh:
-            entry = self._fresh.popleft()
-            if entry.receipt is not None and isinstance(entry.outcome, ResultItem):
-                entry.outcome = _Spilled(entry.outcome)
-                self._spilled[entry.uid] = entry

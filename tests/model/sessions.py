@@ -21,7 +21,7 @@ from batchflow.local import queues as core
 from batchflow.outcomes import cancelled
 from batchflow.packing import PackingPolicy
 from batchflow.sessionlife import KEPT, intervals
-from batchflow.tracker import Entry, Receipt, Tracker
+from batchflow.tracker import Entry, Tracker
 from batchflow.wire import Reference, ResultItem, TaskItem
 from tests.model import history
 from tests.model.cloud import as_delivery
@@ -110,19 +110,20 @@ class Session(Process):
         presence = Presence("holder", self.name, self.now, PRESENCE_INTERVAL)
         self.world.cloud.blobs.put(self.presence_blob, presence)
 
-    def resolve(
-        self, entry: Entry, outcome: ResultItem, receipt: Receipt | None = None, *, mail_comes: bool = False
-    ) -> bool:
-        """Give a task its outcome. False for a duplicate."""
-        if not self.tracker.resolve(entry, outcome, receipt):
-            return False
+    def resolve(self, entry: Entry, outcome: ResultItem, *, mail_comes: bool = False) -> None:
+        """Give a task an outcome of the session's own; a duplicate changes nothing."""
+        if not self.tracker.resolve(entry, outcome):
+            return
         if mail_comes:
-            self.mail.give(entry)
-        elif receipt is None:
-            self.mail.consume(entry.uid)
+            self.mail.book.give(entry)
+        else:
+            self.mail.account.consume(entry.uid)
+        self.resolved(entry)
+
+    def resolved(self, entry: Entry) -> None:
+        """Its arguments are needed no longer."""
         if entry.arguments_blob is not None:
             self.spawn(self.drop_blob(entry.arguments_blob))
-        return True
 
     def drop_blob(self, blob: str) -> Steps:
         """Once: what is not deleted is swept some day."""
@@ -283,7 +284,7 @@ class Session(Process):
         saved = yield from self.mail.save()
         yield from self.cancelling.release()
         yield from self.drop_blob(self.presence_blob)
-        holder, self.mail.holder = self.mail.holder, None
+        holder, self.mail.book.opening = self.mail.holder, None
         if holder is not None:
             self.world.cloud.release_mailbox(self.mailbox, holder, self.now)
         if saved:

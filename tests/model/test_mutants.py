@@ -8,18 +8,20 @@ from contextlib import suppress
 import pytest
 
 from batchflow import wire
+from batchflow.account import Account
 from batchflow.errors import ServiceError
 from batchflow.ledger import Ledger, Page
 from batchflow.local import queues as core
 from batchflow.local.queues import Draft
-from batchflow.tracker import Entry, Receipt
+from batchflow.mailbook import Command, Letter, MailBook, Resolved
+from batchflow.tracker import Entry, Receipt, Spilled
 from batchflow.wire import Reference, ResultItem
 from node_agent.cancellation import CancellationBook
 from tests.model import agents, sessions
 from tests.model.agents import Work
 from tests.model.choices import Chance, Scripted, explore
 from tests.model.clients import Plan
-from tests.model.mail import Mail, _Letter
+from tests.model.mail import Holder, Mail
 from tests.model.scenario import Scenario, play
 from tests.model.scenarios import SMALL
 from tests.model.world import Call, Steps
@@ -40,55 +42,66 @@ def sends_results_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def believes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session shows each outcome that comes, also one of a task that has one."""
 
-    def deliver(self: Mail, item: ResultItem, receipt: Receipt) -> Entry | None:
+    def deliver(
+        self: MailBook[Holder], item: ResultItem, letter: Letter[Holder], receipt: Receipt
+    ) -> list[Command]:
         _, sequence = wire.split_uid(item.uid)
-        entry = self._session.tracker.find(sequence)
-        if entry is not None and self._session.resolve(entry, item, self._accounted(item, receipt)):
-            return entry
-        return self._adopt(item, sequence, receipt)
+        entry = self._tracker.find(sequence)
+        if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
+            return [Resolved(entry, item)]
+        self._adopt(item, sequence, letter, receipt)
+        return []
 
-    monkeypatch.setattr(Mail, "_deliver", deliver)
+    monkeypatch.setattr(MailBook, "_deliver", deliver)
 
 
 def settles_mail_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of results is completed when it comes, not when it was shown."""
-    accept = Mail._accept
+    accept = MailBook.accept
 
-    def due_at_once(self: Mail, letter: _Letter) -> None:
-        accept(self, letter)
-        self._due.append(letter)
+    def due_at_once(self: MailBook[Holder], letter: Letter[Holder]) -> list[Command]:
+        commands = accept(self, letter)
+        self.due.append(letter)
+        return commands
 
-    monkeypatch.setattr(Mail, "_accept", due_at_once)
+    monkeypatch.setattr(MailBook, "accept", due_at_once)
 
 
 def takes_spilling_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in a file counts as handed over, although the file dies with the process."""
-    spill = Mail._spill_over
+    spill = MailBook.spill
 
-    def spill_and_hand_over(self: Mail) -> None:
-        spill(self)
-        for entry in list(self._spilled.values()):
-            entry.hand_over()
+    def spill_and_hand_over(self: MailBook[Holder], entry: Entry, place: Spilled) -> None:
+        spill(self, entry, place)
+        entry.hand_over()
 
-    monkeypatch.setattr(Mail, "_spill_over", spill_and_hand_over)
+    monkeypatch.setattr(MailBook, "spill", spill_and_hand_over)
 
 
 def takes_duplicates_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that comes once more is entered into the ledger, whoever has read the first one."""
-    deliver = Mail._deliver
+    deliver = MailBook._deliver
 
-    def consume_duplicates(self: Mail, item: ResultItem, receipt: Receipt) -> Entry | None:
-        entry = deliver(self, item, receipt)
-        if entry is None:
-            self.consume(item.uid)
-        return entry
+    def consume_duplicates(
+        self: MailBook[Holder], item: ResultItem, letter: Letter[Holder], receipt: Receipt
+    ) -> list[Command]:
+        known = len(self.fresh)
+        commands = deliver(self, item, letter, receipt)
+        if len(self.fresh) == known and self._account is not None:
+            self._account.consume(item.uid)
+        return commands
 
-    monkeypatch.setattr(Mail, "_deliver", consume_duplicates)
+    monkeypatch.setattr(MailBook, "_deliver", consume_duplicates)
 
 
 def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancellation that no agent confirmed is entered into the ledger before anybody has read it."""
-    monkeypatch.setattr(Mail, "give", lambda self, entry: self.consume(entry.uid))
+
+    def give(self: MailBook[Holder], entry: Entry) -> None:
+        assert self._account is not None
+        self._account.consume(entry.uid)
+
+    monkeypatch.setattr(MailBook, "give", give)
 
 
 def forgets_what_it_consumed_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +124,7 @@ def forgets_settled_incarnations(monkeypatch: pytest.MonkeyPatch) -> None:
 def writes_over_a_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused holder takes the mailbox back without looking who had it meanwhile."""
 
-    def nothing(self: Mail, holder: object) -> Steps:
-        return
-        yield
-
-    monkeypatch.setattr(Mail, "_check", nothing)
+    monkeypatch.setattr(Account, "was_replaced", lambda self, found: False)
 
 
 def prunes_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +147,10 @@ def deletes_results_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was handed over is not written down on the host."""
 
-    def consume(self: Mail, uid: str) -> None:
+    def consume(self: Account, uid: str) -> None:
         self._dirty |= self.ledger.consume(*wire.split_uid(uid))
 
-    monkeypatch.setattr(Mail, "consume", consume)
+    monkeypatch.setattr(Account, "consume", consume)
 
 
 def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:

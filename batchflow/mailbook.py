@@ -1,0 +1,338 @@
+"""What a session knows of its mail: what to show, to keep, to settle, to adopt and to spill.
+
+A message is held until its last outcome was handed over, then it is due: to be completed, and the blobs of
+its results to be deleted after that. With an account it may be completed only when what was handed over was
+saved before. Rules:
+
+- Each outcome is shown once. One for a task of ours is its outcome if it is the first; one for an earlier
+  holder of the mailbox is adopted if nobody was shown it. Anything else is a duplicate: its message is
+  completed, and it says nothing of who has read what.
+- A message can be completed only by the opening of the mailbox that it came by. When the mailbox was lost,
+  what was not completed comes again: an outcome that is not handed over yet then gets the new message's
+  receipt, and so does one that the session gave itself, when its mail comes after all.
+- A result that travels by reference counts as come when it was fetched. It is fetched once at a time: one
+  more of the same opening is a duplicate, one of a later opening takes the first one's place.
+- What nobody reads is put on disk, the oldest first, past so many messages, outcomes or bytes. In a session
+  that nobody can find again this is as good as handed over; with an account not, for the file dies with this
+  process.
+- What cannot be read is dropped, and told.
+
+Events in: the methods. Commands out: what they return, to be performed at once and in this order, before
+`overflow` is asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from batchflow import wire
+from batchflow.errors import LeaseLost, ProtocolError, ServiceError
+from batchflow.model import Event
+from batchflow.tracker import Entry, Receipt, Spilled, Tracker
+from batchflow.wire import EventItem, Reference, ResultItem
+
+if TYPE_CHECKING:
+    from batchflow.account import Account
+    from batchflow.broker import Delivery
+
+Opening = TypeVar("Opening")
+"""What an opening of the mailbox is known by; compared by identity."""
+
+_COMPACT_FROM: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of what is held although nobody reads it."""
+
+    messages: int
+    outcomes: int
+    bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Letter(Generic[Opening]):
+    """A message of results, and what is to be removed with it."""
+
+    delivery: Delivery
+    opening: Opening
+    """The one that the message came by."""
+    size: int = 0
+    """Bytes of what is held of it, with results that were fetched."""
+    blobs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Tell whoever waits for this task: it has its outcome."""
+
+    entry: Entry
+    outcome: ResultItem
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Mail has come for a task that had an outcome: an agent knows of it."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get what a result refers to, then say `fetched`."""
+
+    item: ResultItem
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """To whoever listens to events."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A message could not be read."""
+
+    reason: ProtocolError
+
+
+Command = Resolved | Confirmed | Fetch | Tell | Dropped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Consumption(Generic[Opening]):
+    """What is due when an outcome of a session with an account was handed over.
+
+    It knows the outcome by its uid alone: one that is on disk shall not be in memory, too.
+    """
+
+    book: MailBook[Opening]
+    account: Account
+    uid: str
+    receipt: Receipt
+    """Of the message that it came by."""
+
+    def __call__(self) -> None:
+        self.account.consume(self.uid)
+        self.book.spilled.pop(self.uid, None)
+        self.receipt.hand_over()
+
+
+class MailBook(Generic[Opening]):
+    """Of one session."""
+
+    def __init__(
+        self,
+        incarnation: str,
+        tracker: Tracker,
+        limits: Limits,
+        account: Account | None,
+        on_due: Callable[[], None],
+    ) -> None:
+        """`account`: of a session that can be found again. `on_due` is called when a message is due."""
+        self.opening: Opening | None = None
+        """None while the mailbox is not ours."""
+        self.predecessor_until: float | None = None
+        """Until when an earlier holder that was not closed may have lived, by the broker's clock."""
+        self.held = 0
+        """Messages of which something was not handed over."""
+        self.held_bytes = 0
+        self.due: list[Letter[Opening]] = []
+        """Messages that were handed over."""
+        self.fresh: deque[Entry] = deque()
+        """Outcomes in the order of arrival; may hold some that were handed over meanwhile."""
+        self.spilled: dict[str, Entry] = {}
+        """Outcomes, by uid, that are on disk and, until somebody has them, also in the mailbox."""
+        self.given: dict[str, Entry] = {}
+        """Outcomes, by uid, that the session gave itself and mail is still to come of."""
+        self.again: dict[str, Entry] = {}
+        """Outcomes, by uid, that nobody had when the mailbox was lost."""
+        self.fetching: dict[str, tuple[Receipt, Letter[Opening]]] = {}
+        self._incarnation = incarnation
+        self._tracker = tracker
+        self._limits = limits
+        self._account = account
+        self._on_due = on_due
+        self._compact_at = _COMPACT_FROM
+
+    # ---- the mailbox
+
+    def lost(self) -> None:
+        """No message of this opening can be completed any more: all of them will come again."""
+        self.opening = None
+        self.held = 0
+        self.held_bytes = 0
+        self.due.clear()
+        fresh = {entry.uid: entry for entry in self.fresh if entry.receipt is not None}
+        self.again = fresh | self.spilled
+
+    def take_due(self) -> list[Letter[Opening]]:
+        """To be completed: with an account, when one that was taken after this was saved."""
+        due, self.due = self.due, []
+        return due
+
+    def put_back(self, letters: list[Letter[Opening]]) -> None:
+        """They are not to be completed yet."""
+        self.due = letters + self.due
+
+    def not_completed(self, letter: Letter[Opening], error: ServiceError) -> bool:
+        """Whether it is to be tried again. Else it comes again, a duplicate, or goes with the mailbox."""
+        again = error.retryable and not isinstance(error, LeaseLost) and letter.opening is self.opening
+        if again:
+            self.due.append(letter)
+        return again
+
+    # ---- what comes
+
+    def accept(self, letter: Letter[Opening]) -> list[Command]:
+        """A message has come."""
+        try:
+            items = wire.decode(letter.delivery.body)
+        except ProtocolError as error:
+            self._complete_later(letter)
+            return [Dropped(error)]
+        letter.size = len(letter.delivery.body)
+        letter.delivery = replace(letter.delivery, body=b"")  # nobody reads it again
+        self.held += 1
+        self.held_bytes += letter.size
+        receipt = Receipt(lambda: self._handed_over(letter), len(items))
+        return [command for item in items for command in self._read(item, letter, receipt)]
+
+    def fetched(self, item: ResultItem, size: int) -> list[Command]:
+        """A result is there whole, with so many bytes more; or it never will be, and is a failure."""
+        receipt, letter = self.fetching.pop(item.uid)
+        if letter.opening is self.opening:
+            letter.size += size
+            self.held_bytes += size
+        return self._deliver(item, letter, receipt)
+
+    def give(self, entry: Entry) -> None:
+        """It has an outcome of the session's own, and mail is still to come of it."""
+        if (account := self._account) is not None:
+            entry.receipt = Receipt(lambda: account.consume(entry.uid), 1)
+            self.given[entry.uid] = entry
+
+    def _read(self, item: wire.Item, letter: Letter[Opening], receipt: Receipt) -> list[Command]:
+        match item:
+            case ResultItem(value=Reference() as reference):
+                letter.blobs.append(reference.blob)
+                return self._bring(item, reference, letter, receipt)
+            case ResultItem():
+                return self._deliver(item, letter, receipt)
+            case EventItem():
+                receipt.hand_over()
+                return [Tell(Event(item.kind, item.message, item.at, item.task_id, item.data))]
+            case _:
+                receipt.hand_over()  # a task: it has no business here
+                return []
+
+    def _bring(
+        self, item: ResultItem, reference: Reference, letter: Letter[Opening], receipt: Receipt
+    ) -> list[Command]:
+        known = self.fetching.get(item.uid)
+        if known is not None and known[1].opening is letter.opening:
+            receipt.hand_over()
+            return []
+        self.fetching[item.uid] = (receipt, letter)
+        return [Fetch(item, reference)] if known is None else []
+
+    def _deliver(self, item: ResultItem, letter: Letter[Opening], receipt: Receipt) -> list[Command]:
+        incarnation, sequence = wire.split_uid(item.uid)
+        own = incarnation == self._incarnation
+        entry = self._tracker.find(sequence) if own else None
+        if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
+            self._shown(entry, letter)
+            return [Resolved(entry, item)]
+        if (unread := self._unread(item.uid)) is not None:
+            unread.receipt = self._accounted(item, receipt)
+        elif not own and self._is_adopted(item.uid):
+            self._adopt(item, sequence, letter, receipt)
+        else:
+            receipt.hand_over()
+        return [Confirmed(sequence)] if own else []
+
+    def _accounted(self, item: ResultItem, receipt: Receipt) -> Receipt:
+        """A receipt that enters the outcome's hand-over into the account first."""
+        account = self._account
+        return receipt if account is None else Receipt(_Consumption(self, account, item.uid, receipt), 1)
+
+    def _shown(self, entry: Entry, letter: Letter[Opening]) -> None:
+        """Somebody may read it from now on; if its mailbox was lost meanwhile, its mail comes again."""
+        self.fresh.append(entry)
+        if letter.opening is not self.opening:
+            self.again[entry.uid] = entry
+
+    def _unread(self, uid: str) -> Entry | None:
+        """The outcome that this mail belongs to, when nobody has it yet although it did not come by this."""
+        if (given := self.given.pop(uid, None)) is not None:
+            self.fresh.append(given)
+        entry = self.again.pop(uid, given)
+        return entry if entry is not None and entry.receipt is not None else None
+
+    def _is_adopted(self, uid: str) -> bool:
+        account = self._account
+        if account is None:
+            return False
+        owed = account.is_owed(uid)
+        if owed and account.is_consumed(uid):
+            self._tracker.settle_owed()  # the ledger did not know, the journal does
+        return account.adopt(uid)
+
+    def _adopt(self, item: ResultItem, sequence: int, letter: Letter[Opening], receipt: Receipt) -> None:
+        """Mail for an earlier holder of this mailbox."""
+        until = self.predecessor_until
+        entry = Entry(
+            sequence=sequence,
+            index=sequence,
+            uid=item.uid,
+            task_id=item.task_id,
+            command=item.command,
+            client=item.client,
+            job=item.job,
+            submitted_at=item.submitted_at,
+            tag=item.tag,
+            repeated=until is not None and letter.delivery.enqueued_at <= until,
+        )
+        owed = self._account is not None and self._account.is_owed(item.uid)
+        self._tracker.adopt(entry, item, self._accounted(item, receipt), owed=owed)
+        self._shown(entry, letter)
+
+    # ---- what goes
+
+    def _handed_over(self, letter: Letter[Opening]) -> None:
+        if letter.opening is self.opening:
+            self.held -= 1
+            self.held_bytes -= letter.size
+            self._complete_later(letter)
+
+    def _complete_later(self, letter: Letter[Opening]) -> None:
+        self.due.append(letter)
+        self._on_due()
+
+    def overflow(self) -> Iterator[tuple[Entry, ResultItem]]:
+        """What is to be put on disk; each is to be said to `spill` before the next one is asked for."""
+        if len(self.fresh) >= self._compact_at:
+            self.fresh = deque(entry for entry in self.fresh if entry.receipt is not None)
+            self._compact_at = max(_COMPACT_FROM, 2 * len(self.fresh))
+        limits = self._limits
+        few = self.held <= limits.messages and len(self.fresh) <= limits.outcomes
+        if few and self.held_bytes <= limits.bytes:
+            return
+        while self.fresh:
+            entry = self.fresh.popleft()
+            if entry.receipt is not None and isinstance(entry.outcome, ResultItem):
+                yield entry, entry.outcome
+
+    def spill(self, entry: Entry, place: Spilled) -> None:
+        """An outcome is on disk."""
+        entry.outcome = place
+        if self._account is None:
+            entry.hand_over()
+        else:
+            self.spilled[entry.uid] = entry
