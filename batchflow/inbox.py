@@ -20,6 +20,7 @@ from batchflow.broker import Mailbox
 from batchflow.concurrency import task_group
 from batchflow.control import queue_for
 from batchflow.errors import (
+    BlobNotFound,
     BrokerError,
     LeaseLost,
     MailboxInUse,
@@ -135,10 +136,14 @@ class Inbox:
         """A request that began then has locked the mailbox, or renewed its lock."""
         self._ours_until = began + self._session.pool._manifest.lock_duration
 
+    @property
+    def _is_ours(self) -> bool:
+        return time.monotonic() <= self._ours_until
+
     def _check_ours(self) -> None:
         """Raises `LeaseLost` when this process has stood still for so long that somebody else may have the
         mailbox by now: what still lies in the socket may be his to show."""
-        if time.monotonic() > self._ours_until:
+        if not self._is_ours:
             raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
 
     async def aclose(self) -> None:
@@ -314,17 +319,27 @@ class Inbox:
         self._book.give(entry)
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
-        async with self._fetches:
-            item = await self._fetched(item, reference)
-        self._take(self._book.fetched(item, reference.size))
+        try:
+            async with self._fetches:
+                whole = await self._fetched(item, reference)
+        except BlobNotFound as error:
+            failure = _unreadable(item, f"its result cannot be fetched: {error}")
+            self._take(self._book.not_there(item, failure))
+        else:
+            self._take(self._book.fetched(whole, reference.size))
 
     async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
+        """Raises `BlobNotFound` while nobody else can have had the mailbox."""
         backoff = Backoff()
         while True:
             try:
                 blob = await self._session.pool._out.get(reference.blob)
                 self._away.worked()
                 return replace(item, value=orjson.loads(blob.data))
+            except BlobNotFound:
+                if self._is_ours:
+                    raise
+                await backoff.wait()  # until it is known who has the mailbox: the other one may have it
             except StorageError as error:
                 if not error.retryable:
                     return _unreadable(item, f"its result cannot be fetched: {error}")

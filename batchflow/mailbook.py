@@ -12,6 +12,8 @@ saved before. Rules:
   receipt, and so does one that the session gave itself, when its mail comes after all.
 - A result that travels by reference counts as come when it was fetched. It is fetched once at a time: one
   more of the same opening is a duplicate, one of a later opening takes the first one's place.
+- Several messages may refer to one blob. It goes with the first of them: a duplicate, completed at once,
+  takes nothing away from an outcome that is still to be fetched, by this holder or by a later one.
 - What nobody reads is put on disk, the oldest first, past so many messages, outcomes or bytes. In a session
   that nobody can find again this is as good as handed over; with an account not, for the file dies with this
   process.
@@ -154,6 +156,8 @@ class MailBook(Generic[Opening]):
         self.again: dict[str, Entry] = {}
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
         self.fetching: dict[str, tuple[Receipt, Letter[Opening]]] = {}
+        self._blobs: set[str] = set()
+        """Those that messages that are held refer to."""
         self._incarnation = incarnation
         self._tracker = tracker
         self._limits = limits
@@ -169,6 +173,7 @@ class MailBook(Generic[Opening]):
         self.held = 0
         self.held_bytes = 0
         self.due.clear()
+        self._blobs.clear()
         fresh = {entry.uid: entry for entry in self.fresh if entry.receipt is not None}
         self.again = fresh | self.spilled
 
@@ -204,6 +209,17 @@ class MailBook(Generic[Opening]):
         receipt = Receipt(lambda: self._handed_over(letter), len(items))
         return [command for item in items for command in self._read(item, letter, receipt)]
 
+    def not_there(self, item: ResultItem, failure: ResultItem) -> list[Command]:
+        """What a result refers to is gone: it is a failure, unless a later holder may have removed it.
+
+        To be said only while the mailbox is known to be ours, or after another opening of it.
+        """
+        _, letter = self.fetching[item.uid]
+        if letter.opening is self.opening:
+            return self.fetched(failure, 0)
+        del self.fetching[item.uid]  # where nobody was shown it, it comes again
+        return []
+
     def fetched(self, item: ResultItem, size: int) -> list[Command]:
         """A result is there whole, with so many bytes more; or it never will be, and is a failure."""
         receipt, letter = self.fetching.pop(item.uid)
@@ -221,7 +237,9 @@ class MailBook(Generic[Opening]):
     def _read(self, item: wire.Item, letter: Letter[Opening], receipt: Receipt) -> list[Command]:
         match item:
             case ResultItem(value=Reference() as reference):
-                letter.blobs.append(reference.blob)
+                if reference.blob not in self._blobs:
+                    self._blobs.add(reference.blob)
+                    letter.blobs.append(reference.blob)
                 return self._bring(item, reference, letter, receipt)
             case ResultItem():
                 return self._deliver(item, letter, receipt)
@@ -309,6 +327,7 @@ class MailBook(Generic[Opening]):
         if letter.opening is self.opening:
             self.held -= 1
             self.held_bytes -= letter.size
+            self._blobs.difference_update(letter.blobs)
             self._complete_later(letter)
 
     def _complete_later(self, letter: Letter[Opening]) -> None:

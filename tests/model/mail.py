@@ -68,6 +68,8 @@ class Mail:
         self._cloud = session.world.cloud
         self._id = session.mailbox
         self._opening: Holder | None = None
+        self._ours_until = 0.0
+        """Until when the mailbox is locked for us."""
         self.account = Account(session.name, session.journal)
         limits = Limits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
         self.book = MailBook[Holder](session.name, session.tracker, limits, self.account, lambda: None)
@@ -103,6 +105,7 @@ class Mail:
     def _open_once(self, backoff: Backoff) -> Steps:
         """One try; where it fails, who else may live, and a wait."""
         holder = self._opening = Holder()
+        began = self._session.now
         try:
             yield Call(lambda: self._lock(holder), receives=True)
             yield from self._check(holder)
@@ -114,6 +117,7 @@ class Mail:
             yield backoff.wait(self._session)
         else:
             self.book.opening, self._opening = holder, None
+            self._ours_until = began + self._cloud.lock
 
     def _check(self, holder: Holder) -> Steps:
         """Ours is only what nobody had meanwhile."""
@@ -220,7 +224,9 @@ class Mail:
         while True:
             yield sleep(self._session, self._cloud.lock / 3)
             try:
+                began = self._session.now
                 yield Call(self._renew)
+                self._ours_until = began + self._cloud.lock
             except ServiceError:
                 continue
 
@@ -298,8 +304,13 @@ class Mail:
                 assert_never(command)
 
     def _fetch(self, item: ResultItem, reference: Reference) -> Steps:
-        item = yield from self._fetched(item, reference)
-        self._take(self.book.fetched(item, reference.size))
+        try:
+            whole = yield from self._fetched(item, reference)
+        except BlobNotFound:
+            failure = replace(item, status=Status.FAILED, value=None, error="gone", kind="Unreadable")
+            self._take(self.book.not_there(item, failure))
+        else:
+            self._take(self.book.fetched(whole, reference.size))
 
     def _fetched(self, item: ResultItem, reference: Reference) -> Steps:
         backoff = Backoff()
@@ -307,7 +318,9 @@ class Mail:
             try:
                 data, _ = yield Call(lambda: self._cloud.blobs.get(reference.blob))
             except BlobNotFound:
-                return replace(item, status=Status.FAILED, value=None, error="gone", kind="Unreadable")
+                if self._session.now <= self._ours_until:
+                    raise
+                yield backoff.wait(self._session)
             except ServiceError:
                 yield backoff.wait(self._session)
             else:
