@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from batchflow import control, poolspec
+from batchflow import control, nodelogs, poolspec
 from batchflow.concurrency import task_group
 from batchflow.errors import (
     BatchflowError,
@@ -35,6 +35,7 @@ from batchflow.sources import Files, collect, upload
 from batchflow.sweep import DAY, Swept, last_swept, sweep
 
 if TYPE_CHECKING:
+    from batchflow.nodelogs import NodeLog
     from batchflow.poolmaking import Found
     from batchflow.reporting import Progress
     from batchflow.services import Services
@@ -222,6 +223,16 @@ class Client(Supervised):
     async def _delete_if_there(self, pool_id: str) -> None:
         with contextlib.suppress(PoolNotFound):  # somebody else was quicker
             await self.delete_pool(pool_id)
+
+    async def logs(self, pool_id: str | None = None) -> AsyncIterator[NodeLog]:
+        """What the agents of a pool logged, the oldest first; None: those of all pools that are gone.
+
+        They are kept for 30 days when their pool is deleted; a client of one pool sees its while it lives.
+        """
+        manifest = None if pool_id is None else await self._maker.read(control.check_pool_id(pool_id))
+        out = None if manifest is None else self._services.storage.container(manifest.out)
+        async for log in nodelogs.find(out, self._maker.index, pool_id):
+            yield log
 
     # ---- services
 

@@ -2,13 +2,14 @@
 
 Where they lie:
 
-- `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests.
+- `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests;
+  `logs/<pool>/<generation>/<node>/<agent>.log`, what the agents of pools that are gone logged.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
-  `logs/<agent>.log`.
+  `logs/<pool>/<node>/<agent>.log`.
 
 The prefix is made anew with each pool, for a deleted container's name stays taken for half a minute or more.
 Every document is JSON with a version; a reader refuses a higher one, ignores fields it does not know, and
@@ -105,8 +106,12 @@ def heartbeat_blob(agent: str) -> str:
 DRAIN_BLOB: Final = "agent/drain.json"
 
 
-def log_blob(agent: str) -> str:
-    return f"logs/{agent}.log"
+LOGS: Final = "logs/"
+
+
+def log_blob(pool: str, node: str, agent: str) -> str:
+    """Told by its name: there are logs of nodes and of pools that nobody else knows of any more."""
+    return f"{LOGS}{pool.lower()}/{node}/{agent}.log"
 
 
 class Document:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from batchflow import access, agents, control, poolspec
+from batchflow import access, agents, control, nodelogs, poolspec
 from batchflow.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.concurrency import task_group
 from batchflow.control import INDEX_CONTAINER, PoolManifest
@@ -343,10 +343,13 @@ class PoolMaker:
         await self._clear(manifest)
 
     async def _clear(self, manifest: PoolManifest) -> None:
-        """What is beside the Batch pool, the manifest last."""
+        """What is beside the Batch pool, the manifest last. What its agents logged is kept."""
         async with task_group() as group:
             for job in agents.generations(manifest):
                 group.start_soon(self._services.compute.delete_job, job)
+        out = self._services.storage.container(manifest.out)
+        await nodelogs.keep(out, self.index, manifest.prefix)
+        async with task_group() as group:
             for remove in self._parts(manifest).values():
                 group.start_soon(remove)
         await self._withdraw(manifest)

@@ -4,7 +4,7 @@ Nothing that lives is touched, whoever sweeps and however often:
 
 - The queues and containers of a prefix go when they are named as batchflow names them, no manifest has that
   prefix and no Batch pool of that name waits for its manifest. They are listed first, then the Batch pools,
-  then the manifests: a pool that is being made shows in one of the two.
+  then the manifests: a pool that is being made shows in one of the two. What agents logged in them is kept.
 - Documents and payloads go by their age, by the storage service's own clock, so that a machine with a wrong
   clock sweeps nothing that is new.
 - Bundles go when they are old, are not the pool's default and no session shows a sign of life in the pool.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from batchflow import control
+from batchflow import control, nodelogs
 from batchflow.broker import QueueRef
 from batchflow.control import PoolManifest
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, ServiceError
@@ -36,6 +36,7 @@ DAY: Final = 86400.0
 _PRESENCE_AGE: Final = DAY / 24
 _AGENT_AGE: Final = DAY
 _PAYLOAD_AGE: Final = 14 * DAY
+_KEPT_LOG_AGE: Final = nodelogs.KEPT
 _CLOCK: Final = "swept"
 _PREFIX: Final = "bf-"
 _NONCE: Final = 8
@@ -72,8 +73,9 @@ async def sweep(services: Services, index: Container, *, bundle_age: float = 30 
     ]
     pools = {pool.id.lower() async for pool in services.compute.pools()}
     manifests = await _manifests(index)
-    await _sweep_orphans(services, containers, queues, pools, manifests, swept)
+    await _sweep_orphans(services, index, containers, queues, pools, manifests, swept)
     now = await _service_time(index)
+    await _sweep_old(index, control.LOGS, now - _KEPT_LOG_AGE, swept)
     for manifest in manifests:
         await _sweep_pool(services, manifest, now, bundle_age, swept)
     logger.info("swept", extra={"removed": len(swept.removed), "failed": len(swept.failed)})
@@ -107,6 +109,7 @@ async def _manifests(index: Container) -> list[PoolManifest]:
 
 async def _sweep_orphans(
     services: Services,
+    index: Container,
     containers: list[str],
     queues: list[QueueRef],
     pools: set[str],
@@ -122,11 +125,19 @@ async def _sweep_orphans(
         return prefix not in named and _stem(prefix) not in stems
 
     for name in filter(orphaned, containers):
-        await swept.note(f"container {name}", services.storage.delete_container(name))
+        await swept.note(f"container {name}", _remove_container(services, index, name))
     for queue in queues:
         if orphaned(queue.entity):
             removal = services.admin_of(queue).delete_queue(queue.entity)
             await swept.note(f"queue {queue.entity}", removal)
+
+
+async def _remove_container(services: Services, index: Container, name: str) -> bool:
+    """What agents logged is kept."""
+    prefix, _, which = name.rpartition("-")
+    if which == "out":
+        await nodelogs.keep(services.storage.container(name), index, prefix)
+    return await services.storage.delete_container(name)
 
 
 def _stem(prefix: str) -> str:
@@ -145,7 +156,7 @@ async def _sweep_pool(
             (ctl, "cancel/", _PAYLOAD_AGE),
             (out, "results/", _PAYLOAD_AGE),
             (out, "agents/", _AGENT_AGE),
-            (out, "logs/", _PAYLOAD_AGE),
+            (out, control.LOGS, _PAYLOAD_AGE),
         ):
             await _sweep_old(container, prefix, now - age, swept)
         if not live:

@@ -102,6 +102,7 @@ class Agent:
         self._parts = parts
         self._config = config
         self._host = heartbeat.host_name()
+        self._log = control.log_blob(config.pool, heartbeat.node_id(), parts.agent)
         self._started_at = time.time()
         self._clock = BrokerClock()
         self._scheduler = Scheduler(
@@ -179,7 +180,7 @@ class Agent:
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._pulse.write()
             if self._parts.log is not None:
-                await self._parts.log.flush_to(self._parts.out, control.log_blob(self._parts.agent))
+                await self._parts.log.flush_to(self._parts.out, self._log)
 
     def _start_services(self, group: TaskGroup) -> None:
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
@@ -196,8 +197,7 @@ class Agent:
         for index, janitor in enumerate(self._janitors):
             services[f"janitor {index}"] = janitor.run
         if self._parts.log is not None:
-            name = control.log_blob(self._parts.agent)
-            services["log"] = partial(self._parts.log.run, self._parts.out, name)
+            services["log"] = partial(self._parts.log.run, self._parts.out, self._log)
         services["news"] = partial(self._parts.news.run, self._put_news)
         for name, service in services.items():
             group.start_soon(_eternal, name, service, name=name)

@@ -17,6 +17,8 @@ INTERVAL: Final = 5.0
 """Seconds between two appends, at least."""
 MOST_BYTES: Final = 256 * 1024
 """That wait; beyond them the oldest lines are let go."""
+MOST_APPENDS: Final = 40_000
+"""To one blob, which takes 50,000; then another one follows."""
 
 
 class LogKeeper(logging.Handler):
@@ -28,6 +30,7 @@ class LogKeeper(logging.Handler):
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
+        self._appends = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record).encode(errors="replace") + b"\n"
@@ -44,7 +47,7 @@ class LogKeeper(logging.Handler):
             await self.flush_to(out, name)
 
     async def flush_to(self, out: Container, name: str) -> None:
-        """Append what has come."""
+        """Append what has come. Cancelled, what may not be there is appended the next time, even if it is."""
         if not self._lines:
             return
         lines, dropped = list(self._lines), self._dropped
@@ -52,8 +55,19 @@ class LogKeeper(logging.Handler):
         self._size = self._dropped = 0
         note = b'{"event":"lines_dropped","lines":%d}\n' % dropped if dropped else b""
         try:
-            await out.append(name, note + b"".join(lines))
+            await out.append(self._part(name), note + b"".join(lines))
         except StorageError:
-            self._lines.extendleft(reversed(lines))
-            self._size += sum(map(len, lines))
-            self._dropped += dropped
+            self._put_back(lines, dropped)
+        except BaseException:
+            self._put_back(lines, dropped)
+            raise
+
+    def _part(self, name: str) -> str:
+        part = self._appends // MOST_APPENDS
+        self._appends += 1
+        return f"{name.removesuffix('.log')}.{part}.log" if part else name
+
+    def _put_back(self, lines: list[bytes], dropped: int) -> None:
+        self._lines.extendleft(reversed(lines))
+        self._size += sum(map(len, lines))
+        self._dropped += dropped

@@ -18,6 +18,7 @@ from batchflow.settings import nearest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.client import Client
     from batchflow.pool import Pool
 
 _POLL: Final = 1.0
@@ -59,6 +60,8 @@ async def logs(
     """Print what TARGET said: a node (its id, its host name, or how one of them begins), or the number of a
     task's input.
 
+    The logs of a pool that was deleted are kept for 30 days: its nodes are found by --pool and their id.
+
     A task's output comes with its result, to the machine that began its run; with --follow it is waited for.
     """
     if target.isdecimal():
@@ -66,7 +69,11 @@ async def logs(
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         write = _write_object if invocation.as_json else terminal.write
-        await _node_logs(await find_pool(client, pool, configuration), target, lines, follow, write)
+        try:
+            await _node_logs(await find_pool(client, pool, configuration), target, lines, follow, write)
+        except CommandError as error:
+            if error.code != Exit.NOT_FOUND or not await _kept_logs(client, pool, target, lines, write):
+                raise
     return Exit.OK
 
 
@@ -160,7 +167,6 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: C
 async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
     """The node's id, and the logs of the agents that it has had. Raises `CommandError`."""
     from batchflow.agents import read_heartbeats
-    from batchflow.control import log_blob
 
     beats = sorted(await read_heartbeats(pool._out, fresh_only=False), key=lambda beat: beat.started_at)
     hosts = {beat.host: beat.node for beat in beats}
@@ -173,7 +179,22 @@ async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
         what = f"{len(found)} nodes begin with {target!r}" if found else f"there is no node {target!r}"
         raise CommandError(f"pool {pool.id!r}: {what}{hint}", Exit.NOT_FOUND)
     node = found.pop()
-    return node, [log_blob(beat.agent) for beat in beats if beat.node == node]
+    logs = [log async for log in pool.client.logs(pool.id) if not log.kept and log.node == node]
+    return node, [log.name for log in logs]
+
+
+async def _kept_logs(
+    client: Client, pool: str | None, target: str, lines: int, write: Callable[[str], None]
+) -> bool:
+    """Write what is kept of a node whose pool is gone; False: nothing is. Raises `CommandError`."""
+    logs = [log async for log in client.logs(pool) if log.kept and log.node.startswith(target)]
+    if len(nodes := {(log.pool, log.node) for log in logs}) > 1:
+        names = ", ".join(sorted(f"{node} (pool {of})" for of, node in nodes))
+        raise CommandError(f"{len(nodes)} nodes begin with {target!r}: {names}", Exit.NOT_FOUND)
+    said = [line for log in logs for line in (await log.read()).splitlines()]
+    for line in said[-lines:] if lines else ():
+        write(line)
+    return bool(logs)
 
 
 async def _news(pool: Pool, blobs: list[str], shown: dict[str, int], etags: dict[str, str | None]) -> str:

@@ -324,8 +324,8 @@ async def test_files_are_updated_while_tasks_run(pool: Pool, tmp_path: Path) -> 
         assert (await outcome_of(running)).value == ["old", "old"]
 
 
-async def test_the_log_outlives_the_node(client: Client) -> None:
-    """What an agent logged can be read when its machine is gone."""
+async def test_the_log_outlives_node_and_pool(client: Client) -> None:
+    """What an agent logged can be read when its machine is gone, and when its pool is."""
     pool = await client.ensure_pool("logged", files={"echo.py": TASKS["echo.py"].encode()}, nodes=1)
     async with pool.session() as session:
         await asyncio.wait_for(session.run("echo.py"), PATIENCE)
@@ -334,7 +334,11 @@ async def test_the_log_outlives_the_node(client: Client) -> None:
     async with asyncio.timeout(PATIENCE):
         while await pool.nodes():  # noqa: ASYNC110 - what is awaited is elsewhere
             await asyncio.sleep(0.1)
-    log = (await pool._out.get(f"logs/{beat.agent}.log")).data
-    assert all(json.loads(line)["event"] for line in log.splitlines())
-    assert log
+    (log,) = [log async for log in client.logs("logged")]
+    assert (log.node, log.agent, log.kept) == (beat.node, beat.agent, False)
+    text = await log.read()
+    assert {json.loads(line)["event"] for line in text.splitlines()} >= {"agent_starting", "agent_ready"}
     await pool.delete()
+    (kept,) = [log async for log in client.logs("logged")]
+    assert (kept.node, kept.agent, kept.kept) == (beat.node, beat.agent, True)
+    assert await kept.read() == text

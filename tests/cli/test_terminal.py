@@ -104,6 +104,18 @@ def test_the_logs_of_a_node(cli: Cli) -> None:
     assert (process.returncode, said) == (130, "batchflow: interrupted\n")
 
 
+def test_the_logs_of_a_node_whose_pool_is_gone(cli: Cli) -> None:
+    """They are found by the node's id, for a month; what is not there is named."""
+    assert cli("pool", "create", "gone", "--nodes", "1", "--wait").returncode == 0
+    node = json.loads(cli("pool", "show", "gone", "--json").stdout)["nodes"][0]["id"]
+    assert cli("pool", "stop", "gone").returncode == 0
+    assert cli("pool", "delete", "gone").returncode == 0
+    said = cli("logs", node, "--pool", "gone").stdout
+    assert "agent_exit" in {json.loads(line)["event"] for line in said.splitlines()}
+    unknown = cli("logs", "nobody", "--pool", "gone")
+    assert (unknown.returncode, "there is no pool 'gone'" in unknown.stderr) == (3, True)
+
+
 def test_what_is_known_of_a_pool(cli: Cli) -> None:
     """`explain` in words, and as an object."""
     assert "pool 'demo': 2 of 2 nodes" in cli("explain", "demo").stdout

@@ -1,0 +1,79 @@
+"""What agents logged outlives their pool, however that goes, and is removed in the end."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from batchflow import Client, nodelogs
+from batchflow import sweep as sweeping
+from batchflow.control import log_blob
+from batchflow.nodelogs import NodeLog
+
+
+@pytest.fixture
+def name() -> str:
+    return f"Logs_{uuid.uuid4().hex[:8]}"
+
+
+async def logs(client: Client, pool: str | None) -> list[NodeLog]:
+    return [log async for log in client.logs(pool)]
+
+
+async def test_logs_of_a_deleted_pool_are_kept(client: Client, name: str) -> None:
+    """Those of all its agents, and of an earlier pool of that name; deleting twice changes nothing."""
+    for generation in range(2):
+        pool = await client.ensure_pool(name, nodes=0)
+        for agent in range(20):
+            await pool._out.append(log_blob(name, "node-1", f"{generation}-{agent}"), b"{}\n")
+        await pool._out.append("logs/no-agents.log", b"what code on a node wrote")
+        await pool.delete()
+        await pool.delete()
+    kept = await logs(client, name)
+    assert sorted(log.agent for log in kept) == sorted(f"{g}-{a}" for g in range(2) for a in range(20))
+    assert {(log.node, log.kept, log.pool) for log in kept} == {("node-1", True, name.lower())}
+    assert {await log.read() for log in kept} == {"{}\n"}
+    assert {log.agent for log in kept} <= {log.agent for log in await logs(client, None)}
+
+
+async def test_logs_of_a_pool_that_was_lost_are_kept(client: Client, name: str) -> None:
+    """Its machines were deleted by somebody else, its manifest is gone: sweeping keeps what it finds."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    await client._services.compute.delete_pool(name)
+    await client._maker.index.delete(f"pools/{name.lower()}.json")
+    swept = await client.sweep()
+    assert f"container {pool._manifest.out}" in swept.removed
+    assert [(log.agent, log.kept) for log in await logs(client, name)] == [("a", True)]
+    await pool.delete()
+
+
+async def test_kept_logs_go_in_the_end(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their age; until then sweeping leaves them."""
+    pool = await client.ensure_pool(name, nodes=0)
+    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    await pool.delete()
+    await client.sweep()
+    assert len(await logs(client, name)) == 1
+    monkeypatch.setattr(sweeping, "_KEPT_LOG_AGE", -10.0)
+    await client.sweep()
+    assert await logs(client, name) == []
+
+
+async def test_a_pool_whose_logs_cannot_be_kept_is_not_deleted(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says so, and deleting it again goes on where it was."""
+
+    async def fail(*_: object) -> None:
+        raise nodelogs.BlobConflict("somebody is in the way", retryable=True)
+
+    pool = await client.ensure_pool(name, nodes=0)
+    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(nodelogs, "keep", fail)
+        with pytest.raises(nodelogs.BlobConflict):
+            await pool.delete()
+    await pool.delete()
+    assert [log.agent for log in await logs(client, name)] == ["a"]
