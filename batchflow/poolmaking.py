@@ -39,6 +39,7 @@ from batchflow.errors import (
     PoolExists,
     PoolNotFound,
     QueueNotFound,
+    ServiceError,
 )
 from batchflow.model import PoolSpec
 from batchflow.reporting import counted
@@ -63,6 +64,8 @@ account may share the Batch account."""
 _GOING: Final = 900.0
 """Seconds that a pool of the same name has to be gone."""
 _TAKING_BACK: Final = 20.0
+_AWAY: Final = 1.0
+"""Seconds for taking back one part, where a service is out of reach: that was waited for once already."""
 _POLLS: Final = (0.1, 2.0)
 """The first and the longest pause, in seconds, between two looks at what somebody else is about."""
 
@@ -388,9 +391,12 @@ def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:
 
 async def _take_back(error: BaseException, parts: Parts) -> None:
     """Undo what did not come to its end; what cannot be undone is noted on the error."""
+    away = isinstance(error, ServiceError) and error.retryable and error.setting is not None
     with anyio.CancelScope(shield=True), anyio.move_on_after(_TAKING_BACK):
         for name, remove in parts.items():
             try:
-                await remove()
-            except BatchflowError as failure:
-                error.add_note(f"left behind, to be removed by hand: {name} ({failure})")
+                with anyio.fail_after(_AWAY if away else None):
+                    await remove()
+            except (BatchflowError, TimeoutError) as failure:
+                why = str(failure) or "no answer"
+                error.add_note(f"left behind, to be removed by hand: {name} ({why})")

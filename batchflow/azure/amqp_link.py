@@ -20,7 +20,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from batchflow.azure.errors import broker_error
-from batchflow.errors import BrokerError
+from batchflow.errors import BrokerError, QueueNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -195,7 +195,8 @@ class Link(Generic[H]):
         to it. The SDK renews tokens while it works, and not while it is idle."""
         doing = f"{call.doing} ({self.name})"
         told = broker_error(error, doing, self.setting)
-        if told.setting is not None and not told.retryable and call.attached.opened:
+        refused = told.setting is not None and not told.retryable and not isinstance(told, QueueNotFound)
+        if refused and call.attached.opened:
             return BrokerError(f"{doing}: the token has expired, a new one is put: {error}", retryable=True)
         return told
 

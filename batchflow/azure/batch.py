@@ -84,7 +84,7 @@ class BatchCompute:
             retry_backoff_factor=0.2,
             connection_timeout=CONNECT_LIMIT,
             read_timeout=READ_LIMIT,
-            **_with_transport(ca_file),
+            transport=transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
         )
 
     def _failing(self, doing: str) -> Failing:
@@ -272,11 +272,6 @@ class BatchCompute:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _with_transport(ca_file: str | None) -> dict[str, Any]:
-    made = transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT)
-    return {} if made is None else {"transport": made}
 
 
 def _checked(key: str, setting: str) -> str:

@@ -61,9 +61,8 @@ DELEGATION = 7 * 86400.0
 
 
 def _options(ca_file: str | None = None) -> dict[str, Any]:
-    made = transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT)
     return {
-        **({} if made is None else {"transport": made}),
+        "transport": transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
         "retry_policy": LinearRetry(backoff=1, retry_total=3, retry_connect=1, random_jitter_range=1),
         "connection_timeout": CONNECT_LIMIT,
         "read_timeout": READ_LIMIT,

@@ -71,7 +71,11 @@ BY_CLASS: Mapping[str, Meaning] = {
     "azure.servicebus.exceptions.MessagingEntityDisabledError": Meaning(
         remedy="enable the queue in the Azure portal"
     ),
-    "azure.servicebus.exceptions.MessagingEntityNotFoundError": Meaning(QueueNotFound),
+    "azure.servicebus.exceptions.MessagingEntityNotFoundError": Meaning(
+        QueueNotFound,
+        blames_setting=True,
+        remedy="check the namespace; where it is the pool's, client.ensure_pool() makes its queues anew",
+    ),
     "azure.servicebus.exceptions.OperationTimeoutError": _UNREACHABLE,
     "azure.servicebus.exceptions.ServiceBusAuthenticationError": _DENIED,
     "azure.servicebus.exceptions.ServiceBusAuthorizationError": _DENIED,

@@ -399,7 +399,9 @@ class ServiceBusBroker(Closes):
         try:
             await self._opened(mailbox, link)
         except QueueNotFound as error:
-            raise MailboxNotFound(str(error)) from error
+            missing = MailboxNotFound(str(error))
+            missing.setting = error.setting
+            raise missing from error
         return await mailbox.open()
 
     async def _opened(self, end: _End[Any], link: Link[Any]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CONNECT_LIMIT = 4.0
+CONNECT_LIMIT = 3.0
 """Seconds for connecting to the administration endpoint, of which there are two attempts."""
 
 
@@ -109,8 +109,9 @@ class ServiceBusAdmin(Closes):
         try:
             return await work(self._client())
         except ResourceNotFoundError as error:
-            raise QueueNotFound(f"{doing}: there is none in {self.namespace}") from error
-        except (AzureError, ValueError) as error:
+            text = f"{doing}: there is none in {self.namespace}"
+            raise QueueNotFound(text, setting=self._setting) from error
+        except (AzureError, OSError, ValueError) as error:
             raise broker_error(error, doing, self._setting) from error
 
     def _client(self) -> ServiceBusAdministrationClient:

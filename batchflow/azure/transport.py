@@ -1,4 +1,5 @@
-"""HTTPS that trusts the certificates of a file besides the system's: a proxy's, or the local cloud's own."""
+"""HTTP as all adaptors have it. Over TLS it may trust the certificates of a file besides the system's: a
+proxy's, or the local cloud's own."""
 
 from __future__ import annotations
 
@@ -16,15 +17,17 @@ def trusting(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-def transport(ca_file: str | None, *, connect: float, read: float = 300.0) -> AioHttpTransport | None:
-    """As the SDKs make it, but for the certificates; told their file, it would read it at each request.
+def transport(ca_file: str | None, *, connect: float, read: float = 300.0) -> AioHttpTransport:
+    """As the SDKs make it, but for its certificates and its patience with a service that never answers.
 
-    `connect`, `read`: seconds. None without a file: the SDK makes its own.
+    `connect`, `read`: seconds. The SDKs, told the file of certificates, would read it at each request.
     """
+    from batchflow.azure.firstanswer import FirstAnswerTransport
+
+    limits = {"connection_timeout": connect, "read_timeout": read}
     if ca_file is None:
-        return None
+        return FirstAnswerTransport(**limits)
     import aiohttp
-    from azure.core.pipeline.transport import AioHttpTransport
 
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusting(ca_file)),
@@ -32,4 +35,4 @@ def transport(ca_file: str | None, *, connect: float, read: float = 300.0) -> Ai
         auto_decompress=False,
         trust_env=True,
     )
-    return AioHttpTransport(session=session, connection_timeout=connect, read_timeout=read)
+    return FirstAnswerTransport(session=session, **limits)

@@ -95,7 +95,7 @@ def test_no_entry_is_stale() -> None:
         (bus.SessionLockLostError(), LeaseLost, False, None),
         (bus.MessageAlreadySettled(action="complete"), LeaseLost, False, None),
         (bus.SessionCannotBeLockedError(), MailboxInUse, True, None),
-        (bus.MessagingEntityNotFoundError(), QueueNotFound, False, None),
+        (bus.MessagingEntityNotFoundError(), QueueNotFound, False, "S"),
         (bus.MessageSizeExceededError(), MessageTooLarge, False, None),
         (bus.ServiceBusServerBusyError(), Backpressure, True, None),
         (bus.ServiceBusQuotaExceededError(), Backpressure, True, None),

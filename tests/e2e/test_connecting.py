@@ -14,7 +14,16 @@ import pytest
 
 from batchflow import Client, Session, Settings
 from batchflow.access import AGENT_RULE
-from batchflow.errors import BrokerError, PoolError, PoolNotFound, ServiceError, SessionClosed, StorageError
+from batchflow.errors import (
+    BrokerError,
+    MailboxNotFound,
+    PoolError,
+    PoolNotFound,
+    QueueNotFound,
+    ServiceError,
+    SessionClosed,
+    StorageError,
+)
 from batchflow.settings import load_settings
 
 PATIENCE = 20.0
@@ -32,6 +41,13 @@ def closed_port() -> Iterator[int]:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A port that takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
 
 
 def with_key(connection_string: str | None, name: str) -> str:
@@ -93,6 +109,22 @@ async def test_unreachable_services(settings: Settings, closed_port: int) -> Non
     await fails(replace(settings, servicebus=bus), BrokerError, "servicebus.connection_string")
 
 
+async def test_services_that_take_connections_and_never_answer(settings: Settings, mute_port: int) -> None:
+    """They are as good as unreachable, and told as such, in the same time."""
+    batch = replace(settings.batch, url=with_port(settings.batch.url, mute_port))
+    storage = replace(
+        settings.storage, connection_string=with_port(settings.storage.connection_string, mute_port)
+    )
+    bus = replace(
+        settings.servicebus, connection_string=with_port(settings.servicebus.connection_string, mute_port)
+    )
+    await asyncio.gather(
+        fails(replace(settings, batch=batch), PoolError, "batch.url"),
+        fails(replace(settings, storage=storage), StorageError, "storage.connection_string"),
+        fails(replace(settings, servicebus=bus), BrokerError, "servicebus.connection_string"),
+    )
+
+
 async def test_a_missing_right(settings: Settings, client: Client) -> None:
     """A key that may only send cannot open a mailbox, and the error says which setting holds that key."""
     pool = await client.ensure_pool("rights")
@@ -110,14 +142,18 @@ async def test_a_missing_right(settings: Settings, client: Client) -> None:
 
 
 async def test_a_missing_queue(client: Client) -> None:
-    """A queue that is gone is told when a session is opened."""
-    pool = await client.ensure_pool("gone")
-    (queue,) = pool._manifest.task_queues
-    await client._services.admin.delete_queue(queue.entity)
-    started = time.monotonic()
-    with pytest.raises(BrokerError, match=queue.entity):
-        await pool.session("early")
-    assert time.monotonic() - started < PATIENCE
+    """A queue that is gone is told when a session is opened, and so is where it was looked for."""
+    pool = await client.ensure_pool("gone", nodes=0)
+    tasks, results = (*pool._manifest.task_queues, *pool._manifest.results_queues)
+    for queue, kind in ((tasks, QueueNotFound), (results, MailboxNotFound)):
+        await client._services.admin.delete_queue(queue.entity)
+        started = time.monotonic()
+        with pytest.raises(kind, match=queue.entity) as caught:
+            await pool.session("early")
+        assert caught.value.setting == "servicebus.connection_string"
+        assert str(caught.value).count("servicebus.connection_string") == 1
+        assert time.monotonic() - started < PATIENCE
+        await client.ensure_pool("gone")
 
 
 async def test_a_pool_that_is_not_there(client: Client) -> None:

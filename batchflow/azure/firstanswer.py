@@ -1,0 +1,34 @@
+"""HTTP to a service that may not be there at all.
+
+What takes connections and never answers (a wrong port, a proxy that swallows requests) would else be waited
+for as long as an answer may take, and asked again after that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from azure.core.exceptions import ServiceResponseTimeoutError
+from azure.core.pipeline.transport import AioHttpTransport
+
+FIRST_ANSWER: Final = 8.0
+"""Seconds that a service has to answer for the first time."""
+
+
+class FirstAnswerTransport(AioHttpTransport):  # type: ignore[misc]
+    """The SDK's own, which gives up early on a service that has never answered.
+
+    Raises `ConnectionError` for it, which no retry policy of the SDKs takes for something to try again.
+    """
+
+    _answered = False
+
+    async def send(self, request: Any, **config: Any) -> Any:
+        if self._answered:
+            return await super().send(request, **config)
+        try:
+            answer = await super().send(request, **{**config, "read_timeout": FIRST_ANSWER})
+        except ServiceResponseTimeoutError as error:
+            raise ConnectionError(f"connected, but there is no answer in {FIRST_ANSWER:.0f} s") from error
+        self._answered = True
+        return answer
