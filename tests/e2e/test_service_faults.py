@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ import pytest
 from batchflow import Client, Pool, wire
 from batchflow.broker import OutgoingMessage
 from batchflow.deadletters import Death, read_tasks
-from batchflow.errors import BrokerError, MailboxInUse, SessionClosed, SubmitFailed, TaskFailed
+from batchflow.errors import Backpressure, BrokerError, MailboxInUse, SessionClosed, SubmitFailed, TaskFailed
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.model import Event
@@ -285,3 +286,69 @@ async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_pa
             await holder.wait()
     assert {*shown, *(result.task_id for result in results)} == {str(number) for number in range(tasks)}
     assert all(result.repeated for result in results if result.task_id in shown)
+
+
+ONCE = """
+import pathlib
+def do_action(engine, args):
+    with open(args[0], "a") as runs:
+        runs.write("x")
+    return args
+"""
+
+
+async def fill(cloud: Cloud) -> int:
+    """Fill the results queue with mail for somebody else, to the last byte that it takes; how many."""
+    queue = cloud.pool._manifest.results_queues[0]
+    entity = cloud.bus.broker.namespace.find(queue.entity)
+    assert entity is not None
+    entity.queue.reconfigure(replace(entity.queue.spec, max_size=200_000))
+    sent = 0
+    async with await cloud.client._services.broker.sender(queue) as sender:
+        for size in (10_000, 100):
+            with suppress(Backpressure):
+                while True:
+                    await sender.send(OutgoingMessage(b"x" * size, f"filler-{sent}", "default/somebody-else"))
+                    sent += 1
+    return sent
+
+
+async def test_a_results_queue_that_is_full(cloud: Cloud, session: Session, tmp_path: Path) -> None:
+    """The agent keeps lease and result, pulls nothing more and says why; when there is room it goes on.
+
+    It was waiting for a message when that came to be: the one that comes then it takes.
+    """
+    runs = [tmp_path / str(number) for number in range(4)]
+    async with cloud.pool.session(files={"once.py": ONCE.encode()}) as other:
+        await within(other.run("once.py", str(tmp_path / "warm")))
+        sent = await fill(cloud)
+        tasks = [await other.submit("once.py", str(runs[0]))]
+        await _until_told(cloud, "full|no room|holds")
+        for run in runs[1:]:  # a message each
+            tasks.append(await other.submit("once.py", str(run)))
+            await within(tasks[-1].accepted())
+        since = time.monotonic()
+        while time.monotonic() < since + 7.0:  # longer than the lock
+            assert runs[0].read_text() == "x"
+            assert not any(run.exists() for run in runs[2:])
+            await asyncio.sleep(0.2)
+        queue = cloud.pool._manifest.results_queues[0]
+        async with await cloud.client._services.broker.mailbox(queue, "default/somebody-else") as mailbox:
+            for _ in range(sent):
+                delivery = await within(mailbox.receive(PATIENCE))
+                await mailbox.complete(delivery)
+        outcomes = [await within(task.outcome()) for task in tasks]
+    assert [outcome.attempt for outcome in outcomes] == [1] * 4
+    assert [run.read_text() for run in runs] == ["x"] * 4
+    await _until_told(cloud, None)
+
+
+async def _until_told(cloud: Cloud, words: str | None) -> None:
+    """Return when the agent's heartbeat has these words; None: when nothing troubles it."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            (beat,) = await cloud.pool.heartbeats()
+            trouble = beat.trouble
+            if trouble is None if words is None else trouble is not None and re.search(words, trouble):
+                return
+            await asyncio.sleep(0.05)
