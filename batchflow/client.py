@@ -264,7 +264,7 @@ class Client(Supervised):
                 await asyncio.wait([sweeping])
 
     async def _start_local(self, stack: AsyncExitStack) -> None:
-        from batchflow.local.launch import LocalCloudProcess
+        from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 
         pool, latency = self._settings.pool, self._local_options.get("latency", 0.0)
         if pool.nodes < 1:
@@ -272,6 +272,7 @@ class Client(Supervised):
         slots = pool.slots or os.cpu_count() or 1  # a local node has all of this machine's cores
         cloud = LocalCloudProcess(nodes=pool.nodes, slots=slots, latency=latency)
         stack.push_async_callback(cloud.aclose)
+        self.close_timeout += CLOSE_TIMEOUT
         async with task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, preload)
             settings = await cloud.start()

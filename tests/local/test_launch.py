@@ -22,9 +22,10 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.storage.blob.aio import BlobServiceClient
 
+from batchflow import Client
 from batchflow.errors import ServiceError
 from batchflow.local import launch
-from batchflow.local.launch import LocalCloudProcess
+from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.processes import descendants, is_alive
 from batchflow.settings import Settings, load_settings
 
@@ -284,6 +285,12 @@ class TestChild:
             await starting
         assert list(temporary_files.iterdir()) == []
         assert children(temporary_files) == []
+
+    async def test_a_client_waits_for_its_cloud(self, temporary_files: Path) -> None:
+        """Closing a client that has a cloud of its own may take as long as ending that may take."""
+        async with Client.local(nodes=1) as client:
+            assert client.close_timeout > CLOSE_TIMEOUT
+        assert list(temporary_files.iterdir()) == []
 
     async def test_a_killed_child_leaves_nothing(self, temporary_files: Path) -> None:
         """When the child itself was killed, closing still removes its directory."""
