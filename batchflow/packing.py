@@ -16,7 +16,8 @@ ride together. Rules:
 - `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
   advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
   what a task gains by a message of its own is judged against the trips that it makes anyway.
-- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions.
+- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions, and up
+  to `LOADED_HOLD` while it has more of these to do than that: the tasks themselves have waited longer.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
   `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip.
 """
@@ -43,6 +44,9 @@ the Standard tier allow, as each costs about four of its thousand with the resul
 HOLD: Final = 0.01
 """Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
 short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
+LOADED_HOLD: Final = 0.03
+"""The same while there is short work for longer than this: about what a pack holds, so that the results of
+one leave in one message."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512
@@ -188,6 +192,11 @@ class Pack:
         if self.count >= self.most and (self.count >= MOST_TASKS or work > self.least_work * _ROUNDING):
             return False
         return work <= self.most_work * _ROUNDING
+
+
+def hold(left: float) -> float:
+    """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
+    return LOADED_HOLD if left > LOADED_HOLD else HOLD
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:

@@ -159,7 +159,7 @@ class Agent:
         return Outbox(
             self._parts.broker, queue, self._parts.agent, self._troubles,
             accepted=self._accepted, too_large=self._too_large, blocked=partial(self._blocked, queue),
-            opened=self._opened, more_soon=lambda: self._scheduler.more_soon,
+            opened=self._opened, hold=lambda: self._scheduler.hold,
         )  # fmt: skip
 
     def _janitor(self, queue: QueueRef) -> Janitor:

@@ -1,10 +1,10 @@
 """Results and events on their way to the mailboxes: one owner for each results queue's link.
 
 A lone result leaves at once. While tasks of a pack go on that are known to be short, results wait for theirs,
-at most `packing.HOLD` seconds; what gathers then, and while a send is under way, rides together, by mailbox,
-results before events. A message is made once: when the broker does not answer, the same bytes under the same
-id are sent again, so that duplicate detection can tell. As long as the broker takes nothing, everything is
-kept, and the agent is told not to pull.
+for as long as the scheduler says; what gathers then, and while a send is under way, rides together, by
+mailbox, results before events. A message is made once: when the broker does not answer, the same bytes under
+the same id are sent again, so that duplicate detection can tell. As long as the broker takes nothing,
+everything is kept, and the agent is told not to pull.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import anyio
 from batchflow import wire
 from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError, MessageTooLarge
-from batchflow.packing import HOLD, MOST_BYTES
+from batchflow.packing import MOST_BYTES
 from node_agent.backoff import Backoff
 from node_agent.closing import close
 
@@ -67,7 +67,7 @@ class Outbox:
         too_large: Callable[[int, str], None],
         blocked: Callable[[bool], None],
         opened: Callable[[], None],
-        more_soon: Callable[[], bool],
+        hold: Callable[[], float],
     ) -> None:
         self._broker = broker
         self._queue = queue
@@ -77,7 +77,7 @@ class Outbox:
         self._too_large = too_large
         self._blocked = blocked
         self._opened = opened
-        self._more_soon = more_soon
+        self._hold = hold
         self._trouble = f"results {queue.entity}"
         self._posts: dict[str, _Post] = {}
         self._filled = asyncio.Event()
@@ -89,7 +89,7 @@ class Outbox:
         """A result; `accepted` is called with its task when the broker has it."""
         self._post(mailbox).results.append((task, item))
         self._filled.set()
-        if not self._more_soon():
+        if not self._hold():
             self._last.set()
 
     def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
@@ -120,8 +120,8 @@ class Outbox:
     async def _gather(self) -> None:
         """Wait for more results where they are about to come."""
         self._last.clear()
-        if self._more_soon():
-            with anyio.move_on_after(HOLD):
+        if (seconds := self._hold()) > 0:
+            with anyio.move_on_after(seconds):
                 await self._last.wait()
 
     async def _open(self) -> Sender:

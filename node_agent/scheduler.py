@@ -52,7 +52,7 @@ from typing import Final
 from batchflow.control import AgentState, Cancellation
 from batchflow.errors import ConfigurationError
 from batchflow.model import Attempt, Status
-from batchflow.packing import HOLD, PackingPolicy
+from batchflow.packing import HOLD, PackingPolicy, hold
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from batchflow.wire import TaskItem
 from node_agent.cancellation import FRESH, CancellationBook
@@ -257,6 +257,14 @@ class Scheduler:
         return any(
             slot.shared and slot.tasks and self._expected(slot.tasks[0]) <= HOLD for slot in self._slots
         )
+
+    @property
+    def hold(self) -> float:
+        """Seconds that a result waits for others; 0 when none is a matter of milliseconds."""
+        if not self.more_soon:
+            return 0.0
+        standing = len(self._waiting) + sum(len(slot.tasks) for slot in self._slots)
+        return hold(standing * (self._mean or 0.0) / self.slots)
 
     @property
     def held(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from batchflow import wire
 from batchflow.broker import QueueSpec
+from batchflow.packing import HOLD
 from batchflow.testing import MemoryBroker
 from node_agent.outbox import Outbox
 from node_agent.trouble import Troubles
@@ -33,7 +34,7 @@ class Desk:
             too_large=lambda task, error: None,
             blocked=lambda blocked: None,
             opened=lambda: None,
-            more_soon=lambda: self.more_soon,
+            hold=lambda: HOLD if self.more_soon else 0.0,
         )
 
     def _accepted(self, tasks: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from batchflow.control import Cancellation
 from batchflow.model import Attempt, Status
+from batchflow.packing import HOLD, LOADED_HOLD
 from batchflow.retry import Failure
 from batchflow.wire import TaskItem
 from node_agent import scheduling as to
@@ -101,6 +102,20 @@ def test_short_tasks_share_a_slot() -> None:
     play.at(1.001, to.Freed(0))
     commands = play.arrive(2.0, *(task(n) for n in range(1, 9)), delivery=2)
     assert commands[:2] == [to.Prepare(0, (1, 2, 3, 4)), to.Prepare(1, (5, 6, 7, 8))]
+
+
+def test_results_wait_for_each_other_as_long_as_there_is_work() -> None:
+    """A lone task's result never; in a pack for moments, and longer while more than that is still to do."""
+    play = Play()
+    play.arrive(1.0, task(0))
+    play.run(1.0, 0)
+    assert play.scheduler.hold == 0.0
+    play.at(1.001, ended(0, duration=0.001))
+    play.at(1.001, to.Freed(0))
+    play.arrive(2.0, *(task(n) for n in range(1, 21)), delivery=2)
+    assert play.scheduler.hold == HOLD
+    play.arrive(2.0, *(task(n) for n in range(21, 41)), delivery=3)
+    assert play.scheduler.hold == LOADED_HOLD
 
 
 def test_the_next_message_is_pulled_early_for_short_tasks_only() -> None:

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 
 from batchflow.control import Heartbeat, Running
 from batchflow.packing import (
+    HOLD,
+    LOADED_HOLD,
     MOST_BYTES,
     MOST_MESSAGES,
     MOST_SENT,
     MOST_TASKS,
     PACE,
     PackingPolicy,
+    hold,
     open_slots,
 )
 
@@ -204,6 +207,14 @@ def test_the_thresholds_near_and_far() -> None:
     near, far = PackingPolicy(round_trip=NEAR), PackingPolicy(round_trip=FAR)
     assert (near.work, near.least) == (0.03, 0.002)
     assert (far.work, far.least) == (0.04, 0.01)
+
+
+@given(st.floats(0.0, 10.0))
+def test_results_wait_longer_only_behind_much_work(left: float) -> None:
+    """No longer than the slot is busy anyway; the results of a whole pack in one message then."""
+    assert hold(left) == (LOADED_HOLD if left > LOADED_HOLD else HOLD)
+    assert hold(left) <= max(HOLD, left)
+    assert PackingPolicy(round_trip=NEAR).work >= LOADED_HOLD
 
 
 @given(st.integers(0, 100_000))

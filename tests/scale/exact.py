@@ -17,7 +17,7 @@ from batchflow import wire
 from batchflow.control import Cancellation
 from batchflow.local.queues import Draft, Queue, QueueSpec
 from batchflow.model import Status
-from batchflow.packing import ENVELOPE, HOLD, MOST_BYTES, PackingPolicy
+from batchflow.packing import ENVELOPE, MOST_BYTES, PackingPolicy
 from batchflow.tracker import Entry, Tracker
 from batchflow.wire import ResultItem, TaskItem
 from node_agent import scheduling as to
@@ -98,7 +98,7 @@ class World:
         costs: Costs | None = None,
         tier: Tier = LOCAL,
         policy: PackingPolicy | None = None,
-        hold: float = HOLD,
+        hold: float | None = None,
     ) -> None:
         self.hold = hold
         self.time = Timeline()
@@ -398,10 +398,10 @@ class Agent:
     def _send(self, held: bool = False) -> None:
         if self._sending or not self._results:
             return
-        if not held and self.scheduler.more_soon and self._world.hold:
+        if not held and (hold := self._hold()) > 0:
             if not self._holding:
                 self._holding = True
-                self._world.time.after(self._world.hold, self._let_go)
+                self._world.time.after(hold, self._let_go)
             return
         self._sending = True
         world, costs = self._world, self._world.costs
@@ -414,6 +414,11 @@ class Agent:
         results: list[Any] = [(item, duration) for _, item, duration in parcel]
         world.time.at(granted + 2 * world.way, world.client.mail, results)
         world.time.at(granted + 2 * world.way, self._sent, [task for task, _, _ in parcel])
+
+    def _hold(self) -> float:
+        """What the scheduler says, or what is tried out."""
+        hold = self._world.hold
+        return self.scheduler.hold if hold is None else hold * self.scheduler.more_soon
 
     def _let_go(self) -> None:
         self._holding = False

@@ -4,7 +4,7 @@ Real is the packing policy: each pack is filled by it, task by task. Stand-ins t
 (tasks are numbers), the queues (packs in a line; locks, duplicates and dead letters do not occur), the turns
 that an agent's queues take (the next one that has something) and the scheduler: an agent takes a message when
 a slot is free, one more in advance when tasks are short, spreads it over its free slots, and sends what has
-ended every `HOLD` seconds or round trips. `test_scale` holds this against `exact` where both can go.
+ended every `LOADED_HOLD` seconds or round trips. `test_scale` holds this against `exact` where both can go.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from batchflow.packing import ENVELOPE, HOLD, MOST_BYTES, PackingPolicy
+from batchflow.packing import ENVELOPE, LOADED_HOLD, MOST_BYTES, PackingPolicy
 from node_agent.scheduler import SHORT
 from tests.scale.costs import STANDARD, Costs, Tier
 from tests.scale.events import Credits, Processor, Timeline
@@ -221,7 +221,7 @@ class FleetWorld:
         self.fleet = fleet
         self.time = Timeline()
         self.way = fleet.costs.round_trip / 2
-        self.pause = max(HOLD, fleet.costs.round_trip)
+        self.pause = max(LOADED_HOLD, fleet.costs.round_trip)
         self.short = fleet.duration < SHORT
         self.ran = 0.0
         self.packs = 0
