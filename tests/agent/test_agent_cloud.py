@@ -20,6 +20,7 @@ from batchflow import Client, Pool, Session
 from batchflow.model import Result, Status
 from batchflow.retry import RetryPolicy
 from node_agent import tree
+from tests.latency import LATENCY
 
 PATIENCE = 40.0
 TASKS = {
@@ -65,6 +66,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen
         "1",
         "--slots",
         "2",
+        "--latency",
+        str(LATENCY),
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -148,6 +151,28 @@ async def orphan(session: Session, path: Path) -> tuple[object, int]:
     task = await session.submit("orphan.py", args=str(path))
     await eventually(lambda: path.exists() and path.read_text() != "")
     return task, int(path.read_text())
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+async def test_threads_are_for_files_alone(cloud: subprocess.Popen[str], session: Session) -> None:
+    """Supervisor and children have one thread; the agent has beside it those of its loop's executor, which
+    work on files and look up names. It is so idle, and with both slots and all links at work."""
+    supervisor, agent = processes(cloud)
+    family = [supervisor, agent, *tree.descendants(agent)]
+    assert len(family) == 4
+    idle = {pid: threads(pid) for pid in family}
+    tasks = [await session.submit("slow.py", args=0.001 * number) for number in range(100)]
+    most = dict(idle)
+    while not all(task.status.final for task in tasks):
+        most = {pid: max(most[pid], threads(pid)) for pid in family}
+        await asyncio.sleep(0.005)
+    assert [(await outcome_of(task)).status for task in tasks] == [Status.SUCCEEDED] * 100
+    executor = min(32, (os.cpu_count() or 1) + 4)
+    assert idle.pop(agent) <= most.pop(agent) <= 1 + executor
+    assert set(idle.values()) == set(most.values()) == {1}
 
 
 async def test_a_killed_agent_loses_nothing(
