@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
+_LOOKS: Final = 20
+"""After so many of them whoever waits for agents starts again those that are missing."""
 _DRAIN_SLACK = 10.0
 """Seconds, beyond the grace, for handing back and for the last results."""
 _CHANGE_TRIES = 10
@@ -386,7 +389,7 @@ class Pool:
         await self.start(progress=report)
         try:
             with anyio.fail_after(timeout):
-                while True:
+                for look in itertools.count(1):
                     ready, text = await self._readiness(nodes)
                     report(text)
                     if ready:
@@ -394,6 +397,8 @@ class Pool:
                     if (kind := await hopeless(self, nodes)) is not None:
                         raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
                     await anyio.sleep(_POLL)
+                    if look % _LOOKS == 0:
+                        await self.start(progress=report)  # some may have gone since: idle, drained
         except TimeoutError:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
 

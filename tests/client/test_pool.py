@@ -173,6 +173,29 @@ async def test_an_agent_of_a_node_that_is_lost_is_not_ready(
     await within(waiting)
 
 
+async def test_agents_that_go_while_somebody_waits_are_started_again(
+    pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was idle for its time ends in order, and nothing has failed: it was waited for without end."""
+    monkeypatch.setattr("batchflow.pool._POLL", 0.001)
+    await pool.start()
+    first, plain = pool._manifest.agents_job, doubles.compute.tasks
+
+    async def tasks(job_id: str) -> list[BatchTaskInfo]:
+        infos = await plain(job_id)
+        gone = job_id == first and over
+        return [replace(info, state="completed", exit_code=0) for info in infos] if gone else infos
+
+    over = False
+    monkeypatch.setattr(doubles.compute, "tasks", tasks)
+    waiting = asyncio.ensure_future(pool.wait_ready(1))
+    await eventually(lambda: doubles.storage.calls)
+    over = True
+    await eventually(lambda: pool._manifest.agents_job != first and agent_ids(doubles, pool))
+    await Agent(doubles, pool).beat()
+    await within(waiting)
+
+
 async def test_waiting_has_an_end(pool: Pool) -> None:
     """With the explanation."""
     with pytest.raises(TimeoutError, match="no agent"):
@@ -225,6 +248,7 @@ async def test_repurposing_is_for_sessions_opened_from_now_on(
     async with connect() as other_client, pool.session("before") as before:
         other = await other_client.pool("demo")
         await before.flush()
+        await eventually(lambda: agent_ids(doubles, pool))  # the session starts them beside its opening
         started = agent_ids(doubles, pool)
         await pool.repurpose({"new.py": b"new"})
         assert agent_ids(doubles, pool) == started

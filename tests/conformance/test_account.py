@@ -18,11 +18,11 @@ import pytest_asyncio
 
 from batchflow import Client, Image, Pool, PoolSpec, Settings
 from batchflow.azure.blob import BlobStorage, SignedContainer
-from batchflow.azure.servicebus import ServiceBusAdmin
+from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
 from batchflow.compute import PoolDocument
 from batchflow.control import AgentConfig
-from batchflow.errors import BlobNotFound, ConfigurationError, StartTaskFailed, StorageError
+from batchflow.errors import BlobNotFound, BrokerError, ConfigurationError, StartTaskFailed, StorageError
 from batchflow.local.entra import (
     BATCH_CONTRIBUTOR,
     BLOB_CONTRIBUTOR,
@@ -35,7 +35,7 @@ from batchflow.local.server import LocalCloud
 from batchflow.services import Services, connect
 from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
 from batchflow.storage import AccessPolicy
-from tests.conformance.conftest import REAL, setting
+from tests.conformance.conftest import REAL, new_key, setting
 
 ROLES = {
     "me": (Assignment(BATCH_CONTRIBUTOR), Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),
@@ -264,6 +264,39 @@ async def opens(container: SignedContainer) -> bool:
         raise
     except StorageError:
         return False
+
+
+async def test_a_rule_whose_keys_are_renewed_closes(keys: Settings, name: str) -> None:
+    """The old keys open the queue no more, soon after, and the new ones do."""
+    bus, rule = keys.servicebus, AccessRule("sender", frozenset({"Send"}))
+    async with ServiceBusAdmin(bus.connection_string or "", ca_file=bus.ca_file) as admin:
+        await admin.create_queue(QueueSpec(name, rules=(rule,)))
+        try:
+            queue, old = QueueRef(admin.namespace, name), await admin.connection_string(name, "sender")
+            await until(lambda: sends(queue, old), REVOKED)
+            properties = await admin._client().get_queue(name)
+            (found,) = properties.authorization_rules
+            found.primary_key, found.secondary_key = new_key(), new_key()
+            await admin._client().update_queue(properties)
+
+            async def closed() -> bool:
+                return not await sends(queue, old)
+
+            await until(closed, REVOKED)
+            new = await admin.connection_string(name, "sender")
+            await until(lambda: sends(queue, new), REVOKED)
+        finally:
+            await admin.delete_queue(name)
+
+
+async def sends(queue: QueueRef, key: str) -> bool:
+    async with ServiceBusBroker(None, by_queue={queue: key}) as broker:
+        try:
+            async with await broker.sender(queue) as sender:
+                await sender.send(OutgoingMessage(b"mail", secrets.token_hex(8)))
+        except BrokerError:
+            return False
+    return True
 
 
 async def test_a_queue_that_removes_itself(keys: Settings, name: str) -> None:
