@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-MOST_LINES: Final = 12
+MOST_LINES: Final = 16
 _MOST_CHARACTERS: Final = 240
 _WRONG: Final = frozenset({"WARNING", "ERROR", "CRITICAL"})
 _DIED: Final = "agent_died"

@@ -114,7 +114,8 @@ class Inbox:
                 self._book.opening = await self._open_once()
             except MailboxInUse as error:
                 if (holder := await self._session._presence.living_holder()) is not None:
-                    raise MailboxInUse(f"mailbox {self._id!r} is held by {holder}") from error
+                    what = f"mailbox {self._id!r} is held by {holder}"
+                    raise MailboxInUse(f"{what}: close it there, or take another session name") from error
                 if clock() > until:
                     raise MailboxInUse(
                         f"mailbox {self._id!r} is held by somebody who gives no sign of life"

@@ -346,7 +346,7 @@ async def test_mailbox_in_use(client: Client, name: str) -> None:
     """A session that another client holds is refused by that client's name, with what to do."""
     pool = await client.ensure_pool(name, nodes=0)
     async with pool.session("mine"):
-        with pytest.raises(MailboxInUse, match=r"process \d+") as caught:
+        with pytest.raises(MailboxInUse, match=r"process \d+: close it there, or take another") as caught:
             await pool.session("mine")
     assert "another session name" in explain.trouble_cause(caught.value).remedy
 
