@@ -210,9 +210,10 @@ class Worker:
             assignment.bundle = bundle
             self._feed(Prepared(self._index))
             await assignment.go.wait()
-            started = [task for task in assignment.started if task in executions]
-            assignment.open = {task: assignment.open[task] for task in started}
-            assignment.line += [(task, executions[task]) for task in started]
+            started = {task: executions[task] for task in assignment.started if task in executions}
+            for task in executions.keys() - started:
+                del assignment.open[task]
+            assignment.line[:0] = started.items()  # before those that follow already
             self._note(assignment)
             while assignment.line:
                 async with asyncio.TaskGroup() as uploads:

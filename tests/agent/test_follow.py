@@ -15,7 +15,8 @@ from node_agent import scheduling as to
 from node_agent.cancellation import FRESH
 from node_agent.outcomes import Outcome
 from node_agent.scheduler import AHEAD, MOST_FOLLOWING, STRAGGLER, Scheduler
-from tests.agent.support_agent import INCARNATION, task
+from node_agent.work import Depot, Worker
+from tests.agent.support_agent import INCARNATION, FakeBundles, FakeJournal, FakeSlot, behave, task
 from tests.agent.support_tasks import bench, materialise, until, value
 
 GATED = """
@@ -264,3 +265,34 @@ async def test_no_task_runs_twice_when_a_child_has_had_its_number(tmp_path: Path
         await made.slot.run_many(executions, files, found.__setitem__)
         assert list(found) == list(range(13))
         assert begun.read_text().split() == [str(number) for number in range(13)]
+
+
+# The worker
+
+
+async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
+    """A start and what follows it may come in one breath: each runs once, in this order, and what was
+    prepared and not started does not."""
+    slot = FakeSlot(behave())
+    ended: list[int] = []
+    free = asyncio.Event()
+
+    def feed(event: to.Event) -> None:
+        match event:
+            case to.Prepared():
+                worker.start((1,))
+                worker.follow({3: task(3), 4: task(4)})
+            case to.Ended(number):
+                ended.append(number)
+            case to.Freed():
+                free.set()
+
+    depot = Depot("agent", FakeBundles(), None, None, FakeJournal(), 1024, 1024)  # type: ignore[arg-type]
+    worker = Worker(0, slot, depot, feed=feed, done=lambda number, done: None)
+    serving = asyncio.create_task(worker.serve())
+    worker.prepare({1: task(1), 2: task(2)})
+    async with asyncio.timeout(20):
+        await free.wait()
+    serving.cancel()
+    assert ended == [1, 3, 4]
+    assert slot.begun == [task(number).uid for number in ended]
