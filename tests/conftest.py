@@ -1,7 +1,8 @@
 """What holds for every test.
 
 How fast a machine generates its examples is nobody's failure. Whatever the SDK sends to Batch and gets from
-it fits the published contract.
+it fits the published contract. The local services answer as late as `BATCHFLOW_TEST_LATENCY` (seconds) says,
+where a test does not say it itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ import pytest
 from azure.batch.aio import BatchClient
 from hypothesis import HealthCheck, settings
 
+from batchflow import Client
+from batchflow.local.batch.server import BatchServer
+from batchflow.local.blob.server import BlobServer
+from batchflow.local.launch import LocalCloudProcess
+from batchflow.local.server import LocalCloud
+from batchflow.local.servicebus.server import ServiceBusServer
 from tests.contract import SPECS, Contract, ContractPolicy, at_hand
+from tests.latency import LATENCY
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -22,6 +30,16 @@ settings.load_profile("any machine")
 def pytest_report_header() -> str | None:
     """Say so when nothing is checked."""
     return None if at_hand() else f"contract of Batch: not checked, {SPECS} is not there"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _late_answers() -> Iterator[None]:
+    """The latency is what a test gets that does not ask for another."""
+    servers = (BatchServer, BlobServer, LocalCloud, LocalCloudProcess, ServiceBusServer)
+    with pytest.MonkeyPatch.context() as patch:
+        for starts in (*(server.__init__ for server in servers), Client.local.__func__):
+            patch.setitem(starts.__kwdefaults__, "latency", LATENCY)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 
 from batchflow.cli.main import main
 from tests.cli.support import TASKS, Cli, Inside
+from tests.latency import LATENCY
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     cli = Cli(top)
     for name, text in TASKS.items():
         cli.write(f"tasks/{name}", text)
-    with cli.start("up") as up:
+    with cli.start("up", "--latency", str(LATENCY)) as up:
         try:
             assert up.stdout is not None
             assert up.stdout.readline().startswith("BATCHFLOW_CONFIG=")

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.latency import LATENCY
+
 
 @contextmanager
 def running_cloud(config: Path, *options: str) -> Iterator[Path]:
     """Writes its configuration to the file `config`; ends with the block."""
-    command = [sys.executable, "-m", "batchflow.local", "--config", str(config), *options]
+    late = ("--latency", str(LATENCY))
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config), *late, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -1,11 +1,7 @@
-"""One local cloud for the whole run, a client, a pool and a session for each test.
-
-`BATCHFLOW_TEST_LATENCY` (seconds) delays every answer of that cloud.
-"""
+"""One local cloud for the whole run, a client, a pool and a session for each test."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +11,6 @@ import pytest
 from batchflow import Client, Pool, Session
 from tests.e2e.cloud import running_cloud
 
-LATENCY = os.environ.get("BATCHFLOW_TEST_LATENCY", "0")
 TASKS = Path(__file__).parent / "tasks"
 
 
@@ -23,7 +18,7 @@ TASKS = Path(__file__).parent / "tasks"
 def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The configuration file of a local cloud that runs as a process of its own."""
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
-    with running_cloud(config, "--nodes", "2", "--slots", "1", "--latency", LATENCY) as written:
+    with running_cloud(config, "--nodes", "2", "--slots", "1") as written:
         yield written
 
 

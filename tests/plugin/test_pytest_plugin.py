@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.latency import LATENCY
+
 pytest_plugins = ["pytester"]
 
 TASKS = {
@@ -66,6 +68,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A local cloud that several runs share: the configuration file that names it."""
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
     command = [sys.executable, "-m", "batchflow.local", "--config", str(config), "--nodes", "1"]
+    command += ["--latency", str(LATENCY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any(line.startswith("ready") for line in process.stdout)
