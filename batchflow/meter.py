@@ -1,6 +1,6 @@
 """How far many tasks are: counting, and saying it in words, in a line or in HTML.
 
-States: begun at the first `start`; each `add` or `count` counts a result; nothing ends it, for a total is a
+States: begun at the first `start`; each `add` or `ended` counts a result; nothing ends it, for a total is a
 guess that may be wrong or missing. What was counted before the beginning, when an earlier run goes on, is
 done, but says nothing of the speed. Invariant: `done` is the sum of the counts. Times are those of any clock
 that is given, in seconds.
@@ -46,12 +46,16 @@ class Meter:
             self._before = self.done
 
     def add(self, result: Result, now: float) -> None:
+        self.ended(result.status.value, now)
+
+    def ended(self, status: str, now: float) -> None:
+        """One ended just now."""
         self.start(now)
-        self.count(result.status.value)
+        self.count(status)
         self.last = now
 
     def count(self, status: str) -> None:
-        """One that ended, at whatever time."""
+        """One that ended before."""
         self.counts[status] += 1
 
     @property
@@ -77,7 +81,8 @@ class Meter:
         known = self.total is not None
         said = [f"{self.done:,} of {self.total:,}" if known else counted(self.done, "result")]
         said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
-        elapsed = now - self.started if self.started is not None else 0.0
+        until = self.last if self.complete else now
+        elapsed = until - self.started if self.started is not None else 0.0
         if self.done > self._before and elapsed > 0:
             rate = (self.done - self._before) / elapsed
             said.append(f"{rate:,.3g}/s")

@@ -85,7 +85,7 @@ def _run_of(name: str | None) -> Record:
         return Record.open(name or latest())
     except CommandError as error:
         where = "what a task printed is where its run was begun; what its node says: batchflow logs NODE"
-        raise CommandError(f"{error}. {where}", error.code) from error
+        raise CommandError(f"{error}; {where}", error.code) from error
 
 
 async def _task_logs(invocation: Invocation, record: Record, index: int, follow: bool) -> int:

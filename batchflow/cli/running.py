@@ -180,7 +180,7 @@ class Run:
         document = document_of(result, index, self._items[index])
         self._record.add(document)
         self._written.add(index)
-        self._meter.count(document["status"])
+        self._meter.ended(document["status"], time.monotonic())
         self._progress.advance()
         if self._file is None:
             self._progress.line(terminal.encode(document))

@@ -95,6 +95,14 @@ def test_what_was_done_before_says_nothing_of_the_speed() -> None:
     assert meter.facts(2.0) == ["91 of 100", "0.5/s", "18 s left", "2 s"]
 
 
+def test_the_last_result_ends_the_time() -> None:
+    """What is shown after it is as fast and as long as it was."""
+    meter = Meter(total=1)
+    meter.start(0.0)
+    meter.add(a_result(), 2.0)
+    assert meter.facts(9.0) == ["1 of 1", "0.5/s", "2 s"]
+
+
 def test_a_label_is_text() -> None:
     """What a user calls a stream is no markup."""
     meter = Meter("<script>", 1)
