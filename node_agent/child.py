@@ -1,8 +1,8 @@
 """The warm child: a Python process that runs `do_action` for one slot, task after task.
 
 `python -m node_agent.child FD BELL PERMITS`; FD is the channel to the agent, BELL and PERMITS are eventfds
-(see `frames`), everything else comes in frames. Imports as little as possible, for a child shall start in tens of
-milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
+(see `frames`), everything else comes in frames. Imports as little as possible, for a child shall start in
+tens of milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
 `sys.path`, `sys.stdout` and `sys.stderr`, the handler of SIGTERM, the memory limit. What else a task changes
