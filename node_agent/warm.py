@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _READ_SIZE: Final = 256 * 1024
+_BUFFER: Final = 512 * 1024
+"""Bytes that either end can send before the other one reads: the tasks of a message in one go. The kernel may
+allow less."""
 _FRAME_ROOM: Final = 1024**2
 """Bytes that a frame may hold besides a value of the largest size."""
 _LINE_LOST: Final = 1.0
@@ -92,6 +95,8 @@ class WarmChild:
         self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
         self._pipes = {name: Pipe(self._sink(name), self._catch_up) for name in self._tails}
         self._socket, self._theirs = socket.socketpair()
+        for end in (self._socket, self._theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._due = 0
