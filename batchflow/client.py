@@ -26,8 +26,6 @@ from batchflow.errors import (
 )
 from batchflow.lifecycle import Supervised
 from batchflow.model import Origin, PoolSpec
-from batchflow.pool import Pool
-from batchflow.poolmaking import PoolMaker
 from batchflow.reporting import Reporter
 from batchflow.services import connect, preload
 from batchflow.settings import PoolSettings, Settings, load_settings
@@ -35,8 +33,10 @@ from batchflow.sources import Files, collect, upload
 from batchflow.sweep import DAY, Swept, last_swept, sweep
 
 if TYPE_CHECKING:
+    from batchflow.control import PoolManifest
     from batchflow.nodelogs import NodeLog
-    from batchflow.poolmaking import Found
+    from batchflow.pool import Pool
+    from batchflow.poolmaking import Found, PoolMaker
     from batchflow.reporting import Progress
     from batchflow.services import Services
     from batchflow.session import Session
@@ -105,7 +105,7 @@ class Client(Supervised):
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         poolspec.check(spec)
         manifest = await self._maker.create(spec, await collect(spec.files))
-        return Pool(self, manifest, Origin("created", "it was asked for"))
+        return self._known(manifest, Origin("created", "it was asked for"))
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
         """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
@@ -115,7 +115,7 @@ class Client(Supervised):
         """
         control.check_pool_id(pool_id)
         manifest = await self._maker.attach(pool_id, Reporter(progress))
-        return Pool(self, manifest, Origin("attached", "it was asked for"))
+        return self._known(manifest, Origin("attached", "it was asked for"))
 
     async def ensure_pool(
         self,
@@ -139,8 +139,8 @@ class Client(Supervised):
         sources = await collect(files or spec.files)
         found = await self._maker.ensure(spec, sources, report)
         if found.made:
-            return Pool(self, found.manifest, Origin("created", "there was none of that name"))
-        pool = Pool(self, found.manifest, Origin("reused", _why_reused(spec, found)))
+            return self._known(found.manifest, Origin("created", "there was none of that name"))
+        pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)))
         if sources:
             bundle = await upload(sources, pool._ctl)
             if bundle.hash != found.manifest.bundle:
@@ -161,7 +161,7 @@ class Client(Supervised):
         for name in names:
             manifest = await self._maker.read(name.removeprefix("pools/").removesuffix(".json"))
             if manifest is not None:
-                yield Pool(self, manifest)
+                yield self._known(manifest)
 
     async def find_pool(self) -> Pool:
         """One that can take work: of those with nodes that which has most. Raises `PoolNotFound`."""
@@ -209,7 +209,7 @@ class Client(Supervised):
         control.check_pool_id(pool_id)
         manifest = await self._maker.read(pool_id)
         if manifest is not None:
-            await Pool(self, manifest).delete(wait=wait, progress=progress)
+            await self._known(manifest).delete(wait=wait, progress=progress)
         elif not await self._maker.remove_unfinished(pool_id):
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
 
@@ -244,7 +244,15 @@ class Client(Supervised):
 
     @property
     def _maker(self) -> PoolMaker:
+        from batchflow.poolmaking import PoolMaker
+
         return PoolMaker(self._services, self._settings.pool)
+
+    def _known(self, manifest: PoolManifest, origin: Origin | None = None) -> Pool:
+        """Imported only now: a local cloud starts while `preload` does so."""
+        from batchflow.pool import Pool
+
+        return Pool(self, manifest, origin)
 
     # ---- the supervisor
 

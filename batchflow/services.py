@@ -95,7 +95,8 @@ class Services:
 
 
 def preload() -> None:
-    """Import the SDKs: slow, so done in a thread beside whatever else an opening waits for.
+    """Import the SDKs, and what pools are made with: slow, so done in a thread beside whatever else is
+    waited for.
 
     The collector of garbage pauses: it finds none here, at a sixth of the time.
     """
@@ -104,7 +105,9 @@ def preload() -> None:
     try:
         import batchflow.azure.batch
         import batchflow.azure.blob
-        import batchflow.azure.servicebus  # noqa: F401
+        import batchflow.azure.servicebus
+        import batchflow.pool
+        import batchflow.poolmaking  # noqa: F401
     finally:
         if collects:
             gc.enable()

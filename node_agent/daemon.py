@@ -11,10 +11,11 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batchflow.azure.identity import check_https, of_the_node
 from batchflow.azure.late import LateContainer
@@ -26,11 +27,16 @@ from node_agent.logkeeper import LogKeeper
 from node_agent.supervisor import EX_CONFIG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from batchflow.azure.blob import BlobContainer
     from batchflow.azure.identity import Credential
     from batchflow.control import ContainerAccess
 
 logger = logging.getLogger("node_agent")
+
+_HANDOVER: Final = 0.0005
+"""Seconds that the thread which imports may keep the links waiting when something comes for them."""
 
 
 def run(config: str, directory: str) -> int:
@@ -94,15 +100,27 @@ def _broker(config: AgentConfig, identity: Credential | None) -> OpenedAhead:
 
 
 def _load_agent() -> None:
-    import node_agent.launch  # noqa: F401
+    with _quick_handover():
+        import node_agent.launch  # noqa: F401
 
 
 def _load_blobs() -> None:
     """The last of the imports: what they left is there to stay, and not to be searched for garbage."""
-    import batchflow.azure.blob  # noqa: F401
+    with _quick_handover():
+        import batchflow.azure.blob  # noqa: F401
 
     gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def _quick_handover() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_HANDOVER)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def _container(
