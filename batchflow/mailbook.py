@@ -267,7 +267,8 @@ class MailBook(Generic[Opening]):
         if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
             self._shown(entry, letter)
             return [Resolved(entry, item)]
-        if (unread := self._unread(item.uid)) is not None:
+        current = letter.opening is self.opening  # else it was fetched for a message that comes again
+        if current and (unread := self._unread(item.uid)) is not None:
             unread.receipt = self._accounted(item, receipt)
         elif not own and self._is_adopted(item.uid):
             self._adopt(item, sequence, letter, receipt)

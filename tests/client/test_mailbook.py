@@ -325,6 +325,24 @@ def test_a_result_that_was_fetched_while_the_mailbox_was_lost_is_known_when_it_c
     assert desk.book.take_due() == [again]
 
 
+def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_again() -> None:
+    """A duplicate that was fetched late used to take the place of the message that is to be held.
+
+    That one was then completed unread, and the outcome was lost with the process.
+    """
+    desk = Desk(1, account=an_account())
+    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
+    desk.book.accept(letter("first", result(0, "small")))
+    desk.book.lost()
+    desk.book.opening = "second"
+    desk.book.fetched(result(0, "large"), 5)
+    again = letter("second", result(0, "small"))
+    desk.book.accept(again)
+    assert not desk.book.take_due()
+    assert desk.read() == ["small"]
+    assert desk.book.take_due() == [again]
+
+
 def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> None:
     """After a loss it says nothing: whoever had the mailbox may have shown the result, and removed the blob.
 
