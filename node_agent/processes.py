@@ -118,7 +118,7 @@ async def spawn(
     _prefer_for_oom_killer(process.pid)
     with suppress(ProcessLookupError):
         if niceness:
-            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
         if most_processes is not None:
             _bound(process.pid, most_processes)
     return process

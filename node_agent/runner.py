@@ -79,7 +79,7 @@ def _start(argv: tuple[str, ...], stdout: int, stderr: int) -> int:
         setsigdef=_IGNORED_BY_PYTHON,
     )
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     return pid
 
 
