@@ -280,7 +280,7 @@ class Client(Supervised):
         slots = pool.slots or os.cpu_count() or 1  # a local node has all of this machine's cores
         cloud = LocalCloudProcess(nodes=pool.nodes, slots=slots, latency=latency)
         stack.push_async_callback(cloud.aclose)
-        self.close_timeout += CLOSE_TIMEOUT
+        self.close_timeout: float = self.close_timeout + CLOSE_TIMEOUT
         async with task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, preload)
             settings = await cloud.start()
