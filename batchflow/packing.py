@@ -87,6 +87,8 @@ class PackingPolicy:
     """Seconds that tasks of whatever command have taken."""
     _submitted: int = 0
     _asked_at: float | None = None
+    _latest: float = 0.0
+    """The rate of the tasks that went into the last packs."""
 
     @property
     def work(self) -> float:
@@ -131,11 +133,12 @@ class PackingPolicy:
         """So many tasks have been submitted until now. Called whenever packs are about to be made."""
         passed = _MEMORY if self._asked_at is None else max(0.0, now - self._asked_at)
         self.rate = self.rate * math.exp(-passed / _MEMORY) + (total - self._submitted) / _MEMORY
+        self._latest = (total - self._submitted) / max(passed, PACE)
         self._submitted, self._asked_at = total, now
 
     def pause(self, now: float) -> float:
-        """Seconds to wait before the next packs are made."""
-        if self._asked_at is None or self.rate * PACE < 2:
+        """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again."""
+        if self._asked_at is None or min(self.rate, self._latest) * PACE < 2:
             return 0.0
         return max(0.0, self._asked_at + PACE - now)
 

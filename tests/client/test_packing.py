@@ -192,6 +192,10 @@ def test_sends_are_paced_only_under_load() -> None:
     loaded.submitted(5000, 1.0)
     assert loaded.pause(1.0005) == pytest.approx(PACE - 0.0005)
     assert loaded.pause(1.0 + PACE) == 0.0
+    loaded.submitted(5001, 1.01)
+    assert loaded.pause(1.0101) == 0.0, "a lone task after many"
+    loaded.submitted(5011, 1.012)
+    assert loaded.pause(1.0121) == pytest.approx(PACE - 0.0001)
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
