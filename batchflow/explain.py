@@ -5,6 +5,7 @@ Each service is asked for what it knows. What cannot be asked is a cause by itse
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from dataclasses import replace
@@ -192,7 +193,7 @@ async def _agent_log(pool: Pool, task: BatchTaskInfo) -> AgentLog:
         text = await compute.task_output(pool._manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
         if text.strip():
             return agentlog.read(text)
-        await anyio.sleep(_LOG_PAUSE)
+        await anyio.sleep(random.uniform(0.5, 1.5) * _LOG_PAUSE)  # not in step with its deaths
     return agentlog.read("")
 
 

@@ -73,11 +73,19 @@ def _become(command: list[str], keeper: int, status_fd: int) -> NoReturn:
         for signum in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _empty_outputs()
         os.execvp(command[0], command)
     except OSError as error:
         os.write(status_fd, str(error.errno).encode())
     finally:
         os._exit(NOT_STARTED)
+
+
+def _empty_outputs() -> None:
+    """Until here a command that is tried again shows what it said before."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # no file, but a pipe: it holds nothing
+            os.ftruncate(descriptor, 0)
 
 
 def _keep(child: int, parent: int, grace: float) -> int:

@@ -209,9 +209,6 @@ class Command:
             self._preparation = None
 
     async def _execute(self, arguments: list[str], launched: Callable[[], None]) -> Outcome:
-        """Until here a task that is tried again shows what it said before."""
-        for name in _OUTPUTS:
-            (self._directory / name).write_bytes(b"")
         status, writer = os.pipe()
         try:
             try:
