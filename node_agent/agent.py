@@ -59,7 +59,6 @@ _OFTEN: Final = 8
 """Times in as many seconds that the deadline is computed."""
 _LAST_BEAT: Final = 5.0
 """Seconds that the last heartbeat may take."""
-_SETTLE_AT_EXIT: Final = 5.0
 
 
 class ServiceEnded(Exception):
@@ -476,10 +475,6 @@ class Agent:
             clock_skew=self._clock.ahead,
             trouble=self._troubles.text,
         )
-
-
-def _running(item: wire.TaskItem, since: float) -> control.Running:
-    return control.Running(item.uid, item.task_id, item.client, item.job, item.command, since)
 
 
 async def _eternal(name: str, service: Callable[[], Awaitable[None]]) -> None:

@@ -209,10 +209,9 @@ class Crew:
         child.send(frames.encode(frames.REPLY, orjson.dumps({**reply, "call": call["call"]})))
 
     async def _run_call(self, command: list[str]) -> dict[str, Any]:
-        if command[0] == "java" and (found := java.find()) is not None:
-            command[0] = found
-        elif command[0] == "java":
+        if (found := java.program(command[0])) is None:
             return {"error": java.MISSING}
+        command[0] = found
         try:
             return (await self.run(command, self.cwd, self.heard)).reply()
         except OSError as error:

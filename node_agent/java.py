@@ -59,6 +59,11 @@ def find() -> str | None:
     return None
 
 
+def program(name: str) -> str | None:
+    """What to start: Java wherever it is, None without one; anything else as it is named."""
+    return find() if name == "java" else name
+
+
 def lines(text: str) -> list[str]:
     """The lines of an output; an unfinished last one is one too."""
     found = text.split("\n")

@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
     May be called from several threads at once. Whatever is raised in here, by a signal's handler, ends it.
     """
-    found = java.find() if argv[0] == "java" else argv[0]
+    found = java.program(argv[0])
     if found is None:
         return {"error": java.MISSING}
     out, out_writer = os.pipe2(os.O_CLOEXEC)
