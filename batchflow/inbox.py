@@ -54,11 +54,8 @@ _RECEIVE_WAIT: Final = 30.0
 _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
-_SETTLE_WITHIN: Final = 0.2
-"""Seconds that a message which was handed over may wait for others: alone, completing it costs what receiving
-it did."""
 _DUE_AT_ONCE: Final = 64
-"""Messages that were handed over and wait, for others or for the ledger to be saved, at most."""
+"""Messages that were handed over and wait for the ledger to be saved, at most."""
 _SETTLE_SHARE: Final = 0.25
 """Of the time for closing: what a round of completions may take before it is left to the mailbox's next
 opening."""
@@ -183,12 +180,17 @@ class Inbox:
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
 
     async def settle(self) -> None:
-        """Complete what was handed over, several messages at a time; with a ledger, once that was saved."""
+        """Complete what was handed over; with a ledger, once that was saved.
+
+        At once, that is when the next message comes or nothing does: the mailbox waits for mail most of the
+        time. What gathers meanwhile is completed together.
+        """
         while True:
             if self._ledger is None:
                 await self._some_due.wait()
-            with anyio.move_on_after(_SETTLE_WITHIN if self._ledger is None else SAVE_INTERVAL):
-                await self._many_due.wait()
+            else:
+                with anyio.move_on_after(SAVE_INTERVAL):
+                    await self._many_due.wait()
             self._some_due.clear()
             self._many_due.clear()
             await self.flush_settlements()

@@ -37,28 +37,40 @@ class Pulse:
 
 
 class Waiters:
-    """Those who wait for one task each, by its number. Only what is waited for has a future."""
+    """Those who wait for one task each, by its number."""
 
     __slots__ = ("_futures",)
 
     def __init__(self) -> None:
-        self._futures: dict[int, asyncio.Future[None]] = {}
+        self._futures: dict[int, list[asyncio.Future[None]]] = {}
 
     async def wait(self, number: int) -> None:
         """Return when it is woken, raise what it failed with. Safe to cancel; others wait on."""
-        future = self._futures.get(number)
-        if future is None:
-            future = self._futures[number] = asyncio.get_running_loop().create_future()
-        await asyncio.shield(future)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(number, []).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._forget(number, future)
+            raise
+
+    def _forget(self, number: int, future: asyncio.Future[None]) -> None:
+        futures = self._futures.get(number, [])
+        if future in futures:
+            futures.remove(future)
+            if not futures:
+                del self._futures[number]
 
     def wake(self, number: int) -> None:
-        if self._futures and (future := self._futures.pop(number, None)) is not None and not future.done():
-            future.set_result(None)
+        for future in self._futures.pop(number, ()):
+            if not future.done():
+                future.set_result(None)
 
     def fail(self, error: BatchflowError) -> None:
         """Everybody gets the error."""
-        for future in self._futures.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whoever waits gets it; nobody has to
+        for futures in self._futures.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # whoever waits gets it; nobody has to
         self._futures.clear()

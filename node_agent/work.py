@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 TRIES: Final = 6
 """Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
+GIVE_WAY: Final = 2
+"""Turns of the event loop in which a result gets on its way before the slot is seen to: it is waited for."""
 UPLOADS: Final = 4
 """Files of a task that are uploaded at once."""
 
@@ -180,6 +182,8 @@ class Worker:
                 assignment = await self._work.get()
                 with assignment.scope:
                     await self._attempt(assignment)
+                for _ in range(GIVE_WAY):
+                    await asyncio.sleep(0)
                 self._depot.journal.end(self._index)
                 self._current = None
                 self._feed(Freed(self._index))

@@ -1,12 +1,15 @@
 """Links of the Service Bus SDK, kept whole: opened in bounded time, anew after a loss, never cancelled.
 
 The SDK's senders and receivers are not safe to cancel (a coroutine that is cancelled while it waits may go on
-waiting, or lose a frame that it had just read) and not bounded everywhere. So every call into one runs in a
-task of its own: whoever asked for it may be cancelled or lose patience, the call goes on to its end.
+waiting, or lose a frame that it had just read) and not bounded everywhere. So each has an owner, a task that
+makes all calls into it: whoever asked for one may be cancelled or lose patience, the call goes on to its end.
 
 Calls on one handler take turns. Should the connection break under several, each would have the SDK open
 another, over the other's head; and whoever waits for an answer reads what comes for the others, which see it
-only when their own turn at reading is over. So a receive is kept short while others may want the handler.
+only when their own turn at reading is over. So a receive is kept short while others may want the handler, and
+comes after one of the calls in line, not after all. What follows from a message that came (it is read, given
+to a slot, what waited for it goes on and sends something) is begun before the handler is used again: calls on
+it would be in its way for as long as half a round trip.
 
 A `Link` keeps one SDK handler open. When the handler turns out to be broken the link lets go of it, gets rid
 of it in the background once its calls have ended, and makes another at the next call; after failures it waits
@@ -17,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from batchflow.azure.errors import broker_error
 from batchflow.errors import BrokerError, QueueNotFound
@@ -36,6 +40,8 @@ SETTLE_LIMIT = 3.0
 it is through, the SDK forgets the socket without closing it."""
 CLOSE_PATIENCE = (0.1, 0.3, 1.0)
 """Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
+GIVE_WAY = 5
+"""Turns of the event loop after a message has come: what follows from it passes through a few tasks."""
 FIRST_BACKOFF = 0.1
 LONGEST_BACKOFF = 5.0
 
@@ -52,30 +58,6 @@ H = TypeVar("H", bound=Handler)
 T = TypeVar("T")
 
 
-class Calls:
-    """The calls under way on one handler."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # else asyncio complains when nobody was left to ask
-
-    async def end(self, patience: float) -> None:
-        """Wait for them for `patience` seconds, then cancel them until they obey."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=patience)
-        await cancel_all(self._tasks)
-
-
 async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
     """Cancel them again and again, for the SDK may swallow a cancellation; at most for a second."""
     for _ in range(20):
@@ -88,25 +70,109 @@ async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 class _Attached(Generic[H]):
-    """One SDK handler and the calls under way on it."""
+    """One SDK handler, and the task that makes all calls on it."""
 
     def __init__(self, handler: H) -> None:
         self.handler = handler
         self.opened = False
         self.broken = False
-        self.turn = asyncio.Lock()
-        self.line = asyncio.Lock()
-        """Calls stand in line for the turn, so that a receive comes after one of them, not after all."""
-        self.wanted = 0
-        """Calls in line."""
-        self.calls = Calls()
-        self.waits = Calls()
-        """Calls that wait for a message: closing the handler ends them."""
+        self._line: deque[Call[Any]] = deque()
+        self._receive: Call[Any] | None = None
+        """A wait for a message that has not begun."""
+        self._called = False
+        """Whether the latest turn was a call's and not a receive's."""
+        self._receiving = False
+        self._closing = False
+        """Nobody waits for messages any more; what is in line is still done."""
+        self._given_up = False
+        self._idle: asyncio.Future[None] | None = None
+        self._owner = asyncio.create_task(self._own())
+
+    def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """Have a call made when its turn comes."""
+        call = Call[T](self, lambda: work(self.handler), doing)
+        self._line.append(call)
+        self._wake(call)
+        return call
+
+    def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """The same for what waits for a message, one at a time; it ends when the handler closes."""
+        call = self._receive = Call[T](self, lambda: work(self.handler, bool(self._line)), doing)
+        self._wake(call)
+        return call
+
+    def _wake(self, call: Call[Any]) -> None:
+        if self._owner.done():
+            self._end(call)
+        elif self._idle is not None:
+            _resolve(self._idle)
+
+    async def _own(self) -> None:
+        try:
+            while not (self.broken or self._given_up):
+                if (call := self._next()) is not None:
+                    await self._make(call)
+                elif self._closing:
+                    return
+                else:
+                    self._idle = asyncio.get_running_loop().create_future()
+                    await self._idle
+                    self._idle = None
+        finally:
+            for call in self._line:
+                self._end(call)
+            if self._receive is not None:
+                self._end(self._receive)
+
+    def _next(self) -> Call[Any] | None:
+        """Whose turn it is."""
+        receive = None if self._closing else self._receive
+        if receive is not None and (self._called or not self._line):
+            self._receive, self._called, self._receiving = None, False, True
+            return receive
+        if self._line:
+            self._called = True
+            return self._line.popleft()
+        return None
+
+    async def _make(self, call: Call[Any]) -> None:
+        try:
+            result = await call.work()
+        except asyncio.CancelledError as error:
+            call.end(error=error)
+            raise
+        except Exception as error:
+            self.broken = self.broken or not is_harmless(error)  # at once, before the next one has its turn
+            call.end(error=error)
+        else:
+            call.end(result)
+            if self._receiving and result:
+                for _ in range(GIVE_WAY):
+                    await asyncio.sleep(0)
+        finally:
+            self._receiving = False
+
+    def _end(self, call: Call[Any]) -> None:
+        """It has not been begun, and will not be."""
+        call.end(error=_BrokeBefore() if self.broken else asyncio.CancelledError())
+
+    async def end(self, patience: float) -> None:
+        """Do what is in line, for `patience` seconds; then nothing more."""
+        self._closing = True
+        if self._idle is not None:
+            _resolve(self._idle)
+        await asyncio.wait({self._owner}, timeout=patience)
+        self._given_up = True
+        await cancel_all({self._owner})
 
     async def dispose(self, patience: float) -> None:
-        await self.calls.end(patience)
+        """The same, and close the handler: a mere wait for a message ends with that."""
+        if self._receiving and not self._line:
+            self._closing = self._given_up = True
+        else:
+            await self.end(patience)
         await close_handler(self.handler)
-        await self.waits.end(CLOSE_PATIENCE[0])
+        await self.end(CLOSE_PATIENCE[0])
 
 
 async def close_handler(handler: Handler) -> None:
@@ -127,25 +193,69 @@ async def close_handler(handler: Handler) -> None:
 
 
 class Call(Generic[T]):
-    """Something that the SDK does for us, in a task of its own."""
+    """Something that the SDK does for us, whoever may still wait for it."""
 
-    __slots__ = ("attached", "doing", "task")
+    __slots__ = ("_error", "_over", "_result", "_waiter", "attached", "doing", "work")
 
-    def __init__(self, attached: _Attached[Any], task: asyncio.Task[T], doing: str) -> None:
+    def __init__(
+        self, attached: _Attached[Any], work: Callable[[], Coroutine[Any, Any, T]], doing: str
+    ) -> None:
         self.attached = attached
-        self.task = task
+        self.work = work
         self.doing = doing
+        self._over = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def end(self, result: T | None = None, error: BaseException | None = None) -> None:
+        """It is over, for whoever waits."""
+        if self._over:
+            return
+        self._over, self._result, self._error = True, result, error
+        if self._waiter is not None:
+            _resolve(self._waiter)
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was ended before its time, or not begun, because the handler was given up."""
+        return isinstance(self._error, asyncio.CancelledError)
 
     @property
     def broke_before(self) -> bool:
-        """Whether it has ended without having been begun."""
-        return not self.task.cancelled() and isinstance(self.task.exception(), _BrokeBefore)
+        """Whether it has ended without having been begun, because the handler broke."""
+        return isinstance(self._error, _BrokeBefore)
+
+    def result(self) -> T:
+        """What became of it, once it is over."""
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._result)
 
     async def wait(self, limit: float) -> bool:
-        """Whether it has ended within `limit` seconds. Safe to cancel: the call goes on."""
-        if not self.task.done():
-            await asyncio.wait({self.task}, timeout=limit)
-        return self.task.done()
+        """Whether it has ended within `limit` seconds. For one at a time.
+
+        Safe to cancel: the call goes on.
+        """
+        if not self._over:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(limit, _resolve, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._over
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Link(Generic[H]):
@@ -174,13 +284,12 @@ class Link(Generic[H]):
 
         `work` is also told whether somebody else wants the handler; then it shall only look.
         """
-        attached = await self._ready()
-        return Call(attached, attached.waits.start(_wait_in_turn(attached, work)), doing)
+        return (await self._ready()).wait_for(work, doing)
 
     def finish(self, call: Call[T]) -> T:
         """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
         try:
-            return call.task.result()
+            return call.result()
         except asyncio.CancelledError:
             raise BrokerError(f"{call.doing}: the link to {self.name} was closed", retryable=True) from None
         except _BrokeBefore:
@@ -205,8 +314,7 @@ class Link(Generic[H]):
     ) -> T:
         """Do `work` with the handler when its turn has come. Cancelled, the work goes on."""
         while True:
-            attached = await self._ready()
-            call = Call(attached, attached.calls.start(_call_in_turn(attached, work)), doing)
+            call = (await self._ready()).ask(work, doing)
             if not await call.wait(limit):
                 self._let_go(call.attached)
                 raise BrokerError(f"{doing}: no answer from {self.name} in {limit:.0f} s", retryable=True)
@@ -234,13 +342,16 @@ class Link(Generic[H]):
             self._backoff = min(LONGEST_BACKOFF, self._backoff * 2 or FIRST_BACKOFF)
             self._not_before = clock() + self._backoff
             raise
+        if self.closed:
+            self._dispose(attached, patience=0.0)
+            raise BrokerError(f"the link to {self.name} is closed")
         self._backoff = 0.0
         return attached
 
     async def _attach(self) -> _Attached[H]:
         doing = f"cannot open a link to {self.name}"
         attached = self._nascent = _Attached(self._make())
-        call = Call(attached, attached.calls.start(attached.handler.__aenter__()), doing)
+        call = attached.ask(lambda handler: handler.__aenter__(), doing)
         opened, patience = False, SETTLE_LIMIT
         try:
             if not await call.wait(OPEN_LIMIT):
@@ -272,7 +383,7 @@ class Link(Generic[H]):
         """Idempotent, bounded, raises nothing."""
         self.closed = True
         if self._nascent is not None:
-            await self._nascent.calls.end(SETTLE_LIMIT)
+            await self._nascent.end(SETTLE_LIMIT)
         if self._attached is not None:
             attached, self._attached = self._attached, None
             self._dispose(attached, patience=SETTLE_LIMIT)
@@ -282,35 +393,6 @@ class Link(Generic[H]):
 
 class _BrokeBefore(Exception):
     """The handler broke before the call had its turn: nothing was done."""
-
-
-async def _call_in_turn(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
-    attached.wanted += 1
-    try:
-        async with attached.line:
-            return await _in_turn(attached, work)
-    finally:
-        attached.wanted -= 1
-
-
-async def _wait_in_turn(attached: _Attached[H], work: Callable[[H, bool], Coroutine[Any, Any, T]]) -> T:
-    return await _in_turn(attached, lambda handler: work(handler, attached.wanted > 0))
-
-
-async def _in_turn(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
-    async with attached.turn:
-        if attached.broken:
-            raise _BrokeBefore
-        return await _watched(attached, work)
-
-
-async def _watched(attached: _Attached[H], work: Callable[[H], Coroutine[Any, Any, T]]) -> T:
-    """Note at once that the handler broke, before the next call has its turn."""
-    try:
-        return await work(attached.handler)
-    except Exception as error:
-        attached.broken = attached.broken or not is_harmless(error)
-        raise
 
 
 _HARMLESS = frozenset(

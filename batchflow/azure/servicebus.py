@@ -19,11 +19,12 @@ import asyncio
 import copy
 import ssl
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from azure.servicebus import ServiceBusMessage, ServiceBusSubQueue, TransportType
+from azure.servicebus import ServiceBusSubQueue, TransportType
 from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.amqp import AmqpAnnotatedMessage
 
 from batchflow.azure.amqp_link import Call, Handler, Link
 from batchflow.azure.closing import Closes
@@ -137,14 +138,14 @@ def _may_be_stale(error: BrokerError) -> bool:
     return error.retryable and not isinstance(error, Backpressure)
 
 
-def _outgoing(message: OutgoingMessage) -> ServiceBusMessage:
+def _outgoing(message: OutgoingMessage) -> AmqpAnnotatedMessage:
+    """In the form that the SDK makes of a `ServiceBusMessage`, at twice the cost."""
+    properties = {"message_id": message.message_id}
+    if message.session_id is not None:
+        properties["group_id"] = message.session_id
     limit = message.time_to_live
-    return ServiceBusMessage(
-        message.body,
-        message_id=message.message_id,
-        session_id=message.session_id,
-        time_to_live=None if limit is None else timedelta(seconds=limit),
-    )
+    header = None if limit is None else {"time_to_live": round(limit * 1000)}
+    return AmqpAnnotatedMessage(data_body=message.body, properties=properties, header=header)
 
 
 class _Inbox(_End["ServiceBusReceiver"]):
@@ -263,7 +264,7 @@ class _Receiver(_Inbox):
 
     async def aclose(self) -> None:
         call, self._pending = self._pending, None
-        if call is not None and call.task.done() and not call.task.cancelled():
+        if call is not None and call.over and not call.cancelled:
             await self._give_back(call)
         await self._link.aclose()
         self._held.clear()
