@@ -67,7 +67,8 @@ class ServiceBusServer:
         self._vacant = asyncio.Event()
         self._vacant.set()
         self._strangers: set[asyncio.Transport] = set()
-        self._ready: set[Peer] = set()
+        self._asked: set[Peer] = set()
+        """Those that have sent something in this turn of the loop."""
         self._flush_planned = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -180,15 +181,10 @@ class ServiceBusServer:
         self._vacant.clear()
 
     def received(self, wire: _AmqpWire, data: bytes) -> None:
-        """Bytes have come in: the answer leaves at once, what others are sent at the end of this turn."""
-        now = self._now()
-        wire.peer.receive(data, now)
-        self._ready |= self._broker.take_touched(now)
-        self._ready.discard(wire.peer)
-        self._write(wire, now)
-        if self._ready:
-            self.plan_flush()
-        self._arm(now)
+        """Bytes have come in: what follows from them leaves at the end of this turn."""
+        wire.peer.receive(data, self._now())
+        self._asked.add(wire.peer)
+        self.plan_flush()
 
     def disconnected(self, wire: _AmqpWire) -> None:
         """A connection is gone."""
@@ -206,7 +202,11 @@ class ServiceBusServer:
             self.plan_flush()
 
     def plan_flush(self) -> None:
-        """Send what there is at the end of this turn of the loop: once for a connection, however much."""
+        """Send what there is at the end of this turn of the loop: once for a connection, however much.
+
+        Who asked for something is answered last. Most of these answers are acknowledgements, which nobody is
+        in a hurry for, while somebody waits for a message; and each write takes as long as waking its reader.
+        """
         if not self._flush_planned:
             self._flush_planned = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -214,8 +214,8 @@ class ServiceBusServer:
     def _flush(self) -> None:
         self._flush_planned = False
         now = self._now()
-        ready, self._ready = self._ready | self._broker.take_touched(now), set()
-        for peer in ready:
+        asked, self._asked = self._asked, set()
+        for peer in (*(self._broker.take_touched(now) - asked), *asked):
             wire = self._wires.get(peer)
             if wire is not None:
                 self._write(wire, now)
