@@ -168,7 +168,8 @@ class Child:
 
     def _prepare(self, task: dict[str, Any]) -> TaskEngine:
         directory = task["directory"]
-        os.chdir(directory)
+        if _working_directory() != directory:
+            os.chdir(directory)
         self._line.directory = None if task["stream"] or task["memory_limit"] is not None else directory
         self._modules.use(task["bundle"], directory)
         return TaskEngine(
@@ -374,6 +375,14 @@ def _is_ours(filename: str) -> bool:
     if filename.startswith((_OWN_FILES, "<frozen ")):
         return True
     return any(library in filename for library in _LIBRARIES)
+
+
+def _working_directory() -> str | None:
+    """None when it was removed. To ask is cheaper than to change it, the more so the deeper it lies."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _reap() -> bool:

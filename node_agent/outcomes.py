@@ -1,4 +1,8 @@
-"""What a slot is given to run, and what it says of it: plain data, and the words for each way to end."""
+"""What a slot is given to run, and what it says of it: plain data, and the words for each way to end.
+
+Nobody changes these once they are made. They are not frozen all the same: each task has one of each, and a
+frozen one takes six times as long to make.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ _TAIL: Final = 2000
 NULL: Final = b"null"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Execution:
     """One try of one task."""
 
@@ -40,7 +44,7 @@ class Execution:
     stream_output: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """How a try ended."""
 
