@@ -74,7 +74,7 @@ async def test_a_receive_that_nobody_disturbs_may_wait() -> None:
 
 
 async def test_what_follows_from_a_message_is_begun_before_the_link_is_used_again() -> None:
-    """Whoever waited for the message has it, and acts on it, while a settlement in line waits a little more."""
+    """Whoever waited for the message has it and acts on it while a settlement in line waits a little more."""
     recorder = Recorder()
     link = Link(lambda: recorder, "results", None)
     receive = await link.wait_for(lambda sdk, _: sdk.work("receive"), "cannot receive")
