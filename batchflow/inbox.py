@@ -218,6 +218,9 @@ class Inbox:
         while due:
             batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
             with anyio.move_on_after(self._session.close_timeout * _SETTLE_SHARE, shield=True):
+                if len(batch) == 1:
+                    await self._complete(batch[0])
+                    continue
                 async with task_group() as group:
                     for letter in batch:
                         group.start_soon(self._complete, letter)

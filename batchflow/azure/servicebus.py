@@ -74,6 +74,9 @@ ENVELOPE = 1024
 """Bytes that a message's ids and properties take at most."""
 
 _LOCKED_UNTIL = b"x-opt-locked-until"
+_SEQUENCE_NUMBER = b"x-opt-sequence-number"
+_ENQUEUED_AT = b"x-opt-enqueued-time"
+"""Milliseconds since the epoch."""
 
 
 class _End(Closes, Generic[H]):
@@ -213,14 +216,14 @@ def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
 
 
 def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
-    enqueued = message.enqueued_time_utc
+    annotations = message.raw_amqp_message.annotations or {}
     return Delivery(
         body=b"".join(message.body),
         message_id=str(message.message_id or ""),
-        sequence_number=message.sequence_number or 0,
+        sequence_number=annotations.get(_SEQUENCE_NUMBER) or 0,
         delivery_count=message.delivery_count or 0,
         lock_token=str(message.lock_token),
-        enqueued_at=enqueued.timestamp() if enqueued else 0.0,
+        enqueued_at=(annotations.get(_ENQUEUED_AT) or 0) / 1000,
         session_id=message.session_id,
         dead_letter_reason=message.dead_letter_reason,
         dead_letter_description=message.dead_letter_error_description,
