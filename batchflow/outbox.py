@@ -88,7 +88,7 @@ class Outbox:
         clock = asyncio.get_running_loop().time
         while True:
             await self._wake.wait()
-            if (pause := self._session._policy.pause(clock())) > 0:
+            if (pause := self._session._policy.pause(clock(), self._session._tracker.queued)) > 0:
                 await asyncio.sleep(pause)
             lane.sending = self._take(clock())
             if lane.sending:

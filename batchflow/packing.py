@@ -9,6 +9,9 @@ ride together. Rules:
   that a pack may hold.
 - Tasks that share a pack are at most `work` seconds of expected work together, whatever their commands, at
   most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
+- While a tenth of what every slot has left to do is more than `work`, a pack may hold that much, up to
+  `MOST_WORK`: it delays nobody then, and saves messages. As the backlog runs out packs shrink again, so that
+  the last of them leave no slot idle for long.
 - What waits is spread over the slots that could take it, so that none idles while a pack holds the last
   tasks. Less than `least` seconds of work is not spread, for it would cost more messages than it saves time;
   nor is what would make more than `MOST_MESSAGES` messages a second at the rate at which tasks come; nor
@@ -16,10 +19,11 @@ ride together. Rules:
 - `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
   advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
   what a task gains by a message of its own is judged against the trips that it makes anyway.
-- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions, and up
-  to `LOADED_HOLD` while it has more of these to do than that: the tasks themselves have waited longer.
+- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions, and
+  longer, up to `LOADED_HOLD`, while it has more of these to do: the tasks themselves have waited longer.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
-  `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip.
+  `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
+  sends begin further apart while the broker has much that is not done, so that packs are filled.
 """
 
 from __future__ import annotations
@@ -44,16 +48,27 @@ the Standard tier allow, as each costs about four of its thousand with the resul
 HOLD: Final = 0.01
 """Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
 short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
-LOADED_HOLD: Final = 0.03
-"""The same while there is short work for longer than this: about what a pack holds, so that the results of
-one leave in one message."""
+LOADED_HOLD: Final = 0.06
+"""The same while there is short work for longer than this: most of what a pack holds then, so that the
+results of one leave in a message or two."""
+_HOLDS: Final = (LOADED_HOLD, 0.03)
+"""What is chosen from while there is short work for longer; else `HOLD`."""
+MOST_WORK: Final = 0.099
+"""Seconds of expected work that a pack may hold, however much there is to do. Two tasks of 45 ms fit, also
+where the clock shows a little more."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512
 """Bytes that a message of several in a send takes besides its body."""
 
 _WORK: Final = (0.03, 0.05)
-"""The least and the most seconds of expected work that a pack may hold."""
+"""The least and the most seconds of expected work that a pack may hold where there is no backlog."""
+_OF_BACKLOG: Final = 0.1
+"""What a pack may hold of the work that every slot has left, as far as this is more."""
+_LOADED_PACE: Final = 0.005
+"""The most seconds between the beginnings of two sends."""
+_OF_UNDER_WAY: Final = 0.01
+"""How far sends begin apart, of the work that every slot has under way, as far as this is more."""
 _LEAST: Final = (PACE, 0.01)
 """The least and the most seconds of work below which tasks are not spread."""
 _LONG: Final = 1.0
@@ -84,7 +99,8 @@ class PackingPolicy:
     rate: float = 0.0
     """Tasks a second that have been submitted lately."""
     _mean: float = 0.0
-    """Seconds that tasks of whatever command have taken."""
+    """Seconds that tasks of whatever command have taken; a long one counts as a full pack, so that a few of
+    them do not make a backlog."""
     _submitted: int = 0
     _asked_at: float | None = None
     _latest: float = 0.0
@@ -92,12 +108,12 @@ class PackingPolicy:
 
     @property
     def work(self) -> float:
-        """Seconds of expected work in a pack, at most.
+        """Seconds of expected work in a pack, at most, where there is no backlog.
 
         Who sends nothing takes what others have packed, and need not take it apart.
         """
         least, most = _WORK
-        return 2 * most if self.round_trip is None else min(most, max(least, 2 * self.round_trip))
+        return 2 * MOST_WORK if self.round_trip is None else min(most, max(least, 2 * self.round_trip))
 
     @property
     def least(self) -> float:
@@ -115,7 +131,7 @@ class PackingPolicy:
             self.durations[command] = duration
         else:
             self.durations[command] = mean + _WEIGHT * (min(duration, _JUMP * mean) - mean)
-        self._mean += _WEIGHT * (duration - self._mean)
+        self._mean += _WEIGHT * (min(duration, MOST_WORK) - self._mean)
 
     def expected(self, command: str) -> float:
         """Seconds that a task of this command takes; infinite where it has not been seen."""
@@ -136,11 +152,12 @@ class PackingPolicy:
         self._latest = (total - self._submitted) / max(passed, PACE)
         self._submitted, self._asked_at = total, now
 
-    def pause(self, now: float) -> float:
+    def pause(self, now: float, under_way: int = 0) -> float:
         """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again."""
         if self._asked_at is None or min(self.rate, self._latest) * PACE < 2:
             return 0.0
-        return max(0.0, self._asked_at + PACE - now)
+        apart = min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * self._busy(under_way)))
+        return max(0.0, self._asked_at + apart - now)
 
     def messages(self) -> int:
         """How many messages may share the next send."""
@@ -149,13 +166,24 @@ class PackingPolicy:
     def pack(self, waiting: int, under_way: int = 0, room: int = MOST_BYTES) -> Pack:
         """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
         broker has that have no outcome; `room`: the bytes that are left in the send."""
-        return Pack(self.durations, self._most(waiting, under_way), self.work, self.least, room)
+        return Pack(
+            self.durations,
+            self._most(waiting, under_way),
+            self.work,
+            self.least,
+            room,
+            self._busy(under_way),
+            waiting / max(1, self.slots),
+        )
+
+    def _busy(self, under_way: int) -> float:
+        """Seconds that what is under way keeps every slot busy."""
+        return under_way * self._mean / max(1, self.slots)
 
     def _most(self, waiting: int, under_way: int) -> int:
-        slots = max(1, self.slots)
-        if self.round_trip is not None and under_way * self._mean > self.work * slots:
+        if self.round_trip is not None and self._busy(under_way) > self.work:
             return MOST_TASKS
-        share = -(-waiting // slots)
+        share = -(-waiting // max(1, self.slots))
         return min(MOST_TASKS, max(1, share, math.ceil(self.rate / MOST_MESSAGES)))
 
 
@@ -167,11 +195,15 @@ class Pack:
     most: int
     """Tasks, unless they are next to no work."""
     most_work: float
-    """Seconds."""
+    """Seconds, where there is no backlog."""
     least_work: float = 0.0
     """Seconds of work that may ride together however many tasks it is."""
     room: int = MOST_BYTES
     """Bytes; less than `MOST_BYTES` where other messages share the send."""
+    busy: float = 0.0
+    """Seconds that what is under way keeps every slot busy."""
+    waiting: float = 0.0
+    """Tasks for each slot that wait, those of this pack included. They are taken for as long as these."""
     count: int = 0
     work: float = 0.0
     size: int = 0
@@ -194,12 +226,15 @@ class Pack:
     def _has_room(self, work: float) -> bool:
         if self.count >= self.most and (self.count >= MOST_TASKS or work > self.least_work * _ROUNDING):
             return False
-        return work <= self.most_work * _ROUNDING
+        if work <= self.most_work * _ROUNDING:
+            return True
+        backlog = self.busy + self.waiting * work / (self.count + 1)
+        return work <= min(MOST_WORK, _OF_BACKLOG * backlog) * _ROUNDING
 
 
 def hold(left: float) -> float:
     """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
-    return LOADED_HOLD if left > LOADED_HOLD else HOLD
+    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:

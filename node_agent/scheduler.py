@@ -10,6 +10,7 @@ Rules:
 - What waits while every slot is busy follows what runs in a slot, when all of it together is a matter of
   `AHEAD` seconds: the slot goes on without asking. No message is pulled while more than `NEAR` seconds of
   work for each slot follow in this way and the latest of it has not begun: it counts as the one in advance.
+  Nor while more than `SOON` seconds for each slot have not begun: another agent may need the message sooner.
 - A task's result is accepted by the broker before its message is completed. A message is completed when each
   of its tasks has an accepted result or an accepted copy. A lost lock changes nothing for the tasks: their
   results are sent all the same, only the message is not completed.
@@ -52,7 +53,7 @@ from typing import Final
 from batchflow.control import AgentState, Cancellation
 from batchflow.errors import ConfigurationError
 from batchflow.model import Attempt, Status
-from batchflow.packing import HOLD, PackingPolicy, hold
+from batchflow.packing import PackingPolicy, hold
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from batchflow.wire import TaskItem
 from node_agent.cancellation import FRESH, CancellationBook
@@ -98,9 +99,11 @@ from node_agent.scheduling import (
 
 SHORT: Final = 0.1
 """Seconds: tasks below this are worth a message in advance."""
-AHEAD: Final = 0.1
-"""Seconds of expected work in a slot, with what follows."""
+AHEAD: Final = 0.15
+"""Seconds of expected work in a slot, with what follows: a full pack, and the end of the one before it."""
 NEAR: Final = 0.005
+SOON: Final = 0.05
+"""Seconds of work in which a message comes from a broker that is far."""
 MOST_FOLLOWING: Final = 500
 """Tasks that follow in a slot until it is free once."""
 STRAGGLER: Final = 0.1
@@ -252,19 +255,12 @@ class Scheduler:
         return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
 
     @property
-    def more_soon(self) -> bool:
-        """Whether short tasks are under way, so that another result is a matter of milliseconds."""
-        return any(
-            slot.shared and slot.tasks and self._expected(slot.tasks[0]) <= HOLD for slot in self._slots
-        )
-
-    @property
     def hold(self) -> float:
-        """Seconds that a result waits for others; 0 when none is a matter of milliseconds."""
-        if not self.more_soon:
-            return 0.0
+        """Seconds that a result waits for others; 0 when none is under way that comes within them."""
         standing = len(self._waiting) + sum(len(slot.tasks) for slot in self._slots)
-        return hold(standing * (self._mean or 0.0) / self.slots)
+        seconds = hold(standing * (self._mean or 0.0) / self.slots)
+        shared = (slot for slot in self._slots if slot.shared and slot.tasks)
+        return seconds if any(self._expected(slot.tasks[0]) <= seconds for slot in shared) else 0.0
 
     @property
     def held(self) -> int:
@@ -794,6 +790,9 @@ class Scheduler:
         if self._busy < self.slots:
             return True
         if self._stuck or self._mean is None or self._mean >= SHORT:
+            return False
+        unbegun = sum(max(0, len(slot.tasks) - 1) for slot in self._slots)
+        if unbegun * self._mean > SOON * self.slots:
             return False
         return sum(map(_following, self._slots)) * self._mean <= NEAR * self.slots
 

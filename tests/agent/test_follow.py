@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from batchflow.control import Cancellation
+from batchflow.packing import MOST_WORK
 from batchflow.wire import Reference, TaskItem
 from node_agent import scheduling as to
 from node_agent.cancellation import FRESH
 from node_agent.outcomes import Outcome
-from node_agent.scheduler import AHEAD, MOST_FOLLOWING, STRAGGLER, Scheduler
+from node_agent.scheduler import AHEAD, MOST_FOLLOWING, SOON, STRAGGLER, Scheduler
 from node_agent.work import Depot, Worker
 from tests.agent.support_agent import INCARNATION, FakeBundles, FakeJournal, FakeSlot, behave, task
 from tests.agent.support_tasks import bench, materialise, until, value
@@ -138,7 +139,8 @@ def test_a_pack_follows_whole_or_not_at_all() -> None:
     """So that its message is the one in advance until it begins."""
     play = Learned(("ok", 0.02))
     first = play.begin()
-    assert not follows(play.arrive(1.0, *(task(number) for number in range(2, 7))))
+    most = round(AHEAD / 0.02)
+    assert not follows(play.arrive(1.0, *(task(number) for number in range(2, 3 + most))))
     commands = play.do(1.02, to.Ended(first, None, None, 0.0, 0.02, 0.5))
     assert not follows(commands)
     play = Learned(("ok", 0.02))
@@ -146,6 +148,27 @@ def test_a_pack_follows_whole_or_not_at_all() -> None:
     assert follows(play.arrive(1.0, *(task(number) for number in range(2, 6)))) == [
         tuple(range(first + 1, first + 5))
     ]
+
+
+def test_the_next_pack_is_pulled_when_little_of_a_full_one_is_left() -> None:
+    """Not when it begins, for another agent may need it sooner. And it follows before the slot is free."""
+    play = Learned(("ok", 0.001))
+    pack = round(MOST_WORK / 0.001)
+    commands = play.arrive(1.0, *(task(number) for number in range(1, 1 + pack)))
+    assert to.Hold() in commands
+    play.do(1.0, to.Prepared(0))
+    left = round(SOON / 0.001)
+    for number in range(1, pack):
+        commands = play.do(1.0 + number / 1000, to.Ended(number, None, None, 0.0, 0.001, 0.5))
+        assert (to.Pull() in commands) == (pack - number - 1 == left)
+    assert follows(play.arrive(2.0, *(task(number) for number in range(200, 200 + pack))))
+
+
+def test_two_that_fill_a_pack_follow_one_that_runs() -> None:
+    """Java programs of 45 ms: the slot goes on with the next two."""
+    play = Learned(("ok", 0.045))
+    first = play.begin()
+    assert follows(play.arrive(1.0, task(2), task(3))) == [(first + 1, first + 2)]
 
 
 def test_what_follows_a_straggler_is_taken_back() -> None:

@@ -14,6 +14,7 @@ from batchflow.packing import (
     MOST_MESSAGES,
     MOST_SENT,
     MOST_TASKS,
+    MOST_WORK,
     PACE,
     PackingPolicy,
     hold,
@@ -24,7 +25,7 @@ DURATIONS = {"unknown": None, "tiny": 0.0001, "small": 0.001, "medium": 0.01, "h
 NEAR, FAR = 0.0001, 0.02
 """Round trips."""
 LONGEST_PACK = 0.05
-"""Seconds: some tens of milliseconds, whatever the round trip."""
+"""Seconds: some tens of milliseconds, whatever the round trip, where there is no backlog."""
 
 
 def policy(slots: int = 1, round_trip: float | None = None) -> PackingPolicy:
@@ -51,20 +52,34 @@ tasks_of_all_kinds = st.lists(
 round_trips = st.none() | st.floats(0.0, 10.0)
 
 
-@given(tasks_of_all_kinds, st.integers(0, 64), round_trips, st.integers(0, 10_000), st.integers(0, 10_000))
+@given(
+    tasks_of_all_kinds,
+    st.integers(0, 64),
+    round_trips,
+    st.integers(0, 10_000),
+    st.integers(0, 10_000),
+    st.lists(st.sampled_from([0.0001, 0.01, 20.0]), max_size=20),
+)
 def test_a_pack_never_holds_too_much(
-    tasks: list[tuple[str, int]], slots: int, round_trip: float | None, under_way: int, arrived: int
+    tasks: list[tuple[str, int]],
+    slots: int,
+    round_trip: float | None,
+    under_way: int,
+    arrived: int,
+    seen: list[float],
 ) -> None:
     """At least one task, and beyond the first never more than the work, the number or the bytes allowed."""
     deciding = policy(slots, round_trip)
+    for duration in seen:
+        deciding.seen("other", duration)
     deciding.submitted(arrived, 1.0)
     taken = fill(deciding, tasks, under_way)
     assert taken
     if len(taken) > 1:
         work = [DURATIONS[command] for command in taken]
         assert None not in work
-        assert sum(seconds or 0.0 for seconds in work) <= deciding.work * (1 + 1e-6)
-        assert round_trip is None or deciding.work <= LONGEST_PACK
+        assert sum(seconds or 0.0 for seconds in work) <= max(deciding.work, MOST_WORK) * (1 + 1e-6)
+        assert round_trip is None or deciding.work <= LONGEST_PACK < MOST_WORK < 0.1
         assert len(taken) <= MOST_TASKS
         assert sum(size for _, size in tasks[: len(taken)]) <= MOST_BYTES
 
@@ -156,6 +171,70 @@ def test_nothing_is_spread_while_every_slot_has_enough_to_do() -> None:
     assert len(fill(busy, [("small", 1)] * 20, under_way=2000)) == 20
 
 
+def loaded(slots: int, command: str, round_trip: float = NEAR) -> PackingPolicy:
+    """Has seen a lot of one command."""
+    busy = policy(slots, round_trip)
+    for _ in range(50):
+        busy.seen(command, DURATIONS[command] or 0.0)
+    return busy
+
+
+def held(policy: PackingPolicy, command: str, waiting: int, under_way: int) -> float:
+    """Seconds of work in a pack of many such tasks."""
+    return len(fill(policy, [(command, 1)] * waiting, under_way)) * (DURATIONS[command] or 0.0)
+
+
+def test_a_backlog_makes_packs_larger() -> None:
+    """A tenth of what every slot has to do, between what a pack holds without one and the most of all."""
+    busy = loaded(2, "small")
+    sizes = [held(busy, "small", 400, under_way) for under_way in (0, 200, 600, 1000, 1600, 10_000)]
+    assert sizes == pytest.approx([0.03, 0.03, 0.05, 0.07, 0.099, 0.099], abs=0.0011)
+
+
+@given(st.integers(1, 64), st.integers(1, 300), st.integers(0, 10_000), st.sampled_from([NEAR, FAR]))
+def test_with_little_to_do_packs_are_as_without_a_backlog(
+    slots: int, waiting: int, under_way: int, round_trip: float
+) -> None:
+    """And with more no pack is more than a tenth of it, so that the last ones end soon after each other."""
+    busy = loaded(slots, "small", round_trip)
+    left = (waiting + under_way) * 0.001 / slots
+    assert held(busy, "small", waiting, under_way) <= max(busy.work, left / 10) * (1 + 1e-6)
+
+
+@given(st.integers(1, 8), st.integers(1, 5000), st.sampled_from([NEAR, FAR]))
+def test_the_last_tasks_are_spread(slots: int, count: int, round_trip: float) -> None:
+    """Of a backlog that waits in one piece, as it runs out: as many packs as slots share the last of it."""
+    busy = loaded(slots, "small", round_trip)
+    waiting, sizes = count, []
+    while waiting:
+        pack = busy.pack(waiting)
+        taken = 0
+        while taken < waiting and pack.admits("small", 1):
+            taken += 1
+        sizes.append(taken)
+        waiting -= taken
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= max(busy.least / 0.001, -(-count // slots))
+
+
+def test_two_java_programs_share_a_message_where_many_wait() -> None:
+    """Of 45 ms each; three would be too much, and without a backlog each leaves alone."""
+    busy = policy(2, NEAR)
+    for _ in range(50):
+        busy.seen("java", 0.045)
+    assert len(fill(busy, [("java", 1)] * 50, under_way=50)) == 2
+    assert len(fill(busy, [("java", 1)] * 4)) == 1
+
+
+def test_a_few_long_tasks_are_no_backlog() -> None:
+    """However long they are: short ones beside them are spread, in packs that are no larger."""
+    busy = policy(2, NEAR)
+    for _ in range(50):
+        busy.seen("long", 600.0)
+    assert len(fill(busy, [("small", 1)] * 20)) == 10
+    assert held(busy, "small", 200, under_way=2) == pytest.approx(0.03)
+
+
 def test_many_arrivals_are_not_spread() -> None:
     """More messages a second than a namespace's credits allow are not made, however many slots are free."""
     busy = policy(1000, NEAR)
@@ -198,6 +277,18 @@ def test_sends_are_paced_only_under_load() -> None:
     assert loaded.pause(1.0121) == pytest.approx(PACE - 0.0001)
 
 
+@given(st.integers(0, 20_000), st.integers(1, 64))
+def test_sends_are_further_apart_while_much_is_under_way(under_way: int, slots: int) -> None:
+    """So that packs are filled: a hundredth of what every slot has under way, 5 ms at most."""
+    busy = loaded(slots, "small")
+    assert busy.pause(1.0, under_way) == 0.0
+    busy.submitted(5000, 1.0)
+    share = under_way * 0.001 / slots / 100
+    assert busy.pause(1.0, under_way) == pytest.approx(min(0.005, max(PACE, share)), rel=0.001)
+    busy.submitted(5001, 1.01)
+    assert busy.pause(1.01, under_way) == 0.0, "a lone task behind many"
+
+
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_the_thresholds_follow_the_round_trip(one: float, other: float) -> None:
     """A longer way never makes packs hold less; all stays within some tens of milliseconds."""
@@ -215,10 +306,11 @@ def test_the_thresholds_near_and_far() -> None:
 
 @given(st.floats(0.0, 10.0))
 def test_results_wait_longer_only_behind_much_work(left: float) -> None:
-    """No longer than the slot is busy anyway; the results of a whole pack in one message then."""
-    assert hold(left) == (LOADED_HOLD if left > LOADED_HOLD else HOLD)
+    """No longer than the slot is busy anyway; the results of a whole pack in a message or two then."""
+    assert hold(left) in (HOLD, 0.03, LOADED_HOLD)
     assert hold(left) <= max(HOLD, left)
-    assert PackingPolicy(round_trip=NEAR).work >= LOADED_HOLD
+    assert hold(0.02) == HOLD
+    assert hold(1.0) == LOADED_HOLD > MOST_WORK / 2
 
 
 @given(st.integers(0, 100_000))

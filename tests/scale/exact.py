@@ -206,7 +206,7 @@ class Client:
         if self._sending or not self.tracker.outbox:
             return
         world = self._world
-        if (pause := self.policy.pause(world.time.now)) > 0:
+        if (pause := self.policy.pause(world.time.now, self.tracker.queued)) > 0:
             self._sending = True
             world.time.after(pause, self._go_on)
             return
@@ -418,7 +418,7 @@ class Agent:
     def _hold(self) -> float:
         """What the scheduler says, or what is tried out."""
         hold = self._world.hold
-        return self.scheduler.hold if hold is None else hold * self.scheduler.more_soon
+        return self.scheduler.hold if hold is None else hold * (self.scheduler.hold > 0)
 
     def _let_go(self) -> None:
         self._holding = False

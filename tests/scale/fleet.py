@@ -88,7 +88,8 @@ class _Client:
         """All its results take this one of the results queues."""
         slots, trip = fleet.nodes * fleet.slots, fleet.costs.round_trip
         self.policy = PackingPolicy(slots, {_COMMAND: fleet.duration}, trip)
-        self.policy.seen(_COMMAND, fleet.duration)
+        for _ in range(20):
+            self.policy.seen(_COMMAND, fleet.duration)
         self.processor = Processor()
         self._world = world
         self._share = share
@@ -108,7 +109,7 @@ class _Client:
             if self._packed < self._share:
                 world.time.at((self._packed + 1) / self._rate, self.send, lane)
             return
-        if (pause := self.policy.pause(now)) > 0:
+        if (pause := self.policy.pause(now, self._packed - self._back)) > 0:
             world.time.after(pause, self.send, lane)
             return
         self.policy.submitted(arrived, now)

@@ -30,8 +30,12 @@ def test_slots_are_kept_busy(costs: Costs, duration: float) -> None:
 
 @BOTH
 def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it costs more messages for next to no time; twice as much brings next to nothing."""
+    """Half of it costs more messages for next to no time; twice as much brings next to nothing.
+
+    Where the backlog, which allows more, is left out of account.
+    """
     chosen = PackingPolicy(round_trip=costs.round_trip).work
+    monkeypatch.setattr("batchflow.packing._OF_BACKLOG", 0.0)
 
     def with_work(work: float) -> Report:
         monkeypatch.setattr("batchflow.packing._WORK", (work, work))
@@ -41,6 +45,28 @@ def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.Mo
     assert right.credits_per_task < half.credits_per_task
     assert right.rate >= half.rate * 0.97
     assert double.rate < right.rate * 1.03
+
+
+@BOTH
+@pytest.mark.parametrize("duration", [0.001, 0.005])
+def test_a_backlog_saves_messages(costs: Costs, duration: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its packs are larger, and the last of them leave no slot idle for long."""
+    with_backlog = burst(int(6 / duration), duration, costs=costs)
+    monkeypatch.setattr("batchflow.packing._OF_BACKLOG", 0.0)
+    without = burst(int(6 / duration), duration, costs=costs)
+    assert with_backlog.credits_per_task < 0.75 * without.credits_per_task
+    assert with_backlog.rate > 0.97 * without.rate
+    assert with_backlog.unfair == 0.0
+
+
+@BOTH
+def test_a_small_backlog_is_spread_as_ever(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few hundred milliseconds for each slot no pack takes more than it otherwise would."""
+    with_backlog = burst(400, 0.001, costs=costs)
+    monkeypatch.setattr("batchflow.packing._OF_BACKLOG", 0.0)
+    without = burst(400, 0.001, costs=costs)
+    assert with_backlog.messages == without.messages
+    assert with_backlog.rate == pytest.approx(without.rate, rel=0.03)
 
 
 @BOTH
