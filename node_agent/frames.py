@@ -32,8 +32,9 @@ back can take the permit of a later one.
 
 Being woken for each answer would cost the agent, and the task that runs meanwhile, more than a short task
 does. So while several tasks are under way the agent does not watch the line, but a bell, another eventfd, and
-looks by itself every `LOOK` seconds. During a NEXT_TASK the child rings the bell for all that it says, except
-for an answer that needs no GO while more tasks wait with it, up to `MOST_UNHEARD` bytes of them.
+looks by itself, every `LOOK` seconds or, while many answers are due, somewhat later. During a NEXT_TASK the
+child rings the bell for all that it says, except for an answer that needs no GO while more tasks wait with
+it, up to `MOST_UNHEARD` bytes of them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ PRINTED = 4
 RETIRE = 8
 """Flag: the child shall be replaced."""
 
-LOOK = 0.005
+LOOK, LATEST_LOOK = 0.005, 0.015
 MOST_UNHEARD = 64 * 1024
 
 ANSWER = Struct(">Bdd")
@@ -63,6 +64,14 @@ HEADER_SIZE = _HEADER.size
 
 class FrameError(Exception):
     """Bytes that are no frames of ours."""
+
+
+def next_look(passed: float, found: int, due: int) -> float:
+    """Seconds until the next look, after one that found so many answers, `passed` seconds after the last one.
+
+    A sixth of what those that are due take at this pace, for results wait longer than that for each other.
+    """
+    return LOOK if not found else min(LATEST_LOOK, max(LOOK, passed * due / found / 6))
 
 
 def encode(kind: int, payload: bytes = b"") -> bytes:

@@ -105,6 +105,8 @@ class WarmChild:
         """Whether the child rings for all of them."""
         self._look: asyncio.TimerHandle | None = None
         """While the bell is listened to, and not the line."""
+        self._pause = frames.LOOK
+        """Before this look."""
         self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Gone] | None = None
@@ -275,15 +277,21 @@ class WarmChild:
         """The bell while several answers are due, the line otherwise."""
         if self._rings and self._due > 1:
             if self._look is None and self._loop.remove_reader(self._socket):
-                self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
+                self._look_in(frames.LOOK)
         elif self._look is not None:
             self._look.cancel()
             self._look = None
             self._loop.add_reader(self._socket, self._read)
 
     def _have_a_look(self) -> None:
-        self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
+        answered = self.tasks
         self._read()
+        if self._look is not None:
+            self._look_in(frames.next_look(self._pause, self.tasks - answered, self._due))
+
+    def _look_in(self, seconds: float) -> None:
+        self._pause = seconds
+        self._look = self._loop.call_later(seconds, self._have_a_look)
 
     def _rung(self) -> None:
         os.eventfd_read(self._bell)

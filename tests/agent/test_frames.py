@@ -31,3 +31,16 @@ def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
     assert decoder.feed(frames.encode(frames.NOTE, b"x" * 10)) == [(frames.NOTE, b"x" * 10)]
     with pytest.raises(frames.FrameError, match="11 bytes, above the limit of 10"):
         decoder.feed(frames.encode(frames.NOTE, b"x" * 11)[: frames.HEADER_SIZE])
+
+
+@given(st.floats(frames.LOOK, frames.LATEST_LOOK), st.integers(0, 500), st.integers(0, 500))
+def test_the_next_look_comes_later_only_while_many_answers_are_due(
+    passed: float, found: int, due: int
+) -> None:
+    """A sixth of what they take, within the bounds; at once when nothing is known of their pace."""
+    seconds = frames.next_look(passed, found, due)
+    assert frames.LOOK <= seconds <= frames.LATEST_LOOK
+    if seconds > frames.LOOK:
+        assert seconds <= passed * due / found / 6
+    assert frames.next_look(passed, 0, due) == frames.LOOK
+    assert frames.next_look(0.005, 5, 90) == 0.015

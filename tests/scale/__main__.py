@@ -19,9 +19,10 @@ Row = Sequence[str]
 
 
 def packs() -> Iterator[Row]:
-    """A burst on 2 nodes of 1 slot, by how much work a pack may hold. On the real cores."""
+    """A burst on 2 nodes of 1 slot, by how much work a pack may hold without a backlog. On the real cores."""
     yield "round trip", "tasks", "work of a pack", "tasks/s", "slots busy", "credits/task", "messages"
-    chosen = packing._WORK
+    chosen = packing._WORK, packing._OF_BACKLOG
+    packing._OF_BACKLOG = 0.0  # type: ignore[misc]
     for trip in TRIPS:
         for duration in (0.0001, 0.001, 0.005):
             for work in (0.01, 0.02, 0.03, 0.04, 0.05, 0.08):
@@ -32,7 +33,31 @@ def packs() -> Iterator[Row]:
                     _ms(trip), _ms(duration), _ms(work), f"{report.rate:,.0f}", f"{report.busy:.0%}",
                     f"{report.credits_per_task:.2f}", f"{report.messages:,}",
                 )  # fmt: skip
-    packing._WORK = chosen  # type: ignore[misc]
+    packing._WORK, packing._OF_BACKLOG = chosen  # type: ignore[misc]
+
+
+def backlogs() -> Iterator[Row]:
+    """A burst on 2 nodes of 1 slot, by how much of the backlog a pack may hold. On the real cores."""
+    yield "round trip", "tasks", "of the backlog", "at most", "tasks/s", "slots busy", "credits/task"
+    chosen = packing._OF_BACKLOG, packing.MOST_WORK
+    for trip in TRIPS:
+        for duration, count in ((0.001, 1000), (0.001, 8000), (0.005, 1600)):
+            for share, most in (
+                (0.0, 0.0),
+                (0.05, 0.099),
+                (0.1, 0.07),
+                (0.1, 0.099),
+                (0.1, 0.2),
+                (0.2, 0.099),
+            ):
+                packing._OF_BACKLOG = share  # type: ignore[misc]
+                packing.MOST_WORK = most or chosen[1]  # type: ignore[misc]
+                report = World([Job(0.0, "x", duration)] * count, nodes=2, costs=Costs(round_trip=trip)).run()
+                yield (
+                    _ms(trip), f"{count:,} of {_ms(duration)}", f"{share:.0%}", _ms(most), f"{report.rate:,.0f}",
+                    f"{report.busy:.1%}", f"{report.credits_per_task:.2f}",
+                )  # fmt: skip
+    packing._OF_BACKLOG, packing.MOST_WORK = chosen  # type: ignore[misc]
 
 
 def streams() -> Iterator[Row]:
@@ -55,7 +80,7 @@ def holds() -> Iterator[Row]:
     yield "round trip", "tasks", "hold", "tasks/s", "client's CPU", "credits/task"
     for trip in TRIPS:
         for duration in (0.0001, 0.001):
-            for hold in (0.0, 0.002, 0.005, 0.01, 0.02):
+            for hold in (0.0, 0.002, 0.005, 0.01, 0.03, 0.06):
                 jobs = [Job(0.0, "x", duration)] * 8000
                 report = World(jobs, nodes=2, costs=Costs(round_trip=trip), hold=hold).run()
                 yield (
@@ -141,6 +166,7 @@ def largest() -> Iterator[Row]:
 
 TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "packs": packs,
+    "backlogs": backlogs,
     "streams": streams,
     "holds": holds,
     "fleets": fleets,
