@@ -19,6 +19,7 @@ from pathlib import Path
 from batchflow import Client, Session
 from batchflow.local.usage import operations as counted_operations
 from tests.benchmarks.durability import outstanding, recovery
+from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import MEGABYTE, Figure, process_tree
 
 HERE = Path(__file__).parent
@@ -346,6 +347,7 @@ async def _with_latency(seconds: float, effort: Effort) -> list[Figure]:
 ALONE = {
     "imports": imports,
     "start": start,
+    "sdk": sdk,
     "latency": latency,
     "outstanding": outstanding,
     "recovery": recovery,

@@ -34,6 +34,7 @@ def test_a_quick_run_prints_its_figures() -> None:
         "import batchflow",
         "first result",
         "round trip",
+        "the SDK alone",
         "lone submit",
         "no-ops through map",
         "credits of a no-op",

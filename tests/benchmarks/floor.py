@@ -1,0 +1,66 @@
+"""What the SDK alone takes for what batchflow does with it: the floor of a round trip."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from batchflow import Client
+from batchflow.azure.servicebus_admin import ServiceBusAdmin
+from batchflow.broker import QueueSpec
+from tests.benchmarks.harness import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.benchmarks.cases import Effort
+
+PROGRAM: Final = Path(__file__).parent / "sdk_echo.py"
+WORKERS: Final = 2
+FIRST: Final = 10
+"""One of so many messages only warms."""
+
+
+def sdk(effort: Effort) -> Iterator[Figure]:
+    """A message to one of two workers and back, the client on uvloop, one at a time, as in the contest."""
+    taken = asyncio.run(_echoes(effort.round_trips))
+    values = [seconds * 1e3 for seconds in taken[len(taken) // FIRST :]]
+    yield Figure("the SDK alone: a message there and back, no task", values, "ms")
+
+
+async def _echoes(count: int) -> list[float]:
+    async with Client.local(nodes=1) as client:
+        settings = client.settings.servicebus
+        assert settings.connection_string is not None
+        async with ServiceBusAdmin(settings.connection_string, ca_file=settings.ca_file) as admin:
+            await admin.create_queue(QueueSpec("there"))
+            await admin.create_queue(QueueSpec("back", sessions=True))
+        environment = {**os.environ, "SDK_ECHO_CONNECTION": settings.connection_string}
+        return await asyncio.to_thread(_measure, environment, count)
+
+
+def _measure(environment: dict[str, str], count: int) -> list[float]:
+    workers = [_start(environment, "worker") for _ in range(WORKERS)]
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            worker.stdout.readline()  # ready
+        with _start(environment, "client", str(count)) as client:
+            printed, _ = client.communicate()
+        if client.returncode != 0:
+            raise RuntimeError(f"{PROGRAM.name} ended with exit code {client.returncode}")
+        return list(json.loads(printed))
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def _start(environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(PROGRAM), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
