@@ -75,6 +75,9 @@ _LONG: Final = 1.0
 """Seconds: a task that has run for longer holds its slot, as far as short ones are concerned."""
 _WEIGHT: Final = 0.2
 """Of a newly seen duration in the running mean."""
+_LONGER_WEIGHT: Final = 0.1
+"""The same where it is longer than the mean: durations are by the clock, and a part of it may have been the
+machine's load."""
 _JUMP: Final = 4.0
 """Times the mean: more is taken for this much, so that one task that met a busy machine does not count as
 many, while a command that has become slow is known for it after a few."""
@@ -93,7 +96,7 @@ class PackingPolicy:
     slots: int = 1
     """Places for running tasks that can be counted on: see `open_slots`."""
     durations: dict[str, float] = field(default_factory=dict)
-    """Seconds, by command: a running mean."""
+    """Seconds, by command: a running mean, in which longer ones weigh less."""
     round_trip: float | None = None
     """Seconds that a send takes; None before the first, and for whoever sends nothing."""
     rate: float = 0.0
@@ -130,7 +133,8 @@ class PackingPolicy:
         if mean is None:
             self.durations[command] = duration
         else:
-            self.durations[command] = mean + _WEIGHT * (min(duration, _JUMP * mean) - mean)
+            weight = _LONGER_WEIGHT if duration > mean else _WEIGHT
+            self.durations[command] = mean + weight * (min(duration, _JUMP * mean) - mean)
         self._mean += _WEIGHT * (min(duration, MOST_WORK) - self._mean)
 
     def expected(self, command: str) -> float:

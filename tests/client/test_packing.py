@@ -155,6 +155,22 @@ def test_what_was_seen_is_what_is_expected() -> None:
     assert len(fill(learning, [("x", 1)] * 50)) == 1
 
 
+@given(st.lists(st.floats(0.04, 0.06), min_size=40, max_size=80))
+def test_load_makes_a_command_seem_little_longer(seen: list[float]) -> None:
+    """It stays near the quick ones; and what takes longer for good is known for it after some."""
+    learning = PackingPolicy()
+    for each in seen:
+        learning.seen("x", each)
+    assert min(seen) <= learning.expected("x") * (1 + 1e-9) <= max(seen) * (1 + 2e-9)
+    alternating = PackingPolicy()
+    for number in range(40):
+        alternating.seen("x", 0.04 + 0.02 * (number % 2))
+    assert 0.045 < alternating.expected("x") < 0.049
+    for _ in range(20):
+        alternating.seen("x", 1.0)
+    assert alternating.expected("x") > 0.5
+
+
 def test_a_duration_of_nothing_or_less_is_something() -> None:
     """Clocks step back, and no task costs its agent nothing."""
     learning = PackingPolicy()
