@@ -38,21 +38,22 @@ async def client(client: ServiceBusClient, number: int) -> None:
         client.get_queue_receiver("back", session_id="mailbox", prefetch_count=50) as mailbox,
     ):
         reading = asyncio.create_task(_read(mailbox, waiting))
+        reading.add_done_callback(lambda _: os._exit(1))  # it never ends by itself
         for count in range(number):
             body = b"%06d" % count + b"x" * 400
-            waiting[body] = asyncio.get_running_loop().create_future()
+            echoed = waiting[body] = asyncio.get_running_loop().create_future()
             started = time.perf_counter()
             await sender.send_messages(ServiceBusMessage(body, message_id=uuid.uuid4().hex))
-            await waiting.pop(body)
+            await echoed
             taken.append(time.perf_counter() - started)
         print(json.dumps(taken), flush=True)
-        os._exit(0 if not reading.done() else 1)
+        os._exit(0)
 
 
 async def _read(mailbox: ServiceBusReceiver, waiting: dict[bytes, asyncio.Future[None]]) -> None:
     while True:
         for message in await mailbox.receive_messages(max_message_count=1, max_wait_time=WAIT):
-            waiting[b"".join(message.body)].set_result(None)
+            waiting.pop(b"".join(message.body)).set_result(None)
             await mailbox.complete_message(message)
 
 
