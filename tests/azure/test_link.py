@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from typing import TYPE_CHECKING
 
 import pytest
 
 from batchflow.azure.amqp_link import Link
+from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError
+
+if TYPE_CHECKING:
+    from tests.azure.conftest import Bus
 
 
 class Recorder:
@@ -172,3 +178,19 @@ async def test_what_is_in_line_on_a_handler_that_breaks_is_done_with_the_next_on
     assert await second == "second"
     assert (broken.begun, good.begun) == (["first"], ["second"])
     await link.aclose()
+
+
+async def test_a_link_without_tls_reads_no_certificates(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK would read all of certifi's, for each link, in the event loop."""
+    queue = await bus.make()
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("certificates are read for a link that has no use for them")
+
+    for name in ("load_verify_locations", "load_default_certs"):
+        monkeypatch.setattr(ssl.SSLContext, name, read)
+    sender, receiver = await asyncio.gather(bus.broker.sender(queue), bus.broker.receiver(queue))
+    await sender.send(OutgoingMessage(b"hello", "1"))
+    delivery = await receiver.receive(10)
+    assert delivery is not None
+    assert delivery.body == b"hello"
