@@ -5,6 +5,7 @@ The client is loaded and made at its first use: most programs never administer a
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from datetime import timedelta
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from batchflow.azure.closing import Closes
 from batchflow.azure.errors import broker_error
 from batchflow.azure.namespaces import fields_of, malformed, namespace_of
-from batchflow.azure.transport import transport
+from batchflow.azure.transport import transport, trusting
 from batchflow.broker import QueueFigures
 from batchflow.errors import BrokerError, ConfigurationError, QueueNotFound
 
@@ -49,6 +50,7 @@ class ServiceBusAdmin(Closes):
         self._ca_file = ca_file
         self._setting = setting or f"servicebus.{'connection_string' if identity is None else 'namespace'}"
         self._sdk: ServiceBusAdministrationClient | None = None
+        self._connecting = asyncio.Lock()
 
     async def create_queue(self, spec: QueueSpec) -> bool:
         from azure.core.exceptions import ResourceExistsError
@@ -107,23 +109,26 @@ class ServiceBusAdmin(Closes):
         from azure.core.exceptions import AzureError, ResourceNotFoundError
 
         try:
-            return await work(self._client())
+            return await work(await self._client())
         except ResourceNotFoundError as error:
             text = f"{doing}: there is none in {self.namespace}"
             raise QueueNotFound(text, setting=self._setting) from error
         except (AzureError, OSError, ValueError) as error:
             raise broker_error(error, doing, self._setting) from error
 
-    def _client(self) -> ServiceBusAdministrationClient:
-        if self._sdk is None:
-            self._sdk = self._connect()
-        return self._sdk
+    async def _client(self) -> ServiceBusAdministrationClient:
+        async with self._connecting:
+            if self._sdk is None:
+                self._sdk = await self._connect()
+            return self._sdk
 
-    def _connect(self) -> ServiceBusAdministrationClient:
+    async def _connect(self) -> ServiceBusAdministrationClient:
         from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
+        # Certificates are read in a thread, for what else a pool is made of is made at the same time.
+        trust = None if self._ca_file is None else await asyncio.to_thread(trusting, self._ca_file)
         options: dict[str, Any] = {
-            "transport": transport(self._ca_file, connect=CONNECT_LIMIT),
+            "transport": transport(trust, connect=CONNECT_LIMIT),
             "connection_timeout": CONNECT_LIMIT,
             "retry_total": 2,
             "retry_connect": 1,
@@ -137,7 +142,8 @@ class ServiceBusAdmin(Closes):
             raise ConfigurationError(malformed(self._setting)) from None
 
     async def aclose(self) -> None:
-        sdk, self._sdk = self._sdk, None
+        async with self._connecting:
+            sdk, self._sdk = self._sdk, None
         if sdk is not None:
             await sdk.__aexit__()
 

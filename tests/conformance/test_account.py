@@ -274,10 +274,10 @@ async def test_a_rule_whose_keys_are_renewed_closes(keys: Settings, name: str) -
         try:
             queue, old = QueueRef(admin.namespace, name), await admin.connection_string(name, "sender")
             await until(lambda: sends(queue, old), REVOKED)
-            properties = await admin._client().get_queue(name)
+            properties = await (await admin._client()).get_queue(name)
             (found,) = properties.authorization_rules
             found.primary_key, found.secondary_key = new_key(), new_key()
-            await admin._client().update_queue(properties)
+            await (await admin._client()).update_queue(properties)
 
             async def closed() -> bool:
                 return not await sends(queue, old)
@@ -305,7 +305,7 @@ async def test_a_queue_that_removes_itself(keys: Settings, name: str) -> None:
     async with ServiceBusAdmin(bus.connection_string or "", ca_file=bus.ca_file) as admin:
         await admin.create_queue(QueueSpec(name, idle=300.0))
         try:
-            queue = await admin._client().get_queue(name)
+            queue = await (await admin._client()).get_queue(name)
             assert queue.auto_delete_on_idle is not None
             assert queue.auto_delete_on_idle.total_seconds() == 300.0
         finally:

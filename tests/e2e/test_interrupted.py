@@ -174,7 +174,7 @@ async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) 
 async def test_queues_that_went_are_made_anew(client: Client, name: str) -> None:
     """Queues remove themselves when nobody uses them for long; whoever ensures the pool has new ones."""
     pool = await client.ensure_pool(name, nodes=0)
-    sdk = client._services.admin._client()  # type: ignore[attr-defined]
+    sdk = await client._services.admin._client()  # type: ignore[attr-defined]
     for queue in pool._manifest.queues:
         assert (await sdk.get_queue(queue.entity)).auto_delete_on_idle.total_seconds() == 90 * 86400
         await client._services.admin.delete_queue(queue.entity)

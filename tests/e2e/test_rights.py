@@ -213,7 +213,7 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
 async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
     """New keys of the rule `client` shut out whoever has the old ones; agents and new guests work."""
     await mine.wait_ready(timeout=60)
-    sdk = mine.client._services.admin._client()  # type: ignore[attr-defined]
+    sdk = await mine.client._services.admin._client()  # type: ignore[attr-defined]
     for queue in mine._manifest.queues:
         properties = await sdk.get_queue(queue.entity)
         for rule in properties.authorization_rules:
