@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -103,16 +104,25 @@ def preload() -> None:
     """
     collects = gc.isenabled()
     gc.disable()
+    beside = threading.Thread(target=_load_http, name="batchflow load http")
+    beside.start()
     try:
         import batchflow.azure.batch
-        import batchflow.azure.blob
         import batchflow.azure.servicebus
         import batchflow.pool
-        import batchflow.poolmaking  # noqa: F401
+        import batchflow.poolmaking
+
+        beside.join()
+        import batchflow.azure.blob  # noqa: F401
     finally:
         if collects:
             _count_as_old()
             gc.enable()
+
+
+def _load_http() -> None:
+    """Half of the time that aiohttp takes it reads certificates, and leaves the interpreter to others."""
+    import aiohttp  # noqa: F401
 
 
 def _count_as_old() -> None:
