@@ -168,6 +168,7 @@ async def _write_config(
         output_limit=agent.output_limit,
         result_limit=agent.result_limit,
         cache_limit=agent.cache_limit,
+        bundle=manifest.bundle,
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)

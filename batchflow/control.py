@@ -282,6 +282,8 @@ class AgentConfig(Document):
     leave_at: float | None = None
     """When the agent drains and exits, for its signatures end soon after; seconds since the epoch. None: they
     do not end by the clock."""
+    bundle: str | None = None
+    """The hash of the pool's default bundle, which an agent fetches before a task asks for it."""
 
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]

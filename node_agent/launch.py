@@ -5,6 +5,7 @@ The slots' Python children are started first: they come up on the other cores.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -12,6 +13,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from batchflow.errors import ProtocolError, StorageError
 from node_agent import record
 from node_agent.agent import Agent, Parts
 from node_agent.cache import BundleCache
@@ -63,6 +65,10 @@ def agent(
         )
         for index in range(slots)
     ]
+    bundles = BundleCache(directory / "cache", services.ctl, config.cache_limit)
+    if config.bundle is not None:
+        fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
+        stack.callback(fetching.cancel)
     boot = record.boot_id()
     deaths = record.DeathRecord(directory / "deaths.json", boot)
     parts = Parts(
@@ -72,7 +78,7 @@ def agent(
         broker=services.broker,
         ctl=services.ctl,
         out=services.out,
-        bundles=BundleCache(directory / "cache", services.ctl, config.cache_limit),
+        bundles=bundles,
         runners=runners,
         journal=stack.enter_context(record.RunningRecord(directory / "running", slots)),
         deaths=deaths.known,
@@ -82,3 +88,12 @@ def agent(
     )
     logger.info("agent_starting", extra={"agent": parts.agent})
     return Agent(parts)
+
+
+async def _fetch_ahead(bundles: BundleCache, bundle_hash: str) -> None:
+    """While the links open. What goes wrong is told to the task that needs it."""
+    try:
+        async with bundles.use(bundle_hash):
+            logger.debug("bundle_ahead", extra={"bundle": bundle_hash})
+    except (StorageError, ProtocolError, OSError) as error:
+        logger.info("no_bundle_ahead", extra={"bundle": bundle_hash, "error": str(error)})
