@@ -55,7 +55,9 @@ _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
 _DUE_AT_ONCE: Final = 64
-"""Messages that were handed over and wait for the ledger to be saved, at most."""
+_DUE_BYTES_AT_ONCE: Final = 1 << 20
+"""Messages that were handed over and wait for the ledger to be saved, at most: so many, or with so many
+bytes, for the broker's client holds each until it is completed."""
 _SETTLE_SHARE: Final = 0.25
 """Of the time for closing: what a round of completions may take before it is left to the mailbox's next
 opening."""
@@ -356,7 +358,7 @@ class Inbox:
 
     def _on_due(self) -> None:
         self._some_due.set()
-        if len(self._book.due) >= _DUE_AT_ONCE:
+        if len(self._book.due) >= _DUE_AT_ONCE or self._book.due_bytes >= _DUE_BYTES_AT_ONCE:
             self._many_due.set()
 
 

@@ -44,6 +44,7 @@ Opening = TypeVar("Opening")
 """What an opening of the mailbox is known by; compared by identity."""
 
 _COMPACT_FROM: Final = 1024
+_COMPACT_FROM_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,10 @@ class MailBook(Generic[Opening]):
         self.held_bytes = 0
         self.due: list[Letter[Opening]] = []
         """Messages that were handed over."""
+        self.due_bytes = 0
+        """Of these messages: the broker's client holds them until they are completed."""
         self.fresh: deque[Entry] = deque()
-        """Outcomes in the order of arrival; may hold some that were handed over meanwhile."""
+        """Outcomes in the order of arrival; may hold some that were handed over meanwhile, behind others."""
         self.spilled: dict[str, Entry] = {}
         """Outcomes, by uid, that are on disk and, until somebody has them, also in the mailbox."""
         self.given: dict[str, Entry] = {}
@@ -164,6 +167,8 @@ class MailBook(Generic[Opening]):
         self._account = account
         self._on_due = on_due
         self._compact_at = _COMPACT_FROM
+        self._read_bytes = 0
+        """Of messages that were handed over since `fresh` was last rid of what they brought."""
 
     # ---- the mailbox
 
@@ -172,7 +177,7 @@ class MailBook(Generic[Opening]):
         self.opening = None
         self.held = 0
         self.held_bytes = 0
-        self.due.clear()
+        self.take_due()
         self._blobs.clear()
         fresh = {entry.uid: entry for entry in self.fresh if entry.receipt is not None}
         self.again = fresh | self.spilled
@@ -180,30 +185,33 @@ class MailBook(Generic[Opening]):
     def take_due(self) -> list[Letter[Opening]]:
         """To be completed: with an account, when one that was taken after this was saved."""
         due, self.due = self.due, []
+        self.due_bytes = 0
         return due
 
     def put_back(self, letters: list[Letter[Opening]]) -> None:
         """They are not to be completed yet."""
         self.due = letters + self.due
+        self.due_bytes += sum(letter.size for letter in letters)
 
     def not_completed(self, letter: Letter[Opening], error: ServiceError) -> bool:
         """Whether it is to be tried again. Else it comes again, a duplicate, or goes with the mailbox."""
         again = error.retryable and not isinstance(error, LeaseLost) and letter.opening is self.opening
         if again:
-            self.due.append(letter)
+            self.put_back([letter])
         return again
 
     # ---- what comes
 
     def accept(self, letter: Letter[Opening]) -> list[Command]:
         """A message has come."""
+        body = letter.delivery.body
+        letter.size = len(body)
+        letter.delivery = replace(letter.delivery, body=b"")  # nobody reads it again
         try:
-            items = wire.decode(letter.delivery.body)
+            items = wire.decode(body)
         except ProtocolError as error:
             self._complete_later(letter)
             return [Dropped(error)]
-        letter.size = len(letter.delivery.body)
-        letter.delivery = replace(letter.delivery, body=b"")  # nobody reads it again
         self.held += 1
         self.held_bytes += letter.size
         receipt = Receipt(lambda: self._handed_over(letter), len(items))
@@ -330,16 +338,28 @@ class MailBook(Generic[Opening]):
             self.held_bytes -= letter.size
             self._blobs.difference_update(letter.blobs)
             self._complete_later(letter)
+        self._read_bytes += letter.size
+        self._forget_read()
+
+    def _forget_read(self) -> None:
+        """Hold nothing of what was handed over.
+
+        What is behind an outcome that nobody reads waits, for to look for it takes a turn at all of them.
+        """
+        while self.fresh and self.fresh[0].receipt is None:
+            self.fresh.popleft()
+        if len(self.fresh) >= self._compact_at or self._read_bytes >= _COMPACT_FROM_BYTES:
+            self.fresh = deque(entry for entry in self.fresh if entry.receipt is not None)
+            self._compact_at = max(_COMPACT_FROM, 2 * len(self.fresh))
+            self._read_bytes = 0
 
     def _complete_later(self, letter: Letter[Opening]) -> None:
         self.due.append(letter)
+        self.due_bytes += letter.size
         self._on_due()
 
     def overflow(self) -> Iterator[tuple[Entry, ResultItem]]:
         """What is to be put on disk; each is to be said to `spill` before the next one is asked for."""
-        if len(self.fresh) >= self._compact_at:
-            self.fresh = deque(entry for entry in self.fresh if entry.receipt is not None)
-            self._compact_at = max(_COMPACT_FROM, 2 * len(self.fresh))
         limits = self._limits
         few = self.held <= limits.messages and len(self.fresh) <= limits.outcomes
         if few and self.held_bytes <= limits.bytes:

@@ -341,8 +341,9 @@ class Session(Supervised):
         self._room.beat()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
-        if entry.on_done is not None:
-            entry.on_done(entry)
+        if (on_done := entry.on_done) is not None:
+            entry.on_done = None  # whoever holds the task shall not hold the map, and all its inputs
+            on_done(entry)
         if entry.arguments_blob is not None:
             self._drop_later(self.pool._ctl, entry.arguments_blob, "delete arguments")
 

@@ -171,6 +171,7 @@ class MapRun:
                 for value in self._inputs:
                     await self._submit_one(value)
         finally:
+            self._inputs = ()  # they may be large, and the stream may be kept
             asyncio.get_running_loop().call_soon(self._session._change.beat)
 
     async def _submit_one(self, value: Any) -> None:

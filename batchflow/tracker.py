@@ -218,6 +218,9 @@ class Tracker:
         entry.claimed = True
         if entry.done:
             self._stale += 1
+            while self.unclaimed and self.unclaimed[0].claimed:
+                self.unclaimed.popleft()
+                self._stale -= 1
             if self._stale > 64 and self._stale * 2 > len(self.unclaimed):
                 self.unclaimed = deque(other for other in self.unclaimed if not other.claimed)
                 self._stale = 0

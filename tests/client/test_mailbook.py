@@ -391,6 +391,49 @@ def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None
     assert not desk.book.spilled
 
 
+# ---- what was read
+
+
+def test_what_was_read_is_not_held() -> None:
+    """With the last outcome of a message all that it brought goes."""
+    desk = Desk(3)
+    desk.book.accept(letter("first", result(0), result(1), result(2)))
+    assert len(desk.book.fresh) == 3
+    desk.read()
+    assert not desk.book.fresh
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 1024), (300_000, 5)])
+def test_what_was_read_goes_also_behind_what_nobody_reads(size: int, most: int) -> None:
+    """Not each at once: past so many of them, or so many bytes."""
+    number = 1500 if most > 5 else 40
+    desk = Desk(number)
+    desk.book.accept(letter("first", result(0, "unread")))
+    desk.tracker.claim(desk.book.fresh[0])
+    for sequence in range(1, number):
+        desk.book.accept(letter("first", result(sequence, "v" * size)))
+        assert desk.read() == ["v" * size]
+        assert len(desk.book.fresh) <= most
+    assert desk.book.fresh[0].sequence == 0
+
+
+def test_the_bytes_of_what_is_due_are_known() -> None:
+    """The broker's client holds them until then."""
+    desk = Desk(2)
+    for sequence in range(2):
+        desk.book.accept(letter("first", result(sequence, "v" * 1000)))
+    assert desk.book.due_bytes == 0
+    desk.read()
+    held = desk.book.due_bytes
+    assert held > 2000
+    taken = desk.book.take_due()
+    assert desk.book.due_bytes == 0
+    desk.book.put_back(taken)
+    assert desk.book.due_bytes == held
+    desk.book.lost()
+    assert desk.book.due_bytes == 0
+
+
 # ---- all at once
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from batchflow.errors import ConfigurationError, SessionClosed
 from batchflow.model import Counts
 from batchflow.pool import Pool
 from batchflow.session import Session
+from batchflow.tracker import Entry
 from tests.client.support import Agent, Doubles, eventually, failure_of, until_empty, within
 
 
@@ -114,6 +116,24 @@ async def test_failures_are_results(session: Session, agent: Agent) -> None:
     await agent.post([failure_of(first)])
     await agent.answer(second, value="fine")
     assert await within(reading) == [None, "fine"]
+
+
+class Inputs(list[int]):
+    """Can be watched."""
+
+
+async def test_what_a_map_took_and_gave_is_given_back(session: Session, serving: Agent) -> None:
+    """The session goes on and the stream is kept, and neither holds inputs or outcomes."""
+    inputs = Inputs(range(20))
+    watched = weakref.ref(inputs)
+    stream = session.map("x.py", inputs)
+    assert len(await stream.collect()) == 20
+    del inputs
+    gc.collect()
+    assert watched() is None
+    entries = [each for each in gc.get_objects() if isinstance(each, Entry)]
+    assert [each.index for each in entries if each.client == session.name] == []
+    await stream.aclose()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -200,6 +200,16 @@ def test_many_claims_do_not_pile_up(tracker: Tracker) -> None:
     assert tracker.next_unclaimed() is None
 
 
+def test_outcomes_that_were_awaited_in_order_are_not_held(tracker: Tracker) -> None:
+    """They came before anybody asked, and each goes when it is asked for."""
+    entries = add(tracker, 10)
+    for entry in entries:
+        tracker.resolve(entry, outcome(entry))
+    for left, entry in zip(range(9, -1, -1), entries, strict=True):
+        tracker.claim(entry)
+        assert len(tracker.unclaimed) == tracker.unread == left
+
+
 def test_claims_in_the_middle_change_nothing_for_the_others(tracker: Tracker) -> None:
     """The order of arrival holds for what is left."""
     entries = add(tracker, 300)
