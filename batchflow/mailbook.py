@@ -11,7 +11,8 @@ saved before. Rules:
   what was not completed comes again: an outcome that is not handed over yet then gets the new message's
   receipt, and so does one that the session gave itself, when its mail comes after all.
 - A result that travels by reference counts as come when it was fetched. It is fetched once at a time: one
-  more of the same opening is a duplicate, one of a later opening takes the first one's place.
+  more of the same opening is a duplicate, one of a later opening takes the first one's place. Another outcome
+  of its task that comes meanwhile waits, and is a duplicate; it counts only where there is nothing to fetch.
 - Several messages may refer to one blob. It goes with the first of them: a duplicate, completed at once,
   takes nothing away from an outcome that is still to be fetched, by this holder or by a later one.
 - What nobody reads is put on disk, the oldest first, past so many messages, outcomes or bytes. In a session
@@ -127,6 +128,16 @@ class _Consumption(Generic[Opening]):
         self.receipt.hand_over()
 
 
+@dataclass(slots=True)
+class _Fetching(Generic[Opening]):
+    """A result by reference that is being fetched."""
+
+    receipt: Receipt
+    letter: Letter[Opening]
+    later: list[tuple[ResultItem, Letter[Opening], Receipt]] = field(default_factory=list)
+    """Outcomes of the same task that came after it: they do not overtake it."""
+
+
 class MailBook(Generic[Opening]):
     """Of one session."""
 
@@ -158,7 +169,8 @@ class MailBook(Generic[Opening]):
         """Outcomes, by uid, that the session gave itself and mail is still to come of."""
         self.again: dict[str, Entry] = {}
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
-        self.fetching: dict[str, tuple[Receipt, Letter[Opening]]] = {}
+        self.fetching: dict[str, _Fetching[Opening]] = {}
+        """By uid."""
         self._blobs: set[str] = set()
         """Those that messages that are held refer to."""
         self._incarnation = incarnation
@@ -222,19 +234,18 @@ class MailBook(Generic[Opening]):
 
         To be said only while the mailbox is known to be ours, or after another opening of it.
         """
-        _, letter = self.fetching[item.uid]
-        if letter.opening is self.opening:
-            return self.fetched(failure, 0)
-        del self.fetching[item.uid]  # where nobody was shown it, it comes again
-        return []
+        fetch = self.fetching.pop(item.uid)
+        if fetch.letter.opening is not self.opening:
+            return []  # where nobody was shown it, it comes again
+        return self._deliver_all([*fetch.later, (failure, fetch.letter, fetch.receipt)])
 
     def fetched(self, item: ResultItem, size: int) -> list[Command]:
         """A result is there whole, with so many bytes more; or it never will be, and is a failure."""
-        receipt, letter = self.fetching.pop(item.uid)
-        if letter.opening is self.opening:
-            letter.size += size
+        fetch = self.fetching.pop(item.uid)
+        if fetch.letter.opening is self.opening:
+            fetch.letter.size += size
             self.held_bytes += size
-        return self._deliver(item, letter, receipt)
+        return self._deliver_all([(item, fetch.letter, fetch.receipt), *fetch.later])
 
     def give(self, entry: Entry) -> None:
         """It has an outcome of the session's own, and mail is still to come of it."""
@@ -250,6 +261,10 @@ class MailBook(Generic[Opening]):
                     letter.blobs.append(reference.blob)
                 return self._bring(item, reference, letter, receipt)
             case ResultItem():
+                fetch = self.fetching.get(item.uid)
+                if fetch is not None and fetch.letter.opening is letter.opening:
+                    fetch.later.append((item, letter, receipt))
+                    return []
                 return self._deliver(item, letter, receipt)
             case EventItem():
                 receipt.hand_over()
@@ -262,11 +277,14 @@ class MailBook(Generic[Opening]):
         self, item: ResultItem, reference: Reference, letter: Letter[Opening], receipt: Receipt
     ) -> list[Command]:
         known = self.fetching.get(item.uid)
-        if known is not None and known[1].opening is letter.opening:
+        if known is not None and known.letter.opening is letter.opening:
             receipt.hand_over()
             return []
-        self.fetching[item.uid] = (receipt, letter)
+        self.fetching[item.uid] = _Fetching(receipt, letter)
         return [Fetch(item, reference)] if known is None else []
+
+    def _deliver_all(self, line: list[tuple[ResultItem, Letter[Opening], Receipt]]) -> list[Command]:
+        return [command for each in line for command in self._deliver(*each)]
 
     def _deliver(self, item: ResultItem, letter: Letter[Opening], receipt: Receipt) -> list[Command]:
         incarnation, sequence = wire.split_uid(item.uid)

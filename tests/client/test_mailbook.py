@@ -289,6 +289,40 @@ def test_a_result_is_fetched_once_at_a_time() -> None:
     assert desk.book.take_due() == [again]
 
 
+def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
+    """The task ran again after its arguments had been removed: that failure comes second.
+
+    It used to be shown in place of a success that an earlier holder had shown already.
+    """
+    account = an_account(submitted=1)
+    desk = Desk(account=account)
+    whole = result(0, "large", incarnation="old")
+    desk.book.accept(letter("first", replace(whole, value=Reference("results/0.json", 5))))
+    failure = replace(
+        whole, status=Status.FAILED, value=None, error="its arguments are gone", kind="TaskRejected"
+    )
+    late = letter("first", failure)
+    assert desk.book.accept(late) == []
+    assert desk.read() == []
+    desk.book.fetched(whole, 5)
+    assert desk.read() == ["large"]
+    assert late in desk.book.take_due()
+
+
+def test_where_there_is_nothing_to_fetch_the_next_outcome_counts() -> None:
+    """Rather than a failure to fetch the first one."""
+    desk = Desk(1)
+    item = result(0, Reference("results/0.json", 5))
+    desk.book.accept(letter("first", item))
+    desk.book.accept(letter("first", result(0, "small")))
+    desk.book.not_there(
+        item, replace(item, status=Status.FAILED, value=None, error="gone", kind="TaskFailed")
+    )
+    assert desk.read() == ["small"]
+    assert len(desk.book.take_due()) == 2
+    assert not desk.book.fetching
+
+
 def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
     """The blob goes with the message that is held, for that one comes again should this session die.
 
@@ -331,8 +365,8 @@ def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_ag
     That one was then completed unread, and the outcome was lost with the process.
     """
     desk = Desk(1, account=an_account())
-    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
     desk.book.accept(letter("first", result(0, "small")))
+    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
     desk.book.lost()
     desk.book.opening = "second"
     desk.book.fetched(result(0, "large"), 5)
