@@ -36,11 +36,13 @@ class Status(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    __hash__ = object.__hash__  # as good as Enum's, which is Python code and asked for several times a task
-
     @property
     def final(self) -> bool:
         return self not in (Status.SENDING, Status.QUEUED)
+
+
+# As good as Enum's own, which is Python code and asked for several times a task.
+Status.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Download(Protocol):
