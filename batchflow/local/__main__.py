@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from batchflow.errors import BatchflowError
+from batchflow.local.certificate import Maker, MakerAside
 from batchflow.local.directory import remove_abandoned
 from batchflow.local.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
 from batchflow.local.publishing import published
@@ -43,9 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.entra is None and (options.role or options.identity):
         parser.error("--role and --identity are for a cloud with --entra FILE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    certificate = MakerAside()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(options))
+            runner.run(_serve(options, certificate))
     except BatchflowError as error:
         sys.stderr.write(f"batchflow.local: {error}\n")
         return 1
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-async def _serve(options: argparse.Namespace) -> None:
+async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
@@ -71,6 +73,7 @@ async def _serve(options: argparse.Namespace) -> None:
         directory=options.directory,
         roles=_roles(options),
         identities=dict.fromkeys(options.identity, _NODES),
+        certificate=certificate,
     )
     settings = await cloud.start()
     gc.freeze()  # what was imported is there to stay, and not to be searched for garbage

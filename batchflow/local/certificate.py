@@ -2,33 +2,77 @@
 
 The Service Bus administration client speaks https whatever it is told, so that service needs TLS. The
 certificate is self-signed and its own authority: who trusts the PEM file trusts this one server.
+
+What makes it (`batchflow.local.selfsigned`) is loaded for it alone and holds 11 MB ever after, so a cloud
+that has a process of its own leaves it to another one, which ends when it is made.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import ssl
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn, Protocol
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from batchflow.errors import ServiceError
 
-LIFETIME = timedelta(days=365)
-_CLOCK_SKEW = timedelta(hours=1)
+_PARTS = 2
 
 
-def make_server_context(ca_file: Path) -> ssl.SSLContext:
-    """Make a certificate for 127.0.0.1 and localhost, write its public part to `ca_file`, return TLS with it.
+class Maker(Protocol):
+    """Makes a key and its certificate, in PEM."""
+
+    def __call__(self) -> tuple[bytes, bytes]: ...
+
+
+def make() -> tuple[bytes, bytes]:
+    """In this process."""
+    from batchflow.local import selfsigned
+
+    return selfsigned.make()
+
+
+class MakerAside:
+    """Begins at once, in a fork: for a process that has no thread and no event loop yet."""
+
+    def __init__(self) -> None:
+        self._reader, writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _tell(writer)
+        os.close(writer)
+
+    def __call__(self) -> tuple[bytes, bytes]:
+        """Waits for what the fork has made. Once."""
+        with os.fdopen(self._reader, "rb") as pipe:
+            parts = pipe.read().split(b"\0")
+        os.waitpid(self._pid, 0)
+        if len(parts) != _PARTS:
+            raise ServiceError("the local cloud's certificate could not be made")
+        key, certificate = parts
+        return key, certificate
+
+
+def _tell(writer: int) -> NoReturn:
+    """The fork's life: what goes wrong is said on standard error, and the pipe ends without a word."""
+    try:
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(b"\0".join(make()))
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def make_server_context(ca_file: Path, maker: Maker = make) -> ssl.SSLContext:
+    """Make a certificate, write its public part to `ca_file`, return TLS with it.
 
     The private key is on disk, readable by the owner alone, only while OpenSSL reads it from there.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _self_signed(key, datetime.now(UTC))
-    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key, certificate = maker()
+    ca_file.write_bytes(certificate)
     key_file = ca_file.with_name(f"{ca_file.name}.key")
     try:
         _write_private(key_file, key)
@@ -39,47 +83,6 @@ def make_server_context(ca_file: Path) -> ssl.SSLContext:
     return context
 
 
-def _write_private(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _write_private(path: Path, pem: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(pem)
-
-
-def _self_signed(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "batchflow local cloud")])
-    public = key.public_key()
-    subject_key = x509.SubjectKeyIdentifier.from_public_key(public)
-    authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject_key)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + LIFETIME)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(subject_key, critical=False)
-        .add_extension(authority_key, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _key_usage() -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        key_cert_sign=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

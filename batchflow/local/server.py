@@ -17,7 +17,7 @@ from pathlib import Path
 from batchflow.errors import ConfigurationError
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
-from batchflow.local.certificate import make_server_context
+from batchflow.local.certificate import Maker, make, make_server_context
 from batchflow.local.directory import locked, make_directory, remove_tree
 from batchflow.local.entra import Assignment, Directory, Principal
 from batchflow.local.identity import Entra, IdentityEndpoint, principal
@@ -63,7 +63,7 @@ class LocalCloud:
     Bus there are, for pools of several queues; a port that is given is the first one's. Each answer of each
     service leaves `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds.
     All that is on disk lies in `directory`, which must be private and is removed in the end; by default a new
-    one among the temporary files.
+    one among the temporary files. `certificate` makes the key and the certificate for TLS.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class LocalCloud:
         directory: Path | None = None,
         roles: Mapping[str, Sequence[Assignment]] | None = None,
         identities: Mapping[str, str] | None = None,
+        certificate: Maker = make,
     ) -> None:
         self._roles = dict(roles or {})
         self._identities = dict(identities or {})
@@ -90,6 +91,7 @@ class LocalCloud:
         self._link_idle_timeout = link_idle_timeout
         self._ports = ports or Ports()
         self._directory = directory
+        self._certificate = certificate
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._lock = ExitStack()
 
@@ -143,7 +145,7 @@ class LocalCloud:
         batch_key, storage_key = _new_key(), _new_key()
         batch_root = directory / "nodes"
         batch_root.mkdir(mode=0o700)
-        context = make_server_context(ca_file)
+        context = make_server_context(ca_file, self._certificate)
         entra = self._entra = await self._start_entra(context, ca_file) if self._roles else None
         buses = self._make_buses(context, entra)
         batch = BatchServer(

@@ -38,6 +38,47 @@ class TestCertificate:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await talk(context, client, "127.0.0.1")
 
+    def test_a_process_that_shall_stay_small_has_it_made_aside(self, tmp_path: Path) -> None:
+        """By a fork that ends with it; what makes it is not loaded here. Whoever trusts the file connects."""
+        program = f"""
+import asyncio, sys
+from pathlib import Path
+from batchflow.local.certificate import MakerAside
+certificate = MakerAside()
+from batchflow.local.server import LocalCloud
+async def serve():
+    cloud = LocalCloud(directory=Path({str(tmp_path)!r}) / "cloud", certificate=certificate)
+    await cloud.start()
+    await cloud.aclose()
+asyncio.run(serve())
+import os
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("cryptography" in sys.modules)
+"""
+        (tmp_path / "cloud").mkdir(mode=0o700)
+        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert told.stdout == "False\n"
+
+    def test_a_certificate_that_cannot_be_made_is_told(self, tmp_path: Path) -> None:
+        """And why, on standard error; nothing is left on the disk."""
+        program = f"""
+import sys
+from pathlib import Path
+sys.modules["cryptography"] = None
+from batchflow.errors import ServiceError
+from batchflow.local.certificate import MakerAside, make_server_context
+try:
+    make_server_context(Path({str(tmp_path)!r}) / "ca.pem", MakerAside())
+except ServiceError as error:
+    print(error)
+"""
+        told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert "certificate" in told.stdout
+        assert "ModuleNotFoundError" in told.stderr or "ImportError" in told.stderr
+        assert not any(tmp_path.iterdir())
+
     def test_the_key_does_not_stay(self, tmp_path: Path) -> None:
         """Only the public part is left on the disk."""
         make_server_context(tmp_path / "ca.pem")
