@@ -165,7 +165,9 @@ class Inbox:
                 self._outage.worked()
                 if delivery is not None:
                     self._check_ours()
-                    self._take(self._book.accept(Letter(delivery, self._mailbox)))
+                    letter = Letter(delivery, self._mailbox)
+                    del delivery  # with its body, which would be held until the next one comes
+                    self._take(self._book.accept(letter))
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""

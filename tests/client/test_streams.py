@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from batchflow.broker import Delivery
 from batchflow.client import Client
 from batchflow.errors import BrokerError, SessionClosed
 from batchflow.model import Counts, Result, Status
@@ -314,6 +315,18 @@ async def test_read_outcomes_are_not_held(session: Session, agent: Agent) -> Non
         await eventually(lambda: session.counts.queued == session.counts.sending == 0)
         assert len(session.take()) == 100
     assert len(session._inbox._book.fresh) < 2500
+
+
+async def test_a_message_that_was_read_is_not_held(session: Session, agent: Agent) -> None:
+    """Not even the last one, though the next may be long in coming."""
+    await session.submit("x.py")
+    (item,) = await agent.take()
+    await agent.answer(item, value="a value that is seen nowhere else")
+    assert await read(session.results()) == ["a value that is seen nowhere else"]
+    await until_empty(session)
+    gc.collect()
+    held = [each for each in gc.get_objects() if isinstance(each, Delivery)]
+    assert [each for each in held if b"seen nowhere else" in each.body] == []
 
 
 # ---- events
