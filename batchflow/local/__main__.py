@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from batchflow import idle
 from batchflow.errors import BatchflowError
 from batchflow.local.certificate import Maker, MakerAside
 from batchflow.local.directory import remove_abandoned
@@ -85,7 +86,9 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
                 files.enter_context(published(path, text))
             _announce(settings, options.config, options.entra)
             await asyncio.to_thread(remove_abandoned)
+            giving = asyncio.create_task(idle.give_back(), name="give memory back")
             await stop.wait()
+            giving.cancel()
     finally:
         await cloud.aclose()
 
