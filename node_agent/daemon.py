@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from batchflow import idle
 from batchflow.azure.identity import check_https, of_the_node
 from batchflow.azure.late import LateContainer
 from batchflow.control import AgentConfig
@@ -74,6 +75,8 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         loop.add_signal_handler(signal.SIGINT, _nothing)
         if config.leave_at is not None:
             loop.call_later(max(0.0, config.leave_at - time.time()), agent.stop)
+        giving = asyncio.create_task(idle.give_back(), name="give memory back")
+        stack.callback(giving.cancel)
         await agent.run()
 
 
