@@ -71,6 +71,14 @@ class Gone:
     stderr: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A CALL or a NOTE."""
+
+    kind: int
+    fields: dict[str, Any]
+
+
 class WarmChild:
     """One child. Lives from `start` to `close`; killing its process is the slot's affair."""
 
@@ -110,8 +118,9 @@ class WarmChild:
         self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Gone] | None = None
-        self._early: deque[Answer] = deque()
-        """Answers that came before they were asked for: of tasks that were sent together."""
+        self._early: deque[Answer | _Said] = deque()
+        """What came of tasks that were sent together before it was their turn: their answers, and what the
+        later ones said before theirs."""
         self._gone: Gone | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._exit: asyncio.Task[None] | None = None
@@ -206,12 +215,16 @@ class WarmChild:
 
     def answer(self) -> asyncio.Future[Answer | Gone]:
         """The next answer, or the child's end. One at a time; the caller may resolve it otherwise."""
-        self._waiter = self._loop.create_future()
-        if self._early:
-            self._waiter.set_result(self._early.popleft())
-        elif self._gone is not None:
-            self._waiter.set_result(self._gone)
-        return self._waiter
+        waiter = self._waiter = self._loop.create_future()
+        while self._early and not waiter.done():
+            early = self._early.popleft()
+            if isinstance(early, Answer):
+                waiter.set_result(early)
+            else:
+                self._hear(early)
+        if self._gone is not None and not waiter.done():
+            waiter.set_result(self._gone)
+        return waiter
 
     def kill(self) -> None:
         """The child's own process, at once."""
@@ -313,16 +326,25 @@ class WarmChild:
         match kind:
             case frames.VALUE | frames.FAILURE:
                 self._answered(kind, payload)
-            case frames.CALL:
-                self._called(self, orjson.loads(payload))
-            case frames.NOTE:
-                self._noted(orjson.loads(payload))
+            case frames.CALL | frames.NOTE:
+                said = _Said(kind, orjson.loads(payload))
+                if self._waiter is None or self._waiter.done():
+                    self._early.append(said)
+                else:
+                    self._hear(said)
             case frames.FORGOTTEN:
                 self._have_forgotten()
             case frames.READY if not self.ready.done():
                 self.ready.set_result(True)
             case _:
                 raise frames.FrameError(f"a frame of kind {kind}")
+
+    def _hear(self, said: _Said) -> None:
+        """Of the task whose answer is waited for."""
+        if said.kind == frames.CALL:
+            self._called(self, said.fields)
+        else:
+            self._noted(said.fields)
 
     def _answered(self, kind: int, payload: bytes) -> None:
         self.tasks += 1

@@ -13,6 +13,7 @@ import pytest
 
 from batchflow.model import Status
 from node_agent import processes
+from node_agent.slots import Outcome
 from tests.agent.support_tasks import BOUND, bench, materialise, until, value
 
 FINE = "def do_action(engine, args): return 'fine'"
@@ -228,6 +229,28 @@ def do_action(engine, args):
         found = value(await slot.python(gathered, timeout=BOUND))
         assert [lines[1] for lines in found] == ["0", "1"]
         assert value(await slot.python(threads, timeout=BOUND)) == [str(n) for n in range(24)]
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_java_of_one_task_of_a_pack_concerns_no_other(tmp_path: Path) -> None:
+    """Although the agent may read the wish for it in one piece with the answers before it."""
+    source = """
+async def do_action(engine, args):
+    if args[0]:
+        return (await engine.run_java('x.jar', args[0]))[1]
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        await slot.slot.run(slot.execution(bundle, "task.py", [""]), files)  # has imported asyncio
+        gate = tmp_path / "gate"
+        arguments = ["", "", "", f"while [ ! -e {gate} ]; do sleep 0.01; done; echo through", ""]
+        tasks = [slot.execution(bundle, "task.py", [word]) for word in arguments]
+        found: dict[int, Outcome] = {}
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, found.__setitem__))
+        await until(lambda: len(found) == 3)
+        gate.touch()
+        await running
+    assert [value(outcome) for outcome in found.values()] == [None, None, None, "through", None]
 
 
 @pytest.mark.usefixtures("stand_in")

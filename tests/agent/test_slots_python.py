@@ -433,6 +433,17 @@ def do_action(engine, args):
         last = outcome.finished_at
 
 
+async def test_what_a_task_of_a_pack_tells_is_told_of_that_task(tmp_path: Path) -> None:
+    """However much of what the tasks after it say comes in one piece with its answer."""
+    source = "def do_action(engine, args):\n    engine.log(str(args[0]))\n    engine.progress(args[0])"
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        tasks = [slot.execution(bundle, "task.py", [number]) for number in range(100)]
+        await slot.slot.run_many(tasks, files, lambda *_: None)
+        told = [(event.task_id, event.kind) for event in slot.events]
+    assert told == [(task.task_id, kind) for task in tasks for kind in ("log", "progress")]
+
+
 async def test_answers_do_not_wait_for_a_slow_companion(tmp_path: Path) -> None:
     """Those before it are known while it runs, although the child wakes nobody for them."""
     source = """
