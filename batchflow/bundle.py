@@ -97,8 +97,12 @@ class Bundle:
     def blob(self) -> str:
         return bundle_blob(self.hash)
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(file.name for file in self.files)
+
     def __contains__(self, name: str) -> bool:
-        return any(file.name == name for file in self.files)
+        return name in self._names
 
     @classmethod
     def read(cls, document: bytes, expected_hash: str) -> Bundle:

@@ -124,7 +124,7 @@ class Agent:
             Worker(index, runner, self._depot, feed=self.feed, done=self._done)
             for index, runner in enumerate(parts.runners)
         ]
-        self._events: deque[to.Event] = deque()
+        self._events: deque[Sequence[to.Event]] = deque()
         self._feeding = False
         self._held: dict[int, _Held] = {}
         self._outcomes: dict[int, reports.Done] = {}
@@ -201,17 +201,19 @@ class Agent:
         for name, service in services.items():
             group.start_soon(_eternal, name, service, name=name)
 
-    def feed(self, event: to.Event) -> None:
+    def feed(self, *events: to.Event) -> None:
         """Tell the scheduler, and do what it says. What is fed meanwhile comes after that."""
-        self._events.append(event)
+        self._events.append(events)
         if self._feeding:
             return
         self._feeding = True
         now = time.monotonic()
         try:
             while self._events:
-                for command in self._scheduler.handle(self._events.popleft(), now):
+                for command in self._scheduler.handle_all(self._events.popleft(), now):
                     self._obey(command)
+                for outbox in self._outboxes.values():
+                    outbox.reconsider()
         finally:
             self._feeding = False
         self._arm(now)
@@ -388,7 +390,9 @@ class Agent:
     def _bury(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
         """A dead letter's task gets its result."""
         encoded = reports.encode_verdict(item, verdict, self._host, time.time())
-        self._outbox_for(item.mailbox).put(number, item.mailbox, encoded)
+        outbox = self._outbox_for(item.mailbox)
+        outbox.put(number, item.mailbox, encoded)
+        outbox.reconsider()
 
     def _accepted(self, tasks: Sequence[int]) -> None:
         own = [task for task in tasks if task >= 0]
@@ -405,6 +409,7 @@ class Agent:
             return
         verdict = to.Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
         self._send_result(task, verdict)
+        self._outbox_for(self._scheduler.item(task).mailbox).reconsider()
 
     def _put_news(self, mailbox: str, items: Sequence[bytes]) -> None:
         self._outbox_for(mailbox).put_events(mailbox, items)

@@ -56,6 +56,7 @@ class Channel:
         self._replies: dict[int, dict[str, Any]] = {}
         self._waiting: dict[int, Callable[[dict[str, Any]], None]] = {}
         self._calls = 0
+        self._unanswered: set[int] = set()
         self._cancelled = False
         os.register_at_fork(after_in_child=self._close_fork)
 
@@ -94,6 +95,7 @@ class Channel:
         """A number for a CALL. `arrived` gets the reply, in whatever thread reads it."""
         with self._changed:
             self._calls += 1
+            self._unanswered.add(self._calls)
             if arrived is not None:
                 self._waiting[self._calls] = arrived
             return self._calls
@@ -102,12 +104,15 @@ class Channel:
         """Wait for the reply to a call."""
         return self._wait(lambda: self._replies.pop(call, None))
 
-    def forget_calls(self) -> None:
-        """The task is over: nobody waits for its calls any more."""
+    def forget_calls(self) -> bool:
+        """The task is over: nobody waits for its calls any more. Whether there were some without a reply."""
         with self._changed:
+            unanswered = bool(self._unanswered)
             self._cancelled = False
+            self._unanswered.clear()
             self._replies.clear()
             self._waiting.clear()
+            return unanswered
 
     def cancelled(self) -> bool:
         """Whether a CANCEL has come, without waiting."""
@@ -154,6 +159,7 @@ class Channel:
             self._go = True
         elif kind == frames.REPLY:
             reply = orjson.loads(payload)
+            self._unanswered.discard(reply["call"])
             if (arrived := self._waiting.pop(reply["call"], None)) is not None:
                 arrived(reply)
             else:

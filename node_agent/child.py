@@ -27,7 +27,7 @@ import orjson
 
 from node_agent import frames, runner, values
 from node_agent.channel import AGENT_GONE, Channel
-from node_agent.disk import touched
+from node_agent.disk import Watch
 from node_agent.engine import TaskEngine
 from node_agent.modules import Modules, NoAction
 
@@ -110,7 +110,11 @@ class Child:
         self._stderr: Any = sys.stderr
         self._stop: Callable[[], None] | None = None
         self._retire = False
+        self._leaves_calls = False
+        """Whether programs that the last task asked the agent for may be running."""
         self._loop: Any = None
+        self._bundle = self._directory = ""
+        self._watch = Watch("", [])
         signal.signal(signal.SIGTERM, self._on_term)
 
     def serve(self) -> None:
@@ -120,6 +124,8 @@ class Child:
             kind, payload = self._channel.order()
             if kind == frames.FORGET:
                 self._channel.send(frames.FORGOTTEN)
+            elif kind == frames.PLACE:
+                self._move(orjson.loads(payload))
             elif kind in (frames.TASK, frames.NEXT_TASK) and self._may_start():
                 self._channel.ringing = kind == frames.NEXT_TASK
                 task = orjson.loads(payload)
@@ -127,11 +133,17 @@ class Child:
                 kind, answer = self._run(task)
                 if os.getpid() != self._channel.pid:
                     os._exit(0)
-                flags = self._flags(task)
+                flags = self._flags()
                 head = frames.ANSWER.pack(flags, began_at, time.time())
                 self._channel.send(kind, head + answer, quiet=not flags and self._channel.more)
                 if flags:
                     self._channel.go()
+
+    def _move(self, place: dict[str, Any]) -> None:
+        """Where the tasks from now on run."""
+        self._watch.close()
+        self._bundle, self._directory = place["bundle"], place["directory"]
+        self._watch = Watch(self._directory, place["watched"])
 
     def _may_start(self) -> bool:
         """Take a permit; there is none for a task that the agent took back."""
@@ -167,11 +179,11 @@ class Child:
             self._put_back(task)
 
     def _prepare(self, task: dict[str, Any]) -> TaskEngine:
-        directory = task["directory"]
+        directory = self._directory
         if _working_directory() != directory:
             os.chdir(directory)
         self._line.directory = None if task["stream"] or task["memory_limit"] is not None else directory
-        self._modules.use(task["bundle"], directory)
+        self._modules.use(self._bundle, directory)
         return TaskEngine(
             self._line,
             task_id=task["task_id"],
@@ -278,7 +290,7 @@ class Child:
     def _put_back(self, task: dict[str, Any]) -> None:
         if self._channel.cancelled():
             self._retire = True
-        self._channel.forget_calls()
+        self._leaves_calls = self._channel.forget_calls()
         if task["memory_limit"] is not None:
             self._limit_memory(None)
         try:
@@ -294,11 +306,11 @@ class Child:
         if signal.getsignal(signal.SIGTERM) != self._on_term:
             signal.signal(signal.SIGTERM, self._on_term)
 
-    def _flags(self, task: dict[str, Any]) -> int:
+    def _flags(self) -> int:
         flags = 0
-        if touched(task["watched"]):
+        if self._watch.touched():
             flags |= frames.TOUCHED
-        if _reap():
+        if _reap() or self._leaves_calls:
             flags |= frames.LEFTOVERS
         if _unread(1) or _unread(2):
             flags |= frames.PRINTED

@@ -44,6 +44,9 @@ class Refusal:
     kind: str = "TaskRejected"
 
 
+_ACTION: Final = Action()
+
+
 def resolve(
     command: str, args: Sequence[Any], bundle: Bundle, files: Path, directory: Path
 ) -> Action | Launch | Refusal:
@@ -51,7 +54,7 @@ def resolve(
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
     if command.endswith(".py"):
-        return Action()
+        return _ACTION
     try:
         words = [word(arg) for arg in args]
     except ValueError as error:

@@ -119,11 +119,6 @@ class Crew:
             sessions.add(self.child.pid)
         return sessions, marks
 
-    @property
-    def busy(self) -> bool:
-        """Whether programs that the task asked for are still there."""
-        return bool(self._calls)
-
     async def stop(self, ended: asyncio.Future[Any], grace: float, told: WarmChild | None) -> None:
         """Tell the task to end; `ended` is done when it has. Kills what is left after `grace` seconds.
 

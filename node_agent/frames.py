@@ -7,6 +7,7 @@ holds bytes that do not make a frame yet; it does no I/O.
 kind                  direction   payload
 ====================  ==========  ==================================================================
 SETUP                 to child    JSON: settings that hold for the child's life
+PLACE                 to child    JSON: the working directory of the tasks after it
 TASK                  to child    JSON: one task
 NEXT_TASK             to child    JSON: one of several tasks that are under way
 CANCEL                to child    empty: the running task shall end
@@ -41,13 +42,13 @@ from __future__ import annotations
 
 from struct import Struct
 
-SETUP, TASK, CANCEL, GO, REPLY, FORGET, NEXT_TASK = 1, 2, 3, 4, 5, 6, 7
+SETUP, TASK, CANCEL, GO, REPLY, FORGET, NEXT_TASK, PLACE = 1, 2, 3, 4, 5, 6, 7, 8
 READY, VALUE, FAILURE, CALL, NOTE, FORGOTTEN = 17, 18, 19, 20, 21, 22
 
 TOUCHED = 1
 """Flag: files appeared, vanished or changed in the working directory."""
 LEFTOVERS = 2
-"""Flag: processes that the task started are still there."""
+"""Flag: processes that the task started, or the agent for it, may still be there."""
 PRINTED = 4
 """Flag: output waits in the pipes."""
 RETIRE = 8

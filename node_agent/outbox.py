@@ -86,10 +86,14 @@ class Outbox:
         self._sent = 0
 
     def put(self, task: int, mailbox: str, item: bytes) -> None:
-        """A result; `accepted` is called with its task when the broker has it."""
+        """A result; `accepted` is called with its task when the broker has it. After one or several of them
+        `reconsider` is due."""
         self._post(mailbox).results.append((task, item))
         self._filled.set()
-        if not self._hold():
+
+    def reconsider(self) -> None:
+        """Look again whether what waits shall wait for more."""
+        if self._posts and not self._last.is_set() and not self._hold():
             self._last.set()
 
     def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:

@@ -235,8 +235,14 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """What is to be done, in this order."""
+        return self.handle_all((event,), now)
+
+    def handle_all(self, events: Iterable[Event], now: float) -> list[Command]:
+        """What is to be done after all of these, in this order: cheaper than one by one."""
+        for event in events:
+            if not self._exited:
+                self._apply(event, now)
         if not self._exited:
-            self._apply(event, now)
             self._advance(now)
         commands, self._out = self._out, []
         return commands

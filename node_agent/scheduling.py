@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from batchflow.control import AgentState, Cancellation
 from batchflow.model import Attempt, Status
@@ -159,6 +159,12 @@ Event = (
     | NothingLeft
     | Tick
 )
+
+
+class Feed(Protocol):
+    """Who takes events, those together that came together."""
+
+    def __call__(self, *events: Event) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

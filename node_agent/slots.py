@@ -52,7 +52,8 @@ __all__ = ["Execution", "Outcome", "Slot"]
 CANCEL_GRACE: Final = 0.75
 """Seconds from a cancellation to SIGKILL, at most."""
 
-Done = Callable[[int, Outcome], None]
+Done = Callable[[int, Sequence[Outcome]], None]
+"""The outcomes of tasks that were run one after the other, the first one by its index."""
 
 
 @dataclass(slots=True)
@@ -136,11 +137,11 @@ class Slot:
         to end, and raises when none of its processes is left, within `CANCEL_GRACE` and a moment.
         """
         found: list[Outcome] = []
-        await self.run_many((execution,), files, lambda _, outcome: found.append(outcome))
+        await self.run_many((execution,), files, lambda _, outcomes: found.extend(outcomes))
         return found[0]
 
     async def run_many(self, executions: Sequence[Execution], files: Path, done: Done) -> None:
-        """Run tasks of one bundle one after the other; `done` gets each outcome as it comes, by its index.
+        """Run tasks of one bundle one after the other; `done` gets the outcomes as they come, in this order.
 
         Raises and cancels as `run` does; `done` was then called for those that had ended.
         """
@@ -149,8 +150,7 @@ class Slot:
         try:
             place = await self._workspace.prepare(executions[0].bundle, files)
         except ConfigurationError as error:
-            for index in range(len(executions)):
-                done(index, _now(outcomes.rejected(str(error))))
+            done(0, [_now(outcomes.rejected(str(error))) for _ in executions])
             return
         self._line, self._recalled, index = list(executions), False, 0
         try:
@@ -160,17 +160,15 @@ class Slot:
         finally:
             self._line = self._orders = None
 
-    def follow(self, execution: Execution) -> bool:
-        """Have `run_many` run one more, of the same bundle, after all that it runs; False when it does not,
-        for it runs nothing, or what it had was taken back."""
+    def follow(self, executions: Sequence[Execution]) -> bool:
+        """Have `run_many` run more, of the same bundle, after all that it runs; False when it does not, for
+        it runs nothing, or what it had was taken back."""
         if self._line is None or self._recalled:
             return False
-        self._line.append(execution)
-        orders = self._orders
-        if orders is None or not orders.room or self._begun < len(self._line) - 1:
-            return True
-        if _resolve(execution, orders.place) == commands.Action():
-            self._order(orders, 1)
+        is_first = self._begun == len(self._line)
+        self._line += executions
+        if self._orders is not None and is_first:
+            self._order(self._orders)
         return True
 
     def recall(self) -> int:
@@ -220,9 +218,9 @@ class Slot:
         assert self._line is not None
         match _resolve(self._line[index], place):
             case commands.Refusal(reason, kind):
-                done(index, _now(outcomes.failed(kind, reason)))
+                done(index, [_now(outcomes.failed(kind, reason))])
             case commands.Launch(argv):
-                done(index, await self._launch(self._line[index], argv, place))
+                done(index, [await self._launch(self._line[index], argv, place)])
             case commands.Action():
                 return await self._run_pack(index, place, done)
         return index + 1
@@ -232,14 +230,18 @@ class Slot:
         assert self._line is not None
         child = await self._warm_child(self._line[index].memory_limit)
         await child.forgotten()
+        child.move(place)
         self._orders = orders = _Orders(child, place, max(1, self._config.child_tasks - child.tasks))
         self._begun = index
-        self._order(orders, 1 if self._recalled else self._alike(index, orders))
+        self._order(orders, 1 if self._recalled else None)
         try:
             while index < self._begun:
                 outcome, flags = await self._run_in(child, self._line[index], place)
-                done(index, outcome)
-                index += 1
+                found = [outcome]
+                if not flags:
+                    found += map(_read, child.answered())
+                done(index, found)
+                index += len(found)
                 if self._crew.child is not child:
                     return index
                 if flags:
@@ -254,23 +256,19 @@ class Slot:
             await self._replace_child()
         return index
 
-    def _alike(self, index: int, orders: _Orders) -> int:
-        """How many of the line, from this one on, can be sent to the child."""
+    def _order(self, orders: _Orders, most: int | None = None) -> None:
+        """Send to the child what comes next in the line, after what it was sent, as far as it is for it."""
         assert self._line is not None
-        count = 1
-        for execution in self._line[index + 1 : index + orders.room]:
-            if _resolve(execution, orders.place) != commands.Action():
+        end = self._begun + (orders.room if most is None else min(most, orders.room))
+        tasks = []
+        for execution in self._line[self._begun : end]:
+            if not isinstance(_resolve(execution, orders.place), commands.Action):
                 break
-            count += 1
-        return count
-
-    def _order(self, orders: _Orders, count: int) -> None:
-        """Send so many to the child, after those that were sent."""
-        assert self._line is not None
-        tasks = self._line[self._begun : self._begun + count]
-        orders.child.order([_order(one, orders.place) for one in tasks])
-        orders.room -= count
-        self._begun += count
+            tasks.append(_order(execution))
+        if tasks:
+            orders.child.order(tasks)
+            orders.room -= len(tasks)
+            self._begun += len(tasks)
 
     async def _warm_child(self, memory_limit: int | None) -> WarmChild:
         """A child that has not used up much of the limit before the task begins."""
@@ -298,13 +296,13 @@ class Slot:
         flags = frames.RETIRE
         if isinstance(end, Answer):
             flags, began_at = end.flags, end.began_at
-        if flags or self._crew.busy:
+        if flags:
             with CancelScope(shield=True):
                 outcome = await self._settle(child, end, execution, limits)
                 outcome = await self._put_in_order(outcome, place, flags)
             outcome = replace(outcome, started_at=began_at, finished_at=time.time())
         else:
-            outcome = _read(end, started_at=end.began_at, finished_at=end.ended_at)
+            outcome = _read(end)
         telling.finish()
         return outcome, flags
 
@@ -318,7 +316,7 @@ class Slot:
         if isinstance(end, Answer):
             if end.flags & frames.RETIRE:
                 await self._replace_child()
-            elif end.flags & frames.LEFTOVERS or self._crew.busy:
+            elif end.flags & frames.LEFTOVERS:
                 await self._crew.sweep()
             return _read(end)
         if isinstance(end, Gone):
@@ -424,7 +422,7 @@ def _resolve(execution: Execution, place: Place) -> commands.Action | commands.L
     return commands.resolve(execution.command, execution.args, execution.bundle, place.files, place.directory)
 
 
-def _order(execution: Execution, place: Place) -> bytes:
+def _order(execution: Execution) -> bytes:
     """A task as the child gets it."""
     fields = {
         "command": execution.command,
@@ -435,15 +433,19 @@ def _order(execution: Execution, place: Place) -> bytes:
         "attempt": execution.attempt,
         "memory_limit": execution.memory_limit,
         "stream": execution.stream_output,
-        "bundle": place.bundle.hash,
-        "directory": str(place.directory),
-        "watched": place.watched,
     }
     return orjson.dumps(fields)
 
 
-def _read(answer: Answer, **more: Any) -> Outcome:
-    return outcomes.answered(answer.kind, answer.payload, stdout=answer.stdout, stderr=answer.stderr, **more)
+def _read(answer: Answer) -> Outcome:
+    return outcomes.answered(
+        answer.kind,
+        answer.payload,
+        stdout=answer.stdout,
+        stderr=answer.stderr,
+        started_at=answer.began_at,
+        finished_at=answer.ended_at,
+    )
 
 
 def _program_outcome(command: str, ended: Ended, stderr: str, limit: int) -> Outcome:

@@ -22,6 +22,8 @@ from node_agent.tail import Tail
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from node_agent.workspace import Place
+
 _READ_SIZE: Final = 256 * 1024
 _BUFFER: Final = 512 * 1024
 """Bytes that either end can send before the other one reads: the tasks of a message in one go. The kernel may
@@ -107,6 +109,8 @@ class WarmChild:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._place: Place | None = None
+        """Where its tasks run."""
         self._due = 0
         """Answers to tasks that were sent."""
         self._rings = True
@@ -178,6 +182,18 @@ class WarmChild:
             self._loop.add_writer(self._socket, self._write)
         self._unsent += data
 
+    def move(self, place: Place) -> None:
+        """Where the tasks that are sent from now on run."""
+        if place is self._place:
+            return
+        self._place = place
+        fields = {
+            "bundle": place.bundle.hash,
+            "directory": str(place.directory),
+            "watched": place.watched,
+        }
+        self.send(frames.encode(frames.PLACE, orjson.dumps(fields)))
+
     def order(self, tasks: Sequence[bytes]) -> None:
         """Send tasks, as JSON, to be run one after the other."""
         if not self._due:
@@ -225,6 +241,15 @@ class WarmChild:
         if self._gone is not None and not waiter.done():
             waiter.set_result(self._gone)
         return waiter
+
+    def answered(self) -> list[Answer]:
+        """Answers that came with the one that was waited for, as far as there is nothing to do after them
+        and nothing else was said before them."""
+        found = []
+        while self._early and isinstance(early := self._early[0], Answer) and not early.flags:
+            found.append(early)
+            self._early.popleft()
+        return found
 
     def kill(self) -> None:
         """The child's own process, at once."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
@@ -27,7 +28,7 @@ from batchflow.model import Status
 from node_agent.backoff import Backoff
 from node_agent.outcomes import Execution, Outcome, failed
 from node_agent.reports import Done, failure
-from node_agent.scheduling import Ended, Event, Freed, Prepared
+from node_agent.scheduling import Ended, Feed, Freed, Prepared
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -55,10 +56,10 @@ class Runner(Protocol):
     """What a worker needs of a slot."""
 
     async def run_many(
-        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
+        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Sequence[Outcome]], None]
     ) -> None: ...
 
-    def follow(self, execution: Execution) -> bool: ...
+    def follow(self, executions: Sequence[Execution]) -> bool: ...
 
     def recall(self) -> int: ...
 
@@ -116,7 +117,7 @@ class Worker:
         slot: Runner,
         depot: Depot,
         *,
-        feed: Callable[[Event], None],
+        feed: Feed,
         done: Callable[[int, Done], None],
     ) -> None:
         self._index = index
@@ -150,13 +151,14 @@ class Worker:
         assert assignment.bundle is not None
         assignment.open |= tasks
         self._note(assignment)
+        following = []
         for task, item in tasks.items():
             assert isinstance(item.params, list)
-            execution = _execution(item, assignment.bundle, item.params)
-            if not assignment.line and self._slot.follow(execution):
-                assignment.running.append(task)
-            else:
-                assignment.line.append((task, execution))
+            following.append((task, _execution(item, assignment.bundle, item.params)))
+        if not assignment.line and self._slot.follow([execution for _, execution in following]):
+            assignment.running += tasks
+        else:
+            assignment.line += following
 
     def recall(self) -> list[int]:
         """Take back those of the tasks that have not begun; which they are."""
@@ -202,9 +204,10 @@ class Worker:
             self._fail(assignment.open, "WorkerDied", f"the agent could not run the task: {error!r}")
 
     def _fail(self, tasks: _Open, kind: str, error: str) -> None:
-        for task in list(tasks):
-            del tasks[task]
-            self._end(task, Done(failed(kind, error, finished_at=time.time())))
+        ended = list(tasks)
+        tasks.clear()
+        outcome = failed(kind, error, finished_at=time.time())
+        self._end([(task, Done(outcome)) for task in ended])
 
     async def _work_off(self, assignment: _Assignment) -> None:
         bundle_hash = next(iter(assignment.open.values())).bundle
@@ -226,13 +229,15 @@ class Worker:
     async def _run_line(self, assignment: _Assignment, files: Path, uploads: asyncio.TaskGroup) -> None:
         """Run what there is, and what follows it. What is large is brought away while others run."""
 
-        def done(index: int, outcome: Outcome) -> None:
-            task = assignment.running[index]
-            item = assignment.open.pop(task)
-            if self._is_light(outcome):
-                self._end(task, _light(outcome))
-            else:
-                uploads.create_task(self._bring_away(task, item, outcome))
+        def done(first: int, outcomes: Sequence[Outcome]) -> None:
+            ended = []
+            for task, outcome in zip(islice(assignment.running, first, None), outcomes, strict=False):
+                item = assignment.open.pop(task)
+                if self._is_light(outcome):
+                    ended.append((task, _light(outcome)))
+                else:
+                    uploads.create_task(self._bring_away(task, item, outcome))
+            self._end(ended)
 
         assignment.running = [task for task, _ in assignment.line]
         executions = [execution for _, execution in assignment.line]
@@ -264,7 +269,7 @@ class Worker:
             done = Done(replace(outcome, status=Status.FAILED, kind="TaskFailed", error=fault, value=None))
         finally:
             self._slot.clean(outcome)
-        self._end(task, done)
+        self._end([(task, done)])
 
     async def _brought(self, item: wire.TaskItem, outcome: Outcome) -> Done:
         files = await self._upload(item, outcome) if outcome.outputs else ()
@@ -324,16 +329,19 @@ class Worker:
                 self._fail({task: tasks.pop(task)}, unfit.kind, str(unfit))
         return executions
 
-    def _end(self, task: int, done: Done) -> None:
-        outcome = done.outcome
-        self._done(task, done)
-        finished = time.time() if outcome.finished_at is None else outcome.finished_at
-        started = finished if outcome.started_at is None else outcome.started_at
-        self._feed(
-            Ended(
-                task, failure(outcome), outcome.error, finished, max(0.0, finished - started), random.random()
-            )
-        )
+    def _end(self, ended: Sequence[tuple[int, Done]]) -> None:
+        events = []
+        for task, done in ended:
+            self._done(task, done)
+            events.append(_ended(task, done.outcome))
+        self._feed(*events)
+
+
+def _ended(task: int, outcome: Outcome) -> Ended:
+    finished = time.time() if outcome.finished_at is None else outcome.finished_at
+    started = finished if outcome.started_at is None else outcome.started_at
+    duration = max(0.0, finished - started)
+    return Ended(task, failure(outcome), outcome.error, finished, duration, random.random())
 
 
 def _light(outcome: Outcome) -> Done:

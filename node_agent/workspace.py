@@ -21,7 +21,7 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +46,7 @@ class Place:
     """Where the cached files lie."""
     directory: Path
     watched: list[str]
-    """Paths whose stamps tell whether a task changed something."""
+    """Paths in it whose stamps, with its own, tell whether a task changed something."""
 
 
 class Workspace:
@@ -76,13 +76,14 @@ class Workspace:
 
     def touched(self, place: Place) -> bool:
         """Whether a task changed something."""
-        return disk.touched(place.watched)
+        return disk.touched([str(place.directory), *place.watched])
 
     async def collect(self, place: Place) -> tuple[Path | None, tuple[Path, ...]]:
         """Put a place in order after a task: (folder, files) of what the task left in `outputs`.
 
-        The folder is the caller's to remove; None when nothing was left. A place that cannot be put in order
-        is forgotten: the next `prepare` makes it anew, and says what is wrong if that fails.
+        The folder is the caller's to remove; None when nothing was left. From the next `prepare` on it is
+        another place, in the same directory: files of it may have been made anew. One that cannot be put in
+        order is forgotten: the next `prepare` makes it anew, and says what is wrong if that fails.
         """
         return await asyncio.to_thread(self._collect, place)
 
@@ -106,7 +107,7 @@ class Workspace:
             disk.stamp(path)
         if self._copies:
             paths += [str(directory / file.name) for file in bundle.files]
-        return Place(bundle, files, directory, paths)
+        return Place(bundle, files, directory, paths[1:])
 
     def _place_file(self, source: Path, target: Path, size: int) -> None:
         found = os.stat(source, follow_symlinks=False)
@@ -125,10 +126,11 @@ class Workspace:
         own = {place.directory / file.name for file in place.bundle.files}
         if names := [path for path in _regular_files(place.directory / OUTPUTS) if path not in own]:
             moved = self._move(place.directory / OUTPUTS, names)
-        try:
+        former = self._places.pop(place.bundle.hash, None)
+        with suppress(OSError, StorageError):
             self._restore(place, own)
-        except (OSError, StorageError):
-            self._places.pop(place.bundle.hash, None)
+            if former is not None:
+                self._places[place.bundle.hash] = replace(place)
         return moved
 
     def _move(self, outputs: Path, names: list[Path]) -> tuple[Path, tuple[Path, ...]]:

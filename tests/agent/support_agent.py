@@ -85,12 +85,12 @@ class FakeSlot:
         return outcome
 
     async def run_many(
-        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Outcome], None]
+        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Sequence[Outcome]], None]
     ) -> None:
         for index, execution in enumerate(executions):
-            done(index, await self.run(execution, files))
+            done(index, [await self.run(execution, files)])
 
-    def follow(self, execution: Execution) -> bool:
+    def follow(self, executions: Sequence[Execution]) -> bool:
         """It begins nothing by itself."""
         return False
 

@@ -18,7 +18,7 @@ from node_agent.disk import stamp
 from node_agent.slots import Execution, Outcome, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from batchflow.wire import EventItem
@@ -109,6 +109,11 @@ class Bench:
     async def python(self, source: str, *args: Any, **limits: Any) -> Outcome:
         """One task whose file is this source."""
         return await self.run({"task.py": source}, "task.py", *args, **limits)
+
+
+def keep(found: dict[int, Outcome]) -> Callable[[int, Sequence[Outcome]], None]:
+    """What puts the outcomes of `run_many` there, by their index."""
+    return lambda first, outcomes: found.update(enumerate(outcomes, first))
 
 
 def value(outcome: Outcome) -> Any:

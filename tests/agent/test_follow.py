@@ -18,7 +18,7 @@ from node_agent.outcomes import Outcome
 from node_agent.scheduler import AHEAD, MOST_FOLLOWING, SOON, STRAGGLER, Scheduler
 from node_agent.work import Depot, Worker
 from tests.agent.support_agent import INCARNATION, FakeBundles, FakeJournal, FakeSlot, behave, task
-from tests.agent.support_tasks import bench, materialise, until, value
+from tests.agent.support_tasks import bench, keep, materialise, until, value
 
 GATED = """
 import pathlib, time
@@ -223,10 +223,11 @@ async def test_the_child_goes_on_with_what_follows(tmp_path: Path) -> None:
             for number, act in enumerate(acts)
         ]
         found: dict[int, Outcome] = {}
-        assert not made.slot.follow(executions[0])
-        running = asyncio.create_task(made.slot.run_many(executions[:1], files, found.__setitem__))
+        assert not made.slot.follow(executions[:1])
+        running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
         await until(begun.exists)
-        assert all(made.slot.follow(execution) for execution in executions[1:])
+        assert made.slot.follow(executions[1:3])
+        assert made.slot.follow(executions[3:])
         gate.touch()
         await running
         assert [found[index].kind for index in found] == [None, None, None, "WorkerDied", None]
@@ -245,11 +246,11 @@ async def test_what_follows_can_be_taken_back(tmp_path: Path) -> None:
             made.execution(bundle, "gated.py", [str(begun), str(gate), number]) for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions[:1], files, found.__setitem__))
+        running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
         await until(begun.exists)
-        assert made.slot.follow(executions[1])
+        assert made.slot.follow([executions[1]])
         assert made.slot.recall() == 1
-        assert not made.slot.follow(executions[2])
+        assert not made.slot.follow([executions[2]])
         gate.touch()
         await running
         assert list(found) == [0]
@@ -265,10 +266,10 @@ async def test_programs_follow_and_are_followed(tmp_path: Path) -> None:
         program = made.execution(bundle, "gated.sh", [0, str(begun), str(gate)])
         action = made.execution(bundle, "gated.py", [str(begun), str(gate), 1])
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many([program], files, found.__setitem__))
+        running = asyncio.create_task(made.slot.run_many([program], files, keep(found)))
         await until(begun.exists)
-        assert made.slot.follow(action)
-        assert made.slot.follow(replace(program, args=[2, str(begun), str(gate)]))
+        assert made.slot.follow([action])
+        assert made.slot.follow([replace(program, args=[2, str(begun), str(gate)])])
         gate.touch()
         await running
         assert begun.read_text().split() == ["0", "1", "2"]
@@ -285,7 +286,7 @@ async def test_no_task_runs_twice_when_a_child_has_had_its_number(tmp_path: Path
             made.execution(bundle, "gated.py", [str(begun), str(gate), number]) for number in range(13)
         ]
         found: dict[int, Outcome] = {}
-        await made.slot.run_many(executions, files, found.__setitem__)
+        await made.slot.run_many(executions, files, keep(found))
         assert list(found) == list(range(13))
         assert begun.read_text().split() == [str(number) for number in range(13)]
 
@@ -300,15 +301,16 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
     ended: list[int] = []
     free = asyncio.Event()
 
-    def feed(event: to.Event) -> None:
-        match event:
-            case to.Prepared():
-                worker.start((1,))
-                worker.follow({3: task(3), 4: task(4)})
-            case to.Ended(number):
-                ended.append(number)
-            case to.Freed():
-                free.set()
+    def feed(*events: to.Event) -> None:
+        for event in events:
+            match event:
+                case to.Prepared():
+                    worker.start((1,))
+                    worker.follow({3: task(3), 4: task(4)})
+                case to.Ended(number):
+                    ended.append(number)
+                case to.Freed():
+                    free.set()
 
     depot = Depot("agent", FakeBundles(), None, None, FakeJournal(), 1024, 1024)  # type: ignore[arg-type]
     worker = Worker(0, slot, depot, feed=feed, done=lambda number, done: None)

@@ -10,7 +10,7 @@ from node_agent import scheduling as to
 from node_agent.outcomes import Outcome
 from node_agent.scheduler import STRAGGLER, Scheduler
 from tests.agent.support_agent import task
-from tests.agent.support_tasks import bench, materialise, until, value
+from tests.agent.support_tasks import bench, keep, materialise, until, value
 
 GATED = """
 import pathlib, time
@@ -37,7 +37,7 @@ async def test_what_has_not_begun_is_taken_back(tmp_path: Path) -> None:
         await made.slot.ready()
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(
-            made.slot.run_many([execution(number) for number in range(5)], files, found.__setitem__)
+            made.slot.run_many([execution(number) for number in range(5)], files, keep(found))
         )
         await until((tmp_path / "begun-0").exists)
         child = made.slot.child_pid
@@ -47,7 +47,7 @@ async def test_what_has_not_begun_is_taken_back(tmp_path: Path) -> None:
         await running
         assert [value(found[index]) for index in found] == [0]
         more: dict[int, Outcome] = {}
-        await made.slot.run_many([execution(number) for number in range(10, 14)], files, more.__setitem__)
+        await made.slot.run_many([execution(number) for number in range(10, 14)], files, keep(more))
         assert [value(more[index]) for index in range(4)] == [10, 11, 12, 13]
         assert made.slot.child_pid == child
         assert sorted(path.name for path in tmp_path.glob("begun-*")) == [
@@ -66,7 +66,7 @@ async def test_taking_back_from_a_child_that_dies(tmp_path: Path) -> None:
             for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions, files, found.__setitem__))
+        running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
         await until((tmp_path / "begun-0").exists)
         assert made.slot.recall() == 1
         gate.touch()
@@ -86,7 +86,7 @@ async def test_programs_that_wait_their_turn_are_taken_back(tmp_path: Path) -> N
             for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions, files, found.__setitem__))
+        running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
         await until((tmp_path / "begun-0").exists)
         assert made.slot.recall() == 1
         gate.touch()

@@ -57,8 +57,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(slots, "host", idle, self.now, deaths)
         self.feed(to.Tick())
 
-    def feed(self, event: to.Event) -> None:
-        for command in self.scheduler.handle(event, self.now):
+    def feed(self, *events: to.Event) -> None:
+        for command in self.scheduler.handle_all(events, self.now):
             assert not self.exited, f"{command} after the exit"
             self.obey(command)
 
@@ -194,12 +194,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             [None, Failure("TaskFailed"), Failure("TaskTimeout", request="retry", delay=2.0)]
         ),
         duration=st.sampled_from([0.001, 0.5]),
+        together=st.integers(1, 4),
     )
-    def task_ends(self, data: st.DataObject, failure: Failure | None, duration: float) -> None:
+    def tasks_end(self, data: st.DataObject, failure: Failure | None, duration: float, together: int) -> None:
+        """One after the other, and the agent learns of all of them at once."""
         slot = data.draw(st.sampled_from(sorted(slot for slot, tasks in self.running.items() if tasks)))
-        number = self.running[slot][0]
-        self.feed(to.Ended(number, failure, None if failure is None else "error", 1.0, duration, 0.5))
-        assert self.exited or number in self.sending | self.copying
+        numbers = self.running[slot][:together]
+        error = None if failure is None else "error"
+        self.feed(*(to.Ended(number, failure, error, 1.0, duration, 0.5) for number in numbers))
+        assert self.exited or set(numbers) <= self.sending | self.copying
 
     @precondition(lambda self: self.stopped or any(not tasks for tasks in self.running.values()))
     @rule(data=st.data())

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from node_agent import processes
-from tests.agent.support_tasks import BOUND, Bench, bench, materialise, until, value
+from node_agent.slots import Outcome
+from tests.agent.support_tasks import BOUND, Bench, bench, keep, materialise, until, value
 
 FINE = "def do_action(engine, args): return 'fine'"
 
@@ -137,13 +138,13 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         seen = tmp_path / "seen"
         tasks = [slot.execution(bundle, "task.py", [number, str(seen)]) for number in range(4)]
-        told: list[int] = []
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda index, _: told.append(index)))
+        told: dict[int, Outcome] = {}
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(told)))
         await until(lambda: slot.told("log"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert told == [0]
+        assert list(told) == [0]
         assert seen.read_text()[0] == "0"
         assert "2" not in seen.read_text()[2:]
         assert value(await slot.python(FINE)) == "fine"

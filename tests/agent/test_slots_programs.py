@@ -14,7 +14,7 @@ import pytest
 from batchflow.model import Status
 from node_agent import processes
 from node_agent.slots import Outcome
-from tests.agent.support_tasks import BOUND, bench, materialise, until, value
+from tests.agent.support_tasks import BOUND, bench, keep, materialise, until, value
 
 FINE = "def do_action(engine, args): return 'fine'"
 
@@ -246,11 +246,31 @@ async def do_action(engine, args):
         arguments = ["", "", "", f"while [ ! -e {gate} ]; do sleep 0.01; done; echo through", ""]
         tasks = [slot.execution(bundle, "task.py", [word]) for word in arguments]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, found.__setitem__))
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
         await until(lambda: len(found) == 3)
         gate.touch()
         await running
     assert [value(outcome) for outcome in found.values()] == [None, None, None, "through", None]
+
+
+@pytest.mark.usefixtures("stand_in")
+async def test_java_that_a_task_of_a_pack_forgot_ends_before_the_next_task(tmp_path: Path) -> None:
+    """And what the next one runs is not taken for it."""
+    source = """
+import asyncio
+async def do_action(engine, args):
+    if args[0]:
+        return engine.java_runner('x.jar', args[0])[1]
+    asyncio.create_task(engine.run_java('x.jar', 'sleep 300'))
+    await asyncio.sleep(0.01)
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        tasks = [slot.execution(bundle, "task.py", [word]) for word in ("", "sleep 0.3; echo through")] * 3
+        found: dict[int, Outcome] = {}
+        await slot.slot.run_many(tasks, files, keep(found))
+        assert not _sleepers(slot.root)
+    assert [value(found[index]) for index in range(6)] == [None, "through"] * 3
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -11,7 +11,7 @@ import pytest
 
 from batchflow.model import Status
 from node_agent.slots import Outcome
-from tests.agent.support_tasks import bench, materialise, until, value
+from tests.agent.support_tasks import bench, keep, materialise, until, value
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", [n, act]) for n, act in enumerate(what)]
         tasks.insert(3, slot.execution(bundle, "nothing.py", []))
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, found.__setitem__)
+        await slot.slot.run_many(tasks, files, keep(found))
         assert list(found) == list(range(11))
         rejected = found.pop(3)
         assert rejected.kind == "TaskRejected"
@@ -422,7 +422,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number]) for number in range(30)]
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, found.__setitem__)
+        await slot.slot.run_many(tasks, files, keep(found))
     last = 0.0
     for number, outcome in found.items():
         assert outcome.stdout == (f"{number}\n" if number % 3 == 1 else "")
@@ -458,7 +458,7 @@ def do_action(engine, args):
         arguments = [[""], [""], [""], [str(go)], [""]]
         tasks = [slot.execution(bundle, "task.py", args) for args in arguments]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, found.__setitem__))
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
         await until(lambda: len(found) == 3)
         go.touch()
         await running
@@ -479,7 +479,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number]) for number in range(4)]
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, found.__setitem__)
+        await slot.slot.run_many(tasks, files, keep(found))
         assert found[1].kind == "WorkerDied"
         assert [value(found[number]) for number in (0, 2, 3)] == [0, 2, 3]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from mmap import mmap
 from pathlib import Path
 
 import pytest
 
 from batchflow.errors import ConfigurationError, StorageError
+from node_agent import disk
 from node_agent.workspace import Place, Workspace
 from tests.agent.support_tasks import materialise
 
@@ -124,15 +126,63 @@ def _everything_gone(place: Path) -> None:
     ],
 )
 async def test_whatever_a_task_did_the_next_one_finds_it_clean(tmp_path: Path, harm: object) -> None:
-    """Seen by the stamps, and put back; the cached files were never in reach."""
+    """Seen by the stamps, also by who watches it, and put back; the cached files were never in reach."""
     workspace, place = await prepared(tmp_path)
-    harm(place.directory)  # type: ignore[operator]
-    assert workspace.touched(place)
-    assert await workspace.collect(place) == (None, ())
-    place = await workspace.prepare(place.bundle, place.files)
-    assert tree(place.directory) == CLEAN
-    assert not workspace.touched(place)
+    watch = disk.Watch(str(place.directory), place.watched)
+    assert not watch.touched()
+    for _ in range(2):
+        harm(place.directory)  # type: ignore[operator]
+        assert workspace.touched(place)
+        assert watch.touched()
+        assert await workspace.collect(place) == (None, ())
+        former, place = place, await workspace.prepare(place.bundle, place.files)
+        assert place is not former
+        assert tree(place.directory) == CLEAN
+        assert not workspace.touched(place)
+        assert not watch.touched()
+    watch.close()
     assert (place.files / "task.py").read_text() == "code"
+
+
+async def test_a_watch_sees_what_comes_through_a_file_that_is_open(tmp_path: Path) -> None:
+    """Or mapped into memory, or has another name."""
+    _, place = await prepared(tmp_path)
+    target = place.directory / "task.py"
+    for number in range(3):
+        watch = disk.Watch(str(place.directory), place.watched)
+        target.chmod(0o644)
+        with target.open("r+b") as file, mmap(file.fileno(), 0) as memory:
+            assert not watch.touched()
+            if number == 0:
+                memory[0] = 0
+            elif number == 1:
+                file.write(b"x")
+                file.flush()
+            else:
+                os.link(target, tmp_path / "other")
+                (tmp_path / "other").write_text("other")
+            assert watch.touched()
+            disk.stamp(str(target))
+            assert not watch.touched()
+        watch.close()
+
+
+async def test_a_watch_has_a_bounded_number_of_descriptors(tmp_path: Path) -> None:
+    """What goes beyond it is watched by its path; a watch that is closed, or saw something, holds none."""
+    bundle, files = materialise(tmp_path, {f"f{number:03}": "" for number in range(200)})
+    place = await Workspace(tmp_path / "slot", copies=True).prepare(bundle, files)
+    before = len(os.listdir("/proc/self/fd"))
+    watch = disk.Watch(str(place.directory), place.watched)
+    assert not watch.touched()
+    assert before < len(os.listdir("/proc/self/fd")) <= before + 64
+    for name in ("f000", "f199"):
+        os.utime(place.directory / name)
+        assert watch.touched()
+        assert len(os.listdir("/proc/self/fd")) == before
+        disk.stamp(str(place.directory / name))
+        assert not watch.touched()
+    watch.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_outputs_are_moved_out_and_links_are_not_followed(tmp_path: Path) -> None:
