@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 def read_tasks(body: bytes) -> list[TaskItem]:
     """The tasks of a message. Raises `ProtocolError`, also for names that could not be answered to."""
     tasks: list[TaskItem] = []
+    answerable = set[tuple[str, str]]()
     for item in wire.decode(body):
         if not isinstance(item, TaskItem):
             raise ProtocolError("a message in the task queue that holds no tasks")
-        try:
-            check_name("job", item.job)
-            check_name("client", item.client)
-        except ConfigurationError as error:
-            raise ProtocolError(f"a task that cannot be answered: {error}") from error
+        if (item.job, item.client) not in answerable:
+            try:
+                check_name("job", item.job)
+                check_name("client", item.client)
+            except ConfigurationError as error:
+                raise ProtocolError(f"a task that cannot be answered: {error}") from error
+            answerable.add((item.job, item.client))
         tasks.append(item)
     return tasks
 

@@ -30,9 +30,12 @@ class TaskOptions(TypedDict, total=False):
     stream_output: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Submission:
-    """A task as its user wants it. Raises `ConfigurationError` for what can never be sent."""
+    """A task as its user wants it. Raises `ConfigurationError` for what can never be sent.
+
+    Nobody changes it once it is made; like what travels it is not frozen all the same (see `wire`).
+    """
 
     command: str
     arguments: list[Any]

@@ -211,12 +211,6 @@ def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[At
     )
 
 
-def _put(fields: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """Add those fields that are there."""
-    fields.update((name, value) for name, value in optional.items() if value is not None)
-    return fields
-
-
 def _task_fields(task: TaskItem) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "id": task.client,
@@ -228,19 +222,27 @@ def _task_fields(task: TaskItem) -> dict[str, Any]:
         "bundle": task.bundle,
         "submitted": task.submitted_at,
     }
-    return _put(
-        fields,
-        params_ref=_reference_fields(task.params),
-        tag=task.tag,
-        timeout=task.timeout,
-        memory=task.memory_limit,
-        retry=None if task.retry is None else dict(task.retry),
-        stream=task.stream_output or None,
-        attempt=None if task.attempt == 1 else task.attempt,
-        hop=task.hop or None,
-        history=_history_fields(task.history),
-        trace=task.trace,
-    )
+    if isinstance(task.params, Reference):
+        fields["params_ref"] = _reference_fields(task.params)
+    if task.tag is not None:
+        fields["tag"] = task.tag
+    if task.timeout is not None:
+        fields["timeout"] = task.timeout
+    if task.memory_limit is not None:
+        fields["memory"] = task.memory_limit
+    if task.retry is not None:
+        fields["retry"] = dict(task.retry)
+    if task.stream_output:
+        fields["stream"] = True
+    if task.attempt != 1:
+        fields["attempt"] = task.attempt
+    if task.hop:
+        fields["hop"] = task.hop
+    if task.history:
+        fields["history"] = _history_fields(task.history)
+    if task.trace is not None:
+        fields["trace"] = task.trace
+    return fields
 
 
 def _read_task(fields: dict[str, Any]) -> TaskItem:
@@ -261,10 +263,10 @@ def _read_task(fields: dict[str, Any]) -> TaskItem:
         retry=_optional(_table, fields.get("retry")),
         stream_output=bool(fields.get("stream", False)),
         tag=fields.get("tag"),
-        attempt=_whole(fields.get("attempt", 1)),
-        hop=_whole(fields.get("hop", 0)),
+        attempt=_whole(fields["attempt"]) if "attempt" in fields else 1,
+        hop=_whole(fields["hop"]) if "hop" in fields else 0,
         history=_read_history(fields),
-        trace=_optional(_string, fields.get("trace")),
+        trace=_optional_text(fields, "trace"),
     )
 
 
@@ -281,20 +283,29 @@ def _result_fields(result: ResultItem) -> dict[str, Any]:
         "status": result.status.value,
         "submitted": result.submitted_at,
     }
-    return _put(
-        fields,
-        result_ref=_reference_fields(result.value),
-        kind=result.kind,
-        traceback=result.traceback,
-        tag=result.tag,
-        attempt=None if result.attempt == 1 else result.attempt,
-        history=_history_fields(result.history),
-        stdout=result.stdout or None,
-        stderr=result.stderr or None,
-        started=result.started_at,
-        finished=result.finished_at,
-        files=result.files or None,
-    )
+    if isinstance(result.value, Reference):
+        fields["result_ref"] = _reference_fields(result.value)
+    if result.kind is not None:
+        fields["kind"] = result.kind
+    if result.traceback is not None:
+        fields["traceback"] = result.traceback
+    if result.tag is not None:
+        fields["tag"] = result.tag
+    if result.attempt != 1:
+        fields["attempt"] = result.attempt
+    if result.history:
+        fields["history"] = _history_fields(result.history)
+    if result.stdout:
+        fields["stdout"] = result.stdout
+    if result.stderr:
+        fields["stderr"] = result.stderr
+    if result.started_at is not None:
+        fields["started"] = result.started_at
+    if result.finished_at is not None:
+        fields["finished"] = result.finished_at
+    if result.files:
+        fields["files"] = result.files
+    return fields
 
 
 def _read_result(fields: dict[str, Any]) -> ResultItem:
@@ -309,20 +320,20 @@ def _read_result(fields: dict[str, Any]) -> ResultItem:
         task_id=_text(fields, "taskid"),
         command=_text(fields, "command"),
         status=status,
-        host=_optional(_string, fields.get("id")),
+        host=_optional_text(fields, "id"),
         value=fields["result"] if value is None else value,
         error=None if status is Status.SUCCEEDED else _text(fields, "error"),
-        kind=_optional(_string, fields.get("kind")),
-        traceback=_optional(_string, fields.get("traceback")),
+        kind=_optional_text(fields, "kind"),
+        traceback=_optional_text(fields, "traceback"),
         tag=fields.get("tag"),
-        attempt=_whole(fields.get("attempt", 1)),
+        attempt=_whole(fields["attempt"]) if "attempt" in fields else 1,
         history=_read_history(fields),
-        stdout=_string(fields.get("stdout", "")),
-        stderr=_string(fields.get("stderr", "")),
+        stdout=_text(fields, "stdout") if "stdout" in fields else "",
+        stderr=_text(fields, "stderr") if "stderr" in fields else "",
         submitted_at=_number(fields.get("submitted", 0.0)),
         started_at=_optional(_number, fields.get("started")),
         finished_at=_optional(_number, fields.get("finished")),
-        files=tuple(_string(name) for name in fields.get("files", ())),
+        files=tuple(map(_string, fields["files"])) if "files" in fields else (),
     )
 
 
@@ -334,7 +345,9 @@ def _event_fields(event: EventItem) -> dict[str, Any]:
         "message": event.message,
         "at": event.at,
     }
-    return _put(fields, data=event.data)
+    if event.data is not None:
+        fields["data"] = event.data
+    return fields
 
 
 def _read_event(fields: dict[str, Any]) -> EventItem:
@@ -357,6 +370,13 @@ _READERS: Final[Mapping[Any, Any]] = {"tasks": _read_task, "results": _read_resu
 def _text(fields: dict[str, Any], name: str) -> str:
     value = fields[name]
     if not isinstance(value, str):
+        raise TypeError(f"{name} is not a string")
+    return value
+
+
+def _optional_text(fields: dict[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} is not a string")
     return value
 
@@ -395,20 +415,22 @@ def _optional(read: Callable[[Any], T], value: Any) -> T | None:
     return None if value is None else read(value)
 
 
-def _reference_fields(value: Any) -> dict[str, Any] | None:
-    return {"blob": value.blob, "size": value.size} if isinstance(value, Reference) else None
+def _reference_fields(value: Reference) -> dict[str, Any]:
+    return {"blob": value.blob, "size": value.size}
 
 
 def _read_reference(fields: dict[str, Any] | None) -> Reference | None:
     return None if fields is None else Reference(_text(fields, "blob"), _whole(fields["size"]))
 
 
-def _history_fields(history: tuple[Attempt, ...]) -> list[list[Any]] | None:
-    return [[past.number, past.error, past.node, past.finished_at] for past in history] or None
+def _history_fields(history: tuple[Attempt, ...]) -> list[list[Any]]:
+    return [[past.number, past.error, past.node, past.finished_at] for past in history]
 
 
 def _read_history(fields: dict[str, Any]) -> tuple[Attempt, ...]:
+    if "history" not in fields:
+        return ()
     return tuple(
         Attempt(_whole(number), _string(error), _string(node), _number(finished_at))
-        for number, error, node, finished_at in fields.get("history", ())
+        for number, error, node, finished_at in fields["history"]
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from batchflow import wire
 from batchflow.model import Status
@@ -46,9 +46,9 @@ def failure(outcome: Outcome) -> Failure | None:
 def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
     """The result of a task that ran."""
     outcome = done.outcome
-    return _encode(
+    result = wire.result_of(
         item,
-        host,
+        host=host,
         status=outcome.status,
         value=done.value,
         error=outcome.error,
@@ -60,15 +60,15 @@ def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
         finished_at=outcome.finished_at,
         files=done.files,
     )
+    return fitting(result)
 
 
 def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:
     """The result of a task that the scheduler ended."""
-    return _encode(item, host, status=verdict.status, error=verdict.error, kind=verdict.kind, finished_at=at)
-
-
-def _encode(item: wire.TaskItem, host: str, **outcome: Any) -> bytes:
-    return fitting(wire.result_of(item, host=host, **outcome))
+    result = wire.result_of(
+        item, host=host, status=verdict.status, error=verdict.error, kind=verdict.kind, finished_at=at
+    )
+    return fitting(result)
 
 
 def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
