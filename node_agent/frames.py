@@ -54,7 +54,9 @@ PRINTED = 4
 RETIRE = 8
 """Flag: the child shall be replaced."""
 
-LOOK, LATEST_LOOK = 0.005, 0.015
+LOOK, LATEST_LOOK = 0.005, 0.03
+DECISIVE = 0.05
+"""Seconds of work before its end that the agent wants to know of: then it asks for its next message."""
 MOST_UNHEARD = 64 * 1024
 
 ANSWER = Struct(">Bdd")
@@ -70,9 +72,12 @@ class FrameError(Exception):
 def next_look(passed: float, found: int, due: int) -> float:
     """Seconds until the next look, after one that found so many answers, `passed` seconds after the last one.
 
-    A sixth of what those that are due take at this pace, for results wait longer than that for each other.
+    At this pace, when what is due takes `DECISIVE` seconds more; from there on after a sixth of it.
     """
-    return LOOK if not found else min(LATEST_LOOK, max(LOOK, passed * due / found / 6))
+    if not found:
+        return LOOK
+    left = passed * due / found
+    return min(LATEST_LOOK, max(LOOK, left - DECISIVE, left / 6))
 
 
 def encode(kind: int, payload: bytes = b"") -> bytes:
