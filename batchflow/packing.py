@@ -5,8 +5,10 @@ ride together. Rules:
 
 - Nothing waits for company: the policy is asked when the link is free, and takes from what is there. Only
   while tasks come so fast that `PACE` seconds bring several of them, sends begin that far apart.
-- A task whose command has no known duration rides alone, and so does one that takes longer than the work
-  that a pack may hold.
+- A task that takes longer than the work that a pack may hold rides alone. So do the first of a command whose
+  duration is not known, `PROBES` for each slot. Those after them cannot begin before one of these has ended.
+  A tenth of those that wait for each slot may ride together, each counted as `GUESS`: agents start them alone
+  all the same, for they do not know the command either, and hand back what would wait should it be long.
 - Tasks that share a pack are at most `work` seconds of expected work together, whatever their commands, at
   most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
 - While a tenth of what every slot has left to do is more than `work`, a pack may hold that much, up to
@@ -56,6 +58,10 @@ _HOLDS: Final = (LOADED_HOLD, 0.03)
 MOST_WORK: Final = 0.099
 """Seconds of expected work that a pack may hold, however much there is to do. Two tasks of 45 ms fit, also
 where the clock shows a little more."""
+PROBES: Final = 2
+"""Tasks of an unknown command that ride alone, for each slot: one that runs, and one that follows."""
+GUESS: Final = 0.005
+"""Seconds that a task of an unknown command counts as, once it may share a message."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512
@@ -101,6 +107,8 @@ class PackingPolicy:
     """Seconds that a send takes; None before the first, and for whoever sends nothing."""
     rate: float = 0.0
     """Tasks a second that have been submitted lately."""
+    _probes: dict[str, int] = field(default_factory=dict)
+    """How many tasks of an unknown command were packed, by command."""
     _mean: float = 0.0
     """Seconds that tasks of whatever command have taken; a long one counts as a full pack, so that a few of
     them do not make a backlog."""
@@ -132,6 +140,7 @@ class PackingPolicy:
         mean = self.durations.get(command)
         if mean is None:
             self.durations[command] = duration
+            self._probes.pop(command, None)
         else:
             weight = _LONGER_WEIGHT if duration > mean else _WEIGHT
             self.durations[command] = mean + weight * (min(duration, _JUMP * mean) - mean)
@@ -178,6 +187,8 @@ class PackingPolicy:
             room,
             self._busy(under_way),
             waiting / max(1, self.slots),
+            self._probes,
+            None if self.round_trip is None else PROBES * max(1, self.slots),
         )
 
     def _busy(self, under_way: int) -> float:
@@ -208,6 +219,12 @@ class Pack:
     """Seconds that what is under way keeps every slot busy."""
     waiting: float = 0.0
     """Tasks for each slot that wait, those of this pack included. They are taken for as long as these."""
+    probes: dict[str, int] = field(default_factory=dict)
+    """How many tasks of an unknown command were packed, by command."""
+    enough: int | None = None
+    """Of these: then they may ride together; None: never."""
+    unknown: str | None = None
+    """The command of all tasks of this pack, when it is not known how long they take."""
     count: int = 0
     work: float = 0.0
     size: int = 0
@@ -217,19 +234,32 @@ class Pack:
 
         The first always may, unless it would have to share the send and is too large for that.
         """
-        work = self.work + self.durations.get(command, math.inf)
+        duration = self.durations.get(command)
+        work = self.work + (self._guessed(command) if duration is None else duration)
         if (self.count or self.room < MOST_BYTES) and self.size + size > self.room:
             return False
-        if self.count and not self._has_room(work):
+        if self.count and (
+            self.unknown != (command if duration is None else None) or not self._has_room(work)
+        ):
             return False
+        if duration is None:
+            self.unknown = command
+            self.probes[command] = self.probes.get(command, 0) + 1
         self.count += 1
         self.work = work
         self.size += size
         return True
 
+    def _guessed(self, command: str) -> float:
+        """Seconds that a task of an unknown command counts as."""
+        alone = self.enough is None or self.probes.get(command, 0) < self.enough
+        return math.inf if alone else GUESS
+
     def _has_room(self, work: float) -> bool:
         if self.count >= self.most and (self.count >= MOST_TASKS or work > self.least_work * _ROUNDING):
             return False
+        if self.unknown is not None:
+            return work <= min(MOST_WORK, _OF_BACKLOG * self.waiting * GUESS) * _ROUNDING
         if work <= self.most_work * _ROUNDING:
             return True
         backlog = self.busy + self.waiting * work / (self.count + 1)

@@ -16,8 +16,10 @@ Rules:
   results are sent all the same, only the message is not completed.
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
-  seconds and `LAGGING` times longer than usual; what stands behind such a task in its slot is taken back from
-  there, and waits), and taking apart a message that comes a second time (none of them charged). While a
+  seconds and, where tasks are short, `LAGGING` times longer than usual; what stands behind such a task in
+  its slot is taken back from there, and waits), an excess (what waits while every slot is busy, beyond
+  `MOST_WAIT` seconds of work for each: its sender took the tasks for shorter than they are), and taking apart
+  a message that comes a second time (none of them charged). While a
   message is taken apart nothing begins: a copy that killed the agent before the message is removed would
   bring it back whole, again and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
@@ -109,6 +111,8 @@ MOST_FOLLOWING: Final = 500
 STRAGGLER: Final = 0.1
 LAGGING: Final = 3.0
 """Times the usual duration: a task is no straggler sooner."""
+MOST_WAIT: Final = 0.2
+"""Seconds of work for each slot that may wait while they are busy: twice a full pack."""
 LETHAL: Final = 3
 SETTLE: Final = 10.0
 MOST_HELD: Final = 4096
@@ -714,8 +718,10 @@ class Scheduler:
 
     @property
     def _patience(self) -> float:
-        """Seconds that one task may take before it is a straggler."""
-        return max(STRAGGLER, LAGGING * (self._mean or 0.0))
+        """Seconds that one task may take before it is a straggler. Where they are long none has company that
+        was meant for it, and what waits behind one shall not do so for long."""
+        mean = self._mean or 0.0
+        return max(STRAGGLER, LAGGING * mean if mean < SHORT else 0.0)
 
     def _straggler_deadline(self) -> float | None:
         """When every slot has run one task for too long; None when one of them does something else."""
@@ -724,14 +730,28 @@ class Scheduler:
         return max(slot.moved_at for slot in self._slots) + self._patience
 
     def _relieve(self, now: float) -> None:
-        """Hand back what would wait behind stragglers."""
+        """Hand back what would wait behind stragglers, or for too long."""
         deadline = self._straggler_deadline()
         self._stuck = deadline is not None and now >= deadline
-        if not self._stuck:
-            return
+        kept = 0 if self._stuck else self._bearable()
+        for _ in range(kept, len(self._waiting)):
+            task = self._waiting[kept]
+            del self._waiting[kept]
+            self._hand_back(task, HandBack(task.number, reason="straggler" if self._stuck else "excess"))
+
+    def _bearable(self) -> int:
+        """How many of those that wait may go on, as far as it is known how long they take: one for each slot,
+        which may just be about to become free, and more while they are short."""
+        most = MOST_WAIT * self.slots
+        if len(self._waiting) * (self._mean or 0.0) <= most:
+            return len(self._waiting)
+        work, kept = 0.0, 0
         for task in self._waiting:
-            self._hand_back(task, HandBack(task.number, reason="straggler"))
-        self._waiting.clear()
+            work += self._packing.durations.get(_command(task.item), 0.0)
+            if work > most and kept >= self.slots:
+                break
+            kept += 1
+        return kept
 
     def _drain(self, grace: float, now: float) -> None:
         stop_at = now + grace

@@ -253,7 +253,7 @@ class HandBack:
     attempt: int | None = None
     """None: uncharged."""
     history: tuple[Attempt, ...] = ()
-    reason: Literal["retry", "drain", "straggler", "isolation"] = "isolation"
+    reason: Literal["retry", "drain", "straggler", "excess", "isolation"] = "isolation"
 
 
 @dataclass(frozen=True, slots=True)

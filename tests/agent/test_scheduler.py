@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from batchflow.control import Cancellation
 from batchflow.model import Attempt, Status
@@ -14,7 +16,7 @@ from batchflow.retry import Failure
 from batchflow.wire import TaskItem
 from node_agent import scheduling as to
 from node_agent.deaths import Deaths
-from node_agent.scheduler import DIED, LETHAL, SETTLE, STRAGGLER, Scheduler
+from node_agent.scheduler import DIED, LETHAL, MOST_WAIT, SETTLE, STRAGGLER, Scheduler
 from tests.agent.support_agent import INCARNATION, task
 
 SESSION = ("job", "client")
@@ -316,6 +318,50 @@ def test_what_waits_behind_a_straggler_is_handed_back() -> None:
     assert play.at(1.0 + STRAGGLER - 0.01, to.Tick()) == []
     back = play.at(1.0 + STRAGGLER, to.Tick())
     assert back == [to.HandBack(1, reason="straggler"), to.HandBack(2, reason="straggler")]
+
+
+def test_where_tasks_are_long_nothing_waits_long_behind_one() -> None:
+    """They may have ridden together because their sender did not know how long they take."""
+    play = Play(slots=2)
+    play.arrive(1.0, task(0), task(1))
+    play.run(1.0, 0, slot=0)
+    play.run(1.0, 1, slot=1)
+    for number in (0, 1):
+        play.at(11.0, ended(number, duration=10.0))
+        play.at(11.0, to.Freed(number))
+    more = [task(number) for number in range(2, 8)]
+    assert play.arrive(11.0, *more, delivery=2)[2:4] == [
+        to.HandBack(6, reason="excess"),
+        to.HandBack(7, reason="excess"),
+    ]
+    play.run(11.0, 2, slot=0)
+    play.run(11.0, 3, slot=1)
+    assert play.at(11.0 + STRAGGLER - 0.01, to.Tick()) == []
+    assert play.at(11.0 + STRAGGLER, to.Tick()) == [
+        to.HandBack(4, reason="straggler"),
+        to.HandBack(5, reason="straggler"),
+    ]
+
+
+@given(st.integers(1, 3), st.integers(2, 40), st.floats(0.02, 0.09))
+def test_more_work_than_two_packs_does_not_wait_while_slots_are_busy(
+    slots: int, number: int, duration: float
+) -> None:
+    """What goes beyond is handed back, the last ones first, as soon as it is known how long they take."""
+    play = Play(slots=slots)
+    commands = play.arrive(1.0, *(task(index) for index in range(slots + number)))
+    for index in range(slots):
+        play.run(1.0, index, slot=index)
+    assert not any(isinstance(command, to.HandBack) for command in commands)
+    commands = play.at(1.0 + duration, ended(0, duration=duration))
+    commands += play.at(1.0 + duration, to.Freed(0))
+    waiting = range(slots, slots + number)
+    back = [command for command in commands if isinstance(command, to.HandBack)]
+    kept = [index for index in waiting if index not in {command.task for command in back}]
+    assert all(command.reason == "excess" for command in back)
+    assert [command.task for command in back] == list(waiting)[len(kept) :]
+    assert len(kept) - 3 <= max(slots, MOST_WAIT * slots / duration)
+    assert not back or (len(kept) + 1) * duration > MOST_WAIT * slots - 1e-9
 
 
 def test_a_slot_that_moves_is_no_straggler() -> None:

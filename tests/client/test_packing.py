@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from batchflow.control import Heartbeat, Running
 from batchflow.packing import (
+    GUESS,
     HOLD,
     LOADED_HOLD,
     MOST_BYTES,
@@ -16,6 +17,7 @@ from batchflow.packing import (
     MOST_TASKS,
     MOST_WORK,
     PACE,
+    PROBES,
     PackingPolicy,
     hold,
     open_slots,
@@ -119,6 +121,33 @@ def test_an_unknown_command_rides_alone() -> None:
             assert fill(deciding, [("unknown", 1), ("tiny", 1)], under_way) == ["unknown"]
             assert fill(deciding, [("tiny", 1), ("unknown", 1)], under_way) == ["tiny"]
             assert fill(deciding, [("unknown", 1), ("unknown", 1)], under_way) == ["unknown"]
+
+
+@given(st.integers(0, 8), st.integers(1, 400), st.sampled_from([NEAR, FAR]))
+def test_an_unknown_command_rides_in_company_once_enough_of_it_are_under_way(
+    slots: int, number: int, round_trip: float
+) -> None:
+    """Two for each slot go alone; then few go together, of this command only, until its duration is seen."""
+    deciding = policy(slots, round_trip)
+    probes = PROBES * max(1, slots)
+    for _ in range(probes):
+        assert fill(deciding, [("unknown", 1)] * number) == ["unknown"]
+    taken = fill(deciding, [("unknown", 1)] * number)
+    assert 1 <= len(taken) <= MOST_WORK / GUESS
+    assert len(taken) == min(int(MOST_WORK / GUESS), max(1, int(0.1 * number / max(1, slots) + 1e-6)))
+    assert fill(deciding, [("unknown", 1), ("tiny", 1)]) == ["unknown"]
+    assert fill(deciding, [("tiny", 1), ("unknown", 1)]) == ["tiny"]
+    assert fill(deciding, [("unknown", 1), ("other", 1)]) == ["unknown"]
+    assert fill(deciding, [("other", 1), ("other", 1)]) == ["other"]
+    deciding.seen("unknown", 5.0)
+    assert fill(deciding, [("unknown", 1)] * number) == ["unknown"]
+
+
+def test_who_sends_nothing_takes_unknown_commands_one_by_one() -> None:
+    """An agent, of a message that holds several."""
+    deciding = policy()
+    for _ in range(50):
+        assert fill(deciding, [("unknown", 1)] * 50) == ["unknown"]
 
 
 def test_a_long_task_rides_alone() -> None:
