@@ -33,9 +33,9 @@ back can take the permit of a later one.
 
 Being woken for each answer would cost the agent, and the task that runs meanwhile, more than a short task
 does. So while several tasks are under way the agent does not watch the line, but a bell, another eventfd, and
-looks by itself, every `LOOK` seconds or, while many answers are due, somewhat later. During a NEXT_TASK the
-child rings the bell for all that it says, except for an answer that needs no GO while more tasks wait with
-it, up to `MOST_UNHEARD` bytes of them.
+looks by itself, `LOOK` seconds after it has last found something or, while many answers are due, somewhat
+later. During a NEXT_TASK the child rings the bell for all that it says, except for an answer that needs no GO
+while more tasks wait with it, up to `MOST_UNHEARD` bytes of them.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class FrameError(Exception):
 def next_look(passed: float, found: int, due: int) -> float:
     """Seconds until the next look, after one that found so many answers, `passed` seconds after the last one.
 
-    At this pace, when what is due takes `DECISIVE` seconds more; from there on after a sixth of it.
+    At this pace, when what is due takes `DECISIVE` seconds more; from there on after a sixth of it. Each one
+    that finds nothing is followed later.
     """
     if not found:
-        return LOOK
+        return min(LATEST_LOOK, max(LOOK, 2 * passed))
     left = passed * due / found
     return min(LATEST_LOOK, max(LOOK, left - DECISIVE, left / 6))
 

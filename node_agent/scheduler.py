@@ -111,8 +111,9 @@ MOST_FOLLOWING: Final = 500
 STRAGGLER: Final = 0.1
 LAGGING: Final = 3.0
 """Times the usual duration: a task is no straggler sooner."""
-MOST_WAIT: Final = 0.2
-"""Seconds of work for each slot that may wait while they are busy: twice a full pack."""
+MOST_WAIT: Final = 1.0
+"""Seconds of work for each slot that may wait while they are busy. A pack is much less, unless its sender did
+not know how long its tasks take; it was a small part of what there was to do, even so."""
 LETHAL: Final = 3
 SETTLE: Final = 10.0
 MOST_HELD: Final = 4096

@@ -37,13 +37,13 @@ def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
 def test_the_next_look_comes_later_only_while_many_answers_are_due(
     passed: float, found: int, due: int
 ) -> None:
-    """When what is decisive is left of them, then a sixth of it; soon when nothing is known of their pace."""
+    """When what is decisive is left of them, then a sixth of it; and when the one that runs takes its time."""
     seconds = frames.next_look(passed, found, due)
     assert frames.LOOK <= seconds <= frames.LATEST_LOOK
-    if seconds > frames.LOOK:
+    if found and seconds > frames.LOOK:
         left = passed * due / found
         assert seconds <= max(left - frames.DECISIVE, left / 6)
-    assert frames.next_look(passed, 0, due) == frames.LOOK
+    assert frames.next_look(passed, 0, due) == min(frames.LATEST_LOOK, 2 * passed)
     assert frames.next_look(0.005, 5, 90) == 0.03
     assert frames.next_look(0.005, 5, 60) == pytest.approx(0.01)
     assert frames.next_look(0.005, 5, 48) == pytest.approx(0.008)

@@ -344,7 +344,7 @@ def test_where_tasks_are_long_nothing_waits_long_behind_one() -> None:
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.floats(0.02, 0.09))
-def test_more_work_than_two_packs_does_not_wait_while_slots_are_busy(
+def test_no_more_than_a_second_of_work_waits_while_slots_are_busy(
     slots: int, number: int, duration: float
 ) -> None:
     """What goes beyond is handed back, the last ones first, as soon as it is known how long they take."""
