@@ -37,7 +37,7 @@ def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
 def test_the_next_look_comes_later_only_while_many_answers_are_due(
     passed: float, found: int, due: int
 ) -> None:
-    """When what is decisive is left of them, then a sixth of it; and when the one that runs takes its time."""
+    """When what is decisive is left of them, then a sixth of it; later and later while nothing comes."""
     seconds = frames.next_look(passed, found, due)
     assert frames.LOOK <= seconds <= frames.LATEST_LOOK
     if found and seconds > frames.LOOK:

@@ -47,6 +47,8 @@ class Effort:
     """Seconds of the task that no other waits for."""
     latencies: tuple[float, ...]
     """Seconds that each answer of the services takes."""
+    large: int
+    """Values of 100 KB."""
 
 
 FULL = Effort(
@@ -60,6 +62,7 @@ FULL = Effort(
     many=100_000,
     long=20.0,
     latencies=(0.0, 0.02),
+    large=200,
 )
 QUICK = Effort(
     processes=1,
@@ -72,6 +75,7 @@ QUICK = Effort(
     many=2000,
     long=5.0,
     latencies=(0.02,),
+    large=10,
 )
 
 

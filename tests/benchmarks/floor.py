@@ -1,4 +1,4 @@
-"""What the SDK alone takes for what batchflow does with it: the floor of a round trip."""
+"""What the SDK alone takes for what batchflow does with it: the floor of round trips and large values."""
 
 from __future__ import annotations
 
@@ -24,16 +24,23 @@ PROGRAM: Final = Path(__file__).parent / "sdk_echo.py"
 WORKERS: Final = 2
 FIRST: Final = 10
 """One of so many messages only warms."""
+LARGE: Final = 200_000
+"""Bytes of a message that two values of 100 KB share."""
 
 
 def sdk(effort: Effort) -> Iterator[Figure]:
     """A message to one of two workers and back, the client on uvloop, one at a time, as in the contest."""
-    taken = asyncio.run(_echoes(effort.round_trips))
+    taken = asyncio.run(_echoes("client", effort.round_trips))
     values = [seconds * 1e3 for seconds in taken[len(taken) // FIRST :]]
     yield Figure("the SDK alone: a message there and back, no task", values, "ms")
+    messages = max(1, effort.large // 2)
+    rates = [2 * messages / asyncio.run(_echoes("flood", messages, LARGE))[0] for _ in range(effort.runs)]
+    yield Figure(
+        f"the SDK alone: {2 * messages} values of 100 KB there and back, two a message", rates, "values/s"
+    )
 
 
-async def _echoes(count: int) -> list[float]:
+async def _echoes(*how: object) -> list[float]:
     async with Client.local(nodes=1) as client:
         settings = client.settings.servicebus
         assert settings.connection_string is not None
@@ -41,16 +48,16 @@ async def _echoes(count: int) -> list[float]:
             await admin.create_queue(QueueSpec("there"))
             await admin.create_queue(QueueSpec("back", sessions=True))
         environment = {**os.environ, "SDK_ECHO_CONNECTION": settings.connection_string}
-        return await asyncio.to_thread(_measure, environment, count)
+        return await asyncio.to_thread(_measure, environment, [str(word) for word in how])
 
 
-def _measure(environment: dict[str, str], count: int) -> list[float]:
+def _measure(environment: dict[str, str], how: list[str]) -> list[float]:
     workers = [_start(environment, "worker") for _ in range(WORKERS)]
     try:
         for worker in workers:
             assert worker.stdout is not None
             worker.stdout.readline()  # ready
-        with _start(environment, "client", str(count)) as client:
+        with _start(environment, *how) as client:
             printed, _ = client.communicate()
         if client.returncode != 0:
             raise RuntimeError(f"{PROGRAM.name} ended with exit code {client.returncode}")

@@ -1,7 +1,8 @@
-"""What a round trip costs with the Service Bus SDK and nothing else: no batchflow, no child, no task.
+"""What messages cost with the Service Bus SDK and nothing else: no batchflow, no child, no task.
 
-Usage: python sdk_echo.py worker           sends back what comes, into the session `mailbox`, and completes it
-       python sdk_echo.py client NUMBER    prints as JSON how many seconds each of so many messages took
+Usage: python sdk_echo.py worker              sends back what comes, into a mailbox, and completes it
+       python sdk_echo.py client NUMBER       prints as JSON how many seconds each of so many messages took
+       python sdk_echo.py flood NUMBER SIZE   the same of so many messages of so many bytes all together
 
 The connection string is in `SDK_ECHO_CONNECTION`; the queues are `there` and `back`.
 """
@@ -30,7 +31,8 @@ async def worker(client: ServiceBusClient) -> None:
                 await receiver.complete_message(message)
 
 
-async def client(client: ServiceBusClient, number: int) -> None:
+async def client(client: ServiceBusClient, number: int, size: int = 0) -> None:
+    """One after another; `size`: all at once, of so many bytes."""
     waiting: dict[bytes, asyncio.Future[None]] = {}
     taken = []
     async with (
@@ -39,13 +41,18 @@ async def client(client: ServiceBusClient, number: int) -> None:
     ):
         reading = asyncio.create_task(_read(mailbox, waiting))
         reading.add_done_callback(lambda _: os._exit(1))  # it never ends by itself
+        begun = time.perf_counter()
         for count in range(number):
-            body = b"%06d" % count + b"x" * 400
+            body = b"%06d" % count + b"x" * (size or 400)
             echoed = waiting[body] = asyncio.get_running_loop().create_future()
             started = time.perf_counter()
             await sender.send_messages(ServiceBusMessage(body, message_id=uuid.uuid4().hex))
-            await echoed
-            taken.append(time.perf_counter() - started)
+            if not size:
+                await echoed
+                taken.append(time.perf_counter() - started)
+        if size:
+            await asyncio.gather(*waiting.values())
+            taken.append(time.perf_counter() - begun)
         print(json.dumps(taken), flush=True)
         os._exit(0)
 
@@ -53,17 +60,17 @@ async def client(client: ServiceBusClient, number: int) -> None:
 async def _read(mailbox: ServiceBusReceiver, waiting: dict[bytes, asyncio.Future[None]]) -> None:
     while True:
         for message in await mailbox.receive_messages(max_message_count=1, max_wait_time=WAIT):
-            waiting.pop(b"".join(message.body)).set_result(None)
+            waiting[b"".join(message.body)].set_result(None)
             await mailbox.complete_message(message)
 
 
 async def main() -> None:
     connection = os.environ["SDK_ECHO_CONNECTION"]
     async with ServiceBusClient.from_connection_string(connection, retry_total=0) as service:
-        await (worker(service) if sys.argv[1] == "worker" else client(service, int(sys.argv[2])))
+        await (worker(service) if sys.argv[1] == "worker" else client(service, *map(int, sys.argv[2:])))
 
 
-if sys.argv[1] == "client":
+if sys.argv[1] != "worker":
     import uvloop
 
     uvloop.run(main())
