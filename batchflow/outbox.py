@@ -106,11 +106,13 @@ class Outbox:
     def _take(self, now: float) -> list[_Packed]:
         """The messages of the next send."""
         tracker, policy = self._session._tracker, self._session._policy
+        is_last = self._session._submitter.burst_is_over
         policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES
         for _ in range(-(-policy.messages() // len(self.lanes))):
-            entries, items = tracker.take(policy.pack(len(tracker.outbox), tracker.queued, room))
+            pack = policy.pack(len(tracker.outbox), tracker.queued, room, is_last=is_last)
+            entries, items = tracker.take(pack)
             if not entries:
                 break
             taken.append(self._packed(entries, items))

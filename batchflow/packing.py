@@ -13,7 +13,8 @@ ride together. Rules:
   most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
 - While a tenth of what every slot has left to do is more than `work`, a pack may hold that much, up to
   `MOST_WORK`: it delays nobody then, and saves messages. As the backlog runs out packs shrink again, so that
-  the last of them leave no slot idle for long.
+  the last of them leave no slot idle for long. What is known to be the end of a burst is cut finer still:
+  each pack takes half of what every slot has left, down to `LAST` seconds.
 - What waits is spread over the slots that could take it, so that none idles while a pack holds the last
   tasks. Less than `least` seconds of work is not spread, for it would cost more messages than it saves time;
   nor is what would make more than `MOST_MESSAGES` messages a second at the rate at which tasks come; nor
@@ -62,6 +63,8 @@ PROBES: Final = 2
 """Tasks of an unknown command that ride alone, for each slot: one that runs, and one that follows."""
 GUESS: Final = 0.005
 """Seconds that a task of an unknown command counts as, once it may share a message."""
+LAST: Final = 0.01
+"""Seconds of work below which the packs at the end of a burst do not shrink."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
 ENVELOPE: Final = 512
@@ -176,14 +179,17 @@ class PackingPolicy:
         """How many messages may share the next send."""
         return min(MOST_SENT, 2 * max(1, self.slots))
 
-    def pack(self, waiting: int, under_way: int = 0, room: int = MOST_BYTES) -> Pack:
+    def pack(
+        self, waiting: int, under_way: int = 0, room: int = MOST_BYTES, *, is_last: bool = False
+    ) -> Pack:
         """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
-        broker has that have no outcome; `room`: the bytes that are left in the send."""
+        broker has that have no outcome; `room`: the bytes that are left in the send; `is_last`: whether no
+        more tasks are coming after these, as far as is known."""
         return Pack(
             self.durations,
-            self._most(waiting, under_way),
+            self._most(waiting, under_way, is_last),
             self.work,
-            self.least,
+            max(self.least, LAST) if is_last else self.least,
             room,
             self._busy(under_way),
             waiting / max(1, self.slots),
@@ -195,9 +201,9 @@ class PackingPolicy:
         """Seconds that what is under way keeps every slot busy."""
         return under_way * self._mean / max(1, self.slots)
 
-    def _most(self, waiting: int, under_way: int) -> int:
+    def _most(self, waiting: int, under_way: int, is_last: bool) -> int:
         if self.round_trip is not None and self._busy(under_way) > self.work:
-            return MOST_TASKS
+            return min(MOST_TASKS, -(-waiting // (2 * max(1, self.slots)))) if is_last else MOST_TASKS
         share = -(-waiting // max(1, self.slots))
         return min(MOST_TASKS, max(1, share, math.ceil(self.rate / MOST_MESSAGES)))
 

@@ -169,6 +169,7 @@ class Session(Supervised):
         for value in inputs:
             wish = Submission(command=command, arguments=as_arguments(value), **options)
             tasks.append(Task(self, await self._submitter.submit(wish)))
+        self._submitter.burst_is_over = True
         return tasks
 
     def map(

@@ -170,6 +170,7 @@ class MapRun:
             else:
                 for value in self._inputs:
                     await self._submit_one(value)
+            self._session._submitter.burst_is_over = True
         finally:
             self._inputs = ()  # they may be large, and the stream may be kept
             asyncio.get_running_loop().call_soon(self._session._change.beat)

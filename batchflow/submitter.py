@@ -36,6 +36,8 @@ class Submitter:
         """The hash of the files that tasks submitted from now on run with."""
         self.refusal: str | None = None
         """Why no new tasks are taken, although the session lives."""
+        self.burst_is_over = False
+        """Whether what was submitted last was the end of a list, or of whatever else a map was made of."""
 
     async def submit(self, wish: Submission) -> Entry:
         """`enqueue` and `breathe`. Cancelled, there may be a task or none."""
@@ -64,6 +66,7 @@ class Submitter:
             entry = self._entry(wish, reference, index, on_done)
         session._tracker.add(entry)
         session._outbox.wake()
+        self.burst_is_over = False
         return entry
 
     def _has_room(self, tracker: Tracker) -> bool:

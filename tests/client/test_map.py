@@ -52,6 +52,22 @@ async def test_as_they_come_or_in_order(session: Session, agent: Agent) -> None:
         assert await within(reading) == ([0, 1, 2, 3] if ordered else [3, 2, 1, 0])
 
 
+async def test_the_end_of_a_list_is_known_until_something_is_submitted(
+    session: Session, serving: Agent
+) -> None:
+    """Its last packs are cut finer: a session tells that no more is coming, as far as it knows."""
+    submitter = session._submitter
+    for _ in range(2):
+        assert not submitter.burst_is_over
+        async with asyncio.timeout(20):
+            await session.map("x.py", range(3)).collect()
+        assert submitter.burst_is_over
+        await session.submit("x.py", 1)
+        assert not submitter.burst_is_over
+    await session.submit_many("x.py", range(3))
+    assert submitter.burst_is_over
+
+
 async def test_nothing_begins_before_it_is_read(session: Session, agent: Agent) -> None:
     """Not an input is taken, not a task submitted."""
     taken = []

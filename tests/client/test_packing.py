@@ -10,6 +10,7 @@ from batchflow.control import Heartbeat, Running
 from batchflow.packing import (
     GUESS,
     HOLD,
+    LAST,
     LOADED_HOLD,
     MOST_BYTES,
     MOST_MESSAGES,
@@ -121,6 +122,23 @@ def test_an_unknown_command_rides_alone() -> None:
             assert fill(deciding, [("unknown", 1), ("tiny", 1)], under_way) == ["unknown"]
             assert fill(deciding, [("tiny", 1), ("unknown", 1)], under_way) == ["tiny"]
             assert fill(deciding, [("unknown", 1), ("unknown", 1)], under_way) == ["unknown"]
+
+
+@given(st.integers(1, 1500), st.integers(1, 16), st.sampled_from([NEAR, FAR]))
+def test_the_end_of_a_burst_is_cut_finer(waiting: int, slots: int, round_trip: float) -> None:
+    """Each pack takes half of what every slot has left, down to some work; before the end they are full."""
+    deciding = policy(slots, round_trip)
+    for _ in range(100):
+        deciding.seen("small", 0.001)
+    under_way = 1000 * slots
+    pack = deciding.pack(waiting, under_way)
+    assert sum(pack.admits("small", 1) for _ in range(waiting)) == min(waiting, 99)
+    while waiting:
+        pack = deciding.pack(waiting, under_way, is_last=True)
+        taken = sum(pack.admits("small", 1) for _ in range(waiting))
+        floor = int(max(LAST, deciding.least) / 0.001 + 1e-6)
+        assert taken == min(waiting, 99, max(-(-waiting // (2 * slots)), floor))
+        waiting -= taken
 
 
 @given(st.integers(0, 8), st.integers(1, 400), st.sampled_from([NEAR, FAR]))
