@@ -46,9 +46,10 @@ class Crew:
         self._programs: dict[str, Program] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
-    def prewarm(self) -> None:
-        """Begin to start a child, when there is none."""
-        if self.child is None and self._starting is None and not self._closed:
+    def prewarm(self, *, successor: bool = False) -> None:
+        """Begin to start a child, when there is none; `successor`: also when there is one that shall soon be
+        replaced."""
+        if (self.child is None or successor) and self._starting is None and not self._closed:
             self._starting = asyncio.create_task(self._start(), name="start a Python child")
 
     async def warm(self) -> WarmChild:
@@ -169,9 +170,10 @@ class Crew:
         if starting is not None:
             starting.cancel()
             await asyncio.wait([starting])
-            if not starting.cancelled() and starting.exception() is None and self.child is None:
-                self.child = starting.result()
         await self.kill()
+        if starting is not None and not starting.cancelled() and starting.exception() is None:
+            self.child = starting.result()
+            await self.kill()
 
     def _new_mark(self) -> str:
         self._marks += 1

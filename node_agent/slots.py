@@ -269,6 +269,8 @@ class Slot:
             orders.child.order(tasks)
             orders.room -= len(tasks)
             self._begun += len(tasks)
+            if not orders.room:
+                self._crew.prewarm(successor=True)
 
     async def _warm_child(self, memory_limit: int | None) -> WarmChild:
         """A child that has not used up much of the limit before the task begins."""

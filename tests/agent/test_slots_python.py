@@ -487,6 +487,42 @@ def do_action(engine, args):
 # the child
 
 
+async def test_the_next_child_is_warm_before_the_last_one_has_done_its_number_of_tasks(
+    tmp_path: Path,
+) -> None:
+    """The slot does not stand still for it. It takes over, and none is left when the slot closes."""
+    source = """
+import os, time
+def do_action(engine, args):
+    number, hang = args
+    children = f'/proc/{os.getppid()}/task/{os.getppid()}/children'
+    while number == 2 and len(open(children).read().split()) < 2:
+        time.sleep(0.005)
+    engine.log(open(children).read())
+    while hang and number == 2:
+        time.sleep(1)
+    return os.getpid()
+"""
+    async with bench(tmp_path, child_tasks=3) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        tasks = [slot.execution(bundle, "task.py", [number, False]) for number in range(5)]
+        found: dict[int, Outcome] = {}
+        await slot.slot.run_many(tasks, files, keep(found))
+        pids = [value(outcome) for outcome in found.values()]
+        assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
+        both = slot.told("log")[2].split()
+        assert str(pids[3]) in both
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
+    async with bench(tmp_path, child_tasks=3) as slot:
+        tasks = [slot.execution(bundle, "task.py", [number, True]) for number in range(3)]
+        running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda *_: None))
+        await until(lambda: len(slot.told("log")) == 3)
+        both = slot.told("log")[2].split()
+        running.cancel()
+        await asyncio.wait([running])
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
+
+
 async def test_a_child_is_replaced_after_its_number_of_tasks_and_above_its_memory(tmp_path: Path) -> None:
     """Both by the settings."""
     source = """
