@@ -74,9 +74,9 @@ _WORK: Final = (0.03, 0.05)
 """The least and the most seconds of expected work that a pack may hold where there is no backlog."""
 _OF_BACKLOG: Final = 0.1
 """What a pack may hold of the work that every slot has left, as far as this is more."""
-_LOADED_PACE: Final = 0.005
-"""The most seconds between the beginnings of two sends."""
-_OF_UNDER_WAY: Final = 0.01
+_LOADED_PACE: Final = 0.02
+"""The most seconds between the beginnings of two sends: by then a pack of no-ops is full."""
+_OF_UNDER_WAY: Final = 0.05
 """How far sends begin apart, of the work that every slot has under way, as far as this is more."""
 _LEAST: Final = (PACE, 0.01)
 """The least and the most seconds of work below which tasks are not spread."""

@@ -212,9 +212,9 @@ class Client:
             return
         self.policy.submitted(self.tracker.next_sequence(), world.time.now)
         packs: list[list[Entry]] = []
-        room = MOST_BYTES
+        room, is_last = MOST_BYTES, self.tracker.next_sequence() == len(self._jobs)
         for _ in range(self.policy.messages()):
-            pack = self.policy.pack(len(self.tracker.outbox), self.tracker.queued, room)
+            pack = self.policy.pack(len(self.tracker.outbox), self.tracker.queued, room, is_last=is_last)
             entries, items = self.tracker.take(pack)
             if not entries:
                 break
