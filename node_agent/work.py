@@ -294,12 +294,15 @@ class Worker:
             async with limiter:
                 await _patiently(lambda: self._depot.out.upload(prefix + name, path))
 
+        error: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
                 for name, path in zip(names, outcome.outputs, strict=True):
                     group.start_soon(upload, name, path)
         except* (StorageError, OSError) as errors:
-            raise _first(errors) from None
+            error = _first(errors)  # raised in here it would come in a group, before Python 3.11.4
+        if error is not None:
+            raise error
         return names
 
     async def _arguments(self, item: wire.TaskItem) -> list[Any]:

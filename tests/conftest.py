@@ -7,6 +7,8 @@ where a test does not say it itself.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,7 @@ from batchflow.local.blob.server import BlobServer
 from batchflow.local.launch import LocalCloudProcess
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
+from node_agent.processes import adopt_orphans
 from tests.contract import SPECS, Contract, ContractPolicy, at_hand
 from tests.latency import LATENCY
 
@@ -40,6 +43,16 @@ def _late_answers() -> Iterator[None]:
         for starts in (*(server.__init__ for server in servers), Client.local.__func__):
             patch.setitem(starts.__kwdefaults__, "latency", LATENCY)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_child_watcher() -> Iterator[None]:
+    """A slot has its process wait for children by the loop that it runs in (before Python 3.12). That loop
+    goes with its test, and no other loop of this process could start a program then."""
+    yield
+    if sys.version_info < (3, 12) and adopt_orphans.cache_info().currsize:
+        adopt_orphans.cache_clear()
+        asyncio.set_child_watcher(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
