@@ -34,9 +34,7 @@ Rules:
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
 - Idle for long enough: announce it, look once more, exit.
 
-States of a task: waiting -> placed (in a slot) -> sending or copying -> settled; a stopped one goes from
-placed back to waiting. States of a slot: free -> preparing -> (checking) -> running -> free; stopping is
-running or preparing with a stop on its way.
+`node_agent.held` has the states that tasks and slots go through.
 
 Invariants: a task is placed in one slot at most, a slot has tasks exactly while it is not free; a message is
 completed only when all its tasks are settled; a task that is not settled has a message; nothing is pulled
@@ -48,7 +46,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from itertools import islice
 from typing import Final
 
@@ -60,6 +57,19 @@ from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from batchflow.wire import TaskItem
 from node_agent.cancellation import FRESH, CancellationBook
 from node_agent.deaths import Deaths
+from node_agent.held import (
+    Identity,
+    Message,
+    Phase,
+    Slot,
+    State,
+    Task,
+    alike,
+    command_of,
+    following,
+    identity,
+    place,
+)
 from node_agent.scheduling import (
     Announce,
     Arrived,
@@ -125,74 +135,6 @@ _REMEMBERED: Final = 8192
 _WEIGHT: Final = 0.2
 
 
-_Identity = tuple[str, int, int]
-
-
-class _State(Enum):
-    WAITING = auto()
-    PLACED = auto()
-    SENDING = auto()
-    COPYING = auto()
-    SETTLED = auto()
-
-
-class _Phase(Enum):
-    FREE = auto()
-    PREPARING = auto()
-    CHECKING = auto()
-    RUNNING = auto()
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    number: int
-    item: TaskItem
-    message: _Message
-    state: _State = _State.WAITING
-    alone: bool = False
-    """Runs only while nothing else does."""
-    failure: Failure | None = None
-    """Set when a retry is on its way: what to report if it cannot leave."""
-
-    @property
-    def session(self) -> Session:
-        return (self.item.job, self.item.client)
-
-    @property
-    def identity(self) -> _Identity:
-        return _identity(self.item)
-
-
-@dataclass(slots=True, eq=False)
-class _Message:
-    delivery: int
-    young_until: float
-    open: int
-    """How many of its tasks are not settled."""
-    lost: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Slot:
-    index: int
-    phase: _Phase = _Phase.FREE
-    tasks: deque[_Task] = field(default_factory=deque)
-    """Those that have not ended; the first one is what runs."""
-    moved_at: float = 0.0
-    """When the first one began."""
-    stopping: bool = False
-    shared: bool = False
-    """Whether it was given several tasks, all of them known to be short."""
-    followers: int = 0
-    """How many of them it was given after it had begun."""
-    latest: int = 0
-    """How many of these came last, together."""
-    recalled: bool = False
-    """Whether what stands behind its first task was asked back."""
-    bundle: str | None = None
-    """Of what ran last."""
-
-
 @dataclass(slots=True)
 class Scheduler:
     """One agent's work. `host` is what the history of a task names."""
@@ -207,15 +149,15 @@ class Scheduler:
     completed: int = 0
     """Tasks that were settled with a result."""
     cancellations: CancellationBook = field(default_factory=CancellationBook)
-    _tasks: dict[int, _Task] = field(default_factory=dict)
-    _messages: dict[int, _Message] = field(default_factory=dict)
-    _waiting: deque[_Task] = field(default_factory=deque)
-    _slots: list[_Slot] = field(init=False)
+    _tasks: dict[int, Task] = field(default_factory=dict)
+    _messages: dict[int, Message] = field(default_factory=dict)
+    _waiting: deque[Task] = field(default_factory=deque)
+    _slots: list[Slot] = field(init=False)
     _busy: int = 0
     _packing: PackingPolicy = field(default_factory=PackingPolicy)
     _mean: float | None = None
     """Seconds that tasks have taken."""
-    _settled: OrderedDict[_Identity, None] = field(default_factory=OrderedDict)
+    _settled: OrderedDict[Identity, None] = field(default_factory=OrderedDict)
     """Tasks settled lately, the newest last."""
     _next_number: int = 0
     _pulling: bool = False
@@ -235,7 +177,7 @@ class Scheduler:
     _out: list[Command] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._slots = [_Slot(index) for index in range(self.slots)]
+        self._slots = [Slot(index) for index in range(self.slots)]
         self._idle_since = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -262,7 +204,7 @@ class Scheduler:
 
     def running(self) -> list[tuple[TaskItem, float]]:
         """What runs at this moment, and since when."""
-        busy = (slot for slot in self._slots if slot.phase is _Phase.RUNNING and slot.tasks)
+        busy = (slot for slot in self._slots if slot.phase is Phase.RUNNING and slot.tasks)
         return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
 
     @property
@@ -350,7 +292,7 @@ class Scheduler:
     # Arrival
 
     def _arrived(self, event: Arrived, now: float) -> None:
-        message = _Message(event.delivery, now + FRESH - event.age, len(event.tasks))
+        message = Message(event.delivery, now + FRESH - event.age, len(event.tasks))
         self._messages[event.delivery] = message
         if self._looking:
             self._looking = False
@@ -362,16 +304,16 @@ class Scheduler:
         if not message.open:
             self._out.append(Complete(message.delivery))
 
-    def _known(self, item: TaskItem, message: _Message) -> bool:
+    def _known(self, item: TaskItem, message: Message) -> bool:
         """Whether a redelivered task needs no run: settled here before, or still held.
 
         The former message's lock is lost then, whether we know it yet or not.
         """
-        if _identity(item) in self._settled:
+        if identity(item) in self._settled:
             message.open -= 1
             return True
         for task in self._tasks.values():
-            if task.identity == _identity(item):
+            if task.identity == identity(item):
                 former, task.message = task.message, message
                 former.lost = True
                 self._parted.discard(former.delivery)
@@ -379,14 +321,14 @@ class Scheduler:
                 return True
         return False
 
-    def _take_in(self, item: TaskItem, message: _Message, now: float) -> _Task:
-        task = _Task(self._next_number, item, message)
+    def _take_in(self, item: TaskItem, message: Message, now: float) -> Task:
+        task = Task(self._next_number, item, message)
         self._next_number += 1
         self._tasks[task.number] = task
         self.cancellations.hold(task.session, now)
         return task
 
-    def _place_newcomer(self, task: _Task, redelivered: bool, companions: int, now: float) -> None:
+    def _place_newcomer(self, task: Task, redelivered: bool, companions: int, now: float) -> None:
         if (refusal := _refusal(task.item)) is not None:
             self._conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
         elif self.cancellations.covers(task.item):
@@ -398,7 +340,7 @@ class Scheduler:
         else:
             self._suspect(task)
 
-    def _suspect(self, task: _Task) -> None:
+    def _suspect(self, task: Task) -> None:
         """Let it wait for a slot, unless it is known to have killed agents."""
         deaths = self.deaths.get(task.item.uid, Deaths())
         told = sum(past.error == DIED for past in task.item.history)
@@ -415,12 +357,12 @@ class Scheduler:
             self._suspects += task.alone
             self._wait(task)
 
-    def _forget_deaths(self, task: _Task) -> None:
+    def _forget_deaths(self, task: Task) -> None:
         if self.deaths.pop(task.item.uid, None) is not None:
             self._out.append(ForgetDeaths(task.item.uid))
 
-    def _wait(self, task: _Task) -> None:
-        task.state = _State.WAITING
+    def _wait(self, task: Task) -> None:
+        task.state = State.WAITING
         self._waiting.append(task)
 
     # Slots
@@ -429,10 +371,10 @@ class Scheduler:
         while self._waiting and self._busy < self.slots and self._may_place():
             tasks = self._take_chunk()
             slot = self._free_slot(tasks[0].item.bundle)
-            slot.phase, slot.bundle, slot.moved_at = _Phase.PREPARING, tasks[0].item.bundle, now
+            slot.phase, slot.bundle, slot.moved_at = Phase.PREPARING, tasks[0].item.bundle, now
             slot.shared, slot.followers, slot.latest = len(tasks) > 1, 0, 0
             self._busy += 1
-            self._out.append(Prepare(slot.index, _place(tasks, slot)))
+            self._out.append(Prepare(slot.index, place(tasks, slot)))
         if self._waiting and self._may_place():
             self._let_follow(now)
 
@@ -445,21 +387,21 @@ class Scheduler:
                 return
             slot.shared, slot.latest = True, len(tasks)
             slot.followers += len(tasks)
-            self._out.append(Follow(slot.index, _place(tasks, slot)))
+            self._out.append(Follow(slot.index, place(tasks, slot)))
 
-    def _leading(self, task: _Task) -> list[_Slot]:
+    def _leading(self, task: Task) -> list[Slot]:
         """The slots in which a task may follow what runs."""
         return [
             slot
             for slot in self._slots
-            if slot.phase is _Phase.RUNNING
+            if slot.phase is Phase.RUNNING
             and slot.tasks
             and not (slot.stopping or slot.recalled)
             and slot.bundle == task.item.bundle
             and slot.followers < MOST_FOLLOWING
         ]
 
-    def _take_followers(self, slot: _Slot, most: int, now: float) -> list[_Task]:
+    def _take_followers(self, slot: Slot, most: int, now: float) -> list[Task]:
         """The next tasks, if they may follow what runs in this slot: all of them or none, so that a pack does
         not trickle in."""
         tasks = list(islice(self._waiting, most))
@@ -470,17 +412,17 @@ class Scheduler:
             self._waiting.popleft()
         return tasks
 
-    def _may_follow(self, task: _Task, slot: _Slot, now: float) -> bool:
+    def _may_follow(self, task: Task, slot: Slot, now: float) -> bool:
         """Nothing is fetched for a task that follows, nor does it wait for a document."""
         if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
             return False
         return self.cancellations.clearance(task.item, self._young_until(task), now) == "go"
 
-    def _expected(self, task: _Task) -> float:
+    def _expected(self, task: Task) -> float:
         """Seconds; infinite where nothing is known."""
-        return self._packing.expected(_command(task.item))
+        return self._packing.expected(command_of(task.item))
 
-    def _work(self, slot: _Slot) -> float:
+    def _work(self, slot: Slot) -> float:
         """Seconds that its tasks are expected to take, the one that runs included."""
         return sum(map(self._expected, slot.tasks))
 
@@ -498,7 +440,7 @@ class Scheduler:
             return True
         return self._suspects > 0 and any(task.alone for slot in self._slots for task in slot.tasks)
 
-    def _take_chunk(self) -> list[_Task]:
+    def _take_chunk(self) -> list[Task]:
         """The next tasks that share a slot: of one message and bundle, as many as are known short."""
         first = self._waiting.popleft()
         chunk = [first]
@@ -506,23 +448,23 @@ class Scheduler:
             return chunk
         self._packing.slots = self.slots - self._busy
         pack = self._packing.pack(len(self._waiting) + 1)
-        pack.admits(_command(first.item), 0)
-        while self._waiting and _alike(first, self._waiting[0]):
-            if not pack.admits(_command(self._waiting[0].item), 0):
+        pack.admits(command_of(first.item), 0)
+        while self._waiting and alike(first, self._waiting[0]):
+            if not pack.admits(command_of(self._waiting[0].item), 0):
                 break
             chunk.append(self._waiting.popleft())
         return chunk
 
-    def _free_slot(self, bundle: str) -> _Slot:
-        free = [slot for slot in self._slots if slot.phase is _Phase.FREE]
+    def _free_slot(self, bundle: str) -> Slot:
+        free = [slot for slot in self._slots if slot.phase is Phase.FREE]
         return next((slot for slot in free if slot.bundle == bundle), free[0])
 
-    def _prepared(self, slot: _Slot, now: float) -> None:
+    def _prepared(self, slot: Slot, now: float) -> None:
         if not slot.stopping:
-            slot.phase = _Phase.CHECKING
+            slot.phase = Phase.CHECKING
             self._check(slot, now)
 
-    def _check(self, slot: _Slot, now: float) -> None:
+    def _check(self, slot: Slot, now: float) -> None:
         """Start what may start. Cancelled tasks end here; one that is not known to be free holds all up."""
         for task in list(slot.tasks):
             match self.cancellations.clearance(task.item, self._young_until(task), now):
@@ -535,35 +477,35 @@ class Scheduler:
                 case "go":
                     pass
         if slot.tasks:
-            slot.phase, slot.moved_at = _Phase.RUNNING, now
+            slot.phase, slot.moved_at = Phase.RUNNING, now
             self._out.append(Start(slot.index, tuple(task.number for task in slot.tasks)))
         else:
             self._stop(slot)
 
-    def _young_until(self, task: _Task) -> float:
+    def _young_until(self, task: Task) -> float:
         """A task that was handed back is older than its message."""
         return float("-inf") if task.item.hop else task.message.young_until
 
-    def _stop(self, slot: _Slot) -> None:
+    def _stop(self, slot: Slot) -> None:
         if not slot.stopping:
             slot.stopping = True
             self._out.append(Stop(slot.index))
 
-    def _freed(self, slot: _Slot) -> None:
+    def _freed(self, slot: Slot) -> None:
         """What has not ended was stopped, or never begun: cancelled, or as good as new."""
         left = list(slot.tasks)
         slot.tasks.clear()
-        slot.phase, slot.stopping, slot.recalled = _Phase.FREE, False, False
+        slot.phase, slot.stopping, slot.recalled = Phase.FREE, False, False
         self._busy -= 1
         self._unplace(left)
 
-    def _take_back(self, slot: _Slot, numbers: Iterable[int]) -> None:
+    def _take_back(self, slot: Slot, numbers: Iterable[int]) -> None:
         tasks = [self._tasks[number] for number in numbers]
         for task in tasks:
             slot.tasks.remove(task)
         self._unplace(tasks)
 
-    def _unplace(self, tasks: list[_Task]) -> None:
+    def _unplace(self, tasks: list[Task]) -> None:
         """They are in no slot any more, and have no outcome."""
         for task in reversed(tasks):
             if self.cancellations.covers(task.item):
@@ -571,7 +513,7 @@ class Scheduler:
             elif self.state == "draining":
                 self._hand_back(task, HandBack(task.number, reason="drain"))
             else:
-                task.state = _State.WAITING
+                task.state = State.WAITING
                 self._waiting.appendleft(task)
 
     def _ended(self, event: Ended, now: float) -> None:
@@ -584,7 +526,7 @@ class Scheduler:
             self._conclude(task, None)
         self._stop_if_cancelled(slot)
 
-    def _retry(self, task: _Task, event: Ended, failure: Failure) -> bool:
+    def _retry(self, task: Task, event: Ended, failure: Failure) -> bool:
         policy = RetryPolicy.read(task.item.retry)
         decision = decide(policy, failure, task.item.attempt, event.chance)
         if not isinstance(decision, RetryAfter):
@@ -598,24 +540,24 @@ class Scheduler:
     def _learn(self, item: TaskItem, duration: float) -> None:
         if len(self._packing.durations) >= _REMEMBERED:
             self._packing.durations.clear()
-        self._packing.seen(_command(item), duration)
+        self._packing.seen(command_of(item), duration)
         self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     # The ways out
 
-    def _conclude(self, task: _Task, verdict: Verdict | None) -> None:
-        self._leave(task, _State.SENDING)
+    def _conclude(self, task: Task, verdict: Verdict | None) -> None:
+        self._leave(task, State.SENDING)
         self._out.append(SendResult(task.number, verdict))
 
-    def _hand_back(self, task: _Task, command: HandBack) -> None:
+    def _hand_back(self, task: Task, command: HandBack) -> None:
         if command.reason == "isolation" and not task.message.lost:
             self._parted.add(task.message.delivery)
-        self._leave(task, _State.COPYING)
+        self._leave(task, State.COPYING)
         self._out.append(command)
 
-    def _leave(self, task: _Task, state: _State) -> None:
+    def _leave(self, task: Task, state: State) -> None:
         """It will not run here: no cancellation concerns it any more."""
-        if task.state in (_State.WAITING, _State.PLACED):
+        if task.state in (State.WAITING, State.PLACED):
             self.cancellations.release(task.session)
         task.state = state
 
@@ -625,8 +567,8 @@ class Scheduler:
             self._forget_deaths(self._tasks[number])
             self._settle(self._tasks[number])
 
-    def _settle(self, task: _Task) -> None:
-        task.state = _State.SETTLED
+    def _settle(self, task: Task) -> None:
+        task.state = State.SETTLED
         self._suspects -= task.alone
         del self._tasks[task.number]
         self._settled[task.identity] = None
@@ -634,7 +576,7 @@ class Scheduler:
             self._settled.popitem(last=False)
         self._close_one(task.message)
 
-    def _close_one(self, message: _Message) -> None:
+    def _close_one(self, message: Message) -> None:
         """One task less is open; with the last one the message is removed, where it is still ours."""
         message.open -= 1
         if message.open:
@@ -646,7 +588,7 @@ class Scheduler:
         else:
             self._out.append(Complete(message.delivery))
 
-    def _copy_refused(self, task: _Task, now: float) -> None:
+    def _copy_refused(self, task: Task, now: float) -> None:
         """A retry that cannot leave ends the task; else it runs here, or stays with its lock."""
         if task.failure is not None:
             self._conclude(task, None)
@@ -657,7 +599,7 @@ class Scheduler:
             self.cancellations.hold(task.session, now)
             self._wait(task)
 
-    def _abandon(self, task: _Task) -> None:
+    def _abandon(self, task: Task) -> None:
         """Not settled, not ours any more: its lock will run out."""
         task.message.lost = True
         self._settle(task)
@@ -679,7 +621,7 @@ class Scheduler:
         if document is not None:
             self._drop_cancelled(session)
         for slot in self._slots:
-            if slot.phase is _Phase.CHECKING and not slot.stopping:
+            if slot.phase is Phase.CHECKING and not slot.stopping:
                 self._check(slot, now)
 
     def _drop_cancelled(self, session: Session) -> None:
@@ -693,27 +635,27 @@ class Scheduler:
                 self._stop_if_cancelled(slot)
                 self._recall_if_cancelled(slot)
 
-    def _stop_if_cancelled(self, slot: _Slot) -> None:
-        if slot.phase is _Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0].item):
+    def _stop_if_cancelled(self, slot: Slot) -> None:
+        if slot.phase is Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0].item):
             self._stop(slot)
 
-    def _recall_if_cancelled(self, slot: _Slot) -> None:
+    def _recall_if_cancelled(self, slot: Slot) -> None:
         """The child begins by itself what it was given: too late to stop it then."""
         if self._can_recall(slot) and any(self.cancellations.covers(task.item) for task in slot.tasks):
             self._recall(slot)
 
     # Time
 
-    def _can_recall(self, slot: _Slot) -> bool:
+    def _can_recall(self, slot: Slot) -> bool:
         """Whether tasks stand behind the first one, and may be asked back."""
-        free = slot.phase is _Phase.RUNNING and not slot.recalled and not slot.stopping
+        free = slot.phase is Phase.RUNNING and not slot.recalled and not slot.stopping
         return free and slot.shared and len(slot.tasks) > 1
 
-    def _recall(self, slot: _Slot) -> None:
+    def _recall(self, slot: Slot) -> None:
         slot.recalled = True
         self._out.append(Recall(slot.index))
 
-    def _lag_deadline(self, slot: _Slot) -> float | None:
+    def _lag_deadline(self, slot: Slot) -> float | None:
         """When a slot's first task holds up those behind it for too long; None when it holds up none."""
         return slot.moved_at + self._patience if self._can_recall(slot) else None
 
@@ -726,7 +668,7 @@ class Scheduler:
 
     def _straggler_deadline(self) -> float | None:
         """When every slot has run one task for too long; None when one of them does something else."""
-        if any(slot.phase is not _Phase.RUNNING or slot.stopping for slot in self._slots):
+        if any(slot.phase is not Phase.RUNNING or slot.stopping for slot in self._slots):
             return None
         return max(slot.moved_at for slot in self._slots) + self._patience
 
@@ -748,7 +690,7 @@ class Scheduler:
             return len(self._waiting)
         work, kept = 0.0, 0
         for task in self._waiting:
-            work += self._packing.durations.get(_command(task.item), 0.0)
+            work += self._packing.durations.get(command_of(task.item), 0.0)
             if work > most and kept >= self.slots:
                 break
             kept += 1
@@ -768,7 +710,7 @@ class Scheduler:
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
         for slot in self._slots:
-            if slot.phase is not _Phase.FREE and (slot.phase is not _Phase.RUNNING or self._stop_at is None):
+            if slot.phase is not Phase.FREE and (slot.phase is not Phase.RUNNING or self._stop_at is None):
                 self._stop(slot)
         if not self._messages:
             self._exit(Exit("drained"))
@@ -821,7 +763,7 @@ class Scheduler:
         unbegun = sum(max(0, len(slot.tasks) - 1) for slot in self._slots)
         if unbegun * self._mean > SOON * self.slots:
             return False
-        return sum(map(_following, self._slots)) * self._mean <= NEAR * self.slots
+        return sum(map(following, self._slots)) * self._mean <= NEAR * self.slots
 
 
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
@@ -831,34 +773,6 @@ def _poisoned(deaths: int) -> Verdict:
     return Verdict(
         Status.FAILED, "TaskPoisoned", f"the agent that ran it died {deaths} times, each time with it"
     )
-
-
-def _identity(item: TaskItem) -> _Identity:
-    """A copy that was handed back is another one."""
-    return (item.uid, item.attempt, item.hop)
-
-
-def _command(item: TaskItem) -> str:
-    """By what a task's duration is known."""
-    return f"{item.bundle} {item.command}"
-
-
-def _following(slot: _Slot) -> int:
-    """How many tasks stand in the slot that came after it had begun; none when the latest are under way."""
-    standing = len(slot.tasks)
-    return 0 if standing <= slot.latest else min(slot.followers, standing - 1)
-
-
-def _place(tasks: list[_Task], slot: _Slot) -> tuple[int, ...]:
-    """Their numbers."""
-    slot.tasks.extend(tasks)
-    for task in tasks:
-        task.state = _State.PLACED
-    return tuple(task.number for task in tasks)
-
-
-def _alike(first: _Task, other: _Task) -> bool:
-    return other.message is first.message and other.item.bundle == first.item.bundle and not other.alone
 
 
 def _refusal(item: TaskItem) -> str | None:

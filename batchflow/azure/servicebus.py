@@ -3,12 +3,13 @@
 How this adaptor uses the SDK, and why:
 
 * One SDK handler for each of our senders, receivers and mailboxes, kept by a `Link`, never shared. Each has
-  its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_link`).
+  its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_handler`).
 * The SDK's retries are off (`retry_total=0`): what failed is told at once, typed; the link opens anew at the
   next call, with backoff.
 * Messages are received one at a time: asked for more, the SDK waits 0.2 s for them to come.
-* Receiving and settling take turns (see `batchflow.azure.amqp_link`), so a settlement may wait `READ_SLICE`
-  seconds for a receive that waits for a message. It is not urgent; a message that comes is not kept waiting.
+* Receiving and settling take turns (see `batchflow.azure.amqp_handler`), so a settlement may wait
+  `READ_SLICE` seconds for a receive that waits for a message. It is not urgent; a message that comes is not
+  kept waiting.
 * The SDK refuses to settle a message whose lock has run out *by the local clock*. The broker's word is what
   counts, and local clocks are wrong, so the lock's end is taken off each message as it arrives.
 """
@@ -26,7 +27,8 @@ from azure.servicebus import ServiceBusSubQueue, TransportType
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.amqp import AmqpAnnotatedMessage
 
-from batchflow.azure.amqp_link import Call, Handler, Link
+from batchflow.azure.amqp_handler import Call, Handler
+from batchflow.azure.amqp_link import Link
 from batchflow.azure.closing import Closes
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
 from batchflow.azure.servicebus_admin import ServiceBusAdmin

@@ -12,6 +12,7 @@ import pytest
 from batchflow.model import Status
 from node_agent.slots import Outcome
 from tests.agent.support_tasks import bench, keep, materialise, until, value
+from tests.living import is_alive
 
 
 @pytest.mark.parametrize(
@@ -512,7 +513,7 @@ def do_action(engine, args):
         assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
         both = slot.told("log")[2].split()
         assert str(pids[3]) in both
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
+    assert not any(is_alive(int(pid)) for pid in both)
     async with bench(tmp_path, child_tasks=3) as slot:
         tasks = [slot.execution(bundle, "task.py", [number, True]) for number in range(3)]
         running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda *_: None))
@@ -520,7 +521,7 @@ def do_action(engine, args):
         both = slot.told("log")[2].split()
         running.cancel()
         await asyncio.wait([running])
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in both)
+    assert not any(is_alive(int(pid)) for pid in both)
 
 
 async def test_a_child_is_replaced_after_its_number_of_tasks_and_above_its_memory(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from node_agent.deaths import MOST, Deaths, after_death
 from node_agent.logs import JsonLines
 from node_agent.record import RunningRecord, boot_id, read_deaths, read_running, write_deaths
 from node_agent.supervisor import EX_CONFIG, STOPPED_HARD
+from tests.living import is_alive
 
 PATIENCE = 20.0
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -54,14 +55,6 @@ def diary(directory: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in (b"Z", b"X")
-
-
 def noted(directory: Path, word: str) -> bool:
     return any(line[0] == word for line in diary(directory))
 
@@ -89,7 +82,7 @@ def test_nothing_of_a_killed_agent_survives(start: Start, tmp_path: Path) -> Non
     left = [int(line[1]) for line in lines if line[0] in ("child", "orphan")]
     assert len(left) == 2
     os.kill(agent, signal.SIGKILL)
-    eventually(lambda: not any(alive(pid) for pid in left))
+    eventually(lambda: not any(is_alive(pid) for pid in left))
     eventually(lambda: sum(line[0] == "life" for line in diary(tmp_path)) == 2)
 
 
@@ -100,7 +93,7 @@ def test_nothing_survives_a_killed_supervisor(start: Start, tmp_path: Path) -> N
     lines = diary(tmp_path)
     pids = [int(lines[0][1]), *(int(line[1]) for line in lines if line[0] in ("child", "orphan"))]
     supervisor.kill()
-    eventually(lambda: not any(alive(pid) for pid in pids))
+    eventually(lambda: not any(is_alive(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -123,7 +116,7 @@ def test_the_second_signal_is_hard(start: Start, tmp_path: Path) -> None:
     _, said = supervisor.communicate(timeout=PATIENCE)
     assert supervisor.returncode == STOPPED_HARD
     assert said.count(b'"agent_killed"') == 1
-    assert not alive(int(diary(tmp_path)[0][1]))
+    assert not is_alive(int(diary(tmp_path)[0][1]))
 
 
 def test_a_drain_has_its_time(start: Start, tmp_path: Path) -> None:

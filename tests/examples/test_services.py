@@ -16,6 +16,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.living import is_alive
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICES = [
     pytest.param(EXAMPLES / "06_fastapi" / "fastapi_service.py", id="fastapi"),
@@ -154,17 +156,8 @@ async def test_an_interrupted_service_leaves_no_process(program: Path, tmp_path:
         assert family
         await service.end(signal.SIGINT)
     async with asyncio.timeout(PATIENCE):
-        while any(map(runs, family)):  # noqa: ASYNC110
+        while any(map(is_alive, family)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-
-
-def runs(process: int) -> bool:
-    """Whether it does; the dead stay in the table for as long as whoever adopted them does not look."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def descendants(process: int) -> set[int]:

@@ -1,0 +1,264 @@
+"""A sender or receiver of the Service Bus SDK, and the one task that makes all calls on it.
+
+The SDK's senders and receivers are not safe to cancel (a coroutine that is cancelled while it waits may go on
+waiting, or lose a frame that it had just read) and not bounded everywhere. So each has an owner, a task that
+makes all calls into it: whoever asked for one may be cancelled or lose patience, the call goes on to its end.
+
+Calls on one handler take turns. Should the connection break under several, each would have the SDK open
+another, over the other's head; and whoever waits for an answer reads what comes for the others, which see it
+only when their own turn at reading is over. So a receive is kept short while others may want the handler, and
+comes after one of the calls in line, not after all. What follows from a message that came (it is read, given
+to a slot, what waited for it goes on and sends something) is begun before the handler is used again: calls on
+it would be in its way for as long as half a round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+_log = logging.getLogger(__name__)
+
+CLOSE_PATIENCE = (0.1, 0.3, 1.0)
+"""Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
+GIVE_WAY = 5
+"""Turns of the event loop after a message has come: what follows from it passes through a few tasks."""
+
+
+class Handler(Protocol):
+    """What the SDK's senders and receivers have in common."""
+
+    def __aenter__(self) -> Coroutine[Any, Any, Any]: ...
+
+    def close(self) -> Coroutine[Any, Any, None]: ...
+
+
+H = TypeVar("H", bound=Handler)
+T = TypeVar("T")
+
+
+async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel them again and again, for the SDK may swallow a cancellation; at most for a second."""
+    for _ in range(20):
+        pending = {task for task in tasks if not task.done()}
+        if not pending:
+            return
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.05)
+
+
+class Attached(Generic[H]):
+    """One SDK handler, and the task that makes all calls on it."""
+
+    def __init__(self, handler: H) -> None:
+        self.handler = handler
+        self.opened = False
+        self.broken = False
+        self._line: deque[Call[Any]] = deque()
+        self._receive: Call[Any] | None = None
+        """A wait for a message that has not begun."""
+        self._called = False
+        """Whether the latest turn was a call's and not a receive's."""
+        self._receiving = False
+        self._closing = False
+        """Nobody waits for messages any more; what is in line is still done."""
+        self._given_up = False
+        self._idle: asyncio.Future[None] | None = None
+        self._owner = asyncio.create_task(self._own())
+
+    def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """Have a call made when its turn comes."""
+        call = Call[T](self, lambda: work(self.handler), doing)
+        self._line.append(call)
+        self._wake(call)
+        return call
+
+    def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+        """The same for what waits for a message, one at a time; it ends when the handler closes."""
+        call = self._receive = Call[T](self, lambda: work(self.handler, bool(self._line)), doing)
+        self._wake(call)
+        return call
+
+    def _wake(self, call: Call[Any]) -> None:
+        if self._owner.done():
+            self._end(call)
+        elif self._idle is not None:
+            _resolve(self._idle)
+
+    async def _own(self) -> None:
+        try:
+            while not (self.broken or self._given_up):
+                if (call := self._next()) is not None:
+                    await self._make(call)
+                elif self._closing:
+                    return
+                else:
+                    self._idle = asyncio.get_running_loop().create_future()
+                    await self._idle
+                    self._idle = None
+        finally:
+            for call in self._line:
+                self._end(call)
+            if self._receive is not None:
+                self._end(self._receive)
+
+    def _next(self) -> Call[Any] | None:
+        """Whose turn it is."""
+        receive = None if self._closing else self._receive
+        if receive is not None and (self._called or not self._line):
+            self._receive, self._called, self._receiving = None, False, True
+            return receive
+        if self._line:
+            self._called = True
+            return self._line.popleft()
+        return None
+
+    async def _make(self, call: Call[Any]) -> None:
+        try:
+            result = await call.work()
+        except asyncio.CancelledError as error:
+            call.end(error=error)
+            raise
+        except Exception as error:
+            self.broken = self.broken or not is_harmless(error)  # at once, before the next one has its turn
+            call.end(error=error)
+        else:
+            call.end(result)
+            if self._receiving and result:
+                for _ in range(GIVE_WAY):
+                    await asyncio.sleep(0)
+        finally:
+            self._receiving = False
+
+    def _end(self, call: Call[Any]) -> None:
+        """It has not been begun, and will not be."""
+        call.end(error=BrokeBefore() if self.broken else asyncio.CancelledError())
+
+    async def end(self, patience: float) -> None:
+        """Do what is in line, for `patience` seconds; then nothing more."""
+        self._closing = True
+        if self._idle is not None:
+            _resolve(self._idle)
+        await asyncio.wait({self._owner}, timeout=patience)
+        self._given_up = True
+        await cancel_all({self._owner})
+
+    async def dispose(self, patience: float) -> None:
+        """The same, and close the handler: a mere wait for a message ends with that."""
+        if self._receiving and not self._line:
+            self._closing = self._given_up = True
+        else:
+            await self.end(patience)
+        await close_handler(self.handler)
+        await self.end(CLOSE_PATIENCE[0])
+
+
+async def close_handler(handler: Handler) -> None:
+    """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody.
+
+    With the connection closed, the SDK waits up to a second for its keep-alive task, which sleeps; that is
+    cut short. Because the cut may also hit sooner, closing is tried again, with more patience each time:
+    where nothing is left to do it ends at once.
+    """
+    for patience in CLOSE_PATIENCE:
+        closing = asyncio.create_task(handler.close())
+        await asyncio.wait({closing}, timeout=patience)
+        await cancel_all({closing})
+        if closing.done() and not closing.cancelled():
+            if (error := closing.exception()) is not None:
+                _log.debug("link.close_failed", extra={"error": type(error).__name__})
+            return
+
+
+class Call(Generic[T]):
+    """Something that the SDK does for us, whoever may still wait for it."""
+
+    __slots__ = ("_error", "_over", "_result", "_waiter", "attached", "doing", "work")
+
+    def __init__(
+        self, attached: Attached[Any], work: Callable[[], Coroutine[Any, Any, T]], doing: str
+    ) -> None:
+        self.attached = attached
+        self.work = work
+        self.doing = doing
+        self._over = False
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def end(self, result: T | None = None, error: BaseException | None = None) -> None:
+        """It is over, for whoever waits."""
+        if self._over:
+            return
+        self._over, self._result, self._error = True, result, error
+        if self._waiter is not None:
+            _resolve(self._waiter)
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was ended before its time, or not begun, because the handler was given up."""
+        return isinstance(self._error, asyncio.CancelledError)
+
+    @property
+    def broke_before(self) -> bool:
+        """Whether it has ended without having been begun, because the handler broke."""
+        return isinstance(self._error, BrokeBefore)
+
+    def result(self) -> T:
+        """What became of it, once it is over."""
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._result)
+
+    async def wait(self, limit: float) -> bool:
+        """Whether it has ended within `limit` seconds. For one at a time.
+
+        Safe to cancel: the call goes on.
+        """
+        if not self._over:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(limit, _resolve, self._waiter)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._over
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+class BrokeBefore(Exception):
+    """The handler broke before the call had its turn: nothing was done."""
+
+
+_HARMLESS = frozenset(
+    {
+        "MessageAlreadySettled",
+        "MessageLockLostError",
+        "MessageNotFoundError",
+        "MessageSizeExceededError",
+        "ServiceBusQuotaExceededError",
+        "ServiceBusServerBusyError",
+    }
+)
+"""Errors after which the SDK's handler works on."""
+
+
+def is_harmless(error: BaseException) -> bool:
+    """Whether the error concerns one message and leaves the link as it was."""
+    return type(error).__name__ in _HARMLESS
