@@ -1,4 +1,4 @@
-"""What the SDK alone takes for what batchflow does with it: the floor of round trips and large values."""
+"""What the SDK alone takes for what batchflow does with it: the floor of what is measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,18 +30,23 @@ LARGE: Final = 200_000
 
 
 def sdk(effort: Effort) -> Iterator[Figure]:
-    """A message to one of two workers and back, the client on uvloop, one at a time, as in the contest."""
-    taken = asyncio.run(_echoes("client", effort.round_trips))
+    """Two workers, and a client on uvloop: one message after another as in the contest, then large ones all
+    at once; and how long the workers take to come up."""
+    ready, taken = asyncio.run(_echoes("client", effort.round_trips))
     values = [seconds * 1e3 for seconds in taken[len(taken) // FIRST :]]
     yield Figure("the SDK alone: a message there and back, no task", values, "ms")
     messages = max(1, effort.large // 2)
-    rates = [2 * messages / asyncio.run(_echoes("flood", messages, LARGE))[0] for _ in range(effort.runs)]
-    yield Figure(
-        f"the SDK alone: {2 * messages} values of 100 KB there and back, two a message", rates, "values/s"
-    )
+    rates, started = [], [ready]
+    for _ in range(effort.runs):
+        ready, (seconds,) = asyncio.run(_echoes("flood", messages, LARGE))
+        started.append(ready)
+        rates.append(2 * messages / seconds)
+    yield Figure(f"the SDK alone: {2 * messages} values of 100 KB, two a message", rates, "values/s")
+    yield Figure("the SDK alone: start of both workers until their links are open", started, "s")
 
 
-async def _echoes(*how: object) -> list[float]:
+async def _echoes(*how: object) -> tuple[float, list[float]]:
+    """Seconds until the workers had started, and what the client measured."""
     async with Client.local(nodes=1) as client:
         settings = client.settings.servicebus
         assert settings.connection_string is not None
@@ -51,17 +57,19 @@ async def _echoes(*how: object) -> list[float]:
         return await asyncio.to_thread(_measure, environment, [str(word) for word in how])
 
 
-def _measure(environment: dict[str, str], how: list[str]) -> list[float]:
+def _measure(environment: dict[str, str], how: list[str]) -> tuple[float, list[float]]:
+    begun = time.perf_counter()
     workers = [_start(environment, "worker") for _ in range(WORKERS)]
     try:
         for worker in workers:
             assert worker.stdout is not None
             worker.stdout.readline()  # ready
+        started = time.perf_counter() - begun
         with _start(environment, *how) as client:
             printed, _ = client.communicate()
         if client.returncode != 0:
             raise RuntimeError(f"{PROGRAM.name} ended with exit code {client.returncode}")
-        return list(json.loads(printed))
+        return started, list(json.loads(printed))
     finally:
         for worker in workers:
             worker.kill()
