@@ -63,7 +63,7 @@ PROBES: Final = 2
 """Tasks of an unknown command that ride alone, for each slot: one that runs, and one that follows."""
 GUESS: Final = 0.005
 """Seconds that a task of an unknown command counts as, once it may share a message."""
-LAST: Final = 0.01
+LAST: Final = 0.02
 """Seconds of work below which the packs at the end of a burst do not shrink."""
 PACE: Final = 0.002
 """Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
