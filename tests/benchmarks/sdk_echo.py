@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import uuid
+from contextlib import AsyncExitStack
 
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
@@ -22,7 +23,11 @@ WAIT = 5.0
 
 
 async def worker(client: ServiceBusClient) -> None:
-    async with client.get_queue_receiver("there") as receiver, client.get_queue_sender("back") as sender:
+    async with AsyncExitStack() as stack:
+        receiver, sender = await asyncio.gather(
+            stack.enter_async_context(client.get_queue_receiver("there")),
+            stack.enter_async_context(client.get_queue_sender("back")),
+        )
         print("ready", flush=True)
         while True:
             for message in await receiver.receive_messages(max_message_count=1, max_wait_time=WAIT):
