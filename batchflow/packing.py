@@ -185,14 +185,22 @@ class PackingPolicy:
         """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
         broker has that have no outcome; `room`: the bytes that are left in the send; `is_last`: whether no
         more tasks are coming after these, as far as is known."""
+        busy, share = self._busy(under_way), waiting / max(1, self.slots)
+        least = self.least
+        if self.round_trip is None or busy <= self.work:
+            most = max(math.ceil(share), math.ceil(self.rate / MOST_MESSAGES))
+        elif is_last:
+            most, least = math.ceil(share / 2), max(least, LAST)
+        else:
+            most = MOST_TASKS
         return Pack(
             self.durations,
-            self._most(waiting, under_way, is_last),
+            min(MOST_TASKS, max(1, most)),
             self.work,
-            max(self.least, LAST) if is_last else self.least,
+            least,
             room,
-            self._busy(under_way),
-            waiting / max(1, self.slots),
+            busy,
+            share,
             self._probes,
             None if self.round_trip is None else PROBES * max(1, self.slots),
         )
@@ -200,12 +208,6 @@ class PackingPolicy:
     def _busy(self, under_way: int) -> float:
         """Seconds that what is under way keeps every slot busy."""
         return under_way * self._mean / max(1, self.slots)
-
-    def _most(self, waiting: int, under_way: int, is_last: bool) -> int:
-        if self.round_trip is not None and self._busy(under_way) > self.work:
-            return min(MOST_TASKS, -(-waiting // (2 * max(1, self.slots)))) if is_last else MOST_TASKS
-        share = -(-waiting // max(1, self.slots))
-        return min(MOST_TASKS, max(1, share, math.ceil(self.rate / MOST_MESSAGES)))
 
 
 @dataclass(slots=True)

@@ -141,6 +141,16 @@ def test_the_end_of_a_burst_is_cut_finer(waiting: int, slots: int, round_trip: f
         waiting -= taken
 
 
+@given(st.integers(1, 300), st.integers(1, 64), round_trips, st.sampled_from(["tiny", "small", "unknown"]))
+def test_the_end_of_a_burst_is_spread_over_idle_slots_as_ever(
+    waiting: int, slots: int, round_trip: float | None, command: str
+) -> None:
+    """Where not every slot is busy, each gets its share of what waits, whether more is to come or not."""
+    packs = [policy(slots, round_trip).pack(waiting, is_last=is_last) for is_last in (False, True)]
+    taken = [sum(pack.admits(command, 1) for _ in range(waiting)) for pack in packs]
+    assert taken[0] == taken[1]
+
+
 @given(st.integers(0, 8), st.integers(1, 400), st.sampled_from([NEAR, FAR]))
 def test_an_unknown_command_rides_in_company_once_enough_of_it_are_under_way(
     slots: int, number: int, round_trip: float
