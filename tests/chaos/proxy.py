@@ -11,6 +11,8 @@ import struct
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER of no seconds: closing sends a reset."""
+_TURNS_TO_ACCEPT = 4
+"""Of the loop, until `_accept` knows of a socket that asyncio has taken: there is nothing to wait for."""
 
 
 class Relay:
@@ -19,42 +21,51 @@ class Relay:
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        """Of those who came, not of the service."""
+        self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Each connection, and the writer to the one who came, not to the service."""
+        self._closed = False
 
     async def start(self) -> int:
         """The port to connect to."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def aclose(self) -> None:
+        """Reset what is open. Nothing of it is left afterwards."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
-            self.cut(len(self._writers), random.Random(0))
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
+        served = [*self._served]
+        self.cut(len(served), random.Random(0))
+        for each in served:
+            each.cancel()
+        await asyncio.gather(*served, return_exceptions=True)
 
     def cut(self, most: int, chance: random.Random) -> int:
         """Cut so many connections, by chance; how many were."""
-        chosen = chance.sample(sorted(self._writers, key=id), min(most, len(self._writers)))
+        chosen = chance.sample(sorted(self._served.values(), key=id), min(most, len(self._served)))
         for writer in chosen:
             end: socket.socket = writer.get_extra_info("socket")
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
         return len(chosen)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Not a coroutine, so that no connection is ever without its place in the books."""
+        if self._closed:
+            writer.transport.abort()
+            return
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._served[task] = writer
+        task.add_done_callback(self._served.pop)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
-            with contextlib.suppress(OSError):
-                other_reader, other = await asyncio.open_connection(*self._target)
-                await asyncio.wait(
-                    [
-                        asyncio.create_task(_pass_on(reader, other)),
-                        asyncio.create_task(_pass_on(other_reader, writer)),
-                    ]
-                )
-        finally:
-            self._writers.discard(writer)
-            writer.close()
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            other_reader, other = await asyncio.open_connection(*self._target)
+            with contextlib.closing(other):
+                await asyncio.gather(_pass_on(reader, other), _pass_on(other_reader, writer))
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,40 @@
+"""The relay itself: whenever it ends, nothing of it is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+
+import pytest
+
+from tests.chaos.proxy import Relay
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_nothing_stays_open(turns: int) -> None:
+    """Whatever a connection has come to when the relay ends, and the loop with it."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(_end_after(turns))
+        gc.collect()
+    assert [str(each.message) for each in told] == []
+
+
+async def _end_after(turns: int) -> None:
+    greeted = list[asyncio.StreamWriter]()
+
+    def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.append(writer)
+        writer.write(b"hello")
+
+    target = await asyncio.start_server(greet, "127.0.0.1", 0)
+    relay = Relay("127.0.0.1", target.sockets[0].getsockname()[1])
+    port = await relay.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await relay.aclose()
+    target.close()
+    for each in (writer, *greeted):
+        each.transport.abort()
