@@ -31,6 +31,7 @@ from batchflow.azure.amqp_handler import Call, Handler
 from batchflow.azure.amqp_link import Link
 from batchflow.azure.closing import Closes
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
+from batchflow.azure.opening import without_naps
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.transport import trusting
 from batchflow.broker import Delivery
@@ -375,7 +376,7 @@ class ServiceBusBroker(Closes):
 
     async def sender(self, queue: QueueRef) -> _Sender:
         client = self._client(queue)
-        link = Link(lambda: client.get_queue_sender(queue.entity), queue.entity, self._setting)
+        link = Link(lambda: without_naps(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
         sender = _Sender(link)
         await self._opened(sender, link)
         return await sender.open()
@@ -386,8 +387,10 @@ class ServiceBusBroker(Closes):
         name = f"{queue.entity}, dead letters" if dead_letters else queue.entity
 
         def make() -> ServiceBusReceiver:
-            return client.get_queue_receiver(
-                queue.entity, sub_queue=sub_queue, prefetch_count=prefetch, socket_timeout=READ_SLICE
+            return without_naps(
+                client.get_queue_receiver(
+                    queue.entity, sub_queue=sub_queue, prefetch_count=prefetch, socket_timeout=READ_SLICE
+                )
             )
 
         link = Link(make, name, self._setting)
@@ -399,8 +402,10 @@ class ServiceBusBroker(Closes):
         client = self._client(queue)
 
         def make() -> ServiceBusReceiver:
-            return client.get_queue_receiver(
-                queue.entity, session_id=session_id, prefetch_count=prefetch, socket_timeout=READ_SLICE
+            return without_naps(
+                client.get_queue_receiver(
+                    queue.entity, session_id=session_id, prefetch_count=prefetch, socket_timeout=READ_SLICE
+                )
             )
 
         link = Link(make, f"mailbox {session_id} of {queue.entity}", self._setting, once=True)
