@@ -362,8 +362,10 @@ async def test_cancelled_opening(bus) -> None:
         await asyncio.sleep(moment)
         opening.cancel()
         await asyncio.wait({opening})
+        if not opening.cancelled():
+            await opening.result().aclose()
 
-    await asyncio.gather(*(give_up(0.02 * i) for i in range(24)))
+    await asyncio.gather(*(give_up(0.002 * i * i) for i in range(24)))
     async with asyncio.timeout(ENOUGH):
         await bus.server._vacant.wait()
 
