@@ -8,8 +8,9 @@ something went wrong.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any, Final
+
+from batchflow.frozen import frozen
 
 MOST_LINES: Final = 16
 _MOST_CHARACTERS: Final = 240
@@ -21,7 +22,7 @@ _PLAIN: Final = ("error", "exit_code", "lived", "path", "code")
 """Fields that explain an event."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentLog:
     """How often the agent died, as far back as the text goes, and its last words."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -21,6 +21,7 @@ from batchflow.control import (
     QueueAccess,
 )
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
+from batchflow.frozen import frozen
 from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _FRESH: Final = 3
 """A heartbeat older than so many of its own intervals is an agent's last."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Launch:
     """How Batch starts an agent on a node."""
 
@@ -105,7 +106,7 @@ async def _bring(ctl: Container, blob: str, archive: Path, report: Reporter) -> 
         await ctl.upload(blob, archive, create=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Source:
     """Where Batch gets the agents' files from: by a signature, or by the nodes' identity."""
 
@@ -130,7 +131,7 @@ async def _source(services: Services, manifest: PoolManifest, ctl: Container) ->
     return _Source(ctl.url, await services.storage.signature(ctl.name, access.ctl_policies()[0]), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Config:
     blob: str
     data: bytes = field(repr=False)
@@ -228,7 +229,7 @@ async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heart
     return [beat for beat, info in found if not fresh_only or is_fresh(beat, info.age)]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sample:
     """The heartbeats of some of the living agents, and how many of these there are."""
 

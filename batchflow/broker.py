@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
+from batchflow.frozen import frozen
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -21,7 +23,7 @@ class QueueRef:
     entity: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutgoingMessage:
     """A message to send. Its bytes and its id are frozen: a re-send is the same message."""
 
@@ -32,7 +34,7 @@ class OutgoingMessage:
     """None: the queue's default."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Delivery:
     """A message under our lock."""
 
@@ -49,7 +51,7 @@ class Delivery:
     dead_letter_description: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AccessRule:
     """Rights on one queue under one pair of keys."""
 
@@ -61,7 +63,7 @@ LEAST_IDLE: Final = 300.0
 """Seconds: the least that Service Bus takes for a queue to remove itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueueSpec:
     """How a queue is made."""
 
@@ -80,7 +82,7 @@ class QueueSpec:
     rules: tuple[AccessRule, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueueFigures:
     """How full a queue is."""
 

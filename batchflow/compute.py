@@ -5,10 +5,11 @@ Implemented by `batchflow.azure.batch`. Failures are `PoolError`s.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchflow.broker import Closable
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from batchflow.model import Image, ManagedIdentity
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolDocument:
     """A pool to be made."""
 
@@ -37,7 +38,7 @@ class PoolDocument:
     """The container image that the nodes fetch beforehand."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SupportedImage:
     """An image that Batch makes nodes of, as it tells of it."""
 
@@ -52,7 +53,7 @@ class SupportedImage:
     """From when on Batch makes no pool of it, in seconds since the epoch; None: not known yet."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """What Batch reports of a resize or of a node that went wrong."""
 
@@ -60,7 +61,7 @@ class Fault:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolInfo:
     """A pool as Batch tells of it."""
 
@@ -86,7 +87,7 @@ class PoolInfo:
     """The user-assigned managed identities of its nodes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeInfo:
     """A node as Batch tells of it."""
 
@@ -97,7 +98,7 @@ class NodeInfo:
     start_task_error: Fault | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResourceFile:
     """A file that Batch downloads into a task's directory. `url` may carry a signature: a secret."""
 
@@ -108,7 +109,7 @@ class ResourceFile:
     """The resource id of the pool's identity that opens it; None: the URL does, by its signature."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchTask:
     """A task of Azure Batch itself: here, always an agent's."""
 
@@ -126,7 +127,7 @@ class BatchTask:
     """The container image that it runs in; None: on the node itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchTaskInfo:
     """A task of Azure Batch as it tells of it."""
 

@@ -7,9 +7,10 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
+from batchflow.frozen import frozen
 from batchflow.settings import Settings, toml_value
 
 _WIDTH: Final = 100
@@ -38,7 +39,7 @@ _TAIL: Final = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Setting:
     """One of them, described."""
 
@@ -50,7 +51,7 @@ class Setting:
     meaning: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """A table of the file."""
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from batchflow import poolspec
 from batchflow.errors import ConfigurationError
+from batchflow.frozen import frozen
 from batchflow.model import PoolSpec
 from batchflow.settings import Settings, find_file, load_settings, nearest, read_document
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobSpec:
     """A job that a file describes: what `batchflow run --job NAME` takes from it."""
 
@@ -39,7 +40,7 @@ class JobSpec:
     """Bytes that a task may take."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Configuration:
     """A file, read: settings, pools and jobs."""
 

@@ -23,7 +23,7 @@ import re
 import types
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, Final, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -31,6 +31,7 @@ import orjson
 
 from batchflow.broker import QueueRef
 from batchflow.errors import ConfigurationError, ProtocolError
+from batchflow.frozen import frozen
 from batchflow.model import ManagedIdentity
 
 INDEX_CONTAINER: Final = "batchflow"
@@ -175,7 +176,7 @@ def _annotations(kind: Any) -> Mapping[str, Any]:
     return {item.name: hints[item.name] for item in fields(kind)}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolManifest(Document):
     """What makes a Batch pool a pool of batchflow."""
 
@@ -222,7 +223,7 @@ class PoolManifest(Document):
             raise ValueError("a pool without queues")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueueAccess:
     """A queue and the restricted key to it; none where the managed identity opens it."""
 
@@ -230,7 +231,7 @@ class QueueAccess:
     connection_string: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerAccess:
     """A container and the signature that opens it; none where the managed identity does."""
 
@@ -238,7 +239,7 @@ class ContainerAccess:
     signature: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AgentConfig(Document):
     """What an agent starts from. Holds restricted keys: it travels as a resource file, never otherwise."""
 
@@ -289,7 +290,7 @@ class AgentConfig(Document):
 AgentState = Literal["starting", "ready", "draining", "exiting"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DrainOrder(Document):
     """Tells agents to finish what they run, to hand back the rest, and to exit."""
 
@@ -301,7 +302,7 @@ class DrainOrder(Document):
     """The Batch ids of their nodes; empty: all."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Running:
     """A task that an agent runs at this moment."""
 
@@ -313,7 +314,7 @@ class Running:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Heartbeat(Document):
     """What an agent says of itself, every few seconds. Times: seconds since the epoch, the node's clock."""
 
@@ -347,7 +348,7 @@ class Heartbeat(Document):
     """Of the completed tasks, those that did not succeed."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Presence(Document):
     """Who holds a mailbox."""
 
@@ -361,7 +362,7 @@ class Presence(Document):
     """How many of its tasks are where: the fields of `Counts`, by name."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobDocument(Document):
     """A named group of tasks."""
 
@@ -370,7 +371,7 @@ class JobDocument(Document):
     state: Literal["open", "closed", "deleted"] = "open"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cancellation(Document):
     """Which tasks of a session shall not run: intervals of sequence numbers, both ends included."""
 

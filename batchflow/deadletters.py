@@ -11,12 +11,12 @@ Rules, for whoever looks into the dead letters of a pool, which he does under pe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchflow import wire
 from batchflow.control import check_name
 from batchflow.errors import ConfigurationError, ProtocolError
+from batchflow.frozen import frozen
 from batchflow.model import Status
 from batchflow.wire import ResultItem, TaskItem
 
@@ -42,7 +42,7 @@ def read_tasks(body: bytes) -> list[TaskItem]:
     return tasks
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Death:
     """Why a letter is dead, as a failure of the tasks in it."""
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from batchflow import wire
 from batchflow.errors import LeaseLost, ProtocolError, ServiceError
+from batchflow.frozen import frozen
 from batchflow.model import Event
 from batchflow.tracker import Entry, Receipt, Spilled, Tracker
 from batchflow.wire import EventItem, Reference, ResultItem
@@ -48,7 +49,7 @@ _COMPACT_FROM: Final = 1024
 _COMPACT_FROM_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Limits:
     """Of what is held although nobody reads it."""
 
@@ -69,7 +70,7 @@ class Letter(Generic[Opening]):
     blobs: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resolved:
     """Tell whoever waits for this task: it has its outcome."""
 
@@ -77,14 +78,14 @@ class Resolved:
     outcome: ResultItem
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Confirmed:
     """Mail has come for a task that had an outcome: an agent knows of it."""
 
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetch:
     """Get what a result refers to, then say `fetched`."""
 
@@ -92,14 +93,14 @@ class Fetch:
     reference: Reference
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tell:
     """To whoever listens to events."""
 
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Dropped:
     """A message could not be read."""
 

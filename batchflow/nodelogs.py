@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ import anyio
 from batchflow.concurrency import task_group
 from batchflow.control import LOGS
 from batchflow.errors import BlobConflict, BlobNotFound
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.storage import BlobInfo, Container
@@ -28,7 +29,7 @@ _AT_ONCE: Final = 8
 """Logs that are copied at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeLog:
     """What one agent logged on its node, from its start to its end; a part of it, when that is very much."""
 

@@ -20,7 +20,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +41,7 @@ from batchflow.errors import (
     QueueNotFound,
     ServiceError,
 )
+from batchflow.frozen import frozen
 from batchflow.model import PoolSpec
 from batchflow.reporting import counted
 from batchflow.sources import upload
@@ -72,7 +73,7 @@ _POLLS: Final = (0.1, 2.0)
 Parts = Mapping[str, Callable[[], Coroutine[Any, Any, object]]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Found:
     """A pool that can be used."""
 

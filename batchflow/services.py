@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -12,6 +11,7 @@ import anyio.to_thread
 
 from batchflow.concurrency import task_group
 from batchflow.errors import BrokerError, ConfigurationError, PoolError
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -27,7 +27,7 @@ _RESTRICTED: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Services:
     """Open connections; each makes its links when it is first asked.
 

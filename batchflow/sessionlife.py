@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -27,6 +27,7 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.explain import own_version
+from batchflow.frozen import frozen
 from batchflow.outcomes import cancelled
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Found:
     """A presence document, and when it was written, by the storage's clock."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ import anyio.to_thread
 from batchflow.bundle import Bundle, BundleFile
 from batchflow.concurrency import task_group
 from batchflow.errors import BlobConflict, ConfigurationError
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.storage import Container
@@ -46,7 +46,7 @@ _YOUNG: Final = 7 * 86400.0
 """Seconds in which a bundle that is there is not written anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A file of a bundle and where its content is."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from dataclasses import dataclass
 from typing import IO
 
 from batchflow import wire
+from batchflow.frozen import frozen
 from batchflow.wire import ResultItem
 
 
@@ -38,7 +38,7 @@ class SpillFile:
         return self._file.read(size)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SpilledOutcome:
     """Where an outcome lies."""
 

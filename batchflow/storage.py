@@ -6,17 +6,18 @@ Implemented by `batchflow.azure.blob` (the real SDK) and by `batchflow.testing` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Protocol
 
 from batchflow.broker import Closable
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from os import PathLike
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blob:
     """A blob's bytes and the ETag that names this version of it."""
 
@@ -24,7 +25,7 @@ class Blob:
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BlobInfo:
     """A blob as a listing tells of it. Times are the service's alone: nobody's own clock is asked."""
 
@@ -37,7 +38,7 @@ class BlobInfo:
     """Seconds from then to the listing; as exact as HTTP's dates are, to the second."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AccessPolicy:
     """A stored access policy: signatures that name it end when it is removed.
 

@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 import orjson
 
 from batchflow.errors import ProtocolError
+from batchflow.frozen import frozen
 from batchflow.model import Attempt, Status
 
 VERSION: Final = 1
@@ -47,7 +48,7 @@ _MOST_DIGITS: Final = 19
 """Of a sequence number."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reference:
     """A value that is too large for a message and lies in a blob instead."""
 
@@ -112,7 +113,7 @@ class ResultItem:
     files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventItem:
     """Something that a task tells while it runs."""
 

@@ -23,6 +23,7 @@ import anyio
 from anyio import CancelScope
 
 from batchflow import control, wire
+from batchflow.frozen import frozen
 from batchflow.model import Status
 from node_agent import heartbeat, reports
 from node_agent import scheduling as to
@@ -65,7 +66,7 @@ class ServiceEnded(Exception):
     """What shall never end has ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Parts:
     """What an agent is put together from."""
 

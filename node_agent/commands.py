@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from batchflow.bundle import Bundle, check_name
+from batchflow.frozen import frozen
 from node_agent import java
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 _NAMES_SHOWN: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Action:
     """A file with a `do_action`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Launch:
     """A program to run in the working directory."""
 
     argv: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """Not to be run."""
 

@@ -7,13 +7,14 @@ is not known then. Nothing is remembered past a boot of the node, or beyond `MOS
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from batchflow.frozen import frozen
 
 MOST: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deaths:
     """How often the agent died while a task ran."""
 

@@ -10,10 +10,10 @@ import logging
 import os
 import secrets
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from batchflow.errors import ProtocolError, StorageError
+from batchflow.frozen import frozen
 from node_agent import record
 from node_agent.agent import Agent, Parts
 from node_agent.cache import BundleCache
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adaptors:
     """The services that an agent works with; whoever opened them closes them."""
 

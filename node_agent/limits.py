@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from batchflow.frozen import frozen
 from node_agent import processes
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ LOOK_INTERVAL: Final = 0.05
 """Seconds between two looks at the memory of a task that has a limit."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Expired:
     """The task's time is up."""
 
@@ -23,7 +23,7 @@ class Expired:
     """Seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TooMuch:
     """The task's processes hold more memory than they may."""
 
@@ -31,7 +31,7 @@ class TooMuch:
     """Bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TooMany:
     """The task has more processes and threads than it may."""
 

@@ -21,6 +21,7 @@ import anyio
 from batchflow import wire
 from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError, MessageTooLarge
+from batchflow.frozen import frozen
 from batchflow.packing import MOST_BYTES
 from node_agent.backoff import Backoff
 from node_agent.closing import close
@@ -45,7 +46,7 @@ class _Post:
     events: deque[bytes] = field(default_factory=deque)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Parcel:
     """A message and the tasks whose results are in it."""
 

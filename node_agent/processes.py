@@ -28,9 +28,10 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
+
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +53,7 @@ DEATH_BOUND: Final = 5.0
 """Seconds that a killed process may take to be gone before we stop waiting for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """A line of the process table."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from batchflow.frozen import frozen
 from node_agent import processes
 from node_agent.capture import Pipe
 from node_agent.runner import NICENESS, OUTPUT_LIMIT, reply
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """How a program ended, and what it printed."""
 

@@ -7,10 +7,11 @@ its traceback, then its tag, which its client knows anyway.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from batchflow import wire
+from batchflow.frozen import frozen
 from batchflow.model import Status
 from batchflow.packing import MOST_BYTES
 from batchflow.retry import Failure
@@ -26,7 +27,7 @@ _LONGEST_ERROR: Final = 8192
 """Characters that are kept of a text that is too long."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Done:
     """How a task ended in its slot, with everything brought away."""
 

@@ -7,10 +7,10 @@ seconds; `at` is seconds since the epoch by the node's clock, every other moment
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from batchflow.control import AgentState, Cancellation
+from batchflow.frozen import frozen
 from batchflow.model import Attempt, Status
 from batchflow.retry import Failure
 from batchflow.wire import TaskItem
@@ -19,7 +19,7 @@ Session = tuple[str, str]
 """Job and client."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Arrived:
     """A message of tasks is under our lock."""
 
@@ -31,14 +31,14 @@ class Arrived:
     """Seconds that the message has been in the broker, at most."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepared:
     """All that the slot's tasks need is on the disk."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """A task is over, as far as its slot is concerned."""
 
@@ -51,14 +51,14 @@ class Ended:
     """0 to 1, drawn for the jitter of a retry."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Freed:
     """Nothing runs in the slot any more. Its tasks that have not ended never will."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recalled:
     """These of the slot's tasks, its last ones, have not begun and will not."""
 
@@ -66,42 +66,42 @@ class Recalled:
     tasks: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResultsAccepted:
     """The broker has these tasks' results."""
 
     tasks: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CopyAccepted:
     """The broker has the copy of a task that was handed back."""
 
     task: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CopyRefused:
     """The broker does not take the copy, for good."""
 
     task: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Completed:
     """The message is gone from its queue."""
 
     delivery: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LeaseGone:
     """The message's lock ran out: somebody else may hold it."""
 
     delivery: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancellationRead:
     """A session's cancellation document, as it was at `asked_at` or later. None: there is none."""
 
@@ -110,33 +110,33 @@ class CancellationRead:
     asked_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CancellationUnread:
     """It could not be read."""
 
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blocked:
     """Whether the broker takes no results for the moment."""
 
     blocked: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drain:
     """Stop: let tasks finish within `grace`, hand the rest back."""
 
     grace: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NothingLeft:
     """The last look found no message."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tick:
     """The deadline has come."""
 
@@ -167,7 +167,7 @@ class Feed(Protocol):
     def __call__(self, *events: Event) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Verdict:
     """An outcome that the scheduler decided: the task did not run, or was stopped."""
 
@@ -176,29 +176,29 @@ class Verdict:
     error: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pull:
     """Messages are wanted from now on."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Hold:
     """No more messages are wanted."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LastLook:
     """Say that the agent is exiting, then look once more; answered by `Arrived` or `NothingLeft`."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Announce:
     """The agent's state is another one."""
 
     state: AgentState
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Prepare:
     """Bring what these tasks need to the slot; answered by `Prepared`, or by `Ended` and `Freed`."""
 
@@ -206,7 +206,7 @@ class Prepare:
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Start:
     """Run these, one after another; answered by an `Ended` for each and a `Freed`."""
 
@@ -214,7 +214,7 @@ class Start:
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Follow:
     """Run these, too, after all that was given to the slot: its tasks have not all ended."""
 
@@ -222,21 +222,21 @@ class Follow:
     tasks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """Kill what runs in the slot, and prepare no further; answered by `Freed`."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recall:
     """Take back the slot's tasks that have not begun; answered by `Recalled`."""
 
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SendResult:
     """Send the task's outcome: the verdict, or what its slot told. Answered by `ResultsAccepted`."""
 
@@ -244,7 +244,7 @@ class SendResult:
     verdict: Verdict | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HandBack:
     """Send a copy of the task to the queue; answered by `CopyAccepted` or `CopyRefused`."""
 
@@ -256,35 +256,35 @@ class HandBack:
     reason: Literal["retry", "drain", "straggler", "excess", "isolation"] = "isolation"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Complete:
     """Remove the message from its queue; answered by `Completed` or `LeaseGone`."""
 
     delivery: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Leave:
     """Nothing more is done about the message: its lock is lost, or left to run out."""
 
     delivery: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ForgetDeaths:
     """The record of what died with the agent may forget this task."""
 
     uid: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReadCancellation:
     """Read a session's cancellation document; answered by `CancellationRead` or `CancellationUnread`."""
 
     session: Session
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Exit:
     """The agent's work is over."""
 

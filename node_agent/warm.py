@@ -9,12 +9,12 @@ import struct
 import sys
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from batchflow.frozen import frozen
 from node_agent import frames, processes
 from node_agent.capture import Pipe
 from node_agent.tail import Tail
@@ -36,7 +36,7 @@ _UNREADABLE: Final = (frames.FrameError, orjson.JSONDecodeError, struct.error)
 _PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings:
     """What holds for every child of a slot."""
 
@@ -50,7 +50,7 @@ class Settings:
     """Processes and threads of this user, above which the kernel refuses tasks any more; None: its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """A child's answer to a task."""
 
@@ -64,7 +64,7 @@ class Answer:
     """Seconds since the epoch."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gone:
     """The child's process ended before it answered."""
 
@@ -73,7 +73,7 @@ class Gone:
     stderr: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Said:
     """A CALL or a NOTE."""
 

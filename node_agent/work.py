@@ -24,6 +24,7 @@ from orjson import Fragment
 
 from batchflow import control, wire
 from batchflow.errors import BlobNotFound, ProtocolError, StorageError
+from batchflow.frozen import frozen
 from batchflow.model import Status
 from node_agent.backoff import Backoff
 from node_agent.outcomes import Execution, Outcome, failed
@@ -82,7 +83,7 @@ class Journal(Protocol):
     def end(self, slot: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Depot:
     """Where the agent's workers fetch from and bring to."""
 

@@ -21,11 +21,12 @@ import os
 import shutil
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, StorageError
+from batchflow.frozen import frozen
 from node_agent import disk
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OUTPUTS: Final = "outputs"
 _KEPT_BUNDLES: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """A prepared working directory."""
 

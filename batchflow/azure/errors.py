@@ -7,7 +7,6 @@ Classes stand here by name, so that reading this table imports no SDK.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from batchflow.errors import (
@@ -27,6 +26,7 @@ from batchflow.errors import (
     ServiceError,
     StorageError,
 )
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _E = TypeVar("_E", bound=ServiceError)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meaning:
     """What an SDK's error means to us."""
 

@@ -13,18 +13,18 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from batchflow.errors import ConfigurationError
+from batchflow.frozen import frozen
 from batchflow.reporting import counted
 from batchflow.settings import nearest, unreadable
 
 _STDIN: Final = "-"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Item:
     """One task to be: what it runs, and what with."""
 
@@ -135,7 +135,7 @@ _KEYS: Final = (
 _ENTRY: Final = ("TASK_MODULE", "TASK_INPUT")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """A task.json of azure_realtime_batch."""
 

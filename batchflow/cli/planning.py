@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from batchflow.cli import terminal
 from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
 from batchflow.cli.record import Plan, Record
 from batchflow.errors import ConfigurationError
+from batchflow.frozen import frozen
 from batchflow.settings import nearest
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from batchflow.pool import Pool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wish:
     """What the options say."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.cli import terminal
 from batchflow.errors import BatchflowError, ConfigurationError, QueueNotFound
+from batchflow.frozen import frozen
 from batchflow.reporting import counted
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _GET: Final = {
 """How to get what is missing, with the az CLI."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Check:
     """One thing that was looked at."""
 
@@ -88,7 +89,7 @@ async def _connect(settings: Settings, lacking: set[str]) -> Services:
     return await connect(replace(settings, **changes))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Probe:
     what: str
     group: str

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from batchflow.cli.progress import Progress, Silent, progress
 from batchflow.cli.record import Record, exit_code, known_runs, latest
 from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
+from batchflow.frozen import frozen
 from batchflow.reporting import counted
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ async def _carry_out(invocation: Invocation, record: Record, path: str | None, q
             return await _until_done(invocation, work)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Work:
     """A run in an open session, and what belongs to it."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from batchflow.frozen import frozen
 from batchflow.model import BROKEN
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from batchflow.pool import Pool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """What Batch, the agents and the queue tell of a pool."""
 

@@ -17,9 +17,10 @@ import binascii
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from batchflow.frozen import frozen
 from batchflow.local.sas import Rights, TokenRefused
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ _ON_BLOBS: Final[Mapping[str, str]] = {BLOB_CONTRIBUTOR: "racwdl", BLOB_READER: 
 _DELEGATING: Final = (BLOB_CONTRIBUTOR, BLOB_READER, BLOB_DELEGATOR)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Assignment:
     """A role at a scope: the name of a container or a queue; empty, the whole account."""
 
@@ -80,7 +81,7 @@ class Assignment:
         return not scope or path == scope or path.startswith(f"{scope}/")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Principal:
     """Somebody: a person, a program, or a managed identity."""
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from batchflow.frozen import frozen
 from batchflow.local.entra import AUDIENCES, Directory, Principal
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _PATH: Final = "/msi/token"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entra:
     """What the services of a cloud with Entra ID know of it."""
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Flag, auto
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_plus
+
+from batchflow.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,7 +33,7 @@ class Rights(Flag):
     MANAGE = MANAGE_ONLY | SEND | LISTEN
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AccessRule:
     """A named pair of keys, of a namespace or of one queue."""
 

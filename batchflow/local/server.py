@@ -11,10 +11,11 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from batchflow.errors import ConfigurationError
+from batchflow.frozen import frozen
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.certificate import Maker, make, make_server_context
@@ -47,7 +48,7 @@ _CA_FILE = "ca.pem"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ports:
     """The services' ports; 0 lets the system choose a free one."""
 

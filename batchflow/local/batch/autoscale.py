@@ -18,9 +18,9 @@ vectors, conditions) is refused with 501, what no formula can be with the servic
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused, not_implemented
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _ALIASES = {"$TargetDedicated": _DEDICATED, "$CurrentDedicated": "$CurrentDedica
 _WRITABLE = frozenset({_DEDICATED, _SPOT, _OPTION})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Targets:
     """What a formula came to; None leaves a count as it is."""
 

@@ -5,13 +5,13 @@ A selection of what Azure Batch supports, enough to choose from and to be refuse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from batchflow.frozen import frozen
 
 PAST = "2020-01-01T00:00:00Z"
 """The end of life of an image that a test wants retired."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SupportedImage:
     """A Marketplace image with the node agent that goes with it."""
 

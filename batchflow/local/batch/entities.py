@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchflow.frozen import frozen
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -28,7 +30,7 @@ Document = dict[str, Any]
 RECENT_TASKS = 10
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """Why something did not succeed, in the wire's words."""
 
@@ -38,7 +40,7 @@ class Failure:
     details: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """How a command ended: by an exit code, or by a failure to start it, or both when it was stopped."""
 
@@ -60,7 +62,7 @@ BAD_EXIT = Failure(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResourceFile:
     """What to fetch before a command runs: a blob, or a container's blobs below a prefix.
 
@@ -76,7 +78,7 @@ class ResourceFile:
     """The resource id of the node's identity that opens it."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CommandSpec:
     """A command line with what it needs."""
 
@@ -88,7 +90,7 @@ class CommandSpec:
     max_seconds: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StartTaskSpec:
     """What a node runs when it boots."""
 
@@ -96,7 +98,7 @@ class StartTaskSpec:
     wait_for_success: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Formula:
     """What decides how large a pool is, every so many seconds."""
 
@@ -104,7 +106,7 @@ class Formula:
     interval: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PoolSpec:
     """A pool as asked for. `document` holds the properties that the service only repeats."""
 
@@ -118,7 +120,7 @@ class PoolSpec:
     formula: Formula | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class JobSpec:
     """A job as asked for. `document` holds the properties that the service only repeats."""
 
@@ -134,7 +136,7 @@ class JobSpec:
     document: Document
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TaskSpec:
     """A task as asked for. `document` holds the properties that the service only repeats."""
 
@@ -154,7 +156,7 @@ class Versioned:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FormulaRun:
     """One evaluation of a pool's formula: what it came to, or why it came to nothing."""
 
@@ -237,7 +239,7 @@ class Node:
         self.recent = [task, *others][:RECENT_TASKS]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outage:
     """Why a node is not there, and when it is back: never when that is None."""
 

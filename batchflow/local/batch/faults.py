@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.entities import CommandSpec, Failure, StartTaskSpec
 from batchflow.local.batch.errors import Refused, invalid_property
 from batchflow.local.batch.ledger import fold
@@ -36,7 +37,7 @@ _WORDS: Final[Mapping[str, str]] = {
 _QUOTAS: Final[Mapping[str, str]] = {"pools": "PoolQuotaReached", "jobs": "ActiveJobAndScheduleQuotaReached"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """One fault, with what its kind needs."""
 
@@ -62,7 +63,7 @@ CORE_QUOTA: Final = Fault(
 """What happens to a pool for which nothing else was asked."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Standing:
     """What holds for a pool."""
 
@@ -71,7 +72,7 @@ class Standing:
     start_task: StartTaskSpec | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AccountFaults:
     """What holds for the account."""
 
@@ -85,7 +86,7 @@ class AccountFaults:
 class Faults:
     """The standing faults of one account."""
 
-    account: AccountFaults = AccountFaults()
+    account: AccountFaults = field(default_factory=AccountFaults)
     _pools: dict[str, Standing] = field(default_factory=dict)
 
     def of(self, pool_id: str) -> Standing:

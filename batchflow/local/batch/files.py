@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.values import iso_time
 
@@ -24,7 +24,7 @@ CONTENT_TYPE = "application/octet-stream"
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FileSlice:
     """The part of a file that was asked for: `length` bytes from `start`."""
 

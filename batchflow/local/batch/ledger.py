@@ -9,20 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.entities import Versioned
 
 if TYPE_CHECKING:
     from batchflow.local.batch.entities import Failure, Node, Run
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Allocate:
     """Make the node's disk, then tell `Fleet.node_allocated`."""
 
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Boot:
     """Boot the node, its disk wiped first or not, then tell `Fleet.node_booted`."""
 
@@ -31,7 +32,7 @@ class Boot:
     wipe: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunStartTask:
     """Run the node's start task, then tell `Fleet.start_task_ended`."""
 
@@ -39,14 +40,14 @@ class RunStartTask:
     run: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunTask:
     """Run a task on its node; tell `run_launched` when it runs, `run_ended` when its processes are gone."""
 
     run: Run
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stop:
     """End a run, or a start task's, with its processes; `hard`: without asking them first."""
 
@@ -54,14 +55,14 @@ class Stop:
     hard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Remove:
     """Take the node's disk away, then tell `Fleet.node_removed`."""
 
     node: Node
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Discard:
     """Take the directory of a job, or of one of its tasks, away from every node."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import aiohttp
 from yarl import URL
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.entities import Failure, ResourceFile
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class PreparationError(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """Where files are fetched from, and by what right where the URL carries no signature."""
 

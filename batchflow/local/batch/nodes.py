@@ -17,10 +17,10 @@ import shutil
 import signal
 import sys
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchflow.frozen import frozen
 from batchflow.local import processes
 from batchflow.local.batch.entities import Failure, Outcome
 from batchflow.local.batch.node_files import PreparationError, Source, disk_failure, fetch
@@ -47,7 +47,7 @@ _OUTPUTS = ("stdout.txt", "stderr.txt")
 _MACHINE_VARIABLES = ("PATH", "LANG")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Account:
     """What a command is told of the account that it runs under."""
 

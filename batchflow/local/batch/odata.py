@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused, invalid_query
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Page:
     """One page of a list, and the token that asks for the next."""
 

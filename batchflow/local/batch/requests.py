@@ -5,10 +5,11 @@ Every function takes a parsed JSON body and raises `Refused` for what the servic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, cast
 
+from batchflow.frozen import frozen
 from batchflow.local.batch.catalogue import CORES, PAST, find_image
 from batchflow.local.batch.entities import (
     CommandSpec,
@@ -44,7 +45,7 @@ _POOL_REFUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resize:
     """The body of a resize; None leaves a count as it is."""
 

@@ -6,10 +6,11 @@ the tables at the end are the whole truth about which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from batchflow.frozen import frozen
 from batchflow.local.batch import conditions as conditions
 from batchflow.local.batch import documents as documents
 from batchflow.local.batch import files as files
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from batchflow.local.batch.state import BatchState
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """One authenticated request. `names` are the path's decoded segments, `headers` case-insensitive."""
 
@@ -43,7 +44,7 @@ class Request:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """What to answer: a document, a part of a file, or neither."""
 

@@ -24,12 +24,13 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import Enum, auto
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from batchflow.frozen import frozen
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.model import AccessPolicy
 from batchflow.local.entra import BEARER, STORAGE, TENANT, Directory, Principal
@@ -69,7 +70,7 @@ class Level(Enum):
     OBJECT = auto()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grant:
     """What the caller may do: permission letters per level. The account's own key may do everything."""
 
@@ -94,7 +95,7 @@ class Grant:
 OWNER = Grant(dict.fromkeys(Level, _ALL), owner=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SignedRequest:
     """What of a request enters a signature.
 
@@ -298,7 +299,7 @@ def _word_rank(name: str) -> list[tuple[int, str]]:
 # The terms of a SAS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Terms:
     permissions: frozenset[str]
     start: float | None

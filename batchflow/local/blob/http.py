@@ -10,11 +10,12 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import overload
 from urllib.parse import unquote
 
+from batchflow.frozen import frozen
 from batchflow.local.blob.faults import BlobRefused, Fault
 from batchflow.local.blob.model import (
     MAX_PAGE,
@@ -56,7 +57,7 @@ Headers = Mapping[str, str]
 Query = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """What a request's path names; `raw` is the path as it stood on the wire."""
 
@@ -66,7 +67,7 @@ class Target:
     blob: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ByteRange:
     """The bytes asked for: from `start` up to and including `last` (None: to the end)."""
 
@@ -81,7 +82,7 @@ class ByteRange:
         return self.start, last - self.start + 1
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ListOptions:
     """The parameters of a listing."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from batchflow.frozen import frozen
 from batchflow.local.blob.faults import BlobRefused, Fault
 
 MAX_BLOCKS = 50_000
@@ -29,7 +30,7 @@ class BlobKind(StrEnum):
     APPEND = "AppendBlob"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stamp:
     """When something last changed: its quoted ETag and the time in seconds since the epoch."""
 
@@ -37,7 +38,7 @@ class Stamp:
     modified: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContentSettings:
     """The HTTP headers kept with a blob; `md5` is the raw digest."""
 
@@ -49,7 +50,7 @@ class ContentSettings:
     md5: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Block:
     """One committed or staged block: its id (base64, as sent) and size in bytes."""
 
@@ -57,7 +58,7 @@ class Block:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Content:
     """Content that a shell has written: the file's name, its size, and what to keep with it."""
 
@@ -68,7 +69,7 @@ class Content:
     metadata: Metadata
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Blob:
     """One version of a blob: a block blob's committed `blocks`, an append blob's count of `appended` ones."""
 
@@ -79,7 +80,7 @@ class Blob:
     appended: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A piece of a file to be copied into a new one."""
 
@@ -88,7 +89,7 @@ class Source:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BlockPlan:
     """What a block list amounts to: the pieces in order, and the blocks as they will be committed."""
 
@@ -101,7 +102,7 @@ class BlockPlan:
         return sum(block.size for block in self.blocks)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """The outcome of a write: the new version, and the files that the shell must now remove."""
 
@@ -109,7 +110,7 @@ class Change:
     dropped: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AccessPolicy:
     """A stored access policy; the fields are as the client wrote them, None where it left them out."""
 
@@ -119,7 +120,7 @@ class AccessPolicy:
     expiry: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conditions:
     """The conditional headers of a request; times in whole seconds since the epoch."""
 
@@ -176,7 +177,7 @@ class Container:
     staged: dict[str, dict[str, tuple[Block, str]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listed:
     """An entry of a listing: a blob, or with `blob` None the common prefix of several."""
 
@@ -184,7 +185,7 @@ class Listed:
     blob: Blob | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BlobPage:
     """One page of a listing; `next_name` is where the next page begins, None after the last."""
 
@@ -192,7 +193,7 @@ class BlobPage:
     next_name: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerPage:
     """One page of a listing of containers; `next_name` is where the next page begins, None after the last."""
 

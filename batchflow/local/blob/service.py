@@ -13,9 +13,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 
+from batchflow.frozen import frozen
 from batchflow.local.blob import http as http
 from batchflow.local.blob import xml as xml
 from batchflow.local.blob.auth import DelegatedKey, Grant, Level
@@ -46,7 +47,7 @@ MAX_KEY_INFO = 4 * 1024
 READ_AHEAD = http.MAX_MD5_RANGE
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Call:
     """An authenticated request. `body` yields its bytes once; names of headers are lower case."""
 
@@ -79,7 +80,7 @@ class Call:
         return self.grant.allows(Level.OBJECT, "w")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rest:
     """What of an answer is still in a file; whoever sends the answer closes `descriptor`."""
 
@@ -88,7 +89,7 @@ class Rest:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Answer:
     """An answer: `body`, then what `rest` says. `size` is the Content-Length, also where no body is sent."""
 
@@ -99,7 +100,7 @@ class Answer:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Spooled:
     file: str
     size: int
@@ -387,7 +388,7 @@ class BlobService:
             await asyncio.to_thread(self._files.remove, files)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Route:
     """An operation, and the permissions of which a caller needs one; none of them means the account's own
     key, and None that the operation judges itself."""

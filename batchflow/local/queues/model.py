@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from batchflow.frozen import frozen
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -71,7 +73,7 @@ class QueueSpec:
     max_message_size: int = 262_144
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Draft:
     """A message on its way in."""
 

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from batchflow.frozen import frozen
 from batchflow.local.entra import BEARER, SERVICE_BUS
 from batchflow.local.queues import Queue, QueueSpec
 from batchflow.local.sas import PREFIX, AccessRule, Grant, Rights, check_token, path_of
@@ -43,7 +44,7 @@ class AdministrationRefused(Exception):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QueueSettings:
     """All that a queue is created with. Durations are seconds; ``math.inf`` is for ever."""
 

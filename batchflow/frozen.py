@@ -1,0 +1,51 @@
+"""Values of the house: dataclasses with slots that nobody changes, cheap to define and cheap to make.
+
+`dataclass(frozen=True, slots=True)` compiles six methods for each class, which takes 0.4 to 0.8 ms: with a
+hundred of them a quarter of what an agent or a local cloud took to start. And it makes an object field by
+field through `object.__setattr__`, at two to three times the cost. `frozen` compiles only `__init__`; the
+rest is the same for all. That nobody assigns to a field is seen to by the type checker, and by nothing at run
+time: what users get in hand (`batchflow.model`, `batchflow.settings`, ...) is a frozen dataclass as ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from operator import attrgetter
+from typing import Any, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def frozen(cls: type[T]) -> type[T]:
+    """A dataclass with slots, equal to those of its class with equal fields, hashable if its fields are.
+
+    `field(repr=False)` and `field(compare=False)` mean what they do in a dataclass; `replace`, `fields` and
+    `asdict` of `dataclasses` work.
+    """
+    made: Any = dataclasses.dataclass(slots=True, eq=False, repr=False)(cls)
+    for name, method in (("__eq__", _eq), ("__hash__", _hash), ("__repr__", _repr)):
+        if name not in cls.__dict__:
+            setattr(made, name, method)
+    compared = [field.name for field in dataclasses.fields(made) if field.compare]
+    made._compared = staticmethod(attrgetter(*compared) if compared else _nothing)
+    return made  # type: ignore[no-any-return]
+
+
+def _nothing(_: object) -> tuple[()]:
+    return ()
+
+
+def _eq(self: Any, other: Any) -> Any:
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    return self._compared(self) == other._compared(other)
+
+
+def _hash(self: Any) -> int:
+    return hash(self._compared(self))
+
+
+def _repr(self: Any) -> str:
+    shown = (f"{each.name}={getattr(self, each.name)!r}" for each in dataclasses.fields(self) if each.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"
