@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
-from azure.storage.blob import (
-    AccessPolicy as SdkPolicy,
-)
-from azure.storage.blob import (
-    ContainerSasPermissions,
-    generate_container_sas,
-)
-from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
 from batchflow.azure.closing import Closes
 from batchflow.azure.errors import code_of, storage_error
 from batchflow.azure.failing import Failing
 from batchflow.azure.identity import check_https
+from batchflow.azure.sparing import sparing
 from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.storage import Blob, BlobInfo
+
+with sparing():
+    from azure.storage.blob import AccessPolicy as SdkPolicy
+    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
+    from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

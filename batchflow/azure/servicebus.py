@@ -23,16 +23,13 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from azure.servicebus import ServiceBusSubQueue, TransportType
-from azure.servicebus.aio import ServiceBusClient
-from azure.servicebus.amqp import AmqpAnnotatedMessage
-
 from batchflow.azure.amqp_handler import Call, Handler
 from batchflow.azure.amqp_link import Link
 from batchflow.azure.closing import Closes
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
 from batchflow.azure.opening import without_naps
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
+from batchflow.azure.sparing import sparing
 from batchflow.azure.transport import trusting
 from batchflow.broker import Delivery
 from batchflow.errors import (
@@ -44,6 +41,11 @@ from batchflow.errors import (
     MessageTooLarge,
     QueueNotFound,
 )
+
+with sparing():
+    from azure.servicebus import ServiceBusSubQueue, TransportType
+    from azure.servicebus.aio import ServiceBusClient
+    from azure.servicebus.amqp import AmqpAnnotatedMessage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
