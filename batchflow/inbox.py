@@ -166,6 +166,7 @@ class Inbox:
                 if delivery is not None:
                     self._check_ours()
                     letter = Letter(delivery, self._mailbox)
+                    self._session._relief.moved(len(delivery.body))
                     del delivery  # with its body, which would be held until the next one comes
                     self._take(self._book.accept(letter))
 

@@ -122,7 +122,9 @@ class Outbox:
     def _packed(self, entries: list[Entry], items: list[bytes]) -> _Packed:
         self._messages += 1
         message_id = f"{self._session.incarnation}-{self._messages}"
-        return _Packed(entries, OutgoingMessage(wire.join("tasks", items), message_id))
+        body = wire.join("tasks", items)
+        self._session._relief.moved(len(body))
+        return _Packed(entries, OutgoingMessage(body, message_id))
 
     async def _send(self, lane: Lane) -> None:
         """Until the broker has them or refuses them for good; the same bytes under the same ids each time."""

@@ -26,6 +26,7 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.explain import explain_session
+from batchflow.idle import Relief
 from batchflow.inbox import Inbox
 from batchflow.janitor import Janitor
 from batchflow.ledgerkeeper import LedgerKeeper
@@ -93,6 +94,7 @@ class Session(Supervised):
         self._tracker = Tracker()
         self._policy = PackingPolicy()
         self._counter = LinkCounter()
+        self._relief = Relief(lambda: not len(self._tracker))
         self._change = Pulse()
         """Something happened that a reader of results may care for."""
         self._room = Pulse()
@@ -512,3 +514,4 @@ class Session(Supervised):
             if self._holds:
                 group.start_soon(self._presence.release)
                 group.start_soon(self._cancellations.release)
+        self._relief.close()

@@ -20,7 +20,7 @@ from batchflow import Client, Session
 from batchflow.local.usage import operations as counted_operations
 from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.floor import sdk
-from tests.benchmarks.harness import MEGABYTE, Figure, process_tree
+from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
 
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
@@ -267,7 +267,8 @@ async def _among(session: Session, count: int, seconds: float | None) -> float:
 
 
 async def memory(session: Session, effort: Effort) -> AsyncIterator[Figure]:
-    """What client, cloud, agents and their children hold after the work above."""
+    """What client, cloud, agents and their children hold at rest after the work above."""
+    await asyncio.sleep(AT_REST)
     processes = process_tree(os.getpid())
     resident, proportional = Counter[str](), Counter[str]()
     for process in processes:

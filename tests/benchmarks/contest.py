@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.harness import percentile, until_quiet
+from tests.benchmarks.harness import AT_REST, percentile, until_quiet
 from tests.benchmarks.process import CONTENDERS, OWN_PYTHON, PEERS, ContenderProcess, Failed
 from tests.benchmarks.servers import SERVERS, Missing
 
@@ -139,6 +139,7 @@ def _turn(entrant: Entrant, sizes: Sizes) -> Iterator[tuple[str, float]]:
         for workload in ("bulk", "one_by_one", "round_trip", "spin", "nap", "echo"):
             count = getattr(sizes, workload)
             yield from _quantities(workload, count, contender.measure(workload, count, WORKLOAD_SECONDS))
+        time.sleep(AT_REST)
         yield "memory", contender.resident()
 
 

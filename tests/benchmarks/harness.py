@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MEGABYTE = 1 << 20
+AT_REST = 3.0
+"""Seconds after the last task until memory is weighed: what is kept, and not what was just let go."""
 QUIET_SECONDS = 0.5
 QUIET_SHARE = 0.1
 
