@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from batchflow import access, agentpackage
+from batchflow import access, agentpackage, luggage
 from batchflow.compute import BatchTask, BatchTaskInfo, ResourceFile
 from batchflow.concurrency import task_group
 from batchflow.control import (
@@ -142,10 +142,13 @@ async def _write_config(
 ) -> _Config:
     """What agents know at their start: restricted keys, or only names where the nodes have an identity."""
     agent = settings.agent
-    of_out = await _container(services, manifest, out, access.out_policies()[0])
-    end = access.ends_at(of_out.signature)
     task_queues, results_queues = manifest.task_queues, manifest.results_queues
-    accesses = await _access(services, manifest, (*task_queues, *results_queues))
+    brought: dict[str, str] = {}
+    async with task_group() as group:
+        group.start_soon(luggage.pack, ctl, manifest.bundle, brought)
+        of_out = await _container(services, manifest, out, access.out_policies()[0])
+        accesses = await _access(services, manifest, (*task_queues, *results_queues))
+    end = access.ends_at(of_out.signature)
     config = AgentConfig(
         leave_at=None if end is None else end - _BEFORE_THE_END,
         pool=manifest.pool,
@@ -170,6 +173,7 @@ async def _write_config(
         result_limit=agent.result_limit,
         cache_limit=agent.cache_limit,
         bundle=manifest.bundle,
+        brought=brought,
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)

@@ -285,6 +285,8 @@ class AgentConfig(Document):
     do not end by the clock."""
     bundle: str | None = None
     """The hash of the pool's default bundle, which an agent fetches before a task asks for it."""
+    brought: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What of it comes with the agent (`batchflow.luggage`): contents in base64, by SHA-256."""
 
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]

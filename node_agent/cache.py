@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
-    from batchflow.storage import Container
+    from node_agent.luggage import Source
 
 _FETCHES_AT_ONCE: Final = 8
 _LOOK_INTERVAL: Final = 1.0
@@ -62,7 +62,7 @@ class _Fetch:
 class BundleCache:
     """See the module. Usable by any number of coroutines of one event loop."""
 
-    def __init__(self, root: Path, control: Container, limit: int) -> None:
+    def __init__(self, root: Path, control: Source, limit: int) -> None:
         """`limit`: bytes of content. A root that an earlier process left is taken over."""
         self._files = root / "files"
         self._folders = root / "bundles"

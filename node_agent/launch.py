@@ -19,6 +19,7 @@ from node_agent.agent import Agent, Parts
 from node_agent.cache import BundleCache
 from node_agent.census import Census, most_processes
 from node_agent.heartbeat import host_name
+from node_agent.luggage import Luggage
 from node_agent.news import NewsDesk
 from node_agent.slots import Slot
 
@@ -65,7 +66,8 @@ def agent(
         )
         for index in range(slots)
     ]
-    bundles = BundleCache(directory / "cache", services.ctl, config.cache_limit)
+    luggage = Luggage(config.brought, services.ctl)
+    bundles = BundleCache(directory / "cache", luggage, config.cache_limit)
     if config.bundle is not None:
         fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
         stack.callback(fetching.cancel)
