@@ -493,6 +493,8 @@ class Session(Supervised):
             with anyio.move_on_after(self.close_timeout / 2):
                 await self._outbox.drain()
                 await self._until_owed_can_be_told()
+                if len(self._tracker):
+                    await asyncio.wait({agents})  # whoever leaves at once still wants his tasks run
             services.cancel_scope.cancel()
         if left := self._tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")

@@ -7,8 +7,13 @@ from pathlib import Path
 
 def is_alive(pid: int) -> bool:
     """Whether that process runs. The dead stay in the table for as long as nobody looks after them."""
+    return born(pid) is not None
+
+
+def born(pid: int) -> int | None:
+    """When the process began, in the kernel's ticks: a number may be another's later. None for the dead."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in (b"Z", b"X")
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -70,6 +70,31 @@ async def running(pool: Pool) -> int:
     return sum(len(beat.running) for beat in await pool.heartbeats())
 
 
+async def test_who_submits_and_leaves_has_his_tasks_run(own: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits until there are agents, who were not there before; not where nothing is to be run."""
+    compute = own.client._services.compute
+    begun, go_on, create_job = anyio.Event(), anyio.Event(), compute.create_job
+
+    async def slowly(job_id: str, pool_id: str) -> None:
+        begun.set()
+        await go_on.wait()
+        await create_job(job_id, pool_id)
+
+    monkeypatch.setattr(compute, "create_job", slowly)
+    session = await own.session("nothing")
+    await begun.wait()
+    await session.aclose()
+    async with anyio.create_task_group() as group:
+        begun = anyio.Event()
+        session = await own.session("brief")
+        await session.submit("echo.py", args=[1])
+        await begun.wait()
+        group.start_soon(session.aclose)
+        await until(lambda: work(own), 1)
+        go_on.set()
+    await until(lambda: work(own), 0)
+
+
 async def test_a_job_is_made_closed_and_deleted(client: Client) -> None:
     """Each once; a closed one refuses tasks and is listed still, a deleted one is not there any more."""
     pool = await client.ensure_pool(f"jobs-{uuid.uuid4().hex[:8]}", files=LARGE, nodes=0)

@@ -300,6 +300,10 @@ def do_action(engine, args):
 async def fill(cloud: Cloud) -> int:
     """Fill the results queue with mail for somebody else, to the last byte that it takes; how many."""
     queue = cloud.pool._manifest.results_queues[0]
+    async with asyncio.timeout(PATIENCE):
+        admin = cloud.client._services.admin_of(queue)
+        while (await admin.figures(queue.entity)).active:  # noqa: ASYNC110 - would make room once it is settled
+            await asyncio.sleep(0.01)
     entity = cloud.bus.broker.namespace.find(queue.entity)
     assert entity is not None
     entity.queue.reconfigure(replace(entity.queue.spec, max_size=200_000))

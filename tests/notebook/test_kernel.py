@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.living import born
+
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
@@ -77,12 +79,6 @@ async def kernel(folder: Path) -> AsyncIterator[Kernel]:
         yield Kernel(client)
 
 
-async def gone(*paths: Path) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while any(path.exists() for path in paths):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-
 async def there(path: Path) -> None:
     async with asyncio.timeout(PATIENCE):
         while not path.exists():  # noqa: ASYNC110
@@ -95,7 +91,7 @@ async def test_an_interrupted_cell_takes_its_task_along(tmp_path: Path) -> None:
     sign = tmp_path / "sign"
     async with kernel(tmp_path) as notebook:
         assert await notebook.run(f"sign = {str(sign)!r}\n{OPEN}") == "'woke'"
-        processes = (await notebook.run(CHILDREN)).strip("' ").split()
+        births = {pid: born(pid) for pid in map(int, (await notebook.run(CHILDREN)).strip("' ").split())}
         sign.unlink()
         waiting = asyncio.create_task(notebook.run("await session.run('waits.py', 600, sign)"))
         await there(sign)
@@ -103,5 +99,7 @@ async def test_an_interrupted_cell_takes_its_task_along(tmp_path: Path) -> None:
         assert await waiting in ("KeyboardInterrupt", "CancelledError")
         assert await notebook.run(SETTLED) == "1"
         assert await notebook.run("await session.run('waits.py', 0, sign)") == "'woke'"
-    assert processes
-    await gone(*(Path(f"/proc/{process}") for process in processes))
+    assert births
+    async with asyncio.timeout(PATIENCE):
+        while any(birth is not None and born(pid) == birth for pid, birth in births.items()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
