@@ -27,10 +27,10 @@ from batchflow.azure.amqp_handler import Call, Handler
 from batchflow.azure.amqp_link import Link
 from batchflow.azure.closing import Closes
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
-from batchflow.azure.opening import without_naps
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.sparing import sparing
 from batchflow.azure.transport import trusting
+from batchflow.azure.tuning import reading, tuned
 from batchflow.broker import Delivery
 from batchflow.errors import (
     Backpressure,
@@ -218,9 +218,12 @@ class _Inbox(_End["ServiceBusReceiver"]):
 
 def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
     """The next message; with the link wanted by others, only when it has been read already."""
-    return lambda handler, wanted: handler.receive_messages(
-        max_message_count=1, max_wait_time=_NO_WAIT if wanted else wait
-    )
+
+    async def receive(handler: ServiceBusReceiver, wanted: bool) -> list[ServiceBusReceivedMessage]:
+        with reading(handler):
+            return await handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else wait)
+
+    return receive
 
 
 def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
@@ -378,7 +381,7 @@ class ServiceBusBroker(Closes):
 
     async def sender(self, queue: QueueRef) -> _Sender:
         client = self._client(queue)
-        link = Link(lambda: without_naps(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
+        link = Link(lambda: tuned(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
         sender = _Sender(link)
         await self._opened(sender, link)
         return await sender.open()
@@ -389,7 +392,7 @@ class ServiceBusBroker(Closes):
         name = f"{queue.entity}, dead letters" if dead_letters else queue.entity
 
         def make() -> ServiceBusReceiver:
-            return without_naps(
+            return tuned(
                 client.get_queue_receiver(
                     queue.entity, sub_queue=sub_queue, prefetch_count=prefetch, socket_timeout=READ_SLICE
                 )
@@ -404,7 +407,7 @@ class ServiceBusBroker(Closes):
         client = self._client(queue)
 
         def make() -> ServiceBusReceiver:
-            return without_naps(
+            return tuned(
                 client.get_queue_receiver(
                     queue.entity, session_id=session_id, prefetch_count=prefetch, socket_timeout=READ_SLICE
                 )

@@ -1,4 +1,4 @@
-"""Links open as fast as the broker answers, and behave as the SDK's afterwards."""
+"""Links open as fast as the broker answers, and are read by one at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from azure.servicebus.aio import ServiceBusClient
 
-from batchflow.azure.opening import QUESTIONS, without_naps
+from batchflow.azure.tuning import QUESTIONS, tuned
 from batchflow.errors import QueueNotFound
 
 NAP = 0.05
@@ -30,7 +30,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 async def test_the_sdk_naps(bus, naps) -> None:
-    """Left alone; should it no longer do so, `batchflow.azure.opening` can go."""
+    """Left alone; should it no longer do so, that half of `batchflow.azure.tuning` can go."""
     queue = await bus.make()
     async with (
         ServiceBusClient.from_connection_string(bus.server.connection_string) as client,
@@ -95,14 +95,68 @@ class Never:
 def test_an_sdk_without_those_names_opens_as_it_likes() -> None:
     """No error, and the same object."""
     end = Unlike()
-    assert without_naps(end) is end
+    assert tuned(end) is end
     assert vars(end) == {}
 
 
 async def test_a_client_that_is_never_ready_is_left_to_the_sdk() -> None:
     """Which naps, and looks at its deadline."""
-    end = without_naps(Never())
+    end = tuned(Never())
     end._create_handler(None)
     assert not await end._handler.client_ready_async()
     assert end.asked == QUESTIONS
     assert not await end._handler.client_ready_async()
+
+
+class Looks:
+    """The keep-alive's looks at a link: each is a task of its own."""
+
+    def __init__(self, handler: Any) -> None:
+        connection = handler._handler._connection
+        self._listen = connection.listen
+        connection.listen = self._counted
+        self.number = 0
+
+    async def _counted(self, *arguments: Any, **options: Any) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self.number += getattr(task.get_coro(), "__name__", "") == self._counted.__name__
+        return await self._listen(*arguments, **options)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's keep-alive looks each second, which is as often as it can."""
+    from azure.servicebus._pyamqp.aio import AMQPClientAsync
+
+    made = AMQPClientAsync.__init__
+
+    def make(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **options | {"keep_alive_interval": 1})
+
+    monkeypatch.setattr(AMQPClientAsync, "__init__", make)
+
+
+async def test_the_sdk_reads_beside_a_receive(bus, hurried) -> None:
+    """Left alone; should it no longer do so, that half of `batchflow.azure.tuning` can go."""
+    queue = await bus.make()
+    async with (
+        ServiceBusClient.from_connection_string(bus.server.connection_string) as client,
+        client.get_queue_receiver(queue.entity) as receiver,
+    ):
+        looks = Looks(receiver)
+        await receiver.receive_messages(max_message_count=1, max_wait_time=2.5)
+        assert looks.number > 0
+
+
+async def test_nobody_reads_beside_a_receive(bus, hurried) -> None:
+    """Nor between two of them; when there is none any more the link is kept alive as ever."""
+    queue = await bus.make()
+    async with await bus.broker.receiver(queue) as receiver:
+        looks = Looks(await receiver._link.open())
+        for _ in range(3):
+            assert await receiver.receive(0.8) is None
+        assert looks.number == 0
+        async with asyncio.timeout(30):
+            while not looks.number:  # noqa: ASYNC110 - the SDK tells nobody
+                await asyncio.sleep(0.05)
