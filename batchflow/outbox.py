@@ -88,7 +88,8 @@ class Outbox:
         clock = asyncio.get_running_loop().time
         while True:
             await self._wake.wait()
-            if (pause := self._session._policy.pause(clock(), self._session._tracker.queued)) > 0:
+            tracker, policy = self._session._tracker, self._session._policy
+            if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
             lane.sending = self._take(clock())
             if lane.sending:
@@ -110,7 +111,8 @@ class Outbox:
         policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES
-        for _ in range(-(-policy.messages() // len(self.lanes))):
+        messages = policy.messages(len(tracker.outbox), tracker.queued, is_last=is_last)
+        for _ in range(-(-messages // len(self.lanes))):
             pack = policy.pack(len(tracker.outbox), tracker.queued, room, is_last=is_last)
             entries, items = tracker.take(pack)
             if not entries:

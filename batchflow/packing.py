@@ -4,7 +4,10 @@ A message costs the sender, the broker and the agent far more than a small task 
 ride together. Rules:
 
 - Nothing waits for company: the policy is asked when the link is free, and takes from what is there. Only
-  while tasks come so fast that `PACE` seconds bring several of them, sends begin that far apart.
+  while tasks come so fast that `PACE` seconds bring several of them, sends begin that far apart; or while
+  what is under way keeps every slot busy for longer than a pack would, for then hurry gains nothing. (A map
+  submits as results come. Without that rule a few tasks that rode alone would come back alone, be followed
+  by as many that ride alone, and so for ever.)
 - A task that takes longer than the work that a pack may hold rides alone. So do the first of a command whose
   duration is not known, `PROBES` for each slot. Those after them cannot begin before one of these has ended.
   A tenth of those that wait for each slot may ride together, each counted as `GUESS`: agents start them alone
@@ -26,7 +29,8 @@ ride together. Rules:
   longer, up to `LOADED_HOLD`, while it has more of these to do: the tasks themselves have waited longer.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
   `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
-  sends begin further apart while the broker has much that is not done, so that packs are filled.
+  sends begin further apart while the broker has much that is not done, so that packs are filled, and what
+  would not fill another message waits for the next send.
 """
 
 from __future__ import annotations
@@ -168,16 +172,24 @@ class PackingPolicy:
         self._latest = (total - self._submitted) / max(passed, PACE)
         self._submitted, self._asked_at = total, now
 
-    def pause(self, now: float, under_way: int = 0) -> float:
-        """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again."""
-        if self._asked_at is None or min(self.rate, self._latest) * PACE < 2:
+    def pause(self, now: float, under_way: int = 0, size: int = 0) -> float:
+        """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again and
+        may begin soon. `under_way`: as for `pack`; `size`: bytes that wait."""
+        if self._asked_at is None:
             return 0.0
-        apart = min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * self._busy(under_way)))
-        return max(0.0, self._asked_at + apart - now)
+        busy = self._busy(under_way)
+        is_stream = min(self.rate, self._latest) * PACE >= 2
+        if not is_stream and (busy <= self.work or size >= MOST_BYTES):
+            return 0.0
+        return max(0.0, self._asked_at + min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy)) - now)
 
-    def messages(self) -> int:
-        """How many messages may share the next send."""
-        return min(MOST_SENT, 2 * max(1, self.slots))
+    def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
+        """How many messages may share the next send. Arguments as for `pack`."""
+        most = min(MOST_SENT, 2 * max(1, self.slots))
+        if is_last or self._busy(under_way) <= self.work:
+            return most
+        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self._mean, _LEAST_DURATION)))
+        return min(most, max(1, waiting // full))
 
     def pack(
         self, waiting: int, under_way: int = 0, room: int = MOST_BYTES, *, is_last: bool = False

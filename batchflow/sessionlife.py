@@ -50,6 +50,8 @@ _LAST_BREATH: Final = 2
 on its way."""
 _EXACTNESS: Final = 1.0
 """Seconds: the storage's dates have no fractions."""
+_SOON: Final = 0.5
+"""Seconds to the second look for agents by a session that has found none; then twice as many each time."""
 _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
@@ -268,9 +270,14 @@ class AgentsWatch:
 
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
+        interval, soon = self._session.pool.client.settings.agent.heartbeat_interval, _SOON
         await self._try(self._meet)
+        while not self._session._policy.slots and soon < interval:
+            await asyncio.sleep(soon)
+            soon *= 2
+            await self._try(self._meet)
         while True:
-            await asyncio.sleep(self._session.pool.client.settings.agent.heartbeat_interval)
+            await asyncio.sleep(interval)
             if len(self._session._tracker):
                 await self._try(self._look)
 

@@ -17,11 +17,11 @@ Rules:
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
   seconds and, where tasks are short, `LAGGING` times longer than usual; what stands behind such a task in
-  its slot is taken back from there, and waits), an excess (what waits while every slot is busy, beyond
-  `MOST_WAIT` seconds of work for each: its sender took the tasks for shorter than they are), and taking apart
-  a message that comes a second time (none of them charged). While a
-  message is taken apart nothing begins: a copy that killed the agent before the message is removed would
-  bring it back whole, again and again.
+  its slot is taken back from there, and waits; many wait at least as long as their copies would take), an
+  excess (what waits while every slot is busy, beyond `MOST_WAIT` seconds of work for each: its sender took
+  the tasks for shorter than they are), and taking apart a message that comes a second time (none of them
+  charged). While a message is taken apart nothing begins: a copy that killed the agent before the message is
+  removed would bring it back whole, again and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
   (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
@@ -121,6 +121,9 @@ MOST_FOLLOWING: Final = 500
 STRAGGLER: Final = 0.1
 LAGGING: Final = 3.0
 """Times the usual duration: a task is no straggler sooner."""
+COPY: Final = 0.001
+"""Seconds for each task that waits behind stragglers: what its copy would cost this agent and the next one. A
+straggler that has lasted for longer may be expected to go on for as long again."""
 MOST_WAIT: Final = 1.0
 """Seconds of work for each slot that may wait while they are busy. A pack is much less, unless its sender did
 not know how long its tasks take; it was a small part of what there was to do, even so."""
@@ -670,7 +673,7 @@ class Scheduler:
         """When every slot has run one task for too long; None when one of them does something else."""
         if any(slot.phase is not Phase.RUNNING or slot.stopping for slot in self._slots):
             return None
-        return max(slot.moved_at for slot in self._slots) + self._patience
+        return max(slot.moved_at for slot in self._slots) + max(self._patience, COPY * len(self._waiting))
 
     def _relieve(self, now: float) -> None:
         """Hand back what would wait behind stragglers, or for too long."""

@@ -16,7 +16,7 @@ from batchflow.retry import Failure
 from batchflow.wire import TaskItem
 from node_agent import scheduling as to
 from node_agent.deaths import Deaths
-from node_agent.scheduler import DIED, LETHAL, MOST_WAIT, SETTLE, STRAGGLER, Scheduler
+from node_agent.scheduler import COPY, DIED, LETHAL, MOST_WAIT, SETTLE, STRAGGLER, Scheduler
 from tests.agent.support_agent import INCARNATION, task
 
 SESSION = ("job", "client")
@@ -318,6 +318,19 @@ def test_what_waits_behind_a_straggler_is_handed_back() -> None:
     assert play.at(1.0 + STRAGGLER - 0.01, to.Tick()) == []
     back = play.at(1.0 + STRAGGLER, to.Tick())
     assert back == [to.HandBack(1, reason="straggler"), to.HandBack(2, reason="straggler")]
+
+
+def test_many_wait_behind_a_straggler_for_as_long_as_their_copies_would_take() -> None:
+    """A task that met a busy machine for a moment does not make hundreds of messages of a few."""
+    play = Play()
+    many = 150
+    play.arrive(1.0, *(task(number) for number in range(many + 1)))
+    play.run(1.0)
+    assert COPY * many > STRAGGLER
+    assert play.at(1.0 + COPY * many - 0.001, to.Tick()) == []
+    assert play.scheduler.next_deadline() == pytest.approx(1.0 + COPY * many)
+    back = play.at(1.0 + COPY * many, to.Tick())
+    assert back == [to.HandBack(number, reason="straggler") for number in range(1, many + 1)]
 
 
 def test_where_tasks_are_long_nothing_waits_long_behind_one() -> None:

@@ -356,10 +356,32 @@ def test_sends_are_further_apart_while_much_is_under_way(under_way: int, slots: 
     busy = loaded(slots, "small")
     assert busy.pause(1.0, under_way) == 0.0
     busy.submitted(5000, 1.0)
-    share = under_way * 0.001 / slots / 20
-    assert busy.pause(1.0, under_way) == pytest.approx(min(0.02, max(PACE, share)), rel=0.001)
+    left = under_way * 0.001 / slots
+    apart = pytest.approx(min(0.02, max(PACE, left / 20)), rel=0.001)
+    assert busy.pause(1.0, under_way) == apart
     busy.submitted(5001, 1.01)
-    assert busy.pause(1.01, under_way) == 0.0, "a lone task behind many"
+    alone = busy.pause(1.01, under_way)
+    if left < busy.work * 0.999:
+        assert alone == 0.0, "a lone task that may begin soon"
+    elif left > busy.work * 1.001:
+        assert alone == apart, "one behind many"
+        assert busy.pause(1.01, under_way, MOST_BYTES) == 0.0, "nothing more would fit"
+
+
+def test_a_map_does_not_come_down_to_tasks_that_ride_alone() -> None:
+    """With a full window each result brings one task: they gather again, whatever went before."""
+    deciding = loaded(2, "tiny")
+    now, submitted, window = 1.0, 10_000, 10_000
+    deciding.submitted(submitted, now)
+    sizes = []
+    for _ in range(200):  # results come one by one, each after a no-op
+        now += 0.0005
+        submitted += 1
+        waiting = submitted - 10_000 - sum(sizes)
+        if deciding.pause(now, window - waiting, waiting * 200) == 0.0:
+            deciding.submitted(submitted, now)
+            sizes.append(len(fill(deciding, [("tiny", 1)] * waiting, under_way=window - waiting)))
+    assert min(sizes) >= 39
 
 
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
@@ -389,7 +411,18 @@ def test_results_wait_longer_only_behind_much_work(left: float) -> None:
 @given(st.integers(0, 100_000))
 def test_a_send_has_messages_for_every_slot(slots: int) -> None:
     """Two for each, within what the broker takes."""
-    assert PackingPolicy(slots).messages() == max(2, min(MOST_SENT, 2 * slots))
+    assert PackingPolicy(slots).messages(10**6) == max(2, min(MOST_SENT, 2 * slots))
+
+
+@given(st.integers(1, 2000), st.integers(1, 4), st.booleans())
+def test_what_would_not_fill_a_message_waits_under_load(waiting: int, slots: int, is_last: bool) -> None:
+    """Unless there is nothing else, or nothing more is coming."""
+    few = min(MOST_SENT, 2 * slots)
+    deciding = loaded(slots, "tiny")
+    assert deciding.messages(waiting, 10_000, is_last=is_last) == (
+        few if is_last else max(1, min(few, waiting // MOST_TASKS))
+    )
+    assert deciding.messages(waiting) == few
 
 
 def beat(state: str, slots: int, *since: float) -> Heartbeat:

@@ -206,14 +206,16 @@ class Client:
         if self._sending or not self.tracker.outbox:
             return
         world = self._world
-        if (pause := self.policy.pause(world.time.now, self.tracker.queued)) > 0:
+        pause = self.policy.pause(world.time.now, self.tracker.queued, self.tracker.outbox_bytes)
+        if pause > 0:
             self._sending = True
             world.time.after(pause, self._go_on)
             return
         self.policy.submitted(self.tracker.next_sequence(), world.time.now)
         packs: list[list[Entry]] = []
         room, is_last = MOST_BYTES, self.tracker.next_sequence() == len(self._jobs)
-        for _ in range(self.policy.messages()):
+        messages = self.policy.messages(len(self.tracker.outbox), self.tracker.queued, is_last=is_last)
+        for _ in range(messages):
             pack = self.policy.pack(len(self.tracker.outbox), self.tracker.queued, room, is_last=is_last)
             entries, items = self.tracker.take(pack)
             if not entries:

@@ -109,7 +109,8 @@ class _Client:
             if self._packed < self._share:
                 world.time.at((self._packed + 1) / self._rate, self.send, lane)
             return
-        if (pause := self.policy.pause(now, self._packed - self._back)) > 0:
+        size = (arrived - self._packed) * ITEM
+        if (pause := self.policy.pause(now, self._packed - self._back, size)) > 0:
             world.time.after(pause, self.send, lane)
             return
         self.policy.submitted(arrived, now)
@@ -126,7 +127,8 @@ class _Client:
     def _packs(self, arrived: int, now: float) -> list[_Pack]:
         packs: list[_Pack] = []
         room = MOST_BYTES
-        for _ in range(-(-self.policy.messages() // self._lanes)):
+        messages = self.policy.messages(arrived - self._packed, self._packed - self._back)
+        for _ in range(-(-messages // self._lanes)):
             if not (waiting := arrived - self._packed):
                 break
             pack = self.policy.pack(waiting, self._packed - self._back, room)
