@@ -85,10 +85,13 @@ class Outbox:
                 group.start_soon(self._serve, lane)
 
     async def _serve(self, lane: Lane) -> None:
-        clock = asyncio.get_running_loop().time
+        clock, tracker, policy = (
+            asyncio.get_running_loop().time,
+            self._session._tracker,
+            self._session._policy,
+        )
         while True:
             await self._wake.wait()
-            tracker, policy = self._session._tracker, self._session._policy
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
             lane.sending = self._take(clock())

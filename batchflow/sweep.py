@@ -72,6 +72,7 @@ async def sweep(services: Services, index: Container, *, bundle_age: float = 30 
         if control.is_ours(name)
     ]
     pools = {pool.id.lower() async for pool in services.compute.pools()}
+    await services.storage.create_container(index.name)  # which an account without pools may not have
     manifests = await _manifests(index)
     await _sweep_orphans(services, index, containers, queues, pools, manifests, swept)
     now = await _service_time(index)
