@@ -85,11 +85,8 @@ class Outbox:
                 group.start_soon(self._serve, lane)
 
     async def _serve(self, lane: Lane) -> None:
-        clock, tracker, policy = (
-            asyncio.get_running_loop().time,
-            self._session._tracker,
-            self._session._policy,
-        )
+        clock = asyncio.get_running_loop().time
+        tracker, policy = self._session._tracker, self._session._policy
         while True:
             await self._wake.wait()
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
