@@ -1,6 +1,6 @@
 """Links that are being opened while the rest of the agent is still being imported.
 
-Opening one is mostly waiting, half a second of it, and the first task needs two of them.
+Opening one is mostly waiting, for some ten answers of the broker, and the first task needs two of them.
 """
 
 from __future__ import annotations
