@@ -38,7 +38,7 @@ from node_agent.java import lines
 from node_agent.limits import Expired, Limits, TooMany, TooMuch
 from node_agent.outcomes import Execution, Outcome
 from node_agent.programs import Ended
-from node_agent.warm import Answer, Gone, Settings, WarmChild
+from node_agent.warm import Answer, Gone, Settings, Unbegun, WarmChild
 from node_agent.workspace import Place, Workspace, remove
 
 if TYPE_CHECKING:
@@ -236,7 +236,10 @@ class Slot:
         self._order(orders, 1 if self._recalled else None)
         try:
             while index < self._begun:
-                outcome, flags = await self._run_in(child, self._line[index], place)
+                ran = await self._run_in(child, self._line[index], place)
+                if ran is None:
+                    break
+                outcome, flags = ran
                 found = [outcome]
                 if not flags:
                     found += map(_read, child.answered())
@@ -280,8 +283,11 @@ class Slot:
             child = await self._crew.warm()
         return child
 
-    async def _run_in(self, child: WarmChild, execution: Execution, place: Place) -> tuple[Outcome, int]:
-        """One task that was sent to the child: its outcome, and the flags of the answer."""
+    async def _run_in(
+        self, child: WarmChild, execution: Execution, place: Place
+    ) -> tuple[Outcome, int] | None:
+        """One task that was sent to the child: its outcome, and the flags of the answer; None when it was
+        taken back before it began."""
         began_at = time.time()
         telling = self._begin(execution, place)
         child.heard = self._crew.heard
@@ -295,6 +301,9 @@ class Slot:
         finally:
             self._limits = None
             limits.stop()
+        if isinstance(end, Unbegun):
+            telling.finish()
+            return None
         flags = frames.RETIRE
         if isinstance(end, Answer):
             flags, began_at = end.flags, end.began_at
@@ -327,7 +336,9 @@ class Slot:
         ended = child.answer()
         outcome = await self._overstepped(end, ended, execution, limits, child)
         last = ended.result() if ended.done() else None
-        return outcome if last is None else replace(outcome, stdout=last.stdout, stderr=last.stderr)
+        if not isinstance(last, (Answer, Gone)):
+            return outcome
+        return replace(outcome, stdout=last.stdout, stderr=last.stderr)
 
     async def _overstepped(
         self,

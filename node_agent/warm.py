@@ -74,6 +74,11 @@ class Gone:
 
 
 @frozen
+class Unbegun:
+    """Everything that was sent was taken back before it began: no answer is on its way."""
+
+
+@frozen
 class _Said:
     """A CALL or a NOTE."""
 
@@ -220,6 +225,8 @@ class WarmChild:
             self._forgotten = self._loop.create_future()
             self.send(frames.encode(frames.FORGET))
             self._due -= taken
+            if not self._due:
+                self._resolve(Unbegun())
             self._choose_what_to_watch()
         return taken
 
@@ -229,8 +236,8 @@ class WarmChild:
             await asyncio.shield(self._forgotten)
         self._forgotten = None
 
-    def answer(self) -> asyncio.Future[Answer | Gone]:
-        """The next answer, or the child's end. One at a time; the caller may resolve it otherwise."""
+    def answer(self) -> asyncio.Future[Answer | Unbegun | Gone]:
+        """The next answer, or why none comes. One at a time; the caller may resolve it otherwise."""
         waiter = self._waiter = self._loop.create_future()
         while self._early and not waiter.done():
             early = self._early.popleft()
@@ -393,7 +400,7 @@ class WarmChild:
         self._tails[name] = Tail(tail.limit)
         return tail.text()
 
-    def _resolve(self, end: Answer | Gone) -> None:
+    def _resolve(self, end: Answer | Unbegun | Gone) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(end)
         elif isinstance(end, Answer):

@@ -354,6 +354,7 @@ async def test_the_log_outlives_node_and_pool(client: Client) -> None:
     pool = await client.ensure_pool("logged", files={"echo.py": TASKS["echo.py"].encode()}, nodes=1)
     async with pool.session() as session:
         await asyncio.wait_for(session.run("echo.py"), PATIENCE)
+    await pool.wait_ready(1)  # the first result does not wait for the first heartbeat
     (beat,) = await pool.heartbeats()
     await pool.resize(0)
     async with asyncio.timeout(PATIENCE):

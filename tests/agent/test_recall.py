@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,37 @@ async def test_what_has_not_begun_is_taken_back(tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.glob("begun-*")) == [
             "begun-0", "begun-10", "begun-11", "begun-12", "begun-13",
         ]  # fmt: skip
+
+
+async def test_a_child_that_has_begun_nothing_gives_all_back(tmp_path: Path) -> None:
+    """It had no processor: the slot is free, and goes on with what it is given next."""
+    async with bench(tmp_path) as made:
+        gate = tmp_path / "gate"
+        gate.touch()
+        bundle, files = materialise(tmp_path, {"gated.py": GATED})
+
+        def execution(number: int) -> Any:
+            return made.execution(bundle, "gated.py", [str(tmp_path / f"begun-{number}"), str(gate), number])
+
+        first: dict[int, Outcome] = {}
+        await made.slot.run_many([execution(0)], files, keep(first))
+        child = made.slot.child_pid
+        assert child is not None
+        os.kill(child, signal.SIGSTOP)
+        found: dict[int, Outcome] = {}
+        running = asyncio.create_task(
+            made.slot.run_many([execution(number) for number in (1, 2, 3)], files, keep(found))
+        )
+        await until(lambda: made.slot.running)
+        assert made.slot.recall() == 0
+        async with asyncio.timeout(10):
+            await running
+        os.kill(child, signal.SIGCONT)
+        more: dict[int, Outcome] = {}
+        await made.slot.run_many([execution(4)], files, keep(more))
+        assert (value(first[0]), found, value(more[0])) == (0, {}, 4)
+        assert made.slot.child_pid == child
+        assert sorted(path.name for path in tmp_path.glob("begun-*")) == ["begun-0", "begun-4"]
 
 
 async def test_taking_back_from_a_child_that_dies(tmp_path: Path) -> None:
