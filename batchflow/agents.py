@@ -25,12 +25,14 @@ from batchflow.frozen import frozen
 from batchflow.packing import open_slots
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from batchflow.broker import QueueRef
     from batchflow.reporting import Reporter
     from batchflow.services import Services
     from batchflow.settings import Settings
+    from batchflow.sources import Source
     from batchflow.storage import AccessPolicy, BlobInfo, Container
 
 CONFIG_FILE: Final = "agent.json"
@@ -58,24 +60,31 @@ class Launch:
     """Whether agents can be started so at any later time: no signature ends by the clock."""
 
 
-async def prepare(
-    services: Services,
-    settings: Settings,
-    manifest: PoolManifest,
-    containers: tuple[Container, Container],
-    report: Reporter,
-) -> Launch:
-    """Bring to the pool's control container what its agents start from. `containers`: control, output.
+@frozen
+class Ground:
+    """The pool that agents are started on."""
+
+    manifest: PoolManifest
+    ctl: Container
+    out: Container
+    made_here: bool = False
+    """By this very client, with the containers and their policies."""
+    sources: Sequence[Source] = ()
+    """Files that are here."""
+
+
+async def prepare(services: Services, settings: Settings, ground: Ground, report: Reporter) -> Launch:
+    """Bring to the pool's control container what its agents start from.
 
     Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
     """
-    ctl, out = containers
+    manifest, ctl, out = ground.manifest, ground.ctl, ground.out
     async with task_group() as group:
-        if manifest.identity is None:
+        if manifest.identity is None and not ground.made_here:
             for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
                 # whoever made it had no key
                 group.start_soon(services.storage.create_container, container.name, policies)
-        config = await _write_config(services, settings, manifest, ctl, out)
+        config = await _write_config(services, settings, ground)
     await ctl.put(config.blob, config.data)
     source = await _source(services, manifest, ctl)
     files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
@@ -137,15 +146,13 @@ class _Config:
     data: bytes = field(repr=False)
 
 
-async def _write_config(
-    services: Services, settings: Settings, manifest: PoolManifest, ctl: Container, out: Container
-) -> _Config:
+async def _write_config(services: Services, settings: Settings, ground: Ground) -> _Config:
     """What agents know at their start: restricted keys, or only names where the nodes have an identity."""
-    agent = settings.agent
+    agent, manifest, ctl, out = settings.agent, ground.manifest, ground.ctl, ground.out
     task_queues, results_queues = manifest.task_queues, manifest.results_queues
     brought: dict[str, str] = {}
     async with task_group() as group:
-        group.start_soon(luggage.pack, ctl, manifest.bundle, brought)
+        group.start_soon(luggage.pack, ctl, manifest.bundle, brought, ground.sources)
         of_out = await _container(services, manifest, out, access.out_policies()[0])
         accesses = await _access(services, manifest, (*task_queues, *results_queues))
     end = access.ends_at(of_out.signature)

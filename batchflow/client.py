@@ -29,10 +29,12 @@ from batchflow.model import Origin, PoolSpec
 from batchflow.reporting import Reporter
 from batchflow.services import connect, preload
 from batchflow.settings import PoolSettings, Settings, load_settings
-from batchflow.sources import Files, collect, upload
+from batchflow.sources import Files, Source, collect, upload
 from batchflow.sweep import DAY, Swept, last_swept, sweep
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchflow.control import PoolManifest
     from batchflow.nodelogs import NodeLog
     from batchflow.pool import Pool
@@ -104,8 +106,9 @@ class Client(Supervised):
     async def create_pool(self, spec: PoolSpec) -> Pool:
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         poolspec.check(spec)
-        manifest = await self._maker.create(spec, await collect(spec.files))
-        return self._known(manifest, Origin("created", "it was asked for"))
+        sources = await collect(spec.files)
+        manifest = await self._maker.create(spec, sources)
+        return self._known(manifest, Origin("created", "it was asked for"), sources)
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
         """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
@@ -139,8 +142,8 @@ class Client(Supervised):
         sources = await collect(files or spec.files)
         found = await self._maker.ensure(spec, sources, report)
         if found.made:
-            return self._known(found.manifest, Origin("created", "there was none of that name"))
-        pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)))
+            return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
+        pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)), sources)
         if sources:
             bundle = await upload(sources, pool._ctl)
             if bundle.hash != found.manifest.bundle:
@@ -248,11 +251,13 @@ class Client(Supervised):
 
         return PoolMaker(self._services, self._settings.pool)
 
-    def _known(self, manifest: PoolManifest, origin: Origin | None = None) -> Pool:
+    def _known(
+        self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[Source] = ()
+    ) -> Pool:
         """Imported only now: a local cloud starts while `preload` does so."""
         from batchflow.pool import Pool
 
-        return Pool(self, manifest, origin)
+        return Pool(self, manifest, origin, sources)
 
     # ---- the supervisor
 

@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Final
 from batchflow.bundle import Bundle, bundle_blob
 from batchflow.concurrency import task_group
 from batchflow.errors import BlobNotFound, ProtocolError
+from batchflow.sources import read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from batchflow.bundle import BundleFile
+    from batchflow.sources import Source
     from batchflow.storage import Container
 
 MOST_FILES: Final = 32
@@ -24,21 +28,29 @@ MOST_BYTES: Final = 256 * 1024
 """Of all contents together."""
 
 
-async def pack(control: Container, bundle_hash: str | None, into: dict[str, str]) -> None:
+async def pack(
+    control: Container, bundle_hash: str | None, into: dict[str, str], sources: Sequence[Source] = ()
+) -> None:
     """Put the bundle's list and contents there, each under its SHA-256, in base64; nothing of a large one.
 
-    Nothing either where part of it is gone: that is told to the task that needs it.
+    What is among the `sources` is not fetched. Nothing either where part of it is gone: that is told to the
+    task that needs it.
     """
     if bundle_hash is None:
         return
+    here = {source.file.sha256: source for source in sources}
     contents: dict[str, bytes] = {}
 
     async def get(file: BundleFile) -> None:
-        contents[file.sha256] = (await control.get(file.blob)).data
+        content = await read(here[file.sha256]) if file.sha256 in here else None
+        contents[file.sha256] = (await control.get(file.blob)).data if content is None else content
 
     try:
-        document = (await control.get(bundle_blob(bundle_hash))).data
-        bundle = Bundle.read(document, bundle_hash)
+        bundle = Bundle.of(source.file for source in sources)
+        document = bundle.document
+        if bundle.hash != bundle_hash:
+            document = (await control.get(bundle_blob(bundle_hash))).data
+            bundle = Bundle.read(document, bundle_hash)
         if len(bundle.files) > MOST_FILES or sum(file.size for file in bundle.files) > MOST_BYTES:
             return
         async with task_group() as group:

@@ -34,9 +34,10 @@ from batchflow.reporting import Reporter, counted
 from batchflow.resetting import change_start_task, reboot_all
 from batchflow.session import Session
 from batchflow.shrinking import shrink
-from batchflow.sources import Files, collect, upload
+from batchflow.sources import Files, Source, collect, upload
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from batchflow.client import Client
@@ -63,7 +64,14 @@ _MAIL_WAIT: float = 0.5
 class Pool:
     """Made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
 
-    def __init__(self, client: Client, manifest: PoolManifest, origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        manifest: PoolManifest,
+        origin: Origin | None = None,
+        sources: Sequence[Source] = (),
+    ) -> None:
+        """`sources`: files that are here, of which those of the default bundle need not be fetched."""
         self.client = client
         self.origin: Origin = origin or Origin("attached", "it was there")
         """Which of create, reuse, repurpose and attach it was, and why."""
@@ -72,6 +80,8 @@ class Pool:
         self._out = client._services.storage.container(manifest.out)
         self._known_jobs: set[str] = set()
         self._launch: agents.Launch | None = None
+        self._sources = sources
+        """Until agents are launched."""
         self._starting = anyio.Lock()
 
     @property
@@ -242,9 +252,11 @@ class Pool:
         if missing <= 0:
             return
         if self._launch is None or not self._launch.lasting:
-            services, settings = self.client._services, self.client.settings
-            containers = (self._ctl, self._out)
-            self._launch = await agents.prepare(services, settings, self._manifest, containers, report)
+            ground = agents.Ground(
+                self._manifest, self._ctl, self._out, self.origin.choice == "created", self._sources
+            )
+            self._launch = await agents.prepare(self.client._services, self.client.settings, ground, report)
+            self._sources = ()
         if tasks and not alive:
             # Whoever started them may have died before it said so.
             await compute.end_job_when_idle(self._manifest.agents_job)

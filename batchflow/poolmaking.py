@@ -277,7 +277,7 @@ class PoolMaker:
                 group.start_soon(services.storage.create_container, INDEX_CONTAINER)
                 group.start_soon(services.storage.create_container, manifest.out, access.out_policies())
                 await services.storage.create_container(manifest.ctl, access.ctl_policies())
-                bundle = await upload(sources or [], services.storage.container(manifest.ctl))
+                bundle = await upload(sources or [], services.storage.container(manifest.ctl), is_new=True)
             manifest = replace(manifest, bundle=bundle.hash)
             await self._publish(manifest)
         except BaseException as error:

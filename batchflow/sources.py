@@ -59,11 +59,15 @@ async def collect(files: Files) -> list[Source]:
     return await anyio.to_thread.run_sync(_collect, files)
 
 
-async def upload(sources: list[Source], container: Container) -> Bundle:
-    """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat."""
+async def upload(sources: list[Source], container: Container, *, is_new: bool = False) -> Bundle:
+    """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat.
+
+    `is_new`: that nothing is there need not be asked.
+    """
     bundle = Bundle.of(source.file for source in sources)
-    if not await _at_hand(container, bundle.blob):
-        present = {info.name async for info in container.list("files/")} if sources else set[str]()
+    if is_new or not await _at_hand(container, bundle.blob):
+        ask = sources and not is_new
+        present = {info.name async for info in container.list("files/")} if ask else set[str]()
         missing = {source.file.blob: source for source in sources if source.file.blob not in present}
         limiter = anyio.CapacityLimiter(_UPLOADS)
         async with task_group() as group:
@@ -71,6 +75,17 @@ async def upload(sources: list[Source], container: Container) -> Bundle:
                 group.start_soon(_upload_one, source, container, limiter)
         await container.put(bundle.blob, bundle.document)
     return bundle
+
+
+async def read(source: Source) -> bytes | None:
+    """What was found when it was hashed; None when it is something else by now, or gone."""
+    content = source.content
+    if isinstance(content, Path):
+        try:
+            content = await anyio.to_thread.run_sync(content.read_bytes)
+        except OSError:
+            return None
+    return content if hashlib.sha256(content).hexdigest() == source.file.sha256 else None
 
 
 async def fetch(container: Container, blob: str) -> BinaryIO:

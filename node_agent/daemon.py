@@ -2,7 +2,8 @@
 
 It is up as soon as its links are: they are begun first, and while they open, which is mostly waiting, the
 rest is imported in a thread: the agent itself, with which the slots' children start, and the SDK of the
-containers.
+containers. An agent that brings its files along wants nothing of these for its first task, and so lets that
+pass before it imports their SDK.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("node_agent")
 
+_PASS: Final = 0.25
+"""Seconds from then on in which the first task may come and go. The first heartbeat comes after them."""
 _HANDOVER: Final = 0.0005
 """Seconds that the thread which imports may keep the links waiting when something comes for them."""
 
@@ -64,7 +67,7 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         await asyncio.to_thread(_load_agent)
         from node_agent import launch
 
-        load = asyncio.create_task(asyncio.to_thread(_load_blobs), name="load blobs")
+        load = asyncio.create_task(_load_blobs_after(_PASS if config.brought else 0.0), name="load blobs")
         containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
         ctl, out = [await stack.enter_async_context(each) for each in containers]
         keeper = LogKeeper(logs.JsonLines())
@@ -105,6 +108,11 @@ def _broker(config: AgentConfig, identity: Credential | None) -> OpenedAhead:
 def _load_agent() -> None:
     with _quick_handover():
         import node_agent.launch  # noqa: F401
+
+
+async def _load_blobs_after(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(_load_blobs)
 
 
 def _load_blobs() -> None:

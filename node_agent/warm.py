@@ -126,7 +126,7 @@ class WarmChild:
         """Before this look."""
         self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
-        self._waiter: asyncio.Future[Answer | Gone] | None = None
+        self._waiter: asyncio.Future[Answer | Unbegun | Gone] | None = None
         self._early: deque[Answer | _Said] = deque()
         """What came of tasks that were sent together before it was their turn: their answers, and what the
         later ones said before theirs."""

@@ -38,17 +38,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGINT, SIGTERM or SIGHUP; the exit status."""
+def main(arguments: list[str] | None = None, certificate: Maker | None = None) -> int:
+    """Run until SIGINT, SIGTERM or SIGHUP; the exit status. `certificate`: what was begun before."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.entra is None and (options.role or options.identity):
         parser.error("--role and --identity are for a cloud with --entra FILE")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
-    certificate = MakerAside()
+    maker = certificate or MakerAside()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(options, certificate))
+            runner.run(_serve(options, maker))
     except BatchflowError as error:
         sys.stderr.write(f"batchflow.local: {error}\n")
         return 1

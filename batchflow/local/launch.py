@@ -29,7 +29,7 @@ CLOSE_TIMEOUT = 15.0
 # else is in the current directory. Nothing is garbage while all of it is being imported.
 _PROGRAM = (
     "import gc, sys; gc.disable(); root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root);"
-    " from batchflow.local.__main__ import main; sys.exit(main())"
+    " from batchflow.local.embedded import main; sys.exit(main())"
 )
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 _LOG = "cloud.log"

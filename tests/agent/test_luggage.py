@@ -10,12 +10,13 @@ import pytest
 from batchflow import luggage
 from batchflow.bundle import bundle_blob
 from batchflow.errors import BlobNotFound, ProtocolError
-from batchflow.sources import collect, upload
+from batchflow.sources import Source, collect, upload
 from batchflow.testing import MemoryStorage
 from node_agent.cache import BundleCache
 from node_agent.luggage import Luggage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from batchflow.testing import MemoryContainer
@@ -29,9 +30,11 @@ async def container(name: str = "ctl") -> MemoryContainer:
     return storage.container(name)
 
 
-async def packed(ctl: MemoryContainer, bundle_hash: str | None) -> dict[str, str]:
+async def packed(
+    ctl: MemoryContainer, bundle_hash: str | None, sources: Sequence[Source] = ()
+) -> dict[str, str]:
     into: dict[str, str] = {}
-    await luggage.pack(ctl, bundle_hash, into)
+    await luggage.pack(ctl, bundle_hash, into, sources)
     return into
 
 
@@ -56,6 +59,30 @@ async def test_what_was_not_packed_comes_from_the_container(tmp_path: Path) -> N
     async with cache.use(other.hash) as (_, folder):
         assert (folder / "other.py").read_bytes() == b"other"
         assert (folder / "task.py").read_bytes() == b"code"
+
+
+async def test_what_is_here_is_not_fetched(tmp_path: Path) -> None:
+    """The files that were brought just now: the container is not asked, whether they lie on disk or not."""
+    (tmp_path / "data.csv").write_bytes(b"1,2\n")
+    sources = await collect([{"task.py": b"code"}, tmp_path / "data.csv"])
+    ctl = await container()
+    bundle = await upload(sources, ctl)
+    assert await packed(await container("empty"), bundle.hash, sources) == await packed(ctl, bundle.hash)
+
+
+async def test_what_changed_since_is_fetched(tmp_path: Path) -> None:
+    """A file that is another one by now, or gone; and all of a bundle that is not of these files."""
+    for name in ("changed", "gone", "same"):
+        (tmp_path / name).write_text(name)
+    sources = await collect(tmp_path)
+    ctl = await container()
+    bundle = await upload(sources, ctl)
+    whole = await packed(ctl, bundle.hash)
+    (tmp_path / "changed").write_text("something else")
+    (tmp_path / "gone").unlink()
+    assert await packed(ctl, bundle.hash, sources) == whole
+    other = await upload(await collect({"other.py": b"other", "same": b"same"}), ctl)
+    assert await packed(ctl, other.hash, sources) == await packed(ctl, other.hash)
 
 
 @pytest.mark.parametrize("spoiled", ["list", "content"])

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import tempfile
 from pathlib import Path
 
+import batchflow
+import node_agent
 from tests.benchmarks import contest, table
 from tests.benchmarks.cases import ALONE, FULL, QUICK, WARM, Effort, warm
 from tests.benchmarks.harness import HEADING, machine
@@ -34,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--report", action="store_true", help="measure nothing, print the tables of --record")
     found.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join([CONTEST, *ALONE, *WARM])}")
     return found
+
+
+def compile_our_own() -> None:
+    """As pip does with what it installs, the peers among it: a checkout may have no bytecode, or old one."""
+    for package in (batchflow, node_agent):
+        for folder in package.__path__:
+            compileall.compile_dir(folder, quiet=1)
 
 
 def run_contest(options: argparse.Namespace, record: Path) -> None:
@@ -79,6 +89,7 @@ def main() -> None:
     if options.report and options.record is None:
         arguments.error("--report needs --record")
     cases = [CONTEST] if options.report else options.cases or every
+    compile_our_own()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         if CONTEST in cases:

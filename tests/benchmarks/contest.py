@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.harness import AT_REST, percentile, until_quiet
+from tests.benchmarks.harness import AT_REST, SETTLED, percentile, until_quiet
 from tests.benchmarks.process import CONTENDERS, OWN_PYTHON, PEERS, ContenderProcess, Failed
 from tests.benchmarks.servers import SERVERS, Missing
 
@@ -136,6 +136,7 @@ def _turn(entrant: Entrant, sizes: Sizes) -> Iterator[tuple[str, float]]:
         contender.measure(
             "bulk", max(1, sizes.bulk // 10), WORKLOAD_SECONDS
         )  # warm, like a service that runs
+        time.sleep(SETTLED)
         for workload in ("bulk", "one_by_one", "round_trip", "spin", "nap", "echo"):
             count = getattr(sizes, workload)
             yield from _quantities(workload, count, contender.measure(workload, count, WORKLOAD_SECONDS))

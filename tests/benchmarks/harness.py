@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 MEGABYTE = 1 << 20
+SETTLED = 1.0
+"""Seconds after the first tasks: what a contender loads behind its first result is no part of its work."""
 AT_REST = 3.0
 """Seconds after the last task until memory is weighed: what is kept, and not what was just let go."""
 QUIET_SECONDS = 0.5

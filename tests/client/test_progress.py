@@ -58,9 +58,8 @@ async def test_bringing_the_archive(
     settings = replace(pool.client.settings, agent=agent)
     lines: list[str] = []
     for _ in range(2):
-        await agents.prepare(
-            doubles.services, settings, pool._manifest, (pool._ctl, pool._out), Reporter(lines.append)
-        )
+        ground = agents.Ground(pool._manifest, pool._ctl, pool._out)
+        await agents.prepare(doubles.services, settings, ground, Reporter(lines.append))
     making = "making the agents' archive, for Python 3.12 on somewhere"
     assert lines == [making, "uploading the agents' archive, 2 MB", making]
 

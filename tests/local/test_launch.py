@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import stat
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from azure.batch import models
 from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.servicebus import ServiceBusMessage
@@ -25,6 +28,7 @@ from azure.storage.blob.aio import BlobServiceClient
 from batchflow import Client
 from batchflow.errors import ServiceError
 from batchflow.local import launch
+from batchflow.local.certificate import make_server_context
 from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.processes import descendants, is_alive
 from batchflow.settings import Settings, load_settings
@@ -228,6 +232,55 @@ class TestProgram:
         assert list(temporary_files.iterdir()) == []
 
 
+@asynccontextmanager
+async def outside(tls: ssl.SSLContext) -> AsyncIterator[str]:
+    """The address of a file on a server of somebody else's."""
+
+    async def hello(_: web.BaseRequest) -> web.Response:
+        return web.Response(text="hello")
+
+    runner = web.ServerRunner(web.Server(hello))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+    try:
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}/file"
+    finally:
+        await runner.cleanup()
+
+
+async def exit_code(settings: Settings, command: str, url: str) -> int | None:
+    """Of a task on a node, which has what is at the URL as `file`; None when it never ran."""
+    batch = settings.batch
+    credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
+    async with BatchClient(batch.url or "", credential) as client:
+        image = models.BatchVmImageReference(
+            publisher="canonical", offer="ubuntu-24_04-lts", sku="server", version="latest"
+        )
+        machine = models.VirtualMachineConfiguration(
+            image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
+        )
+        await client.create_pool(
+            models.BatchPoolCreateOptions(
+                id="p",
+                vm_size="standard_d2s_v3",
+                target_dedicated_nodes=1,
+                virtual_machine_configuration=machine,
+            )
+        )
+        await client.create_job(
+            models.BatchJobCreateOptions(id="j", pool_info=models.BatchPoolInfo(pool_id="p"))
+        )
+        files = [models.ResourceFile(http_url=url, file_path="file")]
+        await client.create_task(
+            "j", models.BatchTaskCreateOptions(id="t", command_line=command, resource_files=files)
+        )
+        async with asyncio.timeout(BOUND):
+            while (task := await client.get_task("j", "t")).state != "completed":  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    assert task.execution_info is not None
+    return task.execution_info.exit_code
+
+
 class TestChild:
     async def test_it_lives_as_long_as_it_is_held(self, temporary_files: Path) -> None:
         """The context manager yields settings that connect, and leaves nothing."""
@@ -256,6 +309,19 @@ class TestChild:
         monkeypatch.chdir(tmp_path)
         async with LocalCloudProcess() as settings:
             assert settings.connected
+
+    async def test_its_nodes_trust_whom_the_system_trusts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Files come from https of the outside world, although the cloud starts without its certificates."""
+        trusted = tmp_path / "trusted.pem"
+        tls = make_server_context(trusted)
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        async with outside(tls) as url, LocalCloudProcess(nodes=1) as settings:
+            assert await exit_code(settings, "grep -q hello file", url) == 0
+        monkeypatch.delenv("SSL_CERT_FILE")
+        async with outside(tls) as url, LocalCloudProcess(nodes=1) as settings:
+            assert await exit_code(settings, "grep -q hello file", url) is None
 
     async def test_two_at_once(self) -> None:
         """Clouds of one program do not meet."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING
+import ssl
+from functools import cache
+from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree
 
 import aiohttp
@@ -19,6 +21,7 @@ from batchflow.local.batch.entities import Failure, ResourceFile
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
 ATTEMPTS = 3
@@ -32,6 +35,7 @@ STORAGE_VERSION = "2026-10-06"
 """Of the Blob service, which wants to be told one by who comes with a token."""
 
 _CHUNK = 1 << 16
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
 class PreparationError(Exception):
@@ -42,11 +46,38 @@ class PreparationError(Exception):
         self.failure = failure
 
 
+class Web:
+    """What nodes fetch from. Made in the event loop; `trusted`: whose certificates count, by default those
+    that the system trusts."""
+
+    def __init__(self, trusted: ssl.SSLContext | None = None) -> None:
+        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT))
+        self._trusted = trusted
+
+    def get(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """A request. One to the outside may be led to https from wherever it begins."""
+        where = _encoded(url)
+        outside = where.scheme == "https" or where.host not in _LOOPBACK
+        tls = self._trusted or (_system() if outside else True)
+        return self._http.get(where, headers=headers, ssl=tls)
+
+    async def aclose(self) -> None:
+        await self._http.close()
+
+
+@cache
+def _system() -> ssl.SSLContext:
+    """aiohttp's own may know of no certificates: see `batchflow.local.embedded`."""
+    return ssl.create_default_context()
+
+
 @frozen
 class Source:
     """Where files are fetched from, and by what right where the URL carries no signature."""
 
-    http: aiohttp.ClientSession
+    web: Web
     authorization: Callable[[str], str | None]
     """The header that the identity of this resource id has; None when it is not the node's."""
 
@@ -58,22 +89,22 @@ class Source:
 
 async def fetch(source: Source, file: ResourceFile, directory: Path) -> None:
     """Download a resource file, or those of a container. Raises PreparationError, OSError."""
-    http, headers = source.http, source.of(file)
+    web, headers = source.web, source.of(file)
     if not file.is_container:
-        await _download(http, file.url, headers, directory / file.path, file.mode)
+        await _download(web, file.url, headers, directory / file.path, file.mode)
         return
-    async for name, url in _container_blobs(http, file.url, headers, file.prefix):
-        await _download(http, url, headers, directory / file.path / name, file.mode)
+    async for name, url in _container_blobs(web, file.url, headers, file.prefix):
+        await _download(web, url, headers, directory / file.path / name, file.mode)
 
 
 async def _container_blobs(
-    http: aiohttp.ClientSession, container_url: str, headers: Mapping[str, str], prefix: str
+    web: Web, container_url: str, headers: Mapping[str, str], prefix: str
 ) -> AsyncIterator[tuple[str, str]]:
     container = _encoded(container_url)
     marker = ""
     while True:
         query = {"restype": "container", "comp": "list", "prefix": prefix, "marker": marker}
-        listing = _parse_listing(await _get(http, str(container.update_query(query)), headers), container_url)
+        listing = _parse_listing(await _get(web, str(container.update_query(query)), headers), container_url)
         for blob in listing.iter("Blob"):
             name = blob.findtext("Name") or ""
             yield name, str((container / name).with_query(container.query))
@@ -89,22 +120,20 @@ def _parse_listing(text: bytes, url: str) -> ElementTree.Element:
         raise PreparationError(_download_failure(url, "the list of blobs is not XML")) from error
 
 
-async def _get(http: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> bytes:
+async def _get(web: Web, url: str, headers: Mapping[str, str]) -> bytes:
     try:
-        async with http.get(_encoded(url), headers=headers) as response:
+        async with web.get(url, headers) as response:
             _check(response.status, url)
             return await response.read()
     except (aiohttp.ClientError, TimeoutError) as error:
         raise PreparationError(_download_failure(url, _reason(error))) from error
 
 
-async def _download(
-    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], target: Path, mode: int
-) -> None:
+async def _download(web: Web, url: str, headers: Mapping[str, str], target: Path, mode: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            await _download_once(http, url, headers, target)
+            await _download_once(web, url, headers, target)
             break
         except (aiohttp.ClientError, TimeoutError) as error:
             if attempt == ATTEMPTS:
@@ -113,11 +142,9 @@ async def _download(
     target.chmod(mode)
 
 
-async def _download_once(
-    http: aiohttp.ClientSession, url: str, headers: Mapping[str, str], target: Path
-) -> None:
+async def _download_once(web: Web, url: str, headers: Mapping[str, str], target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
-    async with http.get(_encoded(url), headers=headers) as response:
+    async with web.get(url, headers) as response:
         if response.status >= 500:
             raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
         _check(response.status, url)

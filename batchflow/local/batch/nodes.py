@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING
 from batchflow.frozen import frozen
 from batchflow.local import processes
 from batchflow.local.batch.entities import Failure, Outcome
-from batchflow.local.batch.node_files import PreparationError, Source, disk_failure, fetch
+from batchflow.local.batch.node_files import PreparationError, Source, Web, disk_failure, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    import aiohttp
 
     from batchflow.local.batch.entities import CommandSpec, Node, Task
 
@@ -160,14 +158,14 @@ class Command:
         self._preparation: asyncio.Timeout | None = None
         self._keeper: asyncio.subprocess.Process | None = None
 
-    async def run(self, http: aiohttp.ClientSession, launched: Callable[[], None]) -> Outcome:
+    async def run(self, web: Web, launched: Callable[[], None]) -> Outcome:
         """Fetch, run, wait. Never raises for what goes wrong with the command; `launched` tells that it runs.
 
         Cancelling it leaves the processes to their keeper: call `kill` and wait instead.
         """
         try:
             arguments = _split(self._spec.command_line)
-            await self._prepare(Source(http, self._authorization))
+            await self._prepare(Source(web, self._authorization))
             if self._stopped:
                 return Outcome(None)
             return await self._execute(arguments, launched)

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl, unquote
 
-import aiohttp
 import orjson
 from aiohttp import web
 
-from batchflow.local.batch import node_files
 from batchflow.local.batch.auth import authenticate, authenticate_token
 from batchflow.local.batch.entities import Failure, Outcome
 from batchflow.local.batch.errors import Refused
@@ -33,6 +31,7 @@ from batchflow.local.batch.ledger import (
     RunTask,
     Stop,
 )
+from batchflow.local.batch.node_files import Web
 from batchflow.local.batch.nodes import (
     KEEPER_PATIENCE,
     STOP_GRACE,
@@ -104,7 +103,7 @@ class BatchServer:
         self._watches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._runner: web.ServerRunner | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._web: Web | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -117,13 +116,10 @@ class BatchServer:
         await site.start()
         self.port = int(runner.addresses[0][1])
         self.url = f"http://{host}:{self.port}"
-        tls = True if self._entra is None else self._entra.trusted
         if self._entra is not None:
             await web.TCPSite(runner, host, 0, ssl_context=self._entra.served).start()
             self.secure_url = f"https://{host}:{runner.addresses[1][1]}"
-        self._http = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=node_files.TIMEOUT), connector=aiohttp.TCPConnector(ssl=tls)
-        )
+        self._web = Web(None if self._entra is None else self._entra.trusted)
 
     async def aclose(self) -> None:
         """Kill every task's tree, stop serving. Idempotent; when cancelled, the closing itself goes on."""
@@ -146,8 +142,8 @@ class BatchServer:
         for command in commands:
             await command.abandon()
         await asyncio.gather(*self._jobs, *self._watches, return_exceptions=True)
-        if self._http is not None:
-            await self._http.close()
+        if self._web is not None:
+            await self._web.aclose()
 
     # HTTP
 
@@ -349,10 +345,10 @@ class BatchServer:
         self._act()
 
     async def _execute(self, run: int, command: Command, launched: Callable[[], None]) -> Outcome:
-        if self._http is None:
+        if self._web is None:
             raise RuntimeError(_CLOSED)
         try:
-            return await command.run(self._http, launched)
+            return await command.run(self._web, launched)
         except Exception:
             logger.exception("batch command failed", extra={"run": run})
             return Outcome(None, _UNKNOWN)

@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from batchflow.local import processes
 from batchflow.local.batch.entities import CommandSpec, Outcome
+from batchflow.local.batch.node_files import Web
 from batchflow.local.batch.nodes import Command
 
 PATIENCE = 20.0
@@ -62,10 +62,11 @@ async def until(look: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[aiohttp.ClientSession]:
+async def web() -> AsyncIterator[Web]:
     """What commands fetch their files with."""
-    async with aiohttp.ClientSession() as session:
-        yield session
+    web = Web()
+    yield web
+    await web.aclose()
 
 
 def command(line: str, tmp_path: Path, **options: float) -> Command:
@@ -126,20 +127,18 @@ def test_host_name_is_the_process_own() -> None:
     assert os.uname().nodename == before
 
 
-async def test_command_tells_its_exit_code(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_command_tells_its_exit_code(tmp_path: Path, web: Web) -> None:
     """A command's exit code and output are those of its process, and `launched` is called once."""
     calls: list[bool] = []
     run = command("/bin/sh -c 'hostname; exit 7'", tmp_path)
-    assert await run.run(http, lambda: calls.append(True)) == Outcome(7)
+    assert await run.run(web, lambda: calls.append(True)) == Outcome(7)
     assert calls == [True]
     assert (tmp_path / "task" / "stdout.txt").read_text()
 
 
-async def test_killed_keeper_takes_its_command_along(
-    tmp_path: Path, http: aiohttp.ClientSession, age: str
-) -> None:
+async def test_killed_keeper_takes_its_command_along(tmp_path: Path, web: Web, age: str) -> None:
     """When the keeper itself is killed, the kernel kills the command."""
-    run = asyncio.create_task(command(f"sleep {age}", tmp_path).run(http, lambda: None))
+    run = asyncio.create_task(command(f"sleep {age}", tmp_path).run(web, lambda: None))
     await until(lambda: any(_is_command(pid, "sleep") for pid in living(age)))
     keepers = [pid for pid in living(age) if not _is_command(pid, "sleep")]
     os.kill(keepers[0], signal.SIGKILL)
@@ -154,20 +153,20 @@ def _is_command(pid: int, name: str) -> bool:
         return False
 
 
-async def test_command_stopped_before_it_runs(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_command_stopped_before_it_runs(tmp_path: Path, web: Web) -> None:
     """A command that is stopped before it is started is never started."""
     run = command("touch started", tmp_path)
     run.stop()
-    outcome = await run.run(http, lambda: None)
+    outcome = await run.run(web, lambda: None)
     assert outcome.exit_code is None
     assert not (tmp_path / "task" / "wd" / "started").exists()
 
 
-async def test_fork_storm_is_ended(tmp_path: Path, http: aiohttp.ClientSession, age: str) -> None:
+async def test_fork_storm_is_ended(tmp_path: Path, web: Web, age: str) -> None:
     """A tree that keeps forking into new sessions is ended all the same."""
     script = f"while :; do setsid sleep {age} & sleep 0.01; done"
     run = command(f"/bin/sh -c '{script}'", tmp_path, grace=0.0)
-    ended = asyncio.create_task(run.run(http, lambda: None))
+    ended = asyncio.create_task(run.run(web, lambda: None))
     await until(lambda: len(living(age)) > 5)
     run.kill()
     await ended

@@ -1,0 +1,45 @@
+"""The process of a local cloud that a program starts for itself: `python -m batchflow.local`, up sooner.
+
+The program waits for it, and most of what it does until it is up is importing. So the certificate is begun
+first, in a process of its own, and made while this one imports; and aiohttp is imported without the system's
+certificates. It reads them as it is imported, for https that is asked for without a word on whom to trust,
+which takes as long as the rest of it does. Nobody asks so in this process: who fetches from the outside says
+whom he trusts (`batchflow.local.batch.node_files`).
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from batchflow.local.certificate import MakerAside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_WHERE: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+"""Where OpenSSL looks for the system's certificates, if not at its own places."""
+
+
+def main() -> int:
+    """The exit status; arguments as for `python -m batchflow.local`."""
+    certificate = MakerAside()
+    with _without_certificates():
+        from batchflow.local.__main__ import main as run
+    return run(certificate=certificate)
+
+
+@contextmanager
+def _without_certificates() -> Iterator[None]:
+    """For import statements, in a process without threads."""
+    before = {name: os.environ.get(name) for name in _WHERE}
+    os.environ.update(dict.fromkeys(_WHERE, os.devnull))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
