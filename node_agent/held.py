@@ -99,6 +99,12 @@ def following(slot: Slot) -> int:
     return 0 if standing <= slot.latest else min(slot.followers, standing - 1)
 
 
+def recallable(slot: Slot) -> bool:
+    """Whether tasks stand behind the first one, and may be asked back."""
+    free = slot.phase is Phase.RUNNING and not slot.recalled and not slot.stopping
+    return free and slot.shared and len(slot.tasks) > 1
+
+
 def place(tasks: list[Task], slot: Slot) -> tuple[int, ...]:
     """Their numbers."""
     slot.tasks.extend(tasks)

@@ -2,26 +2,23 @@
 
 Rules:
 
-- A message is pulled when nothing waits and a slot is free, or when tasks have been so short (`SHORT` on
-  average) that the next message is worth having before one is. Nothing is pulled while draining, while the
-  broker takes no results, or while a task is to run alone.
+- A message is pulled when nothing waits and a slot is free, or when tasks have been so short that the next
+  message is worth having before one is. Nothing is pulled while draining, while the broker takes no results,
+  or while a task is to run alone.
 - The tasks of a message run in the order of their message, several at a time in one slot when they are known
   to be short, a slot that holds the same bundle already first.
-- What waits while every slot is busy follows what runs in a slot, when all of it together is a matter of
-  `AHEAD` seconds: the slot goes on without asking. No message is pulled while more than `NEAR` seconds of
-  work for each slot follow in this way and the latest of it has not begun: it counts as the one in advance.
-  Nor while more than `SOON` seconds for each slot have not begun: another agent may need the message sooner.
+- What waits while every slot is busy follows what runs in a slot, when all of it together is a matter of a
+  moment: the slot goes on without asking.
 - A task's result is accepted by the broker before its message is completed. A message is completed when each
   of its tasks has an accepted result or an accepted copy. A lost lock changes nothing for the tasks: their
   results are sent all the same, only the message is not completed.
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
-  attempt is charged), a drain, a straggler (what waits while every slot has run one task for `STRAGGLER`
-  seconds and, where tasks are short, `LAGGING` times longer than usual; what stands behind such a task in
-  its slot is taken back from there, and waits; many wait at least as long as their copies would take), an
-  excess (what waits while every slot is busy, beyond `MOST_WAIT` seconds of work for each: its sender took
-  the tasks for shorter than they are), and taking apart a message that comes a second time (none of them
-  charged). While a message is taken apart nothing begins: a copy that killed the agent before the message is
-  removed would bring it back whole, again and again.
+  attempt is charged), a drain, a straggler (what waits while every slot has run one task for too long; what
+  stands behind such a task in its slot is taken back from there, and waits), an excess (what waits while
+  every slot is busy, beyond what is bearable: its sender took the tasks for shorter than they are), and
+  taking apart a message that comes a second time (none of them charged). While a message is taken apart
+  nothing begins: a copy that killed the agent before the message is removed would bring it back whole, again
+  and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
   (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
@@ -34,7 +31,8 @@ Rules:
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
 - Idle for long enough: announce it, look once more, exit.
 
-`node_agent.held` has the states that tasks and slots go through.
+`node_agent.held` has the states that tasks and slots go through, `node_agent.pace` what short, long and a
+moment are.
 
 Invariants: a task is placed in one slot at most, a slot has tasks exactly while it is not free; a message is
 completed only when all its tasks are settled; a task that is not settled has a message; nothing is pulled
@@ -52,7 +50,6 @@ from typing import Final
 from batchflow.control import AgentState, Cancellation
 from batchflow.errors import ConfigurationError
 from batchflow.model import Attempt, Status
-from batchflow.packing import PackingPolicy, hold
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from batchflow.wire import TaskItem
 from node_agent.cancellation import FRESH, CancellationBook
@@ -66,10 +63,11 @@ from node_agent.held import (
     Task,
     alike,
     command_of,
-    following,
     identity,
     place,
+    recallable,
 )
+from node_agent.pace import Pace
 from node_agent.scheduling import (
     Announce,
     Arrived,
@@ -109,33 +107,16 @@ from node_agent.scheduling import (
     Verdict,
 )
 
-SHORT: Final = 0.1
-"""Seconds: tasks below this are worth a message in advance."""
-AHEAD: Final = 0.15
-"""Seconds of expected work in a slot, with what follows: a full pack, and the end of the one before it."""
-NEAR: Final = 0.005
-SOON: Final = 0.05
-"""Seconds of work in which a message comes from a broker that is far."""
 MOST_FOLLOWING: Final = 500
 """Tasks that follow in a slot until it is free once."""
-STRAGGLER: Final = 0.1
-LAGGING: Final = 3.0
-"""Times the usual duration: a task is no straggler sooner."""
-COPY: Final = 0.001
-"""Seconds for each task that waits behind stragglers: what its copy would cost this agent and the next one. A
-straggler that has lasted for longer may be expected to go on for as long again."""
-MOST_WAIT: Final = 1.0
-"""Seconds of work for each slot that may wait while they are busy. A pack is much less, unless its sender did
-not know how long its tasks take; it was a small part of what there was to do, even so."""
 LETHAL: Final = 3
 SETTLE: Final = 10.0
 MOST_HELD: Final = 4096
 """Tasks; more are not pulled, however slowly results leave."""
 DIED: Final = "the agent died while it ran this task alone"
 
-_ROUNDING: Final = 1 + 1e-9
 _REMEMBERED: Final = 8192
-_WEIGHT: Final = 0.2
+"""Tasks that were settled."""
 
 
 @dataclass(slots=True)
@@ -157,9 +138,7 @@ class Scheduler:
     _waiting: deque[Task] = field(default_factory=deque)
     _slots: list[Slot] = field(init=False)
     _busy: int = 0
-    _packing: PackingPolicy = field(default_factory=PackingPolicy)
-    _mean: float | None = None
-    """Seconds that tasks have taken."""
+    _pace: Pace = field(init=False)
     _settled: OrderedDict[Identity, None] = field(default_factory=OrderedDict)
     """Tasks settled lately, the newest last."""
     _next_number: int = 0
@@ -181,6 +160,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._slots = [Slot(index) for index in range(self.slots)]
+        self._pace = Pace(self.slots)
         self._idle_since = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -213,10 +193,7 @@ class Scheduler:
     @property
     def hold(self) -> float:
         """Seconds that a result waits for others; 0 when none is under way that comes within them."""
-        standing = len(self._waiting) + sum(len(slot.tasks) for slot in self._slots)
-        seconds = hold(standing * (self._mean or 0.0) / self.slots)
-        shared = (slot for slot in self._slots if slot.shared and slot.tasks)
-        return seconds if any(self._expected(slot.tasks[0]) <= seconds for slot in shared) else 0.0
+        return self._pace.hold(self._slots, len(self._waiting))
 
     @property
     def held(self) -> int:
@@ -230,7 +207,7 @@ class Scheduler:
         moments = (
             self.cancellations.next_deadline(),
             self._straggler_deadline() if not self._stuck and (self._waiting or self._pulling) else None,
-            *map(self._lag_deadline, self._slots),
+            *map(self._pace.lag_deadline, self._slots),
             self._idle_deadline(),
             self._stop_at,
             self._leave_at,
@@ -280,7 +257,7 @@ class Scheduler:
             if self._exited:
                 return
         for slot in self._slots:
-            if (deadline := self._lag_deadline(slot)) is not None and now >= deadline:
+            if (deadline := self._pace.lag_deadline(slot)) is not None and now >= deadline:
                 self._recall(slot)
         if self._waiting:
             self._dispatch(now)
@@ -383,7 +360,7 @@ class Scheduler:
 
     def _let_follow(self, now: float) -> None:
         """Spread what waits over the slots in which it may follow."""
-        slots = sorted(self._leading(self._waiting[0]), key=self._work)
+        slots = sorted(self._leading(self._waiting[0]), key=self._pace.work)
         for index, slot in enumerate(slots):
             tasks = self._take_followers(slot, -(-len(self._waiting) // (len(slots) - index)), now)
             if not tasks:
@@ -408,8 +385,9 @@ class Scheduler:
         """The next tasks, if they may follow what runs in this slot: all of them or none, so that a pack does
         not trickle in."""
         tasks = list(islice(self._waiting, most))
-        work = self._work(slot) + sum(map(self._expected, tasks))
-        if work > AHEAD * _ROUNDING or not all(self._may_follow(task, slot, now) for task in tasks):
+        if not self._pace.may_follow(tasks, slot) or not all(
+            self._may_follow(task, slot, now) for task in tasks
+        ):
             return []
         for _ in tasks:
             self._waiting.popleft()
@@ -420,14 +398,6 @@ class Scheduler:
         if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
             return False
         return self.cancellations.clearance(task.item, self._young_until(task), now) == "go"
-
-    def _expected(self, task: Task) -> float:
-        """Seconds; infinite where nothing is known."""
-        return self._packing.expected(command_of(task.item))
-
-    def _work(self, slot: Slot) -> float:
-        """Seconds that its tasks are expected to take, the one that runs included."""
-        return sum(map(self._expected, slot.tasks))
 
     def _may_place(self) -> bool:
         """A task that runs alone waits until the slots are empty, and lets nothing pass."""
@@ -449,8 +419,7 @@ class Scheduler:
         chunk = [first]
         if not self._waiting or first.alone:
             return chunk
-        self._packing.slots = self.slots - self._busy
-        pack = self._packing.pack(len(self._waiting) + 1)
+        pack = self._pace.pack(len(self._waiting) + 1, self.slots - self._busy)
         pack.admits(command_of(first.item), 0)
         while self._waiting and alike(first, self._waiting[0]):
             if not pack.admits(command_of(self._waiting[0].item), 0):
@@ -524,7 +493,7 @@ class Scheduler:
         slot = next(slot for slot in self._slots if task in slot.tasks)
         slot.tasks.remove(task)
         slot.moved_at = now
-        self._learn(task.item, event.duration)
+        self._pace.learn(task.item, event.duration)
         if event.failure is None or not self._retry(task, event, event.failure):
             self._conclude(task, None)
         self._stop_if_cancelled(slot)
@@ -539,12 +508,6 @@ class Scheduler:
         command = HandBack(task.number, decision.delay, task.item.attempt + 1, (past,), "retry")
         self._hand_back(task, command)
         return True
-
-    def _learn(self, item: TaskItem, duration: float) -> None:
-        if len(self._packing.durations) >= _REMEMBERED:
-            self._packing.durations.clear()
-        self._packing.seen(command_of(item), duration)
-        self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     # The ways out
 
@@ -644,60 +607,27 @@ class Scheduler:
 
     def _recall_if_cancelled(self, slot: Slot) -> None:
         """The child begins by itself what it was given: too late to stop it then."""
-        if self._can_recall(slot) and any(self.cancellations.covers(task.item) for task in slot.tasks):
+        if recallable(slot) and any(self.cancellations.covers(task.item) for task in slot.tasks):
             self._recall(slot)
 
     # Time
-
-    def _can_recall(self, slot: Slot) -> bool:
-        """Whether tasks stand behind the first one, and may be asked back."""
-        free = slot.phase is Phase.RUNNING and not slot.recalled and not slot.stopping
-        return free and slot.shared and len(slot.tasks) > 1
 
     def _recall(self, slot: Slot) -> None:
         slot.recalled = True
         self._out.append(Recall(slot.index))
 
-    def _lag_deadline(self, slot: Slot) -> float | None:
-        """When a slot's first task holds up those behind it for too long; None when it holds up none."""
-        return slot.moved_at + self._patience if self._can_recall(slot) else None
-
-    @property
-    def _patience(self) -> float:
-        """Seconds that one task may take before it is a straggler. Where they are long none has company that
-        was meant for it, and what waits behind one shall not do so for long."""
-        mean = self._mean or 0.0
-        return max(STRAGGLER, LAGGING * mean if mean < SHORT else 0.0)
-
     def _straggler_deadline(self) -> float | None:
-        """When every slot has run one task for too long; None when one of them does something else."""
-        if any(slot.phase is not Phase.RUNNING or slot.stopping for slot in self._slots):
-            return None
-        return max(slot.moved_at for slot in self._slots) + max(self._patience, COPY * len(self._waiting))
+        return self._pace.straggler_deadline(self._slots, len(self._waiting))
 
     def _relieve(self, now: float) -> None:
         """Hand back what would wait behind stragglers, or for too long."""
         deadline = self._straggler_deadline()
         self._stuck = deadline is not None and now >= deadline
-        kept = 0 if self._stuck else self._bearable()
+        kept = 0 if self._stuck else self._pace.bearable(self._waiting)
         for _ in range(kept, len(self._waiting)):
             task = self._waiting[kept]
             del self._waiting[kept]
             self._hand_back(task, HandBack(task.number, reason="straggler" if self._stuck else "excess"))
-
-    def _bearable(self) -> int:
-        """How many of those that wait may go on, as far as it is known how long they take: one for each slot,
-        which may just be about to become free, and more while they are short."""
-        most = MOST_WAIT * self.slots
-        if len(self._waiting) * (self._mean or 0.0) <= most:
-            return len(self._waiting)
-        work, kept = 0.0, 0
-        for task in self._waiting:
-            work += self._packing.durations.get(command_of(task.item), 0.0)
-            if work > most and kept >= self.slots:
-                break
-            kept += 1
-        return kept
 
     def _drain(self, grace: float, now: float) -> None:
         stop_at = now + grace
@@ -761,12 +691,7 @@ class Scheduler:
             return False
         if self._busy < self.slots:
             return True
-        if self._stuck or self._mean is None or self._mean >= SHORT:
-            return False
-        unbegun = sum(max(0, len(slot.tasks) - 1) for slot in self._slots)
-        if unbegun * self._mean > SOON * self.slots:
-            return False
-        return sum(map(following, self._slots)) * self._mean <= NEAR * self.slots
+        return not self._stuck and self._pace.is_message_worth_having(self._slots)
 
 
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")

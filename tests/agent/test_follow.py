@@ -15,7 +15,8 @@ from batchflow.wire import Reference, TaskItem
 from node_agent import scheduling as to
 from node_agent.cancellation import FRESH
 from node_agent.outcomes import Outcome
-from node_agent.scheduler import AHEAD, MOST_FOLLOWING, SOON, STRAGGLER, Scheduler
+from node_agent.pace import AHEAD, SOON, STRAGGLER
+from node_agent.scheduler import MOST_FOLLOWING, Scheduler
 from node_agent.work import Depot, Worker
 from tests.agent.support_agent import INCARNATION, FakeBundles, FakeJournal, FakeSlot, behave, task
 from tests.agent.support_tasks import bench, keep, materialise, until, value

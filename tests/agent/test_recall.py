@@ -10,7 +10,8 @@ from typing import Any
 
 from node_agent import scheduling as to
 from node_agent.outcomes import Outcome
-from node_agent.scheduler import STRAGGLER, Scheduler
+from node_agent.pace import STRAGGLER
+from node_agent.scheduler import Scheduler
 from tests.agent.support_agent import task
 from tests.agent.support_tasks import bench, keep, materialise, until, value
 

@@ -16,7 +16,8 @@ from batchflow.retry import Failure
 from batchflow.wire import TaskItem
 from node_agent import scheduling as to
 from node_agent.deaths import Deaths
-from node_agent.scheduler import COPY, DIED, LETHAL, MOST_WAIT, SETTLE, STRAGGLER, Scheduler
+from node_agent.pace import COPY, MOST_WAIT, STRAGGLER
+from node_agent.scheduler import DIED, LETHAL, SETTLE, Scheduler
 from tests.agent.support_agent import INCARNATION, task
 
 SESSION = ("job", "client")

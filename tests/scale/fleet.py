@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from batchflow.packing import ENVELOPE, LOADED_HOLD, MOST_BYTES, PackingPolicy
-from node_agent.scheduler import SHORT
+from node_agent.pace import SHORT
 from tests.scale.costs import STANDARD, Costs, Tier
 from tests.scale.events import Credits, Processor, Timeline
 
