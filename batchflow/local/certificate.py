@@ -58,6 +58,8 @@ def _tell(writer: int) -> NoReturn:
     try:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(b"\0".join(make()))
+    except BrokenPipeError:
+        pass  # who wanted it is gone
     except BaseException:
         import traceback
 

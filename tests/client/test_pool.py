@@ -11,6 +11,7 @@ import pytest
 
 from batchflow.client import Client
 from batchflow.compute import BatchTask, BatchTaskInfo, Fault, NodeInfo
+from batchflow.control import AgentConfig
 from batchflow.errors import (
     AllocationFailed,
     ConfigurationError,
@@ -56,6 +57,26 @@ async def test_new_nodes_get_their_agents(pool: Pool, doubles: Doubles) -> None:
     async with pool.session("c"):
         await pool.resize(5)
         assert len(agent_ids(doubles, pool)) == 5
+
+
+async def test_agents_of_a_pool_that_was_just_made_start_with_what_is_known_here(
+    pool: Pool, client: Client, doubles: Doubles
+) -> None:
+    """Its files are not fetched, nor its containers' policies set again; who found the pool does both."""
+    control = doubles.storage.content[pool._manifest.ctl]
+    for name in [name for name in control if name.startswith(("files/", "bundles/"))]:
+        del control[name]
+    doubles.storage.policies.clear()
+    await pool.start()
+    (config,) = [name for name in control if name.startswith("agent/")]
+    assert len(AgentConfig.decode(control.pop(config).data).brought) == 2  # the list, and its file
+    assert doubles.storage.policies == {}
+    found = await client.pool(pool.id)
+    await found.resize(3)
+    await found.start()
+    (config,) = [name for name in control if name.startswith("agent/")]
+    assert AgentConfig.decode(control.pop(config).data).brought == {}
+    assert doubles.storage.policies.keys() == {found._ctl.name, found._out.name}
 
 
 async def test_an_agent_that_is_missing_is_started_under_a_free_name(pool: Pool, doubles: Doubles) -> None:
