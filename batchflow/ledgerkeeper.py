@@ -24,8 +24,9 @@ SAVE_INTERVAL: Final = 1.0
 class Journal:
     """Which outcomes were handed over on this host: an append-only file of uids, synced each time.
 
-    Writes are a line each and are made in place: waiting for the disk is what is asked for. A line without an
-    end was being written when the process died: nothing was handed over for it, and it goes.
+    Writes are a line each and are made in place: waiting for the disk is what is asked for. A line gets its
+    end when the disk has the rest of it. So one without an end was being written, or waited for, when the
+    process died: nothing was handed over for it, and it goes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -60,8 +61,14 @@ class Journal:
     def record(self, uid: str) -> None:
         """Return when the disk has it. Raises OSError."""
         if uid not in self and not self._file.closed:
-            self._file.write(f"{uid}\n".encode("ascii"))
-            os.fsync(self._file.fileno())
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(uid.encode("ascii"))
+                os.fsync(self._file.fileno())
+                self._file.write(b"\n")
+            except OSError:
+                self._file.truncate(end)
+                raise
             self._add(uid)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,10 +245,46 @@ def test_a_journal_has_it_on_the_disk_before_it_is_handed_over(
     journal = Journal(path)
     for uid in ("a:1", "a:2", "a:1"):
         journal.record(uid)
-    assert synced == [b"a:1\n", b"a:1\na:2\n"]
+    assert synced == [b"a:1", b"a:1\na:2"]
     journal.close()
     journal.record("a:3")
     assert path.read_bytes() == b"a:1\na:2\n"
+
+
+def test_what_the_disk_was_waited_for_when_the_process_died_was_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within the sync, where a reader spends most of its time: the outcome used to be lost."""
+    path, left = tmp_path / "shown", tmp_path / "left"
+    journal = Journal(path)
+    journal.record("a:1")
+    monkeypatch.setattr("os.fsync", lambda _: left.write_bytes(path.read_bytes()))
+    journal.record("a:2")
+    journal.close()
+    again = Journal(left)
+    assert ("a:1" in again, "a:2" in again) == (True, False)
+    again.close()
+
+
+def test_what_the_disk_does_not_take_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not shown, and the next line is whole."""
+    path = tmp_path / "shown"
+    journal = Journal(path)
+    journal.record("a:1")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            journal.record("a:2")
+    assert "a:2" not in journal
+    journal.record("a:3")
+    journal.close()
+    assert path.read_bytes() == b"a:1\na:3\n"
 
 
 def test_a_line_that_was_being_written_when_the_process_died_is_none(tmp_path: Path) -> None:
