@@ -81,7 +81,7 @@ class Pool:
         self._known_jobs: set[str] = set()
         self._launch: agents.Launch | None = None
         self._sources = sources
-        """Until agents are launched."""
+        """Until agents are started, or found alive."""
         self._starting = anyio.Lock()
 
     @property
@@ -247,16 +247,16 @@ class Pool:
     async def _start_agents(self, report: Reporter) -> None:
         compute = self.client._services.compute
         info, tasks = await self._survey()
+        sources, self._sources = self._sources, ()
         alive = sum(task.state != "completed" for task in tasks)
         missing = info.wanted + info.spot_wanted - alive
         if missing <= 0:
             return
         if self._launch is None or not self._launch.lasting:
             ground = agents.Ground(
-                self._manifest, self._ctl, self._out, self.origin.choice == "created", self._sources
+                self._manifest, self._ctl, self._out, self.origin.choice == "created", sources
             )
             self._launch = await agents.prepare(self.client._services, self.client.settings, ground, report)
-            self._sources = ()
         if tasks and not alive:
             # Whoever started them may have died before it said so.
             await compute.end_job_when_idle(self._manifest.agents_job)

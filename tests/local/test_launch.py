@@ -32,6 +32,7 @@ from batchflow.local.certificate import make_server_context
 from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.processes import descendants, is_alive
 from batchflow.settings import Settings, load_settings
+from tests.local.pools import pool_options
 
 BOUND = 20.0
 
@@ -253,20 +254,7 @@ async def exit_code(settings: Settings, command: str, url: str) -> int | None:
     batch = settings.batch
     credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
     async with BatchClient(batch.url or "", credential) as client:
-        image = models.BatchVmImageReference(
-            publisher="canonical", offer="ubuntu-24_04-lts", sku="server", version="latest"
-        )
-        machine = models.VirtualMachineConfiguration(
-            image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
-        )
-        await client.create_pool(
-            models.BatchPoolCreateOptions(
-                id="p",
-                vm_size="standard_d2s_v3",
-                target_dedicated_nodes=1,
-                virtual_machine_configuration=machine,
-            )
-        )
+        await client.create_pool(pool_options("p", 1))
         await client.create_job(
             models.BatchJobCreateOptions(id="j", pool_info=models.BatchPoolInfo(pool_id="p"))
         )

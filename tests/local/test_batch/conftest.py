@@ -18,6 +18,7 @@ from azure.core.credentials import AzureNamedKeyCredential
 
 from batchflow.local.batch.server import BatchServer
 from tests.contract import Contract, at_hand
+from tests.local.pools import pool_options
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
@@ -84,20 +85,6 @@ class Batch:
                     await asyncio.sleep(0.01)
         except TimeoutError:
             raise AssertionError(f"expected {wanted!r}, still {seen!r}") from None
-
-
-def pool_options(pool_id: str, nodes: int, **options: Any) -> models.BatchPoolCreateOptions:
-    """A pool of the default image."""
-    image = models.BatchVmImageReference(publisher="Canonical", offer="ubuntu-24_04-lts", sku="server")
-    machine = models.VirtualMachineConfiguration(
-        image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
-    )
-    defaults = {
-        "vm_size": "Standard_D2s_v3",
-        "target_dedicated_nodes": nodes,
-        "virtual_machine_configuration": machine,
-    }
-    return models.BatchPoolCreateOptions(id=pool_id, **(defaults | options))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from batchflow.local import processes
 from batchflow.local.batch.entities import CommandSpec, Outcome
 from batchflow.local.batch.node_files import Web
 from batchflow.local.batch.nodes import Command
+from tests.local.pools import pool_options
 
 PATIENCE = 20.0
 SERVER = """
@@ -194,21 +195,10 @@ async def _start_a_tree(url: str, key: str, age: str) -> None:
     from azure.batch.aio import BatchClient
     from azure.core.credentials import AzureNamedKeyCredential
 
-    image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
-    machine = models.VirtualMachineConfiguration(
-        image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
-    )
     nap = f"sleep {age}"
     script = f"trap : TERM; setsid {nap} & (setsid sh -c '{nap} & wait' &) ; {nap}; wait"
     async with BatchClient(url, AzureNamedKeyCredential("local", key)) as client:
-        await client.create_pool(
-            models.BatchPoolCreateOptions(
-                id="pool",
-                vm_size="standard_d2s_v3",
-                target_dedicated_nodes=1,
-                virtual_machine_configuration=machine,
-            )
-        )
+        await client.create_pool(pool_options("pool", 1))
         pool_info = models.BatchPoolInfo(pool_id="pool")
         await client.create_job(models.BatchJobCreateOptions(id="job", pool_info=pool_info))
         task = models.BatchTaskCreateOptions(id="task", command_line=f'/bin/sh -c "{script}"')
