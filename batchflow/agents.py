@@ -19,6 +19,7 @@ from batchflow.control import (
     Heartbeat,
     PoolManifest,
     QueueAccess,
+    gone_after,
 )
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
 from batchflow.frozen import frozen
@@ -46,8 +47,6 @@ _SAMPLE: Final = 64
 """Heartbeats that a session reads at a look: a thousand of them, every five seconds, would be all it does."""
 _READS: Final = 16
 """Documents that are read at once."""
-_FRESH: Final = 3
-"""A heartbeat older than so many of its own intervals is an agent's last."""
 
 
 @frozen
@@ -258,7 +257,7 @@ async def sample_heartbeats(out: Container, most: int = _SAMPLE) -> Sample:
     infos = sorted([info async for info in out.list("agents/")], key=lambda info: info.age)
     found = await _read_beats(out, infos[:most])
     beats = [beat for beat, info in found if is_fresh(beat, info.age)]
-    limit = max((beat.interval * _FRESH for beat in beats), default=0.0)
+    limit = max((gone_after(beat.interval) for beat in beats), default=0.0)
     unread = sum(info.age < limit for info in infos[most:])
     return Sample(beats, len(beats) + unread)
 
@@ -282,7 +281,7 @@ async def _read_beats(out: Container, infos: list[BlobInfo]) -> list[tuple[Heart
 
 def is_fresh(beat: Heartbeat, age: float) -> bool:
     """Whether the agent lives, as far as its heartbeat tells; `age`: seconds, by the storage's clock."""
-    return beat.state != "exiting" and age < beat.interval * _FRESH
+    return beat.state != "exiting" and age < gone_after(beat.interval)
 
 
 def generations(manifest: PoolManifest) -> list[str]:

@@ -6,10 +6,9 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from batchflow.control import Presence
+from batchflow.control import Presence, gone_after
 from batchflow.errors import BlobNotFound, ProtocolError
 from batchflow.model import JobCounts
-from batchflow.sessionlife import SIGNS_OF_LIFE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -76,7 +75,7 @@ class Job:
                 presence = Presence.decode((await ctl.get(info.name)).data)
             except (BlobNotFound, ProtocolError):
                 continue
-            if info.age < presence.interval * SIGNS_OF_LIFE:
+            if info.age < gone_after(presence.interval):
                 yield info.name.removeprefix(prefix).removesuffix(".json"), presence.counts
 
     async def close(self) -> None:

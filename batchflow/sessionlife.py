@@ -15,7 +15,7 @@ import anyio
 
 from batchflow import control
 from batchflow.agents import sample_heartbeats
-from batchflow.control import Cancellation, Presence
+from batchflow.control import Cancellation, Presence, gone_after
 from batchflow.errors import (
     BatchflowError,
     BlobConflict,
@@ -29,6 +29,7 @@ from batchflow.errors import (
 from batchflow.explain import own_version
 from batchflow.frozen import frozen
 from batchflow.outcomes import cancelled
+from batchflow.storage import EXACTNESS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,13 +44,9 @@ _CONFIRMATION: Final = 5.0
 """Seconds that an agent has to confirm a cancellation before the client gives the outcome itself."""
 KEPT: Final = 1000
 """Confirmed cancellations that stay written."""
-SIGNS_OF_LIFE: Final = 3
-"""A holder or an agent whose last sign of life is older than so many intervals counts as gone."""
 _LAST_BREATH: Final = 2
 """Intervals for which a holder that died may have lived after its last sign of life: the next one was due, or
 on its way."""
-_EXACTNESS: Final = 1.0
-"""Seconds: the storage's dates have no fractions."""
 _SOON: Final = 0.5
 """Seconds to the second look for agents by a session that has found none; then twice as many each time."""
 _AGENTS_PATIENCE: Final = 60.0
@@ -79,14 +76,14 @@ class PresenceKeeper:
     async def open(self) -> None:
         """Look who was here before. Raises `StorageError`."""
         if (found := await self._read()) is not None:
-            self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + _EXACTNESS
+            self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
 
     async def living_holder(self) -> str | None:
         """Who else shows signs of life in this mailbox; None when nobody does."""
         found = await self._read()
         if found is None or found.presence.nonce == self._session.incarnation:
             return None
-        alive = found.age < found.presence.interval * SIGNS_OF_LIFE
+        alive = found.age < gone_after(found.presence.interval)
         return found.presence.holder if alive else None
 
     async def _read(self) -> _Found | None:

@@ -7,7 +7,7 @@ Implemented by `batchflow.azure.blob` (the real SDK) and by `batchflow.testing` 
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from batchflow.broker import Closable
 from batchflow.frozen import frozen
@@ -15,6 +15,10 @@ from batchflow.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from os import PathLike
+
+
+EXACTNESS: Final = 1.0
+"""Seconds: HTTP's dates, which the service tells times with, have no fractions."""
 
 
 @frozen
@@ -35,7 +39,7 @@ class BlobInfo:
     modified_at: float
     """Seconds since the epoch."""
     age: float
-    """Seconds from then to the listing; as exact as HTTP's dates are, to the second."""
+    """Seconds from then to the listing, at least: up to twice `EXACTNESS` less than it was."""
 
 
 @frozen

@@ -162,9 +162,9 @@ class Attached(Generic[H]):
 async def close_handler(handler: Handler) -> None:
     """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody.
 
-    With the connection closed, the SDK waits up to a second for its keep-alive task, which sleeps; that is
-    cut short. Because the cut may also hit sooner, closing is tried again, with more patience each time:
-    where nothing is left to do it ends at once.
+    With the connection closed, an SDK that is not tuned (`batchflow.azure.tuning`) waits up to a second for
+    its keep-alive task, which sleeps; that is cut short. Because the cut may hit sooner, closing is tried
+    again, with more patience each time: where nothing is left to do it ends at once.
     """
     for patience in CLOSE_PATIENCE:
         closing = asyncio.create_task(handler.close())

@@ -24,7 +24,7 @@ from batchflow.azure.identity import check_https
 from batchflow.azure.sparing import sparing
 from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, StorageError
-from batchflow.storage import Blob, BlobInfo
+from batchflow.storage import EXACTNESS, Blob, BlobInfo
 
 with sparing():
     from azure.storage.blob import AccessPolicy as SdkPolicy
@@ -181,7 +181,7 @@ class BlobContainer(Closes):
             blobs = self._client.list_blobs(name_starts_with=prefix or None, raw_response_hook=note_date)
             async for blob in blobs:
                 modified_at = blob.last_modified.timestamp()
-                age = max(0.0, listed_at - modified_at)
+                age = max(0.0, listed_at - modified_at - EXACTNESS)
                 yield BlobInfo(blob.name, blob.size, _quoted(blob.etag), modified_at, age)
 
     async def aclose(self) -> None:

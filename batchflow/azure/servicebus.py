@@ -71,9 +71,11 @@ SHORT_WAIT = 0.15
 """Seconds of one receive call of the SDK while something else may be wanted of its link."""
 LONGEST_WAIT = 5.0
 """The same while nothing else can be: how long a receive that was cancelled may go on."""
+STALE_LIMIT = 3.0
+"""Seconds. A send that fails sooner found a link that had been closed while it was idle; an SDK that is not
+tuned (`batchflow.azure.tuning`) needs one of them to say so."""
 QUICK = 1.0
-"""Seconds. A send that fails sooner found a link that had been closed while it was idle; a receive that fails
-sooner had no good link to begin with."""
+"""Seconds. A receive that fails sooner had no good link to begin with."""
 
 ENVELOPE = 1024
 """Bytes that a message's ids and properties take at most."""
@@ -139,7 +141,7 @@ class _Sender(_End["ServiceBusSender"]):
         try:
             await self._link.call(work, "cannot send")
         except BrokerError as error:
-            if not _may_be_stale(error) or time.monotonic() - started > QUICK:
+            if not _may_be_stale(error) or time.monotonic() - started > STALE_LIMIT:
                 raise
             await self._link.call(work, "cannot send")
 

@@ -1,4 +1,4 @@
-"""Two habits of the Service Bus SDK's links that cost time and gain nothing, and how they are broken.
+"""Three habits of the Service Bus SDK's links that cost time and gain nothing, and how they are broken.
 
 *Naps.* A link opens in some ten frames of the broker's: connection, session, authentication, link. The SDK
 (7.15, its `_open` in senders and receivers) asks its AMQP client whether it is ready, which waits for one
@@ -11,7 +11,11 @@ client is asked again at once, within the SDK's one question.
 frame that this one waits for: the message lies in the SDK's own queue until the receive has looked for 0.15 s
 at a socket where nothing comes. So the time for it does not pass while the link is read, nor right after.
 
-There is no public way to either. What is used of the SDK is looked for first, and where it is not as expected
+*Closing.* A link that closes, or that the SDK closes because its connection was lost, waits for the
+keep-alive, which sleeps for a second at a time; whoever wanted to send learns of the loss only then. So it is
+woken.
+
+There is no public way to any. What is used of the SDK is looked for first, and where it is not as expected
 the SDK does as it likes; `tests/azure/test_tuning.py` tells when that happens.
 """
 
@@ -44,6 +48,8 @@ def tuned(end: T) -> T:
                 client.client_ready_async = lambda: _until_ready(client, is_ready)
             if interval := getattr(client, "_keep_alive_interval", None):
                 client._keep_alive_interval = _Pace(interval)
+            if (close := getattr(client, "close_async", None)) is not None:
+                client.close_async = lambda: _close(client, close)
 
         sdk._create_handler = make_tuned
     return end
@@ -57,6 +63,13 @@ async def _until_ready(client: Any, is_ready: Callable[[], Awaitable[bool]]) -> 
             return True
         await asyncio.sleep(0)
     return False
+
+
+async def _close(client: Any, close: Callable[[], Awaitable[None]]) -> None:
+    if (keeper := getattr(client, "_keep_alive_thread", None)) is not None:
+        client._keep_alive_thread = None
+        keeper.cancel()
+    await close()
 
 
 @contextmanager

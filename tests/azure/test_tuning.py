@@ -9,10 +9,13 @@ import pytest
 from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure.tuning import QUESTIONS, tuned
+from batchflow.broker import OutgoingMessage
 from batchflow.errors import QueueNotFound
 
 NAP = 0.05
 """Seconds: the SDK's."""
+REST = 1
+"""Seconds: its keep-alive's."""
 
 
 @pytest.fixture
@@ -160,3 +163,41 @@ async def test_nobody_reads_beside_a_receive(bus, hurried) -> None:
         async with asyncio.timeout(30):
             while not looks.number:  # noqa: ASYNC110 - the SDK tells nobody
                 await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each sleep of the keep-alive's length that was slept to its end."""
+    taken, sleep = list[float](), asyncio.sleep
+
+    async def counted(delay: float, result: Any = None) -> Any:
+        await sleep(delay)
+        if delay == REST:
+            taken.append(delay)
+        return result
+
+    monkeypatch.setattr(asyncio, "sleep", counted)
+    return taken
+
+
+async def test_the_sdk_waits_for_its_keep_alive(bus, rests) -> None:
+    """Left alone; should it no longer do so, that part of `batchflow.azure.tuning` can go."""
+    queue = await bus.make()
+    async with ServiceBusClient.from_connection_string(bus.server.connection_string) as client:
+        async with client.get_queue_sender(queue.entity):
+            assert rests == []
+        assert rests == [REST]
+
+
+async def test_nobody_waits_for_the_keep_alive(bus, rests) -> None:
+    """Neither who closes nor whose connection was lost, and the link that comes after it is kept alive."""
+    queue = await bus.make()
+    async with await bus.broker.sender(queue) as sender:
+        await sender.send(OutgoingMessage("a", b""))
+        bus.server.drop_connections()
+        await sender.send(OutgoingMessage("b", b""))
+        assert rests == []
+        handler = (await sender._link.open())._handler
+        assert not handler._keep_alive_thread.done()
+    assert rests == []
+    assert handler._keep_alive_thread is None

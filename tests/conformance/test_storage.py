@@ -111,6 +111,17 @@ async def test_list(container) -> None:
     assert len([blob async for blob in container.list()]) == 3
 
 
+async def test_nothing_looks_older_than_it_is(container) -> None:
+    """The service's dates have no fractions: what was written before the turn of a second may be new."""
+    began = time.monotonic()
+    await container.put("young", b"")
+    turns, first = 0, int(time.time())
+    while turns < 2:
+        (info,) = [blob async for blob in container.list()]
+        assert info.age <= time.monotonic() - began
+        turns = int(time.time()) - first
+
+
 async def test_delete(container) -> None:
     """What was deleted is gone; deleting it again says that there was none."""
     await container.put("a", b"")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 import orjson
 
 from batchflow.account import Account
+from batchflow.control import gone_after
 from batchflow.errors import BlobNotFound, LeaseLost, MailboxInUse, ServiceError
 from batchflow.ledger import Ledger
 from batchflow.local import queues as core
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 _SAVE_EVERY: Final = 1.0
 _PREFETCH: Final = 10
-_SIGNS_OF_LIFE: Final = 3
 
 
 class TakenOver(Exception):
@@ -157,7 +157,7 @@ class Mail:
             return
         if presence.nonce != session.name:
             age = session.now - presence.beat_at
-            if age < presence.interval * _SIGNS_OF_LIFE:
+            if age < gone_after(presence.interval):
                 raise TakenOver(presence.nonce)
 
     def _reopen(self) -> Steps:
