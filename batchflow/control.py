@@ -391,6 +391,10 @@ class Cancellation(Document):
     spared: tuple[str, ...] = ()
     """Incarnations of sessions of a later job of the same name."""
 
+    @property
+    def cancels_anything(self) -> bool:
+        return self.everything or bool(self.intervals)
+
     def covers(self, incarnation: str, sequence: int) -> bool:
         if self.everything and incarnation not in self.spared:
             return True

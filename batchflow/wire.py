@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import orjson
@@ -42,6 +43,7 @@ NO_ERROR: Final = "no error"
 """How azure_realtime_batch spells success."""
 EventKind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
 
+_STATUS: Final = {status: status.value for status in Status}
 _OUTCOMES: Final = {status.value: status for status in Status if status.final}
 _DUMP_OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS
 _MOST_DIGITS: Final = 19
@@ -152,13 +154,7 @@ def dumps(value: Any) -> bytes:
 
 def encode(item: Item) -> bytes:
     """One item. Raises TypeError when a value in it is not JSON."""
-    match item:
-        case TaskItem():
-            return dumps(_task_fields(item))
-        case ResultItem():
-            return dumps(_result_fields(item))
-        case EventItem():
-            return dumps(_event_fields(item))
+    return dumps(_FIELDS[type(item)](item))
 
 
 def join(kind: PackType, items: Iterable[bytes]) -> bytes:
@@ -186,19 +182,43 @@ def decode(body: bytes) -> list[TaskItem] | list[ResultItem] | list[EventItem]:
         raise ProtocolError(f"a malformed item in a message of {kind}: {error!r}") from error
 
 
-def result_of(task: TaskItem, **outcome: Any) -> ResultItem:
+def result_of(
+    task: TaskItem,
+    *,
+    status: Status,
+    host: str | None,
+    value: Any | Reference = None,
+    error: str | None = None,
+    kind: str | None = None,
+    traceback: str | None = None,
+    stdout: str = "",
+    stderr: str = "",
+    started_at: float | None = None,
+    finished_at: float | None = None,
+    files: tuple[str, ...] = (),
+) -> ResultItem:
     """What became of a task, with what the task itself says."""
     return ResultItem(
-        uid=task.uid,
-        client=task.client,
-        job=task.job,
-        task_id=task.task_id,
-        command=task.command,
-        tag=task.tag,
-        attempt=task.attempt,
-        history=task.history,
-        submitted_at=task.submitted_at,
-        **outcome,
+        task.uid,
+        task.client,
+        task.job,
+        task.task_id,
+        task.command,
+        status,
+        host,
+        value,
+        error,
+        kind,
+        traceback,
+        task.tag,
+        task.attempt,
+        task.history,
+        stdout,
+        stderr,
+        task.submitted_at,
+        started_at,
+        finished_at,
+        files,
     )
 
 
@@ -247,45 +267,47 @@ def _task_fields(task: TaskItem) -> dict[str, Any]:
 
 
 def _read_task(fields: dict[str, Any]) -> TaskItem:
+    client, job, task_id, command, uid, bundle = _texts(_TASK_TEXTS, fields)
+    split_uid(uid)
     params = _read_reference(fields.get("params_ref"))
     if params is None and not isinstance(params := fields["params"], list):
         raise ValueError("params is not a list")
-    return TaskItem(
-        client=_text(fields, "id"),
-        job=_text(fields, "jobid"),
-        task_id=_text(fields, "taskid"),
-        command=_text(fields, "command"),
-        params=params,
-        uid=_uid(fields),
-        bundle=_text(fields, "bundle"),
-        submitted_at=_number(fields.get("submitted", 0.0)),
-        timeout=_optional(_number, fields.get("timeout")),
-        memory_limit=_optional(_whole, fields.get("memory")),
-        retry=_optional(_table, fields.get("retry")),
-        stream_output=bool(fields.get("stream", False)),
-        tag=fields.get("tag"),
-        attempt=_whole(fields["attempt"]) if "attempt" in fields else 1,
-        hop=_whole(fields["hop"]) if "hop" in fields else 0,
-        history=_read_history(fields),
-        trace=_optional_text(fields, "trace"),
-    )
+    submitted_at = _number(fields.get("submitted", 0.0))
+    task = TaskItem(client, job, task_id, command, params, uid, bundle, submitted_at)
+    if fields.keys() != _PLAIN_TASK:
+        _read_rest_of_task(task, fields)
+    return task
+
+
+def _read_rest_of_task(task: TaskItem, fields: dict[str, Any]) -> None:
+    task.timeout = _optional(_number, fields.get("timeout"))
+    task.memory_limit = _optional(_whole, fields.get("memory"))
+    task.retry = _optional(_table, fields.get("retry"))
+    task.stream_output = bool(fields.get("stream", False))
+    task.tag = fields.get("tag")
+    task.attempt = _whole(fields["attempt"]) if "attempt" in fields else 1
+    task.hop = _whole(fields["hop"]) if "hop" in fields else 0
+    task.history = _read_history(fields)
+    task.trace = _optional_text(fields, "trace")
 
 
 def _result_fields(result: ResultItem) -> dict[str, Any]:
+    status = _STATUS[result.status]
+    reference = result.value if isinstance(result.value, Reference) else None
     fields: dict[str, Any] = {
-        "result": None if isinstance(result.value, Reference) else result.value,
+        "result": result.value if reference is None else None,
         "id": result.host,
         "jobid": result.job,
         "taskid": result.task_id,
-        "error": NO_ERROR if result.status is Status.SUCCEEDED else result.error or result.status.value,
+        "error": NO_ERROR if result.status is Status.SUCCEEDED else result.error or status,
         "client": result.client,
         "command": result.command,
         "uid": result.uid,
-        "status": result.status.value,
+        "status": status,
         "submitted": result.submitted_at,
     }
-    if isinstance(result.value, Reference):
-        fields["result_ref"] = _reference_fields(result.value)
+    if reference is not None:
+        fields["result_ref"] = _reference_fields(reference)
     if result.kind is not None:
         fields["kind"] = result.kind
     if result.traceback is not None:
@@ -310,32 +332,40 @@ def _result_fields(result: ResultItem) -> dict[str, Any]:
 
 
 def _read_result(fields: dict[str, Any]) -> ResultItem:
-    value = _read_reference(fields.get("result_ref"))
-    status = _OUTCOMES.get(fields["status"])
+    uid, client, job, task_id, command, told = _texts(_RESULT_TEXTS, fields)
+    split_uid(uid)
+    status = _OUTCOMES.get(told)
     if status is None:
         raise ValueError("its status is no outcome")
-    return ResultItem(
-        uid=_uid(fields),
-        client=_text(fields, "client"),
-        job=_text(fields, "jobid"),
-        task_id=_text(fields, "taskid"),
-        command=_text(fields, "command"),
-        status=status,
-        host=_optional_text(fields, "id"),
-        value=fields["result"] if value is None else value,
-        error=None if status is Status.SUCCEEDED else _text(fields, "error"),
-        kind=_optional_text(fields, "kind"),
-        traceback=_optional_text(fields, "traceback"),
-        tag=fields.get("tag"),
-        attempt=_whole(fields["attempt"]) if "attempt" in fields else 1,
-        history=_read_history(fields),
-        stdout=_text(fields, "stdout") if "stdout" in fields else "",
-        stderr=_text(fields, "stderr") if "stderr" in fields else "",
+    value = _read_reference(fields.get("result_ref"))
+    result = ResultItem(
+        uid,
+        client,
+        job,
+        task_id,
+        command,
+        status,
+        _optional_text(fields, "id"),
+        fields["result"] if value is None else value,
+        None if status is Status.SUCCEEDED else _text(fields, "error"),
         submitted_at=_number(fields.get("submitted", 0.0)),
         started_at=_optional(_number, fields.get("started")),
         finished_at=_optional(_number, fields.get("finished")),
-        files=tuple(map(_string, fields["files"])) if "files" in fields else (),
     )
+    if fields.keys() != _PLAIN_RESULT:
+        _read_rest_of_result(result, fields)
+    return result
+
+
+def _read_rest_of_result(result: ResultItem, fields: dict[str, Any]) -> None:
+    result.kind = _optional_text(fields, "kind")
+    result.traceback = _optional_text(fields, "traceback")
+    result.tag = fields.get("tag")
+    result.attempt = _whole(fields["attempt"]) if "attempt" in fields else 1
+    result.history = _read_history(fields)
+    result.stdout = _text(fields, "stdout") if "stdout" in fields else ""
+    result.stderr = _text(fields, "stderr") if "stderr" in fields else ""
+    result.files = tuple(map(_string, fields["files"])) if "files" in fields else ()
 
 
 def _event_fields(event: EventItem) -> dict[str, Any]:
@@ -365,7 +395,41 @@ def _read_event(fields: dict[str, Any]) -> EventItem:
     )
 
 
+_FIELDS: Final[Mapping[Any, Callable[[Any], dict[str, Any]]]] = {
+    TaskItem: _task_fields,
+    ResultItem: _result_fields,
+    EventItem: _event_fields,
+}
 _READERS: Final[Mapping[Any, Any]] = {"tasks": _read_task, "results": _read_result, "events": _read_event}
+
+# Nearly all items have the fields that each has, and no others: nobody looks for the others in these.
+_PLAIN_TASK: Final = frozenset(["id", "jobid", "taskid", "command", "params", "uid", "bundle", "submitted"])
+_TASK_TEXTS: Final = itemgetter("id", "jobid", "taskid", "command", "uid", "bundle")
+_PLAIN_RESULT: Final = frozenset(
+    [
+        "result",
+        "id",
+        "jobid",
+        "taskid",
+        "error",
+        "client",
+        "command",
+        "uid",
+        "status",
+        "submitted",
+        "started",
+        "finished",
+    ]
+)
+_RESULT_TEXTS: Final = itemgetter("uid", "client", "jobid", "taskid", "command", "status")
+_ALL_TEXT: Final = {str}
+
+
+def _texts(of: itemgetter[Any], fields: dict[str, Any]) -> tuple[str, ...]:
+    texts: tuple[str, ...] = of(fields)
+    if set(map(type, texts)) != _ALL_TEXT:
+        raise TypeError(f"one of these is not a string: {str(texts)[:200]}")
+    return texts
 
 
 def _text(fields: dict[str, Any], name: str) -> str:
@@ -395,7 +459,9 @@ def _string(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{type(value).__name__} is not a number")
     return float(value)
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from batchflow.control import Cancellation
-from batchflow.wire import TaskItem, split_uid
+from batchflow.wire import split_uid
+from node_agent.held import Task
 from node_agent.scheduling import Session
 
 FRESH: Final = 1.0
@@ -44,12 +45,13 @@ class _Copy:
     due_at: float = 0.0
     held: int = 0
     document: Cancellation | None = None
+    """None where it cancels nothing."""
     asked_at: float | None = None
     """None: never read."""
     reading: bool = False
 
-    def covers(self, task: TaskItem) -> bool:
-        return self.document is not None and self.document.covers(*split_uid(task.uid))
+    def covers(self, task: Task) -> bool:
+        return self.document is not None and self.document.covers(*split_uid(task.item.uid))
 
 
 @dataclass(slots=True)
@@ -75,18 +77,18 @@ class CancellationBook:
         if not copy.held:
             del self._held[session]
 
-    def clearance(self, task: TaskItem, young_until: float, now: float) -> Clearance:
+    def clearance(self, task: Task, young_until: float, now: float) -> Clearance:
         """Whether the task may start; `young_until`: until when its message counts as young."""
-        copy = self._held[task.job, task.client]
+        copy = self._held[task.session]
         if copy.covers(task):
             return "stop"
         if now <= young_until or (copy.asked_at is not None and now - copy.asked_at <= FRESH):
             return "go"
         return "wait"
 
-    def covers(self, task: TaskItem) -> bool:
+    def covers(self, task: Task) -> bool:
         """Whether what is known cancels the task."""
-        return self._held[task.job, task.client].covers(task)
+        return self._held[task.session].covers(task)
 
     def want(self, session: Session, now: float) -> None:
         """A task waits for this document."""
@@ -105,7 +107,8 @@ class CancellationBook:
     def read(self, session: Session, document: Cancellation | None, asked_at: float) -> None:
         """The document as it was at `asked_at`, or later."""
         if (copy := self._copies.get(session)) is not None:
-            copy.document, copy.asked_at, copy.reading = document, asked_at, False
+            copy.document = document if document is not None and document.cancels_anything else None
+            copy.asked_at, copy.reading = asked_at, False
             copy.due_at = asked_at + RENEW_AFTER
 
     def failed(self, session: Session, now: float) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Self
 
 from batchflow.retry import Failure
 from batchflow.wire import TaskItem
@@ -38,15 +39,20 @@ class Task:
     number: int
     item: TaskItem
     message: Message
+    session: Session
+    command: str
+    """By what its duration is known."""
     state: State = State.WAITING
+    slot: Slot | None = None
+    """Where it is placed, or was last."""
     alone: bool = False
     """Runs only while nothing else does."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
 
-    @property
-    def session(self) -> Session:
-        return (self.item.job, self.item.client)
+    @classmethod
+    def of(cls, number: int, item: TaskItem, message: Message) -> Self:
+        return cls(number, item, message, (item.job, item.client), f"{item.bundle} {item.command}")
 
     @property
     def identity(self) -> Identity:
@@ -88,11 +94,6 @@ def identity(item: TaskItem) -> Identity:
     return (item.uid, item.attempt, item.hop)
 
 
-def command_of(item: TaskItem) -> str:
-    """By what a task's duration is known."""
-    return f"{item.bundle} {item.command}"
-
-
 def following(slot: Slot) -> int:
     """How many tasks stand in the slot that came after it had begun; none when the latest are under way."""
     standing = len(slot.tasks)
@@ -109,7 +110,7 @@ def place(tasks: list[Task], slot: Slot) -> tuple[int, ...]:
     """Their numbers."""
     slot.tasks.extend(tasks)
     for task in tasks:
-        task.state = State.PLACED
+        task.state, task.slot = State.PLACED, slot
     return tuple(task.number for task in tasks)
 
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from batchflow.packing import Pack, PackingPolicy, hold
-from batchflow.wire import TaskItem
-from node_agent.held import Phase, Slot, Task, command_of, following, recallable
+from node_agent.held import Phase, Slot, Task, following, recallable
 
 SHORT: Final = 0.1
 """Seconds: tasks below this are worth a message in advance."""
@@ -57,16 +57,16 @@ class Pace:
     _mean: float | None = None
     """Seconds that tasks have taken."""
 
-    def learn(self, item: TaskItem, duration: float) -> None:
-        """A task took so many seconds."""
+    def learn(self, task: Task, duration: float) -> None:
+        """It took so many seconds."""
         if len(self._packing.durations) >= _REMEMBERED:
             self._packing.durations.clear()
-        self._packing.seen(command_of(item), duration)
+        self._packing.seen(task.command, duration)
         self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     def expected(self, task: Task) -> float:
         """Seconds; infinite where nothing is known."""
-        return self._packing.expected(command_of(task.item))
+        return self._packing.expected(task.command)
 
     def hold(self, slots: Iterable[Slot], waiting: int) -> float:
         """Seconds that a result waits for others; 0 when none is under way that comes within them."""
@@ -83,11 +83,15 @@ class Pace:
 
     def work(self, slot: Slot) -> float:
         """Seconds that its tasks are expected to take, the one that runs included."""
-        return sum(map(self.expected, slot.tasks))
+        return self._together(slot.tasks)
+
+    def _together(self, tasks: Iterable[Task]) -> float:
+        known = self._packing.durations
+        return sum([known.get(task.command, inf) for task in tasks])
 
     def may_follow(self, tasks: Iterable[Task], slot: Slot) -> bool:
         """Whether these are little enough to stand behind what the slot has."""
-        return self.work(slot) + sum(map(self.expected, tasks)) <= AHEAD * _ROUNDING
+        return self._together(slot.tasks) + self._together(tasks) <= AHEAD * _ROUNDING
 
     def is_message_worth_having(self, slots: Iterable[Slot]) -> bool:
         """Before one of these, all busy, is free."""
@@ -124,7 +128,7 @@ class Pace:
             return len(waiting)
         work, kept = 0.0, 0
         for task in waiting:
-            work += self._packing.durations.get(command_of(task.item), 0.0)
+            work += self._packing.durations.get(task.command, 0.0)
             if work > most and kept >= self.slots:
                 break
             kept += 1

@@ -62,7 +62,6 @@ from node_agent.held import (
     State,
     Task,
     alike,
-    command_of,
     identity,
     place,
     recallable,
@@ -302,7 +301,7 @@ class Scheduler:
         return False
 
     def _take_in(self, item: TaskItem, message: Message, now: float) -> Task:
-        task = Task(self._next_number, item, message)
+        task = Task.of(self._next_number, item, message)
         self._next_number += 1
         self._tasks[task.number] = task
         self.cancellations.hold(task.session, now)
@@ -311,7 +310,7 @@ class Scheduler:
     def _place_newcomer(self, task: Task, redelivered: bool, companions: int, now: float) -> None:
         if (refusal := _refusal(task.item)) is not None:
             self._conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
-        elif self.cancellations.covers(task.item):
+        elif self.cancellations.covers(task):
             self._conclude(task, _CANCELLED)
         elif self.state == "draining":
             self._hand_back(task, HandBack(task.number, reason="drain"))
@@ -322,8 +321,8 @@ class Scheduler:
 
     def _suspect(self, task: Task) -> None:
         """Let it wait for a slot, unless it is known to have killed agents."""
-        deaths = self.deaths.get(task.item.uid, Deaths())
-        told = sum(past.error == DIED for past in task.item.history)
+        deaths = self.deaths.get(task.item.uid, _NO_DEATHS)
+        told = sum([past.error == DIED for past in task.item.history])
         if told + deaths.alone >= LETHAL:
             self._forget_deaths(task)
             self._conclude(task, _poisoned(told + deaths.alone))
@@ -397,7 +396,7 @@ class Scheduler:
         """Nothing is fetched for a task that follows, nor does it wait for a document."""
         if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
             return False
-        return self.cancellations.clearance(task.item, self._young_until(task), now) == "go"
+        return self.cancellations.clearance(task, self._young_until(task), now) == "go"
 
     def _may_place(self) -> bool:
         """A task that runs alone waits until the slots are empty, and lets nothing pass."""
@@ -420,9 +419,9 @@ class Scheduler:
         if not self._waiting or first.alone:
             return chunk
         pack = self._pace.pack(len(self._waiting) + 1, self.slots - self._busy)
-        pack.admits(command_of(first.item), 0)
+        pack.admits(first.command, 0)
         while self._waiting and alike(first, self._waiting[0]):
-            if not pack.admits(command_of(self._waiting[0].item), 0):
+            if not pack.admits(self._waiting[0].command, 0):
                 break
             chunk.append(self._waiting.popleft())
         return chunk
@@ -439,7 +438,7 @@ class Scheduler:
     def _check(self, slot: Slot, now: float) -> None:
         """Start what may start. Cancelled tasks end here; one that is not known to be free holds all up."""
         for task in list(slot.tasks):
-            match self.cancellations.clearance(task.item, self._young_until(task), now):
+            match self.cancellations.clearance(task, self._young_until(task), now):
                 case "stop":
                     slot.tasks.remove(task)
                     self._conclude(task, _CANCELLED)
@@ -480,7 +479,7 @@ class Scheduler:
     def _unplace(self, tasks: list[Task]) -> None:
         """They are in no slot any more, and have no outcome."""
         for task in reversed(tasks):
-            if self.cancellations.covers(task.item):
+            if self.cancellations.covers(task):
                 self._conclude(task, _CANCELLED)
             elif self.state == "draining":
                 self._hand_back(task, HandBack(task.number, reason="drain"))
@@ -490,10 +489,11 @@ class Scheduler:
 
     def _ended(self, event: Ended, now: float) -> None:
         task = self._tasks[event.task]
-        slot = next(slot for slot in self._slots if task in slot.tasks)
+        slot = task.slot
+        assert slot is not None
         slot.tasks.remove(task)
         slot.moved_at = now
-        self._pace.learn(task.item, event.duration)
+        self._pace.learn(task, event.duration)
         if event.failure is None or not self._retry(task, event, event.failure):
             self._conclude(task, None)
         self._stop_if_cancelled(slot)
@@ -592,7 +592,7 @@ class Scheduler:
 
     def _drop_cancelled(self, session: Session) -> None:
         """End what waits, stop what runs, take back what stands behind it in its slot."""
-        covered = [t for t in self._waiting if t.session == session and self.cancellations.covers(t.item)]
+        covered = [t for t in self._waiting if t.session == session and self.cancellations.covers(t)]
         for task in covered:
             self._waiting.remove(task)
             self._conclude(task, _CANCELLED)
@@ -602,12 +602,12 @@ class Scheduler:
                 self._recall_if_cancelled(slot)
 
     def _stop_if_cancelled(self, slot: Slot) -> None:
-        if slot.phase is Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0].item):
+        if slot.phase is Phase.RUNNING and slot.tasks and self.cancellations.covers(slot.tasks[0]):
             self._stop(slot)
 
     def _recall_if_cancelled(self, slot: Slot) -> None:
         """The child begins by itself what it was given: too late to stop it then."""
-        if recallable(slot) and any(self.cancellations.covers(task.item) for task in slot.tasks):
+        if recallable(slot) and any(self.cancellations.covers(task) for task in slot.tasks):
             self._recall(slot)
 
     # Time
@@ -694,6 +694,7 @@ class Scheduler:
         return not self._stuck and self._pace.is_message_worth_having(self._slots)
 
 
+_NO_DEATHS: Final = Deaths()
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
 
 
@@ -709,6 +710,8 @@ def _refusal(item: TaskItem) -> str | None:
         return f"timeout is {item.timeout}: it is more than 0 seconds, or not set"
     if item.memory_limit is not None and item.memory_limit <= 0:
         return f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set"
+    if item.retry is None:
+        return None
     try:
         RetryPolicy.read(item.retry)
     except (ConfigurationError, TypeError, AttributeError, ValueError) as error:

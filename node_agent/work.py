@@ -383,17 +383,17 @@ def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
 
 def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Execution:
     return Execution(
-        uid=item.uid,
-        task_id=item.task_id,
-        client=item.client,
-        job=item.job,
-        command=item.command,
-        args=arguments,
-        bundle=bundle,
-        attempt=item.attempt,
-        timeout=item.timeout,
-        memory_limit=item.memory_limit,
-        stream_output=item.stream_output,
+        item.uid,
+        item.task_id,
+        item.client,
+        item.job,
+        item.command,
+        arguments,
+        bundle,
+        item.attempt,
+        item.timeout,
+        item.memory_limit,
+        item.stream_output,
     )
 
 
