@@ -1,5 +1,10 @@
 """HTTP as all adaptors have it. Over TLS it may trust the certificates of a file besides the system's: a
-proxy's, or the local cloud's own."""
+proxy's, or the local cloud's own.
+
+The environment's proxies are used as ever. But aiohttp, told to look at the environment, does so for each
+request, in two jobs for other threads: one for a proxy, one for a password in `~/.netrc`, which no request to
+Azure can use, for it is signed. So it is told only where there is a proxy.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +32,20 @@ def transport(trust: str | ssl.SSLContext | None, *, connect: float, read: float
 
     limits = {"connection_timeout": connect, "read_timeout": read}
     if trust is None:
-        return FirstAnswerTransport(**limits)
+        return FirstAnswerTransport(use_env_settings=_is_there_a_proxy(), **limits)
     import aiohttp
 
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusting(trust) if isinstance(trust, str) else trust),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
-        trust_env=True,
+        trust_env=_is_there_a_proxy(),
     )
     return FirstAnswerTransport(session=session, **limits)
+
+
+def _is_there_a_proxy() -> bool:
+    """In the environment, for whatever kind of address."""
+    from urllib.request import getproxies_environment
+
+    return bool(getproxies_environment())
