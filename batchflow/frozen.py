@@ -5,13 +5,15 @@ hundred of them a quarter of what an agent or a local cloud took to start. And i
 field through `object.__setattr__`, at two to three times the cost. `frozen` compiles only `__init__`; the
 rest is the same for all. That nobody assigns to a field is seen to by the type checker, and by nothing at run
 time: what users get in hand (`batchflow.model`, `batchflow.settings`, ...) is a frozen dataclass as ever.
+Where one of these is made for each task, `maker` makes it as cheaply.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from copy import copy
 from operator import attrgetter
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T")
 
@@ -30,6 +32,24 @@ def frozen(cls: type[T]) -> type[T]:
     compared = [field.name for field in dataclasses.fields(made) if field.compare]
     made._compared = staticmethod(attrgetter(*compared) if compared else _nothing)
     return made  # type: ignore[no-any-return]
+
+
+def maker(cls: type[T]) -> type[T]:
+    """What makes objects of a frozen dataclass with slots as its constructor does, in a fifth of the time.
+
+    It is a class that is laid out alike and not frozen, whose objects, once made, are of the other.
+    """
+
+    def become(made: Any) -> None:
+        made.__class__ = cls
+
+    fields = [(each.name, Any, copy(each)) for each in dataclasses.fields(cast("Any", cls))]
+    return cast(
+        "type[T]",
+        dataclasses.make_dataclass(
+            cls.__name__, fields, namespace={"__post_init__": become}, slots=True, eq=False, repr=False
+        ),
+    )
 
 
 def _nothing(_: object) -> tuple[()]:

@@ -114,15 +114,19 @@ class Result:
 
     def exception(self) -> TaskError | None:
         """The error that this outcome stands for; None for a success."""
+        if self.ok:
+            return None
         from batchflow.errors import TaskError, TaskFailed
 
-        return None if self.ok else TaskError.by_kind.get(self.kind or "", TaskFailed)(self)
+        return TaskError.by_kind.get(self.kind or "", TaskFailed)(self)
 
     def unwrap(self) -> Any:
         """The value, or the outcome's `TaskError` raised."""
-        if (error := self.exception()) is not None:
-            raise error
-        return self.value
+        if self.ok:
+            return self.value
+        error = self.exception()
+        assert error is not None
+        raise error
 
     def _repr_html_(self) -> str:
         from batchflow.views import result_view

@@ -183,7 +183,8 @@ class MapRun:
         entry = await submitter.enqueue(wish, index=self.submitted, on_done=self._completed)
         self.submitted += 1
         self._open.add(entry)
-        await submitter.breathe(entry)
+        if submitter.is_out_of_breath(entry):
+            await asyncio.sleep(0)
 
     def _completed(self, entry: Entry) -> None:
         self._open.discard(entry)

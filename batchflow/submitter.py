@@ -40,15 +40,15 @@ class Submitter:
         """Whether what was submitted last was the end of a list, or of whatever else a map was made of."""
 
     async def submit(self, wish: Submission) -> Entry:
-        """`enqueue` and `breathe`. Cancelled, there may be a task or none."""
+        """`enqueue`, and a turn for the event loop now and then. Cancelled, there may be a task or none."""
         entry = await self.enqueue(wish)
-        await self.breathe(entry)
+        if self.is_out_of_breath(entry):
+            await asyncio.sleep(0)
         return entry
 
-    async def breathe(self, entry: Entry) -> None:
-        """Let the event loop have a turn now and then, so that what was submitted leaves meanwhile."""
-        if entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1:
-            await asyncio.sleep(0)
+    def is_out_of_breath(self, entry: Entry) -> bool:
+        """Whether the event loop shall have a turn after this one, so that what was submitted leaves."""
+        return entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1
 
     async def enqueue(
         self, wish: Submission, *, index: int | None = None, on_done: Callable[[Entry], None] | None = None

@@ -17,11 +17,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from batchflow.frozen import maker
 from batchflow.model import Counts, Result, Status
 from batchflow.packing import Pack
 from batchflow.wire import ResultItem
+
+_result: Final = maker(Result)
 
 
 class Spilled(Protocol):
@@ -78,7 +81,7 @@ class Entry:
         """The public form of the outcome, which must be there."""
         assert self.outcome is not None
         item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
-        return Result(
+        return _result(
             task_id=self.task_id,
             job_id=self.job,
             client=self.client,

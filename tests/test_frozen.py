@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.frozen import frozen
+from batchflow.frozen import frozen, maker
+from batchflow.model import Result, Status
 
 
 @frozen
@@ -105,3 +106,33 @@ def test_unhashable_fields() -> None:
     """Told by whoever hashes."""
     with pytest.raises(TypeError, match="unhashable"):
         hash(Value([]))  # type: ignore[arg-type]
+
+
+@given(st.integers(), st.text(), st.text(), st.text())
+def test_what_a_maker_makes(number: int, text: str, secret: str, note: str) -> None:
+    """Is what the constructor makes, defaults included, and as frozen."""
+    make = maker(Model)
+    made = make(number, text, secret=secret, note=note)
+    assert type(made) is Model
+    assert made == Model(number, text, secret, note)
+    assert (made.secret, made.note, made.many) == (secret, note, ())
+    assert repr(made) == repr(Model(number, text, note=note))
+    assert dataclasses.replace(made, number=1) == Model(1, text, secret)
+    assert pickle.loads(pickle.dumps(made)) == copy.copy(made) == made
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.number = 2  # type: ignore[misc]
+
+
+def test_a_maker_wants_what_the_constructor_wants() -> None:
+    """And lets nothing else pass."""
+    with pytest.raises(TypeError, match="number"):
+        maker(Model)()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="nothing"):
+        maker(Model)(1, nothing=1)  # type: ignore[call-arg]
+
+
+def test_results_are_made_so() -> None:
+    """The public class has what that takes: slots, and nothing that its constructor does besides."""
+    arguments = ("1", "job", "client", "x.py", Status.SUCCEEDED, 0)
+    assert maker(Result)(*arguments) == Result(*arguments)
+    assert not hasattr(Result, "__post_init__")
