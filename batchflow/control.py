@@ -22,10 +22,10 @@ from __future__ import annotations
 import re
 import types
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Final, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -33,6 +33,8 @@ from batchflow.broker import QueueRef
 from batchflow.errors import ConfigurationError, ProtocolError
 from batchflow.frozen import frozen
 from batchflow.model import ManagedIdentity
+
+T = TypeVar("T")
 
 INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
@@ -401,6 +403,7 @@ class Cancellation(Document):
         return any(first <= sequence <= last for first, last in self.intervals.get(incarnation, ()))
 
 
-def queue_for(queues: tuple[QueueRef, ...], mailbox: str) -> QueueRef:
-    """Which of the pool's queues serves a mailbox: the same for everybody who asks."""
-    return queues[zlib.crc32(mailbox.encode()) % len(queues)]
+def queue_for(queues: Sequence[T], mailbox: str) -> T:
+    """Which of the pool's queues serves a mailbox, or what there is in its place: the same for everybody who
+    asks."""
+    return queues[zlib.crc32(mailbox.encode()) % len(queues)] if len(queues) > 1 else queues[0]

@@ -26,19 +26,15 @@ if TYPE_CHECKING:
 
 def read_tasks(body: bytes) -> list[TaskItem]:
     """The tasks of a message. Raises `ProtocolError`, also for names that could not be answered to."""
-    tasks: list[TaskItem] = []
-    answerable = set[tuple[str, str]]()
-    for item in wire.decode(body):
-        if not isinstance(item, TaskItem):
-            raise ProtocolError("a message in the task queue that holds no tasks")
-        if (item.job, item.client) not in answerable:
-            try:
-                check_name("job", item.job)
-                check_name("client", item.client)
-            except ConfigurationError as error:
-                raise ProtocolError(f"a task that cannot be answered: {error}") from error
-            answerable.add((item.job, item.client))
-        tasks.append(item)
+    tasks = [item for item in wire.decode(body) if isinstance(item, TaskItem)]
+    if not tasks:
+        raise ProtocolError("a message in the task queue that holds no tasks")
+    try:
+        for job, client in {(task.job, task.client) for task in tasks}:
+            check_name("job", job)
+            check_name("client", client)
+    except ConfigurationError as error:
+        raise ProtocolError(f"a task that cannot be answered: {error}") from error
     return tasks
 
 

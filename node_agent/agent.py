@@ -112,10 +112,9 @@ class Agent:
         self._troubles = Troubles(self._pulse.changed)
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
-        self._results_queues = tuple(access.queue for access in config.results_queues)
         self._grave_numbers = count(-1, -1)
         self._janitors = [self._janitor(access.queue) for access in config.task_queues]
-        self._outboxes = {queue: self._outbox(queue) for queue in self._results_queues}
+        self._outboxes = [self._outbox(access.queue) for access in config.results_queues]
         self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
         self._depot = Depot(
             parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
@@ -186,7 +185,7 @@ class Agent:
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
         for index, queue in enumerate(self._queues):
             services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}
-        for index, outbox in enumerate(self._outboxes.values()):
+        for index, outbox in enumerate(self._outboxes):
             services[f"results {index}"] = outbox.run
         for index, worker in enumerate(self._workers):
             services[f"slot {index}"] = worker.serve
@@ -213,7 +212,7 @@ class Agent:
             while self._events:
                 for command in self._scheduler.handle_all(self._events.popleft(), now):
                     self._obey(command)
-                for outbox in self._outboxes.values():
+                for outbox in self._outboxes:
                     outbox.reconsider()
         finally:
             self._feeding = False
@@ -260,6 +259,8 @@ class Agent:
 
     def _obey(self, command: to.Command) -> None:
         match command:
+            case to.SendResult(task, verdict):  # the first to be asked for: there is one for each task
+                self._send_result(task, verdict)
             case to.Prepare(slot, tasks):
                 self._workers[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
@@ -270,8 +271,6 @@ class Agent:
                 self._workers[slot].stop()
             case to.Recall(slot):
                 self.feed(to.Recalled(slot, self._workers[slot].recall()))
-            case to.SendResult(task, verdict):
-                self._send_result(task, verdict)
             case to.Complete(delivery):
                 self._completions.add(delivery)
                 if self._scheduler.state != "ready":
@@ -382,17 +381,18 @@ class Agent:
             status = self._outcomes[task].outcome.status
             encoded = reports.encode_outcome(item, self._outcomes[task], self._host)
         self._failed += status is not Status.SUCCEEDED
-        self._outbox_for(item.mailbox).put(task, item.mailbox, encoded)
+        mailbox = item.mailbox
+        self._outbox_for(mailbox).put(task, mailbox, encoded)
 
     def _outbox_for(self, mailbox: str) -> Outbox:
-        queue = control.queue_for(self._results_queues, mailbox)
-        return self._outboxes[queue]
+        return control.queue_for(self._outboxes, mailbox)
 
     def _bury(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
         """A dead letter's task gets its result."""
         encoded = reports.encode_verdict(item, verdict, self._host, time.time())
-        outbox = self._outbox_for(item.mailbox)
-        outbox.put(number, item.mailbox, encoded)
+        mailbox = item.mailbox
+        outbox = self._outbox_for(mailbox)
+        outbox.put(number, mailbox, encoded)
         outbox.reconsider()
 
     def _accepted(self, tasks: Sequence[int]) -> None:

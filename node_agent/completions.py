@@ -38,6 +38,8 @@ class Completions:
 
     def flush(self) -> None:
         """Begin to remove what is due."""
+        if not self._due:
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

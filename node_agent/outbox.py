@@ -16,8 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import anyio
-
 from batchflow import wire
 from batchflow.broker import OutgoingMessage
 from batchflow.errors import BrokerError, MessageTooLarge
@@ -126,8 +124,11 @@ class Outbox:
         """Wait for more results where they are about to come."""
         self._last.clear()
         if (seconds := self._hold()) > 0:
-            with anyio.move_on_after(seconds):
+            timer = asyncio.get_running_loop().call_later(seconds, self._last.set)
+            try:
                 await self._last.wait()
+            finally:
+                timer.cancel()
 
     async def _open(self) -> Sender:
         backoff = Backoff()

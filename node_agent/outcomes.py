@@ -89,17 +89,28 @@ def rejected(reason: str) -> Outcome:
     return failed("TaskRejected", reason)
 
 
-def answered(kind: int, payload: bytes, **more: Any) -> Outcome:
+def answered(
+    kind: int, payload: bytes, *, stdout: str, stderr: str, started_at: float, finished_at: float
+) -> Outcome:
     """What a child said, and what is known besides."""
     if kind == frames.VALUE:
-        return Outcome(Status.SUCCEEDED, None if payload == NULL else payload, **more)
+        outcome = Outcome(Status.SUCCEEDED, None if payload == NULL else payload)
+    else:
+        outcome = _failure(payload)
+    outcome.stdout, outcome.stderr = stdout, stderr
+    outcome.started_at, outcome.finished_at = started_at, finished_at
+    return outcome
+
+
+def _failure(payload: bytes) -> Outcome:
+    """As a child tells it: the length of what it says of it, that, and a value."""
     try:
         length = int.from_bytes(payload[:4], "big")
         fields: dict[str, Any] = orjson.loads(payload[4 : 4 + length])
         value = payload[4 + length :]
-        return failed(value=None if value == NULL else value, **fields, **more)
+        return failed(value=None if value == NULL else value, **fields)
     except (ValueError, TypeError) as error:
-        return failed("WorkerDied", f"what the child answered cannot be read: {error!r}", **more)
+        return failed("WorkerDied", f"what the child answered cannot be read: {error!r}")
 
 
 def died(exit_code: int, stderr: str) -> Outcome:
