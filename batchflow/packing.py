@@ -55,7 +55,7 @@ the Standard tier allow, as each costs about four of its thousand with the resul
 HOLD: Final = 0.01
 """Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
 short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
-LOADED_HOLD: Final = 0.06
+LOADED_HOLD: Final = 0.1
 """The same while there is short work for longer than this: most of what a pack holds then, so that the
 results of one leave in a message or two."""
 _HOLDS: Final = (LOADED_HOLD, 0.03)
@@ -288,7 +288,7 @@ class Pack:
 
 def hold(left: float) -> float:
     """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
-    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
+    return min(LOADED_HOLD, max(HOLD, left))
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:
