@@ -21,7 +21,6 @@ import resource
 import signal
 import sys
 import time
-from struct import unpack
 
 import orjson
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Any
 
+_handler_of = sys.modules["_signal"].getsignal
+"""Without the search for a name of what it finds, in which `signal.getsignal` takes 4 of a task's 50 us."""
 _FIONREAD = 0x541B
 _PR_SET_CHILD_SUBREAPER = 36
 _LONGEST_ERROR = 4 * 1024
@@ -303,7 +304,7 @@ class Child:
         except Exception:
             sys.stdout, sys.stderr = self._stdout, self._stderr
             self._retire = True
-        if signal.getsignal(signal.SIGTERM) != self._on_term:
+        if _handler_of(signal.SIGTERM) != self._on_term:
             signal.signal(signal.SIGTERM, self._on_term)
 
     def _flags(self) -> int:
@@ -410,10 +411,12 @@ def _reap() -> bool:
 
 def _unread(descriptor: int) -> bool:
     """Whether bytes wait in the pipe behind a descriptor."""
+    number = bytearray(4)
     try:
-        return bool(unpack("i", fcntl.ioctl(descriptor, _FIONREAD, b"\0\0\0\0"))[0])
+        fcntl.ioctl(descriptor, _FIONREAD, number)
     except OSError:
         return True
+    return any(number)
 
 
 def _holds_more_than(mark: int) -> bool:

@@ -74,14 +74,15 @@ class Attached(Generic[H]):
 
     def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
         """Have a call made when its turn comes."""
-        call = Call[T](self, lambda: work(self.handler), doing)
+        call: Call[T] = Call(self, lambda: work(self.handler), doing)
         self._line.append(call)
         self._wake(call)
         return call
 
     def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
         """The same for what waits for a message, one at a time; it ends when the handler closes."""
-        call = self._receive = Call[T](self, lambda: work(self.handler, bool(self._line)), doing)
+        call: Call[T] = Call(self, lambda: work(self.handler, bool(self._line)), doing)
+        self._receive = call
         self._wake(call)
         return call
 
