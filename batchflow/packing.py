@@ -56,9 +56,8 @@ HOLD: Final = 0.01
 """Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
 short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
 LOADED_HOLD: Final = 0.1
-"""The same while there is short work for longer than this: most of what a pack holds then, so that the
-results of one leave in a message or two."""
-_HOLDS: Final = (LOADED_HOLD, 0.03)
+"""The same while there is short work for longer than this: as long as what a pack holds then takes."""
+_HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
 """What is chosen from while there is short work for longer; else `HOLD`."""
 MOST_WORK: Final = 0.099
 """Seconds of expected work that a pack may hold, however much there is to do. Two tasks of 45 ms fit, also
@@ -288,7 +287,7 @@ class Pack:
 
 def hold(left: float) -> float:
     """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
-    return min(LOADED_HOLD, max(HOLD, left))
+    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:

@@ -120,23 +120,38 @@ def test_results_wait_for_each_other_as_long_as_there_is_work() -> None:
     play.arrive(2.0, *(task(n) for n in range(21, 41)), delivery=3)
     assert play.scheduler.hold == 0.03
     play.arrive(2.0, *(task(n) for n in range(41, 81)), delivery=4)
+    assert play.scheduler.hold == 0.06
+    play.arrive(2.0, *(task(n) for n in range(81, 111)), delivery=5)
     assert play.scheduler.hold == LOADED_HOLD
 
 
-def test_longer_results_wait_for_the_next_one_under_load_only() -> None:
-    """Of tasks of 45 ms: not for a companion, but where more than that follows. Never of tasks of 70 ms."""
-    for duration, loaded in ((0.045, LOADED_HOLD), (0.07, 0.0)):
-        play = Play()
-        play.arrive(1.0, task(0))
-        play.run(1.0, 0)
-        play.at(1.1, ended(0, duration=duration))
-        play.at(1.1, to.Freed(0))
-        play.arrive(2.0, task(1), task(2), delivery=2)
-        assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
-        play.at(2.1, ended(1, duration=duration))
-        assert play.scheduler.hold == 0.0
-        play.arrive(2.1, task(3), task(4), delivery=3)
-        assert play.scheduler.hold == loaded
+@pytest.mark.parametrize("duration", [0.045, 0.07])
+def test_longer_results_wait_for_the_next_one_under_load_only(duration: float) -> None:
+    """Not for a companion, but where more than that follows."""
+    play = Play()
+    play.arrive(1.0, task(0))
+    play.run(1.0, 0)
+    play.at(1.1, ended(0, duration=duration))
+    play.at(1.1, to.Freed(0))
+    play.arrive(2.0, task(1), task(2), delivery=2)
+    assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
+    play.at(2.1, ended(1, duration=duration))
+    assert play.scheduler.hold == 0.0
+    play.arrive(2.1, task(3), task(4), delivery=3)
+    assert play.scheduler.hold == LOADED_HOLD
+
+
+def test_results_of_long_tasks_never_wait() -> None:
+    """What takes 0.11 s rides alone both ways, however much follows."""
+    play = Play()
+    play.arrive(1.0, task(0))
+    play.run(1.0, 0)
+    play.at(1.11, ended(0, duration=0.11))
+    play.at(1.11, to.Freed(0))
+    play.arrive(2.0, *(task(n) for n in range(1, 5)), delivery=2)
+    play.at(2.0, to.Prepared(0))
+    play.at(2.11, ended(1, duration=0.11))
+    assert play.scheduler.hold == 0.0
 
 
 def test_the_next_message_is_pulled_early_for_short_tasks_only() -> None:

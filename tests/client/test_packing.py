@@ -402,7 +402,7 @@ def test_the_thresholds_near_and_far() -> None:
 @given(st.floats(0.0, 10.0))
 def test_results_wait_longer_only_behind_much_work(left: float) -> None:
     """No longer than the slot is busy anyway; the results of a whole pack in a message or two then."""
-    assert hold(left) in (HOLD, 0.03, LOADED_HOLD)
+    assert hold(left) in (HOLD, 0.03, 0.06, LOADED_HOLD)
     assert hold(left) <= max(HOLD, left)
     assert hold(0.02) == HOLD
     assert hold(1.0) == LOADED_HOLD > MOST_WORK / 2

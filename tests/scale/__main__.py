@@ -73,7 +73,7 @@ def holds() -> Iterator[Row]:
     yield "round trip", "tasks", "hold", "tasks/s", "client's CPU", "credits/task"
     for trip in TRIPS:
         for duration in (0.0001, 0.001):
-            for hold in (0.0, 0.002, 0.005, 0.01, 0.03, 0.06):
+            for hold in (0.0, 0.002, 0.005, 0.01, 0.03, 0.06, 0.1):
                 jobs = [Job(0.0, "x", duration)] * 8000
                 report = World(jobs, nodes=2, costs=Costs(round_trip=trip), hold=hold).run()
                 yield (
