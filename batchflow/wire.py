@@ -267,7 +267,7 @@ def _task_fields(task: TaskItem) -> dict[str, Any]:
 
 
 def _read_task(fields: dict[str, Any]) -> TaskItem:
-    client, job, task_id, command, uid, bundle = _texts(_TASK_TEXTS, fields)
+    client, job, task_id, command, uid, bundle = _checked(_task_texts(fields), _TASK_TEXTS)
     split_uid(uid)
     params = _read_reference(fields.get("params_ref"))
     if params is None and not isinstance(params := fields["params"], list):
@@ -332,7 +332,7 @@ def _result_fields(result: ResultItem) -> dict[str, Any]:
 
 
 def _read_result(fields: dict[str, Any]) -> ResultItem:
-    uid, client, job, task_id, command, told = _texts(_RESULT_TEXTS, fields)
+    uid, client, job, task_id, command, told = _checked(_result_texts(fields), _RESULT_TEXTS)
     split_uid(uid)
     status = _OUTCOMES.get(told)
     if status is None:
@@ -403,32 +403,22 @@ _FIELDS: Final[Mapping[Any, Callable[[Any], dict[str, Any]]]] = {
 _READERS: Final[Mapping[Any, Any]] = {"tasks": _read_task, "results": _read_result, "events": _read_event}
 
 # Nearly all items have the fields that each has, and no others: nobody looks for the others in these.
-_PLAIN_TASK: Final = frozenset(["id", "jobid", "taskid", "command", "params", "uid", "bundle", "submitted"])
-_TASK_TEXTS: Final = itemgetter("id", "jobid", "taskid", "command", "uid", "bundle")
+_TASK_TEXTS: Final = ("id", "jobid", "taskid", "command", "uid", "bundle")
+_task_texts: Final = itemgetter(*_TASK_TEXTS)
+_PLAIN_TASK: Final = frozenset((*_TASK_TEXTS, "params", "submitted"))
+_RESULT_TEXTS: Final = ("uid", "client", "jobid", "taskid", "command", "status")
+_result_texts: Final = itemgetter(*_RESULT_TEXTS)
 _PLAIN_RESULT: Final = frozenset(
-    [
-        "result",
-        "id",
-        "jobid",
-        "taskid",
-        "error",
-        "client",
-        "command",
-        "uid",
-        "status",
-        "submitted",
-        "started",
-        "finished",
-    ]
+    (*_RESULT_TEXTS, "result", "id", "error", "submitted", "started", "finished")
 )
-_RESULT_TEXTS: Final = itemgetter("uid", "client", "jobid", "taskid", "command", "status")
 _ALL_TEXT: Final = {str}
 
 
-def _texts(of: itemgetter[Any], fields: dict[str, Any]) -> tuple[str, ...]:
-    texts: tuple[str, ...] = of(fields)
+def _checked(texts: tuple[Any, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Several fields together, in half the time that it takes to ask for each."""
     if set(map(type, texts)) != _ALL_TEXT:
-        raise TypeError(f"one of these is not a string: {str(texts)[:200]}")
+        wrong = next(name for name, text in zip(names, texts, strict=True) if type(text) is not str)
+        raise TypeError(f"{wrong} is not a string")
     return texts
 
 

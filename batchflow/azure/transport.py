@@ -1,9 +1,9 @@
 """HTTP as all adaptors have it. Over TLS it may trust the certificates of a file besides the system's: a
 proxy's, or the local cloud's own.
 
-The environment's proxies are used as ever. But aiohttp, told to look at the environment, does so for each
-request, in two jobs for other threads: one for a proxy, one for a password in `~/.netrc`, which no request to
-Azure can use, for it is signed. So it is told only where there is a proxy.
+Proxies are used as ever. But aiohttp, told to look for them, does so for each request, in two jobs for other
+threads: one for a proxy, one for a password in `~/.netrc`, which no request to Azure can use, for it is
+signed. So it is told only where there is a proxy.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def transport(trust: str | ssl.SSLContext | None, *, connect: float, read: float
 
 
 def _is_there_a_proxy() -> bool:
-    """In the environment, for whatever kind of address."""
-    from urllib.request import getproxies_environment
+    """For whatever kind of address: in the environment, or, where aiohttp asks for these too, in the system's
+    settings."""
+    from urllib.request import getproxies
 
-    return bool(getproxies_environment())
+    return bool(getproxies())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -155,6 +156,87 @@ def test_defaults_are_left_out() -> None:
     assert fields_of(TASK).keys() == {
         "id", "jobid", "taskid", "command", "params", "uid", "bundle", "submitted",
     }  # fmt: skip
+
+
+PLAIN_RESULT = replace(RESULT, submitted_at=1.0, started_at=2.0, finished_at=3.0)
+FAILURE = replace(PLAIN_RESULT, status=Status.FAILED, value=None, error="it broke")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"params": Reference("blob", 5)},
+        {"submitted_at": 0.0},
+        {"timeout": 1.5},
+        {"memory_limit": 5},
+        {"retry": {"attempts": 2}},
+        {"stream_output": True},
+        {"tag": 0},
+        {"attempt": 2},
+        {"hop": 1},
+        {"history": (Attempt(1, "it broke", "host", 5.0),)},
+        {"trace": "00-1-2-01"},
+    ],
+)
+def test_a_task_with_one_thing_beside_what_each_has(extra: dict[str, Any]) -> None:
+    """Those that have nothing else are read without looking for it."""
+    task = replace(TASK, **extra)
+    assert wire.decode(pack("tasks", fields_of(task))) == [task]
+
+
+@pytest.mark.parametrize("plain", [PLAIN_RESULT, FAILURE])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"value": Reference("blob", 5)},
+        {"host": None},
+        {"submitted_at": 0.0},
+        {"started_at": None},
+        {"finished_at": None},
+        {"kind": "TaskFailed"},
+        {"traceback": "in x.py"},
+        {"tag": 0},
+        {"attempt": 2},
+        {"history": (Attempt(1, "it broke", "host", 5.0),)},
+        {"stdout": "a line"},
+        {"stderr": "a line"},
+        {"files": ("a", "b")},
+    ],
+)
+def test_a_result_with_one_thing_beside_what_each_has(plain: ResultItem, extra: dict[str, Any]) -> None:
+    """The same."""
+    result = replace(plain, **extra)
+    assert wire.decode(pack("results", fields_of(result))) == [result]
+
+
+@pytest.mark.parametrize(
+    ("kind", "item", "missing", "read"),
+    [
+        ("tasks", TASK, "submitted", "submitted_at"),
+        ("results", PLAIN_RESULT, "submitted", "submitted_at"),
+        ("results", PLAIN_RESULT, "started", "started_at"),
+        ("results", PLAIN_RESULT, "id", "host"),
+    ],
+)
+def test_an_item_with_another_field_in_the_place_of_one(
+    kind: wire.PackType, item: TaskItem | ResultItem, missing: str, read: str
+) -> None:
+    """As many as a plain one has, and yet not plain."""
+    fields = fields_of(item) | {"tag": 5}
+    del fields[missing]
+    (found,) = wire.decode(pack(kind, fields))
+    assert found == replace(item, tag=5, **{read: 0.0 if read == "submitted_at" else None})
+
+
+@pytest.mark.parametrize(("kind", "item"), [("tasks", TASK), ("results", RESULT)])
+def test_a_text_that_is_none_is_named(kind: wire.PackType, item: Item) -> None:
+    """And not shown: nobody knows what it is."""
+    for name in ("uid", "jobid", "taskid", "command"):
+        with pytest.raises(ProtocolError, match=f"{name} is not a string") as caught:
+            wire.decode(pack(kind, fields_of(item) | {name: ["secret"]}))
+        assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "item"), PACKS.items())
