@@ -1,7 +1,8 @@
 """What messages cost with the Service Bus SDK and nothing else: no batchflow, no child, no task.
 
 Usage: python sdk_echo.py worker              sends back what comes, into a mailbox, and completes it
-       python sdk_echo.py client NUMBER       prints as JSON how many seconds each of so many messages took
+       python sdk_echo.py client NUMBER       prints as JSON how many seconds each of so many messages took,
+                                              and all of them together of this process's CPU time
        python sdk_echo.py flood NUMBER SIZE   the same of so many messages of so many bytes all together
 
 The connection string is in `SDK_ECHO_CONNECTION`; the queues are `there` and `back`.
@@ -46,7 +47,7 @@ async def client(client: ServiceBusClient, number: int, size: int = 0) -> None:
     ):
         reading = asyncio.create_task(_read(mailbox, waiting))
         reading.add_done_callback(lambda _: os._exit(1))  # it never ends by itself
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         for count in range(number):
             body = b"%06d" % count + b"x" * (size or 400)
             echoed = waiting[body] = asyncio.get_running_loop().create_future()
@@ -58,7 +59,7 @@ async def client(client: ServiceBusClient, number: int, size: int = 0) -> None:
         if size:
             await asyncio.gather(*waiting.values())
             taken.append(time.perf_counter() - begun)
-        print(json.dumps(taken), flush=True)
+        print(json.dumps({"taken": taken, "cpu": time.process_time() - used}), flush=True)
         os._exit(0)
 
 
