@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing, suppress
 from typing import Any
 
 import pytest
@@ -27,10 +28,12 @@ class Server:
         self.port = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readuntil(b"\r\n\r\n"):
-            self.asked.append(head.decode().splitlines()[0])
-            writer.write(ANSWER)
-            await writer.drain()
+        with closing(writer), suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.asked.append(head.decode().splitlines()[0])
+                writer.write(ANSWER)
+                await writer.drain()
 
 
 @pytest_asyncio.fixture
