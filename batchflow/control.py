@@ -39,6 +39,7 @@ T = TypeVar("T")
 INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
 _SIGNS_OF_LIFE: Final = 3
+"""In a row, that are missing of who is gone."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _OURS: Final = re.compile(r"bf(-[a-z0-9-]{1,32})?-[0-9a-f]{8}-(ctl|out|(tasks|results)[0-9]*)")
@@ -52,12 +53,6 @@ def check_name(what: str, name: str) -> str:
             f"{what} {name!r}: 1 to 60 letters, digits, '.', '_' or '-', the first a letter or a digit"
         )
     return name
-
-
-def gone_after(interval: float) -> float:
-    """The age in seconds at which the last document of who writes one every `interval` seconds tells that it
-    is gone: several are missing."""
-    return interval * _SIGNS_OF_LIFE
 
 
 def check_pool_id(pool_id: str) -> str:
@@ -401,6 +396,12 @@ class Cancellation(Document):
         if self.everything and incarnation not in self.spared:
             return True
         return any(first <= sequence <= last for first, last in self.intervals.get(incarnation, ()))
+
+
+def gone_after(interval: float) -> float:
+    """The age in seconds at which the last document of who writes one every `interval` seconds tells that it
+    is gone: several are missing."""
+    return interval * _SIGNS_OF_LIFE
 
 
 def queue_for(queues: Sequence[T], mailbox: str) -> T:

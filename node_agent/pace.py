@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import Final
 
 from batchflow.packing import Pack, PackingPolicy, hold
@@ -81,17 +80,13 @@ class Pace:
         self._packing.slots = free
         return self._packing.pack(tasks)
 
-    def work(self, slot: Slot) -> float:
-        """Seconds that its tasks are expected to take, the one that runs included."""
-        return self._together(slot.tasks)
-
-    def _together(self, tasks: Iterable[Task]) -> float:
-        known = self._packing.durations
-        return sum([known.get(task.command, inf) for task in tasks])
+    def work(self, tasks: Iterable[Task]) -> float:
+        """Seconds that they are expected to take together."""
+        return sum(map(self.expected, tasks))
 
     def may_follow(self, tasks: Iterable[Task], slot: Slot) -> bool:
         """Whether these are little enough to stand behind what the slot has."""
-        return self._together(slot.tasks) + self._together(tasks) <= AHEAD * _ROUNDING
+        return self.work(slot.tasks) + self.work(tasks) <= AHEAD * _ROUNDING
 
     def is_message_worth_having(self, slots: Iterable[Slot]) -> bool:
         """Before one of these, all busy, is free."""

@@ -359,7 +359,7 @@ class Scheduler:
 
     def _let_follow(self, now: float) -> None:
         """Spread what waits over the slots in which it may follow."""
-        slots = sorted(self._leading(self._waiting[0]), key=self._pace.work)
+        slots = sorted(self._leading(self._waiting[0]), key=lambda slot: self._pace.work(slot.tasks))
         for index, slot in enumerate(slots):
             tasks = self._take_followers(slot, -(-len(self._waiting) // (len(slots) - index)), now)
             if not tasks:
@@ -710,8 +710,6 @@ def _refusal(item: TaskItem) -> str | None:
         return f"timeout is {item.timeout}: it is more than 0 seconds, or not set"
     if item.memory_limit is not None and item.memory_limit <= 0:
         return f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set"
-    if item.retry is None:
-        return None
     try:
         RetryPolicy.read(item.retry)
     except (ConfigurationError, TypeError, AttributeError, ValueError) as error:

@@ -385,8 +385,7 @@ class WarmChild:
         flags, began_at, ended_at = frames.ANSWER.unpack_from(payload)
         if flags & frames.PRINTED:
             self._drain()
-        stdout = self._cut("stdout") if self._tails["stdout"].size else ""
-        stderr = self._cut("stderr") if self._tails["stderr"].size else ""
+        stdout, stderr = self._cut("stdout"), self._cut("stderr")
         self._resolve(Answer(kind, flags, payload[frames.ANSWER.size :], stdout, stderr, began_at, ended_at))
 
     def _drain(self) -> None:

@@ -54,6 +54,13 @@ class Play:
         """Let a prepared task begin."""
         assert self.at(now, to.Prepared(slot)) == [to.Start(slot, (number,))]
 
+    def learn(self, duration: float) -> None:
+        """Let task 0 come and go, so that it is known how long its like take."""
+        self.arrive(1.0, task(0))
+        self.run(1.0, 0)
+        self.at(1.0 + duration, ended(0, duration=duration))
+        self.at(1.0 + duration, to.Freed(0))
+
 
 def ended(
     number: int, failure: Failure | None = None, duration: float = 0.5, error: str | None = None
@@ -99,10 +106,7 @@ def test_a_message_is_completed_with_its_last_task() -> None:
 def test_short_tasks_share_a_slot() -> None:
     """Once they are known to be short, the tasks of a message go to the slots in chunks."""
     play = Play(slots=2)
-    play.arrive(1.0, task(0))
-    play.run(1.0, 0)
-    play.at(1.001, ended(0, duration=0.001))
-    play.at(1.001, to.Freed(0))
+    play.learn(0.001)
     commands = play.arrive(2.0, *(task(n) for n in range(1, 9)), delivery=2)
     assert commands[:2] == [to.Prepare(0, (1, 2, 3, 4)), to.Prepare(1, (5, 6, 7, 8))]
 
@@ -129,10 +133,7 @@ def test_results_wait_for_each_other_as_long_as_there_is_work() -> None:
 def test_longer_results_wait_for_the_next_one_under_load_only(duration: float) -> None:
     """Not for a companion, but where more than that follows."""
     play = Play()
-    play.arrive(1.0, task(0))
-    play.run(1.0, 0)
-    play.at(1.1, ended(0, duration=duration))
-    play.at(1.1, to.Freed(0))
+    play.learn(duration)
     play.arrive(2.0, task(1), task(2), delivery=2)
     assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
     play.at(2.1, ended(1, duration=duration))
@@ -144,10 +145,7 @@ def test_longer_results_wait_for_the_next_one_under_load_only(duration: float) -
 def test_results_of_long_tasks_never_wait() -> None:
     """What takes 0.11 s rides alone both ways, however much follows."""
     play = Play()
-    play.arrive(1.0, task(0))
-    play.run(1.0, 0)
-    play.at(1.11, ended(0, duration=0.11))
-    play.at(1.11, to.Freed(0))
+    play.learn(0.11)
     play.arrive(2.0, *(task(n) for n in range(1, 5)), delivery=2)
     play.at(2.0, to.Prepared(0))
     play.at(2.11, ended(1, duration=0.11))
@@ -477,10 +475,7 @@ def test_a_running_task_is_killed_when_it_is_cancelled() -> None:
 def test_a_cancelled_task_behind_another_in_a_slot_is_taken_back() -> None:
     """The child would begin it by itself, however long after the cancellation; the others go on."""
     play = Play()
-    play.arrive(1.0, task(0))
-    play.run(1.0, 0)
-    play.at(1.001, ended(0, duration=0.001))
-    play.at(1.001, to.Freed(0))
+    play.learn(0.001)
     play.arrive(2.0, *(task(number) for number in range(1, 5)), delivery=2)
     assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2, 3, 4))]
     for number in (1, 2):  # it moves, slower than was thought: no straggler

@@ -17,7 +17,7 @@ ANSWER = (
     b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nLast-Modified: Sat, 28 Nov 2026 00:00:00 GMT\r\n'
     b"Content-Range: bytes 0-1/2\r\n\r\nok"
 )
-PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy")
+PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
 
 
 class Server:
@@ -38,8 +38,9 @@ class Server:
 
 @pytest_asyncio.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    for name in (*PROXIES, "NO_PROXY"):
+    for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     made = Server()
     async with await asyncio.start_server(made.answer, "127.0.0.1", 0) as listening:
         made.port = listening.sockets[0].getsockname()[1]
