@@ -122,11 +122,9 @@ class Result:
 
     def unwrap(self) -> Any:
         """The value, or the outcome's `TaskError` raised."""
-        if self.ok:
-            return self.value
-        error = self.exception()
-        assert error is not None
-        raise error
+        if (error := self.exception()) is not None:
+            raise error
+        return self.value
 
     def _repr_html_(self) -> str:
         from batchflow.views import result_view
