@@ -24,12 +24,14 @@ import pytest
 
 from batchflow import Client, Pool, wire
 from batchflow.broker import OutgoingMessage
+from batchflow.control import gone_after
 from batchflow.deadletters import Death, read_tasks
 from batchflow.errors import Backpressure, BrokerError, MailboxInUse, SessionClosed, SubmitFailed, TaskFailed
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.model import Event
 from batchflow.session import Session
+from batchflow.storage import EXACTNESS
 
 TASKS = Path(__file__).parent / "tasks"
 HOLDER = Path(__file__).parent / "crashing_client.py"
@@ -61,7 +63,7 @@ async def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     settings = replace(
         settings,
         pool=replace(settings.pool, lock_duration=5.0),
-        session=replace(settings.session, patience=1.0, close_timeout=8.0, presence_interval=0.5),
+        session=replace(settings.session, patience=1.0, close_timeout=8.0, presence_interval=0.2),
     )
     try:
         async with Client(settings) as client:
@@ -269,7 +271,8 @@ async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_pa
         await within(cloud.pool.session(name, job="crash")._open())
     os.kill(holder.pid, signal.SIGSTOP)
     try:
-        await asyncio.sleep(2.0)  # the silence itself: three signs of life are missing
+        # The silence itself: three signs of life are missing, by dates to the second. It is locked still.
+        await asyncio.sleep(gone_after(0.2) + 2 * EXACTNESS + 0.1)
         successor = cloud.pool.session(name, job="crash")
         events = successor.events()
         async with successor:
