@@ -108,7 +108,9 @@ class Agent:
         self._scheduler = Scheduler(
             len(parts.runners), self._host, config.idle_exit, time.monotonic(), dict(parts.deaths)
         )
-        self._pulse = heartbeat.Pulse(parts.out, parts.agent, config.heartbeat_interval, self._heartbeat)
+        self._pulse = heartbeat.Pulse(
+            parts.out, parts.agent, config.heartbeat_interval, self._heartbeat, self._ticked
+        )
         self._troubles = Troubles(self._pulse.changed)
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
@@ -134,9 +136,11 @@ class Agent:
         self._numbers = count(1)
         self._versions = heartbeat.versions()
         self._unopened = len(self._queues) + len(self._outboxes)
-        self._jobs: TaskGroup | None = None
+        self._jobs: asyncio.Queue[tuple[Callable[..., Coroutine[Any, Any, None]], tuple[object, ...]]]
+        self._jobs = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._tick_over = asyncio.Event()
         self._armed_since = 0.0
         self._armed = 0
         """Times since then that the deadline was computed."""
@@ -167,7 +171,6 @@ class Agent:
     async def run(self) -> None:
         """Returns when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
         async with anyio.create_task_group() as group:
-            self._jobs = group
             self._start_services(group)
             self.feed(to.Tick())
             await self._over.wait()
@@ -191,6 +194,7 @@ class Agent:
             services[f"slot {index}"] = worker.serve
         for index in range(AT_ONCE):
             services[f"complete {index}"] = self._completions.run
+        services["jobs"] = self._run_jobs
         services["heartbeat"] = self._pulse.run
         services["orders"] = Orders(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
         for index, janitor in enumerate(self._janitors):
@@ -240,6 +244,10 @@ class Agent:
             return
         if self._is_busy(now):
             deadline = min(deadline, now + _COARSE)
+        self._tick_by(deadline, now)
+
+    def _tick_by(self, deadline: float, now: float) -> None:
+        """Have a tick come no later than that."""
         if self._timer is None or deadline < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -256,6 +264,14 @@ class Agent:
     def _tick(self) -> None:
         self._timer = None
         self.feed(to.Tick())
+        self._tick_over.set()
+
+    async def _ticked(self) -> None:
+        """Have a tick come now, and return when the scheduler has dealt with it."""
+        self._tick_over.clear()
+        now = time.monotonic()
+        self._tick_by(now, now)
+        await self._tick_over.wait()
 
     def _obey(self, command: to.Command) -> None:
         match command:
@@ -297,8 +313,15 @@ class Agent:
                 self._exit(reason)
 
     def _job(self, work: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
-        assert self._jobs is not None
-        self._jobs.start_soon(work, *args)
+        self._jobs.put_nowait((work, args))
+
+    async def _run_jobs(self) -> None:
+        """Begin them, for ever. Here, in a task: a tick asks for them as well, and outside of tasks anyio
+        refuses where sniffio is installed."""
+        async with anyio.create_task_group() as jobs:
+            while True:
+                work, args = await self._jobs.get()
+                jobs.start_soon(work, *args)
 
     # Messages
 

@@ -23,7 +23,7 @@ from batchflow.azure.identity import check_https, of_the_node
 from batchflow.azure.late import LateContainer
 from batchflow.control import AgentConfig
 from batchflow.errors import ConfigurationError, ProtocolError
-from node_agent import logs
+from node_agent import callbacks, logs
 from node_agent.ahead import OpenedAhead
 from node_agent.logkeeper import LogKeeper
 from node_agent.supervisor import EX_CONFIG
@@ -60,6 +60,7 @@ def run(config: str, directory: str) -> int:
 
 async def _serve(config: AgentConfig, directory: Path) -> None:
     async with AsyncExitStack() as stack:
+        stack.enter_context(callbacks.fatal())
         identity = None
         if config.identity is not None:
             identity = await stack.enter_async_context(of_the_node(config.identity))

@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,12 +43,20 @@ class Pulse:
     """Writes the heartbeats."""
 
     def __init__(
-        self, out: Container, agent: str, interval: float, beat: Callable[[], control.Heartbeat]
+        self,
+        out: Container,
+        agent: str,
+        interval: float,
+        beat: Callable[[], control.Heartbeat],
+        ticked: Callable[[], Awaitable[None]],
     ) -> None:
+        """`ticked` returns when the scheduler has had a tick: before that there is no heartbeat, so that
+        clients take an agent whose scheduler is dead for dead."""
         self._out = out
         self._name = control.heartbeat_blob(agent)
         self._interval = interval
         self._beat = beat
+        self._ticked = ticked
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
@@ -59,6 +67,7 @@ class Pulse:
         """Write them, for ever. One that cannot be written is let go: the next one says the same."""
         while True:
             self._changed.clear()
+            await self._ticked()
             await self.write()
             await anyio.sleep(_APART)
             with anyio.move_on_after(self._interval - _APART):

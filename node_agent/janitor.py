@@ -6,6 +6,7 @@ Every agent looks into the dead letters of its task queues now and then, by the 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -52,7 +53,7 @@ class Janitor:
         self._send = send
         self._interval = interval
         self._numbers = numbers
-        self._awaited: dict[int, anyio.Event] = {}
+        self._awaited: dict[int, asyncio.Event] = {}
         self._unreadable: set[int] = set()
 
     def accepted(self, number: int) -> None:
@@ -101,9 +102,9 @@ class Janitor:
                 await event.wait()
         await receiver.complete(letter)
 
-    def _send_result(self, item: wire.TaskItem, verdict: Verdict) -> anyio.Event:
+    def _send_result(self, item: wire.TaskItem, verdict: Verdict) -> asyncio.Event:
         number = next(self._numbers)
-        event = self._awaited[number] = anyio.Event()
+        event = self._awaited[number] = asyncio.Event()
         self._send(number, item, verdict)
         return event
 

@@ -101,7 +101,10 @@ class _Assignment:
     open: _Open
     bundle: Bundle | None = None
     go: asyncio.Event = field(default_factory=asyncio.Event)
-    scope: CancelScope = field(default_factory=CancelScope)
+    scope: CancelScope | None = None
+    """Once it is worked off. The worker's task makes it: a tick makes assignments as well, and outside of
+    tasks anyio refuses where sniffio is installed."""
+    stopped: bool = False
     started: tuple[int, ...] = ()
     line: list[tuple[int, Execution]] = field(default_factory=list)
     """What the slot has not been given."""
@@ -143,7 +146,9 @@ class Worker:
     def stop(self) -> None:
         """Kill what runs. No-op when the slot is just becoming free."""
         if self._current is not None:
-            self._current.scope.cancel()
+            self._current.stopped = True
+            if self._current.scope is not None:
+                self._current.scope.cancel()
 
     def follow(self, tasks: Mapping[int, wire.TaskItem]) -> None:
         """Run these after those that run. They are of the same bundle, and carry their arguments."""
@@ -183,7 +188,9 @@ class Worker:
         try:
             while True:
                 assignment = await self._work.get()
-                with assignment.scope:
+                with CancelScope() as assignment.scope:
+                    if assignment.stopped:
+                        assignment.scope.cancel()
                     await self._attempt(assignment)
                 for _ in range(GIVE_WAY):
                     await asyncio.sleep(0)

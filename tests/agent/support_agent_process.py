@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from node_agent import logs
+from batchflow import wire
+from node_agent import callbacks, logs
 from node_agent.record import RunningRecord
 from node_agent.supervisor import EX_CONFIG, Supervisor
 
@@ -81,8 +83,44 @@ def die_at_work() -> int:
     return 1
 
 
+def fail_in_a_callback() -> int:
+    """While a task runs, a callback of the event loop raises; the second time nothing does."""
+    if note("life") == 1:
+        asyncio.run(_wait_with_a_bad_callback())
+    return 0
+
+
+def fail_and_stay() -> int:
+    """As before, but what would end the agent in order takes for ever."""
+    if note("life") == 1:
+        callbacks.BOUND = 0.1  # type: ignore[misc]
+        asyncio.run(_wait_with_a_bad_callback(stay=True))
+    return 0
+
+
+async def _wait_with_a_bad_callback(*, stay: bool = False) -> None:
+    with RunningRecord(DIRECTORY / "running", 1) as record, callbacks.fatal():
+        record.begin(0, [UID])
+        asyncio.get_running_loop().call_later(0.0, wire.decode, b"no message")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            if stay:
+                await asyncio.Event().wait()
+
+
 BEHAVIOURS: dict[str, Callable[[], int]] = {
-    each.__name__: each for each in (crash_once, refuse, leave_orphans, drain, ignore, die_at_work)
+    each.__name__: each
+    for each in (
+        crash_once,
+        refuse,
+        leave_orphans,
+        drain,
+        ignore,
+        die_at_work,
+        fail_in_a_callback,
+        fail_and_stay,
+    )
 }
 
 if __name__ == "__main__":

@@ -135,6 +135,22 @@ def test_what_ran_when_the_agent_died_is_remembered(start: Start, tmp_path: Path
     assert found == {"abc123:7": (1, 1), "abc123:8": (0, 1), "abc123:9": (0, 1)}
 
 
+@pytest.mark.parametrize("behaviour", ["fail_in_a_callback", "fail_and_stay"])
+def test_an_agent_in_whose_callback_something_failed_is_started_again(
+    start: Start, tmp_path: Path, behaviour: str
+) -> None:
+    """As after a crash: what ran is noted, and the log has the traceback. One that cannot end is ended."""
+    supervisor = start(behaviour)
+    _, stderr = supervisor.communicate(timeout=PATIENCE)
+    assert supervisor.returncode == 0
+    assert len(diary(tmp_path)) == 2
+    told = {line["event"]: line for line in map(json.loads, stderr.splitlines())}
+    assert "ProtocolError" in told["callback_failed"]["exception"]
+    assert ("agent_did_not_end" in told) == (behaviour == "fail_and_stay")
+    assert told["agent_died"]["exit_code"] == 1
+    assert list(read_deaths(tmp_path / "deaths.json", boot_id())) == ["abc123:7"]
+
+
 def test_the_record_tells_what_runs(tmp_path: Path) -> None:
     """Slot by slot, also to another process; what ended is not in it."""
     path = tmp_path / "running"
