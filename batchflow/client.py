@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from batchflow import control, nodelogs, poolspec
-from batchflow.concurrency import task_group
+from batchflow.config.loader import load_settings
 from batchflow.errors import (
     BatchflowError,
     BlobNotFound,
@@ -24,24 +23,27 @@ from batchflow.errors import (
     PoolNotFound,
     SessionClosed,
 )
-from batchflow.lifecycle import Supervised
+from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.model import Origin, PoolSpec
-from batchflow.reporting import Reporter
-from batchflow.services import connect, preload
-from batchflow.settings import PoolSettings, Settings, load_settings
-from batchflow.sources import Files, Source, collect, upload
-from batchflow.sweep import DAY, Swept, last_swept, sweep
+from batchflow.pools import node_logs, pool_spec
+from batchflow.pools.connections import connect, preload
+from batchflow.pools.sweep import DAY, Swept, last_swept, sweep
+from batchflow.protocol import layout
+from batchflow.settings import PoolSettings, Settings
+from batchflow.support.progress_report import Reporter
+from batchflow.support.supervised import Supervised
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchflow.control import PoolManifest
-    from batchflow.nodelogs import NodeLog
     from batchflow.pool import Pool
-    from batchflow.poolmaking import Found, PoolMaker
-    from batchflow.reporting import Progress
-    from batchflow.services import Services
+    from batchflow.pools.connections import Connections
+    from batchflow.pools.node_logs import NodeLog
+    from batchflow.pools.provisioning import EnsuredPool, PoolProvisioner
+    from batchflow.protocol.documents import PoolManifest
     from batchflow.session import Session
+    from batchflow.support.progress_report import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class Client(Supervised):
         super().__init__("batchflow client")
         self._settings = settings
         self._local_options: dict[str, float] = {}
-        self._connected: Services | None = None
+        self._connected: Connections | None = None
         self._sessions: set[Session] = set()
         """Those that are open, of whatever pool."""
 
@@ -97,7 +99,7 @@ class Client(Supervised):
         return f"<Client on {self._settings.target}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.cards import client_view
+        from batchflow.display.cards import client_view
 
         return client_view(self)
 
@@ -105,7 +107,7 @@ class Client(Supervised):
 
     async def create_pool(self, spec: PoolSpec) -> Pool:
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
-        poolspec.check(spec)
+        pool_spec.check(spec)
         sources = await collect(spec.files)
         manifest = await self._maker.create(spec, sources)
         return self._known(manifest, Origin("created", "it was asked for"), sources)
@@ -116,7 +118,7 @@ class Client(Supervised):
         A Batch pool that batchflow does not know yet gets queues and documents beside it; one that somebody
         makes at this moment is waited for, which `progress` is told.
         """
-        control.check_pool_id(pool_id)
+        layout.check_pool_id(pool_id)
         manifest = await self._maker.attach(pool_id, Reporter(progress))
         return self._known(manifest, Origin("attached", "it was asked for"))
 
@@ -138,7 +140,7 @@ class Client(Supervised):
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
-        poolspec.check(spec)
+        pool_spec.check(spec)
         sources = await collect(files or spec.files)
         found = await self._maker.ensure(spec, sources, report)
         if found.made:
@@ -183,7 +185,7 @@ class Client(Supervised):
         return pool
 
     async def sweep(self, *, bundle_age: float = 30 * DAY) -> Swept:
-        """Remove what dead clients and deleted pools left, as `batchflow.sweep` has it; returns what it was.
+        """Remove what dead clients and deleted pools left, as `pools.sweep` has it; returns what it was.
 
         `bundle_age`: seconds after which a bundle that no session uses goes. A client sweeps by itself a
         minute after its opening, if nobody has for a day.
@@ -209,7 +211,7 @@ class Client(Supervised):
         A pool whose maker died while it made it goes as well, and is not waited for. Raises `PoolNotFound`
         when there is nothing.
         """
-        control.check_pool_id(pool_id)
+        layout.check_pool_id(pool_id)
         manifest = await self._maker.read(pool_id)
         if manifest is not None:
             await self._known(manifest).delete(wait=wait, progress=progress)
@@ -232,27 +234,27 @@ class Client(Supervised):
 
         They are kept for 30 days when their pool is deleted; a client of one pool sees its while it lives.
         """
-        manifest = None if pool_id is None else await self._maker.read(control.check_pool_id(pool_id))
+        manifest = None if pool_id is None else await self._maker.read(layout.check_pool_id(pool_id))
         out = None if manifest is None else self._services.storage.container(manifest.out)
-        async for log in nodelogs.find(out, self._maker.index, pool_id):
+        async for log in node_logs.find(out, self._maker.index, pool_id):
             yield log
 
     # ---- services
 
     @property
-    def _services(self) -> Services:
+    def _services(self) -> Connections:
         if self._connected is None or self.closed:
             raise SessionClosed("the client is not open: use `async with` or `await`, and not after aclose()")
         return self._connected
 
     @property
-    def _maker(self) -> PoolMaker:
-        from batchflow.poolmaking import PoolMaker
+    def _maker(self) -> PoolProvisioner:
+        from batchflow.pools.provisioning import PoolProvisioner
 
-        return PoolMaker(self._services, self._settings.pool)
+        return PoolProvisioner(self._services, self._settings.pool)
 
     def _known(
-        self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[Source] = ()
+        self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[BundleSource] = ()
     ) -> Pool:
         """Imported only now: a local cloud starts while `preload` does so."""
         from batchflow.pool import Pool
@@ -305,7 +307,7 @@ class Client(Supervised):
                 logger.warning("session_close_failed", extra={"error": str(error)})
 
 
-def _why_reused(spec: PoolSpec, found: Found) -> str:
+def _why_reused(spec: PoolSpec, found: EnsuredPool) -> str:
     info = found.info
-    differ = "; ".join(poolspec.differences(spec, info, found.manifest)) if info is not None else ""
+    differ = "; ".join(pool_spec.differences(spec, info, found.manifest)) if info is not None else ""
     return f"it is there; {differ}" if differ else "it is there"

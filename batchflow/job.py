@@ -6,17 +6,17 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
-from batchflow.control import Presence, gone_after
 from batchflow.errors import BlobNotFound, ProtocolError
 from batchflow.model import JobCounts
+from batchflow.protocol.documents import Presence, gone_after
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from batchflow.control import Heartbeat, JobDocument
+    from batchflow.files import Files
     from batchflow.pool import Pool
+    from batchflow.protocol.documents import Heartbeat, JobDocument
     from batchflow.session import Session
-    from batchflow.sources import Files
 
 
 class Job:
@@ -90,6 +90,6 @@ class Job:
         return f"<Job {self.name!r} of pool {self.pool.id!r}, {self.state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.cards import job_view
+        from batchflow.display.cards import job_view
 
         return job_view(self)

@@ -127,7 +127,7 @@ class Result:
         return self.value
 
     def _repr_html_(self) -> str:
-        from batchflow.views import result_view
+        from batchflow.display.views import result_view
 
         return result_view(self)
 
@@ -151,7 +151,7 @@ class Counts:
         return self.succeeded + self.failed + self.cancelled
 
     def _repr_html_(self) -> str:
-        from batchflow.views import counts_view
+        from batchflow.display.views import counts_view
 
         return counts_view(self)
 
@@ -296,7 +296,7 @@ class Explanation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from batchflow.views import explanation_view
+        from batchflow.display.views import explanation_view
 
         return explanation_view(self)
 

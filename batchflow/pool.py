@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from batchflow import access, agents, control, wire
-from batchflow.concurrency import task_group
-from batchflow.control import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
+from batchflow.diagnosis.pool import cannot_become_ready, explain_pool
 from batchflow.errors import (
     BatchflowError,
     BlobConflict,
@@ -27,24 +25,27 @@ from batchflow.errors import (
     PoolNotFound,
     ProtocolError,
 )
-from batchflow.explain import explain_pool, hopeless
+from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
 from batchflow.model import BROKEN, Explanation, Node, Origin
-from batchflow.reporting import Reporter, counted
-from batchflow.resetting import change_start_task, reboot_all
+from batchflow.pools import access, agent_job, agent_launch, heartbeats
+from batchflow.pools.reboot import change_start_task, reboot_all
+from batchflow.pools.resize import shrink
+from batchflow.protocol import layout, wire
+from batchflow.protocol.documents import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
 from batchflow.session import Session
-from batchflow.shrinking import shrink
-from batchflow.sources import Files, Source, collect, upload
+from batchflow.support.progress_report import Reporter, counted
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
     from batchflow.client import Client
-    from batchflow.compute import BatchTaskInfo, PoolInfo
     from batchflow.model import PoolSpec
-    from batchflow.reporting import Progress
+    from batchflow.ports.compute import BatchTaskInfo, PoolInfo
     from batchflow.settings import Settings
+    from batchflow.support.progress_report import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Pool:
         client: Client,
         manifest: PoolManifest,
         origin: Origin | None = None,
-        sources: Sequence[Source] = (),
+        sources: Sequence[BundleSource] = (),
     ) -> None:
         """`sources`: files that are here, of which those of the default bundle need not be fetched."""
         self.client = client
@@ -79,7 +80,7 @@ class Pool:
         self._ctl = client._services.storage.container(manifest.ctl)
         self._out = client._services.storage.container(manifest.out)
         self._known_jobs: set[str] = set()
-        self._launch: agents.Launch | None = None
+        self._launch: agent_launch.LaunchCommand | None = None
         self._sources = sources
         """Until agents are started, or found alive."""
         self._starting = anyio.Lock()
@@ -92,7 +93,7 @@ class Pool:
         return f"<Pool {self.id!r}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.cards import pool_view
+        from batchflow.display.cards import pool_view
 
         return pool_view(self)
 
@@ -121,14 +122,14 @@ class Pool:
         `timeout`: seconds that its tasks may run, where `submit` does not say.
         """
         job_name = job.name if isinstance(job, Job) else job
-        return Session(self, name, job_name or control.DEFAULT_JOB, files, journal, timeout)
+        return Session(self, name, job_name or layout.DEFAULT_JOB, files, journal, timeout)
 
     async def create_job(self, name: str) -> Job:
         """Raises `JobExists`."""
-        control.check_name("job name", name)
+        layout.check_name("job name", name)
         document = JobDocument(name, time.time())
         try:
-            await self._ctl.put(control.job_blob(name), document.encode(), create=True)
+            await self._ctl.put(layout.job_blob(name), document.encode(), create=True)
         except BlobConflict as error:
             raise JobExists(f"pool {self.id!r} has a job {name!r} already") from error
         self._known_jobs.add(name)
@@ -154,7 +155,7 @@ class Pool:
     async def delete_job(self, name: str) -> None:
         """Cancel its tasks, drop its mail and files, end its sessions: those elsewhere hear of it within
         `session.presence_interval` seconds. Idempotent."""
-        control.check_name("job name", name)
+        layout.check_name("job name", name)
         sessions = [session for session in self._sessions if session.job_name == name]
         clients = {session.name for session in sessions}
         for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
@@ -162,7 +163,7 @@ class Pool:
                 clients.add(info.name.rpartition("/")[2].removesuffix(".json"))
         everything = Cancellation(everything=True).encode()
         for client in clients:
-            await self._ctl.put(control.cancellation_blob(name, client), everything)
+            await self._ctl.put(layout.cancellation_blob(name, client), everything)
         await _close(sessions, f"job {name!r} was deleted")
         for client in clients:
             await self._drop_mail(wire.mailbox_id(name, client))
@@ -174,12 +175,12 @@ class Pool:
         ):
             async for info in container.list(prefix):
                 await container.delete(info.name)
-        await self._ctl.delete(control.job_blob(name))
+        await self._ctl.delete(layout.job_blob(name))
         self._known_jobs.discard(name)
 
     async def _drop_mail(self, mailbox_id: str) -> None:
         """Complete what lies in a mailbox, unless somebody holds it."""
-        queue = control.queue_for(self._manifest.results_queues, mailbox_id)
+        queue = layout.queue_for(self._manifest.results_queues, mailbox_id)
         try:
             mailbox = await self.client._services.broker.mailbox(queue, mailbox_id)
         except MailboxInUse:
@@ -195,9 +196,9 @@ class Pool:
             await self.delete_job(job.name)
 
     async def _job_document(self, name: str) -> JobDocument:
-        control.check_name("job name", name)
+        layout.check_name("job name", name)
         try:
-            document = JobDocument.decode((await self._ctl.get(control.job_blob(name))).data)
+            document = JobDocument.decode((await self._ctl.get(layout.job_blob(name))).data)
         except BlobNotFound as error:
             raise JobNotFound(f"pool {self.id!r} has no job {name!r}") from error
         if document.state == "deleted":
@@ -218,7 +219,7 @@ class Pool:
 
     async def _close_job(self, name: str) -> JobDocument:
         document = replace(await self._job_document(name), state="closed")
-        await self._ctl.put(control.job_blob(name), document.encode())
+        await self._ctl.put(layout.job_blob(name), document.encode())
         self._known_jobs.discard(name)
         for session in [session for session in self._sessions if session.job_name == name]:
             session._submitter.refusal = f"job {name!r} is closed: it takes no new tasks"
@@ -253,10 +254,12 @@ class Pool:
         if missing <= 0:
             return
         if self._launch is None or not self._launch.lasting:
-            ground = agents.Ground(
+            ground = agent_launch.LaunchContext(
                 self._manifest, self._ctl, self._out, self.origin.choice == "created", sources
             )
-            self._launch = await agents.prepare(self.client._services, self.client.settings, ground, report)
+            self._launch = await agent_launch.prepare(
+                self.client._services, self.client.settings, ground, report
+            )
         if tasks and not alive:
             # Whoever started them may have died before it said so.
             await compute.end_job_when_idle(self._manifest.agents_job)
@@ -266,8 +269,8 @@ class Pool:
         job, container = self._manifest.agents_job, self._manifest.container
         report(f"starting {counted(missing, 'agent')}")
         await compute.create_job(job, self.id)
-        first = agents.next_number(tasks)
-        more = agents.agent_tasks(self._launch, first, missing, info.task_slots, container)
+        first = agent_job.next_number(tasks)
+        more = agent_job.agent_tasks(self._launch, first, missing, info.task_slots, container)
         await compute.add_tasks(job, more)
         await compute.end_job_when_idle(job)
         logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
@@ -292,7 +295,7 @@ class Pool:
         """Give the agents a new job, unless somebody else did so: then its tasks are returned."""
 
         def change(manifest: PoolManifest) -> PoolManifest:
-            return agents.next_generation(manifest) if manifest.agents_job == ended else manifest
+            return agent_job.next_generation(manifest) if manifest.agents_job == ended else manifest
 
         await self._change(change)
         return await self.client._services.compute.tasks(self._manifest.agents_job)
@@ -320,7 +323,7 @@ class Pool:
         """Tell the agents to drain, and return when they have, or are out of time."""
         settings = self.client.settings.agent
         order = DrainOrder(self._manifest.agents_job, settings.drain_grace)
-        await self._ctl.put(control.DRAIN_BLOB, order.encode())
+        await self._ctl.put(layout.DRAIN_BLOB, order.encode())
         with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
             while beats := await self.heartbeats():
                 running = sum(len(beat.running) for beat in beats)
@@ -376,7 +379,7 @@ class Pool:
 
     async def heartbeats(self) -> list[Heartbeat]:
         """What the living agents last said of themselves."""
-        return await agents.read_heartbeats(self._out)
+        return await heartbeats.read_heartbeats(self._out)
 
     async def nodes(self) -> list[Node]:
         """The machines, as Batch and their agents tell of them. Raises `PoolNotFound`."""
@@ -406,7 +409,7 @@ class Pool:
                     report(text)
                     if ready:
                         return
-                    if (kind := await hopeless(self, nodes)) is not None:
+                    if (kind := await cannot_become_ready(self, nodes)) is not None:
                         raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
                     await anyio.sleep(_POLL)
                     if look % _LOOKS == 0:
@@ -469,7 +472,7 @@ class Pool:
     async def _refresh(self) -> str:
         """Read the manifest again; returns its ETag. Raises `PoolNotFound`."""
         try:
-            blob = await self.client._maker.index.get(control.manifest_blob(self.id))
+            blob = await self.client._maker.index.get(layout.manifest_blob(self.id))
         except BlobNotFound as error:
             raise PoolNotFound(f"pool {self.id!r} was deleted") from error
         manifest = PoolManifest.decode(blob.data)
@@ -486,7 +489,7 @@ class Pool:
             etag = await self._refresh()
             wanted = change(self._manifest)
             try:
-                await index.put(control.manifest_blob(self.id), wanted.encode(), if_match=etag)
+                await index.put(layout.manifest_blob(self.id), wanted.encode(), if_match=etag)
             except BlobConflict:
                 continue
             self._manifest = wanted

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchflow.client import Client
+    from batchflow.files import Files
     from batchflow.pool import Pool
     from batchflow.session import Session
     from batchflow.settings import Settings
-    from batchflow.sources import Files
     from node_agent.testing import RecordingEngine
 
 POOL_ID: Final = "pytest"
@@ -93,11 +93,11 @@ def batchflow_engine(
 
     What the task says is kept in `logs`, `steps` and `uploaded`; `cancel()` makes `cancelled` true.
     """
-    from batchflow.sources import lay_out
+    from batchflow.files import write_files
     from node_agent.testing import engine
 
     folder = tmp_path / "batchflow"
-    lay_out(batchflow_files, folder)
+    write_files(batchflow_files, folder)
     monkeypatch.chdir(folder)
     return engine(folder)
 
@@ -106,9 +106,9 @@ def batchflow_engine(
 def batchflow_action(batchflow_engine: RecordingEngine) -> Iterator[Callable[[str], Any]]:
     """`batchflow_action("square.py")` is the `do_action` of that file, found as a node finds it.
 
-    Raises `node_agent.modules.NoAction` when it has none, and whatever importing the file raises.
+    Raises `node_agent.child.modules.NoAction` when it has none, and whatever importing the file raises.
     """
-    from node_agent.modules import Modules
+    from node_agent.child.modules import Modules
 
     with _path_restored():
         modules = Modules()
@@ -134,7 +134,7 @@ def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
     """What a `Client` connects with: a local cloud of this run's own, or what `--batchflow-config` names."""
     config = pytestconfig.getoption("--batchflow-config")
     if config is not None:
-        from batchflow.settings import load_settings
+        from batchflow.config.loader import load_settings
 
         yield load_settings(config, profile=pytestconfig.getoption("--batchflow-profile"))
         return

@@ -68,7 +68,7 @@ class Results(list[Result]):
         return frame
 
     def _repr_html_(self) -> str:
-        from batchflow.views import results_view
+        from batchflow.display.views import results_view
 
         return results_view(self)
 

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
 
 import anyio
 
-from batchflow import control
-from batchflow.background import Background
-from batchflow.concurrency import task_group
+from batchflow.diagnosis.pool import explain_session
 from batchflow.errors import (
     BrokerError,
     ConfigurationError,
@@ -25,40 +23,37 @@ from batchflow.errors import (
     SessionClosed,
     StorageError,
 )
-from batchflow.explain import explain_session
-from batchflow.idle import Relief
-from batchflow.inbox import Inbox
-from batchflow.janitor import Janitor
-from batchflow.ledgerkeeper import LedgerKeeper
-from batchflow.lifecycle import Supervised
+from batchflow.files import Files, collect, fetch, upload
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
-from batchflow.outage import TroubleSource
-from batchflow.outbox import Outbox
-from batchflow.outcomes import cancelled
-from batchflow.packing import PackingPolicy
+from batchflow.protocol import layout
+from batchflow.protocol.packing import PackingPolicy
+from batchflow.protocol.wire import ResultItem
 from batchflow.results import Results
-from batchflow.sessionlife import AgentsWatch, Cancellations, PresenceKeeper
-from batchflow.sources import Files, collect, fetch, upload
-from batchflow.stats import LinkCounter, SessionStats
-from batchflow.streams import (
-    DEFAULT_WINDOW,
-    EventStream,
-    MapResults,
-    MapRun,
-    ResultStream,
-    SessionResults,
-)
-from batchflow.submission import Submission, TaskOptions, as_arguments, command_line
-from batchflow.submitter import Submitter
+from batchflow.sessions.agents_watch import AgentsWatch
+from batchflow.sessions.cancellation import Cancellations
+from batchflow.sessions.checkpoint_store import CheckpointStore
+from batchflow.sessions.dead_letters import DeadLetterHandler
+from batchflow.sessions.health import ProblemSource
+from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
+from batchflow.sessions.presence import PresenceKeeper
+from batchflow.sessions.receiver import ResultReceiver
+from batchflow.sessions.sender import TaskSender
+from batchflow.sessions.stats import LinkCounter, SessionStats
+from batchflow.sessions.submission import Submission, TaskOptions, as_arguments, command_line
+from batchflow.sessions.submitter import Submitter
+from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
+from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
+from batchflow.support.background import Background
+from batchflow.support.process_tuning import HeapTrimmer
+from batchflow.support.supervised import Supervised
+from batchflow.support.task_groups import task_group
+from batchflow.support.waiting import ChangeNotifier, Waiters
 from batchflow.task import Task
-from batchflow.tracker import Entry, Tracker
-from batchflow.waiting import Pulse, Waiters
-from batchflow.wire import ResultItem
 
 if TYPE_CHECKING:
     from batchflow.pool import Pool
+    from batchflow.ports.storage import Container
     from batchflow.retry import RetryPolicy
-    from batchflow.storage import Container
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +79,8 @@ class Session(Supervised):
         name = name or f"c-{uuid.uuid4().hex[:12]}"
         super().__init__(f"session {job}/{name}")
         self.pool = pool
-        self.name: str = control.check_name("client name", name)
-        self.job_name: str = control.check_name("job name", job)
+        self.name: str = layout.check_name("client name", name)
+        self.job_name: str = layout.check_name("job name", job)
         self.incarnation: str = uuid.uuid4().hex[:12]
         """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
         self._settings = pool.client.settings.session
@@ -94,16 +89,16 @@ class Session(Supervised):
         self._tracker = Tracker()
         self._policy = PackingPolicy()
         self._counter = LinkCounter()
-        self._relief = Relief(lambda: not len(self._tracker))
-        self._change = Pulse()
+        self._relief = HeapTrimmer(lambda: not len(self._tracker))
+        self._change = ChangeNotifier()
         """Something happened that a reader of results may care for."""
-        self._room = Pulse()
+        self._room = ChangeNotifier()
         """Something has left the outbox."""
         self._waiters = Waiters()
         """For an outcome."""
         self._accepting = Waiters()
         self._streams = weakref.WeakSet[EventStream]()
-        self._troubles: dict[TroubleSource, ServiceError] = {}
+        self._troubles: dict[ProblemSource, ServiceError] = {}
         self._background = Background(self._warn)
         self._holds = False
         """Whether the mailbox, and the documents that go with it, have been ours."""
@@ -111,9 +106,9 @@ class Session(Supervised):
         self._reason = "closed"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._submitter = Submitter(self, timeout)
-        self._ledger = LedgerKeeper(self, journal) if found_again else None
-        self._outbox = Outbox(self)
-        self._inbox = Inbox(self)
+        self._ledger = CheckpointStore(self, journal) if found_again else None
+        self._outbox = TaskSender(self)
+        self._inbox = ResultReceiver(self)
         self._cancellations = Cancellations(self)
         self._presence = PresenceKeeper(self)
         self._agents = AgentsWatch(self)
@@ -123,7 +118,7 @@ class Session(Supervised):
         return f"<Session {self.name!r} in job {self.job_name!r} of pool {self.pool.id!r}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.cards import session_view
+        from batchflow.display.cards import session_view
 
         return session_view(self)
 
@@ -289,7 +284,7 @@ class Session(Supervised):
         """End those that were not sent. Returns those that were, and have no outcome."""
         for entry in entries:
             if entry.item is not None and not entry.done:
-                self._resolve(entry, cancelled(entry, "cancelled before it was sent"))
+                self._resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
         self._changed()
         return [entry for entry in entries if not entry.done]
 
@@ -361,7 +356,7 @@ class Session(Supervised):
         result = entry.result()
         if not result.files:
             return result
-        prefix = control.outputs_prefix(entry.job, entry.client, entry.uid)
+        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid)
 
         async def download(name: str) -> BinaryIO:
             return await fetch(self.pool._out, prefix + name)
@@ -396,12 +391,12 @@ class Session(Supervised):
         """What makes waiting for an outcome pointless; None when nothing does."""
         return next(iter(self._troubles.values()), None)
 
-    def _check_trouble(self, source: TroubleSource | None = None) -> None:
+    def _check_trouble(self, source: ProblemSource | None = None) -> None:
         trouble = self._trouble if source is None else self._troubles.get(source)
         if trouble is not None:
             raise trouble
 
-    def _set_trouble(self, source: TroubleSource, error: ServiceError) -> None:
+    def _set_trouble(self, source: ProblemSource, error: ServiceError) -> None:
         """Whoever waits for what cannot come gets the error, at once and until it has gone."""
         self._troubles[source] = error
         self._warn(str(error))
@@ -411,7 +406,7 @@ class Session(Supervised):
             self._accepting.fail(error)
             self._room.beat()
 
-    def _clear_trouble(self, source: TroubleSource, told: str) -> None:
+    def _clear_trouble(self, source: ProblemSource, told: str) -> None:
         if self._troubles.pop(source, None) is not None:
             self._inform(told)
 
@@ -484,7 +479,7 @@ class Session(Supervised):
                 self._inbox.keep,
                 self._presence.run,
                 self._cancellations.run,
-                Janitor(self).run,
+                DeadLetterHandler(self).run,
             ):
                 services.start_soon(service)
             services.start_soon(self._agents.run, agents)

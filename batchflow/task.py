@@ -9,7 +9,7 @@ from batchflow.model import Result, Status
 
 if TYPE_CHECKING:
     from batchflow.session import Session
-    from batchflow.tracker import Entry
+    from batchflow.sessions.tracker import Entry
 
 
 class Task:
@@ -75,6 +75,6 @@ class Task:
         return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.cards import task_view
+        from batchflow.display.cards import task_view
 
         return task_view(self)

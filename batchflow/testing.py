@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from batchflow.broker import Delivery, QueueFigures, QueueRef
 from batchflow.errors import (
     Backpressure,
     BlobConflict,
@@ -31,15 +30,16 @@ from batchflow.errors import (
     QueueNotFound,
 )
 from batchflow.local import queues as core
-from batchflow.storage import Blob, BlobInfo
+from batchflow.ports.broker import Delivery, QueueFigures, QueueRef
+from batchflow.ports.storage import Blob, BlobInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from os import PathLike
     from types import TracebackType
 
-    from batchflow.broker import OutgoingMessage, QueueSpec
-    from batchflow.storage import AccessPolicy
+    from batchflow.ports.broker import OutgoingMessage, QueueSpec
+    from batchflow.ports.storage import AccessPolicy
 
 __all__ = ["MemoryBroker", "MemoryContainer", "MemoryStorage"]
 
@@ -48,7 +48,7 @@ _REFUSALS: Mapping[type[core.QueueRefusal], type[BrokerError]] = {
     core.SessionLockLost: LeaseLost,
     core.SessionCannotBeLocked: MailboxInUse,
     core.MessageNotFound: LeaseLost,
-    core.MessageTooLarge: MessageTooLarge,
+    core.MessageSizeExceeded: MessageTooLarge,
     core.QueueFull: Backpressure,
 }
 
@@ -279,7 +279,7 @@ class MemoryBroker(_Closes):
     async def create_queue(self, spec: QueueSpec) -> bool:
         if spec.name in self._queues:
             return False
-        settings = core.QueueSpec(
+        settings = core.QueueProperties(
             lock_duration=spec.lock_duration,
             max_delivery_count=spec.max_delivery_count,
             requires_session=spec.sessions,

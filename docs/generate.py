@@ -15,7 +15,7 @@ import click
 
 from batchflow.cli.exits import Exit
 from batchflow.cli.main import batchflow
-from batchflow.configdocs import docstrings, reference
+from batchflow.config.reference import docstrings, reference
 
 HERE: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- /made -->)", re.DOTALL)

@@ -8,10 +8,10 @@ import os
 import sys
 from functools import partial
 
-from node_agent.plainlog import say
-from node_agent.supervisor import EX_CONFIG, Supervisor
+from node_agent.supervision.supervisor import EX_CONFIG, Supervisor
+from node_agent.system.plain_log import say
 
-TYPE_CHECKING = False  # see `node_agent.plainlog`
+TYPE_CHECKING = False  # see `node_agent.system.plain_log`
 if TYPE_CHECKING:
     from typing import Final
 
@@ -64,9 +64,9 @@ def _agent(config: str, directory: str) -> int:
     import gc
 
     gc.disable()
-    from node_agent import daemon
+    from node_agent.startup import process
 
-    return daemon.run(config, directory)
+    return process.run(config, directory)
 
 
 if __name__ == "__main__":

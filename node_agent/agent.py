@@ -22,35 +22,36 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from anyio import CancelScope
 
-from batchflow import control, wire
-from batchflow.frozen import frozen
 from batchflow.model import Status
-from node_agent import heartbeat, reports
-from node_agent import scheduling as to
-from node_agent.cancelling import CancellationReader
-from node_agent.clock import BrokerClock
-from node_agent.completions import AT_ONCE, Completions
-from node_agent.delivery import Copy, TaskQueue
-from node_agent.janitor import Janitor
-from node_agent.orders import Orders
-from node_agent.outbox import Outbox
-from node_agent.renewal import Renewals
-from node_agent.scheduler import Scheduler
-from node_agent.trouble import Troubles
-from node_agent.turns import Turns
-from node_agent.work import Depot, Worker
+from batchflow.protocol import documents, layout, wire
+from batchflow.support.frozen import frozen
+from node_agent.control import heartbeat
+from node_agent.control.cancellation_reader import CancellationReader
+from node_agent.control.drain_orders import DrainWatcher
+from node_agent.control.problems import Problems
+from node_agent.execution import results
+from node_agent.execution.slot_loop import SlotLoop, TaskResources
+from node_agent.links.broker_clock import BrokerClock
+from node_agent.links.completions import AT_ONCE, Completions
+from node_agent.links.dead_letters import DeadLetterHandler
+from node_agent.links.lock_renewal import Renewals
+from node_agent.links.result_sender import ResultSender
+from node_agent.links.task_queue import Copy, TaskQueue
+from node_agent.scheduling import events as to
+from node_agent.scheduling.queue_rotation import QueueRotation
+from node_agent.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anyio.abc import TaskGroup
 
-    from batchflow.broker import Broker, Delivery, QueueRef
-    from batchflow.storage import Container
-    from node_agent.deaths import Deaths
-    from node_agent.logkeeper import LogKeeper
-    from node_agent.news import NewsDesk
-    from node_agent.work import Bundles, Journal, Runner
+    from batchflow.ports.broker import Broker, Delivery, QueueRef
+    from batchflow.ports.storage import Container
+    from node_agent.control.event_batcher import EventBatcher
+    from node_agent.control.log_upload import LogUploader
+    from node_agent.execution.slot_loop import Bundles, RunningTasks, SlotProtocol
+    from node_agent.scheduling.crash_history import CrashCount
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class ServiceEnded(Exception):
 class Parts:
     """What an agent is put together from."""
 
-    config: control.AgentConfig
+    config: documents.AgentConfig
     agent: str
     """Its incarnation: new at every start."""
     boot_id: str
@@ -78,12 +79,12 @@ class Parts:
     ctl: Container
     out: Container
     bundles: Bundles
-    runners: Sequence[Runner]
-    journal: Journal
-    deaths: Mapping[str, Deaths]
+    runners: Sequence[SlotProtocol]
+    journal: RunningTasks
+    deaths: Mapping[str, CrashCount]
     forget_deaths: Callable[[str], None]
-    news: NewsDesk
-    log: LogKeeper | None = None
+    news: EventBatcher
+    log: LogUploader | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,34 +103,34 @@ class Agent:
         self._parts = parts
         self._config = config
         self._host = heartbeat.host_name()
-        self._log = control.log_blob(config.pool, heartbeat.node_id(), parts.agent)
+        self._log = layout.log_blob(config.pool, heartbeat.node_id(), parts.agent)
         self._started_at = time.time()
         self._clock = BrokerClock()
         self._scheduler = Scheduler(
             len(parts.runners), self._host, config.idle_exit, time.monotonic(), dict(parts.deaths)
         )
-        self._pulse = heartbeat.Pulse(
+        self._pulse = heartbeat.HeartbeatWriter(
             parts.out, parts.agent, config.heartbeat_interval, self._heartbeat, self._ticked
         )
-        self._troubles = Troubles(self._pulse.changed)
+        self._troubles = Problems(self._pulse.changed)
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
         self._grave_numbers = count(-1, -1)
         self._janitors = [self._janitor(access.queue) for access in config.task_queues]
         self._outboxes = [self._outbox(access.queue) for access in config.results_queues]
         self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
-        self._depot = Depot(
+        self._depot = TaskResources(
             parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
             min(config.inline_limit, config.result_limit), config.result_limit,
         )  # fmt: skip
         self._workers = [
-            Worker(index, runner, self._depot, feed=self.feed, done=self._done)
+            SlotLoop(index, runner, self._depot, feed=self.feed, done=self._done)
             for index, runner in enumerate(parts.runners)
         ]
         self._events: deque[Sequence[to.Event]] = deque()
         self._feeding = False
         self._held: dict[int, _Held] = {}
-        self._outcomes: dict[int, reports.Done] = {}
+        self._outcomes: dict[int, results.Done] = {}
         self._failed = 0
         """Results that are no success."""
         self._completions = Completions(self._complete)
@@ -144,7 +145,7 @@ class Agent:
         self._armed_since = 0.0
         self._armed = 0
         """Times since then that the deadline was computed."""
-        self._turns = Turns(len(self._queues))
+        self._turns = QueueRotation(len(self._queues))
         self._listening: frozenset[int] = frozenset()
         self._turn_timer: asyncio.TimerHandle | None = None
         self._blocked_queues: set[QueueRef] = set()
@@ -152,21 +153,21 @@ class Agent:
         self._over = asyncio.Event()
         self.exit_reason: str | None = None
 
-    def _task_queue(self, access: control.QueueAccess) -> TaskQueue:
+    def _task_queue(self, access: documents.QueueAccess) -> TaskQueue:
         return TaskQueue(
             self._parts.broker, access.queue, self._clock, self._troubles,
             arrived=self._arrived, nothing_left=self._nothing_left, copied=self._copied, opened=self._opened,
         )  # fmt: skip
 
-    def _outbox(self, queue: QueueRef) -> Outbox:
-        return Outbox(
+    def _outbox(self, queue: QueueRef) -> ResultSender:
+        return ResultSender(
             self._parts.broker, queue, self._parts.agent, self._troubles,
             accepted=self._accepted, too_large=self._too_large, blocked=partial(self._blocked, queue),
             opened=self._opened, hold=lambda: self._scheduler.hold,
         )  # fmt: skip
 
-    def _janitor(self, queue: QueueRef) -> Janitor:
-        return Janitor(self._parts.broker, queue, self._bury, self._grave_numbers)
+    def _janitor(self, queue: QueueRef) -> DeadLetterHandler:
+        return DeadLetterHandler(self._parts.broker, queue, self._bury, self._grave_numbers)
 
     async def run(self) -> None:
         """Returns when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
@@ -196,7 +197,7 @@ class Agent:
             services[f"complete {index}"] = self._completions.run
         services["jobs"] = self._run_jobs
         services["heartbeat"] = self._pulse.run
-        services["orders"] = Orders(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
+        services["orders"] = DrainWatcher(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
         for index, janitor in enumerate(self._janitors):
             services[f"janitor {index}"] = janitor.run
         if self._parts.log is not None:
@@ -391,7 +392,7 @@ class Agent:
 
     # Results
 
-    def _done(self, task: int, done: reports.Done) -> None:
+    def _done(self, task: int, done: results.Done) -> None:
         self._outcomes[task] = done
 
     def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
@@ -399,20 +400,20 @@ class Agent:
         item = self._scheduler.item(task)
         if verdict is not None:
             status = verdict.status
-            encoded = reports.encode_verdict(item, verdict, self._host, time.time())
+            encoded = results.encode_verdict(item, verdict, self._host, time.time())
         else:
             status = self._outcomes[task].outcome.status
-            encoded = reports.encode_outcome(item, self._outcomes[task], self._host)
+            encoded = results.encode_outcome(item, self._outcomes[task], self._host)
         self._failed += status is not Status.SUCCEEDED
         mailbox = item.mailbox
         self._outbox_for(mailbox).put(task, mailbox, encoded)
 
-    def _outbox_for(self, mailbox: str) -> Outbox:
-        return control.queue_for(self._outboxes, mailbox)
+    def _outbox_for(self, mailbox: str) -> ResultSender:
+        return layout.queue_for(self._outboxes, mailbox)
 
     def _bury(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
         """A dead letter's task gets its result."""
-        encoded = reports.encode_verdict(item, verdict, self._host, time.time())
+        encoded = results.encode_verdict(item, verdict, self._host, time.time())
         mailbox = item.mailbox
         outbox = self._outbox_for(mailbox)
         outbox.put(number, mailbox, encoded)
@@ -474,16 +475,16 @@ class Agent:
         self.exit_reason = reason
         self._over.set()
 
-    def _heartbeat(self) -> control.Heartbeat:
+    def _heartbeat(self) -> documents.Heartbeat:
         now, monotonic = time.time(), time.monotonic()
         starting = self._unopened > 0 and self._scheduler.state == "ready"
         running = tuple(
-            control.Running(
+            documents.Running(
                 item.uid, item.task_id, item.client, item.job, item.command, since + now - monotonic
             )
             for item, since in self._scheduler.running()
         )
-        return control.Heartbeat(
+        return documents.Heartbeat(
             agent=self._parts.agent,
             node=heartbeat.node_id(),
             host=self._host,

@@ -19,8 +19,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node_agent import java
-from node_agent.engine import TaskEngine
+from node_agent.child import java
+from node_agent.child.engine import TaskEngine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

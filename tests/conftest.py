@@ -22,9 +22,9 @@ from batchflow.local.blob.server import BlobServer
 from batchflow.local.launch import LocalCloudProcess
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
-from node_agent.processes import adopt_orphans
-from tests.contract import SPECS, Contract, ContractPolicy, at_hand
-from tests.latency import LATENCY
+from node_agent.system.process_groups import adopt_orphans
+from tests.support.contract import SPECS, Contract, ContractPolicy, at_hand
+from tests.support.latency import LATENCY
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from batchflow import PoolSpec
-from batchflow.settings import Settings, load_settings
+from batchflow.config.loader import load_settings
+from batchflow.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

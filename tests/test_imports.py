@@ -12,7 +12,7 @@ import batchflow
 
 LIGHT = [
     "import batchflow",
-    "import batchflow.wire",
+    "import batchflow.protocol.wire",
     "from batchflow import Retry",
     "from batchflow import Client",
 ]

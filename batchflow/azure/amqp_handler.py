@@ -60,8 +60,8 @@ class Attached(Generic[H]):
         self.handler = handler
         self.opened = False
         self.broken = False
-        self._line: deque[Call[Any]] = deque()
-        self._receive: Call[Any] | None = None
+        self._line: deque[SdkCall[Any]] = deque()
+        self._receive: SdkCall[Any] | None = None
         """A wait for a message that has not begun."""
         self._called = False
         """Whether the latest turn was a call's and not a receive's."""
@@ -72,21 +72,21 @@ class Attached(Generic[H]):
         self._idle: asyncio.Future[None] | None = None
         self._owner = asyncio.create_task(self._own())
 
-    def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+    def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
         """Have a call made when its turn comes."""
-        call: Call[T] = Call(self, lambda: work(self.handler), doing)
+        call: SdkCall[T] = SdkCall(self, lambda: work(self.handler), doing)
         self._line.append(call)
         self._wake(call)
         return call
 
-    def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+    def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
         """The same for what waits for a message, one at a time; it ends when the handler closes."""
-        call: Call[T] = Call(self, lambda: work(self.handler, bool(self._line)), doing)
+        call: SdkCall[T] = SdkCall(self, lambda: work(self.handler, bool(self._line)), doing)
         self._receive = call
         self._wake(call)
         return call
 
-    def _wake(self, call: Call[Any]) -> None:
+    def _wake(self, call: SdkCall[Any]) -> None:
         if self._owner.done():
             self._end(call)
         elif self._idle is not None:
@@ -109,7 +109,7 @@ class Attached(Generic[H]):
             if self._receive is not None:
                 self._end(self._receive)
 
-    def _next(self) -> Call[Any] | None:
+    def _next(self) -> SdkCall[Any] | None:
         """Whose turn it is."""
         receive = None if self._closing else self._receive
         if receive is not None and (self._called or not self._line):
@@ -120,7 +120,7 @@ class Attached(Generic[H]):
             return self._line.popleft()
         return None
 
-    async def _make(self, call: Call[Any]) -> None:
+    async def _make(self, call: SdkCall[Any]) -> None:
         try:
             result = await call.work()
         except asyncio.CancelledError as error:
@@ -137,7 +137,7 @@ class Attached(Generic[H]):
         finally:
             self._receiving = False
 
-    def _end(self, call: Call[Any]) -> None:
+    def _end(self, call: SdkCall[Any]) -> None:
         """It has not been begun, and will not be."""
         call.end(error=BrokeBefore() if self.broken else asyncio.CancelledError())
 
@@ -163,7 +163,7 @@ class Attached(Generic[H]):
 async def close_handler(handler: Handler) -> None:
     """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody.
 
-    With the connection closed, an SDK that is not tuned (`batchflow.azure.tuning`) waits up to a second for
+    With the connection closed, an SDK that is not tuned (`azure.sdk_patches`) waits up to a second for
     its keep-alive task, which sleeps; that is cut short. Because the cut may hit sooner, closing is tried
     again, with more patience each time: where nothing is left to do it ends at once.
     """
@@ -177,7 +177,7 @@ async def close_handler(handler: Handler) -> None:
             return
 
 
-class Call(Generic[T]):
+class SdkCall(Generic[T]):
     """Something that the SDK does for us, whoever may still wait for it."""
 
     __slots__ = ("_error", "_over", "_result", "_waiter", "attached", "doing", "work")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from batchflow.azure.amqp_handler import Attached, BrokeBefore, Call, Handler
+from batchflow.azure.amqp_handler import Attached, BrokeBefore, Handler, SdkCall
 from batchflow.azure.errors import broker_error
 from batchflow.errors import BrokerError, QueueNotFound
 
@@ -31,7 +31,7 @@ H = TypeVar("H", bound=Handler)
 T = TypeVar("T")
 
 
-class Link(Generic[H]):
+class SdkLink(Generic[H]):
     """A handler of the SDK that is there when it is needed."""
 
     def __init__(self, make: Callable[[], H], name: str, setting: str | None, *, once: bool = False) -> None:
@@ -52,14 +52,14 @@ class Link(Generic[H]):
         """The handler, opened if there is none."""
         return (await self._ready()).handler
 
-    async def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> Call[T]:
+    async def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
         """Start `work`, which waits for a message, when its turn comes; it ends when the handler closes.
 
         `work` is also told whether somebody else wants the handler; then it shall only look.
         """
         return (await self._ready()).wait_for(work, doing)
 
-    def finish(self, call: Call[T]) -> T:
+    def finish(self, call: SdkCall[T]) -> T:
         """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
         try:
             return call.result()
@@ -72,7 +72,7 @@ class Link(Generic[H]):
                 self._let_go(call.attached)
             raise self._told(error, call) from error
 
-    def _told(self, error: Exception, call: Call[Any]) -> BrokerError:
+    def _told(self, error: Exception, call: SdkCall[Any]) -> BrokerError:
         """What was permitted and is no longer has an expired token: opening anew tells whether there is more
         to it. The SDK renews tokens while it works, and not while it is idle."""
         doing = f"{call.doing} ({self.name})"

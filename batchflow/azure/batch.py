@@ -19,19 +19,19 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError, Resour
 
 from batchflow.azure.batch_models import pool_options, start_task, supported_image, task_options
 from batchflow.azure.errors import code_of, pool_error
-from batchflow.azure.failing import Failing
 from batchflow.azure.identity import check_https
+from batchflow.azure.translating import Translating
 from batchflow.azure.transport import transport
-from batchflow.compute import BatchTaskInfo, Fault, NodeInfo, PoolInfo, SupportedImage
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
 from batchflow.model import Image, ManagedIdentity
+from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo, ReportedFault, SupportedImage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from types import TracebackType
 
     from batchflow.azure.identity import Credential
-    from batchflow.compute import BatchTask, PoolDocument
+    from batchflow.ports.compute import BatchTask, PoolDocument
 
 CONNECT_LIMIT = 4.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
@@ -87,8 +87,8 @@ class BatchCompute:
             transport=transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
         )
 
-    def _failing(self, doing: str) -> Failing:
-        return Failing(partial(pool_error, doing=doing, setting=self._setting, address=_ADDRESS))
+    def _failing(self, doing: str) -> Translating:
+        return Translating(partial(pool_error, doing=doing, setting=self._setting, address=_ADDRESS))
 
     async def create_pool(self, document: PoolDocument) -> None:
         with self._failing(f"cannot create pool {document.id}"):
@@ -373,9 +373,9 @@ def _task_info(task: models.BatchTask) -> BatchTaskInfo:
     )
 
 
-def _fault(error: Any) -> Fault:
+def _fault(error: Any) -> ReportedFault:
     """From any of the SDK's three classes that have a code and a message."""
-    return Fault(error.code or "Unknown", error.message or "")
+    return ReportedFault(error.code or "Unknown", error.message or "")
 
 
 def _word(value: Any) -> str:

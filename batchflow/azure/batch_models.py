@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from azure.batch import models
 
-from batchflow.compute import SupportedImage
+from batchflow.ports.compute import SupportedImage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from batchflow.compute import BatchTask, PoolDocument, ResourceFile
+    from batchflow.ports.compute import BatchTask, PoolDocument, ResourceFile
 
 DEFAULT_NODE_AGENT = "batch.node.ubuntu 24.04"
 """Of the default image, for a document that names none."""

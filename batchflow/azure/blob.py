@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
-from batchflow.azure.closing import Closes
 from batchflow.azure.errors import code_of, storage_error
-from batchflow.azure.failing import Failing
 from batchflow.azure.identity import check_https
-from batchflow.azure.sparing import sparing
+from batchflow.azure.sdk_patches import sparing
+from batchflow.azure.translating import Translating
 from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, StorageError
-from batchflow.storage import EXACTNESS, Blob, BlobInfo
+from batchflow.ports.storage import EXACTNESS, Blob, BlobInfo
+from batchflow.support.closing import Closes
 
 with sparing():
     from azure.storage.blob import AccessPolicy as SdkPolicy
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient
 
     from batchflow.azure.identity import Credential
-    from batchflow.storage import AccessPolicy
+    from batchflow.ports.storage import AccessPolicy
 
 CONNECT_LIMIT = 3.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
@@ -69,8 +69,8 @@ def _options(ca_file: str | None = None) -> dict[str, Any]:
     }
 
 
-def _failing(doing: str, setting: str) -> Failing:
-    return Failing(partial(storage_error, doing=doing, setting=setting))
+def _failing(doing: str, setting: str) -> Translating:
+    return Translating(partial(storage_error, doing=doing, setting=setting))
 
 
 class BlobContainer(Closes):
@@ -86,7 +86,7 @@ class BlobContainer(Closes):
     def _blob(self, name: str) -> BlobClient:
         return self._client.get_blob_client(name)
 
-    def _failing(self, doing: str, name: str) -> Failing:
+    def _failing(self, doing: str, name: str) -> Translating:
         return _failing(f"cannot {doing} {name} in container {self.name}", self._setting)
 
     async def get(self, name: str) -> Blob:

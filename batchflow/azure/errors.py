@@ -26,7 +26,7 @@ from batchflow.errors import (
     ServiceError,
     StorageError,
 )
-from batchflow.frozen import frozen
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -23,15 +23,12 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from batchflow.azure.amqp_handler import Call, Handler
-from batchflow.azure.amqp_link import Link
-from batchflow.azure.closing import Closes
+from batchflow.azure.amqp_handler import Handler, SdkCall
+from batchflow.azure.amqp_link import SdkLink
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
+from batchflow.azure.sdk_patches import reading, sparing, tuned
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
-from batchflow.azure.sparing import sparing
 from batchflow.azure.transport import trusting
-from batchflow.azure.tuning import reading, tuned
-from batchflow.broker import Delivery
 from batchflow.errors import (
     Backpressure,
     BrokerError,
@@ -41,6 +38,8 @@ from batchflow.errors import (
     MessageTooLarge,
     QueueNotFound,
 )
+from batchflow.ports.broker import Delivery
+from batchflow.support.closing import Closes
 
 with sparing():
     from azure.servicebus import ServiceBusSubQueue, TransportType
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from azure.servicebus.aio import ServiceBusReceiver, ServiceBusSender
 
     from batchflow.azure.identity import Credential
-    from batchflow.broker import OutgoingMessage, QueueRef
+    from batchflow.ports.broker import OutgoingMessage, QueueRef
 
 __all__ = ["ServiceBusAdmin", "ServiceBusBroker", "namespace_of"]
 
@@ -73,7 +72,7 @@ LONGEST_WAIT = 5.0
 """The same while nothing else can be: how long a receive that was cancelled may go on."""
 STALE_LIMIT = 3.0
 """Seconds. A send that fails sooner found a link that had been closed while it was idle; an SDK that is not
-tuned (`batchflow.azure.tuning`) needs one of them to say so."""
+tuned (`batchflow.azure.sdk_patches`) needs one of them to say so."""
 QUICK = 1.0
 """Seconds. A receive that fails sooner had no good link to begin with."""
 
@@ -92,7 +91,7 @@ _UNUSED_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 class _End(Closes, Generic[H]):
     """Our end of one link."""
 
-    def __init__(self, link: Link[H]) -> None:
+    def __init__(self, link: SdkLink[H]) -> None:
         self._link = link
 
     @property
@@ -104,7 +103,7 @@ class _End(Closes, Generic[H]):
 
 
 class _Sender(_End["ServiceBusSender"]):
-    def __init__(self, link: Link[ServiceBusSender]) -> None:
+    def __init__(self, link: SdkLink[ServiceBusSender]) -> None:
         super().__init__(link)
         self._largest = 0
 
@@ -164,10 +163,10 @@ def _outgoing(message: OutgoingMessage) -> AmqpAnnotatedMessage:
 class _Inbox(_End["ServiceBusReceiver"]):
     """What a receiver and a mailbox have in common: receiving that is safe to cancel, and settling."""
 
-    def __init__(self, link: Link[ServiceBusReceiver]) -> None:
+    def __init__(self, link: SdkLink[ServiceBusReceiver]) -> None:
         super().__init__(link)
         self._held: dict[str, ServiceBusReceivedMessage] = {}
-        self._pending: Call[list[ServiceBusReceivedMessage]] | None = None
+        self._pending: SdkCall[list[ServiceBusReceivedMessage]] | None = None
 
     async def _receive(self, max_wait: float) -> Delivery | None:
         clock = asyncio.get_running_loop().time
@@ -285,7 +284,7 @@ class _Receiver(_Inbox):
         await self._link.aclose()
         self._held.clear()
 
-    async def _give_back(self, call: Call[list[ServiceBusReceivedMessage]]) -> None:
+    async def _give_back(self, call: SdkCall[list[ServiceBusReceivedMessage]]) -> None:
         """What came after its receive had been cancelled."""
         try:
             for message in self._link.finish(call):
@@ -295,7 +294,7 @@ class _Receiver(_Inbox):
 
 
 class _Mailbox(_Inbox):
-    def __init__(self, link: Link[ServiceBusReceiver], session_id: str) -> None:
+    def __init__(self, link: SdkLink[ServiceBusReceiver], session_id: str) -> None:
         super().__init__(link)
         self.session_id = session_id
 
@@ -383,7 +382,7 @@ class ServiceBusBroker(Closes):
 
     async def sender(self, queue: QueueRef) -> _Sender:
         client = self._client(queue)
-        link = Link(lambda: tuned(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
+        link = SdkLink(lambda: tuned(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
         sender = _Sender(link)
         await self._opened(sender, link)
         return await sender.open()
@@ -400,7 +399,7 @@ class ServiceBusBroker(Closes):
                 )
             )
 
-        link = Link(make, name, self._setting)
+        link = SdkLink(make, name, self._setting)
         receiver = _Receiver(link)
         await self._opened(receiver, link)
         return receiver
@@ -415,7 +414,7 @@ class ServiceBusBroker(Closes):
                 )
             )
 
-        link = Link(make, f"mailbox {session_id} of {queue.entity}", self._setting, once=True)
+        link = SdkLink(make, f"mailbox {session_id} of {queue.entity}", self._setting, once=True)
         mailbox = _Mailbox(link, session_id)
         try:
             await self._opened(mailbox, link)
@@ -425,7 +424,7 @@ class ServiceBusBroker(Closes):
             raise missing from error
         return await mailbox.open()
 
-    async def _opened(self, end: _End[Any], link: Link[Any]) -> None:
+    async def _opened(self, end: _End[Any], link: SdkLink[Any]) -> None:
         self._open = {each for each in self._open if not each.closed}
         try:
             await link.open()

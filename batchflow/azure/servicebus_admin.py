@@ -11,12 +11,12 @@ import secrets
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from batchflow.azure.closing import Closes
 from batchflow.azure.errors import broker_error
 from batchflow.azure.namespaces import fields_of, malformed, namespace_of
 from batchflow.azure.transport import transport, trusting
-from batchflow.broker import QueueFigures
 from batchflow.errors import BrokerError, ConfigurationError, QueueNotFound
+from batchflow.ports.broker import QueueFigures
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from azure.servicebus.management import AuthorizationRule
 
     from batchflow.azure.identity import Credential
-    from batchflow.broker import AccessRule, QueueSpec
+    from batchflow.ports.broker import AccessRule, QueueSpec
 
 T = TypeVar("T")
 

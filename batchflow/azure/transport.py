@@ -28,7 +28,7 @@ def transport(trust: str | ssl.SSLContext | None, *, connect: float, read: float
     `trust`: the file of certificates, or TLS with them. `connect`, `read`: seconds. The SDKs, told the file,
     would read it at each request.
     """
-    from batchflow.azure.firstanswer import FirstAnswerTransport
+    from batchflow.azure.first_answer import FirstAnswerTransport
 
     limits = {"connection_timeout": connect, "read_timeout": read}
     if trust is None:

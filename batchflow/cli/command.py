@@ -18,7 +18,7 @@ from batchflow.cli.exits import Exit, Interrupted
 if TYPE_CHECKING:
     from batchflow.cli.interrupts import Interrupts
     from batchflow.client import Client
-    from batchflow.configfile import Configuration
+    from batchflow.config.project_file import Configuration
 
 
 _SENTENCE = 200
@@ -54,7 +54,7 @@ class Invocation:
 
     def configuration(self) -> Configuration:
         """Raises `ConfigurationError`."""
-        from batchflow.configfile import load_configuration
+        from batchflow.config.project_file import load_configuration
 
         return load_configuration(self.config, profile=self.profile, environment=os.environ)
 
@@ -137,7 +137,7 @@ class Group(click.Group):
         try:
             return super().resolve_command(context, arguments)
         except click.UsageError as error:
-            from batchflow.settings import nearest
+            from batchflow.config.loader import nearest
 
             raise click.UsageError(
                 f"there is no command {arguments[0]!r}{nearest(arguments[0], self.list_commands(context))}",

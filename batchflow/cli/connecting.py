@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from batchflow.cli import terminal
 from batchflow.cli.exits import CommandError, Exit
+from batchflow.config.loader import is_local_cloud_up, nearest, over_local_cloud
 from batchflow.errors import ConfigurationError, PoolNotFound
-from batchflow.settings import BatchSettings, Settings, is_local_cloud_up, nearest, over_local_cloud
+from batchflow.settings import BatchSettings, Settings
 
 if TYPE_CHECKING:
     from batchflow.client import Client
-    from batchflow.configfile import Configuration
+    from batchflow.config.project_file import Configuration
     from batchflow.pool import Pool
 
 

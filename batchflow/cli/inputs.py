@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
-from batchflow.frozen import frozen
-from batchflow.reporting import counted
-from batchflow.settings import nearest, unreadable
+from batchflow.support.frozen import frozen
+from batchflow.support.progress_report import counted
 
 _STDIN: Final = "-"
 

@@ -43,7 +43,7 @@ class Commands(Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"batchflow.cli.{_COMMANDS[name]}"), name)
+        command: click.Command = getattr(import_module(f"batchflow.cli.commands.{_COMMANDS[name]}"), name)
         return command
 
 

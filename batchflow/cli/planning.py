@@ -12,18 +12,18 @@ import click
 
 from batchflow.cli import terminal
 from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
-from batchflow.cli.record import Plan, Record
+from batchflow.cli.record import Plan, RunRecord
+from batchflow.config.loader import nearest
 from batchflow.errors import ConfigurationError
-from batchflow.frozen import frozen
-from batchflow.settings import nearest
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.bundle import Bundle
     from batchflow.cli.command import Invocation
-    from batchflow.configfile import Configuration
+    from batchflow.config.project_file import Configuration
     from batchflow.pool import Pool
+    from batchflow.protocol.bundle import Bundle
 
 
 @frozen
@@ -87,9 +87,9 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def new_record(invocation: Invocation, wish: Wish, configuration: Configuration) -> Record:
+def new_record(invocation: Invocation, wish: Wish, configuration: Configuration) -> RunRecord:
     """Raises `ConfigurationError` for what is wrong with it, `CommandError` for a name that is taken."""
-    from batchflow.control import DEFAULT_JOB, check_name
+    from batchflow.protocol.layout import DEFAULT_JOB, check_name
 
     job = configuration.job(wish.job or DEFAULT_JOB)
     wish = replace(wish, command=wish.command or job.command, files=wish.files or job.files)
@@ -114,7 +114,7 @@ def new_record(invocation: Invocation, wish: Wish, configuration: Configuration)
         memory_limit=wish.memory_limit if wish.memory_limit is not None else job.memory_limit,
         stream_output=wish.stream_output,
     )
-    return Record.create(plan, items)
+    return RunRecord.create(plan, items)
 
 
 def _items(wish: Wish) -> tuple[list[Item], list[str]]:
@@ -151,7 +151,7 @@ def _with_files(wish: Wish, path: str) -> tuple[list[Item], list[str]]:
     return from_texts(command, wish.texts or ("[]",), wish.as_text), files
 
 
-async def check_files(pool: Pool, record: Record, path: str | None) -> None:
+async def check_files(pool: Pool, record: RunRecord, path: str | None) -> None:
     """See that the commands are among the files that the tasks run with.
 
     A command that the pool does not have and that is a file here comes along by itself. Raises
@@ -159,7 +159,7 @@ async def check_files(pool: Pool, record: Record, path: str | None) -> None:
     """
     commands = sorted({item.command for item in record.items()})
     if record.plan.files is not None:
-        from batchflow.sources import collect
+        from batchflow.files import collect
 
         names = [source.file.name for source in await collect(record.plan.files)]
     else:
@@ -178,8 +178,8 @@ async def check_files(pool: Pool, record: Record, path: str | None) -> None:
 
 
 async def _bundle_of(pool: Pool) -> Bundle | None:
-    from batchflow.bundle import Bundle, bundle_blob
     from batchflow.errors import BlobNotFound
+    from batchflow.protocol.bundle import Bundle, bundle_blob
 
     wanted = pool._manifest.bundle
     if wanted is None:

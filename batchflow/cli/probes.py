@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.cli import terminal
 from batchflow.errors import BatchflowError, ConfigurationError, QueueNotFound
-from batchflow.frozen import frozen
-from batchflow.reporting import counted
+from batchflow.support.frozen import frozen
+from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
-    from batchflow.services import Services
+    from batchflow.pools.connections import Connections
     from batchflow.settings import Settings
 
 _PATIENCE: Final = 20.0
@@ -72,9 +72,9 @@ async def try_accounts(settings: Settings) -> list[Check]:
         await services.aclose()
 
 
-async def _connect(settings: Settings, lacking: set[str]) -> Services:
+async def _connect(settings: Settings, lacking: set[str]) -> Connections:
     """Where settings are missing, with some that are of the right form: that service is not asked."""
-    from batchflow.services import connect
+    from batchflow.pools.connections import connect
     from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
 
     key = "bm9uZQ=="
@@ -93,10 +93,10 @@ async def _connect(settings: Settings, lacking: set[str]) -> Services:
 class _Probe:
     what: str
     group: str
-    question: Callable[[Services], Awaitable[str]]
+    question: Callable[[Connections], Awaitable[str]]
     remedy: str
 
-    async def ask(self, services: Services) -> Check:
+    async def ask(self, services: Connections) -> Check:
         try:
             async with asyncio.timeout(_PATIENCE):
                 return Check(self.what, True, await self.question(services))
@@ -106,23 +106,23 @@ class _Probe:
             return Check(self.what, False, str(error), self.remedy)
 
 
-async def _ask_batch(services: Services) -> str:
+async def _ask_batch(services: Connections) -> str:
     pools = [pool.id async for pool in services.compute.pools()]
     images = counted(len(await services.compute.images()), "image")
     return f"{counted(len(pools), 'pool')}, {images} to make nodes of"
 
 
-async def _ask_storage(services: Services) -> str:
+async def _ask_storage(services: Connections) -> str:
     return counted(len(await services.storage.containers()), "container")
 
 
-async def _ask_bus(services: Services) -> str:
+async def _ask_bus(services: Connections) -> str:
     queues = counted(len(await services.admin.queues()), "queue")
     return f"{queues} in {services.admin.namespace}; it may be administered"
 
 
-async def _ask_messages(services: Services) -> str:
-    from batchflow.broker import QueueRef
+async def _ask_messages(services: Connections) -> str:
+    from batchflow.ports.broker import QueueRef
 
     try:
         sender = await services.broker.sender(QueueRef(services.admin.namespace, _PROBE_QUEUE))

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from batchflow.cli import terminal
-from batchflow.meter import Meter, fitting
+from batchflow.display.meter import Meter, fitting
 
 if TYPE_CHECKING:
     from types import TracebackType

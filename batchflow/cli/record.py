@@ -21,8 +21,8 @@ from typing import IO, Any, Final
 
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.inputs import Item
-from batchflow.meter import Meter
-from batchflow.settings import nearest
+from batchflow.config.loader import nearest
+from batchflow.display.meter import Meter
 
 _KEPT: Final = 20
 """Runs that are remembered after their end."""
@@ -55,7 +55,7 @@ class Plan:
     """Inputs that the broker has accepted: the first ones."""
 
 
-class Record:
+class RunRecord:
     """A run's folder."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
@@ -66,9 +66,9 @@ class Record:
         self._results: IO[str] | None = None
 
     @classmethod
-    def create(cls, plan: Plan, items: list[Item]) -> Record:
+    def create(cls, plan: Plan, items: list[Item]) -> RunRecord:
         """Raises `CommandError` when there is a run of that name."""
-        from batchflow.control import check_name
+        from batchflow.protocol.layout import check_name
 
         check_name("run name", plan.name)
         folder = runs_folder() / plan.name
@@ -90,7 +90,7 @@ class Record:
         return record
 
     @classmethod
-    def open(cls, name: str) -> Record:
+    def open(cls, name: str) -> RunRecord:
         """Raises `CommandError`, naming the nearest, when there is none of that name."""
         folder = runs_folder() / name
         try:
@@ -200,6 +200,6 @@ def _forget_old(folder: Path) -> None:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        return Record.open(folder.name).meter().complete
+        return RunRecord.open(folder.name).meter().complete
     except CommandError:
         return False

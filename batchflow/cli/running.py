@@ -15,15 +15,15 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import anyio
 
 from batchflow.cli import terminal
-from batchflow.concurrency import task_group
 from batchflow.model import Result
 from batchflow.retry import RetryPolicy
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.cli.inputs import Item
     from batchflow.cli.progress import Progress
-    from batchflow.cli.record import Record
-    from batchflow.meter import Meter
+    from batchflow.cli.record import RunRecord
+    from batchflow.display.meter import Meter
     from batchflow.session import Session
 
 _WINDOW: Final = 20_000
@@ -40,7 +40,7 @@ class Run:
     """One process's part of a run."""
 
     def __init__(
-        self, session: Session, record: Record, meter: Meter, progress: Progress, file: IO[str] | None
+        self, session: Session, record: RunRecord, meter: Meter, progress: Progress, file: IO[str] | None
     ) -> None:
         self._session = session
         self._record = record

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from batchflow.frozen import frozen
 from batchflow.model import BROKEN
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.control import Heartbeat
     from batchflow.model import Node
     from batchflow.pool import Pool
+    from batchflow.protocol.documents import Heartbeat
 
 
 @frozen

@@ -15,14 +15,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from batchflow import idle
 from batchflow.errors import BatchflowError
-from batchflow.local.certificate import Maker, MakerAside
 from batchflow.local.directory import remove_abandoned
-from batchflow.local.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
 from batchflow.local.publishing import published
+from batchflow.local.security.certificate import Maker, MakerAside
+from batchflow.local.security.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
 from batchflow.local.server import LocalCloud, Ports
 from batchflow.settings import Settings
+from batchflow.support import process_tuning
 
 _Number = TypeVar("_Number", int, float)
 
@@ -86,7 +86,7 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
                 files.enter_context(published(path, text))
             _announce(settings, options.config, options.entra)
             await asyncio.to_thread(remove_abandoned)
-            giving = asyncio.create_task(idle.give_back(), name="give memory back")
+            giving = asyncio.create_task(process_tuning.trim(), name="give memory back")
             await stop.wait()
             giving.cancel()
     finally:

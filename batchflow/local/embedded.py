@@ -13,7 +13,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from batchflow.local.certificate import MakerAside
+from batchflow.local.security.certificate import MakerAside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,10 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
+from batchflow.config.loader import load_settings
 from batchflow.errors import ServiceError
 from batchflow.local.directory import make_directory, remove_tree
-from batchflow.settings import Settings, load_settings
+from batchflow.settings import Settings
 
 START_TIMEOUT = 30.0
 """Seconds until a cloud that is not ready counts as failed."""

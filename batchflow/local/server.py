@@ -15,13 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchflow.errors import ConfigurationError
-from batchflow.frozen import frozen
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
-from batchflow.local.certificate import Maker, make, make_server_context
 from batchflow.local.directory import locked, make_directory, remove_tree
-from batchflow.local.entra import Assignment, Directory, Principal
-from batchflow.local.identity import Entra, IdentityEndpoint, principal
+from batchflow.local.security.certificate import Maker, make, make_server_context
+from batchflow.local.security.entra import Assignment, Directory, Principal
+from batchflow.local.security.identity_endpoint import Entra, IdentityEndpoint, principal
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.settings import (
     AgentSettings,
@@ -31,6 +30,7 @@ from batchflow.settings import (
     Settings,
     StorageSettings,
 )
+from batchflow.support.frozen import frozen
 
 HOST = "127.0.0.1"
 ACCOUNT = "local"

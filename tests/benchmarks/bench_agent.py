@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchflow import wire
-from batchflow.broker import Delivery, OutgoingMessage, QueueRef
-from batchflow.bundle import Bundle, BundleFile
+from batchflow.ports.broker import Delivery, OutgoingMessage, QueueRef
+from batchflow.protocol import wire
+from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.testing import MemoryContainer, MemoryStorage
-from node_agent import launch
 from node_agent.agent import Agent
-from tests.agent.support_agent import config, task
+from node_agent.startup import assembly
+from tests.support.agent_world import config, task
 
 NO_OP = b"def do_action(engine, args):\n    return args\n"
 RSS_LIMIT = 80.0
@@ -106,9 +106,9 @@ async def measure(tasks: int, pack: int, directory: Path, rss: list[float] | Non
     bundle = await _bundle(ctl)
     broker = StubBroker(bundle, tasks, pack)
 
-    adaptors = launch.Adaptors(broker, ctl, storage.container("out"))  # type: ignore[arg-type]
+    adaptors = assembly.Adaptors(broker, ctl, storage.container("out"))  # type: ignore[arg-type]
     with ExitStack() as stack:
-        agent = launch.agent(config(slots=1), directory, adaptors, stack)
+        agent = assembly.agent(config(slots=1), directory, adaptors, stack)
         return await _timed(agent, broker, rss)
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from node_agent.slots import Execution, Slot
-from tests.agent.support_tasks import config, materialise, value
+from node_agent.execution.slot import Execution, Slot
+from tests.support.slot_bench import config, materialise, value
 
 NOOP = "def do_action(engine, args):\n    return None\n"
 RUNNER = "def do_action(engine, args):\n    return engine.java_runner(args)\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow import Client
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
-from batchflow.broker import QueueSpec
+from batchflow.ports.broker import QueueSpec
 from tests.benchmarks.harness import Figure, process_tree
 
 if TYPE_CHECKING:

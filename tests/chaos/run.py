@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from batchflow import Client, Pool
-from batchflow.settings import load_settings
+from batchflow.config.loader import load_settings
 from tests.chaos import fleet
 from tests.chaos.client import JOB, POOL
 from tests.chaos.proxy import Relay

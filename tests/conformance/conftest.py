@@ -19,16 +19,16 @@ import pytest_asyncio
 from batchflow.azure.batch import BatchCompute
 from batchflow.azure.blob import BlobStorage
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
-from batchflow.broker import QueueRef, QueueSpec
+from batchflow.ports.broker import QueueRef, QueueSpec
 from batchflow.testing import MemoryBroker, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from batchflow.broker import Broker, BrokerAdmin
-    from batchflow.compute import Compute
-    from batchflow.storage import Storage
+    from batchflow.ports.broker import Broker, BrokerAdmin
+    from batchflow.ports.compute import Compute
+    from batchflow.ports.storage import Storage
 
 LOCK = {"memory": 1.0, "local": 5.0, "azure": 5.0}
 """Seconds of a lock in these tests: the least that Service Bus takes, less in memory."""
@@ -91,7 +91,7 @@ async def open_queues(kind: str, stack: AsyncExitStack, directory: Path) -> tupl
 async def servicebus(kind: str, stack: AsyncExitStack, directory: Path) -> tuple[str, str | None]:
     if kind == "azure":
         return setting("BATCHFLOW_TEST_SERVICEBUS"), None
-    from batchflow.local.certificate import make_server_context
+    from batchflow.local.security.certificate import make_server_context
     from batchflow.local.servicebus.server import ServiceBusServer
 
     ca_file = directory / "ca.pem"

@@ -19,11 +19,8 @@ import pytest_asyncio
 from batchflow import Client, Image, Pool, PoolSpec, Settings
 from batchflow.azure.blob import BlobStorage, SignedContainer
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
-from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
-from batchflow.compute import PoolDocument
-from batchflow.control import AgentConfig
 from batchflow.errors import BlobNotFound, BrokerError, ConfigurationError, StartTaskFailed, StorageError
-from batchflow.local.entra import (
+from batchflow.local.security.entra import (
     BATCH_CONTRIBUTOR,
     BLOB_CONTRIBUTOR,
     BUS_OWNER,
@@ -32,9 +29,12 @@ from batchflow.local.entra import (
     Assignment,
 )
 from batchflow.local.server import LocalCloud
-from batchflow.services import Services, connect
+from batchflow.pools.connections import Connections, connect
+from batchflow.ports.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+from batchflow.ports.compute import PoolDocument
+from batchflow.ports.storage import AccessPolicy
+from batchflow.protocol.documents import AgentConfig
 from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
-from batchflow.storage import AccessPolicy
 from tests.conformance.conftest import REAL, new_key, setting
 
 ROLES = {
@@ -316,13 +316,13 @@ async def test_a_queue_that_removes_itself(keys: Settings, name: str) -> None:
 
 
 @pytest_asyncio.fixture
-async def by_role(roles: Settings) -> AsyncIterator[Services]:
+async def by_role(roles: Settings) -> AsyncIterator[Connections]:
     services = await connect(roles)
     yield services
     await services.aclose()
 
 
-async def test_roles_open_the_services(by_role: Services, name: str) -> None:
+async def test_roles_open_the_services(by_role: Connections, name: str) -> None:
     """A container, a queue with its rules and their keys, and the list of pools, without any key."""
     assert by_role.keyless
     await by_role.storage.create_container(name)
@@ -342,7 +342,7 @@ async def test_roles_open_the_services(by_role: Services, name: str) -> None:
     await by_role.storage.delete_container(name)
 
 
-async def test_a_lent_signature(by_role: Services, account: Account, name: str) -> None:
+async def test_a_lent_signature(by_role: Connections, account: Account, name: str) -> None:
     """A signature with a key of Entra ID's opens what it says, and nothing more."""
     await by_role.storage.create_container(name)
     container = by_role.storage.container(name)

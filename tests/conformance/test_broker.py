@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchflow.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
 from batchflow.errors import (
     BrokerError,
     LeaseLost,
@@ -17,9 +16,10 @@ from batchflow.errors import (
     MessageTooLarge,
     QueueNotFound,
 )
+from batchflow.ports.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
 
 if TYPE_CHECKING:
-    from batchflow.broker import Delivery, Mailbox, Receiver
+    from batchflow.ports.broker import Delivery, Mailbox, Receiver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from batchflow.compute import BatchTask, PoolDocument
 from batchflow.errors import ConfigurationError, PoolExists, PoolNotFound
 from batchflow.model import Image
+from batchflow.ports.compute import BatchTask, PoolDocument
 
 if TYPE_CHECKING:
-    from batchflow.compute import BatchTaskInfo, Compute
+    from batchflow.ports.compute import BatchTaskInfo, Compute
 
 SIZE = "standard_d2s_v3"
 IMAGE = Image(node_agent="batch.node.ubuntu 24.04")

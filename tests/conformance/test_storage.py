@@ -12,12 +12,12 @@ import pytest_asyncio
 
 from batchflow.azure.blob import BlobStorage, SignedContainer
 from batchflow.errors import BlobConflict, BlobNotFound, StorageError
-from batchflow.storage import AccessPolicy
+from batchflow.ports.storage import AccessPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from batchflow.storage import Container
+    from batchflow.ports.storage import Container
 
 
 @pytest_asyncio.fixture

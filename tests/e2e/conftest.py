@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Pool, Session
-from tests.e2e.cloud import running_cloud
+from tests.support.cloud import running_cloud
 
 TASKS = Path(__file__).parent / "tasks"
 

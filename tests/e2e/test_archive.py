@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from batchflow import Client, Settings, agentpackage
+from batchflow import Client, Settings
+from batchflow.config.loader import load_settings
 from batchflow.errors import ConfigurationError
-from batchflow.settings import load_settings
+from batchflow.pools import agent_archive
 
 WHERE = {
     "where.py": b"""import sys
@@ -78,9 +79,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive, fetched by pip into a cache of these tests' own; skips where pip reaches no index."""
-    monkeypatch.setattr(agentpackage, "_cache", lambda: cache)
+    monkeypatch.setattr(agent_archive, "_cache", lambda: cache)
     try:
-        return await agentpackage.build(VERSION, PLATFORM)
+        return await agent_archive.build(VERSION, PLATFORM)
     except ConfigurationError as error:
         if any(word in str(error) for word in OFFLINE):
             pytest.skip(f"pip cannot fetch the agent's packages here: {error}")
@@ -109,18 +110,18 @@ async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.Monke
     async def refuse(*_: object) -> None:
         raise AssertionError("pip was asked again")
 
-    monkeypatch.setattr(agentpackage, "_fetch", refuse)
-    assert await agentpackage.build(VERSION, PLATFORM) == archive
+    monkeypatch.setattr(agent_archive, "_fetch", refuse)
+    assert await agent_archive.build(VERSION, PLATFORM) == archive
     with zipfile.ZipFile(archive) as content:
         names = content.namelist()
-    assert {"batchflow/wire.py", "node_agent/__main__.py"} <= set(names)
+    assert {"batchflow/protocol/wire.py", "node_agent/__main__.py"} <= set(names)
     assert not [name for name in names if name.startswith("batchflow/local/")]
 
 
 @pytest.mark.timeout(180)
 async def test_an_archive_for_nodes_with_an_identity(archive: Path) -> None:
     """It is another one, which has azure-identity and what that needs, and the rest as well."""
-    other = await agentpackage.build(VERSION, PLATFORM, identity=True)
+    other = await agent_archive.build(VERSION, PLATFORM, identity=True)
     with zipfile.ZipFile(archive) as without, zipfile.ZipFile(other) as content:
         assert "azure/identity/aio/__init__.py" not in without.namelist()
         assert set(without.namelist()) <= set(content.namelist())
@@ -130,4 +131,4 @@ async def test_an_archive_for_nodes_with_an_identity(archive: Path) -> None:
 async def test_what_cannot_be_fetched_is_told(archive: Path) -> None:
     """A Python that nobody builds for is refused by the settings at fault and what pip said."""
     with pytest.raises(ConfigurationError, match=r"agent\.node_python.*pip said"):
-        await agentpackage.build("2.6", PLATFORM)
+        await agent_archive.build("2.6", PLATFORM)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Session, Settings
-from batchflow.access import AGENT_RULE
+from batchflow.config.loader import load_settings
 from batchflow.errors import (
     BrokerError,
     MailboxNotFound,
@@ -24,7 +24,7 @@ from batchflow.errors import (
     SessionClosed,
     StorageError,
 )
-from batchflow.settings import load_settings
+from batchflow.pools.access import AGENT_RULE
 
 PATIENCE = 20.0
 """Seconds within which a wrong setting must be told."""

@@ -9,10 +9,8 @@ import pytest
 
 from batchflow import Client, PoolSpec, Settings
 from batchflow.azure.blob import CLOCK_SKEW, DELEGATION
-from batchflow.broker import QueueSpec
-from batchflow.control import AgentConfig
 from batchflow.errors import BrokerError, ConfigurationError, PoolError, StorageError
-from batchflow.local.entra import (
+from batchflow.local.security.entra import (
     BATCH_CONTRIBUTOR,
     BLOB_CONTRIBUTOR,
     BLOB_READER,
@@ -22,6 +20,8 @@ from batchflow.local.entra import (
     Assignment,
 )
 from batchflow.local.server import LocalCloud
+from batchflow.ports.broker import QueueSpec
+from batchflow.protocol.documents import AgentConfig
 from tests.e2e.test_pools import ECHO, foreign_pool
 
 ROLES = {
@@ -98,7 +98,7 @@ async def test_agents_leave_before_their_signatures_end(
     async with Client(keyless) as client:
         pool = await client.ensure_pool("week", files=ECHO, nodes=1)
         with monkeypatch.context() as patch:
-            patch.setattr("batchflow.agents._BEFORE_THE_END", DELEGATION - CLOCK_SKEW - 1.0)
+            patch.setattr("batchflow.pools.agent_launch._BEFORE_THE_END", DELEGATION - CLOCK_SKEW - 1.0)
             await pool.start()
         first = pool._manifest.agents_job
         async with asyncio.timeout(60):

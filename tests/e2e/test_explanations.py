@@ -16,9 +16,8 @@ from azure.batch import models
 from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 
-from batchflow import Client, Pool, PoolSpec, explain
-from batchflow.access import AGENT_RULE
-from batchflow.control import Heartbeat, heartbeat_blob
+from batchflow import Client, Pool, PoolSpec
+from batchflow.diagnosis import pool
 from batchflow.errors import (
     AllocationFailed,
     Backpressure,
@@ -30,9 +29,12 @@ from batchflow.errors import (
     StartTaskFailed,
 )
 from batchflow.local import server as local_server
-from batchflow.local.faults import Faults
+from batchflow.local.faults import CloudFaults
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
+from batchflow.pools.access import AGENT_RULE
+from batchflow.protocol.documents import Heartbeat
+from batchflow.protocol.layout import heartbeat_blob
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SLEEP = {"sleep.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(float(args[0]))\n"}
@@ -40,8 +42,8 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def faults(client: Client) -> Faults:
-    return Faults(client.settings)
+def faults(client: Client) -> CloudFaults:
+    return CloudFaults(client.settings)
 
 
 @pytest.fixture
@@ -81,14 +83,14 @@ async def fails(pool: Pool, kind: type[PoolError], *words: str) -> str:
     return str(caught.value)
 
 
-async def test_allocation_failure(client: Client, faults: Faults, name: str) -> None:
+async def test_allocation_failure(client: Client, faults: CloudFaults, name: str) -> None:
     """Nodes that Azure cannot give."""
     await faults.allocation_failure(name)
     pool = await client.ensure_pool(name, nodes=2)
     await fails(pool, AllocationFailed, "AllocationFailed", "another VM size or fewer nodes")
 
 
-async def test_core_quota(client: Client, faults: Faults, name: str) -> None:
+async def test_core_quota(client: Client, faults: CloudFaults, name: str) -> None:
     """Cores that the account may not have: one node of two came, which is enough for whoever wants one."""
     await faults.core_quota(name, nodes=1)
     pool = await client.ensure_pool(name, nodes=2)
@@ -96,7 +98,7 @@ async def test_core_quota(client: Client, faults: Faults, name: str) -> None:
     await pool.wait_ready(1, timeout=PATIENCE)
 
 
-async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
+async def test_pool_quota(client: Client, faults: CloudFaults, name: str) -> None:
     """A pool too many is refused, and nothing is left behind."""
     before = await client._services.storage.containers("bf-")
     await faults.account(reached=["pools"])
@@ -108,7 +110,7 @@ async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
     assert await client._services.storage.containers("bf-") == before
 
 
-async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
+async def test_job_quota(client: Client, faults: CloudFaults, name: str) -> None:
     """Agents that cannot have a job are a session's trouble, told with what to do."""
     pool = await client.ensure_pool(name, nodes=1)
     await faults.account(reached=["jobs"])
@@ -123,7 +125,7 @@ async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
         await faults.account()
 
 
-async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
+async def test_slow_start(client: Client, faults: CloudFaults, name: str) -> None:
     """Nodes that take their time; a wait that runs out of time says so."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=1)
@@ -133,7 +135,7 @@ async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
         await pool.wait_ready(timeout=0.5)
 
 
-async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
+async def test_many_nodes(client: Client, faults: CloudFaults, name: str) -> None:
     """Of nodes and agents that fare alike a few are told of by name."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=5)
@@ -144,14 +146,14 @@ async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
     assert text.count("is starting") == 3
 
 
-async def test_start_task_failure(client: Client, faults: Faults, name: str) -> None:
+async def test_start_task_failure(client: Client, faults: CloudFaults, name: str) -> None:
     """A start task that fails, with the end of what it said."""
     await faults.start_task_failure(name, stderr="E: Unable to locate package libfoo", exit_code=100)
     pool = await client.ensure_pool(name, nodes=1)
     await fails(pool, StartTaskFailed, "the start task failed on node", "Unable to locate package libfoo")
 
 
-async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
+async def test_unusable_node(client: Client, faults: CloudFaults, name: str) -> None:
     """A node that broke, with Batch's reason."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
@@ -161,7 +163,7 @@ async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
         await pool.wait_ready(2, timeout=PATIENCE)
 
 
-async def test_preempted_node(client: Client, faults: Faults, name: str) -> None:
+async def test_preempted_node(client: Client, faults: CloudFaults, name: str) -> None:
     """A spot node that Azure took away comes back with its agent; the session loses nothing."""
     pool = await client.ensure_pool(name, files=ECHO, spec=PoolSpec(name, nodes=0, spot=1))
     async with pool.session() as session:
@@ -177,7 +179,7 @@ async def agents_states(pool: Pool) -> str:
     return ", ".join(task.state for task in tasks)
 
 
-async def test_lost_node(client: Client, faults: Faults, name: str) -> None:
+async def test_lost_node(client: Client, faults: CloudFaults, name: str) -> None:
     """A node that nobody hears of."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
@@ -185,7 +187,7 @@ async def test_lost_node(client: Client, faults: Faults, name: str) -> None:
     await told(pool, "is unknown: Batch has no contact to it", "reboot it")
 
 
-async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
+async def test_retired_image(client: Client, faults: CloudFaults, name: str) -> None:
     """A pool whose image Batch supports no more; making one is refused."""
     pool = await client.ensure_pool(name, nodes=0)
     await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])
@@ -284,7 +286,7 @@ async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name:
     await pool._out.put(heartbeat_blob("old"), beat.encode())
     await told(
         pool,
-        f"1 of 1 agents are of batchflow 0.0.1, this is {explain.own_version()}",
+        f"1 of 1 agents are of batchflow 0.0.1, this is {pool.own_version()}",
         "pool.start() brings this version",
         "the clock of node node-1 is 95 s ahead of the broker's",
         "the agent on host-1: the broker throttles",
@@ -299,7 +301,7 @@ async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPa
     class Ahead:
         time = staticmethod(lambda: right() + 120)
 
-    monkeypatch.setattr(explain, "time", Ahead)
+    monkeypatch.setattr(pool, "time", Ahead)
     await told(pool, "the clock of this machine is 12", "s ahead of the services'", "set it (ntp)")
 
 
@@ -348,12 +350,12 @@ async def test_mailbox_in_use(client: Client, name: str) -> None:
     async with pool.session("mine"):
         with pytest.raises(MailboxInUse, match=r"process \d+: close it there, or take another") as caught:
             await pool.session("mine")
-    assert "another session name" in explain.trouble_cause(caught.value).remedy
+    assert "another session name" in pool.problem_cause(caught.value).remedy
 
 
 def test_throttling() -> None:
     """A throttled queue as a session's trouble."""
-    cause = explain.trouble_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
+    cause = pool.problem_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
     assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
 
 

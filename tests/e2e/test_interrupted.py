@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from batchflow import Client, PoolSpec
-from batchflow.control import manifest_blob
 from batchflow.errors import PoolError, PoolExists, PoolNotFound, QueueNotFound
-from batchflow.poolmaking import PoolMaker
-from batchflow.services import Services
-from batchflow.sources import collect
+from batchflow.files import collect
+from batchflow.pools.connections import Connections
+from batchflow.pools.provisioning import PoolProvisioner
+from batchflow.protocol.layout import manifest_blob
 
 FILES = {"one.py": b"1", "two.py": b"2"}
 MOST = 60
@@ -66,7 +66,7 @@ class Stepping:
         return lambda *given, **named: self._steps.take(found(*given, **named))
 
 
-def stepping(services: Services, steps: Steps) -> Any:
+def stepping(services: Connections, steps: Steps) -> Any:
     return replace(
         services,
         queues_admin=Stepping(services.admin, steps),
@@ -99,7 +99,7 @@ async def test_each_step_is_taken_back(client: Client, name: str, late: bool, ho
     sources = await collect(FILES)
     for at in range(1, MOST):
         steps = Steps(at, late, fail)
-        maker = PoolMaker(stepping(client._services, steps), client.settings.pool)
+        maker = PoolProvisioner(stepping(client._services, steps), client.settings.pool)
         making = asyncio.create_task(maker.create(PoolSpec(f"{name}-{at}", nodes=0), sources))
         if how == "cancelled":
             steps.act = making.cancel
@@ -134,7 +134,7 @@ async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> N
 
     steps = Steps(MOST, False, fail)
     services = replace(stepping(client._services, steps), storage=Stubborn(client._services.storage, steps))
-    maker = PoolMaker(services, client.settings.pool)
+    maker = PoolProvisioner(services, client.settings.pool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maker, "_publish", lost)
         with pytest.raises(PoolError, match="lost") as caught:
@@ -157,7 +157,7 @@ async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) 
     for late in (False, True):
         for cancelled in (False, True):
             steps = Steps(3, late, fail)  # after the manifest and the images: the Batch pool
-            maker = PoolMaker(stepping(client._services, steps), client.settings.pool)
+            maker = PoolProvisioner(stepping(client._services, steps), client.settings.pool)
             making = asyncio.create_task(maker.create(PoolSpec(name, nodes=0), []))
             if cancelled:
                 steps.act = making.cancel

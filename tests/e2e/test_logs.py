@@ -6,10 +6,11 @@ import uuid
 
 import pytest
 
-from batchflow import Client, nodelogs
-from batchflow import sweep as sweeping
-from batchflow.control import log_blob
-from batchflow.nodelogs import NodeLog
+from batchflow import Client
+from batchflow.pools import node_logs
+from batchflow.pools import sweep as sweeping
+from batchflow.pools.node_logs import NodeLog
+from batchflow.protocol.layout import log_blob
 
 
 @pytest.fixture
@@ -67,13 +68,13 @@ async def test_a_pool_whose_logs_cannot_be_kept_is_not_deleted(
     """The error says so, and deleting it again goes on where it was."""
 
     async def fail(*_: object) -> None:
-        raise nodelogs.BlobConflict("somebody is in the way", retryable=True)
+        raise node_logs.BlobConflict("somebody is in the way", retryable=True)
 
     pool = await client.ensure_pool(name, nodes=0)
     await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
     with monkeypatch.context() as patch:
-        patch.setattr(nodelogs, "keep", fail)
-        with pytest.raises(nodelogs.BlobConflict):
+        patch.setattr(node_logs, "keep", fail)
+        with pytest.raises(node_logs.BlobConflict):
             await pool.delete()
     await pool.delete()
     assert [log.agent for log in await logs(client, name)] == ["a"]

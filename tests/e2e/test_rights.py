@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Pool, PoolSpec
-from batchflow import access as rights
 from batchflow.azure.blob import SignedContainer
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
-from batchflow.broker import Broker, QueueRef, QueueSpec
-from batchflow.control import AgentConfig
+from batchflow.config.loader import load_settings
 from batchflow.errors import BrokerError, ConfigurationError, PoolError, ServiceError, StorageError
-from batchflow.settings import Settings, load_settings
+from batchflow.pools import access as rights
+from batchflow.pools.restricted import queues_of
+from batchflow.ports.broker import Broker, QueueRef, QueueSpec
+from batchflow.protocol.documents import AgentConfig
+from batchflow.settings import Settings
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SHOUT = {"echo.py": b"def do_action(engine, args):\n    return 'shouted'\n"}
@@ -71,7 +73,7 @@ async def shared(mine: Pool, tmp_path: Path) -> Settings:
 async def guest(mine: Pool, shared: Settings) -> AsyncIterator[Holder]:
     """What such a client holds."""
     access, manifest = shared.access, mine._manifest
-    keys = rights.queues_of(access)
+    keys = queues_of(access)
     ctl, out = (SignedContainer(*(url or "").split("?")) for url in (access.ctl, access.out))
     async with ServiceBusBroker(None, by_queue=keys) as broker, ctl, out:
         yield Holder(broker, manifest.task_queues[0], manifest.results_queues[0], ctl, out, keys)
@@ -206,7 +208,7 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
     async with Client(settings) as guest:
         with pytest.raises(ServiceError):
             await guest.pool(pool.id)
-        async with ServiceBusBroker(None, by_queue=rights.queues_of(settings.access)) as broker:
+        async with ServiceBusBroker(None, by_queue=queues_of(settings.access)) as broker:
             await refused(BrokerError, broker.sender(pool._manifest.task_queues[0]))
 
 
@@ -220,7 +222,7 @@ async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
             if rule.key_name == rights.CLIENT_RULE:
                 rule.primary_key, rule.secondary_key = (fresh_key() for _ in range(2))
         await sdk.update_queue(properties)
-    async with ServiceBusBroker(None, by_queue=rights.queues_of(shared.access)) as broker:
+    async with ServiceBusBroker(None, by_queue=queues_of(shared.access)) as broker:
         await refused(
             BrokerError,
             broker.sender(mine._manifest.task_queues[0]),
@@ -267,5 +269,5 @@ def test_bad_access_is_refused() -> None:
         environment={"BATCHFLOW_ACCESS_TASK_QUEUES": "Endpoint=sb://h/;SharedAccessKey=x"}
     )
     with pytest.raises(ConfigurationError, match=r"access\.task_queues") as caught:
-        rights.queues_of(settings.access)
+        queues_of(settings.access)
     assert "SharedAccessKey=x" not in str(caught.value)

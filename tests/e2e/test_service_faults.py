@@ -22,16 +22,17 @@ from typing import Any
 
 import pytest
 
-from batchflow import Client, Pool, wire
-from batchflow.broker import OutgoingMessage
-from batchflow.control import gone_after
-from batchflow.deadletters import Death, read_tasks
+from batchflow import Client, Pool
 from batchflow.errors import Backpressure, BrokerError, MailboxInUse, SessionClosed, SubmitFailed, TaskFailed
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.model import Event
+from batchflow.ports.broker import OutgoingMessage
+from batchflow.ports.storage import EXACTNESS
+from batchflow.protocol import wire
+from batchflow.protocol.dead_letters import DeadLetterReason, read_tasks
+from batchflow.protocol.documents import gone_after
 from batchflow.session import Session
-from batchflow.storage import EXACTNESS
 
 TASKS = Path(__file__).parent / "tasks"
 HOLDER = Path(__file__).parent / "crashing_client.py"
@@ -180,7 +181,7 @@ async def test_closing_leaves_no_connection(
     cloud: Cloud, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Whenever it is; nor does it leave its journal open."""
-    monkeypatch.setattr("batchflow.janitor._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
     before = set(cloud.bus.broker.peers)
     another = cloud.pool.session("another", journal=tmp_path / "shown")
     opening = asyncio.ensure_future(another._open())
@@ -227,8 +228,8 @@ async def test_dead_letters_become_outcomes_though_no_agent_lives(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the tasks, and those of results that expired in a mailbox before their client came back."""
-    monkeypatch.setattr("batchflow.janitor._FIRST", 0.0)
-    monkeypatch.setattr("batchflow.janitor._INTERVAL", 0.1)
+    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.dead_letters._INTERVAL", 0.1)
     pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
     (task_queue,), (results_queue,) = pool._manifest.task_queues, pool._manifest.results_queues
     broker = cloud.client._services.broker
@@ -243,7 +244,7 @@ async def test_dead_letters_become_outcomes_though_no_agent_lives(
         (item,) = read_tasks(delivery.body)
         with pytest.raises(TaskFailed, match="expired in the queue"):
             await within(task)
-        late = replace(Death("TaskFailed", "late").outcome(item), uid="another:0", client="gone")
+        late = replace(DeadLetterReason("TaskFailed", "late").outcome(item), uid="another:0", client="gone")
         body = wire.join("results", [wire.encode(late)])
         async with await broker.sender(results_queue) as sender:
             await sender.send(OutgoingMessage(body, "late", session_id="default/gone", time_to_live=0.5))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Pool, PoolSpec
-from batchflow.control import queue_for
 from batchflow.errors import TaskCancelled
 from batchflow.model import Status
-from tests.e2e.cloud import running_cloud
+from batchflow.protocol.layout import queue_for
+from tests.support.cloud import running_cloud
 
 TASKS = Path(__file__).parent / "tasks"
 

@@ -7,9 +7,9 @@ import uuid
 import pytest
 
 from batchflow import Client
-from batchflow import sweep as sweeping
-from batchflow.broker import QueueSpec
-from batchflow.sweep import DAY, last_swept
+from batchflow.pools import sweep as sweeping
+from batchflow.pools.sweep import DAY, last_swept
+from batchflow.ports.broker import QueueSpec
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 OTHER = {"other.py": b"def do_action(engine, args):\n    return 'other'\n"}

@@ -15,14 +15,14 @@ from azure.storage.blob import generate_account_sas, generate_blob_sas, generate
 from batchflow.local.blob.auth import (
     OWNER,
     Authenticator,
-    Grant,
+    BlobGrant,
     Level,
     SignedRequest,
     parse_time,
     shared_key_strings,
 )
-from batchflow.local.blob.faults import BlobRefused, Fault
-from batchflow.local.blob.model import AccessPolicy
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
+from batchflow.local.blob.model import StoredPolicy
 
 KEY = base64.b64encode(b"secret").decode()
 NOON = parse_time("2030-01-01T12:00:00Z")
@@ -41,13 +41,13 @@ def request(sas: str = "", **fields: Any) -> SignedRequest:
     return SignedRequest(**(defaults | fields))
 
 
-def grant(asked: SignedRequest, *policies: AccessPolicy, now: float = NOON) -> Grant:
+def grant(asked: SignedRequest, *policies: StoredPolicy, now: float = NOON) -> BlobGrant:
     """What is granted at noon."""
     known = {policy.id: policy for policy in policies}
     return Authenticator("acct", KEY).authenticate(asked, lambda _container, name: known.get(name), now)
 
 
-def refusal(asked: SignedRequest, *policies: AccessPolicy, now: float = NOON) -> Fault:
+def refusal(asked: SignedRequest, *policies: StoredPolicy, now: float = NOON) -> BlobErrorCode:
     """The fault with which a request is refused; its text never holds a signature."""
     with pytest.raises(BlobRefused) as caught:
         grant(asked, *policies, now=now)
@@ -114,7 +114,7 @@ class TestSharedKey:
     @pytest.mark.parametrize("minutes", [-16, 16])
     def test_an_old_request_is_refused(self, minutes: int) -> None:
         """A recorded request cannot be sent again later."""
-        assert refusal(signed(), now=NOON + 60 * minutes) is Fault.AUTHENTICATION_FAILED
+        assert refusal(signed(), now=NOON + 60 * minutes) is BlobErrorCode.AUTHENTICATION_FAILED
 
     @pytest.mark.parametrize(
         "change",
@@ -132,11 +132,11 @@ class TestSharedKey:
     )
     def test_anything_changed_is_refused(self, change: dict[str, Any]) -> None:
         """Whatever of a signed request is changed, it is refused."""
-        assert refusal(replace(signed(), **change)) is Fault.AUTHENTICATION_FAILED
+        assert refusal(replace(signed(), **change)) is BlobErrorCode.AUTHENTICATION_FAILED
 
     def test_no_credential(self) -> None:
         """A request without any credential gets 401."""
-        assert refusal(request()) is Fault.NO_AUTHENTICATION_INFORMATION
+        assert refusal(request()) is BlobErrorCode.NO_AUTHENTICATION_INFORMATION
 
 
 class TestServiceSas:
@@ -156,7 +156,7 @@ class TestServiceSas:
             "acct", "c", "b", account_key=KEY, permission="r", expiry="2030-01-01T13:00:00Z"
         )
         assert grant(request(sas)).allows(Level.OBJECT, "r")
-        assert refusal(request(sas, blob="other")) is Fault.AUTHENTICATION_FAILED
+        assert refusal(request(sas, blob="other")) is BlobErrorCode.AUTHENTICATION_FAILED
         assert not grant(request(sas)).allows(Level.CONTAINER, "l")
 
     @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ class TestServiceSas:
         if good:
             grant(asked, now=moment)
         else:
-            assert refusal(asked, now=moment) is Fault.AUTHENTICATION_FAILED
+            assert refusal(asked, now=moment) is BlobErrorCode.AUTHENTICATION_FAILED
 
     @pytest.mark.parametrize("version", ["2018-11-09", "2020-12-06", "2026-10-06"])
     def test_versions(self, version: str) -> None:
@@ -195,42 +195,46 @@ class TestServiceSas:
     def test_any_change_breaks_it(self, old: str, new: str) -> None:
         """Each field is signed."""
         sas = container_sas().replace(old, new).replace("%3A", ":")
-        assert refusal(request(sas)) is Fault.AUTHENTICATION_FAILED
+        assert refusal(request(sas)) is BlobErrorCode.AUTHENTICATION_FAILED
 
     @pytest.mark.parametrize("extra", ["skoid=x", "sdd=1", "snapshot=x"])
     def test_what_is_not_understood_is_refused(self, extra: str) -> None:
         """A SAS of a kind that is not implemented opens nothing."""
-        assert refusal(request(f"{container_sas()}&{extra}")) is Fault.AUTHENTICATION_FAILED
+        assert refusal(request(f"{container_sas()}&{extra}")) is BlobErrorCode.AUTHENTICATION_FAILED
 
     def test_protocol_and_address(self) -> None:
         """A SAS may be bound to https and to addresses."""
         assert grant(request(container_sas(protocol="https"), scheme="https"))
-        assert refusal(request(container_sas(protocol="https"))) is Fault.AUTHORIZATION_PROTOCOL_MISMATCH
+        assert (
+            refusal(request(container_sas(protocol="https"))) is BlobErrorCode.AUTHORIZATION_PROTOCOL_MISMATCH
+        )
         near = container_sas(ip="127.0.0.0-127.0.0.9")
         assert grant(request(near))
-        assert refusal(request(near, source_ip="10.0.0.1")) is Fault.AUTHORIZATION_SOURCE_IP_MISMATCH
+        assert refusal(request(near, source_ip="10.0.0.1")) is BlobErrorCode.AUTHORIZATION_SOURCE_IP_MISMATCH
 
 
 class TestStoredPolicies:
-    policy = AccessPolicy("p", "rw", None, "2030-01-01T13:00:00Z")
+    policy = StoredPolicy("p", "rw", None, "2030-01-01T13:00:00Z")
 
     def test_the_policy_says_the_rest(self) -> None:
         """Permissions and times come from the policy as it stands at the request."""
         asked = request(container_sas(policy_id="p"))
         assert grant(asked, self.policy).allows(Level.OBJECT, "w")
         assert not grant(asked, replace(self.policy, permissions="r")).allows(Level.OBJECT, "w")
-        assert refusal(asked, replace(self.policy, expiry="2030-01-01")) is Fault.AUTHENTICATION_FAILED
+        assert (
+            refusal(asked, replace(self.policy, expiry="2030-01-01")) is BlobErrorCode.AUTHENTICATION_FAILED
+        )
 
     def test_no_policy_no_access(self) -> None:
         """Removing the policy revokes the SAS."""
-        assert refusal(request(container_sas(policy_id="p"))) is Fault.AUTHENTICATION_FAILED
+        assert refusal(request(container_sas(policy_id="p"))) is BlobErrorCode.AUTHENTICATION_FAILED
 
     def test_each_field_in_one_place(self) -> None:
         """A field that stands both in the SAS and in the policy, or in neither, is refused."""
         both = request(container_sas(policy_id="p", permission="r"))
-        assert refusal(both, self.policy) is Fault.AUTHENTICATION_FAILED
+        assert refusal(both, self.policy) is BlobErrorCode.AUTHENTICATION_FAILED
         neither = request(container_sas(policy_id="p"))
-        assert refusal(neither, replace(self.policy, expiry=None)) is Fault.AUTHENTICATION_FAILED
+        assert refusal(neither, replace(self.policy, expiry=None)) is BlobErrorCode.AUTHENTICATION_FAILED
 
 
 class TestAccountSas:
@@ -245,7 +249,7 @@ class TestAccountSas:
         assert granted.allows(Level.OBJECT, "r")
         with pytest.raises(BlobRefused) as refused:
             granted.require(Level.CONTAINER, "l")
-        assert refused.value.fault is Fault.AUTHORIZATION_RESOURCE_TYPE_MISMATCH
+        assert refused.value.fault is BlobErrorCode.AUTHORIZATION_RESOURCE_TYPE_MISMATCH
 
     def test_another_service(self) -> None:
         """An account SAS for queues opens no blobs."""
@@ -253,4 +257,4 @@ class TestAccountSas:
         signature = base64.b64encode(hmac.digest(b"secret", "\n".join(fields).encode(), hashlib.sha256))
         query = {"sp": "r", "ss": "q", "srt": "sco", "se": "2030-01-02", "sv": "2026-10-06"}
         asked = request(query=(*query.items(), ("sig", signature.decode())))
-        assert refusal(asked) is Fault.AUTHORIZATION_SERVICE_MISMATCH
+        assert refusal(asked) is BlobErrorCode.AUTHORIZATION_SERVICE_MISMATCH

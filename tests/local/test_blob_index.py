@@ -11,20 +11,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.index import BlobIndex, StaleSnapshot
 from batchflow.local.blob.model import (
-    AccessPolicy,
-    Blob,
     BlobKind,
+    BlobPiece,
+    BlobStamp,
+    BlobVersion,
     Block,
     BlockChoice,
     BlockPlan,
     Conditions,
     Content,
     ContentSettings,
-    Source,
-    Stamp,
+    StoredPolicy,
 )
 
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ def an_index() -> BlobIndex:
     return index
 
 
-def attempt(action: Callable[[], Result]) -> Result | Fault:
+def attempt(action: Callable[[], Result]) -> Result | BlobErrorCode:
     """What an action returns, or the fault with which it is refused."""
     try:
         return action()
@@ -50,13 +50,13 @@ def attempt(action: Callable[[], Result]) -> Result | Fault:
         return refused.fault
 
 
-def fault_of(error: pytest.ExceptionInfo[BlobRefused]) -> Fault:
+def fault_of(error: pytest.ExceptionInfo[BlobRefused]) -> BlobErrorCode:
     """The fault that was raised."""
     return error.value.fault
 
 
 class TestConditions:
-    stamp = Stamp('"0x2"', 100.7)
+    stamp = BlobStamp('"0x2"', 100.7)
 
     @pytest.mark.parametrize(
         "conditions",
@@ -80,20 +80,20 @@ class TestConditions:
     @pytest.mark.parametrize(
         ("conditions", "reading"),
         [
-            (Conditions(if_match='"0x1"'), Fault.CONDITION_NOT_MET),
-            (Conditions(if_unmodified_since=99.0), Fault.CONDITION_NOT_MET),
-            (Conditions(if_none_match='"0x2"'), Fault.NOT_MODIFIED),
-            (Conditions(if_none_match="*"), Fault.NOT_MODIFIED),
-            (Conditions(if_modified_since=100.0), Fault.NOT_MODIFIED),
+            (Conditions(if_match='"0x1"'), BlobErrorCode.CONDITION_NOT_MET),
+            (Conditions(if_unmodified_since=99.0), BlobErrorCode.CONDITION_NOT_MET),
+            (Conditions(if_none_match='"0x2"'), BlobErrorCode.NOT_MODIFIED),
+            (Conditions(if_none_match="*"), BlobErrorCode.NOT_MODIFIED),
+            (Conditions(if_modified_since=100.0), BlobErrorCode.NOT_MODIFIED),
         ],
     )
-    def test_not_met(self, conditions: Conditions, reading: Fault) -> None:
+    def test_not_met(self, conditions: Conditions, reading: BlobErrorCode) -> None:
         """What is not met is 304 or 412 on reads, always 412 on writes."""
         with pytest.raises(BlobRefused) as read:
             conditions.check_read(self.stamp)
         with pytest.raises(BlobRefused) as written:
             conditions.check_write(self.stamp)
-        assert (fault_of(read), fault_of(written)) == (reading, Fault.CONDITION_NOT_MET)
+        assert (fault_of(read), fault_of(written)) == (reading, BlobErrorCode.CONDITION_NOT_MET)
 
     def test_where_nothing_is(self) -> None:
         """A write where nothing is passes unless it demands a version."""
@@ -140,9 +140,9 @@ class TestBlocks:
         index.stage_block("box", "b", Block("a", 7), "f3")
         choices: list[tuple[BlockChoice, str]] = [("Committed", "b"), ("Latest", "a"), ("Committed", "a")]
         assert index.plan_block_list("box", "b", choices).sources == (
-            Source("whole", 3, 5),
-            Source("f3", 0, 7),
-            Source("whole", 0, 3),
+            BlobPiece("whole", 3, 5),
+            BlobPiece("f3", 0, 7),
+            BlobPiece("whole", 0, 3),
         )
 
     def test_putting_a_blob_drops_staged_blocks(self) -> None:
@@ -152,7 +152,7 @@ class TestBlocks:
         assert index.put_blob("box", "b", content("x"), now=1.0).dropped == ("f1",)
         with pytest.raises(BlobRefused) as refused:
             index.plan_block_list("box", "b", [("Latest", "a")])
-        assert fault_of(refused) is Fault.INVALID_BLOCK_LIST
+        assert fault_of(refused) is BlobErrorCode.INVALID_BLOCK_LIST
 
     def test_ids_have_one_length(self) -> None:
         """A block whose id has another length than those before is refused."""
@@ -160,7 +160,7 @@ class TestBlocks:
         index.stage_block("box", "b", Block("aaaa", 1), "f1")
         with pytest.raises(BlobRefused) as refused:
             index.stage_block("box", "b", Block("aaaaaaaa", 1), "f2")
-        assert fault_of(refused) is Fault.INVALID_BLOB_OR_BLOCK
+        assert fault_of(refused) is BlobErrorCode.INVALID_BLOB_OR_BLOCK
 
     def test_a_creator_may_not_commit_over_a_blob(self) -> None:
         """Without the right to overwrite, an existing blob stays."""
@@ -168,7 +168,7 @@ class TestBlocks:
         index.put_blob("box", "b", content("x"), now=1.0)
         with pytest.raises(BlobRefused) as refused:
             index.plan_block_list("box", "b", [], may_overwrite=False)
-        assert fault_of(refused) is Fault.UNAUTHORIZED_BLOB_OVERWRITE
+        assert fault_of(refused) is BlobErrorCode.UNAUTHORIZED_BLOB_OVERWRITE
 
 
 class TestAppending:
@@ -189,13 +189,13 @@ class TestPolicies:
         index = an_index()
         for ids in ("abcdef", "aa"):
             with pytest.raises(BlobRefused):
-                index.set_policies("box", [AccessPolicy(name) for name in ids], now=1.0)
+                index.set_policies("box", [StoredPolicy(name) for name in ids], now=1.0)
 
     def test_lookup(self) -> None:
         """A policy is found in its container as it stands now."""
         index = an_index()
-        index.set_policies("box", [AccessPolicy("p", "r")], now=1.0)
-        assert index.policy("box", "p") == AccessPolicy("p", "r")
+        index.set_policies("box", [StoredPolicy("p", "r")], now=1.0)
+        assert index.policy("box", "p") == StoredPolicy("p", "r")
         assert index.policy("box", "q") is None
         assert index.policy("elsewhere", "p") is None
 
@@ -238,7 +238,7 @@ class Store(RuleBasedStateMachine):
         for file in files:
             del self.disk[file]
 
-    def fresh(self, blob: Blob) -> None:
+    def fresh(self, blob: BlobVersion) -> None:
         """A change has an ETag that was never seen."""
         assert blob.stamp.etag not in self.etags
         self.etags.add(blob.stamp.etag)
@@ -250,7 +250,7 @@ class Store(RuleBasedStateMachine):
         file = self.write(data)
         put = partial(self.index.put_blob, "box", name, content(file, len(data)), self.clock, conditions)
         if create and name in self.model:
-            assert attempt(put) is Fault.BLOB_ALREADY_EXISTS
+            assert attempt(put) is BlobErrorCode.BLOB_ALREADY_EXISTS
             self.drop((file,))
         else:
             change = put()
@@ -268,7 +268,7 @@ class Store(RuleBasedStateMachine):
         """Put Block List, the file put together from what the plan says."""
         plan = attempt(partial(self.index.plan_block_list, "box", name, [("Latest", block) for block in ids]))
         if not isinstance(plan, BlockPlan):
-            assert plan is Fault.INVALID_BLOCK_LIST
+            assert plan is BlobErrorCode.INVALID_BLOCK_LIST
             return
         data = b"".join(self.disk[s.file][s.offset : s.offset + s.size] for s in plan.sources)
         file = self.write(data)
@@ -283,9 +283,9 @@ class Store(RuleBasedStateMachine):
         conditions = Conditions(if_match=None if current else '"0xnever"')
         delete = partial(self.index.delete_blob, "box", name, conditions)
         if name not in self.model:
-            assert attempt(delete) is Fault.BLOB_NOT_FOUND
+            assert attempt(delete) is BlobErrorCode.BLOB_NOT_FOUND
         elif not current:
-            assert attempt(delete) is Fault.CONDITION_NOT_MET
+            assert attempt(delete) is BlobErrorCode.CONDITION_NOT_MET
         else:
             self.drop(delete())
             del self.model[name]

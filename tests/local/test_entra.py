@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.local.entra import (
+from batchflow.local.security.entra import (
     AUDIENCES,
     BATCH,
     BATCH_CONTRIBUTOR,
@@ -26,7 +26,7 @@ from batchflow.local.entra import (
     Directory,
     Principal,
 )
-from batchflow.local.sas import Rights, TokenRefused
+from batchflow.local.security.sas import Rights, TokenRefused
 
 NOW = 1_800_000_000.0
 ME = Principal("me", "client", "object", (Assignment(BUS_OWNER),), secret="word")

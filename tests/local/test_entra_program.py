@@ -11,13 +11,14 @@ import pytest
 from batchflow import Client
 from batchflow.azure.batch import BatchCompute
 from batchflow.azure.blob import BlobStorage
-from batchflow.broker import QueueSpec
+from batchflow.config.loader import load_settings
 from batchflow.errors import BrokerError, StorageError
-from batchflow.local.entra import BATCH_CONTRIBUTOR, BLOB_READER, ROLES
-from batchflow.settings import Settings, load_settings
-from tests.e2e.cloud import running_cloud
+from batchflow.local.security.entra import BATCH_CONTRIBUTOR, BLOB_READER, ROLES
+from batchflow.ports.broker import QueueSpec
+from batchflow.settings import Settings
 from tests.e2e.test_pools import ECHO, foreign_pool
 from tests.local.test_launch import refusal
+from tests.support.cloud import running_cloud
 
 
 @pytest.fixture

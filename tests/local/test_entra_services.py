@@ -14,9 +14,8 @@ from azure.identity.aio import ManagedIdentityCredential
 
 from batchflow.azure.blob import BlobStorage, SignedContainer
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
-from batchflow.broker import QueueRef, QueueSpec
 from batchflow.errors import BrokerError, StorageError
-from batchflow.local.entra import (
+from batchflow.local.security.entra import (
     BATCH,
     BLOB_CONTRIBUTOR,
     BLOB_DELEGATOR,
@@ -28,8 +27,9 @@ from batchflow.local.entra import (
     Assignment,
 )
 from batchflow.local.server import LocalCloud
+from batchflow.ports.broker import QueueRef, QueueSpec
+from batchflow.ports.storage import AccessPolicy
 from batchflow.settings import Settings
-from batchflow.storage import AccessPolicy
 
 ROLES = {
     "owner": (Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),

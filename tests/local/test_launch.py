@@ -26,13 +26,14 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.storage.blob.aio import BlobServiceClient
 
 from batchflow import Client
+from batchflow.config.loader import load_settings
 from batchflow.errors import ServiceError
 from batchflow.local import launch
-from batchflow.local.certificate import make_server_context
 from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.processes import descendants, is_alive
-from batchflow.settings import Settings, load_settings
-from tests.local.pools import pool_options
+from batchflow.local.security.certificate import make_server_context
+from batchflow.settings import Settings
+from tests.support.batch_pools import pool_options
 
 BOUND = 20.0
 

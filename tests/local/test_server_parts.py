@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from batchflow.local.certificate import make_server_context
 from batchflow.local.directory import locked, make_directory, remove_abandoned, remove_tree
+from batchflow.local.security.certificate import make_server_context
 
 
 class TestCertificate:
@@ -43,7 +43,7 @@ class TestCertificate:
         program = f"""
 import asyncio, sys
 from pathlib import Path
-from batchflow.local.certificate import MakerAside
+from batchflow.local.security.certificate import MakerAside
 certificate = MakerAside()
 from batchflow.local.server import LocalCloud
 async def serve():
@@ -68,7 +68,7 @@ import sys
 from pathlib import Path
 sys.modules["cryptography"] = None
 from batchflow.errors import ServiceError
-from batchflow.local.certificate import MakerAside, make_server_context
+from batchflow.local.security.certificate import MakerAside, make_server_context
 try:
     make_server_context(Path({str(tmp_path)!r}) / "ca.pem", MakerAside())
 except ServiceError as error:

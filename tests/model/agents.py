@@ -18,19 +18,19 @@ from typing import Any
 
 import orjson
 
-from batchflow import wire
-from batchflow.control import cancellation_blob, result_blob
 from batchflow.errors import BlobNotFound, LeaseLost, ServiceError
-from batchflow.leases import LeaseBook
 from batchflow.local import queues as core
 from batchflow.model import Status
-from node_agent import reports
-from node_agent import scheduling as to
-from node_agent.deaths import Deaths, after_death
-from node_agent.delivery import LAST_LOOK, copy_message, read_tasks
-from node_agent.janitor import INTERVAL, verdict_on
-from node_agent.outcomes import Outcome, failed
-from node_agent.scheduler import Scheduler
+from batchflow.protocol import wire
+from batchflow.protocol.layout import cancellation_blob, result_blob
+from node_agent.execution import results
+from node_agent.execution.outcomes import Outcome, failed
+from node_agent.links.dead_letters import INTERVAL, verdict_on
+from node_agent.links.lock_deadlines import LockDeadlines
+from node_agent.links.task_queue import LAST_LOOK, copy_message, read_tasks
+from node_agent.scheduling import events as to
+from node_agent.scheduling.crash_history import CrashCount, after_crash
+from node_agent.scheduling.scheduler import Scheduler
 from tests.model import history
 from tests.model.cloud import as_delivery
 from tests.model.world import NEVER, Backoff, Call, Process, Steps, Wait, Wish, World, sleep
@@ -69,7 +69,7 @@ class Node(Process):
         self.slots = slots
         self.idle_exit = idle_exit
         self.running: list[list[str]] = [[] for _ in range(slots)]
-        self.deaths: dict[str, Deaths] = {}
+        self.deaths: dict[str, CrashCount] = {}
         self.agent: Agent | None = None
         self._numbers = itertools.count(1)
         self.spawn(self._supervise(begins))
@@ -94,7 +94,7 @@ class Node(Process):
             yield agent.end()
             if not agent.exited:
                 uids = [uid for slot in self.running for uid in slot]
-                self.deaths = after_death(self.deaths, uids, self.now) if uids else self.deaths
+                self.deaths = after_crash(self.deaths, uids, self.now) if uids else self.deaths
             self.running = [[] for _ in range(self.slots)]
             yield sleep(self, _RESTART)
             while not (tasks.has_ready() or self.world.owed()):
@@ -125,9 +125,9 @@ class Agent(Process):
         self.node = node
         self.exited = False
         self.scheduler = Scheduler(node.slots, node.name, node.idle_exit, self.now, dict(node.deaths))
-        self._leases: LeaseBook[int] = LeaseBook()
+        self._leases: LockDeadlines[int] = LockDeadlines()
         self._held: dict[int, bytes] = {}
-        self._outcomes: dict[int, reports.Done] = {}
+        self._outcomes: dict[int, results.Done] = {}
         self._posts: dict[str, _Post] = {}
         self._copies: deque[to.HandBack] = deque()
         self._slots: list[_Assignment | None] = [None] * node.slots
@@ -295,9 +295,9 @@ class Agent(Process):
     def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
         item = self.scheduler.item(task)
         if verdict is not None:
-            encoded = reports.encode_verdict(item, verdict, self.node.name, self.now)
+            encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
         else:
-            encoded = reports.encode_outcome(item, self._outcomes[task], self.node.name)
+            encoded = results.encode_outcome(item, self._outcomes[task], self.node.name)
         self._post(task, item.mailbox, encoded)
 
     def _post(self, number: int, mailbox: str, encoded: bytes) -> None:
@@ -383,7 +383,7 @@ class Agent(Process):
         for item in read_tasks(letter.body):
             number = next(numbers)
             awaited.add(number)
-            encoded = reports.encode_verdict(item, verdict, self.node.name, self.now)
+            encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
             self._post(number, item.mailbox, encoded)
         self._buried |= awaited
         yield Wait(lambda: not awaited & self._buried)
@@ -450,7 +450,7 @@ class Agent(Process):
             if assignment.stopped:
                 break
             if arguments is None:
-                self._over(number, reports.Done(failed("TaskRejected", "its arguments are gone")), 0.0)
+                self._over(number, results.Done(failed("TaskRejected", "its arguments are gone")), 0.0)
             else:
                 works[number] = Work(*arguments)
         return works
@@ -475,10 +475,10 @@ class Agent(Process):
             return
         if item.attempt <= work.failures:
             outcome = Outcome(Status.FAILED, error="again", kind="TaskFailed", request="retry", delay=1.0)
-            self._over(number, reports.Done(outcome), work.duration)
+            self._over(number, results.Done(outcome), work.duration)
         elif self.world.child_dies():
             outcome = Outcome(Status.FAILED, error="killed", kind="WorkerDied", exit_code=-9)
-            self._over(number, reports.Done(outcome), work.duration)
+            self._over(number, results.Done(outcome), work.duration)
         else:
             value = orjson.dumps(item.uid)
             outcome = Outcome(Status.SUCCEEDED, value)
@@ -487,7 +487,7 @@ class Agent(Process):
                 brought = yield from self._store(item, value, assignment)
                 if assignment.stopped:
                     return
-            self._over(number, reports.Done(outcome, brought), work.duration)
+            self._over(number, results.Done(outcome, brought), work.duration)
 
     def _store(
         self, item: wire.TaskItem, value: bytes, assignment: _Assignment
@@ -503,10 +503,10 @@ class Agent(Process):
                 break
         return wire.Reference(name, len(value))
 
-    def _over(self, number: int, done: reports.Done, duration: float) -> None:
+    def _over(self, number: int, done: results.Done, duration: float) -> None:
         self._outcomes[number] = done
         outcome = done.outcome
-        failure = reports.failure(outcome)
+        failure = results.failure(outcome)
         self.feed(to.Ended(number, failure, outcome.error, self.now, duration, 0.5))
 
     # Time

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from node_agent.scheduler import LETHAL
+from node_agent.scheduling.scheduler import MAX_CRASHES
 from tests.model.history import (
     Accepted,
     Cancelled,
@@ -177,7 +177,7 @@ class Checker:
     def _suspected(self, shown: Shown, task: _Task) -> bool:
         """Whether agents were killed so often while it ran that it must be taken for deadly."""
         kills = self.faults["Agent killed"]
-        return shown.status == "failed TaskPoisoned" and min(task.starts, kills) >= LETHAL
+        return shown.status == "failed TaskPoisoned" and min(task.starts, kills) >= MAX_CRASHES
 
     def _once(self, shown: Shown, task: _Task) -> None:
         if task.holder is None:

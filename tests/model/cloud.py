@@ -8,9 +8,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from batchflow.broker import Delivery, QueueSpec
 from batchflow.errors import BlobConflict, BlobNotFound, BrokerError, LeaseLost, MailboxInUse, ServiceError
 from batchflow.local import queues as core
+from batchflow.ports.broker import Delivery, QueueSpec
 
 
 class Listener(Protocol):

@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 import orjson
 
-from batchflow.account import Account
-from batchflow.control import gone_after
 from batchflow.errors import BlobNotFound, LeaseLost, MailboxInUse, ServiceError
-from batchflow.ledger import Ledger
 from batchflow.local import queues as core
-from batchflow.mailbook import (
-    Command,
+from batchflow.model import Status
+from batchflow.protocol.documents import gone_after
+from batchflow.protocol.wire import Reference, ResultItem
+from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord
+from batchflow.sessions.mailbox_state import (
     Confirmed,
     Dropped,
     Fetch,
-    Letter,
-    Limits,
-    MailBook,
+    MailboxCommand,
+    MailboxState,
     Resolved,
+    ResultMessage,
     Tell,
+    UnreadLimits,
 )
-from batchflow.model import Status
-from batchflow.wire import Reference, ResultItem
 from tests.model.cloud import as_delivery
 from tests.model.world import Backoff, Call, Steps, Wait, sleep
 
@@ -70,9 +69,9 @@ class Mail:
         self._opening: Holder | None = None
         self._ours_until = 0.0
         """Until when the mailbox is locked for us."""
-        self.account = Account(session.name, session.journal)
-        limits = Limits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
-        self.book = MailBook[Holder](session.name, session.tracker, limits, self.account, lambda: None)
+        self.account = DeliveryRecord(session.name, session.journal)
+        limits = UnreadLimits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
+        self.book = MailboxState[Holder](session.name, session.tracker, limits, self.account, lambda: None)
 
     @property
     def holder(self) -> Holder | None:
@@ -123,7 +122,7 @@ class Mail:
         """Ours is only what nobody had meanwhile."""
         if self.account.loaded:
             state = yield Call(partial(self._read_state, holder))
-            if self.account.was_replaced(Ledger.decode(state)):
+            if self.account.was_replaced(Checkpoint.decode(state)):
                 self._abandon(holder)
                 raise TakenOver("somebody meanwhile")
 
@@ -171,7 +170,7 @@ class Mail:
         account = self.account
         while not account.loaded:
             try:
-                ledger = Ledger.decode((yield Call(lambda: self._read_state(self.holder))))
+                ledger = Checkpoint.decode((yield Call(lambda: self._read_state(self.holder))))
                 if account.was_replaced(ledger):
                     raise TakenOver("somebody meanwhile")
                 owed = account.enter(ledger)
@@ -206,7 +205,7 @@ class Mail:
             else:
                 holder = self.holder
                 for message in found if holder is not None else ():
-                    self._take(self.book.accept(Letter(as_delivery(message), holder)))
+                    self._take(self.book.accept(ResultMessage(as_delivery(message), holder)))
 
     def _may_receive(self) -> bool:
         results = self._cloud.results
@@ -267,7 +266,7 @@ class Mail:
                 self.account.not_saved()
         return saved
 
-    def _complete(self, letter: Letter[Holder]) -> Steps:
+    def _complete(self, letter: ResultMessage[Holder]) -> Steps:
         try:
             yield Call(lambda: self._complete_held(letter))
         except ServiceError as error:
@@ -276,21 +275,21 @@ class Mail:
         for blob in letter.blobs:
             self._session.spawn(self._session.drop_blob(blob))
 
-    def _complete_held(self, letter: Letter[Holder]) -> None:
+    def _complete_held(self, letter: ResultMessage[Holder]) -> None:
         if letter.opening is not self._need(self.holder):
             raise core.LockLost("it came by another opening of the mailbox")
         self._cloud.results.complete(bytes.fromhex(letter.delivery.lock_token), self._session.now)
 
     # What comes
 
-    def _take(self, commands: list[Command]) -> None:
+    def _take(self, commands: list[MailboxCommand]) -> None:
         """Do what the book says; then what nobody reads goes to disk."""
         for command in commands:
             self._perform(command)
         for entry, outcome in self.book.overflow():
             self.book.spill(entry, _Spilled(outcome))
 
-    def _perform(self, command: Command) -> None:
+    def _perform(self, command: MailboxCommand) -> None:
         match command:
             case Resolved(entry, _):
                 self._session.resolved(entry)

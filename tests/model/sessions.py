@@ -13,16 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from batchflow import wire
-from batchflow.control import Cancellation, Presence, arguments_blob, cancellation_blob, session_blob
-from batchflow.deadletters import death_of, read_tasks
 from batchflow.errors import BlobConflict, BlobNotFound, ServiceError
 from batchflow.local import queues as core
-from batchflow.outcomes import cancelled
-from batchflow.packing import PackingPolicy
-from batchflow.sessionlife import KEPT, intervals
-from batchflow.tracker import Entry, Tracker
-from batchflow.wire import Reference, ResultItem, TaskItem
+from batchflow.protocol import wire
+from batchflow.protocol.dead_letters import read_tasks, reason_of
+from batchflow.protocol.documents import Cancellation, Presence
+from batchflow.protocol.layout import arguments_blob, cancellation_blob, session_blob
+from batchflow.protocol.packing import PackingPolicy
+from batchflow.protocol.wire import Reference, ResultItem, TaskItem
+from batchflow.sessions.cancellation import KEPT, intervals
+from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
 from tests.model import history
 from tests.model.cloud import as_delivery
 from tests.model.mail import Mail, TakenOver
@@ -239,7 +239,7 @@ class Session(Process):
                 return
 
     def _obituaries(self, letter: core.Message) -> Iterator[core.Draft]:
-        death = death_of(as_delivery(letter), self.now)
+        death = reason_of(as_delivery(letter), self.now)
         for task in read_tasks(letter.body):
             body = wire.join("results", [wire.encode(death.outcome(task))])
             yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
@@ -341,7 +341,7 @@ class Cancelling:
         if entry.done:
             return
         if entry.item is not None:
-            session.resolve(entry, cancelled(entry, "cancelled before it was sent"))
+            session.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
             return
         self._wanted[entry.sequence] = entry
         while self._writing:
@@ -354,7 +354,7 @@ class Cancelling:
         yield sleep(session, CONFIRMATION)
         if not entry.done:
             self._unconfirmed.add(entry.sequence)
-            session.resolve(entry, cancelled(entry, "no agent confirmed it in time"), mail_comes=True)
+            session.resolve(entry, cancelled_result(entry, "no agent confirmed it in time"), mail_comes=True)
 
     def confirmed(self, sequence: int) -> None:
         self._unconfirmed.discard(sequence)

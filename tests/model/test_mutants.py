@@ -7,16 +7,15 @@ from contextlib import suppress
 
 import pytest
 
-from batchflow import wire
-from batchflow.account import Account
 from batchflow.errors import ServiceError
-from batchflow.ledger import Ledger, Page
 from batchflow.local import queues as core
 from batchflow.local.queues import Draft
-from batchflow.mailbook import Command, Letter, MailBook, Resolved
-from batchflow.tracker import Entry, Receipt, Spilled
-from batchflow.wire import Reference, ResultItem
-from node_agent.cancellation import CancellationBook
+from batchflow.protocol import wire
+from batchflow.protocol.wire import Reference, ResultItem
+from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
+from batchflow.sessions.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
+from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
+from node_agent.scheduling.cancellation import CancellationBook
 from tests.model import agents, sessions
 from tests.model.agents import Work
 from tests.model.choices import Chance, Scripted, explore
@@ -43,8 +42,8 @@ def believes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session shows each outcome that comes, also one of a task that has one."""
 
     def deliver(
-        self: MailBook[Holder], item: ResultItem, letter: Letter[Holder], receipt: Receipt
-    ) -> list[Command]:
+        self: MailboxState[Holder], item: ResultItem, letter: ResultMessage[Holder], receipt: Acknowledgement
+    ) -> list[MailboxCommand]:
         _, sequence = wire.split_uid(item.uid)
         entry = self._tracker.find(sequence)
         if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
@@ -52,79 +51,79 @@ def believes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         self._adopt(item, sequence, letter, receipt)
         return []
 
-    monkeypatch.setattr(MailBook, "_deliver", deliver)
+    monkeypatch.setattr(MailboxState, "_deliver", deliver)
 
 
 def settles_mail_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of results is completed when it comes, not when it was shown."""
-    accept = MailBook.accept
+    accept = MailboxState.accept
 
-    def due_at_once(self: MailBook[Holder], letter: Letter[Holder]) -> list[Command]:
+    def due_at_once(self: MailboxState[Holder], letter: ResultMessage[Holder]) -> list[MailboxCommand]:
         commands = accept(self, letter)
         self.due.append(letter)
         return commands
 
-    monkeypatch.setattr(MailBook, "accept", due_at_once)
+    monkeypatch.setattr(MailboxState, "accept", due_at_once)
 
 
 def takes_spilling_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in a file counts as handed over, although the file dies with the process."""
-    spill = MailBook.spill
+    spill = MailboxState.spill
 
-    def spill_and_hand_over(self: MailBook[Holder], entry: Entry, place: Spilled) -> None:
+    def spill_and_hand_over(self: MailboxState[Holder], entry: Entry, place: Spilled) -> None:
         spill(self, entry, place)
         entry.hand_over()
 
-    monkeypatch.setattr(MailBook, "spill", spill_and_hand_over)
+    monkeypatch.setattr(MailboxState, "spill", spill_and_hand_over)
 
 
 def takes_duplicates_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that comes once more is entered into the ledger, whoever has read the first one."""
-    deliver = MailBook._deliver
+    deliver = MailboxState._deliver
 
     def consume_duplicates(
-        self: MailBook[Holder], item: ResultItem, letter: Letter[Holder], receipt: Receipt
-    ) -> list[Command]:
+        self: MailboxState[Holder], item: ResultItem, letter: ResultMessage[Holder], receipt: Acknowledgement
+    ) -> list[MailboxCommand]:
         known = len(self.fresh)
         commands = deliver(self, item, letter, receipt)
         if len(self.fresh) == known and self._account is not None:
             self._account.consume(item.uid)
         return commands
 
-    monkeypatch.setattr(MailBook, "_deliver", consume_duplicates)
+    monkeypatch.setattr(MailboxState, "_deliver", consume_duplicates)
 
 
 def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancellation that no agent confirmed is entered into the ledger before anybody has read it."""
 
-    def give(self: MailBook[Holder], entry: Entry) -> None:
+    def give(self: MailboxState[Holder], entry: Entry) -> None:
         assert self._account is not None
         self._account.consume(entry.uid)
 
-    monkeypatch.setattr(MailBook, "give", give)
+    monkeypatch.setattr(MailboxState, "give", give)
 
 
 def forgets_what_it_consumed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the ledger drops what the session consumed before."""
-    opened = Ledger.open
-    monkeypatch.setattr(Ledger, "open", lambda self, incarnation, _: opened(self, incarnation))
+    opened = Checkpoint.open
+    monkeypatch.setattr(Checkpoint, "open", lambda self, incarnation, _: opened(self, incarnation))
 
 
 def forgets_settled_incarnations(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next holder what was settled is no longer known."""
-    opened = Ledger.open
+    opened = Checkpoint.open
 
-    def forgetful(self: Ledger, incarnation: str, page: Page) -> int:
+    def forgetful(self: Checkpoint, incarnation: str, page: IncarnationProgress) -> int:
         self.pages = {name: page for name, page in self.pages.items() if page.owed}
         return opened(self, incarnation, page)
 
-    monkeypatch.setattr(Ledger, "open", forgetful)
+    monkeypatch.setattr(Checkpoint, "open", forgetful)
 
 
 def writes_over_a_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused holder takes the mailbox back without looking who had it meanwhile."""
 
-    monkeypatch.setattr(Account, "was_replaced", lambda self, found: False)
+    monkeypatch.setattr(DeliveryRecord, "was_replaced", lambda self, found: False)
 
 
 def prunes_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +146,10 @@ def deletes_results_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was handed over is not written down on the host."""
 
-    def consume(self: Account, uid: str) -> None:
+    def consume(self: DeliveryRecord, uid: str) -> None:
         self._dirty |= self.ledger.consume(*wire.split_uid(uid))
 
-    monkeypatch.setattr(Account, "consume", consume)
+    monkeypatch.setattr(DeliveryRecord, "consume", consume)
 
 
 def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:

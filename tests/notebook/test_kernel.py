@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.living import born
+from tests.support.processes import born
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

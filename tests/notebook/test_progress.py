@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from batchflow import Client, Result, Status
-from batchflow.meter import Meter, duration
-from batchflow.progress import Log, ProgressStream, Terminal, where_somebody_looks
+from batchflow.display.meter import Meter, duration
+from batchflow.display.progress import Log, ProgressStream, Terminal, where_somebody_looks
 from batchflow.streams import ResultStream
 
 
@@ -183,7 +183,7 @@ def test_without_a_terminal_it_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None
 def test_on_a_terminal_it_is_one_line() -> None:
     """stderr that is a terminal gets the line that changes."""
     ours, theirs = pty.openpty()
-    program = "from batchflow.progress import where_somebody_looks as w; print(type(w()).__name__)"
+    program = "from batchflow.display.progress import where_somebody_looks as w; print(type(w()).__name__)"
     finished = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
     )

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow import Client, Counts, Explanation, Result, Status
-from batchflow.markup import MOST_CELL, element
+from batchflow.display.html import MOST_CELL, element
+from batchflow.display.views import MOST_ROWS
 from batchflow.model import Attempt, Cause
 from batchflow.results import Results
-from batchflow.views import MOST_ROWS
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.latency import LATENCY
+from tests.support.latency import LATENCY
 
 pytest_plugins = ["pytester"]
 

@@ -24,7 +24,7 @@ class LinkState(Enum):
     DETACHED = "detached"
 
 
-class Session:
+class AmqpSession:
     """One channel of a connection."""
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Link:
         "state",
     )
 
-    def __init__(self, session: Session, attach: Attach, now: float) -> None:
+    def __init__(self, session: AmqpSession, attach: Attach, now: float) -> None:
         self.session = session
         self.attach = attach
         self.handle = attach.handle
@@ -139,7 +139,7 @@ class LinkFlow(NamedTuple):
     link: Link
 
 
-class Delivery(NamedTuple):
+class AmqpDelivery(NamedTuple):
     """A message has come in; unless it is settled, answer with ``settle``."""
 
     link: Link
@@ -167,4 +167,4 @@ class Closed(NamedTuple):
     error: AmqpError | None
 
 
-Event = Opened | LinkAttaching | LinkDetached | LinkFlow | Delivery | Settling | Closed
+Event = Opened | LinkAttaching | LinkDetached | LinkFlow | AmqpDelivery | Settling | Closed

@@ -31,8 +31,9 @@ from batchflow.local.amqp.codec import DecodeError
 from batchflow.local.amqp.endpoints import (
     INCOMING_WINDOW,
     OUTGOING_WINDOW,
+    AmqpDelivery,
+    AmqpSession,
     Closed,
-    Delivery,
     Event,
     Link,
     LinkAttaching,
@@ -41,7 +42,6 @@ from batchflow.local.amqp.endpoints import (
     LinkState,
     Opened,
     Parts,
-    Session,
     Settling,
 )
 from batchflow.local.amqp.performatives import (
@@ -101,7 +101,7 @@ class Connection:
 
     def __init__(self, container_id: str, now: float) -> None:
         self.state = ConnectionState.HEADER
-        self.sessions: dict[int, Session] = {}
+        self.sessions: dict[int, AmqpSession] = {}
         self.remote_container_id = ""
         self._container_id = container_id
         self._received = bytearray()
@@ -289,16 +289,16 @@ class Connection:
     def _begin(self, channel: int, begin: Begin) -> None:
         if channel > MAX_CHANNEL or channel in self.sessions:
             raise Violation("amqp:not-allowed", f"channel {channel} is in use or above {MAX_CHANNEL}")
-        self.sessions[channel] = Session(channel, begin)
+        self.sessions[channel] = AmqpSession(channel, begin)
         self._out.append(wire.begin(channel, INCOMING_WINDOW, OUTGOING_WINDOW, MAX_HANDLE))
 
-    def _drop(self, session: Session) -> None:
+    def _drop(self, session: AmqpSession) -> None:
         del self.sessions[session.channel]
         for link in session.links.values():
             self._gone(link)
         session.links.clear()
 
-    def _end_session(self, session: Session, condition: str, description: str) -> None:
+    def _end_session(self, session: AmqpSession, condition: str, description: str) -> None:
         self._drop(session)
         self._out.append(wire.end(session.channel, AmqpError(condition, description)))
 
@@ -309,7 +309,7 @@ class Connection:
 
     # -- links ----------------------------------------------------------------------------------------
 
-    def _attach(self, session: Session, attach: Attach) -> None:
+    def _attach(self, session: AmqpSession, attach: Attach) -> None:
         old = session.links.get(attach.handle)
         if attach.handle > MAX_HANDLE or (old is not None and old.state is not LinkState.DETACHED):
             self._end_session(
@@ -321,7 +321,7 @@ class Connection:
         link = session.links[attach.handle] = Link(session, attach, self._now)
         self._events.append(LinkAttaching(link))
 
-    def _detach(self, session: Session, detach: Detach) -> None:
+    def _detach(self, session: AmqpSession, detach: Detach) -> None:
         link = session.links.pop(detach.handle, None)
         if link is None:
             return
@@ -384,7 +384,7 @@ class Connection:
 
     # -- flow -----------------------------------------------------------------------------------------
 
-    def _flow(self, session: Session, flow: Flow) -> None:
+    def _flow(self, session: AmqpSession, flow: Flow) -> None:
         seen = flow.next_incoming_id or 0
         ahead = (session.next_outgoing_id - seen) & _ID_MASK
         session.remote_window = max(0, flow.incoming_window - ahead)
@@ -400,7 +400,7 @@ class Connection:
         if flow.echo and not any(link.drain for link in links):
             self._send_flow(session, links[0] if len(links) == 1 else None)
 
-    def _link_flow(self, session: Session, flow: Flow, handle: int) -> list[Link]:
+    def _link_flow(self, session: AmqpSession, flow: Flow, handle: int) -> list[Link]:
         link = session.links.get(handle)
         if link is None or not link.sends or link.state is not LinkState.ATTACHED:
             return []
@@ -411,7 +411,7 @@ class Connection:
         link.drain = flow.drain
         return [link]
 
-    def _send_flow(self, session: Session, link: Link | None, *, drain: bool = False) -> None:
+    def _send_flow(self, session: AmqpSession, link: Link | None, *, drain: bool = False) -> None:
         about = None if link is None else (link.handle, link.delivery_count, link.credit, drain)
         self._out.append(wire.flow(session.channel, session.windows(), about))
 
@@ -429,7 +429,7 @@ class Connection:
 
     # -- messages in ----------------------------------------------------------------------------------
 
-    def _transfer(self, session: Session, transfer: Transfer) -> None:
+    def _transfer(self, session: AmqpSession, transfer: Transfer) -> None:
         session.next_incoming_id = (session.next_incoming_id + 1) & _ID_MASK
         session.incoming_window -= 1
         if session.incoming_window < INCOMING_WINDOW // 2:
@@ -480,7 +480,7 @@ class Connection:
             return
         link.delivery_count = (link.delivery_count + 1) & _ID_MASK
         link.credit -= 1
-        self._events.append(Delivery(link, delivery_id, message_format, settled, payload))
+        self._events.append(AmqpDelivery(link, delivery_id, message_format, settled, payload))
 
     def _overrun(self, link: Link) -> None:
         self._events.append(LinkDetached(link))
@@ -521,7 +521,7 @@ class Connection:
                 ),
             )
 
-    def _put(self, session: Session, frame: bytes) -> None:
+    def _put(self, session: AmqpSession, frame: bytes) -> None:
         if session.backlog or session.remote_window <= 0:
             session.backlog.append(frame)
             return
@@ -529,13 +529,13 @@ class Connection:
         self._out.append(frame)
 
     @staticmethod
-    def _count_out(session: Session) -> None:
+    def _count_out(session: AmqpSession) -> None:
         session.next_outgoing_id = (session.next_outgoing_id + 1) & _ID_MASK
         session.remote_window -= 1
 
     # -- settlement -----------------------------------------------------------------------------------
 
-    def _disposition(self, session: Session, disposition: Disposition) -> None:
+    def _disposition(self, session: AmqpSession, disposition: Disposition) -> None:
         if disposition.role is SENDER:
             return
         for delivery_id in self._named(session, disposition):
@@ -546,7 +546,7 @@ class Connection:
             self._events.append(Settling(link, delivery_id, tag, disposition.settled, disposition.state))
 
     @staticmethod
-    def _named(session: Session, disposition: Disposition) -> list[int]:
+    def _named(session: AmqpSession, disposition: Disposition) -> list[int]:
         """The deliveries from first to last, found without walking a range that the peer made up."""
         first, last, unsettled = disposition.first, disposition.last, session.unsettled
         if first == last:

@@ -71,7 +71,7 @@ class Stamp(NamedTuple):
     scheduled_ms: int | None = None
 
 
-class Request(NamedTuple):
+class AmqpRequest(NamedTuple):
     """A message to a request-response node. ``message_id`` is still encoded, to be echoed with its type."""
 
     message_id: bytes
@@ -205,7 +205,7 @@ def read_batch(data: bytes) -> list[bytes]:
     return messages
 
 
-def read_request(data: bytes) -> Request:
+def read_request(data: bytes) -> AmqpRequest:
     """Read a message to a request-response node. Raises :class:`DecodeError`."""
     message_id, reply_to, properties, body = _NULL, None, {}, None
     for code, _, value in _sections(data):
@@ -218,7 +218,7 @@ def read_request(data: bytes) -> Request:
             body = decode(data, value)[0]
     if not isinstance(properties, dict):
         raise DecodeError("the application properties are not a map")
-    return Request(message_id, reply_to if isinstance(reply_to, str) else None, properties, body)
+    return AmqpRequest(message_id, reply_to if isinstance(reply_to, str) else None, properties, body)
 
 
 # -- writing ----------------------------------------------------------------------------------------------

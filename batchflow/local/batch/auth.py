@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 from batchflow.local.batch.errors import Refused
-from batchflow.local.entra import BATCH, BEARER
-from batchflow.local.sas import TokenRefused
-from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
+from batchflow.local.security.entra import BATCH, BEARER
+from batchflow.local.security.sas import TokenRefused
+from batchflow.local.security.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from batchflow.local.entra import Directory
+    from batchflow.local.security.entra import Directory
 
 
 def authenticate(

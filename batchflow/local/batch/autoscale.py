@@ -20,8 +20,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, cast
 
-from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused, not_implemented
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -5,7 +5,7 @@ A selection of what Azure Batch supports, enough to choose from and to be refuse
 
 from __future__ import annotations
 
-from batchflow.frozen import frozen
+from batchflow.support.frozen import frozen
 
 PAST = "2020-01-01T00:00:00Z"
 """The end of life of an image that a test wants retired."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from batchflow.local.batch.entities import (
         Document,
         Execution,
-        Failure,
+        FailureInfo,
         FormulaRun,
         Job,
         Node,
@@ -239,7 +239,7 @@ def _stamp(stamp: Versioned) -> Document:
     }
 
 
-def _error(failure: Failure) -> Document:
+def _error(failure: FailureInfo) -> Document:
     return {"code": failure.code, "message": failure.message}
 
 

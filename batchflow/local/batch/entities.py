@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from batchflow.frozen import frozen
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ RECENT_TASKS = 10
 
 
 @frozen
-class Failure:
+class FailureInfo:
     """Why something did not succeed, in the wire's words."""
 
     category: Literal["usererror", "servererror"]
@@ -45,16 +45,16 @@ class Outcome:
     """How a command ended: by an exit code, or by a failure to start it, or both when it was stopped."""
 
     exit_code: int | None
-    failure: Failure | None = None
+    failure: FailureInfo | None = None
 
     @property
     def succeeded(self) -> bool:
         return self.exit_code == 0 and self.failure is None
 
 
-ENDED_BY_USER = Failure("usererror", "TaskEnded", "The task was ended by user request.")
-OUT_OF_TIME = Failure("usererror", "TaskEnded", "The task exceeded its maximum wall clock time.")
-BAD_EXIT = Failure(
+ENDED_BY_USER = FailureInfo("usererror", "TaskEnded", "The task was ended by user request.")
+OUT_OF_TIME = FailureInfo("usererror", "TaskEnded", "The task exceeded its maximum wall clock time.")
+BAD_EXIT = FailureInfo(
     "usererror",
     "FailureExitCode",
     "The task exited with an exit code representing a failure",
@@ -162,7 +162,7 @@ class FormulaRun:
 
     at: float
     results: str = ""
-    failure: Failure | None = None
+    failure: FailureInfo | None = None
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ class Pool:
     allocation: AllocationState = "steady"
     allocation_since: float = 0.0
     resize_deadline: float | None = None
-    resize_errors: tuple[Failure, ...] = ()
+    resize_errors: tuple[FailureInfo, ...] = ()
     formula_run: FormulaRun | None = None
     formula_set: float = float("-inf")
     """When somebody last set the formula."""
@@ -212,10 +212,10 @@ class Node:
     boot: int = 0
     booted: float = 0.0
     leaving_for: Departure | None = None
-    errors: tuple[Failure, ...] = ()
-    outage: Outage | None = None
+    errors: tuple[FailureInfo, ...] = ()
+    outage: InjectedOutage | None = None
     start_task: StartTaskRecord | None = None
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, TaskRun] = field(default_factory=dict)
     start_run: int | None = None
     tasks_run: int = 0
     tasks_succeeded: int = 0
@@ -240,7 +240,7 @@ class Node:
 
 
 @frozen
-class Outage:
+class InjectedOutage:
     """Why a node is not there, and when it is back: never when that is None."""
 
     state: Literal["preempted", "unknown"]
@@ -306,12 +306,12 @@ class Task:
 
 
 @dataclass(slots=True)
-class Run:
+class TaskRun:
     """One occupation of slots of a node by a task: from its assignment until its processes are gone."""
 
     id: int
     task: Task
     node: Node
     fate: Literal["complete", "requeue"] = "complete"
-    stopped_for: Failure | None = None
+    stopped_for: FailureInfo | None = None
     deadline: float | None = None

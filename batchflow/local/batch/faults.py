@@ -10,11 +10,11 @@ import shlex
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, cast
 
-from batchflow.frozen import frozen
-from batchflow.local.batch.entities import CommandSpec, Failure, StartTaskSpec
+from batchflow.local.batch.entities import CommandSpec, FailureInfo, StartTaskSpec
 from batchflow.local.batch.errors import Refused, invalid_property
 from batchflow.local.batch.ledger import fold
 from batchflow.local.batch.values import Fields
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["allocation", "slowstart", "starttask", "unusable", "preempted", "lost"]
 KINDS: Final = ("allocation", "slowstart", "starttask", "unusable", "preempted", "lost")
 NODE_FAULTS: Final = ("unusable", "preempted", "lost")
-NODE_GONE: Final = Failure("servererror", "TaskEnded", "The node that the task ran on is gone.")
+NODE_GONE: Final = FailureInfo("servererror", "TaskEnded", "The node that the task ran on is gone.")
 
 _WORDS: Final[Mapping[str, str]] = {
     "AllocationFailed": "Desired number of dedicated nodes could not be allocated",
@@ -38,11 +38,11 @@ _QUOTAS: Final[Mapping[str, str]] = {"pools": "PoolQuotaReached", "jobs": "Activ
 
 
 @frozen
-class Fault:
+class InjectedFault:
     """One fault, with what its kind needs."""
 
     kind: Kind
-    failure: Failure
+    failure: FailureInfo
     limit: int = 0
     """Of an allocation: nodes that can be had all the same."""
     seconds: float | None = None
@@ -55,9 +55,9 @@ class Fault:
 
 MOST_NODES: Final = 1000
 """Of a pool: each is processes of this machine, as an account's quota of cores keeps pools small on Azure."""
-CORE_QUOTA: Final = Fault(
+CORE_QUOTA: Final = InjectedFault(
     "allocation",
-    Failure("servererror", "AccountCoreQuotaReached", _WORDS["AccountCoreQuotaReached"]),
+    FailureInfo("servererror", "AccountCoreQuotaReached", _WORDS["AccountCoreQuotaReached"]),
     limit=MOST_NODES,
 )
 """What happens to a pool for which nothing else was asked."""
@@ -67,7 +67,7 @@ CORE_QUOTA: Final = Fault(
 class Standing:
     """What holds for a pool."""
 
-    allocation: Fault = CORE_QUOTA
+    allocation: InjectedFault = CORE_QUOTA
     boot_delay: float = 0.0
     start_task: StartTaskSpec | None = None
 
@@ -83,7 +83,7 @@ class AccountFaults:
 
 
 @dataclass(slots=True)
-class Faults:
+class BatchFaults:
     """The standing faults of one account."""
 
     account: AccountFaults = field(default_factory=AccountFaults)
@@ -93,7 +93,7 @@ class Faults:
         """What holds for a pool."""
         return self._pools.get(fold(pool_id), Standing())
 
-    def note(self, pool_id: str, fault: Fault) -> None:
+    def note(self, pool_id: str, fault: InjectedFault) -> None:
         """From now on this holds, if it is of a kind that stands."""
         standing = self.of(pool_id)
         match fault.kind:
@@ -116,7 +116,7 @@ class Faults:
             raise Refused(_QUOTAS[what])
 
 
-def parse_fault(body: object) -> Fault:
+def parse_fault(body: object) -> InjectedFault:
     """The body of a request for a fault."""
     fields = Fields(body)
     fields.required_text("fault")
@@ -128,9 +128,9 @@ def parse_fault(body: object) -> Fault:
         isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0
     ):
         raise invalid_property("seconds", seconds, "A number that is not negative is expected.")
-    fault = Fault(
+    fault = InjectedFault(
         kind=cast("Kind", kind),
-        failure=Failure("servererror", code, message),
+        failure=FailureInfo("servererror", code, message),
         limit=fields.integer("nodes", 0, low=0),
         seconds=seconds,
         node=fields.text("node"),
@@ -162,6 +162,6 @@ def _names(fields: Fields, key: str) -> frozenset[str]:
     return frozenset(name.lower() for name in names)
 
 
-def _failing(fault: Fault) -> StartTaskSpec:
+def _failing(fault: InjectedFault) -> StartTaskSpec:
     script = f"printf '%s\\n' {shlex.quote(fault.stderr)} >&2; exit {fault.exit_code}"
     return StartTaskSpec(CommandSpec(f"/bin/sh -c {shlex.quote(script)}"), wait_for_success=True)

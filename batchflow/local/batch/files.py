@@ -9,9 +9,9 @@ import stat
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.values import iso_time
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,19 +30,19 @@ from batchflow.local.batch.entities import (
     ENDED_BY_USER,
     Deallocation,
     Departure,
-    Failure,
+    FailureInfo,
     Formula,
     FormulaRun,
+    InjectedOutage,
     Node,
     NodeState,
-    Outage,
     Outcome,
     Pool,
     PoolSpec,
     StartTaskRecord,
 )
 from batchflow.local.batch.errors import Refused, invalid_property
-from batchflow.local.batch.faults import NODE_FAULTS, NODE_GONE, Fault, Faults
+from batchflow.local.batch.faults import NODE_FAULTS, NODE_GONE, BatchFaults, InjectedFault
 from batchflow.local.batch.ledger import Allocate, Boot, Ledger, Remove, RunStartTask, Stop, fold
 
 if TYPE_CHECKING:
@@ -73,12 +73,12 @@ _BUSY: dict[NodeState, str] = {
     "deallocating": "OperationNotValidOnNode",
     "deallocated": "OperationNotValidOnNode",
 }
-_STOPPED = Failure(
+_STOPPED = FailureInfo(
     "usererror",
     "ResizeStopped",
     "Desired number of nodes could not be allocated as the resize operation was stopped",
 )
-_TIMED_OUT = Failure(
+_TIMED_OUT = FailureInfo(
     "usererror",
     "AllocationTimedout",
     "Desired number of nodes could not be allocated as the resize timeout was reached",
@@ -93,7 +93,7 @@ class Fleet:
         self._ledger = ledger
         self._account = account
         self._start_runs: dict[int, Node] = {}
-        self.faults = Faults()
+        self.faults = BatchFaults()
 
     def deadlines(self) -> Iterator[float]:
         """When a resize runs out of time, a node that is out comes back, or a formula is due."""
@@ -236,7 +236,7 @@ class Fleet:
             targets = self.evaluate_formula(pool, pool.spec.formula.text)
         except Refused as refused:
             reason = refused.values.get("Reason", refused.message)
-            pool.formula_run = FormulaRun(now, failure=Failure("usererror", refused.code, reason))
+            pool.formula_run = FormulaRun(now, failure=FailureInfo("usererror", refused.code, reason))
             return
         self._scale(pool, targets, now)
 
@@ -299,7 +299,7 @@ class Fleet:
 
     # Faults, as a test asks for them
 
-    def inject(self, pool_id: str, fault: Fault, now: float) -> None:
+    def inject(self, pool_id: str, fault: InjectedFault, now: float) -> None:
         """Do to a pool, which need not exist yet, or to its nodes, what may happen on Azure."""
         self.faults.note(pool_id, fault)
         if fault.kind not in NODE_FAULTS:
@@ -310,22 +310,24 @@ class Fleet:
             if fault.kind != "preempted":
                 self._fail(node, fault, now)
             elif not node.dedicated:
-                self._take_out(node, Outage("preempted", now + (fault.seconds or 0.0), wipe=True), now)
+                self._take_out(
+                    node, InjectedOutage("preempted", now + (fault.seconds or 0.0), wipe=True), now
+                )
             elif fault.node is not None:
                 raise Refused(
                     "OperationNotValidOnNode", NodeId=node.id, Reason="only spot nodes are preempted"
                 )
 
-    def _fail(self, node: Node, fault: Fault, now: float) -> None:
+    def _fail(self, node: Node, fault: InjectedFault, now: float) -> None:
         if fault.kind == "lost":
             until = None if fault.seconds is None else now + fault.seconds
-            self._take_out(node, Outage("unknown", until, wipe=False), now)
+            self._take_out(node, InjectedOutage("unknown", until, wipe=False), now)
         elif node.leaving_for is None:
             node.ready, node.errors = False, (fault.failure,)
             _set_state(node, "unusable", now)
             self._cut(node)
 
-    def _take_out(self, node: Node, outage: Outage, now: float) -> None:
+    def _take_out(self, node: Node, outage: InjectedOutage, now: float) -> None:
         if node.leaving_for is not None or node.outage is not None or node.state == "creating":
             raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
         node.outage, node.leaving_for, node.ready = outage, "outage", False
@@ -513,7 +515,7 @@ class Fleet:
             pool.allocation, pool.allocation_since = "steady", now
             pool.resize_deadline = None
 
-    def _abandon_resize(self, pool: Pool, reason: Failure, now: float) -> None:
+    def _abandon_resize(self, pool: Pool, reason: FailureInfo, now: float) -> None:
         """Take no further step towards the size wanted: nodes that only wait for their tasks stay."""
         pool.resize_deadline = None
         if pool.state == "deleting":

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from batchflow.frozen import frozen
 from batchflow.local.batch.entities import Versioned
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.local.batch.entities import Failure, Node, Run
+    from batchflow.local.batch.entities import FailureInfo, Node, TaskRun
 
 
 @frozen
@@ -44,7 +44,7 @@ class RunStartTask:
 class RunTask:
     """Run a task on its node; tell `run_launched` when it runs, `run_ended` when its processes are gone."""
 
-    run: Run
+    run: TaskRun
 
 
 @frozen
@@ -78,7 +78,7 @@ class Ledger:
     """The account's books."""
 
     actions: list[Action] = field(default_factory=list)
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, TaskRun] = field(default_factory=dict)
     serial: int = 0
 
     def next_serial(self) -> int:
@@ -96,7 +96,7 @@ class Ledger:
         stamp.modified, stamp.version = now, self.next_serial()
 
     def stop(
-        self, run: Run, fate: Literal["complete", "requeue"], reason: Failure, *, hard: bool = False
+        self, run: TaskRun, fate: Literal["complete", "requeue"], reason: FailureInfo, *, hard: bool = False
     ) -> None:
         """Ask for a run's end; that its task completes outweighs that it is requeued."""
         if run.stopped_for is None or hard:

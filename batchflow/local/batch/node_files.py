@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 import aiohttp
 from yarl import URL
 
-from batchflow.frozen import frozen
-from batchflow.local.batch.entities import Failure, ResourceFile
+from batchflow.local.batch.entities import FailureInfo, ResourceFile
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -41,7 +41,7 @@ _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 class PreparationError(Exception):
     """A command could not be made ready to run; `failure` says why in the service's words."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: FailureInfo) -> None:
         super().__init__(failure.message)
         self.failure = failure
 
@@ -165,10 +165,10 @@ def _check(status: int, url: str) -> None:
     details = (("BlobSource", without_query(url)), ("HttpStatusCode", str(status)))
     if status == 404:
         message = "One of the specified Azure Blob(s) is not found"
-        raise PreparationError(Failure("usererror", "BlobNotFound", message, details))
+        raise PreparationError(FailureInfo("usererror", "BlobNotFound", message, details))
     if status in (401, 403):
         message = "Access for one of the specified Azure Blob(s) is denied"
-        raise PreparationError(Failure("usererror", "BlobAccessDenied", message, details))
+        raise PreparationError(FailureInfo("usererror", "BlobAccessDenied", message, details))
     if status != 200:
         raise PreparationError(_download_failure(url, f"HTTP status {status}"))
 
@@ -187,8 +187,8 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _download_failure(url: str, reason: str) -> Failure:
-    return Failure(
+def _download_failure(url: str, reason: str) -> FailureInfo:
+    return FailureInfo(
         "servererror",
         "BlobDownloadMiscError",
         "Miscellaneous error encountered while downloading one of the specified Azure Blob(s)",
@@ -196,12 +196,12 @@ def _download_failure(url: str, reason: str) -> Failure:
     )
 
 
-def disk_failure(error: OSError) -> Failure:
+def disk_failure(error: OSError) -> FailureInfo:
     """What the service reports when a node's disk does not take a file."""
     if error.errno == errno.ENOSPC:
-        return Failure("servererror", "DiskFull", "There is not enough disk space on the node")
+        return FailureInfo("servererror", "DiskFull", "There is not enough disk space on the node")
     message = "Failure encountered creating a resource file for the task"
-    return Failure(
+    return FailureInfo(
         "servererror",
         "ResourceFileCreateFailed",
         message,

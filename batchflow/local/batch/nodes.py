@@ -20,10 +20,10 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchflow.frozen import frozen
 from batchflow.local import processes
-from batchflow.local.batch.entities import Failure, Outcome
+from batchflow.local.batch.entities import FailureInfo, Outcome
 from batchflow.local.batch.node_files import PreparationError, Source, Web, disk_failure, fetch
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ _MACHINE_VARIABLES = ("PATH", "LANG")
 
 
 @frozen
-class Account:
+class NodeAccount:
     """What a command is told of the account that it runs under."""
 
     name: str
@@ -93,7 +93,7 @@ class NodeDisks:
         await asyncio.to_thread(shutil.rmtree, grave, ignore_errors=True)
 
 
-def task_environment(account: Account, disks: NodeDisks, node: Node, task: Task) -> dict[str, str]:
+def task_environment(account: NodeAccount, disks: NodeDisks, node: Node, task: Task) -> dict[str, str]:
     """The environment of a task: the machine's few, the service's AZ_BATCH_ ones, the user's."""
     job_id, task_id = task.job.spec.id, task.spec.id
     directory = disks.task(node, job_id, task_id)
@@ -109,13 +109,15 @@ def task_environment(account: Account, disks: NodeDisks, node: Node, task: Task)
 
 
 def start_task_environment(
-    account: Account, disks: NodeDisks, node: Node, command: CommandSpec
+    account: NodeAccount, disks: NodeDisks, node: Node, command: CommandSpec
 ) -> dict[str, str]:
     """The environment of a start task."""
     return {**_common_environment(account, disks, node, disks.startup(node)), **command.environment}
 
 
-def _common_environment(account: Account, disks: NodeDisks, node: Node, directory: Path) -> dict[str, str]:
+def _common_environment(
+    account: NodeAccount, disks: NodeDisks, node: Node, directory: Path
+) -> dict[str, str]:
     root = disks.of(node)
     return {
         **{name: os.environ[name] for name in _MACHINE_VARIABLES if name in os.environ},
@@ -135,7 +137,7 @@ def _common_environment(account: Account, disks: NodeDisks, node: Node, director
     }
 
 
-class Command:
+class NodeCommand:
     """One execution of a command: its files fetched, its processes run, all of them gone at the end."""
 
     def __init__(
@@ -277,15 +279,15 @@ def _split(command_line: str) -> list[str]:
     return arguments
 
 
-def _launch_failure(program: str, number: int) -> Failure:
+def _launch_failure(program: str, number: int) -> FailureInfo:
     missing = number in (errno.ENOENT, errno.ENOTDIR)
     code = "CommandProgramNotFound" if missing else "CommandLaunchFailed"
     return _launch_error(code, program, os.strerror(number))
 
 
-def _launch_error(code: str, program: str, reason: str) -> Failure:
+def _launch_error(code: str, program: str, reason: str) -> FailureInfo:
     message = {
         "CommandProgramNotFound": "The specified command program is not found",
         "CommandLaunchFailed": "Failed to launch the specified command line",
     }[code]
-    return Failure("usererror", code, message, (("Program", program), ("Message", reason)))
+    return FailureInfo("usererror", code, message, (("Program", program), ("Message", reason)))

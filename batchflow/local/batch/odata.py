@@ -18,8 +18,8 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from batchflow.frozen import frozen
 from batchflow.local.batch.errors import Refused, invalid_query
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 @frozen
-class Page:
+class ODataPage:
     """One page of a list, and the token that asks for the next."""
 
     items: list[dict[str, Any]]
@@ -96,7 +96,7 @@ def parse_max_results(text: str | None) -> int:
 
 def paginate(
     numbered: Iterable[tuple[int, dict[str, Any]]], *, after: str | None, limit: int, wanted: Predicate | None
-) -> Page:
+) -> ODataPage:
     """The page of documents that follow the token `after`, from documents in the order of their numbers.
 
     A token is the number of the last document seen, so a page is stable while documents come and go.
@@ -108,10 +108,10 @@ def paginate(
         if number <= start or (wanted is not None and not wanted(document)):
             continue
         if len(items) == limit:
-            return Page(items, str(last))
+            return ODataPage(items, str(last))
         items.append(document)
         last = number
-    return Page(items, None)
+    return ODataPage(items, None)
 
 
 def _parse_token(token: str | None) -> int:

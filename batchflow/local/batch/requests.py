@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from batchflow.frozen import frozen
 from batchflow.local.batch.catalogue import CORES, PAST, find_image
 from batchflow.local.batch.entities import (
     CommandSpec,
@@ -24,6 +23,7 @@ from batchflow.local.batch.entities import (
 from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
 from batchflow.local.batch.fleet import FORMULA_INTERVAL
 from batchflow.local.batch.values import Fields
+from batchflow.support.frozen import frozen
 
 RESIZE_TIMEOUT = 15 * 60.0
 MIN_RESIZE_TIMEOUT = 5 * 60.0

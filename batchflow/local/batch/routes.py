@@ -10,7 +10,6 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from batchflow.frozen import frozen
 from batchflow.local.batch import conditions as conditions
 from batchflow.local.batch import documents as documents
 from batchflow.local.batch import files as files
@@ -21,6 +20,7 @@ from batchflow.local.batch.errors import Refused, not_implemented
 from batchflow.local.batch.faults import parse_account_faults, parse_fault
 from batchflow.local.batch.ledger import fold
 from batchflow.local.batch.odata import paginate, parse_filter, parse_max_results, select
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Request:
+class BatchRequest:
     """One authenticated request. `names` are the path's decoded segments, `headers` case-insensitive."""
 
     method: str
@@ -45,7 +45,7 @@ class Request:
 
 
 @frozen
-class Answer:
+class BatchAnswer:
     """What to answer: a document, a part of a file, or neither."""
 
     status: int = 200
@@ -70,7 +70,7 @@ class DataPlane:
         self._base = base
         self._identity_of = identity_of
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: BatchRequest) -> BatchAnswer:
         """Carry a request out. Raises Refused."""
         pattern = route_of(request.names)
         route = f"{request.method} {pattern}"
@@ -82,21 +82,21 @@ class DataPlane:
 
     # Faults, of which Azure knows nothing
 
-    def inject_fault(self, request: Request) -> Answer:
+    def inject_fault(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.inject(request.names[1], parse_fault(request.body), request.now)
-        return Answer(204)
+        return BatchAnswer(204)
 
-    def clear_faults(self, request: Request) -> Answer:
+    def clear_faults(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.faults.clear(request.names[1])
-        return Answer(204)
+        return BatchAnswer(204)
 
-    def set_account_faults(self, request: Request) -> Answer:
+    def set_account_faults(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.faults.account = parse_account_faults(request.body)
-        return Answer(204)
+        return BatchAnswer(204)
 
     # Pools
 
-    def create_pool(self, request: Request) -> Answer:
+    def create_pool(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.faults.check_quota("pools", len(self._fleet.pools))
         spec, dedicated, spot = requests.parse_pool(
             request.body, request.now, self._fleet.faults.account.retired
@@ -106,35 +106,35 @@ class DataPlane:
         pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
-    def list_pools(self, request: Request) -> Answer:
+    def list_pools(self, request: BatchRequest) -> BatchAnswer:
         pools = ((pool.stamp.serial, documents.pool_document(pool, self._base())) for pool in self._pools())
         return self._page(request, pools)
 
-    def pool_exists(self, request: Request) -> Answer:
+    def pool_exists(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
-        return Answer(headers=conditions.stamp_headers(pool.stamp))
+        return BatchAnswer(headers=conditions.stamp_headers(pool.stamp))
 
-    def get_pool(self, request: Request) -> Answer:
+    def get_pool(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         return self._resource(request, documents.pool_document(pool, self._base()), pool.stamp)
 
-    def patch_pool(self, request: Request) -> Answer:
+    def patch_pool(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         spec = requests.patch_pool(pool.spec, request.body, request.now, current_nodes=len(pool.nodes))
         self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}")
 
-    def update_pool_properties(self, request: Request) -> Answer:
+    def update_pool_properties(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         spec = requests.replace_pool_properties(pool.spec, request.body)
         self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/updateproperties", status=204)
 
-    def delete_pool(self, request: Request) -> Answer:
+    def delete_pool(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.delete_pool(self._pool(request), request.now)
-        return Answer(202)
+        return BatchAnswer(202)
 
-    def resize_pool(self, request: Request) -> Answer:
+    def resize_pool(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         resize = requests.parse_resize(request.body)
         self._fleet.resize_pool(
@@ -142,23 +142,23 @@ class DataPlane:
         )
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/resize", status=202)
 
-    def stop_resize(self, request: Request) -> Answer:
+    def stop_resize(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         self._fleet.stop_resize(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
 
-    def enable_autoscale(self, request: Request) -> Answer:
+    def enable_autoscale(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         formula, interval = requests.parse_formula(request.body)
         self._fleet.enable_formula(pool, formula, interval, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/enableautoscale")
 
-    def disable_autoscale(self, request: Request) -> Answer:
+    def disable_autoscale(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         self._fleet.disable_formula(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/disableautoscale")
 
-    def evaluate_autoscale(self, request: Request) -> Answer:
+    def evaluate_autoscale(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         formula = requests.parse_evaluation(request.body)
         if pool.spec.formula is None:
@@ -167,130 +167,130 @@ class DataPlane:
         answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
         return replace(answer, document=documents.formula_run_document(run))
 
-    def remove_nodes(self, request: Request) -> Answer:
+    def remove_nodes(self, request: BatchRequest) -> BatchAnswer:
         pool = self._pool(request)
         nodes, option, timeout = requests.parse_remove_nodes(request.body)
         self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
 
-    def node_counts(self, request: Request) -> Answer:
+    def node_counts(self, request: BatchRequest) -> BatchAnswer:
         pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
         return self._page(request, pools)
 
-    def supported_images(self, request: Request) -> Answer:
+    def supported_images(self, request: BatchRequest) -> BatchAnswer:
         return self._page(request, enumerate(documents.image_documents(self._fleet.faults.account.retired)))
 
     # Nodes
 
-    def list_nodes(self, request: Request) -> Answer:
+    def list_nodes(self, request: BatchRequest) -> BatchAnswer:
         nodes = self._pool(request).nodes.values()
         listed = ((node.serial, documents.node_document(node, self._base())) for node in list(nodes))
         return self._page(request, listed)
 
-    def get_node(self, request: Request) -> Answer:
+    def get_node(self, request: BatchRequest) -> BatchAnswer:
         document = documents.node_document(self._node(request), self._base())
-        return Answer(document=_selected(request, document))
+        return BatchAnswer(document=_selected(request, document))
 
-    def reboot_node(self, request: Request) -> Answer:
+    def reboot_node(self, request: BatchRequest) -> BatchAnswer:
         option = requests.parse_node_option(request.body, "nodeRebootOption")
         self._fleet.reboot(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def reimage_node(self, request: Request) -> Answer:
+    def reimage_node(self, request: BatchRequest) -> BatchAnswer:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
         self._fleet.reimage(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def deallocate_node(self, request: Request) -> Answer:
+    def deallocate_node(self, request: BatchRequest) -> BatchAnswer:
         option = requests.parse_node_option(request.body, "nodeDeallocateOption")
         self._fleet.deallocate(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def start_node(self, request: Request) -> Answer:
+    def start_node(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.start(self._node(request), request.now)
         return self._done(request, 202)
 
-    def disable_scheduling(self, request: Request) -> Answer:
+    def disable_scheduling(self, request: BatchRequest) -> BatchAnswer:
         option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
         self._fleet.disable_scheduling(self._node(request), option, request.now)
         return self._done(request, 200)
 
-    def enable_scheduling(self, request: Request) -> Answer:
+    def enable_scheduling(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.enable_scheduling(self._node(request), request.now)
         return self._done(request, 200)
 
-    def list_node_files(self, request: Request) -> Answer:
+    def list_node_files(self, request: BatchRequest) -> BatchAnswer:
         node = self._node(request)
         return self._list_files(request, self._disks.of(node), documents.node_url(node, self._base()))
 
-    def get_node_file(self, request: Request) -> Answer:
+    def get_node_file(self, request: BatchRequest) -> BatchAnswer:
         node = self._node(request)
         return self._get_file(request, self._disks.of(node), documents.node_url(node, self._base()))
 
-    def delete_node_file(self, request: Request) -> Answer:
+    def delete_node_file(self, request: BatchRequest) -> BatchAnswer:
         return self._delete_file(request, self._disks.of(self._node(request)))
 
     # Jobs
 
-    def create_job(self, request: Request) -> Answer:
+    def create_job(self, request: BatchRequest) -> BatchAnswer:
         self._fleet.faults.check_quota("jobs", self._work.active_jobs())
         job = self._work.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
-    def list_jobs(self, request: Request) -> Answer:
+    def list_jobs(self, request: BatchRequest) -> BatchAnswer:
         jobs = list(self._work.jobs.values())
         return self._page(
             request, ((job.stamp.serial, documents.job_document(job, self._base())) for job in jobs)
         )
 
-    def get_job(self, request: Request) -> Answer:
+    def get_job(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         return self._resource(request, documents.job_document(job, self._base()), job.stamp)
 
-    def patch_job(self, request: Request) -> Answer:
+    def patch_job(self, request: BatchRequest) -> BatchAnswer:
         return self._change_job(request, whole=False)
 
-    def replace_job(self, request: Request) -> Answer:
+    def replace_job(self, request: BatchRequest) -> BatchAnswer:
         return self._change_job(request, whole=True)
 
-    def _change_job(self, request: Request, *, whole: bool) -> Answer:
+    def _change_job(self, request: BatchRequest, *, whole: bool) -> BatchAnswer:
         job = self._job(request)
         self._work.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}")
 
-    def delete_job(self, request: Request) -> Answer:
+    def delete_job(self, request: BatchRequest) -> BatchAnswer:
         self._work.delete_job(self._job(request), request.now)
-        return Answer(202)
+        return BatchAnswer(202)
 
-    def terminate_job(self, request: Request) -> Answer:
+    def terminate_job(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         self._work.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/terminate", status=202)
 
-    def disable_job(self, request: Request) -> Answer:
+    def disable_job(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         self._work.disable_job(job, requests.parse_disable_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/disable", status=202)
 
-    def enable_job(self, request: Request) -> Answer:
+    def enable_job(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         self._work.enable_job(job, request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/enable", status=202)
 
-    def task_counts(self, request: Request) -> Answer:
-        return Answer(document=documents.task_counts_document(self._job(request)))
+    def task_counts(self, request: BatchRequest) -> BatchAnswer:
+        return BatchAnswer(document=documents.task_counts_document(self._job(request)))
 
     # Tasks
 
-    def create_task(self, request: Request) -> Answer:
+    def create_task(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         task = self._work.create_task(job, requests.parse_task(request.body, job.spec), request.now)
         return self._created(task.stamp, f"jobs/{job.spec.id}/tasks/{task.spec.id}")
 
-    def create_tasks(self, request: Request) -> Answer:
+    def create_tasks(self, request: BatchRequest) -> BatchAnswer:
         job = self._job(request)
         results = [self._create_one_of(job, body, request.now) for body in requests.parse_tasks(request.body)]
-        return Answer(document={"value": results})
+        return BatchAnswer(document={"value": results})
 
     def _create_one_of(self, job: Job, body: Any, now: float) -> Document:
         try:
@@ -308,48 +308,48 @@ class DataPlane:
             "location": document["url"],
         }
 
-    def list_tasks(self, request: Request) -> Answer:
+    def list_tasks(self, request: BatchRequest) -> BatchAnswer:
         tasks = list(self._job(request).tasks.values())
         listed = ((task.stamp.serial, documents.task_document(task, self._base())) for task in tasks)
         return self._page(request, listed)
 
-    def get_task(self, request: Request) -> Answer:
+    def get_task(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         return self._resource(request, documents.task_document(task, self._base()), task.stamp)
 
-    def replace_task(self, request: Request) -> Answer:
+    def replace_task(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         spec = requests.replace_task(task.spec, request.body, task.job.spec)
         self._work.change_task(task, spec, request.now)
         return self._changed(task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}")
 
-    def delete_task(self, request: Request) -> Answer:
+    def delete_task(self, request: BatchRequest) -> BatchAnswer:
         self._work.delete_task(self._task(request), request.now)
-        return Answer()
+        return BatchAnswer()
 
-    def terminate_task(self, request: Request) -> Answer:
+    def terminate_task(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         self._work.terminate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/terminate", status=204
         )
 
-    def reactivate_task(self, request: Request) -> Answer:
+    def reactivate_task(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         self._work.reactivate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/reactivate", status=204
         )
 
-    def list_task_files(self, request: Request) -> Answer:
+    def list_task_files(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         return self._list_files(request, self._task_directory(task), documents.task_url(task, self._base()))
 
-    def get_task_file(self, request: Request) -> Answer:
+    def get_task_file(self, request: BatchRequest) -> BatchAnswer:
         task = self._task(request)
         return self._get_file(request, self._task_directory(task), documents.task_url(task, self._base()))
 
-    def delete_task_file(self, request: Request) -> Answer:
+    def delete_task_file(self, request: BatchRequest) -> BatchAnswer:
         return self._delete_file(request, self._task_directory(self._task(request)))
 
     # What a request names
@@ -357,22 +357,22 @@ class DataPlane:
     def _pools(self) -> list[Pool]:
         return list(self._fleet.pools.values())
 
-    def _pool(self, request: Request) -> Pool:
+    def _pool(self, request: BatchRequest) -> Pool:
         pool = self._fleet.pool(request.names[1])
         if len(request.names) <= 3:
             conditions.check(request.method, request.headers, pool.stamp)
         return pool
 
-    def _node(self, request: Request) -> Node:
+    def _node(self, request: BatchRequest) -> Node:
         return self._fleet.node(self._fleet.pool(request.names[1]), request.names[3])
 
-    def _job(self, request: Request) -> Job:
+    def _job(self, request: BatchRequest) -> Job:
         job = self._work.job(request.names[1])
         if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
             conditions.check(request.method, request.headers, job.stamp)
         return job
 
-    def _task(self, request: Request) -> Task:
+    def _task(self, request: BatchRequest) -> Task:
         task = self._work.task(self._work.job(request.names[1]), request.names[3])
         if "files" not in request.names[4:5]:
             conditions.check(request.method, request.headers, task.stamp)
@@ -387,23 +387,25 @@ class DataPlane:
 
     # Answers
 
-    def _created(self, stamp: Versioned, path: str) -> Answer:
+    def _created(self, stamp: Versioned, path: str) -> BatchAnswer:
         url = f"{self._base()}/{path}"
-        return Answer(201, headers={**conditions.stamp_headers(stamp), "DataServiceId": url, "Location": url})
+        return BatchAnswer(
+            201, headers={**conditions.stamp_headers(stamp), "DataServiceId": url, "Location": url}
+        )
 
-    def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> Answer:
-        return Answer(
+    def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> BatchAnswer:
+        return BatchAnswer(
             status, headers={**conditions.stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"}
         )
 
-    def _done(self, request: Request, status: int) -> Answer:
+    def _done(self, request: BatchRequest, status: int) -> BatchAnswer:
         """An action on what has no version."""
-        return Answer(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
+        return BatchAnswer(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
 
-    def _resource(self, request: Request, document: Document, stamp: Versioned) -> Answer:
-        return Answer(document=_selected(request, document), headers=conditions.stamp_headers(stamp))
+    def _resource(self, request: BatchRequest, document: Document, stamp: Versioned) -> BatchAnswer:
+        return BatchAnswer(document=_selected(request, document), headers=conditions.stamp_headers(stamp))
 
-    def _page(self, request: Request, numbered: Iterable[tuple[int, Document]]) -> Answer:
+    def _page(self, request: BatchRequest, numbered: Iterable[tuple[int, Document]]) -> BatchAnswer:
         expression = request.query.get("$filter")
         page = paginate(
             numbered,
@@ -417,16 +419,16 @@ class DataPlane:
             path = "/".join(quote(name, safe="") for name in request.names)
             query = urlencode({**request.query, "$skiptoken": page.next_token})
             document["odata.nextLink"] = f"{self._base()}/{path}?{query}"
-        return Answer(document=document)
+        return BatchAnswer(document=document)
 
-    def _list_files(self, request: Request, root: Path, url: str) -> Answer:
+    def _list_files(self, request: BatchRequest, root: Path, url: str) -> BatchAnswer:
         return self._page(request, files.list_files(root, f"{url}/files", recursive=_recursive(request)))
 
-    def _delete_file(self, request: Request, root: Path) -> Answer:
+    def _delete_file(self, request: BatchRequest, root: Path) -> BatchAnswer:
         files.delete(files.locate(root, request.names[5]), recursive=_recursive(request))
-        return Answer()
+        return BatchAnswer()
 
-    def _get_file(self, request: Request, root: Path, url: str) -> Answer:
+    def _get_file(self, request: BatchRequest, root: Path, url: str) -> BatchAnswer:
         name = request.names[5]
         path = files.locate(root, name)
         status = path.stat()
@@ -437,10 +439,10 @@ class DataPlane:
         }
         if request.method == "HEAD":
             length = 0 if path.is_dir() else status.st_size
-            return Answer(
+            return BatchAnswer(
                 headers=headers | {"Content-Length": str(length), "Content-Type": files.CONTENT_TYPE}
             )
-        return Answer(headers=headers, content=files.slice_of(path, request.headers.get("ocp-range")))
+        return BatchAnswer(headers=headers, content=files.slice_of(path, request.headers.get("ocp-range")))
 
 
 def route_of(names: tuple[str, ...]) -> str:
@@ -454,15 +456,15 @@ def split_path(segments: Iterable[str]) -> tuple[str, ...]:
     return (*names[:5], "/".join(names[5:])) if len(names) > 5 else names
 
 
-def _recursive(request: Request) -> bool:
+def _recursive(request: BatchRequest) -> bool:
     return request.query.get("recursive", "false").lower() == "true"
 
 
-def _selected(request: Request, document: Document) -> Document:
+def _selected(request: BatchRequest, document: Document) -> Document:
     return select(document, _selection(request))
 
 
-def _selection(request: Request) -> list[str]:
+def _selection(request: BatchRequest) -> list[str]:
     """The names of `$select`; none means all properties. Raises Refused."""
     names = [name for name in request.query.get("$select", "").split(",") if name.strip()]
     queries.check_selection(names, route_of(request.names).removesuffix("/*"))
@@ -480,7 +482,7 @@ def _unserved(method: str, pattern: str) -> Refused:
     )
 
 
-ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
+ROUTES: dict[str, Callable[[DataPlane, BatchRequest], BatchAnswer]] = {
     "POST pools": DataPlane.create_pool,
     "GET pools": DataPlane.list_pools,
     "HEAD pools/*": DataPlane.pool_exists,
@@ -532,7 +534,7 @@ ROUTES: dict[str, Callable[[DataPlane, Request], Answer]] = {
     "HEAD jobs/*/tasks/*/files/*": DataPlane.get_task_file,
 }
 
-_CONTROL: dict[str, Callable[[DataPlane, Request], Answer]] = {
+_CONTROL: dict[str, Callable[[DataPlane, BatchRequest], BatchAnswer]] = {
     "POST pools/*/faults": DataPlane.inject_fault,
     "DELETE pools/*/faults": DataPlane.clear_faults,
     "POST faults": DataPlane.set_account_faults,

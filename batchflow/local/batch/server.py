@@ -19,7 +19,7 @@ import orjson
 from aiohttp import web
 
 from batchflow.local.batch.auth import authenticate, authenticate_token
-from batchflow.local.batch.entities import Failure, Outcome
+from batchflow.local.batch.entities import FailureInfo, Outcome
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.ledger import (
     Action,
@@ -35,22 +35,22 @@ from batchflow.local.batch.node_files import Web
 from batchflow.local.batch.nodes import (
     KEEPER_PATIENCE,
     STOP_GRACE,
-    Account,
-    Command,
+    NodeAccount,
+    NodeCommand,
     NodeDisks,
     start_task_environment,
     task_environment,
 )
-from batchflow.local.batch.routes import Answer, DataPlane, Request, split_path
+from batchflow.local.batch.routes import BatchAnswer, BatchRequest, DataPlane, split_path
 from batchflow.local.batch.state import BatchState
-from batchflow.local.entra import BEARER, STORAGE
+from batchflow.local.security.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from batchflow.local.batch.entities import Node, Run
+    from batchflow.local.batch.entities import Node, TaskRun
     from batchflow.local.batch.files import FileSlice
-    from batchflow.local.identity import Entra
+    from batchflow.local.security.identity_endpoint import Entra
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ SHUTDOWN_TIMEOUT = 1.0
 
 _CHUNK = 1 << 16
 _CLOSED = "the Batch server is closed"
-_UNKNOWN = Failure("servererror", "Unknown", "An unknown error has occurred while running the task")
+_UNKNOWN = FailureInfo("servererror", "Unknown", "An unknown error has occurred while running the task")
 
 
 class BatchServer:
@@ -98,7 +98,7 @@ class BatchServer:
         self._state = BatchState(account)
         self._entra = entra
         self._plane = DataPlane(self._state, self._disks, lambda: self.url, self._identity_of)
-        self._commands: dict[int, Command] = {}
+        self._commands: dict[int, NodeCommand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
@@ -161,12 +161,12 @@ class BatchServer:
             await asyncio.sleep(self._latency)
         return await self._respond(request, answer, headers)
 
-    async def _accept(self, request: web.BaseRequest) -> Request:
+    async def _accept(self, request: web.BaseRequest) -> BatchRequest:
         body = await _read_body(request)
         now = time.time()
         self._authenticate(request, now)
         path, _, query = request.raw_path.partition("?")
-        return Request(
+        return BatchRequest(
             method=request.method,
             names=split_path(unquote(segment) for segment in path.strip("/").split("/")),
             query=dict(parse_qsl(query, keep_blank_values=True)),
@@ -207,7 +207,7 @@ class BatchServer:
         return {} if self._entra is None else self._entra.environment(node.pool.spec.id)
 
     async def _respond(
-        self, request: web.BaseRequest, answer: Answer, headers: dict[str, str]
+        self, request: web.BaseRequest, answer: BatchAnswer, headers: dict[str, str]
     ) -> web.StreamResponse:
         if answer.content is not None:
             try:
@@ -305,8 +305,8 @@ class BatchServer:
         if record is None:
             raise AssertionError("a start task without a record")
         spec = record.spec.command
-        environment = start_task_environment(Account(self._account, self.url), self._disks, node, spec)
-        command = Command(
+        environment = start_task_environment(NodeAccount(self._account, self.url), self._disks, node, spec)
+        command = NodeCommand(
             spec,
             self._disks.startup(node),
             self._identity_environment(node) | environment,
@@ -317,15 +317,15 @@ class BatchServer:
         self._commands[run] = command
         self._watch(self._keep_start_task(run, command))
 
-    async def _keep_start_task(self, run: int, command: Command) -> None:
+    async def _keep_start_task(self, run: int, command: NodeCommand) -> None:
         outcome = await self._execute(run, command, launched=lambda: None)
         self._state.fleet.start_task_ended(run, outcome, time.time())
         self._act()
 
-    def _run_task(self, run: Run) -> None:
+    def _run_task(self, run: TaskRun) -> None:
         task, node = run.task, run.node
-        environment = task_environment(Account(self._account, self.url), self._disks, node, task)
-        command = Command(
+        environment = task_environment(NodeAccount(self._account, self.url), self._disks, node, task)
+        command = NodeCommand(
             task.spec.command,
             self._disks.task(node, task.job.spec.id, task.spec.id),
             self._identity_environment(node) | environment,
@@ -336,7 +336,7 @@ class BatchServer:
         self._commands[run.id] = command
         self._watch(self._keep_task(run, command))
 
-    async def _keep_task(self, run: Run, command: Command) -> None:
+    async def _keep_task(self, run: TaskRun, command: NodeCommand) -> None:
         def launched() -> None:
             self._state.run_launched(run.id, time.time())
 
@@ -344,7 +344,7 @@ class BatchServer:
         self._state.run_ended(run.id, outcome, time.time())
         self._act()
 
-    async def _execute(self, run: int, command: Command, launched: Callable[[], None]) -> Outcome:
+    async def _execute(self, run: int, command: NodeCommand, launched: Callable[[], None]) -> Outcome:
         if self._web is None:
             raise RuntimeError(_CLOSED)
         try:
@@ -386,9 +386,9 @@ def _parse_body(body: bytes) -> Any:
         raise Refused("InvalidRequestBody", Reason=error) from None
 
 
-def _refusal(refused: Refused) -> Answer:
+def _refusal(refused: Refused) -> BatchAnswer:
     bare = refused.status == 304
-    return Answer(refused.status, None if bare else refused.body())
+    return BatchAnswer(refused.status, None if bare else refused.body())
 
 
 async def _send_file(

@@ -26,8 +26,8 @@ from batchflow.local.batch.entities import (
     JobState,
     Node,
     Outcome,
-    Run,
     Task,
+    TaskRun,
     TaskSpec,
     TaskState,
 )
@@ -204,7 +204,7 @@ class Work:
     def assign(self, task: Task, node: Node, now: float) -> None:
         """Give a waiting task a node to run on."""
         del task.job.waiting[fold(task.spec.id)]
-        run = Run(self._ledger.next_serial(), task, node)
+        run = TaskRun(self._ledger.next_serial(), task, node)
         if task.spec.command.max_seconds is not None:
             run.deadline = now + task.spec.command.max_seconds
         self._ledger.runs[run.id] = node.runs[run.id] = run
@@ -215,12 +215,12 @@ class Work:
         node.note(task)
         self._ledger.actions.append(RunTask(run))
 
-    def launched(self, run: Run, now: float) -> None:
+    def launched(self, run: TaskRun, now: float) -> None:
         """A task's command has been started."""
         if run.task.state == "preparing":
             _set_task_state(run.task, "running", now)
 
-    def ended(self, run: Run, outcome: Outcome, now: float) -> None:
+    def ended(self, run: TaskRun, outcome: Outcome, now: float) -> None:
         """A run's processes are gone, all of them."""
         task, node, job = run.task, run.node, run.task.job
         del self._ledger.runs[run.id], node.runs[run.id]
@@ -233,7 +233,7 @@ class Work:
         node.tasks_succeeded += task.state == "completed" and final is not None and final.succeeded
         self._settle(job, now)
 
-    def _conclude(self, run: Run, outcome: Outcome, now: float) -> None:
+    def _conclude(self, run: TaskRun, outcome: Outcome, now: float) -> None:
         task, execution = run.task, run.task.execution
         if run.stopped_for is not None and run.fate == "requeue":
             execution.requeues, execution.last_requeue = execution.requeues + 1, now
@@ -294,7 +294,7 @@ class Work:
         for run in self._runs_of(job):
             self._ledger.stop(run, "complete", ENDED_BY_USER)
 
-    def _runs_of(self, job: Job) -> list[Run]:
+    def _runs_of(self, job: Job) -> list[TaskRun]:
         return [self._ledger.runs[run_id] for run_id in sorted(job.runs)]
 
 

@@ -30,12 +30,12 @@ from enum import Enum, auto
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from batchflow.frozen import frozen
-from batchflow.local.blob.faults import BlobRefused, Fault
-from batchflow.local.blob.model import AccessPolicy
-from batchflow.local.entra import BEARER, STORAGE, TENANT, Directory, Principal
-from batchflow.local.sas import TokenRefused
-from batchflow.local.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
+from batchflow.local.blob.model import StoredPolicy
+from batchflow.local.security.entra import BEARER, STORAGE, TENANT, Directory, Principal
+from batchflow.local.security.sas import TokenRefused
+from batchflow.local.security.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
+from batchflow.support.frozen import frozen
 
 _ALL = frozenset("racwdxyltmeopif")
 _OLDEST_SAS_VERSION = "2018-11-09"
@@ -71,7 +71,7 @@ class Level(Enum):
 
 
 @frozen
-class Grant:
+class BlobGrant:
     """What the caller may do: permission letters per level. The account's own key may do everything."""
 
     permissions: Mapping[Level, frozenset[str]]
@@ -88,11 +88,11 @@ class Grant:
         if self.allows(level, any_of):
             return
         if level not in self.permissions:
-            raise BlobRefused(Fault.AUTHORIZATION_RESOURCE_TYPE_MISMATCH)
-        raise BlobRefused(Fault.AUTHORIZATION_PERMISSION_MISMATCH)
+            raise BlobRefused(BlobErrorCode.AUTHORIZATION_RESOURCE_TYPE_MISMATCH)
+        raise BlobRefused(BlobErrorCode.AUTHORIZATION_PERMISSION_MISMATCH)
 
 
-OWNER = Grant(dict.fromkeys(Level, _ALL), owner=True)
+OWNER = BlobGrant(dict.fromkeys(Level, _ALL), owner=True)
 
 
 @frozen
@@ -117,7 +117,7 @@ class SignedRequest:
         return next((value for key, value in self.query if key == name), "")
 
 
-PolicyLookup = Callable[[str, str], AccessPolicy | None]
+PolicyLookup = Callable[[str, str], StoredPolicy | None]
 
 
 class Authenticator:
@@ -131,7 +131,7 @@ class Authenticator:
         self._directory = directory
         self._key = base64.b64decode(key, validate=True)
 
-    def authenticate(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
+    def authenticate(self, request: SignedRequest, policies: PolicyLookup, now: float) -> BlobGrant:
         """Return what the request's sender may do, or raise a 401 or 403; `now` in epoch seconds."""
         if header := request.headers.get("authorization"):
             if self._directory is not None and header.startswith(BEARER):
@@ -139,9 +139,9 @@ class Authenticator:
             return self._shared_key(request, header, now)
         if request.parameter("sig"):
             return self._shared_access(request, policies, now)
-        raise BlobRefused(Fault.NO_AUTHENTICATION_INFORMATION)
+        raise BlobRefused(BlobErrorCode.NO_AUTHENTICATION_INFORMATION)
 
-    def _shared_key(self, request: SignedRequest, header: str, now: float) -> Grant:
+    def _shared_key(self, request: SignedRequest, header: str, now: float) -> BlobGrant:
         scheme, _, credential = header.partition(" ")
         account, _, signature = credential.partition(":")
         if scheme != "SharedKey":
@@ -156,7 +156,7 @@ class Authenticator:
             raise _unauthenticated(f"The signature does not match. The string to sign was {candidates[0]!r}.")
         return OWNER
 
-    def _by_token(self, request: SignedRequest, token: str, directory: Directory, now: float) -> Grant:
+    def _by_token(self, request: SignedRequest, token: str, directory: Directory, now: float) -> BlobGrant:
         if request.scheme != "https":
             raise _unauthenticated("A token counts over https only.")
         try:
@@ -164,14 +164,14 @@ class Authenticator:
         except TokenRefused as refused:
             raise _unauthenticated(f"{refused}.") from refused
         permissions = known.principal.on_container(request.container)
-        return Grant(dict.fromkeys(Level, permissions), delegate=known.principal)
+        return BlobGrant(dict.fromkeys(Level, permissions), delegate=known.principal)
 
-    def delegated_key(self, grant: Grant, start: str, expiry: str) -> DelegatedKey:
+    def delegated_key(self, grant: BlobGrant, start: str, expiry: str) -> DelegatedKey:
         """The key for a user delegation SAS. Raises a 403 for whoever may not have it."""
         if self._directory is None or grant.delegate is None or not grant.delegate.may_delegate:
-            raise BlobRefused(Fault.AUTHORIZATION_PERMISSION_MISMATCH)
+            raise BlobRefused(BlobErrorCode.AUTHORIZATION_PERMISSION_MISMATCH)
         if parse_time(expiry) - parse_time(start) > MAX_DELEGATION:
-            raise BlobRefused(Fault.INVALID_INPUT, "The key may live for seven days at most.")
+            raise BlobRefused(BlobErrorCode.INVALID_INPUT, "The key may live for seven days at most.")
         fields = (grant.delegate.object_id, TENANT, start, expiry, "b", DELEGATION_VERSION)
         return DelegatedKey(*fields, self._directory.delegated_key(*fields))
 
@@ -185,7 +185,7 @@ class Authenticator:
             raise _unauthenticated("The key that the SAS is signed with is not valid now.")
         return base64.b64decode(self._directory.delegated_key(*fields)), owner.on_container(request.container)
 
-    def _shared_access(self, request: SignedRequest, policies: PolicyLookup, now: float) -> Grant:
+    def _shared_access(self, request: SignedRequest, policies: PolicyLookup, now: float) -> BlobGrant:
         version = request.parameter("sv")
         if version < _OLDEST_SAS_VERSION:
             raise _unauthenticated(f"The signed version {version!r} is older than {_OLDEST_SAS_VERSION}.")
@@ -309,7 +309,7 @@ class _Terms:
 def _terms(request: SignedRequest, policies: PolicyLookup) -> _Terms:
     """The SAS's own fields joined with those of its stored access policy; a field may stand in one only."""
     get = request.parameter
-    policy = AccessPolicy("")
+    policy = StoredPolicy("")
     if identifier := get("si"):
         found = policies(request.container, identifier)
         if found is None:
@@ -339,9 +339,9 @@ def _check_period(terms: _Terms, now: float) -> None:
 def _check_transport(request: SignedRequest) -> None:
     protocols = request.parameter("spr")
     if protocols and request.scheme not in protocols.split(","):
-        raise BlobRefused(Fault.AUTHORIZATION_PROTOCOL_MISMATCH)
+        raise BlobRefused(BlobErrorCode.AUTHORIZATION_PROTOCOL_MISMATCH)
     if (addresses := request.parameter("sip")) and not _within(request.source_ip, addresses):
-        raise BlobRefused(Fault.AUTHORIZATION_SOURCE_IP_MISMATCH)
+        raise BlobRefused(BlobErrorCode.AUTHORIZATION_SOURCE_IP_MISMATCH)
 
 
 def _within(address: str, addresses: str) -> bool:
@@ -353,18 +353,18 @@ def _within(address: str, addresses: str) -> bool:
     return low.version == high.version == asked.version and int(low) <= int(asked) <= int(high)
 
 
-def _service_grant(request: SignedRequest, terms: _Terms) -> Grant:
+def _service_grant(request: SignedRequest, terms: _Terms) -> BlobGrant:
     if request.parameter("sr") == "b":
-        return Grant({Level.OBJECT: terms.permissions})
-    return Grant({Level.CONTAINER: terms.permissions & {"l"}, Level.OBJECT: terms.permissions})
+        return BlobGrant({Level.OBJECT: terms.permissions})
+    return BlobGrant({Level.CONTAINER: terms.permissions & {"l"}, Level.OBJECT: terms.permissions})
 
 
-def _account_grant(request: SignedRequest, terms: _Terms) -> Grant:
+def _account_grant(request: SignedRequest, terms: _Terms) -> BlobGrant:
     if "b" not in request.parameter("ss"):
-        raise BlobRefused(Fault.AUTHORIZATION_SERVICE_MISMATCH)
+        raise BlobRefused(BlobErrorCode.AUTHORIZATION_SERVICE_MISMATCH)
     letters = {"s": Level.SERVICE, "c": Level.CONTAINER, "o": Level.OBJECT}
     types = request.parameter("srt")
-    return Grant({level: terms.permissions for letter, level in letters.items() if letter in types})
+    return BlobGrant({level: terms.permissions for letter, level in letters.items() if letter in types})
 
 
 def _check_date(headers: Mapping[str, str], now: float) -> None:
@@ -387,4 +387,4 @@ def parse_time(text: str) -> float:
 
 
 def _unauthenticated(detail: str) -> BlobRefused:
-    return BlobRefused(Fault.AUTHENTICATION_FAILED, detail)
+    return BlobRefused(BlobErrorCode.AUTHENTICATION_FAILED, detail)

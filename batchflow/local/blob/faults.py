@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 
-class Fault(Enum):
+class BlobErrorCode(Enum):
     """One error code of the service: its HTTP status, its name on the wire and its usual message."""
 
     APPEND_POSITION_CONDITION_NOT_MET = (
@@ -179,7 +179,7 @@ class Fault(Enum):
 class BlobRefused(Exception):
     """A request that the service answers with an error; the HTTP shell turns it into that answer."""
 
-    def __init__(self, fault: Fault, detail: str | None = None) -> None:
+    def __init__(self, fault: BlobErrorCode, detail: str | None = None) -> None:
         self.fault = fault
         self.detail = detail
         super().__init__(f"{fault.code}: {detail or fault.message}")

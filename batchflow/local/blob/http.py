@@ -15,19 +15,19 @@ from email.utils import parsedate_to_datetime
 from typing import overload
 from urllib.parse import unquote
 
-from batchflow.frozen import frozen
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.model import (
     MAX_PAGE,
-    Blob,
+    BlobContainerState,
     BlobKind,
+    BlobStamp,
+    BlobVersion,
     Conditions,
-    Container,
     ContentSettings,
     Metadata,
-    Stamp,
 )
 from batchflow.local.blob.xml import http_date
+from batchflow.support.frozen import frozen
 
 MAX_METADATA = 8 * 1024
 MAX_MD5_RANGE = 4 * 1024 * 1024
@@ -77,7 +77,7 @@ class ByteRange:
     def within(self, size: int) -> tuple[int, int]:
         """Offset and length in content of `size` bytes, or INVALID_RANGE."""
         if self.start >= size:
-            raise BlobRefused(Fault.INVALID_RANGE)
+            raise BlobRefused(BlobErrorCode.INVALID_RANGE)
         last = size - 1 if self.last is None else min(self.last, size - 1)
         return self.start, last - self.start + 1
 
@@ -106,7 +106,7 @@ def split_target(raw_url: str) -> tuple[Target, Query]:
         target = Target(raw, *(unquote(part, errors="strict") for part in (account, container, blob)))
         return target, tuple((name.lower(), unquote(value, errors="strict")) for name, _, value in pairs)
     except UnicodeDecodeError:
-        raise BlobRefused(Fault.INVALID_URI, "The URI is not percent-encoded UTF-8.") from None
+        raise BlobRefused(BlobErrorCode.INVALID_URI, "The URI is not percent-encoded UTF-8.") from None
 
 
 def check_supported(headers: Headers, query: Query) -> None:
@@ -114,19 +114,19 @@ def check_supported(headers: Headers, query: Query) -> None:
     for name in headers:
         if name.startswith(_UNSUPPORTED_HEADERS):
             raise BlobRefused(
-                Fault.NOT_IMPLEMENTED, f"The local Blob service does not have the header {name}."
+                BlobErrorCode.NOT_IMPLEMENTED, f"The local Blob service does not have the header {name}."
             )
     for name, value in query:
         if name in _UNSUPPORTED_PARAMETERS:
             raise BlobRefused(
-                Fault.NOT_IMPLEMENTED, f"The local Blob service does not have the parameter {name}."
+                BlobErrorCode.NOT_IMPLEMENTED, f"The local Blob service does not have the parameter {name}."
             )
         if name == "include" and (lacking := _UNSUPPORTED_INCLUDES & set(value.lower().split(","))):
             raise BlobRefused(
-                Fault.NOT_IMPLEMENTED, f"The local Blob service cannot include {sorted(lacking)}."
+                BlobErrorCode.NOT_IMPLEMENTED, f"The local Blob service cannot include {sorted(lacking)}."
             )
     if "x-ms-lease-id" in headers:
-        raise BlobRefused(Fault.LEASE_NOT_PRESENT)
+        raise BlobRefused(BlobErrorCode.LEASE_NOT_PRESENT)
 
 
 def parse_conditions(headers: Headers) -> Conditions:
@@ -146,7 +146,7 @@ def parse_range(headers: Headers) -> ByteRange | None:
         return None
     start, last = int(found[1]), int(found[2]) if found[2] else None
     if last is not None and last < start:
-        raise BlobRefused(Fault.INVALID_RANGE)
+        raise BlobRefused(BlobErrorCode.INVALID_RANGE)
     return ByteRange(start, last)
 
 
@@ -159,10 +159,10 @@ def parse_metadata(headers: Headers, original_names: Headers) -> Metadata:
     }
     if bad := [name for name in metadata if not _METADATA_NAME.match(name)]:
         raise BlobRefused(
-            Fault.INVALID_METADATA, f"A metadata name must be an identifier: {bad[0]!r} is not."
+            BlobErrorCode.INVALID_METADATA, f"A metadata name must be an identifier: {bad[0]!r} is not."
         )
     if sum(len(name) + len(value) for name, value in metadata.items()) > MAX_METADATA:
-        raise BlobRefused(Fault.METADATA_TOO_LARGE)
+        raise BlobRefused(BlobErrorCode.METADATA_TOO_LARGE)
     return metadata
 
 
@@ -187,13 +187,15 @@ def parse_kind(headers: Headers) -> BlobKind:
     """Read x-ms-blob-type, which Put Blob must have."""
     match headers.get("x-ms-blob-type", ""):
         case "":
-            raise BlobRefused(Fault.MISSING_REQUIRED_HEADER, "x-ms-blob-type is missing.")
+            raise BlobRefused(BlobErrorCode.MISSING_REQUIRED_HEADER, "x-ms-blob-type is missing.")
         case "PageBlob":
-            raise BlobRefused(Fault.NOT_IMPLEMENTED, "The local Blob service does not have page blobs.")
+            raise BlobRefused(
+                BlobErrorCode.NOT_IMPLEMENTED, "The local Blob service does not have page blobs."
+            )
         case "BlockBlob" | "AppendBlob" as kind:
             return BlobKind(kind)
         case other:
-            raise BlobRefused(Fault.INVALID_HEADER_VALUE, f"x-ms-blob-type {other!r} is not known.")
+            raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, f"x-ms-blob-type {other!r} is not known.")
 
 
 def parse_md5(headers: Headers, name: str) -> bytes | None:
@@ -203,9 +205,9 @@ def parse_md5(headers: Headers, name: str) -> bytes | None:
     try:
         digest = base64.b64decode(value, validate=True)
     except binascii.Error:
-        raise BlobRefused(Fault.INVALID_MD5) from None
+        raise BlobRefused(BlobErrorCode.INVALID_MD5) from None
     if len(digest) != 16:
-        raise BlobRefused(Fault.INVALID_MD5)
+        raise BlobRefused(BlobErrorCode.INVALID_MD5)
     return digest
 
 
@@ -218,7 +220,7 @@ def parse_block_id(query: Query) -> str:
         size = 0
     if not 0 < size <= 64:
         raise BlobRefused(
-            Fault.INVALID_QUERY_PARAMETER_VALUE, "blockid must be the base64 form of 1 to 64 bytes."
+            BlobErrorCode.INVALID_QUERY_PARAMETER_VALUE, "blockid must be the base64 form of 1 to 64 bytes."
         )
     return block_id
 
@@ -228,7 +230,7 @@ def parse_size(headers: Headers, name: str) -> int | None:
     if (value := headers.get(name)) is None:
         return None
     if not value.isdecimal() or len(value) > 18:
-        raise BlobRefused(Fault.INVALID_HEADER_VALUE, f"{name} is not a number of bytes.")
+        raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, f"{name} is not a number of bytes.")
     return int(value)
 
 
@@ -236,7 +238,9 @@ def parse_list_options(query: Query) -> ListOptions:
     """Read the parameters of a listing."""
     limit = parameter(query, "maxresults")
     if limit and (not limit.isdecimal() or not 0 < int(limit[:10]) <= MAX_PAGE):
-        raise BlobRefused(Fault.OUT_OF_RANGE_QUERY_PARAMETER_VALUE, f"maxresults goes from 1 to {MAX_PAGE}.")
+        raise BlobRefused(
+            BlobErrorCode.OUT_OF_RANGE_QUERY_PARAMETER_VALUE, f"maxresults goes from 1 to {MAX_PAGE}."
+        )
     names = {"prefix": "Prefix", "marker": "Marker", "maxresults": "MaxResults", "delimiter": "Delimiter"}
     return ListOptions(
         parameter(query, "prefix"),
@@ -258,7 +262,7 @@ def _read_marker(marker: str) -> str:
         return base64.urlsafe_b64decode(marker).decode()
     except ValueError:
         raise BlobRefused(
-            Fault.INVALID_QUERY_PARAMETER_VALUE, "marker is not one that was given out."
+            BlobErrorCode.INVALID_QUERY_PARAMETER_VALUE, "marker is not one that was given out."
         ) from None
 
 
@@ -273,18 +277,18 @@ def _date(headers: Headers, name: str) -> float | None:
     try:
         return parsedate_to_datetime(value).timestamp()
     except ValueError:
-        raise BlobRefused(Fault.INVALID_HEADER_VALUE, f"{name} is not an HTTP date.") from None
+        raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, f"{name} is not an HTTP date.") from None
 
 
 # Answers
 
 
-def version_headers(stamp: Stamp) -> dict[str, str]:
+def version_headers(stamp: BlobStamp) -> dict[str, str]:
     """ETag and Last-Modified."""
     return {"ETag": stamp.etag, "Last-Modified": http_date(stamp.modified)}
 
 
-def container_headers(container: Container) -> dict[str, str]:
+def container_headers(container: BlobContainerState) -> dict[str, str]:
     """The headers of Get Container Properties."""
     return {
         **version_headers(container.stamp),
@@ -296,7 +300,7 @@ def container_headers(container: Container) -> dict[str, str]:
     }
 
 
-def blob_headers(blob: Blob, query: Query = ()) -> dict[str, str]:
+def blob_headers(blob: BlobVersion, query: Query = ()) -> dict[str, str]:
     """The headers of Get Blob and Get Blob Properties, with a SAS's overrides (`rscc` and its like)."""
     settings = _overridden(blob.content.settings, query)
     optional = {
@@ -323,7 +327,7 @@ def blob_headers(blob: Blob, query: Query = ()) -> dict[str, str]:
     }
 
 
-def metadata_answer(stamp: Stamp, metadata: Metadata) -> dict[str, str]:
+def metadata_answer(stamp: BlobStamp, metadata: Metadata) -> dict[str, str]:
     """The headers of Get Blob Metadata and Get Container Metadata."""
     return {**version_headers(stamp), **_metadata_headers(metadata)}
 

@@ -19,30 +19,30 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.model import (
     MAX_BLOCKS,
     MAX_NAME,
     MAX_PAGE,
     MAX_POLICIES,
     NO_CONDITIONS,
-    AccessPolicy,
-    Blob,
+    BlobContainerState,
     BlobKind,
     BlobPage,
+    BlobPiece,
+    BlobStamp,
+    BlobVersion,
     Block,
     BlockChoice,
     BlockPlan,
     Change,
     Conditions,
-    Container,
     ContainerPage,
     Content,
     ContentSettings,
     Listed,
     Metadata,
-    Source,
-    Stamp,
+    StoredPolicy,
 )
 
 _CONTAINER_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
@@ -56,28 +56,28 @@ class BlobIndex:
     """All containers of one account. Methods raise BlobRefused where the service would refuse."""
 
     def __init__(self) -> None:
-        self._containers: dict[str, Container] = {}
+        self._containers: dict[str, BlobContainerState] = {}
         self._last_tick = 0
 
     # Containers
 
-    def create_container(self, name: str, metadata: Metadata, now: float) -> Container:
+    def create_container(self, name: str, metadata: Metadata, now: float) -> BlobContainerState:
         """Create a container, or raise CONTAINER_ALREADY_EXISTS."""
         if not 3 <= len(name) <= 63:
-            raise BlobRefused(Fault.OUT_OF_RANGE_INPUT, "A container's name has 3 to 63 characters.")
+            raise BlobRefused(BlobErrorCode.OUT_OF_RANGE_INPUT, "A container's name has 3 to 63 characters.")
         if not _CONTAINER_NAME.match(name):
-            raise BlobRefused(Fault.INVALID_RESOURCE_NAME, f"{name!r} is not a valid container name.")
+            raise BlobRefused(BlobErrorCode.INVALID_RESOURCE_NAME, f"{name!r} is not a valid container name.")
         if name in self._containers:
-            raise BlobRefused(Fault.CONTAINER_ALREADY_EXISTS)
-        self._containers[name] = Container(name, self._stamp(now), metadata)
+            raise BlobRefused(BlobErrorCode.CONTAINER_ALREADY_EXISTS)
+        self._containers[name] = BlobContainerState(name, self._stamp(now), metadata)
         return self._containers[name]
 
-    def container(self, name: str) -> Container:
+    def container(self, name: str) -> BlobContainerState:
         """Return the container, or raise CONTAINER_NOT_FOUND."""
         try:
             return self._containers[name]
         except KeyError:
-            raise BlobRefused(Fault.CONTAINER_NOT_FOUND) from None
+            raise BlobRefused(BlobErrorCode.CONTAINER_NOT_FOUND) from None
 
     def delete_container(self, name: str, conditions: Conditions = NO_CONDITIONS) -> tuple[str, ...]:
         """Remove a container with all that is in it; return the files to remove."""
@@ -88,7 +88,7 @@ class BlobIndex:
 
     def set_container_metadata(
         self, name: str, metadata: Metadata, now: float, conditions: Conditions = NO_CONDITIONS
-    ) -> Container:
+    ) -> BlobContainerState:
         """Replace a container's metadata."""
         container = self.container(name)
         conditions.check_write(container.stamp)
@@ -99,22 +99,22 @@ class BlobIndex:
     def set_policies(
         self,
         name: str,
-        policies: Sequence[AccessPolicy],
+        policies: Sequence[StoredPolicy],
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> Container:
+    ) -> BlobContainerState:
         """Replace a container's stored access policies: at most five, with distinct ids (Azure's rule)."""
         container = self.container(name)
         conditions.check_write(container.stamp)
         if len(policies) > MAX_POLICIES or len({policy.id for policy in policies}) != len(policies):
             raise BlobRefused(
-                Fault.INVALID_XML_DOCUMENT, "At most five policies, each with an id of its own."
+                BlobErrorCode.INVALID_XML_DOCUMENT, "At most five policies, each with an id of its own."
             )
         container.policies = tuple(policies)
         container.stamp = self._stamp(now)
         return container
 
-    def policy(self, container: str, policy_id: str) -> AccessPolicy | None:
+    def policy(self, container: str, policy_id: str) -> StoredPolicy | None:
         """Return the stored access policy as it stands now, or None."""
         found = self._containers.get(container)
         if found is None:
@@ -129,7 +129,7 @@ class BlobIndex:
 
     # Blobs
 
-    def blob(self, container: str, name: str, conditions: Conditions = NO_CONDITIONS) -> Blob:
+    def blob(self, container: str, name: str, conditions: Conditions = NO_CONDITIONS) -> BlobVersion:
         """Return a blob's current version for reading."""
         blob = self._existing(container, name)
         conditions.check_read(blob.stamp)
@@ -145,11 +145,11 @@ class BlobIndex:
         """Raise what `put_blob` would raise now; asked before a body is received."""
         current = self.container(container).blobs.get(name)
         if not 0 < len(name) <= MAX_NAME:
-            raise BlobRefused(Fault.INVALID_RESOURCE_NAME, "A blob name has 1 to 1,024 characters.")
+            raise BlobRefused(BlobErrorCode.INVALID_RESOURCE_NAME, "A blob name has 1 to 1,024 characters.")
         stamp = current.stamp if current else None
-        conditions.check_write(stamp, existing=Fault.BLOB_ALREADY_EXISTS)
+        conditions.check_write(stamp, existing=BlobErrorCode.BLOB_ALREADY_EXISTS)
         if current is not None and not may_overwrite:
-            raise BlobRefused(Fault.UNAUTHORIZED_BLOB_OVERWRITE)
+            raise BlobRefused(BlobErrorCode.UNAUTHORIZED_BLOB_OVERWRITE)
 
     def put_blob(
         self,
@@ -163,7 +163,7 @@ class BlobIndex:
     ) -> Change:
         """Make `content` the blob, whatever was there; staged blocks are dropped."""
         self.check_put(container, name, conditions, may_overwrite=may_overwrite)
-        return self._replace(container, name, Blob(content, self._stamp(now), now))
+        return self._replace(container, name, BlobVersion(content, self._stamp(now), now))
 
     def delete_blob(
         self, container: str, name: str, conditions: Conditions = NO_CONDITIONS
@@ -181,7 +181,7 @@ class BlobIndex:
         metadata: Metadata,
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> Blob:
+    ) -> BlobVersion:
         """Replace a blob's metadata."""
         blob = self._existing(container, name)
         conditions.check_write(blob.stamp)
@@ -194,7 +194,7 @@ class BlobIndex:
         settings: ContentSettings,
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> Blob:
+    ) -> BlobVersion:
         """Replace all of a blob's content settings: what is left out is cleared."""
         blob = self._existing(container, name)
         conditions.check_write(blob.stamp)
@@ -225,9 +225,11 @@ class BlobIndex:
         staged = home.staged.setdefault(name, {})
         # Azure: the ids of one blob's blocks all have the same length.
         if any(len(other) != len(block.id) for other in staged):
-            raise BlobRefused(Fault.INVALID_BLOB_OR_BLOCK, "The ids of a blob's blocks differ in length.")
+            raise BlobRefused(
+                BlobErrorCode.INVALID_BLOB_OR_BLOCK, "The ids of a blob's blocks differ in length."
+            )
         if block.id not in staged and len(staged) >= 2 * MAX_BLOCKS:
-            raise BlobRefused(Fault.BLOCK_COUNT_EXCEEDS_LIMIT)
+            raise BlobRefused(BlobErrorCode.BLOCK_COUNT_EXCEEDS_LIMIT)
         replaced = staged.get(block.id)
         staged[block.id] = (block, file)
         return (replaced[1],) if replaced else ()
@@ -237,7 +239,7 @@ class BlobIndex:
         home = self.container(container)
         blob, staged = home.blobs.get(name), home.staged.get(name)
         if blob is None and not staged:
-            raise BlobRefused(Fault.BLOB_NOT_FOUND)
+            raise BlobRefused(BlobErrorCode.BLOB_NOT_FOUND)
         if blob is not None:
             _require(blob, BlobKind.BLOCK)
         return blob.blocks if blob else (), tuple(block for block, _ in (staged or {}).values())
@@ -259,19 +261,19 @@ class BlobIndex:
             _require(blob, BlobKind.BLOCK)
         committed = _located(blob)
         staged = {
-            block.id: (block, Source(file, 0, block.size))
+            block.id: (block, BlobPiece(file, 0, block.size))
             for block, file in home.staged.get(name, {}).values()
         }
         found = [_choose(choice, block_id, committed, staged) for choice, block_id in choices]
         if len(found) > MAX_BLOCKS:
-            raise BlobRefused(Fault.BLOCK_LIST_TOO_LONG)
+            raise BlobRefused(BlobErrorCode.BLOCK_LIST_TOO_LONG)
         return BlockPlan(tuple(source for _, source in found), tuple(block for block, _ in found))
 
     def commit_block_list(
         self, container: str, name: str, plan: BlockPlan, content: Content, now: float
     ) -> Change:
         """Make `content`, put together by a plan that still holds, the blob; staged blocks are dropped."""
-        return self._replace(container, name, Blob(content, self._stamp(now), now, plan.blocks))
+        return self._replace(container, name, BlobVersion(content, self._stamp(now), now, plan.blocks))
 
     # Append blobs
 
@@ -284,20 +286,22 @@ class BlobIndex:
         *,
         position: int | None = None,
         max_size: int | None = None,
-    ) -> Blob:
+    ) -> BlobVersion:
         """Return the version that `size` bytes may be appended to, at its end."""
         blob = self._existing(container, name)
         _require(blob, BlobKind.APPEND)
         conditions.check_write(blob.stamp)
         if position is not None and position != blob.content.size:
-            raise BlobRefused(Fault.APPEND_POSITION_CONDITION_NOT_MET)
+            raise BlobRefused(BlobErrorCode.APPEND_POSITION_CONDITION_NOT_MET)
         if max_size is not None and blob.content.size + size > max_size:
-            raise BlobRefused(Fault.MAX_BLOB_SIZE_CONDITION_NOT_MET)
+            raise BlobRefused(BlobErrorCode.MAX_BLOB_SIZE_CONDITION_NOT_MET)
         if blob.appended >= MAX_BLOCKS:
-            raise BlobRefused(Fault.BLOCK_COUNT_EXCEEDS_LIMIT)
+            raise BlobRefused(BlobErrorCode.BLOCK_COUNT_EXCEEDS_LIMIT)
         return blob
 
-    def commit_append(self, container: str, name: str, target: Blob, size: int, now: float) -> Blob:
+    def commit_append(
+        self, container: str, name: str, target: BlobVersion, size: int, now: float
+    ) -> BlobVersion:
         """Count in `size` bytes written at the end of `target`; StaleSnapshot when it has changed."""
         if self._existing(container, name).stamp != target.stamp:
             raise StaleSnapshot
@@ -308,13 +312,13 @@ class BlobIndex:
 
     # Inside
 
-    def _existing(self, container: str, name: str) -> Blob:
+    def _existing(self, container: str, name: str) -> BlobVersion:
         try:
             return self.container(container).blobs[name]
         except KeyError:
-            raise BlobRefused(Fault.BLOB_NOT_FOUND) from None
+            raise BlobRefused(BlobErrorCode.BLOB_NOT_FOUND) from None
 
-    def _replace(self, container: str, name: str, blob: Blob) -> Change:
+    def _replace(self, container: str, name: str, blob: BlobVersion) -> Change:
         home = self._containers[container]
         dropped = [file for _, file in home.staged.pop(name, {}).values()]
         if (old := home.blobs.get(name)) is not None:
@@ -323,22 +327,22 @@ class BlobIndex:
         home.blobs[name] = blob
         return Change(blob, tuple(dropped))
 
-    def _touch(self, container: str, name: str, content: Content, now: float) -> Blob:
+    def _touch(self, container: str, name: str, content: Content, now: float) -> BlobVersion:
         blobs = self._containers[container].blobs
         blobs[name] = replace(blobs[name], content=content, stamp=self._stamp(now))
         return blobs[name]
 
-    def _stamp(self, now: float) -> Stamp:
+    def _stamp(self, now: float) -> BlobStamp:
         self._last_tick = max(self._last_tick + 1, int(now * 10_000_000))
-        return Stamp(f'"0x{self._last_tick:X}"', now)
+        return BlobStamp(f'"0x{self._last_tick:X}"', now)
 
 
-def _require(blob: Blob, kind: BlobKind) -> None:
+def _require(blob: BlobVersion, kind: BlobKind) -> None:
     if blob.content.kind is not kind:
-        raise BlobRefused(Fault.INVALID_BLOB_TYPE)
+        raise BlobRefused(BlobErrorCode.INVALID_BLOB_TYPE)
 
 
-def _files(container: Container) -> Iterable[str]:
+def _files(container: BlobContainerState) -> Iterable[str]:
     for blob in container.blobs.values():
         yield blob.content.file
     for staged in container.staged.values():
@@ -346,28 +350,28 @@ def _files(container: Container) -> Iterable[str]:
             yield file
 
 
-def _entry(name: str, blob: Blob, prefix: str, delimiter: str) -> Listed:
+def _entry(name: str, blob: BlobVersion, prefix: str, delimiter: str) -> Listed:
     if delimiter and (cut := name.find(delimiter, len(prefix))) >= 0:
         return Listed(name[: cut + len(delimiter)], None)
     return Listed(name, blob)
 
 
-_Located = Mapping[str, tuple[Block, Source]]
+_Located = Mapping[str, tuple[Block, BlobPiece]]
 
 
-def _located(blob: Blob | None) -> _Located:
+def _located(blob: BlobVersion | None) -> _Located:
     """Where in the blob's file each committed block lies."""
-    located: dict[str, tuple[Block, Source]] = {}
+    located: dict[str, tuple[Block, BlobPiece]] = {}
     offset = 0
     for block in blob.blocks if blob else ():
-        located[block.id] = (block, Source(blob.content.file if blob else "", offset, block.size))
+        located[block.id] = (block, BlobPiece(blob.content.file if blob else "", offset, block.size))
         offset += block.size
     return located
 
 
 def _choose(
     choice: BlockChoice, block_id: str, committed: _Located, staged: _Located
-) -> tuple[Block, Source]:
+) -> tuple[Block, BlobPiece]:
     match choice:
         case "Committed":
             found = committed.get(block_id)
@@ -376,5 +380,5 @@ def _choose(
         case "Latest":
             found = staged.get(block_id) or committed.get(block_id)
     if found is None:
-        raise BlobRefused(Fault.INVALID_BLOCK_LIST)
+        raise BlobRefused(BlobErrorCode.INVALID_BLOCK_LIST)
     return found

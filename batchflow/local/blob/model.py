@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from batchflow.frozen import frozen
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
+from batchflow.support.frozen import frozen
 
 MAX_BLOCKS = 50_000
 MAX_PAGE = 5_000
@@ -31,7 +31,7 @@ class BlobKind(StrEnum):
 
 
 @frozen
-class Stamp:
+class BlobStamp:
     """When something last changed: its quoted ETag and the time in seconds since the epoch."""
 
     etag: str
@@ -70,18 +70,18 @@ class Content:
 
 
 @frozen
-class Blob:
+class BlobVersion:
     """One version of a blob: a block blob's committed `blocks`, an append blob's count of `appended` ones."""
 
     content: Content
-    stamp: Stamp
+    stamp: BlobStamp
     created: float
     blocks: tuple[Block, ...] = ()
     appended: int = 0
 
 
 @frozen
-class Source:
+class BlobPiece:
     """A piece of a file to be copied into a new one."""
 
     file: str
@@ -93,7 +93,7 @@ class Source:
 class BlockPlan:
     """What a block list amounts to: the pieces in order, and the blocks as they will be committed."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[BlobPiece, ...]
     blocks: tuple[Block, ...]
 
     @property
@@ -106,12 +106,12 @@ class BlockPlan:
 class Change:
     """The outcome of a write: the new version, and the files that the shell must now remove."""
 
-    blob: Blob
+    blob: BlobVersion
     dropped: tuple[str, ...] = ()
 
 
 @frozen
-class AccessPolicy:
+class StoredPolicy:
     """A stored access policy; the fields are as the client wrote them, None where it left them out."""
 
     id: str
@@ -129,34 +129,36 @@ class Conditions:
     if_modified_since: float | None = None
     if_unmodified_since: float | None = None
 
-    def check_read(self, stamp: Stamp) -> None:
+    def check_read(self, stamp: BlobStamp) -> None:
         """Raise NOT_MODIFIED or CONDITION_NOT_MET unless `stamp` may be read."""
         self._check_positive(stamp)
         if self._unchanged(stamp):
-            raise BlobRefused(Fault.NOT_MODIFIED)
+            raise BlobRefused(BlobErrorCode.NOT_MODIFIED)
 
-    def check_write(self, stamp: Stamp | None, *, existing: Fault = Fault.CONDITION_NOT_MET) -> None:
+    def check_write(
+        self, stamp: BlobStamp | None, *, existing: BlobErrorCode = BlobErrorCode.CONDITION_NOT_MET
+    ) -> None:
         """Raise unless a write may replace `stamp` (None: nothing is there yet).
 
         `existing` is the answer to `If-None-Match: *` where something is there.
         """
         if stamp is None:
             if self.if_match is not None:
-                raise BlobRefused(Fault.CONDITION_NOT_MET)
+                raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
             return
         if self.if_none_match == "*":
             raise BlobRefused(existing)
         self._check_positive(stamp)
         if self._unchanged(stamp):
-            raise BlobRefused(Fault.CONDITION_NOT_MET)
+            raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
 
-    def _check_positive(self, stamp: Stamp) -> None:
+    def _check_positive(self, stamp: BlobStamp) -> None:
         if self.if_match not in (None, "*") and not _names(self.if_match, stamp.etag):
-            raise BlobRefused(Fault.CONDITION_NOT_MET)
+            raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
         if self.if_unmodified_since is not None and int(stamp.modified) > self.if_unmodified_since:
-            raise BlobRefused(Fault.CONDITION_NOT_MET)
+            raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
 
-    def _unchanged(self, stamp: Stamp) -> bool:
+    def _unchanged(self, stamp: BlobStamp) -> bool:
         if self.if_none_match is not None:
             return self.if_none_match == "*" or _names(self.if_none_match, stamp.etag)
         return self.if_modified_since is not None and int(stamp.modified) <= self.if_modified_since
@@ -166,14 +168,14 @@ NO_CONDITIONS = Conditions()
 
 
 @dataclass(slots=True)
-class Container:
+class BlobContainerState:
     """A container: its metadata and policies, its blobs, and the blocks staged under each blob name."""
 
     name: str
-    stamp: Stamp
+    stamp: BlobStamp
     metadata: Metadata
-    policies: tuple[AccessPolicy, ...] = ()
-    blobs: dict[str, Blob] = field(default_factory=dict)
+    policies: tuple[StoredPolicy, ...] = ()
+    blobs: dict[str, BlobVersion] = field(default_factory=dict)
     staged: dict[str, dict[str, tuple[Block, str]]] = field(default_factory=dict)
 
 
@@ -182,7 +184,7 @@ class Listed:
     """An entry of a listing: a blob, or with `blob` None the common prefix of several."""
 
     name: str
-    blob: Blob | None
+    blob: BlobVersion | None
 
 
 @frozen
@@ -197,7 +199,7 @@ class BlobPage:
 class ContainerPage:
     """One page of a listing of containers; `next_name` is where the next page begins, None after the last."""
 
-    containers: tuple[Container, ...]
+    containers: tuple[BlobContainerState, ...]
     next_name: str | None
 
 

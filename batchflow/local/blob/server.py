@@ -19,12 +19,12 @@ from aiohttp import web
 
 from batchflow.local.blob import http as http
 from batchflow.local.blob.auth import Authenticator, SignedRequest
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.index import BlobIndex
-from batchflow.local.blob.service import Answer, BlobService, Call, Rest, find_route
+from batchflow.local.blob.service import BlobAnswer, BlobCall, BlobService, Rest, find_route
 from batchflow.local.blob.xml import error_document
-from batchflow.local.identity import Entra
+from batchflow.local.security.identity_endpoint import Entra
 
 _log = logging.getLogger(__name__)
 
@@ -111,22 +111,22 @@ class BlobServer:
             if answer.rest is not None:
                 os.close(answer.rest.descriptor)
 
-    async def _answer(self, request: web.BaseRequest) -> Answer:
+    async def _answer(self, request: web.BaseRequest) -> BlobAnswer:
         try:
             return await self._perform(request)
         except BlobRefused as refused:
             return _refusal(refused)
         except ConnectionError:
             # The client left while it was sending: nobody reads this answer.
-            return _refusal(BlobRefused(Fault.INVALID_INPUT, "The connection was lost."))
+            return _refusal(BlobRefused(BlobErrorCode.INVALID_INPUT, "The connection was lost."))
         except OSError as error:
             _log.warning("blob.storage_failed", extra={"error": errno.errorcode.get(error.errno or 0)})
-            return _refusal(BlobRefused(Fault.INTERNAL_ERROR, error.strerror))
+            return _refusal(BlobRefused(BlobErrorCode.INTERNAL_ERROR, error.strerror))
         except Exception:
             _log.exception("blob.request_failed")
-            return _refusal(BlobRefused(Fault.INTERNAL_ERROR))
+            return _refusal(BlobRefused(BlobErrorCode.INTERNAL_ERROR))
 
-    async def _perform(self, request: web.BaseRequest) -> Answer:
+    async def _perform(self, request: web.BaseRequest) -> BlobAnswer:
         target, query = http.split_target(request.raw_path)
         original_names = {name.lower(): name for name in request.headers}
         headers = {name: ",".join(request.headers.getall(name)) for name in original_names}
@@ -142,13 +142,13 @@ class BlobServer:
         )
         grant = self._authenticator.authenticate(signed, self._index.policy, time.time())
         if target.account != self._account:
-            raise BlobRefused(Fault.INVALID_URI, f"The account in the URI must be {self._account!r}.")
+            raise BlobRefused(BlobErrorCode.INVALID_URI, f"The account in the URI must be {self._account!r}.")
         level, route = find_route(request.method, target, query)
         if route.any_of is not None:
             grant.require(level, route.any_of)
         http.check_supported(headers, query)
         body = _body(request)
-        call = Call(target, query, headers, original_names, grant, self.url + "/", body)
+        call = BlobCall(target, query, headers, original_names, grant, self.url + "/", body)
         return await route.operation(self._service, call)
 
 
@@ -160,16 +160,16 @@ async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
         yield data
 
 
-def _refusal(refused: BlobRefused) -> Answer:
+def _refusal(refused: BlobRefused) -> BlobAnswer:
     fault = refused.fault
     headers = {"x-ms-error-code": fault.code, "Content-Type": "application/xml"}
     if fault.status == 401:
         headers["WWW-Authenticate"] = "SharedKey"
     body = error_document(fault.code, refused.detail or fault.message)
-    return Answer(fault.status, headers, b"" if fault.status == 304 else body.encode())
+    return BlobAnswer(fault.status, headers, b"" if fault.status == 304 else body.encode())
 
 
-async def _send(request: web.BaseRequest, answer: Answer) -> web.StreamResponse:
+async def _send(request: web.BaseRequest, answer: BlobAnswer) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.headers["x-ms-request-id"] = str(uuid4())
     response.headers["x-ms-version"] = request.headers.get("x-ms-version", _DEFAULT_VERSION)

@@ -12,18 +12,18 @@ from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 from batchflow.local.blob.auth import DelegatedKey
-from batchflow.local.blob.faults import BlobRefused, Fault
+from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.model import (
     MAX_BLOCKS,
-    AccessPolicy,
-    Blob,
+    BlobContainerState,
     BlobPage,
+    BlobVersion,
     Block,
     BlockChoice,
-    Container,
     ContainerPage,
     Listed,
     Metadata,
+    StoredPolicy,
 )
 
 _DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
@@ -64,7 +64,7 @@ def blobs_document(
     )
 
 
-def policies_document(policies: Sequence[AccessPolicy]) -> str:
+def policies_document(policies: Sequence[StoredPolicy]) -> str:
     """The answer to Get Container ACL."""
     items = "".join(_policy(policy) for policy in policies)
     return f"{_DECLARATION}<SignedIdentifiers>{items}</SignedIdentifiers>"
@@ -80,7 +80,7 @@ def block_list_document(committed: Sequence[Block] | None, uncommitted: Sequence
     return f"{_DECLARATION}<BlockList>{''.join(parts)}</BlockList>"
 
 
-def parse_policies(body: bytes) -> tuple[AccessPolicy, ...]:
+def parse_policies(body: bytes) -> tuple[StoredPolicy, ...]:
     """Read the body of Set Container ACL; an empty body is no policy."""
     if not body:
         return ()
@@ -93,7 +93,7 @@ def parse_key_info(body: bytes) -> tuple[str, str]:
     root = _parse(body, "KeyInfo")
     start, expiry = (root.findtext(name) or "" for name in ("Start", "Expiry"))
     if not start or not expiry:
-        raise BlobRefused(Fault.INVALID_XML_DOCUMENT, "Start and Expiry are due.")
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, "Start and Expiry are due.")
     return start, expiry
 
 
@@ -116,9 +116,9 @@ def parse_block_list(body: bytes) -> tuple[tuple[BlockChoice, str], ...]:
     """Read the body of Put Block List."""
     root = _parse(body, "BlockList")
     if len(root) > MAX_BLOCKS:
-        raise BlobRefused(Fault.BLOCK_LIST_TOO_LONG)
+        raise BlobRefused(BlobErrorCode.BLOCK_LIST_TOO_LONG)
     if any(item.tag not in ("Committed", "Uncommitted", "Latest") for item in root):
-        raise BlobRefused(Fault.INVALID_XML_DOCUMENT)
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT)
     return tuple((cast(BlockChoice, item.tag), (item.text or "").strip()) for item in root)
 
 
@@ -131,25 +131,25 @@ def _parse(body: bytes, root: str) -> ElementTree.Element:
     try:
         document = ElementTree.fromstring(body)
     except (ElementTree.ParseError, ValueError):
-        raise BlobRefused(Fault.INVALID_XML_DOCUMENT) from None
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT) from None
     if document.tag != root:
-        raise BlobRefused(Fault.INVALID_XML_DOCUMENT, f"The document's root must be {root}.")
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, f"The document's root must be {root}.")
     return document
 
 
-def _parse_policy(item: ElementTree.Element) -> AccessPolicy:
+def _parse_policy(item: ElementTree.Element) -> StoredPolicy:
     def text(path: str) -> str | None:
         return (item.findtext(path) or "").strip() or None
 
     identifier = text("Id")
     if identifier is None or len(identifier) > 64:
-        raise BlobRefused(Fault.INVALID_XML_DOCUMENT, "A policy's Id has 1 to 64 characters.")
-    return AccessPolicy(
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, "A policy's Id has 1 to 64 characters.")
+    return StoredPolicy(
         identifier, text("AccessPolicy/Permission"), text("AccessPolicy/Start"), text("AccessPolicy/Expiry")
     )
 
 
-def _policy(policy: AccessPolicy) -> str:
+def _policy(policy: StoredPolicy) -> str:
     fields = (("Start", policy.start), ("Expiry", policy.expiry), ("Permission", policy.permissions))
     terms = _elements((name, value) for name, value in fields if value is not None)
     identifier = _element("Id", policy.id)
@@ -160,7 +160,7 @@ def _block(block: Block) -> str:
     return f"<Block>{_element('Name', block.id)}{_element('Size', str(block.size))}</Block>"
 
 
-def _container(container: Container, metadata: bool) -> str:
+def _container(container: BlobContainerState, metadata: bool) -> str:
     properties = _elements(
         (
             ("Last-Modified", http_date(container.stamp.modified)),
@@ -185,7 +185,7 @@ def _listed(entry: Listed, metadata: bool) -> str:
 _UNLEASED = (("LeaseStatus", "unlocked"), ("LeaseState", "available"))
 
 
-def _properties(blob: Blob) -> str:
+def _properties(blob: BlobVersion) -> str:
     settings = blob.content.settings
     return _elements(
         (

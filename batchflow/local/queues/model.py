@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from batchflow.frozen import frozen
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -35,7 +35,7 @@ class MessageNotFound(QueueRefusal):
     """No message with that sequence number is in the state that the operation needs."""
 
 
-class MessageTooLarge(QueueRefusal):
+class MessageSizeExceeded(QueueRefusal):
     """A message, a batch or a session state exceeds its limit."""
 
 
@@ -58,7 +58,7 @@ class Place(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueSpec:
+class QueueProperties:
     """The settings of a queue. Durations are seconds, sizes bytes; the defaults are Service Bus's own."""
 
     lock_duration: float = 60.0
@@ -127,7 +127,7 @@ class LostSession(NamedTuple):
     holder: Hashable
 
 
-class Counts(NamedTuple):
+class QueueCounts(NamedTuple):
     """How many messages there are: active (ready, locked or deferred), scheduled, and dead-lettered."""
 
     active: int

@@ -26,7 +26,7 @@ class Timer(IntEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class MessageLine:
     """The messages of one session, or of a queue without sessions, in order."""
 
     session_id: str | None = None

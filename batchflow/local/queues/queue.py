@@ -36,22 +36,22 @@ from typing import TYPE_CHECKING, Any
 from batchflow.local.queues.model import (
     MAX_ID_LENGTH,
     MAX_STATE_SIZE,
-    Counts,
     Draft,
     LockLost,
     LostSession,
     Message,
     MessageNotFound,
-    MessageTooLarge,
+    MessageSizeExceeded,
     NotAllowed,
     Place,
+    QueueCounts,
     QueueFull,
-    QueueSpec,
+    QueueProperties,
     SessionCannotBeLocked,
     SessionLock,
     SessionLockLost,
 )
-from batchflow.local.queues.parts import History, Lane, Timer
+from batchflow.local.queues.parts import History, MessageLine, Timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -71,16 +71,20 @@ class Queue:
     """
 
     def __init__(
-        self, spec: QueueSpec, *, new_token: Callable[[], bytes] | None = None, _is_dead_letters: bool = False
+        self,
+        spec: QueueProperties,
+        *,
+        new_token: Callable[[], bytes] | None = None,
+        _is_dead_letters: bool = False,
     ) -> None:
         self._spec = spec
         self._new_token = new_token or counting_tokens()
         self._numbers = itertools.count(1)
         self._messages: dict[int, Message] = {}
         self._locks: dict[bytes, Message] = {}
-        self._lane = Lane()
-        self._sessions: dict[str, Lane] = {}
-        self._available: dict[str, Lane] = {}
+        self._lane = MessageLine()
+        self._sessions: dict[str, MessageLine] = {}
+        self._available: dict[str, MessageLine] = {}
         self._timers: list[tuple[float, int, Any]] = []
         self._history = History()
         self._lost: list[LostSession] = []
@@ -94,7 +98,7 @@ class Queue:
     # -- looking ------------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> QueueSpec:
+    def spec(self) -> QueueProperties:
         """The settings in force."""
         return self._spec
 
@@ -104,10 +108,10 @@ class Queue:
         return self._size + (self.dead_letters.size if self.dead_letters else 0)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> QueueCounts:
         """The numbers of messages by kind."""
         dead = self.dead_letters.counts.active if self.dead_letters else 0
-        return Counts(len(self._messages) - self._scheduled, self._scheduled, dead)
+        return QueueCounts(len(self._messages) - self._scheduled, self._scheduled, dead)
 
     def has_ready(self, session_id: str | None = None) -> bool:
         """Whether a receive (of this session) would find a message."""
@@ -149,8 +153,8 @@ class Queue:
 
         A duplicate is dropped and answered with the number of the message that it repeats.
 
-        Raises :class:`MessageTooLarge`, :class:`QueueFull`, or :class:`NotAllowed` for a missing session id
-        or an id that is too long.
+        Raises :class:`MessageSizeExceeded`, :class:`QueueFull`, or :class:`NotAllowed` for a missing session
+        id or an id that is too long.
         """
         self._catch_up(now)
         total = 0
@@ -172,7 +176,7 @@ class Queue:
     def _admissible(self, draft: Draft) -> int:
         size = len(draft.body) if draft.size is None else draft.size
         if size > self._spec.max_message_size:
-            raise MessageTooLarge(
+            raise MessageSizeExceeded(
                 f"a message of {size} bytes is over the {self._spec.max_message_size} allowed"
             )
         if self._spec.requires_session and draft.session_id is None:
@@ -310,14 +314,14 @@ class Queue:
             raise NotAllowed("a message of a dead-letter queue cannot be dead-lettered again")
         self._bury(message, reason, description)
 
-    def _lane_to_receive(self, session_id: str | None, receiver_id: Hashable) -> Lane:
+    def _lane_to_receive(self, session_id: str | None, receiver_id: Hashable) -> MessageLine:
         if not self._spec.requires_session:
             return self._lane
         if session_id is None:
             raise NotAllowed("a queue that requires sessions can only be received from in a session")
         return self._held(session_id, receiver_id)
 
-    def _lock(self, lane: Lane, message: Message, now: float, receiver_id: Hashable) -> None:
+    def _lock(self, lane: MessageLine, message: Message, now: float, receiver_id: Hashable) -> None:
         token = self._new_token()
         message.place = Place.LOCKED
         message.lock_token = token
@@ -414,11 +418,11 @@ class Queue:
 
     def set_session_state(self, session_id: str, holder: Hashable, state: bytes | None, now: float) -> None:
         """Set or, with None, clear the session's state. Raises :class:`SessionLockLost`,
-        :class:`MessageTooLarge`."""
+        :class:`MessageSizeExceeded`."""
         self._catch_up(now)
         lane = self._held(session_id, holder)
         if state is not None and len(state) > MAX_STATE_SIZE:
-            raise MessageTooLarge(f"a session state of {len(state)} bytes is over {MAX_STATE_SIZE}")
+            raise MessageSizeExceeded(f"a session state of {len(state)} bytes is over {MAX_STATE_SIZE}")
         lane.state = state
         lane.state_updated_at = now
 
@@ -428,25 +432,25 @@ class Queue:
         lane = self._sessions.get(session_id)
         return lane.holder if lane is not None else None
 
-    def _session(self, session_id: str) -> Lane:
+    def _session(self, session_id: str) -> MessageLine:
         lane = self._sessions.get(session_id)
         if lane is None:
-            lane = self._sessions[session_id] = Lane(session_id)
+            lane = self._sessions[session_id] = MessageLine(session_id)
         return lane
 
-    def _held(self, session_id: str, holder: Hashable) -> Lane:
+    def _held(self, session_id: str, holder: Hashable) -> MessageLine:
         lane = self._sessions.get(session_id)
         if lane is None or lane.holder is None or lane.holder != holder:
             raise SessionLockLost(f"the lock of session {session_id!r} is not held, or has expired")
         return lane
 
-    def _extend(self, lane: Lane, session_id: str, now: float) -> None:
+    def _extend(self, lane: MessageLine, session_id: str, now: float) -> None:
         lane.locked_until = now + self._spec.lock_duration
         for token in lane.tokens:
             self._locks[token].locked_until = lane.locked_until
         self._at(lane.locked_until, Timer.SESSION_LOCK, session_id)
 
-    def _free(self, lane: Lane, session_id: str, now: float, *, failed: bool) -> None:
+    def _free(self, lane: MessageLine, session_id: str, now: float, *, failed: bool) -> None:
         lane.holder = None
         for token in list(lane.tokens):
             self._give_back(self._locks[token], now, failed=failed)
@@ -487,7 +491,7 @@ class Queue:
         lost, self._lost = self._lost, []
         return lost
 
-    def reconfigure(self, spec: QueueSpec) -> None:
+    def reconfigure(self, spec: QueueProperties) -> None:
         """Change the settings; locks and expiries that already run keep their ends.
 
         Raises :class:`NotAllowed` for a change of what is fixed at creation.
@@ -547,12 +551,12 @@ class Queue:
 
     # -- moving -------------------------------------------------------------------------------------------
 
-    def _lane_of(self, message: Message) -> Lane:
+    def _lane_of(self, message: Message) -> MessageLine:
         if self._spec.requires_session and message.session_id is not None:
             return self._session(message.session_id)
         return self._lane
 
-    def _make_ready(self, lane: Lane, message: Message) -> None:
+    def _make_ready(self, lane: MessageLine, message: Message) -> None:
         lane.push(message)
         if lane.session_id is not None and lane.holder is None:
             self._available[lane.session_id] = lane
@@ -603,7 +607,7 @@ class Queue:
             self._drop_if_empty(lane)
         message.place = Place.GONE
 
-    def _drop_if_empty(self, lane: Lane) -> None:
+    def _drop_if_empty(self, lane: MessageLine) -> None:
         if lane.session_id is not None and lane.empty:
             self._sessions.pop(lane.session_id, None)
             self._available.pop(lane.session_id, None)

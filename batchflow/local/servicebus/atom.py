@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
-from batchflow.local.sas import AccessRule, Rights
+from batchflow.local.security.sas import Rights, SasRule
 from batchflow.local.servicebus.namespace import AdministrationRefused, QueueSettings
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str, str], object]]] = {
 _RIGHTS = {"Send": Rights.SEND, "Listen": Rights.LISTEN, "Manage": Rights.MANAGE_ONLY}
 
 
-def _read_rule(element: ET.Element, new_key: Callable[[], str]) -> AccessRule:
+def _read_rule(element: ET.Element, new_key: Callable[[], str]) -> SasRule:
     name = _text(element, "KeyName")
     if not name:
         raise AdministrationRefused(400, "An authorization rule needs a KeyName.")
@@ -138,7 +138,7 @@ def _read_rule(element: ET.Element, new_key: Callable[[], str]) -> AccessRule:
     if Rights.MANAGE_ONLY in rights and rights != Rights.MANAGE:
         raise AdministrationRefused(400, f"The rule '{name}' grants Manage, which needs Send and Listen too.")
     keys = [_key(name, _text(element, tag) or new_key()) for tag in ("PrimaryKey", "SecondaryKey")]
-    return AccessRule(name, rights, *keys)
+    return SasRule(name, rights, *keys)
 
 
 def _key(rule: str, key: str) -> str:
@@ -267,7 +267,7 @@ def _figures(entity: Entity) -> list[tuple[str, str]]:
     ]
 
 
-def _add_rules(description: ET.Element, rules: Iterable[AccessRule]) -> None:
+def _add_rules(description: ET.Element, rules: Iterable[SasRule]) -> None:
     parent = ET.SubElement(description, "AuthorizationRules")
     for rule in rules:
         element = ET.SubElement(parent, "AuthorizationRule", {"i:type": "SharedAccessAuthorizationRule"})

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError
 from batchflow.local.amqp.endpoints import (
+    AmqpDelivery,
     Closed,
-    Delivery,
     Event,
     Link,
     LinkAttaching,
@@ -36,7 +36,7 @@ from batchflow.local.amqp.endpoints import (
 )
 from batchflow.local.amqp.engine import Connection, ConnectionState
 from batchflow.local.amqp.performatives import AmqpError, Terminus
-from batchflow.local.sas import Grant, Rights, path_of
+from batchflow.local.security.sas import Rights, SasGrant, path_of
 from batchflow.local.servicebus import management as management
 from batchflow.local.servicebus.links import Inlet, Outlet, QueueNode
 from batchflow.local.servicebus.namespace import DEAD_LETTER_SUFFIX, Namespace, main_path
@@ -45,10 +45,10 @@ from batchflow.local.servicebus.requests import Reply, ReplyLink, RequestLink, p
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.local.amqp.message import Request
+    from batchflow.local.amqp.message import AmqpRequest
     from batchflow.local.servicebus.namespace import Entity, QueueSettings
 
-Answer: TypeAlias = "Callable[[Request, float], Reply]"
+Answer: TypeAlias = "Callable[[AmqpRequest, float], Reply]"
 
 CBS = "$cbs"
 MANAGEMENT_SUFFIX = "/$management"
@@ -65,12 +65,12 @@ BUSY = AmqpError(
 class Peer:
     """One connection and the rights that were put on it."""
 
-    def __init__(self, broker: Broker, connection: Connection, now: float) -> None:
+    def __init__(self, broker: LocalBroker, connection: Connection, now: float) -> None:
         self.broker = broker
         self.connection = connection
         self.paused = False
         self.armed_at = math.inf
-        self._grants: dict[str, Grant] = {}
+        self._grants: dict[str, SasGrant] = {}
         self._replies: list[ReplyLink] = []
         self._links: set[Link] = set()
         self._last_used = now
@@ -119,7 +119,7 @@ class Peer:
                 case Settling(link):
                     link.node.settling(event, now)
                     self.broker.stir(link.node.node)
-                case Delivery(link):
+                case AmqpDelivery(link):
                     self._delivery(event, now)
                 case LinkFlow(link):
                     self._flow(link, now)
@@ -132,7 +132,7 @@ class Peer:
                 case _:
                     self.broker.arm(self)
 
-    def _delivery(self, event: Delivery, now: float) -> None:
+    def _delivery(self, event: AmqpDelivery, now: float) -> None:
         handler = event.link.node
         self._last_used = now
         if isinstance(handler, Inlet):
@@ -214,7 +214,7 @@ class Peer:
         if node is None:
             return _missing(target)
 
-        def answer(request: Request, when: float) -> Reply:
+        def answer(request: AmqpRequest, when: float) -> Reply:
             return self._manage(request, target, when)
 
         self._open_request_response(link, path, answer)
@@ -256,7 +256,7 @@ class Peer:
         self._grants.clear()
         self.tick(now)
 
-    def _put_token(self, request: Request, now: float) -> Reply:
+    def _put_token(self, request: AmqpRequest, now: float) -> Reply:
         reply, grant = put_token(request, self.broker.namespace.authenticate, now)
         if grant is not None:
             self._grants[grant.path] = grant
@@ -265,7 +265,7 @@ class Peer:
             self.broker.arm(self)
         return reply
 
-    def _manage(self, request: Request, target: str, now: float) -> Reply:
+    def _manage(self, request: AmqpRequest, target: str, now: float) -> Reply:
         if self.broker.busy:
             return management.busy(BUSY.description)
         node = self.broker.node(target)
@@ -323,7 +323,7 @@ class Peer:
                 self.expel(link, _missing(entity.name), now)
 
 
-class Broker:
+class LocalBroker:
     """A namespace and all who are connected to it."""
 
     def __init__(self, namespace: Namespace, *, link_idle_timeout: float) -> None:

@@ -31,7 +31,7 @@ from batchflow.local.queues import (
     LockLost,
     Message,
     MessageNotFound,
-    MessageTooLarge,
+    MessageSizeExceeded,
     NotAllowed,
     Place,
     Queue,
@@ -44,7 +44,7 @@ from batchflow.local.queues import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from batchflow.local.amqp.endpoints import Delivery, Link, Settling
+    from batchflow.local.amqp.endpoints import AmqpDelivery, Link, Settling
     from batchflow.local.amqp.engine import Connection
     from batchflow.local.servicebus.namespace import Entity
 
@@ -60,7 +60,7 @@ CONDITIONS: dict[type[QueueRefusal], str] = {
     SessionLockLost: "com.microsoft:session-lock-lost",
     SessionCannotBeLocked: "com.microsoft:session-cannot-be-locked",
     MessageNotFound: "com.microsoft:message-not-found",
-    MessageTooLarge: "amqp:link:message-size-exceeded",
+    MessageSizeExceeded: "amqp:link:message-size-exceeded",
     QueueFull: "amqp:resource-limit-exceeded",
     NotAllowed: "amqp:not-allowed",
 }
@@ -73,7 +73,7 @@ _OUTCOMES: dict[Any, int] = {
 }
 
 
-class Client(Protocol):
+class OutletConnection(Protocol):
     """What an outlet needs to know of the connection that it is on."""
 
     connection: Connection
@@ -219,7 +219,7 @@ class Outlet:
 
     __slots__ = ("connection", "deletes", "link", "node", "peer", "session_id")
 
-    def __init__(self, peer: Client, link: Link, node: QueueNode) -> None:
+    def __init__(self, peer: OutletConnection, link: Link, node: QueueNode) -> None:
         self.peer = peer
         self.connection = peer.connection
         self.link = link
@@ -398,12 +398,12 @@ class Inlet:
         self.connection.accept(self.link, max_message_size=MAX_MESSAGE_SIZE)
         self.connection.grant(self.link, CREDIT)
 
-    def delivery(self, event: Delivery, now: float) -> None:
+    def delivery(self, event: AmqpDelivery, now: float) -> None:
         """Put a message, or the messages of a batch, into the queue and answer."""
         try:
             if len(event.payload) > MAX_MESSAGE_SIZE:
                 detail = f"The received message has {len(event.payload)} bytes, over {MAX_MESSAGE_SIZE}."
-                raise MessageTooLarge(detail)
+                raise MessageSizeExceeded(detail)
             is_batch = event.message_format == BATCH_FORMAT
             payloads = read_batch(event.payload) if is_batch else [event.payload]
             drafts = [read_draft(payload, self.node.new_id) for payload in payloads]
@@ -418,7 +418,7 @@ class Inlet:
             self.answer(event, wire.ACCEPTED)
             self.node.pump(now, [draft.session_id for draft in drafts])
 
-    def answer(self, event: Delivery, outcome: bytes) -> None:
+    def answer(self, event: AmqpDelivery, outcome: bytes) -> None:
         """Settle what came in, and keep the client in credit."""
         if not event.settled:
             self.connection.settle(self.link, event.delivery_id, outcome)

@@ -11,16 +11,16 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from batchflow.frozen import frozen
-from batchflow.local.entra import BEARER, SERVICE_BUS
-from batchflow.local.queues import Queue, QueueSpec
-from batchflow.local.sas import PREFIX, AccessRule, Grant, Rights, check_token, path_of
+from batchflow.local.queues import Queue, QueueProperties
+from batchflow.local.security.entra import BEARER, SERVICE_BUS
+from batchflow.local.security.sas import PREFIX, Rights, SasGrant, SasRule, check_token, path_of
 from batchflow.local.servicebus.operations import Operations
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from batchflow.local.entra import Directory
+    from batchflow.local.security.entra import Directory
 
 ROOT_RULE = "RootManageSharedAccessKey"
 MAX_NAME_LENGTH = 260
@@ -59,11 +59,11 @@ class QueueSettings:
     enable_batched_operations: bool = True
     auto_delete_on_idle: float = math.inf
     user_metadata: str | None = None
-    rules: tuple[AccessRule, ...] = ()
+    rules: tuple[SasRule, ...] = ()
 
-    def spec(self) -> QueueSpec:
+    def spec(self) -> QueueProperties:
         """What of the settings the queue itself lives by."""
-        return QueueSpec(
+        return QueueProperties(
             lock_duration=self.lock_duration,
             max_delivery_count=self.max_delivery_count,
             requires_session=self.requires_session,
@@ -176,15 +176,15 @@ class Namespace:
         del self.entities[name.lower()]
         return entity
 
-    def authenticate(self, token: str, path: str, now: float) -> Grant:
+    def authenticate(self, token: str, path: str, now: float) -> SasGrant:
         """What a token permits: at the path and below, for one of Entra ID.
 
-        Raises :class:`~batchflow.local.sas.TokenRefused`.
+        Raises :class:`~batchflow.local.security.sas.TokenRefused`.
         """
         if self.directory is None or token.startswith(PREFIX):
             return check_token(token, self._rules_for, now)
         known = self.directory.check(token.removeprefix(BEARER), SERVICE_BUS, now)
-        return Grant(path, known.principal.on_queue(path), known.expires_at)
+        return SasGrant(path, known.principal.on_queue(path), known.expires_at)
 
     def _existing(self, name: str) -> Entity:
         entity = self.find(name)
@@ -192,8 +192,8 @@ class Namespace:
             raise AdministrationRefused(404, f"The queue '{name}' does not exist.")
         return entity
 
-    def _rules_for(self, path: str) -> Iterator[AccessRule]:
-        yield AccessRule(ROOT_RULE, Rights.MANAGE, self.root_key, self.root_key)
+    def _rules_for(self, path: str) -> Iterator[SasRule]:
+        yield SasRule(ROOT_RULE, Rights.MANAGE, self.root_key, self.root_key)
         for end in [*(i for i, char in enumerate(path) if char == "/"), len(path)]:
             entity = self.entities.get(path[:end])
             if entity is not None:

@@ -13,15 +13,15 @@ from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError, Int
 from batchflow.local.amqp.message import read_request, write_reply
 from batchflow.local.amqp.performatives import AmqpError, Terminus
-from batchflow.local.sas import TokenRefused, path_of
+from batchflow.local.security.sas import TokenRefused, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from batchflow.local.amqp.endpoints import Delivery, Link
+    from batchflow.local.amqp.endpoints import AmqpDelivery, Link
     from batchflow.local.amqp.engine import Connection
-    from batchflow.local.amqp.message import Request
-    from batchflow.local.sas import Grant
+    from batchflow.local.amqp.message import AmqpRequest
+    from batchflow.local.security.sas import SasGrant
 
 CREDIT = 100
 MAX_REQUEST_SIZE = 1 << 20
@@ -81,7 +81,7 @@ class RequestLink:
         link: Link,
         path: str,
         replies: list[ReplyLink],
-        answer: Callable[[Request, float], Reply],
+        answer: Callable[[AmqpRequest, float], Reply],
     ) -> None:
         self.connection = connection
         self.link = link
@@ -94,7 +94,7 @@ class RequestLink:
         self.connection.accept(self.link, max_message_size=MAX_REQUEST_SIZE)
         self.connection.grant(self.link, CREDIT)
 
-    def delivery(self, event: Delivery, now: float) -> None:
+    def delivery(self, event: AmqpDelivery, now: float) -> None:
         """Answer a request."""
         outcome = wire.ACCEPTED
         try:
@@ -109,7 +109,7 @@ class RequestLink:
         if self.link.credit < CREDIT // 2:
             self.connection.grant(self.link, CREDIT)
 
-    def _reply(self, request: Request, reply: bytes) -> None:
+    def _reply(self, request: AmqpRequest, reply: bytes) -> None:
         candidates = [link for link in self.replies if link.path == self.path]
         named = [link for link in candidates if link.address == request.reply_to]
         for link in (named or candidates)[-1:]:
@@ -117,8 +117,8 @@ class RequestLink:
 
 
 def put_token(
-    request: Request, authenticate: Callable[[str, str, float], Grant], now: float
-) -> tuple[Reply, Grant | None]:
+    request: AmqpRequest, authenticate: Callable[[str, str, float], SasGrant], now: float
+) -> tuple[Reply, SasGrant | None]:
     """Answer a request to ``$cbs``: a valid token that covers the name it is put for becomes a grant."""
     if request.properties.get("operation") != "put-token":
         return _told(501, "Only put-token is part of the local Service Bus."), None

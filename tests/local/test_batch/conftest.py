@@ -17,8 +17,8 @@ from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 
 from batchflow.local.batch.server import BatchServer
-from tests.contract import Contract, at_hand
-from tests.local.pools import pool_options
+from tests.support.batch_pools import pool_options
+from tests.support.contract import Contract, at_hand
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()

@@ -22,7 +22,7 @@ from batchflow.local.batch.auth import signature, strings_to_sign
 from batchflow.local.batch.queries import SELECTABLE
 from batchflow.local.batch.routes import REFUSED, ROUTES, route_of
 from batchflow.local.batch.shapes import ANY, SHAPES
-from tests.contract import MODELS, SWAGGER, Contract, at_hand, specification
+from tests.support.contract import MODELS, SWAGGER, Contract, at_hand, specification
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()

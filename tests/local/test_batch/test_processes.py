@@ -21,8 +21,8 @@ import pytest
 from batchflow.local import processes
 from batchflow.local.batch.entities import CommandSpec, Outcome
 from batchflow.local.batch.node_files import Web
-from batchflow.local.batch.nodes import Command
-from tests.local.pools import pool_options
+from batchflow.local.batch.nodes import NodeCommand
+from tests.support.batch_pools import pool_options
 
 PATIENCE = 20.0
 SERVER = """
@@ -70,10 +70,10 @@ async def web() -> AsyncIterator[Web]:
     await web.aclose()
 
 
-def command(line: str, tmp_path: Path, **options: float) -> Command:
+def command(line: str, tmp_path: Path, **options: float) -> NodeCommand:
     """A command to run in a directory of its own."""
     environment = {"PATH": os.environ["PATH"]}
-    return Command(CommandSpec(line), tmp_path / "task", environment, "node000001", **options)
+    return NodeCommand(CommandSpec(line), tmp_path / "task", environment, "node000001", **options)
 
 
 def test_descendants_are_found_by_tree_not_by_group() -> None:

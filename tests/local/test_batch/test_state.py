@@ -18,9 +18,9 @@ from batchflow.local.batch.entities import (
     Outcome,
     Pool,
     PoolSpec,
-    Run,
     StartTaskSpec,
     Task,
+    TaskRun,
     TaskSpec,
 )
 from batchflow.local.batch.errors import Refused
@@ -68,7 +68,7 @@ class Nodes:
         self.booting: list[tuple[Node, int]] = []
         self.starting: dict[int, Node] = {}
         self.removing: list[Node] = []
-        self.runs: dict[int, Run] = {}
+        self.runs: dict[int, TaskRun] = {}
         self.stopping: set[int] = set()
 
     def act(self) -> None:

@@ -26,7 +26,7 @@ from batchflow.local.amqp.codec import (
     encode_list,
 )
 from batchflow.local.amqp.performatives import AMQP_HEADER, frame
-from batchflow.local.certificate import make_server_context
+from batchflow.local.security.certificate import make_server_context
 from batchflow.local.servicebus.server import ServiceBusServer
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from batchflow.local.amqp.codec import Symbol, encode, encode_described, encode_list
 from batchflow.local.amqp.endpoints import (
     INCOMING_WINDOW,
+    AmqpDelivery,
     Closed,
-    Delivery,
     Event,
     Link,
     LinkAttaching,
@@ -189,7 +189,7 @@ def test_frames_for_what_is_gone_are_ignored(bench: Bench) -> None:
     bench.client.attach(0, "x", "q", receives=False)
     bench.connection.detach(bench.links()[0], AmqpError("amqp:link:detach-forced", "enough"))
     assert codes(bench.client.transfer(0, 0, b"late")) == [DETACH]
-    assert bench.of(Delivery) == []
+    assert bench.of(AmqpDelivery) == []
     bench.client.perform(1, END)
     assert bench.client.perform(1, DETACH, 0) == []
     assert bench.connection.state is ConnectionState.OPEN
@@ -231,7 +231,7 @@ def test_messages_in_parts_are_put_together(bench: Bench) -> None:
     bench.client.transfer(0, 0, b"two")
     bench.client.transfer(0, 1, b"never", more=True)
     bench.client.perform(1, TRANSFER, 0, 1, b"tag", 0, False, False, None, None, None, True)
-    (delivery,) = bench.of(Delivery)
+    (delivery,) = bench.of(AmqpDelivery)
     assert (delivery.delivery_id, delivery.payload) == (0, b"one two")
     bench.connection.settle(delivery.link, 0, ACCEPTED)
     (settled,) = bench.client.send(b"")

@@ -10,19 +10,19 @@ from batchflow.local.queues import (
     LostSession,
     Message,
     MessageNotFound,
-    MessageTooLarge,
+    MessageSizeExceeded,
     NotAllowed,
     Place,
     Queue,
     QueueFull,
-    QueueSpec,
+    QueueProperties,
     SessionCannotBeLocked,
     SessionLockLost,
 )
 
 
 def make(**settings: object) -> Queue:
-    return Queue(QueueSpec(**settings))  # type: ignore[arg-type]
+    return Queue(QueueProperties(**settings))  # type: ignore[arg-type]
 
 
 def draft(name: str = "m", **fields: object) -> Draft:
@@ -247,7 +247,7 @@ def test_a_duplicate_is_accepted_and_dropped_within_the_window() -> None:
 def test_sends_are_refused_whole() -> None:
     """Too large, or too much, or an id too long: nothing of the batch arrives."""
     queue = make(max_size=10, max_message_size=8)
-    with pytest.raises(MessageTooLarge):
+    with pytest.raises(MessageSizeExceeded):
         queue.send([draft("a"), draft("x" * 9)], 0.0)
     with pytest.raises(QueueFull):
         queue.send([draft("x" * 6), draft("y" * 6)], 0.0)
@@ -263,11 +263,11 @@ def test_sends_are_refused_whole() -> None:
 def test_the_settings_can_be_changed_but_for_what_is_fixed() -> None:
     """New settings hold for what comes; sessions and duplicate detection are fixed."""
     queue = make()
-    queue.reconfigure(QueueSpec(lock_duration=5.0))
+    queue.reconfigure(QueueProperties(lock_duration=5.0))
     queue.send([draft()], 0.0)
     assert only(queue.receive(1, 0.0, "r")).locked_until == 5.0
     with pytest.raises(NotAllowed):
-        queue.reconfigure(QueueSpec(requires_session=True))
+        queue.reconfigure(QueueProperties(requires_session=True))
 
 
 # -- sessions ---------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_a_session_s_state_outlives_its_messages_and_holders() -> None:
     queue.set_session_state("a", "h", b"state", 1.0)
     with pytest.raises(SessionLockLost):
         queue.session_state("a", "other", 1.0)
-    with pytest.raises(MessageTooLarge):
+    with pytest.raises(MessageSizeExceeded):
         queue.set_session_state("a", "h", b"x" * 262_145, 1.0)
     queue.release_session("a", "h", 1.0)
     assert queue.session_ids(1.0) == ["a"]

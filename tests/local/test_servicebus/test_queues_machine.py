@@ -25,7 +25,7 @@ from batchflow.local.queues import (
     NotAllowed,
     Place,
     Queue,
-    QueueSpec,
+    QueueProperties,
     SessionLockLost,
 )
 
@@ -52,7 +52,7 @@ class QueueMachine(RuleBasedStateMachine):
     def make(self, dead_letter_on_expiration: bool) -> None:
         self.now = 100.0
         self.queue = Queue(
-            QueueSpec(
+            QueueProperties(
                 lock_duration=LOCK,
                 max_delivery_count=MAX_DELIVERIES,
                 requires_session=self.REQUIRES_SESSION,

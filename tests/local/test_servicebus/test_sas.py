@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import pytest
 
-from batchflow.local.sas import AccessRule, Grant, Rights, check_token, sign
+from batchflow.local.security.sas import Rights, SasGrant, SasRule, check_token, sign
 
-RULE = AccessRule("root", Rights.MANAGE, "first key", "second key")
+RULE = SasRule("root", Rights.MANAGE, "first key", "second key")
 
 
-def grant(resource: str) -> Grant:
+def grant(resource: str) -> SasGrant:
     encoded = quote(resource, safe="")
     signature = quote(sign("first key", encoded, "2000"), safe="")
     token = f"SharedAccessSignature sr={encoded}&sig={signature}&se=2000&skn=root"

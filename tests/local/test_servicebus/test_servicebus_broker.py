@@ -21,8 +21,8 @@ from batchflow.local.amqp.codec import (
 )
 from batchflow.local.amqp.performatives import EMPTY_FRAME
 from batchflow.local.queues import counting_tokens
-from batchflow.local.sas import AccessRule, Rights, sign
-from batchflow.local.servicebus.broker import Broker, Peer
+from batchflow.local.security.sas import Rights, SasRule, sign
+from batchflow.local.servicebus.broker import LocalBroker, Peer
 from batchflow.local.servicebus.namespace import Namespace, QueueSettings
 
 ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x12, 0x19)
@@ -42,10 +42,10 @@ class World:
     def __init__(self, amqp_client: Any) -> None:
         self.now = START
         namespace = Namespace("root-key", counting_tokens(), START)
-        self.broker = Broker(namespace, link_idle_timeout=600.0)
+        self.broker = LocalBroker(namespace, link_idle_timeout=600.0)
         rules = (
-            AccessRule("send", Rights.SEND, "k1", "k2"),
-            AccessRule("listen", Rights.LISTEN, "k3", "k4"),
+            SasRule("send", Rights.SEND, "k1", "k2"),
+            SasRule("listen", Rights.LISTEN, "k3", "k4"),
         )
         self.broker.create_queue("q", QueueSettings(rules=rules, lock_duration=60.0), START)
         self.broker.create_queue("s", QueueSettings(requires_session=True), START)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from batchflow.local.sas import AccessRule, Rights
+from batchflow.local.security.sas import Rights, SasRule
 from batchflow.local.servicebus.atom import write_entry
 from batchflow.local.servicebus.namespace import Namespace, QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
@@ -88,7 +88,7 @@ async def test_queues_are_administered_from_javascript(
 
 def test_names_stand_in_the_text_as_the_service_writes_them() -> None:
     """No prefix but the counts' and the types', each declared where the service declares it."""
-    rule = AccessRule("agents", Rights.LISTEN, "first", "second")
+    rule = SasRule("agents", Rights.LISTEN, "first", "second")
     namespace = Namespace("root", new_token=lambda: b"", created_at=0.0)
     queue = namespace.create("plain", QueueSettings(rules=(rule,)), 0.0)
     text = write_entry(queue, "https://here").decode()

@@ -9,7 +9,7 @@ from urllib.parse import quote_plus
 
 import pytest
 
-from batchflow.local.sas import sign
+from batchflow.local.security.sas import sign
 from batchflow.local.servicebus.namespace import QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
 

@@ -14,7 +14,7 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.exceptions import ServiceBusAuthenticationError, ServiceBusAuthorizationError
 from azure.servicebus.management import AccessRights, AuthorizationRule
 
-from batchflow.local.sas import sign
+from batchflow.local.security.sas import sign
 from batchflow.local.servicebus.server import ServiceBusServer
 
 MakeRule = Callable[..., AuthorizationRule]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from batchflow.local.certificate import make_server_context
+from batchflow.local.security.certificate import make_server_context
 from batchflow.local.servicebus.server import ServiceBusServer
 
 uvloop = pytest.importorskip("uvloop")

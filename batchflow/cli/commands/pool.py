@@ -1,0 +1,317 @@
+"""`batchflow pool`: machines, their agents, and the files that tasks run with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Group, Invocation, asynchronous
+from batchflow.cli.confirming import confirm
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import CommandError, Exit
+from batchflow.errors import ConfigurationError, PoolExists
+from batchflow.support.progress_report import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchflow.config.project_file import Configuration
+    from batchflow.model import PoolSpec
+    from batchflow.pool import Pool
+
+
+@click.group(cls=Group)
+def pool() -> None:
+    """Make, show, change and remove pools."""
+
+
+def pool_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For completion: the pools that the configuration file describes."""
+    try:
+        described = context.ensure_object(Invocation).configuration().pools
+    except ConfigurationError:
+        return []
+    return [name for name in described if name.startswith(incomplete)]
+
+
+_name = click.argument("name", shell_complete=pool_names)
+_files = click.option(
+    "--file", "files", multiple=True, metavar="PATH", help="A file or directory that tasks run with; repeat."
+)
+_wait = click.option("--wait", is_flag=True, help="Return when every node has a living agent.")
+_timeout = click.option(
+    "--wait-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Seconds for --wait.",
+)
+
+
+def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a new pool is made of."""
+    count = click.IntRange(min=0)
+    options = [
+        click.option("--nodes", type=count, metavar="N", help="Dedicated nodes."),
+        click.option("--spot", type=count, metavar="N", help="Spot nodes."),
+        click.option(
+            "--slots", type=count, metavar="N", help="Tasks at once on a node; 0: as many as it has cores."
+        ),
+        click.option("--vm-size", metavar="SIZE", help="As Azure names it, such as standard_d2s_v3."),
+        click.option("--image", metavar="PUBLISHER:OFFER:SKU", help="One that Batch supports."),
+        click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package; repeat."),
+        click.option("--pip", multiple=True, metavar="REQUIREMENT", help="Python package; repeat."),
+        click.option("--java", metavar="VERSION", help='A Java runtime: a version, or "default".'),
+        click.option("--start-command", metavar="LINE", help="Run on each node before it takes work."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _spec(configuration: Configuration, name: str, given: dict[str, Any]) -> PoolSpec:
+    """The file's description, and over it what the command line says."""
+    changes = {key: value for key, value in given.items() if value not in (None, ())}
+    java = changes.get("java")
+    if java is not None and java != "default" and not java.isdigit():
+        raise ConfigurationError(f'--java: {java!r} is not a version, such as 17, nor "default"')
+    if java is not None:
+        changes["java"] = True if java == "default" else int(java)
+    return replace(configuration.pool(name), **changes)
+
+
+@pool.command()
+@_name
+@_files
+@_spec_options
+@_wait
+@_timeout
+@asynchronous
+async def create(
+    invocation: Invocation,
+    name: str,
+    files: tuple[str, ...],
+    wait: bool,
+    wait_timeout: float | None,
+    **given: Any,
+) -> int:
+    """Make the pool NAME, as the configuration file describes it and the options say."""
+    configuration = invocation.configuration()
+    spec = _spec(configuration, name, {"files": files, **given})
+    async with invocation.client(configuration) as client:
+        try:
+            made = await client.create_pool(spec)
+        except PoolExists as error:
+            hint = f"to bring it up to its description: batchflow pool ensure {name}"
+            raise CommandError(f"there is a pool {name!r} already; {hint}", Exit.CONFLICT) from error
+        return await _made(invocation, made, wait, wait_timeout)
+
+
+@pool.command()
+@click.argument("name", required=False, shell_complete=pool_names)
+@_files
+@_spec_options
+@_wait
+@_timeout
+@asynchronous
+async def ensure(
+    invocation: Invocation,
+    name: str | None,
+    files: tuple[str, ...],
+    wait: bool,
+    wait_timeout: float | None,
+    **given: Any,
+) -> int:
+    """Make the pool NAME, or bring the one that is there up to its description.
+
+    Without NAME: every pool that the configuration file describes.
+    """
+    configuration = invocation.configuration()
+    names = list(configuration.pools) if name is None else [name]
+    if not names:
+        raise ConfigurationError("the configuration describes no pools ([pools.NAME]), and no NAME is given")
+    async with invocation.client(configuration) as client:
+        for each in names:
+            spec = _spec(configuration, each, {"files": files, **given})
+            found = await client.ensure_pool(each, nodes=spec.nodes, spec=spec, progress=terminal.note)
+            await _made(invocation, found, wait, wait_timeout)
+    return Exit.OK
+
+
+async def _made(invocation: Invocation, made: Pool, wait: bool, timeout: float | None) -> int:
+    terminal.note(f"pool {made.id!r} {made.origin}")
+    if wait:
+        await _wait_ready(made, timeout)
+    if invocation.as_json:
+        document = {"pool": made.id, "choice": made.origin.choice, "why": made.origin.why}
+        terminal.write_json(document)
+    return Exit.OK
+
+
+async def _wait_ready(pool: Pool, timeout: float | None) -> None:
+    try:
+        await pool.wait_ready(timeout=timeout, progress=terminal.note)
+    except TimeoutError as error:
+        raise CommandError(str(error), Exit.NO_NODES) from error
+
+
+@pool.command(name="list")
+@asynchronous
+async def list_(invocation: Invocation) -> int:
+    """The pools that batchflow knows in this account."""
+    from batchflow.cli.snapshot import look
+
+    async with invocation.client() as client:
+        rows = [await look(each) async for each in client.pools()]
+    if invocation.as_json:
+        terminal.write_json([row.document() for row in rows])
+    elif rows:
+        heads = ("POOL", "NODES", "AGENTS", "BUSY", "QUEUED")
+        cells = [
+            (each.pool, len(each.nodes), len(each.beats), f"{each.running}/{each.slots}", each.queued)
+            for each in rows
+        ]
+        terminal.write_table(heads, cells)
+    else:
+        terminal.note("there are no pools; make one: batchflow pool create NAME")
+    return Exit.OK
+
+
+@pool.command()
+@_name
+@asynchronous
+async def show(invocation: Invocation, name: str) -> int:
+    """The nodes of the pool NAME, and what is on them."""
+    from batchflow.cli.snapshot import look
+
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, name, configuration)
+        seen = await look(found)
+        info = await client._services.compute.pool(found.id)
+    if invocation.as_json:
+        terminal.write_json({**seen.document(), "vm_size": info.vm_size, "state": info.state})
+        return Exit.OK
+    wanted = info.wanted + info.spot_wanted
+    terminal.write(f"pool {seen.pool}: {len(seen.nodes)} of {wanted} nodes {info.vm_size}, {info.allocation}")
+    terminal.write(
+        f"{seen.running} of {seen.slots} slots busy, {seen.queued} messages queued, {seen.dead} dead"
+    )
+    for trouble in seen.troubles:
+        terminal.write(f"! {trouble}")
+    if seen.nodes:
+        cells = [
+            (node.host or "-", node.state, node.agent or "-", f"{node.running}/{node.slots}", node.id)
+            for node in seen.nodes
+        ]
+        terminal.write_table(("HOST", "STATE", "AGENT", "BUSY", "NODE"), cells)
+    return Exit.OK
+
+
+@pool.command()
+@_name
+@click.argument("nodes", type=click.IntRange(min=0))
+@click.option(
+    "--spot", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Spot nodes."
+)
+@_wait
+@_timeout
+@asynchronous
+async def resize(
+    invocation: Invocation, name: str, nodes: int, spot: int, wait: bool, wait_timeout: float | None
+) -> int:
+    """Ask for so many NODES. A pool that shrinks loses its idlest ones."""
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, name, configuration)
+        await found.resize(nodes, spot=spot, progress=terminal.note)
+        asked = f"{counted(nodes, 'node')} and {counted(spot, 'spot node')}"
+        invocation.told(f"pool {name!r}: {asked} are asked for", pool=name, nodes=nodes, spot=spot)
+        if wait:
+            await _wait_ready(found, wait_timeout)
+    return Exit.OK
+
+
+@pool.command()
+@_name
+@_files
+@click.option("--reset", is_flag=True, help="Boot every node anew, with the start task of the description.")
+@asynchronous
+async def repurpose(invocation: Invocation, name: str, files: tuple[str, ...], reset: bool) -> int:
+    """Give the pool NAME other files: those of sessions opened from now on."""
+    configuration = invocation.configuration()
+    spec = configuration.pool(name)
+    paths = files or spec.files
+    if not paths:
+        raise ConfigurationError("repurpose: no files: say --file PATH, or describe the pool's files")
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, name, configuration)
+        await found.repurpose(
+            list(paths),
+            reset=reset,
+            spec=spec if reset and name in configuration.pools else None,
+            progress=terminal.note,
+        )
+    told = f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}"
+    invocation.told(told, pool=name, files=list(map(str, paths)), reset=reset)
+    return Exit.OK
+
+
+@pool.command()
+@_name
+@_wait
+@_timeout
+@asynchronous
+async def start(invocation: Invocation, name: str, wait: bool, wait_timeout: float | None) -> int:
+    """Start the agents that do not live; a run does it by itself."""
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, name, configuration)
+        await found.start(progress=terminal.note)
+        invocation.told(f"pool {name!r}: its agents are started", pool=name, agents="started")
+        if wait:
+            await _wait_ready(found, wait_timeout)
+    return Exit.OK
+
+
+@pool.command()
+@_name
+@click.option("--now", is_flag=True, help="Kill what runs; it runs again when agents are started.")
+@asynchronous
+async def stop(invocation: Invocation, name: str, now: bool) -> int:
+    """End the agents, after their tasks. The machines, and what is queued, stay."""
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        found = await find_pool(client, name, configuration)
+        await found.stop(drain=not now, progress=terminal.note)
+    told = f"pool {name!r}: its agents have ended; its machines are there, and cost money"
+    invocation.told(told, pool=name, agents="stopped")
+    return Exit.OK
+
+
+@pool.command()
+@click.argument("names", nargs=-1, shell_complete=pool_names)
+@click.option("--all", "everything", is_flag=True, help="Every pool that batchflow made.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Return when the machines are gone.")
+@asynchronous
+async def delete(
+    invocation: Invocation, names: tuple[str, ...], everything: bool, yes: bool, wait: bool
+) -> int:
+    """Remove pools: machines, queues, documents, files, and what is queued or unread."""
+    if everything == bool(names):
+        raise click.UsageError("name the pools, or say --all")
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        if everything:
+            found = [each async for each in client.pools()]
+        else:
+            found = [await find_pool(client, name, configuration) for name in names]
+        if everything and found and not yes:
+            confirm(", ".join(each.id for each in found))
+        for each in found:
+            await each.delete(wait=wait, progress=terminal.note)
+            invocation.told(f"pool {each.id!r} is deleted", pool=each.id, state="deleted")
+    return Exit.OK

@@ -1,0 +1,171 @@
+"""`batchflow up`: keeps a local cloud, and tells everybody else how to reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Command, Invocation, asynchronous
+from batchflow.cli.exits import CommandError, Exit
+from batchflow.config.loader import local_cloud_file
+from batchflow.settings import PREFIX, Settings
+from batchflow.support.progress_report import counted
+
+if TYPE_CHECKING:
+    from batchflow.local.server import Ports
+
+_PORT = click.IntRange(0, 65535)
+_HEARTBEAT_INTERVAL = 1.0
+"""Seconds: here nobody pays for them, and `batchflow top` is up to date."""
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(cls=Command)
+@click.option(
+    "--nodes", type=click.IntRange(min=1), metavar="N", default=2, show_default=True, help="Of a new pool."
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Tasks at once on a node.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=0.0,
+    help="Seconds of delay of each answer.",
+)
+@click.option("--servicebus-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--batch-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--blob-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--write-config", type=_FILE, help="A configuration file to write as well.")
+@click.option("--write-env", type=_FILE, help="A file of variables to write as well.")
+@asynchronous
+async def up(
+    invocation: Invocation,
+    nodes: int,
+    slots: int,
+    latency: float,
+    servicebus_port: int,
+    batch_port: int,
+    blob_port: int,
+    write_config: Path | None,
+    write_env: Path | None,
+) -> int:
+    """Keep a local cloud up until Ctrl-C.
+
+    Other commands find it by themselves where no configuration names Azure, or by --profile local. For
+    other programs its settings are printed, as variables or with --json; the files that --write-config and
+    --write-env name have them too. The files are for their owner alone, and are removed at the end.
+    """
+    from batchflow.local.server import Ports
+
+    ports = Ports(servicebus_port, batch_port, blob_port)
+    stop = asyncio.Event()
+    place = local_cloud_file(os.environ)
+    with _the_only_one(place), invocation.interrupts.answered_by(stop.set):
+        await _keep(invocation, (nodes, slots, latency), ports, place, (write_config, write_env), stop)
+    terminal.note("the local cloud has ended")
+    return Exit.OK
+
+
+async def _keep(
+    invocation: Invocation,
+    size: tuple[int, int, float],
+    ports: Ports,
+    place: Path,
+    copies: tuple[Path | None, Path | None],
+    stop: asyncio.Event,
+) -> None:
+    from batchflow.cli.cloudstatus import show
+    from batchflow.local.directory import remove_abandoned
+    from batchflow.local.server import LocalCloud
+
+    nodes, slots, latency = size
+    cloud = LocalCloud(nodes=nodes, slots=slots, latency=latency, ports=ports)
+    settings = await cloud.start()
+    settings = replace(settings, agent=replace(settings.agent, heartbeat_interval=_HEARTBEAT_INTERVAL))
+    variables = _variables(settings, place)
+    config, env = copies
+    try:
+        with contextlib.ExitStack() as files:
+            files.enter_context(_kept(place, settings.to_toml()))
+            if config is not None:
+                files.enter_context(_kept(config, settings.to_toml()))
+            if env is not None:
+                files.enter_context(_kept(env, _lines(variables)))
+            _print(invocation, variables)
+            told = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
+            terminal.note(f"ready: {told} each; Ctrl-C ends it")
+            await asyncio.to_thread(remove_abandoned)
+            await show(settings, stop)
+    finally:
+        await cloud.aclose()
+
+
+@contextlib.contextmanager
+def _the_only_one(place: Path) -> Iterator[None]:
+    """Hold the lock beside the file: one cloud is found at a time."""
+    try:
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if place.parent.stat().st_uid != os.getuid():
+            raise CommandError(f"{place.parent} is somebody else's", Exit.CONFLICT)
+        descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}", Exit.OUTPUT) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        message = f"a local cloud is up already; its settings are in {place}"
+        raise CommandError(message, Exit.CONFLICT) from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _kept(path: Path, text: str) -> Iterator[None]:
+    from batchflow.local.publishing import published
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(published(path, text))
+        except OSError as error:
+            raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
+        yield
+
+
+def _variables(settings: Settings, place: Path) -> dict[str, str]:
+    """What another program's environment needs."""
+    found = {f"{PREFIX}CONFIG": str(place), f"{PREFIX}TARGET": "local"}
+    for group in ("batch", "storage", "servicebus"):
+        values = getattr(settings, group)
+        for item in fields(values):
+            if (value := getattr(values, item.name)) not in (None, False):
+                found[f"{PREFIX}{group}_{item.name}".upper()] = str(value)
+    return found
+
+
+def _lines(variables: dict[str, str]) -> str:
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def _print(invocation: Invocation, variables: dict[str, str]) -> None:
+    if invocation.as_json:
+        terminal.write_json(variables)
+    else:
+        terminal.write(_lines(variables).rstrip("\n"))

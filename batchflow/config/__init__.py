@@ -1,0 +1,1 @@
+"""Reading settings: configuration files, environment variables, project files, old credential files."""

@@ -1,0 +1,168 @@
+"""What a configuration file holds besides settings: the pools and jobs that it describes.
+
+`[pools.NAME]` has the fields of a `PoolSpec`, `[jobs.NAME]` those of a `JobSpec`; a profile's tables
+(`[profiles.P.pools.NAME]`) go over them, field by field. Paths are relative to the file. What is wrong is
+refused with the file, the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from batchflow.config.loader import find_file, load_settings, nearest, read_document
+from batchflow.errors import ConfigurationError
+from batchflow.model import PoolSpec
+from batchflow.pools import pool_spec
+from batchflow.settings import Settings
+from batchflow.support.frozen import frozen
+
+
+@frozen
+class JobSpec:
+    """A job that a file describes: what `batchflow run --job NAME` takes from it."""
+
+    name: str
+    pool: str | None = None
+    """The pool that it runs in."""
+    command: str | None = None
+    """The file of the bundle that its tasks run."""
+    files: tuple[str, ...] = ()
+    """What its tasks run with; empty: the pool's own files."""
+    timeout: float | None = None
+    """Seconds that a task may run."""
+    retries: int = 0
+    """Further attempts of a task that fails."""
+    memory_limit: int | None = None
+    """Bytes that a task may take."""
+
+
+@frozen
+class Configuration:
+    """A file, read: settings, pools and jobs."""
+
+    settings: Settings
+    path: Path | None = None
+    """None: there is no file."""
+    profile: str | None = None
+    pools: Mapping[str, PoolSpec] = field(default_factory=dict)
+    jobs: Mapping[str, JobSpec] = field(default_factory=dict)
+
+    def pool(self, name: str) -> PoolSpec:
+        """As the file describes it; one with nothing but its name where it does not."""
+        return self.pools.get(name, PoolSpec(name))
+
+    def job(self, name: str) -> JobSpec:
+        return self.jobs.get(name, JobSpec(name))
+
+
+def load_configuration(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    profile: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Configuration:
+    """`load_settings`, and the pools and jobs beside them. Raises `ConfigurationError`."""
+    environment = os.environ if environment is None else environment
+    settings = load_settings(path, profile=profile, environment=environment)
+    source = find_file(path, environment)
+    if source is None or source.suffix == ".json":
+        return Configuration(settings, source, profile)
+    document = read_document(source)
+    layers = [(document, str(source))]
+    if profile is not None and profile in document.get("profiles", {}):
+        layers.append((document["profiles"][profile], f"{source}: profiles.{profile}"))
+    pools = _tables(layers, "pools", PoolSpec)
+    jobs = _tables(layers, "jobs", JobSpec)
+    return Configuration(
+        settings,
+        source,
+        profile,
+        {name: _pool(name, values, source) for name, values in pools.items()},
+        {name: _made(JobSpec, name, values, source) for name, values in jobs.items()},
+    )
+
+
+_NAMED_BY: Final = {PoolSpec: "id", JobSpec: "name"}
+"""The field that is the table's name."""
+
+_KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
+    tuple: (list,),
+    Mapping: (dict,),
+    Literal: (str,),
+    float: (float, int),
+    int: (int,),
+    bool: (bool,),
+    str: (str,),
+}
+"""What TOML has for a part of an annotation; what is not here cannot stand in a file."""
+_WORDS: Final[Mapping[type, str]] = {
+    list: "a list of strings",
+    dict: "a table",
+    str: "a string",
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+}
+
+
+def _tables(
+    layers: list[tuple[dict[str, Any], str]], group: str, kind: type[Any]
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for document, where in layers:
+        described = document.get(group, {})
+        if not isinstance(described, dict):
+            raise ConfigurationError(f"{where}: {group} is a table, [{group}.NAME]")
+        for name, values in described.items():
+            if not isinstance(values, dict):
+                raise ConfigurationError(f"{where}: {group}.{name} is a table, [{group}.{name}]")
+            for key, value in values.items():
+                _check(kind, f"{group}.{name}", key, value, where)
+            found.setdefault(name, {}).update(values)
+    return found
+
+
+def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> None:
+    known = [item.name for item in fields(kind) if item.name != _NAMED_BY[kind]]
+    if key not in known:
+        raise ConfigurationError(f"{where}: unknown key {table}.{key}{nearest(key, known)}")
+    kinds = _accepted(kind)[key]
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if isinstance(value, list):
+        fits = fits and all(isinstance(item, str) for item in value)
+    if not fits:
+        words = " or ".join(_WORDS[each] for each in kinds if each is not int or float not in kinds)
+        raise ConfigurationError(f"{where}: {table}.{key} must be {words}, not {type(value).__name__}")
+
+
+def _accepted(kind: type[Any]) -> Mapping[str, tuple[type, ...]]:
+    """For each field what a file may give it, by its annotation."""
+    hints = get_type_hints(kind, localns={"Mapping": Mapping})
+    return {name: tuple(_types(hint)) for name, hint in hints.items()}
+
+
+def _types(hint: Any) -> Iterator[type]:
+    for option in get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        origin = get_origin(option) or option
+        yield from _KINDS.get(origin, ())
+
+
+def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -> Any:
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    if "files" in given:
+        given["files"] = tuple(str(source.parent / each) for each in given["files"])
+    return kind(name, **given)
+
+
+def _pool(name: str, values: Mapping[str, Any], source: Path) -> PoolSpec:
+    spec: PoolSpec = _made(PoolSpec, name, values, source)
+    try:
+        pool_spec.check(spec)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+    return spec

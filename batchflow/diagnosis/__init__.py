@@ -1,0 +1,1 @@
+"""Why nothing happens: what is known of a pool, of a session, of an agent's log."""

@@ -1,0 +1,1 @@
+"""How results and progress are shown: HTML for notebooks, lines for terminals and logs."""

@@ -1,0 +1,129 @@
+"""How far many tasks are: counting, and saying it in words, in a line or in HTML.
+
+States: begun at the first `start`; each `add` or `ended` counts a result; nothing ends it, for a total is a
+guess that may be wrong or missing. What was counted before the beginning, when an earlier run goes on, is
+done, but says nothing of the speed. Invariant: `done` is the sum of the counts. Times are those of any clock
+that is given, in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from batchflow.display.html import Html, bar, element
+from batchflow.support.progress_report import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchflow.model import Result
+
+_BAR: Final = 24
+"""Characters of the bar in a line."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """What has come of how much, and how fast."""
+
+    label: str = ""
+    total: int | None = None
+    """None: nobody knows."""
+    started: float | None = None
+    last: float = 0.0
+    """When the last result came."""
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("succeeded", "failed", "cancelled"), 0)
+    )
+    _before: int = 0
+    """Done when it began."""
+
+    def start(self, now: float) -> None:
+        """Idempotent."""
+        if self.started is None:
+            self.started = self.last = now
+            self._before = self.done
+
+    def add(self, result: Result, now: float) -> None:
+        self.ended(result.status.value, now)
+
+    def ended(self, status: str, now: float) -> None:
+        """One ended just now."""
+        self.start(now)
+        self.count(status)
+        self.last = now
+
+    def count(self, status: str) -> None:
+        """One that ended before."""
+        self.counts[status] += 1
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def complete(self) -> bool:
+        return self.total is not None and self.done >= self.total
+
+    @property
+    def unsuccessful(self) -> int:
+        return self.done - self.counts["succeeded"]
+
+    @property
+    def outcome(self) -> str:
+        """How they ended, like "7 succeeded, 2 failed"."""
+        names = [name for name in self.counts if name == "succeeded" or self.counts[name]]
+        return ", ".join(f"{self.counts[name]:,} {name}" for name in names)
+
+    def facts(self, now: float) -> list[str]:
+        """What there is to say, the most important first."""
+        known = self.total is not None
+        said = [f"{self.done:,} of {self.total:,}" if known else counted(self.done, "result")]
+        said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
+        until = self.last if self.complete else now
+        elapsed = until - self.started if self.started is not None else 0.0
+        if self.done > self._before and elapsed > 0:
+            rate = (self.done - self._before) / elapsed
+            said.append(f"{rate:,.3g}/s")
+            if self.total is not None and not self.complete:
+                said.append(f"{duration((self.total - self.done) / rate)} left")
+        said.append(duration(elapsed))
+        return said
+
+    def line(self, now: float, width: int = 0) -> str:
+        """One line of text, of at most `width` characters if that is not 0: the bar is the first to go."""
+        label = [self.label] if self.label else []
+        facts = self.facts(now)
+        if self.total:
+            full = min(_BAR, _BAR * self.done // self.total)
+            whole = "  ".join((*label, "█" * full + "░" * (_BAR - full), *facts))
+            if not width or len(whole) <= width:
+                return whole
+        return fitting([*label, *facts], width)
+
+    def view(self, now: float) -> Html:
+        """The same for a notebook."""
+        said = element("span", " · ".join(self.facts(now)), style="font-variant-numeric:tabular-nums")
+        head = element("b", f"{self.label} ") if self.label else None
+        return element("div", head, bar(self.counts, self.total or self.done), said)
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """The first parts that have room in `width` characters, 0 for all; of the very first its beginning."""
+    text = parts[0]
+    for part in parts[1:]:
+        if width and len(text) + 2 + len(part) > width:
+            break
+        text += f"  {part}"
+    return text[:width] if width else text
+
+
+def duration(seconds: float) -> str:
+    """Like "12 s", "3 min 05 s", "2 h 04 min"."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,207 @@
+"""From what a user names as files to a bundle in the pool's control container, and files back to the user."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import anyio
+import anyio.to_thread
+
+from batchflow.errors import BlobConflict, ConfigurationError
+from batchflow.protocol.bundle import Bundle, BundleFile
+from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from batchflow.ports.storage import Container
+
+PathLike = str | os.PathLike[str]
+FileSpec = PathLike | Mapping[str, PathLike | bytes]
+Files = FileSpec | Iterable[FileSpec]
+
+_LEFT_OUT: Final = (
+    ".*",
+    "__pycache__",
+    "*.pyc",
+    "credentials.json",
+    "batchflow.toml",
+    "*.pem",
+    "*.pfx",
+    "*.key",
+    "id_rsa*",
+    "id_ed25519*",
+)
+"""Names that a directory does not contribute: hidden files, caches, known credential files."""
+
+_UPLOADS: Final = 8
+"""Files under way at once."""
+_PIECE: Final = 1 << 20
+_YOUNG: Final = 7 * 86400.0
+"""Seconds in which a bundle that is there is not written anew."""
+
+
+@frozen
+class BundleSource:
+    """A file of a bundle and where its content is."""
+
+    file: BundleFile
+    content: Path | bytes
+
+
+async def collect(files: Files) -> list[BundleSource]:
+    """Find and hash the files. Raises `ConfigurationError`, naming the one at fault."""
+    return await anyio.to_thread.run_sync(_collect, files)
+
+
+async def upload(sources: list[BundleSource], container: Container, *, is_new: bool = False) -> Bundle:
+    """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat.
+
+    `is_new`: that nothing is there need not be asked.
+    """
+    bundle = Bundle.of(source.file for source in sources)
+    if is_new or not await _at_hand(container, bundle.blob):
+        ask = sources and not is_new
+        present = {info.name async for info in container.list("files/")} if ask else set[str]()
+        missing = {source.file.blob: source for source in sources if source.file.blob not in present}
+        limiter = anyio.CapacityLimiter(_UPLOADS)
+        async with task_group() as group:
+            for source in missing.values():
+                group.start_soon(_upload_one, source, container, limiter)
+        await container.put(bundle.blob, bundle.document)
+    return bundle
+
+
+async def read(source: BundleSource) -> bytes | None:
+    """What was found when it was hashed; None when it is something else by now, or gone."""
+    content = source.content
+    if isinstance(content, Path):
+        try:
+            content = await anyio.to_thread.run_sync(content.read_bytes)
+        except OSError:
+            return None
+    return content if hashlib.sha256(content).hexdigest() == source.file.sha256 else None
+
+
+async def fetch(container: Container, blob: str) -> BinaryIO:
+    """Bring a blob of any size here, open for reading; it is gone when it is closed. Safe to cancel."""
+    with TemporaryDirectory(prefix="batchflow-") as folder:
+        path = Path(folder) / "file"
+        await container.download(blob, path)
+        return path.open("rb")
+
+
+def write_files(files: Files, folder: Path) -> None:
+    """Copy the files to where a task finds them, as a node does. Raises `ConfigurationError`, OSError."""
+    sources = _collect(files)
+    Bundle.of(source.file for source in sources)
+    for source in sources:
+        path = folder / source.file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = source.content if isinstance(source.content, bytes) else source.content.read_bytes()
+        path.write_bytes(content)
+        path.chmod(0o755 if source.file.executable else 0o644)
+
+
+async def _at_hand(container: Container, name: str) -> bool:
+    """Whether it is there, and young: what is old may be swept as unused, and is written anew."""
+    found = [info async for info in container.list(name) if info.name == name]
+    return bool(found) and found[0].age < _YOUNG
+
+
+async def _upload_one(source: BundleSource, container: Container, limiter: anyio.CapacityLimiter) -> None:
+    async with limiter:
+        try:
+            if isinstance(source.content, bytes):
+                await container.put(source.file.blob, source.content, create=True)
+            else:
+                await container.upload(source.file.blob, source.content, create=True)
+                await _verify(source.file, source.content, container)
+        except BlobConflict:
+            return  # somebody else brought the same content meanwhile
+
+
+async def _verify(file: BundleFile, path: Path, container: Container) -> None:
+    """Take back what was uploaded under the hash of what the file held a moment before."""
+    digest, _ = await anyio.to_thread.run_sync(_hash, path)
+    if digest != file.sha256:
+        await container.delete(file.blob)
+        raise ConfigurationError(f"files: {str(path)!r} was changed while it was uploaded; do it once more")
+
+
+def _collect(files: Files) -> list[BundleSource]:
+    return [_source(name, content) for name, content in _named(files)]
+
+
+def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
+    if isinstance(files, Mapping):
+        for name, content in files.items():
+            if not isinstance(name, str) or not isinstance(content, bytes | str | os.PathLike):
+                raise ConfigurationError(
+                    f"files: {name!r}: {type(content).__name__}: names are strings, contents bytes or paths"
+                )
+            yield name, content if isinstance(content, bytes) else _existing_file(content)
+    elif isinstance(files, str | os.PathLike):
+        path = Path(files)
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path.name, _existing_file(path)
+    elif isinstance(files, Iterable) and not isinstance(files, bytes | bytearray):
+        for spec in files:
+            yield from _named(spec)
+    else:
+        raise ConfigurationError(
+            f"files: {files!r}: a path, a mapping of names to paths or bytes, or several of these are needed"
+        )
+
+
+def _existing_file(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        what = "a directory is named where a file is expected" if path.is_dir() else "no such file"
+        raise ConfigurationError(f"files: {str(path)!r}: {what}{where}")
+    return path
+
+
+def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+    for folder, folders, names in os.walk(top):
+        here = Path(folder)
+        folders[:] = sorted(
+            name for name in folders if not _left_out(name) and not (here / name / "pyvenv.cfg").exists()
+        )
+        for name in sorted(names):
+            if not _left_out(name) and (here / name).is_file():
+                yield (here / name).relative_to(top).as_posix(), here / name
+
+
+def _left_out(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _LEFT_OUT)
+
+
+def _source(name: str, content: Path | bytes) -> BundleSource:
+    if isinstance(content, bytes):
+        digest = hashlib.sha256(content).hexdigest()
+        return BundleSource(BundleFile(name, digest, len(content), content.startswith(b"#!")), content)
+    try:
+        digest, size = _hash(content)
+        executable = os.access(content, os.X_OK)
+    except OSError as error:
+        raise ConfigurationError(f"files: {str(content)!r} cannot be read: {error.strerror}") from error
+    return BundleSource(BundleFile(name, digest, size, executable), content)
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size

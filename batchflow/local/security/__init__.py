@@ -1,0 +1,1 @@
+"""Keys, tokens and certificates of the local cloud."""

@@ -1,0 +1,1 @@
+"""The machinery of one pool: connections, manifest, provisioning, agents, resizing, removal."""

@@ -1,0 +1,195 @@
+"""The three services that a client uses, behind their ports, made from the settings."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.to_thread
+
+from batchflow.errors import BrokerError, ConfigurationError, PoolError
+from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from batchflow.ports.broker import Broker, BrokerAdmin, QueueRef
+    from batchflow.ports.compute import Compute
+    from batchflow.ports.storage import Storage
+    from batchflow.settings import Settings
+
+_RESTRICTED: Final = (
+    "this client has the rights of one pool's clients alone (settings access.*); let a client that has the "
+    "accounts' keys, or a role in Entra ID, do this"
+)
+
+
+@frozen
+class Connections:
+    """Open connections; each makes its links when it is first asked.
+
+    A client of one pool alone has neither an administration of queues nor machines: asking for these raises
+    `BrokerError` and `PoolError`, which say so.
+    """
+
+    broker: Broker
+    queues_admin: BrokerAdmin | None
+    storage: Storage
+    machines: Compute | None
+    identity: AbstractAsyncContextManager[object] | None = None
+    """The credential of Entra ID where there is one: closed after those that use it."""
+    more_admins: tuple[BrokerAdmin, ...] = ()
+    """Of the namespaces after the first."""
+    keyless: bool = False
+    """Whether Entra ID opens Storage or Service Bus: there may be no keys to make agents' keys from."""
+
+    @property
+    def restricted(self) -> bool:
+        """Whether one pool is all that is open."""
+        return self.machines is None
+
+    def check_unrestricted(self, doing: str) -> None:
+        """Raises `PoolError` for what a client of one pool alone must not do."""
+        if self.restricted:
+            raise PoolError(f"{doing}: {_RESTRICTED}")
+
+    @property
+    def admin(self) -> BrokerAdmin:
+        if self.queues_admin is None:
+            raise BrokerError(f"queues cannot be administered: {_RESTRICTED}")
+        return self.queues_admin
+
+    @property
+    def admins(self) -> tuple[BrokerAdmin, ...]:
+        """Of every namespace."""
+        return (self.admin, *self.more_admins)
+
+    def admin_of(self, queue: QueueRef) -> BrokerAdmin:
+        """Of the namespace that the queue is in. Raises `ConfigurationError` for one that is not known."""
+        for admin in self.admins:
+            if admin.namespace == queue.namespace:
+                return admin
+        known = ", ".join(admin.namespace for admin in self.admins)
+        raise ConfigurationError(
+            f"queue {queue.entity} is in {queue.namespace}; servicebus.connection_string (or .namespace) is "
+            f"for {known}: add that namespace to it"
+        )
+
+    @property
+    def compute(self) -> Compute:
+        if self.machines is None:
+            raise PoolError(f"the Batch account is out of reach: {_RESTRICTED}")
+        return self.machines
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        async with task_group() as group:
+            parts = (self.broker, self.queues_admin, *self.more_admins, self.storage, self.machines)
+            for service in parts:
+                if service is not None:
+                    group.start_soon(service.aclose)
+        if self.identity is not None:
+            await self.identity.__aexit__(None, None, None)
+
+
+def preload() -> None:
+    """Import the SDKs, and what pools are made with: slow, so done in a thread beside whatever else is
+    waited for.
+
+    The collector of garbage pauses: it finds none here, at a sixth of the time. Nor does it look at what is
+    there by then when it is next at work: that counts as old.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    beside = threading.Thread(target=_load_http, name="batchflow load http")
+    beside.start()
+    try:
+        import batchflow.azure.batch
+        import batchflow.azure.servicebus
+        import batchflow.pool
+        import batchflow.pools.provisioning
+
+        beside.join()
+        import batchflow.azure.blob  # noqa: F401
+    finally:
+        if collects:
+            _count_as_old()
+            gc.enable()
+
+
+def _load_http() -> None:
+    """Half of the time that aiohttp takes it reads certificates, and leaves the interpreter to others."""
+    import aiohttp  # noqa: F401
+
+
+def _count_as_old() -> None:
+    """Move all that is there to the oldest generation, unless the program has frozen objects of its own."""
+    if not gc.get_freeze_count():
+        gc.freeze()
+        gc.unfreeze()
+
+
+async def connect(settings: Settings) -> Connections:
+    """Make the connections. Raises `ConfigurationError` for settings that are missing or cannot be right."""
+    settings.check()
+    await anyio.to_thread.run_sync(preload)
+    return _to_one_pool(settings) if settings.access.pool else _to_accounts(settings)
+
+
+def _to_accounts(settings: Settings) -> Connections:
+    from batchflow.azure.batch import BatchCompute
+    from batchflow.azure.blob import BlobStorage
+    from batchflow.azure.identity import logged_in
+    from batchflow.azure.namespaces import each_of
+    from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
+
+    batch, storage, bus = settings.batch, settings.storage, settings.servicebus
+    by_identity = {
+        "batch.entra": batch.entra,
+        "storage.account_url": storage.account_url is not None,
+        "servicebus.namespace": bus.namespace is not None,
+    }
+    wanting = [name for name, wanted in by_identity.items() if wanted]
+    identity = logged_in(wanting[0]) if wanting else None
+    account = storage.account_url or storage.connection_string or ""
+    namespaces = bus.namespace or bus.connection_string or ""
+    of_storage = identity if storage.account_url else None
+    of_bus = identity if bus.namespace else None
+    key = identity if batch.entra and identity is not None else batch.key or ""
+    admin, *more = (ServiceBusAdmin(each, of_bus, ca_file=bus.ca_file) for each in each_of(namespaces))
+    return Connections(
+        ServiceBusBroker(namespaces, of_bus, ca_file=bus.ca_file, websockets=bus.websockets),
+        admin,
+        BlobStorage(account, of_storage, ca_file=storage.ca_file),
+        BatchCompute(batch.account or "", key, batch.url or "", ca_file=batch.ca_file),
+        identity,
+        tuple(more),
+        keyless=of_storage is not None or of_bus is not None,
+    )
+
+
+def _to_one_pool(settings: Settings) -> Connections:
+    from batchflow.azure.blob import SignedContainer
+    from batchflow.azure.servicebus import ServiceBusBroker
+    from batchflow.pools.restricted import PoolStorage, queues_of
+
+    access, bus, ca_file = settings.access, settings.servicebus, settings.storage.ca_file
+    ctl, out = (
+        SignedContainer(*(url or "").partition("?")[::2], ca_file=ca_file, setting=f"access.{name}")
+        for name, url in (("ctl", access.ctl), ("out", access.out))
+    )
+    return Connections(
+        ServiceBusBroker(
+            None,
+            by_queue=queues_of(access),
+            ca_file=bus.ca_file,
+            websockets=bus.websockets,
+            setting="access.task_queues or access.results_queues",
+        ),
+        None,
+        PoolStorage(access.pool or "", ctl, out),
+        None,
+    )

@@ -1,0 +1,62 @@
+"""What agents bring along: the pool's default bundle, where it is small.
+
+An agent's first task needs the bundle, and the bundle is in Blob Storage, whose SDK takes longer to import
+than the rest of an agent to start. So a small one travels in the agents' configuration, which Batch brings to
+the node anyway. Its list and its contents go under their hashes, by which they are checked like anything that
+was fetched.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Final
+
+from batchflow.errors import BlobNotFound, ProtocolError
+from batchflow.files import read
+from batchflow.protocol.bundle import Bundle, bundle_blob
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from batchflow.files import BundleSource
+    from batchflow.ports.storage import Container
+    from batchflow.protocol.bundle import BundleFile
+
+MOST_FILES: Final = 32
+MOST_BYTES: Final = 256 * 1024
+"""Of all contents together."""
+
+
+async def pack(
+    control: Container, bundle_hash: str | None, into: dict[str, str], sources: Sequence[BundleSource] = ()
+) -> None:
+    """Put the bundle's list and contents there, each under its SHA-256, in base64; nothing of a large one.
+
+    What is among the `sources` is not fetched. Nothing either where part of it is gone: that is told to the
+    task that needs it.
+    """
+    if bundle_hash is None:
+        return
+    here = {source.file.sha256: source for source in sources}
+    contents: dict[str, bytes] = {}
+
+    async def get(file: BundleFile) -> None:
+        content = await read(here[file.sha256]) if file.sha256 in here else None
+        contents[file.sha256] = (await control.get(file.blob)).data if content is None else content
+
+    try:
+        bundle = Bundle.of(source.file for source in sources)
+        document = bundle.document
+        if bundle.hash != bundle_hash:
+            document = (await control.get(bundle_blob(bundle_hash))).data
+            bundle = Bundle.read(document, bundle_hash)
+        if len(bundle.files) > MOST_FILES or sum(file.size for file in bundle.files) > MOST_BYTES:
+            return
+        async with task_group() as group:
+            for file in {file.sha256: file for file in bundle.files}.values():
+                group.start_soon(get, file)
+    except (BlobNotFound, ProtocolError):
+        return
+    contents[bundle_hash] = document
+    into |= {name: b64encode(content).decode() for name, content in sorted(contents.items())}

@@ -1,0 +1,288 @@
+"""From what a user asks of a pool to what Batch is asked for.
+
+Pure. `check` refuses what can be seen to be wrong by itself, `build` what the account's images tell; both
+before anything is created. A refusal names the pool, the field, its value and what is allowed.
+
+The start task is one script when packages are asked for: it can run again at every boot, waits for the
+machine's own upgrades instead of failing on their lock, and ends at the first command that fails.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from batchflow.errors import ConfigurationError
+from batchflow.model import Image, PoolSpec
+from batchflow.ports.compute import PoolDocument
+from batchflow.protocol import documents, layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from batchflow.model import ManagedIdentity
+    from batchflow.ports.compute import PoolInfo, SupportedImage
+
+
+class Defaults(Protocol):
+    """What a pool gets where its spec is silent."""
+
+    @property
+    def nodes(self) -> int: ...
+    @property
+    def vm_size(self) -> str: ...
+
+
+MOST_SHARDS: Final = 20
+"""Every agent and every session has a connection to each."""
+MADE_BY: Final = {"batchflow": "1"}
+"""The metadata of the Batch pools that batchflow made."""
+
+_APT: Final = "apt-get -q -y -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3"
+"""The lock is held by unattended upgrades for minutes after a boot."""
+_HAS_APT: Final = ("ubuntu", "debian")
+_JAVA: Final = range(8, 100)
+
+_PACKAGE: Final = re.compile(r"[a-z0-9][a-z0-9+.-]*(=[A-Za-z0-9.+:~-]+)?")
+_REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][^\n\r\0]*")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_VM_SIZE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_CONTAINER: Final = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]*")
+_SUBNET: Final = re.compile(
+    r"/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.Network/virtualNetworks/[^/]+/subnets/[^/]+",
+    re.IGNORECASE,
+)
+_IDENTITY: Final = re.compile(
+    r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"|/subscriptions/[^/]+/resourceGroups/[^/]+/providers/Microsoft\.ManagedIdentity/"
+    r"userAssignedIdentities/[^/]+",
+    re.IGNORECASE,
+)
+_PATTERNS: Final = {
+    "vm_size": (_VM_SIZE, 'a VM size of Azure, such as "standard_d2s_v3"'),
+    "apt": (_PACKAGE, 'Debian packages, each "name" or "name=version"'),
+    "pip": (_REQUIREMENT, 'requirements as pip takes them, such as "numpy>=2", one in each item'),
+    "subnet": (_SUBNET, 'the resource id "/subscriptions/.../virtualNetworks/<name>/subnets/<name>"'),
+    "identity": (_IDENTITY, "the client id (a UUID) or the resource id of a user-assigned managed identity"),
+    "container": (_CONTAINER, 'a container image, such as "python:3.12-slim"'),
+}
+
+
+def check(spec: PoolSpec) -> None:
+    """Raises `ConfigurationError` for what no account would take."""
+    layout.check_pool_id(spec.id)
+    for key, least in (("nodes", 0), ("spot", 0), ("slots", 0), ("shards", 1)):
+        _check_count(spec, key, least)
+    if spec.shards is not None and spec.shards > MOST_SHARDS:
+        raise refusal(spec, "shards", spec.shards, f"1 to {MOST_SHARDS}")
+    for key in ("apt", "pip"):
+        values = getattr(spec, key)
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise refusal(spec, key, values, "a tuple or list of strings")
+        for value in values:
+            _check_pattern(spec, key, value)
+    for key in ("vm_size", "subnet", "container", "identity"):
+        if (value := getattr(spec, key)) is not None:
+            _check_pattern(spec, key, value)
+    if not isinstance(spec.java, bool | int) or (
+        spec.java is not True and spec.java and spec.java not in _JAVA
+    ):
+        raise refusal(spec, "java", spec.java, "True, or a version such as 17 or 21")
+    _check_start(spec)
+    image_of(spec)
+
+
+def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
+    """What Batch is asked for. `images`: what the account supports. Raises `ConfigurationError`."""
+    check(spec)
+    if spec.identity is not None:
+        allowed = (
+            "None for a pool that is not there: Batch gives a pool identities only when it is made through "
+            "Azure's management (docs/azure.md); make it there, then attach"
+        )
+        raise refusal(spec, "identity", spec.identity, allowed)
+    supported = choose_image(spec, images, now)
+    return PoolDocument(
+        id=spec.id,
+        vm_size=spec.vm_size or defaults.vm_size,
+        image=Image(
+            supported.publisher, supported.offer, supported.sku, image_of(spec).version, supported.node_agent
+        ),
+        nodes=defaults.nodes if spec.nodes is None else spec.nodes,
+        spot=spec.spot,
+        start_command=start_command(spec),
+        start_admin=spec.start_user == "admin",
+        environment=spec.environment,
+        metadata=MADE_BY,
+        subnet=spec.subnet,
+        container=spec.container,
+    )
+
+
+def choose_identity(
+    spec: PoolSpec, there: Sequence[ManagedIdentity], *, wanted: bool
+) -> ManagedIdentity | None:
+    """Which of a pool's identities its agents use; None: they get keys. Raises `ConfigurationError`.
+
+    `wanted`: whether one is to be used although the spec names none, for whoever makes them holds no keys.
+    """
+    if spec.identity is not None:
+        asked = spec.identity.lower()
+        for each in there:
+            if asked in (each.client_id.lower(), each.resource_id.lower()):
+                return each
+        names = ", ".join(each.resource_id for each in there) or "none: docs/azure.md tells how to make one"
+        raise refusal(spec, "identity", spec.identity, f"an identity that the pool has, which is {names}")
+    if wanted and len(there) > 1:
+        names = ", ".join(each.resource_id for each in there)
+        raise refusal(spec, "identity", None, f"one of {names}: which one do the agents use?")
+    return there[0] if wanted and there else None
+
+
+def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest) -> Iterator[str]:
+    """What of a spec a pool that is there does not have, and keeps."""
+    size, identity = spec.vm_size, manifest.identity
+    image = None if spec.image is None else image_of(spec)
+    if size is not None and size.lower() != info.vm_size.lower():
+        yield f"its VM size is {info.vm_size}, not {size}"
+    if image is not None and info.image is not None and _name(image) != _name(info.image):
+        yield f"its image is {':'.join(_name(info.image))}, not {':'.join(_name(image))}"
+    if start_command(spec) not in (None, info.start_command):
+        yield "its start task differs: pool.repurpose(files, reset=True, spec=spec) changes it"
+    for key, has in (("slots", manifest.slots), ("container", manifest.container)):
+        if (wanted := getattr(spec, key)) not in (None, has):
+            yield f"its {key} is {has}, not {wanted}"
+    names = () if identity is None else (identity.client_id.lower(), identity.resource_id.lower())
+    if spec.identity is not None and spec.identity.lower() not in names:
+        yield f"its agents use {identity.resource_id if identity else 'keys'}, not {spec.identity}"
+
+
+def image_of(spec: PoolSpec) -> Image:
+    """The image that was asked for, or the default one. Raises `ConfigurationError`."""
+    if spec.image is None or isinstance(spec.image, Image):
+        return spec.image or Image()
+    parts = spec.image.split(":") if isinstance(spec.image, str) else []
+    if len(parts) not in (3, 4) or not all(parts):
+        allowed = '"publisher:offer:sku", "publisher:offer:sku:version" or an Image'
+        raise refusal(spec, "image", spec.image, allowed)
+    return Image(*parts)
+
+
+def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
+    """The entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`.
+
+    A spec with a container and without an image gets the newest Ubuntu that runs containers.
+    """
+    if spec.container is not None and spec.image is None:
+        return _image_for_containers(spec, images, now)
+    image = image_of(spec)
+    wanted = _name(image)
+    usable = [each for each in images if _is_usable(each, now)]
+    allowed = f"one of {', '.join(sorted({':'.join(_name(each)) for each in usable})) or 'none'}"
+    found = [each for each in images if _name(each) == wanted]
+    if not found:
+        raise refusal(spec, "image", ":".join(wanted), f"{allowed}, which this Batch account supports")
+    agent = image.node_agent
+    matching = [each for each in found if agent is None or each.node_agent.lower() == agent.lower()]
+    if not matching:
+        agents = ", ".join(each.node_agent for each in found)
+        raise refusal(spec, "image.node_agent", agent, f"{agents} with the image {':'.join(wanted)}")
+    return _check_image(spec, matching[0], now, allowed)
+
+
+def _is_usable(image: SupportedImage, now: float) -> bool:
+    return image.linux and (image.end_of_life is None or image.end_of_life > now)
+
+
+def _image_for_containers(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
+    able = [each for each in images if each.containers and _is_usable(each, now)]
+    ubuntu = [each for each in able if "ubuntu" in each.node_agent.lower()]
+    if not ubuntu:
+        names = ", ".join(sorted(":".join(_name(each)) for each in able)) or "none"
+        allowed = f"None: no Ubuntu that this Batch account supports runs containers; images that do: {names}"
+        raise refusal(spec, "container", spec.container, allowed)
+    return max(ubuntu, key=lambda each: (each.node_agent.lower(), each.sku))
+
+
+def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str) -> SupportedImage:
+    name = ":".join(_name(image))
+    if not image.linux:
+        raise refusal(spec, "image", name, f"{allowed}; agents run on Linux")
+    if image.end_of_life is not None and image.end_of_life <= now:
+        end = datetime.fromtimestamp(image.end_of_life, UTC).date()
+        raise refusal(spec, "image", name, f"{allowed}; the end of this one's life was {end}")
+    if spec.container is not None and not image.containers:
+        raise refusal(spec, "container", spec.container, f"None with {name}, whose nodes run no containers")
+    if (spec.apt or spec.pip or spec.java) and not any(word in image.node_agent for word in _HAS_APT):
+        key = "apt" if spec.apt else "pip" if spec.pip else "java"
+        text = f"nothing on {name}: packages are installed by apt-get; use start_command there"
+        raise refusal(spec, key, getattr(spec, key), text)
+    return image
+
+
+def start_command(spec: PoolSpec) -> str | None:
+    """The start task's command line; None when it has nothing to do."""
+    packages = [*_java_packages(spec), *(["python3-pip"] if spec.pip else []), *spec.apt]
+    if not packages:
+        return spec.start_command
+    names = " ".join(shlex.quote(name) for name in packages)
+    script = [
+        "set -e",
+        "export DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1",
+        f"{_APT} update",
+        f"{_APT} install --no-install-recommends {names}",
+    ]
+    if spec.pip:
+        requirements = " ".join(shlex.quote(requirement) for requirement in spec.pip)
+        script.append(f"python3 -m pip install --disable-pip-version-check {requirements}")
+    if spec.start_command is not None:
+        script.append(spec.start_command)
+    return f"/bin/bash -c {shlex.quote('; '.join(script))}"
+
+
+def _java_packages(spec: PoolSpec) -> Iterator[str]:
+    if spec.java is True:
+        yield "default-jre-headless"
+    elif spec.java:
+        yield f"openjdk-{spec.java}-jre-headless"
+
+
+def refusal(spec: PoolSpec, key: str, value: object, allowed: str) -> ConfigurationError:
+    """A field of a spec that cannot be used."""
+    return ConfigurationError(f"pool {spec.id!r}: {key} is {value!r}; allowed: {allowed}")
+
+
+def _check_count(spec: PoolSpec, key: str, least: int) -> None:
+    value = getattr(spec, key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise refusal(spec, key, value, f"a whole number that is not negative, {least} or more")
+
+
+def _check_pattern(spec: PoolSpec, key: str, value: Any) -> None:
+    pattern, allowed = _PATTERNS[key]
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise refusal(spec, key, value, allowed)
+
+
+def _check_start(spec: PoolSpec) -> None:
+    if spec.start_user not in ("admin", "user"):
+        raise refusal(spec, "start_user", spec.start_user, '"admin" or "user"')
+    if spec.start_user != "admin" and (spec.apt or spec.pip or spec.java):
+        raise refusal(spec, "start_user", spec.start_user, '"admin", for packages are to be installed')
+    command = spec.start_command
+    if command is not None and (not isinstance(command, str) or not command.strip()):
+        raise refusal(spec, "start_command", command, "a command line, or None")
+    if not isinstance(spec.environment, Mapping):
+        raise refusal(spec, "environment", spec.environment, "a dict from names to strings")
+    for name, value in spec.environment.items():
+        if not isinstance(name, str) or _VARIABLE.fullmatch(name) is None:
+            raise refusal(spec, "environment", name, "names of letters, digits and '_', no digit first")
+        if not isinstance(value, str) or "\0" in value:
+            raise refusal(spec, f"environment[{name!r}]", type(value).__name__, "a string")
+
+
+def _name(image: Image | SupportedImage) -> tuple[str, str, str]:
+    return image.publisher.lower(), image.offer.lower(), image.sku.lower()

@@ -1,0 +1,83 @@
+"""A pool made smaller without breaking what runs: the agents that leave hand back first.
+
+Azure Batch knows of no signal to a task whose node is removed, so the leaving agents are told by a document,
+and their nodes are removed by name when they are done.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from batchflow.protocol import layout
+from batchflow.protocol.documents import DrainOrder
+from batchflow.support.progress_report import counted
+
+if TYPE_CHECKING:
+    from batchflow.pool import Pool
+    from batchflow.ports.compute import NodeInfo, PoolInfo
+    from batchflow.protocol.documents import Heartbeat
+    from batchflow.support.progress_report import Reporter
+
+logger = logging.getLogger(__name__)
+
+_MOST: Final = 100
+"""Nodes that Batch removes at once."""
+_POLL: Final = 0.25
+_BEATS: Final = 3
+"""Heartbeats within which an agent is gone when its grace is over."""
+
+
+async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Reporter) -> bool:
+    """Bring the pool down to so many dedicated and spot nodes, the idlest go; waits `agent.drain_grace` and a
+    little.
+
+    False, and nothing is done, when it grows, has not all its nodes, or more than 100 leave.
+    """
+    nodes, spot = size
+    if nodes > info.wanted or spot > info.spot_wanted or info.allocation != "steady":
+        return False
+    there = await pool.client._services.compute.nodes(pool.id)
+    beats = {beat.node: beat for beat in await pool.heartbeats()}
+    dedicated = [node for node in there if node.dedicated]
+    others = [node for node in there if not node.dedicated]
+    if len(dedicated) != info.wanted or len(others) != info.spot_wanted:
+        return False
+    leaving = [
+        *idlest(dedicated, beats, info.wanted - nodes),
+        *idlest(others, beats, info.spot_wanted - spot),
+    ]
+    if not 0 < len(leaving) <= _MOST:
+        return False
+    await _drain(pool, [beats[node] for node in leaving if node in beats], report)
+    report(f"removing {counted(len(leaving), 'node')}")
+    await pool.client._services.compute.remove_nodes(pool.id, leaving)
+    return True
+
+
+def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> list[str]:
+    """The ids of so many nodes: those without an agent first, then those that run least."""
+
+    def work(node: NodeInfo) -> int:
+        return len(beats[node.id].running) if node.id in beats else -1
+
+    return [node.id for node in sorted(nodes, key=work)[:count]]
+
+
+async def _drain(pool: Pool, beats: list[Heartbeat], report: Reporter) -> None:
+    """Tell the agents to leave, and wait until they have, or their time is over."""
+    if not beats:
+        return
+    grace = pool.client.settings.agent.drain_grace
+    order = DrainOrder(pool._manifest.agents_job, grace, tuple(beat.node for beat in beats))
+    await pool._ctl.put(layout.DRAIN_BLOB, order.encode())
+    leaving = {beat.agent for beat in beats}
+    with anyio.move_on_after(grace + _BEATS * max(beat.interval for beat in beats)) as patience:
+        while left := [beat for beat in await pool.heartbeats() if beat.agent in leaving]:
+            running = sum(len(beat.running) for beat in left)
+            report(f"{counted(len(left), 'agent')} still to leave, {counted(running, 'task')} running there")
+            await anyio.sleep(_POLL)
+    if patience.cancelled_caught:
+        logger.warning("agents_did_not_leave_in_time", extra={"pool": pool.id})

@@ -1,0 +1,198 @@
+"""Removes what dead clients, dead agents and deleted pools left behind.
+
+Nothing that lives is touched, whoever sweeps and however often:
+
+- The queues and containers of a prefix go when they are named as batchflow names them, no manifest has that
+  prefix and no Batch pool of that name waits for its manifest. They are listed first, then the Batch pools,
+  then the manifests: a pool that is being made shows in one of the two. What agents logged in them is kept.
+- Documents and payloads go by their age, by the storage service's own clock, so that a machine with a wrong
+  clock sweeps nothing that is new.
+- Bundles go when they are old, are not the pool's default and no session shows a sign of life in the pool.
+  Opening a session writes its bundle's list anew, which makes it young again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, ServiceError
+from batchflow.pools import node_logs
+from batchflow.ports.broker import QueueRef
+from batchflow.protocol import layout
+from batchflow.protocol.documents import PoolManifest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from batchflow.pools.connections import Connections
+    from batchflow.ports.storage import BlobInfo, Container
+
+logger = logging.getLogger(__name__)
+
+DAY: Final = 86400.0
+_PRESENCE_AGE: Final = DAY / 24
+_AGENT_AGE: Final = DAY
+_PAYLOAD_AGE: Final = 14 * DAY
+_KEPT_LOG_AGE: Final = node_logs.KEPT
+_CLOCK: Final = "swept"
+_PREFIX: Final = "bf-"
+_NONCE: Final = 8
+"""Digits at the end of a prefix."""
+
+
+@dataclass(slots=True)
+class Swept:
+    """What was removed, by name, and what could not be."""
+
+    removed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    async def note(self, name: str, removal: Awaitable[object]) -> None:
+        """Remove it, and remember how that went."""
+        try:
+            if await removal:
+                self.removed.append(name)
+        except BlobConflict:
+            return  # somebody has just written it: it is in use
+        except ServiceError as error:
+            self.failed[name] = str(error)
+
+
+async def sweep(services: Connections, index: Container, *, bundle_age: float = 30 * DAY) -> Swept:
+    """Once over the whole account. `bundle_age`: seconds. Safe to cancel."""
+    swept = Swept()
+    containers = list(filter(layout.is_ours, await services.storage.containers(_PREFIX)))
+    queues = [
+        QueueRef(admin.namespace, name)
+        for admin in services.admins
+        for name in await admin.queues()
+        if layout.is_ours(name)
+    ]
+    pools = {pool.id.lower() async for pool in services.compute.pools()}
+    await services.storage.create_container(index.name)  # which an account without pools may not have
+    manifests = await _manifests(index)
+    await _sweep_orphans(services, index, containers, queues, pools, manifests, swept)
+    now = await _service_time(index)
+    await _sweep_old(index, layout.LOGS, now - _KEPT_LOG_AGE, swept)
+    for manifest in manifests:
+        await _sweep_pool(services, manifest, now, bundle_age, swept)
+    logger.info("swept", extra={"removed": len(swept.removed), "failed": len(swept.failed)})
+    return swept
+
+
+async def last_swept(index: Container) -> float | None:
+    """Seconds since somebody swept this account; None when nobody ever did."""
+    try:
+        (last,) = [info.modified_at async for info in index.list(_CLOCK) if info.name == _CLOCK]
+    except (BlobNotFound, ValueError):
+        return None
+    return await _service_time(index, _CLOCK + "-look") - last
+
+
+async def _service_time(index: Container, name: str = _CLOCK) -> float:
+    """The storage service's clock, by a blob written now."""
+    await index.put(name, b"")
+    return max([info.modified_at async for info in index.list(name) if info.name == name])
+
+
+async def _manifests(index: Container) -> list[PoolManifest]:
+    found = []
+    async for info in index.list("pools/"):
+        try:
+            found.append(PoolManifest.decode((await index.get(info.name)).data))
+        except BlobNotFound:
+            continue
+    return found
+
+
+async def _sweep_orphans(
+    services: Connections,
+    index: Container,
+    containers: list[str],
+    queues: list[QueueRef],
+    pools: set[str],
+    manifests: list[PoolManifest],
+    swept: Swept,
+) -> None:
+    named = {manifest.prefix for manifest in manifests}
+    waiting = pools - {manifest.pool.lower() for manifest in manifests}
+    stems = {_stem(layout.name_prefix(pool, "0" * _NONCE)) for pool in waiting}
+
+    def orphaned(name: str) -> bool:
+        prefix = name.rpartition("-")[0]
+        return prefix not in named and _stem(prefix) not in stems
+
+    for name in filter(orphaned, containers):
+        await swept.note(f"container {name}", _remove_container(services, index, name))
+    for queue in queues:
+        if orphaned(queue.entity):
+            removal = services.admin_of(queue).delete_queue(queue.entity)
+            await swept.note(f"queue {queue.entity}", removal)
+
+
+async def _remove_container(services: Connections, index: Container, name: str) -> bool:
+    """What agents logged is kept."""
+    prefix, _, which = name.rpartition("-")
+    if which == "out":
+        await node_logs.keep(services.storage.container(name), index, prefix)
+    return await services.storage.delete_container(name)
+
+
+def _stem(prefix: str) -> str:
+    """A prefix without what is new with each pool of the name."""
+    return prefix[:-_NONCE]
+
+
+async def _sweep_pool(
+    services: Connections, manifest: PoolManifest, now: float, bundle_age: float, swept: Swept
+) -> None:
+    ctl, out = services.storage.container(manifest.ctl), services.storage.container(manifest.out)
+    try:
+        live = await _sweep_old(ctl, "sessions/", now - _PRESENCE_AGE, swept)
+        for container, prefix, age in (
+            (ctl, "args/", _PAYLOAD_AGE),
+            (ctl, "cancel/", _PAYLOAD_AGE),
+            (out, "results/", _PAYLOAD_AGE),
+            (out, "agents/", _AGENT_AGE),
+            (out, layout.LOGS, _PAYLOAD_AGE),
+        ):
+            await _sweep_old(container, prefix, now - age, swept)
+        if not live:
+            await _sweep_bundles(ctl, manifest.bundle, now - bundle_age, swept)
+    except ServiceError as error:
+        swept.failed[f"pool {manifest.pool}"] = str(error)
+
+
+async def _sweep_old(container: Container, prefix: str, before: float, swept: Swept) -> int:
+    """Remove what is older; how many are younger."""
+    listed = [info async for info in container.list(prefix)]
+    old = [info for info in listed if info.modified_at < before]
+    for info in old:
+        await swept.note(f"{container.name}/{info.name}", container.delete(info.name, if_match=info.etag))
+    return len(listed) - len(old)
+
+
+async def _sweep_bundles(ctl: Container, default: str | None, before: float, swept: Swept) -> None:
+    kept: set[str] = set()
+    async for info in ctl.list("bundles/"):
+        files = await _files_of(ctl, info)
+        if info.modified_at < before and info.name != f"bundles/{default}.json":
+            await swept.note(f"{ctl.name}/{info.name}", ctl.delete(info.name, if_match=info.etag))
+            if swept.removed[-1:] == [f"{ctl.name}/{info.name}"]:
+                continue
+        kept |= files
+    async for info in ctl.list("files/"):
+        if info.modified_at < before and info.name not in kept:
+            await swept.note(f"{ctl.name}/{info.name}", ctl.delete(info.name, if_match=info.etag))
+
+
+async def _files_of(ctl: Container, bundle: BlobInfo) -> set[str]:
+    document = (await ctl.get(bundle.name)).data
+    try:
+        return {f"files/{row[1]}" for row in orjson.loads(document)["files"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+        raise ProtocolError(f"{bundle.name} cannot be read: {error!r}") from error

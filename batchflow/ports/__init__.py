@@ -1,0 +1,1 @@
+"""What batchflow needs of the three services: protocols and their values, without any implementation."""

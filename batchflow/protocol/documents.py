@@ -1,0 +1,310 @@
+"""The documents of the control plane: what the parts know of each other without talking. Pure.
+
+Every document is JSON with a version; a reader refuses a higher one, ignores fields it does not know, and
+refuses a field that is not of the type that is written here: agents write some of these, and code on a node
+can write them too. `protocol.layout` says where they lie.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields, is_dataclass
+from functools import cache
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import orjson
+
+from batchflow.errors import ProtocolError
+from batchflow.model import ManagedIdentity
+from batchflow.ports.broker import QueueRef
+from batchflow.support.frozen import frozen
+
+T = TypeVar("T")
+_SIGNS_OF_LIFE: Final = 3
+"""In a row, that are missing of who is gone."""
+
+
+class Document:
+    """A frozen dataclass that is written as JSON."""
+
+    VERSION: ClassVar[int] = 1
+
+    def encode(self) -> bytes:
+        return orjson.dumps({"v": self.VERSION, **asdict(self)})  # type: ignore[call-overload]
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Raises `ProtocolError`."""
+        try:
+            document = orjson.loads(data)
+            if document["v"] > cls.VERSION:
+                raise ProtocolError(
+                    f"a {cls.__name__} of version {document['v']}, this batchflow reads {cls.VERSION}: "
+                    "install a newer one"
+                )
+            made: Self = _read(document, cls)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a {cls.__name__} that cannot be read: {error!r}") from error
+        return made
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """JSON as what the annotation says. Raises TypeError, without the value, which may be secret."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _read(value, arguments[0])
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return _read_tuple(value, arguments)
+    if origin is Mapping and isinstance(value, dict):
+        return {name: _read(item, arguments[1]) for name, item in value.items()}
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _read_fields(value, hint)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError(f"{type(value).__name__} is not {hint}")
+
+
+def _read_fields(value: dict[str, Any], kind: Any) -> Any:
+    known = _annotations(kind).items()
+    return kind(**{name: _read(value[name], hint) for name, hint in known if name in value})
+
+
+def _read_tuple(value: list[Any], hints: tuple[Any, ...]) -> tuple[Any, ...]:
+    if hints[-1] is Ellipsis:
+        return tuple(_read(item, hints[0]) for item in value)
+    return tuple(_read(item, hint) for item, hint in zip(value, hints, strict=True))
+
+
+@cache
+def _annotations(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
+
+
+@frozen
+class PoolManifest(Document):
+    """What makes a Batch pool a pool of batchflow."""
+
+    pool: str
+    prefix: str
+    task_queues: tuple[QueueRef, ...]
+    results_queues: tuple[QueueRef, ...]
+    """Lists: one each by default."""
+    agents_job: str
+    """The Batch job that hosts the agents."""
+    created_at: float
+    owned: bool
+    """Whether batchflow made the Batch pool (and so may delete it)."""
+    lock_duration: float
+    """Seconds, of both queues."""
+    bundle: str | None = None
+    """The hash of the default bundle of sessions opened from now on."""
+    slots: int = 0
+    """Slots of an agent; 0: its node's cores."""
+    wanted: int = 0
+    """Agents that shall live: one for each node."""
+    container: str | None = None
+    """The container image that agents run in; None: on the nodes themselves."""
+    identity: ManagedIdentity | None = None
+    """The nodes' managed identity that agents use; None: they get restricted keys."""
+    shared: bool = False
+    """Whether clients without the accounts' keys read a copy of this in the control container."""
+
+    @property
+    def ctl(self) -> str:
+        return f"{self.prefix}-ctl"
+
+    @property
+    def out(self) -> str:
+        return f"{self.prefix}-out"
+
+    @property
+    def queues(self) -> tuple[QueueRef, ...]:
+        """All of them, those of tasks first."""
+        return (*self.task_queues, *self.results_queues)
+
+    def __post_init__(self) -> None:
+        if not self.task_queues or not self.results_queues:
+            raise ValueError("a pool without queues")
+
+
+@frozen
+class QueueAccess:
+    """A queue and the restricted key to it; none where the managed identity opens it."""
+
+    queue: QueueRef
+    connection_string: str | None = field(default=None, repr=False)
+
+
+@frozen
+class ContainerAccess:
+    """A container and the signature that opens it; none where the managed identity does."""
+
+    url: str
+    signature: str | None = field(default=None, repr=False)
+
+
+@frozen
+class AgentConfig(Document):
+    """What an agent starts from. Holds restricted keys: it travels as a resource file, never otherwise."""
+
+    pool: str
+    task_queues: tuple[QueueAccess, ...]
+    results_queues: tuple[QueueAccess, ...]
+    ctl: ContainerAccess
+    out: ContainerAccess
+    lock_duration: float
+    slots: int = 0
+    """0: the node's cores."""
+    identity: str | None = None
+    """The client id of the nodes' managed identity, for what no key is given for."""
+    ca_file: str | None = None
+    """Certificates to trust besides the system's, for Service Bus."""
+    storage_ca_file: str | None = None
+    """The same for Storage."""
+    websockets: bool = False
+    idle_exit: float | None = 1800.0
+    """Seconds without a task after which the agent exits; None: never."""
+    heartbeat_interval: float = 5.0
+    grace: float = 5.0
+    """Seconds between TERM and KILL for a task's processes."""
+    drain_grace: float = 30.0
+    """Seconds that a draining agent lets its tasks finish in."""
+    child_tasks: int = 10_000
+    """A Python child is replaced after so many tasks."""
+    child_memory: int = 2 * 1024**3
+    """A Python child above so many bytes of resident memory is replaced when its task is over."""
+    process_limit: int = 2000
+    """Processes and threads that a task may have at once; 0: as many as it likes."""
+    output_limit: int = 64 * 1024
+    """Bytes of stdout, and of stderr, that a result carries: the last ones."""
+    inline_limit: int = 128 * 1024
+    """Results above so many bytes of JSON travel by reference: four requests to Blob Storage, a tenth of the
+    speed, against up to three credits and room in the results queue."""
+    result_limit: int = 256 * 1024**2
+    """Results above so many bytes of JSON are refused (`ResultTooLarge`)."""
+    cache_limit: int = 10 * 1024**3
+    """Bytes of bundles that an agent keeps on its disk."""
+    leave_at: float | None = None
+    """When the agent drains and exits, for its signatures end soon after; seconds since the epoch. None: they
+    do not end by the clock."""
+    bundle: str | None = None
+    """The hash of the pool's default bundle, which an agent fetches before a task asks for it."""
+    brought: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What of it comes with the agent (`batchflow.pools.embedded_files`): contents in base64, by SHA-256."""
+
+
+AgentState = Literal["starting", "ready", "draining", "exiting"]
+
+
+@frozen
+class DrainOrder(Document):
+    """Tells agents to finish what they run, to hand back the rest, and to exit."""
+
+    job: str
+    """The Batch job whose agents are meant."""
+    grace: float
+    """Seconds that their tasks may still run."""
+    nodes: tuple[str, ...] = ()
+    """The Batch ids of their nodes; empty: all."""
+
+
+@frozen
+class Running:
+    """A task that an agent runs at this moment."""
+
+    uid: str
+    task_id: str
+    client: str
+    job: str
+    command: str
+    since: float
+
+
+@frozen
+class Heartbeat(Document):
+    """What an agent says of itself, every few seconds. Times: seconds since the epoch, the node's clock."""
+
+    agent: str
+    """The agent's incarnation: new at every start of its process."""
+    node: str
+    """The node's id in Batch."""
+    host: str
+    boot_id: str
+    pid: int
+    state: AgentState
+    slots: int
+    started_at: float
+    beat_at: float
+    interval: float
+    running: tuple[Running, ...] = ()
+    completed: int = 0
+    """Tasks ended since the start."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of python, batchflow, java where there is one."""
+    load: float | None = None
+    """The one-minute load average."""
+    memory_available: int | None = None
+    disk_free: int | None = None
+    """Bytes."""
+    clock_skew: float | None = None
+    """Seconds that the node's clock is ahead of the broker's."""
+    trouble: str | None = None
+    """What keeps it from working, in words; None when nothing does."""
+    failed: int = 0
+    """Of the completed tasks, those that did not succeed."""
+
+
+@frozen
+class Presence(Document):
+    """Who holds a mailbox."""
+
+    holder: str
+    """Host and process, for people."""
+    nonce: str
+    """The incarnation of the holding session."""
+    beat_at: float
+    interval: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """How many of its tasks are where: the fields of `Counts`, by name."""
+
+
+@frozen
+class JobDocument(Document):
+    """A named group of tasks."""
+
+    name: str
+    created_at: float
+    state: Literal["open", "closed", "deleted"] = "open"
+
+
+@frozen
+class Cancellation(Document):
+    """Which tasks of a session shall not run: intervals of sequence numbers, both ends included."""
+
+    intervals: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """By incarnation of the session."""
+    everything: bool = False
+    """The job was deleted."""
+    spared: tuple[str, ...] = ()
+    """Incarnations of sessions of a later job of the same name."""
+
+    @property
+    def cancels_anything(self) -> bool:
+        return self.everything or bool(self.intervals)
+
+    def covers(self, incarnation: str, sequence: int) -> bool:
+        if self.everything and incarnation not in self.spared:
+            return True
+        return any(first <= sequence <= last for first, last in self.intervals.get(incarnation, ()))
+
+
+def gone_after(interval: float) -> float:
+    """The age in seconds at which the last document of who writes one every `interval` seconds tells that it
+    is gone: several are missing."""
+    return interval * _SIGNS_OF_LIFE

@@ -1,0 +1,112 @@
+"""The names of blobs, containers and queues, and what names of jobs, clients and pools may be. Pure.
+
+Where they lie:
+
+- `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests;
+  `logs/<pool>/<generation>/<node>/<agent>.log`, what the agents of pools that are gone logged.
+- `<prefix>-ctl`, one for a pool: agents read; clients read and write.
+  `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
+  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
+- `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
+  `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
+  `logs/<pool>/<node>/<agent>.log`.
+
+The prefix is made anew with each pool, for a deleted container's name stays taken for half a minute or more.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from batchflow.errors import ConfigurationError
+
+T = TypeVar("T")
+
+INDEX_CONTAINER: Final = "batchflow"
+DEFAULT_JOB: Final = "default"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_OURS: Final = re.compile(r"bf(-[a-z0-9-]{1,32})?-[0-9a-f]{8}-(ctl|out|(tasks|results)[0-9]*)")
+_POOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_name(what: str, name: str) -> str:
+    """A job's or a client's name: it becomes part of a Service Bus session id and of blob names."""
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{what} {name!r}: 1 to 60 letters, digits, '.', '_' or '-', the first a letter or a digit"
+        )
+    return name
+
+
+def check_pool_id(pool_id: str) -> str:
+    """As Azure Batch has it."""
+    if not _POOL_ID.fullmatch(pool_id):
+        raise ConfigurationError(f"pool id {pool_id!r}: 1 to 64 letters, digits, '-' or '_'")
+    return pool_id
+
+
+def manifest_blob(pool_id: str) -> str:
+    """Pool ids are case-insensitive in Azure Batch."""
+    return f"pools/{pool_id.lower()}.json"
+
+
+def name_prefix(pool_id: str, nonce: str) -> str:
+    """What the names of a new pool's containers and queues begin with. `nonce`: some hexadecimal digits."""
+    slug = re.sub(r"[^a-z0-9]+", "-", pool_id.lower()).strip("-")[:32].strip("-")
+    return "-".join(part for part in ("bf", slug, nonce) if part)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a container or a queue is named as a pool's are; others may begin like that as well."""
+    return _OURS.fullmatch(name) is not None
+
+
+def job_blob(job: str) -> str:
+    return f"jobs/{job}.json"
+
+
+def session_blob(job: str, client: str) -> str:
+    return f"sessions/{job}/{client}.json"
+
+
+def cancellation_blob(job: str, client: str) -> str:
+    return f"cancel/{job}/{client}.json"
+
+
+def arguments_blob(job: str, client: str, uid: str) -> str:
+    return f"args/{job}/{client}/{uid}.json"
+
+
+def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> str:
+    """One for each execution: a second one never writes over the first."""
+    return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"
+
+
+def outputs_prefix(job: str, client: str, uid: str) -> str:
+    """A task's output folder."""
+    return f"outputs/{job}/{client}/{uid}/"
+
+
+def heartbeat_blob(agent: str) -> str:
+    return f"agents/{agent}.json"
+
+
+DRAIN_BLOB: Final = "agent/drain.json"
+
+
+LOGS: Final = "logs/"
+
+
+def log_blob(pool: str, node: str, agent: str) -> str:
+    """Told by its name: there are logs of nodes and of pools that nobody else knows of any more."""
+    return f"{LOGS}{pool.lower()}/{node}/{agent}.log"
+
+
+def queue_for(queues: Sequence[T], mailbox: str) -> T:
+    """Which of the pool's queues serves a mailbox, or what there is in its place: the same for everybody who
+    asks."""
+    return queues[zlib.crc32(mailbox.encode()) % len(queues)] if len(queues) > 1 else queues[0]

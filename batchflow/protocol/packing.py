@@ -1,0 +1,299 @@
+"""How many tasks share a message, and how many messages share a send: a pure policy.
+
+A message costs the sender, the broker and the agent far more than a small task does, so tasks that come fast
+ride together. Rules:
+
+- Nothing waits for company: the policy is asked when the link is free, and takes from what is there. Only
+  while tasks come so fast that `PACE` seconds bring several of them, sends begin that far apart; or while
+  what is under way keeps every slot busy for longer than a pack would, for then hurry gains nothing. (A map
+  submits as results come. Without that rule a few tasks that rode alone would come back alone, be followed
+  by as many that ride alone, and so for ever.)
+- A task that takes longer than the work that a pack may hold rides alone. So do the first of a command whose
+  duration is not known, `PROBES` for each slot. Those after them cannot begin before one of these has ended.
+  A tenth of those that wait for each slot may ride together, each counted as `GUESS`: agents start them alone
+  all the same, for they do not know the command either, and hand back what would wait should it be long.
+- Tasks that share a pack are at most `work` seconds of expected work together, whatever their commands, at
+  most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
+- While a tenth of what every slot has left to do is more than `work`, a pack may hold that much, up to
+  `MOST_WORK`: it delays nobody then, and saves messages. As the backlog runs out packs shrink again, so that
+  the last of them leave no slot idle for long. What is known to be the end of a burst is cut finer still:
+  each pack takes half of what every slot has left, down to `LAST` seconds.
+- What waits is spread over the slots that could take it, so that none idles while a pack holds the last
+  tasks. Less than `least` seconds of work is not spread, for it would cost more messages than it saves time;
+  nor is what would make more than `MOST_MESSAGES` messages a second at the rate at which tasks come; nor
+  anything while what is under way keeps every slot busy for longer than a pack would.
+- `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
+  advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
+  what a task gains by a message of its own is judged against the trips that it makes anyway.
+- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions, and
+  longer, up to `LOADED_HOLD`, while it has more of these to do: the tasks themselves have waited longer.
+- Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
+  `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
+  sends begin further apart while the broker has much that is not done, so that packs are filled, and what
+  would not fill another message waits for the next send.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from batchflow.protocol.documents import Heartbeat
+
+MOST_TASKS: Final = 200
+"""With less, an agent that is 20 ms away from the broker could not be kept busy with no-ops."""
+MOST_BYTES: Final = 230_000
+"""Below Service Bus's 256 KB in the Standard tier, with room for its own headers. Two tasks of 100 KB fit."""
+MOST_SENT: Final = 100
+"""Messages of one send."""
+MOST_MESSAGES: Final = 100.0
+"""Messages a second that a session makes by spreading tasks: two fifths of what the credits of a namespace of
+the Standard tier allow, as each costs about four of its thousand with the results that come back."""
+HOLD: Final = 0.01
+"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
+short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
+LOADED_HOLD: Final = 0.1
+"""The same while there is short work for longer than this: as long as what a pack holds then takes."""
+_HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
+"""What is chosen from while there is short work for longer; else `HOLD`."""
+MOST_WORK: Final = 0.099
+"""Seconds of expected work that a pack may hold, however much there is to do. Two tasks of 45 ms fit, also
+where the clock shows a little more."""
+PROBES: Final = 2
+"""Tasks of an unknown command that ride alone, for each slot: one that runs, and one that follows."""
+GUESS: Final = 0.005
+"""Seconds that a task of an unknown command counts as, once it may share a message."""
+LAST: Final = 0.02
+"""Seconds of work below which the packs at the end of a burst do not shrink."""
+PACE: Final = 0.002
+"""Seconds between the beginnings of two sends under load: what a message costs client, broker and agent."""
+ENVELOPE: Final = 512
+"""Bytes that a message of several in a send takes besides its body."""
+
+_WORK: Final = (0.03, 0.05)
+"""The least and the most seconds of expected work that a pack may hold where there is no backlog."""
+_OF_BACKLOG: Final = 0.1
+"""What a pack may hold of the work that every slot has left, as far as this is more."""
+_LOADED_PACE: Final = 0.02
+"""The most seconds between the beginnings of two sends: by then a pack of no-ops is full."""
+_OF_UNDER_WAY: Final = 0.05
+"""How far sends begin apart, of the work that every slot has under way, as far as this is more."""
+_LEAST: Final = (PACE, 0.01)
+"""The least and the most seconds of work below which tasks are not spread."""
+_LONG: Final = 1.0
+"""Seconds: a task that has run for longer holds its slot, as far as short ones are concerned."""
+_WEIGHT: Final = 0.2
+"""Of a newly seen duration in the running mean."""
+_LONGER_WEIGHT: Final = 0.1
+"""The same where it is longer than the mean: durations are by the clock, and a part of it may have been the
+machine's load."""
+_JUMP: Final = 4.0
+"""Times the mean: more is taken for this much, so that one task that met a busy machine does not count as
+many, while a command that has become slow is known for it after a few."""
+_LEAST_DURATION: Final = 1e-4
+"""Seconds: what any task costs its agent."""
+_ROUNDING: Final = 1 + 1e-9
+"""Thirty durations of a thirtieth are not more than the whole."""
+_MEMORY: Final = 1.0
+"""Seconds over which the rate of arrivals is taken."""
+
+
+@dataclass(slots=True)
+class PackingPolicy:
+    """What was learned of commands, broker and the stream of tasks, and the decisions made from it."""
+
+    slots: int = 1
+    """Places for running tasks that can be counted on: see `open_slots`."""
+    durations: dict[str, float] = field(default_factory=dict)
+    """Seconds, by command: a running mean, in which longer ones weigh less."""
+    round_trip: float | None = None
+    """Seconds that a send takes; None before the first, and for whoever sends nothing."""
+    rate: float = 0.0
+    """Tasks a second that have been submitted lately."""
+    _probes: dict[str, int] = field(default_factory=dict)
+    """How many tasks of an unknown command were packed, by command."""
+    _mean: float = 0.0
+    """Seconds that tasks of whatever command have taken; a long one counts as a full pack, so that a few of
+    them do not make a backlog."""
+    _submitted: int = 0
+    _asked_at: float | None = None
+    _latest: float = 0.0
+    """The rate of the tasks that went into the last packs."""
+
+    @property
+    def work(self) -> float:
+        """Seconds of expected work in a pack, at most, where there is no backlog.
+
+        Who sends nothing takes what others have packed, and need not take it apart.
+        """
+        least, most = _WORK
+        return 2 * MOST_WORK if self.round_trip is None else min(most, max(least, 2 * self.round_trip))
+
+    @property
+    def least(self) -> float:
+        """Seconds of work that are not spread; nothing where packs cost no messages."""
+        if self.round_trip is None:
+            return 0.0
+        least, most = _LEAST
+        return min(most, max(least, self.round_trip / 2))
+
+    def seen(self, command: str, duration: float) -> None:
+        """A task of this command took so many seconds."""
+        duration = max(duration, _LEAST_DURATION)
+        mean = self.durations.get(command)
+        if mean is None:
+            self.durations[command] = duration
+            self._probes.pop(command, None)
+        else:
+            weight = _LONGER_WEIGHT if duration > mean else _WEIGHT
+            self.durations[command] = mean + weight * (min(duration, _JUMP * mean) - mean)
+        self._mean += _WEIGHT * (min(duration, MOST_WORK) - self._mean)
+
+    def expected(self, command: str) -> float:
+        """Seconds that a task of this command takes; infinite where it has not been seen."""
+        return self.durations.get(command, math.inf)
+
+    def sent(self, took: float) -> None:
+        """A send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
+        known = self.round_trip
+        if known is None:
+            self.round_trip = took
+        else:
+            self.round_trip = known + (0.5 if took < known else 0.02) * (took - known)
+
+    def submitted(self, total: int, now: float) -> None:
+        """So many tasks have been submitted until now. Called whenever packs are about to be made."""
+        passed = _MEMORY if self._asked_at is None else max(0.0, now - self._asked_at)
+        self.rate = self.rate * math.exp(-passed / _MEMORY) + (total - self._submitted) / _MEMORY
+        self._latest = (total - self._submitted) / max(passed, PACE)
+        self._submitted, self._asked_at = total, now
+
+    def pause(self, now: float, under_way: int = 0, size: int = 0) -> float:
+        """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again and
+        may begin soon. `under_way`: as for `pack`; `size`: bytes that wait."""
+        if self._asked_at is None:
+            return 0.0
+        busy = self._busy(under_way)
+        is_stream = min(self.rate, self._latest) * PACE >= 2
+        if not is_stream and (busy <= self.work or size >= MOST_BYTES):
+            return 0.0
+        return max(0.0, self._asked_at + min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy)) - now)
+
+    def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
+        """How many messages may share the next send. Arguments as for `pack`."""
+        most = min(MOST_SENT, 2 * max(1, self.slots))
+        if is_last or self._busy(under_way) <= self.work:
+            return most
+        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self._mean, _LEAST_DURATION)))
+        return min(most, max(1, waiting // full))
+
+    def pack(
+        self, waiting: int, under_way: int = 0, room: int = MOST_BYTES, *, is_last: bool = False
+    ) -> Pack:
+        """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
+        broker has that have no outcome; `room`: the bytes that are left in the send; `is_last`: whether no
+        more tasks are coming after these, as far as is known."""
+        busy, share = self._busy(under_way), waiting / max(1, self.slots)
+        least = self.least
+        if self.round_trip is None or busy <= self.work:
+            most = max(math.ceil(share), math.ceil(self.rate / MOST_MESSAGES))
+        elif is_last:
+            most, least = math.ceil(share / 2), max(least, LAST)
+        else:
+            most = MOST_TASKS
+        return Pack(
+            self.durations,
+            min(MOST_TASKS, max(1, most)),
+            self.work,
+            least,
+            room,
+            busy,
+            share,
+            self._probes,
+            None if self.round_trip is None else PROBES * max(1, self.slots),
+        )
+
+    def _busy(self, under_way: int) -> float:
+        """Seconds that what is under way keeps every slot busy."""
+        return under_way * self._mean / max(1, self.slots)
+
+
+@dataclass(slots=True)
+class Pack:
+    """A message that is being filled, task by task."""
+
+    durations: Mapping[str, float]
+    most: int
+    """Tasks, unless they are next to no work."""
+    most_work: float
+    """Seconds, where there is no backlog."""
+    least_work: float = 0.0
+    """Seconds of work that may ride together however many tasks it is."""
+    room: int = MOST_BYTES
+    """Bytes; less than `MOST_BYTES` where other messages share the send."""
+    busy: float = 0.0
+    """Seconds that what is under way keeps every slot busy."""
+    waiting: float = 0.0
+    """Tasks for each slot that wait, those of this pack included. They are taken for as long as these."""
+    probes: dict[str, int] = field(default_factory=dict)
+    """How many tasks of an unknown command were packed, by command."""
+    enough: int | None = None
+    """Of these: then they may ride together; None: never."""
+    unknown: str | None = None
+    """The command of all tasks of this pack, when it is not known how long they take."""
+    count: int = 0
+    work: float = 0.0
+    size: int = 0
+
+    def admits(self, command: str, size: int) -> bool:
+        """Whether the next task may ride along: if so, it does. `size`: its bytes.
+
+        The first always may, unless it would have to share the send and is too large for that.
+        """
+        duration = self.durations.get(command)
+        work = self.work + (self._guessed(command) if duration is None else duration)
+        if (self.count or self.room < MOST_BYTES) and self.size + size > self.room:
+            return False
+        if self.count and (
+            self.unknown != (command if duration is None else None) or not self._has_room(work)
+        ):
+            return False
+        if duration is None:
+            self.unknown = command
+            self.probes[command] = self.probes.get(command, 0) + 1
+        self.count += 1
+        self.work = work
+        self.size += size
+        return True
+
+    def _guessed(self, command: str) -> float:
+        """Seconds that a task of an unknown command counts as."""
+        alone = self.enough is None or self.probes.get(command, 0) < self.enough
+        return math.inf if alone else GUESS
+
+    def _has_room(self, work: float) -> bool:
+        if self.count >= self.most and (self.count >= MOST_TASKS or work > self.least_work * _ROUNDING):
+            return False
+        if self.unknown is not None:
+            return work <= min(MOST_WORK, _OF_BACKLOG * self.waiting * GUESS) * _ROUNDING
+        if work <= self.most_work * _ROUNDING:
+            return True
+        backlog = self.busy + self.waiting * work / (self.count + 1)
+        return work <= min(MOST_WORK, _OF_BACKLOG * backlog) * _ROUNDING
+
+
+def hold(left: float) -> float:
+    """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
+    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
+
+
+def open_slots(beats: Iterable[Heartbeat]) -> int:
+    """How many slots short tasks can count on, by the agents' heartbeats: those that no long task holds."""
+    return sum(
+        beat.slots - sum(beat.beat_at - task.since > _LONG for task in beat.running)
+        for beat in beats
+        if beat.state in ("starting", "ready")
+    )

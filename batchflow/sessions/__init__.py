@@ -1,0 +1,1 @@
+"""The machinery of one session: sending tasks, receiving results, checkpoints, cancellation, health."""

@@ -1,0 +1,114 @@
+"""The look at a pool's agents on behalf of a session: starts them, and says when there are none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from batchflow.diagnosis.pool import own_version
+from batchflow.errors import (
+    BatchflowError,
+    NoAgents,
+    ServiceError,
+)
+from batchflow.pools.heartbeats import sample_heartbeats
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from batchflow.protocol.documents import Heartbeat
+    from batchflow.session import Session
+
+logger = logging.getLogger(__name__)
+_SOON: Final = 0.5
+"""Seconds to the second look for agents by a session that has found none; then twice as many each time."""
+_AGENTS_PATIENCE: Final = 60.0
+"""Seconds that started agents have for their first sign of life before that is told."""
+
+
+class AgentsWatch:
+    """Sees to it that somebody runs the session's tasks, or says that nobody does."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._alone_since: float | None = None
+        """When it was first seen that no agent lives; None while some do."""
+        self._strange = set[str]()
+        """Other versions than ours, of agents that were told of."""
+
+    async def start(self) -> None:
+        """Start the pool's agents where they do not live. A failure becomes the session's trouble."""
+        try:
+            await self._session.pool.start()
+        except BatchflowError as error:
+            if await self._alive():
+                logger.info("agents_not_started", extra={"error": str(error)})
+                return
+            retryable = isinstance(error, ServiceError) and error.retryable
+            trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
+            trouble.__cause__ = error
+            self._session._set_trouble("agents", trouble)
+
+    async def _alive(self) -> bool:
+        """Whether agents live, whoever started them."""
+        try:
+            return bool(await self._session.pool.heartbeats())
+        except ServiceError:
+            return False
+
+    async def run(self, starting: asyncio.Task[None]) -> None:
+        await starting
+        interval, soon = self._session.pool.client.settings.agent.heartbeat_interval, _SOON
+        await self._try(self._meet)
+        while not self._session._policy.slots and soon < interval:
+            await asyncio.sleep(soon)
+            soon *= 2
+            await self._try(self._meet)
+        while True:
+            await asyncio.sleep(interval)
+            if len(self._session._tracker):
+                await self._try(self._look)
+
+    async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await look()
+        except ServiceError as error:
+            self._session._warn(f"the agents' heartbeats cannot be read: {error}")
+
+    async def _meet(self) -> bool:
+        """Whether there are agents; who they are is noted."""
+        session = self._session
+        sample = await sample_heartbeats(session.pool._out)
+        session._policy.slots = sample.open_slots
+        if sample.alive:
+            self._alone_since = None
+            self._tell_versions(sample.beats)
+            session._clear_trouble("agents", f"{sample.alive} agents are alive")
+        return bool(sample.alive)
+
+    def _tell_versions(self, beats: list[Heartbeat]) -> None:
+        """Of each other version once."""
+        own = own_version()
+        versions = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
+        for version in sorted(versions.keys() - self._strange - {own}):
+            self._strange.add(version)
+            self._session._warn(
+                f"{versions[version]} of {len(beats)} agents are of batchflow {version}, this is {own}: "
+                "await pool.stop(), then pool.start() brings this version"
+            )
+
+    async def _look(self) -> None:
+        if await self._meet():
+            return
+        session = self._session
+        now = time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = now
+        await self.start()  # those that lived may have gone: drained, idle or dead
+        if "agents" not in session._troubles and now - self._alone_since > _AGENTS_PATIENCE:
+            explanation = await session.pool.explain()
+            trouble = NoAgents(f"no agent of pool {session.pool.id} is alive. {explanation}")
+            session._set_trouble("agents", trouble)

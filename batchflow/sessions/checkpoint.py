@@ -1,0 +1,261 @@
+"""The checkpoint of a mailbox: what each holder was handed, and what earlier holders are owed. Pure.
+
+The checkpoint lies in the Service Bus session state. Rules:
+
+- A message of results is completed only after a checkpoint that counts its outcomes as consumed was saved. So
+  an outcome is in the mailbox, or in the checkpoint, or in both; never in neither.
+- `epoch` grows with every holder. A holder that finds a higher epoch than its own was replaced, and writes
+  nothing.
+- A task is owed as long as it is below `submitted` of its incarnation and not consumed. What was submitted in
+  the last moment before a crash may be missing from `submitted`; its outcome is shown when it comes.
+- An incarnation of which everything is consumed is remembered for the next `REMEMBERED` ones: mail that was
+  consumed and not completed comes again, and so may the outcome of a task that ran twice.
+- Until the checkpoint was read it is not known what earlier holders are owed; what this holder is handed
+  meanwhile is kept as its own progress, and is saved with the checkpoint.
+- A journal, where there is one, is written before the checkpoint, and what is in it counts as handed over
+  whatever the checkpoint says: the checkpoint is saved later, and a crash may come between.
+- What is to be saved is taken together with the promise that it will be: when the saving fails, all of it is
+  to be saved again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import orjson
+
+from batchflow.errors import ProtocolError
+from batchflow.protocol.wire import split_uid
+
+
+class DeliveryJournal(Protocol):
+    """Outlives the process, not the host: the uids of what was handed over."""
+
+    def __contains__(self, uid: str, /) -> bool: ...
+
+    def record(self, uid: str) -> None:
+        """Return when it will not be forgotten. Raises OSError."""
+
+
+class DeliveryRecord:
+    """Of one incarnation of a session that can be found again by its name."""
+
+    def __init__(self, incarnation: str, journal: DeliveryJournal | None = None) -> None:
+        self.incarnation = incarnation
+        self.loaded = False
+        """Whether it is known what earlier holders are owed."""
+        self.ledger = Checkpoint(pages={incarnation: IncarnationProgress()})
+        self._journal = journal
+        self._dirty = False
+
+    @property
+    def _page(self) -> IncarnationProgress:
+        return self.ledger.pages[self.incarnation]
+
+    def was_replaced(self, found: Checkpoint) -> bool:
+        """Whether a later holder wrote what was found in the mailbox."""
+        if self.loaded:
+            return found.epoch > self.ledger.epoch
+        return found.was_replaced(self.incarnation, self._page)
+
+    def enter(self, found: Checkpoint) -> int:
+        """Make this the holder, in what was found. Returns how many outcomes earlier ones are owed.
+
+        It counts when it was saved: then `load` it.
+        """
+        return found.open(self.incarnation, self._page)
+
+    def load(self, entered: Checkpoint) -> None:
+        self.ledger = entered
+        self.loaded = True
+
+    def is_behind(self, submitted: int) -> bool:
+        """Whether there is something to save; `submitted`: tasks that the broker has accepted or refused."""
+        return self._dirty or self._page.submitted != submitted
+
+    def to_save(self, submitted: int) -> bytes:
+        """All that is known now; `not_saved` when it could not be saved."""
+        self._page.submitted = submitted
+        self._dirty = False
+        return self.ledger.encode()
+
+    def not_saved(self) -> None:
+        self._dirty = True
+
+    def consume(self, uid: str) -> None:
+        """It was handed over, or will never come by mail. With a journal: raises OSError."""
+        if self._journal is not None:
+            self._journal.record(uid)
+        self._dirty |= self.ledger.consume(*split_uid(uid))
+
+    def is_consumed(self, uid: str) -> bool:
+        """Whether somebody was shown it before; then it is not shown again."""
+        if self._journal is not None and uid in self._journal:
+            self._dirty |= self.ledger.consume(*split_uid(uid))
+            return True
+        return self.ledger.is_consumed(*split_uid(uid))
+
+    def adopt(self, uid: str) -> bool:
+        """Whether an outcome for an earlier holder is to be shown, which it is once."""
+        return not self.is_consumed(uid) and self.ledger.adopt(*split_uid(uid))
+
+    def is_owed(self, uid: str) -> bool:
+        """Whether `enter` counted it."""
+        return self.ledger.is_owed(*split_uid(uid))
+
+
+VERSION: Final = 1
+REMEMBERED: Final = 500
+
+
+@dataclass(slots=True)
+class Ranges:
+    """A set of whole numbers that mostly stand in rows: disjoint intervals, both ends included, sorted."""
+
+    _firsts: list[int] = field(default_factory=list)
+    _lasts: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, intervals: Iterable[tuple[int, int]]) -> Ranges:
+        """Raises ValueError for what is not sorted or not disjoint."""
+        ranges = cls()
+        for first, last in intervals:
+            if first > last or (ranges._lasts and first <= ranges._lasts[-1] + 1):
+                raise ValueError(f"interval {first}..{last} is out of order")
+            ranges._firsts.append(first)
+            ranges._lasts.append(last)
+        return ranges
+
+    def add(self, number: int) -> bool:
+        """False when it was there already."""
+        firsts, lasts = self._firsts, self._lasts
+        at = bisect_right(firsts, number)
+        if at and number <= lasts[at - 1]:
+            return False
+        after_left = at > 0 and lasts[at - 1] == number - 1
+        before_right = at < len(firsts) and firsts[at] == number + 1
+        if after_left and before_right:
+            lasts[at - 1] = lasts.pop(at)
+            del firsts[at]
+        elif after_left:
+            lasts[at - 1] = number
+        elif before_right:
+            firsts[at] = number
+        else:
+            firsts.insert(at, number)
+            lasts.insert(at, number)
+        return True
+
+    def __contains__(self, number: int) -> bool:
+        at = bisect_right(self._firsts, number)
+        return at > 0 and number <= self._lasts[at - 1]
+
+    def covers(self, other: Ranges) -> bool:
+        """Whether all members of the other one are in this."""
+        for first, last in other:
+            at = bisect_right(self._firsts, first)
+            if not at or last > self._lasts[at - 1]:
+                return False
+        return True
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The intervals."""
+        return zip(self._firsts, self._lasts, strict=True)
+
+    def count_below(self, limit: int) -> int:
+        """How many members are below `limit`."""
+        return sum(min(last, limit - 1) - first + 1 for first, last in self if first < limit)
+
+
+@dataclass(slots=True)
+class IncarnationProgress:
+    """One incarnation of a session."""
+
+    submitted: int = 0
+    """Tasks that the broker has accepted or refused."""
+    consumed: Ranges = field(default_factory=Ranges)
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> IncarnationProgress:
+        consumed = Ranges.of((int(first), int(last)) for first, last in fields["consumed"])
+        return cls(int(fields["submitted"]), consumed)
+
+    @property
+    def owed(self) -> int:
+        """Outcomes that are still to come."""
+        return self.submitted - self.consumed.count_below(self.submitted)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """All incarnations of a session that are owed something, and the present one."""
+
+    epoch: int = 0
+    pages: dict[str, IncarnationProgress] = field(default_factory=dict)
+    _adopted: dict[str, Ranges] = field(default_factory=dict)
+    """Outcomes for earlier holders that this one has, shown or to be shown. Not saved."""
+
+    def open(self, incarnation: str, page: IncarnationProgress | None = None) -> int:
+        """A new holder begins. Returns how many outcomes earlier ones are owed.
+
+        `page`: its own, where it consumes before it can read the ledger.
+        """
+        self.epoch += 1
+        settled = [name for name, page in self.pages.items() if not page.owed]
+        for name in settled[:-REMEMBERED]:
+            del self.pages[name]
+        owed = sum(page.owed for page in self.pages.values())
+        self.pages[incarnation] = page or IncarnationProgress()
+        return owed
+
+    def consume(self, incarnation: str, sequence: int) -> bool:
+        """An outcome was handed over, or dropped for good. False when it had been before."""
+        return self.pages.setdefault(incarnation, IncarnationProgress()).consumed.add(sequence)
+
+    def was_replaced(self, incarnation: str, page: IncarnationProgress) -> bool:
+        """Whether somebody else was handed outcomes of this holder, of which it knows only its `page`."""
+        found = self.pages.get(incarnation)
+        return found is not None and not page.consumed.covers(found.consumed)
+
+    def is_consumed(self, incarnation: str, sequence: int) -> bool:
+        page = self.pages.get(incarnation)
+        return page is not None and sequence in page.consumed
+
+    def is_owed(self, incarnation: str, sequence: int) -> bool:
+        """Whether it was counted as to come when this holder began."""
+        page = self.pages.get(incarnation)
+        return page is not None and sequence < page.submitted and sequence not in page.consumed
+
+    def adopt(self, incarnation: str, sequence: int) -> bool:
+        """An outcome for an earlier holder came. False when it had come, or had been consumed, before."""
+        if self.is_consumed(incarnation, sequence):
+            return False
+        return self._adopted.setdefault(incarnation, Ranges()).add(sequence)
+
+    def encode(self) -> bytes:
+        pages = {
+            name: {"submitted": page.submitted, "consumed": list(page.consumed)}
+            for name, page in self.pages.items()
+        }
+        document = {"v": VERSION, "epoch": self.epoch, "pages": pages}
+        return zlib.compress(orjson.dumps(document), 1)
+
+    @classmethod
+    def decode(cls, data: bytes | None) -> Checkpoint:
+        """An empty one for None. Raises `ProtocolError`."""
+        if data is None:
+            return cls()
+        try:
+            document: dict[str, Any] = orjson.loads(zlib.decompress(data))
+            if document["v"] > VERSION:
+                raise ProtocolError(
+                    f"a mailbox's ledger of version {document['v']}: install a newer batchflow"
+                )
+            pages = {str(name): IncarnationProgress.read(page) for name, page in document["pages"].items()}
+            return cls(int(document["epoch"]), pages)
+        except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"a mailbox's ledger that cannot be read: {error!r}") from error

@@ -1,0 +1,137 @@
+"""A session's ledger: kept in its mailbox, and in a journal on this host where one is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
+from batchflow.protocol.wire import split_uid
+from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, Ranges
+
+if TYPE_CHECKING:
+    from batchflow.ports.broker import Mailbox
+    from batchflow.session import Session
+
+logger = logging.getLogger(__name__)
+
+SAVE_INTERVAL: Final = 1.0
+"""Seconds between two savings, at most, while there is something to save."""
+
+
+class Journal:
+    """Which outcomes were handed over on this host: an append-only file of uids, synced each time.
+
+    Writes are a line each and are made in place: waiting for the disk is what is asked for. A line gets its
+    end when the disk has the rest of it. So one without an end was being written, or waited for, when the
+    process died: nothing was handed over for it, and it goes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._known: dict[str, Ranges] = {}
+        try:
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise ConfigurationError(f"journal {str(path)!r} cannot be used: {error}") from error
+        try:
+            self._read()
+        except (OSError, UnicodeDecodeError, ProtocolError) as error:
+            self._file.close()
+            raise ConfigurationError(f"journal {str(path)!r} cannot be used: {error}") from error
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            self._file.truncate(len(whole))
+        for line in whole.decode("ascii").splitlines():
+            self._add(line)
+
+    def _add(self, uid: str) -> bool:
+        incarnation, sequence = split_uid(uid)
+        return self._known.setdefault(incarnation, Ranges()).add(sequence)
+
+    def __contains__(self, uid: str) -> bool:
+        incarnation, sequence = split_uid(uid)
+        return incarnation in self._known and sequence in self._known[incarnation]
+
+    def record(self, uid: str) -> None:
+        """Return when the disk has it. Raises OSError."""
+        if uid not in self and not self._file.closed:
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(uid.encode("ascii"))
+                os.fsync(self._file.fileno())
+                self._file.write(b"\n")
+            except OSError:
+                self._file.truncate(end)
+                raise
+            self._add(uid)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class CheckpointStore:
+    """The ledger of a session that can be found again by its name: reads and saves its `account`."""
+
+    def __init__(self, session: Session, journal: str | os.PathLike[str] | None) -> None:
+        self._session = session
+        self._journal = None if journal is None else Journal(journal)
+        self.account = DeliveryRecord(session.incarnation, self._journal)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is known what earlier holders are owed."""
+        return self.account.loaded
+
+    async def load(self, mailbox: Mailbox) -> None:
+        """Take the mailbox over from its earlier holders.
+
+        Raises `BrokerError`: `MailboxInUse` when a later one had it before this one came to it.
+        """
+        session, account = self._session, self.account
+        try:
+            ledger = Checkpoint.decode(await mailbox.get_state())
+        except ProtocolError as error:
+            session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
+            ledger = Checkpoint()
+        if account.was_replaced(ledger):
+            raise self._taken_over()
+        owed = account.enter(ledger)
+        await mailbox.set_state(ledger.encode())
+        account.load(ledger)
+        session._tracker.expect(owed)
+        if owed:
+            session._inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
+        session._changed()
+
+    async def check(self, mailbox: Mailbox) -> None:
+        """After the mailbox was lost and won again. Raises `MailboxInUse` when somebody had it meanwhile."""
+        try:
+            found = Checkpoint.decode(await mailbox.get_state())
+        except ProtocolError:
+            return
+        if self.account.was_replaced(found):
+            raise self._taken_over()
+
+    def _taken_over(self) -> MailboxInUse:
+        return MailboxInUse(f"taken over: another client has opened {self._session.name!r} meanwhile")
+
+    async def save(self, mailbox: Mailbox) -> None:
+        """Return when all that was consumed until now is saved. Raises `BrokerError`."""
+        passed = self._session._outbox.passed
+        if not self.account.is_behind(passed):
+            return
+        state = self.account.to_save(passed)
+        try:
+            await mailbox.set_state(state)
+        except BaseException:
+            self.account.not_saved()
+            raise
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()

@@ -1,0 +1,120 @@
+"""What a `map` does in the background: submitting as results are read, and keeping their order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Sized
+from typing import TYPE_CHECKING, Any, Final
+
+from batchflow.sessions.submission import Submission, TaskOptions, as_arguments
+from batchflow.support.waiting import ChangeNotifier
+
+if TYPE_CHECKING:
+    from batchflow.session import Session
+    from batchflow.sessions.tracker import Entry
+
+DEFAULT_WINDOW: Final = 10_000
+"""Tasks of a `map` that are under way or not yet read, at most."""
+
+
+class MapRun:
+    """What a `map` does in the background. Does not know its reader, so that a dropped one is noticed."""
+
+    def __init__(
+        self,
+        session: Session,
+        command: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        window: int,
+        options: TaskOptions,
+    ) -> None:
+        self._session = session
+        self._command = command
+        self._inputs = inputs
+        self._window = window
+        self._options = options
+        self._room = ChangeNotifier()
+        self._pump: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._done: deque[Entry] = deque()
+        self._early: dict[int, Entry] = {}
+        """Done before their turn, in an ordered map."""
+        self._open: set[Entry] = set()
+        self.total = len(inputs) if isinstance(inputs, Sized) else None
+        """How many inputs there are, if that is known before they are read."""
+        self.submitted = 0
+        self.yielded = 0
+
+    def start(self) -> None:
+        if self._pump is None:
+            self._pump = self._session._background.start(self._submit_all(), f"map {self._command}")
+
+    def stop(self) -> list[Entry]:
+        """Submit no more; nobody reads any more. Returns the tasks that have no outcome."""
+        self._stopped = True
+        if self._pump is not None:
+            self._pump.cancel()
+        for entry in (*self._done, *self._early.values()):
+            entry.hand_over()
+        self._done.clear()
+        self._early.clear()
+        left = list(self._open)
+        self._open.clear()
+        return left
+
+    def take(self, ordered: bool) -> Entry | None:
+        """The next one to be read, if it is there; with this it is."""
+        if ordered:
+            self._early.update((entry.index, entry) for entry in self._done)
+            self._done.clear()
+            entry = self._early.pop(self.yielded, None)
+        else:
+            entry = self._done.popleft() if self._done else None
+        if entry is not None:
+            self.yielded += 1
+            self._room.beat()
+            entry.hand_over()
+        return entry
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether everything was submitted and read."""
+        pump = self._pump
+        return pump is not None and pump.done() and not pump.cancelled() and self.yielded == self.submitted
+
+    def raise_error(self) -> None:
+        """What stopped the submitting, if anything did."""
+        if self._pump is not None and (error := self._pump.exception()) is not None:
+            raise error
+
+    async def _submit_all(self) -> None:
+        try:
+            if isinstance(self._inputs, AsyncIterable):
+                async for value in self._inputs:
+                    await self._submit_one(value)
+            else:
+                for value in self._inputs:
+                    await self._submit_one(value)
+            self._session._submitter.burst_is_over = True
+        finally:
+            self._inputs = ()  # they may be large, and the stream may be kept
+            asyncio.get_running_loop().call_soon(self._session._change.beat)
+
+    async def _submit_one(self, value: Any) -> None:
+        while self.submitted - self.yielded >= self._window:
+            await self._room.wait()
+        wish = Submission(command=self._command, arguments=as_arguments(value), **self._options)
+        submitter = self._session._submitter
+        entry = await submitter.enqueue(wish, index=self.submitted, on_done=self._completed)
+        self.submitted += 1
+        self._open.add(entry)
+        if submitter.is_out_of_breath(entry):
+            await asyncio.sleep(0)
+
+    def _completed(self, entry: Entry) -> None:
+        self._open.discard(entry)
+        if self._stopped:
+            entry.hand_over()
+        else:
+            self._done.append(entry)

@@ -1,0 +1,94 @@
+"""The presence document of a session: who holds the mailbox."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from batchflow.errors import (
+    BlobNotFound,
+    ProtocolError,
+    StorageError,
+)
+from batchflow.ports.storage import EXACTNESS
+from batchflow.protocol import layout
+from batchflow.protocol.documents import Presence, gone_after
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from batchflow.session import Session
+
+logger = logging.getLogger(__name__)
+_LAST_BREATH: Final = 2
+"""Intervals for which a holder that died may have lived after its last sign of life: the next one was due, or
+on its way."""
+
+
+@frozen
+class _Found:
+    """A presence document, and when it was written, by the storage's clock."""
+
+    presence: Presence
+    written_at: float
+    age: float
+
+
+class PresenceKeeper:
+    """Tells who holds the mailbox, so that a second client can name the first."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._blob = layout.session_blob(session.job_name, session.name)
+        self._holder = f"{socket.gethostname()}, process {os.getpid()}"
+        self.predecessor_until: float | None = None
+        """Until when an earlier holder that was not closed may have lived, by the services' clock; None when
+        there was none."""
+
+    async def open(self) -> None:
+        """Look who was here before. Raises `StorageError`."""
+        if (found := await self._read()) is not None:
+            self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
+
+    async def living_holder(self) -> str | None:
+        """Who else shows signs of life in this mailbox; None when nobody does."""
+        found = await self._read()
+        if found is None or found.presence.nonce == self._session.incarnation:
+            return None
+        alive = found.age < gone_after(found.presence.interval)
+        return found.presence.holder if alive else None
+
+    async def _read(self) -> _Found | None:
+        """The document, and how old it is by the storage's clock, which is the one that all go by."""
+        ctl = self._session.pool._ctl
+        try:
+            async for info in ctl.list(self._blob):
+                if info.name == self._blob:
+                    presence = Presence.decode((await ctl.get(self._blob)).data)
+                    return _Found(presence, info.modified_at, info.age)
+        except (BlobNotFound, ProtocolError):
+            return None
+        return None
+
+    async def run(self) -> None:
+        interval = self._session._settings.presence_interval
+        while True:
+            if self._session._inbox.held:
+                await self._tell()
+            await asyncio.sleep(interval)
+
+    async def _tell(self) -> None:
+        interval = self._session._settings.presence_interval
+        counts = asdict(self._session.counts)
+        document = Presence(self._holder, self._session.incarnation, time.time(), interval, counts)
+        try:
+            await self._session.pool._ctl.put(self._blob, document.encode())
+        except StorageError as error:
+            logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
+
+    async def release(self) -> None:
+        await self._session._drop_blob(self._session.pool._ctl, self._blob)

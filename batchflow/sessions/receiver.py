@@ -1,0 +1,370 @@
+"""A session's mailbox: results come in, whether or not anybody reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import orjson
+
+from batchflow.errors import (
+    BlobNotFound,
+    BrokerError,
+    LeaseLost,
+    MailboxInUse,
+    StorageError,
+)
+from batchflow.model import Status
+from batchflow.ports.broker import Mailbox
+from batchflow.protocol import wire
+from batchflow.protocol.layout import queue_for
+from batchflow.protocol.wire import Reference, ResultItem
+from batchflow.sessions.checkpoint_store import SAVE_INTERVAL
+from batchflow.sessions.health import ServiceHealth
+from batchflow.sessions.mailbox_state import (
+    Confirmed,
+    Dropped,
+    Fetch,
+    MailboxCommand,
+    MailboxState,
+    Resolved,
+    ResultMessage,
+    Tell,
+    UnreadLimits,
+)
+from batchflow.sessions.spill_file import SpillFile
+from batchflow.sessions.tracker import Entry
+from batchflow.support.backoff import Backoff, opened
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from batchflow.session import Session
+
+logger = logging.getLogger(__name__)
+
+_RECEIVE_WAIT: Final = 30.0
+"""Seconds of one wait for mail; a wait that ends without any only begins again."""
+_MOST_UNSETTLED: Final = 500
+"""Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
+_SETTLE_AT_ONCE: Final = 16
+_DUE_AT_ONCE: Final = 64
+_DUE_BYTES_AT_ONCE: Final = 1 << 20
+"""Messages that were handed over and wait for the ledger to be saved, at most: so many, or with so many
+bytes, for the broker's client holds each until it is completed."""
+_SETTLE_SHARE: Final = 0.25
+"""Of the time for closing: what a round of completions may take before it is left to the mailbox's next
+opening."""
+_LOCK_GRACE: Final = 30.0
+"""Seconds beyond its duration that a dead client's lock may be held."""
+_MOST_FETCHES: Final = 8
+"""Results by reference that are fetched at once."""
+
+
+class ResultReceiver:
+    """Receives the session's mail, whether or not anybody reads it, and settles what was handed over.
+
+    What comes of a message is the book's to decide; here are the mailbox, the storage, the file and the time.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._id = wire.mailbox_id(session.job_name, session.name)
+        self._ours_until = 0.0
+        """Until when the mailbox is locked for us, by the monotonic clock."""
+        self._some_due = asyncio.Event()
+        self._many_due = asyncio.Event()
+        self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
+        self._outage = ServiceHealth(session, "mail", "no mail could be received")
+        self._away = ServiceHealth(session, "storage", "results could not be fetched from storage")
+        self._spill = SpillFile()
+        self._ledger = session._ledger
+        settings = session._settings
+        self._book = MailboxState[Mailbox](
+            session.incarnation,
+            session._tracker,
+            UnreadLimits(_MOST_UNSETTLED, settings.unclaimed, settings.unclaimed_bytes),
+            None if self._ledger is None else self._ledger.account,
+            self._on_due,
+        )
+
+    @property
+    def _mailbox(self) -> Mailbox | None:
+        return self._book.opening
+
+    @property
+    def held(self) -> bool:
+        """Whether the mailbox is ours at present."""
+        return self._mailbox is not None
+
+    async def open(self) -> None:
+        """Raises `MailboxInUse`, naming the holder, when that one lives; a dead one's lock is waited for."""
+        backoff = Backoff(0.5)
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._session.pool._manifest.lock_duration + _LOCK_GRACE
+        while True:
+            try:
+                self._book.opening = await self._open_once()
+            except MailboxInUse as error:
+                if (holder := await self._session._presence.living_holder()) is not None:
+                    what = f"mailbox {self._id!r} is held by {holder}"
+                    raise MailboxInUse(f"{what}: close it there, or take another session name") from error
+                if clock() > until:
+                    raise MailboxInUse(
+                        f"mailbox {self._id!r} is held by somebody who gives no sign of life"
+                    ) from error
+                self._session._warn(f"mailbox {self._id!r}: waiting for a dead client's lock to run out")
+                await backoff.wait()
+            else:
+                return
+
+    async def _open_once(self) -> Mailbox:
+        queue = queue_for(self._session.pool._manifest.results_queues, self._id)
+        broker = self._session.pool.client._services.broker
+        began = time.monotonic()
+        mailbox = await opened(lambda: broker.mailbox(queue, self._id))
+        self._kept(began)
+        return self._session._counter.mailbox(mailbox)
+
+    def _kept(self, began: float) -> None:
+        """A request that began then has locked the mailbox, or renewed its lock."""
+        self._ours_until = began + self._session.pool._manifest.lock_duration
+
+    @property
+    def _is_ours(self) -> bool:
+        return time.monotonic() <= self._ours_until
+
+    def _check_ours(self) -> None:
+        """Raises `LeaseLost` when this process has stood still for so long that somebody else may have the
+        mailbox by now: what still lies in the socket may be his to show."""
+        if not self._is_ours:
+            raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
+
+    async def aclose(self) -> None:
+        mailbox, self._book.opening = self._mailbox, None
+        if mailbox is not None:
+            await mailbox.aclose()
+
+    async def run(self) -> None:
+        """Receive for ever; a lost lock or link is opened again."""
+        self._book.predecessor_until = self._session._presence.predecessor_until
+        while self._ledger is not None and not self._ledger.loaded:
+            async with self._reopening():
+                assert self._mailbox is not None
+                await self._ledger.load(self._mailbox)
+        while True:
+            async with self._reopening():
+                assert self._mailbox is not None
+                delivery = await self._mailbox.receive(_RECEIVE_WAIT)
+                self._outage.worked()
+                if delivery is not None:
+                    self._check_ours()
+                    letter = ResultMessage(delivery, self._mailbox)
+                    self._session._relief.moved(len(delivery.body))
+                    del delivery  # with its body, which would be held until the next one comes
+                    self._take(self._book.accept(letter))
+
+    async def keep(self) -> None:
+        """Renew the mailbox's lock at a third of its time."""
+        while True:
+            await asyncio.sleep(self._session.pool._manifest.lock_duration / 3)
+            if self._mailbox is None:
+                continue
+            began = time.monotonic()
+            try:
+                await self._mailbox.renew()
+                self._kept(began)
+            except BrokerError as error:
+                # The receiving side meets the same trouble, and opens the mailbox again.
+                logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
+
+    async def settle(self) -> None:
+        """Complete what was handed over; with a ledger, once that was saved.
+
+        At once, that is when the next message comes or nothing does: the mailbox waits for mail most of the
+        time. What gathers meanwhile is completed together.
+        """
+        while True:
+            if self._ledger is None:
+                await self._some_due.wait()
+            else:
+                with anyio.move_on_after(SAVE_INTERVAL):
+                    await self._many_due.wait()
+            self._some_due.clear()
+            self._many_due.clear()
+            await self.flush_settlements()
+
+    async def save_ledger(self) -> bool:
+        """Whether what was handed over until now may be completed. A ledger that cannot be saved waits."""
+        if self._ledger is None:
+            return True
+        if self._mailbox is None or not self._ledger.loaded:
+            return False
+        try:
+            await self._ledger.save(self._mailbox)
+        except BrokerError as error:
+            # The receiving side meets the same trouble, and opens the mailbox again.
+            logger.warning("ledger_not_saved", extra={"mailbox": self._id, "error": str(error)})
+            return False
+        return True
+
+    async def flush_settlements(self) -> None:
+        """Begun, a round is brought to its end: what was handed over must not come again."""
+        due = self._book.take_due()
+        if not await self.save_ledger():
+            self._book.put_back(due)
+            return
+        while due:
+            batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
+            with anyio.move_on_after(self._session.close_timeout * _SETTLE_SHARE, shield=True):
+                if len(batch) == 1:
+                    await self._complete(batch[0])
+                    continue
+                async with task_group() as group:
+                    for letter in batch:
+                        group.start_soon(self._complete, letter)
+
+    async def _complete(self, letter: ResultMessage[Mailbox]) -> None:
+        session = self._session
+        try:
+            await letter.opening.complete(letter.delivery)
+        except BrokerError as error:
+            logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
+            if self._book.not_completed(letter, error):
+                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_due.set)
+            return
+        for blob in letter.blobs:
+            session._drop_later(session.pool._out, blob, "delete a result's blob")
+
+    @asynccontextmanager
+    async def _reopening(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except LeaseLost as error:
+            self._session._warn(f"the mailbox was lost and is opened again: {error}")
+            await self._reopen()
+        except BrokerError as error:
+            if not error.retryable:
+                raise
+            self._session._warn(f"no mail at present, trying again: {error}")
+            self._outage.failed(error)
+            await asyncio.sleep(random.uniform(0.1, 1.0))
+
+    async def _reopen(self) -> None:
+        """Raises `MailboxInUse` when somebody else has taken it over, and lives or had it meanwhile."""
+        lost = self._mailbox
+        self._book.lost()
+        if lost is not None:
+            await lost.aclose()
+        backoff = Backoff()
+        while not self.held:
+            try:
+                await self._win_back()
+            except MailboxInUse as error:
+                if not error.retryable:
+                    raise
+                if (holder := await self._other_holder()) is not None:
+                    raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
+                self._outage.failed(error)
+                await backoff.wait()
+            except BrokerError as error:
+                if not error.retryable:
+                    raise
+                self._outage.failed(error)
+                await backoff.wait()
+        self._outage.worked()
+
+    async def _win_back(self) -> None:
+        """Ours is only what nobody had meanwhile: a ledger of somebody else's is not to be written over."""
+        mailbox = await self._open_once()
+        try:
+            if self._ledger is not None:
+                await self._ledger.check(mailbox)
+        except BaseException:
+            await mailbox.aclose()
+            raise
+        self._book.opening = mailbox
+
+    async def _other_holder(self) -> str | None:
+        try:
+            return await self._session._presence.living_holder()
+        except StorageError as error:
+            logger.warning("presence_not_read", extra={"mailbox": self._id, "error": str(error)})
+            return None
+
+    def _take(self, commands: list[MailboxCommand]) -> None:
+        """Do what the book says of something that came; then what nobody reads goes to disk."""
+        for command in commands:
+            self._perform(command)
+        self._session._changed()
+        for entry, outcome in self._book.overflow():
+            self._book.spill(entry, self._spill.write(outcome))
+
+    def _perform(self, command: MailboxCommand) -> None:
+        session = self._session
+        match command:
+            case Resolved(entry, outcome):
+                self._learn(outcome)
+                session._resolved(entry)
+            case Confirmed(sequence):
+                session._cancellations.confirmed(sequence)
+            case Fetch(item, reference):
+                session._background.start(self._fetch(item, reference), f"fetch the result of {item.task_id}")
+            case Tell(event):
+                session._tell(event)
+            case Dropped(reason):
+                session._warn(f"a message in the mailbox was dropped: {reason}")
+
+    def _learn(self, outcome: ResultItem) -> None:
+        if outcome.started_at is not None and outcome.finished_at is not None:
+            self._session._policy.seen(outcome.command, outcome.finished_at - outcome.started_at)
+
+    def give(self, entry: Entry) -> None:
+        """It has an outcome of the session's own, and mail is still to come of it."""
+        self._book.give(entry)
+
+    async def _fetch(self, item: ResultItem, reference: Reference) -> None:
+        try:
+            async with self._fetches:
+                whole = await self._fetched(item, reference)
+        except BlobNotFound as error:
+            failure = _unreadable(item, f"its result cannot be fetched: {error}")
+            self._take(self._book.not_there(item, failure))
+        else:
+            self._take(self._book.fetched(whole, reference.size))
+
+    async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
+        """Raises `BlobNotFound` while nobody else can have had the mailbox."""
+        backoff = Backoff()
+        while True:
+            try:
+                blob = await self._session.pool._out.get(reference.blob)
+                self._away.worked()
+                return replace(item, value=orjson.loads(blob.data))
+            except BlobNotFound:
+                if self._is_ours:
+                    raise
+                await backoff.wait()  # until it is known who has the mailbox: the other one may have it
+            except StorageError as error:
+                if not error.retryable:
+                    return _unreadable(item, f"its result cannot be fetched: {error}")
+                self._away.failed(error)
+                await backoff.wait()
+            except orjson.JSONDecodeError as error:
+                return _unreadable(item, f"its result is not JSON: {error}")
+
+    def _on_due(self) -> None:
+        self._some_due.set()
+        if len(self._book.due) >= _DUE_AT_ONCE or self._book.due_bytes >= _DUE_BYTES_AT_ONCE:
+            self._many_due.set()
+
+
+def _unreadable(item: ResultItem, why: str) -> ResultItem:
+    error = f"the task {item.status.value}, but {why}"
+    return replace(item, status=Status.FAILED, value=None, error=error, kind="TaskFailed")

@@ -1,0 +1,135 @@
+"""What a task is submitted with: checked where it is written, made ready to travel."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+from batchflow.errors import ConfigurationError
+from batchflow.model import UNSET
+from batchflow.protocol import wire
+from batchflow.protocol.wire import Reference, TaskItem
+from batchflow.retry import RetryPolicy
+
+INLINE: Final = 128 * 1024
+"""A task above so many bytes has its arguments travel by reference."""
+MOST_BESIDE: Final = 64 * 1024
+"""Bytes of all but the arguments, at most: these cannot travel by reference."""
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `run`, `map` and `submit_many` take beside the command: each as `Session.submit` has it."""
+
+    task_id: str | None
+    tag: Any
+    timeout: float | None
+    retry: RetryPolicy | None
+    memory_limit: int | None
+    stream_output: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Submission:
+    """A task as its user wants it. Raises `ConfigurationError` for what can never be sent.
+
+    Nobody changes it once it is made; like what travels it is not frozen all the same (see `wire`).
+    """
+
+    command: str
+    arguments: list[Any]
+    task_id: str | None = None
+    tag: Any = None
+    timeout: float | None = None
+    """Seconds of running time."""
+    retry: RetryPolicy | None = None
+    memory_limit: int | None = None
+    """Bytes."""
+    stream_output: bool = False
+
+    def __post_init__(self) -> None:
+        command = self.command
+        if not isinstance(command, str) or not command:
+            raise ConfigurationError(
+                f"the command is {command!r}; the name of a file of the bundle is needed"
+            )
+        if self.timeout is not None and not is_duration(self.timeout):
+            raise ConfigurationError(f"{command}: timeout is {self.timeout!r}; seconds above 0 are needed")
+        if self.memory_limit is not None and not (type(self.memory_limit) is int and self.memory_limit > 0):
+            raise ConfigurationError(
+                f"{command}: memory_limit is {self.memory_limit!r}; a whole number of bytes is needed"
+            )
+        if self.retry is not None and not isinstance(self.retry, RetryPolicy):
+            raise ConfigurationError(f"{command}: retry is {self.retry!r}; a RetryPolicy is needed")
+
+    def item(
+        self,
+        *,
+        client: str,
+        job: str,
+        sequence: int,
+        uid: str,
+        bundle: str,
+        now: float,
+        reference: Reference | None,
+        timeout: float | None = None,
+    ) -> TaskItem:
+        """`timeout`: of a task that was submitted without one."""
+        return TaskItem(
+            client,
+            job,
+            str(sequence) if self.task_id is None else str(self.task_id),
+            self.command,
+            self.arguments if reference is None else reference,
+            uid,
+            bundle,
+            now,
+            timeout if self.timeout is None else self.timeout,
+            self.memory_limit,
+            None if self.retry is None else self.retry.fields(),
+            self.stream_output,
+            self.tag,
+        )
+
+    def encode(self, item: TaskItem) -> bytes:
+        """Copied, for it is kept: the encoder's own buffer is of kilobytes, however short the task."""
+        try:
+            return bytes(memoryview(wire.encode(item)))
+        except TypeError as error:
+            raise ConfigurationError(f"{self.command}: arguments and tag must be JSON: {error}") from error
+
+    def encode_arguments(self, size: int) -> bytes:
+        """What travels by reference; `size`: bytes of the whole task."""
+        data = wire.dumps(self.arguments)
+        if size - len(data) > MOST_BESIDE:
+            raise ConfigurationError(
+                f"{self.command}: tag and labels are {size - len(data)} bytes, at most {MOST_BESIDE} are "
+                "allowed; pass what is large as an argument"
+            )
+        return data
+
+
+def is_duration(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def command_line(params: tuple[Any, ...], args: Any) -> list[Any]:
+    """What `do_action` gets. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
+    if args is not UNSET:
+        if params:
+            raise ConfigurationError("submit takes either positional arguments or args=, not both")
+        return as_arguments(args)
+    if len(params) == 1 and isinstance(params[0], str):
+        try:
+            return [*shlex.split(params[0])]
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the command line {params[0]!r} cannot be split: {error}; pass args=[...] for text as it is"
+            ) from error
+    return list(params)
+
+
+def as_arguments(value: Any) -> list[Any]:
+    """An input as a task's arguments: a list or tuple is the arguments, anything else is the one argument."""
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,300 @@
+"""What a session knows of its tasks, and the outcomes that it gives to tasks by itself. Pure.
+
+States of a task: in the outbox (sending) -> taken for a send -> queued -> done; from any of the first three
+straight to done, by a result, a cancellation or a send that failed for good.
+
+Invariants:
+
+- Every task has exactly one outcome: the first one wins, later ones are duplicates and change nothing.
+- `counts` always adds up to the number of tasks submitted.
+- An outcome is handed over once to whoever reads results, unless somebody claimed it before; whoever holds
+  the task reads it any number of times.
+- The acknowledgement of a message of results is due when its last outcome was handed over, and not before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from batchflow.model import Counts, Result, Status
+from batchflow.protocol.packing import Pack
+from batchflow.protocol.wire import ResultItem
+from batchflow.support.frozen import maker
+
+_result: Final = maker(Result)
+
+
+class Spilled(Protocol):
+    """An outcome that lies in a file until it is asked for."""
+
+    def read(self) -> ResultItem: ...
+
+
+@dataclass(slots=True, eq=False)
+class Acknowledgement:
+    """A message of results, to be completed when `remaining` has come down to 0."""
+
+    due: Callable[[], None]
+    """Called once, when the last outcome of the message was handed over."""
+    remaining: int
+
+    def hand_over(self) -> None:
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.due()
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A task, as its session sees it."""
+
+    sequence: int
+    index: int
+    uid: str
+    task_id: str
+    command: str
+    client: str
+    job: str
+    submitted_at: float
+    tag: Any = None
+    item: bytes | None = None
+    """What travels, as long as it waits in the outbox."""
+    status: Status = Status.SENDING
+    outcome: ResultItem | Spilled | None = None
+    receipt: Acknowledgement | None = None
+    claimed: bool = False
+    was_accepted: bool = False
+    repeated: bool = False
+    """Perhaps shown before, by an earlier holder of the mailbox."""
+    arguments_blob: str | None = None
+    on_done: Callable[[Entry], None] | None = None
+    """For one listener: the map that submitted it."""
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def result(self) -> Result:
+        """The public form of the outcome, which must be there."""
+        assert self.outcome is not None
+        item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
+        return _result(
+            task_id=self.task_id,
+            job_id=self.job,
+            client=self.client,
+            command=self.command,
+            status=item.status,
+            index=self.index,
+            value=item.value,
+            error=item.error,
+            kind=item.kind,
+            traceback=item.traceback,
+            tag=self.tag,
+            node=item.host,
+            attempt=item.attempt,
+            attempts=item.history,
+            stdout=item.stdout,
+            stderr=item.stderr,
+            submitted_at=self.submitted_at,
+            started_at=item.started_at,
+            finished_at=item.finished_at,
+            files=item.files,
+            repeated=self.repeated,
+        )
+
+    def hand_over(self) -> None:
+        """Somebody has it now. Idempotent."""
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.hand_over()
+
+
+@dataclass(slots=True)
+class Tracker:
+    """All tasks of a session that have no outcome, and the outcomes that nobody has claimed."""
+
+    outbox: deque[Entry] = field(default_factory=deque)
+    """In the order of submission; may hold entries that are done meanwhile."""
+    outbox_bytes: int = 0
+    """Of what waits in the outbox, as it travels."""
+    unclaimed: deque[Entry] = field(default_factory=deque)
+    """In the order of arrival; may hold entries that were claimed meanwhile."""
+    _stale: int = 0
+    """How many of those."""
+    _open: dict[int, Entry] = field(default_factory=dict)
+    _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
+    _submitted: int = 0
+    _owed: int = 0
+    """Tasks of earlier holders of the mailbox that have no outcome."""
+
+    def __len__(self) -> int:
+        """How many tasks have no outcome, those of earlier holders included."""
+        return len(self._open) + self._owed
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._open.values()))
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**{status.value: number for status, number in self._tally.items()})
+
+    @property
+    def sending(self) -> int:
+        return self._tally[Status.SENDING]
+
+    @property
+    def queued(self) -> int:
+        """How many tasks the broker has accepted that have no outcome."""
+        return self._tally[Status.QUEUED]
+
+    @property
+    def unread(self) -> int:
+        """How many outcomes nobody has claimed."""
+        return len(self.unclaimed) - self._stale
+
+    def next_sequence(self) -> int:
+        return self._submitted
+
+    def next_unsent(self) -> int:
+        """Every task with a lower sequence number was taken for a send, or never will be."""
+        return self.outbox[0].sequence if self.outbox else self._submitted
+
+    def add(self, entry: Entry) -> None:
+        """A new task, with the next sequence number, into the outbox."""
+        assert entry.sequence == self._submitted
+        self._submitted += 1
+        self._open[entry.sequence] = entry
+        self._tally[entry.status] += 1
+        self.outbox_bytes += 0 if entry.item is None else len(entry.item)
+        self.outbox.append(entry)
+
+    def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
+        """The next entries that share a message, and their items."""
+        taken: list[Entry] = []
+        items: list[bytes] = []
+        while self.outbox:
+            entry = self.outbox[0]
+            if entry.item is not None:
+                if not pack.admits(entry.command, len(entry.item) + 1):
+                    break
+                taken.append(entry)
+                items.append(entry.item)
+                self._forget_item(entry)
+            self.outbox.popleft()
+        return taken, items
+
+    def accepted(self, entries: Iterable[Entry]) -> None:
+        """The broker has them."""
+        for entry in entries:
+            entry.was_accepted = True
+            if not entry.done:
+                self._move(entry, Status.QUEUED)
+
+    def find(self, sequence: int) -> Entry | None:
+        """The task of that number, if it has no outcome yet."""
+        return self._open.get(sequence)
+
+    def resolve(self, entry: Entry, outcome: ResultItem, receipt: Acknowledgement | None = None) -> bool:
+        """Give a task its outcome. False, and nothing changes, when it has one already.
+
+        With a receipt it came by mail, so that the broker must have had the task.
+        """
+        if entry.done:
+            return False
+        entry.was_accepted |= receipt is not None
+        self._open.pop(entry.sequence, None)
+        entry.outcome = outcome
+        entry.receipt = receipt
+        self._forget_item(entry)
+        self._move(entry, outcome.status)
+        if not entry.claimed:
+            self.unclaimed.append(entry)
+        return True
+
+    def claim(self, entry: Entry) -> None:
+        """Somebody awaits this very task: it does not come to those who read results. Idempotent."""
+        if entry.claimed:
+            return
+        entry.claimed = True
+        if entry.done:
+            self._stale += 1
+            while self.unclaimed and self.unclaimed[0].claimed:
+                self.unclaimed.popleft()
+                self._stale -= 1
+            if self._stale > 64 and self._stale * 2 > len(self.unclaimed):
+                self.unclaimed = deque(other for other in self.unclaimed if not other.claimed)
+                self._stale = 0
+
+    def expect(self, owed: int) -> None:
+        """So many tasks of earlier holders of the mailbox are still to have their outcome."""
+        self._owed += owed
+        self._tally[Status.QUEUED] += owed
+
+    def settle_owed(self) -> None:
+        """One of them will not have another."""
+        self._owed -= 1
+        self._tally[Status.QUEUED] -= 1
+
+    def adopt(
+        self, entry: Entry, outcome: ResultItem, receipt: Acknowledgement, *, owed: bool = False
+    ) -> None:
+        """An outcome of an earlier holder of the same mailbox: handed over like our own.
+
+        It counts among our tasks if it was expected.
+        """
+        if owed:
+            self.settle_owed()
+            self._tally[outcome.status] += 1
+        entry.outcome = outcome
+        entry.receipt = receipt
+        entry.status = outcome.status
+        self.unclaimed.append(entry)
+
+    def next_unclaimed(self) -> Entry | None:
+        """The oldest outcome that nobody has claimed; it is handed over with this."""
+        while self.unclaimed:
+            entry = self.unclaimed.popleft()
+            if not entry.claimed:
+                entry.claimed = True
+                entry.hand_over()
+                return entry
+            self._stale -= 1
+        return None
+
+    def _forget_item(self, entry: Entry) -> None:
+        """It is on its way, or needs not go."""
+        if entry.item is not None:
+            self.outbox_bytes -= len(entry.item)
+            entry.item = None
+
+    def _move(self, entry: Entry, status: Status) -> None:
+        self._tally[entry.status] -= 1
+        self._tally[status] += 1
+        entry.status = status
+
+
+def cancelled_result(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.CANCELLED, "TaskCancelled", reason)
+
+
+def submit_failed_result(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.FAILED, "SubmitFailed", reason)
+
+
+def _outcome(entry: Entry, status: Status, kind: str, reason: str) -> ResultItem:
+    return ResultItem(
+        uid=entry.uid,
+        client=entry.client,
+        job=entry.job,
+        task_id=entry.task_id,
+        command=entry.command,
+        status=status,
+        host=None,
+        error=reason,
+        kind=kind,
+        tag=entry.tag,
+        submitted_at=entry.submitted_at,
+    )

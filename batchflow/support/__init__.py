@@ -1,0 +1,1 @@
+"""Small pieces that know neither Azure nor tasks: task groups, waiting, backoff, closing, frozen values."""

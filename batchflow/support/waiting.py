@@ -1,0 +1,76 @@
+"""Waiting for something that the session does: for one task, or for any change."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchflow.errors import BatchflowError
+
+
+class ChangeNotifier:
+    """Wakes everybody who waits at this moment."""
+
+    __slots__ = ("_waiters",)
+
+    def __init__(self) -> None:
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            raise
+
+    def beat(self) -> None:
+        if not self._waiters:
+            return
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class Waiters:
+    """Those who wait for one task each, by its number."""
+
+    __slots__ = ("_futures",)
+
+    def __init__(self) -> None:
+        self._futures: dict[int, list[asyncio.Future[None]]] = {}
+
+    async def wait(self, number: int) -> None:
+        """Return when it is woken, raise what it failed with. Safe to cancel; others wait on."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(number, []).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._forget(number, future)
+            raise
+
+    def _forget(self, number: int, future: asyncio.Future[None]) -> None:
+        futures = self._futures.get(number, [])
+        if future in futures:
+            futures.remove(future)
+            if not futures:
+                del self._futures[number]
+
+    def wake(self, number: int) -> None:
+        for future in self._futures.pop(number, ()):
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, error: BatchflowError) -> None:
+        """Everybody gets the error."""
+        for futures in self._futures.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()  # whoever waits gets it; nobody has to
+        self._futures.clear()

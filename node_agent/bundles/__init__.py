@@ -1,0 +1,1 @@
+"""Bundles on a node's disk: the cache and the working directories."""

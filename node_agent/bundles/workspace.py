@@ -1,0 +1,212 @@
+"""A slot's working directories: the files of a bundle by name, and an `outputs` folder.
+
+Rules:
+
+- One directory for each bundle that the slot used lately, named by the bundle's hash and prepared once. A
+  task finds in it exactly the bundle's files and an empty `outputs`; afterwards everything else is removed
+  and what was changed or removed is put back, and only when a look at the stamps (`system.file_stamps`) shows
+  that there is something to do.
+- No write can reach the cached files, nor another slot. The bundle's files are read-only; where modes do not
+  bind (for root) they are copies, otherwise hard links to the cached files: an open for writing is refused.
+- What a task leaves in `outputs` is moved out of the way, so that the slot is free while it is uploaded.
+  Regular files only; bytes of a name that are no UTF-8 are replaced, for names travel as text.
+
+Not safe to use from two coroutines at once: a slot runs one task at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from batchflow.errors import ConfigurationError, StorageError
+from batchflow.support.frozen import frozen
+from node_agent.system import file_stamps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchflow.protocol.bundle import Bundle
+
+OUTPUTS: Final = "outputs"
+_KEPT_BUNDLES: Final = 4
+
+
+@frozen
+class Place:
+    """A prepared working directory."""
+
+    bundle: Bundle
+    files: Path
+    """Where the cached files lie."""
+    directory: Path
+    watched: list[str]
+    """Paths in it whose stamps, with its own, tell whether a task changed something."""
+
+
+class Workspace:
+    """The working directories of one slot."""
+
+    def __init__(self, root: Path, *, copies: bool | None = None) -> None:
+        """`copies`: None decides by whether this process is root."""
+        self.root = root
+        self._copies = os.geteuid() == 0 if copies is None else copies
+        self._places: dict[str, Place] = {}
+        self._moved = 0
+
+    async def prepare(self, bundle: Bundle, files: Path) -> Place:
+        """The working directory for a bundle, clean.
+
+        Raises `ConfigurationError` for a bundle that cannot be laid out, `StorageError` when a cached file
+        is not what it was when it was fetched. Safe to cancel.
+        """
+        place = self._places.pop(bundle.hash, None)
+        if place is None:
+            place = await asyncio.to_thread(self._make, bundle, files)
+        self._places[bundle.hash] = place
+        while len(self._places) > _KEPT_BUNDLES:
+            oldest = self._places.pop(next(iter(self._places)))
+            await asyncio.to_thread(remove, oldest.directory)
+        return place
+
+    def touched(self, place: Place) -> bool:
+        """Whether a task changed something."""
+        return file_stamps.touched([str(place.directory), *place.watched])
+
+    async def collect(self, place: Place) -> tuple[Path | None, tuple[Path, ...]]:
+        """Put a place in order after a task: (folder, files) of what the task left in `outputs`.
+
+        The folder is the caller's to remove; None when nothing was left. From the next `prepare` on it is
+        another place, in the same directory: files of it may have been made anew. One that cannot be put in
+        order is forgotten: the next `prepare` makes it anew, and says what is wrong if that fails.
+        """
+        return await asyncio.to_thread(self._collect, place)
+
+    def close(self) -> None:
+        """Remove everything."""
+        self._places.clear()
+        remove(self.root)
+
+    def _make(self, bundle: Bundle, files: Path) -> Place:
+        if OUTPUTS in bundle:
+            raise ConfigurationError(f"files: {OUTPUTS!r} is the name of the output folder, not of a file")
+        directory = self.root / bundle.hash[:20]
+        remove(directory)
+        folders = {PurePosixPath(OUTPUTS), *(path for file in bundle.files for path in _folders(file.name))}
+        paths = [str(directory), *sorted(str(directory / folder) for folder in folders)]
+        for path in paths:
+            os.makedirs(path, exist_ok=True)
+        for file in bundle.files:
+            self._place_file(files / file.name, directory / file.name, file.size)
+        for path in reversed(paths):
+            file_stamps.stamp(path)
+        if self._copies:
+            paths += [str(directory / file.name) for file in bundle.files]
+        return Place(bundle, files, directory, paths[1:])
+
+    def _place_file(self, source: Path, target: Path, size: int) -> None:
+        found = os.stat(source, follow_symlinks=False)
+        if (
+            found.st_size != size
+            or found.st_mtime_ns != file_stamps.STAMP_NS
+            or not stat.S_ISREG(found.st_mode)
+        ):
+            raise StorageError(f"the cached file {source.name} was changed on disk", retryable=True)
+        if not self._copies:
+            with suppress(OSError):
+                os.link(source, target)
+                return
+        file_stamps.copy(str(source), str(target))
+        os.chmod(target, stat.S_IMODE(found.st_mode))
+        file_stamps.stamp(str(target))
+
+    def _collect(self, place: Place) -> tuple[Path | None, tuple[Path, ...]]:
+        moved: tuple[Path | None, tuple[Path, ...]] = (None, ())
+        own = {place.directory / file.name for file in place.bundle.files}
+        if names := [path for path in _regular_files(place.directory / OUTPUTS) if path not in own]:
+            moved = self._move(place.directory / OUTPUTS, names)
+        former = self._places.pop(place.bundle.hash, None)
+        with suppress(OSError, StorageError):
+            self._restore(place, own)
+            if former is not None:
+                self._places[place.bundle.hash] = replace(place)
+        return moved
+
+    def _move(self, outputs: Path, names: list[Path]) -> tuple[Path, tuple[Path, ...]]:
+        self._moved += 1
+        folder = self.root / f"moved-{self._moved}" / OUTPUTS
+        remove(folder)
+        targets = []
+        for path in names:
+            name = os.fsencode(path.relative_to(outputs)).decode("utf-8", "replace")
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(path, target)
+            targets.append(target)
+        return folder.parent, tuple(targets)
+
+    def _restore(self, place: Place, own: set[Path]) -> None:
+        """Remove what does not belong, put back what does."""
+        folders = {place.directory, place.directory / OUTPUTS}
+        folders |= {place.directory / path for file in place.bundle.files for path in _folders(file.name)}
+        for folder in sorted(folders):
+            if folder.is_symlink() or not folder.is_dir():
+                remove(folder)
+                folder.mkdir()
+            for entry in os.scandir(folder):
+                path = Path(entry.path)
+                kept = path in own or (path in folders and entry.is_dir(follow_symlinks=False))
+                if not kept:
+                    remove(path)
+        for file in place.bundle.files:
+            target = place.directory / file.name
+            if file_stamps.touched([str(target)]) or target.is_symlink():
+                remove(target)
+                self._place_file(place.files / file.name, target, file.size)
+        for folder in sorted(folders, reverse=True):
+            file_stamps.stamp(str(folder))
+
+
+def remove(path: Path) -> None:
+    """A file, or a folder with all that is in it, whatever their modes; nothing when it is not there."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except PermissionError:
+        _open_up(path)
+        shutil.rmtree(path)
+
+
+def _open_up(path: Path) -> None:
+    """Take away what keeps the folders' owner from emptying them."""
+    os.chmod(path, stat.S_IRWXU)
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            if not os.path.islink(inner := os.path.join(folder, name)):
+                os.chmod(inner, stat.S_IRWXU)
+
+
+def _folders(name: str) -> Iterator[PurePosixPath]:
+    """The folders that a name lies in, without the root."""
+    return (folder for folder in PurePosixPath(name).parents if str(folder) != ".")
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    """Sorted; links are not followed."""
+    if folder.is_symlink():
+        return []
+    found = []
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = Path(where, name)
+            if stat.S_ISREG(path.lstat().st_mode):
+                found.append(path)
+    return sorted(found)

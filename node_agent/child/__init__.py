@@ -1,0 +1,1 @@
+"""The Python process that runs a task's code."""

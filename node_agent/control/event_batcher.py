@@ -1,0 +1,101 @@
+"""What running tasks tell (log lines, progress, output) on its way to their sessions, at a bounded rate.
+
+Rules: what is told leaves in packs, for each mailbox at most `MOST_BYTES` every `INTERVAL` seconds; what is
+told faster than that waits, `MOST_WAITING` items at most. What comes beyond is dropped, counted, and the
+number is told as a warning. Of the progress of a task only the last word waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from batchflow.protocol import wire
+
+if TYPE_CHECKING:
+    from node_agent.execution.outcomes import Execution
+
+INTERVAL: Final = 0.1
+MOST_BYTES: Final = 64 * 1024
+MOST_WAITING: Final = 2000
+_LONGEST_MESSAGE: Final = 16 * 1024
+
+_Key = tuple[str, str] | int
+
+
+@dataclass(slots=True)
+class _MailboxBatch:
+    """What waits for one mailbox."""
+
+    items: OrderedDict[_Key, wire.EventItem] = field(default_factory=OrderedDict)
+    dropped: int = 0
+    last_dropped: wire.EventItem | None = None
+    """For whom the warning is, roughly."""
+
+
+class EventBatcher:
+    """Takes what tasks tell, and passes it on when `put` is known."""
+
+    def __init__(self) -> None:
+        self._piles: dict[str, _MailboxBatch] = {}
+        self._filled = asyncio.Event()
+        self._told = 0
+
+    def tell(self, execution: Execution, event: wire.EventItem) -> None:
+        """A task tells something."""
+        pile = self._piles.setdefault(wire.mailbox_id(execution.job, execution.client), _MailboxBatch())
+        self._told += 1
+        key: _Key = (event.uid, "progress") if event.kind == "progress" else self._told
+        pile.items.pop(key, None)
+        if len(pile.items) >= MOST_WAITING:
+            pile.dropped += 1
+            pile.last_dropped = event
+        else:
+            pile.items[key] = event
+        self._filled.set()
+
+    async def run(self, put: Callable[[str, Sequence[bytes]], None]) -> None:
+        """Pass it on by mailbox, for ever."""
+        while True:
+            if not self._piles:
+                self._filled.clear()
+                await self._filled.wait()
+            for mailbox in list(self._piles):
+                put(mailbox, self._take(mailbox))
+            await anyio.sleep(INTERVAL)
+
+    def _take(self, mailbox: str) -> list[bytes]:
+        pile = self._piles[mailbox]
+        taken: list[bytes] = []
+        size = 0
+        while pile.items and size < MOST_BYTES:
+            _, event = pile.items.popitem(last=False)
+            taken.append(_encoded(event))
+            size += len(taken[-1])
+        if not pile.items:
+            del self._piles[mailbox]
+            if pile.last_dropped is not None:
+                taken.append(wire.encode(_warning(pile.dropped, pile.last_dropped)))
+        return taken
+
+
+def _encoded(event: wire.EventItem) -> bytes:
+    try:
+        encoded = wire.encode(event)
+    except TypeError:
+        encoded = b""
+    if encoded and len(encoded) <= MOST_BYTES:
+        return encoded
+    message = event.message[:_LONGEST_MESSAGE].encode(errors="replace").decode()
+    return wire.encode(wire.EventItem(event.uid, event.task_id, event.kind, message, event.at))
+
+
+def _warning(dropped: int, last: wire.EventItem) -> wire.EventItem:
+    text = f"{dropped} events were dropped: they came faster than they can be passed on"
+    return wire.EventItem(last.uid, last.task_id, "warning", text, time.time(), {"dropped": dropped})

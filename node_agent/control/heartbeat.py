@@ -1,0 +1,134 @@
+"""What the agent says of itself: a blob, written every few seconds and whenever its state changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import re
+import shutil
+import socket
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from batchflow.errors import StorageError
+from batchflow.protocol import documents, layout
+
+if TYPE_CHECKING:
+    from batchflow.ports.storage import Container
+
+logger = logging.getLogger(__name__)
+
+_APART: Final = 0.25
+"""Seconds between two heartbeats, at least."""
+_TIMEOUT: Final = 20.0
+
+
+def host_name() -> str:
+    """The node's. HOSTNAME is what a node calls itself where the kernel does not tell nodes apart."""
+    return os.environ.get("HOSTNAME") or socket.gethostname()
+
+
+def node_id() -> str:
+    """The node's id in Batch; outside of Batch, its host name."""
+    return os.environ.get("AZ_BATCH_NODE_ID") or host_name()
+
+
+class HeartbeatWriter:
+    """Writes the heartbeats."""
+
+    def __init__(
+        self,
+        out: Container,
+        agent: str,
+        interval: float,
+        beat: Callable[[], documents.Heartbeat],
+        ticked: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`ticked` returns when the scheduler has had a tick: before that there is no heartbeat, so that
+        clients take an agent whose scheduler is dead for dead."""
+        self._out = out
+        self._name = layout.heartbeat_blob(agent)
+        self._interval = interval
+        self._beat = beat
+        self._ticked = ticked
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Write one soon: there is news."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write them, for ever. One that cannot be written is let go: the next one says the same."""
+        while True:
+            self._changed.clear()
+            await self._ticked()
+            await self.write()
+            await anyio.sleep(_APART)
+            with anyio.move_on_after(self._interval - _APART):
+                await self._changed.wait()
+
+    async def write(self) -> None:
+        """One, now."""
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                await self._out.put(self._name, self._beat().encode())
+        except (StorageError, TimeoutError) as error:
+            logger.warning("heartbeat_failed", extra={"error": str(error)})
+
+
+def versions() -> dict[str, str]:
+    """Of what tasks may depend on."""
+    found = {"python": platform.python_version(), "batchflow": own_version(), "java": java_version()}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def own_version() -> str:
+    try:
+        return version("batchflow-azure")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def java_version() -> str | None:
+    """As the installation says of itself, without starting it; None where there is no Java."""
+    program = shutil.which("java")
+    if program is None:
+        return None
+    try:
+        told = (Path(program).resolve().parents[1] / "release").read_text(encoding="utf-8")
+    except (OSError, IndexError, ValueError):
+        return "unknown"
+    found = re.search(r'^JAVA_VERSION="([^"]+)"', told, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def memory_available() -> int | None:
+    """Bytes; None where the kernel does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def disk_free(path: str = ".") -> int | None:
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None

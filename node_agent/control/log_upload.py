@@ -1,0 +1,73 @@
+"""The agent's log, kept in a blob: it can be read when the node is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from batchflow.errors import StorageError
+
+if TYPE_CHECKING:
+    from batchflow.ports.storage import Container
+
+INTERVAL: Final = 5.0
+"""Seconds between two appends, at least."""
+MOST_BYTES: Final = 256 * 1024
+"""That wait; beyond them the oldest lines are let go."""
+MOST_APPENDS: Final = 40_000
+"""To one blob, which takes 50,000; then another one follows."""
+
+
+class LogUploader(logging.Handler):
+    """Collects lines, and appends them to a blob while `run` runs."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = 0
+        self._appends = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record).encode(errors="replace") + b"\n"
+        self._lines.append(line)
+        self._size += len(line)
+        while self._size > MOST_BYTES and len(self._lines) > 1:
+            self._size -= len(self._lines.popleft())
+            self._dropped += 1
+
+    async def run(self, out: Container, name: str) -> None:
+        """Append what comes, for ever. What cannot be appended waits for the next time."""
+        while True:
+            await anyio.sleep(INTERVAL)
+            await self.flush_to(out, name)
+
+    async def flush_to(self, out: Container, name: str) -> None:
+        """Append what has come. Cancelled, what may not be there is appended the next time, even if it is."""
+        if not self._lines:
+            return
+        lines, dropped = list(self._lines), self._dropped
+        self._lines.clear()
+        self._size = self._dropped = 0
+        note = b'{"event":"lines_dropped","lines":%d}\n' % dropped if dropped else b""
+        try:
+            await out.append(self._part(name), note + b"".join(lines))
+        except StorageError:
+            self._put_back(lines, dropped)
+        except BaseException:
+            self._put_back(lines, dropped)
+            raise
+
+    def _part(self, name: str) -> str:
+        part = self._appends // MOST_APPENDS
+        self._appends += 1
+        return f"{name.removesuffix('.log')}.{part}.log" if part else name
+
+    def _put_back(self, lines: list[bytes], dropped: int) -> None:
+        self._lines.extendleft(reversed(lines))
+        self._size += sum(map(len, lines))
+        self._dropped += dropped

@@ -1,0 +1,32 @@
+"""What keeps the agent from working, in words, by where it was noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Problems:
+    """Told by whoever notices, read by the heartbeat; `changed` is called when they change."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._texts: dict[str, str] = {}
+        self._changed = changed
+
+    def begin(self, where: str, text: str) -> bool:
+        """True when there was none there before."""
+        new = where not in self._texts
+        if self._texts.get(where) != text:
+            self._texts[where] = text
+            self._changed()
+        return new
+
+    def end(self, where: str) -> bool:
+        """True when there was one."""
+        if self._texts.pop(where, None) is None:
+            return False
+        self._changed()
+        return True
+
+    @property
+    def text(self) -> str | None:
+        return "; ".join(self._texts.values()) or None

@@ -1,0 +1,1 @@
+"""Running tasks: slots, Python workers, programs, limits, outcomes."""

@@ -1,0 +1,159 @@
+"""What a slot is given to run, and what it says of it: plain data, and the words for each way to end.
+
+Nobody changes these once they are made. They are not frozen all the same: each task has one of each, and a
+frozen one takes six times as long to make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import orjson
+
+from batchflow.model import Status
+from node_agent.child import frames
+from node_agent.system.process_groups import signal_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchflow.protocol.bundle import Bundle
+
+_TAIL: Final = 2000
+NULL: Final = b"null"
+
+
+@dataclass(slots=True)
+class Execution:
+    """One try of one task."""
+
+    uid: str
+    task_id: str
+    client: str
+    job: str
+    command: str
+    """The name of a file of the bundle."""
+    args: list[Any]
+    bundle: Bundle
+    attempt: int
+    timeout: float | None = None
+    """Seconds; None: no limit."""
+    memory_limit: int | None = None
+    """Bytes of resident memory of all the task's processes together; None: no limit."""
+    stream_output: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a try ended."""
+
+    status: Status
+    """SUCCEEDED, FAILED or CANCELLED."""
+    value: bytes | None = None
+    """JSON as the child wrote it; None: null."""
+    error: str | None = None
+    kind: str | None = None
+    """The name of the `TaskError`; None on success."""
+    traceback: str | None = None
+    exception: str | None = None
+    """The name of the type of what was raised."""
+    exit_code: int | None = None
+    """Of a process that ended; negative: the number of the signal."""
+    request: Literal["retry", "permanent"] | None = None
+    """What the task's code asked for, by raising `Retry` or `Permanent`."""
+    delay: float = 0.0
+    """Seconds, with `request="retry"`."""
+    stdout: str = ""
+    stderr: str = ""
+    started_at: float | None = None
+    finished_at: float | None = None
+    """Seconds since the epoch."""
+    outputs: tuple[Path, ...] = ()
+    """Files that the task left in its `outputs` folder, in a folder of their own until `Slot.clean`."""
+    output_folder: Path | None = None
+    """What the names of `outputs` are relative to; None without any."""
+
+    def output_names(self) -> tuple[str, ...]:
+        """The names of `outputs` as the task knew them, relative to its `outputs` folder."""
+        folder = self.output_folder
+        return () if folder is None else tuple(path.relative_to(folder).as_posix() for path in self.outputs)
+
+
+def failed(kind: str, error: str, **more: Any) -> Outcome:
+    return Outcome(Status.FAILED, kind=kind, error=error, **more)
+
+
+def rejected(reason: str) -> Outcome:
+    """Refused before it ran."""
+    return failed("TaskRejected", reason)
+
+
+def answered(
+    kind: int, payload: bytes, *, stdout: str, stderr: str, started_at: float, finished_at: float
+) -> Outcome:
+    """What a child said, and what is known besides."""
+    if kind == frames.VALUE:
+        outcome = Outcome(Status.SUCCEEDED, None if payload == NULL else payload)
+    else:
+        outcome = _failure(payload)
+    outcome.stdout, outcome.stderr = stdout, stderr
+    outcome.started_at, outcome.finished_at = started_at, finished_at
+    return outcome
+
+
+def _failure(payload: bytes) -> Outcome:
+    """As a child tells it: the length of what it says of it, that, and a value."""
+    try:
+        length = int.from_bytes(payload[:4], "big")
+        fields: dict[str, Any] = orjson.loads(payload[4 : 4 + length])
+        value = payload[4 + length :]
+        return failed(value=None if value == NULL else value, **fields)
+    except (ValueError, TypeError) as error:
+        return failed("WorkerDied", f"what the child answered cannot be read: {error!r}")
+
+
+def died(exit_code: int, stderr: str) -> Outcome:
+    """The child ended without an answer."""
+    how = _how(exit_code)
+    if exit_code == -9:
+        how += " (which is also how the kernel ends a process when the node is out of memory)"
+    return failed("WorkerDied", f"the process that ran the task {how}{_said(stderr)}", exit_code=exit_code)
+
+
+def timed_out(limit: float, used: float) -> Outcome:
+    return failed("TaskTimeout", f"the task's limit is {limit:g} s; it was ended after {used:.2f} s")
+
+
+def out_of_memory(limit: int, used: int) -> Outcome:
+    text = f"the task's memory limit is {_mib(limit)}; its processes held {_mib(used)} and were killed"
+    return failed("TaskOutOfMemory", text)
+
+
+def too_many_processes(limit: int, used: int) -> Outcome:
+    text = (
+        f"the task had {used} processes and threads and was killed with all of them; "
+        f"the limit is {limit} (setting: agent.process_limit)"
+    )
+    return failed("TaskTooManyProcesses", text)
+
+
+def ended(command: str, exit_code: int, stderr: str) -> Outcome:
+    """A program of the bundle ended by itself, not with 0."""
+    text = f"{command} {_how(exit_code)}{_said(stderr)}"
+    return failed("WorkerDied" if exit_code < 0 else "TaskFailed", text, exit_code=exit_code)
+
+
+def _how(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"was ended by {signal_name(-exit_code)}"
+    return f"ended with exit code {exit_code}"
+
+
+def _said(stderr: str) -> str:
+    said = stderr[-_TAIL:].strip()
+    return f": {said}" if said else ""
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024**2:.1f} MiB"

@@ -1,0 +1,441 @@
+"""The agent's end of a warm Python child: its process, its channel, its two output pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import sys
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from batchflow.support.frozen import frozen
+from node_agent.child import frames
+from node_agent.execution.capture import Pipe
+from node_agent.system import process_groups
+from node_agent.system.tail import Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from node_agent.bundles.workspace import Place
+
+_READ_SIZE: Final = 256 * 1024
+_BUFFER: Final = 512 * 1024
+"""Bytes that either end can send before the other one reads: the tasks of a message in one go. The kernel may
+allow less."""
+_FRAME_ROOM: Final = 1024**2
+"""Bytes that a frame may hold besides a value of the largest size."""
+_LINE_LOST: Final = 1.0
+"""Seconds that a child which closed its channel may take to end before it is killed."""
+_UNREADABLE: Final = (frames.FrameError, orjson.JSONDecodeError, struct.error)
+_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
+
+
+@frozen
+class WorkerSettings:
+    """What holds for every child of a slot."""
+
+    env: Mapping[str, str]
+    cwd: Path
+    node: str
+    result_limit: int
+    memory_mark: int
+    output_limit: int
+    most_processes: int | None = None
+    """Processes and threads of this user, above which the kernel refuses tasks any more; None: its own."""
+
+
+@frozen
+class Answer:
+    """A child's answer to a task."""
+
+    kind: int
+    flags: int
+    payload: bytes
+    stdout: str
+    stderr: str
+    began_at: float
+    ended_at: float
+    """Seconds since the epoch."""
+
+
+@frozen
+class Gone:
+    """The child's process ended before it answered."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@frozen
+class Unbegun:
+    """Everything that was sent was taken back before it began: no answer is on its way."""
+
+
+@frozen
+class _Said:
+    """A CALL or a NOTE."""
+
+    kind: int
+    fields: dict[str, Any]
+
+
+class PythonWorker:
+    """One child. Lives from `start` to `close`; killing its process is the slot's affair."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        mark: str,
+        *,
+        called: Callable[[PythonWorker, dict[str, Any]], None],
+        noted: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.mark = mark
+        self.tasks = 0
+        """Tasks answered."""
+        self.heard: Callable[[str, bytes], None] | None = None
+        """Gets what is printed, as it comes."""
+        self._settings = settings
+        self._called = called
+        self._noted = noted
+        self._loop = asyncio.get_running_loop()
+        self._decoder = frames.Decoder(settings.result_limit + _FRAME_ROOM)
+        self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
+        self._pipes = {name: Pipe(self._sink(name), self._catch_up) for name in self._tails}
+        self._socket, self._theirs = socket.socketpair()
+        for end in (self._socket, self._theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._place: Place | None = None
+        """Where its tasks run."""
+        self._due = 0
+        """Answers to tasks that were sent."""
+        self._rings = True
+        """Whether the child rings for all of them."""
+        self._look: asyncio.TimerHandle | None = None
+        """While the bell is listened to, and not the line."""
+        self._pause = frames.LOOK
+        """Before this look."""
+        self._forgotten: asyncio.Future[None] | None = None
+        self._unsent = bytearray()
+        self._waiter: asyncio.Future[Answer | Unbegun | Gone] | None = None
+        self._early: deque[Answer | _Said] = deque()
+        """What came of tasks that were sent together before it was their turn: their answers, and what the
+        later ones said before theirs."""
+        self._gone: Gone | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._exit: asyncio.Task[None] | None = None
+        self.ready: asyncio.Future[bool] = self._loop.create_future()
+        """True when it takes tasks, False when it ended before."""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def last_words(self) -> str:
+        """What it wrote to stderr before it ended."""
+        return "" if self._gone is None else self._gone.stderr
+
+    async def start(self) -> None:
+        """Start the process. Raises OSError when it cannot be. Does not wait for `ready`."""
+        env = dict(self._settings.env)
+        path = env.get("PYTHONPATH")
+        env["PYTHONPATH"] = _PACKAGES if path is None else _PACKAGES + os.pathsep + path
+        env[process_groups.MARK] = self.mark
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._read)
+        self._loop.add_reader(self._bell, self._rung)
+        shared = (self._theirs.fileno(), self._bell, self._permits)
+        with self._theirs:
+            self._process = await process_groups.spawn(
+                (sys.executable, "-P", "-m", "node_agent.child", *map(str, shared)),
+                cwd=self._settings.cwd,
+                env=env,
+                stdout=self._pipes["stdout"].writer,
+                stderr=self._pipes["stderr"].writer,
+                pass_fds=shared,
+                most_processes=self._settings.most_processes,
+            )
+        for pipe in self._pipes.values():
+            pipe.close_writer()
+        self._exit = asyncio.create_task(self._await_exit(), name=f"wait for child {self.pid}")
+        self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup(path))))
+
+    def send(self, data: bytes) -> None:
+        """Send frames; what the socket does not take at once follows by itself. No-op once it is closed."""
+        if self._socket.fileno() < 0:
+            return
+        if not self._unsent:
+            with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                data = data[self._socket.send(data) :]
+            if not data:
+                return
+            self._loop.add_writer(self._socket, self._write)
+        self._unsent += data
+
+    def move(self, place: Place) -> None:
+        """Where the tasks that are sent from now on run."""
+        if place is self._place:
+            return
+        self._place = place
+        fields = {
+            "bundle": place.bundle.hash,
+            "directory": str(place.directory),
+            "watched": place.watched,
+        }
+        self.send(frames.encode(frames.PLACE, orjson.dumps(fields)))
+
+    def order(self, tasks: Sequence[bytes]) -> None:
+        """Send tasks, as JSON, to be run one after the other."""
+        if not self._due:
+            self._rings = len(tasks) > 1
+        self._due += len(tasks)
+        kind = frames.NEXT_TASK if self._due > 1 else frames.TASK
+        os.eventfd_write(self._permits, len(tasks))
+        self.send(b"".join([frames.encode(kind, task) for task in tasks]))
+        self._choose_what_to_watch()
+
+    def recall(self) -> int:
+        """Take back the tasks that have not begun; how many of the last ones.
+
+        Before the next `order`, `forgotten` must have returned.
+        """
+        if self._socket.fileno() < 0:
+            return 0
+        taken = 0
+        with suppress(BlockingIOError):
+            while True:
+                os.eventfd_read(self._permits)
+                taken += 1
+        if taken:
+            self._forgotten = self._loop.create_future()
+            self.send(frames.encode(frames.FORGET))
+            self._due -= taken
+            if not self._due:
+                self._resolve(Unbegun())
+            self._choose_what_to_watch()
+        return taken
+
+    async def forgotten(self) -> None:
+        """Return when the child has passed over what was taken back, or is gone. Safe to cancel."""
+        if self._forgotten is not None and self._gone is None:
+            await asyncio.shield(self._forgotten)
+        self._forgotten = None
+
+    def answer(self) -> asyncio.Future[Answer | Unbegun | Gone]:
+        """The next answer, or why none comes. One at a time; the caller may resolve it otherwise."""
+        waiter = self._waiter = self._loop.create_future()
+        while self._early and not waiter.done():
+            early = self._early.popleft()
+            if isinstance(early, Answer):
+                waiter.set_result(early)
+            else:
+                self._hear(early)
+        if self._gone is not None and not waiter.done():
+            waiter.set_result(self._gone)
+        return waiter
+
+    def answered(self) -> list[Answer]:
+        """Answers that came with the one that was waited for, as far as there is nothing to do after them
+        and nothing else was said before them."""
+        found = []
+        while self._early and isinstance(early := self._early[0], Answer) and not early.flags:
+            found.append(early)
+            self._early.popleft()
+        return found
+
+    def kill(self) -> None:
+        """The child's own process, at once."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def close(self) -> None:
+        """Give back what the child's end took. The process must have been killed. Idempotent."""
+        if self._exit is not None:
+            await asyncio.wait([self._exit], timeout=process_groups.DEATH_BOUND)
+            self._exit.cancel()
+        if self._socket.fileno() < 0:
+            return
+        self._stop_reading()
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._theirs.close()
+        os.close(self._permits)
+        os.close(self._bell)
+        for pipe in self._pipes.values():
+            pipe.close()
+        if not self.ready.done():
+            self.ready.set_result(False)
+
+    def _setup(self, path: str | None) -> dict[str, Any]:
+        return {
+            "result_limit": self._settings.result_limit,
+            "memory_mark": self._settings.memory_mark,
+            "node": self._settings.node,
+            "environment": {"PYTHONPATH": path},
+        }
+
+    def _sink(self, name: str) -> Callable[[bytes], None]:
+        def sink(data: bytes) -> None:
+            self._tails[name].add(data)
+            if self.heard is not None:
+                self.heard(name, data)
+
+        return sink
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._stop_reading()
+            self._loop.call_later(_LINE_LOST, self.kill)
+            return
+        try:
+            for kind, payload in self._decoder.feed(data):
+                self._take(kind, payload)
+        except _UNREADABLE:
+            self._stop_reading()
+            self.kill()
+        else:
+            self._choose_what_to_watch()
+
+    def _choose_what_to_watch(self) -> None:
+        """The bell while several answers are due, the line otherwise."""
+        if self._rings and self._due > 1:
+            if self._look is None and self._loop.remove_reader(self._socket):
+                self._look_in(frames.LOOK)
+        elif self._look is not None:
+            self._look.cancel()
+            self._look = None
+            self._loop.add_reader(self._socket, self._read)
+
+    def _have_a_look(self) -> None:
+        answered = self.tasks
+        self._read()
+        if self._look is not None:
+            self._look_in(frames.next_look(self._pause, self.tasks - answered, self._due))
+
+    def _look_in(self, seconds: float) -> None:
+        self._pause = seconds
+        self._look = self._loop.call_later(seconds, self._have_a_look)
+
+    def _rung(self) -> None:
+        os.eventfd_read(self._bell)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Take in the answers that came, so that what is printed after them belongs to the next task."""
+        if self._look is not None:
+            self._read()
+
+    def _stop_reading(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._bell)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    def _take(self, kind: int, payload: bytes) -> None:
+        match kind:
+            case frames.VALUE | frames.FAILURE:
+                self._answered(kind, payload)
+            case frames.CALL | frames.NOTE:
+                said = _Said(kind, orjson.loads(payload))
+                if self._waiter is None or self._waiter.done():
+                    self._early.append(said)
+                else:
+                    self._hear(said)
+            case frames.FORGOTTEN:
+                self._have_forgotten()
+            case frames.READY if not self.ready.done():
+                self.ready.set_result(True)
+            case _:
+                raise frames.FrameError(f"a frame of kind {kind}")
+
+    def _hear(self, said: _Said) -> None:
+        """Of the task whose answer is waited for."""
+        if said.kind == frames.CALL:
+            self._called(self, said.fields)
+        else:
+            self._noted(said.fields)
+
+    def _answered(self, kind: int, payload: bytes) -> None:
+        self.tasks += 1
+        self._due -= 1
+        self._rings = True
+        flags, began_at, ended_at = frames.ANSWER.unpack_from(payload)
+        if flags & frames.PRINTED:
+            self._drain()
+        stdout, stderr = self._cut("stdout"), self._cut("stderr")
+        self._resolve(Answer(kind, flags, payload[frames.ANSWER.size :], stdout, stderr, began_at, ended_at))
+
+    def _drain(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.drain()
+
+    def _cut(self, name: str) -> str:
+        """What was printed until now; what comes later belongs to the next task."""
+        tail = self._tails[name]
+        if not tail.size:
+            return ""
+        self._tails[name] = Tail(tail.limit)
+        return tail.text()
+
+    def _resolve(self, end: Answer | Unbegun | Gone) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(end)
+        elif isinstance(end, Answer):
+            self._early.append(end)
+        if isinstance(end, Gone):
+            self._gone = end
+            self._have_forgotten()
+
+    def _have_forgotten(self) -> None:
+        if self._forgotten is not None and not self._forgotten.done():
+            self._forgotten.set_result(None)
+
+    def _write(self) -> None:
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except (BrokenPipeError, ConnectionResetError):
+            self._unsent.clear()
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+
+    async def _await_exit(self) -> None:
+        assert self._process is not None
+        exit_code = await self._process.wait()
+        self._read_rest()
+        self._drain()
+        self._resolve(Gone(exit_code, self._cut("stdout"), self._cut("stderr")))
+        if not self.ready.done():
+            self.ready.set_result(False)
+
+    def _read_rest(self) -> None:
+        """What the child said before it ended."""
+        with suppress(OSError, *_UNREADABLE):
+            while data := self._socket.recv(_READ_SIZE):
+                for kind, payload in self._decoder.feed(data):
+                    self._take(kind, payload)

@@ -1,0 +1,114 @@
+"""How a task's end is told: from what its slot or the scheduler says to the result that travels.
+
+A result fits into a message, whatever the task printed: what is too long loses the front of its output, then
+its traceback, then its tag, which its client knows anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from batchflow.model import Status
+from batchflow.protocol import wire
+from batchflow.protocol.packing import MOST_BYTES
+from batchflow.retry import Failure
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from orjson import Fragment
+
+    from node_agent.execution.outcomes import Outcome
+    from node_agent.scheduling.events import Verdict
+
+_TAIL: Final = 4096
+_LONGEST_ERROR: Final = 8192
+"""Characters that are kept of a text that is too long."""
+
+
+@frozen
+class Done:
+    """How a task ended in its slot, with everything brought away."""
+
+    outcome: Outcome
+    value: Fragment | wire.Reference | None = None
+    files: tuple[str, ...] = ()
+
+
+def failure(outcome: Outcome) -> Failure | None:
+    """What the decision on a retry looks at; None for a success."""
+    if outcome.status is Status.SUCCEEDED:
+        return None
+    kind = outcome.kind or "TaskFailed"
+    return Failure(kind, outcome.exception, outcome.exit_code, outcome.request, outcome.delay)
+
+
+def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
+    """The result of a task that ran."""
+    outcome = done.outcome
+    result = wire.result_of(
+        item,
+        host=host,
+        status=outcome.status,
+        value=done.value,
+        error=outcome.error,
+        kind=outcome.kind,
+        traceback=outcome.traceback,
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+        started_at=outcome.started_at,
+        finished_at=outcome.finished_at,
+        files=done.files,
+    )
+    return fitting(result)
+
+
+def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:
+    """The result of a task that the scheduler ended."""
+    result = wire.result_of(
+        item, host=host, status=verdict.status, error=verdict.error, kind=verdict.kind, finished_at=at
+    )
+    return fitting(result)
+
+
+def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
+    """The result as it travels, shortened as far as it must be."""
+    encoded = wire.encode(result)
+    for shorten in _SHORTER:
+        if len(encoded) <= limit:
+            break
+        result = shorten(result)
+        encoded = wire.encode(result)
+    return encoded
+
+
+def _short_output(result: wire.ResultItem) -> wire.ResultItem:
+    return replace(result, stdout=_end(result.stdout, _TAIL), stderr=_end(result.stderr, _TAIL))
+
+
+def _short_errors(result: wire.ResultItem) -> wire.ResultItem:
+    traceback = None if result.traceback is None else _end(result.traceback, _TAIL)
+    error = None if result.error is None else result.error[:_LONGEST_ERROR]
+    history = tuple(replace(past, error=past.error[:_LONGEST_ERROR]) for past in result.history[-16:])
+    return replace(result, traceback=traceback, error=error, history=history)
+
+
+def _without_tag(result: wire.ResultItem) -> wire.ResultItem:
+    return replace(result, tag=None)
+
+
+def _without_extras(result: wire.ResultItem) -> wire.ResultItem:
+    return replace(result, stdout="", stderr="", traceback=None, history=(), files=())
+
+
+_SHORTER: Final[tuple[Callable[[wire.ResultItem], wire.ResultItem], ...]] = (
+    _short_output,
+    _short_errors,
+    _without_tag,
+    _without_extras,
+)
+
+
+def _end(text: str, length: int) -> str:
+    return text if len(text) <= length else "..." + text[-length:]

@@ -1,0 +1,224 @@
+"""The processes of a slot: its warm child and the programs that its task runs; finding and ending them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from node_agent.child import frames, java
+from node_agent.execution.program import Program, ProgramEnded
+from node_agent.execution.python_worker import PythonWorker, WorkerSettings
+from node_agent.system import process_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+NOTICE: Final = 0.25
+"""Seconds between `engine.cancelled` and SIGTERM, at most half of the grace."""
+_START_TRIES: Final = 3
+_START_BOUND: Final = 60.0
+"""Seconds that a child may take to be ready."""
+
+
+class SlotProcesses:
+    """One child at most is the current one; another may be on its way."""
+
+    def __init__(self, settings: WorkerSettings, noted: Callable[[dict[str, Any]], None]) -> None:
+        self.child: PythonWorker | None = None
+        self.heard: Callable[[str, bytes], None] | None = None
+        """Gets what the programs of `java_runner` print, as it comes."""
+        self.cwd = settings.cwd
+        """Where the programs of `java_runner` run."""
+        self._settings = settings
+        self._noted = noted
+        self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._marks = 0
+        self._starting: asyncio.Task[PythonWorker] | None = None
+        self._closed = False
+        self._programs: dict[str, Program] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def prewarm(self, *, successor: bool = False) -> None:
+        """Begin to start a child, when there is none; `successor`: also when there is one that shall soon be
+        replaced."""
+        if (self.child is None or successor) and self._starting is None and not self._closed:
+            self._starting = asyncio.create_task(self._start(), name="start a Python child")
+
+    async def warm(self) -> PythonWorker:
+        """The child, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
+        if self.child is not None and not self.child.alive:
+            await self.kill()
+        tries = 0
+        while self.child is None:
+            self.prewarm()
+            if (starting := self._starting) is None:
+                raise ChildProcessError("the slot is being closed")
+            await asyncio.wait([starting])
+            if self._starting is starting:
+                self._starting = None
+                tries += 1
+                self._take_on(starting, tries == _START_TRIES)
+        return self.child
+
+    def _take_on(self, starting: asyncio.Task[PythonWorker], last_try: bool) -> None:
+        try:
+            self.child = starting.result()
+        except OSError as error:
+            logger.warning("child_did_not_start", extra={"error": str(error)})
+            if last_try:
+                raise
+
+    async def run(
+        self, argv: Sequence[str], cwd: Path, heard: Callable[[str, bytes], None] | None = None
+    ) -> ProgramEnded:
+        """Run a program; what it leaves behind is killed. Raises OSError when it does not start.
+
+        Not to be cancelled: `kill` ends it.
+        """
+        mark = self._new_mark()
+        env = {**self._settings.env, process_groups.MARK: mark}
+        most = self._settings.most_processes
+        program = self._programs[mark] = Program(argv, cwd=cwd, env=env, heard=heard, most_processes=most)
+        try:
+            ended = await program.run()
+            if process_groups.left_behind(ended.pid, mark):
+                await process_groups.kill(lambda: process_groups.left_behind(ended.pid, mark))
+        finally:
+            del self._programs[mark]
+        return ended
+
+    def roots(self) -> set[int]:
+        """The processes that were started by us and live."""
+        pids = {program.pid for program in self._programs.values()}
+        if self.child is not None and self.child.alive:
+            pids.add(self.child.pid)
+        return {pid for pid in pids if pid is not None}
+
+    def family(self) -> set[int]:
+        """All processes of the task, the child included."""
+        sessions, marks = self._signs()
+        return process_groups.family(process_groups.table(min(sessions, default=0)), sessions, marks)
+
+    def population(self, entries: Mapping[int, process_groups.Entry]) -> int:
+        """How many processes and threads those are, by that table."""
+        return process_groups.population(entries, *self._signs())
+
+    def _signs(self) -> tuple[set[int], set[str]]:
+        """The sessions and the marks by which they are known."""
+        marks = set(self._programs)
+        sessions = self.roots()
+        if self.child is not None:
+            marks.add(self.child.mark)
+            sessions.add(self.child.pid)
+        return sessions, marks
+
+    async def stop(self, ended: asyncio.Future[Any], grace: float, told: PythonWorker | None) -> None:
+        """Tell the task to end; `ended` is done when it has. Kills what is left after `grace` seconds.
+
+        `told`: the child that the task runs in, which is told first.
+        """
+        if told is not None:
+            notice = min(NOTICE, grace / 2)
+            grace -= notice
+            told.send(frames.encode(frames.CANCEL))
+            await asyncio.wait([ended], timeout=notice)
+        if not ended.done():
+            process_groups.send_signal(self.family(), signal.SIGTERM)
+            await asyncio.wait([ended], timeout=grace)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Kill all processes, the child included."""
+        self.freeze()
+        self._doom_programs()
+        roots = self.roots()
+        await process_groups.kill(self.family, roots)
+        await self._await_calls()
+        if (child := self.child) is not None:
+            await child.close()
+            if self.child is child:
+                self.child = None
+
+    def freeze(self) -> None:
+        """Stop everything that has not left the groups of its roots, until `kill` or `thaw`."""
+        process_groups.signal_groups(self.roots(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        process_groups.signal_groups(self.roots(), signal.SIGCONT)
+
+    async def sweep(self) -> None:
+        """Kill all processes but the child."""
+        self._doom_programs()
+        assert self.child is not None
+        keep = {self.child.pid}
+        await process_groups.kill(lambda: self.family() - keep, self.roots())
+        await self._await_calls()
+
+    async def aclose(self) -> None:
+        """Kill everything, for good. May be called while a task runs, which then ends."""
+        self._closed = True
+        starting, self._starting = self._starting, None
+        if starting is not None:
+            starting.cancel()
+            await asyncio.wait([starting])
+        await self.kill()
+        if starting is not None and not starting.cancelled() and starting.exception() is None:
+            self.child = starting.result()
+            await self.kill()
+
+    def _new_mark(self) -> str:
+        self._marks += 1
+        return f"{self._name}-{self._marks}"
+
+    async def _start(self) -> PythonWorker:
+        child = PythonWorker(self._settings, self._new_mark(), called=self._called, noted=self._noted)
+        try:
+            await child.start()
+            async with asyncio.timeout(_START_BOUND):
+                is_ready = await child.ready
+            if not is_ready:
+                raise ChildProcessError(
+                    f"the Python child ended before it was ready: {child.last_words[-2000:]}"
+                )
+        except BaseException:
+            child.kill()
+            await child.close()
+            raise
+        return child
+
+    def _called(self, child: PythonWorker, call: dict[str, Any]) -> None:
+        """The child asks for a program."""
+        task = asyncio.create_task(self._serve(child, call), name="run a program for a task")
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _serve(self, child: PythonWorker, call: dict[str, Any]) -> None:
+        reply = await self._run_call([str(part) for part in call["command"]])
+        child.send(frames.encode(frames.REPLY, orjson.dumps({**reply, "call": call["call"]})))
+
+    async def _run_call(self, command: list[str]) -> dict[str, Any]:
+        if (found := java.program(command[0])) is None:
+            return {"error": java.MISSING}
+        command[0] = found
+        try:
+            return (await self.run(command, self.cwd, self.heard)).reply()
+        except OSError as error:
+            return {"error": f"{command[0]} does not start: {error}"}
+
+    def _doom_programs(self) -> None:
+        for program in self._programs.values():
+            program.doom()
+
+    async def _await_calls(self) -> None:
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=process_groups.DEATH_BOUND)

@@ -1,0 +1,56 @@
+"""What a running task tells its session: lines, log, progress, at a bounded rate."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchflow.protocol.wire import EventItem
+from node_agent.execution.capture import Lines, Rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from node_agent.execution.outcomes import Execution
+
+Kind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
+
+
+class TaskEvents:
+    """The events of one task. What is above the rate is left out, counted, and the count told at the end."""
+
+    __slots__ = ("_emit", "_execution", "_lines", "_rate")
+
+    def __init__(self, execution: Execution, emit: Callable[[Execution, EventItem], None]) -> None:
+        self._execution = execution
+        self._emit = emit
+        self._rate = Rate()
+        self._lines: dict[str, Lines] = {}
+
+    def heard(self, name: str, data: bytes) -> None:
+        """Bytes of stdout or stderr."""
+        kind: Kind = "stderr" if name == "stderr" else "stdout"
+        for line in self._lines.setdefault(kind, Lines()).add(data):
+            self._tell(kind, line)
+
+    def noted(self, note: dict[str, Any]) -> None:
+        """What the engine was told: `kind`, `message`, `data`."""
+        kind: Kind = "progress" if note.get("kind") == "progress" else "log"
+        self._tell(kind, str(note.get("message", "")), note.get("data"))
+
+    def finish(self) -> None:
+        """The task is over."""
+        for name, lines in self._lines.items():
+            for line in lines.finish():
+                self._tell("stderr" if name == "stderr" else "stdout", line)
+        if self._rate.dropped:
+            text = f"{self._rate.dropped} events of this task were left out: too many at once"
+            self._send("warning", text, {"dropped": self._rate.dropped})
+
+    def _tell(self, kind: Kind, message: str, data: Any = None) -> None:
+        if self._rate.allows(time.monotonic()):
+            self._send(kind, message, data)
+
+    def _send(self, kind: Kind, message: str, data: Any) -> None:
+        execution = self._execution
+        self._emit(execution, EventItem(execution.uid, execution.task_id, kind, message, time.time(), data))

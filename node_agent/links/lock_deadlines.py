@@ -1,0 +1,96 @@
+"""Which locks are held, and when each has to be renewed.
+
+Rules:
+
+- A lock is renewed when a third of its duration has passed since it was last known to be ours: two further
+  tries fit in before it runs out.
+- What is known of a lock counts from when it was asked for, not from when the answer came.
+- A renewal that failed is tried again after a twelfth of the duration; a lock that ran out by our own clock
+  is lost, whatever the broker may say later.
+
+States of a lease: held -> renewing (handed out by `due`) -> held again (`renewed`, `failed`), or gone
+(`remove`, `lapsed`).
+
+Invariants: `due` hands a token out once until its renewal is answered; `lapsed` tells each lost token once;
+`next_deadline` is never later than the first moment at which one of the two has something to say.
+
+Times are seconds of any monotonic clock, passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+RENEW_AFTER: Final = 1 / 3
+"""Of the lock's duration."""
+RETRY_AFTER: Final = 1 / 12
+
+Token = TypeVar("Token", bound=Hashable)
+
+
+@dataclass(slots=True)
+class _Lock:
+    duration: float
+    due_at: float
+    ends_at: float
+    renewing: bool = False
+
+    @property
+    def deadline(self) -> float:
+        return self.ends_at if self.renewing else min(self.due_at, self.ends_at)
+
+
+@dataclass(slots=True)
+class LockDeadlines(Generic[Token]):
+    """The locks that are held, by a token of the caller's choice."""
+
+    _leases: dict[Token, _Lock] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def __contains__(self, token: Token) -> bool:
+        return token in self._leases
+
+    def add(self, token: Token, lock_duration: float, now: float) -> None:
+        """A lock of `lock_duration` seconds is ours since `now`."""
+        self._leases[token] = _Lock(lock_duration, now + lock_duration * RENEW_AFTER, now + lock_duration)
+
+    def remove(self, token: Token) -> None:
+        """The lock was given up or lost. Idempotent."""
+        self._leases.pop(token, None)
+
+    def due(self, now: float) -> list[Token]:
+        """What is to be renewed now; each must be answered by `renewed`, `failed` or `remove`."""
+        tokens = []
+        for token, lease in self._leases.items():
+            if not lease.renewing and lease.due_at <= now < lease.ends_at:
+                lease.renewing = True
+                tokens.append(token)
+        return tokens
+
+    def renewed(self, token: Token, asked_at: float) -> None:
+        """The renewal that was asked for at `asked_at` was granted."""
+        if (lease := self._leases.get(token)) is not None:
+            lease.renewing = False
+            lease.due_at = asked_at + lease.duration * RENEW_AFTER
+            lease.ends_at = asked_at + lease.duration
+
+    def failed(self, token: Token, now: float) -> None:
+        """The renewal failed, and the lock may still be ours."""
+        if (lease := self._leases.get(token)) is not None:
+            lease.renewing = False
+            lease.due_at = now + lease.duration * RETRY_AFTER
+
+    def lapsed(self, now: float) -> list[Token]:
+        """What ran out by our own clock; it is gone from the book with this."""
+        tokens = [token for token, lease in self._leases.items() if lease.ends_at <= now]
+        for token in tokens:
+            del self._leases[token]
+        return tokens
+
+    def next_deadline(self) -> float | None:
+        """When `due` or `lapsed` has something to say, if nothing else happens before."""
+        return min((lease.deadline for lease in self._leases.values()), default=None)

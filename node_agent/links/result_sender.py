@@ -1,0 +1,210 @@
+"""Results and events on their way to the mailboxes: one owner for each results queue's link.
+
+A lone result leaves at once. While tasks of a pack go on that are known to be short, results wait for theirs,
+for as long as the scheduler says; what gathers then, and while a send is under way, rides together, by
+mailbox, results before events. A message is made once: when the broker does not answer, the same bytes under
+the same id are sent again, so that duplicate detection can tell. As long as the broker takes nothing,
+everything is kept, and the agent is told not to pull.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from batchflow.errors import BrokerError, MessageTooLarge
+from batchflow.ports.broker import OutgoingMessage
+from batchflow.protocol import wire
+from batchflow.protocol.packing import MOST_BYTES
+from batchflow.support.frozen import frozen
+from node_agent.links.backoff import Backoff
+from node_agent.links.closing import close
+
+if TYPE_CHECKING:
+    from batchflow.ports.broker import Broker, QueueRef, Sender
+    from node_agent.control.problems import Problems
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_ITEMS: Final = 1000
+"""Of a message."""
+
+
+@dataclass(slots=True)
+class _MailboxQueue:
+    """What waits for one mailbox."""
+
+    results: deque[tuple[int, bytes]] = field(default_factory=deque)
+    events: deque[bytes] = field(default_factory=deque)
+
+
+@frozen
+class _ResultMessage:
+    """A message and the tasks whose results are in it."""
+
+    message: OutgoingMessage
+    tasks: tuple[int, ...]
+
+
+class ResultSender:
+    """All results of an agent for the mailboxes of one results queue."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queue: QueueRef,
+        agent: str,
+        troubles: Problems,
+        *,
+        accepted: Callable[[Sequence[int]], None],
+        too_large: Callable[[int, str], None],
+        blocked: Callable[[bool], None],
+        opened: Callable[[], None],
+        hold: Callable[[], float],
+    ) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._agent = agent
+        self._troubles = troubles
+        self._accepted = accepted
+        self._too_large = too_large
+        self._blocked = blocked
+        self._opened = opened
+        self._hold = hold
+        self._trouble = f"results {queue.entity}"
+        self._posts: dict[str, _MailboxQueue] = {}
+        self._filled = asyncio.Event()
+        self._last = asyncio.Event()
+        """No more results are a matter of milliseconds."""
+        self._sent = 0
+
+    def put(self, task: int, mailbox: str, item: bytes) -> None:
+        """A result; `accepted` is called with its task when the broker has it. After one or several of them
+        `reconsider` is due."""
+        self._post(mailbox).results.append((task, item))
+        self._filled.set()
+
+    def reconsider(self) -> None:
+        """Look again whether what waits shall wait for more."""
+        if self._posts and not self._last.is_set() and not self._hold():
+            self._last.set()
+
+    def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
+        """Events, for which nobody waits."""
+        self._post(mailbox).events.extend(items)
+        self._filled.set()
+
+    def _post(self, mailbox: str) -> _MailboxQueue:
+        post = self._posts.get(mailbox)
+        if post is None:
+            post = self._posts[mailbox] = _MailboxQueue()
+        return post
+
+    async def run(self) -> None:
+        """Send what comes, for ever."""
+        sender = await self._open()
+        try:
+            while True:
+                if not self._posts:
+                    self._filled.clear()
+                    await self._filled.wait()
+                await self._gather()
+                mailbox = next(iter(self._posts))
+                await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
+        finally:
+            await close(sender)
+
+    async def _gather(self) -> None:
+        """Wait for more results where they are about to come."""
+        self._last.clear()
+        if (seconds := self._hold()) > 0:
+            timer = asyncio.get_running_loop().call_later(seconds, self._last.set)
+            try:
+                await self._last.wait()
+            finally:
+                timer.cancel()
+
+    async def _open(self) -> Sender:
+        backoff = Backoff()
+        while True:
+            try:
+                sender = await self._broker.sender(self._queue)
+            except BrokerError as error:
+                self._in_trouble(error)
+                await backoff.wait()
+            else:
+                self._out_of_trouble()
+                self._opened()
+                return sender
+
+    def _pack(self, mailbox: str, post: _MailboxQueue) -> _ResultMessage:
+        """The next message for a mailbox; what does not fit goes to the end of the line."""
+        if post.results:
+            taken = _take(post.results, lambda entry: entry[1])
+            parcel = self._parcel(
+                mailbox, "results", [item for _, item in taken], [task for task, _ in taken]
+            )
+        else:
+            parcel = self._parcel(mailbox, "events", _take(post.events, lambda item: item), [])
+        if post.results or post.events:
+            self._posts[mailbox] = post
+        return parcel
+
+    def _parcel(
+        self, mailbox: str, kind: wire.PackType, items: list[bytes], tasks: list[int]
+    ) -> _ResultMessage:
+        self._sent += 1
+        body = wire.join(kind, items)
+        message = OutgoingMessage(body, f"{self._agent}-{self._sent}", session_id=mailbox)
+        return _ResultMessage(message, tuple(tasks))
+
+    async def _deliver(self, sender: Sender, parcel: _ResultMessage) -> None:
+        """Try until the broker has it."""
+        backoff = Backoff()
+        while True:
+            try:
+                await sender.send(parcel.message)
+            except MessageTooLarge as error:
+                self._refused(parcel, error)
+                return
+            except BrokerError as error:
+                self._in_trouble(error)
+                await backoff.wait()
+            else:
+                if backoff.tries:
+                    self._out_of_trouble()
+                self._accepted(parcel.tasks)
+                return
+
+    def _refused(self, parcel: _ResultMessage, error: MessageTooLarge) -> None:
+        logger.error("result_too_large", extra={"message_id": parcel.message.message_id, "error": str(error)})
+        for task in parcel.tasks:
+            self._too_large(task, str(error))
+
+    def _in_trouble(self, error: BrokerError) -> None:
+        if self._troubles.begin(self._trouble, f"results cannot be sent: {error}"):
+            logger.warning("results_blocked", extra={"queue": self._queue.entity, "error": str(error)})
+            self._blocked(True)
+
+    def _out_of_trouble(self) -> None:
+        if self._troubles.end(self._trouble):
+            logger.info("results_flow", extra={"queue": self._queue.entity})
+            self._blocked(False)
+
+
+def _take(line: deque[T], body: Callable[[T], bytes]) -> list[T]:
+    """From the front of the line as much as fits into a message, one at least."""
+    taken = [line.popleft()]
+    size = wire.PACK_OVERHEAD + len(body(taken[0])) + 1
+    while line and len(taken) < MOST_ITEMS:
+        size += len(body(line[0])) + 1
+        if size > MOST_BYTES:
+            break
+        taken.append(line.popleft())
+    return taken

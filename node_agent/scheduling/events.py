@@ -1,0 +1,311 @@
+"""What the scheduler is told, and what it asks for: its events and its commands.
+
+Tasks and deliveries are named by numbers: deliveries by the shell's, tasks by the scheduler's. Durations are
+seconds; `at` is seconds since the epoch by the node's clock, every other moment is the monotonic clock's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from batchflow.model import Attempt, Status
+from batchflow.protocol.documents import AgentState, Cancellation
+from batchflow.protocol.wire import TaskItem
+from batchflow.retry import Failure
+from batchflow.support.frozen import frozen
+
+Session = tuple[str, str]
+"""Job and client."""
+
+
+@frozen
+class Arrived:
+    """A message of tasks is under our lock."""
+
+    delivery: int
+    tasks: Sequence[TaskItem]
+    redelivered: bool
+    """Somebody held it before and did not complete it."""
+    age: float
+    """Seconds that the message has been in the broker, at most."""
+
+
+@frozen
+class Prepared:
+    """All that the slot's tasks need is on the disk."""
+
+    slot: int
+
+
+@frozen
+class Ended:
+    """A task is over, as far as its slot is concerned."""
+
+    task: int
+    failure: Failure | None
+    error: str | None
+    at: float
+    duration: float
+    chance: float
+    """0 to 1, drawn for the jitter of a retry."""
+
+
+@frozen
+class Freed:
+    """Nothing runs in the slot any more. Its tasks that have not ended never will."""
+
+    slot: int
+
+
+@frozen
+class Recalled:
+    """These of the slot's tasks, its last ones, have not begun and will not."""
+
+    slot: int
+    tasks: Sequence[int]
+
+
+@frozen
+class ResultsAccepted:
+    """The broker has these tasks' results."""
+
+    tasks: Sequence[int]
+
+
+@frozen
+class CopyAccepted:
+    """The broker has the copy of a task that was handed back."""
+
+    task: int
+
+
+@frozen
+class CopyRefused:
+    """The broker does not take the copy, for good."""
+
+    task: int
+
+
+@frozen
+class Completed:
+    """The message is gone from its queue."""
+
+    delivery: int
+
+
+@frozen
+class LeaseGone:
+    """The message's lock ran out: somebody else may hold it."""
+
+    delivery: int
+
+
+@frozen
+class CancellationRead:
+    """A session's cancellation document, as it was at `asked_at` or later. None: there is none."""
+
+    session: Session
+    document: Cancellation | None
+    asked_at: float
+
+
+@frozen
+class CancellationUnread:
+    """It could not be read."""
+
+    session: Session
+
+
+@frozen
+class Blocked:
+    """Whether the broker takes no results for the moment."""
+
+    blocked: bool
+
+
+@frozen
+class Drain:
+    """Stop: let tasks finish within `grace`, hand the rest back."""
+
+    grace: float
+
+
+@frozen
+class NothingLeft:
+    """The last look found no message."""
+
+
+@frozen
+class Tick:
+    """The deadline has come."""
+
+
+Event = (
+    Arrived
+    | Prepared
+    | Ended
+    | Freed
+    | Recalled
+    | ResultsAccepted
+    | CopyAccepted
+    | CopyRefused
+    | Completed
+    | LeaseGone
+    | CancellationRead
+    | CancellationUnread
+    | Blocked
+    | Drain
+    | NothingLeft
+    | Tick
+)
+
+
+class Feed(Protocol):
+    """Who takes events, those together that came together."""
+
+    def __call__(self, *events: Event) -> None: ...
+
+
+@frozen
+class Verdict:
+    """An outcome that the scheduler decided: the task did not run, or was stopped."""
+
+    status: Status
+    kind: str
+    error: str
+
+
+@frozen
+class Pull:
+    """Messages are wanted from now on."""
+
+
+@frozen
+class Hold:
+    """No more messages are wanted."""
+
+
+@frozen
+class LastLook:
+    """Say that the agent is exiting, then look once more; answered by `Arrived` or `NothingLeft`."""
+
+
+@frozen
+class Announce:
+    """The agent's state is another one."""
+
+    state: AgentState
+
+
+@frozen
+class Prepare:
+    """Bring what these tasks need to the slot; answered by `Prepared`, or by `Ended` and `Freed`."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@frozen
+class Start:
+    """Run these, one after another; answered by an `Ended` for each and a `Freed`."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@frozen
+class Follow:
+    """Run these, too, after all that was given to the slot: its tasks have not all ended."""
+
+    slot: int
+    tasks: tuple[int, ...]
+
+
+@frozen
+class Stop:
+    """Kill what runs in the slot, and prepare no further; answered by `Freed`."""
+
+    slot: int
+
+
+@frozen
+class Recall:
+    """Take back the slot's tasks that have not begun; answered by `Recalled`."""
+
+    slot: int
+
+
+@frozen
+class SendResult:
+    """Send the task's outcome: the verdict, or what its slot told. Answered by `ResultsAccepted`."""
+
+    task: int
+    verdict: Verdict | None = None
+
+
+@frozen
+class HandBack:
+    """Send a copy of the task to the queue; answered by `CopyAccepted` or `CopyRefused`."""
+
+    task: int
+    delay: float = 0.0
+    attempt: int | None = None
+    """None: uncharged."""
+    history: tuple[Attempt, ...] = ()
+    reason: Literal["retry", "drain", "straggler", "excess", "isolation"] = "isolation"
+
+
+@frozen
+class Complete:
+    """Remove the message from its queue; answered by `Completed` or `LeaseGone`."""
+
+    delivery: int
+
+
+@frozen
+class Leave:
+    """Nothing more is done about the message: its lock is lost, or left to run out."""
+
+    delivery: int
+
+
+@frozen
+class ForgetDeaths:
+    """The record of what died with the agent may forget this task."""
+
+    uid: str
+
+
+@frozen
+class ReadCancellation:
+    """Read a session's cancellation document; answered by `CancellationRead` or `CancellationUnread`."""
+
+    session: Session
+
+
+@frozen
+class Exit:
+    """The agent's work is over."""
+
+    reason: Literal["idle", "drained", "drained, some tasks are left to their locks"]
+
+
+Command = (
+    Pull
+    | Hold
+    | LastLook
+    | Announce
+    | Prepare
+    | Start
+    | Follow
+    | Stop
+    | Recall
+    | SendResult
+    | HandBack
+    | Complete
+    | Leave
+    | ForgetDeaths
+    | ReadCancellation
+    | Exit
+)

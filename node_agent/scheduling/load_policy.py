@@ -1,0 +1,130 @@
+"""How long tasks take on this node, and what the scheduler makes of it. Pure.
+
+Rules:
+
+- Each command has its mean duration, and there is one over all tasks. Nothing is known of a command before
+  the first of it has ended.
+- What follows in a slot is a matter of `AHEAD` seconds together with what the slot has to do.
+- A message is worth having before a slot is free while tasks take less than `SHORT` seconds on average;
+  unless more than `NEAR` seconds of work for each slot follow what runs, and the latest of it has not begun:
+  that counts as the one in advance; or more than `SOON` seconds have not begun at all: another agent may need
+  the message sooner.
+- A task is a straggler after `STRAGGLER` seconds and, where tasks are short, `LAGGING` times the usual. Many
+  tasks that wait behind stragglers wait at least as long as their copies would take.
+- While every slot is busy `MOST_WAIT` seconds of work for each may wait, as far as it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from batchflow.protocol.packing import Pack, PackingPolicy, hold
+from node_agent.scheduling.state import SlotPhase, SlotState, Task, can_recall, following
+
+SHORT: Final = 0.1
+"""Seconds: tasks below this are worth a message in advance."""
+AHEAD: Final = 0.15
+"""Seconds of expected work in a slot, with what follows: a full pack, and the end of the one before it."""
+NEAR: Final = 0.005
+SOON: Final = 0.05
+"""Seconds of work in which a message comes from a broker that is far."""
+STRAGGLER: Final = 0.1
+LAGGING: Final = 3.0
+"""Times the usual duration: a task is no straggler sooner."""
+COPY: Final = 0.001
+"""Seconds for each task that waits behind stragglers: what its copy would cost this agent and the next one. A
+straggler that has lasted for longer may be expected to go on for as long again."""
+MOST_WAIT: Final = 1.0
+"""Seconds of work for each slot that may wait while they are busy. A pack is much less, unless its sender did
+not know how long its tasks take; it was a small part of what there was to do, even so."""
+
+_ROUNDING: Final = 1 + 1e-9
+_REMEMBERED: Final = 8192
+"""Commands; then it begins anew."""
+_WEIGHT: Final = 0.2
+"""Of the latest duration in the mean."""
+
+
+@dataclass(slots=True)
+class LoadPolicy:
+    """Of an agent of so many slots."""
+
+    slots: int
+    _packing: PackingPolicy = field(default_factory=PackingPolicy)
+    _mean: float | None = None
+    """Seconds that tasks have taken."""
+
+    def learn(self, task: Task, duration: float) -> None:
+        """It took so many seconds."""
+        if len(self._packing.durations) >= _REMEMBERED:
+            self._packing.durations.clear()
+        self._packing.seen(task.command, duration)
+        self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
+
+    def expected(self, task: Task) -> float:
+        """Seconds; infinite where nothing is known."""
+        return self._packing.expected(task.command)
+
+    def hold(self, slots: Iterable[SlotState], waiting: int) -> float:
+        """Seconds that a result waits for others; 0 when none is under way that comes within them."""
+        busy = [slot for slot in slots if slot.tasks]
+        standing = waiting + sum(len(slot.tasks) for slot in busy)
+        seconds = hold(standing * (self._mean or 0.0) / self.slots)
+        shared = (slot for slot in busy if slot.shared)
+        return seconds if any(self.expected(slot.tasks[0]) <= seconds for slot in shared) else 0.0
+
+    def pack(self, tasks: int, free: int) -> Pack:
+        """What one slot is given of so many tasks, while so many slots are free: to be filled."""
+        self._packing.slots = free
+        return self._packing.pack(tasks)
+
+    def work(self, tasks: Iterable[Task]) -> float:
+        """Seconds that they are expected to take together."""
+        return sum(map(self.expected, tasks))
+
+    def may_follow(self, tasks: Iterable[Task], slot: SlotState) -> bool:
+        """Whether these are little enough to stand behind what the slot has."""
+        return self.work(slot.tasks) + self.work(tasks) <= AHEAD * _ROUNDING
+
+    def is_message_worth_having(self, slots: Iterable[SlotState]) -> bool:
+        """Before one of these, all busy, is free."""
+        if self._mean is None or self._mean >= SHORT:
+            return False
+        unbegun = follow = 0
+        for slot in slots:
+            unbegun += max(0, len(slot.tasks) - 1)
+            follow += following(slot)
+        return unbegun * self._mean <= SOON * self.slots and follow * self._mean <= NEAR * self.slots
+
+    @property
+    def patience(self) -> float:
+        """Seconds that one task may take before it is a straggler. Where they are long none has company that
+        was meant for it, and what waits behind one shall not do so for long."""
+        mean = self._mean or 0.0
+        return max(STRAGGLER, LAGGING * mean if mean < SHORT else 0.0)
+
+    def lag_deadline(self, slot: SlotState) -> float | None:
+        """When a slot's first task holds up those behind it for too long; None when it holds up none."""
+        return slot.moved_at + self.patience if can_recall(slot) else None
+
+    def straggler_deadline(self, slots: Sequence[SlotState], waiting: int) -> float | None:
+        """When every slot has run one task for too long; None when one of them does something else."""
+        if any(slot.phase is not SlotPhase.RUNNING or slot.stopping for slot in slots):
+            return None
+        return max(slot.moved_at for slot in slots) + max(self.patience, COPY * waiting)
+
+    def bearable(self, waiting: Collection[Task]) -> int:
+        """How many of those that wait may go on, as far as it is known how long they take: one for each slot,
+        which may just be about to become free, and more while they are short."""
+        most = MOST_WAIT * self.slots
+        if len(waiting) * (self._mean or 0.0) <= most:
+            return len(waiting)
+        work, kept = 0.0, 0
+        for task in waiting:
+            work += self._packing.durations.get(task.command, 0.0)
+            if work > most and kept >= self.slots:
+                break
+            kept += 1
+        return kept

@@ -1,0 +1,1 @@
+"""The start of an agent process: configuration, connections, assembly of its parts."""

@@ -1,0 +1,101 @@
+"""How an agent is put together.
+
+The slots' Python children are started first: they come up on the other cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from contextlib import AsyncExitStack, ExitStack
+from typing import TYPE_CHECKING
+
+from batchflow.errors import ProtocolError, StorageError
+from batchflow.support.frozen import frozen
+from node_agent.agent import Agent, Parts
+from node_agent.bundles.cache import BundleCache
+from node_agent.bundles.embedded_files import EmbeddedFiles
+from node_agent.control.event_batcher import EventBatcher
+from node_agent.control.heartbeat import host_name
+from node_agent.execution.process_limits import ProcessLimiter, most_processes
+from node_agent.execution.slot import Slot
+from node_agent.supervision import crash_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from batchflow.ports.broker import Broker
+    from batchflow.ports.storage import Container
+    from batchflow.protocol.documents import AgentConfig
+    from node_agent.control.log_upload import LogUploader
+
+logger = logging.getLogger(__name__)
+
+
+@frozen
+class Adaptors:
+    """The services that an agent works with; whoever opened them closes them."""
+
+    broker: Broker
+    ctl: Container
+    out: Container
+
+
+def agent(
+    config: AgentConfig,
+    directory: Path,
+    services: Adaptors,
+    stack: ExitStack | AsyncExitStack,
+    log: LogUploader | None = None,
+) -> Agent:
+    """An agent that can be run. What it holds open itself ends with the stack."""
+    slots = config.slots or os.cpu_count() or 1
+    desk = EventBatcher()
+    census, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
+    runners = [
+        Slot(
+            index,
+            directory / "slots",
+            config,
+            on_event=desk.tell,
+            node=host_name(),
+            census=census,
+            most_processes=most,
+        )
+        for index in range(slots)
+    ]
+    luggage = EmbeddedFiles(config.brought, services.ctl)
+    bundles = BundleCache(directory / "cache", luggage, config.cache_limit)
+    if config.bundle is not None:
+        fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
+        stack.callback(fetching.cancel)
+    boot = crash_record.boot_id()
+    deaths = crash_record.CrashRecord(directory / "deaths.json", boot)
+    parts = Parts(
+        config=config,
+        agent=secrets.token_hex(6),
+        boot_id=boot,
+        broker=services.broker,
+        ctl=services.ctl,
+        out=services.out,
+        bundles=bundles,
+        runners=runners,
+        journal=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
+        deaths=deaths.known,
+        forget_deaths=deaths.forget,
+        news=desk,
+        log=log,
+    )
+    logger.info("agent_starting", extra={"agent": parts.agent})
+    return Agent(parts)
+
+
+async def _fetch_ahead(bundles: BundleCache, bundle_hash: str) -> None:
+    """While the links open. What goes wrong is told to the task that needs it."""
+    try:
+        async with bundles.use(bundle_hash):
+            logger.debug("bundle_ahead", extra={"bundle": bundle_hash})
+    except (StorageError, ProtocolError, OSError) as error:
+        logger.info("no_bundle_ahead", extra={"bundle": bundle_hash, "error": str(error)})

@@ -1,0 +1,116 @@
+"""Links that open, and a container that is in use, while the rest of the agent is still being imported.
+
+Opening a link is mostly waiting, for some ten answers of the broker, and the first task needs two links. The
+Blob SDK takes longer to import than a link to Service Bus to open, and neither needs the other: the agent
+opens its links first, and lets the first request to the container wait for the import.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from batchflow.support.closing import Closes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from os import PathLike
+    from types import TracebackType
+
+    from batchflow.ports.broker import Broker, Mailbox, QueueRef, Receiver, Sender
+    from batchflow.ports.storage import Blob, BlobInfo, Container
+
+
+class EarlyContainer(Closes):
+    """Stands for the container that `make` returns, which is called in the event loop after `load` has ended.
+
+    Each request waits for that, and raises what `load` or `make` raised.
+    """
+
+    def __init__(self, url: str, load: asyncio.Future[None], make: Callable[[], Container]) -> None:
+        self.url = url
+        self.name = url.rpartition("/")[2]
+        self._load = load
+        self._make = make
+        self._container: Container | None = None
+
+    async def _made(self) -> Container:
+        if self._container is None:
+            await asyncio.shield(self._load)
+        if self._container is None:
+            self._container = self._make()
+        return self._container
+
+    async def get(self, name: str) -> Blob:
+        return await (await self._made()).get(name)
+
+    async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
+        return await (await self._made()).get_if_changed(name, etag)
+
+    async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
+        return await (await self._made()).put(name, data, if_match=if_match, create=create)
+
+    async def append(self, name: str, data: bytes) -> None:
+        await (await self._made()).append(name, data)
+
+    async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
+        await (await self._made()).upload(name, path, create=create)
+
+    async def download(self, name: str, path: str | PathLike[str]) -> None:
+        await (await self._made()).download(name, path)
+
+    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
+        return await (await self._made()).delete(name, if_match=if_match)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        async for info in (await self._made()).list(prefix):
+            yield info
+
+    async def aclose(self) -> None:
+        if self._container is not None:
+            await self._container.aclose()
+
+
+class EarlyLinks:
+    """A broker that already opens the first receiver of each of `receive`, and sender to each of `send`.
+
+    What goes wrong with one is told to who asks for it; who asks again gets a new one. To be made in the
+    event loop.
+    """
+
+    def __init__(self, broker: Broker, *, receive: Iterable[QueueRef], send: Iterable[QueueRef]) -> None:
+        self._broker = broker
+        self._receivers = {
+            queue: asyncio.ensure_future(broker.receiver(queue)) for queue in dict.fromkeys(receive)
+        }
+        self._senders = {queue: asyncio.ensure_future(broker.sender(queue)) for queue in dict.fromkeys(send)}
+
+    async def sender(self, queue: QueueRef) -> Sender:
+        opening = self._senders.pop(queue, None)
+        return await (opening or self._broker.sender(queue))
+
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Receiver:
+        opening = None if prefetch or dead_letters else self._receivers.pop(queue, None)
+        return await (opening or self._broker.receiver(queue, prefetch=prefetch, dead_letters=dead_letters))
+
+    async def mailbox(self, queue: QueueRef, session_id: str, *, prefetch: int = 50) -> Mailbox:
+        return await self._broker.mailbox(queue, session_id, prefetch=prefetch)
+
+    async def aclose(self) -> None:
+        await _drop([*self._receivers.values(), *self._senders.values()])
+        await self._broker.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def _drop(openings: list[asyncio.Future[Sender] | asyncio.Future[Receiver]]) -> None:
+    """Nobody asked for them: what is open already the broker closes."""
+    for opening in openings:
+        opening.cancel()
+    await asyncio.gather(*openings, return_exceptions=True)

@@ -1,0 +1,155 @@
+"""The agent process, from its configuration to its exit code: what the supervisor forks.
+
+It is up as soon as its links are: they are begun first, and while they open, which is mostly waiting, the
+rest is imported in a thread: the agent itself, with which the slots' children start, and the SDK of the
+containers. An agent that brings its files along wants nothing of these for its first task, and so lets that
+pass before it imports their SDK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from batchflow.azure.identity import check_https, of_the_node
+from batchflow.errors import ConfigurationError, ProtocolError
+from batchflow.protocol.documents import AgentConfig
+from batchflow.support import process_tuning
+from node_agent.control.log_upload import LogUploader
+from node_agent.startup import callbacks
+from node_agent.startup.early_links import EarlyContainer, EarlyLinks
+from node_agent.supervision.supervisor import EX_CONFIG
+from node_agent.system import json_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from batchflow.azure.blob import BlobContainer
+    from batchflow.azure.identity import Credential
+    from batchflow.protocol.documents import ContainerAccess
+
+logger = logging.getLogger("node_agent")
+
+_PASS: Final = 0.25
+"""Seconds from then on in which the first task may come and go. The first heartbeat comes after them."""
+_HANDOVER: Final = 0.0005
+"""Seconds that the thread which imports may keep the links waiting when something comes for them."""
+
+
+def run(config: str, directory: str) -> int:
+    """The exit code, when there is nothing more to do. `config`: the file; `directory`: for the agent's own.
+
+    On asyncio's own loop: uvloop would start programs by a fork, at three times the cost in CPU.
+    """
+    json_log.configure()
+    try:
+        wanted = AgentConfig.decode(Path(config).read_bytes())
+        asyncio.run(_serve(wanted, Path(directory)))
+    except (ProtocolError, ConfigurationError) as error:
+        logger.error("config_unusable", extra={"path": config, "error": str(error)})
+        return EX_CONFIG
+    return 0
+
+
+async def _serve(config: AgentConfig, directory: Path) -> None:
+    async with AsyncExitStack() as stack:
+        stack.enter_context(callbacks.fatal())
+        identity = None
+        if config.identity is not None:
+            identity = await stack.enter_async_context(of_the_node(config.identity))
+        broker = await stack.enter_async_context(_broker(config, identity))
+        await asyncio.to_thread(_load_agent)
+        from node_agent.startup import assembly
+
+        load = asyncio.create_task(_load_blobs_after(_PASS if config.brought else 0.0), name="load blobs")
+        containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
+        ctl, out = [await stack.enter_async_context(each) for each in containers]
+        keeper = LogUploader(json_log.JsonLines())
+        logging.getLogger().addHandler(keeper)
+        agent = assembly.agent(config, directory, assembly.Adaptors(broker, ctl, out), stack, keeper)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, agent.stop)
+        loop.add_signal_handler(signal.SIGINT, _nothing)
+        if config.leave_at is not None:
+            loop.call_later(max(0.0, config.leave_at - time.time()), agent.stop)
+        giving = asyncio.create_task(process_tuning.trim(), name="give memory back")
+        stack.callback(giving.cancel)
+        await agent.run()
+
+
+def _nothing() -> None:
+    """An interrupt from the terminal reaches the supervisor too, which hands it on."""
+
+
+def _broker(config: AgentConfig, identity: Credential | None) -> EarlyLinks:
+    from batchflow.azure.servicebus import ServiceBusBroker
+
+    queues = (*config.task_queues, *config.results_queues)
+    broker = ServiceBusBroker(
+        None,
+        identity,
+        by_queue={access.queue: access.connection_string for access in queues},
+        ca_file=config.ca_file,
+        websockets=config.websockets,
+    )
+    return EarlyLinks(
+        broker,
+        receive=(access.queue for access in config.task_queues),
+        send=(access.queue for access in config.results_queues),
+    )
+
+
+def _load_agent() -> None:
+    with _quick_handover():
+        import node_agent.startup.assembly  # noqa: F401
+
+
+async def _load_blobs_after(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(_load_blobs)
+
+
+def _load_blobs() -> None:
+    """The last of the imports: what they left is there to stay, and not to be searched for garbage."""
+    with _quick_handover():
+        import batchflow.azure.blob  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+@contextmanager
+def _quick_handover() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_HANDOVER)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def _container(
+    access: ContainerAccess, identity: Credential | None, config: AgentConfig, load: asyncio.Future[None]
+) -> EarlyContainer:
+    url, signature, ca_file = access.url, access.signature, config.storage_ca_file
+    if signature is None and identity is None:
+        raise ConfigurationError("there is neither a signature nor an identity for the containers")
+    if signature is None:
+        check_https(url, "the managed identity")
+
+    def make() -> BlobContainer:
+        from batchflow.azure.blob import IdentityContainer, SignedContainer
+
+        if signature is not None:
+            return SignedContainer(url, signature, ca_file=ca_file)
+        assert identity is not None
+        return IdentityContainer(url, identity, ca_file=ca_file)
+
+    return EarlyContainer(url, load, make)

@@ -1,0 +1,1 @@
+"""The supervisor, which starts the agent and records its crashes."""

@@ -1,0 +1,125 @@
+"""The record of what runs, which outlives the agent that writes it, and of those that died.
+
+`running` is a file mapped into memory: an agent notes what a slot begins without a system call, and what it
+wrote stays when it is killed. `deaths.json` is written by the supervisor after a death, and by the agent,
+while it lives, when a task is done with. Both lie in a directory of the node and belong to one boot of it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Final, Self
+
+from node_agent.scheduling.crash_history import CrashCount, after_crash
+
+_LENGTH: Final = 4
+_ROOM: Final = 8192
+"""Bytes for each slot."""
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from others."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+class RunningRecord:
+    """Which tasks run in which slot, by uid."""
+
+    def __init__(self, path: Path, slots: int) -> None:
+        """Begins anew: nothing runs."""
+        self._path = path
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, slots * _ROOM)
+            self._map = mmap.mmap(descriptor, slots * _ROOM)
+        finally:
+            os.close(descriptor)
+
+    def begin(self, slot: int, uids: Sequence[str]) -> None:
+        """The slot runs these. Of very many, the first ones are noted."""
+        text = " ".join(uids).encode()[: _ROOM - _LENGTH]
+        start = slot * _ROOM
+        self._map[start + _LENGTH : start + _LENGTH + len(text)] = text
+        self._map[start : start + _LENGTH] = len(text).to_bytes(_LENGTH, "big")
+
+    def end(self, slot: int) -> None:
+        """The slot runs nothing."""
+        start = slot * _ROOM
+        self._map[start : start + _LENGTH] = bytes(_LENGTH)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_running(path: Path) -> list[str]:
+    """The uids in a record, also one whose writer is dead. Empty where there is none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    uids: list[str] = []
+    for start in range(0, len(data) - _LENGTH + 1, _ROOM):
+        length = int.from_bytes(data[start : start + _LENGTH], "big")
+        text = data[start + _LENGTH : start + _LENGTH + min(length, _ROOM)]
+        uids += text.decode(errors="replace").split()
+    return uids
+
+
+def read_crashes(path: Path, boot: str) -> dict[str, CrashCount]:
+    """What is remembered of this boot; nothing where the file is of another one, or no such file."""
+    try:
+        document = json.loads(path.read_bytes())
+        if document["boot_id"] != boot:
+            return {}
+        return {uid: CrashCount(*row) for uid, row in document["deaths"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def write_crashes(path: Path, boot: str, deaths: Mapping[str, CrashCount]) -> None:
+    """Whole or not at all."""
+    document = {"boot_id": boot, "deaths": {uid: astuple(each) for uid, each in deaths.items()}}
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document), encoding="utf-8")
+    part.replace(path)
+
+
+def record_crashes(directory: str | os.PathLike[str], at: float) -> list[str]:
+    """Remember what the agent that kept its records there ran when it died; returns the uids."""
+    running, deaths, boot = (
+        read_running(Path(directory, "running")),
+        Path(directory, "deaths.json"),
+        boot_id(),
+    )
+    if running:
+        write_crashes(deaths, boot, after_crash(read_crashes(deaths, boot), running, at))
+    return running
+
+
+class CrashRecord:
+    """What this boot of the node remembers, as a living agent uses it."""
+
+    def __init__(self, path: Path, boot: str) -> None:
+        self._path = path
+        self._boot = boot
+        self.known = read_crashes(path, boot)
+
+    def forget(self, uid: str) -> None:
+        """The task is done with, or its deaths are noted elsewhere."""
+        if self.known.pop(uid, None) is not None:
+            write_crashes(self._path, self._boot, self.known)

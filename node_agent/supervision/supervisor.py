@@ -1,0 +1,180 @@
+"""The supervisor: the small process that Batch starts on a node, and the parent of the agent.
+
+Rules:
+
+- It is a child subreaper: whatever a dead agent leaves, in whatever session, is its child then, and killed.
+- A crashed agent is started again in place, at once the first time, then after ever longer waits; one that
+  lived for `LONG_LIFE` seconds counts as sound. What ran when it died is noted (`crash_record`).
+- The first SIGTERM or SIGINT is handed on as SIGTERM: the agent drains. The second one, or a drain that takes
+  longer than it may, ends everything at once.
+- Should the supervisor itself be killed, the kernel tells the agent by SIGHUP, which ends itself and all that
+  is below it.
+- Exit code 0 means that the agent's work is over: it was idle, stopped, or drained. A configuration that
+  cannot be used (`EX_CONFIG`) ends the supervisor too, and so do `MOST_CRASHES` crashes in a row; a stop that
+  was not clean is `STOPPED_HARD`.
+
+It forks the agent, which starts with the interpreter warm, and itself imports as little as it can, for there
+is one on every node for as long as that lives: no event loop and no SDK, no `logging` and no `typing`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+from node_agent.system import process_tree
+from node_agent.system.plain_log import say
+
+TYPE_CHECKING = False  # see `node_agent.system.plain_log`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final, NoReturn
+
+_LOGGER: Final = "node_agent.supervision.supervisor"
+EX_CONFIG: Final = 78
+STOPPED_HARD: Final = 128 + signal.SIGTERM
+LONG_LIFE: Final = 60.0
+MOST_CRASHES: Final = 100
+FIRST_WAIT: Final = 0.25
+LONGEST_WAIT: Final = 30.0
+
+_STOPS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_AWAITED: Final = _STOPS | {signal.SIGCHLD}
+
+
+class Supervisor:
+    """Keeps one agent alive."""
+
+    def __init__(
+        self, agent: Callable[[], int], directory: str | os.PathLike[str], stop_within: float
+    ) -> None:
+        """`agent` is called in a process of its own and returns its exit code; `stop_within`: seconds that
+        it may take to drain; `directory` keeps the records."""
+        self._agent = agent
+        self._directory = directory
+        self._stop_within = stop_within
+        self._crashes = 0
+        self._stop_by: float | None = None
+
+    def run(self) -> int:
+        """The exit code, when there is nothing more to keep alive."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+        process_tree.adopt_orphans()
+        with suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._directory, "running"))
+        while True:
+            started = time.monotonic()
+            pid = self._start()
+            status = self._watch(pid)
+            self._sweep()
+            code = self._verdict(status, time.monotonic() - started)
+            if code is not None:
+                say("INFO", _LOGGER, "supervisor_exit", code=code)
+                return code
+            if not self._wait_before_restart():
+                return 0
+
+    def _start(self) -> int:
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_agent(self._agent, supervisor)
+        say("INFO", _LOGGER, "agent_started", agent_pid=pid)
+        return pid
+
+    def _watch(self, pid: int) -> int:
+        """Hand on the first stop, enforce the second; the wait status of the agent when it has ended."""
+        while True:
+            if (status := process_tree.reap().get(pid)) is not None:
+                return status
+            if self._out_of_time():
+                say("WARNING", _LOGGER, "agent_killed", agent_pid=pid)
+                os.kill(pid, signal.SIGKILL)
+                return os.waitpid(pid, 0)[1]
+            if self._await_stop(self._patience()):
+                self._stop(pid)
+
+    def _await_stop(self, patience: float) -> bool:
+        """Wait for something to happen; whether it was somebody who wants us to stop."""
+        told = signal.sigtimedwait(_AWAITED, patience)
+        return told is not None and told.si_signo in _STOPS
+
+    def _stop(self, pid: int) -> None:
+        if self._stop_by is None:
+            say("INFO", _LOGGER, "stopping", agent_pid=pid)
+            self._stop_by = time.monotonic() + self._stop_within
+            os.kill(pid, signal.SIGTERM)
+        else:
+            self._stop_by = time.monotonic()
+
+    def _out_of_time(self) -> bool:
+        return self._stop_by is not None and time.monotonic() >= self._stop_by
+
+    def _patience(self) -> float:
+        """Seconds until something is due, whatever happens before."""
+        return 3600.0 if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
+
+    def _sweep(self) -> None:
+        """Kill all that the agent has left."""
+        if left := process_tree.kill_descendants():
+            say("ERROR", _LOGGER, "processes_left", pids=sorted(left))
+
+    def _verdict(self, status: int, lived: float) -> int | None:
+        """The exit code to end with, or None: start another agent."""
+        code = os.waitstatus_to_exitcode(status)
+        if code in (0, EX_CONFIG):
+            return code
+        say("ERROR", _LOGGER, "agent_died", exit_code=code, lived=round(lived, 3))
+        if self._stop_by is not None:
+            return STOPPED_HARD
+        self._note_deaths()
+        self._crashes = 1 if lived >= LONG_LIFE else self._crashes + 1
+        if self._crashes >= MOST_CRASHES:
+            return code if code > 0 else 128 - code
+        return None
+
+    def _note_deaths(self) -> None:
+        from node_agent.supervision.crash_record import record_crashes
+
+        if running := record_crashes(self._directory, time.time()):
+            say("WARNING", _LOGGER, "tasks_died_with_agent", uids=running[:20], tasks=len(running))
+
+    def _wait_before_restart(self) -> bool:
+        """False when somebody wants us to stop meanwhile."""
+        until = time.monotonic() + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._crashes - 1, 16))
+        while (left := until - time.monotonic()) > 0:
+            if self._await_stop(left):
+                return False
+        return True
+
+
+def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
+    """The rest of the forked process's life."""
+    code = 1
+    try:
+        for number in _STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, _die_with_all)
+        process_tree.signal_on_parents_death(signal.SIGHUP)
+        process_tree.adopt_orphans()
+        if os.getppid() != supervisor:
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        code = agent()
+    except BaseException:
+        import logging
+
+        logging.getLogger(_LOGGER).exception("agent_crashed")
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _die_with_all(*_: object) -> NoReturn:
+    """The supervisor is dead: nobody would clean up after us."""
+    process_tree.kill_descendants()
+    os._exit(1)

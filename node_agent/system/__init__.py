@@ -1,0 +1,1 @@
+"""Linux processes, files and logs, as the agent uses them."""

@@ -1,0 +1,412 @@
+"""Processes that can be killed, whatever they do: how they are started, found and ended.
+
+Started: in a session of their own, with SIGKILL on the agent's death (PR_SET_PDEATHSIG), and favoured by the
+kernel's out-of-memory killer over the agent. The death signal is set by util-linux's `setpriv`, which costs
+the agent nothing; a `preexec_fn`, the way out where there is no `setpriv`, makes the agent fork with all its
+pages (2 ms at 60 MB, 5 ms at 300 MB, with the event loop standing still).
+
+Found: a task's processes are its root and all descendants of it, all members of the root's session, and all
+orphans that carry the slot's mark in their environment (the agent is a child subreaper, so orphans become its
+children) with their descendants. A process that left session, parent and environment behind is no longer
+found here; it ends when its subreaper does.
+
+Counted: threads and the dead that nobody has waited for too, for they take numbers of the node's as well.
+
+Ended: SIGSTOP for all until no younger one appears, so that nothing forks away meanwhile, then SIGKILL for
+all; and again, until none is found: the kernel brings a fork that was under way to its end before it stops.
+A process group is stopped as one, which no fork in it escapes. Signals go through pidfds, and so never to a
+process that merely got the same number; past `_MOST_HELD` of them, which a fork bomb has, by number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import sys
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+MARK: Final = "BATCHFLOW_SLOT"
+"""The environment variable by which the orphans of a slot are known."""
+_PRIVATE_PREFIX: Final = "BATCHFLOW_"
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_OOM_SCORE: Final = b"500"
+_KILL_ROUNDS: Final = 100
+_MOST_HELD: Final = 256
+"""Processes that are killed by their pidfds, at once; a descriptor is a scarce thing too."""
+_REAP_BOUND: Final = 1.0
+"""Seconds for an orphan to come to us after its end."""
+_REAP_PAUSE: Final = 0.002
+DEATH_BOUND: Final = 5.0
+"""Seconds that a killed process may take to be gone before we stop waiting for it."""
+
+
+@frozen
+class Entry:
+    """A line of the process table."""
+
+    parent: int
+    session: int
+    zombie: bool
+    threads: int
+
+
+@cache
+def adopt_orphans() -> None:
+    """Make this process the one that orphans among its descendants become children of. Once is enough.
+
+    Called in a running event loop, which is made to wait for processes without threads.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _wait_by_pidfd()
+
+
+def _wait_by_pidfd() -> None:
+    """Before 3.12, asyncio waits for each process in a thread of its own unless told otherwise."""
+    policy = asyncio.get_event_loop_policy()
+    if sys.version_info < (3, 12) and isinstance(policy, asyncio.DefaultEventLoopPolicy):
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        policy.set_child_watcher(watcher)
+
+
+def environment() -> dict[str, str]:
+    """What a task's processes see: the agent's environment without its own settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_PREFIX)}
+
+
+async def spawn(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdout: int,
+    stderr: int,
+    pass_fds: Sequence[int] = (),
+    niceness: int = 0,
+    most_processes: int | None = None,
+) -> asyncio.subprocess.Process:
+    """Start a program that dies with this process. Raises OSError when it cannot be started.
+
+    `most_processes`: from so many processes and threads of this user on, the kernel refuses it any more.
+    """
+    setpriv = _setpriv()
+    with _spawned.starting():
+        process = await asyncio.create_subprocess_exec(
+            *(argv if setpriv is None else (setpriv, "--pdeathsig", "KILL", "--", *argv)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=cwd,
+            env=env,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            preexec_fn=_death_signal() if setpriv is None else None,
+        )
+        _spawned.pids.add(process.pid)
+    _prefer_for_oom_killer(process.pid)
+    with suppress(ProcessLookupError):
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+        if most_processes is not None:
+            _bound(process.pid, most_processes)
+    return process
+
+
+def _bound(pid: int, most: int) -> None:
+    with suppress(PermissionError):  # it has become another user already
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NPROC)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, resource.RLIMIT_NPROC, (most, most))
+
+
+class _Spawned:
+    """The children that were started here: somebody waits for each of them."""
+
+    def __init__(self) -> None:
+        self.pids = set[int]()
+        self.under_way = 0
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """While a program is being started its pid is not known yet."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+
+_spawned: Final = _Spawned()
+
+
+def reap_orphans() -> None:
+    """Wait for the dead that came to this process as orphans, so that none stays in the process table.
+
+    Those that were started here are left to whoever waits for them.
+    """
+    reap_orphans_of(table())
+
+
+def reap_orphans_of(entries: dict[int, Entry]) -> None:
+    """Those of a table, which they are taken out of."""
+    if _spawned.under_way:
+        return
+    _spawned.pids &= entries.keys()
+    orphans = [pid for pid, entry in entries.items() if entry.zombie and entry.parent == os.getpid()]
+    for pid in orphans:
+        if pid not in _spawned.pids:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            del entries[pid]
+
+
+def _prefer_for_oom_killer(pid: int) -> None:
+    with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as score:
+        score.write(_OOM_SCORE)
+
+
+@cache
+def _setpriv() -> str | None:
+    return shutil.which("setpriv")
+
+
+@cache
+def _death_signal() -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV and the like."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def table(root: int = 0) -> dict[int, Entry]:
+    """The process table; with `root`, at least that process and all that are younger."""
+    if root:
+        with open("/proc/loadavg", "rb", buffering=0) as loadavg:
+            root = root if int(loadavg.read(256).split()[-1]) >= root else 0
+    entries = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) >= root and (entry := _entry(name)) is not None:
+            entries[int(name)] = entry
+    return entries
+
+
+def _entry(pid: str) -> Entry | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+            fields = stat.read(1024).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return Entry(int(fields[1]), int(fields[3]), fields[0] in (b"Z", b"X"), int(fields[17]))
+
+
+def on_node() -> tuple[int, int]:
+    """How many processes and threads want to run, and how many there are, of whomever.
+
+    One small file instead of the whole table.
+    """
+    with open("/proc/loadavg", "rb", buffering=0) as loadavg:
+        running, _, everything = loadavg.read(256).split()[3].partition(b"/")
+    return int(running), int(everything)
+
+
+def of_user() -> int:
+    """How many of them are this user's, which is what RLIMIT_NPROC bounds."""
+    count = 0
+    for pid, entry in table().items():
+        with suppress(OSError):
+            count += entry.threads * (os.stat(f"/proc/{pid}").st_uid == os.getuid())
+    return count
+
+
+def family(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> set[int]:
+    """The pids of a task's processes that are alive, roots included; `marks`: find its orphans too."""
+    return {pid for pid in _members(entries, roots, marks) if not entries[pid].zombie}
+
+
+def population(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> int:
+    """How many processes and threads a task has, the dead that nobody has waited for included."""
+    return sum(entries[pid].threads for pid in _members(entries, roots, marks))
+
+
+def _members(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str]) -> set[int]:
+    found = {pid for pid, entry in entries.items() if pid in roots or entry.session in roots}
+    if marks:
+        found |= _orphans(entries, marks)
+    children: dict[int, list[int]] = {}
+    for pid, entry in entries.items():
+        children.setdefault(entry.parent, []).append(pid)
+    fresh = [*found, *roots]
+    while fresh:
+        below = [child for child in children.get(fresh.pop(), ()) if child not in found]
+        found.update(below)
+        fresh += below
+    found.discard(os.getpid())
+    return found
+
+
+def _orphans(entries: Mapping[int, Entry], marks: Collection[str]) -> set[int]:
+    adopters = (1, os.getpid())
+    wanted = {f"{MARK}={mark}".encode() for mark in marks}
+    return {pid for pid, entry in entries.items() if entry.parent in adopters and _carries(pid, wanted)}
+
+
+def _carries(pid: int, wanted: set[bytes]) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as environ:
+            return not wanted.isdisjoint(environ.read(1 << 20).split(b"\0"))
+    except OSError:
+        return False
+
+
+def left_behind(root: int, mark: str) -> set[int]:
+    """What is alive of a program's processes after `root` ended."""
+    return family(table(root), {root}, (mark,))
+
+
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """To those that are still there, the oldest first: a parent hears of it before its child's end."""
+    for pid in sorted(pids):
+        with suppress(OSError):
+            os.kill(pid, number)
+
+
+async def kill(
+    find: Callable[[], set[int]], awaited: Collection[int] = (), bound: float = DEATH_BOUND
+) -> None:
+    """Kill all processes that `find` finds, and those that they start meanwhile; returns when they are gone.
+
+    `awaited`: those whose exit somebody else waits for. The others, where they are orphans that came to this
+    process, are waited for here. What is in the middle of a system call that cannot be interrupted may
+    outlive `bound`, in seconds.
+    """
+    held: dict[int, int | None] = {}
+    try:
+        for _ in range(_KILL_ROUNDS):
+            if not (fresh := find() - held.keys()):
+                break
+            while fresh:
+                _freeze(fresh, held)
+                fresh = family(table(max(held)), held.keys()) - held.keys()
+            for pid, descriptor in held.items():
+                _signal(pid, descriptor, signal.SIGKILL)
+            await _all_ended([descriptor for descriptor in held.values() if descriptor is not None], bound)
+    finally:
+        for descriptor in held.values():
+            if descriptor is not None:
+                os.close(descriptor)
+        await _reap(held.keys() - set(awaited))
+        reap_orphans()
+        asyncio.get_running_loop().call_later(_REAP_BOUND, _reap_late)
+
+
+def _reap_late() -> None:
+    """The last ones, as soon as no program is being started."""
+    if _spawned.under_way:
+        asyncio.get_running_loop().call_later(_REAP_PAUSE, _reap_late)
+    reap_orphans()
+
+
+def _freeze(fresh: Collection[int], held: dict[int, int | None]) -> None:
+    signal_groups(fresh, signal.SIGSTOP)
+    for pid in fresh:
+        held[pid] = _hold(pid) if len(held) < _MOST_HELD else None
+        _signal(pid, held[pid], signal.SIGSTOP)
+
+
+def signal_groups(pids: Iterable[int], number: signal.Signals) -> None:
+    """To the groups that these processes lead, each as a whole."""
+    for pid in pids:
+        with suppress(OSError):
+            if os.getpgid(pid) == pid:
+                os.killpg(pid, number)
+
+
+def _hold(pid: int) -> int | None:
+    """A pidfd; None when the process has ended, or there is none to be had."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _signal(pid: int, descriptor: int | None, number: signal.Signals) -> None:
+    with suppress(OSError):
+        if descriptor is None:
+            os.kill(pid, number)
+        else:
+            signal.pidfd_send_signal(descriptor, number)
+
+
+async def _all_ended(descriptors: Collection[int], bound: float) -> None:
+    """A pidfd becomes readable when its process ends."""
+    loop = asyncio.get_running_loop()
+    pending = set(descriptors)
+    over = loop.create_future()
+
+    def ended(descriptor: int) -> None:
+        loop.remove_reader(descriptor)
+        pending.discard(descriptor)
+        if not pending and not over.done():
+            over.set_result(None)
+
+    if not pending:
+        return
+    for descriptor in descriptors:
+        loop.add_reader(descriptor, ended, descriptor)
+    try:
+        async with asyncio.timeout(bound):
+            await over
+    except TimeoutError:
+        pass
+    finally:
+        for descriptor in pending:
+            loop.remove_reader(descriptor)
+
+
+async def _reap(pids: Iterable[int]) -> None:
+    """Wait for those that came to us: a dead process stays in the table until somebody does.
+
+    One whose parent was killed with it comes to us a moment later than it ends.
+    """
+    left = set(pids)
+    until = asyncio.get_running_loop().time() + _REAP_BOUND
+    while left := {pid for pid in left if not _reaped(pid)}:
+        if asyncio.get_running_loop().time() >= until:
+            return
+        await asyncio.sleep(_REAP_PAUSE)
+
+
+def _reaped(pid: int) -> bool:
+    """Whether it is out of the table, after we did our part."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return not os.path.exists(f"/proc/{pid}")
+
+
+def resident(pids: Iterable[int]) -> int:
+    """Bytes of resident memory of these processes together; shared pages count once for each of them."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError), open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
+            total += int(statm.read(256).split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE")

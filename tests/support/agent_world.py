@@ -1,0 +1,311 @@
+"""A whole agent in this process, with memory doubles for the services and, where wanted, for the slots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from batchflow.model import Status
+from batchflow.ports.broker import Broker, OutgoingMessage, QueueRef, QueueSpec
+from batchflow.protocol import documents, wire
+from batchflow.protocol.bundle import Bundle
+from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
+from node_agent.agent import Agent, Parts
+from node_agent.control.event_batcher import EventBatcher
+from node_agent.execution.outcomes import Execution, Outcome
+from node_agent.scheduling.crash_history import CrashCount
+
+TASKS = QueueRef("memory", "tasks")
+RESULTS = QueueRef("memory", "results")
+INCARNATION = "abc123"
+PATIENCE = 30.0
+
+
+def config(**changes: Any) -> documents.AgentConfig:
+    """An agent's configuration for the memory doubles."""
+    base = documents.AgentConfig(
+        pool="pool",
+        task_queues=(documents.QueueAccess(TASKS, "Endpoint=sb://memory/"),),
+        results_queues=(documents.QueueAccess(RESULTS, "Endpoint=sb://memory/"),),
+        ctl=documents.ContainerAccess("memory://ctl", ""),
+        out=documents.ContainerAccess("memory://out", ""),
+        lock_duration=5.0,
+        slots=1,
+        idle_exit=None,
+        heartbeat_interval=0.5,
+        grace=1.0,
+        drain_grace=5.0,
+    )
+    return replace(base, **changes)
+
+
+def task(sequence: int, command: str = "ok", *args: Any, **changes: Any) -> wire.TaskItem:
+    """A task as a client makes it."""
+    base = wire.TaskItem(
+        client="client",
+        job="job",
+        task_id=str(sequence),
+        command=command,
+        params=list(args),
+        uid=wire.make_uid(INCARNATION, sequence),
+        bundle="b" * 64,
+    )
+    return replace(base, **changes)
+
+
+Behaviour = Callable[[Execution], Any]
+
+
+@dataclass
+class FakeSlot:
+    """A slot whose tasks are coroutines of this process: `behaviours` by command, "ok" is there."""
+
+    behaviours: dict[str, Behaviour]
+    begun: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    cleaned: int = 0
+
+    async def run(self, execution: Execution, files: Path) -> Outcome:
+        self.begun.append(execution.uid)
+        try:
+            outcome = self.behaviours[execution.command](execution)
+            if asyncio.iscoroutine(outcome):
+                outcome = await outcome
+        except asyncio.CancelledError:
+            self.killed.append(execution.uid)
+            raise
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    async def run_many(
+        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Sequence[Outcome]], None]
+    ) -> None:
+        for index, execution in enumerate(executions):
+            done(index, [await self.run(execution, files)])
+
+    def follow(self, executions: Sequence[Execution]) -> bool:
+        """It begins nothing by itself."""
+        return False
+
+    def recall(self) -> int:
+        """As if all had begun."""
+        return len(self.begun)
+
+    def clean(self, outcome: Outcome | None = None) -> None:
+        self.cleaned += 1
+
+    async def aclose(self) -> None:
+        pass
+
+
+def succeed(execution: Execution) -> Outcome:
+    return Outcome(Status.SUCCEEDED, b'"ok"', started_at=1.0, finished_at=1.001)
+
+
+def behave(**behaviours: Behaviour) -> dict[str, Behaviour]:
+    return {"ok": succeed, **behaviours}
+
+
+class FakeBundles:
+    """Every bundle is there, and empty."""
+
+    @contextlib.asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
+        yield Bundle(()), Path()
+
+
+class FakeJournal:
+    """Notes what runs."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[int, tuple[str, ...]]] = []
+
+    def begin(self, slot: int, uids: Sequence[str]) -> None:
+        self.noted.append((slot, tuple(uids)))
+
+    def end(self, slot: int) -> None:
+        self.noted.append((slot, ()))
+
+
+Fault = Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Faults:
+    """What happens before or after an operation on a link ("send tasks", "complete", ...)."""
+
+    before: dict[str, Fault] = field(default_factory=dict)
+    after: dict[str, Fault] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+
+    async def around(self, operation: str, work: Awaitable[Any]) -> Any:
+        self.calls.append(operation)
+        try:
+            if fault := self.before.get(operation):
+                await fault()
+        except BaseException:
+            asyncio.ensure_future(work).cancel() if asyncio.iscoroutine(work) else None
+            raise
+        result = await work
+        if fault := self.after.get(operation):
+            await fault()
+        return result
+
+
+class FaultyLink:
+    """A link whose operations go through `Faults`."""
+
+    def __init__(self, link: Any, queue: str, faults: Faults) -> None:
+        self._link = link
+        self._queue = queue
+        self._faults = faults
+        self.sent: list[OutgoingMessage] = []
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._link, name)
+        operation = f"{name} {self._queue}" if name in ("send", "schedule") else name
+
+        async def call(*arguments: Any) -> Any:
+            return await self._faults.around(operation, method(*arguments))
+
+        return call
+
+
+class FaultyBroker:
+    """A broker for an agent, whose links fail as `faults` says."""
+
+    def __init__(self, broker: MemoryBroker, faults: Faults) -> None:
+        self._broker = broker
+        self._faults = faults
+
+    async def sender(self, queue: QueueRef) -> Any:
+        link = await self._faults.around("open sender", self._broker.sender(queue))
+        return FaultyLink(link, queue.entity, self._faults)
+
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Any:
+        work = self._broker.receiver(queue, dead_letters=dead_letters)
+        link = await self._faults.around("open receiver", work)
+        return link if dead_letters else FaultyLink(link, queue.entity, self._faults)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass
+class World:
+    """The services around an agent, and the client's side of them."""
+
+    broker: MemoryBroker
+    storage: MemoryStorage
+    ctl: MemoryContainer
+    out: MemoryContainer
+    behaviours: dict[str, Behaviour]
+    slots: list[FakeSlot] = field(default_factory=list)
+    journal: FakeJournal = field(default_factory=FakeJournal)
+    forgotten: list[str] = field(default_factory=list)
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+    faults: Faults = field(default_factory=Faults)
+    offset: float = 0.0
+    """Seconds that the broker's clock was moved ahead."""
+
+    @classmethod
+    async def make(cls, *, lock_duration: float = 5.0, **behaviours: Behaviour) -> World:
+        broker, storage = MemoryBroker(), MemoryStorage()
+        await broker.create_queue(QueueSpec("tasks", lock_duration=lock_duration))
+        await broker.create_queue(QueueSpec("results", sessions=True))
+        await storage.create_container("ctl")
+        await storage.create_container("out")
+        return cls(broker, storage, storage.container("ctl"), storage.container("out"), behave(**behaviours))
+
+    def parts(self, deaths: dict[str, CrashCount] | None = None, **changes: Any) -> Parts:
+        settings = config(**changes)
+        self.slots = [FakeSlot(self.behaviours) for _ in range(settings.slots)]
+        return Parts(
+            config=settings,
+            agent=f"agent{next(self.numbers)}",
+            boot_id="boot",
+            broker=cast("Broker", FaultyBroker(self.broker, self.faults)),
+            ctl=self.ctl,
+            out=self.out,
+            bundles=FakeBundles(),
+            runners=self.slots,
+            journal=self.journal,
+            deaths=deaths or {},
+            forget_deaths=self.forgotten.append,
+            news=EventBatcher(),
+        )
+
+    @contextlib.asynccontextmanager
+    async def doomed(self, **changes: Any) -> AsyncIterator[Agent]:
+        """An agent that dies without a word at the end of the block."""
+        agent = Agent(self.parts(None, **changes))
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+    @contextlib.asynccontextmanager
+    async def agent(
+        self, deaths: dict[str, CrashCount] | None = None, **changes: Any
+    ) -> AsyncIterator[Agent]:
+        """An agent that runs as long as the block lasts; drained at its end."""
+        agent = Agent(self.parts(deaths, **changes))
+        running = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            agent.drain(0.0)
+            async with asyncio.timeout(PATIENCE):
+                await running
+
+    async def submit(self, *tasks: wire.TaskItem) -> None:
+        """All in one message."""
+        sender = await self.broker.sender(TASKS)
+        body = wire.join("tasks", [wire.encode(each) for each in tasks])
+        await sender.send(OutgoingMessage(body, f"m{next(self.numbers)}"))
+
+    async def results(self, count: int, mailbox: str = "job/client") -> list[wire.ResultItem]:
+        """The next results, in the order in which they come."""
+        found: list[wire.ResultItem] = []
+        async with asyncio.timeout(PATIENCE), await self.broker.mailbox(RESULTS, mailbox) as link:
+            while len(found) < count:
+                delivery = await link.receive(PATIENCE)
+                assert delivery is not None
+                found += [item for item in wire.decode(delivery.body) if isinstance(item, wire.ResultItem)]
+                await link.complete(delivery)
+        return found
+
+    def lapse(self, seconds: float = 60.0) -> None:
+        """Let time pass for the broker: locks run out."""
+        self.offset += seconds
+        self.broker.now = lambda: time.time() + self.offset
+        self.broker.tick()
+
+    async def empty(self) -> None:
+        """Wait until the task queue holds nothing any more."""
+        await self.until(lambda: self._is_empty())
+
+    async def _is_empty(self) -> bool:
+        figures = await self.broker.figures("tasks")
+        return not figures.active and not figures.scheduled
+
+    async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
+        """Wait until it holds."""
+        async with asyncio.timeout(PATIENCE):
+            while not (await held if inspect.isawaitable(held := condition()) else held):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    async def heartbeats(self) -> list[documents.Heartbeat]:
+        return [
+            documents.Heartbeat.decode((await self.out.get(info.name)).data)
+            async for info in self.out.list("agents/")
+        ]

@@ -1,0 +1,49 @@
+"""The frames between an agent and its child."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node_agent.child import frames
+
+_FRAMES = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=60)), max_size=8)
+
+
+@given(sent=_FRAMES, cuts=st.lists(st.integers(1, 40), max_size=20))
+def test_frames_come_out_as_they_went_in_however_they_are_cut(
+    sent: list[tuple[int, bytes]], cuts: list[int]
+) -> None:
+    """Cutting the stream anywhere changes nothing."""
+    stream = b"".join(frames.encode(kind, payload) for kind, payload in sent)
+    decoder = frames.Decoder(100)
+    received = []
+    for cut in [*cuts, len(stream)]:
+        received += decoder.feed(stream[:cut])
+        stream = stream[cut:]
+    assert received == sent
+
+
+def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
+    """Nobody waits for a gigabyte that was announced."""
+    decoder = frames.Decoder(10)
+    assert decoder.feed(frames.encode(frames.NOTE, b"x" * 10)) == [(frames.NOTE, b"x" * 10)]
+    with pytest.raises(frames.FrameError, match="11 bytes, above the limit of 10"):
+        decoder.feed(frames.encode(frames.NOTE, b"x" * 11)[: frames.HEADER_SIZE])
+
+
+@given(st.floats(frames.LOOK, frames.LATEST_LOOK), st.integers(0, 500), st.integers(0, 500))
+def test_the_next_look_comes_later_only_while_many_answers_are_due(
+    passed: float, found: int, due: int
+) -> None:
+    """When what is decisive is left of them, then a sixth of it; later and later while nothing comes."""
+    seconds = frames.next_look(passed, found, due)
+    assert frames.LOOK <= seconds <= frames.LATEST_LOOK
+    if found and seconds > frames.LOOK:
+        left = passed * due / found
+        assert seconds <= max(left - frames.DECISIVE, left / 6)
+    assert frames.next_look(passed, 0, due) == min(frames.LATEST_LOOK, 2 * passed)
+    assert frames.next_look(0.005, 5, 90) == 0.03
+    assert frames.next_look(0.005, 5, 60) == pytest.approx(0.01)
+    assert frames.next_look(0.005, 5, 48) == pytest.approx(0.008)

@@ -1,0 +1,31 @@
+"""What importing the SDKs leaves the collector of garbage to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def said(program: str) -> list[str]:
+    """The words that a program in a process of its own prints."""
+    command = [sys.executable, "-c", f"import gc; from batchflow.pools.connections import preload; {program}"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=110).stdout.split()
+
+
+def test_what_was_imported_is_old_at_once() -> None:
+    """A collection of what is young has next to nothing to look at, and the collector works on."""
+    enabled, frozen, young = said(
+        "preload(); print(gc.isenabled(), gc.get_freeze_count(), len(gc.get_objects(0) + gc.get_objects(1)))"
+    )
+    assert (enabled, frozen) == ("True", "0")
+    assert int(young) < 1000
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("gc.disable()", "gc.isenabled()"), ("gc.freeze()", "gc.get_freeze_count() == 0")]
+)
+def test_the_programs_own_wishes_are_kept(before: str, after: str) -> None:
+    """A collector that is off stays off; what the program froze stays frozen."""
+    assert said(f"{before}; preload(); print({after})") == ["False"]

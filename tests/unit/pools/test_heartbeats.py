@@ -1,0 +1,79 @@
+"""How many agents live, and how many slots they have, whatever their number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
+from batchflow.protocol.documents import Heartbeat
+from batchflow.protocol.layout import heartbeat_blob
+from batchflow.testing import MemoryContainer, MemoryStorage
+
+
+class Counting(MemoryContainer):
+    """Counts what is read."""
+
+    reads = 0
+
+    async def get(self, name: str) -> Any:
+        self.reads += 1
+        return await super().get(name)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def container() -> tuple[Counting, Clock]:
+    clock = Clock()
+    storage = MemoryStorage(clock=clock)
+    await storage.create_container("out")
+    return Counting(storage, "out"), clock
+
+
+async def beat(out: MemoryContainer, number: int, slots: int = 2, **fields: Any) -> None:
+    plain: dict[str, Any] = {"state": "ready", "interval": 5.0, **fields}
+    document = Heartbeat(
+        f"a{number}", f"n{number}", "h", "b", 1, slots=slots, started_at=0.0, beat_at=0.0, **plain
+    )
+    await out.put(heartbeat_blob(f"a{number}"), document.encode())
+
+
+async def test_a_few_agents_are_all_asked() -> None:
+    """And those that are gone, or go, do not count."""
+    out, clock = await container()
+    await beat(out, 1)
+    clock.now += 60.0
+    await beat(out, 2)
+    await beat(out, 3, state="exiting")
+    await beat(out, 4, slots=3)
+    sample = await sample_heartbeats(out)
+    assert {each.agent for each in sample.beats} == {"a2", "a4"}
+    assert (sample.alive, sample.open_slots) == (2, 5)
+    assert {each.agent for each in await read_heartbeats(out)} == {"a2", "a4"}
+
+
+async def test_of_many_agents_a_few_are_asked() -> None:
+    """They stand for the others; documents of agents that are long gone mislead nobody."""
+    out, clock = await container()
+    for number in range(300):
+        await beat(out, number)
+    clock.now += 600.0
+    for number in range(300, 500):
+        await beat(out, number, slots=4)
+    out.reads = 0
+    sample = await sample_heartbeats(out, 20)
+    assert out.reads == 20
+    assert (sample.alive, sample.open_slots) == (200, 800)
+
+
+async def test_nobody_lives() -> None:
+    """No slots."""
+    out, clock = await container()
+    await beat(out, 1)
+    clock.now += 60.0
+    sample = await sample_heartbeats(out)
+    assert (sample.beats, sample.alive, sample.open_slots) == ([], 0, 0)

@@ -1,0 +1,210 @@
+"""From a spec to what Batch is asked for: refusals, the choice of the image, the start task's script."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from batchflow import Image, PoolSpec
+from batchflow.azure.batch_models import pool_options, task_options
+from batchflow.errors import ConfigurationError
+from batchflow.model import ManagedIdentity
+from batchflow.pools.agent_job import agent_tasks
+from batchflow.pools.agent_launch import LaunchCommand
+from batchflow.pools.pool_spec import build, check, differences, start_command
+from batchflow.ports.broker import QueueRef
+from batchflow.ports.compute import PoolInfo, ResourceFile, SupportedImage
+from batchflow.protocol.documents import PoolManifest
+from batchflow.settings import PoolSettings
+from tests.support.contract import Contract, at_hand
+
+NOW = 1_800_000_000.0
+UBUNTU = SupportedImage("Canonical", "ubuntu-24_04-lts", "server", "batch.node.ubuntu 24.04", end_of_life=2e9)
+OLD = SupportedImage("canonical", "ubuntu-old", "20_04", "batch.node.ubuntu 20.04", end_of_life=1.7e9)
+ALMA = SupportedImage("almalinux", "almalinux-x86_64", "9-gen2", "batch.node.el 9")
+WINDOWS = SupportedImage("microsoft", "windowsserver", "2022", "batch.node.windows amd64", linux=False)
+DOCKER = SupportedImage(
+    "microsoft-dsvm", "ubuntu-hpc", "2204", "batch.node.ubuntu 22.04", containers=True, end_of_life=2e9
+)
+IMAGES = (UBUNTU, OLD, ALMA, WINDOWS, DOCKER)
+SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n"
+
+
+def test_silent_spec() -> None:
+    """What a spec is silent about comes from the settings, the image from a default that Batch supports."""
+    document = build(PoolSpec("p"), PoolSettings(nodes=3, vm_size="standard_d4s_v3"), IMAGES, NOW)
+    assert (document.nodes, document.spot, document.vm_size) == (3, 0, "standard_d4s_v3")
+    assert (document.image.sku, document.image.node_agent) == ("server", "batch.node.ubuntu 24.04")
+    assert document.start_command is None
+    assert document.metadata == {"batchflow": "1"}
+
+
+def test_full_spec() -> None:
+    """Everything that a spec says reaches the document."""
+    spec = PoolSpec(
+        "p", nodes=1, spot=2, vm_size="standard_d2s_v5", image="AlmaLinux:almalinux-x86_64:9-gen2:latest",
+        start_command="/bin/true", start_user="user", environment={"A": "b"}, subnet=SUBNET,
+    )  # fmt: skip
+    document = build(spec, PoolSettings(), IMAGES, NOW)
+    assert (document.nodes, document.spot, document.vm_size) == (1, 2, "standard_d2s_v5")
+    assert (document.image.offer, document.image.node_agent) == ("almalinux-x86_64", "batch.node.el 9")
+    assert (document.start_command, document.start_admin) == ("/bin/true", False)
+    assert (document.environment, document.subnet) == ({"A": "b"}, SUBNET)
+
+
+def test_a_container_brings_its_image() -> None:
+    """Nodes that run containers are made of the newest Ubuntu that can; one that cannot is refused."""
+    document = build(PoolSpec("p", container="python:3.12-slim"), PoolSettings(), IMAGES, NOW)
+    assert document.container == "python:3.12-slim"
+    assert (document.image.publisher, document.image.offer, document.image.sku) == (
+        "microsoft-dsvm",
+        "ubuntu-hpc",
+        "2204",
+    )
+    assert document.image.node_agent == "batch.node.ubuntu 22.04"
+    with pytest.raises(ConfigurationError, match=r"container is 'a'.*ubuntu-24_04-lts:server.*no containers"):
+        build(PoolSpec("p", container="a", image=Image()), PoolSettings(), IMAGES, NOW)
+    with pytest.raises(ConfigurationError, match="images that do: none"):
+        build(PoolSpec("p", container="a"), PoolSettings(), (UBUNTU, WINDOWS), NOW)
+
+
+@pytest.mark.skipif(not at_hand(), reason="the published contract of Batch is not at hand")
+def test_containers_fit_the_contract() -> None:
+    """The pool with its container images, and the agents' tasks in them, are as Batch's models say."""
+    spec = PoolSpec("p", nodes=1, container="registry.example/tasks:1", java=True, subnet=SUBNET)
+    pool = pool_options(build(spec, PoolSettings(), IMAGES, NOW)).as_dict()
+    machine = pool["virtualMachineConfiguration"]
+    assert machine["containerConfiguration"] == {
+        "type": "dockerCompatible",
+        "containerImageNames": ["registry.example/tasks:1"],
+    }
+    file = ResourceFile("https://a.blob.core.windows.net/c/agent.json", "agent.json", "0600", identity="/id")
+    (task,) = agent_tasks(LaunchCommand("run", (file,)), 0, 1, 1, spec.container)
+    body = task_options(task).as_dict()
+    assert body["containerSettings"] == {
+        "imageName": "registry.example/tasks:1",
+        "workingDirectory": "taskWorkingDirectory",
+    }
+    assert body["resourceFiles"][0]["identityReference"] == {"resourceId": "/id"}
+    contract = Contract()
+    contract.sent("POST", "/pools", pool)
+    contract.sent("POST", "/jobs/j/tasks", body)
+    assert contract.verdict() == []
+    assert contract.checked >= 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"id": "no spaces"}, ["no spaces", "1 to 64"]),
+        ({"nodes": -1}, ["nodes is -1", "0 or more"]),
+        ({"nodes": "two"}, ["nodes is 'two'", "whole number"]),
+        ({"spot": -2}, ["spot is -2"]),
+        ({"slots": 1.5}, ["slots is 1.5"]),
+        ({"vm_size": "no such size!"}, ["vm_size is 'no such size!'", "standard_d2s_v3"]),
+        ({"apt": "git"}, ["apt is 'git'", "tuple or list"]),
+        ({"apt": ("git; rm -rf /",)}, ["apt is 'git; rm -rf /'", "name=version"]),
+        ({"apt": ("-o=evil",)}, ["apt is '-o=evil'"]),
+        ({"pip": ("--index-url=x",)}, ["pip is '--index-url=x'", "numpy"]),
+        ({"pip": ("a\nb",)}, ["pip is"]),
+        ({"java": "new"}, ["java is 'new'", "17"]),
+        ({"java": 3}, ["java is 3"]),
+        ({"start_command": "  "}, ["start_command is '  '"]),
+        ({"start_user": "root"}, ["start_user is 'root'", '"admin" or "user"']),
+        ({"start_user": "user", "apt": ("git",)}, ["start_user is 'user'", "packages"]),
+        ({"environment": {"1A": "x"}}, ["environment is '1A'"]),
+        ({"environment": {"A": 1}}, ["environment['A'] is 'int'", "a string"]),
+        ({"environment": ["A=b"]}, ["environment is ['A=b']"]),
+        ({"subnet": "my-subnet"}, ["subnet is 'my-subnet'", "/subscriptions/"]),
+        ({"container": "Bad Image"}, ["container is 'Bad Image'", "python:3.12-slim"]),
+        ({"image": "ubuntu"}, ["image is 'ubuntu'", "publisher:offer:sku"]),
+        ({"image": Image("nobody", "nothing", "none")}, ["nobody:nothing:none", "almalinux", "supports"]),
+        ({"image": Image("canonical", "ubuntu-old", "20_04")}, ["canonical:ubuntu-old:20_04", "2023-11-14"]),
+        ({"image": Image(node_agent="batch.node.el 9")}, ["image.node_agent", "batch.node.ubuntu 24.04"]),
+        ({"image": "microsoft:windowsserver:2022"}, ["windowsserver", "Linux"]),
+        ({"image": "almalinux:almalinux-x86_64:9-gen2", "apt": ("git",)}, ["apt is ('git',)"]),
+    ],
+)  # fmt: skip
+def test_refusals(fields: dict[str, object], words: list[str]) -> None:
+    """What is wrong is refused by its field and value, with what is allowed."""
+    with pytest.raises(ConfigurationError) as caught:
+        build(PoolSpec(**{"id": "p", **fields}), PoolSettings(), IMAGES, NOW)  # type: ignore[arg-type]
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_what_a_pool_has_not_is_told() -> None:
+    """Each field that a pool which is there keeps is compared, where the spec says something of it."""
+    queue = QueueRef("host", "queue")
+    manifest = PoolManifest(
+        "p", "bf-p-1", (queue,), (queue,), "j", 0.0, owned=True, lock_duration=30.0, slots=2
+    )
+    info = PoolInfo("p", "active", "steady", "standard_d2s_v3", 1, 1, 0, 0, 1, {}, image=Image())
+    same = PoolSpec("p", vm_size="STANDARD_D2S_V3", slots=2, image=Image())
+    assert list(differences(PoolSpec("p"), info, manifest)) == []
+    assert list(differences(same, info, manifest)) == []
+    other = PoolSpec(
+        "p", vm_size="standard_d4s_v3", slots=4, image="almalinux:almalinux-x86_64:9-gen2", container="a",
+        start_command="/bin/true", identity="0" * 8,
+    )  # fmt: skip
+    told = list(differences(other, info, manifest))
+    assert [each.partition(" is ")[0].partition(" differs")[0] for each in told[:-1]] == [
+        "its VM size",
+        "its image",
+        "its start task",
+        "its slots",
+        "its container",
+    ]
+    assert told[-1] == "its agents use keys, not 00000000"
+    mine = replace(manifest, identity=ManagedIdentity("/id", "client"))
+    assert list(differences(PoolSpec("p", identity="CLIENT"), info, mine)) == []
+
+
+def test_check_needs_no_account() -> None:
+    """What is wrong by itself is seen before Batch is asked for its images."""
+    check(PoolSpec("p", image="any:image:here", apt=("git", "gcc=4:13.2.0-7ubuntu1"), java=21))
+    with pytest.raises(ConfigurationError, match="nodes"):
+        check(PoolSpec("p", nodes=-1))
+
+
+def test_a_lone_command_is_batch_s_own() -> None:
+    """Without packages the command line is the user's, unchanged."""
+    assert start_command(PoolSpec("p", start_command="/bin/sh -c 'echo $A'")) == "/bin/sh -c 'echo $A'"
+
+
+def test_packages_become_a_script(tmp_path: Path) -> None:
+    """The start task installs by apt, then by pip, then runs the user's line, and can do so again."""
+    log = tmp_path / "log"
+    for name in ("apt-get", "python3"):
+        shim = tmp_path / name
+        shim.write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n')
+        shim.chmod(0o755)
+    spec = PoolSpec("p", apt=("git",), pip=("numpy>=2",), java=17, start_command=f'echo "it\'s me" >> {log}')
+    command = start_command(spec)
+    assert command is not None
+    for _ in range(2):
+        path = f"{tmp_path}:/usr/bin:/bin"
+        subprocess.run(shlex.split(command), env={"PATH": path}, check=True, timeout=20)
+    options = "-q -y -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3"
+    once = [
+        f"apt-get {options} update",
+        f"apt-get {options} install --no-install-recommends openjdk-17-jre-headless python3-pip git",
+        "python3 -m pip install --disable-pip-version-check numpy>=2",
+        "it's me",
+    ]
+    assert log.read_text().splitlines() == once * 2
+
+
+def test_the_script_ends_at_the_first_failure(tmp_path: Path) -> None:
+    """A package that cannot be had fails the start task."""
+    shim = tmp_path / "apt-get"
+    shim.write_text("#!/bin/sh\nexit 100\n")
+    shim.chmod(0o755)
+    command = start_command(PoolSpec("p", java=True, start_command="exit 0"))
+    assert command is not None
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert subprocess.run(shlex.split(command), env=environment, check=False, timeout=20).returncode == 100

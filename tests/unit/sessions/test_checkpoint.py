@@ -1,0 +1,126 @@
+"""What travels with a mailbox."""
+
+from __future__ import annotations
+
+import zlib
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchflow.errors import ProtocolError
+from batchflow.sessions.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress, Ranges
+
+
+@given(st.lists(st.integers(0, 60)))
+def test_ranges_are_a_set(numbers: list[int]) -> None:
+    """Numbers come out as they went in, each once, in as few intervals as can be."""
+    ranges, model = Ranges(), set[int]()
+    for number in numbers:
+        assert ranges.add(number) is (number not in model)
+        model.add(number)
+    assert {number for first, last in ranges for number in range(first, last + 1)} == model
+    assert all(number in ranges for number in model)
+    assert not any(number in ranges for number in set(range(62)) - model)
+    intervals = list(ranges)
+    assert all(left[1] + 1 < right[0] for left, right in pairwise(intervals))
+    assert all(ranges.count_below(limit) == len({n for n in model if n < limit}) for limit in range(62))
+
+
+def test_a_later_holder_knows_what_is_owed() -> None:
+    """What was submitted and not consumed is owed to the next holder, and to the one after it."""
+    ledger = Checkpoint()
+    assert ledger.open("first") == 0
+    ledger.pages["first"].submitted = 5
+    for sequence in (0, 1, 3):
+        assert ledger.consume("first", sequence)
+    ledger = Checkpoint.decode(ledger.encode())
+    assert ledger.open("second") == 2
+    assert ledger.is_owed("first", 2)
+    assert not ledger.is_owed("first", 3)
+    assert ledger.consume("first", 2)
+    assert not ledger.consume("first", 2)
+    ledger = Checkpoint.decode(ledger.encode())
+    assert ledger.open("third") == 1
+    assert ledger.epoch == 3
+
+
+def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
+    """A task can have its outcome, cancelled before it was sent, before the mailbox's state has been read.
+
+    It used to be forgotten then, and was owed to every later holder for ever.
+    """
+    before = Checkpoint()
+    before.consume("first", 1)
+    ledger = Checkpoint.decode(None)
+    ledger.open("first", before.pages["first"])
+    ledger.pages["first"].submitted = 3
+    assert ledger.open("second") == 2
+
+
+def test_what_is_settled_is_known_to_the_next_holders() -> None:
+    """Mail that was consumed and not completed comes again, perhaps to the holder after the next.
+
+    It used to be forgotten with the next holder, who then was shown the last outcomes of the one before.
+    """
+    ledger = Checkpoint()
+    ledger.open("first")
+    ledger.pages["first"].submitted = 1
+    ledger.consume("first", 0)
+    for number in range(REMEMBERED):
+        assert ledger.open(f"holder {number}") == 0
+        assert ledger.is_consumed("first", 0)
+    ledger.open("last")
+    assert not ledger.is_consumed("first", 0)
+    assert len(ledger.pages) == REMEMBERED + 1
+
+
+def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
+    """A holder that stood still after its first tasks finds that their outcomes went to somebody else.
+
+    It used to begin a new page over the one that said so, and waited for them for ever.
+    """
+    page = IncarnationProgress()
+    page.consumed.add(3)
+    ledger = Checkpoint()
+    assert not ledger.was_replaced("paused", page)
+    ledger.consume("paused", 3)
+    assert not ledger.was_replaced("paused", page)
+    ledger.open("successor")
+    ledger.consume("paused", 1)
+    assert ledger.was_replaced("paused", page)
+
+
+def test_what_came_late_is_consumed_without_being_owed() -> None:
+    """A task beyond what the ledger knows as submitted is remembered once it was shown."""
+    ledger = Checkpoint()
+    ledger.open("first")
+    assert ledger.consume("first", 7)
+    assert ledger.is_consumed("first", 7)
+    assert ledger.pages["first"].owed == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"x",
+        zlib.compress(b"{"),
+        zlib.compress(b"[]"),
+        zlib.compress(b'{"v":2}'),
+        zlib.compress(b'{"v":1}'),
+    ],
+)
+def test_nonsense_is_refused(data: bytes) -> None:
+    """A state that is no ledger is a ProtocolError, never another exception."""
+    with pytest.raises(ProtocolError):
+        Checkpoint.decode(data)
+
+
+def test_a_fragmented_ledger_fits_into_a_session_state() -> None:
+    """Every other of 100,000 tasks consumed stays below the 256 KB of the Standard tier."""
+    ledger = Checkpoint()
+    ledger.open("first")
+    ledger.pages["first"].consumed = Ranges.of((number, number) for number in range(0, 100_000, 2))
+    assert len(ledger.encode()) < 256 * 1024

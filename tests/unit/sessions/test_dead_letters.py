@@ -1,0 +1,160 @@
+"""Dead letters become outcomes, though no agent ever comes back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from batchflow.errors import BrokerError, TaskFailed, TaskPoisoned
+from batchflow.model import Status
+from batchflow.pool import Pool
+from batchflow.ports.broker import OutgoingMessage, QueueRef
+from batchflow.protocol import wire
+from batchflow.session import Session
+from tests.support.client_doubles import Agent, Doubles, eventually, result_of, within
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks follow one another at once."""
+    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.dead_letters._INTERVAL", 0.01)
+    monkeypatch.setattr("batchflow.sessions.dead_letters._WAIT", 0.0)
+
+
+async def bury(doubles: Doubles, queue: QueueRef, reason: str) -> None:
+    """Dead-letter what lies in a queue without sessions."""
+    async with await doubles.broker.receiver(queue) as receiver:
+        while (delivery := await receiver.receive(0.05)) is not None:
+            await receiver.dead_letter(delivery, reason, "for the test")
+
+
+async def dead(doubles: Doubles, queue: QueueRef) -> int:
+    return (await doubles.broker.figures(queue.entity)).dead
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "words"),
+    [
+        ("TTLExpiredException", TaskFailed, "expired in the queue"),
+        ("MaxDeliveryCountExceeded", TaskPoisoned, "deliveries"),
+        ("MessageUnreadable", TaskFailed, "MessageUnreadable: for the test"),
+    ],
+)
+async def test_dead_tasks_have_their_outcome(
+    session: Session, doubles: Doubles, reason: str, kind: type[Exception], words: str
+) -> None:
+    """No agent lives, and the session that waits for them is told all the same; the letters are gone."""
+    tasks = await session.submit_many("x.py", range(3), tag={"k": 1})
+    await within(session.flush())
+    (queue,) = session.pool._manifest.task_queues
+    await bury(doubles, queue, reason)
+    for task in tasks:
+        with pytest.raises(kind, match=words):
+            await within(task)
+    outcome = await tasks[0].outcome()
+    assert (outcome.status, outcome.tag, outcome.node) == (Status.FAILED, {"k": 1}, None)
+    await eventually_none(doubles, queue)
+
+
+async def eventually_none(doubles: Doubles, queue: QueueRef) -> None:
+    async with asyncio.timeout(20):
+        while await dead(doubles, queue):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_task_that_expires_while_its_session_waits(
+    pool: Pool, session: Session, doubles: Doubles
+) -> None:
+    """The queue's time to live is over: the broker gives up on it, and the session hears of it."""
+    task = await session.submit("x.py")
+    await within(task.accepted())
+    (queue,) = pool._manifest.task_queues
+    message = doubles.broker.tried[-1]
+    async with await doubles.broker.receiver(queue) as receiver:
+        delivery = await receiver.receive(1.0)
+        assert delivery is not None
+        await receiver.complete(delivery)
+    mortal = OutgoingMessage(message.body, "mortal", time_to_live=3600.0)
+    async with await doubles.broker.plain_sender(queue) as sender:
+        await sender.send(mortal)
+    doubles.broker.advance(3601)
+    with pytest.raises(TaskFailed, match="expired in the queue"):
+        await within(task)
+
+
+async def test_a_session_that_opens_tells_for_a_client_that_is_gone(
+    pool: Pool, doubles: Doubles, agent: Agent
+) -> None:
+    """What was dead before anybody looked is in the mailbox when its client comes back."""
+    async with pool.session("gone") as gone:
+        await gone.submit("x.py", task_id="old")
+    (queue,) = pool._manifest.task_queues
+    await bury(doubles, queue, "TTLExpiredException")
+    async with pool.session("other"):
+        await eventually_none(doubles, queue)
+    async with pool.session("gone") as again:
+        (result,) = [result async for result in again.results()]
+    assert (result.task_id, result.kind) == ("old", "TaskFailed")
+
+
+async def test_dead_results_are_told(pool: Pool, session: Session, agent: Agent, doubles: Doubles) -> None:
+    """Their message goes to the mailbox once more, under an id that the broker does not know yet."""
+    task = await session.submit("x.py")
+    (item,) = await agent.take()
+    (queue,) = pool._manifest.results_queues
+    mailbox = session._inbox._mailbox
+    assert mailbox is not None
+    body = wire.join("results", [wire.encode(result_of(item, "late"))])
+    mortal = OutgoingMessage(body, "one", session_id="default/elsewhere", time_to_live=10.0)
+    async with await doubles.broker.plain_sender(queue) as sender:
+        await sender.send(mortal)
+    doubles.broker.advance(11)
+    async with pool.session("elsewhere") as elsewhere:
+        (result,) = [await within(anext(elsewhere.results(follow=True)))]
+    assert result.value == "late"
+    assert not task._entry.done
+
+
+async def test_letters_that_cannot_be_read_stay_and_hide_none(
+    pool: Pool, session: Session, doubles: Doubles
+) -> None:
+    """They are for people; those behind them become results, at every look."""
+    (queue,) = pool._manifest.task_queues
+    async with await doubles.broker.plain_sender(queue) as sender:
+        await sender.send(OutgoingMessage(b"not a pack", "unreadable"))
+    await bury(doubles, queue, "MessageUnreadable")
+    for _ in range(2):
+        task = await session.submit("x.py")
+        await within(task.accepted())
+        await bury(doubles, queue, "TTLExpiredException")
+        with pytest.raises(TaskFailed):
+            await within(task)
+        doubles.broker.advance(31)
+    assert await dead(doubles, queue) == 1
+
+
+@pytest.mark.parametrize("who", ["receiver", "figures"])
+async def test_whoever_lacks_the_right_leaves_it_to_others(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    """A session works without; one that may not ask how many letters there are looks for itself."""
+    asked: list[str] = []
+
+    async def refuse(*_: object, **__: object) -> None:
+        asked.append(who)
+        raise BrokerError("Unauthorized")
+
+    monkeypatch.setattr(doubles.broker, who, refuse)
+    async with pool.session("c") as session:
+        task = await session.submit("x.py")
+        await within(task.accepted())
+        if who == "figures":
+            await bury(doubles, pool._manifest.task_queues[0], "TTLExpiredException")
+            with pytest.raises(TaskFailed):
+                await within(task)
+        else:
+            doubles.broker._queue(pool._manifest.task_queues[0])
+            await eventually(lambda: not session._troubles)
+    assert session.closed

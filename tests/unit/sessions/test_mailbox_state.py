@@ -1,0 +1,586 @@
+"""What a session knows of its mail: shown once, settled when handed over, kept where it must be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from batchflow.errors import BrokerError, LeaseLost
+from batchflow.model import Event, Status
+from batchflow.ports.broker import Delivery
+from batchflow.protocol import wire
+from batchflow.protocol.wire import EventItem, Reference, ResultItem, make_uid
+from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord
+from batchflow.sessions.mailbox_state import (
+    Confirmed,
+    Dropped,
+    Fetch,
+    MailboxState,
+    Resolved,
+    ResultMessage,
+    Tell,
+    UnreadLimits,
+)
+from batchflow.sessions.tracker import Entry, Tracker
+from tests.unit.sessions.test_tracker import make_entry
+
+PLENTY = UnreadLimits(1000, 1000, 10**9)
+_numbers = count(1)
+
+
+class OnDisk:
+    """A spilled outcome."""
+
+    def __init__(self, outcome: ResultItem) -> None:
+        self._outcome = outcome
+
+    def read(self) -> ResultItem:
+        return self._outcome
+
+
+def result(sequence: int, value: Any = None, *, incarnation: str = "me") -> ResultItem:
+    uid = make_uid(incarnation, sequence)
+    return ResultItem(uid, "c", "j", str(sequence), "x.py", Status.SUCCEEDED, "host", value, None)
+
+
+def letter(opening: str, *items: ResultItem, body: bytes | None = None) -> ResultMessage[str]:
+    number = next(_numbers)
+    body = wire.join("results", [wire.encode(item) for item in items]) if body is None else body
+    return ResultMessage(Delivery(body, f"m{number}", number, 1, f"lock{number}", enqueued_at=10.0), opening)
+
+
+class Desk:
+    """A book, open as "first", and what it said."""
+
+    def __init__(
+        self, tasks: int = 0, *, limits: UnreadLimits = PLENTY, account: DeliveryRecord | None = None
+    ) -> None:
+        self.tracker = Tracker()
+        self.told = 0
+        self.book = MailboxState[str]("me", self.tracker, limits, account, self._due)
+        self.book.opening = "first"
+        for sequence in range(tasks):
+            self.tracker.add(make_entry(sequence, uid=make_uid("me", sequence)))
+
+    def _due(self) -> None:
+        self.told += 1
+
+    def read(self) -> list[Any]:
+        """The values of all that is to be shown; with this they are handed over."""
+        shown = []
+        while (entry := self.tracker.next_unclaimed()) is not None:
+            shown.append(entry.result().value)
+        return shown
+
+    def spill(self) -> int:
+        """How many outcomes went to disk."""
+        spilled = 0
+        for entry, outcome in self.book.overflow():
+            self.book.spill(entry, OnDisk(outcome))
+            spilled += 1
+        return spilled
+
+
+def an_account(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
+    """Loaded; an earlier holder, "old", has submitted so many tasks and read nothing."""
+    ledger = Checkpoint()
+    ledger.open("old")
+    ledger.pages["old"].submitted = submitted
+    account = DeliveryRecord("me", journal)
+    account.enter(ledger)
+    account.load(ledger)
+    return account
+
+
+# ---- settling
+
+
+def test_a_message_is_due_when_its_last_outcome_was_handed_over() -> None:
+    """Not before, and once."""
+    desk = Desk(2)
+    first, second = result(0, "a"), result(1, "b")
+    commands = desk.book.accept(letter("first", first, second))
+    assert [type(command) for command in commands] == [Resolved, Resolved]
+    assert desk.book.held == 1
+    assert desk.tracker.next_unclaimed() is not None
+    assert not desk.book.take_due()
+    assert desk.read() == ["b"]
+    assert len(desk.book.take_due()) == desk.told == 1
+    assert not desk.book.take_due()
+    assert (desk.book.held, desk.book.held_bytes) == (0, 0)
+
+
+def test_a_message_without_an_outcome_is_due_at_once() -> None:
+    """Events are told, and what cannot be read is dropped, and said so."""
+    desk = Desk()
+    event = wire.encode(EventItem(make_uid("me", 0), "t", "log", "hello", 1.0))
+    (told,) = desk.book.accept(letter("first", body=wire.join("events", [event])))
+    assert isinstance(told, Tell)
+    assert isinstance(told.event, Event)
+    (dropped,) = desk.book.accept(letter("first", body=b"no results at all"))
+    assert isinstance(dropped, Dropped)
+    assert len(desk.book.take_due()) == 2
+    assert desk.book.held == 0
+
+
+def test_what_may_not_be_completed_yet_keeps_its_place() -> None:
+    """Letters that are put back come before those that became due meanwhile."""
+    desk = Desk(2)
+    desk.book.accept(letter("first", result(0)))
+    desk.read()
+    taken = desk.book.take_due()
+    desk.book.accept(letter("first", result(1)))
+    desk.read()
+    desk.book.put_back(taken)
+    due = desk.book.take_due()
+    assert due[0] is taken[0]
+    assert len(due) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (BrokerError("busy", retryable=True), True),
+        (BrokerError("never"), False),
+        (LeaseLost("gone"), False),
+    ],
+)
+def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, again: bool) -> None:
+    """By the opening that the message came by, and no other."""
+    desk = Desk()
+    ours, lost = letter("first"), letter("earlier")
+    assert desk.book.not_completed(ours, error) is again
+    assert not desk.book.not_completed(lost, error)
+    assert desk.book.take_due() == ([ours] if again else [])
+
+
+# ---- showing once
+
+
+def test_a_duplicate_is_completed_and_says_nothing() -> None:
+    """The first outcome is the one; the second is due at once, and tells that an agent knows of the task."""
+    desk = Desk(1, account=(account := an_account()))
+    desk.book.accept(letter("first", result(0, "one")))
+    assert desk.book.accept(letter("first", result(0, "other"))) == [Confirmed(0)]
+    assert len(desk.book.take_due()) == 1
+    assert not account.is_consumed(make_uid("me", 0))
+    assert desk.read() == ["one"]
+    assert account.is_consumed(make_uid("me", 0))
+
+
+def test_what_was_not_read_waits_for_the_mail_that_comes_again() -> None:
+    """After the mailbox was lost its new message is held, and completed when it was read."""
+    desk = Desk(1, account=an_account())
+    desk.book.accept(letter("first", result(0, "one")))
+    desk.book.lost()
+    assert desk.book.held == 0
+    desk.book.opening = "second"
+    again = letter("second", result(0, "one"))
+    desk.book.accept(again)
+    assert not desk.book.take_due()
+    assert desk.read() == ["one"]
+    assert desk.book.take_due() == [again]
+
+
+def test_reading_after_a_loss_completes_nothing_of_the_lost_opening() -> None:
+    """What was read before its mail came again is a duplicate then."""
+    desk = Desk(1, account=an_account())
+    desk.book.accept(letter("first", result(0, "one")))
+    desk.book.lost()
+    desk.book.opening = "second"
+    assert desk.read() == ["one"]
+    assert not desk.book.take_due()
+    again = letter("second", result(0, "one"))
+    desk.book.accept(again)
+    assert desk.book.take_due() == [again]
+    assert desk.read() == []
+
+
+def test_an_outcome_of_the_sessions_own_takes_the_receipt_of_its_mail() -> None:
+    """An agent's word for a cancelled task is held until the cancellation was read."""
+    desk = Desk(1, account=(account := an_account()))
+    entry = desk.tracker.find(0)
+    assert entry is not None
+    desk.tracker.resolve(entry, replace(result(0), status=Status.CANCELLED, error="c"))
+    desk.book.give(entry)
+    assert not account.is_consumed(entry.uid)
+    assert desk.book.accept(letter("first", result(0, "agent's"))) == [Confirmed(0)]
+    assert not desk.book.take_due()
+    desk.read()
+    assert len(desk.book.take_due()) == 1
+    assert account.is_consumed(entry.uid)
+
+
+# ---- adopting
+
+
+def test_mail_of_an_earlier_holder_is_adopted_once() -> None:
+    """It is counted among ours where it was owed, and marked where its holder may have shown it."""
+    desk = Desk(account=an_account(submitted=1))
+    desk.tracker.expect(1)
+    desk.book.predecessor_until = 10.0
+    mail = result(0, "theirs", incarnation="old")
+    assert desk.book.accept(letter("first", mail)) == []
+    assert desk.book.accept(letter("first", mail)) == []
+    assert len(desk.book.take_due()) == 1
+    entry = desk.tracker.next_unclaimed()
+    assert entry is not None
+    assert entry.repeated
+    assert entry.result().value == "theirs"
+    assert desk.read() == []
+    assert len(desk.tracker) == 0
+
+
+def test_mail_of_an_earlier_holder_is_nothing_to_a_session_without_a_name() -> None:
+    """It has no account; the message is completed."""
+    desk = Desk()
+    desk.book.accept(letter("first", result(0, incarnation="old")))
+    assert len(desk.book.take_due()) == 1
+    assert desk.read() == []
+
+
+class Journal(set[str]):
+    """On the host."""
+
+    record = set.add
+
+
+def test_what_the_journal_knows_is_owed_no_longer() -> None:
+    """The ledger was not saved before the crash; the journal counts more, and the outcome is not awaited."""
+    journal = Journal([make_uid("old", 0)])
+    desk = Desk(account=(account := an_account(submitted=1, journal=journal)))
+    desk.tracker.expect(1)
+    desk.book.accept(letter("first", result(0, "theirs", incarnation="old")))
+    assert desk.read() == []
+    assert len(desk.tracker) == 0
+    assert account.is_behind(0)
+
+
+# ---- results by reference
+
+
+def test_a_result_by_reference_counts_when_it_was_fetched() -> None:
+    """Its blob goes with its message, and its bytes count as held."""
+    desk = Desk(1)
+    item = result(0, Reference("results/0.json", 5000))
+    mail = letter("first", item)
+    (fetch,) = desk.book.accept(mail)
+    assert isinstance(fetch, Fetch)
+    held = desk.book.held_bytes
+    assert desk.read() == []
+    desk.book.fetched(result(0, "large"), 5000)
+    assert desk.book.held_bytes == held + 5000
+    assert desk.read() == ["large"]
+    assert desk.book.take_due() == [mail]
+    assert mail.blobs == ["results/0.json"]
+    assert desk.book.held_bytes == 0
+
+
+def test_a_result_is_fetched_once_at_a_time() -> None:
+    """A second message of the same opening is a duplicate; one of a later opening is the one to complete."""
+    desk = Desk(1)
+    item = result(0, Reference("results/0.json", 5))
+    desk.book.accept(letter("first", item))
+    copy, again = letter("first", item), letter("second", item)
+    assert desk.book.accept(copy) == []
+    assert desk.book.take_due() == [copy]
+    desk.book.lost()
+    desk.book.opening = "second"
+    assert desk.book.accept(again) == []
+    desk.book.fetched(result(0, "large"), 5)
+    assert desk.read() == ["large"]
+    assert desk.book.take_due() == [again]
+
+
+def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
+    """The task ran again after its arguments had been removed: that failure comes second.
+
+    It used to be shown in place of a success that an earlier holder had shown already.
+    """
+    account = an_account(submitted=1)
+    desk = Desk(account=account)
+    whole = result(0, "large", incarnation="old")
+    desk.book.accept(letter("first", replace(whole, value=Reference("results/0.json", 5))))
+    failure = replace(
+        whole, status=Status.FAILED, value=None, error="its arguments are gone", kind="TaskRejected"
+    )
+    late = letter("first", failure)
+    assert desk.book.accept(late) == []
+    assert desk.read() == []
+    desk.book.fetched(whole, 5)
+    assert desk.read() == ["large"]
+    assert late in desk.book.take_due()
+
+
+def test_where_there_is_nothing_to_fetch_the_next_outcome_counts() -> None:
+    """Rather than a failure to fetch the first one."""
+    desk = Desk(1)
+    item = result(0, Reference("results/0.json", 5))
+    desk.book.accept(letter("first", item))
+    desk.book.accept(letter("first", result(0, "small")))
+    desk.book.not_there(
+        item, replace(item, status=Status.FAILED, value=None, error="gone", kind="TaskFailed")
+    )
+    assert desk.read() == ["small"]
+    assert len(desk.book.take_due()) == 2
+    assert not desk.book.fetching
+
+
+def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
+    """The blob goes with the message that is held, for that one comes again should this session die.
+
+    It used to go with the duplicate, which is completed at once: the value was lost to the next holder, and
+    to this one while it was being fetched.
+    """
+    desk = Desk(1, account=an_account())
+    item = result(0, Reference("results/0.json", 5))
+    mail, copy, other = letter("first", item), letter("first", item), letter("first", item)
+    desk.book.accept(mail)
+    desk.book.accept(copy)
+    desk.book.fetched(result(0, "large"), 5)
+    assert desk.book.take_due() == [copy]
+    assert (copy.blobs, mail.blobs) == ([], ["results/0.json"])
+    desk.read()
+    assert desk.book.take_due() == [mail]
+    desk.book.accept(other)
+    assert other.blobs == ["results/0.json"]
+
+
+def test_a_result_that_was_fetched_while_the_mailbox_was_lost_is_known_when_it_comes_again() -> None:
+    """It is not shown twice, and its new message is completed when it was read."""
+    desk = Desk(1, account=an_account())
+    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
+    desk.book.lost()
+    desk.book.fetched(result(0, "large"), 5)
+    desk.book.opening = "second"
+    again = letter("second", result(0, Reference("results/0.json", 5)))
+    (fetch,) = desk.book.accept(again)
+    assert isinstance(fetch, Fetch)
+    desk.book.fetched(result(0, "large"), 5)
+    assert not desk.book.take_due()
+    assert desk.read() == ["large"]
+    assert desk.book.take_due() == [again]
+
+
+def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_again() -> None:
+    """A duplicate that was fetched late used to take the place of the message that is to be held.
+
+    That one was then completed unread, and the outcome was lost with the process.
+    """
+    desk = Desk(1, account=an_account())
+    desk.book.accept(letter("first", result(0, "small")))
+    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
+    desk.book.lost()
+    desk.book.opening = "second"
+    desk.book.fetched(result(0, "large"), 5)
+    again = letter("second", result(0, "small"))
+    desk.book.accept(again)
+    assert not desk.book.take_due()
+    assert desk.read() == ["small"]
+    assert desk.book.take_due() == [again]
+
+
+def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> None:
+    """After a loss it says nothing: whoever had the mailbox may have shown the result, and removed the blob.
+
+    A client that stood still used to show a failure of what another one had shown as a success.
+    """
+    desk = Desk(1, account=an_account())
+    item = result(0, Reference("results/0.json", 5))
+    failure = replace(item, value=None, status=Status.FAILED, error="gone")
+    desk.book.accept(letter("first", item))
+    desk.book.lost()
+    desk.book.opening = "second"
+    assert desk.book.not_there(item, failure) == []
+    (fetch,) = desk.book.accept(letter("second", item))
+    assert isinstance(fetch, Fetch)
+    (resolved,) = desk.book.not_there(item, failure)
+    assert isinstance(resolved, Resolved)
+    assert resolved.outcome is failure
+    desk.read()
+    assert len(desk.book.take_due()) == 1
+
+
+# ---- spilling
+
+
+@pytest.mark.parametrize(
+    "limits", [UnreadLimits(1, 99, 10**9), UnreadLimits(99, 1, 10**9), UnreadLimits(99, 99, 1)]
+)
+def test_what_nobody_reads_goes_to_disk(limits: UnreadLimits) -> None:
+    """Past so many messages, outcomes or bytes; without an account their messages are due then."""
+    desk = Desk(2, limits=limits)
+    for sequence in range(2):
+        desk.book.accept(letter("first", result(sequence, sequence)))
+    assert desk.spill() == 2
+    assert len(desk.book.take_due()) == 2
+    assert desk.read() == [0, 1]
+    assert desk.spill() == 0
+
+
+def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None:
+    """The file dies with the process: the message is completed when the outcome was read."""
+    desk = Desk(1, limits=UnreadLimits(0, 99, 10**9), account=an_account())
+    desk.book.accept(letter("first", result(0, "a")))
+    assert desk.spill() == 1
+    assert desk.book.held == 1
+    assert not desk.book.take_due()
+    assert desk.read() == ["a"]
+    assert len(desk.book.take_due()) == 1
+    assert not desk.book.spilled
+
+
+# ---- what was read
+
+
+def test_what_was_read_is_not_held() -> None:
+    """With the last outcome of a message all that it brought goes."""
+    desk = Desk(3)
+    desk.book.accept(letter("first", result(0), result(1), result(2)))
+    assert len(desk.book.fresh) == 3
+    desk.read()
+    assert not desk.book.fresh
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 1024), (300_000, 5)])
+def test_what_was_read_goes_also_behind_what_nobody_reads(size: int, most: int) -> None:
+    """Not each at once: past so many of them, or so many bytes."""
+    number = 1500 if most > 5 else 40
+    desk = Desk(number)
+    desk.book.accept(letter("first", result(0, "unread")))
+    desk.tracker.claim(desk.book.fresh[0])
+    for sequence in range(1, number):
+        desk.book.accept(letter("first", result(sequence, "v" * size)))
+        assert desk.read() == ["v" * size]
+        assert len(desk.book.fresh) <= most
+    assert desk.book.fresh[0].sequence == 0
+
+
+def test_the_bytes_of_what_is_due_are_known() -> None:
+    """The broker's client holds them until then."""
+    desk = Desk(2)
+    for sequence in range(2):
+        desk.book.accept(letter("first", result(sequence, "v" * 1000)))
+    assert desk.book.due_bytes == 0
+    desk.read()
+    held = desk.book.due_bytes
+    assert held > 2000
+    taken = desk.book.take_due()
+    assert desk.book.due_bytes == 0
+    desk.book.put_back(taken)
+    assert desk.book.due_bytes == held
+    desk.book.lost()
+    assert desk.book.due_bytes == 0
+
+
+# ---- all at once
+
+
+class Mailbox(RuleBasedStateMachine):
+    """A session by a name, whose mailbox is lost now and then: what was not completed comes again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.account = an_account(submitted=3)
+        self.desk = Desk(6, limits=UnreadLimits(4, 3, 10**9), account=self.account)
+        self.desk.tracker.expect(3)
+        self.openings = count(1)
+        self.queue: list[ResultItem] = []
+        """In the mailbox, and not delivered to this opening."""
+        self.out: dict[str, ResultItem] = {}
+        """Delivered and not completed, by message id."""
+        self.shown: list[str] = []
+        self.sent: set[str] = set()
+
+    @initialize()
+    def begin(self) -> None:
+        self.desk.book.opening = f"opening {next(self.openings)}"
+
+    @rule(incarnation=st.sampled_from(["me", "old"]), sequence=st.integers(0, 5), large=st.booleans())
+    def an_agent_answers(self, incarnation: str, sequence: int, large: bool) -> None:
+        if incarnation == "old" and sequence > 2:
+            return
+        item = result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation)
+        self.sent.add(item.uid)
+        self.queue.append(replace(item, value=Reference(f"results/{item.uid}", 7)) if large else item)
+
+    @precondition(lambda self: self.queue)
+    @rule()
+    def mail_comes(self) -> None:
+        item = self.queue.pop(0)
+        opening = self.desk.book.opening
+        assert opening is not None
+        mail = letter(opening, item)
+        self.out[mail.delivery.message_id] = item
+        self.desk.book.accept(mail)
+        self.desk.spill()
+
+    @precondition(lambda self: self.desk.book.fetching)
+    @rule()
+    def storage_answers(self) -> None:
+        uid = next(iter(self.desk.book.fetching))
+        incarnation, sequence = wire.split_uid(uid)
+        self.desk.book.fetched(result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation), 7)
+        self.desk.spill()
+
+    @rule()
+    def somebody_reads(self) -> None:
+        entry = self.desk.tracker.next_unclaimed()
+        if entry is not None:
+            self._show(entry)
+
+    def _show(self, entry: Entry) -> None:
+        assert entry.uid not in self.shown
+        self.shown.append(entry.uid)
+
+    @rule()
+    def what_is_due_is_completed(self) -> None:
+        due = self.desk.book.take_due()
+        saved = Checkpoint.decode(self.account.to_save(6))
+        for mail in due:
+            item = self.out.pop(mail.delivery.message_id)
+            assert saved.is_consumed(*wire.split_uid(item.uid)) or item.uid in {
+                other.uid for other in (*self.out.values(), *self.queue)
+            }
+
+    @rule()
+    def the_mailbox_is_lost(self) -> None:
+        self.desk.book.lost()
+        self.desk.book.opening = f"opening {next(self.openings)}"
+        self.queue = [*self.out.values(), *self.queue]
+        self.out = {}
+
+    @invariant()
+    def what_was_read_and_nothing_else_is_consumed(self) -> None:
+        consumed = {uid for uid in self.sent if self.account.is_consumed(uid)}
+        assert consumed == set(self.shown)
+
+    @invariant()
+    def every_message_that_is_held_is_out(self) -> None:
+        book = self.desk.book
+        assert book.held >= 0
+        assert book.held + len(book.due) == len(self.out)
+
+    def teardown(self) -> None:
+        while self.queue or self.desk.book.fetching:
+            if self.queue:
+                self.mail_comes()
+            if self.desk.book.fetching:
+                self.storage_answers()
+        while (entry := self.desk.tracker.next_unclaimed()) is not None:
+            self._show(entry)
+        self.what_is_due_is_completed()
+        assert set(self.shown) == self.sent
+        assert not self.out
+        assert (self.desk.book.held, self.desk.book.held_bytes) == (0, 0)
+        assert not self.desk.book.spilled
+
+
+TestMailbox = Mailbox.TestCase
+TestMailbox.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
