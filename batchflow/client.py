@@ -18,7 +18,6 @@ import anyio.to_thread
 from batchflow.config.loader import load_settings
 from batchflow.errors import (
     BatchflowError,
-    BlobNotFound,
     ConfigurationError,
     PoolNotFound,
     SessionClosed,
@@ -109,7 +108,7 @@ class Client(Supervised):
         """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         pool_spec.check(spec)
         sources = await collect(spec.files)
-        manifest = await self._maker.create(spec, sources)
+        manifest = await self.provisioner.create(spec, sources)
         return self._known(manifest, Origin("created", "it was asked for"), sources)
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
@@ -119,7 +118,7 @@ class Client(Supervised):
         makes at this moment is waited for, which `progress` is told.
         """
         layout.check_pool_id(pool_id)
-        manifest = await self._maker.attach(pool_id, Reporter(progress))
+        manifest = await self.provisioner.attach(pool_id, Reporter(progress))
         return self._known(manifest, Origin("attached", "it was asked for"))
 
     async def ensure_pool(
@@ -142,14 +141,14 @@ class Client(Supervised):
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
         pool_spec.check(spec)
         sources = await collect(files or spec.files)
-        found = await self._maker.ensure(spec, sources, report)
+        found = await self.provisioner.ensure(spec, sources, report)
         if found.made:
             return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
         pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)), sources)
         if sources:
-            bundle = await upload(sources, pool._ctl)
+            bundle = await upload(sources, pool.runtime.ctl)
             if bundle.hash != found.manifest.bundle:
-                await pool._change(lambda current: replace(current, bundle=bundle.hash))
+                await pool.runtime.change(lambda current: replace(current, bundle=bundle.hash))
                 pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
         info = found.info
         if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
@@ -159,21 +158,15 @@ class Client(Supervised):
 
     async def pools(self) -> AsyncIterator[Pool]:
         """Those that batchflow knows in this account."""
-        try:
-            names = [info.name async for info in self._maker.index.list("pools/")]
-        except BlobNotFound:
-            return
-        for name in names:
-            manifest = await self._maker.read(name.removeprefix("pools/").removesuffix(".json"))
-            if manifest is not None:
-                yield self._known(manifest)
+        async for manifest in self.connections.manifests.read_all():
+            yield self._known(manifest)
 
     async def find_pool(self) -> Pool:
         """One that can take work: of those with nodes that which has most. Raises `PoolNotFound`."""
         found: list[tuple[int, Pool]] = []
         async for pool in self.pools():
             try:
-                info = await self._services.compute.pool(pool.id)
+                info = await self.connections.compute.pool(pool.id)
             except PoolNotFound:
                 continue
             if info.state == "active" and info.wanted + info.spot_wanted:
@@ -190,14 +183,14 @@ class Client(Supervised):
         `bundle_age`: seconds after which a bundle that no session uses goes. A client sweeps by itself a
         minute after its opening, if nobody has for a day.
         """
-        return await sweep(self._services, self._maker.index, bundle_age=bundle_age)
+        return await sweep(self.connections, bundle_age=bundle_age)
 
     async def _sweep_quietly(self) -> None:
-        if self._services.restricted:
+        if self.connections.restricted:
             return
         await asyncio.sleep(_SWEEP_AFTER)
         try:
-            since = await last_swept(self._maker.index)
+            since = await last_swept(self.connections.manifests.index)
             if since is None or since > DAY:
                 await self.sweep()
         except BatchflowError as error:
@@ -212,15 +205,15 @@ class Client(Supervised):
         when there is nothing.
         """
         layout.check_pool_id(pool_id)
-        manifest = await self._maker.read(pool_id)
+        manifest = await self.connections.manifests.read(pool_id)
         if manifest is not None:
             await self._known(manifest).delete(wait=wait, progress=progress)
-        elif not await self._maker.remove_unfinished(pool_id):
+        elif not await self.provisioner.remove_unfinished(pool_id):
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
 
     async def delete_all_pools(self) -> None:
         """Only those that batchflow made, or laid its queues and documents beside, and unfinished ones."""
-        pools = [pool.id async for pool in self.pools()] + await self._maker.unfinished()
+        pools = [pool.id async for pool in self.pools()] + await self.provisioner.unfinished()
         async with task_group() as group:
             for pool_id in pools:
                 group.start_soon(self._delete_if_there, pool_id)
@@ -234,24 +227,27 @@ class Client(Supervised):
 
         They are kept for 30 days when their pool is deleted; a client of one pool sees its while it lives.
         """
-        manifest = None if pool_id is None else await self._maker.read(layout.check_pool_id(pool_id))
-        out = None if manifest is None else self._services.storage.container(manifest.out)
-        async for log in node_logs.find(out, self._maker.index, pool_id):
+        manifests = self.connections.manifests
+        manifest = None if pool_id is None else await manifests.read(layout.check_pool_id(pool_id))
+        out = None if manifest is None else self.connections.storage.container(manifest.out)
+        async for log in node_logs.find(out, manifests.index, pool_id):
             yield log
 
     # ---- services
 
     @property
-    def _services(self) -> Connections:
+    def connections(self) -> Connections:
+        """The open connections to the three services. Raises `SessionClosed` when the client is not open."""
         if self._connected is None or self.closed:
             raise SessionClosed("the client is not open: use `async with` or `await`, and not after aclose()")
         return self._connected
 
     @property
-    def _maker(self) -> PoolProvisioner:
+    def provisioner(self) -> PoolProvisioner:
+        """What makes, finds and removes pools."""
         from batchflow.pools.provisioning import PoolProvisioner
 
-        return PoolProvisioner(self._services, self._settings.pool)
+        return PoolProvisioner(self.connections, self._settings.pool)
 
     def _known(
         self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[BundleSource] = ()

@@ -69,7 +69,7 @@ class Job:
 
     async def _told(self) -> AsyncIterator[tuple[str, Mapping[str, int]]]:
         """What its sessions that show signs of life last told, by their names."""
-        prefix, ctl = f"sessions/{self.name}/", self.pool._ctl
+        prefix, ctl = f"sessions/{self.name}/", self.pool.runtime.ctl
         async for info in ctl.list(prefix):
             try:
                 presence = Presence.decode((await ctl.get(info.name)).data)

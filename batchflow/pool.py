@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +31,7 @@ from batchflow.model import BROKEN, Explanation, Node, Origin
 from batchflow.pools import access, agent_job, agent_launch, heartbeats
 from batchflow.pools.reboot import change_start_task, reboot_all
 from batchflow.pools.resize import shrink
+from batchflow.pools.runtime import PoolRuntime
 from batchflow.protocol import layout, wire
 from batchflow.protocol.documents import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
 from batchflow.session import Session
@@ -55,7 +56,6 @@ _LOOKS: Final = 20
 """After so many of them whoever waits for agents starts again those that are missing."""
 _DRAIN_SLACK = 10.0
 """Seconds, beyond the grace, for handing back and for the last results."""
-_CHANGE_TRIES = 10
 _AWAY: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
 """The states of a node whose agent is gone, although its last heartbeat may be fresh."""
 _MAIL_WAIT: float = 0.5
@@ -76,9 +76,8 @@ class Pool:
         self.client = client
         self.origin: Origin = origin or Origin("attached", "it was there")
         """Which of create, reuse, repurpose and attach it was, and why."""
-        self._manifest = manifest
-        self._ctl = client._services.storage.container(manifest.ctl)
-        self._out = client._services.storage.container(manifest.out)
+        self.runtime = PoolRuntime(lambda: client.connections, client.settings, manifest)
+        """What the parts of the pool share."""
         self._known_jobs: set[str] = set()
         self._launch: agent_launch.LaunchCommand | None = None
         self._sources = sources
@@ -87,7 +86,7 @@ class Pool:
 
     @property
     def id(self) -> str:
-        return self._manifest.pool
+        return self.runtime.manifest.pool
 
     def __repr__(self) -> str:
         return f"<Pool {self.id!r}>"
@@ -129,7 +128,7 @@ class Pool:
         layout.check_name("job name", name)
         document = JobDocument(name, time.time())
         try:
-            await self._ctl.put(layout.job_blob(name), document.encode(), create=True)
+            await self.runtime.ctl.put(layout.job_blob(name), document.encode(), create=True)
         except BlobConflict as error:
             raise JobExists(f"pool {self.id!r} has a job {name!r} already") from error
         self._known_jobs.add(name)
@@ -141,9 +140,9 @@ class Pool:
 
     async def jobs(self) -> AsyncIterator[Job]:
         """All of them, closed ones too."""
-        async for info in self._ctl.list("jobs/"):
+        async for info in self.runtime.ctl.list("jobs/"):
             try:
-                document = JobDocument.decode((await self._ctl.get(info.name)).data)
+                document = JobDocument.decode((await self.runtime.ctl.get(info.name)).data)
             except BlobNotFound:
                 continue
             except ProtocolError as error:
@@ -159,30 +158,30 @@ class Pool:
         sessions = [session for session in self._sessions if session.job_name == name]
         clients = {session.name for session in sessions}
         for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
-            async for info in self._ctl.list(prefix):
+            async for info in self.runtime.ctl.list(prefix):
                 clients.add(info.name.rpartition("/")[2].removesuffix(".json"))
         everything = Cancellation(everything=True).encode()
         for client in clients:
-            await self._ctl.put(layout.cancellation_blob(name, client), everything)
+            await self.runtime.ctl.put(layout.cancellation_blob(name, client), everything)
         await _close(sessions, f"job {name!r} was deleted")
         for client in clients:
             await self._drop_mail(wire.mailbox_id(name, client))
         for container, prefix in (
-            (self._ctl, f"sessions/{name}/"),
-            (self._ctl, f"args/{name}/"),
-            (self._out, f"results/{name}/"),
-            (self._out, f"outputs/{name}/"),
+            (self.runtime.ctl, f"sessions/{name}/"),
+            (self.runtime.ctl, f"args/{name}/"),
+            (self.runtime.out, f"results/{name}/"),
+            (self.runtime.out, f"outputs/{name}/"),
         ):
             async for info in container.list(prefix):
                 await container.delete(info.name)
-        await self._ctl.delete(layout.job_blob(name))
+        await self.runtime.ctl.delete(layout.job_blob(name))
         self._known_jobs.discard(name)
 
     async def _drop_mail(self, mailbox_id: str) -> None:
         """Complete what lies in a mailbox, unless somebody holds it."""
-        queue = layout.queue_for(self._manifest.results_queues, mailbox_id)
+        queue = layout.queue_for(self.runtime.manifest.results_queues, mailbox_id)
         try:
-            mailbox = await self.client._services.broker.mailbox(queue, mailbox_id)
+            mailbox = await self.runtime.connections.broker.mailbox(queue, mailbox_id)
         except MailboxInUse:
             logger.info("mail_not_dropped", extra={"mailbox": mailbox_id})
             return
@@ -198,7 +197,7 @@ class Pool:
     async def _job_document(self, name: str) -> JobDocument:
         layout.check_name("job name", name)
         try:
-            document = JobDocument.decode((await self._ctl.get(layout.job_blob(name))).data)
+            document = JobDocument.decode((await self.runtime.ctl.get(layout.job_blob(name))).data)
         except BlobNotFound as error:
             raise JobNotFound(f"pool {self.id!r} has no job {name!r}") from error
         if document.state == "deleted":
@@ -219,7 +218,7 @@ class Pool:
 
     async def _close_job(self, name: str) -> JobDocument:
         document = replace(await self._job_document(name), state="closed")
-        await self._ctl.put(layout.job_blob(name), document.encode())
+        await self.runtime.ctl.put(layout.job_blob(name), document.encode())
         self._known_jobs.discard(name)
         for session in [session for session in self._sessions if session.job_name == name]:
             session._submitter.refusal = f"job {name!r} is closed: it takes no new tasks"
@@ -246,7 +245,7 @@ class Pool:
                         raise  # else the agents' job ended at this moment: it is begun anew
 
     async def _start_agents(self, report: Reporter) -> None:
-        compute = self.client._services.compute
+        compute = self.runtime.connections.compute
         info, tasks = await self._survey()
         sources, self._sources = self._sources, ()
         alive = sum(task.state != "completed" for task in tasks)
@@ -255,18 +254,22 @@ class Pool:
             return
         if self._launch is None or not self._launch.lasting:
             ground = agent_launch.LaunchContext(
-                self._manifest, self._ctl, self._out, self.origin.choice == "created", sources
+                self.runtime.manifest,
+                self.runtime.ctl,
+                self.runtime.out,
+                self.origin.choice == "created",
+                sources,
             )
             self._launch = await agent_launch.prepare(
-                self.client._services, self.client.settings, ground, report
+                self.runtime.connections, self.runtime.settings, ground, report
             )
         if tasks and not alive:
             # Whoever started them may have died before it said so.
-            await compute.end_job_when_idle(self._manifest.agents_job)
-            tasks = await self._begin_generation(self._manifest.agents_job)
+            await compute.end_job_when_idle(self.runtime.manifest.agents_job)
+            tasks = await self._begin_generation(self.runtime.manifest.agents_job)
             if tasks:
                 return  # somebody else has started them
-        job, container = self._manifest.agents_job, self._manifest.container
+        job, container = self.runtime.manifest.agents_job, self.runtime.manifest.container
         report(f"starting {counted(missing, 'agent')}")
         await compute.create_job(job, self.id)
         first = agent_job.next_number(tasks)
@@ -277,18 +280,18 @@ class Pool:
 
     async def _survey(self) -> tuple[PoolInfo, list[BatchTaskInfo]]:
         """The machines, and the tasks of the agents' job as the manifest has it now."""
-        compute, job = self.client._services.compute, self._manifest.agents_job
+        compute, job = self.runtime.connections.compute, self.runtime.manifest.agents_job
         tasks: list[BatchTaskInfo] = []
 
         async def list_tasks() -> None:
             tasks.extend(await compute.tasks(job))
 
         async with task_group() as group:
-            group.start_soon(self._refresh)
+            group.start_soon(self.runtime.refresh)
             group.start_soon(list_tasks)
             info = await compute.pool(self.id)
-        if self._manifest.agents_job != job:
-            tasks = await compute.tasks(self._manifest.agents_job)
+        if self.runtime.manifest.agents_job != job:
+            tasks = await compute.tasks(self.runtime.manifest.agents_job)
         return info, tasks
 
     async def _begin_generation(self, ended: str) -> list[BatchTaskInfo]:
@@ -297,8 +300,8 @@ class Pool:
         def change(manifest: PoolManifest) -> PoolManifest:
             return agent_job.next_generation(manifest) if manifest.agents_job == ended else manifest
 
-        await self._change(change)
-        return await self.client._services.compute.tasks(self._manifest.agents_job)
+        await self.runtime.change(change)
+        return await self.runtime.connections.compute.tasks(self.runtime.manifest.agents_job)
 
     async def stop(self, *, drain: bool = True, progress: Progress | None = None) -> None:
         """End the agents; the queued tasks stay for the next ones. Idempotent.
@@ -307,23 +310,24 @@ class Pool:
         rest; without, what runs is killed, and runs again elsewhere when its lock has run out. `progress` is
         told, in a line, what is still there whenever that changes.
         """
-        compute, report = self.client._services.compute, Reporter(progress)
-        await self._refresh()
+        compute, report = self.runtime.connections.compute, Reporter(progress)
+        await self.runtime.refresh()
         if drain:
             await self._drain(report)
-        alive = [task for task in await compute.tasks(self._manifest.agents_job) if task.state != "completed"]
+        tasks = await compute.tasks(self.runtime.manifest.agents_job)
+        alive = [task for task in tasks if task.state != "completed"]
         if alive:
             report(f"ending {counted(len(alive), 'agent')}")
         for task in alive:
-            await compute.delete_task(self._manifest.agents_job, task.id)
-        await compute.delete_job(self._manifest.agents_job)
-        await self._begin_generation(self._manifest.agents_job)
+            await compute.delete_task(self.runtime.manifest.agents_job, task.id)
+        await compute.delete_job(self.runtime.manifest.agents_job)
+        await self._begin_generation(self.runtime.manifest.agents_job)
 
     async def _drain(self, report: Reporter) -> None:
         """Tell the agents to drain, and return when they have, or are out of time."""
-        settings = self.client.settings.agent
-        order = DrainOrder(self._manifest.agents_job, settings.drain_grace)
-        await self._ctl.put(layout.DRAIN_BLOB, order.encode())
+        settings = self.runtime.settings.agent
+        order = DrainOrder(self.runtime.manifest.agents_job, settings.drain_grace)
+        await self.runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
         with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
             while beats := await self.heartbeats():
                 running = sum(len(beat.running) for beat in beats)
@@ -346,10 +350,10 @@ class Pool:
         """
         if spec is not None and not reset:
             raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
-        bundle = await upload(await collect(files), self._ctl)
+        bundle = await upload(await collect(files), self.runtime.ctl)
         if spec is not None:
             await change_start_task(self, spec)
-        await self._change(lambda manifest: replace(manifest, bundle=bundle.hash))
+        await self.runtime.change(lambda manifest: replace(manifest, bundle=bundle.hash))
         if reset:
             await reboot_all(self, Reporter(progress))
             if self._sessions:
@@ -364,7 +368,7 @@ class Pool:
         """
         if nodes < 0 or spot < 0:
             raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
-        compute = self.client._services.compute
+        compute = self.runtime.connections.compute
         async with self._starting:
             if not await shrink(self, await compute.pool(self.id), (nodes, spot), Reporter(progress)):
                 await compute.resize_pool(self.id, nodes, spot)
@@ -373,18 +377,18 @@ class Pool:
 
     async def _has_agents(self) -> bool:
         """Whether some are wanted at this moment, whoever started them."""
-        await self._refresh()
-        tasks = await self.client._services.compute.tasks(self._manifest.agents_job)
+        await self.runtime.refresh()
+        tasks = await self.runtime.connections.compute.tasks(self.runtime.manifest.agents_job)
         return any(task.state != "completed" for task in tasks)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """What the living agents last said of themselves."""
-        return await heartbeats.read_heartbeats(self._out)
+        return await heartbeats.read_heartbeats(self.runtime.out)
 
     async def nodes(self) -> list[Node]:
         """The machines, as Batch and their agents tell of them. Raises `PoolNotFound`."""
         beats = {beat.node: beat for beat in await self.heartbeats()}
-        nodes = await self.client._services.compute.nodes(self.id)
+        nodes = await self.runtime.connections.compute.nodes(self.id)
         return [_node(info.id, info.state, info.dedicated, beats.get(info.id)) for info in nodes]
 
     async def wait_ready(
@@ -418,9 +422,10 @@ class Pool:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
 
     async def _readiness(self, nodes: int | None) -> tuple[bool, str]:
-        info = await self.client._services.compute.pool(self.id)
+        compute = self.runtime.connections.compute
+        info = await compute.pool(self.id)
         wanted = info.wanted + info.spot_wanted if nodes is None else nodes
-        away = {node.id for node in await self.client._services.compute.nodes(self.id) if node.state in _AWAY}
+        away = {node.id for node in await compute.nodes(self.id) if node.state in _AWAY}
         ready = sum(beat.state == "ready" and beat.node not in away for beat in await self.heartbeats())
         text = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes, {ready} agents ready"
         return ready >= wanted, f"{text} of {wanted}"
@@ -436,11 +441,11 @@ class Pool:
         `client.pool` open sessions; making, resizing and removing anything is refused. The rights end with
         the pool. Of a client that has no key of the Storage account itself they end after a week.
         """
-        await self._change(lambda manifest: replace(manifest, shared=True))
-        storage, services = self.client._services.storage, self.client._services
-        await storage.create_container(self._manifest.ctl, access.ctl_policies())
-        await storage.create_container(self._manifest.out, access.out_policies())
-        return await access.client_settings(services, self.client.settings, self._manifest)
+        await self.runtime.change(lambda manifest: replace(manifest, shared=True))
+        storage, services = self.runtime.connections.storage, self.runtime.connections
+        await storage.create_container(self.runtime.manifest.ctl, access.ctl_policies())
+        await storage.create_container(self.runtime.manifest.out, access.out_policies())
+        return await access.client_settings(services, self.runtime.settings, self.runtime.manifest)
 
     async def delete(self, *, wait: bool = False, progress: Progress | None = None) -> None:
         """Remove its agents, queues, documents and files, and the machines if batchflow made them.
@@ -454,13 +459,13 @@ class Pool:
             report(f"closing {counted(len(sessions), 'session')}")
         await _close(sessions, f"pool {self.id!r} was deleted")
         report("removing its agents, queues and files")
-        await self.client._maker.remove(self._manifest)
+        await self.client.provisioner.remove(self.runtime.manifest)
         if wait:
             await self._until_gone(report)
 
     async def _until_gone(self, report: Reporter) -> None:
         """Return when Batch has no pool of that name that is on its way out."""
-        compute = self.client._services.compute
+        compute = self.runtime.connections.compute
         try:
             while (await compute.pool(self.id)).state == "deleting":
                 left = len(await compute.nodes(self.id))
@@ -468,35 +473,6 @@ class Pool:
                 await anyio.sleep(_POLL)
         except PoolNotFound:
             return
-
-    async def _refresh(self) -> str:
-        """Read the manifest again; returns its ETag. Raises `PoolNotFound`."""
-        try:
-            blob = await self.client._maker.index.get(layout.manifest_blob(self.id))
-        except BlobNotFound as error:
-            raise PoolNotFound(f"pool {self.id!r} was deleted") from error
-        manifest = PoolManifest.decode(blob.data)
-        if manifest.prefix != self._manifest.prefix:
-            raise PoolNotFound(f"pool {self.id!r} was deleted; there is another one of that name now")
-        self._manifest = manifest
-        return blob.etag
-
-    async def _change(self, change: Callable[[PoolManifest], PoolManifest]) -> None:
-        """Change the manifest, once more when somebody else changed it meanwhile."""
-        self.client._services.check_unrestricted(f"pool {self.id!r} cannot be changed")
-        index = self.client._maker.index
-        for _ in range(_CHANGE_TRIES):
-            etag = await self._refresh()
-            wanted = change(self._manifest)
-            try:
-                await index.put(layout.manifest_blob(self.id), wanted.encode(), if_match=etag)
-            except BlobConflict:
-                continue
-            self._manifest = wanted
-            if wanted.shared:
-                await access.copy_manifest(index, self._ctl, self.id)
-            return
-        raise BlobConflict(f"pool {self.id!r}: its manifest changes all the time", retryable=True)
 
 
 def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> Node:

@@ -259,7 +259,7 @@ class Session(Supervised):
     async def update_files(self, files: Files) -> None:
         """Tasks submitted from now on run with these files; those submitted before keep theirs."""
         self._check_open()
-        self._submitter.bundle = (await upload(await collect(files), self.pool._ctl)).hash
+        self._submitter.bundle = (await upload(await collect(files), self.pool.runtime.ctl)).hash
 
     async def cancel_all(self) -> None:
         """`cancel` every task that has no outcome."""
@@ -343,7 +343,7 @@ class Session(Supervised):
             entry.on_done = None  # whoever holds the task shall not hold the map, and all its inputs
             on_done(entry)
         if entry.arguments_blob is not None:
-            self._drop_later(self.pool._ctl, entry.arguments_blob, "delete arguments")
+            self._drop_later(self.pool.runtime.ctl, entry.arguments_blob, "delete arguments")
 
     @property
     def _outstanding(self) -> int:
@@ -359,7 +359,7 @@ class Session(Supervised):
         prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid)
 
         async def download(name: str) -> BinaryIO:
-            return await fetch(self.pool._out, prefix + name)
+            return await fetch(self.pool.runtime.out, prefix + name)
 
         return replace(result, download=download)
 
@@ -458,16 +458,16 @@ class Session(Supervised):
                 group.start_soon(self._inbox.open)
                 group.start_soon(self._cancellations.open)
         except ServiceError:
-            await self.pool._refresh()  # raises PoolNotFound when that is why
+            await self.pool.runtime.refresh()  # raises PoolNotFound when that is why
             raise
         self._holds = True
 
     async def _prepare_bundle(self) -> None:
         if self._files is None:
-            await self.pool._refresh()  # another client may have repurposed it
-            bundle = self.pool._manifest.bundle or (await upload([], self.pool._ctl)).hash
+            await self.pool.runtime.refresh()  # another client may have repurposed it
+            bundle = self.pool.runtime.manifest.bundle or (await upload([], self.pool.runtime.ctl)).hash
         else:
-            bundle = (await upload(await collect(self._files), self.pool._ctl)).hash
+            bundle = (await upload(await collect(self._files), self.pool.runtime.ctl)).hash
         self._submitter.bundle = bundle
 
     async def _work(self, agents: asyncio.Task[None]) -> None:

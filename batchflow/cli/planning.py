@@ -181,10 +181,10 @@ async def _bundle_of(pool: Pool) -> Bundle | None:
     from batchflow.errors import BlobNotFound
     from batchflow.protocol.bundle import Bundle, bundle_blob
 
-    wanted = pool._manifest.bundle
+    wanted = pool.runtime.manifest.bundle
     if wanted is None:
         return None
     try:
-        return Bundle.read((await pool._ctl.get(bundle_blob(wanted))).data, wanted)
+        return Bundle.read((await pool.runtime.ctl.get(bundle_blob(wanted))).data, wanted)
     except BlobNotFound:
         return None

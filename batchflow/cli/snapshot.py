@@ -65,8 +65,8 @@ class Snapshot:
 
 async def look(pool: Pool) -> Snapshot:
     """Raises `ServiceError`."""
-    admin = pool.client._services.admin
-    figures = [await admin.figures(queue.entity) for queue in pool._manifest.task_queues]
+    admin = pool.runtime.connections.admin
+    figures = [await admin.figures(queue.entity) for queue in pool.runtime.manifest.task_queues]
     return Snapshot(
         pool.id,
         tuple(await pool.nodes()),

@@ -150,7 +150,7 @@ def _unanswered(error: ServiceError, service: str) -> Cause:
 
 async def cannot_become_ready(pool: Pool, nodes: int | None) -> Callable[[str], PoolError] | None:
     """What makes an error, of a text, of that so many ready nodes can never come; None while they can."""
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     info = await compute.pool(pool.id)
     if info.state == "deleting":
         return PoolNotFound
@@ -164,7 +164,7 @@ async def cannot_become_ready(pool: Pool, nodes: int | None) -> Callable[[str], 
         return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
     if info.allocation == "steady" and not info.autoscale and info.wanted + info.spot_wanted < wanted:
         return partial(_too_small, info.wanted + info.spot_wanted, wanted)
-    tasks = await compute.tasks(pool._manifest.agents_job)
+    tasks = await compute.tasks(pool.runtime.manifest.agents_job)
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
     return PoolError if await _start_in_vain(pool, tasks) else None
@@ -188,9 +188,9 @@ async def _start_in_vain(pool: Pool, tasks: list[BatchTaskInfo]) -> bool:
 
 async def _agent_log(pool: Pool, task: BatchTaskInfo) -> AgentLog:
     """A task that Batch starts again has an empty one for a moment."""
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     for _ in range(_LOG_TRIES if task.retries else 1):
-        text = await compute.task_output(pool._manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
+        text = await compute.task_output(pool.runtime.manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
         if text.strip():
             return agent_log.read(text)
         await anyio.sleep(random.uniform(0.5, 1.5) * _LOG_PAUSE)  # not in step with its deaths
@@ -211,7 +211,7 @@ def _summary(pool: Pool, facts: dict[str, Any]) -> str:
 
 
 async def _ask_batch(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     info = await compute.pool(pool.id)
     nodes = await compute.nodes(pool.id)
     facts["nodes"] = {node.id: node.state for node in nodes}
@@ -264,7 +264,7 @@ async def _image_causes(pool: Pool, info: PoolInfo) -> list[Cause]:
         return []
     name = (image.publisher.lower(), image.offer.lower(), image.sku.lower())
     text, now = ":".join(name), time.time()
-    for each in await pool.client._services.compute.images():
+    for each in await pool.runtime.connections.compute.images():
         if (each.publisher.lower(), each.offer.lower(), each.sku.lower()) == name:
             left = None if each.end_of_life is None else each.end_of_life - now
             remedy = "make a new pool of another image: PoolSpec(image=...)"
@@ -279,7 +279,7 @@ async def _image_causes(pool: Pool, info: PoolInfo) -> list[Cause]:
 
 async def _node_causes(pool: Pool, node: NodeInfo) -> list[Cause]:
     if node.state == "starttaskfailed" and node.start_task_error is not None:
-        compute = pool.client._services.compute
+        compute = pool.runtime.connections.compute
         said = await compute.node_output(pool.id, node.id, "startup/stderr.txt", _TAIL)
         words = f"; its stderr ends: {said.strip()}" if said.strip() else "; its stderr is empty"
         what = f"the start task failed on node {node.id}: {node.start_task_error.message}{words}"
@@ -319,9 +319,9 @@ async def _ask_agents(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
 async def _own_clock_causes(pool: Pool) -> list[Cause]:
     """By the time that the storage service gives to a blob written now."""
     before = time.time()
-    await pool._ctl.put(_CLOCK_BLOB, b"")
+    await pool.runtime.ctl.put(_CLOCK_BLOB, b"")
     after = time.time()
-    told = [info.modified_at async for info in pool._ctl.list(_CLOCK_BLOB) if info.name == _CLOCK_BLOB]
+    told = [info.modified_at async for info in pool.runtime.ctl.list(_CLOCK_BLOB) if info.name == _CLOCK_BLOB]
     skew = (before + after) / 2 - told[0] if told else 0.0
     if abs(skew) < _SKEW + (after - before):
         return []
@@ -332,7 +332,7 @@ async def _own_clock_causes(pool: Pool) -> list[Cause]:
 
 async def _absence_causes(pool: Pool) -> list[Cause]:
     """Why no agent is alive: what Batch tells of the tasks that should be agents."""
-    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    tasks = await pool.runtime.connections.compute.tasks(pool.runtime.manifest.agents_job)
     under_way = any(task.state != "completed" for task in tasks)
     remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
     causes = [Cause("no agent is alive", remedy)]
@@ -400,7 +400,7 @@ def own_version() -> str:
 
 
 async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    services, queues = pool.client._services, pool._manifest.task_queues
+    services, queues = pool.runtime.connections, pool.runtime.manifest.task_queues
     figures = [await services.admin_of(queue).figures(queue.entity) for queue in queues]
     facts["queued"] = sum(each.active for each in figures)
     facts["dead"] = dead = sum(each.dead for each in figures)
@@ -417,7 +417,7 @@ async def _file_causes(session: Session) -> list[Cause]:
     if not wanted or not hashed:
         return []
     try:
-        blob = await session.pool._ctl.get(bundle_blob(hashed))
+        blob = await session.pool.runtime.ctl.get(bundle_blob(hashed))
     except BlobNotFound:
         remedy = "await session.update_files(files), then submit anew"
         return [Cause(f"the bundle {hashed[:12]} is gone", remedy)]

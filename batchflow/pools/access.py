@@ -16,12 +16,11 @@ from urllib.parse import parse_qs
 
 from batchflow.ports.broker import AccessRule, QueueRef
 from batchflow.ports.storage import AccessPolicy
-from batchflow.protocol import documents, layout
+from batchflow.protocol import documents
 from batchflow.settings import AccessSettings, BatchSettings, Settings
 
 if TYPE_CHECKING:
     from batchflow.pools.connections import Connections
-    from batchflow.ports.storage import Container
 
 AGENT_RULE: Final = "agent"
 CLIENT_RULE: Final = "client"
@@ -82,15 +81,3 @@ def ends_at(signature: str | None) -> float | None:
     """When a signature ends, in seconds since the epoch; None for one that ends with its stored policy."""
     written = parse_qs(signature or "").get("se")
     return None if not written else datetime.fromisoformat(written[0]).timestamp()
-
-
-async def copy_manifest(index: Container, ctl: Container, pool_id: str) -> None:
-    """Bring the copy up to date, whoever else changes the manifest at this moment."""
-    name = layout.manifest_blob(pool_id)
-    blob = await index.get(name)
-    while True:
-        await ctl.put(name, blob.data)
-        newer = await index.get_if_changed(name, blob.etag)
-        if newer is None:
-            return
-        blob = newer

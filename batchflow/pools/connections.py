@@ -10,6 +10,8 @@ import anyio
 import anyio.to_thread
 
 from batchflow.errors import BrokerError, ConfigurationError, PoolError
+from batchflow.pools.manifest_store import ManifestStore
+from batchflow.protocol.layout import INDEX_CONTAINER
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
 
@@ -45,6 +47,11 @@ class Connections:
     """Of the namespaces after the first."""
     keyless: bool = False
     """Whether Entra ID opens Storage or Service Bus: there may be no keys to make agents' keys from."""
+
+    @property
+    def manifests(self) -> ManifestStore:
+        """The manifests of the account's pools; of one pool, for a client of one pool alone."""
+        return ManifestStore(self.storage.container(INDEX_CONTAINER))
 
     @property
     def restricted(self) -> bool:

@@ -28,8 +28,6 @@ import anyio
 
 from batchflow.errors import (
     BatchflowError,
-    BlobConflict,
-    BlobNotFound,
     ConfigurationError,
     PoolError,
     PoolExists,
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
     from batchflow.model import ManagedIdentity
     from batchflow.pools.connections import Connections
     from batchflow.ports.compute import PoolInfo
-    from batchflow.ports.storage import Container
     from batchflow.settings import PoolSettings
     from batchflow.support.progress_report import Reporter
 
@@ -88,55 +85,44 @@ class EnsuredPool:
 class PoolProvisioner:
     """For one connection. Every method is safe to cancel, and then takes back what it began."""
 
-    def __init__(self, services: Connections, defaults: PoolSettings) -> None:
-        self._services = services
+    def __init__(self, connections: Connections, defaults: PoolSettings) -> None:
+        self._connections = connections
         self._defaults = defaults
-
-    @property
-    def index(self) -> Container:
-        """Where the manifests are."""
-        return self._services.storage.container(INDEX_CONTAINER)
-
-    async def read(self, pool_id: str) -> PoolManifest | None:
-        """The pool's manifest; None when batchflow does not know it."""
-        try:
-            blob = await self.index.get(layout.manifest_blob(pool_id))
-        except BlobNotFound:
-            return None
-        return PoolManifest.decode(blob.data)
+        self._manifests = connections.manifests
 
     def is_ours(self, info: PoolInfo) -> bool:
         """Whether batchflow made the machines, for this very index."""
-        mark = {**pool_spec.MADE_BY, _INDEX: self.index.url}
+        mark = {**pool_spec.MADE_BY, _INDEX: self._manifests.index.url}
         return mark.items() <= dict(info.metadata).items()
 
     async def unfinished(self) -> list[str]:
         """Batch pools that are being made, or whose maker died before it wrote a manifest."""
-        infos = [info async for info in self._services.compute.pools() if info.state == "active"]
-        return [info.id for info in infos if self.is_ours(info) and await self.read(info.id) is None]
+        infos = [info async for info in self._connections.compute.pools() if info.state == "active"]
+        ours = [info.id for info in infos if self.is_ours(info)]
+        return [pool_id for pool_id in ours if await self._manifests.read(pool_id) is None]
 
     async def remove_unfinished(self, pool_id: str) -> bool:
         """Delete the machines of a pool that has no manifest; False: there are none of ours of that name."""
         try:
-            info = await self._services.compute.pool(pool_id)
+            info = await self._connections.compute.pool(pool_id)
         except PoolNotFound:
             return False
         if info.state == "deleting" or not self.is_ours(info):
             return False
-        return await self._services.compute.delete_pool(pool_id)
+        return await self._connections.compute.delete_pool(pool_id)
 
     async def create(self, spec: PoolSpec, sources: list[BundleSource]) -> PoolManifest:
         """Raises `PoolExists`, and `ConfigurationError` before anything is made."""
-        if await self.read(spec.id) is not None:
+        if await self._manifests.read(spec.id) is not None:
             raise PoolExists(
                 f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
             )
-        images = await self._services.compute.images()
+        images = await self._connections.compute.images()
         document = pool_spec.build(spec, self._defaults, images, time.time())
-        maker = {_MAKER: uuid.uuid4().hex, _INDEX: self.index.url}
+        maker = {_MAKER: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
         undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._unmake, spec.id, maker)}
         try:
-            await self._services.compute.create_pool(
+            await self._connections.compute.create_pool(
                 replace(document, metadata={**document.metadata, **maker})
             )
             return await self._lay_out(spec, sources, owned=True)
@@ -149,16 +135,16 @@ class PoolProvisioner:
     async def _unmake(self, pool_id: str, maker: Mapping[str, str]) -> None:
         """Delete the Batch pool if it is this maker's: of a request that was cut off nobody knows."""
         try:
-            info = await self._services.compute.pool(pool_id)
+            info = await self._connections.compute.pool(pool_id)
         except PoolNotFound:
             return
         if maker.items() <= dict(info.metadata).items():
-            await self._services.compute.delete_pool(pool_id)
+            await self._connections.compute.delete_pool(pool_id)
 
     async def attach(self, pool_id: str, report: Reporter) -> PoolManifest:
         """Raises `PoolNotFound`."""
-        while (manifest := await self.read(pool_id)) is None:
-            info = await self._services.compute.pool(pool_id)
+        while (manifest := await self._manifests.read(pool_id)) is None:
+            info = await self._connections.compute.pool(pool_id)
             if info.state == "deleting":
                 raise PoolNotFound(
                     f"pool {pool_id!r} is being deleted: try again when it is gone", retryable=True
@@ -209,7 +195,7 @@ class PoolProvisioner:
         """Make anew the queues that deleted themselves when nobody used them; False: the pool has gone."""
         made = []
         for queue, spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
-            admin = self._services.admin_of(queue)
+            admin = self._connections.admin_of(queue)
             try:
                 await admin.figures(queue.entity)
             except QueueNotFound:
@@ -231,12 +217,12 @@ class PoolProvisioner:
 
         async def read() -> None:
             nonlocal manifest
-            manifest = await self.read(pool_id)
+            manifest = await self._manifests.read(pool_id)
 
         async with task_group() as group:
             group.start_soon(read)
             try:
-                info = await self._services.compute.pool(pool_id)
+                info = await self._connections.compute.pool(pool_id)
             except PoolNotFound:
                 info = None
         return manifest, info
@@ -246,7 +232,7 @@ class PoolProvisioner:
         ours = self.is_ours(info)
         if ours and (manifest := await self._await_maker(info.id, report)) is not None:
             return manifest
-        identity = pool_spec.choose_identity(spec, info.identities, wanted=self._services.keyless)
+        identity = pool_spec.choose_identity(spec, info.identities, wanted=self._connections.keyless)
         return await self._lay_out(replace(spec, id=info.id), None, owned=ours, identity=identity)
 
     async def _await_maker(self, pool_id: str, report: Reporter) -> PoolManifest | None:
@@ -254,9 +240,9 @@ class PoolProvisioner:
         report(f"pool {pool_id!r} is being made by somebody, who has {_PROVISIONING:.0f} s")
         with anyio.move_on_after(_PROVISIONING):
             while True:
-                if (manifest := await self.read(pool_id)) is not None:
+                if (manifest := await self._manifests.read(pool_id)) is not None:
                     return manifest
-                if (await self._services.compute.pool(pool_id)).state == "deleting":
+                if (await self._connections.compute.pool(pool_id)).state == "deleting":
                     raise PoolExists(f"pool {pool_id!r} is being deleted", retryable=True)
                 await anyio.sleep(pause)
                 pause = min(_POLLS[1], pause * 2)
@@ -271,19 +257,19 @@ class PoolProvisioner:
         identity: ManagedIdentity | None = None,
     ) -> PoolManifest:
         """The queues, the containers, the bundle, then the manifest: with that the pool exists for others."""
-        services, manifest = self._services, self._plan(spec, owned, identity)
+        connections, manifest = self._connections, self._plan(spec, owned, identity)
         try:
             async with task_group() as group:
                 for queue, queue_spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
-                    group.start_soon(services.admin_of(queue).create_queue, queue_spec)
-                group.start_soon(services.storage.create_container, INDEX_CONTAINER)
-                group.start_soon(services.storage.create_container, manifest.out, access.out_policies())
-                await services.storage.create_container(manifest.ctl, access.ctl_policies())
-                bundle = await upload(sources or [], services.storage.container(manifest.ctl), is_new=True)
+                    group.start_soon(connections.admin_of(queue).create_queue, queue_spec)
+                group.start_soon(connections.storage.create_container, INDEX_CONTAINER)
+                group.start_soon(connections.storage.create_container, manifest.out, access.out_policies())
+                await connections.storage.create_container(manifest.ctl, access.ctl_policies())
+                bundle = await upload(sources or [], connections.storage.container(manifest.ctl), is_new=True)
             manifest = replace(manifest, bundle=bundle.hash)
-            await self._publish(manifest)
+            await self._manifests.publish(manifest)
         except BaseException as error:
-            published = {f"manifest of pool {spec.id!r}": partial(self._withdraw, manifest)}
+            published = {f"manifest of pool {spec.id!r}": partial(self._manifests.withdraw, manifest)}
             await _take_back(error, {**published, **self._parts(manifest)})
             raise
         return manifest
@@ -307,18 +293,12 @@ class PoolProvisioner:
 
     def _queues(self, name: str, shards: int) -> tuple[QueueRef, ...]:
         """So many queues, one namespace after the other; pools with fewer begin where chance has it."""
-        namespaces = [admin.namespace for admin in self._services.admins]
+        namespaces = [admin.namespace for admin in self._connections.admins]
         first = zlib.crc32(name.rpartition("-")[0].encode())
         return tuple(
             QueueRef(namespaces[(first + shard) % len(namespaces)], f"{name}{shard + 1 if shard else ''}")
             for shard in range(shards)
         )
-
-    async def _publish(self, manifest: PoolManifest) -> None:
-        try:
-            await self.index.put(layout.manifest_blob(manifest.pool), manifest.encode(), create=True)
-        except BlobConflict as error:
-            raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
 
     def _queue_specs(self, manifest: PoolManifest) -> list[QueueSpec]:
         idle = self._defaults.queue_idle
@@ -326,10 +306,10 @@ class PoolProvisioner:
 
     def _parts(self, manifest: PoolManifest) -> UndoSteps:
         """What a layout is made of, and how each part is removed."""
-        services, storage = self._services, self._services.storage
+        connections, storage = self._connections, self._connections.storage
         return {
             **{
-                f"queue {queue.entity!r}": partial(services.admin_of(queue).delete_queue, queue.entity)
+                f"queue {queue.entity!r}": partial(connections.admin_of(queue).delete_queue, queue.entity)
                 for queue in manifest.queues
             },
             **{
@@ -343,36 +323,22 @@ class PoolProvisioner:
 
         Another pool that has got the name meanwhile stays.
         """
-        current = await self.read(manifest.pool)
+        current = await self._manifests.read(manifest.pool)
         if manifest.owned and (current is None or current.prefix == manifest.prefix):
-            await self._services.compute.delete_pool(manifest.pool)
+            await self._connections.compute.delete_pool(manifest.pool)
         await self._clear(manifest)
 
     async def _clear(self, manifest: PoolManifest) -> None:
         """What is beside the Batch pool, the manifest last. What its agents logged is kept."""
         async with task_group() as group:
             for job in agent_job.generations(manifest):
-                group.start_soon(self._services.compute.delete_job, job)
-        out = self._services.storage.container(manifest.out)
-        await node_logs.keep(out, self.index, manifest.prefix)
+                group.start_soon(self._connections.compute.delete_job, job)
+        out = self._connections.storage.container(manifest.out)
+        await node_logs.keep(out, self._manifests.index, manifest.prefix)
         async with task_group() as group:
             for remove in self._parts(manifest).values():
                 group.start_soon(remove)
-        await self._withdraw(manifest)
-
-    async def _withdraw(self, manifest: PoolManifest) -> None:
-        """Remove the manifest, unless it is another pool's of that name by now."""
-        name = layout.manifest_blob(manifest.pool)
-        while True:
-            try:
-                blob = await self.index.get(name)
-                if PoolManifest.decode(blob.data).prefix == manifest.prefix:
-                    await self.index.delete(name, if_match=blob.etag)
-            except BlobConflict:
-                continue
-            except BlobNotFound:
-                pass
-            return
+        await self._manifests.withdraw(manifest)
 
 
 def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:

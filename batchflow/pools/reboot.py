@@ -24,12 +24,12 @@ _FAILED: Final = {"starttaskfailed": StartTaskFailed, "unusable": NodeUnusable}
 
 async def change_start_task(pool: Pool, spec: PoolSpec) -> None:
     """Give the pool the spec's start task. Raises `ConfigurationError` for a pool of somebody else's."""
-    if not pool._manifest.owned:
+    if not pool.runtime.manifest.owned:
         raise ConfigurationError(
             f"pool {pool.id!r} was not made by batchflow: its start task is not ours to change; reset=True "
             "without a spec only boots its nodes anew"
         )
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     images = await compute.images()
     spec = replace(spec, id=pool.id)
     await compute.change_start_task(pool_spec.build(spec, pool.client.settings.pool, images, time.time()))
@@ -40,13 +40,13 @@ async def reboot_all(pool: Pool, report: Reporter) -> None:
 
     A node that does not come back ends it with the pool's explanation; the nodes after it are untouched.
     """
-    nodes = await pool.client._services.compute.nodes(pool.id)
+    nodes = await pool.runtime.connections.compute.nodes(pool.id)
     for number, node in enumerate(nodes, 1):
         await _reboot(pool, node.id, f"node {number} of {len(nodes)}, {node.id}", report)
 
 
 async def _reboot(pool: Pool, node_id: str, name: str, report: Reporter) -> None:
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     try:
         await compute.reboot_node(pool.id, node_id)
     except PoolError:
@@ -63,5 +63,5 @@ async def _reboot(pool: Pool, node_id: str, name: str, report: Reporter) -> None
 
 
 async def _find(pool: Pool, node_id: str) -> NodeInfo | None:
-    nodes = await pool.client._services.compute.nodes(pool.id)
+    nodes = await pool.runtime.connections.compute.nodes(pool.id)
     return next((node for node in nodes if node.id == node_id), None)

@@ -39,7 +39,7 @@ async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Repo
     nodes, spot = size
     if nodes > info.wanted or spot > info.spot_wanted or info.allocation != "steady":
         return False
-    there = await pool.client._services.compute.nodes(pool.id)
+    there = await pool.runtime.connections.compute.nodes(pool.id)
     beats = {beat.node: beat for beat in await pool.heartbeats()}
     dedicated = [node for node in there if node.dedicated]
     others = [node for node in there if not node.dedicated]
@@ -53,7 +53,7 @@ async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Repo
         return False
     await _drain(pool, [beats[node] for node in leaving if node in beats], report)
     report(f"removing {counted(len(leaving), 'node')}")
-    await pool.client._services.compute.remove_nodes(pool.id, leaving)
+    await pool.runtime.connections.compute.remove_nodes(pool.id, leaving)
     return True
 
 
@@ -71,8 +71,8 @@ async def _drain(pool: Pool, beats: list[Heartbeat], report: Reporter) -> None:
     if not beats:
         return
     grace = pool.client.settings.agent.drain_grace
-    order = DrainOrder(pool._manifest.agents_job, grace, tuple(beat.node for beat in beats))
-    await pool._ctl.put(layout.DRAIN_BLOB, order.encode())
+    order = DrainOrder(pool.runtime.manifest.agents_job, grace, tuple(beat.node for beat in beats))
+    await pool.runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
     leaving = {beat.agent for beat in beats}
     with anyio.move_on_after(grace + _BEATS * max(beat.interval for beat in beats)) as patience:
         while left := [beat for beat in await pool.heartbeats() if beat.agent in leaving]:

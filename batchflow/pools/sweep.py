@@ -62,9 +62,9 @@ class Swept:
             self.failed[name] = str(error)
 
 
-async def sweep(services: Connections, index: Container, *, bundle_age: float = 30 * DAY) -> Swept:
+async def sweep(services: Connections, *, bundle_age: float = 30 * DAY) -> Swept:
     """Once over the whole account. `bundle_age`: seconds. Safe to cancel."""
-    swept = Swept()
+    swept, index = Swept(), services.manifests.index
     containers = list(filter(layout.is_ours, await services.storage.containers(_PREFIX)))
     queues = [
         QueueRef(admin.namespace, name)
@@ -74,7 +74,7 @@ async def sweep(services: Connections, index: Container, *, bundle_age: float = 
     ]
     pools = {pool.id.lower() async for pool in services.compute.pools()}
     await services.storage.create_container(index.name)  # which an account without pools may not have
-    manifests = await _manifests(index)
+    manifests = [manifest async for manifest in services.manifests.read_all()]
     await _sweep_orphans(services, index, containers, queues, pools, manifests, swept)
     now = await _service_time(index)
     await _sweep_old(index, layout.LOGS, now - _KEPT_LOG_AGE, swept)
@@ -97,16 +97,6 @@ async def _service_time(index: Container, name: str = _CLOCK) -> float:
     """The storage service's clock, by a blob written now."""
     await index.put(name, b"")
     return max([info.modified_at async for info in index.list(name) if info.name == name])
-
-
-async def _manifests(index: Container) -> list[PoolManifest]:
-    found = []
-    async for info in index.list("pools/"):
-        try:
-            found.append(PoolManifest.decode((await index.get(info.name)).data))
-        except BlobNotFound:
-            continue
-    return found
 
 
 async def _sweep_orphans(

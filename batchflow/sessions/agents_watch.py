@@ -81,7 +81,7 @@ class AgentsWatch:
     async def _meet(self) -> bool:
         """Whether there are agents; who they are is noted."""
         session = self._session
-        sample = await sample_heartbeats(session.pool._out)
+        sample = await sample_heartbeats(session.pool.runtime.out)
         session._policy.slots = sample.open_slots
         if sample.alive:
             self._alone_since = None

@@ -62,7 +62,7 @@ class Cancellations:
             await self._write()
 
     async def _load(self) -> None:
-        ctl = self._session.pool._ctl
+        ctl = self._session.pool.runtime.ctl
         try:
             blob = await ctl.get(self._blob)
             found = Cancellation.decode(blob.data)
@@ -77,7 +77,7 @@ class Cancellations:
     async def release(self) -> None:
         """Remove the document, if no task can be queued that needs it."""
         if self._made and not len(self._session._tracker) and not self._unconfirmed:
-            await self._session._drop_blob(self._session.pool._ctl, self._blob)
+            await self._session._drop_blob(self._session.pool.runtime.ctl, self._blob)
 
     async def run(self) -> None:
         """Look now and then whether the job is still there. Raises `JobNotFound` when it was deleted."""
@@ -89,7 +89,7 @@ class Cancellations:
     async def _deleted(self) -> bool:
         """Whoever deletes a job cancels all that its clients have submitted."""
         try:
-            blob = await self._session.pool._ctl.get_if_changed(self._blob, self._etag)
+            blob = await self._session.pool.runtime.ctl.get_if_changed(self._blob, self._etag)
             found = None if blob is None else Cancellation.decode(blob.data)
         except (StorageError, ProtocolError) as error:
             logger.info("cancellations_not_read", extra={"blob": self._blob, "error": str(error)})
@@ -120,7 +120,7 @@ class Cancellations:
             document = replace(self._earlier, intervals={**self._earlier.intervals, **own})
             try:
                 data = document.encode()
-                self._etag = await self._session.pool._ctl.put(self._blob, data, if_match=self._etag)
+                self._etag = await self._session.pool.runtime.ctl.put(self._blob, data, if_match=self._etag)
             except (BlobConflict, BlobNotFound):
                 await self._load()  # somebody deleted the job, or an earlier holder left
             else:

@@ -42,7 +42,7 @@ class DeadLetterHandler:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._broker = session.pool.client._services.broker
+        self._broker = session.pool.runtime.connections.broker
         self._closed: set[QueueRef] = set()
         """Queues whose dead letters are not ours to deal with."""
         self._unreadable: set[tuple[QueueRef, int]] = set()
@@ -58,7 +58,7 @@ class DeadLetterHandler:
 
     async def look(self) -> None:
         """Deal with the letters that are there."""
-        manifest = self._session.pool._manifest
+        manifest = self._session.pool.runtime.manifest
         for queue in (*manifest.task_queues, *manifest.results_queues):
             if queue not in self._closed and await self._anything_dead(queue):
                 try:
@@ -71,7 +71,7 @@ class DeadLetterHandler:
     async def _anything_dead(self, queue: QueueRef) -> bool:
         """Also where that cannot be asked: looking tells."""
         try:
-            admin = self._session.pool.client._services.admin_of(queue)
+            admin = self._session.pool.runtime.connections.admin_of(queue)
             figures = await admin.figures(queue.entity)
         except (BrokerError, ConfigurationError):
             return True
@@ -126,8 +126,8 @@ class _ResultLinks:
     """The links to the results queues, each opened when it is needed, for one look."""
 
     def __init__(self, session: Session) -> None:
-        self._broker = session.pool.client._services.broker
-        self._queues = session.pool._manifest.results_queues
+        self._broker = session.pool.runtime.connections.broker
+        self._queues = session.pool.runtime.manifest.results_queues
         self._senders: dict[QueueRef, Sender] = {}
 
     async def send(self, message: OutgoingMessage) -> None:

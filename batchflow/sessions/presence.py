@@ -64,7 +64,7 @@ class PresenceKeeper:
 
     async def _read(self) -> _Found | None:
         """The document, and how old it is by the storage's clock, which is the one that all go by."""
-        ctl = self._session.pool._ctl
+        ctl = self._session.pool.runtime.ctl
         try:
             async for info in ctl.list(self._blob):
                 if info.name == self._blob:
@@ -86,9 +86,9 @@ class PresenceKeeper:
         counts = asdict(self._session.counts)
         document = Presence(self._holder, self._session.incarnation, time.time(), interval, counts)
         try:
-            await self._session.pool._ctl.put(self._blob, document.encode())
+            await self._session.pool.runtime.ctl.put(self._blob, document.encode())
         except StorageError as error:
             logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:
-        await self._session._drop_blob(self._session.pool._ctl, self._blob)
+        await self._session._drop_blob(self._session.pool.runtime.ctl, self._blob)

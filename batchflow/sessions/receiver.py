@@ -107,7 +107,7 @@ class ResultReceiver:
         """Raises `MailboxInUse`, naming the holder, when that one lives; a dead one's lock is waited for."""
         backoff = Backoff(0.5)
         clock = asyncio.get_running_loop().time
-        until = clock() + self._session.pool._manifest.lock_duration + _LOCK_GRACE
+        until = clock() + self._session.pool.runtime.manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
                 self._book.opening = await self._open_once()
@@ -125,8 +125,8 @@ class ResultReceiver:
                 return
 
     async def _open_once(self) -> Mailbox:
-        queue = queue_for(self._session.pool._manifest.results_queues, self._id)
-        broker = self._session.pool.client._services.broker
+        queue = queue_for(self._session.pool.runtime.manifest.results_queues, self._id)
+        broker = self._session.pool.runtime.connections.broker
         began = time.monotonic()
         mailbox = await opened(lambda: broker.mailbox(queue, self._id))
         self._kept(began)
@@ -134,7 +134,7 @@ class ResultReceiver:
 
     def _kept(self, began: float) -> None:
         """A request that began then has locked the mailbox, or renewed its lock."""
-        self._ours_until = began + self._session.pool._manifest.lock_duration
+        self._ours_until = began + self._session.pool.runtime.manifest.lock_duration
 
     @property
     def _is_ours(self) -> bool:
@@ -173,7 +173,7 @@ class ResultReceiver:
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
         while True:
-            await asyncio.sleep(self._session.pool._manifest.lock_duration / 3)
+            await asyncio.sleep(self._session.pool.runtime.manifest.lock_duration / 3)
             if self._mailbox is None:
                 continue
             began = time.monotonic()
@@ -240,7 +240,7 @@ class ResultReceiver:
                 asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_due.set)
             return
         for blob in letter.blobs:
-            session._drop_later(session.pool._out, blob, "delete a result's blob")
+            session._drop_later(session.pool.runtime.out, blob, "delete a result's blob")
 
     @asynccontextmanager
     async def _reopening(self) -> AsyncIterator[None]:
@@ -344,7 +344,7 @@ class ResultReceiver:
         backoff = Backoff()
         while True:
             try:
-                blob = await self._session.pool._out.get(reference.blob)
+                blob = await self._session.pool.runtime.out.get(reference.blob)
                 self._away.worked()
                 return replace(item, value=orjson.loads(blob.data))
             except BlobNotFound:

@@ -54,11 +54,11 @@ class TaskSender:
 
     async def open(self) -> None:
         async with task_group() as group:
-            for queue in self._session.pool._manifest.task_queues:
+            for queue in self._session.pool.runtime.manifest.task_queues:
                 group.start_soon(self._open, queue)
 
     async def _open(self, queue: QueueRef) -> None:
-        broker = self._session.pool.client._services.broker
+        broker = self._session.pool.runtime.connections.broker
         sender = self._session._counter.sender(await opened(lambda: broker.sender(queue)))
         outage = ServiceHealth(self._session, "sending", f"{queue.entity} has taken no tasks")
         self.lanes.append(SendLink(queue, sender, outage))

@@ -114,11 +114,11 @@ class Submitter:
         name = f"{session.incarnation}-{uuid.uuid4().hex}"
         blob = layout.arguments_blob(session.job_name, session.name, name)
         try:
-            await session.pool._ctl.put(blob, data)
+            await session.pool.runtime.ctl.put(blob, data)
             self._check_takes()
         except BaseException:
             if not session._ended:
-                session._drop_later(session.pool._ctl, blob, "delete arguments")
+                session._drop_later(session.pool.runtime.ctl, blob, "delete arguments")
             raise
         return Reference(blob, len(data))
 

@@ -356,7 +356,7 @@ async def _settled(wish: Wish, here: Cloud, programs: Iterable[Program], log: Lo
 
 
 async def _queues(here: Cloud) -> list[tuple[int, int, int]]:
-    manifest, admin = here.pool._manifest, here.client._services.admin
+    manifest, admin = here.pool.runtime.manifest, here.client.connections.admin
     figures = [
         await admin.figures(queue.entity) for queue in (*manifest.task_queues, *manifest.results_queues)
     ]

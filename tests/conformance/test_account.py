@@ -194,7 +194,7 @@ async def test_idle_agents_end_their_job(keys: Settings, name: str) -> None:
     agent = replace(keys.agent, idle_exit=1.0)
     async with made(replace(keys, agent=agent), PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
         await pool.wait_ready(timeout=BOOT)
-        compute, job = pool.client._services.compute, pool._manifest.agents_job
+        compute, job = pool.runtime.connections.compute, pool.runtime.manifest.agents_job
 
         async def ended() -> bool:
             return await compute._job_state(job) == "completed"  # type: ignore[attr-defined, no-any-return]
@@ -361,15 +361,16 @@ async def test_agents_by_the_nodes_identity(account: Account) -> None:
     pool_id, settings = account.identity_pool(), account.roles()
     async with Client(settings) as client:
         if settings.target == "local":
-            await client._services.compute.create_pool(PoolDocument(pool_id, "standard_d2s_v3", Image(), 1))
+            await client.connections.compute.create_pool(PoolDocument(pool_id, "standard_d2s_v3", Image(), 1))
         pool = await client.pool(pool_id)
         try:
-            assert pool._manifest.identity is not None
+            assert pool.runtime.manifest.identity is not None
             await pool.wait_ready(1, timeout=BOOT)
             async with pool.session(files=TASKS) as session:
                 assert await session.run("nap.py", args=0.1) == 0.1
-            configs = [info.name async for info in pool._ctl.list("agent/") if info.name.endswith(".json")]
-            config = AgentConfig.decode((await pool._ctl.get(configs[0])).data)
+            ctl = pool.runtime.ctl
+            configs = [info.name async for info in ctl.list("agent/") if info.name.endswith(".json")]
+            config = AgentConfig.decode((await ctl.get(configs[0])).data)
             assert config.ctl.signature is None
             assert config.task_queues[0].connection_string is None
         finally:

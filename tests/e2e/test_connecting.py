@@ -128,8 +128,8 @@ async def test_services_that_take_connections_and_never_answer(settings: Setting
 async def test_a_missing_right(settings: Settings, client: Client) -> None:
     """A key that may only send cannot open a mailbox, and the error says which setting holds that key."""
     pool = await client.ensure_pool("rights")
-    (queue,) = pool._manifest.results_queues
-    restricted = await client._services.admin.connection_string(queue.entity, AGENT_RULE)
+    (queue,) = pool.runtime.manifest.results_queues
+    restricted = await client.connections.admin.connection_string(queue.entity, AGENT_RULE)
     of_the_namespace = restricted.partition(";EntityPath=")[0]
     bus = replace(settings.servicebus, connection_string=of_the_namespace)
     async with Client(replace(settings, servicebus=bus)) as other:
@@ -144,9 +144,9 @@ async def test_a_missing_right(settings: Settings, client: Client) -> None:
 async def test_a_missing_queue(client: Client) -> None:
     """A queue that is gone is told when a session is opened, and so is where it was looked for."""
     pool = await client.ensure_pool("gone", nodes=0)
-    tasks, results = (*pool._manifest.task_queues, *pool._manifest.results_queues)
+    tasks, results = (*pool.runtime.manifest.task_queues, *pool.runtime.manifest.results_queues)
     for queue, kind in ((tasks, QueueNotFound), (results, MailboxNotFound)):
-        await client._services.admin.delete_queue(queue.entity)
+        await client.connections.admin.delete_queue(queue.entity)
         started = time.monotonic()
         with pytest.raises(kind, match=queue.entity) as caught:
             await pool.session("early")

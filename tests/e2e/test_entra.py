@@ -53,7 +53,7 @@ def keyless(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 async def resource_urls(client: Client, job: str) -> list[str]:
-    sdk = client._services.compute._client  # type: ignore[attr-defined]
+    sdk = client.connections.compute._client  # type: ignore[attr-defined]
     tasks = [task async for task in sdk.list_tasks(job)]
     return [file.http_url for task in tasks for file in task.resource_files]
 
@@ -62,19 +62,20 @@ async def test_no_key_anywhere(keyless: Settings) -> None:
     """A task runs in a pool with a managed identity: its agents are told names, and nothing is signed."""
     assert not [word for word in ("key", "SharedAccess") if word in keyless.to_toml().lower()]
     async with Client(keyless) as client:
-        sdk = client._services.compute._client  # type: ignore[attr-defined]
+        sdk = client.connections.compute._client  # type: ignore[attr-defined]
         await sdk.create_pool(foreign_pool(POOL))
         pool = await client.pool(POOL)
-        assert pool._manifest.identity is not None
+        assert pool.runtime.manifest.identity is not None
         async with pool.session(files=ECHO) as session:
             assert await session.run("echo.py", "no key") == ["no", "key"]
-        configs = [info.name async for info in pool._ctl.list("agent/") if info.name.endswith(".json")]
-        config = AgentConfig.decode((await pool._ctl.get(configs[0])).data)
+        configs = [info.name async for info in pool.runtime.ctl.list("agent/") if info.name.endswith(".json")]
+        config = AgentConfig.decode((await pool.runtime.ctl.get(configs[0])).data)
         assert {access.connection_string for access in (*config.task_queues, *config.results_queues)} == {
             None
         }
         assert (config.ctl.signature, config.out.signature) == (None, None)
-        assert not [url for url in await resource_urls(client, pool._manifest.agents_job) if "?" in url]
+        urls = await resource_urls(client, pool.runtime.manifest.agents_job)
+        assert not [url for url in urls if "?" in url]
         await pool.delete()
 
 
@@ -82,10 +83,10 @@ async def test_a_pool_without_an_identity(keyless: Settings) -> None:
     """Where nodes have none, agents get the queues' keys, and signatures that Entra ID lent for a week."""
     async with Client(keyless) as client:
         pool = await client.ensure_pool("plain", files=ECHO, nodes=1)
-        assert pool._manifest.identity is None
+        assert pool.runtime.manifest.identity is None
         async with pool.session() as session:
             assert await session.run("echo.py", "lent") == ["lent"]
-        urls = await resource_urls(client, pool._manifest.agents_job)
+        urls = await resource_urls(client, pool.runtime.manifest.agents_job)
         assert urls
         assert all("skoid=" in url for url in urls)
         await pool.delete()
@@ -100,18 +101,18 @@ async def test_agents_leave_before_their_signatures_end(
         with monkeypatch.context() as patch:
             patch.setattr("batchflow.pools.agent_launch._BEFORE_THE_END", DELEGATION - CLOCK_SKEW - 1.0)
             await pool.start()
-        first = pool._manifest.agents_job
+        first = pool.runtime.manifest.agents_job
         async with asyncio.timeout(60):
             while not await all_ended(client, first):  # noqa: ASYNC110 - Batch can only be asked
                 await asyncio.sleep(0.1)
         async with pool.session() as session:
             assert await session.run("echo.py", "next week") == ["next", "week"]
-        assert pool._manifest.agents_job != first
+        assert pool.runtime.manifest.agents_job != first
         await pool.delete()
 
 
 async def all_ended(client: Client, job: str) -> bool:
-    return {task.state for task in await client._services.compute.tasks(job)} == {"completed"}
+    return {task.state for task in await client.connections.compute.tasks(job)} == {"completed"}
 
 
 async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in cloud.identity_environment("nobody").items():
         monkeypatch.setenv(name, value)
     async with Client(cloud.keyless_settings) as client:
-        services = client._services
+        services = client.connections
         with pytest.raises(PoolError, match="PermissionDenied") as of_batch:
             await services.compute.pool("any")
         with pytest.raises(StorageError, match="AuthorizationPermissionMismatch") as of_storage:
@@ -164,9 +165,9 @@ async def test_nobody_is_logged_in(keyless: Settings, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "")
     async with Client(keyless) as client:
         with pytest.raises(PoolError) as of_batch:
-            await client._services.compute.pool("any")
+            await client.connections.compute.pool("any")
         with pytest.raises(StorageError) as of_storage:
-            await client._services.storage.containers()
+            await client.connections.storage.containers()
     assert [each.value.setting for each in (of_batch, of_storage)] == ["batch.entra", "storage.account_url"]
 
 
@@ -174,13 +175,13 @@ async def test_an_identity_is_named(keyless: Settings) -> None:
     """One that the pool has not is refused, with those that it has; a pool that is not there gets none."""
     wrong = "00000000-0000-0000-0000-000000000000"
     async with Client(keyless) as client:
-        sdk = client._services.compute._client  # type: ignore[attr-defined]
+        sdk = client.connections.compute._client  # type: ignore[attr-defined]
         await sdk.create_pool(foreign_pool(POOL))
         with pytest.raises(ConfigurationError, match=rf"identity is '{wrong}'.*userAssignedIdentities/nodes"):
             await client.ensure_pool(POOL, spec=PoolSpec(POOL, identity=wrong))
         with pytest.raises(ConfigurationError, match="through Azure's management"):
             await client.create_pool(PoolSpec("new", identity=wrong))
-        (identity,) = (await client._services.compute.pool(POOL)).identities
+        (identity,) = (await client.connections.compute.pool(POOL)).identities
         pool = await client.ensure_pool(POOL, spec=PoolSpec(POOL, identity=identity.client_id))
-        assert pool._manifest.identity == identity
+        assert pool.runtime.manifest.identity == identity
         await pool.delete()

@@ -51,7 +51,7 @@ async def name(client: Client) -> AsyncIterator[str]:
     """A pool's name; the pool is removed after the test."""
     name = f"why-{uuid.uuid4().hex[:8]}"
     yield name
-    await client._services.compute.delete_pool(name)
+    await client.connections.compute.delete_pool(name)
 
 
 async def told(pool: Pool, *words: str) -> str:
@@ -100,14 +100,14 @@ async def test_core_quota(client: Client, faults: CloudFaults, name: str) -> Non
 
 async def test_pool_quota(client: Client, faults: CloudFaults, name: str) -> None:
     """A pool too many is refused, and nothing is left behind."""
-    before = await client._services.storage.containers("bf-")
+    before = await client.connections.storage.containers("bf-")
     await faults.account(reached=["pools"])
     try:
         with pytest.raises(QuotaExceeded, match="PoolQuotaReached"):
             await client.ensure_pool(name, nodes=1)
     finally:
         await faults.account()
-    assert await client._services.storage.containers("bf-") == before
+    assert await client.connections.storage.containers("bf-") == before
 
 
 async def test_job_quota(client: Client, faults: CloudFaults, name: str) -> None:
@@ -175,7 +175,7 @@ async def test_preempted_node(client: Client, faults: CloudFaults, name: str) ->
 
 
 async def agents_states(pool: Pool) -> str:
-    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    tasks = await pool.runtime.connections.compute.tasks(pool.runtime.manifest.agents_job)
     return ", ".join(task.state for task in tasks)
 
 
@@ -283,7 +283,7 @@ async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name:
         "old", "node-1", "host-1", "boot", 1, "ready", 1, now, now, 60.0,
         versions={"batchflow": "0.0.1"}, clock_skew=95.0, trouble="the broker throttles",
     )  # fmt: skip
-    await pool._out.put(heartbeat_blob("old"), beat.encode())
+    await pool.runtime.out.put(heartbeat_blob("old"), beat.encode())
     await told(
         pool,
         f"1 of 1 agents are of batchflow 0.0.1, this is {pool.own_version()}",
@@ -327,8 +327,8 @@ async def test_missing_file(client: Client, name: str) -> None:
 async def test_missing_right(client: Client, name: str) -> None:
     """A key that may not look at the queue."""
     pool = await client.ensure_pool(name, nodes=0)
-    (queue,) = pool._manifest.results_queues
-    restricted = await client._services.admin.connection_string(queue.entity, AGENT_RULE)
+    (queue,) = pool.runtime.manifest.results_queues
+    restricted = await client.connections.admin.connection_string(queue.entity, AGENT_RULE)
     settings = client.settings
     bus = replace(settings.servicebus, connection_string=restricted.partition(";EntityPath=")[0])
     async with Client(replace(settings, servicebus=bus)) as other:
@@ -340,7 +340,7 @@ async def test_missing_right(client: Client, name: str) -> None:
 async def test_missing_queue(client: Client, name: str) -> None:
     """A queue that somebody deleted."""
     pool = await client.ensure_pool(name, nodes=0)
-    await client._services.admin.delete_queue(pool._manifest.task_queues[0].entity)
+    await client.connections.admin.delete_queue(pool.runtime.manifest.task_queues[0].entity)
     await told(pool, "-tasks", "delete the pool and make it anew")
 
 

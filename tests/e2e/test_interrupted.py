@@ -77,14 +77,14 @@ def stepping(services: Connections, steps: Steps) -> Any:
 
 @pytest.fixture
 async def name(client: Client) -> AsyncIterator[str]:
-    await client._services.storage.create_container("batchflow")
+    await client.connections.storage.create_container("batchflow")
     yield (name := f"cut-{uuid.uuid4().hex[:8]}")
     assert await left_of(client, name) == []
 
 
 async def left_of(client: Client, name: str) -> list[str]:
     """What there is of pools of that name."""
-    services, prefix = client._services, f"bf-{name}"
+    services, prefix = client.connections, f"bf-{name}"
     left = [f"container {each}" for each in await services.storage.containers(prefix)]
     left += [f"queue {each}" for each in await services.admin.queues() if each.startswith(prefix)]
     left += [f"pool {pool.id}" async for pool in services.compute.pools() if pool.id.startswith(name)]
@@ -99,13 +99,13 @@ async def test_each_step_is_taken_back(client: Client, name: str, late: bool, ho
     sources = await collect(FILES)
     for at in range(1, MOST):
         steps = Steps(at, late, fail)
-        maker = PoolProvisioner(stepping(client._services, steps), client.settings.pool)
+        maker = PoolProvisioner(stepping(client.connections, steps), client.settings.pool)
         making = asyncio.create_task(maker.create(PoolSpec(f"{name}-{at}", nodes=0), sources))
         if how == "cancelled":
             steps.act = making.cancel
         await asyncio.wait([making])
         if not steps.cut:
-            await client._maker.remove(making.result())
+            await client.provisioner.remove(making.result())
             assert at > 10
             break
         assert making.cancelled() or making.exception() is not None
@@ -133,7 +133,8 @@ async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> N
         raise PoolError("not today")
 
     steps = Steps(MOST, False, fail)
-    services = replace(stepping(client._services, steps), storage=Stubborn(client._services.storage, steps))
+    stubborn = Stubborn(client.connections.storage, steps)
+    services = replace(stepping(client.connections, steps), storage=stubborn)
     maker = PoolProvisioner(services, client.settings.pool)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maker, "_publish", lost)
@@ -141,9 +142,9 @@ async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> N
             await maker.create(PoolSpec(name, nodes=0), [])
     notes = caught.value.__notes__
     assert len(notes) == 2
-    for container in await client._services.storage.containers(f"bf-{name}"):
+    for container in await client.connections.storage.containers(f"bf-{name}"):
         assert any(f"left behind, to be removed by hand: container '{container}'" in note for note in notes)
-        await client._services.storage.delete_container(container)
+        await client.connections.storage.delete_container(container)
 
 
 async def lost(*_: object) -> None:
@@ -153,39 +154,39 @@ async def lost(*_: object) -> None:
 async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) -> None:
     """Cut off while it asks for a pool whose name another program has just taken, it leaves that alone."""
     other = await client.create_pool(PoolSpec(name, nodes=0))
-    await client._maker.index.delete(manifest_blob(name))
+    await client.connections.manifests.index.delete(manifest_blob(name))
     for late in (False, True):
         for cancelled in (False, True):
             steps = Steps(3, late, fail)  # after the manifest and the images: the Batch pool
-            maker = PoolProvisioner(stepping(client._services, steps), client.settings.pool)
+            maker = PoolProvisioner(stepping(client.connections, steps), client.settings.pool)
             making = asyncio.create_task(maker.create(PoolSpec(name, nodes=0), []))
             if cancelled:
                 steps.act = making.cancel
             with pytest.raises((asyncio.CancelledError, PoolError)):
                 await making
             assert steps.cut
-            assert (await client._services.compute.pool(name)).state == "active"
+            assert (await client.connections.compute.pool(name)).state == "active"
     with pytest.raises(PoolExists):
         await client.create_pool(PoolSpec(name, nodes=0))
-    await client._maker.index.put(manifest_blob(name), other._manifest.encode())
+    await client.connections.manifests.index.put(manifest_blob(name), other.runtime.manifest.encode())
     await other.delete()
 
 
 async def test_queues_that_went_are_made_anew(client: Client, name: str) -> None:
     """Queues remove themselves when nobody uses them for long; whoever ensures the pool has new ones."""
     pool = await client.ensure_pool(name, nodes=0)
-    sdk = await client._services.admin._client()  # type: ignore[attr-defined]
-    for queue in pool._manifest.queues:
+    sdk = await client.connections.admin._client()  # type: ignore[attr-defined]
+    for queue in pool.runtime.manifest.queues:
         assert (await sdk.get_queue(queue.entity)).auto_delete_on_idle.total_seconds() == 90 * 86400
-        await client._services.admin.delete_queue(queue.entity)
+        await client.connections.admin.delete_queue(queue.entity)
     again = await client.ensure_pool(name, nodes=0)
-    assert again._manifest.queues == pool._manifest.queues
+    assert again.runtime.manifest.queues == pool.runtime.manifest.queues
     async with again.session() as session:
         await session.submit("one.py")
         await session.flush()
     await again.delete()
-    for queue in pool._manifest.queues:
+    for queue in pool.runtime.manifest.queues:
         with pytest.raises(QueueNotFound):
-            await client._services.admin.figures(queue.entity)
+            await client.connections.admin.figures(queue.entity)
     with pytest.raises(PoolNotFound):
         await client.pool(name)

@@ -49,20 +49,21 @@ async def until(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
 
 async def blobs(pool: Pool, job: str) -> set[str]:
     """Whatever in the pool's containers has the job's name in its own, by its kind."""
-    names = [info.name for container in (pool._ctl, pool._out) async for info in container.list()]
+    containers = (pool.runtime.ctl, pool.runtime.out)
+    names = [info.name for container in containers async for info in container.list()]
     return {name.partition("/")[0] for name in names if job in name.removesuffix(".json").split("/")}
 
 
 async def mail(pool: Pool) -> int:
     """Messages in the pool's queue of results."""
-    (queue,) = pool._manifest.results_queues
-    return (await pool.client._services.admin.figures(queue.entity)).active
+    (queue,) = pool.runtime.manifest.results_queues
+    return (await pool.runtime.connections.admin.figures(queue.entity)).active
 
 
 async def work(pool: Pool) -> int:
     """Messages in the pool's queue of tasks, those that agents hold too."""
-    (queue,) = pool._manifest.task_queues
-    return (await pool.client._services.admin.figures(queue.entity)).active
+    (queue,) = pool.runtime.manifest.task_queues
+    return (await pool.runtime.connections.admin.figures(queue.entity)).active
 
 
 async def running(pool: Pool) -> int:
@@ -72,7 +73,7 @@ async def running(pool: Pool) -> int:
 
 async def test_who_submits_and_leaves_has_his_tasks_run(own: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing waits until there are agents, who were not there before; not where nothing is to be run."""
-    compute = own.client._services.compute
+    compute = own.client.connections.compute
     begun, go_on, create_job = anyio.Event(), anyio.Event(), compute.create_job
 
     async def slowly(job_id: str, pool_id: str) -> None:

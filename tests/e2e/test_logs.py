@@ -27,8 +27,8 @@ async def test_logs_of_a_deleted_pool_are_kept(client: Client, name: str) -> Non
     for generation in range(2):
         pool = await client.ensure_pool(name, nodes=0)
         for agent in range(20):
-            await pool._out.append(log_blob(name, "node-1", f"{generation}-{agent}"), b"{}\n")
-        await pool._out.append("logs/no-agents.log", b"what code on a node wrote")
+            await pool.runtime.out.append(log_blob(name, "node-1", f"{generation}-{agent}"), b"{}\n")
+        await pool.runtime.out.append("logs/no-agents.log", b"what code on a node wrote")
         await pool.delete()
         await pool.delete()
     kept = await logs(client, name)
@@ -41,11 +41,11 @@ async def test_logs_of_a_deleted_pool_are_kept(client: Client, name: str) -> Non
 async def test_logs_of_a_pool_that_was_lost_are_kept(client: Client, name: str) -> None:
     """Its machines were deleted by somebody else, its manifest is gone: sweeping keeps what it finds."""
     pool = await client.ensure_pool(name, nodes=0)
-    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
-    await client._services.compute.delete_pool(name)
-    await client._maker.index.delete(f"pools/{name.lower()}.json")
+    await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    await client.connections.compute.delete_pool(name)
+    await client.connections.manifests.index.delete(f"pools/{name.lower()}.json")
     swept = await client.sweep()
-    assert f"container {pool._manifest.out}" in swept.removed
+    assert f"container {pool.runtime.manifest.out}" in swept.removed
     assert [(log.agent, log.kept) for log in await logs(client, name)] == [("a", True)]
     await pool.delete()
 
@@ -53,7 +53,7 @@ async def test_logs_of_a_pool_that_was_lost_are_kept(client: Client, name: str) 
 async def test_kept_logs_go_in_the_end(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By their age; until then sweeping leaves them."""
     pool = await client.ensure_pool(name, nodes=0)
-    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
     await pool.delete()
     await client.sweep()
     assert len(await logs(client, name)) == 1
@@ -71,7 +71,7 @@ async def test_a_pool_whose_logs_cannot_be_kept_is_not_deleted(
         raise node_logs.BlobConflict("somebody is in the way", retryable=True)
 
     pool = await client.ensure_pool(name, nodes=0)
-    await pool._out.append(log_blob(name, "node-1", "a"), b"{}\n")
+    await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
     with monkeypatch.context() as patch:
         patch.setattr(node_logs, "keep", fail)
         with pytest.raises(node_logs.BlobConflict):

@@ -54,15 +54,16 @@ async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: 
             other.ensure_pool(pool_id, files=ECHO, nodes=0),
             other.ensure_pool(pool_id, files=ECHO, nodes=0),
         )
-        assert first._manifest == second._manifest == third._manifest
+        assert first.runtime.manifest == second.runtime.manifest == third.runtime.manifest
         assert sorted(pool.origin.choice for pool in (first, second, third)) == [
             "created",
             "reused",
             "reused",
         ]
-        mine = [each for each in await client._services.storage.containers("bf-") if f"-{number}-" in each]
+        mine = [each for each in await client.connections.storage.containers("bf-") if f"-{number}-" in each]
         assert len([each for each in mine if name in each]) == 2
-        queues = [each for each in await client._services.admin.queues() if each.startswith(f"bf-{pool_id}-")]
+        there = await client.connections.admin.queues()
+        queues = [each for each in there if each.startswith(f"bf-{pool_id}-")]
         assert len(queues) == 2
         await first.delete()
 
@@ -73,9 +74,9 @@ async def test_two_clients_start_one_set_of_agents(client: Client, other: Client
     again = await other.ensure_pool(name)
     for _ in range(3):
         await asyncio.gather(*(each.start() for each in (pool, again, pool, again)))
-        jobs = {each._manifest.agents_job for each in (pool, again)}
+        jobs = {each.runtime.manifest.agents_job for each in (pool, again)}
         assert len(jobs) == 1
-        tasks = await client._services.compute.tasks(jobs.pop())
+        tasks = await client.connections.compute.tasks(jobs.pop())
         assert [task.id for task in tasks if task.state != "completed"] == ["agent-0"]
         await asyncio.gather(pool.stop(), again.stop())
     await pool.delete()
@@ -95,22 +96,22 @@ async def test_two_clients_delete_one_pool(client: Client, other: Client, name: 
         pool = await client.ensure_pool(pool_id, files=ECHO, nodes=0)
         job = await pool.create_job("whole")
         await job.delete()
-        await client._services.admin.figures(pool._manifest.task_queues[0].entity)
-        await client._services.compute.pool(pool_id)
+        await client.connections.admin.figures(pool.runtime.manifest.task_queues[0].entity)
+        await client.connections.compute.pool(pool_id)
         await pool.delete()
-        left = await client._services.storage.containers(f"bf-{name}-{number}-")
+        left = await client.connections.storage.containers(f"bf-{name}-{number}-")
         assert left == []
 
 
 async def test_an_interrupted_maker_is_followed(client: Client, other: Client, name: str) -> None:
     """A Batch pool that its maker left without a manifest is taken over, as batchflow's own."""
     pool = await client.ensure_pool(name, nodes=0)
-    await client._maker.index.delete(f"pools/{name}.json")
+    await client.connections.manifests.index.delete(f"pools/{name}.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("batchflow.pools.provisioning._PROVISIONING", 0.2)
         taken = await other.ensure_pool(name)
-    assert taken._manifest.owned
-    assert taken._manifest.prefix != pool._manifest.prefix
+    assert taken.runtime.manifest.owned
+    assert taken.runtime.manifest.prefix != pool.runtime.manifest.prefix
     with pytest.raises(PoolNotFound, match="another one of that name"):
         await pool.start()
     await taken.delete()
@@ -119,10 +120,10 @@ async def test_an_interrupted_maker_is_followed(client: Client, other: Client, n
 async def test_a_pool_that_batch_lost_is_made_anew(client: Client, name: str) -> None:
     """A pool that was deleted in the portal is made again by whoever ensures it, its remains removed."""
     pool = await client.ensure_pool(name, nodes=0)
-    await client._services.compute.delete_pool(name)
+    await client.connections.compute.delete_pool(name)
     again = await client.ensure_pool(name, nodes=0)
     assert again.origin.choice == "created"
-    assert await client._services.storage.containers(pool._manifest.prefix) == []
+    assert await client.connections.storage.containers(pool.runtime.manifest.prefix) == []
     await again.delete()
 
 
@@ -165,7 +166,7 @@ async def test_a_start_task_is_changed(client: Client, name: str) -> None:
         await pool.repurpose(ECHO, reset=True, spec=spec)
         assert sorted(node.id for node in await pool.nodes()) == nodes
         assert await session.run("echo.py", "after") == ["after"]
-    info = await client._services.compute.pool(name)
+    info = await client.connections.compute.pool(name)
     assert info.start_command == spec.start_command
     await pool.delete()
 
@@ -192,17 +193,17 @@ async def test_idle_agents_end_their_job(client: Client, name: str) -> None:
         pool = await impatient.ensure_pool(name, files=ECHO, nodes=1)
         async with pool.session() as session:
             assert await session.run("echo.py", "one") == ["one"]
-        job = pool._manifest.agents_job
+        job = pool.runtime.manifest.agents_job
         await until(lambda: job_state(impatient, job), "completed")
         async with pool.session() as session:
             assert await session.run("echo.py", "two") == ["two"]
-        assert pool._manifest.agents_job != job
+        assert pool.runtime.manifest.agents_job != job
         await pool.delete()
         await until(lambda: job_state(impatient, job), None)
 
 
 async def job_state(client: Client, job: str) -> str | None:
-    return await client._services.compute._job_state(job)  # type: ignore[attr-defined, no-any-return]
+    return await client.connections.compute._job_state(job)  # type: ignore[attr-defined, no-any-return]
 
 
 async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) -> None:
@@ -219,7 +220,7 @@ async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) 
 
 async def agents_states(pool: Pool) -> list[str]:
     """The lost node's agent waits for another node: its processes are gone."""
-    tasks = await pool.client._services.compute.tasks(pool._manifest.agents_job)
+    tasks = await pool.runtime.connections.compute.tasks(pool.runtime.manifest.agents_job)
     return sorted(task.state for task in tasks)
 
 
@@ -280,16 +281,16 @@ async def test_the_quota_of_jobs_does_not_leak(client: Client, name: str) -> Non
     """Whoever starts agents may die before Batch is told to end their job: the next one tells it."""
     await CloudFaults(client.settings).slow_start(name, 3600.0)
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
-    compute = client._services.compute
+    compute = client.connections.compute
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compute, "end_job_when_idle", die)
         with pytest.raises(RuntimeError, match="killed"):
             await pool.start()
-    job = pool._manifest.agents_job
+    job = pool.runtime.manifest.agents_job
     await end_all_tasks(client, job)
     assert await job_state(client, job) == "active"
     await pool.start()
-    assert pool._manifest.agents_job != job
+    assert pool.runtime.manifest.agents_job != job
     await until(lambda: job_state(client, job), "completed")
     await pool.delete()
 
@@ -299,23 +300,23 @@ async def die(_: str) -> None:
 
 
 async def end_all_tasks(client: Client, job: str) -> None:
-    sdk = client._services.compute._client  # type: ignore[attr-defined]
-    for task in await client._services.compute.tasks(job):
+    sdk = client.connections.compute._client  # type: ignore[attr-defined]
+    for task in await client.connections.compute.tasks(job):
         await sdk.terminate_task(job, task.id)
 
 
 async def test_only_what_batchflow_made_is_deleted() -> None:
     """Deleting all pools leaves a pool of somebody else's, also where batchflow laid its queues beside it."""
     async with Client.local(nodes=1) as alone:
-        sdk = alone._services.compute._client  # type: ignore[attr-defined]
+        sdk = alone.connections.compute._client  # type: ignore[attr-defined]
         for theirs in ("attached", "untouched"):
             await sdk.create_pool(foreign_pool(theirs))
         await alone.pool("attached")
         await alone.create_pool(PoolSpec("mine"))
         await alone.delete_all_pools()
         await until(lambda: pool_ids(alone), ["attached", "untouched"])
-        assert await alone._services.storage.containers("bf-") == []
-        assert await alone._services.admin.queues() == []
+        assert await alone.connections.storage.containers("bf-") == []
+        assert await alone.connections.admin.queues() == []
 
 
 async def test_machines_without_a_manifest_are_deleted() -> None:
@@ -326,8 +327,8 @@ async def test_machines_without_a_manifest_are_deleted() -> None:
     async with Client.local(nodes=1) as alone:
         for name in ("half", "other"):
             pool = await alone.create_pool(PoolSpec(name, nodes=0))
-            await alone._maker.index.delete(f"pools/{name}.json")
-        sdk = alone._services.compute._client  # type: ignore[attr-defined]
+            await alone.connections.manifests.index.delete(f"pools/{name}.json")
+        sdk = alone.connections.compute._client  # type: ignore[attr-defined]
         theirs = foreign_pool("theirs")
         theirs.metadata = [
             models.BatchMetadataItem(name="batchflow", value="1"),
@@ -335,7 +336,7 @@ async def test_machines_without_a_manifest_are_deleted() -> None:
         ]
         await sdk.create_pool(theirs)
         attached = await alone.pool("theirs")
-        assert not attached._manifest.owned
+        assert not attached.runtime.manifest.owned
         await alone.delete_pool("other")
         with pytest.raises(PoolNotFound):
             await alone.delete_pool("nowhere")
@@ -344,9 +345,9 @@ async def test_machines_without_a_manifest_are_deleted() -> None:
         with pytest.raises(PoolNotFound):
             await alone.delete_pool("theirs")
         await alone.sweep()
-        assert await alone._services.storage.containers(pool._manifest.prefix) == []
-        assert await alone._services.admin.queues() == []
+        assert await alone.connections.storage.containers(pool.runtime.manifest.prefix) == []
+        assert await alone.connections.admin.queues() == []
 
 
 async def pool_ids(client: Client) -> list[str]:
-    return sorted([pool.id async for pool in client._services.compute.pools()])
+    return sorted([pool.id async for pool in client.connections.compute.pools()])

@@ -43,7 +43,7 @@ def name() -> str:
 
 
 async def containers(client: Client) -> list[str]:
-    return await client._services.storage.containers("bf-")
+    return await client.connections.storage.containers("bf-")
 
 
 async def test_a_pool_is_made_once(client: Client, name: str) -> None:
@@ -133,8 +133,8 @@ async def test_deleting_a_pool_leaves_nothing(client: Client, name: str) -> None
     assert len(set(await containers(client)) - before) == 2
     await client.delete_pool(name)
     assert set(await containers(client)) <= before
-    queues = await client._services.admin.queues()
-    assert not [queue for queue in queues if queue.startswith(pool._manifest.prefix)]
+    queues = await client.connections.admin.queues()
+    assert not [queue for queue in queues if queue.startswith(pool.runtime.manifest.prefix)]
     with pytest.raises(SessionClosed, match="deleted"):
         await session.submit("echo.py")
     with pytest.raises(PoolNotFound):
@@ -236,7 +236,7 @@ async def test_a_bad_spec_is_refused(client: Client, spec: PoolSpec, text: str) 
 
 async def everything(client: Client) -> set[str]:
     """What earlier tests delete may go at any moment: only what is new is left behind."""
-    services = client._services
+    services = client.connections
     pools = [pool.id async for pool in services.compute.pools()]
     return {*await containers(client), *await services.admin.queues(), *pools}
 

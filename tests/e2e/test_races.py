@@ -48,7 +48,7 @@ async def clients(cloud_config: Path) -> AsyncIterator[list[Client]]:
 
 def shuffle(clients: list[Client], seed: int) -> None:
     for number, client in enumerate(clients):
-        services, steps = client._services, Shuffling(seed * 10 + number)
+        services, steps = client.connections, Shuffling(seed * 10 + number)
         client._connected = replace(
             services,
             queues_admin=Stepping(plain(services.admin), steps),  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ async def test_ensuring_at_once(clients: list[Client], name: str) -> None:
         shuffle(clients, seed)
         pool_id = f"{name}-{seed}"
         pools = await asyncio.gather(*(each.ensure_pool(pool_id, files=ECHO, nodes=0) for each in clients))
-        assert len({pool._manifest.prefix for pool in pools}) == 1
+        assert len({pool.runtime.manifest.prefix for pool in pools}) == 1
         assert sorted(pool.origin.choice for pool in pools) == ["created", "reused", "reused"]
         assert len(await left_of(clients[0], pool_id)) == 6  # two queues, two containers, machines, manifest
         await pools[seed % 3].delete()
@@ -99,8 +99,8 @@ async def test_starting_at_once(clients: list[Client], name: str) -> None:
 
 async def agents(pools: list[Pool]) -> list[str]:
     """The living agents of every job that any of the clients knows."""
-    compute = pools[0].client._services.compute
-    jobs = {pool._manifest.agents_job for pool in pools}
+    compute = pools[0].client.connections.compute
+    jobs = {pool.runtime.manifest.agents_job for pool in pools}
     tasks = [task for job in jobs for task in await compute.tasks(job)]
     return sorted(task.id for task in tasks if task.state != "completed")
 
@@ -138,7 +138,7 @@ async def main(config, name, rounds):
             sys.stdin.readline()
             pool = await client.ensure_pool(f"{name}-{number}", nodes=0)
             await pool.start()
-            print(json.dumps([pool.origin.choice, pool._manifest.prefix]), flush=True)
+            print(json.dumps([pool.origin.choice, pool.runtime.manifest.prefix]), flush=True)
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """

@@ -50,8 +50,8 @@ class Holder:
 async def agent(mine: Pool) -> AsyncIterator[Holder]:
     """What an agent of the pool holds, by the file that it starts from."""
     await mine.start()
-    (name,) = [info.name async for info in mine._ctl.list("agent/") if info.name.endswith(".json")]
-    config = AgentConfig.decode((await mine._ctl.get(name)).data)
+    (name,) = [info.name async for info in mine.runtime.ctl.list("agent/") if info.name.endswith(".json")]
+    config = AgentConfig.decode((await mine.runtime.ctl.get(name)).data)
     keys = {
         each.queue: each.connection_string or "" for each in (*config.task_queues, *config.results_queues)
     }
@@ -72,7 +72,7 @@ async def shared(mine: Pool, tmp_path: Path) -> Settings:
 @pytest.fixture
 async def guest(mine: Pool, shared: Settings) -> AsyncIterator[Holder]:
     """What such a client holds."""
-    access, manifest = shared.access, mine._manifest
+    access, manifest = shared.access, mine.runtime.manifest
     keys = queues_of(access)
     ctl, out = (SignedContainer(*(url or "").split("?")) for url in (access.ctl, access.out))
     async with ServiceBusBroker(None, by_queue=keys) as broker, ctl, out:
@@ -169,7 +169,7 @@ async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
 
 async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -> None:
     """What needs an account is refused, by an error that says why; the pool is as it was."""
-    before = await mine.client._maker.read(mine.id)
+    before = await mine.client.connections.manifests.read(mine.id)
     async with Client(shared) as guest:
         pool = await guest.pool(mine.id)
         attempts = (
@@ -186,8 +186,8 @@ async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -
             with pytest.raises(ServiceError, match=r"rights of one pool's clients|settings access\.\*"):
                 await attempt
         assert "agent" in str(await pool.explain())
-    assert await mine.client._maker.read(mine.id) == before
-    assert await mine.client._services.compute.pool(mine.id)
+    assert await mine.client.connections.manifests.read(mine.id) == before
+    assert await mine.client.connections.compute.pool(mine.id)
 
 
 async def test_a_guest_alone_is_told_so(client: Client) -> None:
@@ -209,14 +209,14 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
         with pytest.raises(ServiceError):
             await guest.pool(pool.id)
         async with ServiceBusBroker(None, by_queue=queues_of(settings.access)) as broker:
-            await refused(BrokerError, broker.sender(pool._manifest.task_queues[0]))
+            await refused(BrokerError, broker.sender(pool.runtime.manifest.task_queues[0]))
 
 
 async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
     """New keys of the rule `client` shut out whoever has the old ones; agents and new guests work."""
     await mine.wait_ready(timeout=60)
-    sdk = await mine.client._services.admin._client()  # type: ignore[attr-defined]
-    for queue in mine._manifest.queues:
+    sdk = await mine.client.connections.admin._client()  # type: ignore[attr-defined]
+    for queue in mine.runtime.manifest.queues:
         properties = await sdk.get_queue(queue.entity)
         for rule in properties.authorization_rules:
             if rule.key_name == rights.CLIENT_RULE:
@@ -225,8 +225,8 @@ async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
     async with ServiceBusBroker(None, by_queue=queues_of(shared.access)) as broker:
         await refused(
             BrokerError,
-            broker.sender(mine._manifest.task_queues[0]),
-            broker.mailbox(mine._manifest.results_queues[0], "default/me"),
+            broker.sender(mine.runtime.manifest.task_queues[0]),
+            broker.mailbox(mine.runtime.manifest.results_queues[0], "default/me"),
         )
     async with (
         Client(await mine.client_settings()) as guest,
@@ -243,8 +243,8 @@ async def test_batch_shows_no_secret(mine: Pool) -> None:
     """The pool, the agents' job and their tasks hold no key, and no signature but in addresses of files;
     of settings of the environment there are none."""
     await mine.start()
-    (name,) = [info.name async for info in mine._ctl.list("agent/") if info.name.endswith(".json")]
-    config = AgentConfig.decode((await mine._ctl.get(name)).data)
+    (name,) = [info.name async for info in mine.runtime.ctl.list("agent/") if info.name.endswith(".json")]
+    config = AgentConfig.decode((await mine.runtime.ctl.get(name)).data)
     keys = [each.connection_string or "" for each in (*config.task_queues, *config.results_queues)]
     settings = mine.client.settings
     keys += [settings.servicebus.connection_string or "", settings.storage.connection_string or ""]
@@ -252,8 +252,8 @@ async def test_batch_shows_no_secret(mine: Pool) -> None:
     held |= {str(each.signature).rpartition("sig=")[2].partition("&")[0] for each in (config.ctl, config.out)}
     assert len(held) >= 6
     assert "" not in held
-    sdk = mine.client._services.compute._client  # type: ignore[attr-defined]
-    job = mine._manifest.agents_job
+    sdk = mine.client.connections.compute._client  # type: ignore[attr-defined]
+    job = mine.runtime.manifest.agents_job
     tasks = [task.as_dict() async for task in sdk.list_tasks(job)]
     files = [task.pop("resourceFiles") for task in tasks]
     shown = f"{tasks}{(await sdk.get_pool(mine.id)).as_dict()}{(await sdk.get_job(job)).as_dict()}"

@@ -208,7 +208,7 @@ async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, ses
     task = await session.submit("sleeps.py", "30")
     waits = [asyncio.ensure_future(wait) for wait in (task.outcome(), anext(session.results()))]
     await within(session.flush())
-    await cloud.client._services.admin.delete_queue(cloud.pool._manifest.results_queues[0].entity)
+    await cloud.client.connections.admin.delete_queue(cloud.pool.runtime.manifest.results_queues[0].entity)
     for wait in waits:
         with pytest.raises(SessionClosed, match="could not be found"):
             await within(wait, 15.0)
@@ -218,7 +218,7 @@ async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, ses
 
 async def test_a_task_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
     """What is submitted then ends as `SubmitFailed`, within seconds."""
-    await cloud.client._services.admin.delete_queue(cloud.pool._manifest.task_queues[0].entity)
+    await cloud.client.connections.admin.delete_queue(cloud.pool.runtime.manifest.task_queues[0].entity)
     task = await session.submit("echo.py", args=1)
     with pytest.raises(SubmitFailed):
         await within(task, 15.0)
@@ -231,8 +231,8 @@ async def test_dead_letters_become_outcomes_though_no_agent_lives(
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
     monkeypatch.setattr("batchflow.sessions.dead_letters._INTERVAL", 0.1)
     pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
-    (task_queue,), (results_queue,) = pool._manifest.task_queues, pool._manifest.results_queues
-    broker = cloud.client._services.broker
+    (task_queue,), (results_queue,) = pool.runtime.manifest.task_queues, pool.runtime.manifest.results_queues
+    broker = cloud.client.connections.broker
     async with pool.session("mine") as session:
         events = session.events()
         task = await session.submit("echo.py", args=1)
@@ -303,16 +303,16 @@ def do_action(engine, args):
 
 async def fill(cloud: Cloud) -> int:
     """Fill the results queue with mail for somebody else, to the last byte that it takes; how many."""
-    queue = cloud.pool._manifest.results_queues[0]
+    queue = cloud.pool.runtime.manifest.results_queues[0]
     async with asyncio.timeout(PATIENCE):
-        admin = cloud.client._services.admin_of(queue)
+        admin = cloud.client.connections.admin_of(queue)
         while (await admin.figures(queue.entity)).active:  # noqa: ASYNC110 - would make room once it is settled
             await asyncio.sleep(0.01)
     entity = cloud.bus.broker.namespace.find(queue.entity)
     assert entity is not None
     entity.queue.reconfigure(replace(entity.queue.spec, max_size=200_000))
     sent = 0
-    async with await cloud.client._services.broker.sender(queue) as sender:
+    async with await cloud.client.connections.broker.sender(queue) as sender:
         for size in (10_000, 100):
             with suppress(Backpressure):
                 while True:
@@ -340,8 +340,8 @@ async def test_a_results_queue_that_is_full(cloud: Cloud, session: Session, tmp_
             assert runs[0].read_text() == "x"
             assert not any(run.exists() for run in runs[2:])
             await asyncio.sleep(0.2)
-        queue = cloud.pool._manifest.results_queues[0]
-        async with await cloud.client._services.broker.mailbox(queue, "default/somebody-else") as mailbox:
+        queue = cloud.pool.runtime.manifest.results_queues[0]
+        async with await cloud.client.connections.broker.mailbox(queue, "default/somebody-else") as mailbox:
             for _ in range(sent):
                 delivery = await within(mailbox.receive(PATIENCE))
                 await mailbox.complete(delivery)

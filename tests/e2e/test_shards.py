@@ -40,7 +40,7 @@ async def pool(client: Client) -> Pool:
 
 async def test_the_queues_lie_over_the_namespaces(client: Client, pool: Pool) -> None:
     """As many as were asked for, of either kind in each namespace, and all of them exist."""
-    manifest, services = pool._manifest, client._services
+    manifest, services = pool.runtime.manifest, client.connections
     namespaces = {admin.namespace for admin in services.admins}
     for queues in (manifest.task_queues, manifest.results_queues):
         assert len(set(queues)) == 2
@@ -51,11 +51,11 @@ async def test_the_queues_lie_over_the_namespaces(client: Client, pool: Pool) ->
 
 async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Pool) -> None:
     """Sessions with mailboxes in either results queue, tasks through either task queue."""
-    wanted = set(pool._manifest.results_queues)
+    wanted = set(pool.runtime.manifest.results_queues)
     names: dict[object, str] = {}
     while len(names) < len(wanted):
         name = f"c-{uuid.uuid4().hex[:8]}"
-        names.setdefault(queue_for(pool._manifest.results_queues, f"default/{name}"), name)
+        names.setdefault(queue_for(pool.runtime.manifest.results_queues, f"default/{name}"), name)
     for name in names.values():
         async with pool.session(name) as session:
             results = [result async for result in session.map("echo.py", range(600), ordered=True)]
@@ -101,9 +101,9 @@ async def test_a_retry_and_an_explanation(pool: Pool) -> None:
 async def test_deleting_takes_all_queues(client: Client) -> None:
     """None is left in any namespace."""
     pool = await client.create_pool(PoolSpec("passing", shards=2, nodes=0))
-    prefix = pool._manifest.prefix
+    prefix = pool.runtime.manifest.prefix
     await pool.delete()
-    for admin in client._services.admins:
+    for admin in client.connections.admins:
         assert not [name for name in await admin.queues() if name.startswith(prefix)]
 
 

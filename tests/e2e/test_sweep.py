@@ -28,7 +28,7 @@ def all_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def names(client: Client, container: str) -> set[str]:
-    return {info.name async for info in client._services.storage.container(container).list()}
+    return {info.name async for info in client.connections.storage.container(container).list()}
 
 
 @pytest.mark.usefixtures("all_old")
@@ -38,16 +38,16 @@ async def test_what_is_old_goes(client: Client, name: str) -> None:
     await pool.repurpose(OTHER)
     await pool.create_job("kept")
     for blob in ("sessions/job/dead.json", "args/job/dead/1", "cancel/job/dead.json"):
-        await pool._ctl.put(blob, b"{}")
+        await pool.runtime.ctl.put(blob, b"{}")
     for blob in ("results/job/dead/1.json", "agents/dead.json", "logs/dead.log", "outputs/job/dead/1/file"):
-        await pool._out.put(blob, b"{}")
+        await pool.runtime.out.put(blob, b"{}")
     swept = await client.sweep(bundle_age=-10.0)
     assert swept.failed == {}
-    kept = await names(client, pool._manifest.ctl)
+    kept = await names(client, pool.runtime.manifest.ctl)
     assert {each.partition("/")[0] for each in kept} == {"bundles", "files", "jobs"}
     assert len(kept) == 3
-    assert f"bundles/{pool._manifest.bundle}.json" in kept
-    assert await names(client, pool._manifest.out) == {"outputs/job/dead/1/file"}
+    assert f"bundles/{pool.runtime.manifest.bundle}.json" in kept
+    assert await names(client, pool.runtime.manifest.out) == {"outputs/job/dead/1/file"}
     async with pool.session() as session:
         await session.submit("other.py")
     await pool.delete()
@@ -57,30 +57,30 @@ async def test_what_lives_stays(client: Client, name: str) -> None:
     """A pool in use is as it was: bundles stay while a session shows a sign of life, however old they are."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
     async with pool.session(files=OTHER):
-        before = await names(client, pool._manifest.ctl)
+        before = await names(client, pool.runtime.manifest.ctl)
         swept = await client.sweep(bundle_age=-10.0)
-        assert not [each for each in swept.removed if pool._manifest.prefix in each]
-        assert before <= await names(client, pool._manifest.ctl)
+        assert not [each for each in swept.removed if pool.runtime.manifest.prefix in each]
+        assert before <= await names(client, pool.runtime.manifest.ctl)
     await pool.delete()
 
 
 async def test_orphans_go(client: Client, name: str) -> None:
     """Queues and containers of a pool that is gone go; those of one that is being made stay."""
-    services = client._services
+    services = client.connections
     await services.storage.create_container(f"bf-{name}-12345678-ctl")
     await services.admin.create_queue(QueueSpec(f"bf-{name}-12345678-tasks"))
     making = await client.ensure_pool(f"{name}-making", nodes=0)
-    await client._maker.index.delete(f"pools/{name}-making.json")
+    await client.connections.manifests.index.delete(f"pools/{name}-making.json")
     swept = await client.sweep()
     mine = sorted(each for each in swept.removed if name in each)
     assert mine == [f"container bf-{name}-12345678-ctl", f"queue bf-{name}-12345678-tasks"]
     await services.compute.delete_pool(f"{name}-making")
-    await client._maker.remove(making._manifest)
+    await client.provisioner.remove(making.runtime.manifest)
 
 
 async def test_what_is_somebody_elses_stays(client: Client, name: str) -> None:
     """Queues and containers that only begin as batchflow's do are not touched."""
-    services = client._services
+    services = client.connections
     others = [f"bf-{name}", f"bf-{name}-data", f"bf-{name}-12345678-data"]
     for each in others:
         await services.storage.create_container(each)
@@ -95,7 +95,7 @@ async def test_what_is_somebody_elses_stays(client: Client, name: str) -> None:
 async def test_an_account_is_swept_once_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client sweeps soon after its opening, unless somebody has within a day."""
     await client.sweep()
-    since = await last_swept(client._maker.index)
+    since = await last_swept(client.connections.manifests.index)
     assert since is not None
     assert since < 60
     monkeypatch.setattr("batchflow.client._SWEEP_AFTER", 0.0)

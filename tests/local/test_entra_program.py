@@ -45,10 +45,10 @@ async def test_programs_come_with_roles(config: Path, monkeypatch: pytest.Monkey
         assert (settings.batch.key, settings.batch.entra) == (None, True)
         assert (settings.storage.connection_string, settings.servicebus.connection_string) == (None, None)
         async with Client(settings) as client:
-            sdk = client._services.compute._client  # type: ignore[attr-defined]
+            sdk = client.connections.compute._client  # type: ignore[attr-defined]
             await sdk.create_pool(foreign_pool("managed"))
             pool = await client.pool("managed")
-            assert pool._manifest.identity is not None
+            assert pool.runtime.manifest.identity is not None
             async with pool.session(files=ECHO) as session:
                 assert await session.run("echo.py", "by role") == ["by", "role"]
         keyed = load_settings(config, environment={})
@@ -67,7 +67,7 @@ async def test_roles_are_chosen(config: Path, monkeypatch: pytest.MonkeyPatch) -
             for name in ("mine", "yours"):
                 await storage.create_container(name)
                 await storage.container(name).put("a", b"1")
-            services = client._services
+            services = client.connections
             assert isinstance(services.compute, BatchCompute)
             assert [each async for each in services.compute.pools()] == []
             assert (await services.storage.container("mine").get("a")).data == b"1"

@@ -54,7 +54,7 @@ async def eventually(condition: Callable[[], object], seconds: float = BOUND) ->
 
 async def until_empty(session: Session, but: int = 0) -> None:
     """Return when all of the session's mail, but so many messages, was completed."""
-    broker, (queue,) = session.pool.client._services.admin, session.pool._manifest.results_queues
+    broker, (queue,) = session.pool.runtime.connections.admin, session.pool.runtime.manifest.results_queues
     async with asyncio.timeout(BOUND):
         while (await broker.figures(queue.entity)).active > but:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -301,8 +301,8 @@ class Agent:
 
     def __init__(self, doubles: Doubles, pool: Pool, name: str = "agent-1") -> None:
         self._broker = doubles.broker
-        self._manifest = pool._manifest
-        self._out = doubles.storage.container(pool._manifest.out)
+        self._manifest = pool.runtime.manifest
+        self._out = doubles.storage.container(pool.runtime.manifest.out)
         self._receiver: Receiver | None = None
         self._sender: Sender | None = None
         self._numbers = itertools.count()

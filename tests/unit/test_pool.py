@@ -30,7 +30,7 @@ from tests.support.client_doubles import Agent, Doubles, eventually, within
 
 
 def agent_ids(doubles: Doubles, pool: Pool) -> list[str]:
-    return [task.id for task in doubles.compute.jobs.get(pool._manifest.agents_job, [])]
+    return [task.id for task in doubles.compute.jobs.get(pool.runtime.manifest.agents_job, [])]
 
 
 # ---- agents
@@ -63,7 +63,7 @@ async def test_agents_of_a_pool_that_was_just_made_start_with_what_is_known_here
     pool: Pool, client: Client, doubles: Doubles
 ) -> None:
     """Its files are not fetched, nor its containers' policies set again; who found the pool does both."""
-    control = doubles.storage.content[pool._manifest.ctl]
+    control = doubles.storage.content[pool.runtime.manifest.ctl]
     for name in [name for name in control if name.startswith(("files/", "bundles/"))]:
         del control[name]
     doubles.storage.policies.clear()
@@ -76,7 +76,7 @@ async def test_agents_of_a_pool_that_was_just_made_start_with_what_is_known_here
     await found.start()
     (config,) = [name for name in control if name.startswith("agent/")]
     assert AgentConfig.decode(control.pop(config).data).brought == {}
-    assert doubles.storage.policies.keys() == {found._ctl.name, found._out.name}
+    assert doubles.storage.policies.keys() == {found.runtime.ctl.name, found.runtime.out.name}
 
 
 async def test_an_agent_that_is_missing_is_started_under_a_free_name(pool: Pool, doubles: Doubles) -> None:
@@ -85,7 +85,7 @@ async def test_an_agent_that_is_missing_is_started_under_a_free_name(pool: Pool,
     The number of the tasks used to be taken for the next free number: nothing was started, and nothing said.
     """
     await pool.start()
-    await doubles.compute.delete_task(pool._manifest.agents_job, "agent-0")
+    await doubles.compute.delete_task(pool.runtime.manifest.agents_job, "agent-0")
     await pool.start()
     assert agent_ids(doubles, pool) == ["agent-1", "agent-2"]
 
@@ -95,7 +95,7 @@ async def test_agents_that_have_all_ended_are_started_in_a_job_of_their_own(
 ) -> None:
     """For Batch has ended the first one."""
     await pool.start()
-    ended = pool._manifest.agents_job
+    ended = pool.runtime.manifest.agents_job
     plain = doubles.compute.tasks
 
     async def tasks(job_id: str) -> list[BatchTaskInfo]:
@@ -104,7 +104,7 @@ async def test_agents_that_have_all_ended_are_started_in_a_job_of_their_own(
 
     monkeypatch.setattr(doubles.compute, "tasks", tasks)
     await pool.start()
-    assert pool._manifest.agents_job != ended
+    assert pool.runtime.manifest.agents_job != ended
     assert agent_ids(doubles, pool) == ["agent-0", "agent-1"]
 
 
@@ -154,7 +154,7 @@ async def test_a_heartbeat_that_is_none_takes_nothing_down(
     pool: Pool, agent: Agent, doubles: Doubles, data: bytes
 ) -> None:
     """Code on a node can write what it likes there."""
-    await doubles.storage.write("agents/forged.json", data, pool._manifest.out)
+    await doubles.storage.write("agents/forged.json", data, pool.runtime.manifest.out)
     assert [beat.agent for beat in await pool.heartbeats()] == ["agent-1"]
 
 
@@ -200,7 +200,7 @@ async def test_agents_that_go_while_somebody_waits_are_started_again(
     """One that was idle for its time ends in order, and nothing has failed: it was waited for without end."""
     monkeypatch.setattr("batchflow.pool._POLL", 0.001)
     await pool.start()
-    first, plain = pool._manifest.agents_job, doubles.compute.tasks
+    first, plain = pool.runtime.manifest.agents_job, doubles.compute.tasks
 
     async def tasks(job_id: str) -> list[BatchTaskInfo]:
         infos = await plain(job_id)
@@ -212,7 +212,7 @@ async def test_agents_that_go_while_somebody_waits_are_started_again(
     waiting = asyncio.ensure_future(pool.wait_ready(1))
     await eventually(lambda: doubles.storage.calls)
     over = True
-    await eventually(lambda: pool._manifest.agents_job != first and agent_ids(doubles, pool))
+    await eventually(lambda: pool.runtime.manifest.agents_job != first and agent_ids(doubles, pool))
     await Agent(doubles, pool).beat()
     await within(waiting)
 
@@ -258,7 +258,7 @@ async def test_an_explanation_never_fails(pool: Pool, doubles: Doubles) -> None:
     doubles.compute.fault = PoolError("Batch is down")
     doubles.storage.faults["get", "agents/"] = [StorageError("Blob is down")] * 5
     await Agent(doubles, pool).beat()
-    await doubles.broker.delete_queue(pool._manifest.task_queues[0].entity)
+    await doubles.broker.delete_queue(pool.runtime.manifest.task_queues[0].entity)
     text = str(await pool.explain())
     for words in ("Batch is down", "Blob is down", "queue"):
         assert words in text
@@ -291,12 +291,12 @@ async def test_two_who_change_the_manifest_at_once(pool: Pool, connect: Callable
     async with connect() as other_client:
         other = await other_client.pool("demo")
         await asyncio.gather(*(each.repurpose({"f": bytes([n])}) for n in range(4) for each in (pool, other)))
-        generation = pool._manifest.agents_job
+        generation = pool.runtime.manifest.agents_job
         await asyncio.gather(pool.stop(), other.repurpose({"last": b""}))
-        await pool._refresh()
-        await other._refresh()
-        assert pool._manifest == other._manifest
-        assert pool._manifest.agents_job != generation
+        await pool.runtime.refresh()
+        await other.runtime.refresh()
+        assert pool.runtime.manifest == other.runtime.manifest
+        assert pool.runtime.manifest.agents_job != generation
 
 
 # ---- jobs
@@ -339,7 +339,7 @@ async def test_a_session_makes_its_job(pool: Pool) -> None:
 async def test_a_document_that_is_no_job_takes_no_listing_down(pool: Pool, doubles: Doubles) -> None:
     """Another program, or a newer batchflow, wrote it."""
     await pool.create_job("one")
-    await doubles.storage.write("jobs/odd.json", b"{}", pool._manifest.ctl)
+    await doubles.storage.write("jobs/odd.json", b"{}", pool.runtime.manifest.ctl)
     assert [job.name async for job in pool.jobs()] == ["one"]
 
 
@@ -389,10 +389,10 @@ async def test_agents_run_in_the_pools_container(client: Client, doubles: Double
     doubles.compute.containers = True
     pool = await client.create_pool(PoolSpec("boxed", nodes=2, container="registry.example/tasks:1"))
     await pool.start()
-    tasks = doubles.compute.jobs[pool._manifest.agents_job]
+    tasks = doubles.compute.jobs[pool.runtime.manifest.agents_job]
     assert [task.container for task in tasks] == ["registry.example/tasks:1"] * 2
     await (await client.pool("boxed")).resize(3)
-    assert {task.container for task in doubles.compute.jobs[pool._manifest.agents_job]} == {
+    assert {task.container for task in doubles.compute.jobs[pool.runtime.manifest.agents_job]} == {
         "registry.example/tasks:1"
     }
 

@@ -222,7 +222,7 @@ async def test_a_message_is_completed_when_its_last_outcome_was_handed_over(
     await session.submit_many("x.py", range(3))
     await agent.answer(*await agent.take(3), value="v")
     await eventually(lambda: session.counts.done == 3)
-    (queue,) = session.pool._manifest.results_queues
+    (queue,) = session.pool.runtime.manifest.results_queues
     for _ in range(2):
         assert len(session.take(1)) == 1
         assert (await doubles.broker.figures(queue.entity)).active == 1

@@ -118,7 +118,8 @@ async def show(invocation: Invocation, name: str, pool: str | None) -> int:
         counts = await shown.counts()
         row = {**_document(shown), "counts": asdict(counts)}
         prefix = f"sessions/{name}/"
-        sessions = [info.name[len(prefix) :].removesuffix(".json") async for info in found._ctl.list(prefix)]
+        blobs = [info.name async for info in found.runtime.ctl.list(prefix)]
+        sessions = [name.removeprefix(prefix).removesuffix(".json") for name in blobs]
     if invocation.as_json:
         terminal.write_json({**row, "sessions": sessions})
         return Exit.OK

@@ -168,7 +168,8 @@ async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
     """The node's id, and the logs of the agents that it has had. Raises `CommandError`."""
     from batchflow.pools.heartbeats import read_heartbeats
 
-    beats = sorted(await read_heartbeats(pool._out, fresh_only=False), key=lambda beat: beat.started_at)
+    beats = await read_heartbeats(pool.runtime.out, fresh_only=False)
+    beats.sort(key=lambda beat: beat.started_at)
     hosts = {beat.host: beat.node for beat in beats}
     ids = {node.id for node in await pool.nodes()} | set(hosts.values())
     found = {name for name in ids if name.startswith(target)}
@@ -204,7 +205,7 @@ async def _news(pool: Pool, blobs: list[str], shown: dict[str, int], etags: dict
     text = b""
     for name in blobs:
         try:
-            blob = await pool._out.get_if_changed(name, etags.get(name))
+            blob = await pool.runtime.out.get_if_changed(name, etags.get(name))
         except BlobNotFound:
             continue  # its agent has said nothing yet
         if blob is not None:
@@ -214,7 +215,7 @@ async def _news(pool: Pool, blobs: list[str], shown: dict[str, int], etags: dict
 
 
 async def _start_task_said(pool: Pool, node: str) -> str:
-    compute = pool.client._services.compute
+    compute = pool.runtime.connections.compute
     said = [
         await compute.node_output(pool.id, node, f"startup/{name}.txt", _TAIL)
         for name in ("stdout", "stderr")

@@ -190,7 +190,7 @@ async def show(invocation: Invocation, name: str) -> int:
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         seen = await look(found)
-        info = await client._services.compute.pool(found.id)
+        info = await client.connections.compute.pool(found.id)
     if invocation.as_json:
         terminal.write_json({**seen.document(), "vm_size": info.vm_size, "state": info.state})
         return Exit.OK

@@ -121,7 +121,8 @@ async def cancel(invocation: Invocation, name: str) -> int:
         raise CommandError(f"run {name!r} has a local cloud of its own: Ctrl-C ends it there", Exit.USAGE)
     _as_before(invocation, record)
     async with _pool_of(invocation, record) as pool:
-        await pool._ctl.put(cancellation_blob(plan.job, plan.name), Cancellation(everything=True).encode())
+        document = Cancellation(everything=True).encode()
+        await pool.runtime.ctl.put(cancellation_blob(plan.job, plan.name), document)
     told = f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}"
     invocation.told(told, run=name, pool=pool.id, job=plan.job, state="cancelled")
     return Exit.OK

@@ -20,7 +20,7 @@ from tests.support.client_doubles import Agent, Doubles, eventually, result_of, 
 
 
 async def document(session: Session) -> Cancellation:
-    blob = await session.pool._ctl.get(cancellation_blob(session.job_name, session.name))
+    blob = await session.pool.runtime.ctl.get(cancellation_blob(session.job_name, session.name))
     return Cancellation.decode(blob.data)
 
 

@@ -68,9 +68,9 @@ async def test_a_dead_holder_is_waited_for_whatever_the_clock_says(
 ) -> None:
     """It does not live by a clock that was ahead when it wrote."""
     presence = Presence("a machine that is gone", "dead", 1e12, 5.0)
-    await pool._ctl.put(session_blob("default", "c"), presence.encode())
+    await pool.runtime.ctl.put(session_blob("default", "c"), presence.encode())
     doubles.broker.advance(16)
-    async with await doubles.broker.mailbox(pool._manifest.results_queues[0], "default/c"):
+    async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c"):
         opening = asyncio.ensure_future(pool.session("c")._open())
         await eventually(lambda: ("get", session_blob("default", "c")) in doubles.storage.calls)
         doubles.broker.advance(31)
@@ -87,7 +87,7 @@ async def test_what_came_after_a_crash_is_not_taken_for_shown(
         await first.submit_many("x.py", range(2))
         items = await agent.take(2)
     await agent.answer(items[0])
-    await pool._ctl.put(session_blob("default", "c"), Presence("x", "dead", 1.0, 5.0).encode())
+    await pool.runtime.ctl.put(session_blob("default", "c"), Presence("x", "dead", 1.0, 5.0).encode())
     doubles.broker.advance(16)
     await agent.answer(items[1])
     async with pool.session("c") as second:

@@ -48,7 +48,7 @@ async def test_dead_tasks_have_their_outcome(
     """No agent lives, and the session that waits for them is told all the same; the letters are gone."""
     tasks = await session.submit_many("x.py", range(3), tag={"k": 1})
     await within(session.flush())
-    (queue,) = session.pool._manifest.task_queues
+    (queue,) = session.pool.runtime.manifest.task_queues
     await bury(doubles, queue, reason)
     for task in tasks:
         with pytest.raises(kind, match=words):
@@ -70,7 +70,7 @@ async def test_a_task_that_expires_while_its_session_waits(
     """The queue's time to live is over: the broker gives up on it, and the session hears of it."""
     task = await session.submit("x.py")
     await within(task.accepted())
-    (queue,) = pool._manifest.task_queues
+    (queue,) = pool.runtime.manifest.task_queues
     message = doubles.broker.tried[-1]
     async with await doubles.broker.receiver(queue) as receiver:
         delivery = await receiver.receive(1.0)
@@ -90,7 +90,7 @@ async def test_a_session_that_opens_tells_for_a_client_that_is_gone(
     """What was dead before anybody looked is in the mailbox when its client comes back."""
     async with pool.session("gone") as gone:
         await gone.submit("x.py", task_id="old")
-    (queue,) = pool._manifest.task_queues
+    (queue,) = pool.runtime.manifest.task_queues
     await bury(doubles, queue, "TTLExpiredException")
     async with pool.session("other"):
         await eventually_none(doubles, queue)
@@ -103,7 +103,7 @@ async def test_dead_results_are_told(pool: Pool, session: Session, agent: Agent,
     """Their message goes to the mailbox once more, under an id that the broker does not know yet."""
     task = await session.submit("x.py")
     (item,) = await agent.take()
-    (queue,) = pool._manifest.results_queues
+    (queue,) = pool.runtime.manifest.results_queues
     mailbox = session._inbox._mailbox
     assert mailbox is not None
     body = wire.join("results", [wire.encode(result_of(item, "late"))])
@@ -121,7 +121,7 @@ async def test_letters_that_cannot_be_read_stay_and_hide_none(
     pool: Pool, session: Session, doubles: Doubles
 ) -> None:
     """They are for people; those behind them become results, at every look."""
-    (queue,) = pool._manifest.task_queues
+    (queue,) = pool.runtime.manifest.task_queues
     async with await doubles.broker.plain_sender(queue) as sender:
         await sender.send(OutgoingMessage(b"not a pack", "unreadable"))
     await bury(doubles, queue, "MessageUnreadable")
@@ -151,10 +151,10 @@ async def test_whoever_lacks_the_right_leaves_it_to_others(
         task = await session.submit("x.py")
         await within(task.accepted())
         if who == "figures":
-            await bury(doubles, pool._manifest.task_queues[0], "TTLExpiredException")
+            await bury(doubles, pool.runtime.manifest.task_queues[0], "TTLExpiredException")
             with pytest.raises(TaskFailed):
                 await within(task)
         else:
-            doubles.broker._queue(pool._manifest.task_queues[0])
+            doubles.broker._queue(pool.runtime.manifest.task_queues[0])
             await eventually(lambda: not session._troubles)
     assert session.closed

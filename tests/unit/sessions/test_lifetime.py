@@ -198,7 +198,7 @@ async def test_no_event_loop_noise_when_a_session_fails_by_itself(pool: Pool, do
     task = await session.submit("x.py")
     waiting = asyncio.ensure_future(task.outcome())
     await within(session.flush())
-    await doubles.broker.delete_queue(pool._manifest.results_queues[0].entity)
+    await doubles.broker.delete_queue(pool.runtime.manifest.results_queues[0].entity)
     with pytest.raises(SessionClosed, match="results"):
         await within(waiting)
     with pytest.raises(BrokerError, match="results"):
@@ -216,15 +216,15 @@ async def test_a_task_keeps_the_bundle_that_it_was_submitted_with(session: Sessi
     await session.update_files({"x.py": b"new"})
     await session.submit("x.py")
     first, second = await agent.take(2)
-    assert first.bundle == session.pool._manifest.bundle != second.bundle
-    assert (await session.pool._ctl.get(f"bundles/{second.bundle}.json")).data
+    assert first.bundle == session.pool.runtime.manifest.bundle != second.bundle
+    assert (await session.pool.runtime.ctl.get(f"bundles/{second.bundle}.json")).data
 
 
 async def test_files_of_the_sessions_own(pool: Pool, agent: Agent) -> None:
     """Instead of the pool's."""
     async with pool.session("c", files={"y.py": b"y"}) as session:
         await session.submit("y.py")
-        assert (await agent.take())[0].bundle != pool._manifest.bundle
+        assert (await agent.take())[0].bundle != pool.runtime.manifest.bundle
     with pytest.raises(ConfigurationError, match="no such file"):
         await pool.session("c", files=["nowhere.py"])
 
@@ -250,10 +250,10 @@ async def test_the_mailbox_of_a_dead_client_is_waited_for(
     """Its last sign of life is old, its lock runs out."""
     old = Presence("a machine that is gone", "dead", 1.0, 5.0)
     presence = session_blob("default", "c")
-    await pool._ctl.put(presence, old.encode())
+    await pool.runtime.ctl.put(presence, old.encode())
     broker = doubles.broker
     broker.advance(20)
-    lock = await broker.mailbox(pool._manifest.results_queues[0], "default/c")
+    lock = await broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c")
     opening = asyncio.ensure_future(pool.session("c")._open())
     await eventually(lambda: ("get", presence) in doubles.storage.calls)
     assert not opening.done()
@@ -269,7 +269,7 @@ async def test_a_mailbox_whose_holder_is_silent_is_not_waited_for_for_ever(
 ) -> None:
     """Somebody renews the lock and tells nobody who: that is said."""
     monkeypatch.setattr("batchflow.sessions.receiver._LOCK_GRACE", -1000.0)
-    async with await doubles.broker.mailbox(pool._manifest.results_queues[0], "default/c"):
+    async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c"):
         with pytest.raises(MailboxInUse, match="no sign of life"):
             await within(pool.session("c")._open())
 
@@ -375,10 +375,10 @@ async def test_a_mailbox_that_a_living_client_took_over_is_told(
     await agent.take()
     broker = doubles.broker
     broker.clock.ahead += 60
-    thief = await broker.mailbox(pool._manifest.results_queues[0], "default/c")
+    thief = await broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c")
     presence = Presence("another machine", "thief", broker.clock() + 1000, 5.0)
     doubles.storage.faults["put", "sessions/"] = [StorageError("not now")] * 1000
-    await doubles.storage.write("sessions/default/c.json", presence.encode(), pool._manifest.ctl)
+    await doubles.storage.write("sessions/default/c.json", presence.encode(), pool.runtime.manifest.ctl)
     broker.tick()
     with pytest.raises(SessionClosed, match="taken over by another machine"):
         await within(waiting)
@@ -577,7 +577,7 @@ async def test_a_deleted_job_cancels_its_tasks(pool: Pool, agent: Agent, doubles
     with pytest.raises(SessionClosed, match="deleted"):
         await within(waiting)
     for item in await agent.take(2):
-        blob = await pool._ctl.get(cancellation_blob(item.job, item.client))
+        blob = await pool.runtime.ctl.get(cancellation_blob(item.job, item.client))
         assert Cancellation.decode(blob.data).covers(*wire.split_uid(item.uid))
     assert doubles.storage.names("jobs/") == []
     assert doubles.storage.names("sessions/") == []
@@ -620,7 +620,7 @@ async def test_a_pool_that_another_client_deletes_ends_its_sessions(
 
 async def test_tasks_for_a_queue_that_is_gone_have_their_outcome(session: Session, doubles: Doubles) -> None:
     """`SubmitFailed`, at once."""
-    (queue,) = session.pool._manifest.task_queues
+    (queue,) = session.pool.runtime.manifest.task_queues
     await doubles.broker.delete_queue(queue.entity)
     task = await session.submit("x.py")
     with pytest.raises(SubmitFailed, match="deleted"):
@@ -665,11 +665,11 @@ async def test_a_later_job_of_the_same_name_is_not_cancelled(pool: Pool, agent: 
     async with again.session("c") as session:
         task = await session.submit("x.py", args="new")
         old, new = await agent.take(2)
-        document = Cancellation.decode((await pool._ctl.get(cancellation_blob("j", "c"))).data)
+        document = Cancellation.decode((await pool.runtime.ctl.get(cancellation_blob("j", "c"))).data)
         assert document.covers(*wire.split_uid(old.uid))
         assert not document.covers(*wire.split_uid(new.uid))
         await within(task.cancel())
-        document = Cancellation.decode((await pool._ctl.get(cancellation_blob("j", "c"))).data)
+        document = Cancellation.decode((await pool.runtime.ctl.get(cancellation_blob("j", "c"))).data)
         assert document.covers(*wire.split_uid(old.uid))
         assert document.covers(*wire.split_uid(new.uid))
 
@@ -685,7 +685,7 @@ async def test_a_deleted_job_drops_mail_and_files(pool: Pool, agent: Agent, doub
     await within(job.delete())
     for prefix in ("args/", "results/", "outputs/"):
         assert doubles.storage.names(prefix) == []
-    (queue,) = pool._manifest.results_queues
+    (queue,) = pool.runtime.manifest.results_queues
     assert (await doubles.broker.figures(queue.entity)).active == 0
 
 

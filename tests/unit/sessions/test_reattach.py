@@ -367,7 +367,7 @@ async def test_a_state_that_is_no_ledger_is_told_and_replaced(
     pool: Pool, agent: Agent, doubles: Doubles
 ) -> None:
     """Somebody else's bytes in the mailbox do not keep anybody from using it."""
-    queue = pool._manifest.results_queues[0]
+    queue = pool.runtime.manifest.results_queues[0]
     mailbox = await doubles.broker.mailbox(queue, "default/c")
     await mailbox.set_state(b"not a ledger")
     await mailbox.aclose()

@@ -69,7 +69,7 @@ async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
 ) -> None:
     """Tasks go on through the others; what it holds is not told as accepted, and comes when it is back."""
     agent = Agent(doubles, session.pool)
-    away = session.pool._manifest.task_queues[1].entity
+    away = session.pool.runtime.manifest.task_queues[1].entity
     partly.away.add(away)
     tasks = [await session.submit("x.py", args=[number]) for number in range(30)]
     await eventually(lambda: any(queue == away for queue, _ in partly.tried))
@@ -92,7 +92,7 @@ async def test_one_queue_out_of_three_that_stays_away_is_told(
     async with connect(patience=0.05) as client:
         pool = await client.create_pool(PoolSpec("sharded", shards=3, files=({"x.py": b""},)))
         async with pool.session("c") as session:
-            partly.away.add(pool._manifest.task_queues[2].entity)
+            partly.away.add(pool.runtime.manifest.task_queues[2].entity)
             for _ in range(9):
                 await session.submit("x.py")
             await eventually(lambda: session._troubles)

@@ -59,7 +59,7 @@ async def test_bringing_the_archive(
     settings = replace(pool.client.settings, agent=agent)
     lines: list[str] = []
     for _ in range(2):
-        ground = agent_launch.LaunchContext(pool._manifest, pool._ctl, pool._out)
+        ground = agent_launch.LaunchContext(pool.runtime.manifest, pool.runtime.ctl, pool.runtime.out)
         await agent_launch.prepare(doubles.services, settings, ground, Reporter(lines.append))
     making = "making the agents' archive, for Python 3.12 on somewhere"
     assert lines == [making, "uploading the agents' archive, 2 MB", making]
@@ -201,7 +201,7 @@ async def test_waiting_for_its_maker(client: Client, pool: Pool, monkeypatch: py
     """A Batch pool of batchflow's without a manifest is somebody's who is making it, or was."""
     monkeypatch.setattr("batchflow.pools.provisioning._PROVISIONING", 0.01)
     for find in (client.pool, client.ensure_pool):
-        await client._maker.index.delete("pools/demo.json")
+        await client.connections.manifests.index.delete("pools/demo.json")
         lines: list[str] = []
         await within(find("demo", progress=lines.append))
         assert lines == ["pool 'demo' is being made by somebody, who has 0 s"]
@@ -210,8 +210,8 @@ async def test_waiting_for_its_maker(client: Client, pool: Pool, monkeypatch: py
 async def test_somebody_is_quicker(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who loses the race says so, and uses what the winner made."""
     winner = await client.create_pool(PoolSpec("race", nodes=0))
-    manifest = await client._maker.read("race")
-    looks = iter([(None, None), (manifest, await client._services.compute.pool("race"))])
+    manifest = await client.connections.manifests.read("race")
+    looks = iter([(None, None), (manifest, await client.connections.compute.pool("race"))])
 
     async def look(*_: object) -> object:
         return next(looks)
@@ -219,5 +219,5 @@ async def test_somebody_is_quicker(client: Client, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("batchflow.pools.provisioning.PoolProvisioner._look", look)
     lines: list[str] = []
     loser = await within(client.ensure_pool("race", progress=lines.append))
-    assert loser._manifest == winner._manifest
+    assert loser.runtime.manifest == winner.runtime.manifest
     assert lines == ["somebody else makes pool 'race'"]

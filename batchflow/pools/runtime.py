@@ -1,0 +1,47 @@
+"""What all parts of one pool work with: connections, containers, settings and the manifest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchflow.pools.connections import Connections
+    from batchflow.protocol.documents import PoolManifest
+    from batchflow.settings import Settings
+
+
+class PoolRuntime:
+    """One pool's connections, containers, settings and manifest. Knows no `Pool` and no `Session`."""
+
+    def __init__(
+        self, connections: Callable[[], Connections], settings: Settings, manifest: PoolManifest
+    ) -> None:
+        """`connections`: the open connections; raises `SessionClosed` when their client was closed."""
+        self._connections = connections
+        self.settings = settings
+        self.manifest = manifest
+        """The manifest as it was read last."""
+        self.ctl = connections().storage.container(manifest.ctl)
+        """The control container: clients write, agents read."""
+        self.out = connections().storage.container(manifest.out)
+        """The output container: agents write, clients read."""
+
+    @property
+    def pool_id(self) -> str:
+        return self.manifest.pool
+
+    @property
+    def connections(self) -> Connections:
+        """The open connections of the client. Raises `SessionClosed` after it was closed."""
+        return self._connections()
+
+    async def refresh(self) -> None:
+        """Read the manifest again. Raises `PoolNotFound` when the pool was deleted."""
+        self.manifest, _ = await self.connections.manifests.refresh(self.manifest)
+
+    async def change(self, change: Callable[[PoolManifest], PoolManifest]) -> None:
+        """Change the manifest, again when another client changed it meanwhile. Raises `PoolNotFound`."""
+        self.connections.check_unrestricted(f"pool {self.pool_id!r} cannot be changed")
+        self.manifest = await self.connections.manifests.change(self.manifest, self.ctl, change)
