@@ -28,7 +28,7 @@ _VERSION = "api-version=2025-06-01"
 _JSON = "application/json; odata=minimalmetadata"
 
 
-class CloudFaults:
+class Faults:
     """Of the local cloud that these settings belong to. Every method raises `PoolError` when refused."""
 
     def __init__(self, settings: Settings) -> None:

@@ -29,7 +29,7 @@ from batchflow.errors import (
     StartTaskFailed,
 )
 from batchflow.local import server as local_server
-from batchflow.local.faults import CloudFaults
+from batchflow.local.faults import Faults
 from batchflow.local.server import LocalCloud
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.pools.access import AGENT_RULE
@@ -42,8 +42,8 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def faults(client: Client) -> CloudFaults:
-    return CloudFaults(client.settings)
+def faults(client: Client) -> Faults:
+    return Faults(client.settings)
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ async def fails(pool: Pool, kind: type[PoolError], *words: str) -> str:
     return str(caught.value)
 
 
-async def test_allocation_failure(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_allocation_failure(client: Client, faults: Faults, name: str) -> None:
     """Nodes that Azure cannot give."""
     await faults.allocation_failure(name)
     pool = await client.ensure_pool(name, nodes=2)
     await fails(pool, AllocationFailed, "AllocationFailed", "another VM size or fewer nodes")
 
 
-async def test_core_quota(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_core_quota(client: Client, faults: Faults, name: str) -> None:
     """Cores that the account may not have: one node of two came, which is enough for whoever wants one."""
     await faults.core_quota(name, nodes=1)
     pool = await client.ensure_pool(name, nodes=2)
@@ -98,7 +98,7 @@ async def test_core_quota(client: Client, faults: CloudFaults, name: str) -> Non
     await pool.wait_ready(1, timeout=PATIENCE)
 
 
-async def test_pool_quota(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
     """A pool too many is refused, and nothing is left behind."""
     before = await client.connections.storage.containers("bf-")
     await faults.account(reached=["pools"])
@@ -110,7 +110,7 @@ async def test_pool_quota(client: Client, faults: CloudFaults, name: str) -> Non
     assert await client.connections.storage.containers("bf-") == before
 
 
-async def test_job_quota(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
     """Agents that cannot have a job are a session's trouble, told with what to do."""
     pool = await client.ensure_pool(name, nodes=1)
     await faults.account(reached=["jobs"])
@@ -125,7 +125,7 @@ async def test_job_quota(client: Client, faults: CloudFaults, name: str) -> None
         await faults.account()
 
 
-async def test_slow_start(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
     """Nodes that take their time; a wait that runs out of time says so."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=1)
@@ -135,7 +135,7 @@ async def test_slow_start(client: Client, faults: CloudFaults, name: str) -> Non
         await pool.wait_ready(timeout=0.5)
 
 
-async def test_many_nodes(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
     """Of nodes and agents that fare alike a few are told of by name."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=5)
@@ -146,14 +146,14 @@ async def test_many_nodes(client: Client, faults: CloudFaults, name: str) -> Non
     assert text.count("is starting") == 3
 
 
-async def test_start_task_failure(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_start_task_failure(client: Client, faults: Faults, name: str) -> None:
     """A start task that fails, with the end of what it said."""
     await faults.start_task_failure(name, stderr="E: Unable to locate package libfoo", exit_code=100)
     pool = await client.ensure_pool(name, nodes=1)
     await fails(pool, StartTaskFailed, "the start task failed on node", "Unable to locate package libfoo")
 
 
-async def test_unusable_node(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
     """A node that broke, with Batch's reason."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
@@ -163,7 +163,7 @@ async def test_unusable_node(client: Client, faults: CloudFaults, name: str) -> 
         await pool.wait_ready(2, timeout=PATIENCE)
 
 
-async def test_preempted_node(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_preempted_node(client: Client, faults: Faults, name: str) -> None:
     """A spot node that Azure took away comes back with its agent; the session loses nothing."""
     pool = await client.ensure_pool(name, files=ECHO, spec=PoolSpec(name, nodes=0, spot=1))
     async with pool.session() as session:
@@ -179,7 +179,7 @@ async def agents_states(pool: Pool) -> str:
     return ", ".join(task.state for task in tasks)
 
 
-async def test_lost_node(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_lost_node(client: Client, faults: Faults, name: str) -> None:
     """A node that nobody hears of."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
@@ -187,7 +187,7 @@ async def test_lost_node(client: Client, faults: CloudFaults, name: str) -> None
     await told(pool, "is unknown: Batch has no contact to it", "reboot it")
 
 
-async def test_retired_image(client: Client, faults: CloudFaults, name: str) -> None:
+async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
     """A pool whose image Batch supports no more; making one is refused."""
     pool = await client.ensure_pool(name, nodes=0)
     await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])

@@ -15,7 +15,7 @@ from azure.batch import models
 
 from batchflow import Client, Pool, PoolSpec
 from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
-from batchflow.local.faults import CloudFaults
+from batchflow.local.faults import Faults
 from tests.e2e.test_pools import foreign_pool
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
@@ -212,7 +212,7 @@ async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) 
     async with pool.session() as session:
         await pool.wait_ready(timeout=PATIENCE)
         (lost, _) = sorted(node.id for node in await pool.nodes())
-        await CloudFaults(client.settings).lose(name, lost)
+        await Faults(client.settings).lose(name, lost)
         await until(lambda: agents_states(pool), ["active", "running"])
         assert [await session.run("echo.py", str(each)) for each in range(5)] == [[str(n)] for n in range(5)]
     await pool.delete()
@@ -255,7 +255,7 @@ async def test_a_preempted_node_s_work_runs_again(client: Client, name: str) -> 
             await until(lambda: busy(pool), 1)
             (before,) = await pool.nodes()
             assert not before.dedicated
-            await CloudFaults(client.settings).preempt(name, before.id)
+            await Faults(client.settings).preempt(name, before.id)
             assert await task == "second time"
             (after,) = await pool.nodes()
             assert after.id == before.id
@@ -279,7 +279,7 @@ def do_action(engine, args):
 
 async def test_the_quota_of_jobs_does_not_leak(client: Client, name: str) -> None:
     """Whoever starts agents may die before Batch is told to end their job: the next one tells it."""
-    await CloudFaults(client.settings).slow_start(name, 3600.0)
+    await Faults(client.settings).slow_start(name, 3600.0)
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     compute = client.connections.compute
     with pytest.MonkeyPatch.context() as patch:

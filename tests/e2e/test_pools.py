@@ -22,7 +22,7 @@ from batchflow.errors import (
     PoolNotFound,
     SessionClosed,
 )
-from batchflow.local.faults import CloudFaults
+from batchflow.local.faults import Faults
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 NAP = {
@@ -245,7 +245,7 @@ async def test_an_image_past_its_end_is_refused(client: Client) -> None:
     """It is named, with those that there are, before anything is made."""
     before = await everything(client)
     name = "canonical:ubuntu-24_04-lts:server"
-    faults = CloudFaults(client.settings)
+    faults = Faults(client.settings)
     await faults.account(retired=[name])
     try:
         with pytest.raises(ConfigurationError, match=rf"image is '{name}'.*allowed: .*the end of this one"):

@@ -17,7 +17,7 @@ import pytest
 
 from batchflow import Client, Pool
 from batchflow.errors import PoolNotFound
-from batchflow.local.faults import CloudFaults
+from batchflow.local.faults import Faults
 from tests.e2e.test_interrupted import Stepping, left_of
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
@@ -87,7 +87,7 @@ async def gone(client: Client, pool_id: str) -> None:
 
 async def test_starting_at_once(clients: list[Client], name: str) -> None:
     """One agent for each node, in one job, however often they were ended before."""
-    await CloudFaults(clients[0].settings).slow_start(name, 3600.0)
+    await Faults(clients[0].settings).slow_start(name, 3600.0)
     pools = [await each.ensure_pool(name, files=ECHO, nodes=2) for each in clients]
     for seed in range(ROUNDS):
         shuffle(clients, seed)

@@ -22,7 +22,7 @@ from batchflow.local.blob.auth import (
     shared_key_strings,
 )
 from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
-from batchflow.local.blob.model import StoredPolicy
+from batchflow.local.blob.model import StoredAccessPolicy
 
 KEY = base64.b64encode(b"secret").decode()
 NOON = parse_time("2030-01-01T12:00:00Z")
@@ -41,13 +41,13 @@ def request(sas: str = "", **fields: Any) -> SignedRequest:
     return SignedRequest(**(defaults | fields))
 
 
-def grant(asked: SignedRequest, *policies: StoredPolicy, now: float = NOON) -> BlobGrant:
+def grant(asked: SignedRequest, *policies: StoredAccessPolicy, now: float = NOON) -> BlobGrant:
     """What is granted at noon."""
     known = {policy.id: policy for policy in policies}
     return Authenticator("acct", KEY).authenticate(asked, lambda _container, name: known.get(name), now)
 
 
-def refusal(asked: SignedRequest, *policies: StoredPolicy, now: float = NOON) -> BlobErrorCode:
+def refusal(asked: SignedRequest, *policies: StoredAccessPolicy, now: float = NOON) -> BlobErrorCode:
     """The fault with which a request is refused; its text never holds a signature."""
     with pytest.raises(BlobRefused) as caught:
         grant(asked, *policies, now=now)
@@ -214,7 +214,7 @@ class TestServiceSas:
 
 
 class TestStoredPolicies:
-    policy = StoredPolicy("p", "rw", None, "2030-01-01T13:00:00Z")
+    policy = StoredAccessPolicy("p", "rw", None, "2030-01-01T13:00:00Z")
 
     def test_the_policy_says_the_rest(self) -> None:
         """Permissions and times come from the policy as it stands at the request."""

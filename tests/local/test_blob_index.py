@@ -15,16 +15,16 @@ from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.index import BlobIndex, StaleSnapshot
 from batchflow.local.blob.model import (
     BlobKind,
-    BlobPiece,
-    BlobStamp,
-    BlobVersion,
     Block,
     BlockChoice,
     BlockPlan,
     Conditions,
     Content,
     ContentSettings,
-    StoredPolicy,
+    FileRange,
+    Revision,
+    StoredAccessPolicy,
+    StoredBlob,
 )
 
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ def fault_of(error: pytest.ExceptionInfo[BlobRefused]) -> BlobErrorCode:
 
 
 class TestConditions:
-    stamp = BlobStamp('"0x2"', 100.7)
+    stamp = Revision('"0x2"', 100.7)
 
     @pytest.mark.parametrize(
         "conditions",
@@ -140,9 +140,9 @@ class TestBlocks:
         index.stage_block("box", "b", Block("a", 7), "f3")
         choices: list[tuple[BlockChoice, str]] = [("Committed", "b"), ("Latest", "a"), ("Committed", "a")]
         assert index.plan_block_list("box", "b", choices).sources == (
-            BlobPiece("whole", 3, 5),
-            BlobPiece("f3", 0, 7),
-            BlobPiece("whole", 0, 3),
+            FileRange("whole", 3, 5),
+            FileRange("f3", 0, 7),
+            FileRange("whole", 0, 3),
         )
 
     def test_putting_a_blob_drops_staged_blocks(self) -> None:
@@ -189,13 +189,13 @@ class TestPolicies:
         index = an_index()
         for ids in ("abcdef", "aa"):
             with pytest.raises(BlobRefused):
-                index.set_policies("box", [StoredPolicy(name) for name in ids], now=1.0)
+                index.set_policies("box", [StoredAccessPolicy(name) for name in ids], now=1.0)
 
     def test_lookup(self) -> None:
         """A policy is found in its container as it stands now."""
         index = an_index()
-        index.set_policies("box", [StoredPolicy("p", "r")], now=1.0)
-        assert index.policy("box", "p") == StoredPolicy("p", "r")
+        index.set_policies("box", [StoredAccessPolicy("p", "r")], now=1.0)
+        assert index.policy("box", "p") == StoredAccessPolicy("p", "r")
         assert index.policy("box", "q") is None
         assert index.policy("elsewhere", "p") is None
 
@@ -238,7 +238,7 @@ class Store(RuleBasedStateMachine):
         for file in files:
             del self.disk[file]
 
-    def fresh(self, blob: BlobVersion) -> None:
+    def fresh(self, blob: StoredBlob) -> None:
         """A change has an ETag that was never seen."""
         assert blob.stamp.etag not in self.etags
         self.etags.add(blob.stamp.etag)

@@ -12,7 +12,7 @@ PAST = "2020-01-01T00:00:00Z"
 
 
 @frozen
-class SupportedImage:
+class MarketplaceImage:
     """A Marketplace image with the node agent that goes with it."""
 
     publisher: str
@@ -29,24 +29,24 @@ class SupportedImage:
 
 
 IMAGES = (
-    SupportedImage("canonical", "ubuntu-24_04-lts", "server", "batch.node.ubuntu 24.04"),
-    SupportedImage(
+    MarketplaceImage("canonical", "ubuntu-24_04-lts", "server", "batch.node.ubuntu 24.04"),
+    MarketplaceImage(
         "canonical",
         "0001-com-ubuntu-server-jammy",
         "22_04-lts",
         "batch.node.ubuntu 22.04",
         end_of_life="2027-06-01T00:00:00Z",
     ),
-    SupportedImage(
+    MarketplaceImage(
         "canonical",
         "0001-com-ubuntu-server-focal",
         "20_04-lts",
         "batch.node.ubuntu 20.04",
         end_of_life="2025-04-23T00:00:00Z",
     ),
-    SupportedImage("debian", "debian-12", "12-gen2", "batch.node.debian 12"),
-    SupportedImage("almalinux", "almalinux-x86_64", "9-gen2", "batch.node.el 9"),
-    SupportedImage("microsoft-dsvm", "ubuntu-hpc", "2204", "batch.node.ubuntu 22.04", verified=False),
+    MarketplaceImage("debian", "debian-12", "12-gen2", "batch.node.debian 12"),
+    MarketplaceImage("almalinux", "almalinux-x86_64", "9-gen2", "batch.node.el 9"),
+    MarketplaceImage("microsoft-dsvm", "ubuntu-hpc", "2204", "batch.node.ubuntu 22.04", verified=False),
 )
 
 
@@ -88,7 +88,7 @@ CORES: dict[str, int] = {
 """The cores of the VM sizes, by their lower-case names."""
 
 
-def find_image(publisher: str, offer: str, sku: str) -> SupportedImage | None:
+def find_image(publisher: str, offer: str, sku: str) -> MarketplaceImage | None:
     """The image of that name, whatever the case."""
     wanted = (publisher.lower(), offer.lower(), sku.lower())
     for image in IMAGES:

@@ -10,16 +10,16 @@ from batchflow.local.batch.work import counts
 
 if TYPE_CHECKING:
     from batchflow.local.batch.entities import (
+        AutoscaleRun,
         Document,
         Execution,
         FailureInfo,
-        FormulaRun,
-        Job,
-        Node,
+        JobRecord,
+        NodeRecord,
         Outcome,
-        Pool,
+        PoolRecord,
         StartTaskRecord,
-        Task,
+        TaskRecord,
         Versioned,
     )
 
@@ -51,7 +51,7 @@ def etag(stamp: Versioned) -> str:
     return f"0x8D{stamp.version:013X}"
 
 
-def pool_document(pool: Pool, base: str) -> Document:
+def pool_document(pool: PoolRecord, base: str) -> Document:
     """A pool."""
     spec = pool.spec
     document: Document = {
@@ -83,7 +83,7 @@ def pool_document(pool: Pool, base: str) -> Document:
     return document
 
 
-def formula_run_document(run: FormulaRun) -> Document:
+def formula_run_document(run: AutoscaleRun) -> Document:
     """One evaluation of a pool's formula."""
     document: Document = {"timestamp": iso_time(run.at)}
     if run.failure is None:
@@ -91,7 +91,7 @@ def formula_run_document(run: FormulaRun) -> Document:
     return document | {"error": _error(run.failure)}
 
 
-def node_document(node: Node, base: str) -> Document:
+def node_document(node: NodeRecord, base: str) -> Document:
     """A node."""
     address = f"10.0.{node.serial // 250 % 250}.{4 + node.serial % 250}"
     document: Document = {
@@ -126,7 +126,7 @@ def node_document(node: Node, base: str) -> Document:
     return document
 
 
-def node_counts_document(pool: Pool) -> Document:
+def node_counts_document(pool: PoolRecord) -> Document:
     """How many of a pool's nodes are in which state."""
     return {
         "poolId": pool.spec.id,
@@ -135,7 +135,7 @@ def node_counts_document(pool: Pool) -> Document:
     }
 
 
-def job_document(job: Job, base: str) -> Document:
+def job_document(job: JobRecord, base: str) -> Document:
     """A job."""
     spec = job.spec
     document: Document = {
@@ -166,12 +166,12 @@ def job_document(job: Job, base: str) -> Document:
     return document
 
 
-def task_counts_document(job: Job) -> Document:
+def task_counts_document(job: JobRecord) -> Document:
     """How many of a job's tasks, and how many of their slots, are in which state."""
     return {"taskCounts": counts(job, slots=False), "taskSlotCounts": counts(job, slots=True)}
 
 
-def task_document(task: Task, base: str) -> Document:
+def task_document(task: TaskRecord, base: str) -> Document:
     """A task."""
     spec = task.spec
     document: Document = {
@@ -221,12 +221,12 @@ def image_documents(retired: frozenset[str] = frozenset()) -> list[Document]:
     ]
 
 
-def node_url(node: Node, base: str) -> str:
+def node_url(node: NodeRecord, base: str) -> str:
     """Where a node is found."""
     return f"{base}/pools/{node.pool.spec.id}/nodes/{node.id}"
 
 
-def task_url(task: Task, base: str) -> str:
+def task_url(task: TaskRecord, base: str) -> str:
     """Where a task is found."""
     return f"{base}/jobs/{task.job.spec.id}/tasks/{task.spec.id}"
 
@@ -243,14 +243,14 @@ def _error(failure: FailureInfo) -> Document:
     return {"code": failure.code, "message": failure.message}
 
 
-def _node_counts(nodes: list[Node]) -> Document:
+def _node_counts(nodes: list[NodeRecord]) -> Document:
     totals = dict.fromkeys([*_NODE_COUNTS.values(), "total"], 0)
     for node in nodes:
         totals[_NODE_COUNTS[node.state]] += 1
     return totals | {"total": len(nodes)}
 
 
-def _machine_info(pool: Pool) -> Document:
+def _machine_info(pool: PoolRecord) -> Document:
     reference = pool.spec.document["virtualMachineConfiguration"]["imageReference"]
     image = find_image(*(str(reference.get(key, "")) for key in ("publisher", "offer", "sku")))
     if image is None:
@@ -266,7 +266,7 @@ def _machine_info(pool: Pool) -> Document:
     }
 
 
-def _task_info(task: Task, base: str) -> Document:
+def _task_info(task: TaskRecord, base: str) -> Document:
     return {
         "taskUrl": task_url(task, base),
         "jobId": task.job.spec.id,
@@ -276,7 +276,7 @@ def _task_info(task: Task, base: str) -> Document:
     }
 
 
-def _node_info(task: Task, node: Node, base: str) -> Document:
+def _node_info(task: TaskRecord, node: NodeRecord, base: str) -> Document:
     directory = f"workitems/{task.job.spec.id}/job-1/{task.spec.id}"
     return {
         "affinityId": f"TVM:{node.id}",

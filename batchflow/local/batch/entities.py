@@ -63,7 +63,7 @@ BAD_EXIT = FailureInfo(
 
 
 @frozen
-class ResourceFile:
+class ResourceFileSpec:
     """What to fetch before a command runs: a blob, or a container's blobs below a prefix.
 
     The URL may carry a signature: it is a secret.
@@ -84,7 +84,7 @@ class CommandSpec:
 
     command_line: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    files: tuple[ResourceFile, ...] = ()
+    files: tuple[ResourceFileSpec, ...] = ()
     max_retries: int = 0
     """Retries after a non-zero exit; -1: without end."""
     max_seconds: float | None = None
@@ -99,7 +99,7 @@ class StartTaskSpec:
 
 
 @frozen
-class Formula:
+class AutoscaleFormula:
     """What decides how large a pool is, every so many seconds."""
 
     text: str
@@ -107,7 +107,7 @@ class Formula:
 
 
 @frozen
-class PoolSpec:
+class BatchPoolSpec:
     """A pool as asked for. `document` holds the properties that the service only repeats."""
 
     id: str
@@ -117,11 +117,11 @@ class PoolSpec:
     start_task: StartTaskSpec | None
     resize_timeout: float
     document: Document
-    formula: Formula | None = None
+    formula: AutoscaleFormula | None = None
 
 
 @frozen
-class JobSpec:
+class BatchJobSpec:
     """A job as asked for. `document` holds the properties that the service only repeats."""
 
     id: str
@@ -137,7 +137,7 @@ class JobSpec:
 
 
 @frozen
-class TaskSpec:
+class BatchTaskSpec:
     """A task as asked for. `document` holds the properties that the service only repeats."""
 
     id: str
@@ -157,7 +157,7 @@ class Versioned:
 
 
 @frozen
-class FormulaRun:
+class AutoscaleRun:
     """One evaluation of a pool's formula: what it came to, or why it came to nothing."""
 
     at: float
@@ -166,10 +166,10 @@ class FormulaRun:
 
 
 @dataclass(slots=True)
-class Pool:
+class PoolRecord:
     """A pool and its nodes. `wanted` counts dedicated nodes, `spot_wanted` the others."""
 
-    spec: PoolSpec
+    spec: BatchPoolSpec
     stamp: Versioned
     wanted: int
     spot_wanted: int
@@ -179,28 +179,28 @@ class Pool:
     allocation_since: float = 0.0
     resize_deadline: float | None = None
     resize_errors: tuple[FailureInfo, ...] = ()
-    formula_run: FormulaRun | None = None
+    formula_run: AutoscaleRun | None = None
     formula_set: float = float("-inf")
     """When somebody last set the formula."""
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, NodeRecord] = field(default_factory=dict)
     nodes_made: int = 0
 
     def count(self, *, dedicated: bool) -> int:
         """The nodes of that kind that there are."""
         return sum(node.dedicated == dedicated for node in self.nodes.values())
 
-    def staying(self) -> list[Node]:
+    def staying(self) -> list[NodeRecord]:
         """The nodes that are not about to leave."""
         return [node for node in self.nodes.values() if node.leaving_for != "removal"]
 
 
 @dataclass(slots=True)
-class Node:
+class NodeRecord:
     """A node. `boot` counts its boots: facts about an earlier boot are stale."""
 
     id: str
     serial: int
-    pool: Pool
+    pool: PoolRecord
     dedicated: bool
     host_name: str
     allocated: float
@@ -213,13 +213,13 @@ class Node:
     booted: float = 0.0
     leaving_for: Departure | None = None
     errors: tuple[FailureInfo, ...] = ()
-    outage: InjectedOutage | None = None
+    outage: NodeOutage | None = None
     start_task: StartTaskRecord | None = None
     runs: dict[int, TaskRun] = field(default_factory=dict)
     start_run: int | None = None
     tasks_run: int = 0
     tasks_succeeded: int = 0
-    recent: list[Task] = field(default_factory=list)
+    recent: list[TaskRecord] = field(default_factory=list)
 
     @property
     def slots_taken(self) -> int:
@@ -233,14 +233,14 @@ class Node:
     def accepts_tasks(self) -> bool:
         return self.ready and self.enabled and self.leaving_for is None and self.pool.state == "active"
 
-    def note(self, task: Task) -> None:
+    def note(self, task: TaskRecord) -> None:
         """Remember a task among the recent ones."""
         others = [other for other in self.recent if other is not task]
         self.recent = [task, *others][:RECENT_TASKS]
 
 
 @frozen
-class InjectedOutage:
+class NodeOutage:
     """Why a node is not there, and when it is back: never when that is None."""
 
     state: Literal["preempted", "unknown"]
@@ -262,18 +262,18 @@ class StartTaskRecord:
 
 
 @dataclass(slots=True)
-class Job:
+class JobRecord:
     """A job, its tasks, and which of them wait (in order)."""
 
-    spec: JobSpec
+    spec: BatchJobSpec
     stamp: Versioned
     state: JobState = "active"
     state_since: float = 0.0
     previous: tuple[JobState, float] | None = None
     ended: float | None = None
     reason: str | None = None
-    tasks: dict[str, Task] = field(default_factory=dict)
-    waiting: dict[str, Task] = field(default_factory=dict)
+    tasks: dict[str, TaskRecord] = field(default_factory=dict)
+    waiting: dict[str, TaskRecord] = field(default_factory=dict)
     runs: set[int] = field(default_factory=set)
 
 
@@ -291,17 +291,17 @@ class Execution:
 
 
 @dataclass(slots=True)
-class Task:
+class TaskRecord:
     """A task. `place` is where it last ran."""
 
-    spec: TaskSpec
-    job: Job
+    spec: BatchTaskSpec
+    job: JobRecord
     stamp: Versioned
     state: TaskState = "active"
     state_since: float = 0.0
     previous: tuple[TaskState, float] | None = None
     execution: Execution = field(default_factory=Execution)
-    place: Node | None = None
+    place: NodeRecord | None = None
     run: int | None = None
 
 
@@ -310,8 +310,8 @@ class TaskRun:
     """One occupation of slots of a node by a task: from its assignment until its processes are gone."""
 
     id: int
-    task: Task
-    node: Node
+    task: TaskRecord
+    node: NodeRecord
     fate: Literal["complete", "requeue"] = "complete"
     stopped_for: FailureInfo | None = None
     deadline: float | None = None

@@ -64,7 +64,7 @@ CORE_QUOTA: Final = InjectedFault(
 
 
 @frozen
-class Standing:
+class PoolFaults:
     """What holds for a pool."""
 
     allocation: InjectedFault = CORE_QUOTA
@@ -87,11 +87,11 @@ class BatchFaults:
     """The standing faults of one account."""
 
     account: AccountFaults = field(default_factory=AccountFaults)
-    _pools: dict[str, Standing] = field(default_factory=dict)
+    _pools: dict[str, PoolFaults] = field(default_factory=dict)
 
-    def of(self, pool_id: str) -> Standing:
+    def of(self, pool_id: str) -> PoolFaults:
         """What holds for a pool."""
-        return self._pools.get(fold(pool_id), Standing())
+        return self._pools.get(fold(pool_id), PoolFaults())
 
     def note(self, pool_id: str, fault: InjectedFault) -> None:
         """From now on this holds, if it is of a kind that stands."""

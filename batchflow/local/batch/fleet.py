@@ -28,17 +28,17 @@ from batchflow.local.batch.autoscale import Targets, evaluate
 from batchflow.local.batch.entities import (
     BAD_EXIT,
     ENDED_BY_USER,
+    AutoscaleFormula,
+    AutoscaleRun,
+    BatchPoolSpec,
     Deallocation,
     Departure,
     FailureInfo,
-    Formula,
-    FormulaRun,
-    InjectedOutage,
-    Node,
+    NodeOutage,
+    NodeRecord,
     NodeState,
     Outcome,
-    Pool,
-    PoolSpec,
+    PoolRecord,
     StartTaskRecord,
 )
 from batchflow.local.batch.errors import Refused, invalid_property
@@ -89,10 +89,10 @@ class Fleet:
     """The pools of one account."""
 
     def __init__(self, ledger: Ledger, account: str) -> None:
-        self.pools: dict[str, Pool] = {}
+        self.pools: dict[str, PoolRecord] = {}
         self._ledger = ledger
         self._account = account
-        self._start_runs: dict[int, Node] = {}
+        self._start_runs: dict[int, NodeRecord] = {}
         self.faults = BatchFaults()
 
     def deadlines(self) -> Iterator[float]:
@@ -118,21 +118,21 @@ class Fleet:
 
     # What users ask of pools
 
-    def pool(self, pool_id: str) -> Pool:
+    def pool(self, pool_id: str) -> PoolRecord:
         """Raises Refused: PoolNotFound."""
         pool = self.pools.get(fold(pool_id))
         if pool is None:
             raise Refused("PoolNotFound", PoolId=pool_id)
         return pool
 
-    def create_pool(self, spec: PoolSpec, wanted: int, spot_wanted: int, now: float) -> Pool:
+    def create_pool(self, spec: BatchPoolSpec, wanted: int, spot_wanted: int, now: float) -> PoolRecord:
         """Make a pool and begin to allocate its nodes."""
         if (there := self.pools.get(fold(spec.id))) is not None:
             self._check_not_deleting(there)
             raise Refused("PoolExists", PoolId=spec.id)
         targets = None if spec.formula is None else evaluate(spec.formula.text, 0, 0)
         stamp = self._ledger.stamp(now)
-        pool = Pool(spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now)
+        pool = PoolRecord(spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now)
         self.pools[fold(spec.id)] = pool
         if targets is None:
             self._begin_resize(pool, now)
@@ -141,13 +141,13 @@ class Fleet:
             self._scale(pool, targets, now)
         return pool
 
-    def change_pool(self, pool: Pool, spec: PoolSpec, now: float) -> None:
+    def change_pool(self, pool: PoolRecord, spec: BatchPoolSpec, now: float) -> None:
         """Give a pool another specification; a changed start task counts from a node's next boot."""
         self._check_not_deleting(pool)
         pool.spec = spec
         self._ledger.touch(pool.stamp, now)
 
-    def delete_pool(self, pool: Pool, now: float) -> None:
+    def delete_pool(self, pool: PoolRecord, now: float) -> None:
         """Take the pool's nodes away, their tasks requeued, and then the pool."""
         self._check_not_deleting(pool)
         pool.state, pool.state_since = "deleting", now
@@ -160,7 +160,7 @@ class Fleet:
 
     def resize_pool(
         self,
-        pool: Pool,
+        pool: PoolRecord,
         wanted: int | None,
         spot_wanted: int | None,
         option: Deallocation,
@@ -177,7 +177,7 @@ class Fleet:
         self._begin_resize(pool, now, timeout)
         self._allocate(pool, option, now)
 
-    def stop_resize(self, pool: Pool, now: float) -> None:
+    def stop_resize(self, pool: PoolRecord, now: float) -> None:
         """Leave the pool at the size that it has got to."""
         self._check_not_deleting(pool)
         if pool.allocation != "resizing":
@@ -186,7 +186,7 @@ class Fleet:
         self._abandon_resize(pool, _STOPPED, now)
 
     def remove_nodes(
-        self, pool: Pool, node_ids: list[str], option: Deallocation, timeout: float | None, now: float
+        self, pool: PoolRecord, node_ids: list[str], option: Deallocation, timeout: float | None, now: float
     ) -> None:
         """Take the named nodes away; the pool is then wanted that much smaller."""
         self._check_resizable(pool)
@@ -201,7 +201,7 @@ class Fleet:
             self._leave(node, "removal", option, now)
         self._settle_pool(pool, now)
 
-    def enable_formula(self, pool: Pool, text: str | None, interval: float | None, now: float) -> None:
+    def enable_formula(self, pool: PoolRecord, text: str | None, interval: float | None, now: float) -> None:
         """Let a formula decide from now on, or another one, or at another interval; None keeps what is."""
         self._check_resizable(pool)
         old = pool.spec.formula
@@ -212,77 +212,77 @@ class Fleet:
         if now - pool.formula_set < MIN_FORMULA_PAUSE:
             raise Refused("TooManyEnableAutoScaleRequests", PoolId=pool.spec.id)
         kept = old.interval if old is not None else FORMULA_INTERVAL
-        pool.spec = replace(pool.spec, formula=Formula(text, kept if interval is None else interval))
+        pool.spec = replace(pool.spec, formula=AutoscaleFormula(text, kept if interval is None else interval))
         pool.formula_set = now
         self._ledger.touch(pool.stamp, now)
         self._scale(pool, targets, now)
 
-    def disable_formula(self, pool: Pool, now: float) -> None:
+    def disable_formula(self, pool: PoolRecord, now: float) -> None:
         """Leave the pool as large as it is; whoever wants can resize it again."""
         self._check_not_deleting(pool)
         pool.spec, pool.formula_run = replace(pool.spec, formula=None), None
         self._ledger.touch(pool.stamp, now)
 
-    def evaluate_formula(self, pool: Pool, text: str) -> Targets:
+    def evaluate_formula(self, pool: PoolRecord, text: str) -> Targets:
         """What a formula would come to now. Raises Refused."""
         return evaluate(text, pool.count(dedicated=True), pool.count(dedicated=False))
 
-    def _scale_again(self, pool: Pool, now: float) -> None:
+    def _scale_again(self, pool: PoolRecord, now: float) -> None:
         """A formula that cannot be evaluated now says so in the pool; while that resizes it is left out."""
         if pool.spec.formula is None or pool.allocation != "steady":
-            pool.formula_run = replace(pool.formula_run, at=now) if pool.formula_run else FormulaRun(now)
+            pool.formula_run = replace(pool.formula_run, at=now) if pool.formula_run else AutoscaleRun(now)
             return
         try:
             targets = self.evaluate_formula(pool, pool.spec.formula.text)
         except Refused as refused:
             reason = refused.values.get("Reason", refused.message)
-            pool.formula_run = FormulaRun(now, failure=FailureInfo("usererror", refused.code, reason))
+            pool.formula_run = AutoscaleRun(now, failure=FailureInfo("usererror", refused.code, reason))
             return
         self._scale(pool, targets, now)
 
-    def _scale(self, pool: Pool, targets: Targets, now: float) -> None:
+    def _scale(self, pool: PoolRecord, targets: Targets, now: float) -> None:
         before = (pool.wanted, pool.spot_wanted)
         pool.wanted = pool.wanted if targets.dedicated is None else targets.dedicated
         pool.spot_wanted = pool.spot_wanted if targets.spot is None else targets.spot
-        pool.formula_run = FormulaRun(now, targets.results)
+        pool.formula_run = AutoscaleRun(now, targets.results)
         if (pool.wanted, pool.spot_wanted) != before:
             self._begin_resize(pool, now)
             self._allocate(pool, targets.option, now)
 
     # What users ask of nodes
 
-    def node(self, pool: Pool, node_id: str) -> Node:
+    def node(self, pool: PoolRecord, node_id: str) -> NodeRecord:
         """Raises Refused: NodeNotFound."""
         node = pool.nodes.get(fold(node_id))
         if node is None:
             raise Refused("NodeNotFound", PoolId=pool.spec.id, NodeId=node_id)
         return node
 
-    def reboot(self, node: Node, option: Deallocation, now: float) -> None:
+    def reboot(self, node: NodeRecord, option: Deallocation, now: float) -> None:
         """Boot the node again."""
         self._interrupt(node, "reboot", option, now)
 
-    def reimage(self, node: Node, option: Deallocation, now: float) -> None:
+    def reimage(self, node: NodeRecord, option: Deallocation, now: float) -> None:
         """Boot the node again, its disk wiped."""
         self._interrupt(node, "reimage", option, now)
 
-    def deallocate(self, node: Node, option: Deallocation, now: float) -> None:
+    def deallocate(self, node: NodeRecord, option: Deallocation, now: float) -> None:
         """Give the node's machine back until it is started again; its disk is lost."""
         self._interrupt(node, "deallocation", option, now)
 
-    def start(self, node: Node, now: float) -> None:
+    def start(self, node: NodeRecord, now: float) -> None:
         """Boot a deallocated node."""
         if node.state != "deallocated":
             raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
         _set_state(node, "starting", now)
         self._boot(node, wipe=True)
 
-    def _interrupt(self, node: Node, purpose: Departure, option: Deallocation, now: float) -> None:
+    def _interrupt(self, node: NodeRecord, purpose: Departure, option: Deallocation, now: float) -> None:
         if node.state in _BUSY:
             raise Refused(_BUSY[node.state], NodeId=node.id, NodeState=node.state)
         self._leave(node, purpose, option, now)
 
-    def disable_scheduling(self, node: Node, option: Deallocation, now: float) -> None:
+    def disable_scheduling(self, node: NodeRecord, option: Deallocation, now: float) -> None:
         """Give the node no further tasks, and deal with those that it has as `option` says."""
         if not node.enabled:
             raise Refused("NodeAlreadyInTargetSchedulingState", NodeId=node.id)
@@ -290,7 +290,7 @@ class Fleet:
         self._evict(node, option)
         self._settle_node(node, now)
 
-    def enable_scheduling(self, node: Node, now: float) -> None:
+    def enable_scheduling(self, node: NodeRecord, now: float) -> None:
         """Let the node have tasks again."""
         if node.enabled:
             raise Refused("NodeAlreadyInTargetSchedulingState", NodeId=node.id)
@@ -310,24 +310,22 @@ class Fleet:
             if fault.kind != "preempted":
                 self._fail(node, fault, now)
             elif not node.dedicated:
-                self._take_out(
-                    node, InjectedOutage("preempted", now + (fault.seconds or 0.0), wipe=True), now
-                )
+                self._take_out(node, NodeOutage("preempted", now + (fault.seconds or 0.0), wipe=True), now)
             elif fault.node is not None:
                 raise Refused(
                     "OperationNotValidOnNode", NodeId=node.id, Reason="only spot nodes are preempted"
                 )
 
-    def _fail(self, node: Node, fault: InjectedFault, now: float) -> None:
+    def _fail(self, node: NodeRecord, fault: InjectedFault, now: float) -> None:
         if fault.kind == "lost":
             until = None if fault.seconds is None else now + fault.seconds
-            self._take_out(node, InjectedOutage("unknown", until, wipe=False), now)
+            self._take_out(node, NodeOutage("unknown", until, wipe=False), now)
         elif node.leaving_for is None:
             node.ready, node.errors = False, (fault.failure,)
             _set_state(node, "unusable", now)
             self._cut(node)
 
-    def _take_out(self, node: Node, outage: InjectedOutage, now: float) -> None:
+    def _take_out(self, node: NodeRecord, outage: NodeOutage, now: float) -> None:
         if node.leaving_for is not None or node.outage is not None or node.state == "creating":
             raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
         node.outage, node.leaving_for, node.ready = outage, "outage", False
@@ -335,14 +333,14 @@ class Fleet:
         self._cut(node)
         self._depart_when_at_rest(node, now)
 
-    def _cut(self, node: Node) -> None:
+    def _cut(self, node: NodeRecord) -> None:
         """End what runs there at once, as a machine's end does; Batch runs its tasks again."""
         for run in node.runs.values():
             self._ledger.stop(run, "requeue", NODE_GONE, hard=True)
         if node.start_run is not None:
             self._ledger.actions.append(Stop(node.start_run, hard=True))
 
-    def _come_back_when_due(self, node: Node, now: float) -> None:
+    def _come_back_when_due(self, node: NodeRecord, now: float) -> None:
         outage = node.outage
         if outage is None or node.leaving_for is not None or outage.until is None or outage.until > now:
             return
@@ -352,7 +350,7 @@ class Fleet:
 
     # Facts from the nodes
 
-    def node_allocated(self, node: Node, now: float) -> None:
+    def node_allocated(self, node: NodeRecord, now: float) -> None:
         """The node's disk is there."""
         if node.leaving_for is None:
             _set_state(node, "starting", now)
@@ -360,7 +358,7 @@ class Fleet:
         self._depart_when_at_rest(node, now)
         self._settle_pool(node.pool, now)
 
-    def node_booted(self, node: Node, boot: int, now: float) -> None:
+    def node_booted(self, node: NodeRecord, boot: int, now: float) -> None:
         """The node has booted for the `boot`-th time."""
         if boot != node.boot or node.leaving_for is not None or node.outage is not None:
             return
@@ -393,23 +391,23 @@ class Fleet:
                 _set_state(node, "starttaskfailed", now)
         self.run_left(node, now)
 
-    def node_removed(self, node: Node, now: float) -> None:
+    def node_removed(self, node: NodeRecord, now: float) -> None:
         """The node is gone."""
         del node.pool.nodes[fold(node.id)]
         self._settle_pool(node.pool, now)
 
-    def run_came(self, node: Node, now: float) -> None:
+    def run_came(self, node: NodeRecord, now: float) -> None:
         """A run took slots of the node."""
         self._settle_node(node, now)
 
-    def run_left(self, node: Node, now: float) -> None:
+    def run_left(self, node: NodeRecord, now: float) -> None:
         """A run, or the start task's, is over on the node."""
         self._depart_when_at_rest(node, now)
         self._settle_node(node, now)
 
     # Decisions about nodes
 
-    def _leave(self, node: Node, purpose: Departure, option: Deallocation, now: float) -> None:
+    def _leave(self, node: NodeRecord, purpose: Departure, option: Deallocation, now: float) -> None:
         if node.leaving_for == "removal":
             return
         allocated = node.state != "creating"
@@ -421,7 +419,7 @@ class Fleet:
         if allocated:
             self._depart_when_at_rest(node, now)
 
-    def _evict(self, node: Node, option: Deallocation) -> None:
+    def _evict(self, node: NodeRecord, option: Deallocation) -> None:
         for run in node.runs.values():
             match option:
                 case "requeue":
@@ -429,7 +427,7 @@ class Fleet:
                 case "terminate":
                     self._ledger.stop(run, "complete", ENDED_BY_USER)
 
-    def _depart_when_at_rest(self, node: Node, now: float) -> None:
+    def _depart_when_at_rest(self, node: NodeRecord, now: float) -> None:
         """Do what had to wait until nothing runs on the node any more."""
         if node.runs or node.start_run is not None:
             return
@@ -446,16 +444,16 @@ class Fleet:
                 node.leaving_for = None
                 self._come_back_when_due(node, now)
 
-    def _boot(self, node: Node, *, wipe: bool) -> None:
+    def _boot(self, node: NodeRecord, *, wipe: bool) -> None:
         node.boot += 1
         self._ledger.actions.append(Boot(node, node.boot, wipe=wipe))
 
-    def _run_start_task(self, node: Node) -> None:
+    def _run_start_task(self, node: NodeRecord) -> None:
         node.start_run = self._ledger.next_serial()
         self._start_runs[node.start_run] = node
         self._ledger.actions.append(RunStartTask(node, node.start_run))
 
-    def _settle_node(self, node: Node, now: float) -> None:
+    def _settle_node(self, node: NodeRecord, now: float) -> None:
         """Bring a node that may run tasks to the state that tells whether it does."""
         if not node.ready or node.leaving_for is not None:
             return
@@ -464,12 +462,12 @@ class Fleet:
 
     # Decisions about pools
 
-    def _begin_resize(self, pool: Pool, now: float, timeout: float | None = None) -> None:
+    def _begin_resize(self, pool: PoolRecord, now: float, timeout: float | None = None) -> None:
         pool.allocation, pool.allocation_since = "resizing", now
         pool.resize_errors = ()
         pool.resize_deadline = now + (pool.spec.resize_timeout if timeout is None else timeout)
 
-    def _allocate(self, pool: Pool, option: Deallocation, now: float) -> None:
+    def _allocate(self, pool: PoolRecord, option: Deallocation, now: float) -> None:
         """Make the nodes that are missing, and let those leave that are too many: the least busy first."""
         for dedicated, wanted in ((True, pool.wanted), (False, pool.spot_wanted)):
             staying = [node for node in pool.staying() if node.dedicated == dedicated]
@@ -480,7 +478,7 @@ class Fleet:
                 self._leave(node, "removal", option, now)
         self._settle_pool(pool, now)
 
-    def _obtainable(self, pool: Pool, missing: int) -> int:
+    def _obtainable(self, pool: PoolRecord, missing: int) -> int:
         """How many of the nodes that are missing can be had."""
         fault = self.faults.of(pool.spec.id).allocation
         left = max(0, fault.limit - len(pool.staying()))
@@ -488,11 +486,11 @@ class Fleet:
             pool.resize_errors = (fault.failure,)
         return min(left, max(0, missing))
 
-    def _make_node(self, pool: Pool, dedicated: bool, now: float) -> None:
+    def _make_node(self, pool: PoolRecord, dedicated: bool, now: float) -> None:
         origin = f"{self._account}/{fold(pool.spec.id)}/{pool.stamp.serial}"
         host = hashlib.sha256(origin.encode()).hexdigest()[:8]
         digest = hashlib.sha256(f"{origin}/{pool.nodes_made}".encode()).hexdigest()
-        node = Node(
+        node = NodeRecord(
             id=f"tvmps_{digest}_{'d' if dedicated else 'p'}",
             serial=self._ledger.next_serial(),
             pool=pool,
@@ -505,7 +503,7 @@ class Fleet:
         pool.nodes[fold(node.id)] = node
         self._ledger.actions.append(Allocate(node))
 
-    def _settle_pool(self, pool: Pool, now: float) -> None:
+    def _settle_pool(self, pool: PoolRecord, now: float) -> None:
         """End a resize that has come to its end, and a pool that has no more nodes to lose."""
         if any(node.state in ("creating", "leavingpool") for node in pool.nodes.values()):
             return
@@ -515,7 +513,7 @@ class Fleet:
             pool.allocation, pool.allocation_since = "steady", now
             pool.resize_deadline = None
 
-    def _abandon_resize(self, pool: Pool, reason: FailureInfo, now: float) -> None:
+    def _abandon_resize(self, pool: PoolRecord, reason: FailureInfo, now: float) -> None:
         """Take no further step towards the size wanted: nodes that only wait for their tasks stay."""
         pool.resize_deadline = None
         if pool.state == "deleting":
@@ -531,17 +529,17 @@ class Fleet:
         self._settle_pool(pool, now)
 
     @staticmethod
-    def _check_not_deleting(pool: Pool) -> None:
+    def _check_not_deleting(pool: PoolRecord) -> None:
         if pool.state == "deleting":
             raise Refused("PoolBeingDeleted", PoolId=pool.spec.id)
 
-    def _check_resizable(self, pool: Pool) -> None:
+    def _check_resizable(self, pool: PoolRecord) -> None:
         self._check_not_deleting(pool)
         if pool.allocation != "steady":
             raise Refused("PoolBeingResized", PoolId=pool.spec.id)
 
 
-def _formula_due(pool: Pool) -> float | None:
+def _formula_due(pool: PoolRecord) -> float | None:
     """When the pool's formula has to be evaluated again."""
     if pool.spec.formula is None or pool.formula_run is None or pool.state != "active":
         return None
@@ -561,6 +559,6 @@ def judged(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _set_state(node: Node, state: NodeState, now: float) -> None:
+def _set_state(node: NodeRecord, state: NodeState, now: float) -> None:
     if node.state != state:
         node.state, node.state_since = state, now

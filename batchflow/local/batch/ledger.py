@@ -13,21 +13,21 @@ from batchflow.local.batch.entities import Versioned
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.local.batch.entities import FailureInfo, Node, TaskRun
+    from batchflow.local.batch.entities import FailureInfo, NodeRecord, TaskRun
 
 
 @frozen
 class Allocate:
     """Make the node's disk, then tell `Fleet.node_allocated`."""
 
-    node: Node
+    node: NodeRecord
 
 
 @frozen
 class Boot:
     """Boot the node, its disk wiped first or not, then tell `Fleet.node_booted`."""
 
-    node: Node
+    node: NodeRecord
     boot: int
     wipe: bool
 
@@ -36,7 +36,7 @@ class Boot:
 class RunStartTask:
     """Run the node's start task, then tell `Fleet.start_task_ended`."""
 
-    node: Node
+    node: NodeRecord
     run: int
 
 
@@ -59,7 +59,7 @@ class Stop:
 class Remove:
     """Take the node's disk away, then tell `Fleet.node_removed`."""
 
-    node: Node
+    node: NodeRecord
 
 
 @frozen

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import aiohttp
 from yarl import URL
 
-from batchflow.local.batch.entities import FailureInfo, ResourceFile
+from batchflow.local.batch.entities import FailureInfo, ResourceFileSpec
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ class Source:
     authorization: Callable[[str], str | None]
     """The header that the identity of this resource id has; None when it is not the node's."""
 
-    def of(self, file: ResourceFile) -> Mapping[str, str]:
+    def of(self, file: ResourceFileSpec) -> Mapping[str, str]:
         """The headers of the requests for a file."""
         header = None if file.identity is None else self.authorization(file.identity)
         return {} if header is None else {"Authorization": header, "x-ms-version": STORAGE_VERSION}
 
 
-async def fetch(source: Source, file: ResourceFile, directory: Path) -> None:
+async def fetch(source: Source, file: ResourceFileSpec, directory: Path) -> None:
     """Download a resource file, or those of a container. Raises PreparationError, OSError."""
     web, headers = source.web, source.of(file)
     if not file.is_container:

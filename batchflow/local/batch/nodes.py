@@ -28,7 +28,7 @@ from batchflow.support.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from batchflow.local.batch.entities import CommandSpec, Node, Task
+    from batchflow.local.batch.entities import CommandSpec, NodeRecord, TaskRecord
 
 STOP_GRACE = 5.0
 """Seconds between asking a task's command to end and killing its tree."""
@@ -61,23 +61,23 @@ class NodeDisks:
         self._root = root
         self._trash = root / "trash"
 
-    def of(self, node: Node) -> Path:
+    def of(self, node: NodeRecord) -> Path:
         """A node's root directory."""
         return self._root / node.host_name
 
-    def job(self, node: Node, job_id: str) -> Path:
+    def job(self, node: NodeRecord, job_id: str) -> Path:
         """The directory of a job's tasks on a node."""
         return self.of(node) / "workitems" / job_id / "job-1"
 
-    def task(self, node: Node, job_id: str, task_id: str) -> Path:
+    def task(self, node: NodeRecord, job_id: str, task_id: str) -> Path:
         """A task's directory on a node."""
         return self.job(node, job_id) / task_id
 
-    def startup(self, node: Node) -> Path:
+    def startup(self, node: NodeRecord) -> Path:
         """The start task's directory on a node."""
         return self.of(node) / "startup"
 
-    def lay_out(self, node: Node) -> None:
+    def lay_out(self, node: NodeRecord) -> None:
         """Make the directories that every node has."""
         for name in ("shared", "startup/wd", "workitems", "fsmounts"):
             (self.of(node) / name).mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,9 @@ class NodeDisks:
         await asyncio.to_thread(shutil.rmtree, grave, ignore_errors=True)
 
 
-def task_environment(account: NodeAccount, disks: NodeDisks, node: Node, task: Task) -> dict[str, str]:
+def task_environment(
+    account: NodeAccount, disks: NodeDisks, node: NodeRecord, task: TaskRecord
+) -> dict[str, str]:
     """The environment of a task: the machine's few, the service's AZ_BATCH_ ones, the user's."""
     job_id, task_id = task.job.spec.id, task.spec.id
     directory = disks.task(node, job_id, task_id)
@@ -109,14 +111,14 @@ def task_environment(account: NodeAccount, disks: NodeDisks, node: Node, task: T
 
 
 def start_task_environment(
-    account: NodeAccount, disks: NodeDisks, node: Node, command: CommandSpec
+    account: NodeAccount, disks: NodeDisks, node: NodeRecord, command: CommandSpec
 ) -> dict[str, str]:
     """The environment of a start task."""
     return {**_common_environment(account, disks, node, disks.startup(node)), **command.environment}
 
 
 def _common_environment(
-    account: NodeAccount, disks: NodeDisks, node: Node, directory: Path
+    account: NodeAccount, disks: NodeDisks, node: NodeRecord, directory: Path
 ) -> dict[str, str]:
     root = disks.of(node)
     return {

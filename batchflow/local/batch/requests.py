@@ -11,14 +11,14 @@ from typing import Any, Literal, cast
 
 from batchflow.local.batch.catalogue import CORES, PAST, find_image
 from batchflow.local.batch.entities import (
+    AutoscaleFormula,
+    BatchJobSpec,
+    BatchPoolSpec,
+    BatchTaskSpec,
     CommandSpec,
     Deallocation,
-    Formula,
-    JobSpec,
-    PoolSpec,
-    ResourceFile,
+    ResourceFileSpec,
     StartTaskSpec,
-    TaskSpec,
 )
 from batchflow.local.batch.errors import Refused, invalid_property, not_implemented
 from batchflow.local.batch.fleet import FORMULA_INTERVAL
@@ -55,7 +55,9 @@ class Resize:
     timeout: float | None
 
 
-def parse_pool(body: object, now: float, retired: frozenset[str] = frozenset()) -> tuple[PoolSpec, int, int]:
+def parse_pool(
+    body: object, now: float, retired: frozenset[str] = frozenset()
+) -> tuple[BatchPoolSpec, int, int]:
     """A pool to create, with the numbers of dedicated and of spot nodes. `retired`: images of no more."""
     fields = Fields(body)
     pool_id = fields.identifier("id")
@@ -66,7 +68,7 @@ def parse_pool(body: object, now: float, retired: frozenset[str] = frozenset()) 
     dedicated = fields.integer("targetDedicatedNodes", 0, low=0)
     spot = fields.integer("targetLowPriorityNodes", 0, low=0)
     inter_node = fields.boolean("enableInterNodeCommunication", default=False)
-    spec = PoolSpec(
+    spec = BatchPoolSpec(
         id=pool_id,
         vm_size=vm_size,
         task_slots=_task_slots(fields, vm_size),
@@ -85,7 +87,7 @@ def parse_pool(body: object, now: float, retired: frozenset[str] = frozenset()) 
     return spec, dedicated, spot
 
 
-def patch_pool(spec: PoolSpec, body: object, now: float, *, current_nodes: int) -> PoolSpec:
+def patch_pool(spec: BatchPoolSpec, body: object, now: float, *, current_nodes: int) -> BatchPoolSpec:
     """A pool's specification with the properties given changed, the others as they are."""
     fields = Fields(body)
     fields.refuse(*_POOL_REFUSED)
@@ -111,7 +113,7 @@ def patch_pool(spec: PoolSpec, body: object, now: float, *, current_nodes: int) 
     return replace(spec, document=spec.document | changes)
 
 
-def replace_pool_properties(spec: PoolSpec, body: object) -> PoolSpec:
+def replace_pool_properties(spec: BatchPoolSpec, body: object) -> BatchPoolSpec:
     """A pool's specification with start task and metadata replaced, or removed where the body omits them."""
     fields = Fields(body)
     if fields.get("metadata") is None:
@@ -185,7 +187,7 @@ def parse_node_option(body: object, key: str) -> Deallocation:
     return option
 
 
-def parse_job(body: object) -> JobSpec:
+def parse_job(body: object) -> BatchJobSpec:
     """A job to create."""
     fields = Fields(body)
     job_id = fields.identifier("id")
@@ -200,7 +202,7 @@ def parse_job(body: object) -> JobSpec:
     return spec
 
 
-def patch_job(spec: JobSpec, body: object, *, whole: bool) -> JobSpec:
+def patch_job(spec: BatchJobSpec, body: object, *, whole: bool) -> BatchJobSpec:
     """A job's specification with the properties given changed; `whole`: omitted ones at their defaults."""
     fields = Fields(body)
     given = fields.document
@@ -242,13 +244,13 @@ def parse_tasks(body: object) -> list[Any]:
     return tasks
 
 
-def parse_task(body: object, job: JobSpec) -> TaskSpec:
+def parse_task(body: object, job: BatchJobSpec) -> BatchTaskSpec:
     """A task to create in a job."""
     fields = Fields(body)
     task_id = fields.identifier("id")
     fields.refuse("containerSettings", "multiInstanceSettings", "applicationPackageReferences", "outputFiles",
                   "dependsOn", "exitConditions", "authenticationTokenSettings")  # fmt: skip
-    spec = TaskSpec(
+    spec = BatchTaskSpec(
         id=task_id,
         command=_task_command(fields, job),
         slots=fields.integer("requiredSlots", 1, low=1, high=MAX_TASK_SLOTS),
@@ -265,7 +267,7 @@ def parse_task(body: object, job: JobSpec) -> TaskSpec:
     return spec
 
 
-def replace_task(spec: TaskSpec, body: object, job: JobSpec) -> TaskSpec:
+def replace_task(spec: BatchTaskSpec, body: object, job: BatchJobSpec) -> BatchTaskSpec:
     """A task's specification with other constraints."""
     fields = Fields(body)
     constraints = fields.keep("constraints")
@@ -295,7 +297,7 @@ def parse_start_task(fields: Fields | None) -> StartTaskSpec | None:
     return spec
 
 
-def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> JobSpec:
+def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> BatchJobSpec:
     pool = fields.fields("poolInfo")
     if pool is None:
         raise Refused("MissingRequiredProperty", PropertyName="poolInfo")
@@ -306,7 +308,7 @@ def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> JobSpec:
         constraints.integer("maxTaskRetryCount", 0, low=-1)
         constraints.finish()
     fields.boolean("allowTaskPreemption", default=False)
-    return JobSpec(
+    return BatchJobSpec(
         id=job_id,
         pool_id=pool.identifier("poolId"),
         priority=fields.integer("priority", 0, low=-1000, high=1000),
@@ -319,7 +321,7 @@ def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> JobSpec:
     )
 
 
-def _changeable(spec: JobSpec) -> dict[str, Any]:
+def _changeable(spec: BatchJobSpec) -> dict[str, Any]:
     """What a PATCH may change of a job, as it is."""
     return {
         "priority": spec.priority,
@@ -332,7 +334,7 @@ def _changeable(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _task_command(fields: Fields, job: JobSpec) -> CommandSpec:
+def _task_command(fields: Fields, job: BatchJobSpec) -> CommandSpec:
     retries, seconds = _task_constraints(fields, job)
     return CommandSpec(
         command_line=fields.required_text("commandLine"),
@@ -343,7 +345,7 @@ def _task_command(fields: Fields, job: JobSpec) -> CommandSpec:
     )
 
 
-def _task_constraints(fields: Fields, job: JobSpec) -> tuple[int, float | None]:
+def _task_constraints(fields: Fields, job: BatchJobSpec) -> tuple[int, float | None]:
     of_job = job.document.get("constraints") or {}
     default = int(of_job.get("maxTaskRetryCount") or 0)
     constraints = fields.fields("constraints")
@@ -356,11 +358,11 @@ def _task_constraints(fields: Fields, job: JobSpec) -> tuple[int, float | None]:
     return retries, seconds
 
 
-def _resource_files(fields: Fields) -> tuple[ResourceFile, ...]:
+def _resource_files(fields: Fields) -> tuple[ResourceFileSpec, ...]:
     return tuple(_resource_file(item) for item in fields.each("resourceFiles"))
 
 
-def _resource_file(fields: Fields) -> ResourceFile:
+def _resource_file(fields: Fields) -> ResourceFileSpec:
     fields.refuse("autoStorageContainerName")
     reference = fields.fields("identityReference")
     identity = None if reference is None else reference.required_text("resourceId")
@@ -382,7 +384,7 @@ def _resource_file(fields: Fields) -> ResourceFile:
         raise invalid_property(fields.name("fileMode"), mode, "An octal file mode is expected.")
     prefix = fields.text("blobPrefix", "") or ""
     fields.finish()
-    return ResourceFile(source, path, url is None, prefix, int(mode, 8), identity)
+    return ResourceFileSpec(source, path, url is None, prefix, int(mode, 8), identity)
 
 
 def _vm_size(fields: Fields) -> str:
@@ -438,7 +440,7 @@ def _fill(fields: Fields) -> Literal["spread", "pack"]:
     return "pack" if fill == "pack" else "spread"
 
 
-def _formula(fields: Fields) -> Formula | None:
+def _formula(fields: Fields) -> AutoscaleFormula | None:
     """A pool has a formula or counts, never both."""
     formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
     if not fields.boolean("enableAutoScale", default=False):
@@ -451,7 +453,7 @@ def _formula(fields: Fields) -> Formula | None:
     for name in ("targetDedicatedNodes", "targetLowPriorityNodes"):
         if fields.get(name) is not None:
             raise invalid_property(name, fields.get(name), "It does not go with enableAutoScale.")
-    return Formula(formula, FORMULA_INTERVAL if interval is None else interval)
+    return AutoscaleFormula(formula, FORMULA_INTERVAL if interval is None else interval)
 
 
 def _formula_interval(fields: Fields) -> float | None:

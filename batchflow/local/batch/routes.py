@@ -15,7 +15,7 @@ from batchflow.local.batch import documents as documents
 from batchflow.local.batch import files as files
 from batchflow.local.batch import queries as queries
 from batchflow.local.batch import requests as requests
-from batchflow.local.batch.entities import FormulaRun
+from batchflow.local.batch.entities import AutoscaleRun
 from batchflow.local.batch.errors import Refused, not_implemented
 from batchflow.local.batch.faults import parse_account_faults, parse_fault
 from batchflow.local.batch.ledger import fold
@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from batchflow.local.batch.entities import Document, Job, Node, Pool, Task, Versioned
+    from batchflow.local.batch.entities import (
+        Document,
+        JobRecord,
+        NodeRecord,
+        PoolRecord,
+        TaskRecord,
+        Versioned,
+    )
     from batchflow.local.batch.files import FileSlice
     from batchflow.local.batch.nodes import NodeDisks
     from batchflow.local.batch.state import BatchState
@@ -45,7 +52,7 @@ class BatchRequest:
 
 
 @frozen
-class BatchAnswer:
+class BatchResponse:
     """What to answer: a document, a part of a file, or neither."""
 
     status: int = 200
@@ -70,7 +77,7 @@ class DataPlane:
         self._base = base
         self._identity_of = identity_of
 
-    def answer(self, request: BatchRequest) -> BatchAnswer:
+    def answer(self, request: BatchRequest) -> BatchResponse:
         """Carry a request out. Raises Refused."""
         pattern = route_of(request.names)
         route = f"{request.method} {pattern}"
@@ -82,21 +89,21 @@ class DataPlane:
 
     # Faults, of which Azure knows nothing
 
-    def inject_fault(self, request: BatchRequest) -> BatchAnswer:
+    def inject_fault(self, request: BatchRequest) -> BatchResponse:
         self._fleet.inject(request.names[1], parse_fault(request.body), request.now)
-        return BatchAnswer(204)
+        return BatchResponse(204)
 
-    def clear_faults(self, request: BatchRequest) -> BatchAnswer:
+    def clear_faults(self, request: BatchRequest) -> BatchResponse:
         self._fleet.faults.clear(request.names[1])
-        return BatchAnswer(204)
+        return BatchResponse(204)
 
-    def set_account_faults(self, request: BatchRequest) -> BatchAnswer:
+    def set_account_faults(self, request: BatchRequest) -> BatchResponse:
         self._fleet.faults.account = parse_account_faults(request.body)
-        return BatchAnswer(204)
+        return BatchResponse(204)
 
     # Pools
 
-    def create_pool(self, request: BatchRequest) -> BatchAnswer:
+    def create_pool(self, request: BatchRequest) -> BatchResponse:
         self._fleet.faults.check_quota("pools", len(self._fleet.pools))
         spec, dedicated, spot = requests.parse_pool(
             request.body, request.now, self._fleet.faults.account.retired
@@ -106,35 +113,35 @@ class DataPlane:
         pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
-    def list_pools(self, request: BatchRequest) -> BatchAnswer:
+    def list_pools(self, request: BatchRequest) -> BatchResponse:
         pools = ((pool.stamp.serial, documents.pool_document(pool, self._base())) for pool in self._pools())
         return self._page(request, pools)
 
-    def pool_exists(self, request: BatchRequest) -> BatchAnswer:
+    def pool_exists(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
-        return BatchAnswer(headers=conditions.stamp_headers(pool.stamp))
+        return BatchResponse(headers=conditions.stamp_headers(pool.stamp))
 
-    def get_pool(self, request: BatchRequest) -> BatchAnswer:
+    def get_pool(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         return self._resource(request, documents.pool_document(pool, self._base()), pool.stamp)
 
-    def patch_pool(self, request: BatchRequest) -> BatchAnswer:
+    def patch_pool(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         spec = requests.patch_pool(pool.spec, request.body, request.now, current_nodes=len(pool.nodes))
         self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}")
 
-    def update_pool_properties(self, request: BatchRequest) -> BatchAnswer:
+    def update_pool_properties(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         spec = requests.replace_pool_properties(pool.spec, request.body)
         self._fleet.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/updateproperties", status=204)
 
-    def delete_pool(self, request: BatchRequest) -> BatchAnswer:
+    def delete_pool(self, request: BatchRequest) -> BatchResponse:
         self._fleet.delete_pool(self._pool(request), request.now)
-        return BatchAnswer(202)
+        return BatchResponse(202)
 
-    def resize_pool(self, request: BatchRequest) -> BatchAnswer:
+    def resize_pool(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         resize = requests.parse_resize(request.body)
         self._fleet.resize_pool(
@@ -142,157 +149,157 @@ class DataPlane:
         )
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/resize", status=202)
 
-    def stop_resize(self, request: BatchRequest) -> BatchAnswer:
+    def stop_resize(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         self._fleet.stop_resize(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
 
-    def enable_autoscale(self, request: BatchRequest) -> BatchAnswer:
+    def enable_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         formula, interval = requests.parse_formula(request.body)
         self._fleet.enable_formula(pool, formula, interval, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/enableautoscale")
 
-    def disable_autoscale(self, request: BatchRequest) -> BatchAnswer:
+    def disable_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         self._fleet.disable_formula(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/disableautoscale")
 
-    def evaluate_autoscale(self, request: BatchRequest) -> BatchAnswer:
+    def evaluate_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         formula = requests.parse_evaluation(request.body)
         if pool.spec.formula is None:
             raise Refused("OperationNotValidOnPool", PoolId=pool.spec.id, Reason="it has no formula")
-        run = FormulaRun(request.now, self._fleet.evaluate_formula(pool, formula).results)
+        run = AutoscaleRun(request.now, self._fleet.evaluate_formula(pool, formula).results)
         answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
         return replace(answer, document=documents.formula_run_document(run))
 
-    def remove_nodes(self, request: BatchRequest) -> BatchAnswer:
+    def remove_nodes(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         nodes, option, timeout = requests.parse_remove_nodes(request.body)
         self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
 
-    def node_counts(self, request: BatchRequest) -> BatchAnswer:
+    def node_counts(self, request: BatchRequest) -> BatchResponse:
         pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
         return self._page(request, pools)
 
-    def supported_images(self, request: BatchRequest) -> BatchAnswer:
+    def supported_images(self, request: BatchRequest) -> BatchResponse:
         return self._page(request, enumerate(documents.image_documents(self._fleet.faults.account.retired)))
 
     # Nodes
 
-    def list_nodes(self, request: BatchRequest) -> BatchAnswer:
+    def list_nodes(self, request: BatchRequest) -> BatchResponse:
         nodes = self._pool(request).nodes.values()
         listed = ((node.serial, documents.node_document(node, self._base())) for node in list(nodes))
         return self._page(request, listed)
 
-    def get_node(self, request: BatchRequest) -> BatchAnswer:
+    def get_node(self, request: BatchRequest) -> BatchResponse:
         document = documents.node_document(self._node(request), self._base())
-        return BatchAnswer(document=_selected(request, document))
+        return BatchResponse(document=_selected(request, document))
 
-    def reboot_node(self, request: BatchRequest) -> BatchAnswer:
+    def reboot_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeRebootOption")
         self._fleet.reboot(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def reimage_node(self, request: BatchRequest) -> BatchAnswer:
+    def reimage_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
         self._fleet.reimage(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def deallocate_node(self, request: BatchRequest) -> BatchAnswer:
+    def deallocate_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeDeallocateOption")
         self._fleet.deallocate(self._node(request), option, request.now)
         return self._done(request, 202)
 
-    def start_node(self, request: BatchRequest) -> BatchAnswer:
+    def start_node(self, request: BatchRequest) -> BatchResponse:
         self._fleet.start(self._node(request), request.now)
         return self._done(request, 202)
 
-    def disable_scheduling(self, request: BatchRequest) -> BatchAnswer:
+    def disable_scheduling(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
         self._fleet.disable_scheduling(self._node(request), option, request.now)
         return self._done(request, 200)
 
-    def enable_scheduling(self, request: BatchRequest) -> BatchAnswer:
+    def enable_scheduling(self, request: BatchRequest) -> BatchResponse:
         self._fleet.enable_scheduling(self._node(request), request.now)
         return self._done(request, 200)
 
-    def list_node_files(self, request: BatchRequest) -> BatchAnswer:
+    def list_node_files(self, request: BatchRequest) -> BatchResponse:
         node = self._node(request)
         return self._list_files(request, self._disks.of(node), documents.node_url(node, self._base()))
 
-    def get_node_file(self, request: BatchRequest) -> BatchAnswer:
+    def get_node_file(self, request: BatchRequest) -> BatchResponse:
         node = self._node(request)
         return self._get_file(request, self._disks.of(node), documents.node_url(node, self._base()))
 
-    def delete_node_file(self, request: BatchRequest) -> BatchAnswer:
+    def delete_node_file(self, request: BatchRequest) -> BatchResponse:
         return self._delete_file(request, self._disks.of(self._node(request)))
 
     # Jobs
 
-    def create_job(self, request: BatchRequest) -> BatchAnswer:
+    def create_job(self, request: BatchRequest) -> BatchResponse:
         self._fleet.faults.check_quota("jobs", self._work.active_jobs())
         job = self._work.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
-    def list_jobs(self, request: BatchRequest) -> BatchAnswer:
+    def list_jobs(self, request: BatchRequest) -> BatchResponse:
         jobs = list(self._work.jobs.values())
         return self._page(
             request, ((job.stamp.serial, documents.job_document(job, self._base())) for job in jobs)
         )
 
-    def get_job(self, request: BatchRequest) -> BatchAnswer:
+    def get_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         return self._resource(request, documents.job_document(job, self._base()), job.stamp)
 
-    def patch_job(self, request: BatchRequest) -> BatchAnswer:
+    def patch_job(self, request: BatchRequest) -> BatchResponse:
         return self._change_job(request, whole=False)
 
-    def replace_job(self, request: BatchRequest) -> BatchAnswer:
+    def replace_job(self, request: BatchRequest) -> BatchResponse:
         return self._change_job(request, whole=True)
 
-    def _change_job(self, request: BatchRequest, *, whole: bool) -> BatchAnswer:
+    def _change_job(self, request: BatchRequest, *, whole: bool) -> BatchResponse:
         job = self._job(request)
         self._work.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}")
 
-    def delete_job(self, request: BatchRequest) -> BatchAnswer:
+    def delete_job(self, request: BatchRequest) -> BatchResponse:
         self._work.delete_job(self._job(request), request.now)
-        return BatchAnswer(202)
+        return BatchResponse(202)
 
-    def terminate_job(self, request: BatchRequest) -> BatchAnswer:
+    def terminate_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         self._work.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/terminate", status=202)
 
-    def disable_job(self, request: BatchRequest) -> BatchAnswer:
+    def disable_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         self._work.disable_job(job, requests.parse_disable_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/disable", status=202)
 
-    def enable_job(self, request: BatchRequest) -> BatchAnswer:
+    def enable_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         self._work.enable_job(job, request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/enable", status=202)
 
-    def task_counts(self, request: BatchRequest) -> BatchAnswer:
-        return BatchAnswer(document=documents.task_counts_document(self._job(request)))
+    def task_counts(self, request: BatchRequest) -> BatchResponse:
+        return BatchResponse(document=documents.task_counts_document(self._job(request)))
 
     # Tasks
 
-    def create_task(self, request: BatchRequest) -> BatchAnswer:
+    def create_task(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         task = self._work.create_task(job, requests.parse_task(request.body, job.spec), request.now)
         return self._created(task.stamp, f"jobs/{job.spec.id}/tasks/{task.spec.id}")
 
-    def create_tasks(self, request: BatchRequest) -> BatchAnswer:
+    def create_tasks(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
         results = [self._create_one_of(job, body, request.now) for body in requests.parse_tasks(request.body)]
-        return BatchAnswer(document={"value": results})
+        return BatchResponse(document={"value": results})
 
-    def _create_one_of(self, job: Job, body: Any, now: float) -> Document:
+    def _create_one_of(self, job: JobRecord, body: Any, now: float) -> Document:
         try:
             task = self._work.create_task(job, requests.parse_task(body, job.spec), now)
         except Refused as refused:
@@ -308,77 +315,77 @@ class DataPlane:
             "location": document["url"],
         }
 
-    def list_tasks(self, request: BatchRequest) -> BatchAnswer:
+    def list_tasks(self, request: BatchRequest) -> BatchResponse:
         tasks = list(self._job(request).tasks.values())
         listed = ((task.stamp.serial, documents.task_document(task, self._base())) for task in tasks)
         return self._page(request, listed)
 
-    def get_task(self, request: BatchRequest) -> BatchAnswer:
+    def get_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         return self._resource(request, documents.task_document(task, self._base()), task.stamp)
 
-    def replace_task(self, request: BatchRequest) -> BatchAnswer:
+    def replace_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         spec = requests.replace_task(task.spec, request.body, task.job.spec)
         self._work.change_task(task, spec, request.now)
         return self._changed(task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}")
 
-    def delete_task(self, request: BatchRequest) -> BatchAnswer:
+    def delete_task(self, request: BatchRequest) -> BatchResponse:
         self._work.delete_task(self._task(request), request.now)
-        return BatchAnswer()
+        return BatchResponse()
 
-    def terminate_task(self, request: BatchRequest) -> BatchAnswer:
+    def terminate_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         self._work.terminate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/terminate", status=204
         )
 
-    def reactivate_task(self, request: BatchRequest) -> BatchAnswer:
+    def reactivate_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         self._work.reactivate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/reactivate", status=204
         )
 
-    def list_task_files(self, request: BatchRequest) -> BatchAnswer:
+    def list_task_files(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         return self._list_files(request, self._task_directory(task), documents.task_url(task, self._base()))
 
-    def get_task_file(self, request: BatchRequest) -> BatchAnswer:
+    def get_task_file(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         return self._get_file(request, self._task_directory(task), documents.task_url(task, self._base()))
 
-    def delete_task_file(self, request: BatchRequest) -> BatchAnswer:
+    def delete_task_file(self, request: BatchRequest) -> BatchResponse:
         return self._delete_file(request, self._task_directory(self._task(request)))
 
     # What a request names
 
-    def _pools(self) -> list[Pool]:
+    def _pools(self) -> list[PoolRecord]:
         return list(self._fleet.pools.values())
 
-    def _pool(self, request: BatchRequest) -> Pool:
+    def _pool(self, request: BatchRequest) -> PoolRecord:
         pool = self._fleet.pool(request.names[1])
         if len(request.names) <= 3:
             conditions.check(request.method, request.headers, pool.stamp)
         return pool
 
-    def _node(self, request: BatchRequest) -> Node:
+    def _node(self, request: BatchRequest) -> NodeRecord:
         return self._fleet.node(self._fleet.pool(request.names[1]), request.names[3])
 
-    def _job(self, request: BatchRequest) -> Job:
+    def _job(self, request: BatchRequest) -> JobRecord:
         job = self._work.job(request.names[1])
         if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
             conditions.check(request.method, request.headers, job.stamp)
         return job
 
-    def _task(self, request: BatchRequest) -> Task:
+    def _task(self, request: BatchRequest) -> TaskRecord:
         task = self._work.task(self._work.job(request.names[1]), request.names[3])
         if "files" not in request.names[4:5]:
             conditions.check(request.method, request.headers, task.stamp)
         return task
 
-    def _task_directory(self, task: Task) -> Path:
+    def _task_directory(self, task: TaskRecord) -> Path:
         if task.place is None:
             raise Refused("OperationInvalidForCurrentState", TaskId=task.spec.id, TaskState=task.state)
         if fold(task.place.id) not in task.place.pool.nodes:
@@ -387,25 +394,25 @@ class DataPlane:
 
     # Answers
 
-    def _created(self, stamp: Versioned, path: str) -> BatchAnswer:
+    def _created(self, stamp: Versioned, path: str) -> BatchResponse:
         url = f"{self._base()}/{path}"
-        return BatchAnswer(
+        return BatchResponse(
             201, headers={**conditions.stamp_headers(stamp), "DataServiceId": url, "Location": url}
         )
 
-    def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> BatchAnswer:
-        return BatchAnswer(
+    def _changed(self, stamp: Versioned, path: str, *, status: int = 200) -> BatchResponse:
+        return BatchResponse(
             status, headers={**conditions.stamp_headers(stamp), "DataServiceId": f"{self._base()}/{path}"}
         )
 
-    def _done(self, request: BatchRequest, status: int) -> BatchAnswer:
+    def _done(self, request: BatchRequest, status: int) -> BatchResponse:
         """An action on what has no version."""
-        return BatchAnswer(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
+        return BatchResponse(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
 
-    def _resource(self, request: BatchRequest, document: Document, stamp: Versioned) -> BatchAnswer:
-        return BatchAnswer(document=_selected(request, document), headers=conditions.stamp_headers(stamp))
+    def _resource(self, request: BatchRequest, document: Document, stamp: Versioned) -> BatchResponse:
+        return BatchResponse(document=_selected(request, document), headers=conditions.stamp_headers(stamp))
 
-    def _page(self, request: BatchRequest, numbered: Iterable[tuple[int, Document]]) -> BatchAnswer:
+    def _page(self, request: BatchRequest, numbered: Iterable[tuple[int, Document]]) -> BatchResponse:
         expression = request.query.get("$filter")
         page = paginate(
             numbered,
@@ -419,16 +426,16 @@ class DataPlane:
             path = "/".join(quote(name, safe="") for name in request.names)
             query = urlencode({**request.query, "$skiptoken": page.next_token})
             document["odata.nextLink"] = f"{self._base()}/{path}?{query}"
-        return BatchAnswer(document=document)
+        return BatchResponse(document=document)
 
-    def _list_files(self, request: BatchRequest, root: Path, url: str) -> BatchAnswer:
+    def _list_files(self, request: BatchRequest, root: Path, url: str) -> BatchResponse:
         return self._page(request, files.list_files(root, f"{url}/files", recursive=_recursive(request)))
 
-    def _delete_file(self, request: BatchRequest, root: Path) -> BatchAnswer:
+    def _delete_file(self, request: BatchRequest, root: Path) -> BatchResponse:
         files.delete(files.locate(root, request.names[5]), recursive=_recursive(request))
-        return BatchAnswer()
+        return BatchResponse()
 
-    def _get_file(self, request: BatchRequest, root: Path, url: str) -> BatchAnswer:
+    def _get_file(self, request: BatchRequest, root: Path, url: str) -> BatchResponse:
         name = request.names[5]
         path = files.locate(root, name)
         status = path.stat()
@@ -439,10 +446,10 @@ class DataPlane:
         }
         if request.method == "HEAD":
             length = 0 if path.is_dir() else status.st_size
-            return BatchAnswer(
+            return BatchResponse(
                 headers=headers | {"Content-Length": str(length), "Content-Type": files.CONTENT_TYPE}
             )
-        return BatchAnswer(headers=headers, content=files.slice_of(path, request.headers.get("ocp-range")))
+        return BatchResponse(headers=headers, content=files.slice_of(path, request.headers.get("ocp-range")))
 
 
 def route_of(names: tuple[str, ...]) -> str:
@@ -482,7 +489,7 @@ def _unserved(method: str, pattern: str) -> Refused:
     )
 
 
-ROUTES: dict[str, Callable[[DataPlane, BatchRequest], BatchAnswer]] = {
+ROUTES: dict[str, Callable[[DataPlane, BatchRequest], BatchResponse]] = {
     "POST pools": DataPlane.create_pool,
     "GET pools": DataPlane.list_pools,
     "HEAD pools/*": DataPlane.pool_exists,
@@ -534,7 +541,7 @@ ROUTES: dict[str, Callable[[DataPlane, BatchRequest], BatchAnswer]] = {
     "HEAD jobs/*/tasks/*/files/*": DataPlane.get_task_file,
 }
 
-_CONTROL: dict[str, Callable[[DataPlane, BatchRequest], BatchAnswer]] = {
+_CONTROL: dict[str, Callable[[DataPlane, BatchRequest], BatchResponse]] = {
     "POST pools/*/faults": DataPlane.inject_fault,
     "DELETE pools/*/faults": DataPlane.clear_faults,
     "POST faults": DataPlane.set_account_faults,

@@ -41,14 +41,14 @@ from batchflow.local.batch.nodes import (
     start_task_environment,
     task_environment,
 )
-from batchflow.local.batch.routes import BatchAnswer, BatchRequest, DataPlane, split_path
+from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
 from batchflow.local.batch.state import BatchState
 from batchflow.local.security.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from batchflow.local.batch.entities import Node, TaskRun
+    from batchflow.local.batch.entities import NodeRecord, TaskRun
     from batchflow.local.batch.files import FileSlice
     from batchflow.local.security.identity_endpoint import Entra
 
@@ -196,18 +196,18 @@ class BatchServer:
         }
         return {"type": "UserAssigned", "userAssignedIdentities": [ids]}
 
-    def _authorization(self, node: Node) -> Callable[[str], str | None]:
+    def _authorization(self, node: NodeRecord) -> Callable[[str], str | None]:
         """By what header a node's identity opens blobs."""
         if (entra := self._entra) is None:
             return lambda _: None
         pool_id = node.pool.spec.id
         return lambda resource_id: entra.authorization(pool_id, resource_id, STORAGE)
 
-    def _identity_environment(self, node: Node) -> dict[str, str]:
+    def _identity_environment(self, node: NodeRecord) -> dict[str, str]:
         return {} if self._entra is None else self._entra.environment(node.pool.spec.id)
 
     async def _respond(
-        self, request: web.BaseRequest, answer: BatchAnswer, headers: dict[str, str]
+        self, request: web.BaseRequest, answer: BatchResponse, headers: dict[str, str]
     ) -> web.StreamResponse:
         if answer.content is not None:
             try:
@@ -282,12 +282,12 @@ class BatchServer:
         tasks.add(task)
         task.add_done_callback(ended)
 
-    async def _allocate(self, node: Node) -> None:
+    async def _allocate(self, node: NodeRecord) -> None:
         self._disks.lay_out(node)
         self._state.fleet.node_allocated(node, time.time())
         self._act()
 
-    async def _boot(self, node: Node, boot: int, *, wipe: bool) -> None:
+    async def _boot(self, node: NodeRecord, boot: int, *, wipe: bool) -> None:
         if wipe:
             await self._disks.discard(self._disks.of(node))
         self._disks.lay_out(node)
@@ -295,12 +295,12 @@ class BatchServer:
         self._state.fleet.node_booted(node, boot, time.time())
         self._act()
 
-    async def _remove(self, node: Node) -> None:
+    async def _remove(self, node: NodeRecord) -> None:
         await self._disks.discard(self._disks.of(node))
         self._state.fleet.node_removed(node, time.time())
         self._act()
 
-    def _run_start_task(self, node: Node, run: int) -> None:
+    def _run_start_task(self, node: NodeRecord, run: int) -> None:
         record = node.start_task
         if record is None:
             raise AssertionError("a start task without a record")
@@ -386,9 +386,9 @@ def _parse_body(body: bytes) -> Any:
         raise Refused("InvalidRequestBody", Reason=error) from None
 
 
-def _refusal(refused: Refused) -> BatchAnswer:
+def _refusal(refused: Refused) -> BatchResponse:
     bare = refused.status == 304
-    return BatchAnswer(refused.status, None if bare else refused.body())
+    return BatchResponse(refused.status, None if bare else refused.body())
 
 
 async def _send_file(

@@ -20,7 +20,7 @@ from batchflow.local.batch.ledger import Action, Ledger, fold
 from batchflow.local.batch.work import Work
 
 if TYPE_CHECKING:
-    from batchflow.local.batch.entities import Job, Node, Outcome, Pool
+    from batchflow.local.batch.entities import JobRecord, NodeRecord, Outcome, PoolRecord
 
 
 class BatchState:
@@ -63,7 +63,7 @@ class BatchState:
             if pool is not None and job.state == "active":
                 self._schedule_job(job, pool, now)
 
-    def _schedule_job(self, job: Job, pool: Pool, now: float) -> None:
+    def _schedule_job(self, job: JobRecord, pool: PoolRecord, now: float) -> None:
         for task in list(job.waiting.values()):
             if 0 <= job.spec.max_parallel <= len(job.runs) or best_node(pool, slots=1) is None:
                 return
@@ -73,7 +73,7 @@ class BatchState:
                 self.fleet.run_came(node, now)
 
 
-def best_node(pool: Pool, slots: int) -> Node | None:
+def best_node(pool: PoolRecord, slots: int) -> NodeRecord | None:
     """The node for a task of so many slots: the emptiest when tasks are spread, the fullest when packed."""
     fitting = [node for node in pool.nodes.values() if node.accepts_tasks and node.slots_free >= slots]
     sign = 1 if pool.spec.fill == "spread" else -1

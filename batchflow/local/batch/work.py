@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Literal
 from batchflow.local.batch.entities import (
     ENDED_BY_USER,
     OUT_OF_TIME,
+    BatchJobSpec,
+    BatchTaskSpec,
     Execution,
-    Job,
-    JobSpec,
+    JobRecord,
     JobState,
-    Node,
+    NodeRecord,
     Outcome,
-    Task,
+    TaskRecord,
     TaskRun,
-    TaskSpec,
     TaskState,
 )
 from batchflow.local.batch.errors import Refused
@@ -52,7 +52,7 @@ class Work:
     """The jobs of one account."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, JobRecord] = {}
         self._ledger = ledger
 
     def deadlines(self) -> Iterator[float]:
@@ -81,23 +81,23 @@ class Work:
 
     # What users ask of jobs
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> JobRecord:
         """Raises Refused: JobNotFound."""
         job = self.jobs.get(fold(job_id))
         if job is None:
             raise Refused("JobNotFound", JobId=job_id)
         return job
 
-    def create_job(self, spec: JobSpec, now: float) -> Job:
+    def create_job(self, spec: BatchJobSpec, now: float) -> JobRecord:
         """Make a job; its pool need not exist yet."""
         if (there := self.jobs.get(fold(spec.id))) is not None:
             raise _refusal(there) if there.state == "deleting" else Refused("JobExists", JobId=spec.id)
-        job = Job(spec, self._ledger.stamp(now), state_since=now)
+        job = JobRecord(spec, self._ledger.stamp(now), state_since=now)
         self.jobs[fold(spec.id)] = job
         self._end_when_done(job, now)
         return job
 
-    def change_job(self, job: Job, spec: JobSpec, now: float) -> None:
+    def change_job(self, job: JobRecord, spec: BatchJobSpec, now: float) -> None:
         """Give a job another specification."""
         _check_not_ending(job)
         if fold(spec.pool_id) != fold(job.spec.pool_id) and job.state != "disabled":
@@ -107,12 +107,14 @@ class Work:
         self._ledger.touch(job.stamp, now)
         self._end_when_done(job, now)
 
-    def terminate_job(self, job: Job, reason: str, now: float) -> None:
+    def terminate_job(self, job: JobRecord, reason: str, now: float) -> None:
         """End the job's running tasks, then the job; tasks that wait stay as they are."""
         _check_not_ending(job)
         self._terminate(job, reason, now)
 
-    def disable_job(self, job: Job, option: Literal["requeue", "terminate", "wait"], now: float) -> None:
+    def disable_job(
+        self, job: JobRecord, option: Literal["requeue", "terminate", "wait"], now: float
+    ) -> None:
         """Start none of the job's tasks, and deal with the running ones as `option` says."""
         if job.state != "active":
             raise _refusal(job)
@@ -123,14 +125,14 @@ class Work:
                 self._ledger.stop(run, fate, ENDED_BY_USER)
         self._settle(job, now)
 
-    def enable_job(self, job: Job, now: float) -> None:
+    def enable_job(self, job: JobRecord, now: float) -> None:
         """Start tasks of a disabled job again."""
         if job.state not in ("disabled", "disabling"):
             raise _refusal(job)
         self._change_state(job, "active", now)
         self._end_when_done(job, now)
 
-    def delete_job(self, job: Job, now: float) -> None:
+    def delete_job(self, job: JobRecord, now: float) -> None:
         """End the job's running tasks, then remove the job, its tasks and its files."""
         if job.state == "deleting":
             raise _refusal(job)
@@ -140,30 +142,30 @@ class Work:
 
     # What users ask of tasks
 
-    def task(self, job: Job, task_id: str) -> Task:
+    def task(self, job: JobRecord, task_id: str) -> TaskRecord:
         """Raises Refused: TaskNotFound."""
         task = job.tasks.get(fold(task_id))
         if task is None:
             raise Refused("TaskNotFound", JobId=job.spec.id, TaskId=task_id)
         return task
 
-    def create_task(self, job: Job, spec: TaskSpec, now: float) -> Task:
+    def create_task(self, job: JobRecord, spec: BatchTaskSpec, now: float) -> TaskRecord:
         """Add a task to the end of the job's queue."""
         _check_not_ending(job)
         if fold(spec.id) in job.tasks:
             raise Refused("TaskExists", JobId=job.spec.id, TaskId=spec.id)
-        task = Task(spec, job, self._ledger.stamp(now), state_since=now)
+        task = TaskRecord(spec, job, self._ledger.stamp(now), state_since=now)
         job.tasks[fold(spec.id)] = job.waiting[fold(spec.id)] = task
         return task
 
-    def change_task(self, task: Task, spec: TaskSpec, now: float) -> None:
+    def change_task(self, task: TaskRecord, spec: BatchTaskSpec, now: float) -> None:
         """Give a task other constraints."""
         if task.state == "completed":
             raise Refused("TaskCompleted", TaskId=task.spec.id)
         task.spec = spec
         self._ledger.touch(task.stamp, now)
 
-    def delete_task(self, task: Task, now: float) -> None:
+    def delete_task(self, task: TaskRecord, now: float) -> None:
         """Remove a task, its processes and its files."""
         job = task.job
         del job.tasks[fold(task.spec.id)]
@@ -173,7 +175,7 @@ class Work:
         self._ledger.actions.append(Discard(job.spec.id, task.spec.id))
         self._end_when_done(job, now)
 
-    def terminate_task(self, task: Task, now: float) -> None:
+    def terminate_task(self, task: TaskRecord, now: float) -> None:
         """Complete a task as ended by its user, at once; its processes end soon after."""
         if task.state == "completed":
             raise Refused("TaskCompleted", TaskId=task.spec.id)
@@ -183,7 +185,7 @@ class Work:
         self._ledger.touch(task.stamp, now)
         self._complete(task, Outcome(None, ENDED_BY_USER), now)
 
-    def reactivate_task(self, task: Task, now: float) -> None:
+    def reactivate_task(self, task: TaskRecord, now: float) -> None:
         """Let a task that completed without success run again, its retries counted anew."""
         if task.state != "completed":
             raise Refused("TaskNotCompleted", TaskId=task.spec.id)
@@ -201,7 +203,7 @@ class Work:
 
     # Runs
 
-    def assign(self, task: Task, node: Node, now: float) -> None:
+    def assign(self, task: TaskRecord, node: NodeRecord, now: float) -> None:
         """Give a waiting task a node to run on."""
         del task.job.waiting[fold(task.spec.id)]
         run = TaskRun(self._ledger.next_serial(), task, node)
@@ -246,12 +248,12 @@ class Work:
         else:
             self._complete(task, judged(outcome), now)
 
-    def _complete(self, task: Task, outcome: Outcome, now: float) -> None:
+    def _complete(self, task: TaskRecord, outcome: Outcome, now: float) -> None:
         task.execution.ended, task.execution.outcome = now, outcome
         _set_task_state(task, "completed", now)
         self._end_when_done(task.job, now)
 
-    def _wait(self, task: Task, now: float, *, first: bool = False) -> None:
+    def _wait(self, task: TaskRecord, now: float, *, first: bool = False) -> None:
         job, key = task.job, fold(task.spec.id)
         _set_task_state(task, "active", now)
         task.execution.started = None
@@ -259,20 +261,20 @@ class Work:
 
     # Decisions about jobs
 
-    def _terminate(self, job: Job, reason: str, now: float) -> None:
+    def _terminate(self, job: JobRecord, reason: str, now: float) -> None:
         job.reason = reason
         self._change_state(job, "terminating", now)
         self._stop_all(job)
         self._settle(job, now)
 
-    def _end_when_done(self, job: Job, now: float) -> None:
+    def _end_when_done(self, job: JobRecord, now: float) -> None:
         """An empty job counts as done, as the service documents it."""
         if job.state != "active" or not job.spec.ends_with_tasks:
             return
         if all(task.state == "completed" for task in job.tasks.values()):
             self._terminate(job, "AllTasksCompleted", now)
 
-    def _settle(self, job: Job, now: float) -> None:
+    def _settle(self, job: JobRecord, now: float) -> None:
         """Come to the end of what had to wait for the job's runs."""
         if job.runs:
             return
@@ -286,19 +288,19 @@ class Work:
                 self.jobs.pop(fold(job.spec.id), None)
                 self._ledger.actions.append(Discard(job.spec.id, None))
 
-    def _change_state(self, job: Job, state: JobState, now: float) -> None:
+    def _change_state(self, job: JobRecord, state: JobState, now: float) -> None:
         _set_job_state(job, state, now)
         self._ledger.touch(job.stamp, now)
 
-    def _stop_all(self, job: Job) -> None:
+    def _stop_all(self, job: JobRecord) -> None:
         for run in self._runs_of(job):
             self._ledger.stop(run, "complete", ENDED_BY_USER)
 
-    def _runs_of(self, job: Job) -> list[TaskRun]:
+    def _runs_of(self, job: JobRecord) -> list[TaskRun]:
         return [self._ledger.runs[run_id] for run_id in sorted(job.runs)]
 
 
-def counts(job: Job, *, slots: bool) -> dict[str, int]:
+def counts(job: JobRecord, *, slots: bool) -> dict[str, int]:
     """How many of a job's tasks, or how many slots of them, are in which state."""
     totals = dict.fromkeys(("active", "running", "completed", "succeeded", "failed"), 0)
     for task in job.tasks.values():
@@ -310,20 +312,20 @@ def counts(job: Job, *, slots: bool) -> dict[str, int]:
     return totals
 
 
-def _check_not_ending(job: Job) -> None:
+def _check_not_ending(job: JobRecord) -> None:
     if job.state in _ENDING:
         raise _refusal(job)
 
 
-def _refusal(job: Job) -> Refused:
+def _refusal(job: JobRecord) -> Refused:
     return Refused(_REFUSALS.get(job.state, "JobNotActive"), JobId=job.spec.id, JobState=job.state)
 
 
-def _set_job_state(job: Job, state: JobState, now: float) -> None:
+def _set_job_state(job: JobRecord, state: JobState, now: float) -> None:
     job.previous = (job.state, job.state_since)
     job.state, job.state_since = state, now
 
 
-def _set_task_state(task: Task, state: TaskState, now: float) -> None:
+def _set_task_state(task: TaskRecord, state: TaskState, now: float) -> None:
     task.previous = (task.state, task.state_since)
     task.state, task.state_since = state, now

@@ -31,7 +31,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
-from batchflow.local.blob.model import StoredPolicy
+from batchflow.local.blob.model import StoredAccessPolicy
 from batchflow.local.security.entra import BEARER, STORAGE, TENANT, Directory, Principal
 from batchflow.local.security.sas import TokenRefused
 from batchflow.local.security.sharedkey import MAX_SKEW, SIGNED_HEADERS, clock_skew
@@ -117,7 +117,7 @@ class SignedRequest:
         return next((value for key, value in self.query if key == name), "")
 
 
-PolicyLookup = Callable[[str, str], StoredPolicy | None]
+PolicyLookup = Callable[[str, str], StoredAccessPolicy | None]
 
 
 class Authenticator:
@@ -309,7 +309,7 @@ class _Terms:
 def _terms(request: SignedRequest, policies: PolicyLookup) -> _Terms:
     """The SAS's own fields joined with those of its stored access policy; a field may stand in one only."""
     get = request.parameter
-    policy = StoredPolicy("")
+    policy = StoredAccessPolicy("")
     if identifier := get("si"):
         found = policies(request.container, identifier)
         if found is None:

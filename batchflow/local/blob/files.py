@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-from batchflow.local.blob.model import BlobPiece
+from batchflow.local.blob.model import FileRange
 
 CHUNK = 1024 * 1024
 
@@ -43,7 +43,7 @@ class BlobFiles:
         finally:
             os.close(descriptor)
 
-    def join(self, file: str, sources: Iterable[BlobPiece]) -> None:
+    def join(self, file: str, sources: Iterable[FileRange]) -> None:
         """Write a new file out of pieces of others; FileNotFoundError when one has been removed."""
         with (self._root / file).open("wb", buffering=0) as stream:
             for source in sources:

@@ -18,13 +18,13 @@ from urllib.parse import unquote
 from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.model import (
     MAX_PAGE,
-    BlobContainerState,
     BlobKind,
-    BlobStamp,
-    BlobVersion,
     Conditions,
     ContentSettings,
     Metadata,
+    Revision,
+    StoredBlob,
+    StoredContainer,
 )
 from batchflow.local.blob.xml import http_date
 from batchflow.support.frozen import frozen
@@ -283,12 +283,12 @@ def _date(headers: Headers, name: str) -> float | None:
 # Answers
 
 
-def version_headers(stamp: BlobStamp) -> dict[str, str]:
+def version_headers(stamp: Revision) -> dict[str, str]:
     """ETag and Last-Modified."""
     return {"ETag": stamp.etag, "Last-Modified": http_date(stamp.modified)}
 
 
-def container_headers(container: BlobContainerState) -> dict[str, str]:
+def container_headers(container: StoredContainer) -> dict[str, str]:
     """The headers of Get Container Properties."""
     return {
         **version_headers(container.stamp),
@@ -300,7 +300,7 @@ def container_headers(container: BlobContainerState) -> dict[str, str]:
     }
 
 
-def blob_headers(blob: BlobVersion, query: Query = ()) -> dict[str, str]:
+def blob_headers(blob: StoredBlob, query: Query = ()) -> dict[str, str]:
     """The headers of Get Blob and Get Blob Properties, with a SAS's overrides (`rscc` and its like)."""
     settings = _overridden(blob.content.settings, query)
     optional = {
@@ -327,7 +327,7 @@ def blob_headers(blob: BlobVersion, query: Query = ()) -> dict[str, str]:
     }
 
 
-def metadata_answer(stamp: BlobStamp, metadata: Metadata) -> dict[str, str]:
+def metadata_answer(stamp: Revision, metadata: Metadata) -> dict[str, str]:
     """The headers of Get Blob Metadata and Get Container Metadata."""
     return {**version_headers(stamp), **_metadata_headers(metadata)}
 

@@ -26,12 +26,8 @@ from batchflow.local.blob.model import (
     MAX_PAGE,
     MAX_POLICIES,
     NO_CONDITIONS,
-    BlobContainerState,
     BlobKind,
     BlobPage,
-    BlobPiece,
-    BlobStamp,
-    BlobVersion,
     Block,
     BlockChoice,
     BlockPlan,
@@ -40,9 +36,13 @@ from batchflow.local.blob.model import (
     ContainerPage,
     Content,
     ContentSettings,
+    FileRange,
     Listed,
     Metadata,
-    StoredPolicy,
+    Revision,
+    StoredAccessPolicy,
+    StoredBlob,
+    StoredContainer,
 )
 
 _CONTAINER_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
@@ -56,12 +56,12 @@ class BlobIndex:
     """All containers of one account. Methods raise BlobRefused where the service would refuse."""
 
     def __init__(self) -> None:
-        self._containers: dict[str, BlobContainerState] = {}
+        self._containers: dict[str, StoredContainer] = {}
         self._last_tick = 0
 
     # Containers
 
-    def create_container(self, name: str, metadata: Metadata, now: float) -> BlobContainerState:
+    def create_container(self, name: str, metadata: Metadata, now: float) -> StoredContainer:
         """Create a container, or raise CONTAINER_ALREADY_EXISTS."""
         if not 3 <= len(name) <= 63:
             raise BlobRefused(BlobErrorCode.OUT_OF_RANGE_INPUT, "A container's name has 3 to 63 characters.")
@@ -69,10 +69,10 @@ class BlobIndex:
             raise BlobRefused(BlobErrorCode.INVALID_RESOURCE_NAME, f"{name!r} is not a valid container name.")
         if name in self._containers:
             raise BlobRefused(BlobErrorCode.CONTAINER_ALREADY_EXISTS)
-        self._containers[name] = BlobContainerState(name, self._stamp(now), metadata)
+        self._containers[name] = StoredContainer(name, self._stamp(now), metadata)
         return self._containers[name]
 
-    def container(self, name: str) -> BlobContainerState:
+    def container(self, name: str) -> StoredContainer:
         """Return the container, or raise CONTAINER_NOT_FOUND."""
         try:
             return self._containers[name]
@@ -88,7 +88,7 @@ class BlobIndex:
 
     def set_container_metadata(
         self, name: str, metadata: Metadata, now: float, conditions: Conditions = NO_CONDITIONS
-    ) -> BlobContainerState:
+    ) -> StoredContainer:
         """Replace a container's metadata."""
         container = self.container(name)
         conditions.check_write(container.stamp)
@@ -99,10 +99,10 @@ class BlobIndex:
     def set_policies(
         self,
         name: str,
-        policies: Sequence[StoredPolicy],
+        policies: Sequence[StoredAccessPolicy],
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> BlobContainerState:
+    ) -> StoredContainer:
         """Replace a container's stored access policies: at most five, with distinct ids (Azure's rule)."""
         container = self.container(name)
         conditions.check_write(container.stamp)
@@ -114,7 +114,7 @@ class BlobIndex:
         container.stamp = self._stamp(now)
         return container
 
-    def policy(self, container: str, policy_id: str) -> StoredPolicy | None:
+    def policy(self, container: str, policy_id: str) -> StoredAccessPolicy | None:
         """Return the stored access policy as it stands now, or None."""
         found = self._containers.get(container)
         if found is None:
@@ -129,7 +129,7 @@ class BlobIndex:
 
     # Blobs
 
-    def blob(self, container: str, name: str, conditions: Conditions = NO_CONDITIONS) -> BlobVersion:
+    def blob(self, container: str, name: str, conditions: Conditions = NO_CONDITIONS) -> StoredBlob:
         """Return a blob's current version for reading."""
         blob = self._existing(container, name)
         conditions.check_read(blob.stamp)
@@ -163,7 +163,7 @@ class BlobIndex:
     ) -> Change:
         """Make `content` the blob, whatever was there; staged blocks are dropped."""
         self.check_put(container, name, conditions, may_overwrite=may_overwrite)
-        return self._replace(container, name, BlobVersion(content, self._stamp(now), now))
+        return self._replace(container, name, StoredBlob(content, self._stamp(now), now))
 
     def delete_blob(
         self, container: str, name: str, conditions: Conditions = NO_CONDITIONS
@@ -181,7 +181,7 @@ class BlobIndex:
         metadata: Metadata,
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> BlobVersion:
+    ) -> StoredBlob:
         """Replace a blob's metadata."""
         blob = self._existing(container, name)
         conditions.check_write(blob.stamp)
@@ -194,7 +194,7 @@ class BlobIndex:
         settings: ContentSettings,
         now: float,
         conditions: Conditions = NO_CONDITIONS,
-    ) -> BlobVersion:
+    ) -> StoredBlob:
         """Replace all of a blob's content settings: what is left out is cleared."""
         blob = self._existing(container, name)
         conditions.check_write(blob.stamp)
@@ -261,7 +261,7 @@ class BlobIndex:
             _require(blob, BlobKind.BLOCK)
         committed = _located(blob)
         staged = {
-            block.id: (block, BlobPiece(file, 0, block.size))
+            block.id: (block, FileRange(file, 0, block.size))
             for block, file in home.staged.get(name, {}).values()
         }
         found = [_choose(choice, block_id, committed, staged) for choice, block_id in choices]
@@ -273,7 +273,7 @@ class BlobIndex:
         self, container: str, name: str, plan: BlockPlan, content: Content, now: float
     ) -> Change:
         """Make `content`, put together by a plan that still holds, the blob; staged blocks are dropped."""
-        return self._replace(container, name, BlobVersion(content, self._stamp(now), now, plan.blocks))
+        return self._replace(container, name, StoredBlob(content, self._stamp(now), now, plan.blocks))
 
     # Append blobs
 
@@ -286,7 +286,7 @@ class BlobIndex:
         *,
         position: int | None = None,
         max_size: int | None = None,
-    ) -> BlobVersion:
+    ) -> StoredBlob:
         """Return the version that `size` bytes may be appended to, at its end."""
         blob = self._existing(container, name)
         _require(blob, BlobKind.APPEND)
@@ -300,8 +300,8 @@ class BlobIndex:
         return blob
 
     def commit_append(
-        self, container: str, name: str, target: BlobVersion, size: int, now: float
-    ) -> BlobVersion:
+        self, container: str, name: str, target: StoredBlob, size: int, now: float
+    ) -> StoredBlob:
         """Count in `size` bytes written at the end of `target`; StaleSnapshot when it has changed."""
         if self._existing(container, name).stamp != target.stamp:
             raise StaleSnapshot
@@ -312,13 +312,13 @@ class BlobIndex:
 
     # Inside
 
-    def _existing(self, container: str, name: str) -> BlobVersion:
+    def _existing(self, container: str, name: str) -> StoredBlob:
         try:
             return self.container(container).blobs[name]
         except KeyError:
             raise BlobRefused(BlobErrorCode.BLOB_NOT_FOUND) from None
 
-    def _replace(self, container: str, name: str, blob: BlobVersion) -> Change:
+    def _replace(self, container: str, name: str, blob: StoredBlob) -> Change:
         home = self._containers[container]
         dropped = [file for _, file in home.staged.pop(name, {}).values()]
         if (old := home.blobs.get(name)) is not None:
@@ -327,22 +327,22 @@ class BlobIndex:
         home.blobs[name] = blob
         return Change(blob, tuple(dropped))
 
-    def _touch(self, container: str, name: str, content: Content, now: float) -> BlobVersion:
+    def _touch(self, container: str, name: str, content: Content, now: float) -> StoredBlob:
         blobs = self._containers[container].blobs
         blobs[name] = replace(blobs[name], content=content, stamp=self._stamp(now))
         return blobs[name]
 
-    def _stamp(self, now: float) -> BlobStamp:
+    def _stamp(self, now: float) -> Revision:
         self._last_tick = max(self._last_tick + 1, int(now * 10_000_000))
-        return BlobStamp(f'"0x{self._last_tick:X}"', now)
+        return Revision(f'"0x{self._last_tick:X}"', now)
 
 
-def _require(blob: BlobVersion, kind: BlobKind) -> None:
+def _require(blob: StoredBlob, kind: BlobKind) -> None:
     if blob.content.kind is not kind:
         raise BlobRefused(BlobErrorCode.INVALID_BLOB_TYPE)
 
 
-def _files(container: BlobContainerState) -> Iterable[str]:
+def _files(container: StoredContainer) -> Iterable[str]:
     for blob in container.blobs.values():
         yield blob.content.file
     for staged in container.staged.values():
@@ -350,28 +350,28 @@ def _files(container: BlobContainerState) -> Iterable[str]:
             yield file
 
 
-def _entry(name: str, blob: BlobVersion, prefix: str, delimiter: str) -> Listed:
+def _entry(name: str, blob: StoredBlob, prefix: str, delimiter: str) -> Listed:
     if delimiter and (cut := name.find(delimiter, len(prefix))) >= 0:
         return Listed(name[: cut + len(delimiter)], None)
     return Listed(name, blob)
 
 
-_Located = Mapping[str, tuple[Block, BlobPiece]]
+_Located = Mapping[str, tuple[Block, FileRange]]
 
 
-def _located(blob: BlobVersion | None) -> _Located:
+def _located(blob: StoredBlob | None) -> _Located:
     """Where in the blob's file each committed block lies."""
-    located: dict[str, tuple[Block, BlobPiece]] = {}
+    located: dict[str, tuple[Block, FileRange]] = {}
     offset = 0
     for block in blob.blocks if blob else ():
-        located[block.id] = (block, BlobPiece(blob.content.file if blob else "", offset, block.size))
+        located[block.id] = (block, FileRange(blob.content.file if blob else "", offset, block.size))
         offset += block.size
     return located
 
 
 def _choose(
     choice: BlockChoice, block_id: str, committed: _Located, staged: _Located
-) -> tuple[Block, BlobPiece]:
+) -> tuple[Block, FileRange]:
     match choice:
         case "Committed":
             found = committed.get(block_id)

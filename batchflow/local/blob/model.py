@@ -31,7 +31,7 @@ class BlobKind(StrEnum):
 
 
 @frozen
-class BlobStamp:
+class Revision:
     """When something last changed: its quoted ETag and the time in seconds since the epoch."""
 
     etag: str
@@ -70,18 +70,18 @@ class Content:
 
 
 @frozen
-class BlobVersion:
+class StoredBlob:
     """One version of a blob: a block blob's committed `blocks`, an append blob's count of `appended` ones."""
 
     content: Content
-    stamp: BlobStamp
+    stamp: Revision
     created: float
     blocks: tuple[Block, ...] = ()
     appended: int = 0
 
 
 @frozen
-class BlobPiece:
+class FileRange:
     """A piece of a file to be copied into a new one."""
 
     file: str
@@ -93,7 +93,7 @@ class BlobPiece:
 class BlockPlan:
     """What a block list amounts to: the pieces in order, and the blocks as they will be committed."""
 
-    sources: tuple[BlobPiece, ...]
+    sources: tuple[FileRange, ...]
     blocks: tuple[Block, ...]
 
     @property
@@ -106,12 +106,12 @@ class BlockPlan:
 class Change:
     """The outcome of a write: the new version, and the files that the shell must now remove."""
 
-    blob: BlobVersion
+    blob: StoredBlob
     dropped: tuple[str, ...] = ()
 
 
 @frozen
-class StoredPolicy:
+class StoredAccessPolicy:
     """A stored access policy; the fields are as the client wrote them, None where it left them out."""
 
     id: str
@@ -129,14 +129,14 @@ class Conditions:
     if_modified_since: float | None = None
     if_unmodified_since: float | None = None
 
-    def check_read(self, stamp: BlobStamp) -> None:
+    def check_read(self, stamp: Revision) -> None:
         """Raise NOT_MODIFIED or CONDITION_NOT_MET unless `stamp` may be read."""
         self._check_positive(stamp)
         if self._unchanged(stamp):
             raise BlobRefused(BlobErrorCode.NOT_MODIFIED)
 
     def check_write(
-        self, stamp: BlobStamp | None, *, existing: BlobErrorCode = BlobErrorCode.CONDITION_NOT_MET
+        self, stamp: Revision | None, *, existing: BlobErrorCode = BlobErrorCode.CONDITION_NOT_MET
     ) -> None:
         """Raise unless a write may replace `stamp` (None: nothing is there yet).
 
@@ -152,13 +152,13 @@ class Conditions:
         if self._unchanged(stamp):
             raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
 
-    def _check_positive(self, stamp: BlobStamp) -> None:
+    def _check_positive(self, stamp: Revision) -> None:
         if self.if_match not in (None, "*") and not _names(self.if_match, stamp.etag):
             raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
         if self.if_unmodified_since is not None and int(stamp.modified) > self.if_unmodified_since:
             raise BlobRefused(BlobErrorCode.CONDITION_NOT_MET)
 
-    def _unchanged(self, stamp: BlobStamp) -> bool:
+    def _unchanged(self, stamp: Revision) -> bool:
         if self.if_none_match is not None:
             return self.if_none_match == "*" or _names(self.if_none_match, stamp.etag)
         return self.if_modified_since is not None and int(stamp.modified) <= self.if_modified_since
@@ -168,14 +168,14 @@ NO_CONDITIONS = Conditions()
 
 
 @dataclass(slots=True)
-class BlobContainerState:
+class StoredContainer:
     """A container: its metadata and policies, its blobs, and the blocks staged under each blob name."""
 
     name: str
-    stamp: BlobStamp
+    stamp: Revision
     metadata: Metadata
-    policies: tuple[StoredPolicy, ...] = ()
-    blobs: dict[str, BlobVersion] = field(default_factory=dict)
+    policies: tuple[StoredAccessPolicy, ...] = ()
+    blobs: dict[str, StoredBlob] = field(default_factory=dict)
     staged: dict[str, dict[str, tuple[Block, str]]] = field(default_factory=dict)
 
 
@@ -184,7 +184,7 @@ class Listed:
     """An entry of a listing: a blob, or with `blob` None the common prefix of several."""
 
     name: str
-    blob: BlobVersion | None
+    blob: StoredBlob | None
 
 
 @frozen
@@ -199,7 +199,7 @@ class BlobPage:
 class ContainerPage:
     """One page of a listing of containers; `next_name` is where the next page begins, None after the last."""
 
-    containers: tuple[BlobContainerState, ...]
+    containers: tuple[StoredContainer, ...]
     next_name: str | None
 
 

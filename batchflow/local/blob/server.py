@@ -22,7 +22,7 @@ from batchflow.local.blob.auth import Authenticator, SignedRequest
 from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.index import BlobIndex
-from batchflow.local.blob.service import BlobAnswer, BlobCall, BlobService, Rest, find_route
+from batchflow.local.blob.service import BlobRequest, BlobResponse, BlobService, Rest, find_route
 from batchflow.local.blob.xml import error_document
 from batchflow.local.security.identity_endpoint import Entra
 
@@ -111,7 +111,7 @@ class BlobServer:
             if answer.rest is not None:
                 os.close(answer.rest.descriptor)
 
-    async def _answer(self, request: web.BaseRequest) -> BlobAnswer:
+    async def _answer(self, request: web.BaseRequest) -> BlobResponse:
         try:
             return await self._perform(request)
         except BlobRefused as refused:
@@ -126,7 +126,7 @@ class BlobServer:
             _log.exception("blob.request_failed")
             return _refusal(BlobRefused(BlobErrorCode.INTERNAL_ERROR))
 
-    async def _perform(self, request: web.BaseRequest) -> BlobAnswer:
+    async def _perform(self, request: web.BaseRequest) -> BlobResponse:
         target, query = http.split_target(request.raw_path)
         original_names = {name.lower(): name for name in request.headers}
         headers = {name: ",".join(request.headers.getall(name)) for name in original_names}
@@ -148,7 +148,7 @@ class BlobServer:
             grant.require(level, route.any_of)
         http.check_supported(headers, query)
         body = _body(request)
-        call = BlobCall(target, query, headers, original_names, grant, self.url + "/", body)
+        call = BlobRequest(target, query, headers, original_names, grant, self.url + "/", body)
         return await route.operation(self._service, call)
 
 
@@ -160,16 +160,16 @@ async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
         yield data
 
 
-def _refusal(refused: BlobRefused) -> BlobAnswer:
+def _refusal(refused: BlobRefused) -> BlobResponse:
     fault = refused.fault
     headers = {"x-ms-error-code": fault.code, "Content-Type": "application/xml"}
     if fault.status == 401:
         headers["WWW-Authenticate"] = "SharedKey"
     body = error_document(fault.code, refused.detail or fault.message)
-    return BlobAnswer(fault.status, headers, b"" if fault.status == 304 else body.encode())
+    return BlobResponse(fault.status, headers, b"" if fault.status == 304 else body.encode())
 
 
-async def _send(request: web.BaseRequest, answer: BlobAnswer) -> web.StreamResponse:
+async def _send(request: web.BaseRequest, answer: BlobResponse) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.headers["x-ms-request-id"] = str(uuid4())
     response.headers["x-ms-version"] = request.headers.get("x-ms-version", _DEFAULT_VERSION)

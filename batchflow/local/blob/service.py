@@ -23,14 +23,14 @@ from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.index import BlobIndex, StaleSnapshot
 from batchflow.local.blob.model import (
-    BlobContainerState,
     BlobKind,
-    BlobVersion,
     Block,
     Conditions,
     Content,
     ContentSettings,
     Metadata,
+    StoredBlob,
+    StoredContainer,
 )
 from batchflow.support.frozen import frozen
 
@@ -48,7 +48,7 @@ READ_AHEAD = http.MAX_MD5_RANGE
 
 
 @frozen
-class BlobCall:
+class BlobRequest:
     """An authenticated request. `body` yields its bytes once; names of headers are lower case."""
 
     target: http.Target
@@ -90,7 +90,7 @@ class Rest:
 
 
 @frozen
-class BlobAnswer:
+class BlobResponse:
     """An answer: `body`, then what `rest` says. `size` is the Content-Length, also where no body is sent."""
 
     status: int
@@ -122,14 +122,14 @@ class BlobService:
         # Appends write at the end of a file that the index knows: one at a time.
         self._appending = asyncio.Lock()
 
-    async def get_user_delegation_key(self, call: BlobCall) -> BlobAnswer:
+    async def get_user_delegation_key(self, call: BlobRequest) -> BlobResponse:
         """Get User Delegation Key, for those who came with a token of Entra ID."""
         start, expiry = xml.parse_key_info(await _read(call, MAX_KEY_INFO))
         return _document(xml.delegated_key_document(self._lend_key(call.grant, start, expiry)))
 
     # Containers
 
-    async def list_containers(self, call: BlobCall) -> BlobAnswer:
+    async def list_containers(self, call: BlobRequest) -> BlobResponse:
         """List Containers."""
         options = http.parse_list_options(call.query)
         page = self._index.list_containers(options.prefix, options.start, options.limit)
@@ -138,46 +138,46 @@ class BlobService:
             xml.containers_document(page, call.endpoint, options.asked, marker, options.metadata)
         )
 
-    async def create_container(self, call: BlobCall) -> BlobAnswer:
+    async def create_container(self, call: BlobRequest) -> BlobResponse:
         """Create Container."""
         _refuse_public_access(call)
         container = self._index.create_container(call.target.container, call.metadata, time.time())
-        return BlobAnswer(201, http.version_headers(container.stamp))
+        return BlobResponse(201, http.version_headers(container.stamp))
 
-    async def get_container(self, call: BlobCall) -> BlobAnswer:
+    async def get_container(self, call: BlobRequest) -> BlobResponse:
         """Get Container Properties."""
-        return BlobAnswer(200, http.container_headers(self._index.container(call.target.container)))
+        return BlobResponse(200, http.container_headers(self._index.container(call.target.container)))
 
-    async def delete_container(self, call: BlobCall) -> BlobAnswer:
+    async def delete_container(self, call: BlobRequest) -> BlobResponse:
         """Delete Container."""
         await self._remove(self._index.delete_container(call.target.container, call.conditions))
-        return BlobAnswer(202)
+        return BlobResponse(202)
 
-    async def get_container_metadata(self, call: BlobCall) -> BlobAnswer:
+    async def get_container_metadata(self, call: BlobRequest) -> BlobResponse:
         """Get Container Metadata."""
         container = self._index.container(call.target.container)
-        return BlobAnswer(200, http.metadata_answer(container.stamp, container.metadata))
+        return BlobResponse(200, http.metadata_answer(container.stamp, container.metadata))
 
-    async def set_container_metadata(self, call: BlobCall) -> BlobAnswer:
+    async def set_container_metadata(self, call: BlobRequest) -> BlobResponse:
         """Set Container Metadata."""
         name, now = call.target.container, time.time()
         container = self._index.set_container_metadata(name, call.metadata, now, call.conditions)
-        return BlobAnswer(200, http.version_headers(container.stamp))
+        return BlobResponse(200, http.version_headers(container.stamp))
 
-    async def get_container_acl(self, call: BlobCall) -> BlobAnswer:
+    async def get_container_acl(self, call: BlobRequest) -> BlobResponse:
         """Get Container ACL."""
-        container: BlobContainerState = self._index.container(call.target.container)
+        container: StoredContainer = self._index.container(call.target.container)
         return _document(xml.policies_document(container.policies), http.version_headers(container.stamp))
 
-    async def set_container_acl(self, call: BlobCall) -> BlobAnswer:
+    async def set_container_acl(self, call: BlobRequest) -> BlobResponse:
         """Set Container ACL: the stored access policies."""
         _refuse_public_access(call)
         policies = xml.parse_policies(await _read(call, MAX_POLICIES_DOCUMENT))
         name, now = call.target.container, time.time()
         container = self._index.set_policies(name, policies, now, call.conditions)
-        return BlobAnswer(200, http.version_headers(container.stamp))
+        return BlobResponse(200, http.version_headers(container.stamp))
 
-    async def list_blobs(self, call: BlobCall) -> BlobAnswer:
+    async def list_blobs(self, call: BlobRequest) -> BlobResponse:
         """List Blobs."""
         options, name = http.parse_list_options(call.query), call.target.container
         page = self._index.list_blobs(name, options.prefix, options.delimiter, options.start, options.limit)
@@ -188,7 +188,7 @@ class BlobService:
 
     # Blobs
 
-    async def put_blob(self, call: BlobCall) -> BlobAnswer:
+    async def put_blob(self, call: BlobRequest) -> BlobResponse:
         """Put Blob: a block blob with its content, or an empty append blob."""
         kind, settings = http.parse_kind(call.headers), http.parse_settings(call.headers, plain=True)
         metadata, conditions, overwrite = call.metadata, call.conditions, call.may_overwrite
@@ -203,7 +203,7 @@ class BlobService:
         await self._remove(change.dropped)
         return _written(change.blob, {"Content-MD5": http.md5_header(spooled.md5)})
 
-    async def get_blob(self, call: BlobCall) -> BlobAnswer:
+    async def get_blob(self, call: BlobRequest) -> BlobResponse:
         """Get Blob, or a range of it."""
         wanted, with_md5 = http.parse_range(call.headers), _wants_range_md5(call)
         while True:
@@ -225,33 +225,33 @@ class BlobService:
             headers = http.range_headers(headers, offset, size, blob.content.size)
         if with_md5:
             headers["Content-MD5"] = http.md5_header(hashlib.md5(body, usedforsecurity=False).digest())
-        return BlobAnswer(206 if wanted else 200, headers, body, rest, size)
+        return BlobResponse(206 if wanted else 200, headers, body, rest, size)
 
-    async def get_properties(self, call: BlobCall) -> BlobAnswer:
+    async def get_properties(self, call: BlobRequest) -> BlobResponse:
         """Get Blob Properties."""
         blob = self._index.blob(*call.place, call.conditions)
-        return BlobAnswer(200, http.blob_headers(blob, call.query), size=blob.content.size)
+        return BlobResponse(200, http.blob_headers(blob, call.query), size=blob.content.size)
 
-    async def delete_blob(self, call: BlobCall) -> BlobAnswer:
+    async def delete_blob(self, call: BlobRequest) -> BlobResponse:
         """Delete Blob."""
         if call.headers.get("x-ms-delete-snapshots") == "only":
             raise BlobRefused(
                 BlobErrorCode.NOT_IMPLEMENTED, "The local Blob service does not have snapshots."
             )
         await self._remove(self._index.delete_blob(*call.place, call.conditions))
-        return BlobAnswer(202, {"x-ms-delete-type-permanent": "true"})
+        return BlobResponse(202, {"x-ms-delete-type-permanent": "true"})
 
-    async def get_metadata(self, call: BlobCall) -> BlobAnswer:
+    async def get_metadata(self, call: BlobRequest) -> BlobResponse:
         """Get Blob Metadata."""
         blob = self._index.blob(*call.place, call.conditions)
-        return BlobAnswer(200, http.metadata_answer(blob.stamp, blob.content.metadata))
+        return BlobResponse(200, http.metadata_answer(blob.stamp, blob.content.metadata))
 
-    async def set_metadata(self, call: BlobCall) -> BlobAnswer:
+    async def set_metadata(self, call: BlobRequest) -> BlobResponse:
         """Set Blob Metadata."""
         blob = self._index.set_metadata(*call.place, call.metadata, time.time(), call.conditions)
-        return BlobAnswer(200, http.version_headers(blob.stamp))
+        return BlobResponse(200, http.version_headers(blob.stamp))
 
-    async def set_properties(self, call: BlobCall) -> BlobAnswer:
+    async def set_properties(self, call: BlobRequest) -> BlobResponse:
         """Set Blob Properties: the content settings."""
         if any(name.startswith(("x-ms-blob-content-length", "x-ms-sequence-")) for name in call.headers):
             raise BlobRefused(
@@ -259,11 +259,11 @@ class BlobService:
             )
         settings = http.parse_settings(call.headers)
         blob = self._index.set_settings(*call.place, settings, time.time(), call.conditions)
-        return BlobAnswer(200, http.version_headers(blob.stamp))
+        return BlobResponse(200, http.version_headers(blob.stamp))
 
     # Blocks
 
-    async def put_block(self, call: BlobCall) -> BlobAnswer:
+    async def put_block(self, call: BlobRequest) -> BlobResponse:
         """Put Block."""
         block_id = http.parse_block_id(call.query)
         self._index.container(call.target.container)
@@ -271,9 +271,9 @@ class BlobService:
             block = Block(block_id, spooled.size)
             dropped = self._index.stage_block(*call.place, block, spooled.file)
         await self._remove(dropped)
-        return BlobAnswer(201, {"Content-MD5": http.md5_header(spooled.md5), **_ENCRYPTED})
+        return BlobResponse(201, {"Content-MD5": http.md5_header(spooled.md5), **_ENCRYPTED})
 
-    async def put_block_list(self, call: BlobCall) -> BlobAnswer:
+    async def put_block_list(self, call: BlobRequest) -> BlobResponse:
         """Put Block List: joins the named blocks into the blob's new file."""
         choices = xml.parse_block_list(await _read(call, MAX_BLOCK_LIST))
         settings, metadata = http.parse_settings(call.headers), call.metadata
@@ -300,7 +300,7 @@ class BlobService:
         await self._remove(change.dropped)
         return _written(change.blob)
 
-    async def get_block_list(self, call: BlobCall) -> BlobAnswer:
+    async def get_block_list(self, call: BlobRequest) -> BlobResponse:
         """Get Block List."""
         committed, uncommitted = self._index.block_list(*call.place)
         match http.parameter(call.query, "blocklisttype").lower() or "committed":
@@ -313,7 +313,7 @@ class BlobService:
             case _:
                 raise BlobRefused(BlobErrorCode.INVALID_QUERY_PARAMETER_VALUE, "blocklisttype is not known.")
 
-    async def append_block(self, call: BlobCall) -> BlobAnswer:
+    async def append_block(self, call: BlobRequest) -> BlobResponse:
         """Append Block."""
         position = http.parse_size(call.headers, "x-ms-blob-condition-appendpos")
         max_size = http.parse_size(call.headers, "x-ms-blob-condition-maxsize")
@@ -358,7 +358,7 @@ class BlobService:
             raise
 
     @asynccontextmanager
-    async def _spool(self, call: BlobCall, limit: int) -> AsyncIterator[_Spooled]:
+    async def _spool(self, call: BlobRequest, limit: int) -> AsyncIterator[_Spooled]:
         """Receive the request's body into a new file, which is removed again when the body raises."""
         expected = _expected_size(call, limit)
         async with self._new_file() as file:
@@ -397,7 +397,7 @@ class Route:
     """An operation, and the permissions of which a caller needs one; none of them means the account's own
     key, and None that the operation judges itself."""
 
-    operation: Callable[[BlobService, BlobCall], Awaitable[BlobAnswer]]
+    operation: Callable[[BlobService, BlobRequest], Awaitable[BlobResponse]]
     any_of: str | None
 
 
@@ -451,20 +451,20 @@ def find_route(method: str, target: http.Target, query: http.Query) -> tuple[Lev
 _ENCRYPTED = {"x-ms-request-server-encrypted": "true"}
 
 
-def _document(text: str, headers: Mapping[str, str] | None = None) -> BlobAnswer:
-    return BlobAnswer(200, {**(headers or {}), "Content-Type": "application/xml"}, text.encode())
+def _document(text: str, headers: Mapping[str, str] | None = None) -> BlobResponse:
+    return BlobResponse(200, {**(headers or {}), "Content-Type": "application/xml"}, text.encode())
 
 
-def _written(blob: BlobVersion, headers: Mapping[str, str] | None = None) -> BlobAnswer:
-    return BlobAnswer(201, {**http.version_headers(blob.stamp), **_ENCRYPTED, **(headers or {})})
+def _written(blob: StoredBlob, headers: Mapping[str, str] | None = None) -> BlobResponse:
+    return BlobResponse(201, {**http.version_headers(blob.stamp), **_ENCRYPTED, **(headers or {})})
 
 
-def _refuse_public_access(call: BlobCall) -> None:
+def _refuse_public_access(call: BlobRequest) -> None:
     if "x-ms-blob-public-access" in call.headers:
         raise BlobRefused(BlobErrorCode.PUBLIC_ACCESS_NOT_PERMITTED)
 
 
-def _wants_range_md5(call: BlobCall) -> bool:
+def _wants_range_md5(call: BlobRequest) -> bool:
     return call.headers.get("x-ms-range-get-content-md5", "").lower() == "true"
 
 
@@ -480,7 +480,7 @@ def _with_md5(settings: ContentSettings, digest: bytes | None) -> ContentSetting
 # Bodies
 
 
-def _expected_size(call: BlobCall, limit: int) -> int:
+def _expected_size(call: BlobRequest, limit: int) -> int:
     size = http.parse_size(call.headers, "content-length")
     if size is None:
         raise BlobRefused(BlobErrorCode.MISSING_CONTENT_LENGTH)
@@ -489,14 +489,14 @@ def _expected_size(call: BlobCall, limit: int) -> int:
     return size
 
 
-def _check_body(call: BlobCall, size: int, expected: int, digest: bytes) -> None:
+def _check_body(call: BlobRequest, size: int, expected: int, digest: bytes) -> None:
     if size != expected:
         raise BlobRefused(BlobErrorCode.INVALID_INPUT, "The body is shorter than its Content-Length.")
     if http.parse_md5(call.headers, "content-md5") not in (None, digest):
         raise BlobRefused(BlobErrorCode.MD5_MISMATCH)
 
 
-async def _read(call: BlobCall, limit: int) -> bytes:
+async def _read(call: BlobRequest, limit: int) -> bytes:
     """Receive a small body into memory."""
     expected = _expected_size(call, limit)
     body = b"".join([data async for data in call.body])

@@ -15,15 +15,15 @@ from batchflow.local.blob.auth import DelegatedKey
 from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
 from batchflow.local.blob.model import (
     MAX_BLOCKS,
-    BlobContainerState,
     BlobPage,
-    BlobVersion,
     Block,
     BlockChoice,
     ContainerPage,
     Listed,
     Metadata,
-    StoredPolicy,
+    StoredAccessPolicy,
+    StoredBlob,
+    StoredContainer,
 )
 
 _DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
@@ -64,7 +64,7 @@ def blobs_document(
     )
 
 
-def policies_document(policies: Sequence[StoredPolicy]) -> str:
+def policies_document(policies: Sequence[StoredAccessPolicy]) -> str:
     """The answer to Get Container ACL."""
     items = "".join(_policy(policy) for policy in policies)
     return f"{_DECLARATION}<SignedIdentifiers>{items}</SignedIdentifiers>"
@@ -80,7 +80,7 @@ def block_list_document(committed: Sequence[Block] | None, uncommitted: Sequence
     return f"{_DECLARATION}<BlockList>{''.join(parts)}</BlockList>"
 
 
-def parse_policies(body: bytes) -> tuple[StoredPolicy, ...]:
+def parse_policies(body: bytes) -> tuple[StoredAccessPolicy, ...]:
     """Read the body of Set Container ACL; an empty body is no policy."""
     if not body:
         return ()
@@ -137,19 +137,19 @@ def _parse(body: bytes, root: str) -> ElementTree.Element:
     return document
 
 
-def _parse_policy(item: ElementTree.Element) -> StoredPolicy:
+def _parse_policy(item: ElementTree.Element) -> StoredAccessPolicy:
     def text(path: str) -> str | None:
         return (item.findtext(path) or "").strip() or None
 
     identifier = text("Id")
     if identifier is None or len(identifier) > 64:
         raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, "A policy's Id has 1 to 64 characters.")
-    return StoredPolicy(
+    return StoredAccessPolicy(
         identifier, text("AccessPolicy/Permission"), text("AccessPolicy/Start"), text("AccessPolicy/Expiry")
     )
 
 
-def _policy(policy: StoredPolicy) -> str:
+def _policy(policy: StoredAccessPolicy) -> str:
     fields = (("Start", policy.start), ("Expiry", policy.expiry), ("Permission", policy.permissions))
     terms = _elements((name, value) for name, value in fields if value is not None)
     identifier = _element("Id", policy.id)
@@ -160,7 +160,7 @@ def _block(block: Block) -> str:
     return f"<Block>{_element('Name', block.id)}{_element('Size', str(block.size))}</Block>"
 
 
-def _container(container: BlobContainerState, metadata: bool) -> str:
+def _container(container: StoredContainer, metadata: bool) -> str:
     properties = _elements(
         (
             ("Last-Modified", http_date(container.stamp.modified)),
@@ -185,7 +185,7 @@ def _listed(entry: Listed, metadata: bool) -> str:
 _UNLEASED = (("LeaseStatus", "unlocked"), ("LeaseState", "available"))
 
 
-def _properties(blob: BlobVersion) -> str:
+def _properties(blob: StoredBlob) -> str:
     settings = blob.content.settings
     return _elements(
         (

@@ -127,7 +127,7 @@ class LostSession(NamedTuple):
     holder: Hashable
 
 
-class QueueCounts(NamedTuple):
+class MessageCounts(NamedTuple):
     """How many messages there are: active (ready, locked or deferred), scheduled, and dead-lettered."""
 
     active: int

@@ -1,4 +1,4 @@
-"""The inner parts of a queue: lanes of messages in order, kinds of timers, and the memory of message ids."""
+"""The parts of a queue: sessions with their messages, kinds of timers, ids of past messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from batchflow.local.queues.model import Message
 
 
-class Timer(IntEnum):
+class TimerKind(IntEnum):
     """What a deadline in the timer heap is about; at the same instant the lower comes first."""
 
     SCHEDULE = 0
@@ -26,7 +26,7 @@ class Timer(IntEnum):
 
 
 @dataclass(slots=True, eq=False)
-class MessageLine:
+class SessionQueue:
     """The messages of one session, or of a queue without sessions, in order."""
 
     session_id: str | None = None
@@ -57,7 +57,7 @@ class MessageLine:
         return not self.count and self.holder is None and self.state is None
 
 
-class History:
+class DuplicateHistory:
     """The message ids of the last while, each with the number of the message that brought it."""
 
     __slots__ = ("_numbers", "_order")

@@ -13,8 +13,8 @@ States of a message, each message being in exactly one place::
 
 Rules (source: the published Service Bus documentation):
 
-* Sequence numbers are given on arrival and order every lane; a message that is given back returns to its old
-  place. A scheduled message gets a new number when its time comes, as if it had just arrived.
+* Sequence numbers are given on arrival and order the messages of a session. A message that is given back
+  returns to its old place. A scheduled message gets a new number when its time comes.
 * A lock token is good for one delivery. Once its lock has expired, been settled or been freed it is refused
   with :class:`LockLost`, whether or not ``advance`` has run in between.
 * Abandon, defer and an expired lock count a delivery; release, and closing a session, do not. A message whose
@@ -40,18 +40,18 @@ from batchflow.local.queues.model import (
     LockLost,
     LostSession,
     Message,
+    MessageCounts,
     MessageNotFound,
     MessageSizeExceeded,
     NotAllowed,
     Place,
-    QueueCounts,
     QueueFull,
     QueueProperties,
     SessionCannotBeLocked,
     SessionLock,
     SessionLockLost,
 )
-from batchflow.local.queues.parts import History, MessageLine, Timer
+from batchflow.local.queues.parts import DuplicateHistory, SessionQueue, TimerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -82,11 +82,11 @@ class Queue:
         self._numbers = itertools.count(1)
         self._messages: dict[int, Message] = {}
         self._locks: dict[bytes, Message] = {}
-        self._lane = MessageLine()
-        self._sessions: dict[str, MessageLine] = {}
-        self._available: dict[str, MessageLine] = {}
+        self._unsessioned = SessionQueue()
+        self._sessions: dict[str, SessionQueue] = {}
+        self._available: dict[str, SessionQueue] = {}
         self._timers: list[tuple[float, int, Any]] = []
-        self._history = History()
+        self._history = DuplicateHistory()
         self._lost: list[LostSession] = []
         self._scheduled = 0
         self._size = 0
@@ -108,15 +108,15 @@ class Queue:
         return self._size + (self.dead_letters.size if self.dead_letters else 0)
 
     @property
-    def counts(self) -> QueueCounts:
+    def counts(self) -> MessageCounts:
         """The numbers of messages by kind."""
         dead = self.dead_letters.counts.active if self.dead_letters else 0
-        return QueueCounts(len(self._messages) - self._scheduled, self._scheduled, dead)
+        return MessageCounts(len(self._messages) - self._scheduled, self._scheduled, dead)
 
     def has_ready(self, session_id: str | None = None) -> bool:
         """Whether a receive (of this session) would find a message."""
-        lane = self._sessions.get(session_id) if session_id is not None else self._lane
-        return lane is not None and lane.head() is not None
+        session = self._sessions.get(session_id) if session_id is not None else self._unsessioned
+        return session is not None and session.head() is not None
 
     def has_available_session(self) -> bool:
         """Whether some session has messages and no holder."""
@@ -139,11 +139,13 @@ class Queue:
         self._catch_up(now)
         self._need_sessions(wanted=True)
         if updated_after is None:
-            return sorted(sid for sid, lane in self._sessions.items() if lane.count or lane.state is not None)
+            return sorted(
+                sid for sid, session in self._sessions.items() if session.count or session.state is not None
+            )
         return sorted(
             sid
-            for sid, lane in self._sessions.items()
-            if lane.state is not None and lane.state_updated_at > updated_after
+            for sid, session in self._sessions.items()
+            if session.state is not None and session.state_updated_at > updated_after
         )
 
     # -- sending ------------------------------------------------------------------------------------------
@@ -208,15 +210,15 @@ class Queue:
         message.place = Place.SCHEDULED
         self._messages[message.number] = message
         self._scheduled += 1
-        self._at(when, Timer.SCHEDULE, message.number)
+        self._at(when, TimerKind.SCHEDULE, message.number)
 
     def _activate(self, message: Message, now: float) -> None:
         message.enqueued_at = now
         self._messages[message.number] = message
         self._start_ttl(message, now)
-        lane = self._lane_of(message)
-        lane.count += 1
-        self._make_ready(lane, message)
+        session = self._session_of(message)
+        session.count += 1
+        self._make_ready(session, message)
 
     def _start_ttl(self, message: Message, now: float) -> None:
         limit = self._spec.default_ttl
@@ -224,7 +226,7 @@ class Queue:
         ttl = limit if ttl is None else ttl
         if ttl is not None and self.dead_letters is not None:
             message.expires_at = now + ttl
-            self._at(message.expires_at, Timer.EXPIRY, message.number)
+            self._at(message.expires_at, TimerKind.EXPIRY, message.number)
 
     # -- receiving ----------------------------------------------------------------------------------------
 
@@ -242,14 +244,14 @@ class Queue:
         In a session queue ``session_id`` must be locked by ``receiver_id``: :class:`SessionLockLost` if not.
         """
         self._catch_up(now)
-        lane = self._lane_to_receive(session_id, receiver_id)
+        session = self._session_to_receive(session_id, receiver_id)
         taken: list[Message] = []
-        while len(taken) < n and (message := lane.head()) is not None:
-            heapq.heappop(lane.heap)
+        while len(taken) < n and (message := session.head()) is not None:
+            heapq.heappop(session.heap)
             if delete:
                 self._discard(message)
             else:
-                self._lock(lane, message, now, receiver_id)
+                self._lock(session, message, now, receiver_id)
             taken.append(message)
         return taken
 
@@ -264,7 +266,7 @@ class Queue:
     ) -> list[Message]:
         """Take deferred messages by number, all or none. Raises :class:`MessageNotFound`."""
         self._catch_up(now)
-        lane = self._lane_to_receive(session_id, receiver_id)
+        session = self._session_to_receive(session_id, receiver_id)
         messages = self._all_in(Place.DEFERRED, numbers)
         if any(message.session_id != session_id for message in messages if self._spec.requires_session):
             raise MessageNotFound(f"not all of the messages belong to session {session_id!r}")
@@ -272,7 +274,7 @@ class Queue:
             if delete:
                 self._discard(message)
             else:
-                self._lock(lane, message, now, receiver_id)
+                self._lock(session, message, now, receiver_id)
         return messages
 
     def renew(self, token: bytes, now: float) -> float:
@@ -283,7 +285,7 @@ class Queue:
         self._need_sessions(wanted=False)
         message = self._locked(token, now)
         message.locked_until = now + self._spec.lock_duration
-        self._at(message.locked_until, Timer.LOCK, token)
+        self._at(message.locked_until, TimerKind.LOCK, token)
         return message.locked_until
 
     def complete(self, token: bytes, now: float) -> None:
@@ -312,27 +314,27 @@ class Queue:
         message = self._locked(token, now)
         if self.dead_letters is None:
             raise NotAllowed("a message of a dead-letter queue cannot be dead-lettered again")
-        self._bury(message, reason, description)
+        self._move_to_dead_letters(message, reason, description)
 
-    def _lane_to_receive(self, session_id: str | None, receiver_id: Hashable) -> MessageLine:
+    def _session_to_receive(self, session_id: str | None, receiver_id: Hashable) -> SessionQueue:
         if not self._spec.requires_session:
-            return self._lane
+            return self._unsessioned
         if session_id is None:
             raise NotAllowed("a queue that requires sessions can only be received from in a session")
         return self._held(session_id, receiver_id)
 
-    def _lock(self, lane: MessageLine, message: Message, now: float, receiver_id: Hashable) -> None:
+    def _lock(self, session: SessionQueue, message: Message, now: float, receiver_id: Hashable) -> None:
         token = self._new_token()
         message.place = Place.LOCKED
         message.lock_token = token
         message.receiver_id = receiver_id
         self._locks[token] = message
-        if lane.holder is None:
+        if session.holder is None:
             message.locked_until = now + self._spec.lock_duration
-            self._at(message.locked_until, Timer.LOCK, token)
+            self._at(message.locked_until, TimerKind.LOCK, token)
         else:
-            message.locked_until = lane.locked_until
-            lane.tokens.add(token)
+            message.locked_until = session.locked_until
+            session.tokens.add(token)
 
     def _locked(self, token: bytes, now: float) -> Message:
         self._catch_up(now)
@@ -343,7 +345,7 @@ class Queue:
 
     def _unlock(self, message: Message) -> None:
         del self._locks[message.lock_token]
-        self._lane_of(message).tokens.discard(message.lock_token)
+        self._session_of(message).tokens.discard(message.lock_token)
         message.lock_token = b""
         message.place = Place.GONE
 
@@ -354,7 +356,7 @@ class Queue:
             self._expire(message)
         elif self.dead_letters is not None and message.delivery_count >= self._spec.max_delivery_count:
             count = message.delivery_count
-            self._bury(
+            self._move_to_dead_letters(
                 message,
                 "MaxDeliveryCountExceeded",
                 f"Message could not be consumed after {count} delivery attempts.",
@@ -364,11 +366,11 @@ class Queue:
 
     def _put_back(self, message: Message) -> None:
         if message.expires_at is not None:
-            self._at(message.expires_at, Timer.EXPIRY, message.number)
+            self._at(message.expires_at, TimerKind.EXPIRY, message.number)
         if message.deferred:
             message.place = Place.DEFERRED
         else:
-            self._make_ready(self._lane_of(message), message)
+            self._make_ready(self._session_of(message), message)
 
     # -- sessions -----------------------------------------------------------------------------------------
 
@@ -386,13 +388,13 @@ class Queue:
                 return None
         elif len(session_id) > MAX_ID_LENGTH:
             raise NotAllowed(f"a session id is over {MAX_ID_LENGTH} characters")
-        lane = self._session(session_id)
-        if lane.holder is not None:
+        session = self._session(session_id)
+        if session.holder is not None:
             raise SessionCannotBeLocked(f"session {session_id!r} is locked by another receiver")
-        lane.holder = holder
+        session.holder = holder
         self._available.pop(session_id, None)
-        self._extend(lane, session_id, now)
-        return SessionLock(session_id, lane.locked_until)
+        self._extend(session, session_id, now)
+        return SessionLock(session_id, session.locked_until)
 
     def renew_session(self, session_id: str, holder: Hashable, now: float) -> float:
         """Extend the session's lock, and with it those of its messages; returns its new end.
@@ -400,16 +402,16 @@ class Queue:
         Raises :class:`SessionLockLost`.
         """
         self._catch_up(now)
-        lane = self._held(session_id, holder)
-        self._extend(lane, session_id, now)
-        return lane.locked_until
+        session = self._held(session_id, holder)
+        self._extend(session, session_id, now)
+        return session.locked_until
 
     def release_session(self, session_id: str, holder: Hashable, now: float) -> None:
         """Free a session; what is locked in it is given back without counting. No error if not held."""
         self._catch_up(now)
-        lane = self._sessions.get(session_id)
-        if lane is not None and lane.holder == holder:
-            self._free(lane, session_id, now, failed=False)
+        session = self._sessions.get(session_id)
+        if session is not None and session.holder == holder:
+            self._free(session, session_id, now, failed=False)
 
     def session_state(self, session_id: str, holder: Hashable, now: float) -> bytes | None:
         """The session's state. Raises :class:`SessionLockLost`."""
@@ -420,43 +422,43 @@ class Queue:
         """Set or, with None, clear the session's state. Raises :class:`SessionLockLost`,
         :class:`MessageSizeExceeded`."""
         self._catch_up(now)
-        lane = self._held(session_id, holder)
+        session = self._held(session_id, holder)
         if state is not None and len(state) > MAX_STATE_SIZE:
             raise MessageSizeExceeded(f"a session state of {len(state)} bytes is over {MAX_STATE_SIZE}")
-        lane.state = state
-        lane.state_updated_at = now
+        session.state = state
+        session.state_updated_at = now
 
     def session_holder(self, session_id: str, now: float) -> Hashable:
         """Who holds the session; None when no one does."""
         self._catch_up(now)
-        lane = self._sessions.get(session_id)
-        return lane.holder if lane is not None else None
+        session = self._sessions.get(session_id)
+        return session.holder if session is not None else None
 
-    def _session(self, session_id: str) -> MessageLine:
-        lane = self._sessions.get(session_id)
-        if lane is None:
-            lane = self._sessions[session_id] = MessageLine(session_id)
-        return lane
+    def _session(self, session_id: str) -> SessionQueue:
+        session = self._sessions.get(session_id)
+        if session is None:
+            session = self._sessions[session_id] = SessionQueue(session_id)
+        return session
 
-    def _held(self, session_id: str, holder: Hashable) -> MessageLine:
-        lane = self._sessions.get(session_id)
-        if lane is None or lane.holder is None or lane.holder != holder:
+    def _held(self, session_id: str, holder: Hashable) -> SessionQueue:
+        session = self._sessions.get(session_id)
+        if session is None or session.holder is None or session.holder != holder:
             raise SessionLockLost(f"the lock of session {session_id!r} is not held, or has expired")
-        return lane
+        return session
 
-    def _extend(self, lane: MessageLine, session_id: str, now: float) -> None:
-        lane.locked_until = now + self._spec.lock_duration
-        for token in lane.tokens:
-            self._locks[token].locked_until = lane.locked_until
-        self._at(lane.locked_until, Timer.SESSION_LOCK, session_id)
+    def _extend(self, session: SessionQueue, session_id: str, now: float) -> None:
+        session.locked_until = now + self._spec.lock_duration
+        for token in session.tokens:
+            self._locks[token].locked_until = session.locked_until
+        self._at(session.locked_until, TimerKind.SESSION_LOCK, session_id)
 
-    def _free(self, lane: MessageLine, session_id: str, now: float, *, failed: bool) -> None:
-        lane.holder = None
-        for token in list(lane.tokens):
+    def _free(self, session: SessionQueue, session_id: str, now: float, *, failed: bool) -> None:
+        session.holder = None
+        for token in list(session.tokens):
             self._give_back(self._locks[token], now, failed=failed)
-        if lane.head() is not None:
-            self._available[session_id] = lane
-        self._drop_if_empty(lane)
+        if session.head() is not None:
+            self._available[session_id] = session
+        self._drop_if_empty(session)
 
     def _first_available(self) -> str | None:
         for session_id in list(self._available):
@@ -503,7 +505,7 @@ class Queue:
         if self.dead_letters:
             self.dead_letters.reconfigure(replace(spec, requires_session=False))
 
-    def _at(self, when: float, what: Timer, key: object) -> None:
+    def _at(self, when: float, what: TimerKind, key: object) -> None:
         heapq.heappush(self._timers, (when, what, key))
 
     def _catch_up(self, now: float) -> None:
@@ -517,49 +519,49 @@ class Queue:
 
     def _pending(self, when: float, what: int, key: Any) -> bool:
         """Whether a timer still means something: locks are renewed and settled without touching the heap."""
-        if what == Timer.LOCK:
+        if what == TimerKind.LOCK:
             message = self._locks.get(key)
             return message is not None and message.locked_until == when
-        if what == Timer.SESSION_LOCK:
-            lane = self._sessions.get(key)
-            return lane is not None and lane.holder is not None and lane.locked_until == when
+        if what == TimerKind.SESSION_LOCK:
+            session = self._sessions.get(key)
+            return session is not None and session.holder is not None and session.locked_until == when
         return self._pending_message(when, what, self._messages.get(key))
 
     @staticmethod
     def _pending_message(when: float, what: int, message: Message | None) -> bool:
         if message is None:
             return False
-        if what == Timer.SCHEDULE:
+        if what == TimerKind.SCHEDULE:
             return message.place is Place.SCHEDULED
         return message.place is not Place.LOCKED and message.expires_at == when
 
     def _fire(self, when: float, what: int, key: Any) -> None:
         match what:
-            case Timer.SCHEDULE:
+            case TimerKind.SCHEDULE:
                 message = self._messages.pop(key)
                 self._scheduled -= 1
                 message.number = next(self._numbers)
                 self._activate(message, when)
-            case Timer.SESSION_LOCK:
-                lane = self._sessions[key]
-                self._lost.append(LostSession(key, lane.holder))
-                self._free(lane, key, when, failed=True)
-            case Timer.LOCK:
+            case TimerKind.SESSION_LOCK:
+                session = self._sessions[key]
+                self._lost.append(LostSession(key, session.holder))
+                self._free(session, key, when, failed=True)
+            case TimerKind.LOCK:
                 self._give_back(self._locks[key], when, failed=True)
-            case Timer.EXPIRY:
+            case TimerKind.EXPIRY:
                 self._expire(self._messages[key])
 
     # -- moving -------------------------------------------------------------------------------------------
 
-    def _lane_of(self, message: Message) -> MessageLine:
+    def _session_of(self, message: Message) -> SessionQueue:
         if self._spec.requires_session and message.session_id is not None:
             return self._session(message.session_id)
-        return self._lane
+        return self._unsessioned
 
-    def _make_ready(self, lane: MessageLine, message: Message) -> None:
-        lane.push(message)
-        if lane.session_id is not None and lane.holder is None:
-            self._available[lane.session_id] = lane
+    def _make_ready(self, session: SessionQueue, message: Message) -> None:
+        session.push(message)
+        if session.session_id is not None and session.holder is None:
+            self._available[session.session_id] = session
 
     def _all_in(self, place: Place, numbers: Iterable[int]) -> list[Message]:
         found = [self._messages.get(number) for number in dict.fromkeys(numbers)]
@@ -570,12 +572,14 @@ class Queue:
 
     def _expire(self, message: Message) -> None:
         if self._spec.dead_letter_on_expiration:
-            self._bury(message, "TTLExpiredException", "The message expired and was dead lettered.")
+            self._move_to_dead_letters(
+                message, "TTLExpiredException", "The message expired and was dead lettered."
+            )
         else:
             self._discard(message)
 
-    def _bury(self, message: Message, reason: str | None, description: str | None) -> None:
-        assert self.dead_letters is not None, "only a queue with a dead-letter queue buries"
+    def _move_to_dead_letters(self, message: Message, reason: str | None, description: str | None) -> None:
+        assert self.dead_letters is not None, "the queue has a dead-letter queue"
         self._discard(message)
         self.dead_letters._admit(
             replace(
@@ -592,8 +596,8 @@ class Queue:
     def _admit(self, message: Message) -> None:
         self._messages[message.number] = message
         self._size += message.size
-        self._lane.count += 1
-        self._lane.push(message)
+        self._unsessioned.count += 1
+        self._unsessioned.push(message)
 
     def _discard(self, message: Message) -> None:
         """Take a message out of the queue, from whatever place."""
@@ -602,12 +606,12 @@ class Queue:
         del self._messages[message.number]
         self._size -= message.size
         if message.place is not Place.SCHEDULED:
-            lane = self._lane_of(message)
-            lane.count -= 1
-            self._drop_if_empty(lane)
+            session = self._session_of(message)
+            session.count -= 1
+            self._drop_if_empty(session)
         message.place = Place.GONE
 
-    def _drop_if_empty(self, lane: MessageLine) -> None:
-        if lane.session_id is not None and lane.empty:
-            self._sessions.pop(lane.session_id, None)
-            self._available.pop(lane.session_id, None)
+    def _drop_if_empty(self, session: SessionQueue) -> None:
+        if session.session_id is not None and session.empty:
+            self._sessions.pop(session.session_id, None)
+            self._available.pop(session.session_id, None)

@@ -24,7 +24,7 @@ from batchflow.local.servicebus.operations import Operations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.local.servicebus.broker import LocalBroker
+    from batchflow.local.servicebus.broker import BrokerCore
 
 OPERATIONS_PATH = "$operations"
 """Answered with what was counted; Azure has no such path."""
@@ -33,7 +33,7 @@ _MAX_PAGE = 100
 
 
 def administration(
-    broker: LocalBroker, clock: Callable[[], float], latency: float, changed: Callable[[], None]
+    broker: BrokerCore, clock: Callable[[], float], latency: float, changed: Callable[[], None]
 ) -> web.Server:
     """The HTTP side of the server, a factory of connections. ``changed`` is called after each request."""
     administrator = _Administrator(broker, clock)
@@ -52,7 +52,7 @@ def administration(
 class _Administrator:
     """Answers requests, one at a time."""
 
-    def __init__(self, broker: LocalBroker, clock: Callable[[], float]) -> None:
+    def __init__(self, broker: BrokerCore, clock: Callable[[], float]) -> None:
         self._broker = broker
         self._namespace = broker.namespace
         self._clock = clock

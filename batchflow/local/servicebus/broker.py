@@ -1,8 +1,8 @@
 """The local Service Bus without its sockets: connections, nodes, rights and timers (sans-IO).
 
-Bytes of a connection go in through :meth:`Peer.receive`; after that, and after :meth:`Broker.tick`, each peer
-in :meth:`Broker.take_touched` has bytes to send, or has ended. The clock is passed in: seconds since the
-epoch, never going back.
+Bytes of a connection go in through :meth:`Peer.receive`; after that, and after :meth:`BrokerCore.tick`, each
+peer in :meth:`BrokerCore.take_touched` has bytes to send, or has ended. The clock is passed in: seconds
+since the epoch, never going back.
 
 Rules:
 
@@ -65,7 +65,7 @@ BUSY = AmqpError(
 class Peer:
     """One connection and the rights that were put on it."""
 
-    def __init__(self, broker: LocalBroker, connection: Connection, now: float) -> None:
+    def __init__(self, broker: BrokerCore, connection: Connection, now: float) -> None:
         self.broker = broker
         self.connection = connection
         self.paused = False
@@ -323,7 +323,7 @@ class Peer:
                 self.expel(link, _missing(entity.name), now)
 
 
-class LocalBroker:
+class BrokerCore:
     """A namespace and all who are connected to it."""
 
     def __init__(self, namespace: Namespace, *, link_idle_timeout: float) -> None:

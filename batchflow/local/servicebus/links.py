@@ -73,7 +73,7 @@ _OUTCOMES: dict[Any, int] = {
 }
 
 
-class OutletConnection(Protocol):
+class OutletPeer(Protocol):
     """What an outlet needs to know of the connection that it is on."""
 
     connection: Connection
@@ -219,7 +219,7 @@ class Outlet:
 
     __slots__ = ("connection", "deletes", "link", "node", "peer", "session_id")
 
-    def __init__(self, peer: OutletConnection, link: Link, node: QueueNode) -> None:
+    def __init__(self, peer: OutletPeer, link: Link, node: QueueNode) -> None:
         self.peer = peer
         self.connection = peer.connection
         self.link = link

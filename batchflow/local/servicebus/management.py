@@ -34,7 +34,7 @@ _NO_TIME_LIMIT_MS = 253_402_300_000_000
 """Clients ask for sessions updated after the year 9999 to mean any session."""
 
 
-class ManagementCall(NamedTuple):
+class ManagementRequest(NamedTuple):
     """One request: where it was sent, by which connection, when, and its body."""
 
     node: QueueNode
@@ -87,7 +87,7 @@ def answer(
     body = request.body if isinstance(request.body, dict) else {}
     node.entity.operations.requests += 1
     try:
-        result = operation(ManagementCall(node, connection, now, body))
+        result = operation(ManagementRequest(node, connection, now, body))
     except QueueRefusal as refusal:
         return _told(_status(refusal), str(refusal), CONDITIONS[type(refusal)])
     except DecodeError as error:
@@ -128,30 +128,30 @@ def _milliseconds(when: float) -> Timestamp:
     return Timestamp(int(when * 1000))
 
 
-def _renew_lock(call: ManagementCall) -> dict[str, Any]:
+def _renew_lock(call: ManagementRequest) -> dict[str, Any]:
     ends = [call.node.queue.renew(token, call.now) for token in call.tokens()]
     return {"expirations": Array(Timestamp, [_milliseconds(end) for end in ends])}
 
 
-def _renew_session_lock(call: ManagementCall) -> dict[str, Any]:
+def _renew_session_lock(call: ManagementRequest) -> dict[str, Any]:
     session_id = call.get("session-id", str)
     end = call.node.queue.renew_session(session_id, call.holder(session_id), call.now)
     return {"expiration": _milliseconds(end)}
 
 
-def _get_session_state(call: ManagementCall) -> dict[str, Any]:
+def _get_session_state(call: ManagementRequest) -> dict[str, Any]:
     session_id = call.get("session-id", str)
     return {"session-state": call.node.queue.session_state(session_id, call.holder(session_id), call.now)}
 
 
-def _set_session_state(call: ManagementCall) -> dict[str, Any]:
+def _set_session_state(call: ManagementRequest) -> dict[str, Any]:
     session_id = call.get("session-id", str)
     state = call.get("session-state", (bytes, type(None)))
     call.node.queue.set_session_state(session_id, call.holder(session_id), state, call.now)
     return {}
 
 
-def _get_message_sessions(call: ManagementCall) -> dict[str, Any] | None:
+def _get_message_sessions(call: ManagementRequest) -> dict[str, Any] | None:
     after = call.get("last-updated-time", Timestamp)
     skip, top = call.get("skip", int), call.get("top", int)
     everything = after >= _NO_TIME_LIMIT_MS
@@ -160,7 +160,7 @@ def _get_message_sessions(call: ManagementCall) -> dict[str, Any] | None:
     return {"sessions-ids": Array(str, page), "skip": Int(skip + len(page))} if page else None
 
 
-def _peek(call: ManagementCall) -> dict[str, Any] | None:
+def _peek(call: ManagementRequest) -> dict[str, Any] | None:
     first = call.get("from-sequence-number", int)
     count = max(0, min(call.get("message-count", int), _MAX_PAGE))
     session_id = call.get("session-id", (str, type(None)))
@@ -171,7 +171,7 @@ def _peek(call: ManagementCall) -> dict[str, Any] | None:
     return {"messages": [{"message": payload} for payload in payloads]} if payloads else None
 
 
-def _schedule(call: ManagementCall) -> dict[str, Any]:
+def _schedule(call: ManagementRequest) -> dict[str, Any]:
     if call.node.queue.dead_letters is None:
         raise NotAllowed("nothing can be sent to a dead-letter queue")
     drafts = []
@@ -186,12 +186,12 @@ def _schedule(call: ManagementCall) -> dict[str, Any]:
     return {"sequence-numbers": Array(int, numbers)}
 
 
-def _cancel_scheduled(call: ManagementCall) -> dict[str, Any]:
+def _cancel_scheduled(call: ManagementRequest) -> dict[str, Any]:
     call.node.queue.cancel_scheduled(call.numbers(), call.now)
     return {}
 
 
-def _receive_deferred(call: ManagementCall) -> dict[str, Any]:
+def _receive_deferred(call: ManagementRequest) -> dict[str, Any]:
     deletes = call.get("receiver-settle-mode", int) == 0
     session_id = call.get("session-id", (str, type(None)))
     receiver = call.holder(session_id) if session_id is not None else call.connection
@@ -201,7 +201,7 @@ def _receive_deferred(call: ManagementCall) -> dict[str, Any]:
     return {"messages": [_handed_over(call, message) for message in messages]}
 
 
-def _handed_over(call: ManagementCall, message: Message) -> dict[str, Any]:
+def _handed_over(call: ManagementRequest, message: Message) -> dict[str, Any]:
     payload = render(message)
     call.node.entity.operations.went(len(payload))
     handed: dict[str, Any] = {"message": payload}
@@ -210,7 +210,7 @@ def _handed_over(call: ManagementCall, message: Message) -> dict[str, Any]:
     return handed
 
 
-def _update_disposition(call: ManagementCall) -> dict[str, Any]:
+def _update_disposition(call: ManagementRequest) -> dict[str, Any]:
     settle = _dispositions(call).get(call.get("disposition-status", str))
     if settle is None:
         raise NotAllowed("the disposition is not one of completed, abandoned, defered and suspended")
@@ -220,7 +220,7 @@ def _update_disposition(call: ManagementCall) -> dict[str, Any]:
     return {}
 
 
-def _dispositions(call: ManagementCall) -> dict[str, Callable[[bytes, float], None]]:
+def _dispositions(call: ManagementRequest) -> dict[str, Callable[[bytes, float], None]]:
     queue = call.node.queue
     reason = call.get("deadletter-reason", (str, type(None)))
     detail = call.get("deadletter-description", (str, type(None)))
@@ -232,7 +232,7 @@ def _dispositions(call: ManagementCall) -> dict[str, Callable[[bytes, float], No
     }
 
 
-_OPERATIONS: dict[str, tuple[Rights, Callable[[ManagementCall], dict[str, Any] | None]]] = {
+_OPERATIONS: dict[str, tuple[Rights, Callable[[ManagementRequest], dict[str, Any] | None]]] = {
     "renew-lock": (Rights.LISTEN, _renew_lock),
     "renew-session-lock": (Rights.LISTEN, _renew_session_lock),
     "get-session-state": (Rights.LISTEN, _get_session_state),

@@ -17,7 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from batchflow.local.servicebus.admin import administration
-from batchflow.local.servicebus.broker import LocalBroker, Peer
+from batchflow.local.servicebus.broker import BrokerCore, Peer
 from batchflow.local.servicebus.namespace import ROOT_RULE, Namespace
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ServiceBusServer:
         self._host = ""
         self._epoch = time.time() - time.monotonic()
         namespace = Namespace(key, lambda: os.urandom(16), self._now(), directory=directory)
-        self._broker = LocalBroker(namespace, link_idle_timeout=link_idle_timeout)
+        self._broker = BrokerCore(namespace, link_idle_timeout=link_idle_timeout)
         self._server: asyncio.Task[None] | None = None
         self._wires: dict[Peer, _AmqpWire] = {}
         self._vacant = asyncio.Event()
@@ -82,7 +82,7 @@ class ServiceBusServer:
         )
 
     @property
-    def broker(self) -> LocalBroker:
+    def broker(self) -> BrokerCore:
         """The namespace and its connections, for tests to look at."""
         return self._broker
 

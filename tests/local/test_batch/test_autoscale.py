@@ -10,7 +10,7 @@ from azure.batch import models
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 
 from batchflow.local.batch.autoscale import MAX_LENGTH, Targets, evaluate
-from batchflow.local.batch.entities import Formula, PoolSpec
+from batchflow.local.batch.entities import AutoscaleFormula, BatchPoolSpec
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.state import BatchState
 
@@ -147,8 +147,8 @@ async def test_settings_that_are_refused(batch: Any) -> None:
 def test_a_formula_is_evaluated_at_its_interval() -> None:
     """And left out while the pool resizes; what it came to, or why to nothing, is told."""
     state = BatchState("account")
-    growing = Formula("$TargetDedicatedNodes = 6 / (3 - $CurrentDedicatedNodes)", 300.0)
-    spec = PoolSpec("pool", "standard_d2s_v3", 1, "spread", None, 900.0, {}, growing)
+    growing = AutoscaleFormula("$TargetDedicatedNodes = 6 / (3 - $CurrentDedicatedNodes)", 300.0)
+    spec = BatchPoolSpec("pool", "standard_d2s_v3", 1, "spread", None, 900.0, {}, growing)
     pool = state.fleet.create_pool(spec, 0, 0, 1000.0)
     assert (pool.wanted, pool.allocation, state.next_deadline()) == (2, "resizing", 1300.0)
     state.tick(1300.0)

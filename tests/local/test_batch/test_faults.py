@@ -10,15 +10,15 @@ from azure.batch import models
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 
 from batchflow.errors import ConfigurationError, PoolError
-from batchflow.local.faults import CloudFaults
+from batchflow.local.faults import Faults
 from batchflow.settings import BatchSettings, Settings
 
 SPOT = {"target_low_priority_nodes": 1}
 
 
 @pytest.fixture
-def faults(batch: Any) -> CloudFaults:
-    return CloudFaults(settings(batch))
+def faults(batch: Any) -> Faults:
+    return Faults(settings(batch))
 
 
 def settings(batch: Any, key: str | None = None) -> Settings:
@@ -37,7 +37,7 @@ async def steady(batch: Any) -> models.BatchPool:
 
 
 @pytest.mark.parametrize("code", ["AllocationFailed", "AllocationTimedout", "AccountCoreQuotaReached"])
-async def test_allocation_failure(batch: Any, faults: CloudFaults, code: str) -> None:
+async def test_allocation_failure(batch: Any, faults: Faults, code: str) -> None:
     """A resize ends with its error and the nodes that could be had; without the fault it succeeds."""
     await faults.allocation_failure("pool", code=code, nodes=1)
     await batch.pool(nodes=3, ready=False)
@@ -50,7 +50,7 @@ async def test_allocation_failure(batch: Any, faults: CloudFaults, code: str) ->
     assert (pool.current_dedicated_nodes, pool.resize_errors) == (2, None)
 
 
-async def test_nobody_has_cores_without_end(batch: Any, faults: CloudFaults) -> None:
+async def test_nobody_has_cores_without_end(batch: Any, faults: Faults) -> None:
     """A pool of a million nodes gets what an account has cores for, and the service goes on.
 
     It used to make a million nodes, and answered nobody meanwhile.
@@ -62,7 +62,7 @@ async def test_nobody_has_cores_without_end(batch: Any, faults: CloudFaults) -> 
     assert [error.code for error in pool.resize_errors] == ["AccountCoreQuotaReached"]
 
 
-async def test_quotas(batch: Any, faults: CloudFaults) -> None:
+async def test_quotas(batch: Any, faults: Faults) -> None:
     """Pools and jobs beyond the account's quota are refused with the service's codes."""
     await faults.account(reached=["pools", "jobs"])
     with pytest.raises(ResourceExistsError, match="PoolQuotaReached"):
@@ -74,7 +74,7 @@ async def test_quotas(batch: Any, faults: CloudFaults) -> None:
     await batch.job()
 
 
-async def test_quotas_are_numbers(batch: Any, faults: CloudFaults) -> None:
+async def test_quotas_are_numbers(batch: Any, faults: Faults) -> None:
     """So many pools and active jobs there may be; a job that has ended counts no more."""
     await faults.account(pools=1, jobs=1)
     await batch.pool(nodes=0)
@@ -87,14 +87,14 @@ async def test_quotas_are_numbers(batch: Any, faults: CloudFaults) -> None:
     await batch.job("other")
 
 
-async def test_slow_start(batch: Any, faults: CloudFaults) -> None:
+async def test_slow_start(batch: Any, faults: Faults) -> None:
     """A node that boots slowly is starting meanwhile."""
     await faults.slow_start("pool", 600)
     await batch.pool(ready=False)
     await batch.until(batch.node_states, ["starting"])
 
 
-async def test_retired_images(batch: Any, faults: CloudFaults) -> None:
+async def test_retired_images(batch: Any, faults: Faults) -> None:
     """No pool is made of an image whose end has come on demand, and the list of images tells of it."""
     await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])
     with pytest.raises(HttpResponseError, match="2020-01-01"):
@@ -103,7 +103,7 @@ async def test_retired_images(batch: Any, faults: CloudFaults) -> None:
     await batch.pool(nodes=0)
 
 
-async def test_start_task_failure(batch: Any, faults: CloudFaults) -> None:
+async def test_start_task_failure(batch: Any, faults: Faults) -> None:
     """A start task that fails shows its code, and its words in the node's files."""
     await faults.start_task_failure("pool", stderr="it's no package", exit_code=7)
     await batch.pool(ready=False)
@@ -117,7 +117,7 @@ async def test_start_task_failure(batch: Any, faults: CloudFaults) -> None:
     await batch.until(batch.node_states, ["idle"])
 
 
-async def test_unusable_node(batch: Any, faults: CloudFaults) -> None:
+async def test_unusable_node(batch: Any, faults: Faults) -> None:
     """An unusable node says why and runs nothing; its tasks wait; a reboot heals it."""
     await batch.pool()
     await batch.job()
@@ -131,7 +131,7 @@ async def test_unusable_node(batch: Any, faults: CloudFaults) -> None:
     await batch.until_task("long", "running")
 
 
-async def test_preemption(batch: Any, faults: CloudFaults) -> None:
+async def test_preemption(batch: Any, faults: Faults) -> None:
     """While a node is preempted its task waits, and it cannot be preempted once more."""
     await batch.pool(nodes=0, ready=False, **SPOT)
     await batch.job()
@@ -146,7 +146,7 @@ async def test_preemption(batch: Any, faults: CloudFaults) -> None:
         await faults.preempt("pool", node.id)
 
 
-async def test_preempted_node_comes_back(batch: Any, faults: CloudFaults) -> None:
+async def test_preempted_node_comes_back(batch: Any, faults: Faults) -> None:
     """After its time the node has its id again, nothing on its disk, and the task that it lost."""
     await batch.pool(nodes=0, ready=False, **SPOT)
     await batch.job()
@@ -172,7 +172,7 @@ def node_directory(batch: Any) -> str:
     return str(directory)
 
 
-async def test_dedicated_nodes_are_not_preempted(batch: Any, faults: CloudFaults) -> None:
+async def test_dedicated_nodes_are_not_preempted(batch: Any, faults: Faults) -> None:
     """Azure preempts spot nodes only."""
     await batch.pool()
     (node,) = [node async for node in batch.client.list_nodes("pool")]
@@ -182,7 +182,7 @@ async def test_dedicated_nodes_are_not_preempted(batch: Any, faults: CloudFaults
     assert await batch.node_states() == ["idle"]
 
 
-async def test_lost_node(batch: Any, faults: CloudFaults) -> None:
+async def test_lost_node(batch: Any, faults: Faults) -> None:
     """A lost node's task runs on another one; the node may come back, its disk as it was."""
     await batch.pool(nodes=2)
     await batch.job()
@@ -197,7 +197,7 @@ async def test_lost_node(batch: Any, faults: CloudFaults) -> None:
     await batch.until_task("long", "running")
 
 
-async def test_a_lost_node_can_be_removed(batch: Any, faults: CloudFaults) -> None:
+async def test_a_lost_node_can_be_removed(batch: Any, faults: Faults) -> None:
     """A pool with a lost node is deleted like any other."""
     await batch.pool()
     await faults.lose("pool")
@@ -230,7 +230,7 @@ async def test_an_image_past_its_end_is_refused(batch: Any) -> None:
     "fault",
     [{"fault": "nonsense"}, {}, {"fault": "slowstart", "seconds": -1}, {"fault": "lost", "typo": 1}],
 )
-async def test_bad_faults(batch: Any, faults: CloudFaults, fault: dict[str, Any]) -> None:
+async def test_bad_faults(batch: Any, faults: Faults, fault: dict[str, Any]) -> None:
     """What is no fault is refused."""
     with pytest.raises(PoolError, match=r"InvalidPropertyValue|MissingRequired|InvalidRequestBody"):
         await faults._send("POST", "/pools/pool/faults", fault)
@@ -242,6 +242,6 @@ async def test_faults_need_the_key(batch: Any) -> None:
     """Whoever has not the account's key breaks nothing, and on Azure there is nothing to break."""
     wrong = "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIIIJJJJKKK="
     with pytest.raises(PoolError, match="AuthenticationFailed"):
-        await CloudFaults(settings(batch, wrong)).slow_start("pool", 1)
+        await Faults(settings(batch, wrong)).slow_start("pool", 1)
     with pytest.raises(ConfigurationError, match="local cloud"):
-        CloudFaults(Settings(target="azure", batch=settings(batch).batch))
+        Faults(Settings(target="azure", batch=settings(batch).batch))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.local.batch.auth import authenticate, signature, strings_to_sign
-from batchflow.local.batch.entities import ResourceFile
+from batchflow.local.batch.entities import ResourceFileSpec
 from batchflow.local.batch.errors import CODES, Refused
 from batchflow.local.batch.files import slice_of
 from batchflow.local.batch.odata import paginate, parse_filter, select
@@ -162,7 +162,7 @@ def test_bad_ranges_are_refused(tmp_path: Path, wanted: str) -> None:
 
 def test_secrets_are_not_shown() -> None:
     """A resource file's URL, which may carry a signature, is not in its repr."""
-    assert "sig=" not in repr(ResourceFile("http://host/c/b?sig=secret", "b"))
+    assert "sig=" not in repr(ResourceFileSpec("http://host/c/b?sig=secret", "b"))
 
 
 def test_every_code_has_a_status_and_words() -> None:

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchflow.local.batch.entities import (
+    BatchJobSpec,
+    BatchPoolSpec,
+    BatchTaskSpec,
     CommandSpec,
-    JobSpec,
-    Node,
+    NodeRecord,
     Outcome,
-    Pool,
-    PoolSpec,
+    PoolRecord,
     StartTaskSpec,
-    Task,
+    TaskRecord,
     TaskRun,
-    TaskSpec,
 )
 from batchflow.local.batch.errors import Refused
 from batchflow.local.batch.ledger import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
@@ -43,19 +43,23 @@ def allowed_refusal(*codes: str) -> Iterator[None]:
             raise
 
 
-def pool_spec(pool_id: str = "pool", *, start_task: StartTaskSpec | None = None) -> PoolSpec:
+def pool_spec(pool_id: str = "pool", *, start_task: StartTaskSpec | None = None) -> BatchPoolSpec:
     """A pool of nodes with a few slots."""
-    return PoolSpec(pool_id, "standard_d2s_v3", SLOTS, "spread", start_task, 900.0, {})
+    return BatchPoolSpec(pool_id, "standard_d2s_v3", SLOTS, "spread", start_task, 900.0, {})
 
 
-def job_spec(job_id: str = "job", *, ends: bool = False, priority: int = 0, parallel: int = -1) -> JobSpec:
+def job_spec(
+    job_id: str = "job", *, ends: bool = False, priority: int = 0, parallel: int = -1
+) -> BatchJobSpec:
     """A job in the pool."""
-    return JobSpec(job_id, "pool", priority, parallel, None, ends, {}, {})
+    return BatchJobSpec(job_id, "pool", priority, parallel, None, ends, {}, {})
 
 
-def task_spec(task_id: str, *, slots: int = 1, retries: int = 0, seconds: float | None = None) -> TaskSpec:
+def task_spec(
+    task_id: str, *, slots: int = 1, retries: int = 0, seconds: float | None = None
+) -> BatchTaskSpec:
     """A task with the limits given."""
-    return TaskSpec(task_id, CommandSpec("command", max_retries=retries, max_seconds=seconds), slots, {})
+    return BatchTaskSpec(task_id, CommandSpec("command", max_retries=retries, max_seconds=seconds), slots, {})
 
 
 class Nodes:
@@ -64,10 +68,10 @@ class Nodes:
     def __init__(self, state: BatchState) -> None:
         self.state = state
         self.now = 1000.0
-        self.allocating: list[Node] = []
-        self.booting: list[tuple[Node, int]] = []
-        self.starting: dict[int, Node] = {}
-        self.removing: list[Node] = []
+        self.allocating: list[NodeRecord] = []
+        self.booting: list[tuple[NodeRecord, int]] = []
+        self.starting: dict[int, NodeRecord] = {}
+        self.removing: list[NodeRecord] = []
         self.runs: dict[int, TaskRun] = {}
         self.stopping: set[int] = set()
 
@@ -144,7 +148,7 @@ class BatchMachine(RuleBasedStateMachine):
         self.state = BatchState("account")
         self.nodes = Nodes(self.state)
         self.names = 0
-        self.tasks: dict[tuple[str, str], Task] = {}
+        self.tasks: dict[tuple[str, str], TaskRecord] = {}
         self._make_pool()
         for job_id in ("low", "high"):
             self.state.work.create_job(job_spec(job_id, priority=len(job_id), parallel=4), self.nodes.now)
@@ -154,7 +158,7 @@ class BatchMachine(RuleBasedStateMachine):
         self.state.fleet.create_pool(pool_spec(start_task=start_task), 2, 1, self.nodes.now)
         self.nodes.act()
 
-    def _pool(self) -> Pool:
+    def _pool(self) -> PoolRecord:
         return self.state.fleet.pool("pool")
 
     @rule(job=st.sampled_from(["low", "high"]), slots=st.integers(1, SLOTS), retries=st.integers(-1, 2))
@@ -350,7 +354,7 @@ def test_resize_that_runs_out_of_time_is_given_up(nodes: Nodes) -> None:
 def test_job_that_runs_out_of_time_is_terminated(nodes: Nodes) -> None:
     """A job's wall clock time counts from its creation, and ends its tasks."""
     state = nodes.state
-    spec = JobSpec("short", "pool", 0, -1, 60.0, False, {}, {})
+    spec = BatchJobSpec("short", "pool", 0, -1, 60.0, False, {}, {})
     job = state.work.create_job(spec, nodes.now)
     task = state.work.create_task(job, task_spec("task"), nodes.now)
     nodes.act()
@@ -387,7 +391,7 @@ def test_packed_and_spread_pools_differ() -> None:
     """A pool that packs fills one node first, one that spreads takes the emptiest."""
     for fill, expected in (("pack", [0, 2]), ("spread", [1, 1])):
         nodes = Nodes(BatchState("account"))
-        spec = PoolSpec("pool", "standard_d2s_v3", SLOTS, fill, None, 900.0, {})  # type: ignore[arg-type]
+        spec = BatchPoolSpec("pool", "standard_d2s_v3", SLOTS, fill, None, 900.0, {})  # type: ignore[arg-type]
         pool = nodes.state.fleet.create_pool(spec, 2, 0, nodes.now)
         job = nodes.state.work.create_job(job_spec(), nodes.now)
         nodes.act()

@@ -147,7 +147,7 @@ def test_dead_lettering_keeps_the_reasons() -> None:
 
 
 def test_a_deferred_message_is_received_by_its_number_alone() -> None:
-    """Deferred messages leave the lane; given back, they stay deferred."""
+    """Deferred messages leave the queue of ready ones; given back, they stay deferred."""
     queue = make()
     queue.send([draft()], 0.0)
     message = only(queue.receive(1, 0.0, "r"))

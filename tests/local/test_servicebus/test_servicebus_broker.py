@@ -22,7 +22,7 @@ from batchflow.local.amqp.codec import (
 from batchflow.local.amqp.performatives import EMPTY_FRAME
 from batchflow.local.queues import counting_tokens
 from batchflow.local.security.sas import Rights, SasRule, sign
-from batchflow.local.servicebus.broker import LocalBroker, Peer
+from batchflow.local.servicebus.broker import BrokerCore, Peer
 from batchflow.local.servicebus.namespace import Namespace, QueueSettings
 
 ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x12, 0x19)
@@ -42,7 +42,7 @@ class World:
     def __init__(self, amqp_client: Any) -> None:
         self.now = START
         namespace = Namespace("root-key", counting_tokens(), START)
-        self.broker = LocalBroker(namespace, link_idle_timeout=600.0)
+        self.broker = BrokerCore(namespace, link_idle_timeout=600.0)
         rules = (
             SasRule("send", Rights.SEND, "k1", "k2"),
             SasRule("listen", Rights.LISTEN, "k3", "k4"),
