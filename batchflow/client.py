@@ -26,6 +26,8 @@ from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.model import Origin, PoolSpec
 from batchflow.pools import node_logs, pool_spec
 from batchflow.pools.connections import connect, preload
+from batchflow.pools.open_sessions import OpenSessions
+from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, last_swept, sweep
 from batchflow.protocol import layout
 from batchflow.settings import PoolSettings, Settings
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from batchflow.pools.node_logs import NodeLog
     from batchflow.pools.provisioning import EnsuredPool, PoolProvisioner
     from batchflow.protocol.documents import PoolManifest
-    from batchflow.session import Session
     from batchflow.support.progress_report import Progress
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,8 @@ class Client(Supervised):
         self._settings = settings
         self._local_options: dict[str, float] = {}
         self._connected: Connections | None = None
-        self._sessions: set[Session] = set()
-        """Those that are open, of whatever pool."""
+        self._sessions = OpenSessions()
+        """The sessions that are open, in all pools."""
 
     @classmethod
     def local(cls, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> Client:
@@ -252,10 +253,11 @@ class Client(Supervised):
     def _known(
         self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[BundleSource] = ()
     ) -> Pool:
-        """Imported only now: a local cloud starts while `preload` does so."""
+        """Make the pool of a manifest. Imports `Pool` this late so that `preload` imports it in a thread."""
         from batchflow.pool import Pool
 
-        return Pool(self, manifest, origin, sources)
+        runtime = PoolRuntime(lambda: self.connections, self._settings, manifest, self._sessions)
+        return Pool(runtime, origin, sources)
 
     # ---- the supervisor
 
@@ -296,7 +298,7 @@ class Client(Supervised):
         )
 
     async def _close_sessions(self) -> None:
-        closing = [session.aclose() for session in self._sessions]
+        closing = [session.close(None) for session in self._sessions]
         results = await asyncio.gather(*closing, return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -12,77 +10,51 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow.diagnosis.pool import cannot_become_ready, explain_pool
-from batchflow.errors import (
-    BatchflowError,
-    BlobConflict,
-    BlobNotFound,
-    ConfigurationError,
-    JobClosed,
-    JobExists,
-    JobNotFound,
-    MailboxInUse,
-    PoolError,
-    PoolNotFound,
-    ProtocolError,
-)
+from batchflow.errors import ConfigurationError, PoolNotFound
 from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
 from batchflow.model import BROKEN, Explanation, Node, Origin
-from batchflow.pools import access, agent_job, agent_launch, heartbeats
+from batchflow.pools import access
+from batchflow.pools.agents import PoolAgents
+from batchflow.pools.jobs import PoolJobs
+from batchflow.pools.open_sessions import close_sessions
+from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.pools.reboot import change_start_task, reboot_all
-from batchflow.pools.resize import shrink
-from batchflow.pools.runtime import PoolRuntime
-from batchflow.protocol import layout, wire
-from batchflow.protocol.documents import Cancellation, DrainOrder, Heartbeat, JobDocument, PoolManifest
+from batchflow.protocol import layout
+from batchflow.protocol.documents import Heartbeat, JobDocument
 from batchflow.session import Session
 from batchflow.support.progress_report import Reporter, counted
-from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-    from batchflow.client import Client
     from batchflow.model import PoolSpec
-    from batchflow.ports.compute import BatchTaskInfo, PoolInfo
+    from batchflow.pools.runtime import PoolRuntime
     from batchflow.settings import Settings
     from batchflow.support.progress_report import Progress
-
-logger = logging.getLogger(__name__)
 
 _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
 _LOOKS: Final = 20
-"""After so many of them whoever waits for agents starts again those that are missing."""
-_DRAIN_SLACK = 10.0
-"""Seconds, beyond the grace, for handing back and for the last results."""
+"""Looks after which a wait for agents starts again those that are missing."""
 _AWAY: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
 """The states of a node whose agent is gone, although its last heartbeat may be fresh."""
-_MAIL_WAIT: float = 0.5
-"""Seconds without mail after which a mailbox counts as empty."""
 
 
 class Pool:
     """Made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
 
     def __init__(
-        self,
-        client: Client,
-        manifest: PoolManifest,
-        origin: Origin | None = None,
-        sources: Sequence[BundleSource] = (),
+        self, runtime: PoolRuntime, origin: Origin | None = None, sources: Sequence[BundleSource] = ()
     ) -> None:
         """`sources`: files that are here, of which those of the default bundle need not be fetched."""
-        self.client = client
+        self.runtime = runtime
+        """What the parts of the pool share."""
         self.origin: Origin = origin or Origin("attached", "it was there")
         """Which of create, reuse, repurpose and attach it was, and why."""
-        self.runtime = PoolRuntime(lambda: client.connections, client.settings, manifest)
-        """What the parts of the pool share."""
-        self._known_jobs: set[str] = set()
-        self._launch: agent_launch.LaunchCommand | None = None
-        self._sources = sources
-        """Until agents are started, or found alive."""
-        self._starting = anyio.Lock()
+        self.agents = PoolAgents(runtime, made_here=self.origin.choice == "created", sources=sources)
+        self.job_store = PoolJobs(runtime)
 
     @property
     def id(self) -> str:
@@ -95,11 +67,6 @@ class Pool:
         from batchflow.display.cards import pool_view
 
         return pool_view(self)
-
-    @property
-    def _sessions(self) -> list[Session]:
-        """Those that are open here."""
-        return [session for session in self.client._sessions if session.pool.id == self.id]
 
     # ---- sessions and jobs
 
@@ -125,104 +92,29 @@ class Pool:
 
     async def create_job(self, name: str) -> Job:
         """Raises `JobExists`."""
-        layout.check_name("job name", name)
-        document = JobDocument(name, time.time())
-        try:
-            await self.runtime.ctl.put(layout.job_blob(name), document.encode(), create=True)
-        except BlobConflict as error:
-            raise JobExists(f"pool {self.id!r} has a job {name!r} already") from error
-        self._known_jobs.add(name)
-        return Job(self, document)
+        return self._job(await self.job_store.create(name))
 
     async def job(self, name: str) -> Job:
         """Raises `JobNotFound`."""
-        return Job(self, await self._job_document(name))
+        return self._job(await self.job_store.read(name))
 
     async def jobs(self) -> AsyncIterator[Job]:
         """All of them, closed ones too."""
-        async for info in self.runtime.ctl.list("jobs/"):
-            try:
-                document = JobDocument.decode((await self.runtime.ctl.get(info.name)).data)
-            except BlobNotFound:
-                continue
-            except ProtocolError as error:
-                logger.warning("job_not_read", extra={"blob": info.name, "error": str(error)})
-                continue
-            if document.state != "deleted":
-                yield Job(self, document)
+        async for document in self.job_store.read_all():
+            yield self._job(document)
+
+    def _job(self, document: JobDocument) -> Job:
+        return Job(document, self.job_store, self.runtime, self.session)
 
     async def delete_job(self, name: str) -> None:
         """Cancel its tasks, drop its mail and files, end its sessions: those elsewhere hear of it within
         `session.presence_interval` seconds. Idempotent."""
-        layout.check_name("job name", name)
-        sessions = [session for session in self._sessions if session.job_name == name]
-        clients = {session.name for session in sessions}
-        for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
-            async for info in self.runtime.ctl.list(prefix):
-                clients.add(info.name.rpartition("/")[2].removesuffix(".json"))
-        everything = Cancellation(everything=True).encode()
-        for client in clients:
-            await self.runtime.ctl.put(layout.cancellation_blob(name, client), everything)
-        await _close(sessions, f"job {name!r} was deleted")
-        for client in clients:
-            await self._drop_mail(wire.mailbox_id(name, client))
-        for container, prefix in (
-            (self.runtime.ctl, f"sessions/{name}/"),
-            (self.runtime.ctl, f"args/{name}/"),
-            (self.runtime.out, f"results/{name}/"),
-            (self.runtime.out, f"outputs/{name}/"),
-        ):
-            async for info in container.list(prefix):
-                await container.delete(info.name)
-        await self.runtime.ctl.delete(layout.job_blob(name))
-        self._known_jobs.discard(name)
-
-    async def _drop_mail(self, mailbox_id: str) -> None:
-        """Complete what lies in a mailbox, unless somebody holds it."""
-        queue = layout.queue_for(self.runtime.manifest.results_queues, mailbox_id)
-        try:
-            mailbox = await self.runtime.connections.broker.mailbox(queue, mailbox_id)
-        except MailboxInUse:
-            logger.info("mail_not_dropped", extra={"mailbox": mailbox_id})
-            return
-        async with mailbox:
-            while (delivery := await mailbox.receive(_MAIL_WAIT)) is not None:
-                await mailbox.complete(delivery)
+        await self.job_store.delete(name)
 
     async def delete_all_jobs(self) -> None:
         """`delete_job` for each."""
-        async for job in self.jobs():
-            await self.delete_job(job.name)
-
-    async def _job_document(self, name: str) -> JobDocument:
-        layout.check_name("job name", name)
-        try:
-            document = JobDocument.decode((await self.runtime.ctl.get(layout.job_blob(name))).data)
-        except BlobNotFound as error:
-            raise JobNotFound(f"pool {self.id!r} has no job {name!r}") from error
-        if document.state == "deleted":
-            raise JobNotFound(f"job {name!r} of pool {self.id!r} was deleted")
-        return document
-
-    async def _ensure_job(self, name: str) -> None:
-        """What a session does at its opening. Raises `JobClosed`."""
-        if name in self._known_jobs:
-            return
-        try:
-            await self.create_job(name)
-        except JobExists:
-            if (await self._job_document(name)).state != "open":
-                raise JobClosed(
-                    f"job {name!r} of pool {self.id!r} is closed: it takes no new tasks"
-                ) from None
-
-    async def _close_job(self, name: str) -> JobDocument:
-        document = replace(await self._job_document(name), state="closed")
-        await self.runtime.ctl.put(layout.job_blob(name), document.encode())
-        self._known_jobs.discard(name)
-        for session in [session for session in self._sessions if session.job_name == name]:
-            session._submitter.refusal = f"job {name!r} is closed: it takes no new tasks"
-        return document
+        async for document in self.job_store.read_all():
+            await self.job_store.delete(document.name)
 
     # ---- agents and nodes
 
@@ -232,76 +124,7 @@ class Pool:
         Two clients that start at once start one set. `progress` is told, in a line, what it is about: the
         first time for a Python and platform the agents' packages are fetched.
         """
-        report = Reporter(progress)
-        async with self._starting:
-            for last in (False, False, True):
-                try:
-                    await self._start_agents(report)
-                    return
-                except PoolNotFound:
-                    raise
-                except PoolError:
-                    if last:
-                        raise  # else the agents' job ended at this moment: it is begun anew
-
-    async def _start_agents(self, report: Reporter) -> None:
-        compute = self.runtime.connections.compute
-        info, tasks = await self._survey()
-        sources, self._sources = self._sources, ()
-        alive = sum(task.state != "completed" for task in tasks)
-        missing = info.wanted + info.spot_wanted - alive
-        if missing <= 0:
-            return
-        if self._launch is None or not self._launch.lasting:
-            ground = agent_launch.LaunchContext(
-                self.runtime.manifest,
-                self.runtime.ctl,
-                self.runtime.out,
-                self.origin.choice == "created",
-                sources,
-            )
-            self._launch = await agent_launch.prepare(
-                self.runtime.connections, self.runtime.settings, ground, report
-            )
-        if tasks and not alive:
-            # Whoever started them may have died before it said so.
-            await compute.end_job_when_idle(self.runtime.manifest.agents_job)
-            tasks = await self._begin_generation(self.runtime.manifest.agents_job)
-            if tasks:
-                return  # somebody else has started them
-        job, container = self.runtime.manifest.agents_job, self.runtime.manifest.container
-        report(f"starting {counted(missing, 'agent')}")
-        await compute.create_job(job, self.id)
-        first = agent_job.next_number(tasks)
-        more = agent_job.agent_tasks(self._launch, first, missing, info.task_slots, container)
-        await compute.add_tasks(job, more)
-        await compute.end_job_when_idle(job)
-        logger.info("agents_started", extra={"pool": self.id, "job": job, "count": len(more)})
-
-    async def _survey(self) -> tuple[PoolInfo, list[BatchTaskInfo]]:
-        """The machines, and the tasks of the agents' job as the manifest has it now."""
-        compute, job = self.runtime.connections.compute, self.runtime.manifest.agents_job
-        tasks: list[BatchTaskInfo] = []
-
-        async def list_tasks() -> None:
-            tasks.extend(await compute.tasks(job))
-
-        async with task_group() as group:
-            group.start_soon(self.runtime.refresh)
-            group.start_soon(list_tasks)
-            info = await compute.pool(self.id)
-        if self.runtime.manifest.agents_job != job:
-            tasks = await compute.tasks(self.runtime.manifest.agents_job)
-        return info, tasks
-
-    async def _begin_generation(self, ended: str) -> list[BatchTaskInfo]:
-        """Give the agents a new job, unless somebody else did so: then its tasks are returned."""
-
-        def change(manifest: PoolManifest) -> PoolManifest:
-            return agent_job.next_generation(manifest) if manifest.agents_job == ended else manifest
-
-        await self.runtime.change(change)
-        return await self.runtime.connections.compute.tasks(self.runtime.manifest.agents_job)
+        await self.agents.start(Reporter(progress))
 
     async def stop(self, *, drain: bool = True, progress: Progress | None = None) -> None:
         """End the agents; the queued tasks stay for the next ones. Idempotent.
@@ -310,29 +133,7 @@ class Pool:
         rest; without, what runs is killed, and runs again elsewhere when its lock has run out. `progress` is
         told, in a line, what is still there whenever that changes.
         """
-        compute, report = self.runtime.connections.compute, Reporter(progress)
-        await self.runtime.refresh()
-        if drain:
-            await self._drain(report)
-        tasks = await compute.tasks(self.runtime.manifest.agents_job)
-        alive = [task for task in tasks if task.state != "completed"]
-        if alive:
-            report(f"ending {counted(len(alive), 'agent')}")
-        for task in alive:
-            await compute.delete_task(self.runtime.manifest.agents_job, task.id)
-        await compute.delete_job(self.runtime.manifest.agents_job)
-        await self._begin_generation(self.runtime.manifest.agents_job)
-
-    async def _drain(self, report: Reporter) -> None:
-        """Tell the agents to drain, and return when they have, or are out of time."""
-        settings = self.runtime.settings.agent
-        order = DrainOrder(self.runtime.manifest.agents_job, settings.drain_grace)
-        await self.runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
-        with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
-            while beats := await self.heartbeats():
-                running = sum(len(beat.running) for beat in beats)
-                report(f"{counted(len(beats), 'agent')} still there, {counted(running, 'task')} running")
-                await anyio.sleep(_POLL)
+        await self.agents.stop(Reporter(progress), drain=drain)
 
     async def repurpose(
         self,
@@ -352,11 +153,11 @@ class Pool:
             raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
         bundle = await upload(await collect(files), self.runtime.ctl)
         if spec is not None:
-            await change_start_task(self, spec)
+            await change_start_task(self.runtime, spec)
         await self.runtime.change(lambda manifest: replace(manifest, bundle=bundle.hash))
         if reset:
-            await reboot_all(self, Reporter(progress))
-            if self._sessions:
+            await reboot_all(self.runtime, Reporter(progress), self.explain)
+            if self.runtime.open_sessions:
                 await self.start(progress=progress)
 
     async def resize(self, nodes: int, *, spot: int = 0, progress: Progress | None = None) -> None:
@@ -368,22 +169,13 @@ class Pool:
         """
         if nodes < 0 or spot < 0:
             raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
-        compute = self.runtime.connections.compute
-        async with self._starting:
-            if not await shrink(self, await compute.pool(self.id), (nodes, spot), Reporter(progress)):
-                await compute.resize_pool(self.id, nodes, spot)
-        if self._sessions or await self._has_agents():
+        await self.agents.resize(nodes, spot, Reporter(progress))
+        if self.runtime.open_sessions or await self.agents.exist():
             await self.start(progress=progress)
-
-    async def _has_agents(self) -> bool:
-        """Whether some are wanted at this moment, whoever started them."""
-        await self.runtime.refresh()
-        tasks = await self.runtime.connections.compute.tasks(self.runtime.manifest.agents_job)
-        return any(task.state != "completed" for task in tasks)
 
     async def heartbeats(self) -> list[Heartbeat]:
         """What the living agents last said of themselves."""
-        return await heartbeats.read_heartbeats(self.runtime.out)
+        return await self.agents.heartbeats()
 
     async def nodes(self) -> list[Node]:
         """The machines, as Batch and their agents tell of them. Raises `PoolNotFound`."""
@@ -413,7 +205,7 @@ class Pool:
                     report(text)
                     if ready:
                         return
-                    if (kind := await cannot_become_ready(self, nodes)) is not None:
+                    if (kind := await cannot_become_ready(self.runtime, nodes)) is not None:
                         raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
                     await anyio.sleep(_POLL)
                     if look % _LOOKS == 0:
@@ -432,7 +224,7 @@ class Pool:
 
     async def explain(self) -> Explanation:
         """Why nothing happens, if nothing does, and what to do about it."""
-        return await explain_pool(self)
+        return await explain_pool(self.runtime)
 
     async def client_settings(self) -> Settings:
         """What a program needs that may use this pool and do nothing else: no key of an account is in it.
@@ -454,12 +246,13 @@ class Pool:
         has returned, on Azure within minutes; with `wait` before. `progress` is told, in a line, how far it
         is whenever that changes.
         """
-        sessions, report = self._sessions, Reporter(progress)
+        sessions, report = self.runtime.open_sessions, Reporter(progress)
         if sessions:
             report(f"closing {counted(len(sessions), 'session')}")
-        await _close(sessions, f"pool {self.id!r} was deleted")
+        await close_sessions(sessions, f"pool {self.id!r} was deleted")
         report("removing its agents, queues and files")
-        await self.client.provisioner.remove(self.runtime.manifest)
+        provisioner = PoolProvisioner(self.runtime.connections, self.runtime.settings.pool)
+        await provisioner.remove(self.runtime.manifest)
         if wait:
             await self._until_gone(report)
 
@@ -487,18 +280,3 @@ def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> 
         running=len(beat.running),
         agent=beat.state,
     )
-
-
-async def _close(sessions: list[Session], reason: str) -> None:
-    """End sessions whose ground is taken away; what they could not do any more does not matter."""
-
-    async def close(session: Session) -> None:
-        session._reason = reason
-        try:
-            await session.aclose()
-        except BatchflowError as error:
-            logger.info("session_closed", extra={"session": session.name, "error": str(error)})
-
-    async with task_group() as group:
-        for session in sessions:
-            group.start_soon(close, session)

@@ -25,6 +25,7 @@ from batchflow.errors import (
 )
 from batchflow.files import Files, collect, fetch, upload
 from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
+from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.packing import PackingPolicy
 from batchflow.protocol.wire import ResultItem
@@ -83,7 +84,7 @@ class Session(Supervised):
         self.job_name: str = layout.check_name("job name", job)
         self.incarnation: str = uuid.uuid4().hex[:12]
         """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
-        self._settings = pool.client.settings.session
+        self._settings = pool.runtime.settings.session
         self.close_timeout: float = self._settings.close_timeout
         self._files = files
         self._tracker = Tracker()
@@ -416,11 +417,28 @@ class Session(Supervised):
         if self.closed:
             raise SessionClosed(self._reason)
 
+    def _refuse(self, why: str) -> None:
+        """Refuse tasks from now on; `submit` raises `JobClosed` with this text."""
+        self._submitter.refusal = why
+
+    async def _close_because(self, reason: str | None) -> None:
+        """Close the session; `SessionClosed` says the reason, if one is given."""
+        self._reason = reason or self._reason
+        await self.aclose()
+
     # ---- the supervisor
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.pool.client._sessions.add(self)
+        registration = OpenSession(
+            pool_id=self.pool.id,
+            job=self.job_name,
+            name=self.name,
+            counts=lambda: self.counts,
+            refuse=self._refuse,
+            close=self._close_because,
+        )
+        self.pool.runtime.sessions.add(registration)
         agents = self._background.start(self._agents.start(), "start agents")
         try:
             await self._acquire()
@@ -433,7 +451,7 @@ class Session(Supervised):
             self._end()
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
                 await self._finish()
-            self.pool.client._sessions.discard(self)
+            self.pool.runtime.sessions.discard(registration)
             await self._background.aclose()
 
     def _end(self) -> None:
@@ -452,7 +470,7 @@ class Session(Supervised):
         try:
             async with task_group() as group:
                 group.start_soon(self._prepare_bundle)
-                group.start_soon(self.pool._ensure_job, self.job_name)
+                group.start_soon(self.pool.job_store.ensure, self.job_name)
                 group.start_soon(self._outbox.open)
                 group.start_soon(self._presence.open)
                 group.start_soon(self._inbox.open)

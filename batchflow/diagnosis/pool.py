@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -33,14 +32,16 @@ from batchflow.errors import (
     StorageError,
 )
 from batchflow.model import Cause, Explanation
+from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.protocol.bundle import Bundle, bundle_blob
 from batchflow.support.progress_report import counted
+from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.diagnosis.agent_log import AgentLog
-    from batchflow.pool import Pool
+    from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.protocol.documents import Heartbeat
     from batchflow.session import Session
@@ -76,14 +77,14 @@ _REMEDIES: Final[tuple[tuple[type[ServiceError], str], ...]] = (
 )
 
 
-async def explain_pool(pool: Pool) -> Explanation:
+async def explain_pool(runtime: PoolRuntime) -> Explanation:
     """Ask the three services."""
     causes: list[Cause] = []
     facts: dict[str, Any] = {}
     silent: set[str] = set()
     for ask in (_ask_batch, _ask_agents, _ask_queue):
         try:
-            causes += await ask(pool, facts)
+            causes += await ask(runtime, facts)
         except ServiceError as error:
             service = next(name for kind, name in _SERVICES if isinstance(error, kind))
             if service not in silent:
@@ -92,12 +93,12 @@ async def explain_pool(pool: Pool) -> Explanation:
     if facts.get("queued") and facts.get("slots", 0) and facts["running"] >= facts["slots"]:
         what = f"all {facts['slots']} slots are busy and {facts['queued']} messages wait"
         causes.append(Cause(what, "wait, or await pool.resize() to more nodes", "slow"))
-    return Explanation(_summary(pool, facts), tuple(causes), facts)
+    return Explanation(_summary(runtime, facts), tuple(causes), facts)
 
 
 async def explain_session(session: Session) -> Explanation:
     """What keeps a session's tasks, before what is known of its pool."""
-    explanation = await explain_pool(session.pool)
+    explanation = await explain_pool(session.pool.runtime)
     causes = list(explanation.causes)
     try:
         causes = await _file_causes(session) + causes
@@ -148,13 +149,13 @@ def _unanswered(error: ServiceError, service: str) -> Cause:
     return Cause(what, remedy, "note" if service == "Service Bus" else "blocking")
 
 
-async def cannot_become_ready(pool: Pool, nodes: int | None) -> Callable[[str], PoolError] | None:
+async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callable[[str], PoolError] | None:
     """What makes an error, of a text, of that so many ready nodes can never come; None while they can."""
-    compute = pool.runtime.connections.compute
-    info = await compute.pool(pool.id)
+    compute = runtime.connections.compute
+    info = await compute.pool(runtime.pool_id)
     if info.state == "deleting":
         return PoolNotFound
-    there = await compute.nodes(pool.id)
+    there = await compute.nodes(runtime.pool_id)
     wanted = info.wanted + info.spot_wanted if nodes is None else nodes
     if info.allocation == "steady" and info.resize_errors and len(there) < wanted:
         quota = any("quota" in fault.code.lower() for fault in info.resize_errors)
@@ -164,10 +165,10 @@ async def cannot_become_ready(pool: Pool, nodes: int | None) -> Callable[[str], 
         return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
     if info.allocation == "steady" and not info.autoscale and info.wanted + info.spot_wanted < wanted:
         return partial(_too_small, info.wanted + info.spot_wanted, wanted)
-    tasks = await compute.tasks(pool.runtime.manifest.agents_job)
+    tasks = await compute.tasks(runtime.manifest.agents_job)
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
-    return PoolError if await _start_in_vain(pool, tasks) else None
+    return PoolError if await _start_in_vain(runtime, tasks) else None
 
 
 def _too_small(shall: int, wanted: int, text: str) -> PoolError:
@@ -175,30 +176,30 @@ def _too_small(shall: int, wanted: int, text: str) -> PoolError:
     return PoolError(f"{text}\n- {what}\n  what to do: await pool.resize({wanted})")
 
 
-async def _start_in_vain(pool: Pool, tasks: list[BatchTaskInfo]) -> bool:
+async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bool:
     """Whether no agent has ever lived and each dies again and again; of those that run one is asked."""
     alive = [task for task in tasks if task.state != "completed"]
-    if not alive or await pool.heartbeats():
+    if not alive or await read_heartbeats(runtime.out):
         return False
     if all(task.retries >= _IN_VAIN for task in alive):
         return True
     running = [task for task in alive if task.state == "running"]
-    return bool(running) and (await _agent_log(pool, running[0])).deaths >= _IN_VAIN
+    return bool(running) and (await _agent_log(runtime, running[0])).deaths >= _IN_VAIN
 
 
-async def _agent_log(pool: Pool, task: BatchTaskInfo) -> AgentLog:
+async def _agent_log(runtime: PoolRuntime, task: BatchTaskInfo) -> AgentLog:
     """A task that Batch starts again has an empty one for a moment."""
-    compute = pool.runtime.connections.compute
+    compute = runtime.connections.compute
     for _ in range(_LOG_TRIES if task.retries else 1):
-        text = await compute.task_output(pool.runtime.manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
+        text = await compute.task_output(runtime.manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
         if text.strip():
             return agent_log.read(text)
         await anyio.sleep(random.uniform(0.5, 1.5) * _LOG_PAUSE)  # not in step with its deaths
     return agent_log.read("")
 
 
-def _summary(pool: Pool, facts: dict[str, Any]) -> str:
-    parts = [f"pool {pool.id!r}: {len(facts.get('nodes', {}))} of {facts.get('wanted', '?')} nodes"]
+def _summary(runtime: PoolRuntime, facts: dict[str, Any]) -> str:
+    parts = [f"pool {runtime.pool_id!r}: {len(facts.get('nodes', {}))} of {facts.get('wanted', '?')} nodes"]
     parts.append(f"{len(facts.get('agents', {}))} agents alive")
     if "slots" in facts:
         parts.append(f"{facts['running']} of {facts['slots']} slots busy")
@@ -210,22 +211,22 @@ def _summary(pool: Pool, facts: dict[str, Any]) -> str:
 # ---- Batch
 
 
-async def _ask_batch(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    compute = pool.runtime.connections.compute
-    info = await compute.pool(pool.id)
-    nodes = await compute.nodes(pool.id)
+async def _ask_batch(runtime: PoolRuntime, facts: dict[str, Any]) -> list[Cause]:
+    compute = runtime.connections.compute
+    info = await compute.pool(runtime.pool_id)
+    nodes = await compute.nodes(runtime.pool_id)
     facts["nodes"] = {node.id: node.state for node in nodes}
     facts["wanted"] = info.wanted + info.spot_wanted
-    causes = _pool_causes(info, len(nodes)) + await _image_causes(pool, info)
-    return causes + await _causes_of_nodes(pool, nodes)
+    causes = _pool_causes(info, len(nodes)) + await _image_causes(runtime, info)
+    return causes + await _causes_of_nodes(runtime, nodes)
 
 
-async def _causes_of_nodes(pool: Pool, nodes: list[NodeInfo]) -> list[Cause]:
+async def _causes_of_nodes(runtime: PoolRuntime, nodes: list[NodeInfo]) -> list[Cause]:
     """Of each state a few nodes are told of, and how many there are beside them."""
     causes: list[Cause] = []
     for state in dict.fromkeys(node.state for node in nodes):
         alike = [node for node in nodes if node.state == state]
-        told = [cause for node in alike[:_MOST] for cause in await _node_causes(pool, node)]
+        told = [cause for node in alike[:_MOST] for cause in await _node_causes(runtime, node)]
         if told and len(alike) > _MOST:
             told.append(replace(told[-1], what=f"{len(alike) - _MOST} more nodes are {state}"))
         causes += told
@@ -258,13 +259,13 @@ def _allocation_remedy(code: str) -> str:
     return "ask for another VM size or fewer nodes, then resize again"
 
 
-async def _image_causes(pool: Pool, info: PoolInfo) -> list[Cause]:
+async def _image_causes(runtime: PoolRuntime, info: PoolInfo) -> list[Cause]:
     image = info.image
     if image is None:
         return []
     name = (image.publisher.lower(), image.offer.lower(), image.sku.lower())
     text, now = ":".join(name), time.time()
-    for each in await pool.runtime.connections.compute.images():
+    for each in await runtime.connections.compute.images():
         if (each.publisher.lower(), each.offer.lower(), each.sku.lower()) == name:
             left = None if each.end_of_life is None else each.end_of_life - now
             remedy = "make a new pool of another image: PoolSpec(image=...)"
@@ -277,10 +278,10 @@ async def _image_causes(pool: Pool, info: PoolInfo) -> list[Cause]:
     return [Cause(f"Batch does not support the image {text} any more", "make a new pool of another image")]
 
 
-async def _node_causes(pool: Pool, node: NodeInfo) -> list[Cause]:
+async def _node_causes(runtime: PoolRuntime, node: NodeInfo) -> list[Cause]:
     if node.state == "starttaskfailed" and node.start_task_error is not None:
-        compute = pool.runtime.connections.compute
-        said = await compute.node_output(pool.id, node.id, "startup/stderr.txt", _TAIL)
+        compute = runtime.connections.compute
+        said = await compute.node_output(runtime.pool_id, node.id, "startup/stderr.txt", _TAIL)
         words = f"; its stderr ends: {said.strip()}" if said.strip() else "; its stderr is empty"
         what = f"the start task failed on node {node.id}: {node.start_task_error.message}{words}"
         return [Cause(what, "mend the start task: pool.repurpose(files, reset=True, spec=...)")]
@@ -306,22 +307,22 @@ async def _node_causes(pool: Pool, node: NodeInfo) -> list[Cause]:
 # ---- agents
 
 
-async def _ask_agents(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    causes = await _own_clock_causes(pool)
-    beats = await pool.heartbeats()
+async def _ask_agents(runtime: PoolRuntime, facts: dict[str, Any]) -> list[Cause]:
+    causes = await _own_clock_causes(runtime)
+    beats = await read_heartbeats(runtime.out)
     facts["agents"] = {beat.host: beat.state for beat in beats}
     facts["slots"] = sum(beat.slots for beat in beats)
     facts["running"] = sum(len(beat.running) for beat in beats)
     facts["tasks"] = {task.uid: beat.host for beat in beats for task in beat.running}
-    return causes + (_agent_causes(beats) if beats else await _absence_causes(pool))
+    return causes + (_agent_causes(beats) if beats else await _absence_causes(runtime))
 
 
-async def _own_clock_causes(pool: Pool) -> list[Cause]:
+async def _own_clock_causes(runtime: PoolRuntime) -> list[Cause]:
     """By the time that the storage service gives to a blob written now."""
     before = time.time()
-    await pool.runtime.ctl.put(_CLOCK_BLOB, b"")
+    await runtime.ctl.put(_CLOCK_BLOB, b"")
     after = time.time()
-    told = [info.modified_at async for info in pool.runtime.ctl.list(_CLOCK_BLOB) if info.name == _CLOCK_BLOB]
+    told = [info.modified_at async for info in runtime.ctl.list(_CLOCK_BLOB) if info.name == _CLOCK_BLOB]
     skew = (before + after) / 2 - told[0] if told else 0.0
     if abs(skew) < _SKEW + (after - before):
         return []
@@ -330,9 +331,9 @@ async def _own_clock_causes(pool: Pool) -> list[Cause]:
     return [Cause(what, "set it (ntp): with it, keys are refused and locks look as if they had run out")]
 
 
-async def _absence_causes(pool: Pool) -> list[Cause]:
+async def _absence_causes(runtime: PoolRuntime) -> list[Cause]:
     """Why no agent is alive: what Batch tells of the tasks that should be agents."""
-    tasks = await pool.runtime.connections.compute.tasks(pool.runtime.manifest.agents_job)
+    tasks = await runtime.connections.compute.tasks(runtime.manifest.agents_job)
     under_way = any(task.state != "completed" for task in tasks)
     remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
     causes = [Cause("no agent is alive", remedy)]
@@ -341,7 +342,7 @@ async def _absence_causes(pool: Pool) -> list[Cause]:
         what = f"{_listed(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a node"
         causes.append(Cause(what, "wait, or resize the pool", "slow"))
     for task in [task for task in tasks if task.id not in waiting][:_MOST]:
-        causes += await _task_causes(pool, task)
+        causes += await _task_causes(runtime, task)
     return causes
 
 
@@ -351,11 +352,11 @@ def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:_MOST]), *more])
 
 
-async def _task_causes(pool: Pool, task: BatchTaskInfo) -> list[Cause]:
+async def _task_causes(runtime: PoolRuntime, task: BatchTaskInfo) -> list[Cause]:
     if task.failure is not None:
         what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
         return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
-    log = await _agent_log(pool, task)
+    log = await _agent_log(runtime, task)
     said = "".join(f"\n    {line}" for line in log.words) or " nothing"
     if times := max(log.deaths, task.retries):
         often = "once" if times == 1 else f"{times} times in a row"
@@ -388,19 +389,11 @@ def _agent_causes(beats: list[Heartbeat]) -> list[Cause]:
     return causes
 
 
-def own_version() -> str:
-    """Of the batchflow that runs here."""
-    try:
-        return version("batchflow-azure")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 # ---- the queue, and the tasks' files
 
 
-async def _ask_queue(pool: Pool, facts: dict[str, Any]) -> list[Cause]:
-    services, queues = pool.runtime.connections, pool.runtime.manifest.task_queues
+async def _ask_queue(runtime: PoolRuntime, facts: dict[str, Any]) -> list[Cause]:
+    services, queues = runtime.connections, runtime.manifest.task_queues
     figures = [await services.admin_of(queue).figures(queue.entity) for queue in queues]
     facts["queued"] = sum(each.active for each in figures)
     facts["dead"] = dead = sum(each.dead for each in figures)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchflow.client import Client
     from batchflow.job import Job
     from batchflow.pool import Pool
+    from batchflow.pools.open_sessions import OpenSession
     from batchflow.session import Session
     from batchflow.task import Task
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def client_view(client: Client) -> Html:
     settings = client.settings
     where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
-    sessions = sorted(client._sessions, key=lambda session: (session.pool.id, session.name))
+    sessions = sorted(client._sessions, key=lambda session: (session.pool_id, session.name))
     return card(
         "Client",
         where,
@@ -33,12 +34,17 @@ def client_view(client: Client) -> Html:
 
 
 def pool_view(pool: Pool) -> Html:
-    return card("Pool", pool.id, fact_table([("came here as", str(pool.origin))]), _sessions(pool._sessions))
+    return card(
+        "Pool",
+        pool.id,
+        fact_table([("came here as", str(pool.origin))]),
+        _sessions(pool.runtime.open_sessions),
+    )
 
 
 def job_view(job: Job) -> Html:
     made = moment(job.created_at)
-    return card("Job", job.name, fact_table([("pool", job.pool.id), ("state", job.state), ("made", made)]))
+    return card("Job", job.name, fact_table([("pool", job.pool_id), ("state", job.state), ("made", made)]))
 
 
 def session_view(session: Session) -> Html:
@@ -53,11 +59,11 @@ def task_view(task: Task) -> Html:
     return card("Task", task.id, fact_table(facts), badge=task.status.value)
 
 
-def _sessions(sessions: Sequence[Session]) -> Html:
+def _sessions(sessions: Sequence[OpenSession]) -> Html:
     if not sessions:
         return element("div", "no open session here", style=FAINT)
     rows = [
-        (session.pool.id, f"{session.job_name}/{session.name}", counts_view(session.counts))
+        (session.pool_id, f"{session.job}/{session.name}", counts_view(session.counts()))
         for session in sessions[:MOST_ROWS]
     ]
     return table(("pool", "session", "tasks"), rows)

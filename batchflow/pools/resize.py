@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
-    from batchflow.pool import Pool
+    from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.compute import NodeInfo, PoolInfo
     from batchflow.protocol.documents import Heartbeat
     from batchflow.support.progress_report import Reporter
@@ -30,7 +31,7 @@ _BEATS: Final = 3
 """Heartbeats within which an agent is gone when its grace is over."""
 
 
-async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Reporter) -> bool:
+async def shrink(runtime: PoolRuntime, info: PoolInfo, size: tuple[int, int], report: Reporter) -> bool:
     """Bring the pool down to so many dedicated and spot nodes, the idlest go; waits `agent.drain_grace` and a
     little.
 
@@ -39,8 +40,8 @@ async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Repo
     nodes, spot = size
     if nodes > info.wanted or spot > info.spot_wanted or info.allocation != "steady":
         return False
-    there = await pool.runtime.connections.compute.nodes(pool.id)
-    beats = {beat.node: beat for beat in await pool.heartbeats()}
+    there = await runtime.connections.compute.nodes(runtime.pool_id)
+    beats = {beat.node: beat for beat in await read_heartbeats(runtime.out)}
     dedicated = [node for node in there if node.dedicated]
     others = [node for node in there if not node.dedicated]
     if len(dedicated) != info.wanted or len(others) != info.spot_wanted:
@@ -51,9 +52,9 @@ async def shrink(pool: Pool, info: PoolInfo, size: tuple[int, int], report: Repo
     ]
     if not 0 < len(leaving) <= _MOST:
         return False
-    await _drain(pool, [beats[node] for node in leaving if node in beats], report)
+    await _drain(runtime, [beats[node] for node in leaving if node in beats], report)
     report(f"removing {counted(len(leaving), 'node')}")
-    await pool.runtime.connections.compute.remove_nodes(pool.id, leaving)
+    await runtime.connections.compute.remove_nodes(runtime.pool_id, leaving)
     return True
 
 
@@ -66,18 +67,18 @@ def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> li
     return [node.id for node in sorted(nodes, key=work)[:count]]
 
 
-async def _drain(pool: Pool, beats: list[Heartbeat], report: Reporter) -> None:
+async def _drain(runtime: PoolRuntime, beats: list[Heartbeat], report: Reporter) -> None:
     """Tell the agents to leave, and wait until they have, or their time is over."""
     if not beats:
         return
-    grace = pool.client.settings.agent.drain_grace
-    order = DrainOrder(pool.runtime.manifest.agents_job, grace, tuple(beat.node for beat in beats))
-    await pool.runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
+    grace = runtime.settings.agent.drain_grace
+    order = DrainOrder(runtime.manifest.agents_job, grace, tuple(beat.node for beat in beats))
+    await runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
     leaving = {beat.agent for beat in beats}
     with anyio.move_on_after(grace + _BEATS * max(beat.interval for beat in beats)) as patience:
-        while left := [beat for beat in await pool.heartbeats() if beat.agent in leaving]:
+        while left := [beat for beat in await read_heartbeats(runtime.out) if beat.agent in leaving]:
             running = sum(len(beat.running) for beat in left)
             report(f"{counted(len(left), 'agent')} still to leave, {counted(running, 'task')} running there")
             await anyio.sleep(_POLL)
     if patience.cancelled_caught:
-        logger.warning("agents_did_not_leave_in_time", extra={"pool": pool.id})
+        logger.warning("agents_did_not_leave_in_time", extra={"pool": runtime.pool_id})

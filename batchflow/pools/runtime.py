@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchflow.pools.open_sessions import OpenSession, OpenSessions
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -16,13 +18,19 @@ class PoolRuntime:
     """One pool's connections, containers, settings and manifest. Knows no `Pool` and no `Session`."""
 
     def __init__(
-        self, connections: Callable[[], Connections], settings: Settings, manifest: PoolManifest
+        self,
+        connections: Callable[[], Connections],
+        settings: Settings,
+        manifest: PoolManifest,
+        sessions: OpenSessions | None = None,
     ) -> None:
         """`connections`: the open connections; raises `SessionClosed` when their client was closed."""
         self._connections = connections
         self.settings = settings
         self.manifest = manifest
         """The manifest as it was read last."""
+        self.sessions = OpenSessions() if sessions is None else sessions
+        """The sessions that the client has open, in this pool and others."""
         self.ctl = connections().storage.container(manifest.ctl)
         """The control container: clients write, agents read."""
         self.out = connections().storage.container(manifest.out)
@@ -36,6 +44,11 @@ class PoolRuntime:
     def connections(self) -> Connections:
         """The open connections of the client. Raises `SessionClosed` after it was closed."""
         return self._connections()
+
+    @property
+    def open_sessions(self) -> list[OpenSession]:
+        """The sessions that the client has open in this pool."""
+        return self.sessions.of_pool(self.pool_id)
 
     async def refresh(self) -> None:
         """Read the manifest again. Raises `PoolNotFound` when the pool was deleted."""

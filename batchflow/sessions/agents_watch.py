@@ -8,13 +8,13 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from batchflow.diagnosis.pool import own_version
 from batchflow.errors import (
     BatchflowError,
     NoAgents,
     ServiceError,
 )
 from batchflow.pools.heartbeats import sample_heartbeats
+from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -61,7 +61,7 @@ class AgentsWatch:
 
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
-        interval, soon = self._session.pool.client.settings.agent.heartbeat_interval, _SOON
+        interval, soon = self._session.pool.runtime.settings.agent.heartbeat_interval, _SOON
         await self._try(self._meet)
         while not self._session._policy.slots and soon < interval:
             await asyncio.sleep(soon)

@@ -27,7 +27,7 @@ class ServiceHealth:
         self._session = session
         self._source: ProblemSource = source
         self._what = what
-        self._patience = session.pool.client.settings.session.patience
+        self._patience = session.pool.runtime.settings.session.patience
         self._since: float | None = None
 
     def failed(self, error: ServiceError) -> None:

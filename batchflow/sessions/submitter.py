@@ -26,7 +26,7 @@ class Submitter:
 
     def __init__(self, session: Session, timeout: float | None) -> None:
         """`timeout`: seconds that a task may run whose submission does not say; None: the settings'."""
-        settings = session.pool.client.settings.session
+        settings = session.pool.runtime.settings.session
         self._session = session
         self._settings = settings
         self._timeout = (settings.timeout or None) if timeout is None else timeout

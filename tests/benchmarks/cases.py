@@ -204,7 +204,7 @@ async def operations(session: Session, effort: Effort) -> AsyncIterator[Figure]:
         clients = session.stats.broker_operations - ours.broker_operations
         return total.billed / tasks, total.credits / tasks, clients / tasks
 
-    settings = session.pool.client.settings
+    settings = session.pool.runtime.settings
     alone = max(1, effort.round_trips // 5)
     for name, work, tasks, goal in (
         ("under load", _through_map(session, effort.tasks), effort.tasks, 0.2),

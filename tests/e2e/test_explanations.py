@@ -35,6 +35,7 @@ from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.pools.access import AGENT_RULE
 from batchflow.protocol.documents import Heartbeat
 from batchflow.protocol.layout import heartbeat_blob
+from batchflow.support.version import own_version
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SLEEP = {"sleep.py": b"import time\n\n\ndef do_action(engine, args):\n    time.sleep(float(args[0]))\n"}
@@ -286,7 +287,7 @@ async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name:
     await pool.runtime.out.put(heartbeat_blob("old"), beat.encode())
     await told(
         pool,
-        f"1 of 1 agents are of batchflow 0.0.1, this is {pool.own_version()}",
+        f"1 of 1 agents are of batchflow 0.0.1, this is {own_version()}",
         "pool.start() brings this version",
         "the clock of node node-1 is 95 s ahead of the broker's",
         "the agent on host-1: the broker throttles",

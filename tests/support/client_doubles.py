@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from batchflow.diagnosis.pool import own_version
 from batchflow.errors import BrokerError, PoolError, PoolExists, PoolNotFound, StorageError
 from batchflow.model import Image, Status
 from batchflow.pool import Pool
@@ -31,6 +30,7 @@ from batchflow.settings import (
     Settings,
     StorageSettings,
 )
+from batchflow.support.version import own_version
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
 
 T = TypeVar("T")

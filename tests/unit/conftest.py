@@ -39,7 +39,7 @@ def connect(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return doubles.services
 
     monkeypatch.setattr("batchflow.client.connect", to_the_doubles)
-    monkeypatch.setattr("batchflow.pool._MAIL_WAIT", 0.01)
+    monkeypatch.setattr("batchflow.pools.jobs._MAIL_WAIT", 0.01)
     return lambda **session: Client(settings(**session))
 
 

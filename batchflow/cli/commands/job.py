@@ -15,6 +15,7 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
 from batchflow.errors import ConfigurationError, JobExists
+from batchflow.pools.jobs import PoolJobs
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ async def _pool_of(invocation: Invocation, name: str | None, job_name: str = "")
 
 def _document(found: Job) -> dict[str, Any]:
     made = datetime.fromtimestamp(found.created_at, UTC).isoformat(timespec="seconds")
-    return {"job": found.name, "pool": found.pool.id, "state": found.state, "created_at": made}
+    return {"job": found.name, "pool": found.pool_id, "state": found.state, "created_at": made}
 
 
 @job.command()
@@ -92,9 +93,10 @@ async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
 async def list_(invocation: Invocation, pool: str | None) -> int:
     """The jobs of a pool, closed ones too, with the tasks of their open sessions."""
     async with _pool_of(invocation, pool) as found:
-        beats = await found.heartbeats()
+        beats, jobs = await found.heartbeats(), PoolJobs(found.runtime)
         rows = [
-            {**_document(each), "counts": asdict(await each._counts(beats))} async for each in found.jobs()
+            {**_document(each), "counts": asdict(await jobs.counts(each.name, beats))}
+            async for each in found.jobs()
         ]
     if invocation.as_json:
         terminal.write_json(rows)

@@ -14,6 +14,7 @@ from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.record import RunRecord, known_runs, latest
 from batchflow.config.loader import nearest
+from batchflow.pools import node_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,7 +181,8 @@ async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
         what = f"{len(found)} nodes begin with {target!r}" if found else f"there is no node {target!r}"
         raise CommandError(f"pool {pool.id!r}: {what}{hint}", Exit.NOT_FOUND)
     node = found.pop()
-    logs = [log async for log in pool.client.logs(pool.id) if not log.kept and log.node == node]
+    out, index = pool.runtime.out, pool.runtime.connections.manifests.index
+    logs = [log async for log in node_logs.find(out, index, pool.id) if not log.kept and log.node == node]
     return node, [log.name for log in logs]
 
 

@@ -175,10 +175,9 @@ async def test_opening_a_session_of_a_closed_job_is_refused(pool: Pool) -> None:
     """And leaves nothing behind: the mailbox is free, no task runs on."""
     job = await pool.create_job("closed")
     await job.close()
-    pool._known_jobs.clear()
     with pytest.raises(JobClosed):
         await job.session("c")
-    assert pool._sessions == []
+    assert pool.runtime.open_sessions == []
 
 
 async def test_a_failed_opening_leaves_no_task_behind(pool: Pool, doubles: Doubles) -> None:

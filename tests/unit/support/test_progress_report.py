@@ -21,7 +21,7 @@ from tests.support.client_doubles import Agent, Doubles, eventually, within
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("pool", "pools.resize", "pools.reboot"):
+    for module in ("pool", "pools.agents", "pools.resize", "pools.reboot"):
         monkeypatch.setattr(f"batchflow.{module}._POLL", 0.001)
     monkeypatch.setattr("batchflow.pools.provisioning._POLLS", (0.001, 0.001))
 
@@ -55,8 +55,8 @@ async def test_bringing_the_archive(
         return archive
 
     monkeypatch.setattr("batchflow.pools.agent_archive.build", build)
-    agent = replace(pool.client.settings.agent, python=None, node_python="3.12", node_platform="somewhere")
-    settings = replace(pool.client.settings, agent=agent)
+    agent = replace(pool.runtime.settings.agent, python=None, node_python="3.12", node_platform="somewhere")
+    settings = replace(pool.runtime.settings, agent=agent)
     lines: list[str] = []
     for _ in range(2):
         ground = agent_launch.LaunchContext(pool.runtime.manifest, pool.runtime.ctl, pool.runtime.out)

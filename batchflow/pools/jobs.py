@@ -1,0 +1,175 @@
+"""The jobs of a pool: their documents in the control container, and what lies there by their names."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Final
+
+from batchflow.errors import (
+    BlobConflict,
+    BlobNotFound,
+    JobClosed,
+    JobExists,
+    JobNotFound,
+    MailboxInUse,
+    ProtocolError,
+)
+from batchflow.model import JobCounts
+from batchflow.pools.open_sessions import close_sessions
+from batchflow.protocol import layout, wire
+from batchflow.protocol.documents import Cancellation, JobDocument, Presence, gone_after
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping
+
+    from batchflow.pools.runtime import PoolRuntime
+    from batchflow.protocol.documents import Heartbeat
+
+logger = logging.getLogger(__name__)
+
+_MAIL_WAIT: Final[float] = 0.5
+"""Seconds without a message after which a mailbox counts as empty."""
+
+
+class PoolJobs:
+    """Creates, reads, closes and deletes the jobs of one pool."""
+
+    def __init__(self, runtime: PoolRuntime) -> None:
+        self._runtime = runtime
+        self._known_open: set[str] = set()
+        """Jobs that this object made, and that need not be read again."""
+
+    async def create(self, name: str) -> JobDocument:
+        """Write the document of a new job. Raises `JobExists`."""
+        layout.check_name("job name", name)
+        document = JobDocument(name, time.time())
+        try:
+            await self._runtime.ctl.put(layout.job_blob(name), document.encode(), create=True)
+        except BlobConflict as error:
+            raise JobExists(f"pool {self._runtime.pool_id!r} has a job {name!r} already") from error
+        self._known_open.add(name)
+        return document
+
+    async def read(self, name: str) -> JobDocument:
+        """Read a job's document. Raises `JobNotFound`."""
+        layout.check_name("job name", name)
+        try:
+            document = JobDocument.decode((await self._runtime.ctl.get(layout.job_blob(name))).data)
+        except BlobNotFound as error:
+            raise JobNotFound(f"pool {self._runtime.pool_id!r} has no job {name!r}") from error
+        if document.state == "deleted":
+            raise JobNotFound(f"job {name!r} of pool {self._runtime.pool_id!r} was deleted")
+        return document
+
+    async def read_all(self) -> AsyncIterator[JobDocument]:
+        """Read the documents of all jobs, closed ones included; an unreadable one is logged and left out."""
+        async for info in self._runtime.ctl.list("jobs/"):
+            try:
+                document = JobDocument.decode((await self._runtime.ctl.get(info.name)).data)
+            except BlobNotFound:
+                continue
+            except ProtocolError as error:
+                logger.warning("job_not_read", extra={"blob": info.name, "error": str(error)})
+                continue
+            if document.state != "deleted":
+                yield document
+
+    async def ensure(self, name: str) -> None:
+        """Create the job if there is none of that name. Raises `JobClosed`."""
+        if name in self._known_open:
+            return
+        try:
+            await self.create(name)
+        except JobExists:
+            if (await self.read(name)).state != "open":
+                raise JobClosed(
+                    f"job {name!r} of pool {self._runtime.pool_id!r} is closed: it takes no new tasks"
+                ) from None
+
+    async def close(self, name: str) -> JobDocument:
+        """Mark the job as closed, and refuse new tasks of its sessions here. Raises `JobNotFound`."""
+        document = replace(await self.read(name), state="closed")
+        await self._runtime.ctl.put(layout.job_blob(name), document.encode())
+        self._known_open.discard(name)
+        for session in self._runtime.sessions.of_job(self._runtime.pool_id, name):
+            session.refuse(f"job {name!r} is closed: it takes no new tasks")
+        return document
+
+    async def delete(self, name: str) -> None:
+        """Cancel the job's tasks, end its sessions, and remove its messages and files. Idempotent.
+
+        Sessions of other clients learn of it from their cancellation document.
+        """
+        layout.check_name("job name", name)
+        runtime = self._runtime
+        sessions = runtime.sessions.of_job(runtime.pool_id, name)
+        clients = {session.name for session in sessions} | await self._clients(name)
+        everything = Cancellation(everything=True).encode()
+        for client in clients:
+            await runtime.ctl.put(layout.cancellation_blob(name, client), everything)
+        await close_sessions(sessions, f"job {name!r} was deleted")
+        for client in clients:
+            await self._drop_messages(wire.mailbox_id(name, client))
+        for container, prefix in (
+            (runtime.ctl, f"sessions/{name}/"),
+            (runtime.ctl, f"args/{name}/"),
+            (runtime.out, f"results/{name}/"),
+            (runtime.out, f"outputs/{name}/"),
+        ):
+            async for info in container.list(prefix):
+                await container.delete(info.name)
+        await runtime.ctl.delete(layout.job_blob(name))
+        self._known_open.discard(name)
+
+    async def _clients(self, name: str) -> set[str]:
+        """The clients that have documents in the job."""
+        found = set()
+        for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
+            async for info in self._runtime.ctl.list(prefix):
+                found.add(info.name.rpartition("/")[2].removesuffix(".json"))
+        return found
+
+    async def _drop_messages(self, mailbox_id: str) -> None:
+        """Complete the messages in a mailbox, unless another client holds it."""
+        queue = layout.queue_for(self._runtime.manifest.results_queues, mailbox_id)
+        try:
+            mailbox = await self._runtime.connections.broker.mailbox(queue, mailbox_id)
+        except MailboxInUse:
+            logger.info("mail_not_dropped", extra={"mailbox": mailbox_id})
+            return
+        async with mailbox:
+            while (delivery := await mailbox.receive(_MAIL_WAIT)) is not None:
+                await mailbox.complete(delivery)
+
+    async def counts(self, name: str, beats: Iterable[Heartbeat]) -> JobCounts:
+        """Count the job's tasks by their state, from its sessions and the agents' heartbeats."""
+        here = {
+            session.name: asdict(session.counts())
+            for session in self._runtime.sessions.of_job(self._runtime.pool_id, name)
+        }
+        reported: list[Mapping[str, int]] = list(here.values())
+        reported += [counts async for client, counts in self._reported(name) if client not in here]
+        running = sum(task.job == name for beat in beats for task in beat.running)
+        total: Counter[str] = sum((Counter(each) for each in reported), Counter())
+        return JobCounts(
+            sessions=len(reported),
+            waiting=max(0, total["sending"] + total["queued"] - running),
+            running=running,
+            succeeded=total["succeeded"],
+            failed=total["failed"],
+            cancelled=total["cancelled"],
+        )
+
+    async def _reported(self, name: str) -> AsyncIterator[tuple[str, Mapping[str, int]]]:
+        """The client and the counts of each session whose presence document is fresh."""
+        prefix, ctl = f"sessions/{name}/", self._runtime.ctl
+        async for info in ctl.list(prefix):
+            try:
+                presence = Presence.decode((await ctl.get(info.name)).data)
+            except (BlobNotFound, ProtocolError):
+                continue
+            if info.age < gone_after(presence.interval):
+                yield info.name.removeprefix(prefix).removesuffix(".json"), presence.counts

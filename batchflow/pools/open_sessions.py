@@ -1,0 +1,74 @@
+"""The sessions that a client has open, for the parts that close them or refuse their tasks.
+
+The registry holds records of callables, so that it knows no `Session`.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from batchflow.errors import BatchflowError
+from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from batchflow.model import Counts
+
+logger = logging.getLogger(__name__)
+
+
+@frozen
+class OpenSession:
+    """One open session, as other parts see it."""
+
+    pool_id: str
+    job: str
+    name: str
+    counts: Callable[[], Counts]
+    refuse: Callable[[str], None]
+    """Makes `submit` raise `JobClosed` with this text from now on."""
+    close: Callable[[str | None], Awaitable[None]]
+    """Closes the session; whatever still waits gets a `SessionClosed` with this text, if one is given."""
+
+
+class OpenSessions:
+    """The open sessions of a client, in the order of their opening, across its pools."""
+
+    def __init__(self) -> None:
+        self._sessions: list[OpenSession] = []
+
+    def __iter__(self) -> Iterator[OpenSession]:
+        """Iterate over a copy: sessions leave the registry while they are closed."""
+        return iter(list(self._sessions))
+
+    def add(self, session: OpenSession) -> None:
+        self._sessions.append(session)
+
+    def discard(self, session: OpenSession) -> None:
+        """Remove a session. Idempotent."""
+        self._sessions = [each for each in self._sessions if each is not session]
+
+    def of_pool(self, pool_id: str) -> list[OpenSession]:
+        """The open sessions in any job of the pool."""
+        return [session for session in self._sessions if session.pool_id == pool_id]
+
+    def of_job(self, pool_id: str, job: str) -> list[OpenSession]:
+        """The open sessions in one job of the pool."""
+        return [session for session in self.of_pool(pool_id) if session.job == job]
+
+
+async def close_sessions(sessions: Iterable[OpenSession], reason: str) -> None:
+    """Close sessions whose pool or job is gone. What they could not finish is logged, not raised."""
+
+    async def close(session: OpenSession) -> None:
+        try:
+            await session.close(reason)
+        except BatchflowError as error:
+            logger.info("session_closed", extra={"session": session.name, "error": str(error)})
+
+    async with task_group() as group:
+        for session in sessions:
+            group.start_soon(close, session)
