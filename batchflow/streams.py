@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
 from batchflow.results import Results
 from batchflow.sessions.map_run import MapRun
+from batchflow.support.closing import Closes
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from batchflow.session import Session
 _MOST_EVENTS: Final = 10_000
 
 
-class ResultStream(AsyncIterator[Result]):
+class ResultStream(AsyncIterator[Result], Closes):
     """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
 
     async def collect(self) -> Results:
@@ -46,14 +45,6 @@ class ResultStream(AsyncIterator[Result]):
 
     async def aclose(self) -> None:
         """Idempotent."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class SessionResults(ResultStream):
@@ -140,7 +131,7 @@ class MapResults(ResultStream):
             self._session._abandon(self._run)
 
 
-class EventStream(AsyncIterator[Event]):
+class EventStream(AsyncIterator[Event], Closes):
     """`session.events()`: what the session tells from now on. Bounded: unread, the oldest are dropped."""
 
     def __init__(self, session: Session) -> None:
@@ -171,11 +162,3 @@ class EventStream(AsyncIterator[Event]):
         self._closed = True
         self._session._streams.discard(self)
         self._change.beat()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

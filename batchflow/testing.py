@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from batchflow.errors import (
     Backpressure,
@@ -32,11 +32,11 @@ from batchflow.errors import (
 from batchflow.local import queues as core
 from batchflow.ports.broker import Delivery, QueueFigures, QueueRef
 from batchflow.ports.storage import Blob, BlobInfo
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from os import PathLike
-    from types import TracebackType
 
     from batchflow.ports.broker import OutgoingMessage, QueueSpec
     from batchflow.ports.storage import AccessPolicy
@@ -62,21 +62,13 @@ def _translated() -> Iterator[None]:
         raise kind(str(refusal), retryable=kind in (Backpressure, MailboxInUse)) from refusal
 
 
-class _Closes:
-    """`async with` for everything here; what is closed refuses to work."""
+class _CheckedClosing(Closes):
+    """The base of everything here: what is closed refuses to work."""
 
     closed = False
 
     async def aclose(self) -> None:
         self.closed = True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +91,7 @@ class _Queue:
                 await self._changed.wait()
 
 
-class _Link(_Closes):
+class _Link(_CheckedClosing):
     """One end of a queue."""
 
     def __init__(self, broker: MemoryBroker, queue: _Queue) -> None:
@@ -236,7 +228,7 @@ class _Mailbox(_Inbox):
         await super().aclose()
 
 
-class MemoryBroker(_Closes):
+class MemoryBroker(_CheckedClosing):
     """Service Bus in memory: the `Broker` and the `BrokerAdmin` of one namespace.
 
     Queues are made with `create_queue`; all that the ports say holds. Closing it ends all its links.
@@ -321,7 +313,7 @@ class MemoryBroker(_Closes):
         self.tick()
 
 
-class MemoryContainer(_Closes):
+class MemoryContainer(_CheckedClosing):
     """A container in memory."""
 
     def __init__(self, storage: MemoryStorage, name: str) -> None:
@@ -391,7 +383,7 @@ class _MemoryBlob:
     modified_at: float
 
 
-class MemoryStorage(_Closes):
+class MemoryStorage(_CheckedClosing):
     """A Storage account in memory. Policies are kept in `policies`, signatures open nothing."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from azure.batch import models
 from azure.batch.aio import BatchClient
@@ -25,10 +25,10 @@ from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, PoolError, PoolNotFound
 from batchflow.model import Image, ManagedIdentity
 from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo, ReportedFault, SupportedImage
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from types import TracebackType
 
     from batchflow.azure.identity import Credential
     from batchflow.ports.compute import BatchTask, PoolDocument
@@ -53,7 +53,7 @@ _ENDED_JOB = {"JobCompleted", "JobTerminating", "JobBeingTerminated", "JobBeingD
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
-class BatchCompute:
+class BatchCompute(Closes):
     """A Batch account, by its name, URL and key; instead of the key, by a credential of Entra ID.
 
     `ca_file` holds certificates to trust besides the system's. `setting` is named by errors that these cause.
@@ -264,14 +264,6 @@ class BatchCompute:
 
     async def aclose(self) -> None:
         await self._client.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def _checked(key: str, setting: str) -> str:

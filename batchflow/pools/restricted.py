@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.ports.broker import QueueRef
 from batchflow.ports.storage import AccessPolicy
 from batchflow.protocol import layout
 from batchflow.settings import AccessSettings
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from batchflow.ports.storage import Container
 
 
@@ -32,7 +31,7 @@ def queues_of(access: AccessSettings) -> dict[QueueRef, str]:
     return found
 
 
-class PoolStorage:
+class PoolStorage(Closes):
     """The containers of one pool as a Storage account in which there is nothing else."""
 
     def __init__(self, pool_id: str, ctl: Container, out: Container) -> None:
@@ -66,11 +65,3 @@ class PoolStorage:
     async def aclose(self) -> None:
         await self._ctl.aclose()
         await self._out.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

@@ -1,17 +1,17 @@
-"""What the broker gave up on still ends in an outcome: the decision that agents and clients share.
+"""The rules by which agents and clients turn dead letters into outcomes.
 
-Rules, for whoever looks into the dead letters of a pool, which he does under peek-lock:
+Agents and sessions read the dead letters of a pool under peek-lock, a limited number at each look:
 
 - Each task in a dead letter of a task queue gets a result that says why the broker gave up on it.
-- A dead letter of a results queue goes to its mailbox once more: its outcomes were told to nobody.
-- The letter is removed when the broker has all of that. Two who look at one letter do no harm, for outcomes
-  are told apart by uid.
-- A letter that cannot be read stays where it is, for people; so do the arguments that a dead task refers to.
+- A dead letter of a results queue is sent to its mailbox again, because no session received its outcomes.
+- The letter is completed when the broker has accepted all of that. Two readers of one letter do no harm,
+  because a session tells outcomes apart by uid.
+- A letter that cannot be decoded stays in the queue, for an operator. So do the arguments of a dead task.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, ProtocolError
 from batchflow.model import Status
@@ -21,11 +21,31 @@ from batchflow.protocol.wire import ResultItem, TaskItem
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.ports.broker import Delivery
+    from collections.abc import AsyncIterator
+
+    from batchflow.ports.broker import Delivery, Receiver
+
+LOOK_INTERVAL: Final = 30.0
+"""Seconds between two looks, at least."""
+JITTER: Final = 0.5
+"""Share of the interval that is added by chance, at most, so that readers do not look all at once."""
+LOOK_TIMEOUT: Final = 0.5
+"""Seconds to wait for the next dead letter."""
+MAX_LETTERS: Final = 100
+"""Dead letters of one look."""
+
+
+async def letters(receiver: Receiver) -> AsyncIterator[Delivery]:
+    """Receive the dead letters of one look: those that are in the queue, `MAX_LETTERS` at most."""
+    for _ in range(MAX_LETTERS):
+        letter = await receiver.receive(LOOK_TIMEOUT)
+        if letter is None:
+            return
+        yield letter
 
 
 def read_tasks(body: bytes) -> list[TaskItem]:
-    """The tasks of a message. Raises `ProtocolError`, also for names that could not be answered to."""
+    """Decode the tasks of a message. Raises `ProtocolError`, also for names that cannot get a result."""
     tasks = [item for item in wire.decode(body) if isinstance(item, TaskItem)]
     if not tasks:
         raise ProtocolError("a message in the task queue that holds no tasks")
@@ -40,18 +60,18 @@ def read_tasks(body: bytes) -> list[TaskItem]:
 
 @frozen
 class DeadLetterReason:
-    """Why a letter is dead, as a failure of the tasks in it."""
+    """The reason why a letter is dead, as a failure of the tasks in it."""
 
     kind: str
     error: str
 
     def outcome(self, task: TaskItem) -> ResultItem:
-        """The result of one of the tasks, which no node gave."""
+        """Make the result of one of the tasks; it names no node."""
         return wire.result_of(task, status=Status.FAILED, host=None, error=self.error, kind=self.kind)
 
 
 def reason_of(letter: Delivery, now: float) -> DeadLetterReason:
-    """By the reason that the broker, or whoever dead-lettered it, gave. `now`: seconds since the epoch."""
+    """Translate the reason that the letter carries. `now`: seconds since the epoch."""
     match letter.dead_letter_reason:
         case "MaxDeliveryCountExceeded":
             return DeadLetterReason(

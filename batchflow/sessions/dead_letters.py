@@ -11,17 +11,17 @@ import asyncio
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import BrokerError, ConfigurationError, ProtocolError
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import read_tasks, reason_of
+from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of
 from batchflow.protocol.layout import queue_for
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from batchflow.ports.broker import Delivery, Sender
     from batchflow.session import Session
@@ -30,11 +30,6 @@ logger = logging.getLogger(__name__)
 
 _FIRST: Final = 2.0
 """Seconds after the opening, so that it is in nobody's way."""
-_INTERVAL: Final = 30.0
-"""Seconds between two looks, by chance up to half as long again."""
-_WAIT: Final = 0.5
-_MOST_LETTERS: Final = 100
-"""At one look."""
 
 
 class DeadLetterHandler:
@@ -52,7 +47,7 @@ class DeadLetterHandler:
         await asyncio.sleep(_FIRST)
         await self.look()
         while True:
-            await asyncio.sleep(_INTERVAL * random.uniform(1.0, 1.5))
+            await asyncio.sleep(LOOK_INTERVAL * random.uniform(1.0, 1.0 + JITTER))
             if len(self._session._tracker):
                 await self.look()
 
@@ -66,7 +61,7 @@ class DeadLetterHandler:
                 except BrokerError as error:
                     if not error.retryable:
                         self._closed.add(queue)
-                    logger.info("janitor_failed", extra={"queue": queue.entity, "error": str(error)})
+                    logger.info("dead_letters_failed", extra={"queue": queue.entity, "error": str(error)})
 
     async def _anything_dead(self, queue: QueueRef) -> bool:
         """Also where that cannot be asked: looking tells."""
@@ -81,10 +76,7 @@ class DeadLetterHandler:
         dealt_with = 0
         receiver = await self._broker.receiver(queue, dead_letters=True)
         async with receiver, _ResultLinks(self._session) as post:
-            for _ in range(_MOST_LETTERS):
-                letter = await receiver.receive(_WAIT)
-                if letter is None:
-                    break
+            async for letter in letters(receiver):
                 if await self._deal_with(queue, letter, post, tasks=tasks):
                     await receiver.complete(letter)
                     dealt_with += 1
@@ -122,7 +114,7 @@ class DeadLetterHandler:
         yield OutgoingMessage(letter.body, message_id, session_id=letter.session_id)
 
 
-class _ResultLinks:
+class _ResultLinks(Closes):
     """The links to the results queues, each opened when it is needed, for one look."""
 
     def __init__(self, session: Session) -> None:
@@ -137,11 +129,6 @@ class _ResultLinks:
             self._senders[queue] = await self._broker.sender(queue)
         await self._senders[queue].send(message)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
         for sender in self._senders.values():
             await sender.aclose()

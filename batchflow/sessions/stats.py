@@ -10,13 +10,12 @@ same again: they receive and complete what is sent here, and send what is receiv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from batchflow.ports.broker import Closable, Mailbox, Sender
+from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from batchflow.ports.broker import Delivery, OutgoingMessage
 
 C = TypeVar("C", bound=Closable)
@@ -89,7 +88,7 @@ class LinkCounter:
         )
 
 
-class _Counted(Generic[C]):
+class _Counted(Closes, Generic[C]):
     """A link behind a counter."""
 
     def __init__(self, link: C, counter: LinkCounter) -> None:
@@ -98,14 +97,6 @@ class _Counted(Generic[C]):
 
     async def aclose(self) -> None:
         await self._link.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class _CountedSender(_Counted[Sender]):

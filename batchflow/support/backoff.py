@@ -1,4 +1,4 @@
-"""Waits between tries."""
+"""Growing waits between tries, and requests that are made until they are accepted."""
 
 from __future__ import annotations
 
@@ -11,33 +11,56 @@ from batchflow.errors import BrokerError, MailboxInUse
 
 T = TypeVar("T")
 
-_LONGEST_BACKOFF: Final = 10.0
+FIRST: Final = 0.1
+"""Seconds of the first wait."""
+LONGEST: Final = 10.0
+"""Seconds of the longest wait."""
 _OPENING: Final = 3.0
 """Seconds within which an opening that failed is tried again."""
 
 
 class Backoff:
-    """Growing waits between tries, with jitter; seconds."""
+    """Growing waits between tries, with jitter, so that processes do not all come back at once."""
 
-    def __init__(self, first: float = 0.1) -> None:
-        self._delay = first
+    def __init__(self, first: float = FIRST, longest: float | None = None) -> None:
+        """Seconds; `longest`: `LONGEST` by default."""
+        self.tries = 0
+        """Waits since the beginning, or since `reset`."""
+        self._first = first
+        self._longest = LONGEST if longest is None else longest
 
     async def wait(self) -> None:
-        await asyncio.sleep(self._delay * random.uniform(0.5, 1.0))
-        self._delay = min(self._delay * 2, _LONGEST_BACKOFF)
+        """Sleep, and double the next wait."""
+        delay = min(self._longest, self._first * 2 ** min(self.tries, 16))
+        self.tries += 1
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+
+    def reset(self) -> None:
+        """Begin again with the shortest wait."""
+        self.tries = 0
 
 
-async def opened(opening: Callable[[], Awaitable[T]]) -> T:
-    """Open a link; a connection that is cut meanwhile is made again, for a moment. Raises `BrokerError`."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + _OPENING
+async def until_accepted(request: Callable[[], Awaitable[T]], failed: Callable[[BrokerError], None]) -> T:
+    """Make a request until the broker accepts it, with backoff; return what it returned.
+
+    `failed` is called with the error of each try. It raises to give up.
+    """
     backoff = Backoff()
     while True:
         try:
-            return await opening()
-        except MailboxInUse:
-            raise
+            return await request()
         except BrokerError as error:
-            if not error.retryable or clock() > until:
-                raise
+            failed(error)
         await backoff.wait()
+
+
+async def opened(opening: Callable[[], Awaitable[T]]) -> T:
+    """Open a link; try again for a moment when its connection is cut. Raises `BrokerError`."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + _OPENING
+
+    def failed(error: BrokerError) -> None:
+        if isinstance(error, MailboxInUse) or not error.retryable or clock() > until:
+            raise error
+
+    return await until_accepted(opening, failed)

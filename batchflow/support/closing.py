@@ -1,12 +1,22 @@
-"""`async with` for what has an `aclose`."""
+"""`async with` for objects that have an `aclose`, and an `aclose` that cancellation does not stop."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+import anyio
+from anyio import CancelScope
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+_BOUND: Final = 5.0
+"""Seconds that a shielded close may take."""
+
+
+class _Link(Protocol):
+    async def aclose(self) -> None: ...
 
 
 class Closes(ABC):
@@ -22,3 +32,13 @@ class Closes(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def close_shielded(link: _Link | None) -> None:
+    """Close a link in a task that is being cancelled, so that its messages go back to the broker.
+
+    None: nothing to close.
+    """
+    if link is not None:
+        with CancelScope(shield=True), anyio.move_on_after(_BOUND):
+            await link.aclose()

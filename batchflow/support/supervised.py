@@ -10,19 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from batchflow.errors import BatchflowError, SessionClosed
+from batchflow.support.closing import Closes
 from batchflow.support.task_groups import first_error
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 logger = logging.getLogger(__name__)
 
 
-class Supervised:
+class Supervised(Closes):
     """Opened by `async with` or by `await`, closed by leaving it or by `aclose`."""
 
     close_timeout: float = 10.0
@@ -104,8 +101,3 @@ class Supervised:
 
     async def __aenter__(self) -> Self:
         return await self._open()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()

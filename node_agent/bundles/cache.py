@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import Bundle, BundleFile, bundle_blob
+from batchflow.support.task_groups import first_error
 from node_agent.bundles.workspace import remove
 from node_agent.system import file_stamps
 
@@ -169,7 +170,7 @@ class BundleCache:
                 for name, file in {_content_name(file): file for file in bundle.files}.items():
                     group.create_task(self._bring_file(name, file))
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            raise first_error(errors) from None
 
     async def _bring_file(self, name: str, file: BundleFile) -> None:
         """Have a content on the disk, and know that it is the right one."""

@@ -10,7 +10,6 @@ import re
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ import anyio
 
 from batchflow.errors import StorageError
 from batchflow.protocol import documents, layout
+from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -86,13 +86,6 @@ def versions() -> dict[str, str]:
     """Of what tasks may depend on."""
     found = {"python": platform.python_version(), "batchflow": own_version(), "java": java_version()}
     return {name: each for name, each in found.items() if each is not None}
-
-
-def own_version() -> str:
-    try:
-        return version("batchflow-azure")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def java_version() -> str | None:

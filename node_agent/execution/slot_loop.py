@@ -25,10 +25,11 @@ from orjson import Fragment
 from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
+from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import first_error
 from node_agent.execution.outcomes import Execution, Outcome, failed
 from node_agent.execution.results import Done, failure
-from node_agent.links.backoff import Backoff
 from node_agent.scheduling.events import Ended, Feed, Freed, Prepared
 
 if TYPE_CHECKING:
@@ -302,13 +303,13 @@ class SlotLoop:
             async with limiter:
                 await _patiently(lambda: self._depot.out.upload(prefix + name, path))
 
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             async with anyio.create_task_group() as group:
                 for name, path in zip(names, outcome.outputs, strict=True):
                     group.start_soon(upload, name, path)
         except* (StorageError, OSError) as errors:
-            error = _first(errors)  # raised in here it would come in a group, before Python 3.11.4
+            error = first_error(errors)  # raised in here it would come in a group, before Python 3.11.4
         if error is not None:
             raise error
         return names
@@ -378,14 +379,6 @@ async def _patiently(request: Callable[[], Awaitable[T]]) -> T:
                 raise
             logger.warning("storage_retry", extra={"error": str(error), "tries": backoff.tries + 1})
         await backoff.wait()
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
 
 
 def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Execution:

@@ -1,7 +1,7 @@
-"""What the broker gave up on still ends in an outcome: dead letters become results.
+"""Dead letters of the task queues become results, by the rules of `protocol.dead_letters`.
 
-Every agent looks into the dead letters of its task queues now and then, by the rules of
-`protocol.dead_letters`. Those of the results queues are the clients' matter: agents may not read them.
+Every agent reads the dead letters of its task queues from time to time. It may not read those of the results
+queues; clients do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import anyio
 from batchflow.errors import BrokerError, ProtocolError
 from batchflow.model import Status
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import read_tasks, reason_of
-from node_agent.links.closing import close
+from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of
+from batchflow.support.closing import close_shielded
 from node_agent.scheduling.events import Verdict
 
 if TYPE_CHECKING:
@@ -27,16 +27,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INTERVAL: Final = 30.0
-"""Seconds between two looks, by chance up to half as long again."""
-_LOOK: Final = 0.5
-_MOST_LETTERS: Final = 100
-"""At one look."""
 _RESULT_TIMEOUT: Final = 60.0
+"""Seconds that the broker may take to accept the results of one letter."""
 
 
 class DeadLetterHandler:
-    """Empties the dead letters of one task queue."""
+    """Empties the dead-letter queue of one task queue."""
 
     def __init__(
         self,
@@ -44,10 +40,12 @@ class DeadLetterHandler:
         queue: QueueRef,
         send: Callable[[int, wire.TaskItem, Verdict], None],
         numbers: Iterator[int],
-        interval: float = INTERVAL,
+        interval: float = LOOK_INTERVAL,
     ) -> None:
-        """`send` sends a result under one of the `numbers`; `accepted` is to be called with it when the
-        broker has it."""
+        """`send` sends a result under one of the `numbers`.
+
+        `accepted` is called with that number when the broker has the result.
+        """
         self._broker = broker
         self._queue = queue
         self._send = send
@@ -57,33 +55,32 @@ class DeadLetterHandler:
         self._unreadable: set[int] = set()
 
     def accepted(self, number: int) -> None:
-        """The broker has this result."""
+        """Record that the broker has accepted this result."""
         if (event := self._awaited.pop(number, None)) is not None:
             event.set()
 
     async def run(self) -> None:
-        """Look now and then, for ever. Between two looks it takes none of the namespace's connections."""
+        """Look from time to time. Between two looks no connection is open: their number is limited."""
         while True:
-            await anyio.sleep(self._interval * random.uniform(1.0, 1.5))
+            await anyio.sleep(self._interval * random.uniform(1.0, 1.0 + JITTER))
             receiver: Receiver | None = None
             try:
                 receiver = await self._broker.receiver(self._queue, dead_letters=True)
                 await self.look(receiver)
             except (BrokerError, TimeoutError) as error:
-                logger.warning("janitor_failed", extra={"queue": self._queue.entity, "error": str(error)})
+                logger.warning(
+                    "dead_letters_failed", extra={"queue": self._queue.entity, "error": str(error)}
+                )
             finally:
-                await close(receiver)
+                await close_shielded(receiver)
 
     async def look(self, receiver: Receiver) -> None:
-        """Deal with the letters that are there."""
-        for _ in range(_MOST_LETTERS):
-            letter = await receiver.receive(_LOOK)
-            if letter is None:
-                return
+        """Turn the letters that are in the queue into results."""
+        async for letter in letters(receiver):
             if letter.sequence_number not in self._unreadable:
-                await self._deal_with(receiver, letter)
+                await self._handle(receiver, letter)
 
-    async def _deal_with(self, receiver: Receiver, letter: Delivery) -> None:
+    async def _handle(self, receiver: Receiver, letter: Delivery) -> None:
         try:
             tasks = read_tasks(letter.body)
         except ProtocolError as error:
@@ -110,6 +107,6 @@ class DeadLetterHandler:
 
 
 def verdict_on(letter: Delivery, now: float) -> Verdict:
-    """Why the broker gave up on it; `now`: seconds since the epoch."""
-    death = reason_of(letter, now)
-    return Verdict(Status.FAILED, death.kind, death.error)
+    """Translate the reason that a letter carries; `now`: seconds since the epoch."""
+    reason = reason_of(letter, now)
+    return Verdict(Status.FAILED, reason.kind, reason.error)

@@ -20,9 +20,9 @@ from batchflow.errors import BrokerError, MessageTooLarge
 from batchflow.ports.broker import OutgoingMessage
 from batchflow.protocol import wire
 from batchflow.protocol.packing import MOST_BYTES
+from batchflow.support.backoff import until_accepted
+from batchflow.support.closing import close_shielded
 from batchflow.support.frozen import frozen
-from node_agent.links.backoff import Backoff
-from node_agent.links.closing import close
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, QueueRef, Sender
@@ -118,7 +118,7 @@ class ResultSender:
                 mailbox = next(iter(self._posts))
                 await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
         finally:
-            await close(sender)
+            await close_shielded(sender)
 
     async def _gather(self) -> None:
         """Wait for more results where they are about to come."""
@@ -131,17 +131,10 @@ class ResultSender:
                 timer.cancel()
 
     async def _open(self) -> Sender:
-        backoff = Backoff()
-        while True:
-            try:
-                sender = await self._broker.sender(self._queue)
-            except BrokerError as error:
-                self._in_trouble(error)
-                await backoff.wait()
-            else:
-                self._out_of_trouble()
-                self._opened()
-                return sender
+        sender = await until_accepted(lambda: self._broker.sender(self._queue), self._in_trouble)
+        self._out_of_trouble()
+        self._opened()
+        return sender
 
     def _pack(self, mailbox: str, post: _MailboxQueue) -> _ResultMessage:
         """The next message for a mailbox; what does not fit goes to the end of the line."""
@@ -165,22 +158,14 @@ class ResultSender:
         return _ResultMessage(message, tuple(tasks))
 
     async def _deliver(self, sender: Sender, parcel: _ResultMessage) -> None:
-        """Try until the broker has it."""
-        backoff = Backoff()
-        while True:
-            try:
-                await sender.send(parcel.message)
-            except MessageTooLarge as error:
-                self._refused(parcel, error)
-                return
-            except BrokerError as error:
-                self._in_trouble(error)
-                await backoff.wait()
-            else:
-                if backoff.tries:
-                    self._out_of_trouble()
-                self._accepted(parcel.tasks)
-                return
+        """Send a message until the broker accepts it or says that it is too large."""
+        try:
+            await until_accepted(lambda: sender.send(parcel.message), self._in_trouble)
+        except MessageTooLarge as error:
+            self._refused(parcel, error)
+        else:
+            self._out_of_trouble()
+            self._accepted(parcel.tasks)
 
     def _refused(self, parcel: _ResultMessage, error: MessageTooLarge) -> None:
         logger.error("result_too_large", extra={"message_id": parcel.message.message_id, "error": str(error)})
@@ -188,6 +173,9 @@ class ResultSender:
             self._too_large(task, str(error))
 
     def _in_trouble(self, error: BrokerError) -> None:
+        """Report that the broker takes nothing. Raises `MessageTooLarge`, which no further try changes."""
+        if isinstance(error, MessageTooLarge):
+            raise error
         if self._troubles.begin(self._trouble, f"results cannot be sent: {error}"):
             logger.warning("results_blocked", extra={"queue": self._queue.entity, "error": str(error)})
             self._blocked(True)

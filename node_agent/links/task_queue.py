@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -21,8 +21,8 @@ from batchflow.ports.broker import OutgoingMessage
 from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import read_tasks
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, MOST_SENT
-from node_agent.links.backoff import Backoff
-from node_agent.links.closing import close
+from batchflow.support.backoff import Backoff, until_accepted
+from batchflow.support.closing import close_shielded
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef, Receiver, Sender
@@ -116,7 +116,7 @@ class TaskQueue:
                     if self._troubles.end(self._trouble):
                         logger.info("receive_recovered", extra={"queue": self._queue.entity})
         finally:
-            await close(self._receiver)
+            await close_shielded(self._receiver)
 
     async def _receive_one(self) -> None:
         receiver = await self._open()
@@ -204,7 +204,7 @@ class TaskQueue:
                 for copy in copies:
                     self._copied(copy.task, accepted)
         finally:
-            await close(sender)
+            await close_shielded(sender)
 
     async def _next_copies(self) -> list[Copy]:
         """One that is delayed, or those that may leave now and fit into one send."""
@@ -220,33 +220,33 @@ class TaskQueue:
         return copies
 
     async def _open_sender(self) -> Sender:
-        backoff = Backoff()
-        while True:
-            try:
-                return await self._broker.sender(self._queue)
-            except BrokerError as error:
-                self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
-                await backoff.wait()
+        return await until_accepted(lambda: self._broker.sender(self._queue), self._copies_failed)
 
     async def _send(self, sender: Sender, copies: list[Copy]) -> bool:
         """Try until the broker has them; False when it never will."""
         messages = [copy.message for copy in copies]
         delay = copies[0].delay
         at = self._clock.broker_time(time.time()) + delay
-        backoff = Backoff()
-        while True:
-            try:
-                await (sender.schedule(messages[0], at) if delay > 0 else sender.send(*messages))
-            except BrokerError as error:
-                if not error.retryable:
-                    uids = [copy.item.uid for copy in copies[:20]]
-                    logger.error("copy_refused", extra={"uids": uids, "error": str(error)})
-                    return False
-                self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
-                await backoff.wait()
-            else:
-                self._troubles.end(self._copy_trouble)
-                return True
+
+        def failed(error: BrokerError) -> None:
+            if not error.retryable:
+                raise error
+            self._copies_failed(error)
+
+        def send() -> Awaitable[None]:
+            return sender.schedule(messages[0], at) if delay > 0 else sender.send(*messages)
+
+        try:
+            await until_accepted(send, failed)
+        except BrokerError as error:
+            uids = [copy.item.uid for copy in copies[:20]]
+            logger.error("copy_refused", extra={"uids": uids, "error": str(error)})
+            return False
+        self._troubles.end(self._copy_trouble)
+        return True
+
+    def _copies_failed(self, error: BrokerError) -> None:
+        self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
 
 
 def _size(copy: Copy) -> int:

@@ -8,14 +8,13 @@ opens its links first, and lets the first request to the container wait for the 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from os import PathLike
-    from types import TracebackType
 
     from batchflow.ports.broker import Broker, Mailbox, QueueRef, Receiver, Sender
     from batchflow.ports.storage import Blob, BlobInfo, Container
@@ -71,7 +70,7 @@ class EarlyContainer(Closes):
             await self._container.aclose()
 
 
-class EarlyLinks:
+class EarlyLinks(Closes):
     """A broker that already opens the first receiver of each of `receive`, and sender to each of `send`.
 
     What goes wrong with one is told to who asks for it; who asks again gets a new one. To be made in the
@@ -99,14 +98,6 @@ class EarlyLinks:
     async def aclose(self) -> None:
         await _drop([*self._receivers.values(), *self._senders.values()])
         await self._broker.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 async def _drop(openings: list[asyncio.Future[Sender] | asyncio.Future[Receiver]]) -> None:

@@ -229,7 +229,7 @@ async def test_dead_letters_become_outcomes_though_no_agent_lives(
 ) -> None:
     """Those of the tasks, and those of results that expired in a mailbox before their client came back."""
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
-    monkeypatch.setattr("batchflow.sessions.dead_letters._INTERVAL", 0.1)
+    monkeypatch.setattr("batchflow.sessions.dead_letters.LOOK_INTERVAL", 0.1)
     pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
     (task_queue,), (results_queue,) = pool.runtime.manifest.task_queues, pool.runtime.manifest.results_queues
     broker = cloud.client.connections.broker

@@ -22,10 +22,11 @@ from batchflow.errors import BlobNotFound, LeaseLost, ServiceError
 from batchflow.local import queues as core
 from batchflow.model import Status
 from batchflow.protocol import wire
+from batchflow.protocol.dead_letters import LOOK_INTERVAL
 from batchflow.protocol.layout import cancellation_blob, result_blob
 from node_agent.execution import results
 from node_agent.execution.outcomes import Outcome, failed
-from node_agent.links.dead_letters import INTERVAL, verdict_on
+from node_agent.links.dead_letters import verdict_on
 from node_agent.links.lock_deadlines import LockDeadlines
 from node_agent.links.task_queue import LAST_LOOK, copy_message, read_tasks
 from node_agent.scheduling import events as to
@@ -366,7 +367,7 @@ class Agent(Process):
         """The janitor: dead letters become results. It looks before the agent idles out."""
         letters = self.world.cloud.dead_tasks
         numbers = itertools.count(-1, -1)
-        interval = min(INTERVAL, (self.node.idle_exit or math.inf) / 2)
+        interval = min(LOOK_INTERVAL, (self.node.idle_exit or math.inf) / 2)
         while True:
             yield sleep(self, interval)
             while letters.has_ready():

@@ -15,13 +15,13 @@ from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage
 from batchflow.protocol import documents, layout, wire
 from batchflow.protocol.packing import MOST_BYTES
+from batchflow.support.backoff import Backoff
 from node_agent.agent import Agent, ServiceEnded
 from node_agent.control.event_batcher import MOST_WAITING
 from node_agent.control.log_upload import LogUploader
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.execution.results import fitting
 from node_agent.links import task_queue
-from node_agent.links.backoff import Backoff
 from node_agent.system.json_log import JsonLines
 from tests.support.agent_world import INCARNATION, RESULTS, TASKS, World, succeed, task
 
@@ -34,8 +34,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: object) -> None:
             super().__init__(0.01, 0.05)
 
-    for module in ("links.task_queue", "links.result_sender", "execution.slot_loop"):
-        monkeypatch.setattr(f"node_agent.{module}.Backoff", Quick)
+    for module in (
+        "batchflow.support.backoff",
+        "node_agent.links.task_queue",
+        "node_agent.execution.slot_loop",
+    ):
+        monkeypatch.setattr(f"{module}.Backoff", Quick)
 
 
 def sleeping(seconds: float) -> Any:

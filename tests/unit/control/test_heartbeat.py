@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchflow.protocol.documents import Heartbeat
+from batchflow.support.version import own_version
 from node_agent.control import heartbeat
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.links.broker_clock import BrokerClock
@@ -87,7 +88,7 @@ def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(java.parent))
     versions = heartbeat.versions()
     assert versions["python"] == platform.python_version()
-    assert versions["batchflow"] == heartbeat.own_version()
+    assert versions["batchflow"] == own_version()
     assert versions["java"] == "unknown"
     (tmp_path / "jdk" / "release").write_text('IMPLEMENTOR="x"\nJAVA_VERSION="21.0.4"\n')
     assert heartbeat.versions()["java"] == "21.0.4"

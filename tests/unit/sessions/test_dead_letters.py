@@ -19,8 +19,8 @@ from tests.support.client_doubles import Agent, Doubles, eventually, result_of, 
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks follow one another at once."""
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
-    monkeypatch.setattr("batchflow.sessions.dead_letters._INTERVAL", 0.01)
-    monkeypatch.setattr("batchflow.sessions.dead_letters._WAIT", 0.0)
+    monkeypatch.setattr("batchflow.sessions.dead_letters.LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("batchflow.protocol.dead_letters.LOOK_TIMEOUT", 0.0)
 
 
 async def bury(doubles: Doubles, queue: QueueRef, reason: str) -> None:

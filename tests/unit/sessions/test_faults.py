@@ -180,7 +180,7 @@ async def test_the_books_balance_in_any_weather(steps: list[tuple[str, int]], un
 
     with (
         patch("batchflow.client.connect", to_the_doubles),
-        patch("batchflow.support.backoff._LONGEST_BACKOFF", 0.01),
+        patch("batchflow.support.backoff.LONGEST", 0.01),
     ):
         async with Client(client_settings(unclaimed=unclaimed * 2)) as client:
             pool = await client.ensure_pool("demo")

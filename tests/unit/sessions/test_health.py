@@ -20,7 +20,7 @@ AWAY = BrokerError("connection refused", retryable=True)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tried again is tried again soon."""
-    monkeypatch.setattr("batchflow.support.backoff._LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr("batchflow.support.backoff.LONGEST", 0.05)
 
 
 @pytest.fixture
