@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from batchflow.diagnosis.pool import cannot_become_ready, explain_pool
+from batchflow.diagnosis.pool import explain_pool
+from batchflow.diagnosis.readiness import cannot_become_ready, measure_readiness
 from batchflow.errors import ConfigurationError, PoolNotFound
 from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
-from batchflow.model import BROKEN, Explanation, Node, Origin
+from batchflow.model import Explanation, Node, Origin
 from batchflow.pools import access
 from batchflow.pools.agents import PoolAgents
 from batchflow.pools.jobs import PoolJobs
@@ -38,8 +39,6 @@ _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
 _LOOKS: Final = 20
 """Looks after which a wait for agents starts again those that are missing."""
-_AWAY: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
-"""The states of a node whose agent is gone, although its last heartbeat may be fresh."""
 
 
 class Pool:
@@ -201,9 +200,9 @@ class Pool:
         try:
             with anyio.fail_after(timeout):
                 for look in itertools.count(1):
-                    ready, text = await self._readiness(nodes)
-                    report(text)
-                    if ready:
+                    readiness = await measure_readiness(self.runtime, nodes)
+                    report(readiness.text)
+                    if readiness.reached:
                         return
                     if (kind := await cannot_become_ready(self.runtime, nodes)) is not None:
                         raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
@@ -212,15 +211,6 @@ class Pool:
                         await self.start(progress=report)  # some may have gone since: idle, drained
         except TimeoutError:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
-
-    async def _readiness(self, nodes: int | None) -> tuple[bool, str]:
-        compute = self.runtime.connections.compute
-        info = await compute.pool(self.id)
-        wanted = info.wanted + info.spot_wanted if nodes is None else nodes
-        away = {node.id for node in await compute.nodes(self.id) if node.state in _AWAY}
-        ready = sum(beat.state == "ready" and beat.node not in away for beat in await self.heartbeats())
-        text = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes, {ready} agents ready"
-        return ready >= wanted, f"{text} of {wanted}"
 
     async def explain(self) -> Explanation:
         """Why nothing happens, if nothing does, and what to do about it."""

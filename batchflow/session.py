@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
 
 import anyio
 
-from batchflow.diagnosis.pool import explain_session
+from batchflow.diagnosis.facts import SessionFacts, WaitingTask
+from batchflow.diagnosis.pool import explain_pool
+from batchflow.diagnosis.session import explain_session
 from batchflow.errors import (
     BrokerError,
     ConfigurationError,
@@ -235,7 +237,16 @@ class Session(Supervised):
 
     async def explain(self) -> Explanation:
         """What is known of why results come, or do not."""
-        return await explain_session(self)
+        pool = await explain_pool(self.pool.runtime)
+        facts = SessionFacts(
+            job=self.job_name,
+            name=self.name,
+            counts=self.counts,
+            waiting=[WaitingTask(entry.uid, entry.task_id, entry.command) for entry in self._tracker],
+            bundle=self._submitter.bundle,
+            problem=self._trouble,
+        )
+        return await explain_session(pool, facts, self.pool.runtime.ctl)
 
     # ---- steering
 

@@ -17,7 +17,7 @@ from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 
 from batchflow import Client, Pool, PoolSpec
-from batchflow.diagnosis import pool
+from batchflow.diagnosis.remedies import problem_cause
 from batchflow.errors import (
     AllocationFailed,
     Backpressure,
@@ -302,7 +302,7 @@ async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPa
     class Ahead:
         time = staticmethod(lambda: right() + 120)
 
-    monkeypatch.setattr(pool, "time", Ahead)
+    monkeypatch.setattr("batchflow.diagnosis.pool.time", Ahead)
     await told(pool, "the clock of this machine is 12", "s ahead of the services'", "set it (ntp)")
 
 
@@ -351,12 +351,12 @@ async def test_mailbox_in_use(client: Client, name: str) -> None:
     async with pool.session("mine"):
         with pytest.raises(MailboxInUse, match=r"process \d+: close it there, or take another") as caught:
             await pool.session("mine")
-    assert "another session name" in pool.problem_cause(caught.value).remedy
+    assert "another session name" in problem_cause(caught.value).remedy
 
 
 def test_throttling() -> None:
     """A throttled queue as a session's trouble."""
-    cause = pool.problem_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
+    cause = problem_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
     assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
 
 

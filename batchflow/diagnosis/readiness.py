@@ -1,0 +1,94 @@
+"""How many agents of a pool are ready, and whether enough of them can still become ready."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from batchflow.diagnosis.agent_log import fetch_log
+from batchflow.errors import (
+    AllocationFailed,
+    NodeUnusable,
+    PoolError,
+    PoolNotFound,
+    QuotaExceeded,
+    StartTaskFailed,
+)
+from batchflow.model import BROKEN
+from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.support.frozen import frozen
+from batchflow.support.progress_report import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from batchflow.pools.runtime import PoolRuntime
+    from batchflow.ports.compute import BatchTaskInfo
+
+_AGENT_GONE: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
+"""The states of a node whose agent is gone, although its last heartbeat may be fresh."""
+_IN_VAIN: Final = 5
+"""Deaths in a row, before any sign of life, after which no agent is expected any more."""
+
+
+@frozen
+class Readiness:
+    """How far a pool is on its way to so many ready agents."""
+
+    ready: int
+    wanted: int
+    text: str
+
+    @property
+    def reached(self) -> bool:
+        return self.ready >= self.wanted
+
+
+async def measure_readiness(runtime: PoolRuntime, nodes: int | None) -> Readiness:
+    """Count the agents that are ready, of `nodes`, or of all that the pool wants."""
+    compute = runtime.connections.compute
+    info = await compute.pool(runtime.pool_id)
+    wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+    gone = {node.id for node in await compute.nodes(runtime.pool_id) if node.state in _AGENT_GONE}
+    beats = await read_heartbeats(runtime.out)
+    ready = sum(beat.state == "ready" and beat.node not in gone for beat in beats)
+    there = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes"
+    return Readiness(ready, wanted, f"{there}, {ready} agents ready of {wanted}")
+
+
+async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callable[[str], PoolError] | None:
+    """What makes an error, of a text, of that so many ready nodes can never come; None while they can."""
+    compute = runtime.connections.compute
+    info = await compute.pool(runtime.pool_id)
+    if info.state == "deleting":
+        return PoolNotFound
+    there = await compute.nodes(runtime.pool_id)
+    wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+    if info.allocation == "steady" and info.resize_errors and len(there) < wanted:
+        quota = any("quota" in fault.code.lower() for fault in info.resize_errors)
+        return QuotaExceeded if quota else AllocationFailed
+    failed = [node for node in there if node.state in ("starttaskfailed", "unusable")]
+    if failed and max(len(there), wanted) - len(failed) < wanted:
+        return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
+    if info.allocation == "steady" and not info.autoscale and info.wanted + info.spot_wanted < wanted:
+        return partial(_too_small, info.wanted + info.spot_wanted, wanted)
+    tasks = await compute.tasks(runtime.manifest.agents_job)
+    if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
+        return PoolError
+    return PoolError if await _start_in_vain(runtime, tasks) else None
+
+
+def _too_small(shall: int, wanted: int, text: str) -> PoolError:
+    what = f"the pool shall have {counted(shall, 'node')}, and {wanted} ready ones are waited for"
+    return PoolError(f"{text}\n- {what}\n  what to do: await pool.resize({wanted})")
+
+
+async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bool:
+    """Whether no agent has ever lived and each dies again and again; of those that run one is asked."""
+    alive = [task for task in tasks if task.state != "completed"]
+    if not alive or await read_heartbeats(runtime.out):
+        return False
+    if all(task.retries >= _IN_VAIN for task in alive):
+        return True
+    running = [task for task in alive if task.state == "running"]
+    return bool(running) and (await fetch_log(runtime, running[0])).deaths >= _IN_VAIN
