@@ -19,11 +19,16 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
+from batchflow.azure.sdk_patches import keep_alive
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 _log = logging.getLogger(__name__)
 
+KEEP_ALIVE_INTERVAL = 5.0
+"""Seconds without a call until the link is read. The broker closes a connection on which it has received
+nothing for 240 s. A message that arrives while no receive waits for it is released no later than this."""
 CLOSE_PATIENCE = (0.1, 0.3, 1.0)
 """Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
 GIVE_WAY = 5
@@ -100,14 +105,32 @@ class Attached(Generic[H]):
                 elif self._closing:
                     return
                 else:
-                    self._idle = asyncio.get_running_loop().create_future()
-                    await self._idle
-                    self._idle = None
+                    await self._rest()
         finally:
             for call in self._line:
                 self._end(call)
             if self._receive is not None:
                 self._end(self._receive)
+
+    async def _rest(self) -> None:
+        """Wait for a call. If none comes for a while, keep the link alive."""
+        loop = asyncio.get_running_loop()
+        self._idle = loop.create_future()
+        timer = loop.call_later(KEEP_ALIVE_INTERVAL, _resolve, self._idle)
+        try:
+            await self._idle
+        finally:
+            timer.cancel()
+            self._idle = None
+        if not (self._line or self._receive or self._closing or self._given_up):
+            await self._keep_alive()
+
+    async def _keep_alive(self) -> None:
+        try:
+            await keep_alive(self.handler)
+        except Exception as error:
+            self.broken = True
+            _log.debug("link.lost_while_idle", extra={"error": type(error).__name__})
 
     def _next(self) -> SdkCall[Any] | None:
         """Whose turn it is."""
@@ -161,11 +184,10 @@ class Attached(Generic[H]):
 
 
 async def close_handler(handler: Handler) -> None:
-    """Close it in bounded time. What goes wrong with a handler that is given up concerns nobody.
+    """Close it in bounded time. An error of a handler that is given up is only logged.
 
-    With the connection closed, an SDK that is not tuned (`azure.sdk_patches`) waits up to a second for
-    its keep-alive task, which sleeps; that is cut short. Because the cut may hit sooner, closing is tried
-    again, with more patience each time: where nothing is left to do it ends at once.
+    An attempt that takes too long is cancelled, and closing is tried again with more patience: where nothing
+    is left to do it ends at once.
     """
     for patience in CLOSE_PATIENCE:
         closing = asyncio.create_task(handler.close())

@@ -19,14 +19,14 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError, Resour
 
 from batchflow.azure.errors import code_of, storage_error
 from batchflow.azure.identity import check_https
-from batchflow.azure.sdk_patches import sparing
+from batchflow.azure.sdk_patches import without_requests
 from batchflow.azure.translating import Translating
 from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.ports.storage import EXACTNESS, Blob, BlobInfo
 from batchflow.support.closing import Closes
 
-with sparing():
+with without_requests():
     from azure.storage.blob import AccessPolicy as SdkPolicy
     from azure.storage.blob import ContainerSasPermissions, generate_container_sas
     from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry

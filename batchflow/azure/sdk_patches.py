@@ -1,34 +1,29 @@
-"""Every use of private members of the Azure SDKs: how links open, stay alive and close, and what is imported.
+"""Every use of private members of the Azure SDKs: how links open and stay alive, and what is imported.
 
-*Naps.* A link opens in some ten frames of the broker's: connection, session, authentication, link. The SDK
-(7.15, its `_open` in senders and receivers) asks its AMQP client whether it is ready, which waits for one
-frame and reads it, and sleeps 50 ms before it asks again: half a second for each link, at the start of every
-client and agent and after every loss. The sleep waits for nothing, for the next question would. So here the
-client is asked again at once, within the SDK's one question.
+*Opening.* A link opens in some ten frames from the broker: connection, session, authentication, link. The SDK
+(7.15, `_open` of senders and receivers) asks its AMQP client whether it is ready. The client waits for one
+frame and reads it; then the SDK sleeps 50 ms before it asks again. That is half a second for each link, at
+the start of every client and agent and after every loss. The sleep waits for nothing, because the next
+question would wait. So the client is asked again at once, within the SDK's one question.
 
-*Keep-alive.* Every five seconds (thirty with prefetch) a task of the SDK's client reads the link, for up to
-0.2 s, so that it lives and nothing lies unread in it. It does so also beside a receive, and then takes the
-frame that this one waits for: the message lies in the SDK's own queue until the receive has looked for 0.15 s
-at a socket where nothing comes. So the time for it does not pass while the link is read, nor right after.
+*Keep-alive.* The SDK's client starts a task that reads the link every 5 s (30 s with prefetch), for up to
+0.2 s. The task also reads beside a receive and takes the frame that the receive waits for: the message then
+lies in the SDK's own queue until the receive has waited 0.15 s at an empty socket. Closing waits for the
+task, which sleeps a second at a time. So no such task is started, and the owner of the handler
+(`batchflow.azure.amqp_handler`) calls `keep_alive` while no other call uses the handler.
 
-*Closing.* A link that closes, or that the SDK closes because its connection was lost, waits for the
-keep-alive, which sleeps for a second at a time; whoever wanted to send learns of the loss only then. So it is
-woken.
+*Imports.* The SDKs of Service Bus and of storage import `RequestsTransport` of azure-core, which is for
+blocking clients. That loads requests and urllib3: 45 ms and 5 MB of every client and every agent, for
+nothing. azure-core itself loads it at its first use. Within `without_requests` the SDKs find a stand-in that
+does the same. Other code that uses or imports the transport is not affected.
 
-*Imports.* The SDKs of Service Bus and of storage ask azure-core for its `RequestsTransport` as they are
-imported, for clients that block, and so load requests, urllib3 and what these bring: 45 ms and 5 MB of every
-client and every agent, and nothing of it is used here. azure-core itself loads it when it is first wanted. So
-it is done for the SDKs too: within `sparing` they find something in its place that becomes it when used. A
-program that blocks beside this one, or imports it itself, notices nothing.
-
-There is no public way to any. What is used of the SDK is looked for first, and where it is not as expected
-the SDK does as it likes; `tests/unit/azure/test_sdk_patches.py` tells when that happens.
+There is no public way to any of this. The members are looked for first. Where the SDK is not as expected, it
+stays as it is; `tests/unit/azure/test_sdk_patches.py` fails when that happens.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -41,65 +36,66 @@ NAME: Final = "RequestsTransport"
 
 
 @contextmanager
-def sparing() -> Iterator[None]:
-    """For import statements. An azure-core that loads it at once is left as it is."""
+def without_requests() -> Iterator[None]:
+    """Run import statements without loading requests. An azure-core that loads it at once stays as it is."""
     present = vars(transport)
     if NAME not in present and "__getattr__" in present:
-        present[NAME] = _Late()
+        present[NAME] = _LateTransport()
     try:
         yield
     finally:
-        if isinstance(present.get(NAME), _Late):
-            present.pop(NAME, None)  # another thread may have been quicker
+        if isinstance(present.get(NAME), _LateTransport):
+            present.pop(NAME, None)  # another thread may have removed it already
 
 
-class _Late:
-    """Stands for the class: called, subclassed, or asked whether something is one of its."""
+class _LateTransport:
+    """A stand-in for the class, which loads it when it is called, subclassed or used for `isinstance`."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return _real()(*arguments, **options)
+        return _requests_transport()(*arguments, **options)
 
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type[Any]]:
-        return (_real(),)
+        return (_requests_transport(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, _real())
+        return isinstance(instance, _requests_transport())
 
 
-def _real() -> type[Any]:
+def _requests_transport() -> type[Any]:
     found: type[Any] = transport.__getattr__(NAME)
     return found
 
 
 T = TypeVar("T")
 
-QUESTIONS: Final = 100
-"""Asked without a nap at most. Each ends with a frame, or after a fraction of a second without any."""
+MAX_QUESTIONS: Final = 100
+"""Questions whether a client is ready, without a sleep between them. Each ends with a frame, or after a
+fraction of a second without one."""
+READ_LIMIT: Final = 0.01
+"""Seconds that one keep-alive reads: what has arrived is in the buffer of the event loop already."""
 
 
-def tuned(end: T) -> T:
-    """The same sender or receiver, not opened yet, which will open, and open again, without those habits."""
+def patched(end: T) -> T:
+    """The same sender or receiver, not opened yet: it opens without sleeps and starts no keep-alive task."""
     sdk: Any = end
     make: Callable[[Any], None] | None = getattr(sdk, "_create_handler", None)
     if make is not None:
 
-        def make_tuned(authentication: Any) -> None:
+        def make_patched(authentication: Any) -> None:
             make(authentication)
             client: Any = getattr(sdk, "_handler", None)
             if (is_ready := getattr(client, "client_ready_async", None)) is not None:
                 client.client_ready_async = lambda: _until_ready(client, is_ready)
-            if interval := getattr(client, "_keep_alive_interval", None):
-                client._keep_alive_interval = _Pace(interval)
-            if (close := getattr(client, "close_async", None)) is not None:
-                client.close_async = lambda: _close(client, close)
+            if hasattr(client, "_keep_alive_interval") and hasattr(client, "_connection"):
+                client._keep_alive_interval = 0
 
-        sdk._create_handler = make_tuned
+        sdk._create_handler = make_patched
     return end
 
 
 async def _until_ready(client: Any, is_ready: Callable[[], Awaitable[bool]]) -> bool:
-    """Ready at last, and from then on as before: later the SDK asks to learn, not to wait."""
-    for _ in range(QUESTIONS):
+    """Wait until the client is ready. Later the SDK asks its own method again."""
+    for _ in range(MAX_QUESTIONS):
         if await is_ready():
             del client.client_ready_async
             return True
@@ -107,35 +103,14 @@ async def _until_ready(client: Any, is_ready: Callable[[], Awaitable[bool]]) -> 
     return False
 
 
-async def _close(client: Any, close: Callable[[], Awaitable[None]]) -> None:
-    if (keeper := getattr(client, "_keep_alive_thread", None)) is not None:
-        client._keep_alive_thread = None
-        keeper.cancel()
-    await close()
+async def keep_alive(end: object) -> None:
+    """Read what the broker has sent, and send an empty frame if half the broker's idle timeout has passed.
 
-
-@contextmanager
-def reading(end: Any) -> Iterator[None]:
-    """While a receive of that end is under way."""
-    pace = getattr(getattr(end, "_handler", None), "_keep_alive_interval", None)
-    if not isinstance(pace, _Pace):
-        yield
-        return
-    pace.is_read = True
-    try:
-        yield
-    finally:
-        pace.is_read = False
-        pace.not_before = time.monotonic() + pace
-
-
-class _Pace(float):
-    """Seconds from one look of the keep-alive to the next, which have never passed at a bad moment."""
-
-    is_read = False
-    not_before = 0.0
-    """Monotonic."""
-
-    def __le__(self, elapsed: float) -> bool:
-        """What Python asks for `elapsed >= pace` as well."""
-        return not self.is_read and time.monotonic() >= self.not_before and float(self) <= elapsed
+    Without prefetch, the SDK releases a message that arrives outside a receive. Raises what the SDK raises
+    over a connection that is lost. To be called while nothing else uses the handler.
+    """
+    client = getattr(end, "_handler", None)
+    connection = getattr(client, "_connection", None)
+    if connection is not None:
+        credit = getattr(getattr(client, "_link", None), "current_link_credit", 1)
+        await connection.listen(wait=READ_LIMIT, batch=max(1, credit))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from batchflow.azure.amqp_handler import Handler, SdkCall
 from batchflow.azure.amqp_link import SdkLink
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
-from batchflow.azure.sdk_patches import reading, sparing, tuned
+from batchflow.azure.sdk_patches import patched, without_requests
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.transport import trusting
 from batchflow.errors import (
@@ -41,7 +41,7 @@ from batchflow.errors import (
 from batchflow.ports.broker import Delivery
 from batchflow.support.closing import Closes
 
-with sparing():
+with without_requests():
     from azure.servicebus import ServiceBusSubQueue, TransportType
     from azure.servicebus.aio import ServiceBusClient
     from azure.servicebus.amqp import AmqpAnnotatedMessage
@@ -71,8 +71,7 @@ SHORT_WAIT = 0.15
 LONGEST_WAIT = 5.0
 """The same while nothing else can be: how long a receive that was cancelled may go on."""
 STALE_LIMIT = 3.0
-"""Seconds. A send that fails sooner found a link that had been closed while it was idle; an SDK that is not
-tuned (`batchflow.azure.sdk_patches`) needs one of them to say so."""
+"""Seconds. A send that fails sooner found a link that had been closed while it was idle."""
 QUICK = 1.0
 """Seconds. A receive that fails sooner had no good link to begin with."""
 
@@ -220,9 +219,8 @@ class _Inbox(_End["ServiceBusReceiver"]):
 def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
     """The next message; with the link wanted by others, only when it has been read already."""
 
-    async def receive(handler: ServiceBusReceiver, wanted: bool) -> list[ServiceBusReceivedMessage]:
-        with reading(handler):
-            return await handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else wait)
+    def receive(handler: ServiceBusReceiver, wanted: bool) -> Any:
+        return handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else wait)
 
     return receive
 
@@ -382,7 +380,7 @@ class ServiceBusBroker(Closes):
 
     async def sender(self, queue: QueueRef) -> _Sender:
         client = self._client(queue)
-        link = SdkLink(lambda: tuned(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
+        link = SdkLink(lambda: patched(client.get_queue_sender(queue.entity)), queue.entity, self._setting)
         sender = _Sender(link)
         await self._opened(sender, link)
         return await sender.open()
@@ -393,7 +391,7 @@ class ServiceBusBroker(Closes):
         name = f"{queue.entity}, dead letters" if dead_letters else queue.entity
 
         def make() -> ServiceBusReceiver:
-            return tuned(
+            return patched(
                 client.get_queue_receiver(
                     queue.entity, sub_queue=sub_queue, prefetch_count=prefetch, socket_timeout=READ_SLICE
                 )
@@ -408,7 +406,7 @@ class ServiceBusBroker(Closes):
         client = self._client(queue)
 
         def make() -> ServiceBusReceiver:
-            return tuned(
+            return patched(
                 client.get_queue_receiver(
                     queue.entity, session_id=session_id, prefetch_count=prefetch, socket_timeout=READ_SLICE
                 )

@@ -57,9 +57,9 @@ def test_whoever_imports_it_meanwhile() -> None:
     """In another thread, while the SDKs are being imported: it is called, subclassed, asked for as ever."""
     from azure.core.pipeline.transport import RequestsTransport as Real
 
-    from batchflow.azure.sdk_patches import sparing
+    from batchflow.azure.sdk_patches import without_requests
 
-    with sparing(), sparing():
+    with without_requests(), without_requests():
         from azure.core.pipeline.transport import RequestsTransport as Late
 
         assert Late is not Real

@@ -1,4 +1,4 @@
-"""Links open as fast as the broker answers, and are read by one at a time."""
+"""Links open as fast as the broker answers, stay open while they are idle, and close at once."""
 
 from __future__ import annotations
 
@@ -8,76 +8,103 @@ from typing import Any
 import pytest
 from azure.servicebus.aio import ServiceBusClient
 
-from batchflow.azure.sdk_patches import QUESTIONS, tuned
+from batchflow.azure import amqp_handler, servicebus
+from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
 from batchflow.errors import QueueNotFound
+from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage
 
-NAP = 0.05
-"""Seconds: the SDK's."""
-REST = 1
-"""Seconds: its keep-alive's."""
+SDK_SLEEP = 0.05
+"""Seconds that the SDK sleeps between two questions whether its client is ready."""
+SDK_KEEP_ALIVE_SLEEP = 1
+"""Seconds that the SDK's keep-alive task sleeps."""
+IDLE_TIMEOUT = 0.5
+"""Seconds: the local broker closes a connection on which it has received nothing for twice as long."""
+
+
+class Sleeps:
+    """Completed calls of `asyncio.sleep` in this process, by their length in seconds."""
+
+    def __init__(self) -> None:
+        self.taken = list[float]()
+
+    def of(self, seconds: float) -> int:
+        return self.taken.count(seconds)
 
 
 @pytest.fixture
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Each sleep of that length, of whoever sleeps in this process."""
-    taken, sleep = list[float](), asyncio.sleep
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> Sleeps:
+    record, sleep = Sleeps(), asyncio.sleep
 
     async def counted(delay: float, result: Any = None) -> Any:
-        if delay == NAP:
-            taken.append(delay)
-        return await sleep(delay, result)
+        await sleep(delay)
+        record.taken.append(delay)
+        return result
 
     monkeypatch.setattr(asyncio, "sleep", counted)
-    return taken
+    return record
 
 
-async def test_the_sdk_naps(bus, naps) -> None:
-    """Left alone; should it no longer do so, that half of `batchflow.azure.sdk_patches` can go."""
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The SDK's senders and receivers that the adaptor makes: one for each time that a link opens."""
+    made = list[Any]()
+
+    def recorded(end: Any) -> Any:
+        made.append(end)
+        return patched(end)
+
+    monkeypatch.setattr(servicebus, "patched", recorded)
+    return made
+
+
+async def test_the_unpatched_sdk_sleeps_while_a_link_opens(bus, sleeps) -> None:
+    """When this fails, the patch of `client_ready_async` can go."""
     queue = await bus.make()
     async with (
         ServiceBusClient.from_connection_string(bus.server.connection_string) as client,
         client.get_queue_sender(queue.entity),
     ):
-        assert len(naps) > 4
+        assert sleeps.of(SDK_SLEEP) > 4
 
 
 @pytest.mark.parametrize("kind", ["sender", "receiver", "mailbox"])
-async def test_no_link_naps(bus, naps, kind) -> None:
-    """Neither at first nor when it opens anew after a loss."""
+async def test_link_opens_without_sleeps(bus, sleeps, kind) -> None:
     queue = await bus.make(sessions=kind == "mailbox")
     arguments = ["a mailbox"] if kind == "mailbox" else []
-    async with await getattr(bus.broker, kind)(queue, *arguments) as end:
-        assert naps == []
-        if kind != "mailbox":  # which is lost with its link
-            end._link._let_go(end._link._attached)
-            await end._link.open()
-            assert naps == []
+    async with await getattr(bus.broker, kind)(queue, *arguments):
+        assert sleeps.of(SDK_SLEEP) == 0
 
 
-async def test_an_open_link_is_the_sdks(bus) -> None:
-    """What was put into it for its opening is gone: later the SDK asks whether it is ready, and goes on."""
+async def test_lost_link_opens_again_without_sleeps(bus, sleeps, handlers) -> None:
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
-        handler = await sender._link.open()
-        assert "client_ready_async" not in vars(handler._handler)
+        bus.server.drop_connections()
+        await sender.send(OutgoingMessage(b"", "a"))
+        assert len(handlers) == 2
+        assert sleeps.of(SDK_SLEEP) == 0
 
 
-async def test_a_refusal_stays_what_it_was(bus, naps) -> None:
-    """Typed, and without naps as well."""
+async def test_open_link_has_its_own_ready_method_again(bus, handlers) -> None:
+    queue = await bus.make()
+    async with await bus.broker.sender(queue):
+        assert "client_ready_async" not in vars(handlers[0]._handler)
+
+
+async def test_refusal_is_typed_and_told_without_sleeps(bus, sleeps) -> None:
     queue = await bus.make()
     await bus.admin.delete_queue(queue.entity)
     with pytest.raises(QueueNotFound):
         await bus.broker.sender(queue)
-    assert naps == []
+    assert sleeps.of(SDK_SLEEP) == 0
 
 
-class Unlike:
-    """An SDK of some other day."""
+class UnknownSdk:
+    """A sender of an SDK without the members that are patched."""
 
 
-class Never:
-    """An end that opens like the SDK's, with a client that is never ready."""
+class NeverReady:
+    """A sender that opens like the SDK's, with a client that is never ready."""
 
     def __init__(self) -> None:
         self._handler: Any = None
@@ -87,7 +114,7 @@ class Never:
         self._handler = self.Client(self)
 
     class Client:
-        def __init__(self, end: Never) -> None:
+        def __init__(self, end: NeverReady) -> None:
             self._end = end
 
         async def client_ready_async(self) -> bool:
@@ -95,109 +122,134 @@ class Never:
             return False
 
 
-def test_an_sdk_without_those_names_opens_as_it_likes() -> None:
-    """No error, and the same object."""
-    end = Unlike()
-    assert tuned(end) is end
+async def test_an_sdk_without_those_members_is_left_as_it_is() -> None:
+    end = UnknownSdk()
+    assert patched(end) is end
     assert vars(end) == {}
+    await keep_alive(end)
 
 
 async def test_a_client_that_is_never_ready_is_left_to_the_sdk() -> None:
-    """Which naps, and looks at its deadline."""
-    end = tuned(Never())
+    """The SDK then sleeps and looks at its deadline."""
+    end: Any = patched(NeverReady())
     end._create_handler(None)
     assert not await end._handler.client_ready_async()
-    assert end.asked == QUESTIONS
+    assert end.asked == MAX_QUESTIONS
     assert not await end._handler.client_ready_async()
 
 
-class Looks:
-    """The keep-alive's looks at a link: each is a task of its own."""
-
-    def __init__(self, handler: Any) -> None:
-        connection = handler._handler._connection
-        self._listen = connection.listen
-        connection.listen = self._counted
-        self.number = 0
-
-    async def _counted(self, *arguments: Any, **options: Any) -> Any:
-        task = asyncio.current_task()
-        assert task is not None
-        self.number += getattr(task.get_coro(), "__name__", "") == self._counted.__name__
-        return await self._listen(*arguments, **options)
-
-
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK's keep-alive looks each second, which is as often as it can."""
+async def test_the_unpatched_sdk_reads_beside_a_receive(bus, monkeypatch) -> None:
+    """When this fails, the SDK's keep-alive need not be replaced."""
     from azure.servicebus._pyamqp.aio import AMQPClientAsync
 
-    made = AMQPClientAsync.__init__
+    reads = 0
+    made = AMQPClientAsync._keep_alive_async
 
-    def make(self: Any, *arguments: Any, **options: Any) -> None:
-        made(self, *arguments, **options | {"keep_alive_interval": 1})
+    async def counted(self: Any) -> None:
+        nonlocal reads
+        reads += 1
+        await made(self)
 
-    monkeypatch.setattr(AMQPClientAsync, "__init__", make)
-
-
-async def test_the_sdk_reads_beside_a_receive(bus, hurried) -> None:
-    """Left alone; should it no longer do so, that half of `batchflow.azure.sdk_patches` can go."""
+    monkeypatch.setattr(AMQPClientAsync, "_keep_alive_async", counted)
     queue = await bus.make()
     async with (
         ServiceBusClient.from_connection_string(bus.server.connection_string) as client,
         client.get_queue_receiver(queue.entity) as receiver,
     ):
-        looks = Looks(receiver)
-        await receiver.receive_messages(max_message_count=1, max_wait_time=2.5)
-        assert looks.number > 0
+        await receiver.receive_messages(max_message_count=1, max_wait_time=0.5)
+    assert reads == 1
 
 
-async def test_nobody_reads_beside_a_receive(bus, hurried) -> None:
-    """Nor between two of them; when there is none any more the link is kept alive as ever."""
-    queue = await bus.make()
-    async with await bus.broker.receiver(queue) as receiver:
-        looks = Looks(await receiver._link.open())
-        for _ in range(3):
-            assert await receiver.receive(0.8) is None
-        assert looks.number == 0
-        async with asyncio.timeout(30):
-            while not looks.number:  # noqa: ASYNC110 - the SDK tells nobody
-                await asyncio.sleep(0.05)
+@pytest.mark.parametrize("kind", ["sender", "receiver", "mailbox"])
+async def test_no_keep_alive_task_is_started(bus, handlers, kind) -> None:
+    queue = await bus.make(sessions=kind == "mailbox")
+    arguments = ["a mailbox"] if kind == "mailbox" else []
+    async with await getattr(bus.broker, kind)(queue, *arguments):
+        assert handlers[0]._handler._keep_alive_thread is None
 
 
 @pytest.fixture
-def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Each sleep of the keep-alive's length that was slept to its end."""
-    taken, sleep = list[float](), asyncio.sleep
-
-    async def counted(delay: float, result: Any = None) -> Any:
-        await sleep(delay)
-        if delay == REST:
-            taken.append(delay)
-        return result
-
-    monkeypatch.setattr(asyncio, "sleep", counted)
-    return taken
+def impatient_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local broker closes connections that are silent for a second, instead of eight minutes."""
+    monkeypatch.setattr(engine, "IDLE_TIMEOUT", IDLE_TIMEOUT)
 
 
-async def test_the_sdk_waits_for_its_keep_alive(bus, rests) -> None:
-    """Left alone; should it no longer do so, that part of `batchflow.azure.sdk_patches` can go."""
+@pytest.fixture
+def frequent_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amqp_handler, "KEEP_ALIVE_INTERVAL", IDLE_TIMEOUT / 5)
+
+
+async def test_broker_closes_a_silent_connection(bus, impatient_broker, handlers) -> None:
+    """Without it the next test would show nothing. The link opens again at the next send."""
+    queue = await bus.make()
+    async with await bus.broker.sender(queue) as sender:
+        await asyncio.sleep(4 * IDLE_TIMEOUT)
+        await sender.send(OutgoingMessage(b"", "a"))
+        assert len(handlers) == 2
+    assert await bus.active(queue) == 1
+
+
+async def test_idle_links_keep_their_connections(
+    bus, impatient_broker, frequent_keep_alive, handlers
+) -> None:
+    """An agent that computes for long sends nothing; its connections stay open."""
+    queue = await bus.make()
+    async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
+        await sender.send(OutgoingMessage(b"", "a"))
+        delivery = await receiver.receive(20)
+        await asyncio.sleep(6 * IDLE_TIMEOUT)
+        await receiver.complete(delivery)
+        await sender.send(OutgoingMessage(b"", "b"))
+        assert (await receiver.receive(20)).message_id == "b"
+        assert len(handlers) == 2
+
+
+async def test_waiting_receiver_keeps_its_connection(bus, impatient_broker, handlers) -> None:
+    """The receive itself sends the empty frames."""
+    queue = await bus.make()
+    async with await bus.broker.receiver(queue) as receiver:
+        assert await receiver.receive(6 * IDLE_TIMEOUT) is None
+        assert await receiver.receive(0.1) is None
+        assert len(handlers) == 1
+
+
+async def test_idle_mailbox_keeps_its_session(bus, impatient_broker, frequent_keep_alive) -> None:
+    queue = await bus.make(sessions=True)
+    async with await bus.broker.mailbox(queue, "s") as mailbox:
+        await asyncio.sleep(6 * IDLE_TIMEOUT)
+        await mailbox.set_state(b"state")
+        assert await mailbox.get_state() == b"state"
+
+
+async def test_message_for_an_idle_receiver_is_released(bus, frequent_keep_alive) -> None:
+    """A receive that ended has left its credit at the broker; the next message still reaches another one."""
+    queue = await bus.make()
+    async with (
+        await bus.broker.receiver(queue) as idle,
+        await bus.broker.receiver(queue) as other,
+        await bus.broker.sender(queue) as sender,
+    ):
+        assert await idle.receive(0.1) is None
+        await asyncio.sleep(0.5)  # until the SDK's receive has ended as well
+        await sender.send(OutgoingMessage(b"", "a"))
+        delivery = await other.receive(20)
+        assert delivery.message_id == "a"
+        await other.complete(delivery)
+
+
+async def test_the_unpatched_sdk_waits_for_its_keep_alive(bus, sleeps) -> None:
+    """When this fails, closing is no reason any more to replace the SDK's keep-alive."""
     queue = await bus.make()
     async with ServiceBusClient.from_connection_string(bus.server.connection_string) as client:
         async with client.get_queue_sender(queue.entity):
-            assert rests == []
-        assert rests == [REST]
+            assert sleeps.of(SDK_KEEP_ALIVE_SLEEP) == 0
+        assert sleeps.of(SDK_KEEP_ALIVE_SLEEP) == 1
 
 
-async def test_nobody_waits_for_the_keep_alive(bus, rests) -> None:
-    """Neither who closes nor whose connection was lost, and the link that comes after it is kept alive."""
+async def test_closing_and_reopening_wait_for_no_keep_alive(bus, sleeps) -> None:
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
-        await sender.send(OutgoingMessage("a", b""))
+        await sender.send(OutgoingMessage(b"", "a"))
         bus.server.drop_connections()
-        await sender.send(OutgoingMessage("b", b""))
-        assert rests == []
-        handler = (await sender._link.open())._handler
-        assert not handler._keep_alive_thread.done()
-    assert rests == []
-    assert handler._keep_alive_thread is None
+        await sender.send(OutgoingMessage(b"", "b"))
+    assert sleeps.of(SDK_KEEP_ALIVE_SLEEP) == 0

@@ -383,6 +383,7 @@ async def test_closing_under_way(bus) -> None:
         await asyncio.gather(bus.broker.aclose(), bus.broker.aclose())
         await asyncio.wait({waiting, completing})
     assert completing.exception() is None
+    assert isinstance(waiting.exception(), BrokerError)
     assert await bus.active(queue) == 0
     with pytest.raises(BrokerError):
         await sender.send(message("n"))
