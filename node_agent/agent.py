@@ -1,7 +1,7 @@
 """The agent: one asyncio process that runs the tasks of a pool on its node.
 
 The scheduler decides, everything else here obeys: `feed` gives it an event and does what it answers. Services
-(receiving, renewing, results, copies, slots, heartbeat, news) are eternal: when one ends, the agent ends
+(receiving, renewing, results, copies, slots, heartbeat, events) are eternal: when one ends, the agent ends
 loudly, and its supervisor starts another one. What concerns one message or one document is a job: whatever
 becomes of it turns into an event.
 """
@@ -79,11 +79,11 @@ class Parts:
     ctl: Container
     out: Container
     bundles: Bundles
-    runners: Sequence[SlotProtocol]
-    journal: RunningTasks
-    deaths: Mapping[str, CrashCount]
-    forget_deaths: Callable[[str], None]
-    news: EventBatcher
+    slots: Sequence[SlotProtocol]
+    running: RunningTasks
+    crashes: Mapping[str, CrashCount]
+    forget_crashes: Callable[[str], None]
+    events: EventBatcher
     log: LogUploader | None = None
 
 
@@ -107,25 +107,27 @@ class Agent:
         self._started_at = time.time()
         self._clock = BrokerClock()
         self._scheduler = Scheduler(
-            len(parts.runners), self._host, config.idle_exit, time.monotonic(), dict(parts.deaths)
+            len(parts.slots), self._host, config.idle_exit, time.monotonic(), dict(parts.crashes)
         )
-        self._pulse = heartbeat.HeartbeatWriter(
+        self._heartbeats = heartbeat.HeartbeatWriter(
             parts.out, parts.agent, config.heartbeat_interval, self._heartbeat, self._ticked
         )
-        self._troubles = Problems(self._pulse.changed)
+        self._problems = Problems(self._heartbeats.changed)
         self._renewals = Renewals(config.lock_duration, renew=self._renew, lost=self._lease_lost)
         self._queues = [self._task_queue(access) for access in config.task_queues]
-        self._grave_numbers = count(-1, -1)
-        self._janitors = [self._janitor(access.queue) for access in config.task_queues]
-        self._outboxes = [self._outbox(access.queue) for access in config.results_queues]
-        self._cancellations = CancellationReader(parts.ctl, self._troubles, self.feed)
-        self._depot = TaskResources(
-            parts.agent, parts.bundles, parts.ctl, parts.out, parts.journal,
+        self._dead_letter_numbers = count(-1, -1)
+        self._dead_letter_handlers = [
+            self._dead_letter_handler(access.queue) for access in config.task_queues
+        ]
+        self._result_senders = [self._result_sender(access.queue) for access in config.results_queues]
+        self._cancellations = CancellationReader(parts.ctl, self._problems, self.feed)
+        self._resources = TaskResources(
+            parts.agent, parts.bundles, parts.ctl, parts.out, parts.running,
             min(config.inline_limit, config.result_limit), config.result_limit,
         )  # fmt: skip
-        self._workers = [
-            SlotLoop(index, runner, self._depot, feed=self.feed, done=self._done)
-            for index, runner in enumerate(parts.runners)
+        self._slot_loops = [
+            SlotLoop(index, slot, self._resources, feed=self.feed, done=self._done)
+            for index, slot in enumerate(parts.slots)
         ]
         self._events: deque[Sequence[to.Event]] = deque()
         self._feeding = False
@@ -136,7 +138,7 @@ class Agent:
         self._completions = Completions(self._complete)
         self._numbers = count(1)
         self._versions = heartbeat.versions()
-        self._unopened = len(self._queues) + len(self._outboxes)
+        self._unopened = len(self._queues) + len(self._result_senders)
         self._jobs: asyncio.Queue[tuple[Callable[..., Coroutine[Any, Any, None]], tuple[object, ...]]]
         self._jobs = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
@@ -145,7 +147,7 @@ class Agent:
         self._armed_since = 0.0
         self._armed = 0
         """Times since then that the deadline was computed."""
-        self._turns = QueueRotation(len(self._queues))
+        self._rotation = QueueRotation(len(self._queues))
         self._listening: frozenset[int] = frozenset()
         self._turn_timer: asyncio.TimerHandle | None = None
         self._blocked_queues: set[QueueRef] = set()
@@ -155,19 +157,19 @@ class Agent:
 
     def _task_queue(self, access: documents.QueueAccess) -> TaskQueue:
         return TaskQueue(
-            self._parts.broker, access.queue, self._clock, self._troubles,
+            self._parts.broker, access.queue, self._clock, self._problems,
             arrived=self._arrived, nothing_left=self._nothing_left, copied=self._copied, opened=self._opened,
         )  # fmt: skip
 
-    def _outbox(self, queue: QueueRef) -> ResultSender:
+    def _result_sender(self, queue: QueueRef) -> ResultSender:
         return ResultSender(
-            self._parts.broker, queue, self._parts.agent, self._troubles,
+            self._parts.broker, queue, self._parts.agent, self._problems,
             accepted=self._accepted, too_large=self._too_large, blocked=partial(self._blocked, queue),
             opened=self._opened, hold=lambda: self._scheduler.hold,
         )  # fmt: skip
 
-    def _janitor(self, queue: QueueRef) -> DeadLetterHandler:
-        return DeadLetterHandler(self._parts.broker, queue, self._bury, self._grave_numbers)
+    def _dead_letter_handler(self, queue: QueueRef) -> DeadLetterHandler:
+        return DeadLetterHandler(self._parts.broker, queue, self._fail_task, self._dead_letter_numbers)
 
     async def run(self) -> None:
         """Returns when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
@@ -181,7 +183,7 @@ class Agent:
                 timer.cancel()
         self._completions.close()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
-            await self._pulse.write()
+            await self._heartbeats.write()
             if self._parts.log is not None:
                 await self._parts.log.flush_to(self._parts.out, self._log)
 
@@ -189,20 +191,20 @@ class Agent:
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
         for index, queue in enumerate(self._queues):
             services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}
-        for index, outbox in enumerate(self._outboxes):
-            services[f"results {index}"] = outbox.run
-        for index, worker in enumerate(self._workers):
-            services[f"slot {index}"] = worker.serve
+        for index, sender in enumerate(self._result_senders):
+            services[f"results {index}"] = sender.run
+        for index, slot_loop in enumerate(self._slot_loops):
+            services[f"slot {index}"] = slot_loop.serve
         for index in range(AT_ONCE):
             services[f"complete {index}"] = self._completions.run
         services["jobs"] = self._run_jobs
-        services["heartbeat"] = self._pulse.run
-        services["orders"] = DrainWatcher(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
-        for index, janitor in enumerate(self._janitors):
-            services[f"janitor {index}"] = janitor.run
+        services["heartbeat"] = self._heartbeats.run
+        services["drain"] = DrainWatcher(self._parts.ctl, self._config.heartbeat_interval, self.drain).run
+        for index, handler in enumerate(self._dead_letter_handlers):
+            services[f"dead letters {index}"] = handler.run
         if self._parts.log is not None:
             services["log"] = partial(self._parts.log.run, self._parts.out, self._log)
-        services["news"] = partial(self._parts.news.run, self._put_news)
+        services["events"] = partial(self._parts.events.run, self._put_events)
         for name, service in services.items():
             group.start_soon(_eternal, name, service, name=name)
 
@@ -216,9 +218,9 @@ class Agent:
         try:
             while self._events:
                 for command in self._scheduler.handle_all(self._events.popleft(), now):
-                    self._obey(command)
-                for outbox in self._outboxes:
-                    outbox.reconsider()
+                    self._execute(command)
+                for sender in self._result_senders:
+                    sender.reconsider()
         finally:
             self._feeding = False
         self._arm(now)
@@ -274,20 +276,20 @@ class Agent:
         self._tick_by(now, now)
         await self._tick_over.wait()
 
-    def _obey(self, command: to.Command) -> None:
+    def _execute(self, command: to.Command) -> None:
         match command:
             case to.SendResult(task, verdict):  # the first to be asked for: there is one for each task
                 self._send_result(task, verdict)
             case to.Prepare(slot, tasks):
-                self._workers[slot].prepare({task: self._scheduler.item(task) for task in tasks})
+                self._slot_loops[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
-                self._workers[slot].start(tasks)
+                self._slot_loops[slot].start(tasks)
             case to.Follow(slot, tasks):
-                self._workers[slot].follow({task: self._scheduler.item(task) for task in tasks})
+                self._slot_loops[slot].follow({task: self._scheduler.item(task) for task in tasks})
             case to.Stop(slot):
-                self._workers[slot].stop()
+                self._slot_loops[slot].stop()
             case to.Recall(slot):
-                self.feed(to.Recalled(slot, self._workers[slot].recall()))
+                self.feed(to.Recalled(slot, self._slot_loops[slot].recall()))
             case to.Complete(delivery):
                 self._completions.add(delivery)
                 if self._scheduler.state != "ready":
@@ -302,14 +304,14 @@ class Agent:
                 self._job(self._cancellations.read, session)
             case to.Leave(delivery):
                 self._forget(delivery)
-            case to.ForgetDeaths(uid):
-                self._parts.forget_deaths(uid)
+            case to.ForgetCrashes(uid):
+                self._parts.forget_crashes(uid)
             case to.LastLook():
                 self._job(self._look_once_more)
             case to.Announce(state):
                 logger.info("agent_state", extra={"state": state})
                 self._completions.flush()
-                self._pulse.changed()
+                self._heartbeats.changed()
             case to.Exit(reason):
                 self._exit(reason)
 
@@ -330,7 +332,7 @@ class Agent:
         if self._scheduler.state == "exiting":
             for each in self._queues:
                 each.pull(False)  # the last look is over, on every queue
-        self._turns.arrived(self._queues.index(queue), time.monotonic())
+        self._rotation.arrived(self._queues.index(queue), time.monotonic())
         self._listen()
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
@@ -356,29 +358,29 @@ class Agent:
         self._held.pop(number, None)
 
     def _pull(self, wanted: bool) -> None:
-        self._turns.want(wanted, time.monotonic())
+        self._rotation.want(wanted, time.monotonic())
         self._listen()
 
     def _listen(self) -> None:
         """Listen to the queues whose turn it is."""
-        listening = self._turns.listening()
+        listening = self._rotation.listening()
         for index in listening ^ self._listening:
             self._queues[index].pull(index in listening)
         self._listening = listening
         if self._turn_timer is not None:
             self._turn_timer.cancel()
             self._turn_timer = None
-        if (deadline := self._turns.next_deadline()) is not None:
+        if (deadline := self._rotation.next_deadline()) is not None:
             delay = max(0.0, deadline - time.monotonic())
             self._turn_timer = asyncio.get_running_loop().call_later(delay, self._pass_turn)
 
     def _pass_turn(self) -> None:
-        self._turns.advance(time.monotonic())
+        self._rotation.advance(time.monotonic())
         self._listen()
 
     async def _look_once_more(self) -> None:
         """Say that we are going before looking: who does not see it yet still finds us looking."""
-        await self._pulse.write()
+        await self._heartbeats.write()
         if self._scheduler.state != "exiting":
             return  # a message came meanwhile
         self._looking = len(self._queues)
@@ -406,26 +408,26 @@ class Agent:
             encoded = results.encode_outcome(item, self._outcomes[task], self._host)
         self._failed += status is not Status.SUCCEEDED
         mailbox = item.mailbox
-        self._outbox_for(mailbox).put(task, mailbox, encoded)
+        self._sender_for(mailbox).put(task, mailbox, encoded)
 
-    def _outbox_for(self, mailbox: str) -> ResultSender:
-        return layout.queue_for(self._outboxes, mailbox)
+    def _sender_for(self, mailbox: str) -> ResultSender:
+        return layout.queue_for(self._result_senders, mailbox)
 
-    def _bury(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
+    def _fail_task(self, number: int, item: wire.TaskItem, verdict: to.Verdict) -> None:
         """A dead letter's task gets its result."""
         encoded = results.encode_verdict(item, verdict, self._host, time.time())
         mailbox = item.mailbox
-        outbox = self._outbox_for(mailbox)
-        outbox.put(number, mailbox, encoded)
-        outbox.reconsider()
+        sender = self._sender_for(mailbox)
+        sender.put(number, mailbox, encoded)
+        sender.reconsider()
 
     def _accepted(self, tasks: Sequence[int]) -> None:
         own = [task for task in tasks if task >= 0]
         for task in own:
             self._outcomes.pop(task, None)
         for number in set(tasks).difference(own):
-            for janitor in self._janitors:
-                janitor.accepted(number)
+            for handler in self._dead_letter_handlers:
+                handler.accepted(number)
         if own:
             self.feed(to.ResultsAccepted(own))
 
@@ -434,10 +436,10 @@ class Agent:
             return
         verdict = to.Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
         self._send_result(task, verdict)
-        self._outbox_for(self._scheduler.item(task).mailbox).reconsider()
+        self._sender_for(self._scheduler.item(task).mailbox).reconsider()
 
-    def _put_news(self, mailbox: str, items: Sequence[bytes]) -> None:
-        self._outbox_for(mailbox).put_events(mailbox, items)
+    def _put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
+        self._sender_for(mailbox).put_events(mailbox, items)
 
     def _blocked(self, queue: QueueRef, blocked: bool) -> None:
         """While one results queue takes nothing, nothing is pulled: any task's result may be for it."""
@@ -468,7 +470,7 @@ class Agent:
         self._unopened -= 1
         if self._unopened == 0:
             logger.info("agent_ready", extra={"after": round(time.time() - self._started_at, 3)})
-            self._pulse.changed()
+            self._heartbeats.changed()
 
     def _exit(self, reason: str) -> None:
         logger.info("agent_exit", extra={"reason": reason, "completed": self._scheduler.completed})
@@ -491,7 +493,7 @@ class Agent:
             boot_id=self._parts.boot_id,
             pid=os.getpid(),
             state="starting" if starting else self._scheduler.state,
-            slots=len(self._workers),
+            slots=len(self._slot_loops),
             started_at=self._started_at,
             beat_at=now,
             interval=self._config.heartbeat_interval,
@@ -503,7 +505,7 @@ class Agent:
             memory_available=heartbeat.memory_available(),
             disk_free=heartbeat.disk_free(),
             clock_skew=self._clock.ahead,
-            trouble=self._troubles.text,
+            trouble=self._problems.text,
         )
 
 

@@ -122,7 +122,7 @@ class Child:
         """Run tasks until the agent closes the channel."""
         self._channel.send(frames.READY)
         while True:
-            kind, payload = self._channel.order()
+            kind, payload = self._channel.next_frame()
             if kind == frames.FORGET:
                 self._channel.send(frames.FORGOTTEN)
             elif kind == frames.PLACE:
@@ -448,7 +448,7 @@ def main() -> None:
     sys.argv[1:] = []
     sys.dont_write_bytecode = True
     _adopt_orphans()
-    kind, payload = channel.order()
+    kind, payload = channel.next_frame()
     if kind != frames.SETUP:
         os._exit(AGENT_GONE)
     settings = orjson.loads(payload)

@@ -51,7 +51,7 @@ class Channel:
         self._send_lock = threading.Lock()
         self._changed = threading.Condition()
         self._reading = False
-        self._orders: deque[tuple[int, bytes]] = deque()
+        self._frames: deque[tuple[int, bytes]] = deque()
         self._go = False
         self._replies: dict[int, dict[str, Any]] = {}
         self._waiting: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -67,8 +67,8 @@ class Channel:
 
     @property
     def more(self) -> bool:
-        """Whether orders wait here."""
-        return bool(self._orders)
+        """Whether frames wait here."""
+        return bool(self._frames)
 
     def send(self, kind: int, payload: bytes = b"", *, quiet: bool = False) -> None:
         """`quiet`: more follows soon, so that the agent need not be woken."""
@@ -82,9 +82,9 @@ class Channel:
                 if self.ringing:
                     os.eventfd_write(self._bell, 1)
 
-    def order(self) -> tuple[int, bytes]:
-        """Wait for the next order: SETUP, TASK, NEXT_TASK or FORGET."""
-        return self._wait(lambda: self._orders.popleft() if self._orders else None)
+    def next_frame(self) -> tuple[int, bytes]:
+        """Wait for the next frame that is neither a reply, a GO nor a CANCEL."""
+        return self._wait(lambda: self._frames.popleft() if self._frames else None)
 
     def go(self) -> None:
         """Wait for a GO; the tasks that were sent before it keep their turn."""
@@ -165,7 +165,7 @@ class Channel:
             else:
                 self._replies[reply["call"]] = reply
         else:
-            self._orders.append((kind, payload))
+            self._frames.append((kind, payload))
 
     def _close_fork(self) -> None:
         with suppress(OSError):

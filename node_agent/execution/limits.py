@@ -42,9 +42,9 @@ class Limits:
     """Resolves a future with the limit that is reached, when that comes before anything else."""
 
     def __init__(
-        self, crew: SlotProcesses, waiter: asyncio.Future[Any], timeout: float | None, memory: int | None
+        self, processes: SlotProcesses, waiter: asyncio.Future[Any], timeout: float | None, memory: int | None
     ) -> None:
-        self._crew = crew
+        self._processes = processes
         self._waiter = waiter
         self._loop = asyncio.get_running_loop()
         self._begun = self._loop.time()
@@ -71,7 +71,7 @@ class Limits:
         self._resolve(Expired(self.used()))
 
     def _look(self, memory: int) -> None:
-        used = process_groups.resident(self._crew.family())
+        used = process_groups.resident(self._processes.family())
         if used > memory:
             self._resolve(TooMuch(used))
         else:

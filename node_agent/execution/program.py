@@ -42,18 +42,18 @@ class Program:
         *,
         cwd: Path,
         env: Mapping[str, str],
-        heard: Callable[[str, bytes], None] | None = None,
+        on_output: Callable[[str, bytes], None] | None = None,
         most_processes: int | None = None,
     ) -> None:
-        """`heard` gets what is printed as it comes: ("stdout" or "stderr", bytes). `most_processes`: see
+        """`on_output` gets what is printed as it comes: ("stdout" or "stderr", bytes). `most_processes`: see
         `processes.spawn`."""
         self._argv = argv
         self._cwd = cwd
         self._env = env
-        self._heard = heard
+        self._on_output = on_output
         self._most_processes = most_processes
         self._process: asyncio.subprocess.Process | None = None
-        self._doomed = False
+        self._kill_at_start = False
 
     @property
     def pid(self) -> int | None:
@@ -62,9 +62,9 @@ class Program:
             return None
         return self._process.pid
 
-    def doom(self) -> None:
+    def kill_when_started(self) -> None:
         """Should it not have started yet, it is killed as soon as it has."""
-        self._doomed = True
+        self._kill_at_start = True
 
     async def run(self) -> ProgramEnded:
         """Start it and wait for it. Raises OSError when it does not start.
@@ -83,7 +83,7 @@ class Program:
                 niceness=NICENESS,
                 most_processes=self._most_processes,
             )
-            if self._doomed:
+            if self._kill_at_start:
                 process_groups.send_signal([self._process.pid], signal.SIGKILL)
             for pipe in pipes:
                 pipe.close_writer()
@@ -96,12 +96,12 @@ class Program:
         return ProgramEnded(exit_code, stdout, stderr, self._process.pid)
 
     def _pipe(self, name: str, tail: Tail) -> Pipe:
-        heard = self._heard
-        if heard is None:
+        on_output = self._on_output
+        if on_output is None:
             return Pipe(tail.add)
 
         def sink(data: bytes) -> None:
             tail.add(data)
-            heard(name, data)
+            on_output(name, data)
 
         return Pipe(sink)

@@ -95,17 +95,17 @@ class PythonWorker:
         settings: WorkerSettings,
         mark: str,
         *,
-        called: Callable[[PythonWorker, dict[str, Any]], None],
-        noted: Callable[[dict[str, Any]], None],
+        on_call: Callable[[PythonWorker, dict[str, Any]], None],
+        on_note: Callable[[dict[str, Any]], None],
     ) -> None:
         self.mark = mark
         self.tasks = 0
         """Tasks answered."""
-        self.heard: Callable[[str, bytes], None] | None = None
+        self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what is printed, as it comes."""
         self._settings = settings
-        self._called = called
-        self._noted = noted
+        self._on_call = on_call
+        self._on_note = on_note
         self._loop = asyncio.get_running_loop()
         self._decoder = frames.Decoder(settings.result_limit + _FRAME_ROOM)
         self._tails = {"stdout": Tail(settings.output_limit), "stderr": Tail(settings.output_limit)}
@@ -147,7 +147,7 @@ class PythonWorker:
         return self._process is not None and self._process.returncode is None
 
     @property
-    def last_words(self) -> str:
+    def startup_error(self) -> str:
         """What it wrote to stderr before it ended."""
         return "" if self._gone is None else self._gone.stderr
 
@@ -200,7 +200,7 @@ class PythonWorker:
         }
         self.send(frames.encode(frames.PLACE, orjson.dumps(fields)))
 
-    def order(self, tasks: Sequence[bytes]) -> None:
+    def dispatch(self, tasks: Sequence[bytes]) -> None:
         """Send tasks, as JSON, to be run one after the other."""
         if not self._due:
             self._rings = len(tasks) > 1
@@ -213,7 +213,7 @@ class PythonWorker:
     def recall(self) -> int:
         """Take back the tasks that have not begun; how many of the last ones.
 
-        Before the next `order`, `forgotten` must have returned.
+        Before the next `dispatch`, `forgotten` must have returned.
         """
         if self._socket.fileno() < 0:
             return 0
@@ -294,8 +294,8 @@ class PythonWorker:
     def _sink(self, name: str) -> Callable[[bytes], None]:
         def sink(data: bytes) -> None:
             self._tails[name].add(data)
-            if self.heard is not None:
-                self.heard(name, data)
+            if self.on_output is not None:
+                self.on_output(name, data)
 
         return sink
 
@@ -375,9 +375,9 @@ class PythonWorker:
     def _hear(self, said: _Said) -> None:
         """Of the task whose answer is waited for."""
         if said.kind == frames.CALL:
-            self._called(self, said.fields)
+            self._on_call(self, said.fields)
         else:
-            self._noted(said.fields)
+            self._on_note(said.fields)
 
     def _answered(self, kind: int, payload: bytes) -> None:
         self.tasks += 1

@@ -79,13 +79,13 @@ class Slot:
         *,
         on_event: Callable[[Execution, EventItem], None],
         node: str | None = None,
-        census: ProcessLimiter | None = None,
+        limiter: ProcessLimiter | None = None,
         most_processes: int | None = None,
     ) -> None:
         """Made in a running event loop, which at once begins to start the slot's child.
 
         `root`: a folder that the slot makes its own in; `node`: what tasks see as this node's name, by
-        default the host's name. `census`: the agent's, by default one of its own; `most_processes`: see
+        default the host's name. `limiter`: the agent's, by default one of its own; `most_processes`: see
         `processes.spawn`.
         """
         process_groups.adopt_orphans()
@@ -105,32 +105,32 @@ class Slot:
             output_limit=config.output_limit,
             most_processes=most_processes,
         )
-        self._crew = SlotProcesses(settings, self._noted)
-        self._telling: TaskEvents | None = None
+        self._processes = SlotProcesses(settings, self._on_note)
+        self._events: TaskEvents | None = None
         self._limits: Limits | None = None
         """Of the task that runs."""
-        self._census = census or ProcessLimiter(config.process_limit)
-        self._census.join(self)
+        self._limiter = limiter or ProcessLimiter(config.process_limit)
+        self._limiter.join(self)
         self._kept: set[Path] = set()
         self._line: list[Execution] | None = None
         """What `run_many` runs, in this order; None while it runs nothing."""
         self._begun = 0
         """Of the line: how many have begun, or were sent to the child."""
-        self._orders: _Dispatched | None = None
+        self._dispatched: _Dispatched | None = None
         """What the child was sent of them."""
         self._recalled = False
         self._closed = False
-        self._crew.prewarm()
+        self._processes.prewarm()
 
     @property
     def child_pid(self) -> int | None:
         """The process that Python tasks run in; None while there is none."""
-        child = self._crew.child
+        child = self._processes.child
         return child.pid if child is not None and child.alive else None
 
     async def ready(self) -> None:
         """Wait until the child is warm. Raises OSError when none can be started."""
-        await self._crew.warm()
+        await self._processes.worker()
 
     async def run(self, execution: Execution, files: Path) -> Outcome:
         """Run a task to its end. `files`: the bundle's folder in the cache.
@@ -160,7 +160,7 @@ class Slot:
                 self._begun = index + 1
                 index = await self._run_next(index, place, done)
         finally:
-            self._line = self._orders = None
+            self._line = self._dispatched = None
 
     def follow(self, executions: Sequence[Execution]) -> bool:
         """Have `run_many` run more, of the same bundle, after all that it runs; False when it does not, for
@@ -169,16 +169,16 @@ class Slot:
             return False
         is_first = self._begun == len(self._line)
         self._line += executions
-        if self._orders is not None and is_first:
-            self._order(self._orders)
+        if self._dispatched is not None and is_first:
+            self._dispatch(self._dispatched)
         return True
 
     def recall(self) -> int:
         """Take back what has not begun of the tasks that `run_many` runs; how many of them it still runs, or
         has run."""
         self._recalled = True
-        if self._orders is not None:
-            self._begun -= self._orders.child.recall()
+        if self._dispatched is not None:
+            self._begun -= self._dispatched.child.recall()
         return self._begun
 
     def clean(self, outcome: Outcome | None = None) -> None:
@@ -190,9 +190,9 @@ class Slot:
     async def aclose(self) -> None:
         """Kill what runs and give everything back. Idempotent; takes a few seconds at most."""
         self._closed = True
-        self._census.leave(self)
+        self._limiter.leave(self)
         with CancelScope(shield=True):
-            await self._crew.aclose()
+            await self._processes.aclose()
         self._workspace.close()
 
     @property
@@ -201,19 +201,19 @@ class Slot:
 
     def count(self, entries: Mapping[int, process_groups.Entry]) -> int:
         """How many processes and threads there are; the task is ended when that is above its limit."""
-        count = self._crew.population(entries)
-        if self._limits is not None and count > self._census.limit:
+        count = self._processes.population(entries)
+        if self._limits is not None and count > self._limiter.limit:
             self.freeze()
             self._limits.too_many(count)
         return count
 
     def freeze(self) -> None:
         """Make the task stand still, for a moment."""
-        self._crew.freeze()
+        self._processes.freeze()
 
     def thaw(self) -> None:
         """Let it go on."""
-        self._crew.thaw()
+        self._processes.thaw()
 
     async def _run_next(self, index: int, place: Place, done: Done) -> int:
         """Run one of the line, and those after it that can ride along; the index of what comes next."""
@@ -230,12 +230,14 @@ class Slot:
     async def _run_pack(self, index: int, place: Place, done: Done) -> int:
         """Send tasks to the child at once; the index of the first that it did not run."""
         assert self._line is not None
-        child = await self._warm_child(self._line[index].memory_limit)
+        child = await self._fresh_worker(self._line[index].memory_limit)
         await child.forgotten()
         child.move(place)
-        self._orders = orders = _Dispatched(child, place, max(1, self._config.child_tasks - child.tasks))
+        self._dispatched = dispatched = _Dispatched(
+            child, place, max(1, self._config.child_tasks - child.tasks)
+        )
         self._begun = index
-        self._order(orders, 1 if self._recalled else None)
+        self._dispatch(dispatched, 1 if self._recalled else None)
         try:
             while index < self._begun:
                 ran = await self._run_in(child, self._line[index], place)
@@ -247,46 +249,46 @@ class Slot:
                     found += map(_read, child.answered())
                 done(index, found)
                 index += len(found)
-                if self._crew.child is not child:
+                if self._processes.child is not child:
                     return index
                 if flags:
                     child.send(frames.encode(frames.GO))
         except BaseException:
-            if self._crew.child is child:
+            if self._processes.child is child:
                 await self._replace_child()  # it may hold more of them
             raise
         finally:
-            self._orders = None
+            self._dispatched = None
         if child.tasks >= self._config.child_tasks:
             await self._replace_child()
         return index
 
-    def _order(self, orders: _Dispatched, most: int | None = None) -> None:
+    def _dispatch(self, dispatched: _Dispatched, most: int | None = None) -> None:
         """Send to the child what comes next in the line, after what it was sent, as far as it is for it."""
         assert self._line is not None
-        end = self._begun + (orders.room if most is None else min(most, orders.room))
+        end = self._begun + (dispatched.room if most is None else min(most, dispatched.room))
         tasks = []
         for execution in self._line[self._begun : end]:
-            if not isinstance(_resolve(execution, orders.place), commands.Action):
+            if not isinstance(_resolve(execution, dispatched.place), commands.Action):
                 break
-            tasks.append(_order(execution))
+            tasks.append(_encode(execution))
         if tasks:
-            orders.child.order(tasks)
-            orders.room -= len(tasks)
+            dispatched.child.dispatch(tasks)
+            dispatched.room -= len(tasks)
             self._begun += len(tasks)
-            if not orders.room:
-                self._crew.prewarm(successor=True)
+            if not dispatched.room:
+                self._processes.prewarm(successor=True)
 
-    async def _warm_child(self, memory_limit: int | None) -> PythonWorker:
+    async def _fresh_worker(self, memory_limit: int | None) -> PythonWorker:
         """A child that has not used up much of the limit before the task begins."""
-        child = await self._crew.warm()
+        child = await self._processes.worker()
         if (
             memory_limit is not None
             and child.tasks
             and process_groups.resident([child.pid]) > memory_limit / 2
         ):
             await self._replace_child()
-            child = await self._crew.warm()
+            child = await self._processes.worker()
         return child
 
     async def _run_in(
@@ -295,8 +297,8 @@ class Slot:
         """One task that was sent to the child: its outcome, and the flags of the answer; None when it was
         taken back before it began."""
         began_at = time.time()
-        telling = self._begin(execution, place)
-        child.heard = self._crew.heard
+        events = self._begin(execution, place)
+        child.on_output = self._processes.on_output
         waiter: asyncio.Future[Any] = child.answer()
         limits = self._begin_limits(waiter, execution)
         try:
@@ -308,7 +310,7 @@ class Slot:
             self._limits = None
             limits.stop()
         if isinstance(end, Unbegun):
-            telling.finish()
+            events.finish()
             return None
         flags = frames.RETIRE
         if isinstance(end, Answer):
@@ -320,12 +322,12 @@ class Slot:
             outcome = replace(outcome, started_at=began_at, finished_at=time.time())
         else:
             outcome = _read(end)
-        telling.finish()
+        events.finish()
         return outcome, flags
 
     def _begin_limits(self, waiter: asyncio.Future[Any], execution: Execution) -> Limits:
-        limits = self._limits = Limits(self._crew, waiter, execution.timeout, execution.memory_limit)
-        self._census.wake()
+        limits = self._limits = Limits(self._processes, waiter, execution.timeout, execution.memory_limit)
+        self._limiter.wake()
         return limits
 
     async def _settle(self, child: PythonWorker, end: Any, execution: Execution, limits: Limits) -> Outcome:
@@ -334,7 +336,7 @@ class Slot:
             if end.flags & frames.RETIRE:
                 await self._replace_child()
             elif end.flags & frames.LEFTOVERS:
-                await self._crew.sweep()
+                await self._processes.sweep()
             return _read(end)
         if isinstance(end, Gone):
             await self._replace_child()
@@ -357,22 +359,22 @@ class Slot:
         """A limit was reached: end the task."""
         match end:
             case Expired():
-                await self._crew.stop(ended, self._config.grace, child)
+                await self._processes.stop(ended, self._config.grace, child)
                 outcome = outcomes.timed_out(execution.timeout or 0.0, limits.used())
             case TooMuch(used):
-                await self._crew.kill()
+                await self._processes.kill()
                 outcome = outcomes.out_of_memory(execution.memory_limit or 0, used)
             case TooMany(used):
-                await self._crew.kill()
-                outcome = outcomes.too_many_processes(self._census.limit, used)
-        self._crew.prewarm()
+                await self._processes.kill()
+                outcome = outcomes.too_many_processes(self._limiter.limit, used)
+        self._processes.prewarm()
         return outcome
 
     async def _launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
         """Run a jar or another executable as the task."""
         started_at = time.time()
-        telling = self._begin(execution, place)
-        running = asyncio.create_task(self._crew.run(argv, place.directory, self._crew.heard))
+        events = self._begin(execution, place)
+        running = asyncio.create_task(self._processes.run(argv, place.directory, self._processes.on_output))
         waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         running.add_done_callback(lambda _: _resolve_once(waiter))
         limits = self._begin_limits(waiter, execution)
@@ -388,7 +390,7 @@ class Slot:
             over = end and await self._overstepped(end, running, execution, limits, None)
             outcome = self._launched(execution, await running, over)
             outcome = await self._put_in_order(outcome, place, frames.RETIRE)
-        telling.finish()
+        events.finish()
         return replace(outcome, started_at=started_at, finished_at=time.time())
 
     def _launched(self, execution: Execution, ended: ProgramEnded, over: Outcome | None) -> Outcome:
@@ -399,16 +401,16 @@ class Slot:
         return replace(outcome, stdout=stdout, stderr=stderr)
 
     def _begin(self, execution: Execution, place: Place) -> TaskEvents:
-        telling = self._telling = TaskEvents(execution, self._on_event)
-        self._crew.cwd = place.directory
-        self._crew.heard = telling.heard if execution.stream_output else None
-        return telling
+        events = self._events = TaskEvents(execution, self._on_event)
+        self._processes.cwd = place.directory
+        self._processes.on_output = events.on_output if execution.stream_output else None
+        return events
 
     async def _abandon(self, ended: asyncio.Future[Any], place: Place, child: PythonWorker | None) -> None:
         """The task was cancelled: end it, and forget what it did."""
         with CancelScope(shield=True):
-            await self._crew.stop(ended, min(CANCEL_GRACE, self._config.grace), child)
-            self._crew.prewarm()
+            await self._processes.stop(ended, min(CANCEL_GRACE, self._config.grace), child)
+            self._processes.prewarm()
             folder, _ = await self._workspace.collect(place)
             if folder is not None:
                 remove(folder)
@@ -426,12 +428,12 @@ class Slot:
 
     async def _replace_child(self) -> None:
         with CancelScope(shield=True):
-            await self._crew.kill()
-        self._crew.prewarm()
+            await self._processes.kill()
+        self._processes.prewarm()
 
-    def _noted(self, note: dict[str, Any]) -> None:
-        if self._telling is not None:
-            self._telling.noted(note)
+    def _on_note(self, note: dict[str, Any]) -> None:
+        if self._events is not None:
+            self._events.on_note(note)
 
 
 def _resolve(execution: Execution, place: Place) -> commands.Action | commands.RunProgram | commands.Refusal:
@@ -441,7 +443,7 @@ def _resolve(execution: Execution, place: Place) -> commands.Action | commands.R
     return commands.resolve(execution.command, execution.args, execution.bundle, place.files, place.directory)
 
 
-def _order(execution: Execution) -> bytes:
+def _encode(execution: Execution) -> bytes:
     """A task as the child gets it."""
     fields = {
         "command": execution.command,

@@ -92,7 +92,7 @@ class TaskResources:
     bundles: Bundles
     ctl: Container
     out: Container
-    journal: RunningTasks
+    running: RunningTasks
     inline_limit: int
     result_limit: int
 
@@ -120,14 +120,14 @@ class SlotLoop:
         self,
         index: int,
         slot: SlotProtocol,
-        depot: TaskResources,
+        resources: TaskResources,
         *,
         feed: Feed,
         done: Callable[[int, Done], None],
     ) -> None:
         self._index = index
         self._slot = slot
-        self._depot = depot
+        self._resources = resources
         self._feed = feed
         self._done = done
         self._work: asyncio.Queue[_Assignment] = asyncio.Queue(1)
@@ -182,7 +182,7 @@ class SlotLoop:
         return recalled
 
     def _note(self, assignment: _Assignment) -> None:
-        self._depot.journal.begin(self._index, [item.uid for item in assignment.open.values()])
+        self._resources.running.begin(self._index, [item.uid for item in assignment.open.values()])
 
     async def serve(self) -> None:
         """Work off what comes, for ever."""
@@ -195,7 +195,7 @@ class SlotLoop:
                     await self._attempt(assignment)
                 for _ in range(GIVE_WAY):
                     await asyncio.sleep(0)
-                self._depot.journal.end(self._index)
+                self._resources.running.end(self._index)
                 self._current = None
                 self._feed(Freed(self._index))
         finally:
@@ -256,7 +256,9 @@ class SlotLoop:
 
     async def _bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
         try:
-            return await _patiently(lambda: stack.enter_async_context(self._depot.bundles.use(bundle_hash)))
+            return await _patiently(
+                lambda: stack.enter_async_context(self._resources.bundles.use(bundle_hash))
+            )
         except BlobNotFound as error:
             raise _Unfit("TaskRejected", f"its files are not in the pool: {error}") from error
         except ProtocolError as error:
@@ -267,7 +269,7 @@ class SlotLoop:
     def _is_light(self, outcome: Outcome) -> bool:
         """Whether all of it fits into the result."""
         return not outcome.outputs and (
-            outcome.value is None or len(outcome.value) <= self._depot.inline_limit
+            outcome.value is None or len(outcome.value) <= self._resources.inline_limit
         )
 
     async def _bring_away(self, task: int, item: wire.TaskItem, outcome: Outcome) -> None:
@@ -285,13 +287,13 @@ class SlotLoop:
         value = outcome.value
         if value is None:
             return Done(outcome, None, files)
-        if len(value) <= self._depot.inline_limit:
+        if len(value) <= self._resources.inline_limit:
             return Done(outcome, Fragment(value), files)
-        if len(value) > self._depot.result_limit:
-            return Done(_too_large(outcome, len(value), self._depot.result_limit), None, files)
-        depot = self._depot
-        name = layout.result_blob(item.job, item.client, item.uid, item.attempt, depot.agent)
-        await _patiently(lambda: depot.out.put(name, value))
+        if len(value) > self._resources.result_limit:
+            return Done(_too_large(outcome, len(value), self._resources.result_limit), None, files)
+        resources = self._resources
+        name = layout.result_blob(item.job, item.client, item.uid, item.attempt, resources.agent)
+        await _patiently(lambda: resources.out.put(name, value))
         return Done(outcome, wire.Reference(name, len(value)), files)
 
     async def _upload(self, item: wire.TaskItem, outcome: Outcome) -> tuple[str, ...]:
@@ -301,7 +303,7 @@ class SlotLoop:
 
         async def upload(name: str, path: Path) -> None:
             async with limiter:
-                await _patiently(lambda: self._depot.out.upload(prefix + name, path))
+                await _patiently(lambda: self._resources.out.upload(prefix + name, path))
 
         error: BaseException | None = None
         try:
@@ -319,7 +321,7 @@ class SlotLoop:
         if isinstance(reference, list):
             return reference
         try:
-            blob = await _patiently(lambda: self._depot.ctl.get(reference.blob))
+            blob = await _patiently(lambda: self._resources.ctl.get(reference.blob))
             arguments = orjson.loads(blob.data)
         except BlobNotFound as error:
             raise _Unfit("TaskRejected", f"its arguments are gone: {error}") from error

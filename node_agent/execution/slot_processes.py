@@ -32,14 +32,14 @@ _START_BOUND: Final = 60.0
 class SlotProcesses:
     """One child at most is the current one; another may be on its way."""
 
-    def __init__(self, settings: WorkerSettings, noted: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, settings: WorkerSettings, on_note: Callable[[dict[str, Any]], None]) -> None:
         self.child: PythonWorker | None = None
-        self.heard: Callable[[str, bytes], None] | None = None
+        self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what the programs of `java_runner` print, as it comes."""
         self.cwd = settings.cwd
         """Where the programs of `java_runner` run."""
         self._settings = settings
-        self._noted = noted
+        self._on_note = on_note
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._marks = 0
         self._starting: asyncio.Task[PythonWorker] | None = None
@@ -53,7 +53,7 @@ class SlotProcesses:
         if (self.child is None or successor) and self._starting is None and not self._closed:
             self._starting = asyncio.create_task(self._start(), name="start a Python child")
 
-    async def warm(self) -> PythonWorker:
+    async def worker(self) -> PythonWorker:
         """The child, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
         if self.child is not None and not self.child.alive:
             await self.kill()
@@ -78,7 +78,7 @@ class SlotProcesses:
                 raise
 
     async def run(
-        self, argv: Sequence[str], cwd: Path, heard: Callable[[str, bytes], None] | None = None
+        self, argv: Sequence[str], cwd: Path, on_output: Callable[[str, bytes], None] | None = None
     ) -> ProgramEnded:
         """Run a program; what it leaves behind is killed. Raises OSError when it does not start.
 
@@ -87,7 +87,9 @@ class SlotProcesses:
         mark = self._new_mark()
         env = {**self._settings.env, process_groups.MARK: mark}
         most = self._settings.most_processes
-        program = self._programs[mark] = Program(argv, cwd=cwd, env=env, heard=heard, most_processes=most)
+        program = self._programs[mark] = Program(
+            argv, cwd=cwd, env=env, on_output=on_output, most_processes=most
+        )
         try:
             ended = await program.run()
             if process_groups.left_behind(ended.pid, mark):
@@ -121,15 +123,15 @@ class SlotProcesses:
             sessions.add(self.child.pid)
         return sessions, marks
 
-    async def stop(self, ended: asyncio.Future[Any], grace: float, told: PythonWorker | None) -> None:
+    async def stop(self, ended: asyncio.Future[Any], grace: float, notify: PythonWorker | None) -> None:
         """Tell the task to end; `ended` is done when it has. Kills what is left after `grace` seconds.
 
-        `told`: the child that the task runs in, which is told first.
+        `notify`: the child that the task runs in, which is told first.
         """
-        if told is not None:
+        if notify is not None:
             notice = min(NOTICE, grace / 2)
             grace -= notice
-            told.send(frames.encode(frames.CANCEL))
+            notify.send(frames.encode(frames.CANCEL))
             await asyncio.wait([ended], timeout=notice)
         if not ended.done():
             process_groups.send_signal(self.family(), signal.SIGTERM)
@@ -139,7 +141,7 @@ class SlotProcesses:
     async def kill(self) -> None:
         """Kill all processes, the child included."""
         self.freeze()
-        self._doom_programs()
+        self._kill_starting_programs()
         roots = self.roots()
         await process_groups.kill(self.family, roots)
         await self._await_calls()
@@ -158,7 +160,7 @@ class SlotProcesses:
 
     async def sweep(self) -> None:
         """Kill all processes but the child."""
-        self._doom_programs()
+        self._kill_starting_programs()
         assert self.child is not None
         keep = {self.child.pid}
         await process_groups.kill(lambda: self.family() - keep, self.roots())
@@ -181,14 +183,14 @@ class SlotProcesses:
         return f"{self._name}-{self._marks}"
 
     async def _start(self) -> PythonWorker:
-        child = PythonWorker(self._settings, self._new_mark(), called=self._called, noted=self._noted)
+        child = PythonWorker(self._settings, self._new_mark(), on_call=self._on_call, on_note=self._on_note)
         try:
             await child.start()
             async with asyncio.timeout(_START_BOUND):
                 is_ready = await child.ready
             if not is_ready:
                 raise ChildProcessError(
-                    f"the Python child ended before it was ready: {child.last_words[-2000:]}"
+                    f"the Python child ended before it was ready: {child.startup_error[-2000:]}"
                 )
         except BaseException:
             child.kill()
@@ -196,7 +198,7 @@ class SlotProcesses:
             raise
         return child
 
-    def _called(self, child: PythonWorker, call: dict[str, Any]) -> None:
+    def _on_call(self, child: PythonWorker, call: dict[str, Any]) -> None:
         """The child asks for a program."""
         task = asyncio.create_task(self._serve(child, call), name="run a program for a task")
         self._calls.add(task)
@@ -211,13 +213,13 @@ class SlotProcesses:
             return {"error": java.MISSING}
         command[0] = found
         try:
-            return (await self.run(command, self.cwd, self.heard)).reply()
+            return (await self.run(command, self.cwd, self.on_output)).reply()
         except OSError as error:
             return {"error": f"{command[0]} does not start: {error}"}
 
-    def _doom_programs(self) -> None:
+    def _kill_starting_programs(self) -> None:
         for program in self._programs.values():
-            program.doom()
+            program.kill_when_started()
 
     async def _await_calls(self) -> None:
         if self._calls:

@@ -27,13 +27,13 @@ class TaskEvents:
         self._rate = Rate()
         self._lines: dict[str, Lines] = {}
 
-    def heard(self, name: str, data: bytes) -> None:
+    def on_output(self, name: str, data: bytes) -> None:
         """Bytes of stdout or stderr."""
         kind: Kind = "stderr" if name == "stderr" else "stdout"
         for line in self._lines.setdefault(kind, Lines()).add(data):
             self._tell(kind, line)
 
-    def noted(self, note: dict[str, Any]) -> None:
+    def on_note(self, note: dict[str, Any]) -> None:
         """What the engine was told: `kind`, `message`, `data`."""
         kind: Kind = "progress" if note.get("kind") == "progress" else "log"
         self._tell(kind, str(note.get("message", "")), note.get("data"))

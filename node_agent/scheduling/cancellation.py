@@ -55,7 +55,7 @@ class _Copy:
 
 
 @dataclass(slots=True)
-class CancellationBook:
+class CancellationCache:
     """The copies of the documents of the sessions whose tasks are held."""
 
     _copies: dict[Session, _Copy] = field(default_factory=dict)

@@ -26,9 +26,9 @@ class CrashCount:
 
 def after_crash(known: Mapping[str, CrashCount], running: Sequence[str], at: float) -> dict[str, CrashCount]:
     """What is remembered when the agent died while these tasks, by uid, ran."""
-    deaths = dict(known)
+    crashes = dict(known)
     alone = len(running) == 1
     for uid in running:
-        before = deaths.pop(uid, CrashCount())
-        deaths[uid] = CrashCount(before.alone + alone, before.in_company + (not alone), at)
-    return dict(list(deaths.items())[-MOST:])
+        before = crashes.pop(uid, CrashCount())
+        crashes[uid] = CrashCount(before.alone + alone, before.in_company + (not alone), at)
+    return dict(list(crashes.items())[-MOST:])

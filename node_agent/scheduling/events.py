@@ -271,7 +271,7 @@ class Leave:
 
 
 @frozen
-class ForgetDeaths:
+class ForgetCrashes:
     """The record of what died with the agent may forget this task."""
 
     uid: str
@@ -305,7 +305,7 @@ Command = (
     | HandBack
     | Complete
     | Leave
-    | ForgetDeaths
+    | ForgetCrashes
     | ReadCancellation
     | Exit
 )

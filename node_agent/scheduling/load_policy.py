@@ -115,7 +115,7 @@ class LoadPolicy:
             return None
         return max(slot.moved_at for slot in slots) + max(self.patience, COPY * waiting)
 
-    def bearable(self, waiting: Collection[Task]) -> int:
+    def max_waiting(self, waiting: Collection[Task]) -> int:
         """How many of those that wait may go on, as far as it is known how long they take: one for each slot,
         which may just be about to become free, and more while they are short."""
         most = MOST_WAIT * self.slots

@@ -15,17 +15,17 @@ Rules:
 - `hand_back` (a copy sent to the queue) is the one way to return a task without an outcome: a retry (the
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for too long; what
   stands behind such a task in its slot is taken back from there, and waits), an excess (what waits while
-  every slot is busy, beyond what is bearable: its sender took the tasks for shorter than they are), and
+  every slot is busy, beyond what may wait: its sender took the tasks for shorter than they are), and
   taking apart a message that comes a second time (none of them charged). While a message is taken apart
   nothing begins: a copy that killed the agent before the message is removed would bring it back whole, again
   and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
   back alone, so that each has a delivery of its own. What this node remembers of agents that died
-  (`deaths`) goes on with the task: a death while the task ran alone is noted in its history and counts;
-  `LETHAL` of them are `TaskPoisoned`. A task that was twice in the company of others when the agent died runs
-  alone from then on, so that the next death tells. What was redelivered because its lock was lost while it
-  ran here, or because its completion got lost, is not run again.
-- A task whose cancellation is known never starts; where it is not known well enough (`CancellationBook`) the
+  (`crashes`) goes on with the task: a death while the task ran alone is noted in its history and counts;
+  `MAX_CRASHES` of them are `TaskPoisoned`. A task that was twice in the company of others when the agent died
+  runs alone from then on, so that the next death tells. What was redelivered because its lock was lost while
+  it ran here, or because its completion got lost, is not run again.
+- A task whose cancellation is known never starts; where it is not known well enough (`CancellationCache`) the
   slot waits for the document. A running one is stopped.
 - Draining: tasks that have not begun are handed back, running ones have the grace, then they are stopped and
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
@@ -52,7 +52,7 @@ from batchflow.model import Attempt, Status
 from batchflow.protocol.documents import AgentState, Cancellation
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
-from node_agent.scheduling.cancellation import FRESH, CancellationBook
+from node_agent.scheduling.cancellation import FRESH, CancellationCache
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import (
     Announce,
@@ -70,7 +70,7 @@ from node_agent.scheduling.events import (
     Event,
     Exit,
     Follow,
-    ForgetDeaths,
+    ForgetCrashes,
     Freed,
     HandBack,
     Hold,
@@ -126,18 +126,18 @@ class Scheduler:
     host: str
     idle_exit: float | None
     started_at: float
-    deaths: dict[str, CrashCount] = field(default_factory=dict)
+    crashes: dict[str, CrashCount] = field(default_factory=dict)
     """What this boot of the node remembers, by uid."""
     state: AgentState = "ready"
     completed: int = 0
     """Tasks that were settled with a result."""
-    cancellations: CancellationBook = field(default_factory=CancellationBook)
+    cancellations: CancellationCache = field(default_factory=CancellationCache)
     _tasks: dict[int, Task] = field(default_factory=dict)
     _messages: dict[int, Message] = field(default_factory=dict)
     _waiting: deque[Task] = field(default_factory=deque)
     _slots: list[SlotState] = field(init=False)
     _busy: int = 0
-    _pace: LoadPolicy = field(init=False)
+    _load: LoadPolicy = field(init=False)
     _settled: OrderedDict[Identity, None] = field(default_factory=OrderedDict)
     """Tasks settled lately, the newest last."""
     _next_number: int = 0
@@ -159,7 +159,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self._slots = [SlotState(index) for index in range(self.slots)]
-        self._pace = LoadPolicy(self.slots)
+        self._load = LoadPolicy(self.slots)
         self._idle_since = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -192,7 +192,7 @@ class Scheduler:
     @property
     def hold(self) -> float:
         """Seconds that a result waits for others; 0 when none is under way that comes within them."""
-        return self._pace.hold(self._slots, len(self._waiting))
+        return self._load.hold(self._slots, len(self._waiting))
 
     @property
     def held(self) -> int:
@@ -206,7 +206,7 @@ class Scheduler:
         moments = (
             self.cancellations.next_deadline(),
             self._straggler_deadline() if not self._stuck and (self._waiting or self._pulling) else None,
-            *map(self._pace.lag_deadline, self._slots),
+            *map(self._load.lag_deadline, self._slots),
             self._idle_deadline(),
             self._stop_at,
             self._leave_at,
@@ -256,7 +256,7 @@ class Scheduler:
             if self._exited:
                 return
         for slot in self._slots:
-            if (deadline := self._pace.lag_deadline(slot)) is not None and now >= deadline:
+            if (deadline := self._load.lag_deadline(slot)) is not None and now >= deadline:
                 self._recall(slot)
         if self._waiting:
             self._dispatch(now)
@@ -321,24 +321,24 @@ class Scheduler:
 
     def _suspect(self, task: Task) -> None:
         """Let it wait for a slot, unless it is known to have killed agents."""
-        deaths = self.deaths.get(task.item.uid, _NO_DEATHS)
-        told = sum([past.error == DIED for past in task.item.history])
-        if told + deaths.alone >= MAX_CRASHES:
-            self._forget_deaths(task)
-            self._conclude(task, _poisoned(told + deaths.alone))
-        elif deaths.alone:
-            self._forget_deaths(task)
-            death = Attempt(task.item.attempt, DIED, self.host, deaths.last_at)
-            history = (death,) * deaths.alone
+        crashes = self.crashes.get(task.item.uid, _NO_CRASHES)
+        reported = sum([past.error == DIED for past in task.item.history])
+        if reported + crashes.alone >= MAX_CRASHES:
+            self._forget_crashes(task)
+            self._conclude(task, _poisoned(reported + crashes.alone))
+        elif crashes.alone:
+            self._forget_crashes(task)
+            death = Attempt(task.item.attempt, DIED, self.host, crashes.last_at)
+            history = (death,) * crashes.alone
             self._hand_back(task, HandBack(task.number, history=history, reason="isolation"))
         else:
-            task.alone = deaths.in_company > 1 or told > 0
+            task.alone = crashes.in_company > 1 or reported > 0
             self._suspects += task.alone
             self._wait(task)
 
-    def _forget_deaths(self, task: Task) -> None:
-        if self.deaths.pop(task.item.uid, None) is not None:
-            self._out.append(ForgetDeaths(task.item.uid))
+    def _forget_crashes(self, task: Task) -> None:
+        if self.crashes.pop(task.item.uid, None) is not None:
+            self._out.append(ForgetCrashes(task.item.uid))
 
     def _wait(self, task: Task) -> None:
         task.state = TaskState.WAITING
@@ -359,7 +359,7 @@ class Scheduler:
 
     def _let_follow(self, now: float) -> None:
         """Spread what waits over the slots in which it may follow."""
-        slots = sorted(self._leading(self._waiting[0]), key=lambda slot: self._pace.work(slot.tasks))
+        slots = sorted(self._leading(self._waiting[0]), key=lambda slot: self._load.work(slot.tasks))
         for index, slot in enumerate(slots):
             tasks = self._take_followers(slot, -(-len(self._waiting) // (len(slots) - index)), now)
             if not tasks:
@@ -384,7 +384,7 @@ class Scheduler:
         """The next tasks, if they may follow what runs in this slot: all of them or none, so that a pack does
         not trickle in."""
         tasks = list(islice(self._waiting, most))
-        if not self._pace.may_follow(tasks, slot) or not all(
+        if not self._load.may_follow(tasks, slot) or not all(
             self._may_follow(task, slot, now) for task in tasks
         ):
             return []
@@ -418,7 +418,7 @@ class Scheduler:
         chunk = [first]
         if not self._waiting or first.alone:
             return chunk
-        pack = self._pace.pack(len(self._waiting) + 1, self.slots - self._busy)
+        pack = self._load.pack(len(self._waiting) + 1, self.slots - self._busy)
         pack.admits(first.command, 0)
         while self._waiting and alike(first, self._waiting[0]):
             if not pack.admits(self._waiting[0].command, 0):
@@ -493,7 +493,7 @@ class Scheduler:
         assert slot is not None
         slot.tasks.remove(task)
         slot.moved_at = now
-        self._pace.learn(task, event.duration)
+        self._load.learn(task, event.duration)
         if event.failure is None or not self._retry(task, event, event.failure):
             self._conclude(task, None)
         self._stop_if_cancelled(slot)
@@ -530,7 +530,7 @@ class Scheduler:
     def _results_accepted(self, tasks: Iterable[int]) -> None:
         for number in tasks:
             self.completed += 1
-            self._forget_deaths(self._tasks[number])
+            self._forget_crashes(self._tasks[number])
             self._settle(self._tasks[number])
 
     def _settle(self, task: Task) -> None:
@@ -617,13 +617,13 @@ class Scheduler:
         self._out.append(Recall(slot.index))
 
     def _straggler_deadline(self) -> float | None:
-        return self._pace.straggler_deadline(self._slots, len(self._waiting))
+        return self._load.straggler_deadline(self._slots, len(self._waiting))
 
     def _relieve(self, now: float) -> None:
         """Hand back what would wait behind stragglers, or for too long."""
         deadline = self._straggler_deadline()
         self._stuck = deadline is not None and now >= deadline
-        kept = 0 if self._stuck else self._pace.bearable(self._waiting)
+        kept = 0 if self._stuck else self._load.max_waiting(self._waiting)
         for _ in range(kept, len(self._waiting)):
             task = self._waiting[kept]
             del self._waiting[kept]
@@ -693,16 +693,16 @@ class Scheduler:
             return False
         if self._busy < self.slots:
             return True
-        return not self._stuck and self._pace.is_message_worth_having(self._slots)
+        return not self._stuck and self._load.is_message_worth_having(self._slots)
 
 
-_NO_DEATHS: Final = CrashCount()
+_NO_CRASHES: Final = CrashCount()
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
 
 
-def _poisoned(deaths: int) -> Verdict:
+def _poisoned(crashes: int) -> Verdict:
     return Verdict(
-        Status.FAILED, "TaskPoisoned", f"the agent that ran it died {deaths} times, each time with it"
+        Status.FAILED, "TaskPoisoned", f"the agent that ran it died {crashes} times, each time with it"
     )
 
 

@@ -52,16 +52,16 @@ def agent(
 ) -> Agent:
     """An agent that can be run. What it holds open itself ends with the stack."""
     slots = config.slots or os.cpu_count() or 1
-    desk = EventBatcher()
-    census, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
-    runners = [
+    batcher = EventBatcher()
+    limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
+    made = [
         Slot(
             index,
             directory / "slots",
             config,
-            on_event=desk.tell,
+            on_event=batcher.tell,
             node=host_name(),
-            census=census,
+            limiter=limiter,
             most_processes=most,
         )
         for index in range(slots)
@@ -72,7 +72,7 @@ def agent(
         fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
         stack.callback(fetching.cancel)
     boot = crash_record.boot_id()
-    deaths = crash_record.CrashRecord(directory / "deaths.json", boot)
+    crashes = crash_record.CrashRecord(directory / "deaths.json", boot)
     parts = Parts(
         config=config,
         agent=secrets.token_hex(6),
@@ -81,11 +81,11 @@ def agent(
         ctl=services.ctl,
         out=services.out,
         bundles=bundles,
-        runners=runners,
-        journal=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
-        deaths=deaths.known,
-        forget_deaths=deaths.forget,
-        news=desk,
+        slots=made,
+        running=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
+        crashes=crashes.known,
+        forget_crashes=crashes.forget,
+        events=batcher,
         log=log,
     )
     logger.info("agent_starting", extra={"agent": parts.agent})

@@ -188,7 +188,7 @@ class Agent(Process):
                 self.spawn(self._read_cancellation(session))
             case to.Leave(delivery):
                 self._forget(delivery)
-            case to.ForgetDeaths(uid):
+            case to.ForgetCrashes(uid):
                 self.node.deaths.pop(uid, None)
             case to.LastLook():
                 self.spawn(self._look_once_more())

@@ -15,7 +15,7 @@ from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
 from batchflow.sessions.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
-from node_agent.scheduling.cancellation import CancellationBook
+from node_agent.scheduling.cancellation import CancellationCache
 from tests.model import agents, sessions
 from tests.model.agents import Work
 from tests.model.choices import Chance, Scripted, explore
@@ -193,7 +193,7 @@ def remembers_no_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reads_no_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent starts a task without looking whether it was cancelled."""
-    monkeypatch.setattr(CancellationBook, "clearance", lambda *_: "go")
+    monkeypatch.setattr(CancellationCache, "clearance", lambda *_: "go")
 
 
 ONE_FAULT = [

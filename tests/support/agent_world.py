@@ -121,7 +121,7 @@ class FakeBundles:
         yield Bundle(()), Path()
 
 
-class FakeJournal:
+class FakeRunning:
     """Notes what runs."""
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ class World:
     out: MemoryContainer
     behaviours: dict[str, Behaviour]
     slots: list[FakeSlot] = field(default_factory=list)
-    journal: FakeJournal = field(default_factory=FakeJournal)
+    running: FakeRunning = field(default_factory=FakeRunning)
     forgotten: list[str] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     faults: Faults = field(default_factory=Faults)
@@ -224,7 +224,7 @@ class World:
         await storage.create_container("out")
         return cls(broker, storage, storage.container("ctl"), storage.container("out"), behave(**behaviours))
 
-    def parts(self, deaths: dict[str, CrashCount] | None = None, **changes: Any) -> Parts:
+    def parts(self, crashes: dict[str, CrashCount] | None = None, **changes: Any) -> Parts:
         settings = config(**changes)
         self.slots = [FakeSlot(self.behaviours) for _ in range(settings.slots)]
         return Parts(
@@ -235,11 +235,11 @@ class World:
             ctl=self.ctl,
             out=self.out,
             bundles=FakeBundles(),
-            runners=self.slots,
-            journal=self.journal,
-            deaths=deaths or {},
-            forget_deaths=self.forgotten.append,
-            news=EventBatcher(),
+            slots=self.slots,
+            running=self.running,
+            crashes=crashes or {},
+            forget_crashes=self.forgotten.append,
+            events=EventBatcher(),
         )
 
     @contextlib.asynccontextmanager
@@ -255,10 +255,10 @@ class World:
 
     @contextlib.asynccontextmanager
     async def agent(
-        self, deaths: dict[str, CrashCount] | None = None, **changes: Any
+        self, crashes: dict[str, CrashCount] | None = None, **changes: Any
     ) -> AsyncIterator[Agent]:
         """An agent that runs as long as the block lasts; drained at its end."""
-        agent = Agent(self.parts(deaths, **changes))
+        agent = Agent(self.parts(crashes, **changes))
         running = asyncio.create_task(agent.run())
         try:
             yield agent

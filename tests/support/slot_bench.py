@@ -102,7 +102,7 @@ class Bench:
         bundle, files = materialise(self.root, contents)
         return await self.slot.run(self.execution(bundle, command, list(args), **limits), files)
 
-    def told(self, kind: str) -> list[str]:
+    def messages(self, kind: str) -> list[str]:
         """The messages of the events of a kind."""
         return [event.message for event in self.events if event.kind == kind]
 

@@ -78,7 +78,7 @@ async def test_a_task_runs_and_its_result_comes_back() -> None:
         await world.empty()
     assert (result.status, result.value, result.uid) == (Status.SUCCEEDED, "ok", "abc123:0")
     assert result.tag == {"my": "tag"}
-    assert world.journal.noted == [(0, ("abc123:0",)), (0, ())]
+    assert world.running.noted == [(0, ("abc123:0",)), (0, ())]
 
 
 async def test_a_pack_is_answered_task_by_task() -> None:
@@ -527,7 +527,7 @@ async def test_a_service_that_ends_ends_the_agent(monkeypatch: pytest.MonkeyPatc
     async def ends() -> None:
         return
 
-    monkeypatch.setattr(agent._pulse, "run", ends)
+    monkeypatch.setattr(agent._heartbeats, "run", ends)
     with pytest.raises(ExceptionGroup) as caught:
         await agent.run()
     assert caught.group_contains(ServiceEnded)
@@ -545,7 +545,7 @@ async def test_dead_letters_become_results() -> None:
         assert found is not None
         await receiver.dead_letter(found, reason, "for the test")
     agent = Agent(world.parts())
-    for each in agent._janitors:
+    for each in agent._dead_letter_handlers:
         each._interval = 0.05
     running = asyncio.create_task(agent.run())
     results = await world.results(2)
@@ -569,8 +569,8 @@ async def test_what_tasks_tell_arrives_while_they_run() -> None:
     running = asyncio.create_task(agent.run())
     execution = Execution("abc123:0", "0", "client", "job", "held", [], None, 1)  # type: ignore[arg-type]
     for number in range(3):
-        parts.news.tell(execution, wire.EventItem("abc123:0", "0", "progress", f"{number}/2", 1.0))
-    parts.news.tell(execution, wire.EventItem("abc123:0", "0", "log", "hello", 1.0))
+        parts.events.tell(execution, wire.EventItem("abc123:0", "0", "progress", f"{number}/2", 1.0))
+    parts.events.tell(execution, wire.EventItem("abc123:0", "0", "log", "hello", 1.0))
     link = await world.broker.mailbox(RESULTS, "job/client")
     message = await link.receive(5.0)
     assert message is not None
@@ -587,7 +587,7 @@ async def test_what_is_told_too_fast_is_dropped_and_counted() -> None:
     parts = world.parts()
     execution = Execution("abc123:0", "0", "client", "job", "held", [], None, 1)  # type: ignore[arg-type]
     for number in range(MOST_WAITING + 50):
-        parts.news.tell(execution, wire.EventItem("abc123:0", "0", "stdout", f"line {number}", 1.0))
+        parts.events.tell(execution, wire.EventItem("abc123:0", "0", "stdout", f"line {number}", 1.0))
     agent = Agent(parts)
     running = asyncio.create_task(agent.run())
     events: list[wire.EventItem] = []

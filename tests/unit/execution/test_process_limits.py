@@ -201,7 +201,7 @@ def test_the_kernels_bound_is_for_all_slots_together(monkeypatch: pytest.MonkeyP
 
 
 class Slot:
-    """What a census counts."""
+    """What a process limiter counts."""
 
     def __init__(self, population: int) -> None:
         self.running = True

@@ -96,7 +96,7 @@ async def started(slot: Bench, source: str) -> asyncio.Task[object]:
     """A task that has logged something, and runs on."""
     bundle, files = materialise(slot.root, {"task.py": source})
     running = asyncio.create_task(slot.slot.run(slot.execution(bundle, "task.py", []), files))
-    await until(lambda: slot.told("log"))
+    await until(lambda: slot.messages("log"))
     return running
 
 
@@ -140,7 +140,7 @@ def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", [number, str(seen)]) for number in range(4)]
         told: dict[int, Outcome] = {}
         running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(told)))
-        await until(lambda: slot.told("log"))
+        await until(lambda: slot.messages("log"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -92,12 +92,12 @@ async def test_lines_of_a_program_are_told_live(tmp_path: Path) -> None:
         running = asyncio.create_task(
             slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
-        await until(lambda: slot.told("stdout") and slot.told("stderr"))
-        assert (slot.told("stdout"), slot.told("stderr")) == (["one"], ["two"])
+        await until(lambda: slot.messages("stdout") and slot.messages("stderr"))
+        assert (slot.messages("stdout"), slot.messages("stderr")) == (["one"], ["two"])
         (tmp_path / f"slots/slot-0/{bundle.hash[:20]}/outputs/go").touch()
         outcome = await running
         assert value(outcome) == ["one", "three"]
-        assert slot.told("stdout") == ["one", "three"]
+        assert slot.messages("stdout") == ["one", "three"]
         assert outcome.output_names() == ("go",)
 
 
@@ -148,7 +148,7 @@ async def test_a_cancelled_program_is_gone_before_run_raises(tmp_path: Path) -> 
         running = asyncio.create_task(
             slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
-        await until(lambda: slot.told("stdout"))
+        await until(lambda: slot.messages("stdout"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

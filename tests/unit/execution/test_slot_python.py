@@ -346,17 +346,17 @@ def do_action(engine, args):
         seen = tmp_path / "seen"
         execution = slot.execution(bundle, "task.py", [str(seen)], stream_output=True)
         running = asyncio.create_task(slot.slot.run(execution, files))
-        await until(lambda: slot.told("stdout") == ["one"] and slot.told("progress") == ["1/2"])
-        assert slot.told("log") == ["note"]
+        await until(lambda: slot.messages("stdout") == ["one"] and slot.messages("progress") == ["1/2"])
+        assert slot.messages("log") == ["note"]
         seen.touch()
         outcome = await running
-        assert slot.told("stdout") == ["one", "two"]
+        assert slot.messages("stdout") == ["one", "two"]
         assert outcome.stdout == "one\ntwo"
         assert {event.task_id for event in slot.events} == {"1"}
         slot.events.clear()
         await slot.python(source)
-        assert slot.told("stdout") == []
-        assert slot.told("log") == ["note"]
+        assert slot.messages("stdout") == []
+        assert slot.messages("log") == ["note"]
 
 
 async def test_floods_of_events_are_bounded_and_counted(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ async def test_floods_of_events_are_bounded_and_counted(tmp_path: Path) -> None:
     async with bench(tmp_path) as slot:
         await slot.python(source)
         (warning,) = [event for event in slot.events if event.kind == "warning"]
-        assert len(slot.told("log")) + warning.data["dropped"] == 5000
+        assert len(slot.messages("log")) + warning.data["dropped"] == 5000
         assert warning.data["dropped"] > 3000
 
 
@@ -511,14 +511,14 @@ def do_action(engine, args):
         await slot.slot.run_many(tasks, files, keep(found))
         pids = [value(outcome) for outcome in found.values()]
         assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
-        both = slot.told("log")[2].split()
+        both = slot.messages("log")[2].split()
         assert str(pids[3]) in both
     assert not any(is_alive(int(pid)) for pid in both)
     async with bench(tmp_path, child_tasks=3) as slot:
         tasks = [slot.execution(bundle, "task.py", [number, True]) for number in range(3)]
         running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda *_: None))
-        await until(lambda: len(slot.told("log")) == 3)
-        both = slot.told("log")[2].split()
+        await until(lambda: len(slot.messages("log")) == 3)
+        both = slot.messages("log")[2].split()
         running.cancel()
         await asyncio.wait([running])
     assert not any(is_alive(int(pid)) for pid in both)

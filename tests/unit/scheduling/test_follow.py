@@ -18,7 +18,7 @@ from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.load_policy import AHEAD, SOON, STRAGGLER
 from node_agent.scheduling.scheduler import MOST_FOLLOWING, Scheduler
-from tests.support.agent_world import INCARNATION, FakeBundles, FakeJournal, FakeSlot, behave, task
+from tests.support.agent_world import INCARNATION, FakeBundles, FakeRunning, FakeSlot, behave, task
 from tests.support.slot_bench import bench, keep, materialise, until, value
 
 GATED = """
@@ -313,7 +313,7 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
                 case to.Freed():
                     free.set()
 
-    depot = TaskResources("agent", FakeBundles(), None, None, FakeJournal(), 1024, 1024)  # type: ignore[arg-type]
+    depot = TaskResources("agent", FakeBundles(), None, None, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
     worker = SlotLoop(0, slot, depot, feed=feed, done=lambda number, done: None)
     serving = asyncio.create_task(worker.serve())
     worker.prepare({1: task(1), 2: task(2)})

@@ -291,7 +291,7 @@ def test_a_death_alone_goes_on_with_the_task() -> None:
     uid = f"{INCARNATION}:0"
     play = Play(deaths={uid: CrashCount(alone=1, last_at=77.0)})
     history = (Attempt(1, DIED, "host", 77.0),)
-    expected = [to.ForgetDeaths(uid), to.HandBack(0, 0.0, None, history, "isolation"), to.Hold()]
+    expected = [to.ForgetCrashes(uid), to.HandBack(0, 0.0, None, history, "isolation"), to.Hold()]
     assert play.arrive(1.0, task(0), redelivered=True) == expected
 
 
@@ -301,7 +301,7 @@ def test_three_deaths_are_poison() -> None:
     play = Play(deaths={uid: CrashCount(alone=1)})
     history = (Attempt(1, DIED, "a", 1.0), Attempt(1, "other", "b", 2.0), Attempt(1, DIED, "b", 3.0))
     commands = play.arrive(1.0, task(0, history=history), redelivered=True)
-    assert commands[0] == to.ForgetDeaths(uid)
+    assert commands[0] == to.ForgetCrashes(uid)
     assert isinstance(commands[1], to.SendResult)
     assert commands[1].verdict is not None
     assert commands[1].verdict.kind == "TaskPoisoned"
@@ -320,7 +320,7 @@ def test_a_suspect_runs_alone() -> None:
     play.run(2.0, 1)
     assert play.at(3.0, ended(1)) == [to.SendResult(1), to.Pull()]
     play.at(3.0, to.Freed(0))
-    assert to.ForgetDeaths(uid) in play.at(3.1, to.ResultsAccepted([1]))
+    assert to.ForgetCrashes(uid) in play.at(3.1, to.ResultsAccepted([1]))
 
 
 def test_what_waits_behind_a_straggler_is_handed_back() -> None:

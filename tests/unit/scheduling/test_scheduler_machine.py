@@ -112,7 +112,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             case to.Exit(reason):
                 self.exited = True
                 self.left_some = reason.endswith("locks")
-            case to.LastLook() | to.Announce() | to.ForgetDeaths():
+            case to.LastLook() | to.Announce() | to.ForgetCrashes():
                 pass
 
     def is_on_its_way_once(self, task: int) -> None:

@@ -27,7 +27,7 @@ async def put_together(directory: Path, ctl: MemoryContainer, bundle: str) -> As
     with ExitStack() as stack:
         agent = assembly.agent(config(bundle=bundle), directory, services, stack)
         yield
-        for runner in agent._parts.runners:
+        for runner in agent._parts.slots:
             await runner.aclose()
 
 
