@@ -121,7 +121,7 @@ class Cloud:
 
 def _queue(spec: QueueSpec) -> core.Queue:
     return core.Queue(
-        core.QueueSpec(
+        core.QueueProperties(
             lock_duration=spec.lock_duration,
             max_delivery_count=spec.max_delivery_count,
             requires_session=spec.sessions,

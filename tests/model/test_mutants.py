@@ -188,7 +188,7 @@ def completes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def remembers_no_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node does not know what ran when its agent died."""
-    monkeypatch.setattr(agents, "after_death", lambda known, uids, at: {})
+    monkeypatch.setattr(agents, "after_crash", lambda known, uids, at: {})
 
 
 def reads_no_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
