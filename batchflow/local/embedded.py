@@ -4,7 +4,7 @@ The program waits for it, and most of what it does until it is up is importing. 
 first, in a process of its own, and made while this one imports; and aiohttp is imported without the system's
 certificates. It reads them as it is imported, for https that is asked for without a word on whom to trust,
 which takes as long as the rest of it does. Nobody asks so in this process: who fetches from the outside says
-whom he trusts (`batchflow.local.batch.node_files`).
+whom he trusts (`batchflow.local.batch.nodes.resource_files`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import aiohttp
 import orjson
 
 from batchflow.errors import ConfigurationError, PoolError
-from batchflow.local.batch.auth import signature, strings_to_sign
+from batchflow.local.batch.rest.auth import signature, strings_to_sign
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

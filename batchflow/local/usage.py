@@ -21,7 +21,7 @@ import aiohttp
 
 from batchflow.errors import BrokerError, ConfigurationError
 from batchflow.local.servicebus.admin import OPERATIONS_PATH
-from batchflow.local.servicebus.operations import Operations
+from batchflow.local.servicebus.core.operations import Operations
 
 if TYPE_CHECKING:
     from batchflow.settings import Settings

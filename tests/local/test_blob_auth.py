@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import pytest
 from azure.storage.blob import generate_account_sas, generate_blob_sas, generate_container_sas
 
-from batchflow.local.blob.auth import (
+from batchflow.local.blob.core.auth import (
     OWNER,
     Authenticator,
     BlobGrant,
@@ -21,8 +21,8 @@ from batchflow.local.blob.auth import (
     parse_time,
     shared_key_strings,
 )
-from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
-from batchflow.local.blob.model import StoredAccessPolicy
+from batchflow.local.blob.core.errors import BlobErrorCode, BlobRefused
+from batchflow.local.blob.core.model import StoredAccessPolicy
 
 KEY = base64.b64encode(b"secret").decode()
 NOON = parse_time("2030-01-01T12:00:00Z")

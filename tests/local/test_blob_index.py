@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
-from batchflow.local.blob.index import BlobIndex, StaleSnapshot
-from batchflow.local.blob.model import (
+from batchflow.local.blob.core.errors import BlobErrorCode, BlobRefused
+from batchflow.local.blob.core.index import BlobIndex, StaleSnapshot
+from batchflow.local.blob.core.model import (
     BlobKind,
     Block,
     BlockChoice,

@@ -10,23 +10,20 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
-from batchflow.local.batch import conditions as conditions
-from batchflow.local.batch import documents as documents
-from batchflow.local.batch import files as files
-from batchflow.local.batch import queries as queries
-from batchflow.local.batch import requests as requests
-from batchflow.local.batch.entities import AutoscaleRun
-from batchflow.local.batch.errors import Refused, not_implemented
-from batchflow.local.batch.faults import parse_account_faults, parse_fault
-from batchflow.local.batch.ledger import fold
-from batchflow.local.batch.odata import paginate, parse_filter, parse_max_results, select
+from batchflow.local.batch.core.context import id_key
+from batchflow.local.batch.core.entities import AutoscaleRun
+from batchflow.local.batch.core.errors import Refused, not_implemented
+from batchflow.local.batch.nodes import files
+from batchflow.local.batch.rest import conditions, documents, queries, requests
+from batchflow.local.batch.rest.fault_requests import parse_account_faults, parse_fault
+from batchflow.local.batch.rest.odata import paginate, parse_filter, parse_max_results, select
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from batchflow.local.batch.entities import (
+    from batchflow.local.batch.core.entities import (
         Document,
         JobRecord,
         NodeRecord,
@@ -34,9 +31,9 @@ if TYPE_CHECKING:
         TaskRecord,
         Versioned,
     )
-    from batchflow.local.batch.files import FileSlice
-    from batchflow.local.batch.nodes import NodeDisks
-    from batchflow.local.batch.state import BatchState
+    from batchflow.local.batch.core.state import BatchState
+    from batchflow.local.batch.nodes.directories import NodeDirectories
+    from batchflow.local.batch.nodes.files import FileSlice
 
 
 @frozen
@@ -67,12 +64,14 @@ class DataPlane:
     def __init__(
         self,
         state: BatchState,
-        disks: NodeDisks,
+        disks: NodeDirectories,
         base: Callable[[], str],
         identity_of: Callable[[str], Document | None] = lambda _: None,
     ) -> None:
-        self._fleet = state.fleet
-        self._work = state.work
+        self._pools = state.pools
+        self._nodes = state.nodes
+        self._jobs = state.jobs
+        self._faults = state.faults
         self._disks = disks
         self._base = base
         self._identity_of = identity_of
@@ -90,31 +89,31 @@ class DataPlane:
     # Faults, of which Azure knows nothing
 
     def inject_fault(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.inject(request.names[1], parse_fault(request.body), request.now)
+        self._pools.inject(request.names[1], parse_fault(request.body), request.now)
         return BatchResponse(204)
 
     def clear_faults(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.faults.clear(request.names[1])
+        self._faults.clear(request.names[1])
         return BatchResponse(204)
 
     def set_account_faults(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.faults.account = parse_account_faults(request.body)
+        self._faults.account = parse_account_faults(request.body)
         return BatchResponse(204)
 
     # Pools
 
     def create_pool(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.faults.check_quota("pools", len(self._fleet.pools))
-        spec, dedicated, spot = requests.parse_pool(
-            request.body, request.now, self._fleet.faults.account.retired
-        )
+        self._faults.check_quota("pools", len(self._pools.by_id))
+        spec, dedicated, spot = requests.parse_pool(request.body, request.now, self._faults.account.retired)
         if (identity := self._identity_of(spec.id)) is not None:
             spec = replace(spec, document=spec.document | {"identity": identity})
-        pool = self._fleet.create_pool(spec, dedicated, spot, request.now)
+        pool = self._pools.create_pool(spec, dedicated, spot, request.now)
         return self._created(pool.stamp, f"pools/{spec.id}")
 
     def list_pools(self, request: BatchRequest) -> BatchResponse:
-        pools = ((pool.stamp.serial, documents.pool_document(pool, self._base())) for pool in self._pools())
+        pools = (
+            (pool.stamp.serial, documents.pool_document(pool, self._base())) for pool in self._all_pools()
+        )
         return self._page(request, pools)
 
     def pool_exists(self, request: BatchRequest) -> BatchResponse:
@@ -128,41 +127,41 @@ class DataPlane:
     def patch_pool(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         spec = requests.patch_pool(pool.spec, request.body, request.now, current_nodes=len(pool.nodes))
-        self._fleet.change_pool(pool, spec, request.now)
+        self._pools.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}")
 
     def update_pool_properties(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         spec = requests.replace_pool_properties(pool.spec, request.body)
-        self._fleet.change_pool(pool, spec, request.now)
+        self._pools.change_pool(pool, spec, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/updateproperties", status=204)
 
     def delete_pool(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.delete_pool(self._pool(request), request.now)
+        self._pools.delete_pool(self._pool(request), request.now)
         return BatchResponse(202)
 
     def resize_pool(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         resize = requests.parse_resize(request.body)
-        self._fleet.resize_pool(
+        self._pools.resize_pool(
             pool, resize.dedicated, resize.spot, resize.option, resize.timeout, request.now
         )
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/resize", status=202)
 
     def stop_resize(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
-        self._fleet.stop_resize(pool, request.now)
+        self._pools.stop_resize(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/stopresize", status=202)
 
     def enable_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         formula, interval = requests.parse_formula(request.body)
-        self._fleet.enable_formula(pool, formula, interval, request.now)
+        self._pools.enable_formula(pool, formula, interval, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/enableautoscale")
 
     def disable_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
-        self._fleet.disable_formula(pool, request.now)
+        self._pools.disable_formula(pool, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/disableautoscale")
 
     def evaluate_autoscale(self, request: BatchRequest) -> BatchResponse:
@@ -170,22 +169,22 @@ class DataPlane:
         formula = requests.parse_evaluation(request.body)
         if pool.spec.formula is None:
             raise Refused("OperationNotValidOnPool", PoolId=pool.spec.id, Reason="it has no formula")
-        run = AutoscaleRun(request.now, self._fleet.evaluate_formula(pool, formula).results)
+        run = AutoscaleRun(request.now, self._pools.evaluate_formula(pool, formula).results)
         answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
         return replace(answer, document=documents.formula_run_document(run))
 
     def remove_nodes(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
         nodes, option, timeout = requests.parse_remove_nodes(request.body)
-        self._fleet.remove_nodes(pool, nodes, option, timeout, request.now)
+        self._pools.remove_nodes(pool, nodes, option, timeout, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/removenodes", status=202)
 
     def node_counts(self, request: BatchRequest) -> BatchResponse:
-        pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._pools())
+        pools = ((pool.stamp.serial, documents.node_counts_document(pool)) for pool in self._all_pools())
         return self._page(request, pools)
 
     def supported_images(self, request: BatchRequest) -> BatchResponse:
-        return self._page(request, enumerate(documents.image_documents(self._fleet.faults.account.retired)))
+        return self._page(request, enumerate(documents.image_documents(self._faults.account.retired)))
 
     # Nodes
 
@@ -200,30 +199,30 @@ class DataPlane:
 
     def reboot_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeRebootOption")
-        self._fleet.reboot(self._node(request), option, request.now)
+        self._nodes.reboot(self._node(request), option, request.now)
         return self._done(request, 202)
 
     def reimage_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeReimageOption")
-        self._fleet.reimage(self._node(request), option, request.now)
+        self._nodes.reimage(self._node(request), option, request.now)
         return self._done(request, 202)
 
     def deallocate_node(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeDeallocateOption")
-        self._fleet.deallocate(self._node(request), option, request.now)
+        self._nodes.deallocate(self._node(request), option, request.now)
         return self._done(request, 202)
 
     def start_node(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.start(self._node(request), request.now)
+        self._nodes.start(self._node(request), request.now)
         return self._done(request, 202)
 
     def disable_scheduling(self, request: BatchRequest) -> BatchResponse:
         option = requests.parse_node_option(request.body, "nodeDisableSchedulingOption")
-        self._fleet.disable_scheduling(self._node(request), option, request.now)
+        self._nodes.disable_scheduling(self._node(request), option, request.now)
         return self._done(request, 200)
 
     def enable_scheduling(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.enable_scheduling(self._node(request), request.now)
+        self._nodes.enable_scheduling(self._node(request), request.now)
         return self._done(request, 200)
 
     def list_node_files(self, request: BatchRequest) -> BatchResponse:
@@ -240,12 +239,12 @@ class DataPlane:
     # Jobs
 
     def create_job(self, request: BatchRequest) -> BatchResponse:
-        self._fleet.faults.check_quota("jobs", self._work.active_jobs())
-        job = self._work.create_job(requests.parse_job(request.body), request.now)
+        self._faults.check_quota("jobs", self._jobs.active_jobs())
+        job = self._jobs.create_job(requests.parse_job(request.body), request.now)
         return self._created(job.stamp, f"jobs/{job.spec.id}")
 
     def list_jobs(self, request: BatchRequest) -> BatchResponse:
-        jobs = list(self._work.jobs.values())
+        jobs = list(self._jobs.by_id.values())
         return self._page(
             request, ((job.stamp.serial, documents.job_document(job, self._base())) for job in jobs)
         )
@@ -262,26 +261,26 @@ class DataPlane:
 
     def _change_job(self, request: BatchRequest, *, whole: bool) -> BatchResponse:
         job = self._job(request)
-        self._work.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
+        self._jobs.change_job(job, requests.patch_job(job.spec, request.body, whole=whole), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}")
 
     def delete_job(self, request: BatchRequest) -> BatchResponse:
-        self._work.delete_job(self._job(request), request.now)
+        self._jobs.delete_job(self._job(request), request.now)
         return BatchResponse(202)
 
     def terminate_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
-        self._work.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
+        self._jobs.terminate_job(job, requests.parse_terminate_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/terminate", status=202)
 
     def disable_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
-        self._work.disable_job(job, requests.parse_disable_job(request.body), request.now)
+        self._jobs.disable_job(job, requests.parse_disable_job(request.body), request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/disable", status=202)
 
     def enable_job(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
-        self._work.enable_job(job, request.now)
+        self._jobs.enable_job(job, request.now)
         return self._changed(job.stamp, f"jobs/{job.spec.id}/enable", status=202)
 
     def task_counts(self, request: BatchRequest) -> BatchResponse:
@@ -291,7 +290,7 @@ class DataPlane:
 
     def create_task(self, request: BatchRequest) -> BatchResponse:
         job = self._job(request)
-        task = self._work.create_task(job, requests.parse_task(request.body, job.spec), request.now)
+        task = self._jobs.create_task(job, requests.parse_task(request.body, job.spec), request.now)
         return self._created(task.stamp, f"jobs/{job.spec.id}/tasks/{task.spec.id}")
 
     def create_tasks(self, request: BatchRequest) -> BatchResponse:
@@ -301,7 +300,7 @@ class DataPlane:
 
     def _create_one_of(self, job: JobRecord, body: Any, now: float) -> Document:
         try:
-            task = self._work.create_task(job, requests.parse_task(body, job.spec), now)
+            task = self._jobs.create_task(job, requests.parse_task(body, job.spec), now)
         except Refused as refused:
             task_id = str(body.get("id", "")) if isinstance(body, dict) else ""
             status = "clienterror" if refused.status < 500 else "servererror"
@@ -327,23 +326,23 @@ class DataPlane:
     def replace_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
         spec = requests.replace_task(task.spec, request.body, task.job.spec)
-        self._work.change_task(task, spec, request.now)
+        self._jobs.change_task(task, spec, request.now)
         return self._changed(task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}")
 
     def delete_task(self, request: BatchRequest) -> BatchResponse:
-        self._work.delete_task(self._task(request), request.now)
+        self._jobs.delete_task(self._task(request), request.now)
         return BatchResponse()
 
     def terminate_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
-        self._work.terminate_task(task, request.now)
+        self._jobs.terminate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/terminate", status=204
         )
 
     def reactivate_task(self, request: BatchRequest) -> BatchResponse:
         task = self._task(request)
-        self._work.reactivate_task(task, request.now)
+        self._jobs.reactivate_task(task, request.now)
         return self._changed(
             task.stamp, f"jobs/{task.job.spec.id}/tasks/{task.spec.id}/reactivate", status=204
         )
@@ -361,26 +360,26 @@ class DataPlane:
 
     # What a request names
 
-    def _pools(self) -> list[PoolRecord]:
-        return list(self._fleet.pools.values())
+    def _all_pools(self) -> list[PoolRecord]:
+        return list(self._pools.by_id.values())
 
     def _pool(self, request: BatchRequest) -> PoolRecord:
-        pool = self._fleet.pool(request.names[1])
+        pool = self._pools.pool(request.names[1])
         if len(request.names) <= 3:
             conditions.check(request.method, request.headers, pool.stamp)
         return pool
 
     def _node(self, request: BatchRequest) -> NodeRecord:
-        return self._fleet.node(self._fleet.pool(request.names[1]), request.names[3])
+        return self._nodes.node(self._pools.pool(request.names[1]), request.names[3])
 
     def _job(self, request: BatchRequest) -> JobRecord:
-        job = self._work.job(request.names[1])
+        job = self._jobs.job(request.names[1])
         if len(request.names) <= 3 and request.names[-1] not in ("tasks", "addtaskcollection"):
             conditions.check(request.method, request.headers, job.stamp)
         return job
 
     def _task(self, request: BatchRequest) -> TaskRecord:
-        task = self._work.task(self._work.job(request.names[1]), request.names[3])
+        task = self._jobs.task(self._jobs.job(request.names[1]), request.names[3])
         if "files" not in request.names[4:5]:
             conditions.check(request.method, request.headers, task.stamp)
         return task
@@ -388,7 +387,7 @@ class DataPlane:
     def _task_directory(self, task: TaskRecord) -> Path:
         if task.place is None:
             raise Refused("OperationInvalidForCurrentState", TaskId=task.spec.id, TaskState=task.state)
-        if fold(task.place.id) not in task.place.pool.nodes:
+        if id_key(task.place.id) not in task.place.pool.nodes:
             raise Refused("TaskFilesUnavailable", TaskId=task.spec.id, Reason="the node has left its pool")
         return self._disks.task(task.place, task.job.spec.id, task.spec.id)
 

@@ -1,7 +1,7 @@
 """The local Azure Batch service: its REST data plane on loopback, in front of nodes that are processes.
 
-A thin shell. `batch_state` decides, `batch_routes` speaks the REST contract, `nodes` runs commands; here are
-the sockets, the clock, the tasks and the order in which things end.
+A thin shell. `core.state` decides, `routes` speaks the REST contract, `nodes` runs commands. Here are the
+sockets, the clock, the tasks and the order in which things end.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 from aiohttp import web
 
-from batchflow.local.batch.auth import authenticate, authenticate_token
-from batchflow.local.batch.entities import FailureInfo, Outcome
-from batchflow.local.batch.errors import Refused
-from batchflow.local.batch.ledger import (
+from batchflow.local.batch.core.actions import (
     Action,
     Allocate,
     Boot,
@@ -31,25 +28,26 @@ from batchflow.local.batch.ledger import (
     RunTask,
     Stop,
 )
-from batchflow.local.batch.node_files import Web
-from batchflow.local.batch.nodes import (
-    KEEPER_PATIENCE,
-    STOP_GRACE,
+from batchflow.local.batch.core.entities import FailureInfo, Outcome
+from batchflow.local.batch.core.errors import Refused
+from batchflow.local.batch.core.state import BatchState
+from batchflow.local.batch.nodes.commands import REAPER_TIMEOUT, STOP_GRACE, NodeCommand
+from batchflow.local.batch.nodes.directories import (
     NodeAccount,
-    NodeCommand,
-    NodeDisks,
+    NodeDirectories,
     start_task_environment,
     task_environment,
 )
+from batchflow.local.batch.nodes.resource_files import NodeDownloads
+from batchflow.local.batch.rest.auth import authenticate, authenticate_token
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
-from batchflow.local.batch.state import BatchState
 from batchflow.local.security.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from batchflow.local.batch.entities import NodeRecord, TaskRun
-    from batchflow.local.batch.files import FileSlice
+    from batchflow.local.batch.core.entities import NodeRecord, TaskRun
+    from batchflow.local.batch.nodes.files import FileSlice
     from batchflow.local.security.identity_endpoint import Entra
 
 logger = logging.getLogger(__name__)
@@ -94,7 +92,7 @@ class BatchServer:
         self._latency = latency
         self._boot_delay = boot_delay
         self._stop_grace = stop_grace
-        self._disks = NodeDisks(root.resolve())
+        self._disks = NodeDirectories(root.resolve())
         self._state = BatchState(account)
         self._entra = entra
         self._plane = DataPlane(self._state, self._disks, lambda: self.url, self._identity_of)
@@ -103,7 +101,7 @@ class BatchServer:
         self._watches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
         self._runner: web.ServerRunner | None = None
-        self._web: Web | None = None
+        self._web: NodeDownloads | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -119,7 +117,7 @@ class BatchServer:
         if self._entra is not None:
             await web.TCPSite(runner, host, 0, ssl_context=self._entra.served).start()
             self.secure_url = f"https://{host}:{runner.addresses[1][1]}"
-        self._web = Web(None if self._entra is None else self._entra.trusted)
+        self._web = NodeDownloads(None if self._entra is None else self._entra.trusted)
 
     async def aclose(self) -> None:
         """Kill every task's tree, stop serving. Idempotent; when cancelled, the closing itself goes on."""
@@ -138,7 +136,7 @@ class BatchServer:
         if self._runner is not None:
             await self._runner.cleanup()
         if self._watches:
-            await asyncio.wait(self._watches, timeout=KEEPER_PATIENCE)
+            await asyncio.wait(self._watches, timeout=REAPER_TIMEOUT)
         for command in commands:
             await command.abandon()
         await asyncio.gather(*self._jobs, *self._watches, return_exceptions=True)
@@ -260,7 +258,7 @@ class BatchServer:
                 self._discard(job_id, task_id)
 
     def _discard(self, job_id: str, task_id: str | None) -> None:
-        for pool in self._state.fleet.pools.values():
+        for pool in self._state.pools.by_id.values():
             for node in pool.nodes.values():
                 directory = self._disks.job(node, job_id)
                 self._spawn(self._disks.discard(directory / task_id if task_id else directory))
@@ -284,20 +282,20 @@ class BatchServer:
 
     async def _allocate(self, node: NodeRecord) -> None:
         self._disks.lay_out(node)
-        self._state.fleet.node_allocated(node, time.time())
+        self._state.pools.node_allocated(node, time.time())
         self._act()
 
     async def _boot(self, node: NodeRecord, boot: int, *, wipe: bool) -> None:
         if wipe:
             await self._disks.discard(self._disks.of(node))
         self._disks.lay_out(node)
-        await asyncio.sleep(self._boot_delay + self._state.fleet.faults.of(node.pool.spec.id).boot_delay)
-        self._state.fleet.node_booted(node, boot, time.time())
+        await asyncio.sleep(self._boot_delay + self._state.faults.of(node.pool.spec.id).boot_delay)
+        self._state.nodes.booted(node, boot, time.time())
         self._act()
 
     async def _remove(self, node: NodeRecord) -> None:
         await self._disks.discard(self._disks.of(node))
-        self._state.fleet.node_removed(node, time.time())
+        self._state.pools.node_removed(node, time.time())
         self._act()
 
     def _run_start_task(self, node: NodeRecord, run: int) -> None:
@@ -319,7 +317,7 @@ class BatchServer:
 
     async def _keep_start_task(self, run: int, command: NodeCommand) -> None:
         outcome = await self._execute(run, command, launched=lambda: None)
-        self._state.fleet.start_task_ended(run, outcome, time.time())
+        self._state.nodes.start_task_ended(run, outcome, time.time())
         self._act()
 
     def _run_task(self, run: TaskRun) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-from batchflow.local.blob.model import FileRange
+from batchflow.local.blob.core.model import FileRange
 
 CHUNK = 1024 * 1024
 

@@ -17,13 +17,13 @@ from uuid import uuid4
 
 from aiohttp import web
 
-from batchflow.local.blob import http as http
-from batchflow.local.blob.auth import Authenticator, SignedRequest
-from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
+from batchflow.local.blob.core import http
+from batchflow.local.blob.core.auth import Authenticator, SignedRequest
+from batchflow.local.blob.core.errors import BlobErrorCode, BlobRefused
+from batchflow.local.blob.core.index import BlobIndex
+from batchflow.local.blob.core.xml import error_document
 from batchflow.local.blob.files import CHUNK, BlobFiles
-from batchflow.local.blob.index import BlobIndex
 from batchflow.local.blob.service import BlobRequest, BlobResponse, BlobService, Rest, find_route
-from batchflow.local.blob.xml import error_document
 from batchflow.local.security.identity_endpoint import Entra
 
 _log = logging.getLogger(__name__)

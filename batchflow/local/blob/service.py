@@ -16,13 +16,11 @@ from contextlib import asynccontextmanager
 from dataclasses import field, replace
 from functools import partial
 
-from batchflow.local.blob import http as http
-from batchflow.local.blob import xml as xml
-from batchflow.local.blob.auth import BlobGrant, DelegatedKey, Level
-from batchflow.local.blob.faults import BlobErrorCode, BlobRefused
-from batchflow.local.blob.files import CHUNK, BlobFiles
-from batchflow.local.blob.index import BlobIndex, StaleSnapshot
-from batchflow.local.blob.model import (
+from batchflow.local.blob.core import http, xml
+from batchflow.local.blob.core.auth import BlobGrant, DelegatedKey, Level
+from batchflow.local.blob.core.errors import BlobErrorCode, BlobRefused
+from batchflow.local.blob.core.index import BlobIndex, StaleSnapshot
+from batchflow.local.blob.core.model import (
     BlobKind,
     Block,
     Conditions,
@@ -32,6 +30,7 @@ from batchflow.local.blob.model import (
     StoredBlob,
     StoredContainer,
 )
+from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.support.frozen import frozen
 
 # Azure's limits, in bytes, for service versions from 2022-11-02 on; an append block is held in memory, so

@@ -16,15 +16,21 @@ from urllib.parse import unquote, urlencode
 from aiohttp import web
 
 from batchflow.local.security.sas import Rights, TokenRefused
-from batchflow.local.servicebus.atom import read_queue, write_entry, write_error, write_feed, write_namespace
-from batchflow.local.servicebus.broker import BUSY
-from batchflow.local.servicebus.namespace import AdministrationRefused, QueueSettings
-from batchflow.local.servicebus.operations import Operations
+from batchflow.local.servicebus.core.atom import (
+    read_queue,
+    write_entry,
+    write_error,
+    write_feed,
+    write_namespace,
+)
+from batchflow.local.servicebus.core.broker import BUSY
+from batchflow.local.servicebus.core.namespace import AdministrationRefused, QueueSettings
+from batchflow.local.servicebus.core.operations import Operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.local.servicebus.broker import BrokerCore
+    from batchflow.local.servicebus.core.broker import BrokerCore
 
 OPERATIONS_PATH = "$operations"
 """Answered with what was counted; Azure has no such path."""

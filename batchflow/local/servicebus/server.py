@@ -1,8 +1,8 @@
 """The local Service Bus on one loopback port: AMQP, AMQP over TLS and HTTPS, told apart by the first byte.
 
 The administration client of the Azure SDKs always speaks https to the host and port that messages go to, so
-one port serves both. All decisions are made by the sans-IO :mod:`~batchflow.local.servicebus.broker`; this
-module owns sockets, tasks and the clock.
+one port serves both. The sans-IO :mod:`.core.broker` makes all decisions; this module
+owns sockets, tasks and the clock.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING, cast
 
 from batchflow.local.servicebus.admin import administration
-from batchflow.local.servicebus.broker import BrokerCore, Peer
-from batchflow.local.servicebus.namespace import ROOT_RULE, Namespace
+from batchflow.local.servicebus.core.broker import BrokerCore, Peer
+from batchflow.local.servicebus.core.namespace import ROOT_RULE, Namespace
 
 if TYPE_CHECKING:
     import ssl

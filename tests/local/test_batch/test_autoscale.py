@@ -9,10 +9,10 @@ import pytest
 from azure.batch import models
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
 
-from batchflow.local.batch.autoscale import MAX_LENGTH, Targets, evaluate
-from batchflow.local.batch.entities import AutoscaleFormula, BatchPoolSpec
-from batchflow.local.batch.errors import Refused
-from batchflow.local.batch.state import BatchState
+from batchflow.local.batch.core.autoscale import MAX_LENGTH, Targets, evaluate
+from batchflow.local.batch.core.entities import AutoscaleFormula, BatchPoolSpec
+from batchflow.local.batch.core.errors import Refused
+from batchflow.local.batch.core.state import BatchState
 
 FORMULA = {"enable_auto_scale": True, "target_dedicated_nodes": None}
 
@@ -149,24 +149,24 @@ def test_a_formula_is_evaluated_at_its_interval() -> None:
     state = BatchState("account")
     growing = AutoscaleFormula("$TargetDedicatedNodes = 6 / (3 - $CurrentDedicatedNodes)", 300.0)
     spec = BatchPoolSpec("pool", "standard_d2s_v3", 1, "spread", None, 900.0, {}, growing)
-    pool = state.fleet.create_pool(spec, 0, 0, 1000.0)
+    pool = state.pools.create_pool(spec, 0, 0, 1000.0)
     assert (pool.wanted, pool.allocation, state.next_deadline()) == (2, "resizing", 1300.0)
     state.tick(1300.0)
     assert (pool.wanted, pool.formula_run.at if pool.formula_run else None) == (2, 1300.0)
     for node in list(pool.nodes.values()):
-        state.fleet.node_allocated(node, 1400.0)
+        state.pools.node_allocated(node, 1400.0)
     state.tick(1600.0)
     assert (pool.wanted, len(pool.nodes)) == (6, 6)
     with pytest.raises(Refused, match="PoolBeingResized"):
-        state.fleet.enable_formula(pool, "$TargetDedicatedNodes=1", None, 1700.0)
-    state.fleet.stop_resize(pool, 1700.0)
+        state.pools.enable_formula(pool, "$TargetDedicatedNodes=1", None, 1700.0)
+    state.pools.stop_resize(pool, 1700.0)
     for node in list(pool.nodes.values()):
-        state.fleet.node_allocated(node, 1700.0)
+        state.pools.node_allocated(node, 1700.0)
     for node in list(pool.nodes.values())[3:]:
         del pool.nodes[node.id]
     state.tick(1900.0)
     assert pool.formula_run is not None
     assert pool.formula_run.failure is not None
     assert pool.formula_run.failure.message == "it divides by zero"
-    state.fleet.disable_formula(pool, 2000.0)
+    state.pools.disable_formula(pool, 2000.0)
     assert state.next_deadline() is None

@@ -18,10 +18,10 @@ import pytest
 from azure.batch import models
 from azure.core.exceptions import HttpResponseError
 
-from batchflow.local.batch.auth import signature, strings_to_sign
-from batchflow.local.batch.queries import SELECTABLE
+from batchflow.local.batch.rest.auth import signature, strings_to_sign
+from batchflow.local.batch.rest.queries import SELECTABLE
+from batchflow.local.batch.rest.shapes import ANY, SHAPES
 from batchflow.local.batch.routes import REFUSED, ROUTES, route_of
-from batchflow.local.batch.shapes import ANY, SHAPES
 from tests.support.contract import MODELS, SWAGGER, Contract, at_hand, specification
 
 ACCOUNT = "local"

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.local.batch.auth import authenticate, signature, strings_to_sign
-from batchflow.local.batch.entities import ResourceFileSpec
-from batchflow.local.batch.errors import CODES, Refused
-from batchflow.local.batch.files import slice_of
-from batchflow.local.batch.odata import paginate, parse_filter, select
-from batchflow.local.batch.values import parse_duration
+from batchflow.local.batch.core.entities import ResourceFileSpec
+from batchflow.local.batch.core.errors import CODES, Refused
+from batchflow.local.batch.nodes.files import slice_of
+from batchflow.local.batch.rest.auth import authenticate, signature, strings_to_sign
+from batchflow.local.batch.rest.odata import paginate, parse_filter, select
+from batchflow.local.batch.rest.values import parse_duration
 
 KEY = base64.b64encode(b"key").decode()
 NOW = 1_700_000_000.0

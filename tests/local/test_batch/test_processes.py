@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from batchflow.local import processes
-from batchflow.local.batch.entities import CommandSpec, Outcome
-from batchflow.local.batch.node_files import Web
-from batchflow.local.batch.nodes import NodeCommand
+from batchflow.local.batch.core.entities import CommandSpec, Outcome
+from batchflow.local.batch.nodes import processes
+from batchflow.local.batch.nodes.commands import NodeCommand
+from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from tests.support.batch_pools import pool_options
 
 PATIENCE = 20.0
@@ -63,9 +63,9 @@ async def until(look: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def web() -> AsyncIterator[Web]:
+async def web() -> AsyncIterator[NodeDownloads]:
     """What commands fetch their files with."""
-    web = Web()
+    web = NodeDownloads()
     yield web
     await web.aclose()
 
@@ -128,7 +128,7 @@ def test_host_name_is_the_process_own() -> None:
     assert os.uname().nodename == before
 
 
-async def test_command_tells_its_exit_code(tmp_path: Path, web: Web) -> None:
+async def test_command_tells_its_exit_code(tmp_path: Path, web: NodeDownloads) -> None:
     """A command's exit code and output are those of its process, and `launched` is called once."""
     calls: list[bool] = []
     run = command("/bin/sh -c 'hostname; exit 7'", tmp_path)
@@ -137,12 +137,12 @@ async def test_command_tells_its_exit_code(tmp_path: Path, web: Web) -> None:
     assert (tmp_path / "task" / "stdout.txt").read_text()
 
 
-async def test_killed_keeper_takes_its_command_along(tmp_path: Path, web: Web, age: str) -> None:
-    """When the keeper itself is killed, the kernel kills the command."""
+async def test_killed_reaper_takes_its_command_along(tmp_path: Path, web: NodeDownloads, age: str) -> None:
+    """When the reaper itself is killed, the kernel kills the command."""
     run = asyncio.create_task(command(f"sleep {age}", tmp_path).run(web, lambda: None))
     await until(lambda: any(_is_command(pid, "sleep") for pid in living(age)))
-    keepers = [pid for pid in living(age) if not _is_command(pid, "sleep")]
-    os.kill(keepers[0], signal.SIGKILL)
+    reapers = [pid for pid in living(age) if not _is_command(pid, "sleep")]
+    os.kill(reapers[0], signal.SIGKILL)
     assert await run == Outcome(137)
     await until(lambda: not living(age))
 
@@ -154,7 +154,7 @@ def _is_command(pid: int, name: str) -> bool:
         return False
 
 
-async def test_command_stopped_before_it_runs(tmp_path: Path, web: Web) -> None:
+async def test_command_stopped_before_it_runs(tmp_path: Path, web: NodeDownloads) -> None:
     """A command that is stopped before it is started is never started."""
     run = command("touch started", tmp_path)
     run.stop()
@@ -163,7 +163,7 @@ async def test_command_stopped_before_it_runs(tmp_path: Path, web: Web) -> None:
     assert not (tmp_path / "task" / "wd" / "started").exists()
 
 
-async def test_fork_storm_is_ended(tmp_path: Path, web: Web, age: str) -> None:
+async def test_fork_storm_is_ended(tmp_path: Path, web: NodeDownloads, age: str) -> None:
     """A tree that keeps forking into new sessions is ended all the same."""
     script = f"while :; do setsid sleep {age} & sleep 0.01; done"
     run = command(f"/bin/sh -c '{script}'", tmp_path, grace=0.0)

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batchflow.local.batch.entities import (
+from batchflow.local.batch.core.actions import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
+from batchflow.local.batch.core.entities import (
     BatchJobSpec,
     BatchPoolSpec,
     BatchTaskSpec,
@@ -23,9 +24,8 @@ from batchflow.local.batch.entities import (
     TaskRecord,
     TaskRun,
 )
-from batchflow.local.batch.errors import Refused
-from batchflow.local.batch.ledger import Allocate, Boot, Remove, RunStartTask, RunTask, Stop
-from batchflow.local.batch.state import BatchState
+from batchflow.local.batch.core.errors import Refused
+from batchflow.local.batch.core.state import BatchState
 
 SLOTS = 3
 OPTIONS = st.sampled_from(["requeue", "terminate", "taskcompletion"])
@@ -99,13 +99,13 @@ class Nodes:
     def allocate(self) -> None:
         """All disks that are asked for are there."""
         while self.allocating:
-            self.state.fleet.node_allocated(self.allocating.pop(0), self.now)
+            self.state.pools.node_allocated(self.allocating.pop(0), self.now)
         self.act()
 
     def boot(self) -> None:
         """All nodes that boot have booted."""
         while self.booting:
-            self.state.fleet.node_booted(*self.booting.pop(0), self.now)
+            self.state.nodes.booted(*self.booting.pop(0), self.now)
         self.act()
 
     def end(self, run_id: int, outcome: Outcome) -> None:
@@ -119,13 +119,13 @@ class Nodes:
         """A start task's processes are gone."""
         del self.starting[run_id]
         self.stopping.discard(run_id)
-        self.state.fleet.start_task_ended(run_id, outcome, self.now)
+        self.state.nodes.start_task_ended(run_id, outcome, self.now)
         self.act()
 
     def remove(self) -> None:
         """All disks that shall go are gone."""
         while self.removing:
-            self.state.fleet.node_removed(self.removing.pop(0), self.now)
+            self.state.pools.node_removed(self.removing.pop(0), self.now)
         self.act()
 
     def settle(self) -> None:
@@ -151,21 +151,21 @@ class BatchMachine(RuleBasedStateMachine):
         self.tasks: dict[tuple[str, str], TaskRecord] = {}
         self._make_pool()
         for job_id in ("low", "high"):
-            self.state.work.create_job(job_spec(job_id, priority=len(job_id), parallel=4), self.nodes.now)
+            self.state.jobs.create_job(job_spec(job_id, priority=len(job_id), parallel=4), self.nodes.now)
 
     def _make_pool(self) -> None:
         start_task = StartTaskSpec(CommandSpec("start", max_retries=1), wait_for_success=True)
-        self.state.fleet.create_pool(pool_spec(start_task=start_task), 2, 1, self.nodes.now)
+        self.state.pools.create_pool(pool_spec(start_task=start_task), 2, 1, self.nodes.now)
         self.nodes.act()
 
     def _pool(self) -> PoolRecord:
-        return self.state.fleet.pool("pool")
+        return self.state.pools.pool("pool")
 
     @rule(job=st.sampled_from(["low", "high"]), slots=st.integers(1, SLOTS), retries=st.integers(-1, 2))
     def create_task(self, job: str, slots: int, retries: int) -> None:
         self.names += 1
         spec = task_spec(f"task-{self.names}", slots=slots, retries=max(0, retries))
-        self.tasks[job, spec.id] = self.state.work.create_task(self.state.work.job(job), spec, self.nodes.now)
+        self.tasks[job, spec.id] = self.state.jobs.create_task(self.state.jobs.job(job), spec, self.nodes.now)
         self.nodes.act()
 
     @precondition(lambda self: self.tasks)
@@ -174,7 +174,7 @@ class BatchMachine(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.tasks)))
         task = self.tasks[key]
         with allowed_refusal():
-            getattr(self.state.work, f"{what}_task")(task, self.nodes.now)
+            getattr(self.state.jobs, f"{what}_task")(task, self.nodes.now)
             if what == "delete":
                 del self.tasks[key]
         self.nodes.act()
@@ -182,58 +182,58 @@ class BatchMachine(RuleBasedStateMachine):
     @rule(wanted=st.integers(0, 3), spot=st.integers(0, 2), option=OPTIONS)
     def resize(self, wanted: int, spot: int, option: Any) -> None:
         with allowed_refusal("PoolBeingResized", "OperationNotValidOnPool"):
-            self.state.fleet.resize_pool(self._pool(), wanted, spot, option, None, self.nodes.now)
+            self.state.pools.resize_pool(self._pool(), wanted, spot, option, None, self.nodes.now)
         self.nodes.act()
 
     @rule()
     def stop_resize(self) -> None:
         with allowed_refusal("OperationInvalidForCurrentState"):
-            self.state.fleet.stop_resize(self._pool(), self.nodes.now)
+            self.state.pools.stop_resize(self._pool(), self.nodes.now)
         self.nodes.act()
 
     @rule(wanted=st.integers(0, 3), seconds=st.sampled_from([1.0, 400.0]))
     def enable_formula(self, wanted: int, seconds: float) -> None:
         text = f"$TargetDedicatedNodes = ({wanted} + $CurrentDedicatedNodes) / 2"
         with allowed_refusal("PoolBeingResized", "TooManyEnableAutoScaleRequests"):
-            self.state.fleet.enable_formula(self._pool(), text, 300.0, self.nodes.now)
+            self.state.pools.enable_formula(self._pool(), text, 300.0, self.nodes.now)
         self.nodes.now += seconds
         self.state.tick(self.nodes.now)
         self.nodes.act()
 
     @rule()
     def disable_formula(self) -> None:
-        self.state.fleet.disable_formula(self._pool(), self.nodes.now)
+        self.state.pools.disable_formula(self._pool(), self.nodes.now)
         self.nodes.act()
 
     @precondition(lambda self: self._pool().nodes)
     @rule(data=st.data(), option=OPTIONS, what=st.sampled_from(NODE_CHANGES))
     def change_node(self, data: st.DataObject, option: Any, what: str) -> None:
         node = self._pool().nodes[data.draw(st.sampled_from(sorted(self._pool().nodes)))]
-        fleet, now = self.state.fleet, self.nodes.now
+        nodes, now = self.state.nodes, self.nodes.now
         with allowed_refusal():
             match what:
                 case "reboot" | "reimage" | "deallocate":
-                    getattr(fleet, what)(node, option, now)
+                    getattr(nodes, what)(node, option, now)
                 case "start":
-                    fleet.start(node, now)
+                    nodes.start(node, now)
                 case "disable":
-                    fleet.disable_scheduling(node, option, now)
+                    nodes.disable_scheduling(node, option, now)
                 case "enable":
-                    fleet.enable_scheduling(node, now)
+                    nodes.enable_scheduling(node, now)
                 case "remove":
-                    fleet.remove_nodes(self._pool(), [node.id], option, None, now)
+                    self.state.pools.remove_nodes(self._pool(), [node.id], option, None, now)
         self.nodes.act()
 
     @rule(job=st.sampled_from(["low", "high"]), option=st.sampled_from(["requeue", "terminate", "wait"]))
     def disable_job(self, job: str, option: Any) -> None:
         with allowed_refusal("JobDisabled", "JobNotActive"):
-            self.state.work.disable_job(self.state.work.job(job), option, self.nodes.now)
+            self.state.jobs.disable_job(self.state.jobs.job(job), option, self.nodes.now)
         self.nodes.act()
 
     @rule(job=st.sampled_from(["low", "high"]))
     def enable_job(self, job: str) -> None:
         with allowed_refusal("JobNotActive"):
-            self.state.work.enable_job(self.state.work.job(job), self.nodes.now)
+            self.state.jobs.enable_job(self.state.jobs.job(job), self.nodes.now)
         self.nodes.act()
 
     @rule()
@@ -281,7 +281,7 @@ class BatchMachine(RuleBasedStateMachine):
     def slots_are_not_oversubscribed(self) -> None:
         for node in self._pool().nodes.values():
             assert 0 <= node.slots_taken <= SLOTS
-        for job in self.state.work.jobs.values():
+        for job in self.state.jobs.by_id.values():
             assert len(job.runs) <= 4
 
     @invariant()
@@ -294,7 +294,7 @@ class BatchMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_slot_is_left_free_beside_a_task_that_fits(self) -> None:
-        for job in self.state.work.jobs.values():
+        for job in self.state.jobs.by_id.values():
             if job.state != "active" or len(job.runs) >= 4:
                 continue
             free = max((n.slots_free for n in self._pool().nodes.values() if n.accepts_tasks), default=0)
@@ -302,9 +302,9 @@ class BatchMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Left alone, everything comes to rest: nothing is lost, and the pool can be taken away."""
-        for job in self.state.work.jobs.values():
+        for job in self.state.jobs.by_id.values():
             if job.state in ("disabling", "disabled"):
-                self.state.work.enable_job(job, self.nodes.now)
+                self.state.jobs.enable_job(job, self.nodes.now)
         self.nodes.act()
         self.nodes.settle()
         while self.nodes.runs:
@@ -313,10 +313,10 @@ class BatchMachine(RuleBasedStateMachine):
         assert self._pool().allocation == "steady"
         if any(node.accepts_tasks for node in self._pool().nodes.values()):
             assert all(task.state == "completed" for task in self.tasks.values())
-        self.state.fleet.delete_pool(self._pool(), self.nodes.now)
+        self.state.pools.delete_pool(self._pool(), self.nodes.now)
         self.nodes.act()
         self.nodes.settle()
-        assert not self.state.fleet.pools
+        assert not self.state.pools.by_id
 
 
 TestBatchMachine = BatchMachine.TestCase
@@ -327,8 +327,8 @@ TestBatchMachine.settings = settings(max_examples=60, stateful_step_count=40)
 def nodes() -> Nodes:
     """A state with a pool of one ready node, and a job."""
     made = Nodes(BatchState("account"))
-    made.state.fleet.create_pool(pool_spec(), 1, 0, made.now)
-    made.state.work.create_job(job_spec(), made.now)
+    made.state.pools.create_pool(pool_spec(), 1, 0, made.now)
+    made.state.jobs.create_job(job_spec(), made.now)
     made.act()
     made.settle()
     return made
@@ -337,10 +337,10 @@ def nodes() -> Nodes:
 def test_resize_that_runs_out_of_time_is_given_up(nodes: Nodes) -> None:
     """A node that only waits for its tasks stays when the resize timeout is over, and the pool says why."""
     state = nodes.state
-    pool, job = state.fleet.pool("pool"), state.work.job("job")
-    state.work.create_task(job, task_spec("task"), nodes.now)
+    pool, job = state.pools.pool("pool"), state.jobs.job("job")
+    state.jobs.create_task(job, task_spec("task"), nodes.now)
     nodes.act()
-    state.fleet.resize_pool(pool, 0, None, "taskcompletion", 300.0, nodes.now)
+    state.pools.resize_pool(pool, 0, None, "taskcompletion", 300.0, nodes.now)
     deadline = nodes.now + 300.0
     assert state.next_deadline() == deadline
     state.tick(deadline)
@@ -355,8 +355,8 @@ def test_job_that_runs_out_of_time_is_terminated(nodes: Nodes) -> None:
     """A job's wall clock time counts from its creation, and ends its tasks."""
     state = nodes.state
     spec = BatchJobSpec("short", "pool", 0, -1, 60.0, False, {}, {})
-    job = state.work.create_job(spec, nodes.now)
-    task = state.work.create_task(job, task_spec("task"), nodes.now)
+    job = state.jobs.create_job(spec, nodes.now)
+    task = state.jobs.create_task(job, task_spec("task"), nodes.now)
     nodes.act()
     state.tick(job.stamp.created + 60.0)
     assert job.state == "terminating"
@@ -367,24 +367,24 @@ def test_job_that_runs_out_of_time_is_terminated(nodes: Nodes) -> None:
 
 def test_large_task_lets_small_ones_pass(nodes: Nodes) -> None:
     """A task that needs more slots than are free does not keep a smaller one waiting."""
-    work = nodes.state.work
-    job = work.job("job")
-    made = [work.create_task(job, task_spec(f"task-{slots}", slots=slots), nodes.now) for slots in (2, 3, 1)]
+    jobs = nodes.state.jobs
+    job = jobs.job("job")
+    made = [jobs.create_task(job, task_spec(f"task-{slots}", slots=slots), nodes.now) for slots in (2, 3, 1)]
     nodes.act()
     assert [task.state for task in made] == ["preparing", "active", "preparing"]
 
 
 def test_pool_deleted_during_boot_goes(nodes: Nodes) -> None:
     """A pool whose nodes are being made or booted can be deleted; late news of them changes nothing."""
-    fleet = nodes.state.fleet
-    pool = fleet.create_pool(pool_spec("young"), 2, 0, nodes.now)
+    pools = nodes.state.pools
+    pool = pools.create_pool(pool_spec("young"), 2, 0, nodes.now)
     nodes.act()
-    fleet.node_allocated(nodes.allocating.pop(0), nodes.now)
+    pools.node_allocated(nodes.allocating.pop(0), nodes.now)
     nodes.act()
-    fleet.delete_pool(pool, nodes.now)
+    pools.delete_pool(pool, nodes.now)
     nodes.act()
     nodes.settle()
-    assert "young" not in fleet.pools
+    assert "young" not in pools.by_id
 
 
 def test_packed_and_spread_pools_differ() -> None:
@@ -392,12 +392,12 @@ def test_packed_and_spread_pools_differ() -> None:
     for fill, expected in (("pack", [0, 2]), ("spread", [1, 1])):
         nodes = Nodes(BatchState("account"))
         spec = BatchPoolSpec("pool", "standard_d2s_v3", SLOTS, fill, None, 900.0, {})  # type: ignore[arg-type]
-        pool = nodes.state.fleet.create_pool(spec, 2, 0, nodes.now)
-        job = nodes.state.work.create_job(job_spec(), nodes.now)
+        pool = nodes.state.pools.create_pool(spec, 2, 0, nodes.now)
+        job = nodes.state.jobs.create_job(job_spec(), nodes.now)
         nodes.act()
         nodes.settle()
         for number in range(2):
-            nodes.state.work.create_task(job, task_spec(f"task-{number}"), nodes.now)
+            nodes.state.jobs.create_task(job, task_spec(f"task-{number}"), nodes.now)
         nodes.act()
         assert sorted(len(node.runs) for node in pool.nodes.values()) == expected
 
@@ -405,19 +405,19 @@ def test_packed_and_spread_pools_differ() -> None:
 def test_names_are_taken_until_their_owners_are_gone(nodes: Nodes) -> None:
     """What is being deleted still has its name, and says that it is on its way."""
     state = nodes.state
-    state.work.create_task(state.work.job("job"), task_spec("task"), nodes.now)
+    state.jobs.create_task(state.jobs.job("job"), task_spec("task"), nodes.now)
     nodes.act()
     with pytest.raises(Refused, match="JobExists"):
-        state.work.create_job(job_spec(), nodes.now)
+        state.jobs.create_job(job_spec(), nodes.now)
     with pytest.raises(Refused, match="PoolExists"):
-        state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
-    state.work.delete_job(state.work.job("job"), nodes.now)
-    state.fleet.delete_pool(state.fleet.pool("pool"), nodes.now)
+        state.pools.create_pool(pool_spec(), 1, 0, nodes.now)
+    state.jobs.delete_job(state.jobs.job("job"), nodes.now)
+    state.pools.delete_pool(state.pools.pool("pool"), nodes.now)
     with pytest.raises(Refused, match="JobBeingDeleted"):
-        state.work.create_job(job_spec(), nodes.now)
+        state.jobs.create_job(job_spec(), nodes.now)
     with pytest.raises(Refused, match="PoolBeingDeleted"):
-        state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
+        state.pools.create_pool(pool_spec(), 1, 0, nodes.now)
     nodes.act()
     nodes.settle()
-    state.work.create_job(job_spec(), nodes.now)
-    state.fleet.create_pool(pool_spec(), 1, 0, nodes.now)
+    state.jobs.create_job(job_spec(), nodes.now)
+    state.pools.create_pool(pool_spec(), 1, 0, nodes.now)

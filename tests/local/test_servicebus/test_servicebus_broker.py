@@ -22,8 +22,8 @@ from batchflow.local.amqp.codec import (
 from batchflow.local.amqp.performatives import EMPTY_FRAME
 from batchflow.local.queues import counting_tokens
 from batchflow.local.security.sas import Rights, SasRule, sign
-from batchflow.local.servicebus.broker import BrokerCore, Peer
-from batchflow.local.servicebus.namespace import Namespace, QueueSettings
+from batchflow.local.servicebus.core.broker import BrokerCore, Peer
+from batchflow.local.servicebus.core.namespace import Namespace, QueueSettings
 
 ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x12, 0x19)
 ACCEPTED, REJECTED, RELEASED, MODIFIED = 0x24, 0x25, 0x26, 0x27

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from batchflow.local.security.sas import Rights, SasRule
-from batchflow.local.servicebus.atom import write_entry
-from batchflow.local.servicebus.namespace import Namespace, QueueSettings
+from batchflow.local.servicebus.core.atom import write_entry
+from batchflow.local.servicebus.core.namespace import Namespace, QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
 
 MODULES = Path(os.environ.get("NODE_PATH") or Path(__file__).parents[3] / "node_modules")

@@ -11,7 +11,7 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from batchflow.errors import BrokerError, ConfigurationError
-from batchflow.local.servicebus.operations import Operations
+from batchflow.local.servicebus.core.operations import Operations
 from batchflow.local.servicebus.server import ServiceBusServer
 from batchflow.local.usage import operations
 from batchflow.settings import ServiceBusSettings, Settings

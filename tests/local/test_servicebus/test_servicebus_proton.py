@@ -10,7 +10,7 @@ from urllib.parse import quote_plus
 import pytest
 
 from batchflow.local.security.sas import sign
-from batchflow.local.servicebus.namespace import QueueSettings
+from batchflow.local.servicebus.core.namespace import QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
 
 proton = pytest.importorskip("proton", reason="python-qpid-proton is not installed")

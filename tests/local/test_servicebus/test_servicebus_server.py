@@ -16,7 +16,7 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.exceptions import ServiceBusServerBusyError
 
 from batchflow.local.amqp.performatives import AMQP_HEADER
-from batchflow.local.servicebus.namespace import QueueSettings
+from batchflow.local.servicebus.core.namespace import QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
 
 StartServer = Callable[..., Awaitable[ServiceBusServer]]

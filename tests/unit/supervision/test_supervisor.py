@@ -193,7 +193,7 @@ def test_the_memory_of_deaths_is_bounded() -> None:
 
 LIGHT = (
     "from node_agent.__main__ import main",
-    "from batchflow.local.batch.keeper import main",
+    "from batchflow.local.batch.nodes.reaper import main",
 )
 
 

@@ -1,0 +1,117 @@
+"""The directories of nodes, and the environment of the commands that run there.
+
+A node's directory is laid out as on Azure: `shared`, `startup`, `workitems/<job>/job-1/<task>` with `wd`,
+`stdout.txt` and `stderr.txt`. It is named after the short host name, so that a socket's path within it stays
+below the kernel's limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from batchflow.local.batch.core.entities import CommandSpec, NodeRecord, TaskRecord
+
+_MACHINE_VARIABLES = ("PATH", "LANG")
+"""Variables of this machine that every command sees."""
+
+
+@frozen
+class NodeAccount:
+    """What a command is told of the account that it runs under."""
+
+    name: str
+    url: str
+    """Without a trailing slash."""
+
+
+class NodeDirectories:
+    """The nodes' directories below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._trash = root / "trash"
+
+    def of(self, node: NodeRecord) -> Path:
+        """A node's root directory."""
+        return self._root / node.host_name
+
+    def job(self, node: NodeRecord, job_id: str) -> Path:
+        """The directory of a job's tasks on a node."""
+        return self.of(node) / "workitems" / job_id / "job-1"
+
+    def task(self, node: NodeRecord, job_id: str, task_id: str) -> Path:
+        """A task's directory on a node."""
+        return self.job(node, job_id) / task_id
+
+    def startup(self, node: NodeRecord) -> Path:
+        """The start task's directory on a node."""
+        return self.of(node) / "startup"
+
+    def lay_out(self, node: NodeRecord) -> None:
+        """Make the directories that every node has."""
+        for name in ("shared", "startup/wd", "workitems", "fsmounts"):
+            (self.of(node) / name).mkdir(parents=True, exist_ok=True)
+
+    async def discard(self, path: Path) -> None:
+        """Take a directory away, if it is there: out of sight at once, off the disk when there is time."""
+        grave = self._trash / uuid.uuid4().hex
+        self._trash.mkdir(exist_ok=True)
+        try:
+            path.rename(grave)
+        except FileNotFoundError:
+            return
+        await asyncio.to_thread(shutil.rmtree, grave, ignore_errors=True)
+
+
+def task_environment(
+    account: NodeAccount, disks: NodeDirectories, node: NodeRecord, task: TaskRecord
+) -> dict[str, str]:
+    """The environment of a task: the machine's few, the service's AZ_BATCH_ ones, the user's."""
+    job_id, task_id = task.job.spec.id, task.spec.id
+    directory = disks.task(node, job_id, task_id)
+    preparation = disks.task(node, job_id, "jobpreparation")
+    return {
+        **_common_environment(account, disks, node, directory),
+        "AZ_BATCH_JOB_ID": job_id,
+        "AZ_BATCH_TASK_ID": task_id,
+        "AZ_BATCH_JOB_PREP_DIR": str(preparation),
+        "AZ_BATCH_JOB_PREP_WORKING_DIR": str(preparation / "wd"),
+        **task.spec.command.environment,
+    }
+
+
+def start_task_environment(
+    account: NodeAccount, disks: NodeDirectories, node: NodeRecord, command: CommandSpec
+) -> dict[str, str]:
+    """The environment of a start task."""
+    return {**_common_environment(account, disks, node, disks.startup(node)), **command.environment}
+
+
+def _common_environment(
+    account: NodeAccount, disks: NodeDirectories, node: NodeRecord, directory: Path
+) -> dict[str, str]:
+    root = disks.of(node)
+    return {
+        **{name: os.environ[name] for name in _MACHINE_VARIABLES if name in os.environ},
+        "HOME": str(directory / "wd"),
+        "HOSTNAME": node.host_name,
+        "AZ_BATCH_ACCOUNT_NAME": account.name,
+        "AZ_BATCH_ACCOUNT_URL": f"{account.url}/",
+        "AZ_BATCH_POOL_ID": node.pool.spec.id,
+        "AZ_BATCH_NODE_ID": node.id,
+        "AZ_BATCH_NODE_IS_DEDICATED": "true" if node.dedicated else "false",
+        "AZ_BATCH_NODE_ROOT_DIR": str(root),
+        "AZ_BATCH_NODE_SHARED_DIR": str(root / "shared"),
+        "AZ_BATCH_NODE_STARTUP_DIR": str(root / "startup"),
+        "AZ_BATCH_NODE_MOUNTS_DIR": str(root / "fsmounts"),
+        "AZ_BATCH_TASK_DIR": str(directory),
+        "AZ_BATCH_TASK_WORKING_DIR": str(directory / "wd"),
+    }
