@@ -99,9 +99,13 @@ class Client(Supervised):
         return f"<Client on {self._settings.target}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.cards import client_view
+        from batchflow.display.html import card, fact_table, session_table
 
-        return client_view(self)
+        settings = self._settings
+        where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
+        facts = [("state", "closed" if self.closed else "open"), ("target", settings.target)]
+        sessions = sorted(self._sessions, key=lambda session: (session.pool_id, session.name))
+        return card("Client", where, fact_table(facts), session_table([each.summary() for each in sessions]))
 
     # ---- pools
 

@@ -72,6 +72,7 @@ class Job:
         return f"<Job {self.name!r} of pool {self.pool_id!r}, {self.state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.cards import job_view
+        from batchflow.display.html import card, fact_table, moment
 
-        return job_view(self)
+        facts = [("pool", self.pool_id), ("state", self.state), ("made", moment(self.created_at))]
+        return card("Job", self.name, fact_table(facts))

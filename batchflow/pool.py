@@ -63,9 +63,11 @@ class Pool:
         return f"<Pool {self.id!r}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.cards import pool_view
+        from batchflow.display.html import card, fact_table, session_table
 
-        return pool_view(self)
+        sessions = [session.summary() for session in self.runtime.open_sessions]
+        facts = [("came here as", str(self.origin))]
+        return card("Pool", self.id, fact_table(facts), session_table(sessions))
 
     # ---- sessions and jobs
 

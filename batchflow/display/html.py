@@ -21,6 +21,8 @@ _MOST_TEXT: Final = 4_000
 """Characters of a text that is shown whole: a notebook is saved with what it shows."""
 MOST_CELL: Final = 120
 """The same of a table's cell."""
+MOST_ROWS: Final = 50
+"""Rows that a table shows."""
 
 _COLOURS: Final = {
     "succeeded": "#2e9e5b",
@@ -32,6 +34,7 @@ _COLOURS: Final = {
     "slow": "#b08a2e",
     "note": "#8a8f98",
 }
+_TASK_STATES: Final = ("succeeded", "failed", "cancelled", "queued", "sending")
 _CELL: Final = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 _BAR: Final = (
     "display:flex;height:8px;max-width:480px;margin:4px 0;border-radius:4px;overflow:hidden;"
@@ -68,6 +71,22 @@ def bar(parts: Mapping[str, int], total: int) -> Html:
         if number and total
     ]
     return element("div", *pieces, style=_BAR)
+
+
+def task_counts(counts: Mapping[str, int]) -> Html:
+    """A bar of tasks by their state, and the numbers. `counts`: as `Counts` names them."""
+    numbers = {state: counts[state] for state in _TASK_STATES}
+    words = [mark(state, f"{number:,} {state}") for state, number in numbers.items() if number]
+    nothing = element("span", "no tasks yet", style=FAINT)
+    return element("div", bar(numbers, sum(numbers.values())), *(words or [nothing]))
+
+
+def session_table(sessions: Sequence[tuple[str, str, Mapping[str, int]]]) -> Html:
+    """A table of open sessions: the pool, the name and the counts of each."""
+    if not sessions:
+        return element("div", "no open session here", style=FAINT)
+    rows = [(pool, name, task_counts(counts)) for pool, name, counts in sessions[:MOST_ROWS]]
+    return table(("pool", "session", "tasks"), rows)
 
 
 def card(kind: str, name: str, *parts: Html, badge: str | None = None) -> Html:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from batchflow.display.html import (
     FAINT,
     MOST_CELL,
+    MOST_ROWS,
     Html,
-    bar,
     card,
     cut,
     element,
@@ -18,6 +19,7 @@ from batchflow.display.html import (
     short,
     span,
     table,
+    task_counts,
 )
 
 if TYPE_CHECKING:
@@ -25,23 +27,10 @@ if TYPE_CHECKING:
 
     from batchflow.model import Counts, Explanation, Result
 
-MOST_ROWS: Final = 50
-"""Rows that a table shows."""
-
 
 def counts_view(counts: Counts) -> Html:
     """A bar of all tasks by their state, and the numbers."""
-    numbers = {
-        "succeeded": counts.succeeded,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-        "queued": counts.queued,
-        "sending": counts.sending,
-    }
-    words = [mark(state, f"{number:,} {state}") for state, number in numbers.items() if number]
-    return element(
-        "div", bar(numbers, counts.submitted), *(words or [element("span", "no tasks yet", style=FAINT)])
-    )
+    return task_counts(asdict(counts))
 
 
 def result_view(result: Result) -> Html:

@@ -6,6 +6,7 @@ The registry holds records of callables, so that it knows no `Session`.
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchflow.errors import BatchflowError
@@ -32,6 +33,10 @@ class OpenSession:
     """Makes `submit` raise `JobClosed` with this text from now on."""
     close: Callable[[str | None], Awaitable[None]]
     """Closes the session; whatever still waits gets a `SessionClosed` with this text, if one is given."""
+
+    def summary(self) -> tuple[str, str, dict[str, int]]:
+        """The pool, the name and the counts, as a notebook shows them."""
+        return self.pool_id, f"{self.job}/{self.name}", asdict(self.counts())
 
 
 class OpenSessions:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow import Client, Counts, Explanation, Result, Status
-from batchflow.display.html import MOST_CELL, element
-from batchflow.display.views import MOST_ROWS
+from batchflow.display.html import MOST_CELL, MOST_ROWS, element
 from batchflow.model import Attempt, Cause
 from batchflow.results import Results
 
