@@ -42,6 +42,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy batchflow node_agent
 	$(BIN)/mypy --exclude /tasks/ examples
+	$(BIN)/mypy --explicit-package-bases --exclude '/(tasks|contenders)/' tests
+	$(BIN)/mypy --no-warn-return-any tests/benchmarks/contenders
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-dev

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from os import PathLike
 
-    from batchflow.ports.broker import OutgoingMessage, QueueSpec
+    from batchflow.ports.broker import Mailbox, OutgoingMessage, QueueSpec, Receiver, Sender
     from batchflow.ports.storage import AccessPolicy
 
 __all__ = ["MemoryBroker", "MemoryContainer", "MemoryStorage"]
@@ -245,13 +245,13 @@ class MemoryBroker(_CheckedClosing):
         for queue in self._queues.values():
             queue.changed()
 
-    async def sender(self, queue: QueueRef) -> _Sender:
+    async def sender(self, queue: QueueRef) -> Sender:
         return self._kept(_Sender(self, self._queue(queue)))
 
-    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> _Receiver:
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Receiver:
         return self._kept(_Receiver(self, self._queue(queue), dead_letters=dead_letters))
 
-    async def mailbox(self, queue: QueueRef, session_id: str, *, prefetch: int = 50) -> _Mailbox:
+    async def mailbox(self, queue: QueueRef, session_id: str, *, prefetch: int = 50) -> Mailbox:
         try:
             found = self._queue(queue)
         except QueueNotFound as error:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -64,7 +65,7 @@ async def name(sdk: BatchClient) -> AsyncIterator[str]:
             continue
 
 
-def pool(name: str, **options: object) -> models.BatchPoolCreateOptions:
+def pool(name: str, **options: Any) -> models.BatchPoolCreateOptions:
     image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
     machine = models.VirtualMachineConfiguration(
         image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
@@ -102,7 +103,7 @@ async def test_results_of_a_formula(sdk: BatchClient, name: str) -> None:
     await sdk.create_pool(pool(name, enable_auto_scale=True, auto_scale_formula=FORMULA))
     await settled(sdk, name)
     options = models.BatchPoolEvaluateAutoScaleOptions(auto_scale_formula=FORMULA)
-    told = set((await sdk.evaluate_pool_auto_scale(name, options)).results.split(";"))
+    told = set(((await sdk.evaluate_pool_auto_scale(name, options)).results or "").split(";"))
     assert {"$TargetDedicatedNodes=0", "$NodeDeallocationOption=requeue"} <= told
 
 

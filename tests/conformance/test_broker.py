@@ -20,6 +20,7 @@ from batchflow.ports.broker import AccessRule, OutgoingMessage, QueueRef, QueueS
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Delivery, Mailbox, Receiver
+    from tests.conformance.conftest import Queues
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,7 +40,7 @@ async def next_of(inbox: Receiver | Mailbox) -> Delivery:
     return delivery
 
 
-async def test_message_arrives_whole(queues) -> None:
+async def test_message_arrives_whole(queues: Queues) -> None:
     """What is received is what was sent, with the broker's own facts about it."""
     queue = await queues.make()
     body = bytes(range(256)) * 4
@@ -55,7 +56,7 @@ async def test_message_arrives_whole(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_empty_queue(queues) -> None:
+async def test_empty_queue(queues: Queues) -> None:
     """Receiving from an empty queue ends with None, at once when asked not to wait."""
     queue = await queues.make()
     async with await queues.broker.receiver(queue) as receiver:
@@ -63,7 +64,7 @@ async def test_empty_queue(queues) -> None:
         assert await receiver.receive(0) is None
 
 
-async def test_receive_waits(queues) -> None:
+async def test_receive_waits(queues: Queues) -> None:
     """A receive that waits gets the message that comes."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -73,7 +74,7 @@ async def test_receive_waits(queues) -> None:
         assert (await waiting).message_id == "late"
 
 
-async def test_order(queues) -> None:
+async def test_order(queues: Queues) -> None:
     """Messages of one sender come in order."""
     queue = await queues.make()
     names = [f"m{i}" for i in range(20)]
@@ -88,7 +89,7 @@ async def test_order(queues) -> None:
     assert got == names
 
 
-async def test_concurrent_sends(queues) -> None:
+async def test_concurrent_sends(queues: Queues) -> None:
     """A sender may be used by several coroutines at once."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -96,7 +97,7 @@ async def test_concurrent_sends(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 20
 
 
-async def test_duplicate_is_dropped(queues) -> None:
+async def test_duplicate_is_dropped(queues: Queues) -> None:
     """The same message sent again is accepted and dropped."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -105,7 +106,7 @@ async def test_duplicate_is_dropped(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 1
 
 
-async def test_several_messages_share_a_send(queues) -> None:
+async def test_several_messages_share_a_send(queues: Queues) -> None:
     """All of them come, in order, each with an id of its own; sent again, all of them are dropped."""
     queue = await queues.make()
     names = [f"m{i}" for i in range(40)]
@@ -121,7 +122,7 @@ async def test_several_messages_share_a_send(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_several_messages_that_are_too_large_together(queues) -> None:
+async def test_several_messages_that_are_too_large_together(queues: Queues) -> None:
     """None of them is sent."""
     queue = await queues.make()
     half = [OutgoingMessage(bytes(140_000), name) for name in "ab"]
@@ -131,7 +132,7 @@ async def test_several_messages_that_are_too_large_together(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_no_duplicate_detection(queues) -> None:
+async def test_no_duplicate_detection(queues: Queues) -> None:
     """A queue without duplicate detection takes both."""
     queue = await queues.make(duplicate_window=None)
     async with await queues.broker.sender(queue) as sender:
@@ -140,7 +141,7 @@ async def test_no_duplicate_detection(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 2
 
 
-async def test_abandon(queues) -> None:
+async def test_abandon(queues: Queues) -> None:
     """What is abandoned comes again at once, counted."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -151,7 +152,7 @@ async def test_abandon(queues) -> None:
         await receiver.complete(delivery)
 
 
-async def test_settled_once(queues) -> None:
+async def test_settled_once(queues: Queues) -> None:
     """What was settled cannot be settled, or renewed, again."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -163,7 +164,7 @@ async def test_settled_once(queues) -> None:
                 await again(delivery)
 
 
-async def test_settle_while_receiving(queues) -> None:
+async def test_settle_while_receiving(queues: Queues) -> None:
     """Settling and renewing work while a receive waits, and leave it waiting."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -178,7 +179,7 @@ async def test_settle_while_receiving(queues) -> None:
         assert (await waiting).message_id == "d"
 
 
-async def test_lock_expires(queues) -> None:
+async def test_lock_expires(queues: Queues) -> None:
     """A message whose lock ran out comes again, counted, and its old lock settles nothing."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -191,7 +192,7 @@ async def test_lock_expires(queues) -> None:
         await receiver.complete(second)
 
 
-async def test_renew_keeps_the_lock(queues) -> None:
+async def test_renew_keeps_the_lock(queues: Queues) -> None:
     """A message that is renewed stays locked past its lock's first end, and can be completed then."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -204,7 +205,7 @@ async def test_renew_keeps_the_lock(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_cancelled_receive_loses_nothing(queues) -> None:
+async def test_cancelled_receive_loses_nothing(queues: Queues) -> None:
     """A message that arrives around the cancellation of a receive is had by a later one."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -222,7 +223,7 @@ async def test_cancelled_receive_loses_nothing(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_closing_gives_back(queues) -> None:
+async def test_closing_gives_back(queues: Queues) -> None:
     """What came after its receive was cancelled is free for others once the receiver is closed."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as other:
@@ -236,7 +237,7 @@ async def test_closing_gives_back(queues) -> None:
             assert (await next_of(other)).message_id == "kept"
 
 
-async def test_closing_while_receiving(queues) -> None:
+async def test_closing_while_receiving(queues: Queues) -> None:
     """A receive that waits ends, by None or an error, when its receiver is closed."""
     queue = await queues.make()
     receiver = await queues.broker.receiver(queue)
@@ -251,7 +252,7 @@ async def test_closing_while_receiving(queues) -> None:
         await receiver.receive(0)
 
 
-async def test_schedule(queues) -> None:
+async def test_schedule(queues: Queues) -> None:
     """A scheduled message is counted as such, and comes not before its time."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -264,7 +265,7 @@ async def test_schedule(queues) -> None:
         assert time.time() >= at - 0.5
 
 
-async def test_dead_letter(queues) -> None:
+async def test_dead_letter(queues: Queues) -> None:
     """A dead-lettered message is found in the dead-letter queue with the reasons that were given."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -279,7 +280,7 @@ async def test_dead_letter(queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_too_many_deliveries(queues) -> None:
+async def test_too_many_deliveries(queues: Queues) -> None:
     """A message that was delivered too often is dead-lettered by the broker, which says why."""
     queue = await queues.make(max_delivery_count=2)
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -292,7 +293,7 @@ async def test_too_many_deliveries(queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_expired_is_dead_lettered(queues) -> None:
+async def test_expired_is_dead_lettered(queues: Queues) -> None:
     """A message whose time to live is over does not vanish: it is dead-lettered."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -303,7 +304,7 @@ async def test_expired_is_dead_lettered(queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_too_large(queues) -> None:
+async def test_too_large(queues: Queues) -> None:
     """A message over the limit is refused for good, and the sender works on."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -314,7 +315,7 @@ async def test_too_large(queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 1
 
 
-async def test_large(queues) -> None:
+async def test_large(queues: Queues) -> None:
     """A message near the limit, of many frames, arrives whole."""
     queue = await queues.make()
     body = bytes(range(256)) * 900
@@ -325,7 +326,7 @@ async def test_large(queues) -> None:
         await receiver.complete(delivery)
 
 
-async def test_prefetch(queues) -> None:
+async def test_prefetch(queues: Queues) -> None:
     """With prefetch, everything is delivered once, and what is left at the close is free for others."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -345,7 +346,7 @@ async def test_prefetch(queues) -> None:
     assert sorted(seen) == sorted(f"m{i}" for i in range(30))
 
 
-async def test_missing_queue(queues) -> None:
+async def test_missing_queue(queues: Queues) -> None:
     """Opening a link to a queue that does not exist is told at once."""
     nowhere = QueueRef(queues.admin.namespace, "conformance-no-such-queue")
     with pytest.raises(QueueNotFound):
@@ -356,7 +357,7 @@ async def test_missing_queue(queues) -> None:
         await queues.broker.mailbox(nowhere, "s")
 
 
-async def test_deleted_queue(queues) -> None:
+async def test_deleted_queue(queues: Queues) -> None:
     """Sending to a queue that was deleted meanwhile fails with what happened."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
@@ -365,7 +366,7 @@ async def test_deleted_queue(queues) -> None:
             await sender.send(message("lost"))
 
 
-async def test_mailbox(queues) -> None:
+async def test_mailbox(queues: Queues) -> None:
     """A mailbox gets the messages of its session, in order, and no others."""
     queue = await queues.make(sessions=True)
     async with (
@@ -385,7 +386,7 @@ async def test_mailbox(queues) -> None:
         assert await alice.receive(SHORT) is None
 
 
-async def test_mailbox_is_held_alone(queues) -> None:
+async def test_mailbox_is_held_alone(queues: Queues) -> None:
     """A mailbox that somebody holds is refused at once, and free as soon as it is closed."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.mailbox(queue, "s"):
@@ -395,7 +396,7 @@ async def test_mailbox_is_held_alone(queues) -> None:
         pass
 
 
-async def test_mailbox_keeps_what_was_not_completed(queues) -> None:
+async def test_mailbox_keeps_what_was_not_completed(queues: Queues) -> None:
     """What a mailbox had not completed when it was closed comes to its next holder."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.sender(queue) as sender:
@@ -408,7 +409,7 @@ async def test_mailbox_keeps_what_was_not_completed(queues) -> None:
             assert [(await next_of(second)).message_id for _ in "bc"] == ["b", "c"]
 
 
-async def test_mailbox_state(queues) -> None:
+async def test_mailbox_state(queues: Queues) -> None:
     """A session's state outlives its holder."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.mailbox(queue, "s") as mailbox:
@@ -418,7 +419,7 @@ async def test_mailbox_state(queues) -> None:
         assert await mailbox.get_state() == b"\x00\xff state"
 
 
-async def test_mailbox_renewal(queues) -> None:
+async def test_mailbox_renewal(queues: Queues) -> None:
     """A mailbox that is renewed is still held past its lock's first end, messages and all."""
     queue = await queues.make(sessions=True)
     async with (
@@ -427,7 +428,7 @@ async def test_mailbox_renewal(queues) -> None:
     ):
         await sender.send(message("m", session_id="s"))
         delivery = await next_of(mailbox)
-        waiting = asyncio.create_task(mailbox.receive(ENOUGH))
+        waiting = asyncio.create_task(next_of(mailbox))
         for _ in range(3):
             await asyncio.sleep(queues.lock * 0.5)
             await mailbox.renew()
@@ -436,7 +437,7 @@ async def test_mailbox_renewal(queues) -> None:
         assert (await waiting).message_id == "n"
 
 
-async def test_mailbox_is_lost(queues) -> None:
+async def test_mailbox_is_lost(queues: Queues) -> None:
     """A mailbox that was not renewed is lost: every method says so, and another can be opened."""
     queue = await queues.make(sessions=True)
     async with (
@@ -456,7 +457,7 @@ async def test_mailbox_is_lost(queues) -> None:
             await mailbox.complete(delivery)
 
 
-async def test_admin(queues) -> None:
+async def test_admin(queues: Queues) -> None:
     """Queues are made once, listed, counted and deleted once; access rules yield connection strings."""
     admin = queues.admin
     queue = await queues.make(rules=(AccessRule("agents", frozenset({"Listen", "Send"})),))

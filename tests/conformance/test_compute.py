@@ -38,7 +38,7 @@ async def ended(compute: Compute, job: str) -> list[BatchTaskInfo]:
             await asyncio.sleep(0.05)
 
 
-async def test_pool(compute, name) -> None:
+async def test_pool(compute: Compute, name: str) -> None:
     """A pool is made once, told of as it was made, resized, listed and deleted once."""
     document = PoolDocument(name, SIZE, IMAGE, 0, metadata={"made-by": "conformance"})
     await compute.create_pool(document)
@@ -53,13 +53,13 @@ async def test_pool(compute, name) -> None:
     assert await compute.delete_pool(name) in (True, False)
 
 
-async def test_bad_pool(compute) -> None:
+async def test_bad_pool(compute: Compute) -> None:
     """What Batch does not take is told with its reasons."""
     with pytest.raises(ConfigurationError, match="not an id!"):
         await compute.create_pool(PoolDocument("not an id!", SIZE, IMAGE, 0))
 
 
-async def test_missing_pool(compute, name) -> None:
+async def test_missing_pool(compute: Compute, name: str) -> None:
     """A pool that is not there is told as that."""
     with pytest.raises(PoolNotFound):
         await compute.pool(name)
@@ -70,7 +70,7 @@ async def test_missing_pool(compute, name) -> None:
     assert not await compute.delete_pool(name)
 
 
-async def test_missing_job(compute, name) -> None:
+async def test_missing_job(compute: Compute, name: str) -> None:
     """Of a job that is not there nothing is listed, read or deleted."""
     assert await compute.tasks(name) == []
     assert await compute.task_output(name, "t", "stdout.txt") == ""
@@ -79,7 +79,7 @@ async def test_missing_job(compute, name) -> None:
 
 
 @pytest.mark.timeout(900)
-async def test_tasks(compute, name) -> None:
+async def test_tasks(compute: Compute, name: str) -> None:
     """Tasks run on the pool's nodes, tell their exit and output, and can be removed with their job."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1, start_command="/bin/true"))
     try:
@@ -109,7 +109,7 @@ async def test_tasks(compute, name) -> None:
         await compute.delete_pool(name)
 
 
-async def test_completed_job_is_made_anew(compute, name) -> None:
+async def test_completed_job_is_made_anew(compute: Compute, name: str) -> None:
     """A job that ended when it was idle gives way to a new one of its id."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1))
     try:
@@ -126,7 +126,7 @@ async def test_completed_job_is_made_anew(compute, name) -> None:
         await compute.delete_pool(name)
 
 
-async def test_many_tasks(compute, name) -> None:
+async def test_many_tasks(compute: Compute, name: str) -> None:
     """More tasks than one request takes are added all the same."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 0))
     try:
@@ -139,7 +139,7 @@ async def test_many_tasks(compute, name) -> None:
         await compute.delete_pool(name)
 
 
-async def test_images(compute) -> None:
+async def test_images(compute: Compute) -> None:
     """The default image is one that Batch supports, with its node agent, and not retired."""
     images = await compute.images()
     (default,) = [
@@ -153,7 +153,7 @@ async def test_images(compute) -> None:
 
 
 @pytest.mark.timeout(1800)
-async def test_nodes(compute, name) -> None:
+async def test_nodes(compute: Compute, name: str) -> None:
     """A start task's words can be read; a changed one runs after a reboot; nodes leave by name."""
     script = "/bin/sh -c 'echo {} >&2'"
     document = PoolDocument(name, SIZE, IMAGE, 2, start_command=script.format("one"))

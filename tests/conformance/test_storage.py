@@ -16,19 +16,20 @@ from batchflow.ports.storage import AccessPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-    from batchflow.ports.storage import Container
+    from batchflow.ports.storage import Container, Storage
 
 
 @pytest_asyncio.fixture
-async def container(storage) -> AsyncIterator[Container]:
+async def container(storage: Storage) -> AsyncIterator[Container]:
     name = f"conformance-{secrets.token_hex(6)}"
     assert await storage.create_container(name)
     yield storage.container(name)
     await storage.delete_container(name)
 
 
-async def test_put_and_get(container) -> None:
+async def test_put_and_get(container: Container) -> None:
     """A blob is read as it was written, with the ETag that writing told."""
     etag = await container.put("a/b.json", b"\x00data")
     blob = await container.get("a/b.json")
@@ -38,7 +39,7 @@ async def test_put_and_get(container) -> None:
     assert (await container.get("empty")).data == b""
 
 
-async def test_get_if_changed(container) -> None:
+async def test_get_if_changed(container: Container) -> None:
     """A blob that did not change is not read again; one that did is."""
     first = await container.put("doc", b"1")
     assert await container.get_if_changed("doc", first) is None
@@ -49,7 +50,7 @@ async def test_get_if_changed(container) -> None:
     assert (blob.data, blob.etag) == (b"2", second)
 
 
-async def test_conditions(container) -> None:
+async def test_conditions(container: Container) -> None:
     """Who writes over a version that is no longer there, or where something is already, is told."""
     first = await container.put("doc", b"1", create=True)
     second = await container.put("doc", b"2", if_match=first)
@@ -62,7 +63,7 @@ async def test_conditions(container) -> None:
     assert (await container.get("doc")).etag == second
 
 
-async def test_only_one_creates(container) -> None:
+async def test_only_one_creates(container: Container) -> None:
     """Of several who create the same blob at once one succeeds."""
     tries = (container.put("doc", bytes([i]), create=True) for i in range(5))
     outcomes = await asyncio.gather(*tries, return_exceptions=True)
@@ -70,7 +71,7 @@ async def test_only_one_creates(container) -> None:
     assert sum(isinstance(each, BlobConflict) for each in outcomes) == 4
 
 
-async def test_missing(container, storage, tmp_path) -> None:
+async def test_missing(container: Container, storage: Storage, tmp_path: Path) -> None:
     """What is not there is told as that, be it the blob or its container."""
     nowhere = storage.container("conformance-no-such-container")
     for place in (container, nowhere):
@@ -90,7 +91,7 @@ async def test_missing(container, storage, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_append(container) -> None:
+async def test_append(container: Container) -> None:
     """Appending makes the blob and adds to it."""
     await container.append("log", b"")
     await container.append("log", b"one ")
@@ -98,7 +99,7 @@ async def test_append(container) -> None:
     assert (await container.get("log")).data == b"one two"
 
 
-async def test_list(container) -> None:
+async def test_list(container: Container) -> None:
     """Listing tells the blobs under a prefix, with sizes, the ETags that reading tells, and when."""
     for name in ("a/1", "a/2", "b/1"):
         await container.put(name, name.encode() * 10)
@@ -111,7 +112,7 @@ async def test_list(container) -> None:
     assert len([blob async for blob in container.list()]) == 3
 
 
-async def test_nothing_looks_older_than_it_is(container) -> None:
+async def test_nothing_looks_older_than_it_is(container: Container) -> None:
     """The service's dates have no fractions: what was written before the turn of a second may be new."""
     began = time.monotonic()
     await container.put("young", b"")
@@ -122,7 +123,7 @@ async def test_nothing_looks_older_than_it_is(container) -> None:
         turns = int(time.time()) - first
 
 
-async def test_delete(container) -> None:
+async def test_delete(container: Container) -> None:
     """What was deleted is gone; deleting it again says that there was none."""
     await container.put("a", b"")
     assert await container.delete("a")
@@ -132,7 +133,7 @@ async def test_delete(container) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000_000])
-async def test_files(container, tmp_path, size) -> None:
+async def test_files(container: Container, tmp_path: Path, size: int) -> None:
     """A file goes up and comes down whole, also one of many blocks, and leaves nothing beside it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(secrets.token_bytes(size))
@@ -145,7 +146,7 @@ async def test_files(container, tmp_path, size) -> None:
     assert sorted(tmp_path.glob("*t*")) == [target]
 
 
-async def test_containers(storage) -> None:
+async def test_containers(storage: Storage) -> None:
     """Containers are made once, listed by prefix, and deleted once."""
     name = f"conformance-{secrets.token_hex(6)}"
     assert await storage.create_container(name)
@@ -156,7 +157,7 @@ async def test_containers(storage) -> None:
     assert await storage.containers(name) == []
 
 
-async def test_signature(storage) -> None:
+async def test_signature(storage: Storage) -> None:
     """A signature opens what its stored policy allows, until the policy is removed."""
     if not isinstance(storage, BlobStorage):
         pytest.skip("signatures open nothing in memory")

@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from batchflow import Client
+from batchflow.errors import BlobConflict
 from batchflow.pools import node_logs
 from batchflow.pools import sweep as sweeping
 from batchflow.pools.node_logs import NodeLog
@@ -68,13 +69,13 @@ async def test_a_pool_whose_logs_cannot_be_kept_is_not_deleted(
     """The error says so, and deleting it again goes on where it was."""
 
     async def fail(*_: object) -> None:
-        raise node_logs.BlobConflict("somebody is in the way", retryable=True)
+        raise BlobConflict("somebody is in the way", retryable=True)
 
     pool = await client.ensure_pool(name, nodes=0)
     await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
     with monkeypatch.context() as patch:
         patch.setattr(node_logs, "keep", fail)
-        with pytest.raises(node_logs.BlobConflict):
+        with pytest.raises(BlobConflict):
             await pool.delete()
     await pool.delete()
     assert [log.agent for log in await logs(client, name)] == ["a"]

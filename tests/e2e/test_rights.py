@@ -113,10 +113,10 @@ async def test_an_agents_rights_on_containers(agent: Holder) -> None:
         StorageError,
         agent.ctl.put("jobs/forged.json", b"{}"),
         agent.ctl.delete(names),
-        anext(agent.ctl.list()),  # type: ignore[arg-type]
+        anext(agent.ctl.list()),
         agent.out.get("results/mine"),
         agent.out.delete("results/mine"),
-        anext(agent.out.list()),  # type: ignore[arg-type]
+        anext(agent.out.list()),
     )
 
 

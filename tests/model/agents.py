@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,19 +22,19 @@ from batchflow.errors import BlobNotFound, LeaseLost, ServiceError
 from batchflow.local import queues as core
 from batchflow.model import Status
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import LOOK_INTERVAL
+from batchflow.protocol.dead_letters import LOOK_INTERVAL, read_tasks
 from batchflow.protocol.layout import cancellation_blob, result_blob
 from node_agent.execution import results
 from node_agent.execution.outcomes import Outcome, failed
 from node_agent.links.dead_letters import verdict_on
 from node_agent.links.lock_deadlines import LockDeadlines
-from node_agent.links.task_queue import LAST_LOOK, copy_message, read_tasks
+from node_agent.links.task_queue import LAST_LOOK, copy_message
 from node_agent.scheduling import events as to
 from node_agent.scheduling.crash_history import CrashCount, after_crash
 from node_agent.scheduling.scheduler import Scheduler
 from tests.model import history
 from tests.model.cloud import as_delivery
-from tests.model.world import NEVER, Backoff, Call, Process, Steps, Wait, Wish, World, sleep
+from tests.model.world import NEVER, Backoff, Call, Process, Steps, StepsTo, Wait, World, sleep
 
 _RESTART = 0.25
 _HEARTBEAT = 15.0
@@ -440,14 +440,14 @@ class Agent(Process):
         if not assignment.stopped:
             yield from self._end(number, item, work, assignment)
 
-    def _prepare(self, assignment: _Assignment) -> Generator[Wish, Any, dict[int, Work]]:
+    def _prepare(self, assignment: _Assignment) -> StepsTo[dict[int, Work]]:
         """What the tasks do. One whose arguments are gone ends here."""
         works = {}
         for number in assignment.tasks:
             item = self.scheduler.item(number)
-            arguments = item.params
-            if isinstance(arguments, wire.Reference):
-                arguments = yield from self._fetch(arguments.blob, assignment)
+            arguments = item.params if isinstance(item.params, list) else None
+            if isinstance(item.params, wire.Reference):
+                arguments = yield from self._fetch(item.params.blob, assignment)
             if assignment.stopped:
                 break
             if arguments is None:
@@ -456,16 +456,17 @@ class Agent(Process):
                 works[number] = Work(*arguments)
         return works
 
-    def _fetch(self, blob: str, assignment: _Assignment) -> Generator[Wish, Any, list[Any] | None]:
+    def _fetch(self, blob: str, assignment: _Assignment) -> StepsTo[list[Any] | None]:
         backoff = Backoff(0.5)
         while not assignment.stopped:
             try:
-                arguments, _ = yield Call(lambda: self.world.cloud.blobs.get(blob))
+                found, _ = yield Call(lambda: self.world.cloud.blobs.get(blob))
             except BlobNotFound:
                 return None
             except ServiceError:
                 yield backoff.wait(self)
             else:
+                arguments: list[Any] = found
                 return arguments
         return None
 
@@ -490,9 +491,7 @@ class Agent(Process):
                     return
             self._over(number, results.Done(outcome, brought), work.duration)
 
-    def _store(
-        self, item: wire.TaskItem, value: bytes, assignment: _Assignment
-    ) -> Generator[Wish, Any, wire.Reference]:
+    def _store(self, item: wire.TaskItem, value: bytes, assignment: _Assignment) -> StepsTo[wire.Reference]:
         name = result_blob(item.job, item.client, item.uid, item.attempt, self.name)
         backoff = Backoff(0.5)
         while not assignment.stopped:

@@ -73,19 +73,36 @@ class Plan:
         return tuple(allowed)
 
 
-class Program(Process):
-    """Opens a session, and another one when that is over."""
+class SessionOwner(Process):
+    """A process that opens sessions by a plan."""
 
     mortal = False
 
-    def __init__(self, world: World, plan: Plan) -> None:
-        super().__init__(world, plan.name)
+    def __init__(self, world: World, name: str, plan: Plan) -> None:
+        super().__init__(world, name)
         self.plan = plan
         self.next = 0
         """The place of the task that is submitted next."""
         self.session: Session | None = None
         self.journal = Journal() if plan.journal else None
         self._numbers = itertools.count(1)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        raise NotImplementedError
+
+    def open_session(self) -> Session:
+        """Open the next session."""
+        self.session = Session(self, f"{self.name}.{next(self._numbers)}")
+        return self.session
+
+
+class Program(SessionOwner):
+    """Opens a session, and another one when that is over."""
+
+    def __init__(self, world: World, plan: Plan) -> None:
+        super().__init__(world, plan.name, plan)
         self.spawn(self._keep_open())
 
     @property
@@ -107,22 +124,15 @@ class Program(Process):
 
     def _keep_open(self) -> Steps:
         while True:
-            self.session = session = Session(self, f"{self.name}.{next(self._numbers)}")
-            yield session.end()
+            yield self.open_session().end()
             yield sleep(self, _AGAIN)
 
 
-class Rival(Process):
+class Rival(SessionOwner):
     """Another client that wants the same mailbox, now and then."""
 
-    mortal = False
-
     def __init__(self, world: World, plan: Plan) -> None:
-        super().__init__(world, f"{plan.name}-rival")
-        self.plan = Plan(plan.name, (), plan.job)
-        self.next = 0
-        self.journal: Journal | None = None
-        self.session: Session | None = None
+        super().__init__(world, f"{plan.name}-rival", Plan(plan.name, (), plan.job))
         self.spawn(self._try(plan.rivals))
 
     @property
@@ -132,9 +142,9 @@ class Rival(Process):
 
     def _try(self, moments: tuple[float, ...]) -> Steps:
         began = self.now
-        for number, moment in enumerate(moments, 1):
+        for moment in moments:
             yield Wait(due=began + moment)
-            self.session = session = Session(self, f"{self.name}.{number}")
+            session = self.open_session()
             yield session.end(self.now + _STAY)
             if session.alive and not session.closing:
                 session.spawn(session.close())

@@ -32,7 +32,7 @@ from batchflow.sessions.mailbox_state import (
     UnreadLimits,
 )
 from tests.model.cloud import as_delivery
-from tests.model.world import Backoff, Call, Steps, Wait, sleep
+from tests.model.world import Backoff, Call, Steps, StepsTo, Wait, sleep
 
 if TYPE_CHECKING:
     from tests.model.sessions import Session
@@ -203,9 +203,12 @@ class Mail:
             except ServiceError:
                 yield sleep(self._session, 0.5)
             else:
-                holder = self.holder
-                for message in found if holder is not None else ():
-                    self._take(self.book.accept(ResultMessage(as_delivery(message), holder)))
+                if (holder := self.holder) is not None:
+                    self._accept(found, holder)
+
+    def _accept(self, found: list[core.Message], holder: Holder) -> None:
+        for message in found:
+            self._take(self.book.accept(ResultMessage(as_delivery(message), holder)))
 
     def _may_receive(self) -> bool:
         results = self._cloud.results
@@ -248,7 +251,7 @@ class Mail:
         for letter in batch:
             yield from self._complete(letter)
 
-    def save(self) -> Steps:
+    def save(self) -> StepsTo[bool]:
         """Whether what was handed over until now may be completed."""
         if not self.account.loaded or self.holder is None:
             return False
@@ -311,7 +314,7 @@ class Mail:
         else:
             self._take(self.book.fetched(whole, reference.size))
 
-    def _fetched(self, item: ResultItem, reference: Reference) -> Steps:
+    def _fetched(self, item: ResultItem, reference: Reference) -> StepsTo[ResultItem]:
         backoff = Backoff()
         while True:
             try:

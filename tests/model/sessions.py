@@ -26,11 +26,11 @@ from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
 from tests.model import history
 from tests.model.cloud import as_delivery
 from tests.model.mail import Mail, TakenOver
-from tests.model.world import Backoff, Call, Process, Steps, Wait, sleep
+from tests.model.world import Backoff, Call, Process, Steps, StepsTo, Wait, sleep
 
 if TYPE_CHECKING:
     from tests.model.agents import Work
-    from tests.model.clients import Plan, Program
+    from tests.model.clients import Plan, SessionOwner
 
 CONFIRMATION: Final = 5.0
 PRESENCE_INTERVAL: Final = 5.0
@@ -45,7 +45,7 @@ _MESSAGES: Final = 2
 class Session(Process):
     """One life of a session."""
 
-    def __init__(self, program: Program, incarnation: str) -> None:
+    def __init__(self, program: SessionOwner, incarnation: str) -> None:
         super().__init__(program.world, incarnation)
         self.program = program
         self.plan: Plan = program.plan
@@ -179,7 +179,7 @@ class Session(Process):
         if place in self.plan.cancels:
             self.spawn(self.cancelling.cancel(entry))
 
-    def _store_arguments(self, work: Work, place: int) -> Steps:
+    def _store_arguments(self, work: Work, place: int) -> StepsTo[Reference]:
         blob = arguments_blob(self.plan.job, self.plan.name, f"{self.name}-{place}")
         backoff = Backoff()
         while True:

@@ -23,7 +23,7 @@ from tests.model.clients import Plan
 from tests.model.mail import Holder, Mail
 from tests.model.scenario import Scenario, play
 from tests.model.scenarios import SMALL
-from tests.model.world import Call, Steps
+from tests.model.world import Call, Steps, StepsTo
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
 
@@ -135,7 +135,7 @@ def deletes_results_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The blob of a result goes when it was fetched, not after its message."""
     fetched = Mail._fetched
 
-    def fetch_and_delete(self: Mail, item: ResultItem, reference: Reference) -> Steps:
+    def fetch_and_delete(self: Mail, item: ResultItem, reference: Reference) -> StepsTo[ResultItem]:
         item = yield from fetched(self, item, reference)
         yield from self._session.drop_blob(reference.blob)
         return item

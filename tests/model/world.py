@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from batchflow.errors import ServiceError
 from tests.model import history
@@ -77,8 +77,12 @@ class Call:
     """Its answer comes over a link that cannot lose one without being cut."""
 
 
+_T = TypeVar("_T")
+
 Wish = Wait | Call
 Steps = Generator[Wish, Any, None]
+StepsTo = Generator[Wish, Any, _T]
+"""Steps that return a value."""
 
 
 class Strand:
@@ -369,7 +373,7 @@ class World:
             return
         if wish is None:
             del process.strands[strand]
-        elif type(wish) is Wait:
+        elif isinstance(wish, Wait):
             strand.wait(wish)
         else:
             strand.calling = wish

@@ -85,7 +85,14 @@ class Seen(HTMLParser):
     def handle_comment(self, data: str) -> None:
         raise AssertionError(f"a comment: {data!r}")
 
-    handle_decl = handle_pi = unknown_decl = handle_comment
+    def handle_decl(self, decl: str) -> None:
+        raise AssertionError(f"a declaration: {decl!r}")
+
+    def handle_pi(self, data: str) -> None:
+        raise AssertionError(f"an instruction: {data!r}")
+
+    def unknown_decl(self, data: str) -> None:
+        raise AssertionError(f"an unknown declaration: {data!r}")
 
 
 @given(results)

@@ -13,7 +13,7 @@ def pool_options(pool_id: str, nodes: int, **options: Any) -> models.BatchPoolCr
     machine = models.VirtualMachineConfiguration(
         image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"
     )
-    defaults = {
+    defaults: dict[str, Any] = {
         "vm_size": "Standard_D2s_v3",
         "target_dedicated_nodes": nodes,
         "virtual_machine_configuration": machine,

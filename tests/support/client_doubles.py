@@ -348,7 +348,7 @@ class Agent:
         return results
 
     async def post(self, results: Iterable[ResultItem] | Iterable[EventItem], mailbox: str = "") -> None:
-        items = list(results)
+        items: list[ResultItem | EventItem] = list(results)
         kind: wire.PackType = "events" if isinstance(items[0], EventItem) else "results"
         if isinstance(items[0], ResultItem):
             mailbox = wire.mailbox_id(items[0].job, items[0].client)
@@ -370,6 +370,12 @@ class Agent:
         while True:
             for item in await self.take_message(60.0):
                 await self.post([result_of(item) if work is None else work(item)])
+
+
+def argument_of(item: TaskItem) -> Any:
+    """Return the first argument of a task that carries its arguments itself."""
+    assert isinstance(item.params, list)
+    return item.params[0]
 
 
 def result_of(item: TaskItem, value: Any = None, **fields: Any) -> ResultItem:

@@ -30,10 +30,11 @@ def misuses(source: str) -> list[int]:
         if isinstance(node, ast.ImportFrom) and node.module == "anyio"
         for alias in node.names
     }
-    return [node.lineno for node in _outside_of_coroutines(tree) if _asks(node, names)]
+    outside = _outside_of_coroutines(tree)
+    return [node.lineno for node in outside if isinstance(node, ast.expr) and _asks(node, names)]
 
 
-def _asks(node: ast.AST, names: set[str]) -> bool:
+def _asks(node: ast.expr, names: set[str]) -> bool:
     match node:
         case ast.Attribute(value=ast.Name(id="anyio"), attr=name):
             return name not in LATE

@@ -17,7 +17,15 @@ from batchflow.ports.broker import Delivery
 from batchflow.protocol.wire import EventItem, ResultItem
 from batchflow.session import Session
 from batchflow.support.waiting import ChangeNotifier
-from tests.support.client_doubles import Agent, Doubles, eventually, failure_of, until_empty, within
+from tests.support.client_doubles import (
+    Agent,
+    Doubles,
+    argument_of,
+    eventually,
+    failure_of,
+    until_empty,
+    within,
+)
 
 
 async def read(stream: Any, most: int = 10**6) -> list[Any]:
@@ -35,7 +43,7 @@ async def submit_and_answer(session: Session, agent: Agent, number: int) -> None
     """So many tasks whose values are their numbers, all done."""
     await session.submit_many("x.py", range(number))
     for item in await agent.take(number):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     await eventually(lambda: session.counts.done == session.counts.submitted)
 
 
@@ -71,7 +79,7 @@ async def test_a_claimed_result_does_not_come(session: Session, agent: Agent) ->
     awaiting = asyncio.ensure_future(tasks[0].outcome())
     await asyncio.sleep(0)
     for item in await agent.take(4):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     await eventually(lambda: session.counts.done == 4)
     assert await within(tasks[2]) == 2
     assert await read(session.results()) == [1, 3]
@@ -82,7 +90,7 @@ async def test_whoever_holds_a_task_reads_it_though_another_saw_it(session: Sess
     """`await task` works at any time, and repeatedly."""
     tasks = await session.submit_many("x.py", range(2))
     for item in await agent.take(2):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     assert await read(session.results()) == [0, 1]
     for _ in range(2):
         assert [await within(task) for task in tasks] == [0, 1]
@@ -140,7 +148,7 @@ async def test_two_readers_share(session: Session, agent: Agent) -> None:
     await session.submit_many("x.py", range(20))
     readers += [asyncio.ensure_future(read(session.results())) for _ in range(2)]
     for item in await agent.take(20):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     shares = await within(asyncio.gather(*readers))
     assert sorted(value for share in shares for value in share) == list(range(20))
 
@@ -238,7 +246,7 @@ async def test_unread_results_past_the_bound_go_to_disk(
         session = await (await client.pool("demo")).session()
         tasks = await session.submit_many("x.py", range(30))
         for item in await agent.take(30):
-            await agent.answer(item, value={"n": item.params[0], "text": "ä" * 100}, stdout="out")
+            await agent.answer(item, value={"n": argument_of(item), "text": "ä" * 100}, stdout="out")
         await eventually(lambda: session.counts.done == 30)
         await until_empty(session, but=6)
         assert (await within(tasks[7]))["n"] == 7
@@ -276,8 +284,8 @@ async def test_unread_results_are_bounded_by_their_size_too(
         await session.submit_many("x.py", range(20))
         for item in await agent.take(20):
             value: object = "v" * 10_000
-            if item.params[0] >= 10:
-                name = f"results/{item.params[0]}.json"
+            if argument_of(item) >= 10:
+                name = f"results/{argument_of(item)}.json"
                 value = await agent.store(name, b'"%s"' % (b"r" * 60_000))
             await agent.answer(item, value=value)
         await eventually(lambda: session.counts.done == 20)
@@ -296,7 +304,7 @@ async def test_spilled_results_outlive_the_session(
     async with connect(unclaimed=0) as client, (await client.pool("demo")).session("c") as session:
         tasks = await session.submit_many("x.py", range(3))
         for item in await agent.take(3):
-            await agent.answer(item, value=item.params[0])
+            await agent.answer(item, value=argument_of(item))
         await eventually(lambda: session.counts.done == 3)
     assert await within(tasks[0]) == 0
     assert await read(session.results()) == [1, 2]

@@ -1,6 +1,8 @@
 """Celery on Redis or RabbitMQ: two prefork workers with a concurrency of one, acks late, JSON."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import work
 from celery import Celery, group
@@ -13,30 +15,30 @@ FUNCTIONS = {name: app.task(name=name)(function) for name, function in work.TASK
 
 
 class OnCelery:
-    def __init__(self):
+    def __init__(self) -> None:
         self._workers = Workers()
 
-    async def open(self):
+    async def open(self) -> None:
         for index in range(WORKERS):
             await self._workers.start(
                 *("celery", "--quiet", "--app=on_celery", "worker"),
                 *("--concurrency=1", f"--hostname=worker{index}@%h", "--loglevel=ERROR"),
             )
 
-    async def close(self):
+    async def close(self) -> None:
         app.close()
         await self._workers.close()
 
-    async def submit(self, task, argument):
+    async def submit(self, task: str, argument: Any) -> Any:
         return FUNCTIONS[task].delay(argument)
 
-    async def gather(self, handles):
+    async def gather(self, handles: Sequence[Any]) -> list[Any]:
         return [handle.get() for handle in handles]
 
-    async def map(self, task, arguments):
+    async def map(self, task: str, arguments: Sequence[Any]) -> list[Any]:
         return group(map(FUNCTIONS[task].s, arguments)).apply_async().join_native()
 
-    async def run(self, task, argument):
+    async def run(self, task: str, argument: Any) -> Any:
         return FUNCTIONS[task].delay(argument).get()
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import parsl
 import work
@@ -12,7 +14,7 @@ from protocol import WORKERS, serve
 
 
 class Parsl:
-    async def open(self):
+    async def open(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         executor = HighThroughputExecutor(
             address="127.0.0.1",
@@ -25,21 +27,21 @@ class Parsl:
         parsl.load(config)
         self._apps = {name: parsl.python_app(function) for name, function in work.TASKS.items()}
 
-    async def close(self):
+    async def close(self) -> None:
         parsl.dfk().cleanup()
         parsl.clear()
         self._folder.cleanup()
 
-    async def submit(self, task, argument):
+    async def submit(self, task: str, argument: Any) -> Any:
         return self._apps[task](argument)
 
-    async def gather(self, handles):
+    async def gather(self, handles: Sequence[Any]) -> list[Any]:
         return [handle.result() for handle in handles]
 
-    async def map(self, task, arguments):
+    async def map(self, task: str, arguments: Sequence[Any]) -> list[Any]:
         return [handle.result() for handle in [self._apps[task](argument) for argument in arguments]]
 
-    async def run(self, task, argument):
+    async def run(self, task: str, argument: Any) -> Any:
         return await asyncio.wrap_future(self._apps[task](argument))
 
 

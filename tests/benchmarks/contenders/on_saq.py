@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import work
 from protocol import WORKERS, serve
@@ -14,8 +16,8 @@ POLL_LAST = 0.2
 CHUNK = 200
 
 
-def function(task):
-    async def call(ctx, *, argument):
+def function(task: Callable[[Any], Any]) -> Any:
+    async def call(ctx: dict[str, Any], *, argument: Any) -> Any:
         return task(argument)
 
     call.__qualname__ = call.__name__ = task.__name__
@@ -27,26 +29,26 @@ settings = {"queue": queue, "functions": [function(task) for task in work.TASKS.
 
 
 class Saq:
-    def __init__(self):
+    def __init__(self) -> None:
         self._workers = Workers()
 
-    async def open(self):
+    async def open(self) -> None:
         for _ in range(WORKERS):
             await self._workers.start("saq", "on_saq.settings")
         await queue.connect()
         while len((await queue.info())["workers"]) < WORKERS:  # noqa: ASYNC110 - one that starts later
             await asyncio.sleep(POLL_ALONE)  # sweeps the first jobs away
 
-    async def close(self):
+    async def close(self) -> None:
         await queue.disconnect()
         await self._workers.close()
 
-    async def submit(self, task, argument):
+    async def submit(self, task: str, argument: Any) -> Any:
         job = await queue.enqueue(task, argument=argument)
         return job.key
 
-    async def gather(self, handles):
-        values = []
+    async def gather(self, handles: Sequence[Any]) -> list[Any]:
+        values: list[Any] = []
         while len(values) < len(handles):
             jobs = await queue.jobs(handles[len(values) : len(values) + CHUNK])
             done = 0
@@ -57,12 +59,12 @@ class Saq:
                 await asyncio.sleep(POLL_LAST)
         return values
 
-    async def map(self, task, arguments):
+    async def map(self, task: str, arguments: Sequence[Any]) -> list[Any]:
         return await queue.map(
             task, [{"argument": argument} for argument in arguments], poll_interval=POLL_MANY
         )
 
-    async def run(self, task, argument):
+    async def run(self, task: str, argument: Any) -> Any:
         return await queue.apply(task, argument=argument, poll_interval=POLL_ALONE)
 
 

@@ -7,6 +7,7 @@ import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from tests.support.contract import Contract, at_hand
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
 PATIENCE = 30.0
+
+
+def state_of(entity: models.BatchTask | models.BatchNode) -> str:
+    """Return an entity's state as the wire has it."""
+    assert isinstance(entity.state, Enum)
+    return str(entity.state.value)
 
 
 @dataclass
@@ -65,11 +72,11 @@ class Batch:
 
     async def task_state(self, task_id: str, job_id: str = "job") -> str:
         """The task's state, as the wire has it."""
-        return str((await self.client.get_task(job_id, task_id)).state.value)
+        return state_of(await self.client.get_task(job_id, task_id))
 
     async def node_states(self, pool_id: str = "pool") -> list[str]:
         """The states of a pool's nodes, as the wire has them."""
-        return [str(node.state.value) async for node in self.client.list_nodes(pool_id)]
+        return [state_of(node) async for node in self.client.list_nodes(pool_id)]
 
     async def output(self, task_id: str, name: str = "stdout.txt", *, job_id: str = "job") -> str:
         """A file of a task."""

@@ -275,6 +275,7 @@ async def test_bad_filters_are_refused(batch: Any, expression: str) -> None:
     """A filter that is none is refused with the parameter's name."""
     with pytest.raises(HttpResponseError) as raised:
         [job async for job in batch.client.list_jobs(filter=expression)]
+    assert raised.value.model is not None
     assert raised.value.model.code == "InvalidQueryParameterValue"
 
 
@@ -370,6 +371,7 @@ async def test_page_sizes_are_limited(batch: Any, limit: int) -> None:
     """A page has 1 to 1000 items."""
     with pytest.raises(HttpResponseError) as raised:
         [job async for job in batch.client.list_jobs(max_results=limit)]
+    assert raised.value.model is not None
     assert raised.value.model.code == "OutOfRangeQueryParameterValue"
 
 

@@ -89,6 +89,7 @@ async def test_what_a_pool_cannot_have_is_refused(batch: Any, options: dict[str,
     with pytest.raises(HttpResponseError) as raised:
         await batch.pool(nodes=options.get("target_dedicated_nodes", 1), ready=False, **options)
     assert (raised.value.status_code, code(raised)) == (400, "InvalidPropertyValue")
+    assert raised.value.model is not None
     assert named in {item.value for item in raised.value.model.error_values}
     assert [pool.id async for pool in batch.client.list_pools()] == []
 
@@ -226,7 +227,7 @@ async def test_deleted_pool_goes_with_its_nodes(batch: Any) -> None:
     answers = await asyncio.gather(*deletions, return_exceptions=True)
     [refusal] = [answer for answer in answers if isinstance(answer, ResourceExistsError)]
     assert "PoolBeingDeleted" in str(refusal)
-    [poller] = [answer for answer in answers if answer is not refusal]
+    [poller] = [answer for answer in answers if not isinstance(answer, BaseException)]
     await poller.wait()
     with pytest.raises(ResourceNotFoundError):
         await batch.client.get_pool("pool")

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ async def web() -> AsyncIterator[NodeDownloads]:
     await web.aclose()
 
 
-def command(line: str, tmp_path: Path, **options: float) -> NodeCommand:
+def command(line: str, tmp_path: Path, **options: Any) -> NodeCommand:
     """A command to run in a directory of its own."""
     environment = {"PATH": os.environ["PATH"]}
     return NodeCommand(CommandSpec(line), tmp_path / "task", environment, "node000001", **options)

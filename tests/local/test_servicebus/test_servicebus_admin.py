@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
@@ -21,7 +22,7 @@ async def test_a_queue_is_created_read_changed_and_deleted(
 ) -> None:
     """All settings come back as they were given; names do not tell case apart."""
     rule = make_rule("agents", AccessRights.LISTEN, AccessRights.SEND)
-    given = {
+    given: dict[str, Any] = {
         "requires_session": True,
         "requires_duplicate_detection": True,
         "duplicate_detection_history_time_window": timedelta(minutes=5),
@@ -38,7 +39,7 @@ async def test_a_queue_is_created_read_changed_and_deleted(
     for properties in (created, read):
         assert {name: getattr(properties, name) for name in given} == given
         (kept,) = properties.authorization_rules or []
-        assert (kept.key_name, set(kept.rights)) == ("agents", {"Listen", "Send"})
+        assert (kept.key_name, set(kept.rights or ())) == ("agents", {"Listen", "Send"})
         assert (kept.primary_key, kept.secondary_key) == (rule.primary_key, rule.secondary_key)
     read.lock_duration = timedelta(seconds=10)
     read.authorization_rules = []

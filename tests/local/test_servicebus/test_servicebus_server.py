@@ -99,7 +99,7 @@ async def test_a_dropped_connection_is_opened_again_by_the_sdk(
         await sender.send_messages(ServiceBusMessage("1"))
         server.drop_connections()
         await sender.send_messages(ServiceBusMessage("2"))
-        bodies = set()
+        bodies = set[str]()
         while len(bodies) < 2:
             for message in await receiver.receive_messages(2, max_wait_time=5):
                 bodies.add(str(message))

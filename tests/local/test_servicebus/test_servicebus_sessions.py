@@ -31,7 +31,9 @@ async def test_a_session_has_one_receiver_its_messages_and_its_state(
         client.get_queue_sender("q") as sender,
         client.get_queue_receiver("q", session_id="a") as receiver,
     ):
-        assert abs(receiver.session.locked_until_utc - datetime.now(UTC)) < timedelta(seconds=61)
+        locked_until = receiver.session.locked_until_utc
+        assert locked_until is not None
+        assert abs(locked_until - datetime.now(UTC)) < timedelta(seconds=61)
         await sender.send_messages([ServiceBusMessage(f"{sid}", session_id=sid) for sid in ("b", "a")])
         (message,) = await receiver.receive_messages(1, max_wait_time=5)
         assert (str(message), message.session_id) == ("a", "a")
@@ -40,7 +42,6 @@ async def test_a_session_has_one_receiver_its_messages_and_its_state(
         assert await receiver.session.get_state() is None
         await receiver.session.set_state(b"\x00state")
         assert await receiver.session.get_state() == b"\x00state"
-        locked_until = receiver.session.locked_until_utc
         assert await receiver.session.renew_lock() >= locked_until
         await receiver.complete_message(message)
         with pytest.raises(ServiceBusError, match="session id"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,8 @@ from batchflow.errors import BrokerError
 from batchflow.ports.broker import OutgoingMessage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from tests.unit.azure.conftest import Bus
 
 
@@ -53,10 +55,11 @@ async def test_a_receive_comes_after_one_of_many_calls_not_after_all() -> None:
     """Else a result would wait for the settlements of all those before it."""
     recorder = Recorder()
     link = SdkLink(lambda: recorder, "results", None)
-    calls = [
-        asyncio.create_task(link.call(lambda sdk, name=f"settle {n}": sdk.work(name), "cannot settle"))
-        for n in range(4)
-    ]
+
+    def settle(number: int) -> Callable[[Recorder], Coroutine[Any, Any, str]]:
+        return lambda sdk: sdk.work(f"settle {number}")
+
+    calls = [asyncio.create_task(link.call(settle(n), "cannot settle")) for n in range(4)]
     assert await recorder.until_begun(1) == ["settle 0"]
     receive = await link.wait_for(lambda sdk, wanted: sdk.work(f"receive, {wanted}"), "cannot receive")
     await recorder.allow(1)

@@ -67,7 +67,7 @@ def full_name(kind: type[BaseException]) -> str:
 
 
 @pytest.mark.parametrize("package", SDKS)
-def test_every_class_has_a_meaning(package) -> None:
+def test_every_class_has_a_meaning(package: str) -> None:
     """No class of error of an SDK is missing in the table; those judged by their status aside."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,7 +108,7 @@ def test_no_entry_is_stale() -> None:
         (ServiceRequestError("cannot connect", error=OSError()), BrokerError, True, "S"),
     ],
 )
-def test_service_bus(error, kind, retryable, setting) -> None:
+def test_service_bus(error: Exception, kind: type[BrokerError], retryable: bool, setting: str | None) -> None:
     """Each error of Service Bus is of our class, says whether to try again, and names a setting at fault."""
     ours = broker_error(error, "doing", "S")
     assert (type(ours), ours.retryable, ours.setting) == (kind, retryable, setting)
@@ -124,11 +124,13 @@ class Answer:
         self.headers: dict[str, str] = {}
 
 
-def http_error(status: int, code: str | None = None, kind: type = HttpResponseError) -> HttpResponseError:
+def http_error(
+    status: int, code: str | None = None, kind: type[HttpResponseError] = HttpResponseError
+) -> HttpResponseError:
     error = kind(message="first line\nsecond line")
     error.status_code = status
     if code is not None:
-        error.error_code = code
+        error.error_code = code  # type: ignore[attr-defined]  # the SDK sets it, and declares it nowhere
     return error
 
 
@@ -146,7 +148,7 @@ def http_error(status: int, code: str | None = None, kind: type = HttpResponseEr
         (http_error(418), StorageError, False),
     ],
 )
-def test_storage(error, kind, retryable) -> None:
+def test_storage(error: Exception, kind: type[Exception], retryable: bool) -> None:
     """Each error of Blob Storage is of our class and says whether to try again."""
     ours = storage_error(error, "doing", "S")
     assert (type(ours), ours.retryable) == (kind, retryable)
@@ -164,7 +166,7 @@ def test_storage(error, kind, retryable) -> None:
         (http_error(503, "ServerBusy"), PoolError, True),
     ],
 )
-def test_batch(error, kind, retryable) -> None:
+def test_batch(error: Exception, kind: type[Exception], retryable: bool) -> None:
     """Each error of Batch is of our class and says whether to try again."""
     ours = pool_error(error, "doing", "S")
     assert (type(ours), ours.retryable) == (kind, retryable)

@@ -23,7 +23,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("module", OTHERS)
-def test_imports_only_its_own(module) -> None:
+def test_imports_only_its_own(module: str) -> None:
     """The modules of other services are not loaded."""
     code = f"import sys, {module}; print('\\n'.join(sys.modules))"
     loaded = subprocess.run(
@@ -65,7 +65,7 @@ def test_whoever_imports_it_meanwhile() -> None:
         assert Late is not Real
     from azure.core.pipeline.transport import RequestsTransport as Again
 
-    class Own(Late):  # type: ignore[valid-type,misc]
+    class Own(Late):  # type: ignore[misc]
         pass
 
     assert Again is Real

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchflow.ports.broker import Delivery, Receiver
+    from tests.unit.azure.conftest import Bus
 
 SETTING = "servicebus.connection_string"
 ENOUGH = 20.0
@@ -45,7 +47,7 @@ async def until_done(work: Callable[[], Awaitable[None]]) -> None:
                     raise
 
 
-async def test_wrong_key(bus, caplog) -> None:
+async def test_wrong_key(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
     """A wrong key is told at once, naming the setting and showing no key anywhere."""
     caplog.set_level(logging.INFO)
     queue = await bus.make()
@@ -64,7 +66,7 @@ async def test_wrong_key(bus, caplog) -> None:
     assert key not in caplog.text
 
 
-async def test_wrong_key_of_admin(bus) -> None:
+async def test_wrong_key_of_admin(bus: Bus) -> None:
     """The administration tells of a wrong key by the setting's name, too."""
     parts = bus.server.connection_string.split(";")
     wrong = ";".join("SharedAccessKey=d3Jvbmc=" if p.startswith("SharedAccessKey=") else p for p in parts)
@@ -74,7 +76,7 @@ async def test_wrong_key_of_admin(bus) -> None:
     assert caught.value.setting == SETTING
 
 
-async def test_untrusted_certificate(bus) -> None:
+async def test_untrusted_certificate(bus: Bus) -> None:
     """An endpoint whose certificate is not trusted is an error that names the setting."""
     async with ServiceBusAdmin(bus.server.connection_string) as admin:
         with pytest.raises(BrokerError) as caught:
@@ -82,7 +84,7 @@ async def test_untrusted_certificate(bus) -> None:
     assert caught.value.setting == SETTING
 
 
-async def test_missing_right(bus) -> None:
+async def test_missing_right(bus: Bus) -> None:
     """A key opens what it has the right for, of its queue, and nothing else."""
     rules = (AccessRule("out", frozenset({"Send"})), AccessRule("in", frozenset({"Listen"})))
     queue, other = await bus.make(rules=rules), await bus.make()
@@ -102,7 +104,7 @@ async def test_missing_right(bus) -> None:
             await broker.sender(queue)
 
 
-async def test_nothing_listens(bus) -> None:
+async def test_nothing_listens(bus: Bus) -> None:
     """A port where nothing listens is told at once, as something that may pass."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -116,7 +118,7 @@ async def test_nothing_listens(bus) -> None:
             assert caught.value.retryable
 
 
-async def test_silent_endpoint(bus, monkeypatch) -> None:
+async def test_silent_endpoint(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """An endpoint that accepts and never answers becomes an error when the time for opening is over."""
     assert servicebus.ATTEMPT_LIMIT < amqp_link.OPEN_LIMIT < 10
     monkeypatch.setattr(servicebus, "ATTEMPT_LIMIT", 0.3)
@@ -130,7 +132,7 @@ async def test_silent_endpoint(bus, monkeypatch) -> None:
     assert caught.value.retryable
 
 
-async def test_silent_endpoint_that_the_sdk_waits_for(bus, monkeypatch) -> None:
+async def test_silent_endpoint_that_the_sdk_waits_for(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the SDK itself would wait on, the adaptor does not."""
     monkeypatch.setattr(amqp_link, "OPEN_LIMIT", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -145,7 +147,7 @@ async def test_silent_endpoint_that_the_sdk_waits_for(bus, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "Endpoint=;SharedAccessKey=secret", "SharedAccessKey=secret"]
 )
-def test_not_a_connection_string(text) -> None:
+def test_not_a_connection_string(text: str) -> None:
     """What is no connection string is told without being quoted."""
     with pytest.raises(ConfigurationError) as caught:
         namespace_of(text)
@@ -169,7 +171,7 @@ def test_namespace_of() -> None:
     assert namespace_of(f"{rest};endpoint=sb://127.0.0.1:5672") == "127.0.0.1:5672"
 
 
-async def test_sender_after_a_lost_connection(bus) -> None:
+async def test_sender_after_a_lost_connection(bus: Bus) -> None:
     """A sender whose connection was cut, even while nothing was sent, sends on without anybody noticing."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
@@ -179,7 +181,7 @@ async def test_sender_after_a_lost_connection(bus) -> None:
     assert await bus.active(queue) == 2
 
 
-async def test_receiver_after_a_lost_connection(bus) -> None:
+async def test_receiver_after_a_lost_connection(bus: Bus) -> None:
     """A receive that waits while the connection is cut goes on, and gets what comes afterwards."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
@@ -193,7 +195,7 @@ async def test_receiver_after_a_lost_connection(bus) -> None:
     assert await bus.active(queue) == 0
 
 
-async def test_settling_after_a_lost_connection(bus) -> None:
+async def test_settling_after_a_lost_connection(bus: Bus) -> None:
     """What was received before the connection was cut can be renewed and settled after it."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
@@ -210,7 +212,7 @@ async def test_settling_after_a_lost_connection(bus) -> None:
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.001, 0.005, 0.02])
-async def test_connection_lost_under_many_calls(bus, moment) -> None:
+async def test_connection_lost_under_many_calls(bus: Bus, moment: float) -> None:
     """With a receive and many settlements under way, a cut leaves nothing behind and loses nothing."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
@@ -218,7 +220,7 @@ async def test_connection_lost_under_many_calls(bus, moment) -> None:
             await sender.send(message(f"m{i}"))
         held = [await next_of(receiver) for _ in range(12)]
         waiting = asyncio.create_task(next_of(receiver))
-        settling = [asyncio.create_task(until_done(lambda d=d: finish(receiver, d))) for d in held]
+        settling = [asyncio.create_task(until_done(partial(finish, receiver, d))) for d in held]
         await asyncio.sleep(moment)
         bus.server.drop_connections()
         await asyncio.gather(*settling)
@@ -237,7 +239,7 @@ async def finish(receiver: Receiver, delivery: Delivery) -> None:
         return
 
 
-async def test_mailbox_after_a_lost_connection(bus) -> None:
+async def test_mailbox_after_a_lost_connection(bus: Bus) -> None:
     """A mailbox is lost with its connection: every method says so, and another can be opened."""
     queue = await bus.make(sessions=True)
     mailbox = await bus.broker.mailbox(queue, "s")
@@ -256,7 +258,7 @@ async def test_mailbox_after_a_lost_connection(bus) -> None:
 
 
 @pytest.mark.parametrize("bus", [1.5], indirect=True)
-async def test_idle_links(bus) -> None:
+async def test_idle_links(bus: Bus) -> None:
     """Links that the broker detaches because they are idle work on.
 
     Mostly nobody notices; who calls before the news of the detaching was read is told to try again.
@@ -274,7 +276,7 @@ async def test_idle_links(bus) -> None:
     assert await bus.active(queue) == 0
 
 
-async def test_server_gone_and_back(bus) -> None:
+async def test_server_gone_and_back(bus: Bus) -> None:
     """While the broker is away the errors say "try again", and when it is back the links work on."""
     queue = await bus.make()
     port = bus.server.port
@@ -302,7 +304,7 @@ async def finish_one(receiver: Receiver) -> None:
     await receiver.complete(await next_of(receiver))
 
 
-async def test_throttled(bus) -> None:
+async def test_throttled(bus: Bus) -> None:
     """A throttled send is told as backpressure, which passes; the link is the same afterwards."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
@@ -314,7 +316,7 @@ async def test_throttled(bus) -> None:
     assert await bus.active(queue) == 1
 
 
-async def test_local_clock_ahead(bus) -> None:
+async def test_local_clock_ahead(bus: Bus) -> None:
     """A node whose clock is far ahead of the broker's settles and renews all the same."""
     bus.server._epoch -= 3600
     queue = await bus.make()
@@ -332,7 +334,7 @@ async def test_local_clock_ahead(bus) -> None:
         assert await bus.active(queue) == 1
 
 
-async def test_mailbox_with_the_clock_ahead(bus) -> None:
+async def test_mailbox_with_the_clock_ahead(bus: Bus) -> None:
     """Where the SDK would take a mailbox's lock for expired, opening it says that the clock is wrong."""
     bus.server._epoch -= 3600
     queue = await bus.make(sessions=True)
@@ -340,7 +342,7 @@ async def test_mailbox_with_the_clock_ahead(bus) -> None:
         await bus.broker.mailbox(queue, "s")
 
 
-async def test_cancelled_send_arrives_or_can_be_repeated(bus) -> None:
+async def test_cancelled_send_arrives_or_can_be_repeated(bus: Bus) -> None:
     """Cancelling sends breaks nothing: sent again, each message is there once."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
@@ -353,7 +355,7 @@ async def test_cancelled_send_arrives_or_can_be_repeated(bus) -> None:
     assert await bus.active(queue) == 20
 
 
-async def test_cancelled_opening(bus) -> None:
+async def test_cancelled_opening(bus: Bus) -> None:
     """Cancelling the opening of links at any moment leaves nothing open."""
     queue = await bus.make()
 
@@ -370,7 +372,7 @@ async def test_cancelled_opening(bus) -> None:
         await bus.server._vacant.wait()
 
 
-async def test_closing_under_way(bus) -> None:
+async def test_closing_under_way(bus: Bus) -> None:
     """Closing a broker whose links are busy is bounded, idempotent, and ends what waits."""
     queue = await bus.make()
     sender, receiver = await bus.broker.sender(queue), await bus.broker.receiver(queue)

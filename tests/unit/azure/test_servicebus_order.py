@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchflow.local.servicebus import server
 from batchflow.ports.broker import OutgoingMessage
 
+if TYPE_CHECKING:
+    import pytest
 
-async def test_a_message_leaves_before_the_acknowledgement_of_its_sender(bus, monkeypatch) -> None:
+    from tests.unit.azure.conftest import Bus
+
+
+async def test_a_message_leaves_before_the_acknowledgement_of_its_sender(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody waits for the message; and each write takes as long as waking its reader."""
     queue = await bus.make()
     async with (

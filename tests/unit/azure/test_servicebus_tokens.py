@@ -13,8 +13,10 @@ from tests.unit.azure.test_servicebus_faults import finish_one, message, next_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tests.unit.azure.conftest import Bus
 
-async def test_sender_whose_token_expired(bus) -> None:
+
+async def test_sender_whose_token_expired(bus: Bus) -> None:
     """It sends on, once more if need be."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
@@ -27,7 +29,7 @@ async def test_sender_whose_token_expired(bus) -> None:
     assert await bus.active(queue) == 3
 
 
-async def test_receiver_whose_token_expired(bus) -> None:
+async def test_receiver_whose_token_expired(bus: Bus) -> None:
     """While it waits, and while it holds something."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
@@ -52,7 +54,7 @@ async def until_lost(work: Callable[[], Awaitable[object]]) -> None:
 
 
 @pytest.mark.parametrize("doing", ["receive", "renew", "get_state"])
-async def test_mailbox_whose_token_expired(bus, doing) -> None:
+async def test_mailbox_whose_token_expired(bus: Bus, doing: str) -> None:
     """It is lost, whatever one does with it, and another can be opened."""
     queue = await bus.make(sessions=True)
     mailbox = await bus.broker.mailbox(queue, "s")

@@ -336,7 +336,7 @@ def jar(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 async def test_real_java_runs_by_every_way(tmp_path: Path, jar: bytes) -> None:
     """As the command, by java_runner in both forms, and failing."""
-    bundle = {"echo.jar": jar, "runner.py": RUNNER}
+    bundle: dict[str, str | bytes] = {"echo.jar": jar, "runner.py": RUNNER}
     async with bench(tmp_path) as slot:
         outcome = await slot.run(bundle, "echo.jar", "a", 1)
         assert (value(outcome), outcome.stderr) == (["a 1"], "aside\n")

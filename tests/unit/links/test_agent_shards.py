@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from batchflow.model import Status
@@ -63,12 +64,16 @@ async def test_an_agent_takes_from_every_task_queue() -> None:
             got = {result.uid for result in await mail(world, client, 2)}
             assert got == {f"abc123:{2 * number}", f"abc123:{2 * number + 1}"}
         for queue in ("tasks", "tasks2"):
-            await world.until(lambda queue=queue: _empty(world, queue))
+            await world.until(partial(_empty, world, queue))
 
 
 async def _empty(world: World, queue: str) -> bool:
     figures = await world.broker.figures(queue)
     return not figures.active and not figures.scheduled
+
+
+def _has_begun(world: World, count: int) -> bool:
+    return len(world.slots[0].begun) >= count
 
 
 async def test_a_task_goes_back_into_the_queue_that_it_came_from() -> None:
@@ -102,7 +107,7 @@ async def test_a_free_slot_gets_one_message_and_not_one_of_each_queue() -> None:
     await put(world, MORE_TASKS, *[task(number, "held") for number in range(1, 20, 2)])
     async with world.agent(**shards):
         for done in range(1, 20):
-            await world.until(lambda done=done: len(world.slots[0].begun) >= done)
+            await world.until(partial(_has_begun, world, done))
             gates[int(world.slots[0].begun[done - 1].rpartition(":")[2])].set()
         gates[-1].set()
         for gate in gates:

@@ -373,7 +373,7 @@ def test_a_map_does_not_come_down_to_tasks_that_ride_alone() -> None:
     deciding = loaded(2, "tiny")
     now, submitted, window = 1.0, 10_000, 10_000
     deciding.submitted(submitted, now)
-    sizes = []
+    sizes: list[int] = []
     for _ in range(200):  # results come one by one, each after a no-op
         now += 0.0005
         submitted += 1

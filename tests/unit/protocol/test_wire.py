@@ -227,7 +227,8 @@ def test_an_item_with_another_field_in_the_place_of_one(
     fields = fields_of(item) | {"tag": 5}
     del fields[missing]
     (found,) = wire.decode(pack(kind, fields))
-    assert found == replace(item, tag=5, **{read: 0.0 if read == "submitted_at" else None})
+    default: Any = 0.0 if read == "submitted_at" else None
+    assert found == replace(item, tag=5, **{read: default})
 
 
 @pytest.mark.parametrize(("kind", "item"), [("tasks", TASK), ("results", RESULT)])
@@ -357,8 +358,8 @@ def well_typed(item: Any) -> bool:
 def test_a_field_of_another_type_is_refused_or_harmless(data: st.DataObject) -> None:
     """One field of a good item replaced by anything: refused, or read as what the annotations promise."""
     kind = data.draw(st.sampled_from(list(PACKS)))
-    full = {"tasks": TASKS, "results": RESULTS, "events": EVENTS}[kind]
-    fields = fields_of(data.draw(full))
+    items: dict[str, st.SearchStrategy[Item]] = {"tasks": TASKS, "results": RESULTS, "events": EVENTS}
+    fields = fields_of(data.draw(items[kind]))
     name = data.draw(st.sampled_from([*fields, *OPTIONAL]))
     fields[name] = data.draw(HOSTILE)
     try:

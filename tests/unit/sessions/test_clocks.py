@@ -20,8 +20,9 @@ SKEWS = [-7 * 86400.0, -15.0, 15.0, 3600.0]
 
 @pytest.fixture(params=SKEWS)
 async def skewed(request: pytest.FixtureRequest, doubles: Doubles) -> float:
-    doubles.clock.ahead = request.param
-    return request.param
+    ahead: float = request.param
+    doubles.clock.ahead = ahead
+    return ahead
 
 
 async def test_agents_live_whatever_the_clock_says(skewed: float, pool: Pool, doubles: Doubles) -> None:

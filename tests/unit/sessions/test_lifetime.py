@@ -29,7 +29,7 @@ from batchflow.protocol.documents import Cancellation, Presence, Running
 from batchflow.protocol.layout import cancellation_blob, session_blob
 from batchflow.session import Session
 from batchflow.settings import PoolSettings
-from tests.support.client_doubles import Agent, Doubles, eventually, until_empty, within
+from tests.support.client_doubles import Agent, Doubles, argument_of, eventually, until_empty, within
 
 # ---- opening and closing
 
@@ -148,7 +148,7 @@ async def test_mail_that_was_read_is_completed_before_the_end(pool: Pool, agent:
     async with pool.session("c") as first:
         tasks = await first.submit_many("x.py", range(60), task_id="label", tag={"k": 1})
         for item in await agent.take(60):
-            await agent.answer(item, value=item.params[0])
+            await agent.answer(item, value=argument_of(item))
         await eventually(lambda: first.counts.succeeded == 60)
         for task in tasks[:50]:
             await within(task)

@@ -19,7 +19,15 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
 from batchflow.sessions.tracker import Entry
-from tests.support.client_doubles import Agent, Doubles, eventually, failure_of, until_empty, within
+from tests.support.client_doubles import (
+    Agent,
+    Doubles,
+    argument_of,
+    eventually,
+    failure_of,
+    until_empty,
+    within,
+)
 
 
 async def values(stream: Any) -> list[Any]:
@@ -48,7 +56,7 @@ async def test_as_they_come_or_in_order(session: Session, agent: Agent) -> None:
     for ordered in (False, True):
         reading = asyncio.ensure_future(values(session.map("x.py", range(4), ordered=ordered)))
         for item in reversed(await agent.take(4)):
-            await agent.answer(item, value=item.params[0])
+            await agent.answer(item, value=argument_of(item))
             await eventually(lambda: session.counts.sending == 0)
         assert await within(reading) == ([0, 1, 2, 3] if ordered else [3, 2, 1, 0])
 
@@ -71,8 +79,14 @@ async def test_the_end_of_a_list_is_known_until_something_is_submitted(
 
 async def test_nothing_begins_before_it_is_read(session: Session, agent: Agent) -> None:
     """Not an input is taken, not a task submitted."""
-    taken = []
-    stream = session.map("x.py", (taken.append(n) for n in range(3)))
+    taken: list[int] = []
+
+    def inputs() -> Iterator[int]:
+        for n in range(3):
+            taken.append(n)
+            yield n
+
+    stream = session.map("x.py", inputs())
     await asyncio.sleep(0)
     assert (taken, session.counts) == ([], Counts())
     await stream.aclose()
@@ -95,7 +109,7 @@ async def test_no_more_than_the_window_is_under_way_or_unread(session: Session, 
         async with session.map("x.py", endless(), window=5, ordered=ordered) as stream:
             reading = asyncio.ensure_future(anext(stream))
             for item in await agent.take(5):
-                await agent.answer(item, value=item.params[0])
+                await agent.answer(item, value=argument_of(item))
             assert (await within(reading)).value == 0
             await agent.answer(*await agent.take(1))
             await eventually(lambda: session.counts.queued == session.counts.sending == 0)
@@ -189,7 +203,7 @@ async def test_options_that_can_never_be_sent_are_refused_at_once(session: Sessi
     with pytest.raises(ConfigurationError):
         session.map("x.py", [1], **options)
     with pytest.raises(TypeError):
-        session.map("x.py", [1], no_such_option=1)
+        session.map("x.py", [1], no_such_option=1)  # type: ignore[call-arg]
 
 
 async def test_its_results_come_to_nobody_else(session: Session, agent: Agent) -> None:
@@ -197,7 +211,7 @@ async def test_its_results_come_to_nobody_else(session: Session, agent: Agent) -
     reading = asyncio.ensure_future(values(session.map("x.py", range(3))))
     plain = await session.submit("x.py", args="plain")
     for item in await agent.take(4):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     assert await within(plain) == "plain"
     await within(reading)
     assert session.take() == []
@@ -323,7 +337,7 @@ async def test_a_cancelled_wait_loses_nothing(session: Session, agent: Agent) ->
         with pytest.raises(TimeoutError):
             await within(anext(stream), 0.01)
     for item in await agent.take(3):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     assert await values(stream) == [0, 1, 2]
 
 

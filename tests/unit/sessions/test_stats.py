@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchflow.pool import Pool
 from batchflow.session import Session
 from batchflow.sessions.stats import LinkCounter
-from tests.support.client_doubles import Agent, eventually
+from tests.support.client_doubles import Agent, argument_of, eventually
 
 
 async def test_a_session_counts_what_it_asks_of_the_broker(session: Session, agent: Agent) -> None:
@@ -13,7 +13,7 @@ async def test_a_session_counts_what_it_asks_of_the_broker(session: Session, age
     assert session.stats.broker_operations_per_task == 0.0
     await session.submit_many("x.py", range(5))
     for item in await agent.take(5):
-        await agent.answer(item, value=item.params[0])
+        await agent.answer(item, value=argument_of(item))
     assert [result.value async for result in session.results()] == [0, 1, 2, 3, 4]
     await eventually(lambda: session.stats.messages_settled == session.stats.messages_received)
     stats = session.stats

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from batchflow.errors import BlobNotFound, QueueNotFound
-from batchflow.ports.broker import Delivery, QueueRef, QueueSpec
+from batchflow.ports.broker import Delivery, QueueRef, QueueSpec, Receiver, Sender
+from batchflow.ports.storage import Container
 from batchflow.testing import MemoryBroker, MemoryStorage
 from node_agent.startup.early_links import EarlyContainer, EarlyLinks
 
@@ -22,11 +23,11 @@ class Counting(MemoryBroker):
         super().__init__()
         self.asked: list[str] = []
 
-    async def sender(self, queue: QueueRef):
+    async def sender(self, queue: QueueRef) -> Sender:
         self.asked.append(f"sender {queue.entity}")
         return await super().sender(queue)
 
-    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False):
+    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Receiver:
         self.asked.append(f"receiver {queue.entity}{' dead' if dead_letters else ''}")
         return await super().receiver(queue, prefetch=prefetch, dead_letters=dead_letters)
 
@@ -82,7 +83,7 @@ async def test_a_container_can_be_used_before_its_sdk_is_there() -> None:
     load: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     made = []
 
-    def make():
+    def make() -> Container:
         made.append(storage.container("ctl"))
         return made[-1]
 

@@ -83,11 +83,13 @@ def test_what_is_not_shown() -> None:
 
 def test_another_class_is_never_equal() -> None:
     """However alike its fields are."""
-    assert Other(1) != Value(1)
-    assert Other(1) != (1, "")
-    assert Empty() == Empty()
-    assert Empty() != Value(1)
-    assert hash(Empty()) == hash(Empty())
+    other: object = Other(1)
+    empty: object = Empty()
+    assert other != Value(1)
+    assert other != (1, "")
+    assert empty == Empty()
+    assert empty != other
+    assert hash(empty) == hash(Empty())
 
 
 def test_what_a_class_defines_itself_stays() -> None:

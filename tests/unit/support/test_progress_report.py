@@ -152,7 +152,7 @@ class Going:
         self._info = replace(info, state="deleting")
         return True
 
-    async def nodes(self, _: str) -> list[NodeInfo]:
+    async def nodes(self, pool_id: str) -> list[NodeInfo]:
         return self._compute.node_infos
 
     async def pool(self, pool_id: str) -> PoolInfo:
