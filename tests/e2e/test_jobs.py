@@ -73,7 +73,7 @@ async def running(pool: Pool) -> int:
 
 async def test_who_submits_and_leaves_has_his_tasks_run(own: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing waits until there are agents, who were not there before; not where nothing is to be run."""
-    compute = own.client.connections.compute
+    compute = own.runtime.connections.compute
     begun, go_on, create_job = anyio.Event(), anyio.Event(), compute.create_job
 
     async def slowly(job_id: str, pool_id: str) -> None:

@@ -99,7 +99,7 @@ async def test_starting_at_once(clients: list[Client], name: str) -> None:
 
 async def agents(pools: list[Pool]) -> list[str]:
     """The living agents of every job that any of the clients knows."""
-    compute = pools[0].client.connections.compute
+    compute = pools[0].runtime.connections.compute
     jobs = {pool.runtime.manifest.agents_job for pool in pools}
     tasks = [task for job in jobs for task in await compute.tasks(job)]
     return sorted(task.id for task in tasks if task.state != "completed")

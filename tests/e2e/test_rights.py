@@ -93,7 +93,7 @@ async def test_an_agents_rights_on_queues(agent: Holder, mine: Pool) -> None:
         pass
     await refused(BrokerError, agent.broker.mailbox(agent.results, "default/any"))
     for key in agent.keys.values():
-        async with ServiceBusAdmin(key, ca_file=mine.client.settings.servicebus.ca_file) as admin:
+        async with ServiceBusAdmin(key, ca_file=mine.runtime.settings.servicebus.ca_file) as admin:
             await refused(
                 BrokerError,
                 admin.delete_queue(agent.tasks.entity),
@@ -134,7 +134,7 @@ async def test_a_guests_rights_on_queues(guest: Holder, mine: Pool) -> None:
         guest.broker.sender(guest.results),
     )
     for key in guest.keys.values():
-        async with ServiceBusAdmin(key, ca_file=mine.client.settings.servicebus.ca_file) as admin:
+        async with ServiceBusAdmin(key, ca_file=mine.runtime.settings.servicebus.ca_file) as admin:
             await refused(BrokerError, admin.delete_queue(guest.tasks.entity), admin.queues())
 
 
@@ -148,7 +148,7 @@ async def test_a_guests_rights_on_containers(guest: Holder) -> None:
 
 async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
     """A program whose settings hold no key of an account submits and gets results, small and large."""
-    accounts = [mine.client.settings.batch.key, mine.client.settings.storage.connection_string]
+    accounts = [mine.runtime.settings.batch.key, mine.runtime.settings.storage.connection_string]
     assert not [secret for secret in accounts if secret and secret in shared.to_toml()]
     assert shared.servicebus.connection_string is None
     assert "sig=" not in repr(shared)
@@ -169,7 +169,7 @@ async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
 
 async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -> None:
     """What needs an account is refused, by an error that says why; the pool is as it was."""
-    before = await mine.client.connections.manifests.read(mine.id)
+    before = await mine.runtime.connections.manifests.read(mine.id)
     async with Client(shared) as guest:
         pool = await guest.pool(mine.id)
         attempts = (
@@ -186,8 +186,8 @@ async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -
             with pytest.raises(ServiceError, match=r"rights of one pool's clients|settings access\.\*"):
                 await attempt
         assert "agent" in str(await pool.explain())
-    assert await mine.client.connections.manifests.read(mine.id) == before
-    assert await mine.client.connections.compute.pool(mine.id)
+    assert await mine.runtime.connections.manifests.read(mine.id) == before
+    assert await mine.runtime.connections.compute.pool(mine.id)
 
 
 async def test_a_guest_alone_is_told_so(client: Client) -> None:
@@ -215,7 +215,7 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
 async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
     """New keys of the rule `client` shut out whoever has the old ones; agents and new guests work."""
     await mine.wait_ready(timeout=60)
-    sdk = await mine.client.connections.admin._client()  # type: ignore[attr-defined]
+    sdk = await mine.runtime.connections.admin._client()  # type: ignore[attr-defined]
     for queue in mine.runtime.manifest.queues:
         properties = await sdk.get_queue(queue.entity)
         for rule in properties.authorization_rules:
@@ -246,13 +246,13 @@ async def test_batch_shows_no_secret(mine: Pool) -> None:
     (name,) = [info.name async for info in mine.runtime.ctl.list("agent/") if info.name.endswith(".json")]
     config = AgentConfig.decode((await mine.runtime.ctl.get(name)).data)
     keys = [each.connection_string or "" for each in (*config.task_queues, *config.results_queues)]
-    settings = mine.client.settings
+    settings = mine.runtime.settings
     keys += [settings.servicebus.connection_string or "", settings.storage.connection_string or ""]
     held = {key.partition("Key=")[2].partition(";")[0] for key in keys} | {settings.batch.key or ""}
     held |= {str(each.signature).rpartition("sig=")[2].partition("&")[0] for each in (config.ctl, config.out)}
     assert len(held) >= 6
     assert "" not in held
-    sdk = mine.client.connections.compute._client  # type: ignore[attr-defined]
+    sdk = mine.runtime.connections.compute._client  # type: ignore[attr-defined]
     job = mine.runtime.manifest.agents_job
     tasks = [task.as_dict() async for task in sdk.list_tasks(job)]
     files = [task.pop("resourceFiles") for task in tasks]
