@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from azure.servicebus.aio import ServiceBusClient
@@ -13,6 +13,11 @@ from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
 from batchflow.errors import QueueNotFound
 from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.unit.azure.conftest import Bus
 
 SDK_SLEEP = 0.05
 """Seconds that the SDK sleeps between two questions whether its client is ready."""
@@ -58,7 +63,7 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-async def test_the_unpatched_sdk_sleeps_while_a_link_opens(bus, sleeps) -> None:
+async def test_the_unpatched_sdk_sleeps_while_a_link_opens(bus: Bus, sleeps: Sleeps) -> None:
     """When this fails, the patch of `client_ready_async` can go."""
     queue = await bus.make()
     async with (
@@ -69,14 +74,14 @@ async def test_the_unpatched_sdk_sleeps_while_a_link_opens(bus, sleeps) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sender", "receiver", "mailbox"])
-async def test_link_opens_without_sleeps(bus, sleeps, kind) -> None:
+async def test_link_opens_without_sleeps(bus: Bus, sleeps: Sleeps, kind: str) -> None:
     queue = await bus.make(sessions=kind == "mailbox")
     arguments = ["a mailbox"] if kind == "mailbox" else []
     async with await getattr(bus.broker, kind)(queue, *arguments):
         assert sleeps.of(SDK_SLEEP) == 0
 
 
-async def test_lost_link_opens_again_without_sleeps(bus, sleeps, handlers) -> None:
+async def test_lost_link_opens_again_without_sleeps(bus: Bus, sleeps: Sleeps, handlers: list[Any]) -> None:
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
         bus.server.drop_connections()
@@ -85,13 +90,13 @@ async def test_lost_link_opens_again_without_sleeps(bus, sleeps, handlers) -> No
         assert sleeps.of(SDK_SLEEP) == 0
 
 
-async def test_open_link_has_its_own_ready_method_again(bus, handlers) -> None:
+async def test_open_link_has_its_own_ready_method_again(bus: Bus, handlers: list[Any]) -> None:
     queue = await bus.make()
     async with await bus.broker.sender(queue):
         assert "client_ready_async" not in vars(handlers[0]._handler)
 
 
-async def test_refusal_is_typed_and_told_without_sleeps(bus, sleeps) -> None:
+async def test_refusal_is_typed_and_told_without_sleeps(bus: Bus, sleeps: Sleeps) -> None:
     queue = await bus.make()
     await bus.admin.delete_queue(queue.entity)
     with pytest.raises(QueueNotFound):
@@ -138,12 +143,12 @@ async def test_a_client_that_is_never_ready_is_left_to_the_sdk() -> None:
     assert not await end._handler.client_ready_async()
 
 
-async def test_the_unpatched_sdk_reads_beside_a_receive(bus, monkeypatch) -> None:
+async def test_the_unpatched_sdk_reads_beside_a_receive(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """When this fails, the SDK's keep-alive need not be replaced."""
     from azure.servicebus._pyamqp.aio import AMQPClientAsync
 
     reads = 0
-    made = AMQPClientAsync._keep_alive_async
+    made: Callable[..., Any] = AMQPClientAsync._keep_alive_async
 
     async def counted(self: Any) -> None:
         nonlocal reads
@@ -161,7 +166,7 @@ async def test_the_unpatched_sdk_reads_beside_a_receive(bus, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("kind", ["sender", "receiver", "mailbox"])
-async def test_no_keep_alive_task_is_started(bus, handlers, kind) -> None:
+async def test_no_keep_alive_task_is_started(bus: Bus, handlers: list[Any], kind: str) -> None:
     queue = await bus.make(sessions=kind == "mailbox")
     arguments = ["a mailbox"] if kind == "mailbox" else []
     async with await getattr(bus.broker, kind)(queue, *arguments):
@@ -179,7 +184,9 @@ def frequent_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(amqp_handler, "KEEP_ALIVE_INTERVAL", IDLE_TIMEOUT / 5)
 
 
-async def test_broker_closes_a_silent_connection(bus, impatient_broker, handlers) -> None:
+async def test_broker_closes_a_silent_connection(
+    bus: Bus, impatient_broker: None, handlers: list[Any]
+) -> None:
     """Without it the next test would show nothing. The link opens again at the next send."""
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
@@ -190,7 +197,7 @@ async def test_broker_closes_a_silent_connection(bus, impatient_broker, handlers
 
 
 async def test_idle_links_keep_their_connections(
-    bus, impatient_broker, frequent_keep_alive, handlers
+    bus: Bus, impatient_broker: None, frequent_keep_alive: None, handlers: list[Any]
 ) -> None:
     """An agent that computes for long sends nothing; its connections stay open."""
     queue = await bus.make()
@@ -204,7 +211,9 @@ async def test_idle_links_keep_their_connections(
         assert len(handlers) == 2
 
 
-async def test_waiting_receiver_keeps_its_connection(bus, impatient_broker, handlers) -> None:
+async def test_waiting_receiver_keeps_its_connection(
+    bus: Bus, impatient_broker: None, handlers: list[Any]
+) -> None:
     """The receive itself sends the empty frames."""
     queue = await bus.make()
     async with await bus.broker.receiver(queue) as receiver:
@@ -213,7 +222,9 @@ async def test_waiting_receiver_keeps_its_connection(bus, impatient_broker, hand
         assert len(handlers) == 1
 
 
-async def test_idle_mailbox_keeps_its_session(bus, impatient_broker, frequent_keep_alive) -> None:
+async def test_idle_mailbox_keeps_its_session(
+    bus: Bus, impatient_broker: None, frequent_keep_alive: None
+) -> None:
     queue = await bus.make(sessions=True)
     async with await bus.broker.mailbox(queue, "s") as mailbox:
         await asyncio.sleep(6 * IDLE_TIMEOUT)
@@ -221,7 +232,7 @@ async def test_idle_mailbox_keeps_its_session(bus, impatient_broker, frequent_ke
         assert await mailbox.get_state() == b"state"
 
 
-async def test_message_for_an_idle_receiver_is_released(bus, frequent_keep_alive) -> None:
+async def test_message_for_an_idle_receiver_is_released(bus: Bus, frequent_keep_alive: None) -> None:
     """A receive that ended has left its credit at the broker; the next message still reaches another one."""
     queue = await bus.make()
     async with (
@@ -237,7 +248,7 @@ async def test_message_for_an_idle_receiver_is_released(bus, frequent_keep_alive
         await other.complete(delivery)
 
 
-async def test_the_unpatched_sdk_waits_for_its_keep_alive(bus, sleeps) -> None:
+async def test_the_unpatched_sdk_waits_for_its_keep_alive(bus: Bus, sleeps: Sleeps) -> None:
     """When this fails, closing is no reason any more to replace the SDK's keep-alive."""
     queue = await bus.make()
     async with ServiceBusClient.from_connection_string(bus.server.connection_string) as client:
@@ -246,7 +257,7 @@ async def test_the_unpatched_sdk_waits_for_its_keep_alive(bus, sleeps) -> None:
         assert sleeps.of(SDK_KEEP_ALIVE_SLEEP) == 1
 
 
-async def test_closing_and_reopening_wait_for_no_keep_alive(bus, sleeps) -> None:
+async def test_closing_and_reopening_wait_for_no_keep_alive(bus: Bus, sleeps: Sleeps) -> None:
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
         await sender.send(OutgoingMessage(b"", "a"))

@@ -32,7 +32,7 @@ async def started(root: Path, script: str, mark: str) -> tuple[Program, asyncio.
     """A shell script that runs, and has written "ready" to stdout."""
     ready = asyncio.Event()
     env = {**process_groups.environment(), process_groups.MARK: mark}
-    program = Program(["/bin/sh", "-c", script], cwd=root, env=env, heard=lambda *_: ready.set())
+    program = Program(["/bin/sh", "-c", script], cwd=root, env=env, on_output=lambda *_: ready.set())
     task = asyncio.create_task(program.run())
     async with asyncio.timeout(BOUND):
         await ready.wait()
