@@ -13,6 +13,7 @@ from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
 from batchflow.errors import QueueNotFound
 from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage
+from tests.unit.azure.test_servicebus_faults import next_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,11 +204,11 @@ async def test_idle_links_keep_their_connections(
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender, await bus.broker.receiver(queue) as receiver:
         await sender.send(OutgoingMessage(b"", "a"))
-        delivery = await receiver.receive(20)
+        delivery = await next_of(receiver)
         await asyncio.sleep(6 * IDLE_TIMEOUT)
         await receiver.complete(delivery)
         await sender.send(OutgoingMessage(b"", "b"))
-        assert (await receiver.receive(20)).message_id == "b"
+        assert (await next_of(receiver)).message_id == "b"
         assert len(handlers) == 2
 
 
@@ -243,7 +244,7 @@ async def test_message_for_an_idle_receiver_is_released(bus: Bus, frequent_keep_
         assert await idle.receive(0.1) is None
         await asyncio.sleep(0.5)  # until the SDK's receive has ended as well
         await sender.send(OutgoingMessage(b"", "a"))
-        delivery = await other.receive(20)
+        delivery = await next_of(other)
         assert delivery.message_id == "a"
         await other.complete(delivery)
 
