@@ -24,6 +24,7 @@ import time
 
 import orjson
 
+from batchflow.support import linux
 from node_agent.child import frames, runner, values
 from node_agent.child.channel import AGENT_GONE, Channel
 from node_agent.child.engine import TaskEngine
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 _handler_of = sys.modules["_signal"].getsignal
 """Without the search for a name of what it finds, in which `signal.getsignal` takes 4 of a task's 50 us."""
 _FIONREAD = 0x541B
-_PR_SET_CHILD_SUBREAPER = 36
 _LONGEST_ERROR = 4 * 1024
 _LONGEST_TRACEBACK = 16 * 1024
 _STRAGGLERS_WAIT = 1.0
@@ -279,7 +279,7 @@ class Child:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         soft = hard
         if limit is not None:
-            soft = _pages(5) + 2 * limit + _SPARE_MEMORY
+            soft = linux.data_memory() + 2 * limit + _SPARE_MEMORY
             soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
@@ -426,20 +426,7 @@ def _holds_more_than(mark: int) -> bool:
     """
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 <= mark:
         return False
-    return _pages(1) > mark
-
-
-def _pages(column: int) -> int:
-    """A figure of /proc/self/statm, in bytes."""
-    with open("/proc/self/statm", "rb", buffering=0) as statm:
-        return int(statm.read(256).split()[column]) * resource.getpagesize()
-
-
-def _adopt_orphans() -> None:
-    """Whatever a task's processes leave behind becomes a child of this one, and can be found."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    return linux.resident_memory() > mark
 
 
 def main() -> None:
@@ -447,7 +434,7 @@ def main() -> None:
     os.set_inheritable(permits, False)
     sys.argv[1:] = []
     sys.dont_write_bytecode = True
-    _adopt_orphans()
+    linux.become_subreaper()  # so that the processes that a task leaves behind can be found
     kind, payload = channel.next_frame()
     if kind != frames.SETUP:
         os._exit(AGENT_GONE)

@@ -20,6 +20,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final, Protocol
 
+from batchflow.support import linux
 from node_agent.system import process_groups
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Counted(Protocol):
     def running(self) -> bool:
         """Whether it runs a task."""
 
-    def count(self, entries: Mapping[int, process_groups.Entry]) -> int:
+    def count(self, entries: Mapping[int, linux.ProcessStat]) -> int:
         """How many processes and threads its task has; ends the task when that is above the limit."""
 
     def freeze(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING, Any
 
+from batchflow.support import linux
 from batchflow.support.frozen import frozen
 from node_agent.child.runner import NICENESS, OUTPUT_LIMIT, reply
 from node_agent.execution.capture import Pipe
@@ -84,7 +85,7 @@ class Program:
                 most_processes=self._most_processes,
             )
             if self._kill_at_start:
-                process_groups.send_signal([self._process.pid], signal.SIGKILL)
+                linux.signal_all([self._process.pid], signal.SIGKILL)
             for pipe in pipes:
                 pipe.close_writer()
             exit_code = await self._process.wait()

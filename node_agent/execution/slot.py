@@ -30,6 +30,7 @@ from anyio import CancelScope
 
 from batchflow.errors import ConfigurationError
 from batchflow.model import Status
+from batchflow.support import linux
 from node_agent.bundles.workspace import Place, Workspace, remove
 from node_agent.child import frames
 from node_agent.child.java import lines
@@ -199,7 +200,7 @@ class Slot:
     def running(self) -> bool:
         return self._limits is not None
 
-    def count(self, entries: Mapping[int, process_groups.Entry]) -> int:
+    def count(self, entries: Mapping[int, linux.ProcessStat]) -> int:
         """How many processes and threads there are; the task is ended when that is above its limit."""
         count = self._processes.population(entries)
         if self._limits is not None and count > self._limiter.limit:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from batchflow.support import linux
 from node_agent.child import frames, java
 from node_agent.execution.program import Program, ProgramEnded
 from node_agent.execution.python_worker import PythonWorker, WorkerSettings
@@ -110,7 +111,7 @@ class SlotProcesses:
         sessions, marks = self._signs()
         return process_groups.family(process_groups.table(min(sessions, default=0)), sessions, marks)
 
-    def population(self, entries: Mapping[int, process_groups.Entry]) -> int:
+    def population(self, entries: Mapping[int, linux.ProcessStat]) -> int:
         """How many processes and threads those are, by that table."""
         return process_groups.population(entries, *self._signs())
 
@@ -134,7 +135,7 @@ class SlotProcesses:
             notify.send(frames.encode(frames.CANCEL))
             await asyncio.wait([ended], timeout=notice)
         if not ended.done():
-            process_groups.send_signal(self.family(), signal.SIGTERM)
+            linux.signal_all(self.family(), signal.SIGTERM)
             await asyncio.wait([ended], timeout=grace)
         await self.kill()
 

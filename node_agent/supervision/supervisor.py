@@ -25,7 +25,7 @@ import sys
 import time
 from contextlib import suppress
 
-from node_agent.system import process_tree
+from batchflow.support import linux
 from node_agent.system.plain_log import say
 
 TYPE_CHECKING = False  # see `node_agent.system.plain_log`
@@ -62,7 +62,7 @@ class Supervisor:
     def run(self) -> int:
         """The exit code, when there is nothing more to keep alive."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
-        process_tree.adopt_orphans()
+        linux.become_subreaper()
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, "running"))
         while True:
@@ -88,7 +88,7 @@ class Supervisor:
     def _watch(self, pid: int) -> int:
         """Hand on the first stop, enforce the second; the wait status of the agent when it has ended."""
         while True:
-            if (status := process_tree.reap().get(pid)) is not None:
+            if (status := linux.reap().get(pid)) is not None:
                 return status
             if self._out_of_time():
                 say("WARNING", _LOGGER, "agent_killed", agent_pid=pid)
@@ -119,7 +119,7 @@ class Supervisor:
 
     def _sweep(self) -> None:
         """Kill all that the agent has left."""
-        if left := process_tree.kill_descendants():
+        if left := linux.kill_descendants():
             say("ERROR", _LOGGER, "processes_left", pids=sorted(left))
 
     def _verdict(self, status: int, lived: float) -> int | None:
@@ -158,8 +158,8 @@ def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
         for number in _STOPS:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, _die_with_all)
-        process_tree.signal_on_parents_death(signal.SIGHUP)
-        process_tree.adopt_orphans()
+        linux.set_parent_death_signal(signal.SIGHUP)
+        linux.become_subreaper()
         if os.getppid() != supervisor:
             os._exit(1)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
@@ -176,5 +176,5 @@ def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
 
 def _die_with_all(*_: object) -> NoReturn:
     """The supervisor is dead: nobody would clean up after us."""
-    process_tree.kill_descendants()
+    linux.kill_descendants()
     os._exit(1)

@@ -21,7 +21,6 @@ process that merely got the same number; past `_MOST_HELD` of them, which a fork
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import resource
 import shutil
@@ -31,7 +30,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from batchflow.support.frozen import frozen
+from batchflow.support import linux
+from batchflow.support.linux import ProcessStat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 MARK: Final = "BATCHFLOW_SLOT"
 """The environment variable by which the orphans of a slot are known."""
 _PRIVATE_PREFIX: Final = "BATCHFLOW_"
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
 _OOM_SCORE: Final = b"500"
 _KILL_ROUNDS: Final = 100
 _MOST_HELD: Final = 256
@@ -53,23 +51,13 @@ DEATH_BOUND: Final = 5.0
 """Seconds that a killed process may take to be gone before we stop waiting for it."""
 
 
-@frozen
-class Entry:
-    """A line of the process table."""
-
-    parent: int
-    session: int
-    zombie: bool
-    threads: int
-
-
 @cache
 def adopt_orphans() -> None:
     """Make this process the one that orphans among its descendants become children of. Once is enough.
 
     Called in a running event loop, which is made to wait for processes without threads.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    linux.become_subreaper()
     _wait_by_pidfd()
 
 
@@ -113,7 +101,7 @@ async def spawn(
             env=env,
             pass_fds=pass_fds,
             start_new_session=True,
-            preexec_fn=_death_signal() if setpriv is None else None,
+            preexec_fn=linux.set_parent_death_signal if setpriv is None else None,
         )
         _spawned.pids.add(process.pid)
     _prefer_for_oom_killer(process.pid)
@@ -160,12 +148,12 @@ def reap_orphans() -> None:
     reap_orphans_of(table())
 
 
-def reap_orphans_of(entries: dict[int, Entry]) -> None:
+def reap_orphans_of(entries: dict[int, ProcessStat]) -> None:
     """Those of a table, which they are taken out of."""
     if _spawned.under_way:
         return
     _spawned.pids &= entries.keys()
-    orphans = [pid for pid, entry in entries.items() if entry.zombie and entry.parent == os.getpid()]
+    orphans = [pid for pid, entry in entries.items() if entry.is_dead and entry.parent == os.getpid()]
     for pid in orphans:
         if pid not in _spawned.pids:
             with suppress(ChildProcessError):
@@ -183,12 +171,6 @@ def _setpriv() -> str | None:
     return shutil.which("setpriv")
 
 
-@cache
-def _death_signal() -> Callable[[], None]:
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
 def signal_name(number: int) -> str:
     """SIGSEGV and the like."""
     try:
@@ -197,25 +179,12 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def table(root: int = 0) -> dict[int, Entry]:
+def table(root: int = 0) -> dict[int, ProcessStat]:
     """The process table; with `root`, at least that process and all that are younger."""
     if root:
         with open("/proc/loadavg", "rb", buffering=0) as loadavg:
             root = root if int(loadavg.read(256).split()[-1]) >= root else 0
-    entries = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) >= root and (entry := _entry(name)) is not None:
-            entries[int(name)] = entry
-    return entries
-
-
-def _entry(pid: str) -> Entry | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
-            fields = stat.read(1024).rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return Entry(int(fields[1]), int(fields[3]), fields[0] in (b"Z", b"X"), int(fields[17]))
+    return linux.process_table(root)
 
 
 def on_node() -> tuple[int, int]:
@@ -237,17 +206,21 @@ def of_user() -> int:
     return count
 
 
-def family(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> set[int]:
+def family(
+    entries: Mapping[int, ProcessStat], roots: Collection[int], marks: Collection[str] = ()
+) -> set[int]:
     """The pids of a task's processes that are alive, roots included; `marks`: find its orphans too."""
-    return {pid for pid in _members(entries, roots, marks) if not entries[pid].zombie}
+    return {pid for pid in _members(entries, roots, marks) if not entries[pid].is_dead}
 
 
-def population(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str] = ()) -> int:
+def population(
+    entries: Mapping[int, ProcessStat], roots: Collection[int], marks: Collection[str] = ()
+) -> int:
     """How many processes and threads a task has, the dead that nobody has waited for included."""
     return sum(entries[pid].threads for pid in _members(entries, roots, marks))
 
 
-def _members(entries: Mapping[int, Entry], roots: Collection[int], marks: Collection[str]) -> set[int]:
+def _members(entries: Mapping[int, ProcessStat], roots: Collection[int], marks: Collection[str]) -> set[int]:
     found = {pid for pid, entry in entries.items() if pid in roots or entry.session in roots}
     if marks:
         found |= _orphans(entries, marks)
@@ -263,7 +236,7 @@ def _members(entries: Mapping[int, Entry], roots: Collection[int], marks: Collec
     return found
 
 
-def _orphans(entries: Mapping[int, Entry], marks: Collection[str]) -> set[int]:
+def _orphans(entries: Mapping[int, ProcessStat], marks: Collection[str]) -> set[int]:
     adopters = (1, os.getpid())
     wanted = {f"{MARK}={mark}".encode() for mark in marks}
     return {pid for pid, entry in entries.items() if entry.parent in adopters and _carries(pid, wanted)}
@@ -280,13 +253,6 @@ def _carries(pid: int, wanted: set[bytes]) -> bool:
 def left_behind(root: int, mark: str) -> set[int]:
     """What is alive of a program's processes after `root` ended."""
     return family(table(root), {root}, (mark,))
-
-
-def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
-    """To those that are still there, the oldest first: a parent hears of it before its child's end."""
-    for pid in sorted(pids):
-        with suppress(OSError):
-            os.kill(pid, number)
 
 
 async def kill(
@@ -407,6 +373,6 @@ def resident(pids: Iterable[int]) -> int:
     """Bytes of resident memory of these processes together; shared pages count once for each of them."""
     total = 0
     for pid in pids:
-        with suppress(OSError), open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
-            total += int(statm.read(256).split()[1])
-    return total * os.sysconf("SC_PAGE_SIZE")
+        with suppress(OSError):
+            total += linux.resident_memory(pid)
+    return total

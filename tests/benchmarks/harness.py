@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchflow.support.linux import process_table
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 MEGABYTE = 1 << 20
 SETTLED = 1.0
@@ -115,7 +117,7 @@ class Process:
 
 def process_tree(*roots: int) -> list[Process]:
     """The processes and all that descend from them."""
-    parents = {pid: parent for pid in pids() if (parent := _parent(pid)) is not None}
+    parents = {pid: stat.parent for pid, stat in process_table().items()}
     tree = set(roots)
     grown = True
     while grown:
@@ -123,18 +125,6 @@ def process_tree(*roots: int) -> list[Process]:
         tree |= more
         grown = bool(more)
     return [process for pid in sorted(tree) if (process := _describe(pid)) is not None]
-
-
-def pids() -> Iterable[int]:
-    """All processes of the machine."""
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def _describe(pid: int) -> Process | None:

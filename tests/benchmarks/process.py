@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.benchmarks.harness import MEGABYTE, pids, process_tree
+from batchflow.support.linux import process_table
+from tests.benchmarks.harness import MEGABYTE, process_tree
 from tests.benchmarks.servers import Server
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -91,7 +92,7 @@ class ContenderProcess:
         """All that inherited the mark, also those whose parents have ended."""
         mark = f"{MARK}={self._mark}".encode()
         found = []
-        for pid in pids():
+        for pid in process_table():
             with suppress(OSError):
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     found.append(pid)

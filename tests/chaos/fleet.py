@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from batchflow.support.linux import process_table, read_stat
+
 Kind = Literal["supervisor", "agent", "child"]
 
 _AGENT = b"-m\0node_agent\0"
@@ -21,7 +23,7 @@ class Found:
 
 def find(root: int) -> list[Found]:
     """Those below the process `root`, and no others."""
-    parents = {pid: parent for pid in _pids() if (parent := _parent(pid)) is not None}
+    parents = {pid: stat.parent for pid, stat in process_table().items()}
     kinds: dict[int, Kind] = {}
     for pid in _below(root, parents):
         above = kinds.get(parents[pid])
@@ -39,7 +41,8 @@ def agent_of(pid: int, root: int) -> int | None:
     agents = {found.pid for found in find(root) if found.kind == "agent"}
     above: int | None = pid
     while above is not None and above not in agents:
-        above = _parent(above)
+        stat = read_stat(above)
+        above = None if stat is None else stat.parent
     return above
 
 
@@ -49,17 +52,6 @@ def _below(root: int, parents: dict[int, int]) -> list[int]:
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
     return found[1:]
-
-
-def _pids() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
 
 
 def _command(pid: int) -> bytes:

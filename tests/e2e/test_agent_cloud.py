@@ -19,7 +19,7 @@ import pytest
 from batchflow import Client, Pool, Session
 from batchflow.model import Result, Status
 from batchflow.retry import RetryPolicy
-from node_agent.system import process_tree
+from batchflow.support import linux
 from tests.support.latency import LATENCY
 
 PATIENCE = 40.0
@@ -105,10 +105,8 @@ async def session(pool: Pool) -> AsyncIterator[Session]:
 
 def processes(cloud: subprocess.Popen[str]) -> tuple[int, int]:
     """The pids of the node's supervisor and of its agent."""
-    found = {
-        pid for pid in process_tree.descendants(cloud.pid) if _arguments(pid)[1:3] == [b"-m", b"node_agent"]
-    }
-    parents = {pid: process_tree._parent(str(pid)) for pid in found}
+    found = {pid for pid in linux.descendants(cloud.pid) if _arguments(pid)[1:3] == [b"-m", b"node_agent"]}
+    parents = {pid: parent_of(pid) for pid in found}
     agents = [pid for pid, parent in parents.items() if parent in found]
     assert len(agents) == 1
     supervisor = parents[agents[0]]
@@ -123,8 +121,14 @@ def _arguments(pid: int) -> list[bytes]:
         return []
 
 
+def parent_of(pid: int) -> int | None:
+    """The parent of a living process."""
+    stat = linux.read_stat(pid)
+    return None if stat is None or stat.is_dead else stat.parent
+
+
 def alive(pid: int) -> bool:
-    return process_tree._parent(str(pid)) is not None
+    return linux.is_alive(pid)
 
 
 async def eventually(condition: Callable[[], bool], within: float = PATIENCE) -> None:
@@ -163,7 +167,7 @@ async def test_threads_are_for_files_alone(cloud: subprocess.Popen[str], session
     """Supervisor and children have one thread; the agent has beside it those of its loop's executor, which
     work on files and look up names. It is so idle, and with both slots and all links at work."""
     supervisor, agent = processes(cloud)
-    family = [supervisor, agent, *process_tree.descendants(agent)]
+    family = [supervisor, agent, *linux.descendants(agent)]
     assert len(family) == 4
     idle = {pid: threads(pid) for pid in family}
     tasks = [await session.submit("slow.py", args=0.001 * number) for number in range(100)]
@@ -195,7 +199,7 @@ async def test_no_process_of_a_task_survives_a_kill(
     """Whichever of the three is killed; the task ends with an outcome."""
     task, stray = await orphan(session, tmp_path / "pid")
     supervisor, agent = processes(cloud)
-    parent = process_tree._parent(str(stray))
+    parent = parent_of(stray)
     assert parent is not None
     os.kill({"supervisor": supervisor, "agent": agent, "child": parent}[victim], signal.SIGKILL)
     await eventually(lambda: not alive(stray), within=5.0)
@@ -233,9 +237,7 @@ async def test_java_of_a_task_dies_with_it(
         case "supervisor" | "agent":
             os.kill({"supervisor": supervisor, "agent": agent}[end], signal.SIGKILL)
         case "child":
-            child = process_tree._parent(
-                str(next(pid for pid in started if process_tree._parent(str(pid)) not in started))
-            )
+            child = parent_of(next(pid for pid in started if parent_of(pid) not in started))
             assert child is not None
             os.kill(child, signal.SIGKILL)
         case "cancel":

@@ -29,10 +29,10 @@ from batchflow import Client
 from batchflow.config.loader import load_settings
 from batchflow.errors import ServiceError
 from batchflow.local import launch
-from batchflow.local.batch.nodes.processes import descendants, is_alive
 from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.security.certificate import make_server_context
 from batchflow.settings import Settings
+from batchflow.support.linux import descendants, is_alive
 from tests.support.batch_pools import pool_options
 
 BOUND = 20.0

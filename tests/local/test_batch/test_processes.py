@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from batchflow.local.batch.core.entities import CommandSpec, Outcome
-from batchflow.local.batch.nodes import processes
 from batchflow.local.batch.nodes.commands import NodeCommand
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
+from batchflow.support import linux
 from tests.support.batch_pools import pool_options
 
 PATIENCE = 20.0
@@ -51,7 +51,7 @@ def living(marker: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if marker in path.read_text() and processes.is_alive(int(path.parent.name)):
+            if marker in path.read_text() and linux.is_alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
     return found
 
@@ -91,12 +91,12 @@ def test_descendants_are_found_by_tree_not_by_group() -> None:
     grandchild = int(os.read(reader, 16))
     os.close(reader)
     os.close(writer)
-    assert processes.descendants(child) == [grandchild]
-    ours = [pid for pid in processes.descendants(os.getpid()) if pid in (child, grandchild)]
+    assert linux.descendants(child) == [grandchild]
+    ours = [pid for pid in linux.descendants(os.getpid()) if pid in (child, grandchild)]
     assert ours == [child, grandchild]
-    assert processes.kill_tree(child) == []
+    assert linux.kill_tree(child) == []
     os.waitpid(child, 0)
-    assert not processes.is_alive(child)
+    assert not linux.is_alive(child)
     with suppress(ChildProcessError):
         os.waitpid(grandchild, 0)
 
@@ -107,9 +107,9 @@ def test_unknown_process_has_no_descendants() -> None:
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert not processes.is_alive(child)
-    assert processes.descendants(child) == []
-    assert processes.kill_tree(child) == []
+    assert not linux.is_alive(child)
+    assert linux.descendants(child) == []
+    assert linux.kill_tree(child) == []
 
 
 def test_host_name_is_the_process_own() -> None:
@@ -118,7 +118,7 @@ def test_host_name_is_the_process_own() -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        granted = processes.enter_uts_namespace("node000007")
+        granted = linux.enter_uts_namespace("node000007")
         os.write(writer, os.uname().nodename.encode() if granted else b"refused")
         os._exit(0)
     told = os.read(reader, 64).decode()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from batchflow.support import linux
 from node_agent.execution import process_limits
 from node_agent.execution.process_limits import most_processes
 from node_agent.execution.program import Program
@@ -209,7 +210,7 @@ class Slot:
         self.counted = 0
         self.moves: list[str] = []
 
-    def count(self, entries: Mapping[int, process_groups.Entry]) -> int:
+    def count(self, entries: Mapping[int, linux.ProcessStat]) -> int:
         self.counted += 1
         return self.population
 
@@ -292,6 +293,6 @@ async def test_a_task_that_stood_still_goes_on(tmp_path: Path) -> None:
         running = asyncio.create_task(slot.python(source))
         child = slot.slot.child_pid
         assert child is not None
-        await until(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        await until(lambda: linux.process_table()[child].state == b"T")
         slot.slot.thaw()
         assert value(await running) == "fine"

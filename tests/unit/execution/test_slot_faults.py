@@ -24,7 +24,7 @@ async def goes_on(slot: Bench) -> None:
 
 def gone(pid: int) -> bool:
     entry = process_groups.table().get(pid)
-    return entry is None or entry.zombie
+    return entry is None or entry.is_dead
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from batchflow.support.linux import is_alive
 from node_agent.scheduling.crash_history import MOST, CrashCount, after_crash
 from node_agent.supervision.crash_record import (
     RunningRecord,
@@ -24,7 +25,6 @@ from node_agent.supervision.crash_record import (
 )
 from node_agent.supervision.supervisor import EX_CONFIG, STOPPED_HARD
 from node_agent.system.json_log import JsonLines
-from tests.support.processes import is_alive
 
 PATIENCE = 20.0
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -194,6 +194,7 @@ def test_the_memory_of_deaths_is_bounded() -> None:
 LIGHT = (
     "from node_agent.__main__ import main",
     "from batchflow.local.batch.nodes.reaper import main",
+    "from batchflow.support import linux",
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from batchflow.support import linux
 from node_agent.child.runner import NICENESS
 from node_agent.execution.program import Program, ProgramEnded
 from node_agent.system import process_groups
@@ -25,7 +26,7 @@ async def _adopter() -> None:
 def is_gone(pid: int) -> bool:
     """Whether a process has ended."""
     entry = process_groups.table().get(pid)
-    return entry is None or entry.zombie
+    return entry is None or entry.is_dead
 
 
 async def started(root: Path, script: str, mark: str) -> tuple[Program, asyncio.Task[ProgramEnded]]:
@@ -132,7 +133,7 @@ async def test_strangers_are_left_alone(tmp_path: Path) -> None:
     assert program.pid is not None
     found = process_groups.family(process_groups.table(), {program.pid}, ("own-mark",))
     assert found == {program.pid}
-    process_groups.send_signal(found, signal.SIGTERM)
+    linux.signal_all(found, signal.SIGTERM)
     assert (await running).exit_code == -signal.SIGTERM
     stranger.kill()
     await stranger.wait()

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchflow.local.batch.core.entities import FailureInfo, Outcome
-from batchflow.local.batch.nodes import processes
 from batchflow.local.batch.nodes.resource_files import (
     NodeDownloads,
     PreparationError,
@@ -25,6 +24,7 @@ from batchflow.local.batch.nodes.resource_files import (
     disk_failure,
     fetch,
 )
+from batchflow.support import linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -147,7 +147,7 @@ class NodeCommand:
     async def abandon(self) -> None:
         """Kill the reaper itself and what runs below it: the last resort against a reaper that hangs."""
         if self._reaper is not None and self._reaper.returncode is None:
-            await asyncio.to_thread(processes.kill_tree, self._reaper.pid)
+            await asyncio.to_thread(linux.kill_tree, self._reaper.pid)
 
 
 def _exit_code(status: int) -> int:

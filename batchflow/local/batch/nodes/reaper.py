@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 
-from batchflow.local.batch.nodes import processes
+from batchflow.support import linux
 
 TYPE_CHECKING = False  # `typing` alone is a seventh of what a reaper holds
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ def main(arguments: list[str]) -> int:
     """Run `PARENT STATUS_FD GRACE HOST_NAME COMMAND...`; the command's exit status."""
     parent, status_fd, grace, host_name, *command = arguments
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-    processes.enter_uts_namespace(host_name)
-    processes.become_subreaper()
-    processes.set_parent_death_signal(KILL)
+    linux.enter_uts_namespace(host_name)
+    linux.become_subreaper()
+    linux.set_parent_death_signal(KILL)
     if os.getppid() != int(parent):
         return NOT_STARTED
     child = _start(command, int(status_fd))
     try:
         return _keep(child, int(parent), float(grace))
     finally:
-        _clear()
+        linux.kill_descendants(within=float("inf"))
 
 
 def _start(command: list[str], status_fd: int) -> int:
@@ -67,7 +67,7 @@ def _start(command: list[str], status_fd: int) -> int:
 def _become(command: list[str], reaper: int, status_fd: int) -> NoReturn:
     try:
         os.setsid()
-        processes.set_parent_death_signal(signal.SIGKILL)
+        linux.set_parent_death_signal(signal.SIGKILL)
         if os.getppid() != reaper:
             os._exit(NOT_STARTED)
         for signum in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
@@ -96,36 +96,24 @@ def _keep(child: int, parent: int, grace: float) -> int:
         received = signal.sigtimedwait(_WATCHED, timeout)
         orphaned = os.getppid() != parent
         if orphaned or (received is None and deadline is not None):
-            processes.signal_all(processes.descendants(os.getpid()), signal.SIGKILL)
+            linux.signal_all(linux.descendants(os.getpid()), signal.SIGKILL)
         elif received is not None and received.si_signo == KILL:
             deadline = time.monotonic()
         elif received is not None and received.si_signo == STOP:
-            processes.signal_all([child], signal.SIGTERM)
+            linux.signal_all([child], signal.SIGTERM)
             deadline = min(deadline or float("inf"), time.monotonic() + grace)
     return status
 
 
 def _reap(child: int) -> int | None:
-    """Collect what has ended; the command's exit status, None while it runs."""
-    status: int | None = None
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
-            pid, wait_status = ended
-            if pid == child:
-                status = _exit_status(wait_status)
-    return status
+    """Reap what has ended; return the command's exit status, None while it runs."""
+    status = linux.reap().get(child)
+    return None if status is None else _exit_status(status)
 
 
 def _exit_status(wait_status: int) -> int:
     code = os.waitstatus_to_exitcode(wait_status)
     return code if code >= 0 else 128 - code
-
-
-def _clear() -> None:
-    while remaining := processes.descendants(os.getpid()):
-        processes.signal_all(remaining, signal.SIGKILL)
-        signal.sigtimedwait({signal.SIGCHLD}, _PASS_INTERVAL)
-        _reap(-1)
 
 
 if __name__ == "__main__":
