@@ -292,7 +292,8 @@ class Client(Supervised):
         self.close_timeout: float = self.close_timeout + CLOSE_TIMEOUT
         async with task_group() as group:
             group.start_soon(anyio.to_thread.run_sync, preload)
-            settings = await cloud.start()
+            config = await cloud.start()
+        settings = load_settings(config, environment={})
         self._settings = replace(
             self._settings,
             batch=settings.batch,

@@ -132,10 +132,10 @@ def _path_restored() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
     """What a `Client` connects with: a local cloud of this run's own, or what `--batchflow-config` names."""
+    from batchflow.config.loader import load_settings
+
     config = pytestconfig.getoption("--batchflow-config")
     if config is not None:
-        from batchflow.config.loader import load_settings
-
         yield load_settings(config, profile=pytestconfig.getoption("--batchflow-profile"))
         return
 
@@ -147,9 +147,8 @@ def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
     # With a factory of its own the runner leaves alone what other plugins have set as the current loop.
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         cloud = LocalCloudProcess(nodes=nodes, slots=slots)
-        settings = runner.run(cloud.start())
         try:
-            yield settings
+            yield load_settings(runner.run(cloud.start()), environment={})
         finally:
             runner.run(cloud.aclose())
 

@@ -15,10 +15,8 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from batchflow.config.loader import load_settings
 from batchflow.errors import ServiceError
 from batchflow.local.directory import make_directory, remove_tree
-from batchflow.settings import Settings
 
 START_TIMEOUT = 30.0
 """Seconds until a cloud that is not ready counts as failed."""
@@ -40,6 +38,8 @@ _TAIL = 4_000
 class LocalCloudProcess:
     """A local cloud in a child process: an async context manager, or `start` and `aclose`.
 
+    Both give the configuration file that the cloud wrote.
+
     `start` and `aclose` may run in different tasks of one event loop. `nodes` and `slots` are what a new pool
     gets where its spec is silent; every answer of the cloud leaves `latency` seconds late.
     """
@@ -50,14 +50,14 @@ class LocalCloudProcess:
         self._process: Process | None = None
         self._closing: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Settings:
+    async def __aenter__(self) -> Path:
         return await self.start()
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    async def start(self) -> Settings:
-        """Start the child and wait until it is ready; returns what clients connect with.
+    async def start(self) -> Path:
+        """Start the child, wait until it is ready, and return its configuration file.
 
         Raises ServiceError, with the end of what the child said, when it exits or is not ready in 30 s.
         When it fails, or is cancelled, nothing is left.
@@ -80,14 +80,14 @@ class LocalCloudProcess:
             self._closing = asyncio.create_task(self._close(), name="local-cloud-close")
         await asyncio.shield(self._closing)
 
-    async def _start(self, directory: Path) -> Settings:
+    async def _start(self, directory: Path) -> Path:
         config = directory / "cloud.toml"
         self._process = await self._spawn(directory, config)
         stdout = self._process.stdout
         assert stdout is not None
         while line := await stdout.readline():
             if line.startswith(b"ready"):
-                return load_settings(config, environment={})
+                return config
         code = await self._process.wait()
         raise ServiceError(f"the local cloud exited with status {code} before it was ready{_tail(directory)}")
 

@@ -42,10 +42,12 @@ import asyncio, os, sys
 from azure.batch import models
 from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
+from batchflow.config.loader import load_settings
 from batchflow.local.launch import LocalCloudProcess
 
 async def main():
-    async with LocalCloudProcess() as settings:
+    async with LocalCloudProcess() as config:
+        settings = load_settings(config, environment={})
         batch = settings.batch
         credential = AzureNamedKeyCredential(batch.account, batch.key)
         async with BatchClient(batch.url, credential) as client:
@@ -272,8 +274,9 @@ async def exit_code(settings: Settings, command: str, url: str) -> int | None:
 
 class TestChild:
     async def test_it_lives_as_long_as_it_is_held(self, temporary_files: Path) -> None:
-        """The context manager yields settings that connect, and leaves nothing."""
-        async with LocalCloudProcess(nodes=3, slots=2) as settings:
+        """The context manager yields a configuration that connects, and leaves nothing."""
+        async with LocalCloudProcess(nodes=3, slots=2) as config:
+            settings = load_settings(config, environment={})
             assert (settings.pool.nodes, settings.pool.slots) == (3, 2)
             [child] = children(temporary_files)
             assert os.getsid(child) == child, "Ctrl-C in the terminal must not reach it"
@@ -296,8 +299,8 @@ class TestChild:
         for name in ("aiohttp", "batchflow", "ssl"):
             (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
         monkeypatch.chdir(tmp_path)
-        async with LocalCloudProcess() as settings:
-            assert settings.connected
+        async with LocalCloudProcess() as config:
+            assert load_settings(config, environment={}).connected
 
     async def test_its_nodes_trust_whom_the_system_trusts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -306,16 +309,16 @@ class TestChild:
         trusted = tmp_path / "trusted.pem"
         tls = make_server_context(trusted)
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-        async with outside(tls) as url, LocalCloudProcess(nodes=1) as settings:
-            assert await exit_code(settings, "grep -q hello file", url) == 0
+        async with outside(tls) as url, LocalCloudProcess(nodes=1) as config:
+            assert await exit_code(load_settings(config, environment={}), "grep -q hello file", url) == 0
         monkeypatch.delenv("SSL_CERT_FILE")
-        async with outside(tls) as url, LocalCloudProcess(nodes=1) as settings:
-            assert await exit_code(settings, "grep -q hello file", url) is None
+        async with outside(tls) as url, LocalCloudProcess(nodes=1) as config:
+            assert await exit_code(load_settings(config, environment={}), "grep -q hello file", url) is None
 
     async def test_two_at_once(self) -> None:
         """Clouds of one program do not meet."""
         async with LocalCloudProcess() as one, LocalCloudProcess() as two:
-            assert one.batch.url != two.batch.url
+            assert load_settings(one).batch.url != load_settings(two).batch.url
 
     async def test_what_went_wrong_is_told(self, temporary_files: Path) -> None:
         """A child that refuses to start gives its reason, and leaves nothing."""
