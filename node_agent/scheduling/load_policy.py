@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from batchflow.protocol.packing import Pack, PackingPolicy, hold
-from node_agent.scheduling.state import SlotPhase, SlotState, Task, can_recall, following
+from node_agent.scheduling.state import AT_WORK, SlotState, Task, can_recall, following
 
 SHORT: Final = 0.1
 """Seconds: tasks below this are worth a message in advance."""
@@ -111,7 +111,7 @@ class LoadPolicy:
 
     def straggler_deadline(self, slots: Sequence[SlotState], waiting: int) -> float | None:
         """When every slot has run one task for too long; None when one of them does something else."""
-        if any(slot.phase is not SlotPhase.RUNNING or slot.stopping for slot in slots):
+        if any(slot.phase not in AT_WORK for slot in slots):
             return None
         return max(slot.moved_at for slot in slots) + max(self.patience, COPY * waiting)
 

@@ -177,7 +177,7 @@ def completes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     over = agents.Agent._over
 
     def complete_first(self: agents.Agent, number: int, *rest: object) -> None:
-        delivery = self.scheduler._tasks[number].message.delivery
+        delivery = self.scheduler.tasks[number].message.delivery
         token = self._held[delivery]
         with suppress(core.LockLost):
             self.world.cloud.tasks.complete(token, self.now)

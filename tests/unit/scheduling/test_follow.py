@@ -17,7 +17,8 @@ from node_agent.execution.slot_loop import SlotLoop, TaskResources
 from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.load_policy import AHEAD, SOON, STRAGGLER
-from node_agent.scheduling.scheduler import MOST_FOLLOWING, Scheduler
+from node_agent.scheduling.placement import MOST_FOLLOWING
+from node_agent.scheduling.scheduler import Scheduler
 from tests.support.agent_world import INCARNATION, FakeBundles, FakeRunning, FakeSlot, behave, task
 from tests.support.slot_bench import bench, keep, materialise, until, value
 
