@@ -1,6 +1,6 @@
-"""A thousand Java tasks on two local nodes, their results streaming back: what `make demo` runs.
+"""A thousand Java tasks on two local nodes, with their results streaming back: the program of `make demo`.
 
-Ends with exit code 1 unless every task gave one result and both nodes worked.
+The exit code is 1 unless every task gave one result and both nodes worked.
 """
 
 import argparse
@@ -19,7 +19,7 @@ TASKS = Path(__file__).parent / "02_pi" / "tasks"
 
 @dataclass
 class Tally:
-    """What has come back so far."""
+    """The results that have arrived so far."""
 
     total: int
     started: float = field(default_factory=time.monotonic)
@@ -56,7 +56,7 @@ class Tally:
 
 
 def show_progress(tally: Tally) -> None:
-    """One line that changes on a terminal, a line now and then elsewhere."""
+    """Update one line on a terminal; elsewhere print a line for each tenth."""
     step = max(1, tally.total // 10)
     rate = tally.done / tally.elapsed
     line = f"{tally.done:5d} of {tally.total}  {rate:4.0f} tasks/s  pi is about {tally.pi:.4f}"

@@ -1,4 +1,4 @@
-"""The least there is: one Python task, one result."""
+"""The smallest program: one Python task, one result."""
 
 import argparse
 import asyncio

@@ -11,7 +11,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 async def estimate(session: Session, total: int) -> float:
-    """The mean of what so many tasks print."""
+    """Return the mean of the estimates that `total` tasks print."""
     for i in range(total):
         await session.submit("pi_runner.py", "java -Xmx64m -jar pi.jar 100", task_id=str(i))
     return fmean([float(result.unwrap()[0]) async for result in session.results()])

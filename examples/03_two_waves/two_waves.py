@@ -1,6 +1,6 @@
 """Python and Java tasks in one program, then a second wave of another kind in the same session.
 
-Task ids are labels: the second wave uses those of the first again.
+Task ids are labels: the second wave uses the ids of the first again.
 """
 
 import argparse
@@ -13,7 +13,7 @@ FILES = [Path(__file__).parent / "tasks", Path(__file__).parents[1] / "02_pi" / 
 
 
 async def show(session: Session) -> None:
-    """Print what was submitted and has not been shown yet, as it comes."""
+    """Print the results of all tasks that were submitted, each as it arrives."""
     async for result in session.results():
         print(f"task {result.task_id}  {result.command:9}  {result.unwrap()}")
 

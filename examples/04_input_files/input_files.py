@@ -1,4 +1,4 @@
-"""Input files travel with the tasks: each finds them, by name, in the directory that it runs in."""
+"""Input files travel with the tasks. Each task finds them by name in its current directory."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""Two clients, each with a connection of its own, work on one job: each receives its own results only."""
+"""Two clients with separate connections work on one job. Each receives its own results only."""
 
 import argparse
 import asyncio
@@ -10,7 +10,7 @@ TASKS = Path(__file__).parent / "tasks"
 
 
 async def work(pool: Pool, name: str) -> list[str]:
-    """Submit three tasks as the client of that name and collect whatever comes to its mailbox."""
+    """Submit three tasks as the client `name` and return all results in its mailbox."""
     async with pool.session(name, job="shared") as session:
         for i in range(3):
             await session.submit("whoami.py", name, i, task_id=str(i))

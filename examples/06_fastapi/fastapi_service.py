@@ -1,11 +1,11 @@
 """A web service on FastAPI whose requests are tasks in a pool.
 
-    GET /square/7           submits a task, answers with its value
-    GET /squares?count=20   streams results as server-sent events, as they come
-    GET /counts             how many tasks are where
+    GET /square/7           submits a task and answers with its value
+    GET /squares?count=20   streams results as server-sent events, as they arrive
+    GET /counts             gives the number of tasks in each state
 
-With `seconds=` the work takes that long. A caller who goes away cancels its tasks. SIGTERM and Ctrl-C let
-requests that are under way finish, for ten seconds, then close the session and the client.
+With `seconds=` each task takes that long. A caller that disconnects cancels its tasks. On SIGTERM or Ctrl-C
+the service lets running requests finish, for ten seconds at most. Then it closes the session and the client.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def open_session(request: Request) -> Session:
-    """The one session of this process: any number of requests share it."""
+    """Return the one session of this process, which all requests share."""
     session: Session = request.state.session
     return session
 
@@ -37,11 +37,11 @@ SharedSession = Annotated[Session, Depends(open_session)]
 
 
 class CallerGone(Exception):
-    """Whoever asked does not wait for the answer any more."""
+    """The caller has disconnected and does not wait for the answer."""
 
 
 async def while_wanted(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
-    """What `work` returns; when the caller goes away first, `work` is cancelled, and its task with it."""
+    """Return what `work` returns. If the caller disconnects first, cancel `work`, and with it its task."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -59,7 +59,7 @@ async def while_wanted(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def create_app(config: str | None = None) -> FastAPI:
-    """The service, on what the configuration file describes; without one, on two local nodes."""
+    """Make the service: with the services of the configuration file or, without one, on two local nodes."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Session]]:

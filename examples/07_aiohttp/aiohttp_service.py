@@ -1,11 +1,11 @@
 """A web service on aiohttp whose requests are tasks in a pool.
 
-    GET /square/7           submits a task, answers with its value
-    GET /squares?count=20   streams results as server-sent events, as they come
-    GET /counts             how many tasks are where
+    GET /square/7           submits a task and answers with its value
+    GET /squares?count=20   streams results as server-sent events, as they arrive
+    GET /counts             gives the number of tasks in each state
 
-With `seconds=` the work takes that long. A caller who goes away cancels its tasks. SIGTERM and Ctrl-C let
-requests that are under way finish, for ten seconds, then close the session and the client.
+With `seconds=` each task takes that long. A caller that disconnects cancels its tasks. On SIGTERM or Ctrl-C
+the service lets running requests finish, for ten seconds at most. Then it closes the session and the client.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from batchflow import Client, Result, ServiceError, Session, SessionClosed, Task
 TASKS = Path(__file__).parent / "tasks"
 CONFIG = web.AppKey("config", str)
 SESSION = web.AppKey("session", Session)
-"""The one session of this process: any number of requests share it."""
+"""The one session of this process, which all requests share."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def session_of_the_app(app: web.Application) -> AsyncIterator[None]:
-    """Open when the service starts, closed when it ends."""
+    """Open the session when the service starts, and close it when the service ends."""
     config = app.get(CONFIG)
     async with Client.from_config(config) if config else Client.local(nodes=2, slots=4) as client:
         pool = await client.ensure_pool("aiohttp", files=TASKS)
@@ -52,13 +52,13 @@ def seconds_of(request: web.Request) -> float:
 
 
 async def square(request: web.Request) -> web.Response:
-    """Cancelled when the caller goes away, and with it the task: `run` does both."""
+    """Answer with a square. A caller that disconnects cancels this handler, `run`, and so the task."""
     number = int(request.match_info["number"])
     return web.json_response(await request.app[SESSION].run("square.py", number, seconds_of(request)))
 
 
 async def squares(request: web.Request) -> web.StreamResponse:
-    """Leaving the `map` early cancels what it had submitted."""
+    """Stream squares. Leaving the `async with` early cancels the tasks that are still under way."""
     count, seconds = int(request.query.get("count", 10)), seconds_of(request)
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
     await response.prepare(request)
@@ -79,7 +79,7 @@ async def counts(request: web.Request) -> web.Response:
 
 
 def create_app(config: str | None = None) -> web.Application:
-    """The service, on what the configuration file describes; without one, on two local nodes."""
+    """Make the service: with the services of the configuration file or, without one, on two local nodes."""
     app = web.Application(middlewares=[errors_as_json])
     if config is not None:
         app[CONFIG] = config
