@@ -147,7 +147,7 @@ class Client(Supervised):
         pool_spec.check(spec)
         sources = await collect(files or spec.files)
         found = await self.provisioner.ensure(spec, sources, report)
-        if found.made:
+        if found.created:
             return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
         pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)), sources)
         if sources:
@@ -269,7 +269,7 @@ class Client(Supervised):
         async with AsyncExitStack() as stack:
             if self._settings.target == "local" and not self._settings.connected:
                 await self._start_local(stack)
-            self._connected = await connect(self._settings)
+            self._connected = await connect(self._settings, _load_pool)
             stack.push_async_callback(self._connected.aclose)
             self._ready()
             sweeping = asyncio.create_task(self._sweep_quietly(), name="batchflow sweep")
@@ -291,7 +291,7 @@ class Client(Supervised):
         stack.push_async_callback(cloud.aclose)
         self.close_timeout: float = self.close_timeout + CLOSE_TIMEOUT
         async with task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, preload)
+            group.start_soon(anyio.to_thread.run_sync, preload, _load_pool)
             config = await cloud.start()
         settings = load_settings(config, environment={})
         self._settings = replace(
@@ -308,6 +308,12 @@ class Client(Supervised):
         for error in results:
             if isinstance(error, Exception):
                 logger.warning("session_close_failed", extra={"error": str(error)})
+
+
+def _load_pool() -> None:
+    """Import what pools are made with."""
+    import batchflow.pool
+    import batchflow.pools.provisioning  # noqa: F401
 
 
 def _why_reused(spec: PoolSpec, found: EnsuredPool) -> str:

@@ -1,4 +1,4 @@
-"""Agents onto nodes: the Batch job that hosts one agent task for each node of a pool."""
+"""What a node starts an agent from: its configuration, its archive, and the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
 _BEFORE_THE_END: Final = 3600.0
-"""Seconds before the end of their signatures at which agents leave, so that others start with new ones."""
+"""Seconds before the end of their signatures at which agents leave; the next ones get new signatures."""
 
 
 @frozen
@@ -50,33 +50,33 @@ class LaunchCommand:
 
 @frozen
 class LaunchContext:
-    """The pool that agents are started on."""
+    """What the start of agents needs to know of their pool."""
 
     manifest: PoolManifest
     ctl: Container
     out: Container
     made_here: bool = False
-    """By this very client, with the containers and their policies."""
+    """Whether this client created the pool, and so the containers with their policies."""
     sources: Sequence[BundleSource] = ()
-    """Files that are here."""
+    """Files of the default bundle that this client has, so that they need not be fetched."""
 
 
 async def prepare(
-    services: Connections, settings: Settings, ground: LaunchContext, report: Reporter
+    connections: Connections, settings: Settings, context: LaunchContext, report: Reporter
 ) -> LaunchCommand:
-    """Bring to the pool's control container what its agents start from.
+    """Upload what the pool's agents start from to its control container.
 
     Raises `ConfigurationError` when the agent's archive cannot be made. Safe to repeat.
     """
-    manifest, ctl, out = ground.manifest, ground.ctl, ground.out
+    manifest, ctl, out = context.manifest, context.ctl, context.out
     async with task_group() as group:
-        if manifest.identity is None and not ground.made_here:
+        if manifest.identity is None and not context.made_here:
             for container, policies in ((ctl, access.ctl_policies()), (out, access.out_policies())):
-                # whoever made it had no key
-                group.start_soon(services.storage.create_container, container.name, policies)
-        config = await _write_config(services, settings, ground)
+                # the creator of the pool may have had no key, and then made no policies
+                group.start_soon(connections.storage.create_container, container.name, policies)
+        config = await _write_config(connections, settings, context)
     await ctl.put(config.blob, config.data)
-    source = await _source(services, manifest, ctl)
+    source = await _source(connections, manifest, ctl)
     files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
     if settings.agent.python is not None:
         python = shlex.quote(settings.agent.python)
@@ -87,7 +87,7 @@ async def prepare(
         agent.node_python, agent.node_platform, identity=manifest.identity is not None
     )
     blob = f"agent/{archive.name}"
-    await _bring(ctl, blob, archive, report)
+    await _upload_archive(ctl, blob, archive, report)
     script = agent_archive.bootstrap()
     script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
     await ctl.put(script_blob, script)
@@ -96,18 +96,18 @@ async def prepare(
     return LaunchCommand(command, tuple(files), source.lasting)
 
 
-async def _bring(ctl: Container, blob: str, archive: Path, report: Reporter) -> None:
-    """Upload an archive, unless it is there: its name is its content's."""
+async def _upload_archive(ctl: Container, blob: str, archive: Path, report: Reporter) -> None:
+    """Upload the archive unless it is there already: its name tells its content."""
     if [info async for info in ctl.list(blob)]:
         return
     report(f"uploading the agents' archive, {archive.stat().st_size / 1e6:.0f} MB")
-    with contextlib.suppress(BlobConflict):  # somebody else was quicker
+    with contextlib.suppress(BlobConflict):  # another client was quicker
         await ctl.upload(blob, archive, create=True)
 
 
 @frozen
 class _Source:
-    """Where Batch gets the agents' files from: by a signature, or by the nodes' identity."""
+    """Where Batch downloads the agents' files from: by a signature, or by the nodes' identity."""
 
     url: str
     signature: str | None = field(repr=False)
@@ -124,10 +124,10 @@ class _Source:
         )
 
 
-async def _source(services: Connections, manifest: PoolManifest, ctl: Container) -> _Source:
+async def _source(connections: Connections, manifest: PoolManifest, ctl: Container) -> _Source:
     if manifest.identity is not None:
         return _Source(ctl.url, None, manifest.identity.resource_id)
-    return _Source(ctl.url, await services.storage.signature(ctl.name, access.ctl_policies()[0]), None)
+    return _Source(ctl.url, await connections.storage.signature(ctl.name, access.ctl_policies()[0]), None)
 
 
 @frozen
@@ -136,22 +136,22 @@ class _Config:
     data: bytes = field(repr=False)
 
 
-async def _write_config(services: Connections, settings: Settings, ground: LaunchContext) -> _Config:
-    """What agents know at their start: restricted keys, or only names where the nodes have an identity."""
-    agent, manifest, ctl, out = settings.agent, ground.manifest, ground.ctl, ground.out
+async def _write_config(connections: Connections, settings: Settings, context: LaunchContext) -> _Config:
+    """Make the agents' configuration: with restricted keys, or with names where nodes have an identity."""
+    agent, manifest, ctl, out = settings.agent, context.manifest, context.ctl, context.out
     task_queues, results_queues = manifest.task_queues, manifest.results_queues
-    brought: dict[str, str] = {}
+    embedded: dict[str, str] = {}
     async with task_group() as group:
-        group.start_soon(embedded_files.pack, ctl, manifest.bundle, brought, ground.sources)
-        of_out = await _container(services, manifest, out, access.out_policies()[0])
-        accesses = await _access(services, manifest, (*task_queues, *results_queues))
+        group.start_soon(embedded_files.pack, ctl, manifest.bundle, embedded, context.sources)
+        of_out = await _container(connections, manifest, out, access.out_policies()[0])
+        accesses = await _access(connections, manifest, (*task_queues, *results_queues))
     end = access.ends_at(of_out.signature)
     config = AgentConfig(
         leave_at=None if end is None else end - _BEFORE_THE_END,
         pool=manifest.pool,
         task_queues=accesses[: len(task_queues)],
         results_queues=accesses[len(task_queues) :],
-        ctl=await _container(services, manifest, ctl, access.ctl_policies()[0]),
+        ctl=await _container(connections, manifest, ctl, access.ctl_policies()[0]),
         out=of_out,
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
@@ -170,22 +170,22 @@ async def _write_config(services: Connections, settings: Settings, ground: Launc
         result_limit=agent.result_limit,
         cache_limit=agent.cache_limit,
         bundle=manifest.bundle,
-        brought=brought,
+        brought=embedded,
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)
 
 
 async def _container(
-    services: Connections, manifest: PoolManifest, container: Container, policy: AccessPolicy
+    connections: Connections, manifest: PoolManifest, container: Container, policy: AccessPolicy
 ) -> ContainerAccess:
     if manifest.identity is not None:
         return ContainerAccess(container.url)
-    return ContainerAccess(container.url, await services.storage.signature(container.name, policy))
+    return ContainerAccess(container.url, await connections.storage.signature(container.name, policy))
 
 
 async def _access(
-    services: Connections, manifest: PoolManifest, queues: tuple[QueueRef, ...]
+    connections: Connections, manifest: PoolManifest, queues: tuple[QueueRef, ...]
 ) -> tuple[QueueAccess, ...]:
     if manifest.identity is not None:
         return tuple(QueueAccess(queue) for queue in queues)
@@ -193,7 +193,7 @@ async def _access(
     keys: dict[QueueRef, str] = {}
 
     async def ask(queue: QueueRef) -> None:
-        keys[queue] = await services.admin_of(queue).connection_string(queue.entity, rule)
+        keys[queue] = await connections.admin_of(queue).connection_string(queue.entity, rule)
 
     async with task_group() as group:
         for queue in queues:

@@ -16,6 +16,7 @@ from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from batchflow.ports.broker import Broker, BrokerAdmin, QueueRef
@@ -102,12 +103,11 @@ class Connections:
             await self.identity.__aexit__(None, None, None)
 
 
-def preload() -> None:
-    """Import the SDKs, and what pools are made with: slow, so done in a thread beside whatever else is
-    waited for.
+def preload(load_more: Callable[[], object] | None = None) -> None:
+    """Import the SDKs, then call `load_more`, which imports what else a client needs.
 
-    The collector of garbage pauses: it finds none here, at a sixth of the time. Nor does it look at what is
-    there by then when it is next at work: that counts as old.
+    Imports take long, so this runs in a thread beside other waits. The garbage collector pauses: it would
+    find nothing, in a sixth of the time. Afterwards all objects count as old, so its next run skips them.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -116,9 +116,9 @@ def preload() -> None:
     try:
         import batchflow.azure.batch
         import batchflow.azure.servicebus
-        import batchflow.pool
-        import batchflow.pools.provisioning
 
+        if load_more is not None:
+            load_more()
         beside.join()
         import batchflow.azure.blob  # noqa: F401
     finally:
@@ -128,7 +128,7 @@ def preload() -> None:
 
 
 def _load_http() -> None:
-    """Half of the time that aiohttp takes it reads certificates, and leaves the interpreter to others."""
+    """Import aiohttp in a thread of its own: half of the time it reads certificates, without the GIL."""
     import aiohttp  # noqa: F401
 
 
@@ -139,10 +139,13 @@ def _count_as_old() -> None:
         gc.unfreeze()
 
 
-async def connect(settings: Settings) -> Connections:
-    """Make the connections. Raises `ConfigurationError` for settings that are missing or cannot be right."""
+async def connect(settings: Settings, load_more: Callable[[], object] | None = None) -> Connections:
+    """Make the connections. Raises `ConfigurationError` for missing or wrong settings.
+
+    `load_more`: imports what else the client needs, in the thread that imports the SDKs.
+    """
     settings.check()
-    await anyio.to_thread.run_sync(preload)
+    await anyio.to_thread.run_sync(preload, load_more)
     return _to_one_pool(settings) if settings.access.pool else _to_accounts(settings)
 
 

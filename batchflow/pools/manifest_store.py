@@ -56,7 +56,7 @@ class ManifestStore:
         try:
             await self.index.put(layout.manifest_blob(manifest.pool), manifest.encode(), create=True)
         except BlobConflict as error:
-            raise PoolExists(f"somebody else made pool {manifest.pool!r} at this moment") from error
+            raise PoolExists(f"another client created pool {manifest.pool!r} at this moment") from error
 
     async def withdraw(self, manifest: PoolManifest) -> None:
         """Remove the manifest, unless it belongs to another pool of that id by now. Idempotent."""

@@ -1,17 +1,17 @@
-"""How pools come to be, are found, and go, whoever else does the same at the same moment.
+"""How pools are created, found and removed, also when several clients do so at the same moment.
 
 Rules:
 
-- A pool of batchflow is a Batch pool and, written last and only where there is none, a manifest in the index.
-  Whoever loses the race for the manifest takes back the queues and containers that it laid out, and uses the
-  winner's.
-- A Batch pool that batchflow made (its metadata says so, and for which index) and that has no manifest is
-  being made: whoever finds it waits for its maker, and takes it over when that one seems to have died.
-  Whoever deletes it does not wait.
-- Anybody else's Batch pool, also that of a batchflow with another index, gets queues and documents beside it,
-  and is never touched.
-- A pool goes with its Batch pool first and its manifest last, and the manifest only if it is still the same
-  pool's: an interrupted deletion is found again and can be repeated.
+- A pool of batchflow is a Batch pool and a manifest in the index. The manifest is written last, and only
+  where there is none. A client that loses the race for the manifest removes the queues and containers that it
+  created, and uses the winner's.
+- A Batch pool whose metadata names batchflow and this index, and that has no manifest, is being created. A
+  client that finds it waits for its creator, and takes the pool over when the creator seems to have died. A
+  client that deletes it does not wait.
+- Any other Batch pool, also one of a batchflow with another index, gets queues and documents beside it. Its
+  machines are never changed.
+- A pool is removed with its Batch pool first and its manifest last, and the manifest only if it still belongs
+  to the same pool. So an interrupted deletion is found again and can be repeated.
 """
 
 from __future__ import annotations
@@ -54,20 +54,21 @@ if TYPE_CHECKING:
     from batchflow.settings import PoolSettings
     from batchflow.support.progress_report import Reporter
 
-_PROVISIONING: Final = 30.0
-"""Seconds that a maker has for a pool's queues and documents before it counts as dead."""
-_MAKER: Final = "batchflow-maker"
-"""The metadata by which a maker knows the Batch pool that it made itself."""
+_CREATION_TIMEOUT: Final = 30.0
+"""Seconds that a creator has for a pool's queues and documents before it counts as dead."""
+_CREATOR: Final = "batchflow-maker"
+"""The metadata by which a client knows the Batch pool that it created itself."""
 _INDEX: Final = "batchflow-index"
-"""The metadata that says where the manifest of a Batch pool is, or is to be: batchflow with another Storage
+"""The metadata that names the index which holds a Batch pool's manifest. Batchflow with another Storage
 account may share the Batch account."""
-_GOING: Final = 900.0
-"""Seconds that a pool of the same name has to be gone."""
-_TAKING_BACK: Final = 20.0
-_AWAY: Final = 1.0
-"""Seconds for taking back one part, where a service is out of reach: that was waited for once already."""
+_DELETION_TIMEOUT: Final = 900.0
+"""Seconds to wait for the end of a pool that is being deleted."""
+_UNDO_TIMEOUT: Final = 20.0
+"""Seconds for removing all that a failed creation left."""
+_UNDO_STEP_TIMEOUT: Final = 1.0
+"""Seconds for removing one resource where a service is out of reach: it was waited for once already."""
 _POLLS: Final = (0.1, 2.0)
-"""The first and the longest pause, in seconds, between two looks at what somebody else is about."""
+"""The first and the longest pause, in seconds, between two looks at what another client does."""
 
 UndoSteps = Mapping[str, Callable[[], Coroutine[Any, Any, object]]]
 
@@ -77,13 +78,13 @@ class EnsuredPool:
     """A pool that can be used."""
 
     manifest: PoolManifest
-    made: bool
+    created: bool
     info: PoolInfo | None = None
-    """As Batch told of it; None when it was made just now."""
+    """The pool as Batch reports it; None when it was created just now."""
 
 
 class PoolProvisioner:
-    """For one connection. Every method is safe to cancel, and then takes back what it began."""
+    """Creates, finds and removes the pools of an account. A cancelled method undoes what it began."""
 
     def __init__(self, connections: Connections, defaults: PoolSettings) -> None:
         self._connections = connections
@@ -91,18 +92,18 @@ class PoolProvisioner:
         self._manifests = connections.manifests
 
     def is_ours(self, info: PoolInfo) -> bool:
-        """Whether batchflow made the machines, for this very index."""
+        """Whether batchflow created the Batch pool, for this index."""
         mark = {**pool_spec.MADE_BY, _INDEX: self._manifests.index.url}
         return mark.items() <= dict(info.metadata).items()
 
     async def unfinished(self) -> list[str]:
-        """Batch pools that are being made, or whose maker died before it wrote a manifest."""
+        """List the pools that are being created, or whose creator died before it wrote a manifest."""
         infos = [info async for info in self._connections.compute.pools() if info.state == "active"]
         ours = [info.id for info in infos if self.is_ours(info)]
         return [pool_id for pool_id in ours if await self._manifests.read(pool_id) is None]
 
     async def remove_unfinished(self, pool_id: str) -> bool:
-        """Delete the machines of a pool that has no manifest; False: there are none of ours of that name."""
+        """Delete the Batch pool that has no manifest. False: batchflow created none of that name."""
         try:
             info = await self._connections.compute.pool(pool_id)
         except PoolNotFound:
@@ -112,37 +113,37 @@ class PoolProvisioner:
         return await self._connections.compute.delete_pool(pool_id)
 
     async def create(self, spec: PoolSpec, sources: list[BundleSource]) -> PoolManifest:
-        """Raises `PoolExists`, and `ConfigurationError` before anything is made."""
+        """Create a pool. Raises `PoolExists`, and `ConfigurationError` before anything is created."""
         if await self._manifests.read(spec.id) is not None:
             raise PoolExists(
                 f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
             )
         images = await self._connections.compute.images()
         document = pool_spec.build(spec, self._defaults, images, time.time())
-        maker = {_MAKER: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
-        undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._unmake, spec.id, maker)}
+        creator = {_CREATOR: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
+        undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._delete_own, spec.id, creator)}
         try:
             await self._connections.compute.create_pool(
-                replace(document, metadata={**document.metadata, **maker})
+                replace(document, metadata={**document.metadata, **creator})
             )
-            return await self._lay_out(spec, sources, owned=True)
+            return await self._create_resources(spec, sources, owned=True)
         except (PoolExists, ConfigurationError):
-            raise  # somebody else's, before or since; or none
+            raise  # another client's pool, or none
         except BaseException as error:
-            await _take_back(error, undo)
+            await _undo(error, undo)
             raise
 
-    async def _unmake(self, pool_id: str, maker: Mapping[str, str]) -> None:
-        """Delete the Batch pool if it is this maker's: of a request that was cut off nobody knows."""
+    async def _delete_own(self, pool_id: str, creator: Mapping[str, str]) -> None:
+        """Delete the Batch pool if this client created it: a request that was cut off may have succeeded."""
         try:
             info = await self._connections.compute.pool(pool_id)
         except PoolNotFound:
             return
-        if maker.items() <= dict(info.metadata).items():
+        if creator.items() <= dict(info.metadata).items():
             await self._connections.compute.delete_pool(pool_id)
 
     async def attach(self, pool_id: str, report: Reporter) -> PoolManifest:
-        """Raises `PoolNotFound`."""
+        """Find a pool; a Batch pool without a manifest gets one. Raises `PoolNotFound`."""
         while (manifest := await self._manifests.read(pool_id)) is None:
             info = await self._connections.compute.pool(pool_id)
             if info.state == "deleting":
@@ -156,16 +157,16 @@ class PoolProvisioner:
         return manifest
 
     async def ensure(self, spec: PoolSpec, sources: list[BundleSource], report: Reporter) -> EnsuredPool:
-        """The pool of that name, made if there is none. Waits while one of that name is being deleted.
+        """Find the pool, or create it. Waits while a pool of that name is being deleted.
 
         Raises `PoolError` when that takes a quarter of an hour.
         """
         try:
-            with anyio.fail_after(_GOING):
+            with anyio.fail_after(_DELETION_TIMEOUT):
                 return await self._ensure(spec, sources, report)
         except TimeoutError:
             raise PoolError(
-                f"pool {spec.id!r} is still being deleted or made by somebody after {_GOING:.0f} s: "
+                f"another client still deletes or creates pool {spec.id!r} after {_DELETION_TIMEOUT:.0f} s: "
                 "look at it in the Azure portal, or take another name",
                 retryable=True,
             ) from None
@@ -177,38 +178,38 @@ class PoolProvisioner:
             try:
                 if info is None:
                     if manifest is not None:
-                        await self._clear(manifest)
-                    return EnsuredPool(await self.create(spec, sources), made=True)
+                        await self._remove_resources(manifest)
+                    return EnsuredPool(await self.create(spec, sources), created=True)
                 if info.state != "deleting":
                     if manifest is None:
                         manifest = await self._take_over(info, spec, report)
                     elif not await self._restore(manifest):
                         continue
-                    return EnsuredPool(manifest, made=False, info=info)
+                    return EnsuredPool(manifest, created=False, info=info)
                 report(f"pool {spec.id!r} is being deleted, {counted(info.nodes + info.spot, 'node')} left")
             except PoolExists:
-                report(f"somebody else makes pool {spec.id!r}")
+                report(f"another client creates pool {spec.id!r}")
             await anyio.sleep(pause)
             pause = min(_POLLS[1], pause * 2)
 
     async def _restore(self, manifest: PoolManifest) -> bool:
-        """Make anew the queues that deleted themselves when nobody used them; False: the pool has gone."""
-        made = []
+        """Create again the queues that Service Bus deleted for being idle. False: the pool is gone."""
+        created = []
         for queue, spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
             admin = self._connections.admin_of(queue)
             try:
                 await admin.figures(queue.entity)
             except QueueNotFound:
-                made.append(partial(admin.delete_queue, queue.entity))
+                created.append(partial(admin.delete_queue, queue.entity))
                 await admin.create_queue(spec)
-        if not made:
+        if not created:
             return True
-        # Whoever deletes a pool begins with the machines: where they are, its queues are still to be removed.
+        # A deletion begins with the Batch pool: while that is there, the deletion has not removed the queues.
         current, info = await self._look(manifest.pool)
         there = info is not None and info.state != "deleting"
         if there and current is not None and current.prefix == manifest.prefix:
             return True
-        for remove in made:
+        for remove in created:
             await remove()
         return False
 
@@ -228,17 +229,17 @@ class PoolProvisioner:
         return manifest, info
 
     async def _take_over(self, info: PoolInfo, spec: PoolSpec, report: Reporter) -> PoolManifest:
-        """Lay queues and documents beside a Batch pool that has none. Raises `PoolExists`."""
+        """Create queues and documents for a Batch pool that has none. Raises `PoolExists`."""
         ours = self.is_ours(info)
-        if ours and (manifest := await self._await_maker(info.id, report)) is not None:
+        if ours and (manifest := await self._await_creator(info.id, report)) is not None:
             return manifest
         identity = pool_spec.choose_identity(spec, info.identities, wanted=self._connections.keyless)
-        return await self._lay_out(replace(spec, id=info.id), None, owned=ours, identity=identity)
+        return await self._create_resources(replace(spec, id=info.id), None, owned=ours, identity=identity)
 
-    async def _await_maker(self, pool_id: str, report: Reporter) -> PoolManifest | None:
+    async def _await_creator(self, pool_id: str, report: Reporter) -> PoolManifest | None:
         pause = _POLLS[0]
-        report(f"pool {pool_id!r} is being made by somebody, who has {_PROVISIONING:.0f} s")
-        with anyio.move_on_after(_PROVISIONING):
+        report(f"another client creates pool {pool_id!r}, and has {_CREATION_TIMEOUT:.0f} s for it")
+        with anyio.move_on_after(_CREATION_TIMEOUT):
             while True:
                 if (manifest := await self._manifests.read(pool_id)) is not None:
                     return manifest
@@ -248,7 +249,7 @@ class PoolProvisioner:
                 pause = min(_POLLS[1], pause * 2)
         return None
 
-    async def _lay_out(
+    async def _create_resources(
         self,
         spec: PoolSpec,
         sources: list[BundleSource] | None,
@@ -256,7 +257,7 @@ class PoolProvisioner:
         owned: bool,
         identity: ManagedIdentity | None = None,
     ) -> PoolManifest:
-        """The queues, the containers, the bundle, then the manifest: with that the pool exists for others."""
+        """Create queues, containers and the bundle, then the manifest: now other clients see the pool."""
         connections, manifest = self._connections, self._plan(spec, owned, identity)
         try:
             async with task_group() as group:
@@ -270,7 +271,7 @@ class PoolProvisioner:
             await self._manifests.publish(manifest)
         except BaseException as error:
             published = {f"manifest of pool {spec.id!r}": partial(self._manifests.withdraw, manifest)}
-            await _take_back(error, {**published, **self._parts(manifest)})
+            await _undo(error, {**published, **self._undo_steps(manifest)})
             raise
         return manifest
 
@@ -292,7 +293,7 @@ class PoolProvisioner:
         )
 
     def _queues(self, name: str, shards: int) -> tuple[QueueRef, ...]:
-        """So many queues, one namespace after the other; pools with fewer begin where chance has it."""
+        """Name so many queues, one namespace after the other, the first by the hash of the pool's name."""
         namespaces = [admin.namespace for admin in self._connections.admins]
         first = zlib.crc32(name.rpartition("-")[0].encode())
         return tuple(
@@ -304,8 +305,8 @@ class PoolProvisioner:
         idle = self._defaults.queue_idle
         return queue_specs(manifest, max(idle, LEAST_IDLE) if idle else None)
 
-    def _parts(self, manifest: PoolManifest) -> UndoSteps:
-        """What a layout is made of, and how each part is removed."""
+    def _undo_steps(self, manifest: PoolManifest) -> UndoSteps:
+        """The queues and containers of a pool, each with what removes it."""
         connections, storage = self._connections, self._connections.storage
         return {
             **{
@@ -319,30 +320,30 @@ class PoolProvisioner:
         }
 
     async def remove(self, manifest: PoolManifest) -> None:
-        """What batchflow made of a pool. Idempotent; interrupted, it can be repeated.
+        """Remove all that batchflow created for a pool. Idempotent; can be repeated after an interruption.
 
         Another pool that has got the name meanwhile stays.
         """
         current = await self._manifests.read(manifest.pool)
         if manifest.owned and (current is None or current.prefix == manifest.prefix):
             await self._connections.compute.delete_pool(manifest.pool)
-        await self._clear(manifest)
+        await self._remove_resources(manifest)
 
-    async def _clear(self, manifest: PoolManifest) -> None:
-        """What is beside the Batch pool, the manifest last. What its agents logged is kept."""
+    async def _remove_resources(self, manifest: PoolManifest) -> None:
+        """Remove what is beside the Batch pool, the manifest last. The logs of its agents are kept."""
         async with task_group() as group:
             for job in agent_job.generations(manifest):
                 group.start_soon(self._connections.compute.delete_job, job)
         out = self._connections.storage.container(manifest.out)
         await node_logs.keep(out, self._manifests.index, manifest.prefix)
         async with task_group() as group:
-            for remove in self._parts(manifest).values():
+            for remove in self._undo_steps(manifest).values():
                 group.start_soon(remove)
         await self._manifests.withdraw(manifest)
 
 
 def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:
-    """How a pool's queues are made, and who may do what on them; unused for `idle` seconds they go."""
+    """The queues of a pool with their rules. Service Bus deletes a queue that is idle for `idle` seconds."""
     lock = manifest.lock_duration
     on_tasks = (access.AGENT_ON_TASKS, access.CLIENT_ON_TASKS)
     on_results = (access.AGENT_ON_RESULTS, access.CLIENT_ON_RESULTS)
@@ -358,13 +359,13 @@ def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:
     ]
 
 
-async def _take_back(error: BaseException, parts: UndoSteps) -> None:
-    """Undo what did not come to its end; what cannot be undone is noted on the error."""
-    away = isinstance(error, ServiceError) and error.retryable and error.setting is not None
-    with anyio.CancelScope(shield=True), anyio.move_on_after(_TAKING_BACK):
-        for name, remove in parts.items():
+async def _undo(error: BaseException, steps: UndoSteps) -> None:
+    """Remove what a failed creation left. What cannot be removed is noted on the error."""
+    out_of_reach = isinstance(error, ServiceError) and error.retryable and error.setting is not None
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_UNDO_TIMEOUT):
+        for name, remove in steps.items():
             try:
-                with anyio.fail_after(_AWAY if away else None):
+                with anyio.fail_after(_UNDO_STEP_TIMEOUT if out_of_reach else None):
                     await remove()
             except (BatchflowError, TimeoutError) as failure:
                 why = str(failure) or "no answer"

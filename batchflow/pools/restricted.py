@@ -1,4 +1,4 @@
-"""The containers of one pool, as a client sees them that holds no key of an account."""
+"""One pool's queues and containers, as a client without keys of an account sees them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def queues_of(access: AccessSettings) -> dict[QueueRef, str]:
-    """The connection string of each queue. Raises `ConfigurationError`, which quotes none."""
+    """Read the connection string of each queue. Raises `ConfigurationError`, which quotes none of them."""
     found = {}
     for name in ("task_queues", "results_queues"):
         for key in (getattr(access, name) or "").split():
@@ -32,7 +32,7 @@ def queues_of(access: AccessSettings) -> dict[QueueRef, str]:
 
 
 class PoolStorage(Closes):
-    """The containers of one pool as a Storage account in which there is nothing else."""
+    """The two containers of one pool, as a Storage account that holds nothing else."""
 
     def __init__(self, pool_id: str, ctl: Container, out: Container) -> None:
         self._pool = pool_id

@@ -108,7 +108,7 @@ async def test_an_interrupted_maker_is_followed(client: Client, other: Client, n
     pool = await client.ensure_pool(name, nodes=0)
     await client.connections.manifests.index.delete(f"pools/{name}.json")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("batchflow.pools.provisioning._PROVISIONING", 0.2)
+        patch.setattr("batchflow.pools.provisioning._CREATION_TIMEOUT", 0.2)
         taken = await other.ensure_pool(name)
     assert taken.runtime.manifest.owned
     assert taken.runtime.manifest.prefix != pool.runtime.manifest.prefix

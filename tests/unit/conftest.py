@@ -13,7 +13,6 @@ import pytest
 from batchflow.client import Client
 from batchflow.pool import Pool
 from batchflow.session import Session
-from batchflow.settings import Settings
 from tests.support.client_doubles import Agent, Doubles, settings
 
 
@@ -35,7 +34,7 @@ def doubles() -> Doubles:
 def connect(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Client]:
     """Make clients of the doubles; the arguments are settings of sessions."""
 
-    async def to_the_doubles(_: Settings) -> object:
+    async def to_the_doubles(*_: object) -> object:
         return doubles.services
 
     monkeypatch.setattr("batchflow.client.connect", to_the_doubles)

@@ -45,7 +45,7 @@ async def test_what_is_asked_of_a_client_that_is_not_open(connect: Callable[...,
 async def test_a_connection_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The opening raises what was wrong, and nothing is left."""
 
-    async def refuse(_: Settings) -> object:
+    async def refuse(*_: object) -> object:
         raise ConfigurationError("servicebus.connection_string: not one")
 
     monkeypatch.setattr("batchflow.client.connect", refuse)

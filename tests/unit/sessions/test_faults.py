@@ -175,7 +175,7 @@ async def test_the_books_balance_in_any_weather(steps: list[tuple[str, int]], un
     """Each task has one outcome, shown at most once; no message and no blob is left."""
     doubles = Doubles()
 
-    async def to_the_doubles(_: object) -> object:
+    async def to_the_doubles(*_: object) -> object:
         return doubles.services
 
     with (

@@ -59,8 +59,8 @@ async def test_bringing_the_archive(
     settings = replace(pool.runtime.settings, agent=agent)
     lines: list[str] = []
     for _ in range(2):
-        ground = agent_launch.LaunchContext(pool.runtime.manifest, pool.runtime.ctl, pool.runtime.out)
-        await agent_launch.prepare(doubles.services, settings, ground, Reporter(lines.append))
+        context = agent_launch.LaunchContext(pool.runtime.manifest, pool.runtime.ctl, pool.runtime.out)
+        await agent_launch.prepare(doubles.services, settings, context, Reporter(lines.append))
     making = "making the agents' archive, for Python 3.12 on somewhere"
     assert lines == [making, "uploading the agents' archive, 2 MB", making]
 
@@ -199,12 +199,12 @@ async def test_ensuring_while_it_is_deleted(
 
 async def test_waiting_for_its_maker(client: Client, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Batch pool of batchflow's without a manifest is somebody's who is making it, or was."""
-    monkeypatch.setattr("batchflow.pools.provisioning._PROVISIONING", 0.01)
+    monkeypatch.setattr("batchflow.pools.provisioning._CREATION_TIMEOUT", 0.01)
     for find in (client.pool, client.ensure_pool):
         await client.connections.manifests.index.delete("pools/demo.json")
         lines: list[str] = []
         await within(find("demo", progress=lines.append))
-        assert lines == ["pool 'demo' is being made by somebody, who has 0 s"]
+        assert lines == ["another client creates pool 'demo', and has 0 s for it"]
 
 
 async def test_somebody_is_quicker(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,4 +220,4 @@ async def test_somebody_is_quicker(client: Client, monkeypatch: pytest.MonkeyPat
     lines: list[str] = []
     loser = await within(client.ensure_pool("race", progress=lines.append))
     assert loser.runtime.manifest == winner.runtime.manifest
-    assert lines == ["somebody else makes pool 'race'"]
+    assert lines == ["another client creates pool 'race'"]
