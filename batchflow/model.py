@@ -5,7 +5,7 @@ Plain frozen data, no I/O; importing this loads nothing but the standard library
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
@@ -127,9 +127,10 @@ class Result:
         return self.value
 
     def _repr_html_(self) -> str:
-        from batchflow.display.views import result_view
+        from batchflow.display.html import result_card
 
-        return result_view(self)
+        shown = {each.name: getattr(self, each.name) for each in fields(self)}
+        return result_card(shown | {"status": self.status.value})
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,9 @@ class Counts:
         return self.succeeded + self.failed + self.cancelled
 
     def _repr_html_(self) -> str:
-        from batchflow.display.views import counts_view
+        from batchflow.display.html import task_counts
 
-        return counts_view(self)
+        return task_counts(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +297,10 @@ class Explanation:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        from batchflow.display.views import explanation_view
+        from batchflow.display.html import cause_list
 
-        return explanation_view(self)
+        causes = [(cause.severity, cause.what, cause.remedy) for cause in self.causes]
+        return cause_list(self.summary, causes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,9 +68,10 @@ class Results(list[Result]):
         return frame
 
     def _repr_html_(self) -> str:
-        from batchflow.display.views import results_view
+        from batchflow.display.html import MOST_ROWS, result_table
 
-        return results_view(self)
+        rows = [dict(zip(_COLUMNS, _row(result), strict=True)) for result in self[:MOST_ROWS]]
+        return result_table(rows, len(self))
 
 
 def _row(result: Result) -> tuple[Any, ...]:

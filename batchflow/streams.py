@@ -6,6 +6,7 @@ Leaving the loop and coming back, or cancelling a wait, loses nothing.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,7 @@ from batchflow.support.closing import Closes
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:
+    from batchflow.display.progress import Display
     from batchflow.session import Session
 _MOST_EVENTS: Final = 10_000
 
@@ -34,8 +36,6 @@ class ResultStream(AsyncIterator[Result], Closes):
 
         `total`: how many will come, where the stream cannot tell.
         """
-        from batchflow.display.progress import ProgressStream
-
         return ProgressStream(self, total, label)
 
     @property
@@ -162,3 +162,60 @@ class EventStream(AsyncIterator[Event], Closes):
         self._closed = True
         self._session._streams.discard(self)
         self._change.beat()
+
+
+class ProgressStream(ResultStream):
+    """`stream.progress()`: the same results, shown as they are read."""
+
+    def __init__(
+        self, stream: ResultStream, total: int | None, label: str, display: Display | None = None
+    ) -> None:
+        from batchflow.display.meter import Meter
+        from batchflow.display.progress import choose_display
+
+        self._stream = stream
+        self._total = total
+        self._meter = Meter(label, total)
+        self._display = display or choose_display()
+        self._shown = -float("inf")
+        self._finished = False
+
+    async def __anext__(self) -> Result:
+        """Safe to cancel. Raises what the stream raises."""
+        self._meter.start(time.monotonic())
+        self._show()
+        try:
+            result = await anext(self._stream)
+        except StopAsyncIteration:
+            self._finish()
+            raise
+        self._meter.ended(result.status.value, time.monotonic())
+        return result
+
+    @property
+    def left(self) -> int | None:
+        return self._stream.left
+
+    async def aclose(self) -> None:
+        """Close the stream, too. Idempotent."""
+        self._finish()
+        await self._stream.aclose()
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._shown >= self._display.pause:
+            self._shown = now
+            self._guess()
+            self._display.show(self._meter, now)
+
+    def _finish(self) -> None:
+        if not self._finished and self._meter.started is not None:
+            self._finished = True
+            self._guess()
+            self._display.finish(self._meter, time.monotonic())
+
+    def _guess(self) -> None:
+        """The total, where nobody said it and the stream can tell."""
+        if self._total is None:
+            left = self._stream.left
+            self._meter.total = None if left is None else self._meter.done + left

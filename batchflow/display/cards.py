@@ -5,10 +5,10 @@ A view shows what the object knows already: it asks no service, and it shows no 
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from batchflow.display.html import Html, card, fact_table
-from batchflow.display.views import counts_view
+from batchflow.display.html import Html, card, fact_table, task_counts
 
 if TYPE_CHECKING:
     from batchflow.session import Session
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def session_view(session: Session) -> Html:
     facts = [("pool", session.pool.id), ("state", "closed" if session.closed else "open")]
     return card(
-        "Session", f"{session.job_name}/{session.name}", fact_table(facts), counts_view(session.counts)
+        "Session",
+        f"{session.job_name}/{session.name}",
+        fact_table(facts),
+        task_counts(asdict(session.counts)),
     )
 
 

@@ -1,10 +1,11 @@
-"""HTML that is put together safely: the ground of what notebooks show.
+"""HTML for notebooks: cards and tables of plain rows, put together safely.
 
 Rules:
 
-- Text becomes HTML in one place, `element`, which escapes every string and attribute. Only what `element`
-  made itself, an `Html`, goes in as it is; nobody else makes one.
-- No script, no style sheet, nothing from elsewhere: what is made works in a saved notebook, on any ground.
+- Text becomes HTML in one place, `element`, which escapes every string and attribute. Only an `Html`, which
+  `element` alone makes, goes in unescaped.
+- No script, no style sheet, no external resource: the HTML works in a saved notebook, on any background.
+- A text that is too long is cut, with a mark where it was cut.
 """
 
 from __future__ import annotations
@@ -79,6 +80,55 @@ def task_counts(counts: Mapping[str, int]) -> Html:
     words = [mark(state, f"{number:,} {state}") for state, number in numbers.items() if number]
     nothing = element("span", "no tasks yet", style=FAINT)
     return element("div", bar(numbers, sum(numbers.values())), *(words or [nothing]))
+
+
+def result_card(result: Mapping[str, Any]) -> Html:
+    """A card of one result. `result`: the fields of a `Result`, its status in words."""
+    succeeded, attempt = result["status"] == "succeeded", result["attempt"]
+    value, error, tag = result["value"], result["error"], result["tag"]
+    facts = [
+        ("command", result["command"]),
+        ("node", result["node"]),
+        ("attempt", attempt if attempt > 1 else None),
+        ("took", span(result["started_at"], result["finished_at"])),
+        ("tag", None if tag is None else short(tag)),
+        ("files", ", ".join(result["files"]) or None),
+        ("value", short(value) if succeeded or value is not None else None),
+        ("error", None if error is None else f"{result['kind']}: {cut(error)}"),
+    ]
+    texts = [folded(name, result[name]) for name in ("traceback", "stdout", "stderr") if result[name]]
+    return card("Result", result["task_id"], fact_table(facts), *texts, badge=result["status"])
+
+
+def result_table(results: Sequence[Mapping[str, Any]], total: int) -> Html:
+    """A table of the first results, as for `result_card`; `total` is how many there are."""
+    rows = [
+        (
+            result["task_id"],
+            mark(result["status"], result["status"]),
+            short(result["value"])
+            if result["status"] == "succeeded"
+            else cut(result["error"] or "", MOST_CELL),
+            result["node"] or "",
+            span(result["started_at"], result["finished_at"]) or "",
+        )
+        for result in results[:MOST_ROWS]
+    ]
+    left = total - MOST_ROWS
+    return element(
+        "div",
+        table(("task", "status", "value or error", "node", "took"), rows),
+        element("div", f"and {left:,} more", style=FAINT) if left > 0 else None,
+    )
+
+
+def cause_list(summary: str, causes: Iterable[tuple[str, str, str]]) -> Html:
+    """A summary and its causes: the severity, the text and the remedy of each."""
+    items = [
+        element("li", mark(severity, what), element("div", f"what to do: {remedy}", style=FAINT))
+        for severity, what, remedy in causes
+    ]
+    return element("div", element("div", summary), element("ul", *items) if items else None)
 
 
 def session_table(sessions: Sequence[tuple[str, str, Mapping[str, int]]]) -> Html:

@@ -1,9 +1,9 @@
-"""How far many tasks are: counting, and saying it in words, in a line or in HTML.
+"""The progress of many tasks: counts, shown in words, as a line or as HTML.
 
-States: begun at the first `start`; each `add` or `ended` counts a result; nothing ends it, for a total is a
+A meter begins at the first `start`, and each `ended` counts a result. It never ends, because a total is a
 guess that may be wrong or missing. What was counted before the beginning, when an earlier run goes on, is
-done, but says nothing of the speed. Invariant: `done` is the sum of the counts. Times are those of any clock
-that is given, in seconds.
+done but does not enter the speed. Invariant: `done` is the sum of the counts. Times are in seconds, of any
+one clock.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from batchflow.support.progress_report import counted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchflow.model import Result
-
 _BAR: Final = 24
 """Characters of the bar in a line."""
 
 
 @dataclass(slots=True)
 class Meter:
-    """What has come of how much, and how fast."""
+    """Counts of results by status, their total, and the times from which the speed follows."""
 
     label: str = ""
     total: int | None = None
-    """None: nobody knows."""
+    """None: unknown."""
     started: float | None = None
     last: float = 0.0
     """When the last result came."""
@@ -37,25 +35,22 @@ class Meter:
         default_factory=lambda: dict.fromkeys(("succeeded", "failed", "cancelled"), 0)
     )
     _before: int = 0
-    """Done when it began."""
+    """Results counted before `start`."""
 
     def start(self, now: float) -> None:
-        """Idempotent."""
+        """Begin to measure the speed. Idempotent."""
         if self.started is None:
             self.started = self.last = now
             self._before = self.done
 
-    def add(self, result: Result, now: float) -> None:
-        self.ended(result.status.value, now)
-
     def ended(self, status: str, now: float) -> None:
-        """One ended just now."""
+        """Count a task that ended now."""
         self.start(now)
         self.count(status)
         self.last = now
 
     def count(self, status: str) -> None:
-        """One that ended before."""
+        """Count a task that ended before the measuring began."""
         self.counts[status] += 1
 
     @property
@@ -72,12 +67,12 @@ class Meter:
 
     @property
     def outcome(self) -> str:
-        """How they ended, like "7 succeeded, 2 failed"."""
+        """The counts in words, like "7 succeeded, 2 failed"."""
         names = [name for name in self.counts if name == "succeeded" or self.counts[name]]
         return ", ".join(f"{self.counts[name]:,} {name}" for name in names)
 
     def facts(self, now: float) -> list[str]:
-        """What there is to say, the most important first."""
+        """Return the progress in short texts, the most important first."""
         known = self.total is not None
         said = [f"{self.done:,} of {self.total:,}" if known else counted(self.done, "result")]
         said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
@@ -92,7 +87,7 @@ class Meter:
         return said
 
     def line(self, now: float, width: int = 0) -> str:
-        """One line of text, of at most `width` characters if that is not 0: the bar is the first to go."""
+        """Return one line of at most `width` characters, 0 for any; the bar is left out first."""
         label = [self.label] if self.label else []
         facts = self.facts(now)
         if self.total:
@@ -103,14 +98,14 @@ class Meter:
         return fitting([*label, *facts], width)
 
     def view(self, now: float) -> Html:
-        """The same for a notebook."""
+        """Return the same as HTML."""
         said = element("span", " · ".join(self.facts(now)), style="font-variant-numeric:tabular-nums")
         head = element("b", f"{self.label} ") if self.label else None
         return element("div", head, bar(self.counts, self.total or self.done), said)
 
 
 def fitting(parts: Sequence[str], width: int) -> str:
-    """The first parts that have room in `width` characters, 0 for all; of the very first its beginning."""
+    """Join the first parts that fit into `width` characters, 0 for all; the very first part may be cut."""
     text = parts[0]
     for part in parts[1:]:
         if width and len(text) + 2 + len(part) > width:
@@ -120,7 +115,7 @@ def fitting(parts: Sequence[str], width: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Like "12 s", "3 min 05 s", "2 h 04 min"."""
+    """Format seconds like "12 s", "3 min 05 s", "2 h 04 min"."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Shows how far a stream of results is, where somebody looks: a notebook, a terminal, a log.
+"""Displays of a stream's progress: in a notebook, on a terminal, in a log.
 
 In a notebook (Jupyter, VS Code, Colab: whatever runs an IPython kernel) it is one output that changes, HTML
 with text beside it, without widgets. On a terminal it is one line of stderr that changes. Elsewhere it is a
@@ -9,90 +9,32 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 from batchflow.display.meter import Meter
-from batchflow.streams import ResultStream
-
-if TYPE_CHECKING:
-    from batchflow.model import Result
 
 _PAUSE: Final = 0.1
 """Seconds between two changes of what is shown."""
 _STEPS: Final = 10
 _SILENCE: Final = 30.0
-"""Seconds after which a log gets a line, however little has come."""
+"""Seconds after which a log gets a line in any case."""
 
 
 class Display(Protocol):
-    """Somewhere to show it."""
+    """A place where progress is shown."""
 
     pause: float
     """Seconds between two calls of `show`."""
 
-    def show(self, meter: Meter, now: float) -> None: ...
+    def show(self, meter: Meter, now: float) -> None:
+        """Show the present state."""
 
     def finish(self, meter: Meter, now: float) -> None:
-        """Show the last state, and leave it there."""
+        """Show the last state and leave it there."""
 
 
-class ProgressStream(ResultStream):
-    """`stream.progress()`: the same results, shown as they are read."""
-
-    def __init__(
-        self, stream: ResultStream, total: int | None, label: str, display: Display | None = None
-    ) -> None:
-        self._stream = stream
-        self._total = total
-        self._meter = Meter(label, total)
-        self._display = display or where_somebody_looks()
-        self._shown = -float("inf")
-        self._finished = False
-
-    async def __anext__(self) -> Result:
-        """Safe to cancel. Raises what the stream raises."""
-        self._meter.start(time.monotonic())
-        self._show()
-        try:
-            result = await anext(self._stream)
-        except StopAsyncIteration:
-            self._finish()
-            raise
-        self._meter.add(result, time.monotonic())
-        return result
-
-    @property
-    def left(self) -> int | None:
-        return self._stream.left
-
-    async def aclose(self) -> None:
-        """Close the stream, too. Idempotent."""
-        self._finish()
-        await self._stream.aclose()
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if now - self._shown >= self._display.pause:
-            self._shown = now
-            self._guess()
-            self._display.show(self._meter, now)
-
-    def _finish(self) -> None:
-        if not self._finished and self._meter.started is not None:
-            self._finished = True
-            self._guess()
-            self._display.finish(self._meter, time.monotonic())
-
-    def _guess(self) -> None:
-        """The total, where nobody said it and the stream can tell."""
-        if self._total is None:
-            left = self._stream.left
-            self._meter.total = None if left is None else self._meter.done + left
-
-
-def where_somebody_looks() -> Display:
-    """The display that fits what this program runs in."""
+def choose_display() -> Display:
+    """Return the display that fits the environment of this program."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if getattr(shell, "kernel", None) is not None:
@@ -101,7 +43,7 @@ def where_somebody_looks() -> Display:
 
 
 class Notebook:
-    """One output of a cell, which changes."""
+    """One output of a notebook's cell, updated in place."""
 
     pause = _PAUSE
 
@@ -123,7 +65,7 @@ class Notebook:
 
 
 class Terminal:
-    """One line, which changes."""
+    """One line of a terminal, updated in place."""
 
     pause = _PAUSE
 
@@ -142,7 +84,7 @@ class Terminal:
 
 
 class Log:
-    """A line now and then."""
+    """A line of a log for each tenth of the work, or each half a minute."""
 
     pause = 0.0
 

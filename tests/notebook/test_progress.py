@@ -14,8 +14,8 @@ import pytest
 
 from batchflow import Client, Result, Status
 from batchflow.display.meter import Meter, duration
-from batchflow.display.progress import Log, ProgressStream, Terminal, where_somebody_looks
-from batchflow.streams import ResultStream
+from batchflow.display.progress import Log, Terminal, choose_display
+from batchflow.streams import ProgressStream, ResultStream
 
 
 def a_result(status: Status = Status.SUCCEEDED) -> Result:
@@ -66,7 +66,7 @@ def test_a_meter_says_how_far_it_is() -> None:
     meter = Meter("pi", 8)
     meter.start(100.0)
     for status in (Status.SUCCEEDED, Status.FAILED):
-        meter.add(a_result(status), 101.0)
+        meter.ended(a_result(status).status.value, 101.0)
     assert meter.line(101.0) == "pi  ██████░░░░░░░░░░░░░░░░░░  2 of 8  1 failed  2/s  3 s left  1 s"
     assert meter.line(101.0, 30) == "pi  2 of 8  1 failed  2/s"
     assert meter.line(101.0, 5) == "pi"
@@ -79,7 +79,7 @@ def test_a_meter_that_knows_no_total_counts() -> None:
     """Without a total there is no bar and no forecast."""
     meter = Meter()
     assert meter.line(5.0) == "0 results  0 s"
-    meter.add(a_result(), 5.0)
+    meter.ended(a_result().status.value, 5.0)
     assert meter.line(7.0) == "1 result  0.5/s  2 s"
     assert not meter.complete
 
@@ -91,7 +91,7 @@ def test_what_was_done_before_says_nothing_of_the_speed() -> None:
         meter.count("succeeded")
     meter.start(0.0)
     assert meter.facts(2.0) == ["90 of 100", "2 s"]
-    meter.add(a_result(), 2.0)
+    meter.ended(a_result().status.value, 2.0)
     assert meter.facts(2.0) == ["91 of 100", "0.5/s", "18 s left", "2 s"]
 
 
@@ -99,7 +99,7 @@ def test_the_last_result_ends_the_time() -> None:
     """What is shown after it is as fast and as long as it was."""
     meter = Meter(total=1)
     meter.start(0.0)
-    meter.add(a_result(), 2.0)
+    meter.ended(a_result().status.value, 2.0)
     assert meter.facts(9.0) == ["1 of 1", "0.5/s", "2 s"]
 
 
@@ -147,7 +147,7 @@ def test_a_log_gets_a_line_for_each_tenth() -> None:
     meter.start(0.0)
     for number in range(100):
         log.show(meter, number / 100)
-        meter.add(a_result(), number / 100)
+        meter.ended(a_result().status.value, number / 100)
     log.finish(meter, 1.0)
     assert [line.split()[1] for line in written.getvalue().splitlines()] == [
         *(str(count) for count in range(10, 100, 10)),
@@ -177,13 +177,13 @@ def test_a_terminal_gets_one_line_within_its_width(monkeypatch: pytest.MonkeyPat
 def test_without_a_terminal_it_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """stderr that is a file gets lines."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(where_somebody_looks(), Log)
+    assert isinstance(choose_display(), Log)
 
 
 def test_on_a_terminal_it_is_one_line() -> None:
     """stderr that is a terminal gets the line that changes."""
     ours, theirs = pty.openpty()
-    program = "from batchflow.display.progress import where_somebody_looks as w; print(type(w()).__name__)"
+    program = "from batchflow.display.progress import choose_display as w; print(type(w()).__name__)"
     finished = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
     )
