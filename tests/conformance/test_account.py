@@ -5,11 +5,10 @@ Each test names the settings that it misses. On Azure nodes boot for it: minutes
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -37,6 +36,7 @@ from batchflow.ports.storage import AccessPolicy
 from batchflow.protocol.documents import AgentConfig
 from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
 from tests.conformance.conftest import REAL, new_key, setting
+from tests.support.waiting import eventually
 
 ROLES = {
     "me": (Assignment(BATCH_CONTRIBUTOR), Assignment(BUS_OWNER), Assignment(BLOB_CONTRIBUTOR)),
@@ -127,12 +127,6 @@ async def made(settings: Settings, spec: PoolSpec) -> AsyncIterator[Pool]:
             await pool.delete()
 
 
-async def until(look: Callable[[], Awaitable[bool]], patience: float) -> None:
-    async with asyncio.timeout(patience):
-        while not await look():  # noqa: ASYNC110 - a service can only be asked
-            await asyncio.sleep(0.2)
-
-
 # ---- nodes and agents
 
 
@@ -173,7 +167,7 @@ async def test_a_node_that_leaves_gives_its_tasks_back(keys: Settings, name: str
         await pool.wait_ready(timeout=BOOT)
         async with pool.session() as session:
             tasks = await session.submit_many("nap.py", [4.0, 4.0])
-            await until(lambda: at_work(pool, 2), BOOT)
+            await eventually(lambda: at_work(pool, 2), BOOT, pause=0.2)
             await pool.resize(1)
             assert [await task for task in tasks] == [4.0, 4.0]
 
@@ -200,7 +194,7 @@ async def test_idle_agents_end_their_job(keys: Settings, name: str) -> None:
         async def ended() -> bool:
             return await compute._job_state(job) == "completed"  # type: ignore[attr-defined, no-any-return]
 
-        await until(ended, BOOT)
+        await eventually(ended, BOOT, pause=0.2)
         async with pool.session() as session:
             assert await session.run("nap.py", args=0.1) == 0.1
 
@@ -247,13 +241,13 @@ async def test_a_policy_that_is_removed_closes(keys: Settings, name: str) -> Non
             async with SignedContainer(
                 storage.container(name).url, await storage.signature(name, policy)
             ) as reader:
-                await until(lambda: opens(reader), REVOKED)
+                await eventually(lambda: opens(reader), REVOKED, pause=0.2)
                 await storage.create_container(name, ())
 
                 async def closed() -> bool:
                     return not await opens(reader)
 
-                await until(closed, REVOKED)
+                await eventually(closed, REVOKED, pause=0.2)
         finally:
             await storage.delete_container(name)
 
@@ -274,7 +268,7 @@ async def test_a_rule_whose_keys_are_renewed_closes(keys: Settings, name: str) -
         await admin.create_queue(QueueSpec(name, rules=(rule,)))
         try:
             queue, old = QueueRef(admin.namespace, name), await admin.connection_string(name, "sender")
-            await until(lambda: sends(queue, old), REVOKED)
+            await eventually(lambda: sends(queue, old), REVOKED, pause=0.2)
             properties = await (await admin._client()).get_queue(name)
             (found,) = properties.authorization_rules or []
             found.primary_key, found.secondary_key = new_key(), new_key()
@@ -283,9 +277,9 @@ async def test_a_rule_whose_keys_are_renewed_closes(keys: Settings, name: str) -
             async def closed() -> bool:
                 return not await sends(queue, old)
 
-            await until(closed, REVOKED)
+            await eventually(closed, REVOKED, pause=0.2)
             new = await admin.connection_string(name, "sender")
-            await until(lambda: sends(queue, new), REVOKED)
+            await eventually(lambda: sends(queue, new), REVOKED, pause=0.2)
         finally:
             await admin.delete_queue(name)
 
@@ -350,7 +344,7 @@ async def test_a_lent_signature(by_role: Connections, account: Account, name: st
     policy = AccessPolicy("reading", "r", time.time() + 600)
     signature = await by_role.storage.signature(name, policy)
     async with SignedContainer(container.url, signature, ca_file=account.ca_file) as reader:
-        await until(lambda: opens(reader), REVOKED)
+        await eventually(lambda: opens(reader), REVOKED, pause=0.2)
         with pytest.raises(StorageError):
             await reader.put("b", b"2")
     await by_role.storage.delete_container(name)

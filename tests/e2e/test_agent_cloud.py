@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from batchflow.model import Result, Status
 from batchflow.retry import RetryPolicy
 from batchflow.support import linux
 from tests.support.latency import LATENCY
+from tests.support.waiting import eventually
 
 PATIENCE = 40.0
 TASKS = {
@@ -131,13 +132,6 @@ def alive(pid: int) -> bool:
     return linux.is_alive(pid)
 
 
-async def eventually(condition: Callable[[], bool], within: float = PATIENCE) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110 - a process tells nobody that it ends
-            await asyncio.sleep(0.01)
-
-
 async def outcome_of(task: object) -> Result:
     return await asyncio.wait_for(task.outcome(), PATIENCE)  # type: ignore[attr-defined]
 
@@ -202,7 +196,7 @@ async def test_no_process_of_a_task_survives_a_kill(
     parent = parent_of(stray)
     assert parent is not None
     os.kill({"supervisor": supervisor, "agent": agent, "child": parent}[victim], signal.SIGKILL)
-    await eventually(lambda: not alive(stray), within=5.0)
+    await eventually(lambda: not alive(stray), seconds=5.0)
     if victim != "child":
         await task.cancel()  # type: ignore[attr-defined]
     result = await outcome_of(task)
@@ -242,7 +236,7 @@ async def test_java_of_a_task_dies_with_it(
             os.kill(child, signal.SIGKILL)
         case "cancel":
             await task.cancel()
-    await eventually(lambda: not any(alive(pid) for pid in started), within=10.0)
+    await eventually(lambda: not any(alive(pid) for pid in started), seconds=10.0)
     if end in ("supervisor", "agent"):
         await task.cancel()
     kinds = {"timeout": "TaskTimeout", "child": "WorkerDied"}
@@ -253,7 +247,7 @@ async def test_a_cancelled_task_is_dead_with_its_whole_tree(session: Session, tm
     """Within two seconds of `cancel`."""
     task, stray = await orphan(session, tmp_path / "pid")
     await task.cancel()  # type: ignore[attr-defined]
-    await eventually(lambda: not alive(stray), within=2.5)
+    await eventually(lambda: not alive(stray), seconds=2.5)
     assert (await outcome_of(task)).status is Status.CANCELLED
 
 

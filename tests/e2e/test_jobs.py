@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from batchflow import Client, Pool
 from batchflow.errors import JobClosed, JobExists, JobNotFound, SessionClosed
 from batchflow.model import JobCounts
+from tests.support.waiting import eventually_equal
 
 PATIENCE = 30.0
 TASKS = Path(__file__).parent / "tasks"
@@ -36,15 +36,6 @@ async def own(quick: Client) -> AsyncIterator[Pool]:
     pool = await quick.ensure_pool(f"jobs-{uuid.uuid4().hex[:8]}", files=files, nodes=1)
     yield pool
     await pool.delete()
-
-
-async def until(look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
-    """Wait until a look at the services shows what is wanted."""
-    seen: Any = None
-    with anyio.move_on_after(PATIENCE):
-        while (seen := await look()) != wanted:  # noqa: ASYNC110 - a service can only be asked
-            await anyio.sleep(0.05)
-    assert seen == wanted
 
 
 async def blobs(pool: Pool, job: str) -> set[str]:
@@ -91,9 +82,9 @@ async def test_who_submits_and_leaves_has_his_tasks_run(own: Pool, monkeypatch: 
         await session.submit("echo.py", args=[1])
         await begun.wait()
         group.start_soon(session.aclose)
-        await until(lambda: work(own), 1)
+        await eventually_equal(lambda: work(own), 1)
         go_on.set()
-    await until(lambda: work(own), 0)
+    await eventually_equal(lambda: work(own), 0)
 
 
 async def test_a_job_is_made_closed_and_deleted(client: Client) -> None:
@@ -128,13 +119,15 @@ async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> N
         sleeping = await session.submit_many("sleeps.py", [600, 600, 600])
         for pool in (own, elsewhere):
             jobs = {job.name: job async for job in pool.jobs()}
-            await until(jobs["busy"].counts, JobCounts(sessions=1, waiting=2, running=1, succeeded=1))
-            await until(jobs["calm"].counts, JobCounts(sessions=1))
+            await eventually_equal(
+                jobs["busy"].counts, JobCounts(sessions=1, waiting=2, running=1, succeeded=1)
+            )
+            await eventually_equal(jobs["calm"].counts, JobCounts(sessions=1))
         for task in sleeping:
             await task.cancel()
-        await until(jobs["busy"].counts, JobCounts(sessions=1, succeeded=1, cancelled=3))
+        await eventually_equal(jobs["busy"].counts, JobCounts(sessions=1, succeeded=1, cancelled=3))
         assert (await jobs["busy"].counts()).done == 4
-    await until(jobs["busy"].counts, JobCounts())
+    await eventually_equal(jobs["busy"].counts, JobCounts())
 
 
 async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
@@ -143,7 +136,7 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
             await session.submit("leaves_files.py", args=["one", "two"])
-    await until(lambda: work(own), 0)
+    await eventually_equal(lambda: work(own), 0)
     assert {"results", "outputs"} <= await blobs(own, "gone")
     async with own.session("reader", job="gone") as reader:
         tasks = [
@@ -151,15 +144,15 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
             await reader.submit("echo.py", args="y" * 300_000),
         ]
         await reader.flush()
-        await until(lambda: running(own), 1)
+        await eventually_equal(lambda: running(own), 1)
         before = await mail(own)
         assert "args" in await blobs(own, "gone")
         await own.delete_job("gone")
         for task in tasks:
             with pytest.raises(SessionClosed):
                 await task
-    await until(lambda: work(own), 0)
-    await until(lambda: running(own), 0)
+    await eventually_equal(lambda: work(own), 0)
+    await eventually_equal(lambda: running(own), 0)
     assert 0 < await mail(own) < before
     assert await blobs(own, "gone") <= {"cancel"}
     async with own.session("writer", job="kept") as session:
@@ -174,7 +167,7 @@ async def test_deleting_all_jobs_leaves_nothing(own: Pool) -> None:
     for name in ("one", "two"):
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
-    await until(lambda: work(own), 0)
+    await eventually_equal(lambda: work(own), 0)
     await own.delete_all_jobs()
     assert await mail(own) == 0
     for name in ("one", "two"):

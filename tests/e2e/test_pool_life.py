@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-import anyio
 import pytest
 from azure.batch import models
 
@@ -17,6 +16,7 @@ from batchflow import Client, Pool, PoolSpec
 from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
 from batchflow.local.faults import Faults
 from tests.e2e.test_pools import foreign_pool
+from tests.support.waiting import eventually_equal
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SLEEPY = {"sleepy.py": b"import time\ndef do_action(engine, args):\n    time.sleep(args[0])\n    return 7\n"}
@@ -34,15 +34,6 @@ async def other(cloud_config: Path) -> AsyncIterator[Client]:
 @pytest.fixture
 def name() -> str:
     return f"life-{uuid.uuid4().hex[:8]}"
-
-
-async def until(look: Callable[[], Awaitable[object]], wanted: object) -> None:
-    seen: object = None
-    with anyio.move_on_after(PATIENCE):
-        while (seen := await look()) != wanted:  # noqa: ASYNC110 - a service can only be asked
-            await anyio.sleep(0.05)
-        return
-    raise AssertionError(f"expected {wanted!r}, still {seen!r}")
 
 
 async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: str) -> None:
@@ -146,7 +137,7 @@ async def test_a_pool_is_found(client: Client, name: str) -> None:
     """Any pool with nodes will do, one without will not."""
     await client.ensure_pool(f"{name}-empty", nodes=0)
     pool = await client.ensure_pool(name, nodes=7)
-    await until(lambda: node_count(pool), 7)
+    await eventually_equal(lambda: node_count(pool), 7)
     assert (await client.find_pool()).id == name
     await client.delete_pool(name)
     await client.delete_pool(f"{name}-empty")
@@ -194,12 +185,12 @@ async def test_idle_agents_end_their_job(client: Client, name: str) -> None:
         async with pool.session() as session:
             assert await session.run("echo.py", "one") == ["one"]
         job = pool.runtime.manifest.agents_job
-        await until(lambda: job_state(impatient, job), "completed")
+        await eventually_equal(lambda: job_state(impatient, job), "completed")
         async with pool.session() as session:
             assert await session.run("echo.py", "two") == ["two"]
         assert pool.runtime.manifest.agents_job != job
         await pool.delete()
-        await until(lambda: job_state(impatient, job), None)
+        await eventually_equal(lambda: job_state(impatient, job), None)
 
 
 async def job_state(client: Client, job: str) -> str | None:
@@ -213,7 +204,7 @@ async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) 
         await pool.wait_ready(timeout=PATIENCE)
         (lost, _) = sorted(node.id for node in await pool.nodes())
         await Faults(client.settings).lose(name, lost)
-        await until(lambda: agents_states(pool), ["active", "running"])
+        await eventually_equal(lambda: agents_states(pool), ["active", "running"])
         assert [await session.run("echo.py", str(each)) for each in range(5)] == [[str(n)] for n in range(5)]
     await pool.delete()
 
@@ -232,12 +223,12 @@ async def test_a_shrinking_pool_breaks_nothing(client: Client, name: str) -> Non
         async with pool.session() as session:
             await pool.wait_ready(timeout=PATIENCE)
             tasks = await session.submit_many("sleepy.py", [2.5, 2.5])
-            await until(lambda: busy(pool), 2)
+            await eventually_equal(lambda: busy(pool), 2)
             await pool.resize(1)
             results = [await task.outcome() for task in tasks]
             assert [result.value for result in results] == [7, 7]
             assert len({result.node for result in results}) == 1
-            await until(lambda: node_count(pool), 1)
+            await eventually_equal(lambda: node_count(pool), 1)
         await pool.delete()
 
 
@@ -252,7 +243,7 @@ async def test_a_preempted_node_s_work_runs_again(client: Client, name: str) -> 
         pool = await quick.ensure_pool(name, files=NAP_ONCE, spec=PoolSpec(name, nodes=0, spot=1))
         async with pool.session() as session:
             task = await session.submit("nap.py", args=str(uuid.uuid4()))
-            await until(lambda: busy(pool), 1)
+            await eventually_equal(lambda: busy(pool), 1)
             (before,) = await pool.nodes()
             assert not before.dedicated
             await Faults(client.settings).preempt(name, before.id)
@@ -291,7 +282,7 @@ async def test_the_quota_of_jobs_does_not_leak(client: Client, name: str) -> Non
     assert await job_state(client, job) == "active"
     await pool.start()
     assert pool.runtime.manifest.agents_job != job
-    await until(lambda: job_state(client, job), "completed")
+    await eventually_equal(lambda: job_state(client, job), "completed")
     await pool.delete()
 
 
@@ -314,7 +305,7 @@ async def test_only_what_batchflow_made_is_deleted() -> None:
         await alone.pool("attached")
         await alone.create_pool(PoolSpec("mine"))
         await alone.delete_all_pools()
-        await until(lambda: pool_ids(alone), ["attached", "untouched"])
+        await eventually_equal(lambda: pool_ids(alone), ["attached", "untouched"])
         assert await alone.connections.storage.containers("bf-") == []
         assert await alone.connections.admin.queues() == []
 
@@ -341,7 +332,7 @@ async def test_machines_without_a_manifest_are_deleted() -> None:
         with pytest.raises(PoolNotFound):
             await alone.delete_pool("nowhere")
         await alone.delete_all_pools()
-        await until(lambda: pool_ids(alone), ["theirs"])
+        await eventually_equal(lambda: pool_ids(alone), ["theirs"])
         with pytest.raises(PoolNotFound):
             await alone.delete_pool("theirs")
         await alone.sweep()

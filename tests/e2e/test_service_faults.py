@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import DeadLetterReason, read_tasks
 from batchflow.protocol.documents import gone_after
 from batchflow.session import Session
+from tests.support.waiting import within
 
 TASKS = Path(__file__).parent / "tasks"
 HOLDER = Path(__file__).parent / "crashing_client.py"
@@ -82,11 +83,6 @@ async def session(cloud: Cloud) -> AsyncIterator[Session]:
     yield session
     with suppress(BrokerError):  # its end is the test's matter
         await session.aclose()
-
-
-async def within(work: Awaitable[Any], seconds: float = PATIENCE) -> Any:
-    async with asyncio.timeout(seconds):
-        return await work
 
 
 async def told(events: AsyncIterator[Event], words: str) -> None:
@@ -344,6 +340,7 @@ async def test_a_results_queue_that_is_full(cloud: Cloud, session: Session, tmp_
         async with await cloud.client.connections.broker.mailbox(queue, "default/somebody-else") as mailbox:
             for _ in range(sent):
                 delivery = await within(mailbox.receive(PATIENCE))
+                assert delivery is not None
                 await mailbox.complete(delivery)
         outcomes = [await within(task.outcome()) for task in tasks]
     assert [outcome.attempt for outcome in outcomes] == [1] * 4

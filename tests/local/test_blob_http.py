@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from yarl import URL
 
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.blob.service import READ_AHEAD
+from tests.support.waiting import eventually
 
 KEY = base64.b64encode(b"k" * 64).decode()
 BLOCK = {"x-ms-blob-type": "BlockBlob"}
@@ -60,13 +61,6 @@ class Wire:
     def files(self) -> list[str]:
         """The names of the files that the server keeps."""
         return sorted(path.name for path in self.root.iterdir())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait, at most ten seconds, for something of which nobody tells."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 (a directory's contents raise no event)
-            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -222,9 +216,9 @@ class TestBodies:
         head = f"PUT {wire.url().raw_path_qs} HTTP/1.1\r\nHost: x\r\nx-ms-blob-type: BlockBlob\r\n"
         writer.write(f"{head}Content-Length: {8 << 20}\r\n\r\n".encode() + b"x" * (2 << 20))
         await writer.drain()
-        await until(lambda: bool(wire.files()))
+        await eventually(lambda: bool(wire.files()))
         writer.transport.abort()
-        await until(lambda: not wire.files())
+        await eventually(lambda: not wire.files())
         assert (await wire.ask("GET"))[0] == 404
         assert not caplog.records
 
@@ -236,7 +230,7 @@ class TestBodies:
         writer.write(f"GET {wire.url().raw_path_qs} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert (await reader.readline()).split()[1] == b"200"
         writer.transport.abort()
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
         assert not caplog.records
 
     async def test_ranges_as_browsers_ask(self, wire: Wire) -> None:

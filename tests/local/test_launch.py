@@ -10,7 +10,7 @@ import ssl
 import stat
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from batchflow.local.security.certificate import make_server_context
 from batchflow.settings import Settings
 from batchflow.support.linux import descendants, is_alive
 from tests.support.batch_pools import pool_options
+from tests.support.waiting import eventually
 
 BOUND = 20.0
 
@@ -89,13 +90,6 @@ def children(directory: Path) -> list[int]:
             if str(directory) in Path(f"/proc/{pid}/cmdline").read_text():
                 found.append(pid)
     return found
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait, within the bound, for something of which nobody tells."""
-    async with asyncio.timeout(BOUND):
-        while not condition():  # noqa: ASYNC110 (processes that are not our children raise no event)
-            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -337,7 +331,7 @@ class TestChild:
     async def test_a_cancelled_start_leaves_nothing(self, temporary_files: Path) -> None:
         """Whoever gives up waiting leaves no process and no directory."""
         starting = asyncio.create_task(LocalCloudProcess().start())
-        await until(lambda: bool(children(temporary_files)))
+        await eventually(lambda: bool(children(temporary_files)))
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
@@ -385,15 +379,15 @@ class TestDeath:
             assert len(below) >= 6
             program.kill()
             await program.wait()
-            await until(lambda: not any(map(is_alive, (cloud, *below))))
-            await until(lambda: list(temporary_files.iterdir()) == [])
+            await eventually(lambda: not any(map(is_alive, (cloud, *below))))
+            await eventually(lambda: list(temporary_files.iterdir()) == [])
 
     async def test_the_killed_clouds_nodes_are_gone(self, temporary_files: Path) -> None:
         """SIGKILL to the cloud itself ends all its nodes' processes."""
         async with self.user_program() as (_, cloud):
             below = descendants(cloud)
             os.kill(cloud, signal.SIGKILL)
-            await until(lambda: not any(map(is_alive, below)))
+            await eventually(lambda: not any(map(is_alive, below)))
 
     async def test_a_fork_does_not_hold_the_cloud(self, temporary_files: Path) -> None:
         """A forked child of the program, which inherits the lifeline, does not keep the cloud alive."""
@@ -414,7 +408,7 @@ class TestDeath:
         fork = int(await program.stdout.readline())
         try:
             await program.wait()
-            await until(lambda: list(temporary_files.iterdir()) == [])
+            await eventually(lambda: list(temporary_files.iterdir()) == [])
             assert is_alive(fork)
         finally:
             os.kill(fork, signal.SIGKILL)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import itertools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +19,12 @@ from node_agent.agent import Agent, Parts
 from node_agent.control.event_batcher import EventBatcher
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.scheduling.crash_history import CrashCount
+from tests.support.clock import Clock
+from tests.support.waiting import BOUND, eventually
 
 TASKS = QueueRef("memory", "tasks")
 RESULTS = QueueRef("memory", "results")
 INCARNATION = "abc123"
-PATIENCE = 30.0
 
 
 def config(**changes: Any) -> documents.AgentConfig:
@@ -212,17 +211,25 @@ class World:
     forgotten: list[str] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     faults: Faults = field(default_factory=Faults)
-    offset: float = 0.0
-    """Seconds that the broker's clock was moved ahead."""
+    clock: Clock = field(default_factory=Clock)
+    """The broker's time."""
 
     @classmethod
     async def make(cls, *, lock_duration: float = 5.0, **behaviours: Behaviour) -> World:
-        broker, storage = MemoryBroker(), MemoryStorage()
+        clock = Clock()
+        broker, storage = MemoryBroker(clock=clock), MemoryStorage()
         await broker.create_queue(QueueSpec("tasks", lock_duration=lock_duration))
         await broker.create_queue(QueueSpec("results", sessions=True))
         await storage.create_container("ctl")
         await storage.create_container("out")
-        return cls(broker, storage, storage.container("ctl"), storage.container("out"), behave(**behaviours))
+        return cls(
+            broker=broker,
+            storage=storage,
+            ctl=storage.container("ctl"),
+            out=storage.container("out"),
+            behaviours=behave(**behaviours),
+            clock=clock,
+        )
 
     def parts(self, crashes: dict[str, CrashCount] | None = None, **changes: Any) -> Parts:
         settings = config(**changes)
@@ -264,7 +271,7 @@ class World:
             yield agent
         finally:
             agent.drain(0.0)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(BOUND):
                 await running
 
     async def submit(self, *tasks: wire.TaskItem) -> None:
@@ -276,9 +283,9 @@ class World:
     async def results(self, count: int, mailbox: str = "job/client") -> list[wire.ResultItem]:
         """The next results, in the order in which they come."""
         found: list[wire.ResultItem] = []
-        async with asyncio.timeout(PATIENCE), await self.broker.mailbox(RESULTS, mailbox) as link:
+        async with asyncio.timeout(BOUND), await self.broker.mailbox(RESULTS, mailbox) as link:
             while len(found) < count:
-                delivery = await link.receive(PATIENCE)
+                delivery = await link.receive(BOUND)
                 assert delivery is not None
                 found += [item for item in wire.decode(delivery.body) if isinstance(item, wire.ResultItem)]
                 await link.complete(delivery)
@@ -286,8 +293,7 @@ class World:
 
     def lapse(self, seconds: float = 60.0) -> None:
         """Let time pass for the broker: locks run out."""
-        self.offset += seconds
-        self.broker.now = lambda: time.time() + self.offset
+        self.clock.ahead += seconds
         self.broker.tick()
 
     async def empty(self) -> None:
@@ -300,9 +306,7 @@ class World:
 
     async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
         """Wait until it holds."""
-        async with asyncio.timeout(PATIENCE):
-            while not (await held if inspect.isawaitable(held := condition()) else held):  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+        await eventually(condition, pause=0.005)
 
     async def heartbeats(self) -> list[documents.Heartbeat]:
         return [

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from batchflow.errors import BrokerError, PoolError, PoolExists, PoolNotFound, StorageError
 from batchflow.model import Image, Status
@@ -32,32 +31,18 @@ from batchflow.settings import (
 )
 from batchflow.support.version import own_version
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
-
-T = TypeVar("T")
-
-BOUND = 20.0
-"""Seconds that anything awaited in a test may take before the test fails."""
-
-
-async def within(work: Awaitable[T], seconds: float = BOUND) -> T:
-    """Await it, for a bounded time."""
-    async with asyncio.timeout(seconds):
-        return await work
-
-
-async def eventually(condition: Callable[[], object], seconds: float = BOUND) -> None:
-    """Return when the condition holds; every turn of the loop is a chance for it to."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is awaited has no event of its own
-            await asyncio.sleep(0.001)
+from tests.support.clock import Clock
+from tests.support.waiting import BOUND, eventually
 
 
 async def until_empty(session: Session, but: int = 0) -> None:
     """Return when all of the session's mail, but so many messages, was completed."""
     broker, (queue,) = session.pool.runtime.connections.admin, session.pool.runtime.manifest.results_queues
-    async with asyncio.timeout(BOUND):
-        while (await broker.figures(queue.entity)).active > but:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+
+    async def is_empty() -> bool:
+        return (await broker.figures(queue.entity)).active <= but
+
+    await eventually(is_empty)
 
 
 def settings(**session: Any) -> Settings:
@@ -69,16 +54,6 @@ def settings(**session: Any) -> Settings:
         agent=AgentSettings(python="python3", heartbeat_interval=0.1),
         session=SessionSettings(**{"close_timeout": 2.0, "presence_interval": 0.2, **session}),
     )
-
-
-class Clock:
-    """The time of the doubles: the real one, and what a test adds to it."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.time() + self.ahead
 
 
 class ScriptedSender:

@@ -16,6 +16,7 @@ from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.protocol.documents import AgentConfig, ContainerAccess, QueueAccess
 from node_agent.execution.slot import Execution, Outcome, Slot
 from node_agent.system.file_stamps import stamp
+from tests.support.waiting import BOUND
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
 
 _QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
 _CONTAINER = ContainerAccess("https://account/container", "signature")
-
-
-BOUND = 20.0
-"""Seconds that anything may take on a busy machine."""
-
-
-async def until(condition: Callable[[], Any], bound: float = BOUND) -> None:
-    """Wait for what only a look can tell, such as another process's end."""
-    async with asyncio.timeout(bound):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def config(**changes: Any) -> AgentConfig:
@@ -68,7 +58,7 @@ async def bench(root: Path, **changes: Any) -> AsyncIterator[Bench]:
     """A slot for a block; `changes`: of the agent's settings. Nothing may be left of it afterwards."""
     made = Bench(root, **changes)
     try:
-        async with asyncio.timeout(3 * BOUND):
+        async with asyncio.timeout(2 * BOUND):
             yield made
     finally:
         await made.slot.aclose()

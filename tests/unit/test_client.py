@@ -13,7 +13,8 @@ from batchflow.client import Client
 from batchflow.errors import BrokerError, ConfigurationError, PoolExists, PoolNotFound, SessionClosed
 from batchflow.model import PoolSpec
 from batchflow.settings import Settings
-from tests.support.client_doubles import Agent, Doubles, within
+from tests.support.client_doubles import Agent, Doubles
+from tests.support.waiting import within
 
 
 async def test_opened_by_await_and_closed_by_another_task(

@@ -26,7 +26,8 @@ from batchflow.model import PoolSpec
 from batchflow.pool import Pool
 from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, ReportedFault
 from batchflow.protocol.documents import AgentConfig
-from tests.support.client_doubles import Agent, Doubles, eventually, within
+from tests.support.client_doubles import Agent, Doubles
+from tests.support.waiting import eventually, within
 
 
 def agent_ids(doubles: Doubles, pool: Pool) -> list[str]:

@@ -24,15 +24,8 @@ from batchflow.model import Counts, Status
 from batchflow.pool import Pool
 from batchflow.protocol import wire
 from batchflow.session import Session
-from tests.support.client_doubles import (
-    Agent,
-    Doubles,
-    eventually,
-    failure_of,
-    result_of,
-    until_empty,
-    within,
-)
+from tests.support.client_doubles import Agent, Doubles, failure_of, result_of, until_empty
+from tests.support.waiting import eventually, within
 
 # ---- submitting
 

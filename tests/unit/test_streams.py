@@ -17,15 +17,8 @@ from batchflow.ports.broker import Delivery
 from batchflow.protocol.wire import EventItem, ResultItem
 from batchflow.session import Session
 from batchflow.support.waiting import ChangeNotifier
-from tests.support.client_doubles import (
-    Agent,
-    Doubles,
-    argument_of,
-    eventually,
-    failure_of,
-    until_empty,
-    within,
-)
+from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.waiting import eventually, within
 
 
 async def read(stream: Any, most: int = 10**6) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -20,6 +19,7 @@ from azure.core.credentials import AzureNamedKeyCredential
 from batchflow.local.batch.server import BatchServer
 from tests.support.batch_pools import pool_options
 from tests.support.contract import Contract, at_hand
+from tests.support.waiting import eventually_equal
 
 ACCOUNT = "local"
 KEY = base64.b64encode(b"batch" * 8).decode()
@@ -85,13 +85,7 @@ class Batch:
 
     async def until(self, look: Callable[[], Awaitable[Any]], wanted: Any) -> None:
         """Wait until a look at the service shows what is wanted."""
-        seen: Any = None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while (seen := await look()) != wanted:  # noqa: ASYNC110 - a service can only be asked
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise AssertionError(f"expected {wanted!r}, still {seen!r}") from None
+        await eventually_equal(look, wanted, pause=0.01)
 
 
 @pytest.fixture

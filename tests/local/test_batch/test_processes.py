@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from batchflow.local.batch.nodes.commands import NodeCommand
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.support import linux
 from tests.support.batch_pools import pool_options
+from tests.support.waiting import eventually
 
 PATIENCE = 20.0
 SERVER = """
@@ -54,13 +55,6 @@ def living(marker: str) -> list[int]:
             if marker in path.read_text() and linux.is_alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
     return found
-
-
-async def until(look: Callable[[], bool]) -> None:
-    """Wait until a look at the machine's processes is as wanted."""
-    async with asyncio.timeout(PATIENCE):
-        while not look():  # noqa: ASYNC110 - /proc can only be asked
-            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -141,11 +135,11 @@ async def test_command_tells_its_exit_code(tmp_path: Path, web: NodeDownloads) -
 async def test_killed_reaper_takes_its_command_along(tmp_path: Path, web: NodeDownloads, age: str) -> None:
     """When the reaper itself is killed, the kernel kills the command."""
     run = asyncio.create_task(command(f"sleep {age}", tmp_path).run(web, lambda: None))
-    await until(lambda: any(_is_command(pid, "sleep") for pid in living(age)))
+    await eventually(lambda: any(_is_command(pid, "sleep") for pid in living(age)), pause=0.01)
     reapers = [pid for pid in living(age) if not _is_command(pid, "sleep")]
     os.kill(reapers[0], signal.SIGKILL)
     assert await run == Outcome(137)
-    await until(lambda: not living(age))
+    await eventually(lambda: not living(age), pause=0.01)
 
 
 def _is_command(pid: int, name: str) -> bool:
@@ -169,7 +163,7 @@ async def test_fork_storm_is_ended(tmp_path: Path, web: NodeDownloads, age: str)
     script = f"while :; do setsid sleep {age} & sleep 0.01; done"
     run = command(f"/bin/sh -c '{script}'", tmp_path, grace=0.0)
     ended = asyncio.create_task(run.run(web, lambda: None))
-    await until(lambda: len(living(age)) > 5)
+    await eventually(lambda: len(living(age)) > 5, pause=0.01)
     run.kill()
     await ended
     assert not [pid for pid in living(age) if _is_command(pid, "sleep")]
@@ -185,10 +179,10 @@ async def test_nothing_survives_a_killed_server(tmp_path: Path, signum: int, age
     assert server.stdout is not None
     url = (await server.stdout.readline()).decode().strip()
     await _start_a_tree(url, key, age)
-    await until(lambda: len([pid for pid in living(age) if _is_command(pid, "sleep")]) == 3)
+    await eventually(lambda: len([pid for pid in living(age) if _is_command(pid, "sleep")]) == 3, pause=0.01)
     server.send_signal(signum)
     await server.wait()
-    await until(lambda: not living(age))
+    await eventually(lambda: not living(age), pause=0.01)
 
 
 async def _start_a_tree(url: str, key: str, age: str) -> None:

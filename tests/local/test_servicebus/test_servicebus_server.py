@@ -18,6 +18,7 @@ from azure.servicebus.exceptions import ServiceBusServerBusyError
 from batchflow.local.amqp.performatives import AMQP_HEADER
 from batchflow.local.servicebus.core.namespace import QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer
+from tests.support.waiting import eventually
 
 StartServer = Callable[..., Awaitable[ServiceBusServer]]
 
@@ -28,14 +29,6 @@ async def hung_up(reader: asyncio.StreamReader) -> bool:
         with contextlib.suppress(ConnectionResetError):
             await reader.read()
         return True
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.05)
 
 
 async def test_closing_is_idempotent_and_frees_the_port() -> None:
@@ -134,7 +127,7 @@ async def test_idle_links_are_reopened_by_the_sdk_without_anyone_noticing(start_
         client.get_queue_sender("q") as sender,
     ):
         await sender.send_messages(ServiceBusMessage("1"))
-        await until(lambda: not server.broker.peers)
+        await eventually(lambda: not server.broker.peers)
         await sender.send_messages(ServiceBusMessage("2"))
         entity = server.broker.namespace.find("q")
         assert entity is not None

@@ -14,7 +14,7 @@ from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.ports.storage import Blob
 from batchflow.protocol.bundle import Bundle, BundleFile
 from node_agent.bundles.cache import BundleCache
-from tests.support.slot_bench import until
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -89,7 +89,7 @@ async def test_callers_at_once_share_one_fetch(tmp_path: Path) -> None:
 
     async with asyncio.timeout(20):
         users = [asyncio.create_task(use()) for _ in range(3)]
-        await until(lambda: shelf.requests)
+        await eventually(lambda: shelf.requests)
         users[0].cancel()
         await asyncio.wait([users[0]])
         shelf.gate.set()
@@ -110,7 +110,7 @@ async def test_a_fetch_that_nobody_waits_for_any_more_ends(tmp_path: Path) -> No
 
     async with asyncio.timeout(20):
         user = asyncio.create_task(use())
-        await until(lambda: shelf.requests)
+        await eventually(lambda: shelf.requests)
         user.cancel()
         await asyncio.wait([user])
         shelf.gate.set()

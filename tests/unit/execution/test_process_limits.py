@@ -21,7 +21,8 @@ from node_agent.execution import process_limits
 from node_agent.execution.process_limits import most_processes
 from node_agent.execution.program import Program
 from node_agent.system import process_groups
-from tests.support.slot_bench import Bench, bench, until, value
+from tests.support.slot_bench import Bench, bench, value
+from tests.support.waiting import eventually
 
 FINE = "def do_action(engine, args): return 'fine'"
 LIMIT = 100
@@ -152,7 +153,7 @@ async def test_a_task_that_multiplies_without_end_is_ended(tmp_path: Path, fence
         outcome = await bomb
         assert outcome.kind == "TaskTooManyProcesses", outcome
         assert "the limit is 100 (setting: agent.process_limit)" in (outcome.error or "")
-        await until(lambda: not fence.inside())
+        await eventually(lambda: not fence.inside())
         assert value(await bad.python(FINE)) == value(await good.python(FINE)) == "fine"
 
 
@@ -162,7 +163,7 @@ async def test_an_executable_that_multiplies_is_ended(tmp_path: Path, fence: Fen
     async with bench(tmp_path, process_limit=LIMIT) as slot:
         outcome = await slot.run({"bomb.sh": script}, "bomb.sh")
         assert outcome.kind == "TaskTooManyProcesses", outcome
-        await until(lambda: not fence.inside())
+        await eventually(lambda: not fence.inside())
         assert value(await slot.python(FINE)) == "fine"
 
 
@@ -171,7 +172,7 @@ async def test_a_bomb_below_the_limit_is_ended_by_its_time(tmp_path: Path, fence
     async with bench(tmp_path, process_limit=0) as slot:
         outcome = await (await fenced(slot, fence)).python(BOMBS["the classic"], timeout=0.5)
         assert outcome.kind == "TaskTimeout"
-        await until(lambda: not fence.inside())
+        await eventually(lambda: not fence.inside())
         assert value(await slot.python(FINE)) == "fine"
 
 
@@ -233,7 +234,7 @@ async def test_tasks_are_counted_only_when_the_node_has_grown(monkeypatch: pytes
 
     async def looked(times: int) -> None:
         target = looks + times
-        await until(lambda: looks >= target)
+        await eventually(lambda: looks >= target)
 
     monkeypatch.setattr(process_groups, "on_node", look)
     monkeypatch.setattr(process_limits, "INTERVAL", 0.001)
@@ -242,18 +243,18 @@ async def test_tasks_are_counted_only_when_the_node_has_grown(monkeypatch: pytes
     counting.join(small)
     counting.join(large)
     counting.wake()
-    await until(lambda: large.counted == 1)
+    await eventually(lambda: large.counted == 1)
     on_node += 39
     await looked(5)
     assert (small.counted, large.counted) == (1, 1)
     on_node += 1
-    await until(lambda: small.counted == 2)
+    await eventually(lambda: small.counted == 2)
     small.running = large.running = False
-    await until(lambda: counting._timer is None)
+    await eventually(lambda: counting._timer is None)
     small.running = True
     counting.leave(small)
     counting.wake()
-    await until(lambda: counting._timer is None)
+    await eventually(lambda: counting._timer is None)
     assert (small.counted, large.counted) == (2, 2)
 
 
@@ -266,7 +267,7 @@ async def test_a_task_that_grows_while_others_go_is_found_in_time(monkeypatch: p
     counting = process_limits.ProcessLimiter(100)
     counting.join(slot)
     counting.wake()
-    await until(lambda: slot.counted > 3)
+    await eventually(lambda: slot.counted > 3)
     counting.leave(slot)
 
 
@@ -278,7 +279,7 @@ async def test_tasks_stand_still_while_a_crowd_is_counted(monkeypatch: pytest.Mo
     counting.join(slot)
     counting.join(bomb)
     counting.wake()
-    await until(lambda: bomb.counted)
+    await eventually(lambda: bomb.counted)
     assert (slot.moves, bomb.moves) == (["freeze", "thaw"], ["freeze"])
     counting.leave(slot)
     counting.leave(bomb)
@@ -293,6 +294,6 @@ async def test_a_task_that_stood_still_goes_on(tmp_path: Path) -> None:
         running = asyncio.create_task(slot.python(source))
         child = slot.slot.child_pid
         assert child is not None
-        await until(lambda: linux.process_table()[child].state == b"T")
+        await eventually(lambda: linux.process_table()[child].state == b"T")
         slot.slot.thaw()
         assert value(await running) == "fine"

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from node_agent.system import process_groups
-from tests.support.slot_bench import BOUND, Bench, bench, materialise, until, value
+from tests.support.slot_bench import Bench, bench, materialise, value
+from tests.support.waiting import BOUND, eventually
 
 FINE = "def do_action(engine, args): return 'fine'"
 
@@ -229,7 +230,7 @@ async def test_a_fork_bomb_is_ended_and_siblings_go_on(tmp_path: Path, timeout: 
     born.mkdir()
     async with bench(tmp_path / "a") as bad, bench(tmp_path / "b") as good:
         bomb = asyncio.create_task(bad.python(FORK_BOMB, str(born), timeout=timeout))
-        await until(lambda: len(list(born.iterdir())) == 128)
+        await eventually(lambda: len(list(born.iterdir())) == 128)
         assert [value(await good.python(FINE)) for _ in range(5)] == ["fine"] * 5
         if timeout is None:
             bomb.cancel()
@@ -248,7 +249,7 @@ async def test_a_child_that_dies_between_tasks_costs_nobody_anything(tmp_path: P
         pid = slot.slot.child_pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: slot.slot.child_pid is None)
+        await eventually(lambda: slot.slot.child_pid is None)
         await goes_on(slot)
 
 
@@ -291,12 +292,12 @@ asyncio.run(main())
 """
     agent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=Path.cwd())
     file = tmp_path / "pids"
-    await until(file.exists)
+    await eventually(file.exists)
     child, below = map(int, file.read_text().split())
     agent.kill()
     await agent.wait()
-    await until(lambda: gone(child))
-    await until(lambda: process_groups.table()[below].parent == os.getpid())
+    await eventually(lambda: gone(child))
+    await eventually(lambda: process_groups.table()[below].parent == os.getpid())
     await process_groups.kill(lambda: process_groups.family(process_groups.table(), {below}))
     assert gone(below)
 
@@ -313,7 +314,7 @@ def do_action(engine, args):
     async with bench(tmp_path, grace=100.0) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
         running = asyncio.create_task(slot.slot.run(slot.execution(bundle, "task.py", []), files))
-        await until(lambda: slot.messages("log"))
+        await eventually(lambda: slot.messages("log"))
         await slot.slot.aclose()
         async with asyncio.timeout(BOUND):
             assert (await running).kind == "WorkerDied"

@@ -10,7 +10,8 @@ import pytest
 
 from node_agent.execution.slot import Outcome
 from node_agent.system import process_groups
-from tests.support.slot_bench import BOUND, Bench, bench, keep, materialise, until, value
+from tests.support.slot_bench import Bench, bench, keep, materialise, value
+from tests.support.waiting import BOUND, eventually
 
 FINE = "def do_action(engine, args): return 'fine'"
 
@@ -96,7 +97,7 @@ async def started(slot: Bench, source: str) -> asyncio.Task[object]:
     """A task that has logged something, and runs on."""
     bundle, files = materialise(slot.root, {"task.py": source})
     running = asyncio.create_task(slot.slot.run(slot.execution(bundle, "task.py", []), files))
-    await until(lambda: slot.messages("log"))
+    await eventually(lambda: slot.messages("log"))
     return running
 
 
@@ -140,7 +141,7 @@ def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", [number, str(seen)]) for number in range(4)]
         told: dict[int, Outcome] = {}
         running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(told)))
-        await until(lambda: slot.messages("log"))
+        await eventually(lambda: slot.messages("log"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

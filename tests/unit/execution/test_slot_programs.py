@@ -14,7 +14,8 @@ import pytest
 from batchflow.model import Status
 from node_agent.execution.slot import Outcome
 from node_agent.system import process_groups
-from tests.support.slot_bench import BOUND, bench, keep, materialise, until, value
+from tests.support.slot_bench import bench, keep, materialise, value
+from tests.support.waiting import BOUND, eventually
 
 FINE = "def do_action(engine, args): return 'fine'"
 
@@ -92,7 +93,7 @@ async def test_lines_of_a_program_are_told_live(tmp_path: Path) -> None:
         running = asyncio.create_task(
             slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
-        await until(lambda: slot.messages("stdout") and slot.messages("stderr"))
+        await eventually(lambda: slot.messages("stdout") and slot.messages("stderr"))
         assert (slot.messages("stdout"), slot.messages("stderr")) == (["one"], ["two"])
         (tmp_path / f"slots/slot-0/{bundle.hash[:20]}/outputs/go").touch()
         outcome = await running
@@ -148,7 +149,7 @@ async def test_a_cancelled_program_is_gone_before_run_raises(tmp_path: Path) -> 
         running = asyncio.create_task(
             slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
-        await until(lambda: slot.messages("stdout"))
+        await eventually(lambda: slot.messages("stdout"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
@@ -247,7 +248,7 @@ async def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", [word]) for word in arguments]
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
-        await until(lambda: len(found) == 3)
+        await eventually(lambda: len(found) == 3)
         gate.touch()
         await running
     assert [value(outcome) for outcome in found.values()] == [None, None, None, "through", None]

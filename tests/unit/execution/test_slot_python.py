@@ -12,7 +12,8 @@ import pytest
 from batchflow.model import Status
 from batchflow.support.linux import is_alive
 from node_agent.execution.slot import Outcome
-from tests.support.slot_bench import bench, keep, materialise, until, value
+from tests.support.slot_bench import bench, keep, materialise, value
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def do_action(engine, args):
         seen = tmp_path / "seen"
         execution = slot.execution(bundle, "task.py", [str(seen)], stream_output=True)
         running = asyncio.create_task(slot.slot.run(execution, files))
-        await until(lambda: slot.messages("stdout") == ["one"] and slot.messages("progress") == ["1/2"])
+        await eventually(lambda: slot.messages("stdout") == ["one"] and slot.messages("progress") == ["1/2"])
         assert slot.messages("log") == ["note"]
         seen.touch()
         outcome = await running
@@ -460,7 +461,7 @@ def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", args) for args in arguments]
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
-        await until(lambda: len(found) == 3)
+        await eventually(lambda: len(found) == 3)
         go.touch()
         await running
         assert list(found) == [0, 1, 2, 3, 4]
@@ -517,7 +518,7 @@ def do_action(engine, args):
     async with bench(tmp_path, child_tasks=3) as slot:
         tasks = [slot.execution(bundle, "task.py", [number, True]) for number in range(3)]
         running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda *_: None))
-        await until(lambda: len(slot.messages("log")) == 3)
+        await eventually(lambda: len(slot.messages("log")) == 3)
         both = slot.messages("log")[2].split()
         running.cancel()
         await asyncio.wait([running])
@@ -577,7 +578,7 @@ async def test_a_child_dies_with_its_slot_and_the_slots_folder_with_it(tmp_path:
     async with bench(tmp_path) as slot:
         pid = value(await slot.python("import os\ndef do_action(engine, args): return os.getpid()"))
         await slot.slot.aclose()
-        await until(lambda: not os.path.exists(f"/proc/{pid}"))
+        await eventually(lambda: not os.path.exists(f"/proc/{pid}"))
         assert not (tmp_path / "slots/slot-0").exists()
         with pytest.raises(RuntimeError, match="closed"):
             await slot.python("def do_action(engine, args): pass")

@@ -20,7 +20,8 @@ from node_agent.scheduling.load_policy import AHEAD, SOON, STRAGGLER
 from node_agent.scheduling.placement import MOST_FOLLOWING
 from node_agent.scheduling.scheduler import Scheduler
 from tests.support.agent_world import INCARNATION, FakeBundles, FakeRunning, FakeSlot, behave, task
-from tests.support.slot_bench import bench, keep, materialise, until, value
+from tests.support.slot_bench import bench, keep, materialise, value
+from tests.support.waiting import eventually
 
 GATED = """
 import pathlib, time
@@ -227,7 +228,7 @@ async def test_the_child_goes_on_with_what_follows(tmp_path: Path) -> None:
         found: dict[int, Outcome] = {}
         assert not made.slot.follow(executions[:1])
         running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
-        await until(begun.exists)
+        await eventually(begun.exists)
         assert made.slot.follow(executions[1:3])
         assert made.slot.follow(executions[3:])
         gate.touch()
@@ -249,7 +250,7 @@ async def test_what_follows_can_be_taken_back(tmp_path: Path) -> None:
         ]
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
-        await until(begun.exists)
+        await eventually(begun.exists)
         assert made.slot.follow([executions[1]])
         assert made.slot.recall() == 1
         assert not made.slot.follow([executions[2]])
@@ -269,7 +270,7 @@ async def test_programs_follow_and_are_followed(tmp_path: Path) -> None:
         action = made.execution(bundle, "gated.py", [str(begun), str(gate), 1])
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(made.slot.run_many([program], files, keep(found)))
-        await until(begun.exists)
+        await eventually(begun.exists)
         assert made.slot.follow([action])
         assert made.slot.follow([replace(program, args=[2, str(begun), str(gate)])])
         gate.touch()

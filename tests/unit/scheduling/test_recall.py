@@ -13,7 +13,8 @@ from node_agent.scheduling import events as to
 from node_agent.scheduling.load_policy import STRAGGLER
 from node_agent.scheduling.scheduler import Scheduler
 from tests.support.agent_world import task
-from tests.support.slot_bench import bench, keep, materialise, until, value
+from tests.support.slot_bench import bench, keep, materialise, value
+from tests.support.waiting import eventually
 
 GATED = """
 import pathlib, time
@@ -42,7 +43,7 @@ async def test_what_has_not_begun_is_taken_back(tmp_path: Path) -> None:
         running = asyncio.create_task(
             made.slot.run_many([execution(number) for number in range(5)], files, keep(found))
         )
-        await until((tmp_path / "begun-0").exists)
+        await eventually((tmp_path / "begun-0").exists)
         child = made.slot.child_pid
         assert made.slot.recall() == 1
         assert made.slot.recall() == 1
@@ -77,7 +78,7 @@ async def test_a_child_that_has_begun_nothing_gives_all_back(tmp_path: Path) -> 
         running = asyncio.create_task(
             made.slot.run_many([execution(number) for number in (1, 2, 3)], files, keep(found))
         )
-        await until(lambda: made.slot.running)
+        await eventually(lambda: made.slot.running)
         assert made.slot.recall() == 0
         async with asyncio.timeout(10):
             await running
@@ -101,7 +102,7 @@ async def test_taking_back_from_a_child_that_dies(tmp_path: Path) -> None:
         ]
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
-        await until((tmp_path / "begun-0").exists)
+        await eventually((tmp_path / "begun-0").exists)
         assert made.slot.recall() == 1
         gate.touch()
         await running
@@ -121,7 +122,7 @@ async def test_programs_that_wait_their_turn_are_taken_back(tmp_path: Path) -> N
         ]
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
-        await until((tmp_path / "begun-0").exists)
+        await eventually((tmp_path / "begun-0").exists)
         assert made.slot.recall() == 1
         gate.touch()
         await running

@@ -12,7 +12,8 @@ from batchflow.errors import MailboxInUse, NoAgents
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
-from tests.support.client_doubles import Agent, Doubles, eventually, within
+from tests.support.client_doubles import Agent, Doubles
+from tests.support.waiting import eventually, within
 
 SKEWS = [-7 * 86400.0, -15.0, 15.0, 3600.0]
 """Seconds that the services' clock is ahead of this machine's."""

@@ -20,16 +20,9 @@ from batchflow.model import Status
 from batchflow.protocol.wire import TaskItem
 from batchflow.session import Session
 from batchflow.task import Task
-from tests.support.client_doubles import (
-    Agent,
-    Doubles,
-    eventually,
-    failure_of,
-    result_of,
-    until_empty,
-    within,
-)
+from tests.support.client_doubles import Agent, Doubles, failure_of, result_of, until_empty
 from tests.support.client_doubles import settings as client_settings
+from tests.support.waiting import eventually, within
 
 ACTIONS = ("submit", "answer", "answer twice", "by reference", "fail", "lose mailbox", "broker stumbles",
            "storage stumbles", "take", "read", "await", "cancel", "turn")  # fmt: skip

@@ -12,7 +12,8 @@ from batchflow.client import Client
 from batchflow.errors import BrokerError, SessionClosed, StorageError
 from batchflow.model import Status
 from batchflow.session import Session
-from tests.support.client_doubles import Agent, Doubles, eventually, within
+from tests.support.client_doubles import Agent, Doubles
+from tests.support.waiting import eventually, within
 
 AWAY = BrokerError("connection refused", retryable=True)
 

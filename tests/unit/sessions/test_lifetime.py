@@ -29,7 +29,8 @@ from batchflow.protocol.documents import Cancellation, Presence, Running
 from batchflow.protocol.layout import cancellation_blob, session_blob
 from batchflow.session import Session
 from batchflow.settings import PoolSettings
-from tests.support.client_doubles import Agent, Doubles, argument_of, eventually, until_empty, within
+from tests.support.client_doubles import Agent, Doubles, argument_of, until_empty
+from tests.support.waiting import eventually, within
 
 # ---- opening and closing
 

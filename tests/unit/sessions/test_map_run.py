@@ -19,15 +19,8 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
 from batchflow.sessions.tracker import Entry
-from tests.support.client_doubles import (
-    Agent,
-    Doubles,
-    argument_of,
-    eventually,
-    failure_of,
-    until_empty,
-    within,
-)
+from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.waiting import eventually, within
 
 
 async def values(stream: Any) -> list[Any]:

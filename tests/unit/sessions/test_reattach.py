@@ -17,7 +17,8 @@ from batchflow.ports.broker import Mailbox
 from batchflow.session import Session
 from batchflow.sessions.checkpoint import Checkpoint
 from batchflow.sessions.checkpoint_store import CheckpointStore, Journal
-from tests.support.client_doubles import Agent, Doubles, eventually, result_of, until_empty, within
+from tests.support.client_doubles import Agent, Doubles, result_of, until_empty
+from tests.support.waiting import eventually, within
 
 
 async def read(session: Session, number: int) -> list[Result]:

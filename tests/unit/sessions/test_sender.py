@@ -12,7 +12,8 @@ from batchflow import Client, PoolSpec, Session
 from batchflow.errors import BrokerError, ConfigurationError
 from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef
-from tests.support.client_doubles import Agent, Doubles, eventually, within
+from tests.support.client_doubles import Agent, Doubles
+from tests.support.waiting import eventually, within
 
 AWAY = BrokerError("connection refused", retryable=True)
 

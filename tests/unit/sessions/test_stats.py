@@ -5,7 +5,8 @@ from __future__ import annotations
 from batchflow.pool import Pool
 from batchflow.session import Session
 from batchflow.sessions.stats import LinkCounter
-from tests.support.client_doubles import Agent, argument_of, eventually
+from tests.support.client_doubles import Agent, argument_of
+from tests.support.waiting import eventually
 
 
 async def test_a_session_counts_what_it_asks_of_the_broker(session: Session, agent: Agent) -> None:

@@ -25,7 +25,8 @@ from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.scheduling import events as to
 from node_agent.scheduling.scheduler import Scheduler
 from node_agent.startup.callbacks import CallbackFailed, fatal
-from tests.support.agent_world import INCARNATION, PATIENCE, World, succeed, task
+from tests.support.agent_world import INCARNATION, World, succeed, task
+from tests.support.waiting import BOUND
 
 raise_ours = partial(wire.decode, b"no message")
 Way = Callable[[asyncio.AbstractEventLoop], Any]
@@ -66,7 +67,7 @@ async def test_a_callback_that_raises_ends_the_agent(way: str, caplog: pytest.Lo
             del begun
 
     with pytest.raises(CallbackFailed) as caught:
-        await asyncio.wait_for(agent(), PATIENCE)
+        await asyncio.wait_for(agent(), BOUND)
     assert isinstance(caught.value.__cause__, ProtocolError)
     told = [record for record in caplog.records if record.message == "callback_failed"]
     assert [record.levelno for record in told] == [logging.CRITICAL]
@@ -87,7 +88,7 @@ async def test_what_is_read_from_a_socket_may_not_raise_either() -> None:
         theirs.send(b"x")
         try:
             with pytest.raises(CallbackFailed):
-                await asyncio.wait_for(agent(), PATIENCE)
+                await asyncio.wait_for(agent(), BOUND)
         finally:
             asyncio.get_running_loop().remove_reader(ours)
 
@@ -174,7 +175,7 @@ async def test_whatever_the_scheduler_asks_for_may_come_in_a_tick() -> None:
         cancellation = documents.Cancellation({INCARNATION: ((21, 21),)})
         await world.ctl.put(layout.cancellation_blob("job", "client"), cancellation.encode())
         assert [result.status for result in await world.results(1)] == [Status.CANCELLED]
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(BOUND):
             await running
     assert tries == [1, 2]
     assert agent.exit_reason == "idle"
@@ -204,7 +205,7 @@ async def test_an_agent_whose_tick_fails_ends() -> None:
     await world.until(lambda: _has_beaten(world))
     agent.failing = True
     with pytest.raises(CallbackFailed):
-        await asyncio.wait_for(running, PATIENCE)
+        await asyncio.wait_for(running, BOUND)
     assert [beat.state for beat in await world.heartbeats()] == ["ready"]
 
 
@@ -230,7 +231,7 @@ async def test_each_heartbeat_follows_a_tick() -> None:
 
     pulse = heartbeat.HeartbeatWriter(world.out, "agent", 0.3, beat, ticked)
     running = asyncio.create_task(pulse.run())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(BOUND):
         for _ in range(3):
             await asked.get()
             pulse.changed()

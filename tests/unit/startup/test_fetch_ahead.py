@@ -9,7 +9,7 @@ from batchflow.files import collect, upload
 from batchflow.testing import MemoryBroker, MemoryStorage
 from node_agent.startup import assembly
 from tests.support.agent_world import config
-from tests.support.slot_bench import until
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ async def test_the_default_bundle_is_fetched_before_a_task_comes(tmp_path: Path)
     bundle = await upload(await collect({"task.py": b"code"}), ctl)
     async with put_together(tmp_path, ctl, bundle.hash):
         file = tmp_path / "cache" / "bundles" / bundle.hash / "task.py"
-        await until(file.is_file)
+        await eventually(file.is_file)
         assert file.read_bytes() == b"code"
 
 
@@ -51,4 +51,4 @@ async def test_a_bundle_that_is_gone_does_no_harm(tmp_path: Path, caplog: pytest
     """The pool has other files by now: whoever wants these is told when a task of his comes."""
     caplog.set_level("INFO")
     async with put_together(tmp_path, await control_container(), "b" * 64):
-        await until(lambda: "no_bundle_ahead" in caplog.messages)
+        await eventually(lambda: "no_bundle_ahead" in caplog.messages)

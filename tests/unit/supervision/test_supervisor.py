@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from node_agent.supervision.crash_record import (
 )
 from node_agent.supervision.supervisor import EX_CONFIG, STOPPED_HARD
 from node_agent.system.json_log import JsonLines
+from tests.support.waiting import eventually_blocking
 
 PATIENCE = 20.0
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -45,14 +45,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.01)
 
 
 def diary(directory: Path) -> list[list[str]]:
@@ -82,31 +74,31 @@ def test_an_unusable_configuration_ends_the_supervisor(start: Start, tmp_path: P
 def test_nothing_of_a_killed_agent_survives(start: Start, tmp_path: Path) -> None:
     """Neither its children nor an orphan in a session of its own; and another agent starts."""
     start("leave_orphans")
-    eventually(lambda: noted(tmp_path, "waiting") and noted(tmp_path, "orphan"))
+    eventually_blocking(lambda: noted(tmp_path, "waiting") and noted(tmp_path, "orphan"))
     lines = diary(tmp_path)
     agent = int(lines[0][1])
     left = [int(line[1]) for line in lines if line[0] in ("child", "orphan")]
     assert len(left) == 2
     os.kill(agent, signal.SIGKILL)
-    eventually(lambda: not any(is_alive(pid) for pid in left))
-    eventually(lambda: sum(line[0] == "life" for line in diary(tmp_path)) == 2)
+    eventually_blocking(lambda: not any(is_alive(pid) for pid in left))
+    eventually_blocking(lambda: sum(line[0] == "life" for line in diary(tmp_path)) == 2)
 
 
 def test_nothing_survives_a_killed_supervisor(start: Start, tmp_path: Path) -> None:
     """The agent learns of it from the kernel, and takes everything below it along."""
     supervisor = start("leave_orphans")
-    eventually(lambda: noted(tmp_path, "waiting") and noted(tmp_path, "orphan"))
+    eventually_blocking(lambda: noted(tmp_path, "waiting") and noted(tmp_path, "orphan"))
     lines = diary(tmp_path)
     pids = [int(lines[0][1]), *(int(line[1]) for line in lines if line[0] in ("child", "orphan"))]
     supervisor.kill()
-    eventually(lambda: not any(is_alive(pid) for pid in pids))
+    eventually_blocking(lambda: not any(is_alive(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_drains(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     """It is handed on as SIGTERM; an agent that ends well makes a clean exit."""
     supervisor = start("drain")
-    eventually(lambda: noted(tmp_path, "waiting"))
+    eventually_blocking(lambda: noted(tmp_path, "waiting"))
     supervisor.send_signal(number)
     assert supervisor.wait(PATIENCE) == 0
     assert noted(tmp_path, "term")
@@ -115,9 +107,9 @@ def test_the_first_signal_drains(start: Start, tmp_path: Path, number: signal.Si
 def test_the_second_signal_is_hard(start: Start, tmp_path: Path) -> None:
     """Whatever the agent is doing."""
     supervisor = start("ignore")
-    eventually(lambda: noted(tmp_path, "waiting"))
+    eventually_blocking(lambda: noted(tmp_path, "waiting"))
     supervisor.terminate()
-    eventually(lambda: noted(tmp_path, "term"))
+    eventually_blocking(lambda: noted(tmp_path, "term"))
     supervisor.terminate()
     _, said = supervisor.communicate(timeout=PATIENCE)
     assert supervisor.returncode == STOPPED_HARD
@@ -128,7 +120,7 @@ def test_the_second_signal_is_hard(start: Start, tmp_path: Path) -> None:
 def test_a_drain_has_its_time(start: Start, tmp_path: Path) -> None:
     """An agent that does not come to an end is killed."""
     supervisor = start("ignore", STOP_WITHIN="0.3")
-    eventually(lambda: noted(tmp_path, "waiting"))
+    eventually_blocking(lambda: noted(tmp_path, "waiting"))
     supervisor.terminate()
     assert supervisor.wait(PATIENCE) == STOPPED_HARD
 

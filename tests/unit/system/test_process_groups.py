@@ -15,7 +15,7 @@ from batchflow.support import linux
 from node_agent.child.runner import NICENESS
 from node_agent.execution.program import Program, ProgramEnded
 from node_agent.system import process_groups
-from tests.support.slot_bench import BOUND, until
+from tests.support.waiting import BOUND, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ async def started(root: Path, script: str, mark: str) -> tuple[Program, asyncio.
 
 async def pids(path: Path, count: int) -> list[int]:
     """Numbers that a script's processes write to a file, one to a line."""
-    await until(lambda: path.exists() and len(path.read_text().split()) >= count)
+    await eventually(lambda: path.exists() and len(path.read_text().split()) >= count)
     return [int(word) for word in path.read_text().split()]
 
 
@@ -70,7 +70,7 @@ async def test_nothing_escapes_by_leaving_session_or_parent(tmp_path: Path, scri
         await process_groups.kill(find, {root})
         assert (await running).exit_code == -signal.SIGKILL
     assert find() == set()
-    await until(lambda: is_gone(escaped))
+    await eventually(lambda: is_gone(escaped))
 
 
 async def test_the_dead_are_buried_although_their_parents_died_with_them(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_an_orphan_that_died_by_itself_is_buried(tmp_path: Path) -> None:
     program, task = await started(tmp_path, script, "early")
     (orphan,) = await pids(tmp_path / "pids", 1)
     os.kill(orphan, signal.SIGKILL)
-    await until(lambda: is_gone(orphan))
+    await eventually(lambda: is_gone(orphan))
     assert program.pid is not None
     root = program.pid
     await process_groups.kill(
@@ -178,10 +178,10 @@ asyncio.run(main())
     assert agent.stdout is not None
     program = int(await agent.stdout.readline())
     comm = Path(f"/proc/{program}/comm")
-    await until(lambda: comm.read_text().strip() == "sleep")
+    await eventually(lambda: comm.read_text().strip() == "sleep")
     agent.kill()
     await agent.wait()
-    await until(lambda: is_gone(program))
+    await eventually(lambda: is_gone(program))
 
 
 async def test_a_program_has_its_own_session_no_stdin_and_none_of_the_agents_settings(
