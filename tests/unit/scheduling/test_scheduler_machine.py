@@ -546,7 +546,7 @@ MUTANTS = [
     (name, row, other)
     for name in TABLES
     for row, target in getattr(state, name).items()
-    for other in list(type(target))
+    for other in type(target).__members__.values()
     if other is not target
 ]
 
