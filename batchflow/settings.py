@@ -9,20 +9,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
+from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Queues, Results, Seconds, Tasks
 from batchflow.errors import ConfigurationError
 
 Target = Literal["local", "azure"]
-
-# Annotated with the unit that the reference of the settings gives.
-Seconds = Annotated[float, "s"]
-Bytes = Annotated[int, "bytes"]
-Tasks = Annotated[int, "tasks"]
-Results = Annotated[int, "results"]
-Nodes = Annotated[int, "nodes"]
-Queues = Annotated[int, "queues"]
-Processes = Annotated[int, "processes"]
 
 PREFIX: Final = "BATCHFLOW_"
 
@@ -113,8 +105,8 @@ class PoolSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentSettings:
-    """How agents live on the nodes."""
+class AgentProgram:
+    """Where nodes get the agent from, and when it exits."""
 
     python: str | None = None
     """The interpreter, with batchflow installed, that starts the agent on a node. None: the agent is carried
@@ -125,25 +117,11 @@ class AgentSettings:
     """The nodes' platform, as wheels name it, for the archive."""
     idle_exit: Seconds = 1800.0
     """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
-    heartbeat_interval: Seconds = 5.0
-    """Seconds between two heartbeats; an agent whose last is older than three of them counts as gone."""
-    drain_grace: Seconds = 30.0
-    """Seconds that a stopped agent lets its tasks finish in."""
-    grace: Seconds = 5.0
-    """Seconds between TERM and KILL for the processes of a task that is past its limit."""
-    child_tasks: Tasks = 10_000
-    """A warm Python process is replaced after so many tasks."""
-    child_memory: Bytes = 2 * 1024**3
-    """A warm Python process that holds more bytes than this after a task is replaced."""
-    process_limit: Processes = 2000
-    """Processes and threads that a task may have at once; one that has more is killed and ends as
-    `TaskTooManyProcesses`. 0: no limit."""
-    output_limit: Bytes = 64 * 1024
-    """Bytes of stdout, and of stderr, that a result carries: the last ones."""
-    result_limit: Bytes = 256 * 1024**2
-    """Bytes of JSON that a task may return; more is `ResultTooLarge`."""
-    cache_limit: Bytes = 10 * 1024**3
-    """Bytes of task files that an agent keeps on its disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings(AgentLimits, AgentProgram):
+    """How agents live on the nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from batchflow.settings import Settings, toml_value
 from batchflow.support.frozen import frozen
 
 _WIDTH: Final = 100
+_OWN: Final = "batchflow."
 _HEAD: Final = """\
 # batchflow's configuration. What is commented out has its default.
 # Over this file go a profile ([profiles.NAME.batch] and so on, chosen by --profile NAME) and the
@@ -113,7 +114,15 @@ def _settings(group: str, values: Any) -> Iterator[Setting]:
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
-    """What stands under each field of a class, or member of an enumeration."""
+    """The text under each field of a class and its bases, or under each member of an enumeration."""
+    found: dict[str, str] = {}
+    for each in kind.__mro__:
+        if each.__module__.startswith(_OWN):
+            found |= _own_docstrings(each)
+    return found
+
+
+def _own_docstrings(kind: type[Any]) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(tree, ast.ClassDef)
     found = {}

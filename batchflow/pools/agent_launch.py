@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shlex
-from dataclasses import field
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Final
 
+from batchflow.agent_limits import AgentLimits
 from batchflow.errors import BlobConflict
 from batchflow.pools import access, agent_archive, embedded_files
 from batchflow.ports.compute import ResourceFile
@@ -160,17 +161,9 @@ async def _write_config(connections: Connections, settings: Settings, context: L
         storage_ca_file=settings.storage.ca_file,
         websockets=settings.servicebus.websockets,
         idle_exit=agent.idle_exit or None,
-        heartbeat_interval=agent.heartbeat_interval,
-        drain_grace=agent.drain_grace,
-        grace=agent.grace,
-        child_tasks=agent.child_tasks,
-        child_memory=agent.child_memory,
-        process_limit=agent.process_limit,
-        output_limit=agent.output_limit,
-        result_limit=agent.result_limit,
-        cache_limit=agent.cache_limit,
         bundle=manifest.bundle,
         brought=embedded,
+        **{item.name: getattr(agent, item.name) for item in fields(AgentLimits)},
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)

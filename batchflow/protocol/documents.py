@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import orjson
 
+from batchflow.agent_limits import AgentLimits
 from batchflow.errors import ProtocolError
 from batchflow.model import ManagedIdentity
 from batchflow.ports.broker import QueueRef
@@ -149,9 +150,9 @@ class ContainerAccess:
     signature: str | None = field(default=None, repr=False)
 
 
-@frozen
-class AgentConfig(Document):
-    """What an agent starts from. Holds restricted keys: it travels as a resource file, never otherwise."""
+@dataclass(frozen=True)
+class AgentConnections(Document):
+    """What an agent connects to, and how."""
 
     pool: str
     task_queues: tuple[QueueAccess, ...]
@@ -170,26 +171,15 @@ class AgentConfig(Document):
     websockets: bool = False
     idle_exit: float | None = 1800.0
     """Seconds without a task after which the agent exits; None: never."""
-    heartbeat_interval: float = 5.0
-    grace: float = 5.0
-    """Seconds between TERM and KILL for a task's processes."""
-    drain_grace: float = 30.0
-    """Seconds that a draining agent lets its tasks finish in."""
-    child_tasks: int = 10_000
-    """A Python child is replaced after so many tasks."""
-    child_memory: int = 2 * 1024**3
-    """A Python child above so many bytes of resident memory is replaced when its task is over."""
-    process_limit: int = 2000
-    """Processes and threads that a task may have at once; 0: as many as it likes."""
-    output_limit: int = 64 * 1024
-    """Bytes of stdout, and of stderr, that a result carries: the last ones."""
+
+
+@dataclass(frozen=True)
+class AgentConfig(AgentLimits, AgentConnections):
+    """What an agent starts from. Holds restricted keys, so it travels as a resource file alone."""
+
     inline_limit: int = 128 * 1024
     """Results above so many bytes of JSON travel by reference: four requests to Blob Storage, a tenth of the
     speed, against up to three credits and room in the results queue."""
-    result_limit: int = 256 * 1024**2
-    """Results above so many bytes of JSON are refused (`ResultTooLarge`)."""
-    cache_limit: int = 10 * 1024**3
-    """Bytes of bundles that an agent keeps on its disk."""
     leave_at: float | None = None
     """When the agent drains and exits, for its signatures end soon after; seconds since the epoch. None: they
     do not end by the clock."""
