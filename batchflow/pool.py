@@ -89,7 +89,15 @@ class Pool:
         `timeout`: seconds that its tasks may run, where `submit` does not say.
         """
         job_name = job.name if isinstance(job, Job) else job
-        return Session(self, name, job_name or layout.DEFAULT_JOB, files, journal, timeout)
+        return Session(
+            self,
+            name=name,
+            job=job_name or layout.DEFAULT_JOB,
+            files=files,
+            journal=journal,
+            timeout=timeout,
+            ensure_job=self.job_store.ensure,
+        )
 
     async def create_job(self, name: str) -> Job:
         """Raises `JobExists`."""

@@ -4,61 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
-import time
 import uuid
-import weakref
-from collections.abc import AsyncIterable, Iterable
-from dataclasses import replace
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from dataclasses import asdict
 from os import PathLike
-from typing import TYPE_CHECKING, Any, BinaryIO, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import anyio
 
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
-from batchflow.diagnosis.pool import explain_pool
 from batchflow.diagnosis.session import explain_session
-from batchflow.errors import (
-    BrokerError,
-    ConfigurationError,
-    ServiceError,
-    SessionClosed,
-    StorageError,
-)
-from batchflow.files import Files, collect, fetch, upload
-from batchflow.model import UNSET, Counts, Event, Explanation, Result, Status
+from batchflow.errors import BrokerError, ConfigurationError, ServiceError
+from batchflow.files import Files, collect, upload
+from batchflow.model import UNSET, Counts, Explanation
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
-from batchflow.protocol.packing import PackingPolicy
-from batchflow.protocol.wire import ResultItem
 from batchflow.results import Results
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
 from batchflow.sessions.checkpoint_store import CheckpointStore
+from batchflow.sessions.context import SessionContext
 from batchflow.sessions.dead_letters import DeadLetterHandler
-from batchflow.sessions.health import ProblemSource
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
+from batchflow.sessions.outcomes import Outcomes
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiver import ResultReceiver
 from batchflow.sessions.sender import TaskSender
-from batchflow.sessions.stats import LinkCounter, SessionStats
+from batchflow.sessions.stats import SessionStats
 from batchflow.sessions.submission import Submission, TaskOptions, as_arguments, command_line
-from batchflow.sessions.submitter import Submitter
-from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
+from batchflow.sessions.submitter import Submitter, task_timeout
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
-from batchflow.support.background import Background
-from batchflow.support.process_tuning import HeapTrimmer
 from batchflow.support.supervised import Supervised
 from batchflow.support.task_groups import task_group
-from batchflow.support.waiting import ChangeNotifier, Waiters
 from batchflow.task import Task
 
 if TYPE_CHECKING:
-    from batchflow.pool import Pool
-    from batchflow.ports.storage import Container
+    from batchflow.pools.runtime import PoolRuntime
     from batchflow.retry import RetryPolicy
+    from batchflow.sessions.tracker import Entry
 
-logger = logging.getLogger(__name__)
+
+class SessionPool(Protocol):
+    """The pool, as its sessions see it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def runtime(self) -> PoolRuntime: ...
+
+    async def start(self) -> None: ...
+
+    async def explain(self) -> Explanation: ...
 
 
 class Session(Supervised):
@@ -69,13 +66,16 @@ class Session(Supervised):
 
     def __init__(
         self,
-        pool: Pool,
+        pool: SessionPool,
+        *,
         name: str | None,
         job: str,
         files: Files | None,
-        journal: str | PathLike[str] | None = None,
-        timeout: float | None = None,
+        journal: str | PathLike[str] | None,
+        timeout: float | None,
+        ensure_job: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
+        """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
         found_again = name is not None
         if journal is not None and not found_again:
             raise ConfigurationError("a journal needs a session with a name: only that is found again")
@@ -84,46 +84,46 @@ class Session(Supervised):
         self.pool = pool
         self.name: str = layout.check_name("client name", name)
         self.job_name: str = layout.check_name("job name", job)
-        self.incarnation: str = uuid.uuid4().hex[:12]
-        """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
-        self._settings = pool.runtime.settings.session
-        self.close_timeout: float = self._settings.close_timeout
         self._files = files
-        self._tracker = Tracker()
-        self._policy = PackingPolicy()
-        self._counter = LinkCounter()
-        self._relief = HeapTrimmer(lambda: not len(self._tracker))
-        self._change = ChangeNotifier()
-        """Something happened that a reader of results may care for."""
-        self._room = ChangeNotifier()
-        """Something has left the outbox."""
-        self._waiters = Waiters()
-        """For an outcome."""
-        self._accepting = Waiters()
-        self._streams = weakref.WeakSet[EventStream]()
-        self._troubles: dict[ProblemSource, ServiceError] = {}
-        self._background = Background(self._warn)
+        self._ensure_job = ensure_job
         self._holds = False
-        """Whether the mailbox, and the documents that go with it, have been ours."""
-        self._ended = False
-        self._reason = "closed"
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._submitter = Submitter(self, timeout)
-        self._ledger = CheckpointStore(self, journal) if found_again else None
-        self._outbox = TaskSender(self)
-        self._inbox = ResultReceiver(self)
-        self._cancellations = Cancellations(self)
-        self._presence = PresenceKeeper(self)
-        self._agents = AgentsWatch(self)
+        """Whether the mailbox, and the documents that go with it, have been this session's."""
+        self._context = context = SessionContext.create(
+            pool.runtime,
+            name=self.name,
+            job=self.job_name,
+            is_opened=lambda: self._supervisor is not None,
+            is_closed=lambda: self.closed,
+        )
+        self.incarnation: str = context.incarnation
+        """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
+        self.close_timeout: float = context.settings.close_timeout
+        timeout = task_timeout(timeout, context.settings)
+        self._checkpoint = CheckpointStore(context, journal) if found_again else None
+        self._outcomes = Outcomes(context, None if self._checkpoint is None else self._checkpoint.record)
+        self._sender = TaskSender(context, self._outcomes)
+        self._submitter = Submitter(context, self._outcomes, self._sender.wake, timeout)
+        self._presence = PresenceKeeper(context)
+        self._receiver = ResultReceiver(
+            context,
+            self._outcomes,
+            self._checkpoint,
+            living_holder=self._presence.living_holder,
+            confirmed=lambda sequence: self._cancellations.confirmed(sequence),
+            passed=lambda: self._sender.passed,
+        )
+        self._cancellations = Cancellations(context, self._outcomes, self._receiver.expect_message)
+        self._agents = AgentsWatch(context, start=pool.start, explain=pool.explain)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "not open" if self._supervisor is None else "open"
         return f"<Session {self.name!r} in job {self.job_name!r} of pool {self.pool.id!r}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.cards import session_view
+        from batchflow.display.html import card, fact_table, task_counts
 
-        return session_view(self)
+        facts = fact_table([("pool", self.pool.id), ("state", "closed" if self.closed else "open")])
+        return card("Session", f"{self.job_name}/{self.name}", facts, task_counts(asdict(self.counts)))
 
     # ---- submitting
 
@@ -149,7 +149,7 @@ class Session(Supervised):
         when large arguments cannot be stored, `BrokerError` when there is no room and the broker has been
         away for `session.patience` seconds. Cancelled, the task may or may not have been submitted.
         """
-        wish = Submission(
+        submission = Submission(
             command=command,
             arguments=command_line(params, args),
             task_id=task_id,
@@ -159,7 +159,7 @@ class Session(Supervised):
             memory_limit=memory_limit,
             stream_output=stream_output,
         )
-        return Task(self, await self._submitter.submit(wish))
+        return self._task(await self._submitter.submit(submission))
 
     async def submit_many(
         self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
@@ -167,9 +167,9 @@ class Session(Supervised):
         """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
         tasks = []
         for value in inputs:
-            wish = Submission(command=command, arguments=as_arguments(value), **options)
-            tasks.append(Task(self, await self._submitter.submit(wish)))
-        self._submitter.burst_is_over = True
+            submission = Submission(command=command, arguments=as_arguments(value), **options)
+            tasks.append(self._task(await self._submitter.submit(submission)))
+        self._context.tracker.end_of_burst = True
         return tasks
 
     def map(
@@ -190,19 +190,30 @@ class Session(Supervised):
         Submission(command=command, arguments=[], **options)
         if window is not None and window < 1:
             raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
-        run = MapRun(self, command, inputs, window or DEFAULT_WINDOW, options)
-        return MapResults(self, run, ordered)
+        run = MapRun(
+            self._context,
+            self._outcomes,
+            self._submitter,
+            command=command,
+            inputs=inputs,
+            window=window or DEFAULT_WINDOW,
+            options=options,
+        )
+        return MapResults(run, ordered, self._outcomes, self._cancellations)
 
     async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
-        wish = Submission(command=command, arguments=command_line(params, args), **options)
-        entry = await self._submitter.enqueue(wish)
-        self._tracker.claim(entry)
+        submission = Submission(command=command, arguments=command_line(params, args), **options)
+        entry = await self._submitter.enqueue(submission)
+        self._context.tracker.claim(entry)
         try:
-            return await Task(self, entry)
+            return await self._task(entry)
         except asyncio.CancelledError:
-            self._give_up([entry])
+            self._cancellations.give_up([entry])
             raise
+
+    def _task(self, entry: Entry) -> Task:
+        return Task(entry, self._outcomes, self._cancellations)
 
     # ---- reading
 
@@ -211,42 +222,40 @@ class Session(Supervised):
 
         Ends when everything submitted so far has come; with `follow`, when the session ends.
         """
-        return SessionResults(self, follow)
+        return SessionResults(self._outcomes, follow)
 
     def take(self, limit: int | None = None) -> Results:
         """The unclaimed results that have come since last asked, without waiting."""
-        entries = iter(self._tracker.next_unclaimed, None)
-        return Results(self._result(entry) for entry in itertools.islice(entries, limit))
+        results = iter(self._outcomes.next_unclaimed, None)
+        return Results(itertools.islice(results, limit))
 
     def events(self) -> EventStream:
         """Output lines, logs and progress of tasks, warnings of the session: those from now on."""
-        stream = EventStream(self)
-        self._streams.add(stream)
-        return stream
+        return EventStream(self._context.notices, self._context.lifetime)
 
     @property
     def counts(self) -> Counts:
         """How many tasks are where. `done` grows as outcomes arrive, whoever reads them."""
-        return self._tracker.counts
+        return self._context.tracker.counts
 
     @property
     def stats(self) -> SessionStats:
         """What it has asked of the broker so far, and how often for each task."""
         counts = self.counts
-        return self._counter.stats(counts.submitted, counts.done)
+        return self._context.counter.stats(counts.submitted, counts.done)
 
     async def explain(self) -> Explanation:
         """What is known of why results come, or do not."""
-        pool = await explain_pool(self.pool.runtime)
+        pool, context = await self.pool.explain(), self._context
         facts = SessionFacts(
             job=self.job_name,
             name=self.name,
             counts=self.counts,
-            waiting=[WaitingTask(entry.uid, entry.task_id, entry.command) for entry in self._tracker],
+            waiting=[WaitingTask(entry.uid, entry.task_id, entry.command) for entry in context.tracker],
             bundle=self._submitter.bundle,
-            problem=self._trouble,
+            problem=context.problems.first,
         )
-        return await explain_session(pool, facts, self.pool.runtime.ctl)
+        return await explain_session(pool, facts, context.runtime.ctl)
 
     # ---- steering
 
@@ -257,287 +266,128 @@ class Session(Supervised):
         Raises `SessionClosed` when the session ended before, `BrokerError` when the broker has been away for
         `session.patience` seconds: what was not accepted is sent when it is back.
         """
-        mark = self._tracker.next_sequence()
-        while self._outbox.passed < mark:
-            if self._ended:
-                raise SessionClosed(self._reason)
-            await self._next_room()
-        while self._ledger is not None and not self._ledger.loaded:
-            if self._ended:
-                raise SessionClosed(self._reason)
-            await self._next_change()
-        await self._inbox.save_ledger()
+        lifetime, mark = self._context.lifetime, self._context.tracker.next_sequence()
+        while self._sender.passed < mark:
+            lifetime.check_not_ended()
+            await self._outcomes.next_room()
+        while self._checkpoint is not None and not self._checkpoint.loaded:
+            lifetime.check_not_ended()
+            await self._outcomes.next_change()
+        await self._receiver.save_checkpoint()
 
     async def update_files(self, files: Files) -> None:
         """Tasks submitted from now on run with these files; those submitted before keep theirs."""
-        self._check_open()
-        self._submitter.bundle = (await upload(await collect(files), self.pool.runtime.ctl)).hash
+        self._context.lifetime.check_open()
+        self._submitter.bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
 
     async def cancel_all(self) -> None:
         """`cancel` every task that has no outcome."""
-        await self._cancel(list(self._tracker))
-
-    # ---- what tasks and streams need of it
-
-    async def _cancel(self, entries: list[Entry]) -> None:
-        if all(entry.done for entry in entries):
-            return
-        self._check_open()
-        await self._cancellations.cancel(self._withdraw(entries))
-
-    def _give_up(self, entries: list[Entry]) -> None:
-        """`_cancel`, without waiting for it: closing the session does."""
-        if (left := self._withdraw(entries)) and not self._ended:
-            self._background.start(
-                self._cancellations.cancel(left), "cancel what nobody waits for", last=True
-            )
-
-    def _withdraw(self, entries: list[Entry]) -> list[Entry]:
-        """End those that were not sent. Returns those that were, and have no outcome."""
-        for entry in entries:
-            if entry.item is not None and not entry.done:
-                self._resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
-        self._changed()
-        return [entry for entry in entries if not entry.done]
-
-    def _abandon(self, run: MapRun) -> None:
-        """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: self._give_up(run.stop()))
-
-    async def _until_done(self, entry: Entry) -> None:
-        self._tracker.claim(entry)
-        if not entry.done:
-            self._check_open()
-            self._check_trouble()
-            await self._waiters.wait(entry.sequence)
-        entry.hand_over()
-
-    async def _until_accepted(self, entry: Entry) -> None:
-        if entry.status is Status.SENDING:
-            self._check_open()
-            self._check_trouble("sending")
-            await self._accepting.wait(entry.sequence)
-        if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
-            entry.result().unwrap()
-
-    async def _next_change(self) -> None:
-        """Wait until something happened that a reader of results may care for."""
-        self._check_trouble()
-        await self._change.wait()
-
-    async def _next_room(self) -> None:
-        """Wait until something has left the outbox, or never will."""
-        self._check_trouble("sending")
-        await self._room.wait()
-
-    def _resolve(self, entry: Entry, outcome: ResultItem, *, mail_comes: bool = False) -> bool:
-        """Give a task an outcome of the session's own. False for a duplicate.
-
-        `mail_comes`: an agent will give it one all the same.
-        """
-        if not self._tracker.resolve(entry, outcome):
-            return False
-        if mail_comes:
-            self._inbox.give(entry)
-        elif self._ledger is not None:
-            self._ledger.account.consume(entry.uid)  # nobody will tell it to a later holder
-        self._resolved(entry)
-        return True
-
-    def _resolved(self, entry: Entry) -> None:
-        """Tell whoever waits for a task that it has its outcome, or for room in the outbox."""
-        self._room.beat()
-        self._waiters.wake(entry.sequence)
-        self._accepting.wake(entry.sequence)
-        if (on_done := entry.on_done) is not None:
-            entry.on_done = None  # whoever holds the task shall not hold the map, and all its inputs
-            on_done(entry)
-        if entry.arguments_blob is not None:
-            self._drop_later(self.pool.runtime.ctl, entry.arguments_blob, "delete arguments")
-
-    @property
-    def _outstanding(self) -> int:
-        """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
-        unknown = self._ledger is not None and not self._ledger.loaded
-        return len(self._tracker) + unknown
-
-    def _result(self, entry: Entry) -> Result:
-        """The public form of an outcome, with the way to the files that the task left."""
-        result = entry.result()
-        if not result.files:
-            return result
-        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid)
-
-        async def download(name: str) -> BinaryIO:
-            return await fetch(self.pool.runtime.out, prefix + name)
-
-        return replace(result, download=download)
-
-    def _changed(self) -> None:
-        self._change.beat()
-
-    def _drop_later(self, container: Container, blob: str, name: str) -> None:
-        self._background.start(self._drop_blob(container, blob), name, last=True)
-
-    async def _drop_blob(self, container: Container, blob: str) -> None:
-        try:
-            await container.delete(blob)
-        except StorageError as error:
-            logger.warning("blob_not_deleted", extra={"blob": blob, "error": str(error)})
-
-    def _tell(self, event: Event) -> None:
-        for stream in self._streams:
-            stream._tell(event)
-
-    def _inform(self, message: str) -> None:
-        self._tell(Event("info", message, time.time()))
-
-    def _warn(self, message: str) -> None:
-        logger.warning("session_warning", extra={"session": self._name, "reason": message})
-        self._tell(Event("warning", message, time.time()))
-
-    @property
-    def _trouble(self) -> ServiceError | None:
-        """What makes waiting for an outcome pointless; None when nothing does."""
-        return next(iter(self._troubles.values()), None)
-
-    def _check_trouble(self, source: ProblemSource | None = None) -> None:
-        trouble = self._trouble if source is None else self._troubles.get(source)
-        if trouble is not None:
-            raise trouble
-
-    def _set_trouble(self, source: ProblemSource, error: ServiceError) -> None:
-        """Whoever waits for what cannot come gets the error, at once and until it has gone."""
-        self._troubles[source] = error
-        self._warn(str(error))
-        self._waiters.fail(error)
-        self._change.beat()
-        if source == "sending":
-            self._accepting.fail(error)
-            self._room.beat()
-
-    def _clear_trouble(self, source: ProblemSource, told: str) -> None:
-        if self._troubles.pop(source, None) is not None:
-            self._inform(told)
-
-    def _check_open(self) -> None:
-        if self._supervisor is None:
-            raise SessionClosed("it was not opened: use `async with` or `await`")
-        if self.closed:
-            raise SessionClosed(self._reason)
-
-    def _refuse(self, why: str) -> None:
-        """Refuse tasks from now on; `submit` raises `JobClosed` with this text."""
-        self._submitter.refusal = why
-
-    async def _close_because(self, reason: str | None) -> None:
-        """Close the session; `SessionClosed` says the reason, if one is given."""
-        self._reason = reason or self._reason
-        await self.aclose()
+        await self._cancellations.cancel(list(self._context.tracker))
 
     # ---- the supervisor
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        registration = OpenSession(
-            pool_id=self.pool.id,
+    def _registration(self) -> OpenSession:
+        """What the client and the pool need of a session that is open."""
+        return OpenSession(
+            pool_id=self._context.runtime.pool_id,
             job=self.job_name,
             name=self.name,
             counts=lambda: self.counts,
-            refuse=self._refuse,
+            refuse=self._submitter.refuse,
             close=self._close_because,
         )
-        self.pool.runtime.sessions.add(registration)
-        agents = self._background.start(self._agents.start(), "start agents")
+
+    async def _close_because(self, reason: str | None) -> None:
+        """Close the session; `SessionClosed` says the reason, if one is given."""
+        lifetime = self._context.lifetime
+        lifetime.reason = reason or lifetime.reason
+        await self.aclose()
+
+    async def _serve(self) -> None:
+        background, open_sessions = self._context.background, self._context.runtime.sessions
+        self._context.lifetime.begin()
+        registration = self._registration()
+        open_sessions.add(registration)
+        agents = background.start(self._agents.start(), "start agents")
         try:
             await self._acquire()
             await self._work(agents)
         except Exception as error:
-            self._reason = str(error)
+            self._context.lifetime.reason = str(error)
             raise
         finally:
             self._closing.set()
-            self._end()
+            self._outcomes.end()
+            self._context.notices.end()
+            background.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
                 await self._finish()
-            self.pool.runtime.sessions.discard(registration)
-            await self._background.aclose()
-
-    def _end(self) -> None:
-        """No outcome comes any more: whoever still waits is told."""
-        self._ended = True
-        closed = SessionClosed(self._reason)
-        self._waiters.fail(closed)
-        self._accepting.fail(closed)
-        self._change.beat()
-        self._room.beat()
-        for stream in self._streams:
-            stream._change.beat()
-        self._background.cancel()
+            open_sessions.discard(registration)
+            await background.aclose()
 
     async def _acquire(self) -> None:
         try:
             async with task_group() as group:
                 group.start_soon(self._prepare_bundle)
-                group.start_soon(self.pool.job_store.ensure, self.job_name)
-                group.start_soon(self._outbox.open)
+                group.start_soon(self._ensure_job, self.job_name)
+                group.start_soon(self._sender.open)
                 group.start_soon(self._presence.open)
-                group.start_soon(self._inbox.open)
+                group.start_soon(self._receiver.open)
                 group.start_soon(self._cancellations.open)
         except ServiceError:
-            await self.pool.runtime.refresh()  # raises PoolNotFound when that is why
+            await self._context.runtime.refresh()  # raises PoolNotFound when that is why
             raise
         self._holds = True
 
     async def _prepare_bundle(self) -> None:
+        runtime = self._context.runtime
         if self._files is None:
-            await self.pool.runtime.refresh()  # another client may have repurposed it
-            bundle = self.pool.runtime.manifest.bundle or (await upload([], self.pool.runtime.ctl)).hash
+            await runtime.refresh()  # another client may have repurposed it
+            bundle = runtime.manifest.bundle or (await upload([], runtime.ctl)).hash
         else:
-            bundle = (await upload(await collect(self._files), self.pool.runtime.ctl)).hash
+            bundle = (await upload(await collect(self._files), runtime.ctl)).hash
         self._submitter.bundle = bundle
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
+        receiver = self._receiver
         async with task_group() as services:
             for service in (
-                self._outbox.run,
-                self._inbox.run,
-                self._inbox.settle,
-                self._inbox.keep,
-                self._presence.run,
+                self._sender.run,
+                receiver.keep,
                 self._cancellations.run,
-                DeadLetterHandler(self).run,
+                DeadLetterHandler(self._context).run,
             ):
                 services.start_soon(service)
+            services.start_soon(receiver.run, self._presence.predecessor_until)
+            services.start_soon(receiver.settle, self.close_timeout)
+            services.start_soon(self._presence.run, lambda: receiver.held)
             services.start_soon(self._agents.run, agents)
             self._ready()
             await self._closing.wait()
             with anyio.move_on_after(self.close_timeout / 2):
-                await self._outbox.drain()
+                await self._sender.drain()
                 await self._until_owed_can_be_told()
-                if len(self._tracker):
-                    await asyncio.wait({agents})  # whoever leaves at once still wants his tasks run
+                if len(self._context.tracker):
+                    await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
             services.cancel_scope.cancel()
-        if left := self._tracker.sending:
+        if left := self._context.tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
 
     async def _until_owed_can_be_told(self) -> None:
-        """Only a ledger that was read can be saved, and by it a later holder waits for what was sent."""
-        while self._ledger is not None and not self._ledger.loaded and self._outbox.passed:
-            await self._change.wait()
+        """Wait until the checkpoint was read. Saved, it tells a later holder of the tasks that were sent."""
+        while self._checkpoint is not None and not self._checkpoint.loaded and self._sender.passed:
+            await self._outcomes.change.wait()
 
     async def _finish(self) -> None:
         """Settle what was read, do what was begun, let go of the broker."""
-        await self._inbox.flush_settlements()
-        if self._ledger is not None:
-            self._ledger.close()
-        await self._background.finish()
+        await self._receiver.flush_settlements(self.close_timeout)
+        if self._checkpoint is not None:
+            self._checkpoint.close()
+        await self._context.background.finish()
         async with task_group() as group:
-            group.start_soon(self._outbox.aclose)
-            group.start_soon(self._inbox.aclose)
+            group.start_soon(self._sender.aclose)
+            group.start_soon(self._receiver.aclose)
             if self._holds:
                 group.start_soon(self._presence.release)
                 group.start_soon(self._cancellations.release)
-        self._relief.close()
+        self._context.trimmer.close()

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
 from batchflow.results import Results
-from batchflow.sessions.map_run import MapRun
 from batchflow.support.closing import Closes
-from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:
     from batchflow.display.progress import Display
-    from batchflow.session import Session
-_MOST_EVENTS: Final = 10_000
+    from batchflow.sessions.cancellation import Cancellations
+    from batchflow.sessions.lifetime import Lifetime
+    from batchflow.sessions.map_run import MapRun
+    from batchflow.sessions.notices import Notices
+    from batchflow.sessions.outcomes import Outcomes
 
 
 class ResultStream(AsyncIterator[Result], Closes):
@@ -50,30 +50,30 @@ class ResultStream(AsyncIterator[Result], Closes):
 class SessionResults(ResultStream):
     """`session.results()`: each result that nobody had claimed when it came to be yielded, once."""
 
-    def __init__(self, session: Session, follow: bool) -> None:
-        self._session = session
+    def __init__(self, outcomes: Outcomes, follow: bool) -> None:
+        self._outcomes = outcomes
         self._follow = follow
         self._closed = False
 
     async def __anext__(self) -> Result:
         """Safe to cancel. Raises `SessionClosed` when the session ends with tasks under way."""
+        outcomes = self._outcomes
         while not self._closed:
-            entry = self._session._tracker.next_unclaimed()
-            if entry is not None:
-                return self._session._result(entry)
-            if self._session.closed:
-                if self._follow or not self._session._outstanding:
+            if (result := outcomes.next_unclaimed()) is not None:
+                return result
+            left = outcomes.outstanding
+            if outcomes.closed:
+                if self._follow or not left:
                     break
-                left = self._session._outstanding
-                raise SessionClosed(f"{self._session._reason}; {left} tasks have no outcome yet")
-            if not self._follow and not self._session._outstanding:
+                raise SessionClosed(f"{outcomes.close_reason}; {left} tasks have no outcome yet")
+            if not self._follow and not left:
                 break
-            await self._session._next_change()
+            await outcomes.next_change()
         raise StopAsyncIteration
 
     @property
     def left(self) -> int | None:
-        return None if self._follow else self._session._outstanding + self._session._tracker.unread
+        return None if self._follow else self._outcomes.outstanding + self._outcomes.unread
 
     async def aclose(self) -> None:
         self._closed = True
@@ -85,8 +85,9 @@ class MapResults(ResultStream):
     Closed or dropped before its end, it cancels what it had submitted.
     """
 
-    def __init__(self, session: Session, run: MapRun, ordered: bool) -> None:
-        self._session = session
+    def __init__(self, run: MapRun, ordered: bool, outcomes: Outcomes, cancellations: Cancellations) -> None:
+        self._outcomes = outcomes
+        self._cancellations = cancellations
         self._run = run
         self._ordered = ordered
         self._closed = False
@@ -98,16 +99,16 @@ class MapResults(ResultStream):
         while not self._closed:
             entry = self._run.take(self._ordered)
             if entry is not None:
-                return self._session._result(entry)
+                return self._outcomes.result(entry)
             if self._run.exhausted:
                 self._closed = True
                 self._run.raise_error()
                 break
-            if self._session.closed:
+            if self._outcomes.closed:
                 left = self._run.submitted - self._run.yielded
-                reason = self._session._reason
+                reason = self._outcomes.close_reason
                 raise SessionClosed(f"{reason}; {left} tasks of a map have no outcome yet")
-            await self._session._next_change()
+            await self._outcomes.next_change()
         raise StopAsyncIteration
 
     @property
@@ -118,50 +119,47 @@ class MapResults(ResultStream):
         """Cancel what is not done. Idempotent. Cancelled, it goes on in the background."""
         self._closed = True
         left = self._run.stop()
-        if not left or self._session.closed:
+        if not left or self._outcomes.closed:
             return
         try:
-            await self._session._cancel(left)
+            await self._cancellations.cancel(left)
         except asyncio.CancelledError:
-            self._session._give_up(left)
+            self._cancellations.give_up(left)
             raise
 
     def __del__(self) -> None:
-        if not self._closed and not self._session.closed:
-            self._session._abandon(self._run)
+        if not self._closed and not self._outcomes.closed:
+            self._cancellations.abandon(self._run)
 
 
 class EventStream(AsyncIterator[Event], Closes):
     """`session.events()`: what the session tells from now on. Bounded: unread, the oldest are dropped."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        self._change = ChangeNotifier()
+    def __init__(self, notices: Notices, lifetime: Lifetime) -> None:
+        self._notices = notices
+        self._lifetime = lifetime
+        self._queue = notices.subscribe()
         self._closed = False
-        self.dropped: int = 0
-        """How many were dropped because nobody read them."""
 
-    def _tell(self, event: Event) -> None:
-        self.dropped += len(self._events) == _MOST_EVENTS
-        self._events.append(event)
-        self._change.beat()
+    @property
+    def dropped(self) -> int:
+        """Events that were dropped unread."""
+        return self._queue.dropped
 
     async def __anext__(self) -> Event:
         """Safe to cancel. Ends with the session."""
         while not self._closed:
-            if self._events:
-                return self._events.popleft()
-            if self._session.closed:
+            if (event := self._queue.take()) is not None:
+                return event
+            if self._lifetime.closed:
                 break
-            await self._change.wait()
+            await self._queue.change.wait()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Idempotent."""
         self._closed = True
-        self._session._streams.discard(self)
-        self._change.beat()
+        self._notices.unsubscribe(self._queue)
 
 
 class ProgressStream(ResultStream):

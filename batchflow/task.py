@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from batchflow.model import Result, Status
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from batchflow.sessions.cancellation import Cancellations
+    from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.tracker import Entry
 
 
@@ -18,11 +19,12 @@ class Task:
     Cancelling whoever awaits it does not cancel the task; `cancel` does.
     """
 
-    __slots__ = ("_entry", "_session")
+    __slots__ = ("_cancellations", "_entry", "_outcomes")
 
-    def __init__(self, session: Session, entry: Entry) -> None:
-        self._session = session
+    def __init__(self, entry: Entry, outcomes: Outcomes, cancellations: Cancellations) -> None:
         self._entry = entry
+        self._outcomes = outcomes
+        self._cancellations = cancellations
 
     @property
     def id(self) -> str:
@@ -45,7 +47,7 @@ class Task:
         session ends first, `BrokerError` when the broker has been away for `session.patience` seconds: it is
         tried again all the same. Safe to cancel.
         """
-        await self._session._until_accepted(self._entry)
+        await self._outcomes.until_accepted(self._entry)
 
     async def outcome(self) -> Result:
         """The task's result, whatever it is; never raises for the task's own failure.
@@ -54,8 +56,8 @@ class Task:
         `ServiceError` when a service has been away for `session.patience` seconds. The task lives on, and can
         be awaited again. Safe to cancel.
         """
-        await self._session._until_done(self._entry)
-        return self._session._result(self._entry)
+        await self._outcomes.until_done(self._entry)
+        return self._outcomes.result(self._entry)
 
     def __await__(self) -> Generator[object, None, Any]:
         return self._value().__await__()
@@ -69,12 +71,13 @@ class Task:
         Not started a second later, it never starts; running, it is killed. Its outcome is `TaskCancelled`,
         unless it ends by itself before.
         """
-        await self._session._cancel([self._entry])
+        await self._cancellations.cancel([self._entry])
 
     def __repr__(self) -> str:
         return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.cards import task_view
+        from batchflow.display.html import card, fact_table
 
-        return task_view(self)
+        facts = [("command", self._entry.command), ("number", self.index)]
+        return card("Task", self.id, fact_table(facts), badge=self.status.value)

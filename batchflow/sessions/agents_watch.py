@@ -13,14 +13,15 @@ from batchflow.errors import (
     NoAgents,
     ServiceError,
 )
-from batchflow.pools.heartbeats import sample_heartbeats
+from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from batchflow.model import Explanation
     from batchflow.protocol.documents import Heartbeat
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
 
 logger = logging.getLogger(__name__)
 _SOON: Final = 0.5
@@ -32,61 +33,69 @@ _AGENTS_PATIENCE: Final = 60.0
 class AgentsWatch:
     """Sees to it that somebody runs the session's tasks, or says that nobody does."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(
+        self,
+        context: SessionContext,
+        *,
+        start: Callable[[], Awaitable[None]],
+        explain: Callable[[], Awaitable[Explanation]],
+    ) -> None:
+        """`start`: starts the pool's agents where none live. `explain`: says why none do."""
+        self._context = context
+        self._start_agents = start
+        self._explain = explain
         self._alone_since: float | None = None
         """When it was first seen that no agent lives; None while some do."""
         self._strange = set[str]()
         """Other versions than ours, of agents that were told of."""
 
     async def start(self) -> None:
-        """Start the pool's agents where they do not live. A failure becomes the session's trouble."""
+        """Start the pool's agents where they do not live. A failure becomes the session's problem."""
         try:
-            await self._session.pool.start()
+            await self._start_agents()
         except BatchflowError as error:
             if await self._alive():
                 logger.info("agents_not_started", extra={"error": str(error)})
                 return
             retryable = isinstance(error, ServiceError) and error.retryable
-            trouble = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
-            trouble.__cause__ = error
-            self._session._set_trouble("agents", trouble)
+            problem = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
+            problem.__cause__ = error
+            self._context.problems.set("agents", problem)
 
     async def _alive(self) -> bool:
         """Whether agents live, whoever started them."""
         try:
-            return bool(await self._session.pool.heartbeats())
+            return bool(await read_heartbeats(self._context.runtime.out))
         except ServiceError:
             return False
 
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
-        interval, soon = self._session.pool.runtime.settings.agent.heartbeat_interval, _SOON
+        interval, soon = self._context.runtime.settings.agent.heartbeat_interval, _SOON
         await self._try(self._meet)
-        while not self._session._policy.slots and soon < interval:
+        while not self._context.policy.slots and soon < interval:
             await asyncio.sleep(soon)
             soon *= 2
             await self._try(self._meet)
         while True:
             await asyncio.sleep(interval)
-            if len(self._session._tracker):
+            if len(self._context.tracker):
                 await self._try(self._look)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
         try:
             await look()
         except ServiceError as error:
-            self._session._warn(f"the agents' heartbeats cannot be read: {error}")
+            self._context.notices.warn(f"the agents' heartbeats cannot be read: {error}")
 
     async def _meet(self) -> bool:
         """Whether there are agents; who they are is noted."""
-        session = self._session
-        sample = await sample_heartbeats(session.pool.runtime.out)
-        session._policy.slots = sample.open_slots
+        sample = await sample_heartbeats(self._context.runtime.out)
+        self._context.policy.slots = sample.open_slots
         if sample.alive:
             self._alone_since = None
             self._tell_versions(sample.beats)
-            session._clear_trouble("agents", f"{sample.alive} agents are alive")
+            self._context.problems.clear("agents", f"{sample.alive} agents are alive")
         return bool(sample.alive)
 
     def _tell_versions(self, beats: list[Heartbeat]) -> None:
@@ -95,7 +104,7 @@ class AgentsWatch:
         versions = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
         for version in sorted(versions.keys() - self._strange - {own}):
             self._strange.add(version)
-            self._session._warn(
+            self._context.notices.warn(
                 f"{versions[version]} of {len(beats)} agents are of batchflow {version}, this is {own}: "
                 "await pool.stop(), then pool.start() brings this version"
             )
@@ -103,12 +112,12 @@ class AgentsWatch:
     async def _look(self) -> None:
         if await self._meet():
             return
-        session = self._session
         now = time.monotonic()
         if self._alone_since is None:
             self._alone_since = now
         await self.start()  # those that lived may have gone: drained, idle or dead
-        if "agents" not in session._troubles and now - self._alone_since > _AGENTS_PATIENCE:
-            explanation = await session.pool.explain()
-            trouble = NoAgents(f"no agent of pool {session.pool.id} is alive. {explanation}")
-            session._set_trouble("agents", trouble)
+        problems = self._context.problems
+        if "agents" not in problems and now - self._alone_since > _AGENTS_PATIENCE:
+            explanation = await self._explain()
+            pool_id = self._context.runtime.pool_id
+            problems.set("agents", NoAgents(f"no agent of pool {pool_id} is alive. {explanation}"))

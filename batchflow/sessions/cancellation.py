@@ -21,7 +21,11 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.sessions.tracker import cancelled_result
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from collections.abc import Callable
+
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.map_run import MapRun
+    from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.tracker import Entry
 
 logger = logging.getLogger(__name__)
@@ -41,9 +45,15 @@ class Cancellations:
     completed the message leaves it to another one.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._blob = layout.cancellation_blob(session.job_name, session.name)
+    def __init__(
+        self, context: SessionContext, outcomes: Outcomes, expect_message: Callable[[Entry], None]
+    ) -> None:
+        """`expect_message`: called with a task that has an outcome although an agent's is still to come."""
+        self._context = context
+        self._outcomes = outcomes
+        self._expect_message = expect_message
+        self._ctl = context.runtime.ctl
+        self._blob = layout.cancellation_blob(context.job_name, context.name)
         self._earlier = Cancellation()
         """What is not this session's own in it."""
         self._etag = ""
@@ -57,54 +67,79 @@ class Cancellations:
         """Take over the document, or make it. This session is none of those of a job that was deleted."""
         await self._load()
         if self._earlier.everything:
-            spared = (*self._earlier.spared, self._session.incarnation)
+            spared = (*self._earlier.spared, self._context.incarnation)
             self._earlier = replace(self._earlier, spared=spared)
             await self._write()
 
     async def _load(self) -> None:
-        ctl = self._session.pool.runtime.ctl
         try:
-            blob = await ctl.get(self._blob)
+            blob = await self._ctl.get(self._blob)
             found = Cancellation.decode(blob.data)
         except (BlobNotFound, ProtocolError):
-            self._etag = await ctl.put(self._blob, Cancellation().encode())
+            self._etag = await self._ctl.put(self._blob, Cancellation().encode())
             self._made = True
             return
-        own = self._session.incarnation
+        own = self._context.incarnation
         others = {name: rows for name, rows in found.intervals.items() if name != own}
         self._earlier, self._etag = replace(found, intervals=others), blob.etag
 
     async def release(self) -> None:
         """Remove the document, if no task can be queued that needs it."""
-        if self._made and not len(self._session._tracker) and not self._unconfirmed:
-            await self._session._drop_blob(self._session.pool.runtime.ctl, self._blob)
+        if self._made and not len(self._context.tracker) and not self._unconfirmed:
+            await self._context.delete_blob(self._ctl, self._blob)
 
     async def run(self) -> None:
         """Look now and then whether the job is still there. Raises `JobNotFound` when it was deleted."""
         while True:
-            await asyncio.sleep(self._session._settings.presence_interval)
+            await asyncio.sleep(self._context.settings.presence_interval)
             if await self._deleted():
-                raise JobNotFound(f"job {self._session.job_name!r} was deleted")
+                raise JobNotFound(f"job {self._context.job_name!r} was deleted")
 
     async def _deleted(self) -> bool:
         """Whoever deletes a job cancels all that its clients have submitted."""
         try:
-            blob = await self._session.pool.runtime.ctl.get_if_changed(self._blob, self._etag)
+            blob = await self._ctl.get_if_changed(self._blob, self._etag)
             found = None if blob is None else Cancellation.decode(blob.data)
         except (StorageError, ProtocolError) as error:
             logger.info("cancellations_not_read", extra={"blob": self._blob, "error": str(error)})
             return False
-        return found is not None and found.everything and self._session.incarnation not in found.spared
+        return found is not None and found.everything and self._context.incarnation not in found.spared
 
     async def cancel(self, entries: list[Entry]) -> None:
-        """Return when every agent can see it. Raises `StorageError` when it cannot be written."""
+        """Return when every agent can see the cancellation. Raises `StorageError` when writing it fails."""
+        if all(entry.done for entry in entries):
+            return
+        self._context.lifetime.check_open()
+        await self._request(self._withdraw(entries))
+
+    def give_up(self, entries: list[Entry]) -> None:
+        """`cancel`, without waiting for it: the session's end does."""
+        if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
+            self._context.background.start(self._request(left), "cancel what nobody waits for", last=True)
+
+    def abandon(self, run: MapRun) -> None:
+        """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
+        loop = self._context.lifetime.loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: self.give_up(run.stop()))
+
+    def _withdraw(self, entries: list[Entry]) -> list[Entry]:
+        """End the tasks that were not sent. Return those that were, and have no outcome."""
+        for entry in entries:
+            if entry.item is not None and not entry.done:
+                self._outcomes.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
+        self._outcomes.change.beat()
+        return [entry for entry in entries if not entry.done]
+
+    async def _request(self, entries: list[Entry]) -> None:
+        """Write the cancellation of tasks that were sent."""
         if not entries:
             return
         self._wanted.update((entry.sequence, entry) for entry in entries)
         async with self._lock:
             if not all(entry.sequence in self._written for entry in entries):
                 await self._write()
-        self._session._background.start(self._confirm(entries), "confirm cancellations")
+        self._context.background.start(self._confirm(entries), "confirm cancellations")
 
     def confirmed(self, sequence: int) -> None:
         """An agent gave this task an outcome after all."""
@@ -115,12 +150,12 @@ class Cancellations:
         for number in confirmed[:-KEPT]:
             del self._wanted[number]
         numbers = sorted(self._wanted)
-        own = {self._session.incarnation: tuple(intervals(numbers))} if numbers else {}
+        own = {self._context.incarnation: tuple(intervals(numbers))} if numbers else {}
         while True:
             document = replace(self._earlier, intervals={**self._earlier.intervals, **own})
             try:
                 data = document.encode()
-                self._etag = await self._session.pool.runtime.ctl.put(self._blob, data, if_match=self._etag)
+                self._etag = await self._ctl.put(self._blob, data, if_match=self._etag)
             except (BlobConflict, BlobNotFound):
                 await self._load()  # somebody deleted the job, or an earlier holder left
             else:
@@ -129,13 +164,12 @@ class Cancellations:
 
     async def _confirm(self, entries: list[Entry]) -> None:
         await asyncio.sleep(_CONFIRMATION)
-        session = self._session
         for entry in entries:
             if not entry.done:
                 self._unconfirmed.add(entry.sequence)
                 outcome = cancelled_result(entry, "no agent confirmed it in time")
-                session._resolve(entry, outcome, mail_comes=True)
-        session._changed()
+                self._outcomes.resolve(entry, outcome, expect_message=self._expect_message)
+        self._outcomes.change.beat()
 
 
 def intervals(numbers: list[int]) -> list[tuple[int, int]]:

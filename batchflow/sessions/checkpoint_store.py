@@ -12,7 +12,7 @@ from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, Ranges
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Mailbox
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
 
 logger = logging.getLogger(__name__)
 
@@ -75,38 +75,38 @@ class Journal:
 
 
 class CheckpointStore:
-    """The ledger of a session that can be found again by its name: reads and saves its `account`."""
+    """Reads and saves the checkpoint of a session that can be found again by its name."""
 
-    def __init__(self, session: Session, journal: str | os.PathLike[str] | None) -> None:
-        self._session = session
+    def __init__(self, context: SessionContext, journal: str | os.PathLike[str] | None) -> None:
+        """`journal`: the path of a file on this host. Raises `ConfigurationError` when it cannot be used."""
+        self._context = context
         self._journal = None if journal is None else Journal(journal)
-        self.account = DeliveryRecord(session.incarnation, self._journal)
+        self.record = DeliveryRecord(context.incarnation, self._journal)
 
     @property
     def loaded(self) -> bool:
         """Whether it is known what earlier holders are owed."""
-        return self.account.loaded
+        return self.record.loaded
 
     async def load(self, mailbox: Mailbox) -> None:
         """Take the mailbox over from its earlier holders.
 
         Raises `BrokerError`: `MailboxInUse` when a later one had it before this one came to it.
         """
-        session, account = self._session, self.account
+        notices, record = self._context.notices, self.record
         try:
-            ledger = Checkpoint.decode(await mailbox.get_state())
+            checkpoint = Checkpoint.decode(await mailbox.get_state())
         except ProtocolError as error:
-            session._warn(f"what earlier holders of this mailbox have read is not known: {error}")
-            ledger = Checkpoint()
-        if account.was_replaced(ledger):
+            notices.warn(f"what earlier holders of this mailbox have read is not known: {error}")
+            checkpoint = Checkpoint()
+        if record.was_replaced(checkpoint):
             raise self._taken_over()
-        owed = account.enter(ledger)
-        await mailbox.set_state(ledger.encode())
-        account.load(ledger)
-        session._tracker.expect(owed)
+        owed = record.enter(checkpoint)
+        await mailbox.set_state(checkpoint.encode())
+        record.load(checkpoint)
+        self._context.tracker.expect(owed)
         if owed:
-            session._inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
-        session._changed()
+            notices.inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
 
     async def check(self, mailbox: Mailbox) -> None:
         """After the mailbox was lost and won again. Raises `MailboxInUse` when somebody had it meanwhile."""
@@ -114,22 +114,24 @@ class CheckpointStore:
             found = Checkpoint.decode(await mailbox.get_state())
         except ProtocolError:
             return
-        if self.account.was_replaced(found):
+        if self.record.was_replaced(found):
             raise self._taken_over()
 
     def _taken_over(self) -> MailboxInUse:
-        return MailboxInUse(f"taken over: another client has opened {self._session.name!r} meanwhile")
+        return MailboxInUse(f"taken over: another client has opened {self._context.name!r} meanwhile")
 
-    async def save(self, mailbox: Mailbox) -> None:
-        """Return when all that was consumed until now is saved. Raises `BrokerError`."""
-        passed = self._session._outbox.passed
-        if not self.account.is_behind(passed):
+    async def save(self, mailbox: Mailbox, submitted: int) -> None:
+        """Return when all that was consumed until now is saved. Raises `BrokerError`.
+
+        `submitted`: tasks that the broker has accepted or refused.
+        """
+        if not self.record.is_behind(submitted):
             return
-        state = self.account.to_save(passed)
+        state = self.record.to_save(submitted)
         try:
             await mailbox.set_state(state)
         except BaseException:
-            self.account.not_saved()
+            self.record.not_saved()
             raise
 
     def close(self) -> None:

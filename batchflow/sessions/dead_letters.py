@@ -23,8 +23,9 @@ from batchflow.support.closing import Closes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.broker import Delivery, Sender
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,10 @@ _FIRST: Final = 2.0
 class DeadLetterHandler:
     """Empties the dead letters of a pool's queues."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._broker = session.pool.runtime.connections.broker
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
+        self._runtime = context.runtime
+        self._broker = context.runtime.connections.broker
         self._closed: set[QueueRef] = set()
         """Queues whose dead letters are not ours to deal with."""
         self._unreadable: set[tuple[QueueRef, int]] = set()
@@ -48,12 +50,12 @@ class DeadLetterHandler:
         await self.look()
         while True:
             await asyncio.sleep(LOOK_INTERVAL * random.uniform(1.0, 1.0 + JITTER))
-            if len(self._session._tracker):
+            if len(self._context.tracker):
                 await self.look()
 
     async def look(self) -> None:
         """Deal with the letters that are there."""
-        manifest = self._session.pool.runtime.manifest
+        manifest = self._runtime.manifest
         for queue in (*manifest.task_queues, *manifest.results_queues):
             if queue not in self._closed and await self._anything_dead(queue):
                 try:
@@ -66,7 +68,7 @@ class DeadLetterHandler:
     async def _anything_dead(self, queue: QueueRef) -> bool:
         """Also where that cannot be asked: looking tells."""
         try:
-            admin = self._session.pool.runtime.connections.admin_of(queue)
+            admin = self._runtime.connections.admin_of(queue)
             figures = await admin.figures(queue.entity)
         except (BrokerError, ConfigurationError):
             return True
@@ -75,51 +77,53 @@ class DeadLetterHandler:
     async def _empty(self, queue: QueueRef, *, tasks: bool) -> None:
         dealt_with = 0
         receiver = await self._broker.receiver(queue, dead_letters=True)
-        async with receiver, _ResultLinks(self._session) as post:
-            async for letter in letters(receiver):
-                if await self._deal_with(queue, letter, post, tasks=tasks):
-                    await receiver.complete(letter)
+        async with receiver, _ResultLinks(self._runtime) as links:
+            async for message in letters(receiver):
+                if await self._deal_with(queue, message, links, tasks=tasks):
+                    await receiver.complete(message)
                     dealt_with += 1
         if dealt_with:
             what = "of tasks became results" if tasks else "of results were sent again"
-            self._session._inform(f"{dealt_with} dead letters {what}")
+            self._context.notices.inform(f"{dealt_with} dead letters {what}")
 
-    async def _deal_with(self, queue: QueueRef, letter: Delivery, post: _ResultLinks, *, tasks: bool) -> bool:
-        """Whether the broker has all that the letter stands for."""
-        if (queue, letter.sequence_number) in self._unreadable:
+    async def _deal_with(
+        self, queue: QueueRef, message: Delivery, links: _ResultLinks, *, tasks: bool
+    ) -> bool:
+        """Send what stands in for a dead letter. Return whether the broker has all of it."""
+        if (queue, message.sequence_number) in self._unreadable:
             return False
         try:
-            messages = list(self._obituaries(letter) if tasks else self._once_more(letter))
+            outgoing = list(self._failure_results(message) if tasks else self._resend(message))
         except ProtocolError as error:
-            self._unreadable.add((queue, letter.sequence_number))
-            extra = {"message_id": letter.message_id, "error": str(error)}
+            self._unreadable.add((queue, message.sequence_number))
+            extra = {"message_id": message.message_id, "error": str(error)}
             logger.error("dead_letter_unreadable", extra=extra)
             return False
-        for message in messages:
-            await post.send(message)
+        for each in outgoing:
+            await links.send(each)
         return True
 
-    def _obituaries(self, letter: Delivery) -> Iterator[OutgoingMessage]:
-        """A result for each task, in a message of its own: a tag may be as large as a task."""
-        death = reason_of(letter, time.time())
-        for task in read_tasks(letter.body):
-            body = wire.join("results", [wire.encode(death.outcome(task))])
+    def _failure_results(self, message: Delivery) -> Iterator[OutgoingMessage]:
+        """Yield a result for each task, in a message of its own: a tag may be as large as a task."""
+        reason = reason_of(message, time.time())
+        for task in read_tasks(message.body):
+            body = wire.join("results", [wire.encode(reason.outcome(task))])
             message_id = f"dead-{task.uid}-{task.attempt}-{task.hop}"
             yield OutgoingMessage(body, message_id, session_id=task.mailbox)
 
-    def _once_more(self, letter: Delivery) -> Iterator[OutgoingMessage]:
-        """Under another id, for the broker remembers the first one."""
-        wire.decode(letter.body)
-        message_id = f"{self._session.incarnation}-again-{letter.sequence_number}"
-        yield OutgoingMessage(letter.body, message_id, session_id=letter.session_id)
+    def _resend(self, message: Delivery) -> Iterator[OutgoingMessage]:
+        """Yield the message under another id: the broker would drop the first id as a duplicate."""
+        wire.decode(message.body)
+        message_id = f"{self._context.incarnation}-again-{message.sequence_number}"
+        yield OutgoingMessage(message.body, message_id, session_id=message.session_id)
 
 
 class _ResultLinks(Closes):
-    """The links to the results queues, each opened when it is needed, for one look."""
+    """The links to the results queues, for one look. Each is opened when it is needed."""
 
-    def __init__(self, session: Session) -> None:
-        self._broker = session.pool.runtime.connections.broker
-        self._queues = session.pool.runtime.manifest.results_queues
+    def __init__(self, runtime: PoolRuntime) -> None:
+        self._broker = runtime.connections.broker
+        self._queues = runtime.manifest.results_queues
         self._senders: dict[QueueRef, Sender] = {}
 
     async def send(self, message: OutgoingMessage) -> None:

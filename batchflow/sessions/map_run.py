@@ -11,7 +11,9 @@ from batchflow.sessions.submission import Submission, TaskOptions, as_arguments
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.submitter import Submitter
     from batchflow.sessions.tracker import Entry
 
 DEFAULT_WINDOW: Final = 10_000
@@ -23,13 +25,18 @@ class MapRun:
 
     def __init__(
         self,
-        session: Session,
+        context: SessionContext,
+        outcomes: Outcomes,
+        submitter: Submitter,
+        *,
         command: str,
         inputs: Iterable[Any] | AsyncIterable[Any],
         window: int,
         options: TaskOptions,
     ) -> None:
-        self._session = session
+        self._context = context
+        self._outcomes = outcomes
+        self._submitter = submitter
         self._command = command
         self._inputs = inputs
         self._window = window
@@ -48,7 +55,7 @@ class MapRun:
 
     def start(self) -> None:
         if self._pump is None:
-            self._pump = self._session._background.start(self._submit_all(), f"map {self._command}")
+            self._pump = self._context.background.start(self._submit_all(), f"map {self._command}")
 
     def stop(self) -> list[Entry]:
         """Submit no more; nobody reads any more. Returns the tasks that have no outcome."""
@@ -96,20 +103,20 @@ class MapRun:
             else:
                 for value in self._inputs:
                     await self._submit_one(value)
-            self._session._submitter.burst_is_over = True
+            self._context.tracker.end_of_burst = True
         finally:
             self._inputs = ()  # they may be large, and the stream may be kept
-            asyncio.get_running_loop().call_soon(self._session._change.beat)
+            asyncio.get_running_loop().call_soon(self._outcomes.change.beat)
 
     async def _submit_one(self, value: Any) -> None:
         while self.submitted - self.yielded >= self._window:
             await self._room.wait()
-        wish = Submission(command=self._command, arguments=as_arguments(value), **self._options)
-        submitter = self._session._submitter
-        entry = await submitter.enqueue(wish, index=self.submitted, on_done=self._completed)
+        submission = Submission(command=self._command, arguments=as_arguments(value), **self._options)
+        submitter = self._submitter
+        entry = await submitter.enqueue(submission, index=self.submitted, on_done=self._completed)
         self.submitted += 1
         self._open.add(entry)
-        if submitter.is_out_of_breath(entry):
+        if submitter.should_yield(entry):
             await asyncio.sleep(0)
 
     def _completed(self, entry: Entry) -> None:

@@ -21,7 +21,9 @@ from batchflow.protocol.documents import Presence, gone_after
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from collections.abc import Callable
+
+    from batchflow.sessions.context import SessionContext
 
 logger = logging.getLogger(__name__)
 _LAST_BREATH: Final = 2
@@ -41,9 +43,10 @@ class _Found:
 class PresenceKeeper:
     """Tells who holds the mailbox, so that a second client can name the first."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._blob = layout.session_blob(session.job_name, session.name)
+    def __init__(self, context: SessionContext) -> None:
+        self._context = context
+        self._ctl = context.runtime.ctl
+        self._blob = layout.session_blob(context.job_name, context.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
         self.predecessor_until: float | None = None
         """Until when an earlier holder that was not closed may have lived, by the services' clock; None when
@@ -57,38 +60,38 @@ class PresenceKeeper:
     async def living_holder(self) -> str | None:
         """Who else shows signs of life in this mailbox; None when nobody does."""
         found = await self._read()
-        if found is None or found.presence.nonce == self._session.incarnation:
+        if found is None or found.presence.nonce == self._context.incarnation:
             return None
         alive = found.age < gone_after(found.presence.interval)
         return found.presence.holder if alive else None
 
     async def _read(self) -> _Found | None:
         """The document, and how old it is by the storage's clock, which is the one that all go by."""
-        ctl = self._session.pool.runtime.ctl
         try:
-            async for info in ctl.list(self._blob):
+            async for info in self._ctl.list(self._blob):
                 if info.name == self._blob:
-                    presence = Presence.decode((await ctl.get(self._blob)).data)
+                    presence = Presence.decode((await self._ctl.get(self._blob)).data)
                     return _Found(presence, info.modified_at, info.age)
         except (BlobNotFound, ProtocolError):
             return None
         return None
 
-    async def run(self) -> None:
-        interval = self._session._settings.presence_interval
+    async def run(self, holds_mailbox: Callable[[], bool]) -> None:
+        """Write the document now and then, while the mailbox is this session's."""
+        interval = self._context.settings.presence_interval
         while True:
-            if self._session._inbox.held:
-                await self._tell()
+            if holds_mailbox():
+                await self._write(interval)
             await asyncio.sleep(interval)
 
-    async def _tell(self) -> None:
-        interval = self._session._settings.presence_interval
-        counts = asdict(self._session.counts)
-        document = Presence(self._holder, self._session.incarnation, time.time(), interval, counts)
+    async def _write(self, interval: float) -> None:
+        counts = asdict(self._context.tracker.counts)
+        document = Presence(self._holder, self._context.incarnation, time.time(), interval, counts)
         try:
-            await self._session.pool.runtime.ctl.put(self._blob, document.encode())
+            await self._ctl.put(self._blob, document.encode())
         except StorageError as error:
             logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:
-        await self._session._drop_blob(self._session.pool.runtime.ctl, self._blob)
+        """Remove the document."""
+        await self._context.delete_blob(self._ctl, self._blob)

@@ -23,11 +23,9 @@ from batchflow.errors import (
 )
 from batchflow.model import Status
 from batchflow.ports.broker import Mailbox
-from batchflow.protocol import wire
 from batchflow.protocol.layout import queue_for
 from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.checkpoint_store import SAVE_INTERVAL
-from batchflow.sessions.health import ServiceHealth
 from batchflow.sessions.mailbox_state import (
     Confirmed,
     Dropped,
@@ -45,7 +43,11 @@ from batchflow.support.backoff import Backoff, opened
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from collections.abc import Awaitable, Callable
+
+    from batchflow.sessions.checkpoint_store import CheckpointStore
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.outcomes import Outcomes
 
 logger = logging.getLogger(__name__)
 
@@ -73,30 +75,50 @@ class ResultReceiver:
     What comes of a message is the book's to decide; here are the mailbox, the storage, the file and the time.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._id = wire.mailbox_id(session.job_name, session.name)
+    def __init__(
+        self,
+        context: SessionContext,
+        outcomes: Outcomes,
+        checkpoint: CheckpointStore | None,
+        *,
+        living_holder: Callable[[], Awaitable[str | None]],
+        confirmed: Callable[[int], None],
+        passed: Callable[[], int],
+    ) -> None:
+        """`checkpoint`: of a session that can be found again by its name.
+
+        `living_holder`: names another client that shows signs of life in the mailbox. `confirmed`: called
+        with the number of a task for which a message came although it had an outcome. `passed`: how many
+        tasks the broker has accepted or refused.
+        """
+        self._context = context
+        self._outcomes = outcomes
+        self._checkpoint = checkpoint
+        self._living_holder = living_holder
+        self._confirmed = confirmed
+        self._passed = passed
+        self._runtime = context.runtime
+        self._id = context.mailbox_id
         self._ours_until = 0.0
         """Until when the mailbox is locked for us, by the monotonic clock."""
         self._some_due = asyncio.Event()
         self._many_due = asyncio.Event()
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
-        self._outage = ServiceHealth(session, "mail", "no mail could be received")
-        self._away = ServiceHealth(session, "storage", "results could not be fetched from storage")
+        self._health = context.problems.watch("mail", "no mail could be received")
+        self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
         self._spill = SpillFile()
-        self._ledger = session._ledger
-        settings = session._settings
-        self._book = MailboxState[Mailbox](
-            session.incarnation,
-            session._tracker,
+        settings = context.settings
+        self._state = MailboxState[Mailbox](
+            context.incarnation,
+            context.tracker,
             UnreadLimits(_MOST_UNSETTLED, settings.unclaimed, settings.unclaimed_bytes),
-            None if self._ledger is None else self._ledger.account,
+            None if checkpoint is None else checkpoint.record,
             self._on_due,
         )
 
     @property
     def _mailbox(self) -> Mailbox | None:
-        return self._book.opening
+        return self._state.opening
 
     @property
     def held(self) -> bool:
@@ -107,34 +129,36 @@ class ResultReceiver:
         """Raises `MailboxInUse`, naming the holder, when that one lives; a dead one's lock is waited for."""
         backoff = Backoff(0.5)
         clock = asyncio.get_running_loop().time
-        until = clock() + self._session.pool.runtime.manifest.lock_duration + _LOCK_GRACE
+        until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
-                self._book.opening = await self._open_once()
+                self._state.opening = await self._open_once()
             except MailboxInUse as error:
-                if (holder := await self._session._presence.living_holder()) is not None:
+                if (holder := await self._living_holder()) is not None:
                     what = f"mailbox {self._id!r} is held by {holder}"
                     raise MailboxInUse(f"{what}: close it there, or take another session name") from error
                 if clock() > until:
                     raise MailboxInUse(
                         f"mailbox {self._id!r} is held by somebody who gives no sign of life"
                     ) from error
-                self._session._warn(f"mailbox {self._id!r}: waiting for a dead client's lock to run out")
+                self._context.notices.warn(
+                    f"mailbox {self._id!r}: waiting for a dead client's lock to run out"
+                )
                 await backoff.wait()
             else:
                 return
 
     async def _open_once(self) -> Mailbox:
-        queue = queue_for(self._session.pool.runtime.manifest.results_queues, self._id)
-        broker = self._session.pool.runtime.connections.broker
+        queue = queue_for(self._runtime.manifest.results_queues, self._id)
+        broker = self._runtime.connections.broker
         began = time.monotonic()
         mailbox = await opened(lambda: broker.mailbox(queue, self._id))
         self._kept(began)
-        return self._session._counter.mailbox(mailbox)
+        return self._context.counter.mailbox(mailbox)
 
     def _kept(self, began: float) -> None:
         """A request that began then has locked the mailbox, or renewed its lock."""
-        self._ours_until = began + self._session.pool.runtime.manifest.lock_duration
+        self._ours_until = began + self._runtime.manifest.lock_duration
 
     @property
     def _is_ours(self) -> bool:
@@ -147,33 +171,37 @@ class ResultReceiver:
             raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
 
     async def aclose(self) -> None:
-        mailbox, self._book.opening = self._mailbox, None
+        mailbox, self._state.opening = self._mailbox, None
         if mailbox is not None:
             await mailbox.aclose()
 
-    async def run(self) -> None:
-        """Receive for ever; a lost lock or link is opened again."""
-        self._book.predecessor_until = self._session._presence.predecessor_until
-        while self._ledger is not None and not self._ledger.loaded:
+    async def run(self, predecessor_until: float | None) -> None:
+        """Receive until cancelled; a lost lock or link is opened again.
+
+        `predecessor_until`: until when an earlier holder that was not closed may have lived.
+        """
+        self._state.predecessor_until = predecessor_until
+        while self._checkpoint is not None and not self._checkpoint.loaded:
             async with self._reopening():
                 assert self._mailbox is not None
-                await self._ledger.load(self._mailbox)
+                await self._checkpoint.load(self._mailbox)
+                self._outcomes.change.beat()
         while True:
             async with self._reopening():
                 assert self._mailbox is not None
                 delivery = await self._mailbox.receive(_RECEIVE_WAIT)
-                self._outage.worked()
+                self._health.worked()
                 if delivery is not None:
                     self._check_ours()
-                    letter = ResultMessage(delivery, self._mailbox)
-                    self._session._relief.moved(len(delivery.body))
+                    message = ResultMessage(delivery, self._mailbox)
+                    self._context.trimmer.moved(len(delivery.body))
                     del delivery  # with its body, which would be held until the next one comes
-                    self._take(self._book.accept(letter))
+                    self._take(self._state.accept(message))
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
         while True:
-            await asyncio.sleep(self._session.pool.runtime.manifest.lock_duration / 3)
+            await asyncio.sleep(self._runtime.manifest.lock_duration / 3)
             if self._mailbox is None:
                 continue
             began = time.monotonic()
@@ -184,82 +212,81 @@ class ResultReceiver:
                 # The receiving side meets the same trouble, and opens the mailbox again.
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
 
-    async def settle(self) -> None:
-        """Complete what was handed over; with a ledger, once that was saved.
+    async def settle(self, close_timeout: float) -> None:
+        """Complete the messages that were delivered; with a checkpoint, once that was saved.
 
         At once, that is when the next message comes or nothing does: the mailbox waits for mail most of the
-        time. What gathers meanwhile is completed together.
+        time. What gathers meanwhile is completed together. `close_timeout`: seconds for closing the session.
         """
         while True:
-            if self._ledger is None:
+            if self._checkpoint is None:
                 await self._some_due.wait()
             else:
                 with anyio.move_on_after(SAVE_INTERVAL):
                     await self._many_due.wait()
             self._some_due.clear()
             self._many_due.clear()
-            await self.flush_settlements()
+            await self.flush_settlements(close_timeout)
 
-    async def save_ledger(self) -> bool:
-        """Whether what was handed over until now may be completed. A ledger that cannot be saved waits."""
-        if self._ledger is None:
+    async def save_checkpoint(self) -> bool:
+        """Return whether what was delivered until now may be completed. A failed save is tried again."""
+        if self._checkpoint is None:
             return True
-        if self._mailbox is None or not self._ledger.loaded:
+        if self._mailbox is None or not self._checkpoint.loaded:
             return False
         try:
-            await self._ledger.save(self._mailbox)
+            await self._checkpoint.save(self._mailbox, self._passed())
         except BrokerError as error:
-            # The receiving side meets the same trouble, and opens the mailbox again.
+            # The receiving side meets the same problem, and opens the mailbox again.
             logger.warning("ledger_not_saved", extra={"mailbox": self._id, "error": str(error)})
             return False
         return True
 
-    async def flush_settlements(self) -> None:
-        """Begun, a round is brought to its end: what was handed over must not come again."""
-        due = self._book.take_due()
-        if not await self.save_ledger():
-            self._book.put_back(due)
+    async def flush_settlements(self, close_timeout: float) -> None:
+        """Complete what is due. A round that began also ends: what was delivered must not be redelivered."""
+        due = self._state.take_due()
+        if not await self.save_checkpoint():
+            self._state.put_back(due)
             return
         while due:
             batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
-            with anyio.move_on_after(self._session.close_timeout * _SETTLE_SHARE, shield=True):
+            with anyio.move_on_after(close_timeout * _SETTLE_SHARE, shield=True):
                 if len(batch) == 1:
                     await self._complete(batch[0])
                     continue
                 async with task_group() as group:
-                    for letter in batch:
-                        group.start_soon(self._complete, letter)
+                    for message in batch:
+                        group.start_soon(self._complete, message)
 
-    async def _complete(self, letter: ResultMessage[Mailbox]) -> None:
-        session = self._session
+    async def _complete(self, message: ResultMessage[Mailbox]) -> None:
         try:
-            await letter.opening.complete(letter.delivery)
+            await message.opening.complete(message.delivery)
         except BrokerError as error:
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
-            if self._book.not_completed(letter, error):
+            if self._state.not_completed(message, error):
                 asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_due.set)
             return
-        for blob in letter.blobs:
-            session._drop_later(session.pool.runtime.out, blob, "delete a result's blob")
+        for blob in message.blobs:
+            self._context.delete_later(self._runtime.out, blob, "delete a result's blob")
 
     @asynccontextmanager
     async def _reopening(self) -> AsyncIterator[None]:
         try:
             yield
         except LeaseLost as error:
-            self._session._warn(f"the mailbox was lost and is opened again: {error}")
+            self._context.notices.warn(f"the mailbox was lost and is opened again: {error}")
             await self._reopen()
         except BrokerError as error:
             if not error.retryable:
                 raise
-            self._session._warn(f"no mail at present, trying again: {error}")
-            self._outage.failed(error)
+            self._context.notices.warn(f"no mail at present, trying again: {error}")
+            self._health.failed(error)
             await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
         """Raises `MailboxInUse` when somebody else has taken it over, and lives or had it meanwhile."""
         lost = self._mailbox
-        self._book.lost()
+        self._state.lost()
         if lost is not None:
             await lost.aclose()
         backoff = Backoff()
@@ -271,29 +298,29 @@ class ResultReceiver:
                     raise
                 if (holder := await self._other_holder()) is not None:
                     raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
-                self._outage.failed(error)
+                self._health.failed(error)
                 await backoff.wait()
             except BrokerError as error:
                 if not error.retryable:
                     raise
-                self._outage.failed(error)
+                self._health.failed(error)
                 await backoff.wait()
-        self._outage.worked()
+        self._health.worked()
 
     async def _win_back(self) -> None:
-        """Ours is only what nobody had meanwhile: a ledger of somebody else's is not to be written over."""
+        """Open the mailbox again. Another holder's checkpoint, written meanwhile, must stay as it is."""
         mailbox = await self._open_once()
         try:
-            if self._ledger is not None:
-                await self._ledger.check(mailbox)
+            if self._checkpoint is not None:
+                await self._checkpoint.check(mailbox)
         except BaseException:
             await mailbox.aclose()
             raise
-        self._book.opening = mailbox
+        self._state.opening = mailbox
 
     async def _other_holder(self) -> str | None:
         try:
-            return await self._session._presence.living_holder()
+            return await self._living_holder()
         except StorageError as error:
             logger.warning("presence_not_read", extra={"mailbox": self._id, "error": str(error)})
             return None
@@ -302,32 +329,32 @@ class ResultReceiver:
         """Do what the book says of something that came; then what nobody reads goes to disk."""
         for command in commands:
             self._perform(command)
-        self._session._changed()
-        for entry, outcome in self._book.overflow():
-            self._book.spill(entry, self._spill.write(outcome))
+        self._outcomes.change.beat()
+        for entry, outcome in self._state.overflow():
+            self._state.spill(entry, self._spill.write(outcome))
 
     def _perform(self, command: MailboxCommand) -> None:
-        session = self._session
+        context = self._context
         match command:
             case Resolved(entry, outcome):
                 self._learn(outcome)
-                session._resolved(entry)
+                self._outcomes.announce(entry)
             case Confirmed(sequence):
-                session._cancellations.confirmed(sequence)
+                self._confirmed(sequence)
             case Fetch(item, reference):
-                session._background.start(self._fetch(item, reference), f"fetch the result of {item.task_id}")
+                context.background.start(self._fetch(item, reference), f"fetch the result of {item.task_id}")
             case Tell(event):
-                session._tell(event)
+                context.notices.tell(event)
             case Dropped(reason):
-                session._warn(f"a message in the mailbox was dropped: {reason}")
+                context.notices.warn(f"a message in the mailbox was dropped: {reason}")
 
     def _learn(self, outcome: ResultItem) -> None:
         if outcome.started_at is not None and outcome.finished_at is not None:
-            self._session._policy.seen(outcome.command, outcome.finished_at - outcome.started_at)
+            self._context.policy.seen(outcome.command, outcome.finished_at - outcome.started_at)
 
-    def give(self, entry: Entry) -> None:
-        """It has an outcome of the session's own, and mail is still to come of it."""
-        self._book.give(entry)
+    def expect_message(self, entry: Entry) -> None:
+        """Note that a task has an outcome of the session's own although an agent's is still to come."""
+        self._state.give(entry)
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         try:
@@ -335,17 +362,17 @@ class ResultReceiver:
                 whole = await self._fetched(item, reference)
         except BlobNotFound as error:
             failure = _unreadable(item, f"its result cannot be fetched: {error}")
-            self._take(self._book.not_there(item, failure))
+            self._take(self._state.not_there(item, failure))
         else:
-            self._take(self._book.fetched(whole, reference.size))
+            self._take(self._state.fetched(whole, reference.size))
 
     async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
         """Raises `BlobNotFound` while nobody else can have had the mailbox."""
         backoff = Backoff()
         while True:
             try:
-                blob = await self._session.pool.runtime.out.get(reference.blob)
-                self._away.worked()
+                blob = await self._runtime.out.get(reference.blob)
+                self._storage_health.worked()
                 return replace(item, value=orjson.loads(blob.data))
             except BlobNotFound:
                 if self._is_ours:
@@ -354,14 +381,14 @@ class ResultReceiver:
             except StorageError as error:
                 if not error.retryable:
                     return _unreadable(item, f"its result cannot be fetched: {error}")
-                self._away.failed(error)
+                self._storage_health.failed(error)
                 await backoff.wait()
             except orjson.JSONDecodeError as error:
                 return _unreadable(item, f"its result is not JSON: {error}")
 
     def _on_due(self) -> None:
         self._some_due.set()
-        if len(self._book.due) >= _DUE_AT_ONCE or self._book.due_bytes >= _DUE_BYTES_AT_ONCE:
+        if len(self._state.due) >= _DUE_AT_ONCE or self._state.due_bytes >= _DUE_BYTES_AT_ONCE:
             self._many_due.set()
 
 

@@ -10,13 +10,14 @@ from batchflow.errors import BrokerError
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
-from batchflow.sessions.health import ServiceHealth
 from batchflow.sessions.tracker import Entry, submit_failed_result
 from batchflow.support.backoff import Backoff, opened
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.health import ServiceHealth
+    from batchflow.sessions.outcomes import Outcomes
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +34,7 @@ class SendLink:
 
     queue: QueueRef
     sender: Sender
-    outage: ServiceHealth
+    health: ServiceHealth
     sending: list[_Packed] = field(default_factory=list)
     """What is on its way at this moment."""
     sent: int = 0
@@ -46,27 +47,28 @@ class TaskSender:
     One coroutine owns a link; what gathers while all of them send rides together.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.lanes: list[SendLink] = []
+    def __init__(self, context: SessionContext, outcomes: Outcomes) -> None:
+        self._context = context
+        self._outcomes = outcomes
+        self.links: list[SendLink] = []
         self._wake = asyncio.Event()
         self._messages = 0
 
     async def open(self) -> None:
         async with task_group() as group:
-            for queue in self._session.pool.runtime.manifest.task_queues:
+            for queue in self._context.runtime.manifest.task_queues:
                 group.start_soon(self._open, queue)
 
     async def _open(self, queue: QueueRef) -> None:
-        broker = self._session.pool.runtime.connections.broker
-        sender = self._session._counter.sender(await opened(lambda: broker.sender(queue)))
-        outage = ServiceHealth(self._session, "sending", f"{queue.entity} has taken no tasks")
-        self.lanes.append(SendLink(queue, sender, outage))
+        broker = self._context.runtime.connections.broker
+        sender = self._context.counter.sender(await opened(lambda: broker.sender(queue)))
+        health = self._context.problems.watch("sending", f"{queue.entity} has taken no tasks")
+        self.links.append(SendLink(queue, sender, health))
 
     async def aclose(self) -> None:
         async with task_group() as group:
-            for lane in self.lanes:
-                group.start_soon(lane.sender.aclose)
+            for link in self.links:
+                group.start_soon(link.sender.aclose)
 
     def wake(self) -> None:
         self._wake.set()
@@ -74,44 +76,43 @@ class TaskSender:
     @property
     def passed(self) -> int:
         """Every task with a lower sequence number is accepted, or has failed."""
-        tracker = self._session._tracker
-        sending = [lane.sending[0].entries[0].sequence for lane in self.lanes if lane.sending]
-        return min((*sending, tracker.next_unsent()))
+        sending = [link.sending[0].entries[0].sequence for link in self.links if link.sending]
+        return min((*sending, self._context.tracker.next_unsent()))
 
     async def run(self) -> None:
         async with task_group() as group:
-            for lane in self.lanes:
-                group.start_soon(self._serve, lane)
+            for link in self.links:
+                group.start_soon(self._serve, link)
 
-    async def _serve(self, lane: SendLink) -> None:
+    async def _serve(self, link: SendLink) -> None:
         clock = asyncio.get_running_loop().time
-        tracker, policy = self._session._tracker, self._session._policy
+        tracker, policy = self._context.tracker, self._context.policy
         while True:
             await self._wake.wait()
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
-            lane.sending = self._take(clock())
-            if lane.sending:
-                await self._send(lane)
-                lane.sending = []
+            link.sending = self._take(clock())
+            if link.sending:
+                await self._send(link)
+                link.sending = []
             else:
                 self._wake.clear()
-            self._session._room.beat()
+            self._outcomes.room.beat()
 
     async def drain(self) -> None:
         """Return when everything was sent."""
-        while self._session._tracker.sending:
-            await self._session._room.wait()
+        while self._context.tracker.sending:
+            await self._outcomes.room.wait()
 
     def _take(self, now: float) -> list[_Packed]:
         """The messages of the next send."""
-        tracker, policy = self._session._tracker, self._session._policy
-        is_last = self._session._submitter.burst_is_over
+        tracker, policy = self._context.tracker, self._context.policy
+        is_last = tracker.end_of_burst
         policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES
         messages = policy.messages(len(tracker.outbox), tracker.queued, is_last=is_last)
-        for _ in range(-(-messages // len(self.lanes))):
+        for _ in range(-(-messages // len(self.links))):
             pack = policy.pack(len(tracker.outbox), tracker.queued, room, is_last=is_last)
             entries, items = tracker.take(pack)
             if not entries:
@@ -122,47 +123,41 @@ class TaskSender:
 
     def _packed(self, entries: list[Entry], items: list[bytes]) -> _Packed:
         self._messages += 1
-        message_id = f"{self._session.incarnation}-{self._messages}"
+        message_id = f"{self._context.incarnation}-{self._messages}"
         body = wire.join("tasks", items)
-        self._session._relief.moved(len(body))
+        self._context.trimmer.moved(len(body))
         return _Packed(entries, OutgoingMessage(body, message_id))
 
-    async def _send(self, lane: SendLink) -> None:
+    async def _send(self, link: SendLink) -> None:
         """Until the broker has them or refuses them for good; the same bytes under the same ids each time."""
-        entries = [entry for packed in lane.sending for entry in packed.entries]
+        entries = [entry for packed in link.sending for entry in packed.entries]
         backoff: Backoff | None = None
         while True:
             try:
-                await self._send_once(lane)
+                await self._send_once(link)
             except BrokerError as error:
                 if not error.retryable:
                     self._failed(entries, error)
                     return
                 text = f"the broker did not take {len(entries)} tasks yet, trying again: {error}"
-                self._session._warn(text)
-                lane.outage.failed(error)
+                self._context.notices.warn(text)
+                link.health.failed(error)
                 backoff = backoff or Backoff()
                 await backoff.wait()
             else:
                 if backoff is not None:
-                    lane.outage.worked()
-                self._accepted(entries)
+                    link.health.worked()
+                self._outcomes.accepted(entries)
                 return
 
-    async def _send_once(self, lane: SendLink) -> None:
+    async def _send_once(self, link: SendLink) -> None:
         clock = asyncio.get_running_loop().time
         started = clock()
-        await lane.sender.send(*[packed.message for packed in lane.sending])
-        self._session._policy.sent(clock() - started)
-        lane.sent += len(lane.sending)
-
-    def _accepted(self, entries: list[Entry]) -> None:
-        self._session._tracker.accepted(entries)
-        for entry in entries:
-            self._session._accepting.wake(entry.sequence)
+        await link.sender.send(*[packed.message for packed in link.sending])
+        self._context.policy.sent(clock() - started)
+        link.sent += len(link.sending)
 
     def _failed(self, entries: list[Entry], error: BrokerError) -> None:
-        session = self._session
         for entry in entries:
-            session._resolve(entry, submit_failed_result(entry, str(error)))
-        session._changed()
+            self._outcomes.resolve(entry, submit_failed_result(entry, str(error)))
+        self._outcomes.change.beat()

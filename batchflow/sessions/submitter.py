@@ -12,82 +12,104 @@ from batchflow.errors import ConfigurationError, JobClosed
 from batchflow.protocol import layout, wire
 from batchflow.protocol.wire import Reference
 from batchflow.sessions.submission import INLINE, Submission, is_duration
-from batchflow.sessions.tracker import Entry, Tracker
+from batchflow.sessions.tracker import Entry
 
 if TYPE_CHECKING:
-    from batchflow.session import Session
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.settings import SessionSettings
 
 _YIELD_EVERY: Final = 64
 """Submits after which the event loop gets a turn, so that what was submitted leaves meanwhile."""
 
 
+def task_timeout(timeout: float | None, settings: SessionSettings) -> float | None:
+    """Return the seconds that a session's tasks may run; None: without a limit. Raises `ConfigurationError`.
+
+    `timeout`: what the session was made with; None stands for the settings'.
+    """
+    chosen = (settings.timeout or None) if timeout is None else timeout
+    if chosen is not None and not is_duration(chosen):
+        raise ConfigurationError(f"session: timeout is {timeout!r}; seconds above 0 are needed")
+    return chosen
+
+
 class Submitter:
     """Makes tasks of what is submitted, and waits for room in the outbox, never for readers of results."""
 
-    def __init__(self, session: Session, timeout: float | None) -> None:
-        """`timeout`: seconds that a task may run whose submission does not say; None: the settings'."""
-        settings = session.pool.runtime.settings.session
-        self._session = session
-        self._settings = settings
-        self._timeout = (settings.timeout or None) if timeout is None else timeout
-        if self._timeout is not None and not is_duration(self._timeout):
-            raise ConfigurationError(f"session: timeout is {timeout!r}; seconds above 0 are needed")
+    def __init__(
+        self,
+        context: SessionContext,
+        outcomes: Outcomes,
+        wake_sender: Callable[[], None],
+        timeout: float | None,
+    ) -> None:
+        """`timeout`: seconds that a task may run whose submission does not say; None: without a limit."""
+        self._context = context
+        self._outcomes = outcomes
+        self._wake_sender = wake_sender
+        self._settings = context.settings
+        self._timeout = timeout
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
-        self.refusal: str | None = None
+        self._refusal: str | None = None
         """Why no new tasks are taken, although the session lives."""
-        self.burst_is_over = False
-        """Whether what was submitted last was the end of a list, or of whatever else a map was made of."""
 
-    async def submit(self, wish: Submission) -> Entry:
+    def refuse(self, reason: str) -> None:
+        """Take no new tasks; those that were submitted go on. `reason`: the text of `JobClosed`."""
+        self._refusal = reason
+
+    async def submit(self, submission: Submission) -> Entry:
         """`enqueue`, and a turn for the event loop now and then. Cancelled, there may be a task or none."""
-        entry = await self.enqueue(wish)
-        if self.is_out_of_breath(entry):
+        entry = await self.enqueue(submission)
+        if self.should_yield(entry):
             await asyncio.sleep(0)
         return entry
 
-    def is_out_of_breath(self, entry: Entry) -> bool:
-        """Whether the event loop shall have a turn after this one, so that what was submitted leaves."""
+    def should_yield(self, entry: Entry) -> bool:
+        """Return whether the event loop gets a turn after this task, so that what was submitted leaves."""
         return entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1
 
     async def enqueue(
-        self, wish: Submission, *, index: int | None = None, on_done: Callable[[Entry], None] | None = None
+        self,
+        submission: Submission,
+        *,
+        index: int | None = None,
+        on_done: Callable[[Entry], None] | None = None,
     ) -> Entry:
-        """Into the outbox. Once it is there nothing is awaited any more: cancelled, there is no task."""
-        session = self._session
+        """Put a task into the outbox. Nothing is awaited after that, so a cancelled call has made no task."""
         self._check_takes()
-        while not self._has_room(session._tracker):
-            await session._next_room()
+        while not self._has_room():
+            await self._outcomes.next_room()
             self._check_takes()
-        entry = self._entry(wish, None, index, on_done)
+        entry = self._entry(submission, None, index, on_done)
         assert entry.item is not None
         if len(entry.item) > INLINE:
-            reference = await self._store_arguments(wish.encode_arguments(len(entry.item)))
-            entry = self._entry(wish, reference, index, on_done)
-        session._tracker.add(entry)
-        session._outbox.wake()
-        self.burst_is_over = False
+            reference = await self._store_arguments(submission.encode_arguments(len(entry.item)))
+            entry = self._entry(submission, reference, index, on_done)
+        self._context.tracker.add(entry)
+        self._wake_sender()
         return entry
 
-    def _has_room(self, tracker: Tracker) -> bool:
-        settings = self._settings
+    def _has_room(self) -> bool:
+        settings, tracker = self._settings, self._context.tracker
         return tracker.sending < settings.outbox and tracker.outbox_bytes < settings.outbox_bytes
 
     def _entry(
         self,
-        wish: Submission,
+        submission: Submission,
         reference: Reference | None,
         index: int | None,
         on_done: Callable[[Entry], None] | None,
     ) -> Entry:
         """The next task, ready to be added."""
-        session = self._session
-        sequence = session._tracker.next_sequence()
-        item = wish.item(
-            client=session.name,
-            job=session.job_name,
+        context = self._context
+        sequence = context.tracker.next_sequence()
+        item = submission.item(
+            client=context.name,
+            job=context.job_name,
             sequence=sequence,
-            uid=wire.make_uid(session.incarnation, sequence),
+            uid=wire.make_uid(context.incarnation, sequence),
             bundle=self.bundle,
             now=time.time(),
             reference=reference,
@@ -103,26 +125,26 @@ class Submitter:
             job=item.job,
             submitted_at=item.submitted_at,
             tag=item.tag,
-            item=wish.encode(item),
+            item=submission.encode(item),
             claimed=on_done is not None,
             arguments_blob=None if reference is None else reference.blob,
             on_done=on_done,
         )
 
     async def _store_arguments(self, data: bytes) -> Reference:
-        session = self._session
-        name = f"{session.incarnation}-{uuid.uuid4().hex}"
-        blob = layout.arguments_blob(session.job_name, session.name, name)
+        context = self._context
+        name = f"{context.incarnation}-{uuid.uuid4().hex}"
+        blob = layout.arguments_blob(context.job_name, context.name, name)
         try:
-            await session.pool.runtime.ctl.put(blob, data)
+            await context.runtime.ctl.put(blob, data)
             self._check_takes()
         except BaseException:
-            if not session._ended:
-                session._drop_later(session.pool.runtime.ctl, blob, "delete arguments")
+            if not context.lifetime.ended:
+                context.delete_later(context.runtime.ctl, blob, "delete arguments")
             raise
         return Reference(blob, len(data))
 
     def _check_takes(self) -> None:
-        self._session._check_open()
-        if self.refusal is not None:
-            raise JobClosed(self.refusal)
+        self._context.lifetime.check_open()
+        if self._refusal is not None:
+            raise JobClosed(self._refusal)

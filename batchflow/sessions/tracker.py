@@ -120,6 +120,8 @@ class Tracker:
     """In the order of submission; may hold entries that are done meanwhile."""
     outbox_bytes: int = 0
     """Of what waits in the outbox, as it travels."""
+    end_of_burst: bool = False
+    """Whether the newest task ended a list, or another source of inputs: no task is likely to follow soon."""
     unclaimed: deque[Entry] = field(default_factory=deque)
     """In the order of arrival; may hold entries that were claimed meanwhile."""
     _stale: int = 0
@@ -170,6 +172,7 @@ class Tracker:
         self._tally[entry.status] += 1
         self.outbox_bytes += 0 if entry.item is None else len(entry.item)
         self.outbox.append(entry)
+        self.end_of_burst = False
 
     def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
         """The next entries that share a message, and their items."""

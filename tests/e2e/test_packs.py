@@ -57,7 +57,7 @@ async def test_what_comes_fast_shares_messages(session: Session) -> None:
     await session.run("echo.py", 1)
     async for result in session.map("echo.py", range(50)):
         result.unwrap()
-    (lane,) = session._outbox.lanes
+    (lane,) = session._sender.links
     before = lane.sent
     async for result in session.map("echo.py", range(2000)):
         result.unwrap()

@@ -148,7 +148,7 @@ async def test_a_service_bus_that_is_away_and_comes_back(cloud: Cloud, session: 
     await cloud.bus.start(port=port)
     await told(events, "that is over")
     async with asyncio.timeout(PATIENCE):
-        while session._troubles:  # noqa: ASYNC110
+        while session._context.problems.first:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await within(task) == "slept"
     assert await within(late) == ["late"]

@@ -60,7 +60,7 @@ async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Po
         async with pool.session(name) as session:
             results = [result async for result in session.map("echo.py", range(600), ordered=True)]
             assert [result.value for result in results] == [[number] for number in range(600)]
-            assert sorted(lane.sent > 0 for lane in session._outbox.lanes) == [True, True]
+            assert sorted(lane.sent > 0 for lane in session._sender.links) == [True, True]
 
 
 async def test_cancelling(pool: Pool) -> None:
@@ -115,4 +115,4 @@ async def test_a_client_of_the_pool_alone(pool: Pool) -> None:
         async with attached.session() as session:
             results = [result async for result in session.map("echo.py", range(50), ordered=True)]
             assert [result.value for result in results] == [[number] for number in range(50)]
-            assert len(session._outbox.lanes) == 2
+            assert len(session._sender.links) == 2

@@ -270,7 +270,7 @@ async def test_an_outbox_is_full_of_few_large_tasks_too(
         doubles.broker.gate.set()
         await within(session.flush())
         await within(first.accepted())
-        assert session._tracker.outbox_bytes == 0
+        assert session._context.tracker.outbox_bytes == 0
 
 
 async def test_a_full_outbox_has_room_when_its_tasks_are_cancelled(

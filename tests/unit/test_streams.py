@@ -259,11 +259,11 @@ async def test_what_is_on_disk_is_not_in_memory_too(
         await session.submit("x.py")
         (item,) = await agent.take()
         await agent.answer(item, value=["a value that is seen nowhere else"])
-        await eventually(lambda: session._inbox._book.spilled)
+        await eventually(lambda: session._receiver._state.spilled)
         gc.collect()
         kept = [each for each in gc.get_objects() if isinstance(each, ResultItem)]
         assert item.uid not in {each.uid for each in kept}
-        assert session._inbox._book.held == 1
+        assert session._receiver._state.held == 1
         assert [result.value for result in session.take()] == [["a value that is seen nowhere else"]]
         await until_empty(session)
 
@@ -282,12 +282,12 @@ async def test_unread_results_are_bounded_by_their_size_too(
                 value = await agent.store(name, b'"%s"' % (b"r" * 60_000))
             await agent.answer(item, value=value)
         await eventually(lambda: session.counts.done == 20)
-        assert session._inbox._book.held_bytes <= 100_000
+        assert session._receiver._state.held_bytes <= 100_000
         await eventually(lambda: len(doubles.storage.names("results/")) <= 1)
         results = session.take()
         assert sorted(len(result.value) for result in results) == [10_000] * 10 + [60_000] * 10
         await until_empty(session)
-        assert session._inbox._book.held_bytes == 0
+        assert session._receiver._state.held_bytes == 0
 
 
 async def test_spilled_results_outlive_the_session(
@@ -306,7 +306,7 @@ async def test_spilled_results_outlive_the_session(
 async def test_read_outcomes_are_not_held(session: Session, agent: Agent) -> None:
     """Memory is for what is unread, even behind a result that nobody ever asks for."""
     stuck = await session.submit("x.py")
-    session._tracker.claim(stuck._entry)
+    session._context.tracker.claim(stuck._entry)
     (item,) = await agent.take()
     await agent.answer(item)
     for _ in range(30):
@@ -315,7 +315,7 @@ async def test_read_outcomes_are_not_held(session: Session, agent: Agent) -> Non
         await agent.answer(*taken, value=1)
         await eventually(lambda: session.counts.queued == session.counts.sending == 0)
         assert len(session.take()) == 100
-    assert len(session._inbox._book.fresh) < 2500
+    assert len(session._receiver._state.fresh) < 2500
 
 
 async def test_a_message_that_was_read_is_not_held(session: Session, agent: Agent) -> None:
@@ -373,7 +373,7 @@ async def test_unread_events_are_bounded_and_counted(session: Session, doubles: 
     """The oldest are dropped, and how many."""
     events = session.events()
     for number in range(10_005):
-        session._warn(str(number))
+        session._context.notices.warn(str(number))
     assert events.dropped == 5
     assert (await anext(events)).message == "5"
 
@@ -382,7 +382,7 @@ async def test_a_dropped_event_stream_costs_nothing(session: Session) -> None:
     """Nobody tells it anything any more."""
     session.events()
     gc.collect()
-    assert len(session._streams) == 0
+    assert len(session._context.notices) == 0
 
 
 # ---- what they wait on

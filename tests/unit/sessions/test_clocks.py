@@ -38,7 +38,7 @@ async def test_agents_live_whatever_the_clock_says(skewed: float, pool: Pool, do
         task = await session.submit("x.py", args=1)
         await agent.answer(*await agent.take())
         assert await within(task) == [1]
-        assert not session._troubles
+        assert not session._context.problems.first
 
 
 async def test_agents_that_are_gone_do_not_live_by_a_slow_clock(

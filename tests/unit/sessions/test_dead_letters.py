@@ -105,7 +105,7 @@ async def test_dead_results_are_told(pool: Pool, session: Session, agent: Agent,
     task = await session.submit("x.py")
     (item,) = await agent.take()
     (queue,) = pool.runtime.manifest.results_queues
-    mailbox = session._inbox._mailbox
+    mailbox = session._receiver._mailbox
     assert mailbox is not None
     body = wire.join("results", [wire.encode(result_of(item, "late"))])
     mortal = OutgoingMessage(body, "one", session_id="default/elsewhere", time_to_live=10.0)
@@ -157,5 +157,5 @@ async def test_whoever_lacks_the_right_leaves_it_to_others(
                 await within(task)
         else:
             doubles.broker._queue(pool.runtime.manifest.task_queues[0])
-            await eventually(lambda: not session._troubles)
+            await eventually(lambda: not session._context.problems.first)
     assert session.closed

@@ -77,11 +77,11 @@ async def test_a_broker_that_takes_no_tasks_is_told_to_each_who_waits(
     assert [task.status for task in tasks] == [Status.SENDING] * 3
     assert "connection refused" in str(await session.explain())
     doubles.broker.faults.clear()
-    await eventually(lambda: not session._troubles)
+    await eventually(lambda: not session._context.problems.first)
     await within(session.flush())
     await within(tasks[0].accepted())
     assert len({message.message_id for message in doubles.broker.tried}) == 3
-    told = [await within(anext(events)) for _ in range(len(events._events))]
+    told = [await within(anext(events)) for _ in range(len(events._queue))]
     assert [event.kind for event in told][-1] == "info"
 
 
@@ -99,7 +99,7 @@ async def test_a_broker_that_hands_out_no_mail_is_told(
             await within(wait)
     await agent.answer(item, value="at last")
     bring_back()
-    await eventually(lambda: not session._troubles)
+    await eventually(lambda: not session._context.problems.first)
     assert await within(task) == "at last"
 
 
@@ -114,7 +114,7 @@ async def test_a_result_that_storage_does_not_give_is_told(session: Session, dou
     with pytest.raises(StorageError, match=r"fetched from storage.*busy"):
         await within(waiting)
     doubles.storage.faults.clear()
-    await eventually(lambda: not session._troubles)
+    await eventually(lambda: not session._context.problems.first)
     assert await within(task) == "large"
 
 

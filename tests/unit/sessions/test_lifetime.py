@@ -288,9 +288,9 @@ async def test_a_lost_mailbox_is_opened_again(session: Session, agent: Agent, do
 
 async def lose_mailbox(session: Session, doubles: Doubles) -> None:
     """Return when it was lost and opened again."""
-    lost = session._inbox._mailbox
+    lost = session._receiver._mailbox
     doubles.broker.advance(60)
-    await eventually(lambda: session._inbox._mailbox not in (None, lost))
+    await eventually(lambda: session._receiver._mailbox not in (None, lost))
 
 
 async def test_the_mailbox_is_held_by_renewing_its_lock(
@@ -302,7 +302,7 @@ async def test_the_mailbox_is_held_by_renewing_its_lock(
     async with client:
         pool = await client.ensure_pool("quiet", files={"x.py": b""})
         async with pool.session("c") as session:
-            mailbox = session._inbox._mailbox
+            mailbox = session._receiver._mailbox
             assert mailbox is not None
             renewals = 0
             renew = mailbox.renew
@@ -314,7 +314,7 @@ async def test_the_mailbox_is_held_by_renewing_its_lock(
 
             monkeypatch.setattr(mailbox, "renew", counted)
             await eventually(lambda: renewals >= 4)
-            assert session._inbox._mailbox is mailbox
+            assert session._receiver._mailbox is mailbox
 
 
 async def test_unread_results_survive_the_loss_of_the_mailbox(
@@ -336,7 +336,7 @@ async def test_unread_results_survive_the_loss_of_the_mailbox(
         assert session.take(1)[0].value == "read"
         await until_empty(session, but=2)
         await lose_mailbox(session, doubles)
-        await eventually(lambda: session._inbox._book.held == 2 and not session._inbox._book.again)
+        await eventually(lambda: session._receiver._state.held == 2 and not session._receiver._state.again)
         await until_empty(session, but=2)
         assert doubles.storage.names("results/")
         assert {result.value for result in session.take()} == {"unread", "large"}
@@ -356,9 +356,9 @@ async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent,
     async with pool.session("c") as second:
         stream = second.results(follow=True)
         assert (await within(anext(stream))).value == "one"
-        await eventually(lambda: len(second._tracker.unclaimed) == 1)
+        await eventually(lambda: len(second._context.tracker.unclaimed) == 1)
         await lose_mailbox(second, doubles)
-        await eventually(lambda: second._inbox._book.held == 1 and not second._inbox._book.again)
+        await eventually(lambda: second._receiver._state.held == 1 and not second._receiver._state.again)
         await agent.answer(items[0], value="one more")
         assert (await within(anext(stream))).value == "two"
         await until_empty(second)
@@ -392,13 +392,13 @@ async def test_mail_that_came_while_the_process_stood_still_is_not_taken_for_its
 ) -> None:
     """Somebody else may have the mailbox by then: it is opened again first, and the mail comes there."""
     events = session.events()
-    mailbox = session._inbox._mailbox
+    mailbox = session._receiver._mailbox
     task = await session.submit("x.py")
     (item,) = await agent.take()
-    session._inbox._ours_until = 0.0
+    session._receiver._ours_until = 0.0
     await agent.answer(item, value="once")
     assert await within(task) == "once"
-    assert session._inbox._mailbox is not mailbox
+    assert session._receiver._mailbox is not mailbox
     assert "nobody has renewed" in (await within(anext(events))).message
     await until_empty(session)
 
@@ -419,7 +419,7 @@ async def test_no_agents_is_said_to_everybody_who_waits(
     agent = Agent(doubles, pool)
     doubles.compute.fault = PoolError("the quota is used up")
     async with pool.session("c") as session:
-        await eventually(lambda: session._trouble)
+        await eventually(lambda: session._context.problems.first)
         task = await session.submit("x.py")
         await within(task.accepted())
         for wait in (task.outcome(), anext(session.results()), anext(session.map("x.py", [1]))):
@@ -427,7 +427,7 @@ async def test_no_agents_is_said_to_everybody_who_waits(
                 await within(wait)
         assert "quota" in str(await session.explain())
         await agent.beat()
-        await eventually(lambda: session._trouble is None)
+        await eventually(lambda: session._context.problems.first is None)
         items = await agent.take(1)
         waiting = asyncio.ensure_future(task.outcome())
         await agent.answer(items[0], value="at last")
@@ -467,7 +467,7 @@ async def test_a_client_without_rights_on_batch_is_content_with_agents_that_live
     doubles.compute.fault = PoolError("forbidden")
     async with pool.session("c") as session:
         assert await within(session.run("x.py", args=1)) == [1]
-        assert session._trouble is None
+        assert session._context.problems.first is None
 
 
 async def test_agents_that_cannot_be_made_do_not_end_the_session(
@@ -485,12 +485,12 @@ async def test_agents_that_cannot_be_made_do_not_end_the_session(
     pool = await client.ensure_pool("bare")
     agent = Agent(doubles, pool)
     async with pool.session("c") as session:
-        await eventually(lambda: session._trouble)
+        await eventually(lambda: session._context.problems.first)
         task = await session.submit("x.py")
         with pytest.raises(NoAgents, match="no pip"):
             await within(task.outcome())
         await agent.beat()
-        await eventually(lambda: session._trouble is None)
+        await eventually(lambda: session._context.problems.first is None)
         await agent.answer(*await agent.take(), value=1)
         assert await within(task) == 1
 
@@ -509,9 +509,9 @@ async def test_agents_that_vanish_are_told(
 async def test_the_slots_that_are_known_spread_the_tasks(session: Session, agent: Agent) -> None:
     """A known short command rides in as many messages as there are slots."""
     await agent.beat(slots=4)
-    session._policy.seen("x.py", 0.001)
+    session._context.policy.seen("x.py", 0.001)
     first = await session.submit("x.py")
-    await eventually(lambda: session._policy.slots == 4)
+    await eventually(lambda: session._context.policy.slots == 4)
     await agent.take(1)
     await session.submit_many("x.py", range(40))
     await agent.take(40)
@@ -528,7 +528,7 @@ async def test_agents_of_another_version_are_told_once(pool: Pool, agent: Agent)
         event = await within(anext(events))
         assert "1 of 1 agents are of batchflow 0.0.1" in event.message
         await session._agents._meet()
-        assert not events._events
+        assert not events._queue
         task = await session.submit("x.py")
         await agent.answer(*await agent.take(), value=1)
         assert await within(task) == 1
@@ -629,9 +629,9 @@ async def test_tasks_for_a_queue_that_is_gone_have_their_outcome(session: Sessio
 
 async def a_minute_passes(doubles: Doubles, *sessions: Session) -> None:
     """Nobody has renewed anything meanwhile: the mailboxes are lost and opened again."""
-    lost = [session._inbox._mailbox for session in sessions]
+    lost = [session._receiver._mailbox for session in sessions]
     doubles.broker.advance(60)
-    await eventually(lambda: all(each._inbox._mailbox not in (None, *lost) for each in sessions))
+    await eventually(lambda: all(each._receiver._mailbox not in (None, *lost) for each in sessions))
 
 
 async def test_a_reader_who_is_absent_for_an_hour_costs_nobody_anything(

@@ -58,16 +58,16 @@ async def test_the_end_of_a_list_is_known_until_something_is_submitted(
     session: Session, serving: Agent
 ) -> None:
     """Its last packs are cut finer: a session tells that no more is coming, as far as it knows."""
-    submitter = session._submitter
+    tracker = session._context.tracker
     for _ in range(2):
-        assert not submitter.burst_is_over
+        assert not tracker.end_of_burst
         async with asyncio.timeout(20):
             await session.map("x.py", range(3)).collect()
-        assert submitter.burst_is_over
+        assert tracker.end_of_burst
         await session.submit("x.py", 1)
-        assert not submitter.burst_is_over
+        assert not tracker.end_of_burst
     await session.submit_many("x.py", range(3))
-    assert submitter.burst_is_over
+    assert tracker.end_of_burst
 
 
 async def test_nothing_begins_before_it_is_read(session: Session, agent: Agent) -> None:

@@ -32,14 +32,14 @@ async def nothing_at_all() -> None:
 
 async def die(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the process had been killed: nothing is saved or completed any more, the lock runs out."""
-    mailbox = session._inbox._mailbox
+    mailbox = session._receiver._mailbox
 
     async def nothing(*_: object) -> None:
         raise LeaseLost("the process was killed")
 
     for name in ("complete", "renew", "get_state", "set_state"):
         monkeypatch.setattr(mailbox, name, nothing)
-    monkeypatch.setattr(session._inbox, "_reopen", nothing)
+    monkeypatch.setattr(session._receiver, "_reopen", nothing)
     monkeypatch.setattr(session._presence, "release", nothing_at_all)
     await session.aclose()
     doubles.broker.advance(60)
@@ -115,7 +115,7 @@ async def test_after_a_crash_nothing_is_lost(
     items = await agent.take(4)
     await agent.answer(items[0])
     await read(first, 1)
-    await first._inbox.flush_settlements()
+    await first._receiver.flush_settlements(1.0)
     await agent.answer(items[1])
     await read(first, 1)
     await die(first, doubles, monkeypatch)
@@ -149,7 +149,7 @@ async def test_what_was_spilled_is_not_lost_in_a_crash(
         doubles.broker.advance(60)
         await agent.answer(items[5])
         await eventually(lambda: first.counts.succeeded == 6)
-        await first._inbox.flush_settlements()
+        await first._receiver.flush_settlements(1.0)
         await die(first, doubles, monkeypatch)
         async with pool.session("c") as second:
             assert [result.value async for result in second.results()] == [[n] for n in range(1, 6)]
@@ -169,7 +169,7 @@ async def test_a_duplicate_of_what_nobody_has_read_is_no_reading(
     await agent.answer(item, value="once")
     await agent.answer(item, value="once more")
     await until_empty(first, but=1)
-    await first._inbox.flush_settlements()
+    await first._receiver.flush_settlements(1.0)
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         assert [result.value async for result in second.results()] == ["once"]
@@ -193,8 +193,8 @@ async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
     confirmation = result_of(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
     if mail_came:
         await agent.post([confirmation])
-        await eventually(lambda: not first._inbox._book.given)
-    await first._inbox.flush_settlements()
+        await eventually(lambda: not first._receiver._state.given)
+    await first._receiver.flush_settlements(1.0)
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         if not mail_came:
@@ -211,7 +211,7 @@ async def test_what_was_saved_is_not_shown_again_though_it_was_not_completed(
     items = await agent.take(2)
     await agent.answer(items[0])
     await read(first, 1)
-    assert await first._inbox.save_ledger()
+    assert await first._receiver.save_checkpoint()
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         await agent.answer(items[1])
@@ -320,10 +320,10 @@ async def test_a_holder_that_was_replaced_is_told(
 ) -> None:
     """A paused client that comes back after another one opened and closed its session ends as taken over."""
     first = await pool.session("c")
-    (mailbox,) = [first._inbox._mailbox]
+    (mailbox,) = [first._receiver._mailbox]
     assert mailbox is not None
     ledger = Checkpoint.decode(await within(mailbox.get_state()))
-    await eventually(lambda: first._ledger is not None and first._ledger.loaded)
+    await eventually(lambda: first._checkpoint is not None and first._checkpoint.loaded)
     ledger = Checkpoint.decode(await mailbox.get_state())
     ledger.open("another")
     await mailbox.set_state(ledger.encode())
@@ -343,7 +343,7 @@ async def test_a_ledger_of_somebody_else_is_not_written_over(
     It used to save as soon as it had the lock again, so that what its successor had read was shown again.
     """
     session = await pool.session("c")
-    keeper = session._ledger
+    keeper = session._checkpoint
     assert keeper is not None
     await eventually(lambda: keeper.loaded)
     checking, go_on = asyncio.Event(), asyncio.Event()
@@ -357,10 +357,10 @@ async def test_a_ledger_of_somebody_else_is_not_written_over(
     monkeypatch.setattr(keeper, "check", slow)
     doubles.broker.advance(60)
     await within(checking.wait())
-    assert not await session._inbox.save_ledger()
+    assert not await session._receiver.save_checkpoint()
     go_on.set()
-    await eventually(lambda: session._inbox.held)
-    assert await session._inbox.save_ledger()
+    await eventually(lambda: session._receiver.held)
+    assert await session._receiver.save_checkpoint()
     await session.aclose()
 
 

@@ -62,7 +62,7 @@ async def test_tasks_take_all_links(session: Session, partly: PartlyAway) -> Non
     await within(session.flush())
     assert len({queue for queue, _ in partly.tried}) == 3
     assert len({name for _, name in partly.tried}) == len(partly.tried)
-    assert session._outbox.passed == 30
+    assert session._sender.passed == 30
 
 
 async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
@@ -76,7 +76,7 @@ async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
     await eventually(lambda: any(queue == away for queue, _ in partly.tried))
     await eventually(lambda: sum(task.status is Status.SENDING for task in tasks) <= 2)
     held = next(number for number, task in enumerate(tasks) if task.status is Status.SENDING)
-    assert session._outbox.passed == held
+    assert session._sender.passed == held
     partly.away.clear()
     await within(session.flush())
     assert all(task.status is Status.QUEUED for task in tasks)
@@ -96,11 +96,11 @@ async def test_one_queue_out_of_three_that_stays_away_is_told(
             partly.away.add(pool.runtime.manifest.task_queues[2].entity)
             for _ in range(9):
                 await session.submit("x.py")
-            await eventually(lambda: session._troubles)
+            await eventually(lambda: session._context.problems.first)
             with pytest.raises(BrokerError, match="tasks3 has taken no tasks"):
                 await within(session.flush())
             partly.away.clear()
-            await eventually(lambda: not session._troubles)
+            await eventually(lambda: not session._context.problems.first)
             await within(session.flush())
 
 

@@ -1,0 +1,162 @@
+"""The outcomes of a session's tasks: which calls wait for them, and what they become for the user."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from batchflow.errors import SessionClosed
+from batchflow.files import fetch
+from batchflow.model import Result, Status
+from batchflow.protocol import layout
+from batchflow.support.waiting import ChangeNotifier, Waiters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from batchflow.errors import ServiceError
+    from batchflow.protocol.wire import ResultItem
+    from batchflow.sessions.checkpoint import DeliveryRecord
+    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.health import ProblemSource
+    from batchflow.sessions.tracker import Entry
+
+
+class Outcomes:
+    """Gives tasks their outcomes, and wakes the calls that wait for an outcome or for room in the outbox."""
+
+    def __init__(self, context: SessionContext, record: DeliveryRecord | None) -> None:
+        """`record`: of a session that can be found again by its name."""
+        self._context = context
+        self._tracker = context.tracker
+        self._lifetime = context.lifetime
+        self._problems = context.problems
+        self._record = record
+        self.change = ChangeNotifier()
+        """Notified when something happened that a reader of results may care for."""
+        self.room = ChangeNotifier()
+        """Notified when something has left the outbox, or never will."""
+        self._waiters = Waiters()
+        """Calls that wait for a task's outcome."""
+        self._accepting = Waiters()
+        """Calls that wait until the broker has a task."""
+        self._problems.subscribe(self._fail_waiters)
+
+    # ---- what tasks and streams ask for
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is closing, or closed."""
+        return self._lifetime.closed
+
+    @property
+    def close_reason(self) -> str:
+        return self._lifetime.reason
+
+    @property
+    def outstanding(self) -> int:
+        """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
+        unknown = self._record is not None and not self._record.loaded
+        return len(self._tracker) + unknown
+
+    @property
+    def unread(self) -> int:
+        """Outcomes that have come and that no call has claimed."""
+        return self._tracker.unread
+
+    def next_unclaimed(self) -> Result | None:
+        """Hand out the oldest outcome that no call has claimed; None when there is none."""
+        entry = self._tracker.next_unclaimed()
+        return None if entry is None else self.result(entry)
+
+    def result(self, entry: Entry) -> Result:
+        """Return the public form of an outcome, with the way to the files that the task left."""
+        result = entry.result()
+        if not result.files:
+            return result
+        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid)
+
+        async def download(name: str) -> BinaryIO:
+            return await fetch(self._context.runtime.out, prefix + name)
+
+        return replace(result, download=download)
+
+    async def until_done(self, entry: Entry) -> None:
+        """Claim the task and return when it has its outcome."""
+        self._tracker.claim(entry)
+        if not entry.done:
+            self._lifetime.check_open()
+            self._problems.check()
+            await self._waiters.wait(entry.sequence)
+        entry.hand_over()
+
+    async def until_accepted(self, entry: Entry) -> None:
+        """Return when the broker has the task. Raises the task's error when it never will."""
+        if entry.status is Status.SENDING:
+            self._lifetime.check_open()
+            self._problems.check("sending")
+            await self._accepting.wait(entry.sequence)
+        if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
+            entry.result().unwrap()
+
+    async def next_change(self) -> None:
+        """Wait until something happened that a reader of results may care for."""
+        self._problems.check()
+        await self.change.wait()
+
+    async def next_room(self) -> None:
+        """Wait until something has left the outbox, or never will."""
+        self._problems.check("sending")
+        await self.room.wait()
+
+    # ---- what the parts of the session report
+
+    def accepted(self, entries: Iterable[Entry]) -> None:
+        """Note that the broker has these tasks."""
+        self._tracker.accepted(entries)
+        for entry in entries:
+            self._accepting.wake(entry.sequence)
+
+    def resolve(
+        self, entry: Entry, outcome: ResultItem, *, expect_message: Callable[[Entry], None] | None = None
+    ) -> bool:
+        """Give a task an outcome of the session's own. Returns False for a duplicate.
+
+        `expect_message` is called when a message with an agent's outcome of the task is still to come.
+        Without it, no later holder of the mailbox is told of the task.
+        """
+        if not self._tracker.resolve(entry, outcome):
+            return False
+        if expect_message is not None:
+            expect_message(entry)
+        elif self._record is not None:
+            self._record.consume(entry.uid)
+        self.announce(entry)
+        return True
+
+    def announce(self, entry: Entry) -> None:
+        """Wake the calls that wait for a task which has its outcome now, or for room in the outbox."""
+        self.room.beat()
+        self._waiters.wake(entry.sequence)
+        self._accepting.wake(entry.sequence)
+        if (on_done := entry.on_done) is not None:
+            entry.on_done = None  # a task that is kept must not keep its map, and all the inputs
+            on_done(entry)
+        if entry.arguments_blob is not None:
+            self._context.delete_later(self._context.runtime.ctl, entry.arguments_blob, "delete arguments")
+
+    def end(self) -> None:
+        """Raise `SessionClosed` in every call that waits: no outcome comes any more."""
+        self._lifetime.ended = True
+        closed = SessionClosed(self._lifetime.reason)
+        self._waiters.fail(closed)
+        self._accepting.fail(closed)
+        self.change.beat()
+        self.room.beat()
+
+    def _fail_waiters(self, source: ProblemSource, problem: ServiceError) -> None:
+        self._waiters.fail(problem)
+        self.change.beat()
+        if source == "sending":
+            self._accepting.fail(problem)
+            self.room.beat()
