@@ -1,4 +1,4 @@
-"""What the end of an agent's stderr tells people.
+"""What the end of an agent's stderr tells people. Pure.
 
 An agent logs lines of JSON; before it runs, the interpreter, pip or a shell may have said anything. Lines are
 told as they stand, those of JSON by their event and what explains it; what is only news is left out when
@@ -8,16 +8,9 @@ something went wrong.
 from __future__ import annotations
 
 import json
-import random
-from typing import TYPE_CHECKING, Any, Final
-
-import anyio
+from typing import Any, Final
 
 from batchflow.support.frozen import frozen
-
-if TYPE_CHECKING:
-    from batchflow.pools.runtime import PoolRuntime
-    from batchflow.ports.compute import BatchTaskInfo
 
 MOST_LINES: Final = 16
 _MOST_CHARACTERS: Final = 240
@@ -27,11 +20,6 @@ _LAST_FRAMES: Final = 5
 """Lines of an exception's text that are told: its end names what happened and where."""
 _PLAIN: Final = ("error", "exit_code", "lived", "path", "code")
 """Fields that explain an event."""
-_LOG_TAIL: Final = 32_000
-"""Bytes of an agent's stderr that an explanation looks at."""
-_LOG_TRIES: Final = 20
-_LOG_PAUSE: Final = 0.1
-"""Seconds, on average, between two tries."""
 
 
 @frozen
@@ -43,17 +31,6 @@ class AgentLog:
 
     def __str__(self) -> str:
         return "\n".join(self.words)
-
-
-async def fetch_log(runtime: PoolRuntime, task: BatchTaskInfo) -> AgentLog:
-    """Read the end of an agent's stderr. It is empty for a moment when Batch starts the task again."""
-    compute = runtime.connections.compute
-    for _ in range(_LOG_TRIES if task.retries else 1):
-        text = await compute.task_output(runtime.manifest.agents_job, task.id, "stderr.txt", _LOG_TAIL)
-        if text.strip():
-            return read(text)
-        await anyio.sleep(random.uniform(0.5, 1.5) * _LOG_PAUSE)  # not in step with its deaths
-    return read("")
 
 
 def read(text: str) -> AgentLog:

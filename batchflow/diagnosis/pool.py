@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from batchflow.diagnosis.agent_log import fetch_log
+from batchflow.diagnosis import agent_log
 from batchflow.diagnosis.facts import PoolFacts
 from batchflow.diagnosis.remedies import service_of, unanswered_cause
 from batchflow.errors import ServiceError
 from batchflow.model import Cause, Explanation
+from batchflow.pools.agents import read_stderr
 from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.support.version import own_version
 
@@ -212,7 +213,7 @@ async def _task_causes(runtime: PoolRuntime, task: BatchTaskInfo) -> list[Cause]
     if task.failure is not None:
         what = f"Batch could not run {task.id}: {task.failure.code}: {task.failure.message}"
         return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
-    log = await fetch_log(runtime, task)
+    log = agent_log.read(await read_stderr(runtime, task))
     said = "".join(f"\n    {line}" for line in log.words) or " nothing"
     if times := max(log.deaths, task.retries):
         often = "once" if times == 1 else f"{times} times in a row"

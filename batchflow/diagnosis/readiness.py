@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from batchflow.diagnosis.agent_log import fetch_log
+from batchflow.diagnosis import agent_log
 from batchflow.errors import (
     AllocationFailed,
     NodeUnusable,
@@ -15,6 +15,7 @@ from batchflow.errors import (
     StartTaskFailed,
 )
 from batchflow.model import BROKEN
+from batchflow.pools.agents import read_stderr
 from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
@@ -91,4 +92,4 @@ async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bo
     if all(task.retries >= _IN_VAIN for task in alive):
         return True
     running = [task for task in alive if task.state == "running"]
-    return bool(running) and (await fetch_log(runtime, running[0])).deaths >= _IN_VAIN
+    return bool(running) and agent_log.read(await read_stderr(runtime, running[0])).deaths >= _IN_VAIN

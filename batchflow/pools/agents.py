@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -31,6 +32,11 @@ _POLL: float = 0.25
 """Seconds between two looks at the heartbeats of draining agents."""
 _DRAIN_SLACK: Final = 10.0
 """Seconds, beyond the grace, for handing back and for the last results."""
+_STDERR_TAIL: Final = 32_000
+"""Bytes at the end of an agent's stderr that are read."""
+_STDERR_TRIES: Final = 20
+_STDERR_PAUSE: Final = 0.1
+"""Seconds, on average, between two tries."""
 
 
 class PoolAgents:
@@ -174,3 +180,14 @@ class PoolAgents:
         async with self._changing:
             if not await shrink(self._runtime, await compute.pool(pool_id), (nodes, spot), report):
                 await compute.resize_pool(pool_id, nodes, spot)
+
+
+async def read_stderr(runtime: PoolRuntime, task: BatchTaskInfo) -> str:
+    """Read the end of an agent's stderr. It is empty for a moment when Batch starts the task again."""
+    compute, job = runtime.connections.compute, runtime.manifest.agents_job
+    for _ in range(_STDERR_TRIES if task.retries else 1):
+        text = await compute.task_output(job, task.id, "stderr.txt", _STDERR_TAIL)
+        if text.strip():
+            return text
+        await anyio.sleep(random.uniform(0.5, 1.5) * _STDERR_PAUSE)  # not in step with its deaths
+    return ""
