@@ -134,7 +134,7 @@ def client() -> Drawing:
 
 
 def pool() -> Drawing:
-    d = Drawing(760, 270, "A pool: two queues, two containers, and machines with an agent each")
+    d = Drawing(760, 270, "A pool: two queues, two containers, and machines with one agent each")
     d.frame(15, 15, 730, 240, "pool “work”: the boundary of trust")
     d.box(40, 60, 190, 50, "task queue", "shared by all jobs and clients", kind="queue")
     d.box(40, 130, 190, 50, "results queue", "one mailbox for each session", kind="queue")
@@ -160,9 +160,9 @@ def session() -> Drawing:
     d.box(290, 50, 120, 52, "session", "report/client_1", kind="queue")
     d.box(290, 140, 120, 52, "session", "report/client_2", kind="queue")
     d.box(440, 95, 110, 52, "its tasks", "in one task queue", kind="queue")
-    d.box(640, 85, 100, 70, "agents", "take whichever", kind="node")
-    d.arrow(170, 62, 288, 70, "mail both ways")
-    d.arrow(170, 165, 288, 165, "mail both ways")
+    d.box(640, 85, 100, 70, "agents", "run the tasks", kind="node")
+    d.arrow(170, 62, 288, 70, "tasks, results")
+    d.arrow(170, 165, 288, 165, "tasks, results")
     d.arrow(410, 76, 445, 93)
     d.arrow(410, 166, 445, 149)
     d.arrow(550, 120, 638, 120)
@@ -193,7 +193,7 @@ def bundle() -> Drawing:
         d.box(20, 30 + 54 * number, 110, 42, name, kind="mine")
         d.arrow(130, 51 + 54 * number, 208, 105)
     d.box(210, 70, 150, 70, "bundle 3f9a…", "names and hashes")
-    d.arrow(360, 105, 448, 105, "what is new", above=9)
+    d.arrow(360, 105, 448, 105, "new files", above=9)
     d.box(450, 70, 120, 70, "container ctl", "each file once", kind="queue")
     d.box(640, 35, 100, 56, "node 1", "has 3f9a…", kind="node")
     d.box(640, 120, 100, 56, "node 2", "fetches 3f9a…", kind="node")
@@ -208,8 +208,8 @@ def engine() -> Drawing:
     d.arrow(170, 93, 248, 93, "asks")
     d.box(250, 50, 130, 86, "engine", "of this one task", kind="node")
     services = (
-        ("java_runner", "runs Java beside it"),
-        ("log, progress", "told to the session"),
+        ("java_runner", "runs a Java program"),
+        ("log, progress", "sent to the session"),
         ("outputs, upload", "files of the result"),
         ("cancelled", "whether to end"),
     )
@@ -221,24 +221,24 @@ def engine() -> Drawing:
 
 
 def pack() -> Drawing:
-    d = Drawing(760, 190, "Tasks that gather while a send is under way ride together")
+    d = Drawing(760, 190, "Tasks submitted while a send is under way share a message")
     d.text(90, 30, "submitted", "small")
     d.text(640, 30, "messages of Service Bus", "small")
     d.box(30, 45, 120, 34, "one small task", kind="mine")
-    d.arrow(150, 62, 558, 62, "leaves at once", above=8)
+    d.arrow(150, 62, 558, 62, "is sent at once", above=8)
     d.box(560, 45, 160, 34, "a pack of 1", kind="queue")
     for number in range(6):
         d.box(30 + 24 * number, 95, 18, 30, "", kind="mine")
-    d.arrow(180, 110, 558, 110, "gather while the first is under way", above=8)
+    d.arrow(180, 110, 558, 110, "submitted while the first is under way", above=8)
     d.box(560, 93, 160, 34, "a pack of 6", kind="queue")
     d.box(30, 140, 120, 34, "a long task", kind="mine")
-    d.arrow(150, 157, 558, 157, "rides alone, so that nobody waits behind it", above=8)
+    d.arrow(150, 157, 558, 157, "has its own message: no task waits behind it", above=8)
     d.box(560, 140, 160, 34, "a pack of 1", kind="queue")
     return d
 
 
 def once() -> Drawing:
-    d = Drawing(860, 260, "An agent dies; its tasks run again elsewhere; the client shows one outcome")
+    d = Drawing(860, 260, "An agent dies; its tasks run again on another node; the client shows one outcome")
     for y, name in ((60, "agent A"), (125, "broker"), (190, "agent B"), (240, "client")):
         d.text(70, y + 4, name, "head", "end")
         d.arrow(85, y, 840, y)
@@ -247,7 +247,7 @@ def once() -> Drawing:
     d.box(225, 45, 130, 30, "runs task 7", kind="node")
     d.box(362, 45, 90, 30, "kill -9", kind="bad")
     d.arrow(452, 75, 500, 110)
-    d.box(430, 110, 170, 30, "the lock runs out", kind="queue")
+    d.box(430, 110, 170, 30, "the lock expires", kind="queue")
     d.arrow(560, 140, 600, 174)
     d.box(600, 175, 130, 30, "runs task 7", kind="node")
     d.arrow(730, 205, 768, 228, "result", above=-2)
@@ -263,7 +263,7 @@ def local() -> Drawing:
     for number, (name, what) in enumerate((("Service Bus", "AMQP 1.0"), ("Batch", "REST"), ("Blob", "REST"))):
         d.box(285, 45 + 68 * number, 200, 54, name, what, kind="queue")
         d.arrow(185, 90, 283, 72 + 68 * number)
-    d.frame(570, 15, 275, 240, "nodes: processes, too")
+    d.frame(570, 15, 275, 240, "nodes: also processes")
     for number in range(2):
         y = 45 + 105 * number
         d.box(590, y, 100, 85, f"node {number + 1}", "agent", kind="node")
