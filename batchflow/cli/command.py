@@ -46,7 +46,7 @@ class Invocation:
         """Of a command that was interrupted."""
         return Exit.INTERRUPTED if self.running is None else self.running.exit_code
 
-    def told(self, text: str, **document: Any) -> None:
+    def report(self, text: str, **document: Any) -> None:
         """Say what was done: in words on stderr, and as an object on stdout where JSON is asked for."""
         terminal.note(text)
         if self.as_json:

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if invocation.debug:
             logging.getLogger(__name__).exception("command_failed")
-        return _told(error, invocation)
+        return _report(error, invocation)
 
 
 def _run(invocation: Invocation, arguments: Sequence[str] | None) -> int:
@@ -74,7 +74,7 @@ def _run(invocation: Invocation, arguments: Sequence[str] | None) -> int:
     return code if isinstance(code, int) else Exit.OK
 
 
-def _told(error: Exception, invocation: Invocation) -> int:
+def _report(error: Exception, invocation: Invocation) -> int:
     """Say in one message what went wrong; the exit code that goes with it."""
     match error:
         case click.exceptions.NoArgsIsHelpError():

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Wish:
+class RunOptions:
     """What the options say."""
 
     command: str | None
@@ -50,7 +50,7 @@ class Wish:
     stream_output: bool = False
 
 
-def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Of `run` and of `submit`."""
     path = click.Path(dir_okay=False, allow_dash=True)
     options = [
@@ -87,68 +87,68 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def new_record(invocation: Invocation, wish: Wish, configuration: Configuration) -> RunRecord:
+def new_record(invocation: Invocation, options: RunOptions, configuration: Configuration) -> RunRecord:
     """Raises `ConfigurationError` for what is wrong with it, `CommandError` for a name that is taken."""
     from batchflow.protocol.layout import DEFAULT_JOB, check_name
 
-    job = configuration.job(wish.job or DEFAULT_JOB)
-    wish = replace(wish, command=wish.command or job.command, files=wish.files or job.files)
-    items, files = _items(wish)
+    job = configuration.job(options.job or DEFAULT_JOB)
+    options = replace(options, command=options.command or job.command, files=options.files or job.files)
+    items, files = _items(options)
     if not items:
         raise ConfigurationError("there are no inputs")
-    name = wish.session or time.strftime(f"run-%Y%m%d-%H%M%S-{uuid.uuid4().hex[:4]}")
+    name = options.session or time.strftime(f"run-%Y%m%d-%H%M%S-{uuid.uuid4().hex[:4]}")
     check_name("job name", job.name)
     plan = Plan(
         name,
         len(items),
-        wish.pool or job.pool,
+        options.pool or job.pool,
         job.name,
-        local=wish.local,
-        nodes=wish.nodes,
+        local=options.local,
+        nodes=options.nodes,
         config=None if invocation.config is None else str(Path(invocation.config).absolute()),
         profile=invocation.profile,
         files=[str(Path(path).absolute()) for path in files] or None,
-        output=None if wish.output in (None, "-") else str(Path(wish.output).absolute()),
-        timeout=wish.timeout if wish.timeout is not None else job.timeout,
-        retries=wish.retries if wish.retries is not None else job.retries,
-        memory_limit=wish.memory_limit if wish.memory_limit is not None else job.memory_limit,
-        stream_output=wish.stream_output,
+        output=None if options.output in (None, "-") else str(Path(options.output).absolute()),
+        timeout=options.timeout if options.timeout is not None else job.timeout,
+        retries=options.retries if options.retries is not None else job.retries,
+        memory_limit=options.memory_limit if options.memory_limit is not None else job.memory_limit,
+        stream_output=options.stream_output,
     )
     return RunRecord.create(plan, items)
 
 
-def _items(wish: Wish) -> tuple[list[Item], list[str]]:
+def _items(options: RunOptions) -> tuple[list[Item], list[str]]:
     """The items, and the files that they need beside those of the pool."""
-    sources = [bool(wish.texts), wish.csv, wish.json_lines, wish.manifest]
+    sources = [bool(options.texts), options.csv, options.json_lines, options.manifest]
     if sum(map(bool, sources)) > 1:
         raise click.UsageError(
             "inputs come from the command line, --csv, --jsonl or --manifest: from one of them"
         )
-    if wish.manifest is not None:
-        if wish.command is not None:
-            raise click.UsageError(f"a manifest names its commands itself; {wish.command!r} is too much")
-        manifest = from_manifest(wish.manifest)
-        return manifest.items, list(wish.files) or [str(manifest.folder)]
-    if wish.command is None:
+    if options.manifest is not None:
+        if options.command is not None:
+            raise click.UsageError(f"a manifest names its commands itself; {options.command!r} is too much")
+        manifest = from_manifest(options.manifest)
+        return manifest.items, list(options.files) or [str(manifest.folder)]
+    if options.command is None:
         raise click.UsageError("say which COMMAND to run, or --manifest FILE")
-    return _with_files(wish, wish.command)
+    return _with_files(options, options.command)
 
 
-def _with_files(wish: Wish, path: str) -> tuple[list[Item], list[str]]:
-    files = list(wish.files)
+def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[str]]:
+    files = list(options.files)
     local = Path(path)
     command = local.name if local.is_file() and not files else path
-    if wish.local and not files:
+    if options.local and not files:
         if not local.is_file():
             raise ConfigurationError(
                 f"{path}: no such file; with --local name the task's file, or say --file"
             )
         files = [path]
-    if wish.csv is not None:
-        return from_csv(command, wish.csv, wish.as_text, wish.header), files
-    if wish.json_lines is not None:
-        return from_json_lines(command, wish.json_lines), files
-    return from_texts(command, wish.texts or ("[]",), wish.as_text), files
+    if options.csv is not None:
+        return from_csv(command, options.csv, options.as_text, options.header), files
+    if options.json_lines is not None:
+        return from_json_lines(command, options.json_lines), files
+    return from_texts(command, options.texts or ("[]",), options.as_text), files
 
 
 async def check_files(pool: Pool, record: RunRecord, path: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.cli import terminal
@@ -37,24 +37,24 @@ _GET: Final = {
 
 @frozen
 class Check:
-    """One thing that was looked at."""
+    """One thing that was checked, and what to do when it is wrong."""
 
     what: str
     ok: bool
-    told: str
+    finding: str
     remedy: str = ""
 
     def show(self) -> None:
-        terminal.write(f"{'ok  ' if self.ok else 'FAIL'}  {self.what}: {self.told}")
+        terminal.write(f"{'ok  ' if self.ok else 'FAIL'}  {self.what}: {self.finding}")
         if self.remedy:
             terminal.write(f"      what to do: {self.remedy}")
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"what": self.what, "ok": self.ok, "told": self.finding, "remedy": self.remedy}
 
 
 async def try_accounts(settings: Settings) -> list[Check]:
-    """Those whose settings are complete are asked; of the others it is told what is missing."""
+    """Check the accounts whose settings are complete; name what is missing of the others."""
     if settings.access.pool:
         return [
             Check("accounts", True, f"not asked: this client has the rights of pool {settings.access.pool}")

@@ -93,8 +93,8 @@ async def _pools(settings: Settings) -> list[Check]:
                 continue
             blocking = [cause for cause in explanation.causes if cause.severity == "blocking"]
             idle = explanation.facts.get("agents") == {}
-            told = "; ".join(f"{cause.what}: {cause.remedy}" for cause in blocking)
-            remedy = as_commands(told, pool.id)
+            text = "; ".join(f"{cause.what}: {cause.remedy}" for cause in blocking)
+            remedy = as_commands(text, pool.id)
             ok = not blocking or (idle and len(blocking) == 1)
             checks.append(Check(f"pool {pool.id}", ok, explanation.summary, "" if ok else remedy))
     return checks

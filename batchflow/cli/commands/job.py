@@ -55,7 +55,7 @@ async def create(invocation: Invocation, name: str, pool: str | None) -> int:
     """Make the job NAME. A run does it by itself."""
     async with _pool_of(invocation, pool, name) as found:
         made = await found.create_job(name)
-    invocation.told(f"job {name!r} is made in pool {found.id!r}", **_document(made))
+    invocation.report(f"job {name!r} is made in pool {found.id!r}", **_document(made))
     return Exit.OK
 
 
@@ -81,10 +81,10 @@ async def ensure(invocation: Invocation, name: str | None) -> int:
 
 async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
     try:
-        made, told = await pool.create_job(name), "is made"
+        made, state = await pool.create_job(name), "is made"
     except JobExists:
-        made, told = await pool.job(name), "is there"
-    invocation.told(f"job {name!r} {told} in pool {pool.id!r}", **_document(made))
+        made, state = await pool.job(name), "is there"
+    invocation.report(f"job {name!r} {state} in pool {pool.id!r}", **_document(made))
 
 
 @job.command(name="list")
@@ -126,8 +126,8 @@ async def show(invocation: Invocation, name: str, pool: str | None) -> int:
         terminal.write_json({**row, "sessions": sessions})
         return Exit.OK
     terminal.write(f"job {name} of pool {row['pool']}: {row['state']}, made at {row['created_at']}")
-    told = ", ".join(f"{number} {state}" for state, number in row["counts"].items() if state != "sessions")
-    terminal.write(f"{counted(counts.sessions, 'open session')}, whose tasks are: {told}")
+    states = ", ".join(f"{number} {state}" for state, number in row["counts"].items() if state != "sessions")
+    terminal.write(f"{counted(counts.sessions, 'open session')}, whose tasks are: {states}")
     for session in sessions:
         terminal.write(f"session {session}")
     return Exit.OK
@@ -142,7 +142,7 @@ async def close(invocation: Invocation, name: str, pool: str | None) -> int:
     async with _pool_of(invocation, pool, name) as found:
         await (await found.job(name)).close()
         closed = await found.job(name)
-    invocation.told(f"job {name!r} takes no new tasks; what was sent goes on", **_document(closed))
+    invocation.report(f"job {name!r} takes no new tasks; what was sent goes on", **_document(closed))
     return Exit.OK
 
 
@@ -168,5 +168,5 @@ async def delete(
                 await found.job(name)
         for name in names:
             await found.delete_job(name)
-            invocation.told(f"job {name!r} is deleted", job=name, pool=found.id, state="deleted")
+            invocation.report(f"job {name!r} is deleted", job=name, pool=found.id, state="deleted")
     return Exit.OK

@@ -121,7 +121,7 @@ async def _come(invocation: Invocation, record: RunRecord, index: int, follow: b
 
 
 async def _fetch(invocation: Invocation, record: RunRecord, index: int, follow: bool) -> None:
-    from batchflow.cli.commands.run import read_mail
+    from batchflow.cli.open_run import read_results
 
     plan = record.plan
     if plan.local or index >= plan.accepted:
@@ -129,7 +129,7 @@ async def _fetch(invocation: Invocation, record: RunRecord, index: int, follow: 
             what = "its local cloud has ended" if plan.local else "it is not known to be sent"
             how = f"batchflow run --resume {plan.name}"
             raise CommandError(f"input {index} of run {plan.name!r}: {what}; {how}", Exit.FAILED)
-    await read_mail(invocation, record, index, follow)
+    await read_results(invocation, record, index, follow)
 
 
 def _find(record: RunRecord, index: int) -> dict[str, Any] | None:

@@ -228,7 +228,7 @@ async def resize(
         found = await find_pool(client, name, configuration)
         await found.resize(nodes, spot=spot, progress=terminal.note)
         asked = f"{counted(nodes, 'node')} and {counted(spot, 'spot node')}"
-        invocation.told(f"pool {name!r}: {asked} are asked for", pool=name, nodes=nodes, spot=spot)
+        invocation.report(f"pool {name!r}: {asked} are asked for", pool=name, nodes=nodes, spot=spot)
         if wait:
             await _wait_ready(found, wait_timeout)
     return Exit.OK
@@ -254,8 +254,8 @@ async def repurpose(invocation: Invocation, name: str, files: tuple[str, ...], r
             spec=spec if reset and name in configuration.pools else None,
             progress=terminal.note,
         )
-    told = f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}"
-    invocation.told(told, pool=name, files=list(map(str, paths)), reset=reset)
+    text = f"pool {name!r}: sessions opened from now on run with {', '.join(map(str, paths))}"
+    invocation.report(text, pool=name, files=list(map(str, paths)), reset=reset)
     return Exit.OK
 
 
@@ -270,7 +270,7 @@ async def start(invocation: Invocation, name: str, wait: bool, wait_timeout: flo
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.start(progress=terminal.note)
-        invocation.told(f"pool {name!r}: its agents are started", pool=name, agents="started")
+        invocation.report(f"pool {name!r}: its agents are started", pool=name, agents="started")
         if wait:
             await _wait_ready(found, wait_timeout)
     return Exit.OK
@@ -286,8 +286,8 @@ async def stop(invocation: Invocation, name: str, now: bool) -> int:
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
         await found.stop(drain=not now, progress=terminal.note)
-    told = f"pool {name!r}: its agents have ended; its machines are there, and cost money"
-    invocation.told(told, pool=name, agents="stopped")
+    text = f"pool {name!r}: its agents have ended; its machines are there, and cost money"
+    invocation.report(text, pool=name, agents="stopped")
     return Exit.OK
 
 
@@ -313,5 +313,5 @@ async def delete(
             confirm(", ".join(each.id for each in found))
         for each in found:
             await each.delete(wait=wait, progress=terminal.note)
-            invocation.told(f"pool {each.id!r} is deleted", pool=each.id, state="deleted")
+            invocation.report(f"pool {each.id!r} is deleted", pool=each.id, state="deleted")
     return Exit.OK

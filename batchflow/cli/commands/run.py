@@ -4,34 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
-from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
-from batchflow.cli.planning import Wish, check_files, new_record, wish_options
-from batchflow.cli.progress import Progress, Silent, progress
+from batchflow.cli.open_run import OpenRun, open_output, open_pool, open_run, use_settings_of
+from batchflow.cli.planning import RunOptions, new_record, run_options
+from batchflow.cli.progress import progress
 from batchflow.cli.record import RunRecord, exit_code, known_runs, latest
-from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
-from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
-    from batchflow.cli.running import Run
     from batchflow.display.meter import Meter
-    from batchflow.pool import Pool
-    from batchflow.session import Session
 
 
 @click.command(cls=Command)
-@wish_options
+@run_options
 @click.option("--resume", metavar="NAME", shell_complete=known_runs, help="Go on with an earlier run.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="[default: stdout]")
 @click.option("--local", is_flag=True, help="On a local cloud of its own, which ends with the command.")
@@ -41,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 @asynchronous
 async def run(
-    invocation: Invocation, resume: str | None, quiet: bool, more: tuple[str, ...], **options: Any
+    invocation: Invocation, resume: str | None, quiet: bool, more: tuple[str, ...], **given: Any
 ) -> int:
     """Run COMMAND, a file of the pool, over the inputs. Each result is a line of JSON, as it comes.
 
@@ -50,26 +44,28 @@ async def run(
 
     Ctrl-C once leaves in order: what was sent goes on, and --resume NAME finds it. Twice leaves at once.
     """
-    wish = Wish(**{**options, "texts": (*more, *options["texts"])})
+    options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
     if resume is not None:
-        return await _resume(invocation, resume, wish, quiet)
+        return await _resume(invocation, resume, options, quiet)
     configuration = invocation.configuration()
-    return await _carry_out(invocation, new_record(invocation, wish, configuration), wish.command, quiet)
+    return await _carry_out(
+        invocation, new_record(invocation, options, configuration), options.command, quiet
+    )
 
 
 @click.command(cls=Command)
-@wish_options
+@run_options
 @asynchronous
-async def submit(invocation: Invocation, more: tuple[str, ...], **options: Any) -> int:
+async def submit(invocation: Invocation, more: tuple[str, ...], **given: Any) -> int:
     """Send COMMAND over the inputs, and leave: `batchflow results` reads what becomes of them.
 
     Returns when the pool has all of them, and prints the run's name.
     """
-    wish = Wish(**{**options, "texts": (*more, *options["texts"])})
-    record = new_record(invocation, wish, invocation.configuration())
+    options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
+    record = new_record(invocation, options, invocation.configuration())
     quiet = partial(progress, quiet=True)
     with _remembered(record):
-        async with _working(invocation, record, quiet, path=wish.command) as work:
+        async with open_run(invocation, record, quiet, path=options.command) as work:
             await work.run.send_all()
     plan = record.plan
     terminal.note(
@@ -96,7 +92,7 @@ async def results(invocation: Invocation, name: str | None, follow: bool) -> int
         terminal.write_json(document)
     meter = record.meter()
     if not meter.complete:
-        _as_before(invocation, record)
+        use_settings_of(invocation, record)
         meter = await _read_more(invocation, record, follow)
     left = record.plan.count - meter.done
     terminal.note(f"{meter.outcome}, {left} to come" if left else meter.outcome)
@@ -119,12 +115,12 @@ async def cancel(invocation: Invocation, name: str) -> int:
     plan = record.plan
     if plan.local:
         raise CommandError(f"run {name!r} has a local cloud of its own: Ctrl-C ends it there", Exit.USAGE)
-    _as_before(invocation, record)
-    async with _pool_of(invocation, record) as pool:
+    use_settings_of(invocation, record)
+    async with open_pool(invocation, record) as pool:
         document = Cancellation(everything=True).encode()
         await pool.runtime.ctl.put(cancellation_blob(plan.job, plan.name), document)
-    told = f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}"
-    invocation.told(told, run=name, pool=pool.id, job=plan.job, state="cancelled")
+    text = f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}"
+    invocation.report(text, run=name, pool=pool.id, job=plan.job, state="cancelled")
     return Exit.OK
 
 
@@ -132,7 +128,7 @@ async def _read_more(invocation: Invocation, record: RunRecord, follow: bool) ->
     if record.plan.local:
         return record.meter()  # its cloud has ended: only --resume makes more
     with _remembered(record):
-        async with _working(invocation, record, partial(progress, quiet=not follow)) as work:
+        async with open_run(invocation, record, partial(progress, quiet=not follow)) as work:
             if follow:
                 await work.run.complete()
             else:
@@ -140,80 +136,27 @@ async def _read_more(invocation: Invocation, record: RunRecord, follow: bool) ->
             return work.meter
 
 
-async def read_mail(invocation: Invocation, record: RunRecord, index: int, follow: bool) -> None:
-    """Add to the record what has come for the run; with `follow`, until the input has its result.
-
-    Raises `CommandError` when another process reads.
-    """
-    _as_before(invocation, record)
-    async with _working(invocation, record, partial(Silent, quiet=True)) as work:
-        if follow:
-            await work.run.read_until(index)
-        else:
-            await work.run.read_what_is_there()
-
-
-async def _resume(invocation: Invocation, name: str, wish: Wish, quiet: bool) -> int:
-    if wish.command or wish.texts or wish.csv or wish.json_lines or wish.manifest:
+async def _resume(invocation: Invocation, name: str, options: RunOptions, quiet: bool) -> int:
+    if options.command or options.texts or options.csv or options.json_lines or options.manifest:
         raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
     record = RunRecord.open(name)
     plan = record.plan
-    plan.output = wish.output or plan.output
+    plan.output = options.output or plan.output
     if (meter := record.meter()).complete:
-        with _output(record, plan.output):
+        with open_output(record, plan.output):
             terminal.note(f"{meter.outcome}; all of them: batchflow results {name}")
         return exit_code(meter)
     if plan.local:
         plan.accepted = 0  # the cloud that had them has ended
-    _as_before(invocation, record)
+    use_settings_of(invocation, record)
     return await _carry_out(invocation, record, None, quiet)
-
-
-def _as_before(invocation: Invocation, record: RunRecord) -> None:
-    invocation.config = invocation.config or record.plan.config
-    invocation.profile = invocation.profile or record.plan.profile
 
 
 async def _carry_out(invocation: Invocation, record: RunRecord, path: str | None, quiet: bool) -> int:
     with _remembered(record):
         shown, output = partial(progress, quiet=quiet), record.plan.output
-        async with _working(invocation, record, shown, path=path, output=output) as work:
+        async with open_run(invocation, record, shown, path=path, output=output) as work:
             return await _until_done(invocation, work)
-
-
-@frozen
-class _Work:
-    """A run in an open session, and what belongs to it."""
-
-    pool: Pool
-    record: RunRecord
-    run: Run
-    meter: Meter
-    shown: Progress
-
-
-@asynccontextmanager
-async def _working(
-    invocation: Invocation,
-    record: RunRecord,
-    show: Callable[[Meter], Progress],
-    *,
-    path: str | None = None,
-    output: str | None = None,
-) -> AsyncIterator[_Work]:
-    from batchflow.cli.running import Run
-
-    with record.held(), show(meter := record.meter()) as shown:
-        async with _pool_of(invocation, record) as pool:
-            await check_files(pool, record, path)
-            with _output(record, output) as file:
-                async with _session_of(pool, record) as session:
-                    record.begun = True
-                    watching = asyncio.create_task(_tell(session, shown), name="tell events")
-                    try:
-                        yield _Work(pool, record, Run(session, record, meter, shown, file), meter, shown)
-                    finally:
-                        watching.cancel()
 
 
 @contextlib.contextmanager
@@ -229,7 +172,7 @@ def _remembered(record: RunRecord) -> Iterator[None]:
         raise
 
 
-async def _until_done(invocation: Invocation, work: _Work) -> int:
+async def _until_done(invocation: Invocation, work: OpenRun) -> int:
     import anyio
 
     scope = anyio.CancelScope()
@@ -256,7 +199,7 @@ async def _until_done(invocation: Invocation, work: _Work) -> int:
     return invocation.interrupts.exit_code
 
 
-async def _drain(work: _Work) -> None:
+async def _drain(work: OpenRun) -> None:
     """Let the local cloud's nodes finish what they run, and write it."""
     reading = asyncio.create_task(work.run.read_what_comes(), name="read what comes")
     try:
@@ -266,7 +209,7 @@ async def _drain(work: _Work) -> None:
         await asyncio.wait([reading])
 
 
-async def _leave(work: _Work) -> str:
+async def _leave(work: OpenRun) -> str:
     """See that the pool has what was sent; what to say of it, and of what goes on without us."""
     plan, meter = work.record.plan, work.meter
     has = f"{meter.done} of {plan.count} have a result"
@@ -274,50 +217,3 @@ async def _leave(work: _Work) -> str:
         return f"{has}, the local cloud ends with this command"
     left = await work.run.leave()
     return f"{has}, {left} were sent and go on in the pool" if left else has
-
-
-@contextlib.contextmanager
-def _output(record: RunRecord, path: str | None) -> Iterator[IO[str] | None]:
-    """The file for the results, with those that the record has; None for stdout."""
-    if path is None:
-        yield None
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "w", encoding="utf-8", errors="backslashreplace"))
-        except OSError as error:
-            raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
-        stack.callback(terminal.close, file)
-        for document in record.results():
-            terminal.write(terminal.encode(document), file)
-        yield file
-
-
-@asynccontextmanager
-async def _pool_of(invocation: Invocation, record: RunRecord) -> AsyncIterator[Pool]:
-    plan = record.plan
-    if plan.local:
-        from batchflow.client import Client
-
-        async with Client.local(nodes=plan.nodes) as client:
-            yield await client.ensure_pool("run", files=plan.files or ())
-        return
-    configuration = invocation.configuration()
-    async with invocation.client(configuration) as client:
-        pool = await find_pool(client, plan.pool, configuration)
-        plan.pool = pool.id
-        yield pool
-
-
-def _session_of(pool: Pool, record: RunRecord) -> Session:
-    plan = record.plan
-    return pool.session(plan.name, job=plan.job, files=plan.files)
-
-
-async def _tell(session: Session, shown: Progress) -> None:
-    """Warnings of the session, and what tasks print where that was asked for."""
-    async for event in session.events():
-        if event.kind in ("stdout", "stderr"):
-            shown.note(f"[{event.task_id}] {event.message}")
-        elif event.kind != "info":
-            shown.note(f"{event.kind}: {as_commands(event.message, session.pool.id)}")

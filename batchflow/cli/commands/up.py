@@ -91,7 +91,7 @@ async def _keep(
     copies: tuple[Path | None, Path | None],
     stop: asyncio.Event,
 ) -> None:
-    from batchflow.cli.cloudstatus import show
+    from batchflow.cli.cloud_status import show
     from batchflow.local.directory import remove_abandoned
     from batchflow.local.server import LocalCloud
 
@@ -109,8 +109,8 @@ async def _keep(
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
             _print(invocation, variables)
-            told = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
-            terminal.note(f"ready: {told} each; Ctrl-C ends it")
+            text = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
+            terminal.note(f"ready: {text} each; Ctrl-C ends it")
             await asyncio.to_thread(remove_abandoned)
             await show(settings, stop)
     finally:

@@ -44,7 +44,7 @@ async def _watch(settings: Settings) -> None:
     async with Client(settings) as client:
         with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
             while True:
-                live.update(_drawn(await _pools(client), time.monotonic() - began), refresh=True)
+                live.update(_status_text(await _pools(client), time.monotonic() - began), refresh=True)
                 await asyncio.sleep(_INTERVAL)
 
 
@@ -60,7 +60,7 @@ async def _pools(client: Client) -> list[Snapshot]:
     return found
 
 
-def _drawn(pools: list[Snapshot], age: float) -> RenderableType:
+def _status_text(pools: list[Snapshot], age: float) -> RenderableType:
     from rich.text import Text
 
     lines = [f"local cloud, up {int(age) // 60}:{int(age) % 60:02}"]

@@ -1,0 +1,127 @@
+"""A run opened in its pool: its record held, its files checked, its session open, its progress shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import IO, TYPE_CHECKING
+
+from batchflow.cli import terminal
+from batchflow.cli.command import Invocation
+from batchflow.cli.connecting import find_pool
+from batchflow.cli.exits import CommandError, Exit
+from batchflow.cli.planning import check_files
+from batchflow.cli.progress import Progress, Silent
+from batchflow.cli.record import RunRecord
+from batchflow.cli.remedies import as_commands
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from batchflow.cli.running import Run
+    from batchflow.display.meter import Meter
+    from batchflow.pool import Pool
+    from batchflow.session import Session
+
+
+async def read_results(invocation: Invocation, record: RunRecord, index: int, follow: bool) -> None:
+    """Add new results of the run to the record; with `follow`, wait for the result of one input.
+
+    Raises `CommandError` when another process reads.
+    """
+    use_settings_of(invocation, record)
+    async with open_run(invocation, record, partial(Silent, quiet=True)) as work:
+        if follow:
+            await work.run.read_until(index)
+        else:
+            await work.run.read_what_is_there()
+
+
+def use_settings_of(invocation: Invocation, record: RunRecord) -> None:
+    """Use the configuration file and the profile that the run was begun with, unless others are named."""
+    invocation.config = invocation.config or record.plan.config
+    invocation.profile = invocation.profile or record.plan.profile
+
+
+@frozen
+class OpenRun:
+    """A run in an open session, with its record, its meter and its progress."""
+
+    pool: Pool
+    record: RunRecord
+    run: Run
+    meter: Meter
+    shown: Progress
+
+
+@asynccontextmanager
+async def open_run(
+    invocation: Invocation,
+    record: RunRecord,
+    show: Callable[[Meter], Progress],
+    *,
+    path: str | None = None,
+    output: str | None = None,
+) -> AsyncIterator[OpenRun]:
+    from batchflow.cli.running import Run
+
+    with record.held(), show(meter := record.meter()) as shown:
+        async with open_pool(invocation, record) as pool:
+            await check_files(pool, record, path)
+            with open_output(record, output) as file:
+                async with _session_of(pool, record) as session:
+                    record.begun = True
+                    watching = asyncio.create_task(_show_events(session, shown), name="tell events")
+                    try:
+                        yield OpenRun(pool, record, Run(session, record, meter, shown, file), meter, shown)
+                    finally:
+                        watching.cancel()
+
+
+@contextlib.contextmanager
+def open_output(record: RunRecord, path: str | None) -> Iterator[IO[str] | None]:
+    """Open the file for the results and write those that the record has; None stands for stdout."""
+    if path is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="utf-8", errors="backslashreplace"))
+        except OSError as error:
+            raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
+        stack.callback(terminal.close, file)
+        for document in record.results():
+            terminal.write(terminal.encode(document), file)
+        yield file
+
+
+@asynccontextmanager
+async def open_pool(invocation: Invocation, record: RunRecord) -> AsyncIterator[Pool]:
+    plan = record.plan
+    if plan.local:
+        from batchflow.client import Client
+
+        async with Client.local(nodes=plan.nodes) as client:
+            yield await client.ensure_pool("run", files=plan.files or ())
+        return
+    configuration = invocation.configuration()
+    async with invocation.client(configuration) as client:
+        pool = await find_pool(client, plan.pool, configuration)
+        plan.pool = pool.id
+        yield pool
+
+
+def _session_of(pool: Pool, record: RunRecord) -> Session:
+    plan = record.plan
+    return pool.session(plan.name, job=plan.job, files=plan.files)
+
+
+async def _show_events(session: Session, shown: Progress) -> None:
+    """Show warnings of the session, and the output of tasks where it was asked for."""
+    async for event in session.events():
+        if event.kind in ("stdout", "stderr"):
+            shown.note(f"[{event.task_id}] {event.message}")
+        elif event.kind != "info":
+            shown.note(f"{event.kind}: {as_commands(event.message, session.pool.id)}")
