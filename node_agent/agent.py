@@ -30,7 +30,9 @@ from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.problems import Problems
 from node_agent.execution import results
-from node_agent.execution.slot_loop import SlotLoop, TaskResources
+from node_agent.execution.outcomes import Outcome
+from node_agent.execution.resources import TaskResources
+from node_agent.execution.slot_loop import SlotLoop
 from node_agent.links.broker_clock import BrokerClock
 from node_agent.links.completions import AT_ONCE, Completions
 from node_agent.links.dead_letters import DeadLetterHandler
@@ -50,7 +52,8 @@ if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from node_agent.control.event_batcher import EventBatcher
     from node_agent.control.log_upload import LogUploader
-    from node_agent.execution.slot_loop import Bundles, RunningTasks, SlotProtocol
+    from node_agent.execution.resources import Bundles, RunningTasks
+    from node_agent.execution.slot_queue import SlotProtocol
     from node_agent.scheduling.crash_history import CrashCount
 
 logger = logging.getLogger(__name__)
@@ -122,17 +125,20 @@ class Agent:
         self._result_senders = [self._result_sender(access.queue) for access in config.results_queues]
         self._cancellations = CancellationReader(parts.ctl, self._problems, self.feed)
         self._resources = TaskResources(
-            parts.agent, parts.bundles, parts.ctl, parts.out, parts.running,
-            min(config.inline_limit, config.result_limit), config.result_limit,
-        )  # fmt: skip
+            agent=parts.agent,
+            bundles=parts.bundles,
+            ctl=parts.ctl,
+            out=parts.out,
+            running=parts.running,
+            inline_limit=min(config.inline_limit, config.result_limit),
+            result_limit=config.result_limit,
+        )
         self._slot_loops = [
-            SlotLoop(index, slot, self._resources, feed=self.feed, done=self._done)
-            for index, slot in enumerate(parts.slots)
+            SlotLoop(index, slot, self._resources, feed=self.feed) for index, slot in enumerate(parts.slots)
         ]
         self._events: deque[Sequence[to.Event]] = deque()
         self._feeding = False
         self._held: dict[int, _Held] = {}
-        self._outcomes: dict[int, results.Done] = {}
         self._failed = 0
         """Results that are no success."""
         self._completions = Completions(self._complete)
@@ -278,8 +284,10 @@ class Agent:
 
     def _execute(self, command: to.Command) -> None:
         match command:
-            case to.SendResult(task, verdict):  # the first to be asked for: there is one for each task
-                self._send_result(task, verdict)
+            case to.SendResult(
+                task, verdict, outcome
+            ):  # the first to be asked for: there is one for each task
+                self._send_result(task, verdict, outcome)
             case to.Prepare(slot, tasks):
                 self._slot_loops[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
@@ -394,18 +402,16 @@ class Agent:
 
     # Results
 
-    def _done(self, task: int, done: results.Done) -> None:
-        self._outcomes[task] = done
-
-    def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
+    def _send_result(self, task: int, verdict: to.Verdict | None, outcome: object) -> None:
         self._completions.flush()
         item = self._scheduler.item(task)
         if verdict is not None:
             status = verdict.status
             encoded = results.encode_verdict(item, verdict, self._host, time.time())
         else:
-            status = self._outcomes[task].outcome.status
-            encoded = results.encode_outcome(item, self._outcomes[task], self._host)
+            assert isinstance(outcome, Outcome)
+            status = outcome.status
+            encoded = results.encode_outcome(item, outcome, self._host)
         self._failed += status is not Status.SUCCEEDED
         mailbox = item.mailbox
         self._sender_for(mailbox).put(task, mailbox, encoded)
@@ -423,8 +429,6 @@ class Agent:
 
     def _accepted(self, tasks: Sequence[int]) -> None:
         own = [task for task in tasks if task >= 0]
-        for task in own:
-            self._outcomes.pop(task, None)
         for number in set(tasks).difference(own):
             for handler in self._dead_letter_handlers:
                 handler.accepted(number)
@@ -435,7 +439,7 @@ class Agent:
         if task < 0:
             return
         verdict = to.Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
-        self._send_result(task, verdict)
+        self._send_result(task, verdict, None)
         self._sender_for(self._scheduler.item(task).mailbox).reconsider()
 
     def _put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
@@ -458,8 +462,6 @@ class Agent:
         held.queue.hand_back(Copy(command.task, copy, command.delay))
 
     def _copied(self, task: int, accepted: bool) -> None:
-        if accepted:
-            self._outcomes.pop(task, None)
         self.feed(to.CopyAccepted(task) if accepted else to.CopyRefused(task))
         self._completions.flush()
 

@@ -6,7 +6,8 @@ frozen one takes six times as long to make.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from batchflow.protocol.bundle import Bundle
+    from batchflow.protocol.wire import Reference
 
 _TAIL: Final = 2000
 NULL: Final = b"null"
@@ -50,8 +52,8 @@ class Outcome:
 
     status: Status
     """SUCCEEDED, FAILED or CANCELLED."""
-    value: bytes | None = None
-    """JSON as the child wrote it; None: null."""
+    value: bytes | Reference | None = None
+    """JSON as the child wrote it, or where it was stored; None: null."""
     error: str | None = None
     kind: str | None = None
     """The name of the `TaskError`; None on success."""
@@ -73,6 +75,13 @@ class Outcome:
     """Files that the task left in its `outputs` folder, in a folder of their own until `Slot.clean`."""
     output_folder: Path | None = None
     """What the names of `outputs` are relative to; None without any."""
+    files: tuple[str, ...] = ()
+    """The names of what was uploaded of `outputs`."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of a value that is not stored yet."""
+        return len(self.value) if isinstance(self.value, bytes) else 0
 
     def output_names(self) -> tuple[str, ...]:
         """The names of `outputs` as the task knew them, relative to its `outputs` folder."""
@@ -87,6 +96,18 @@ def failed(kind: str, error: str, **more: Any) -> Outcome:
 def rejected(reason: str) -> Outcome:
     """Refused before it ran."""
     return failed("TaskRejected", reason)
+
+
+def ended_now(outcome: Outcome) -> Outcome:
+    """Set the times of an outcome that took no time."""
+    outcome.started_at = outcome.finished_at = time.time()
+    return outcome
+
+
+def too_large(outcome: Outcome, size: int, limit: int) -> Outcome:
+    """Return the outcome of a task whose result is above the limit."""
+    error = f"the result has {size} bytes of JSON, the limit is {limit} (setting: result_limit)"
+    return replace(outcome, status=Status.FAILED, kind="ResultTooLarge", error=error, value=None)
 
 
 def answered(

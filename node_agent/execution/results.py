@@ -10,30 +10,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from orjson import Fragment
+
 from batchflow.model import Status
 from batchflow.protocol import wire
 from batchflow.protocol.packing import MOST_BYTES
 from batchflow.retry import Failure
-from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from orjson import Fragment
-
     from node_agent.execution.outcomes import Outcome
     from node_agent.scheduling.events import Verdict
 
 _TAIL: Final = 4096
 _LONGEST_ERROR: Final = 8192
 """Characters that are kept of a text that is too long."""
-
-
-@frozen
-class Done:
-    """How a task ended in its slot, with everything brought away."""
-
-    outcome: Outcome
-    value: Fragment | wire.Reference | None = None
-    files: tuple[str, ...] = ()
 
 
 def failure(outcome: Outcome) -> Failure | None:
@@ -44,14 +34,14 @@ def failure(outcome: Outcome) -> Failure | None:
     return Failure(kind, outcome.exception, outcome.exit_code, outcome.request, outcome.delay)
 
 
-def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
-    """The result of a task that ran."""
-    outcome = done.outcome
+def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
+    """Encode the result of a task that ran, with everything stored."""
+    value = outcome.value
     result = wire.result_of(
         item,
         host=host,
         status=outcome.status,
-        value=done.value,
+        value=Fragment(value) if isinstance(value, bytes) else value,
         error=outcome.error,
         kind=outcome.kind,
         traceback=outcome.traceback,
@@ -59,7 +49,7 @@ def encode_outcome(item: wire.TaskItem, done: Done, host: str) -> bytes:
         stderr=outcome.stderr,
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
-        files=done.files,
+        files=outcome.files,
     )
     return fitting(result)
 

@@ -33,14 +33,15 @@ _START_BOUND: Final = 60.0
 class SlotProcesses:
     """One child at most is the current one; another may be on its way."""
 
-    def __init__(self, settings: WorkerSettings, on_note: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         self.child: PythonWorker | None = None
         self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what the programs of `java_runner` print, as it comes."""
+        self.on_note: Callable[[dict[str, Any]], None] | None = None
+        """Gets what the task reports, as it comes."""
         self.cwd = settings.cwd
         """Where the programs of `java_runner` run."""
         self._settings = settings
-        self._on_note = on_note
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._marks = 0
         self._starting: asyncio.Task[PythonWorker] | None = None
@@ -184,7 +185,7 @@ class SlotProcesses:
         return f"{self._name}-{self._marks}"
 
     async def _start(self) -> PythonWorker:
-        child = PythonWorker(self._settings, self._new_mark(), on_call=self._on_call, on_note=self._on_note)
+        child = PythonWorker(self._settings, self._new_mark(), on_call=self._on_call, on_note=self._note)
         try:
             await child.start()
             async with asyncio.timeout(_START_BOUND):
@@ -198,6 +199,10 @@ class SlotProcesses:
             await child.close()
             raise
         return child
+
+    def _note(self, note: dict[str, Any]) -> None:
+        if self.on_note is not None:
+            self.on_note(note)
 
     def _on_call(self, child: PythonWorker, call: dict[str, Any]) -> None:
         """The child asks for a program."""

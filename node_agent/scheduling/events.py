@@ -49,6 +49,8 @@ class Ended:
     duration: float
     chance: float
     """0 to 1, drawn for the jitter of a retry."""
+    outcome: object = None
+    """What `SendResult` brings back. The scheduler does not look at it."""
 
 
 @frozen
@@ -238,10 +240,14 @@ class Recall:
 
 @frozen
 class SendResult:
-    """Send the task's outcome: the verdict, or what its slot told. Answered by `ResultsAccepted`."""
+    """Send the task's result: the verdict, or else the outcome that its slot reported.
+
+    Answered by `ResultsAccepted`.
+    """
 
     task: int
     verdict: Verdict | None = None
+    outcome: object = None
 
 
 @frozen

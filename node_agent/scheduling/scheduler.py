@@ -374,6 +374,7 @@ class Scheduler:
         assert slot is not None
         slot.tasks.remove(task)
         slot.moved_at = now
+        task.outcome = event.outcome
         self.placement.load.learn(task, event.duration)
         if event.failure is None or not self._retry(task, event, event.failure):
             self._conclude(task, None)
@@ -395,7 +396,7 @@ class Scheduler:
     def _conclude(self, task: Task, verdict: Verdict | None) -> None:
         self._release(task)
         task.move(TaskEvent.CONCLUDE)
-        self._out.append(SendResult(task.number, verdict))
+        self._out.append(SendResult(task.number, verdict, None if verdict is not None else task.outcome))
 
     def _hand_back(self, task: Task, command: HandBack) -> None:
         if command.reason == "isolation":

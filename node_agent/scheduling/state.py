@@ -136,6 +136,8 @@ class Task:
     """Runs only while nothing else does."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
+    outcome: object = None
+    """What its slot reported, once it has ended."""
 
     @classmethod
     def of(cls, number: int, item: TaskItem, message: Message) -> Self:

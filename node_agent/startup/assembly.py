@@ -55,7 +55,7 @@ def agent(
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
     made = [
-        Slot(
+        Slot.open(
             index,
             directory / "slots",
             config,

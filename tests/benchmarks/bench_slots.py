@@ -19,8 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from node_agent.execution.slot import Execution, Slot
-from tests.support.slot_bench import config, materialise, value
+from node_agent.execution.outcomes import Execution, Outcome
+from node_agent.execution.slot import Slot
+from tests.support.slot_bench import config, materialise, queue, value
 
 NOOP = "def do_action(engine, args):\n    return None\n"
 RUNNER = "def do_action(engine, args):\n    return engine.java_runner(args)\n"
@@ -51,7 +52,14 @@ def execution(bundle: Any, command: str, args: list[Any]) -> Execution:
 
 
 def new_slot(index: int, root: Path) -> Slot:
-    return Slot(index, root, config(child_tasks=10**9), on_event=lambda _, __: None)
+    return Slot.open(index, root, config(child_tasks=10**9), on_event=lambda _, __: None)
+
+
+async def run(slot: Slot, execution: Execution, files: Path) -> Outcome:
+    """One task."""
+    found: list[Outcome] = []
+    await queue(slot, [execution], lambda _, outcomes: found.extend(outcomes)).run(execution.bundle, files)
+    return found[0]
 
 
 async def warm(root: Path, tasks: int) -> None:
@@ -61,16 +69,16 @@ async def warm(root: Path, tasks: int) -> None:
     await slot.ready()
     print(f"child ready after                {(time.perf_counter() - begun) * 1e3:8.1f} ms")
     one = execution(bundle, "task.py", [1, "two"])
-    await slot.run(one, files)
+    await run(slot, one, files)
     memory = Path(f"/proc/{slot.child_pid}/status").read_text().partition("VmRSS:")[2].split()[0]
     print(f"child's resident memory          {int(memory) / 1024:8.1f} MiB")
     begun, used = time.perf_counter(), cpu(slot)
     for _ in range(tasks):
-        await slot.run(one, files)
+        await run(slot, one, files)
     report("no-op, one by one", slot, tasks, begun, used)
     begun, used = time.perf_counter(), cpu(slot)
     for _ in range(tasks // PACK):
-        await slot.run_many([one] * PACK, files, lambda _, __: None)
+        await queue(slot, [one] * PACK, lambda _, __: None).run(bundle, files)
     report(f"no-op, packs of {PACK}", slot, tasks // PACK * PACK, begun, used)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"this process's peak memory       {grown / 1024:8.1f} MiB")
@@ -101,7 +109,7 @@ async def java(root: Path, tasks: int) -> None:
 
     async def work(slot: Slot) -> None:
         for _ in left:
-            value(await slot.run(one, files))
+            value(await run(slot, one, files))
 
     begun = time.perf_counter()
     await asyncio.gather(*(work(slot) for slot in slots))

@@ -128,7 +128,6 @@ class Agent(Process):
         self.scheduler = Scheduler(node.slots, node.name, node.idle_exit, self.now, dict(node.deaths))
         self._leases: LockDeadlines[int] = LockDeadlines()
         self._held: dict[int, bytes] = {}
-        self._outcomes: dict[int, results.Done] = {}
         self._posts: dict[str, _Post] = {}
         self._copies: deque[to.HandBack] = deque()
         self._slots: list[_Assignment | None] = [None] * node.slots
@@ -176,8 +175,8 @@ class Agent(Process):
             case to.Stop(slot):
                 if (assignment := self._slots[slot]) is not None:
                     assignment.stopped = True
-            case to.SendResult(task, verdict):
-                self._send_result(task, verdict)
+            case to.SendResult(task, verdict, outcome):
+                self._send_result(task, verdict, outcome)
             case to.Complete(delivery):
                 self.spawn(self._complete(delivery))
             case to.HandBack():
@@ -293,12 +292,13 @@ class Agent(Process):
 
     # Results and copies
 
-    def _send_result(self, task: int, verdict: to.Verdict | None) -> None:
+    def _send_result(self, task: int, verdict: to.Verdict | None, outcome: object) -> None:
         item = self.scheduler.item(task)
         if verdict is not None:
             encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
         else:
-            encoded = results.encode_outcome(item, self._outcomes[task], self.node.name)
+            assert isinstance(outcome, Outcome)
+            encoded = results.encode_outcome(item, outcome, self.node.name)
         self._post(task, item.mailbox, encoded)
 
     def _post(self, number: int, mailbox: str, encoded: bytes) -> None:
@@ -316,8 +316,6 @@ class Agent(Process):
             yield from self._deliver(core.Draft(body, f"{self.name}-{next(self._parcels)}", mailbox))
             self._buried.difference_update(task for task, _ in taken)
             own = [task for task, _ in taken if task >= 0]
-            for task in own:
-                self._outcomes.pop(task, None)
             if own:
                 self.feed(to.ResultsAccepted(own))
 
@@ -348,7 +346,6 @@ class Agent(Process):
             at = self.now + command.delay if command.delay > 0 else None
             yield from self._send_copy(core.Draft(message.body, message.message_id, scheduled_for=at))
             self._copies.popleft()
-            self._outcomes.pop(command.task, None)
             self.feed(to.CopyAccepted(command.task))
 
     def _send_copy(self, draft: core.Draft) -> Steps:
@@ -451,7 +448,7 @@ class Agent(Process):
             if assignment.stopped:
                 break
             if arguments is None:
-                self._over(number, results.Done(failed("TaskRejected", "its arguments are gone")), 0.0)
+                self._over(number, failed("TaskRejected", "its arguments are gone"), 0.0)
             else:
                 works[number] = Work(*arguments)
         return works
@@ -477,19 +474,18 @@ class Agent(Process):
             return
         if item.attempt <= work.failures:
             outcome = Outcome(Status.FAILED, error="again", kind="TaskFailed", request="retry", delay=1.0)
-            self._over(number, results.Done(outcome), work.duration)
+            self._over(number, outcome, work.duration)
         elif self.world.child_dies():
             outcome = Outcome(Status.FAILED, error="killed", kind="WorkerDied", exit_code=-9)
-            self._over(number, results.Done(outcome), work.duration)
+            self._over(number, outcome, work.duration)
         else:
             value = orjson.dumps(item.uid)
             outcome = Outcome(Status.SUCCEEDED, value)
-            brought: Any = orjson.Fragment(value)
             if work.large_result:
-                brought = yield from self._store(item, value, assignment)
+                outcome.value = yield from self._store(item, value, assignment)
                 if assignment.stopped:
                     return
-            self._over(number, results.Done(outcome, brought), work.duration)
+            self._over(number, outcome, work.duration)
 
     def _store(self, item: wire.TaskItem, value: bytes, assignment: _Assignment) -> StepsTo[wire.Reference]:
         name = result_blob(item.job, item.client, item.uid, item.attempt, self.name)
@@ -503,11 +499,9 @@ class Agent(Process):
                 break
         return wire.Reference(name, len(value))
 
-    def _over(self, number: int, done: results.Done, duration: float) -> None:
-        self._outcomes[number] = done
-        outcome = done.outcome
+    def _over(self, number: int, outcome: Outcome, duration: float) -> None:
         failure = results.failure(outcome)
-        self.feed(to.Ended(number, failure, outcome.error, self.now, duration, 0.5))
+        self.feed(to.Ended(number, failure, outcome.error, self.now, duration, 0.5, outcome))
 
     # Time
 

@@ -16,8 +16,11 @@ from batchflow.protocol import documents, wire
 from batchflow.protocol.bundle import Bundle
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
 from node_agent.agent import Agent, Parts
+from node_agent.bundles.workspace import Place
 from node_agent.control.event_batcher import EventBatcher
+from node_agent.execution import commands
 from node_agent.execution.outcomes import Execution, Outcome
+from node_agent.execution.python_worker import PythonWorker
 from node_agent.scheduling.crash_history import CrashCount
 from tests.support.clock import Clock
 from tests.support.waiting import BOUND, eventually
@@ -71,7 +74,14 @@ class FakeSlot:
     killed: list[str] = field(default_factory=list)
     cleaned: int = 0
 
-    async def run(self, execution: Execution, files: Path) -> Outcome:
+    async def prepare(self, bundle: Bundle, files: Path) -> Place:
+        return Place(bundle, files, files, [])
+
+    def resolve(self, execution: Execution, place: Place) -> commands.RunProgram:
+        """No task is for the Python worker."""
+        return commands.RunProgram((execution.command,))
+
+    async def launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
         self.begun.append(execution.uid)
         try:
             outcome = self.behaviours[execution.command](execution)
@@ -83,19 +93,26 @@ class FakeSlot:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    async def run_many(
-        self, executions: Sequence[Execution], files: Path, done: Callable[[int, Sequence[Outcome]], None]
-    ) -> None:
-        for index, execution in enumerate(executions):
-            done(index, [await self.run(execution, files)])
+    async def worker(self, place: Place, memory_limit: int | None) -> PythonWorker:
+        raise NotImplementedError
 
-    def follow(self, executions: Sequence[Execution]) -> bool:
-        """It begins nothing by itself."""
-        return False
+    def room(self, worker: PythonWorker) -> int:
+        raise NotImplementedError
 
-    def recall(self) -> int:
-        """As if all had begun."""
-        return len(self.begun)
+    def dispatch(self, worker: PythonWorker, executions: Sequence[Execution], room: int) -> None:
+        raise NotImplementedError
+
+    async def run(self, worker: PythonWorker, execution: Execution, place: Place) -> Sequence[Outcome]:
+        raise NotImplementedError
+
+    def has(self, worker: PythonWorker) -> bool:
+        raise NotImplementedError
+
+    async def discard(self, worker: PythonWorker) -> None:
+        raise NotImplementedError
+
+    async def release(self, worker: PythonWorker) -> None:
+        raise NotImplementedError
 
     def clean(self, outcome: Outcome | None = None) -> None:
         self.cleaned += 1

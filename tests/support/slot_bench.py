@@ -14,7 +14,10 @@ import orjson
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.protocol.documents import AgentConfig, ContainerAccess, QueueAccess
-from node_agent.execution.slot import Execution, Outcome, Slot
+from batchflow.protocol.wire import TaskItem
+from node_agent.execution.outcomes import Execution, Outcome
+from node_agent.execution.slot import Slot
+from node_agent.execution.slot_queue import QueuedTask, SlotQueue
 from node_agent.system.file_stamps import stamp
 from tests.support.waiting import BOUND
 
@@ -24,9 +27,11 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.wire import EventItem
 
+    Done = Callable[[int, Sequence[Outcome]], None]
+
 _QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
 _CONTAINER = ContainerAccess("https://account/container", "signature")
-
+_ITEM = TaskItem("client", "job", "0", "task.py", [], "run:0", "b" * 64)
 
 def config(**changes: Any) -> AgentConfig:
     """An agent's settings."""
@@ -70,7 +75,7 @@ class Bench:
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root = root
         self.events: list[EventItem] = []
-        self.slot = Slot(
+        self.slot = Slot.open(
             0,
             root / "slots",
             config(**changes),
@@ -78,6 +83,8 @@ class Bench:
             node="node-1",
         )
         self._count = 0
+        self._given = 0
+        self._queue: SlotQueue | None = None
 
     def execution(self, bundle: Bundle, command: str, args: list[Any], **limits: Any) -> Execution:
         self._count += 1
@@ -90,7 +97,31 @@ class Bench:
     ) -> Outcome:
         """One task of that bundle."""
         bundle, files = materialise(self.root, contents)
-        return await self.slot.run(self.execution(bundle, command, list(args), **limits), files)
+        return await self.execute(self.execution(bundle, command, list(args), **limits), files)
+
+    async def execute(self, execution: Execution, files: Path) -> Outcome:
+        """One task."""
+        found: list[Outcome] = []
+        await self.run_many([execution], files, lambda _, outcomes: found.extend(outcomes))
+        return found[0]
+
+    async def run_many(self, executions: Sequence[Execution], files: Path, done: Done) -> None:
+        """Several tasks of one bundle; `done` gets the outcomes as they come, with the index of the first."""
+        self._queue = queue(self.slot, executions, done)
+        self._given = len(executions)
+        await self._queue.run(executions[0].bundle, files)
+
+    def follow(self, executions: Sequence[Execution]) -> None:
+        """Add these to what runs."""
+        assert self._queue is not None
+        self._queue.add(queued(executions, self._given))
+        self._given += len(executions)
+
+    def recall(self) -> int:
+        """Take back what has not begun; how many of the tasks still run, or have run."""
+        assert self._queue is not None
+        self._given -= len(self._queue.recall())
+        return self._given
 
     def messages(self, kind: str) -> list[str]:
         """The messages of the events of a kind."""
@@ -99,6 +130,25 @@ class Bench:
     async def python(self, source: str, *args: Any, **limits: Any) -> Outcome:
         """One task whose file is this source."""
         return await self.run({"task.py": source}, "task.py", *args, **limits)
+
+
+def queued(executions: Sequence[Execution], first: int = 0) -> list[QueuedTask]:
+    """These as a slot's queue has them, numbered from `first`."""
+    tasks = []
+    for number, execution in enumerate(executions, first):
+        task = QueuedTask(number, _ITEM)
+        task.execution = execution
+        tasks.append(task)
+    return tasks
+
+
+def queue(slot: Slot, executions: Sequence[Execution], done: Done) -> SlotQueue:
+    """The queue of a slot that was given these."""
+
+    def ended(found: Sequence[tuple[QueuedTask, Outcome]]) -> None:
+        done(found[0][0].number, [outcome for _, outcome in found])
+
+    return SlotQueue(slot, queued(executions), ended)
 
 
 def keep(found: dict[int, Outcome]) -> Callable[[int, Sequence[Outcome]], None]:

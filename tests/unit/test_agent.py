@@ -37,7 +37,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "batchflow.support.backoff",
         "node_agent.links.task_queue",
-        "node_agent.execution.slot_loop",
+        "node_agent.execution.resources",
     ):
         monkeypatch.setattr(f"{module}.Backoff", Quick)
 

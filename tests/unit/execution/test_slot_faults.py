@@ -313,7 +313,7 @@ def do_action(engine, args):
 """
     async with bench(tmp_path, grace=100.0) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
-        running = asyncio.create_task(slot.slot.run(slot.execution(bundle, "task.py", []), files))
+        running = asyncio.create_task(slot.execute(slot.execution(bundle, "task.py", []), files))
         await eventually(lambda: slot.messages("log"))
         await slot.slot.aclose()
         async with asyncio.timeout(BOUND):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node_agent.execution.slot import Outcome
+from node_agent.execution.outcomes import Outcome
 from node_agent.system import process_groups
 from tests.support.slot_bench import Bench, bench, keep, materialise, value
 from tests.support.waiting import BOUND, eventually
@@ -96,7 +96,7 @@ async def test_a_task_within_its_limit_does_not_notice_it(tmp_path: Path) -> Non
 async def started(slot: Bench, source: str) -> asyncio.Task[object]:
     """A task that has logged something, and runs on."""
     bundle, files = materialise(slot.root, {"task.py": source})
-    running = asyncio.create_task(slot.slot.run(slot.execution(bundle, "task.py", []), files))
+    running = asyncio.create_task(slot.execute(slot.execution(bundle, "task.py", []), files))
     await eventually(lambda: slot.messages("log"))
     return running
 
@@ -140,7 +140,7 @@ def do_action(engine, args):
         seen = tmp_path / "seen"
         tasks = [slot.execution(bundle, "task.py", [number, str(seen)]) for number in range(4)]
         told: dict[int, Outcome] = {}
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(told)))
+        running = asyncio.create_task(slot.run_many(tasks, files, keep(told)))
         await eventually(lambda: slot.messages("log"))
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchflow.model import Status
-from node_agent.execution.slot import Outcome
+from node_agent.execution.outcomes import Outcome
 from node_agent.system import process_groups
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import BOUND, eventually
@@ -91,7 +91,7 @@ async def test_lines_of_a_program_are_told_live(tmp_path: Path) -> None:
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"run.sh": script})
         running = asyncio.create_task(
-            slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
+            slot.execute(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
         await eventually(lambda: slot.messages("stdout") and slot.messages("stderr"))
         assert (slot.messages("stdout"), slot.messages("stderr")) == (["one"], ["two"])
@@ -147,7 +147,7 @@ async def test_a_cancelled_program_is_gone_before_run_raises(tmp_path: Path) -> 
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"run.sh": script})
         running = asyncio.create_task(
-            slot.slot.run(slot.execution(bundle, "run.sh", [], stream_output=True), files)
+            slot.execute(slot.execution(bundle, "run.sh", [], stream_output=True), files)
         )
         await eventually(lambda: slot.messages("stdout"))
         running.cancel()
@@ -242,12 +242,12 @@ async def do_action(engine, args):
 """
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
-        await slot.slot.run(slot.execution(bundle, "task.py", [""]), files)  # has imported asyncio
+        await slot.execute(slot.execution(bundle, "task.py", [""]), files)  # has imported asyncio
         gate = tmp_path / "gate"
         arguments = ["", "", "", f"while [ ! -e {gate} ]; do sleep 0.01; done; echo through", ""]
         tasks = [slot.execution(bundle, "task.py", [word]) for word in arguments]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
+        running = asyncio.create_task(slot.run_many(tasks, files, keep(found)))
         await eventually(lambda: len(found) == 3)
         gate.touch()
         await running
@@ -269,7 +269,7 @@ async def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [word]) for word in ("", "sleep 0.3; echo through")] * 3
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, keep(found))
+        await slot.run_many(tasks, files, keep(found))
         assert not _sleepers(slot.root)
     assert [value(found[index]) for index in range(6)] == [None, "through"] * 3
 

@@ -11,7 +11,7 @@ import pytest
 
 from batchflow.model import Status
 from batchflow.support.linux import is_alive
-from node_agent.execution.slot import Outcome
+from node_agent.execution.outcomes import Outcome
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import eventually
 
@@ -346,7 +346,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         seen = tmp_path / "seen"
         execution = slot.execution(bundle, "task.py", [str(seen)], stream_output=True)
-        running = asyncio.create_task(slot.slot.run(execution, files))
+        running = asyncio.create_task(slot.execute(execution, files))
         await eventually(lambda: slot.messages("stdout") == ["one"] and slot.messages("progress") == ["1/2"])
         assert slot.messages("log") == ["note"]
         seen.touch()
@@ -392,7 +392,7 @@ def do_action(engine, args):
         tasks = [slot.execution(bundle, "task.py", [n, act]) for n, act in enumerate(what)]
         tasks.insert(3, slot.execution(bundle, "nothing.py", []))
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, keep(found))
+        await slot.run_many(tasks, files, keep(found))
         assert list(found) == list(range(11))
         rejected = found.pop(3)
         assert rejected.kind == "TaskRejected"
@@ -424,7 +424,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number]) for number in range(30)]
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, keep(found))
+        await slot.run_many(tasks, files, keep(found))
     last = 0.0
     for number, outcome in found.items():
         assert outcome.stdout == (f"{number}\n" if number % 3 == 1 else "")
@@ -441,7 +441,7 @@ async def test_what_a_task_of_a_pack_tells_is_told_of_that_task(tmp_path: Path) 
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number]) for number in range(100)]
-        await slot.slot.run_many(tasks, files, lambda *_: None)
+        await slot.run_many(tasks, files, lambda *_: None)
         told = [(event.task_id, event.kind) for event in slot.events]
     assert told == [(task.task_id, kind) for task in tasks for kind in ("log", "progress")]
 
@@ -460,7 +460,7 @@ def do_action(engine, args):
         arguments = [[""], [""], [""], [str(go)], [""]]
         tasks = [slot.execution(bundle, "task.py", args) for args in arguments]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, keep(found)))
+        running = asyncio.create_task(slot.run_many(tasks, files, keep(found)))
         await eventually(lambda: len(found) == 3)
         go.touch()
         await running
@@ -481,7 +481,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number]) for number in range(4)]
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, keep(found))
+        await slot.run_many(tasks, files, keep(found))
         assert found[1].kind == "WorkerDied"
         assert [value(found[number]) for number in (0, 2, 3)] == [0, 2, 3]
 
@@ -509,7 +509,7 @@ def do_action(engine, args):
         bundle, files = materialise(tmp_path, {"task.py": source})
         tasks = [slot.execution(bundle, "task.py", [number, False]) for number in range(5)]
         found: dict[int, Outcome] = {}
-        await slot.slot.run_many(tasks, files, keep(found))
+        await slot.run_many(tasks, files, keep(found))
         pids = [value(outcome) for outcome in found.values()]
         assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
         both = slot.messages("log")[2].split()
@@ -517,7 +517,7 @@ def do_action(engine, args):
     assert not any(is_alive(int(pid)) for pid in both)
     async with bench(tmp_path, child_tasks=3) as slot:
         tasks = [slot.execution(bundle, "task.py", [number, True]) for number in range(3)]
-        running = asyncio.create_task(slot.slot.run_many(tasks, files, lambda *_: None))
+        running = asyncio.create_task(slot.run_many(tasks, files, lambda *_: None))
         await eventually(lambda: len(slot.messages("log")) == 3)
         both = slot.messages("log")[2].split()
         running.cancel()

@@ -13,7 +13,8 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.packing import MOST_WORK
 from batchflow.protocol.wire import Reference, TaskItem
 from node_agent.execution.outcomes import Outcome
-from node_agent.execution.slot_loop import SlotLoop, TaskResources
+from node_agent.execution.resources import TaskResources
+from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.load_policy import AHEAD, SOON, STRAGGLER
@@ -226,11 +227,10 @@ async def test_the_child_goes_on_with_what_follows(tmp_path: Path) -> None:
             for number, act in enumerate(acts)
         ]
         found: dict[int, Outcome] = {}
-        assert not made.slot.follow(executions[:1])
-        running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
+        running = asyncio.create_task(made.run_many(executions[:1], files, keep(found)))
         await eventually(begun.exists)
-        assert made.slot.follow(executions[1:3])
-        assert made.slot.follow(executions[3:])
+        made.follow(executions[1:3])
+        made.follow(executions[3:])
         gate.touch()
         await running
         assert [found[index].kind for index in found] == [None, None, None, "WorkerDied", None]
@@ -241,7 +241,7 @@ async def test_the_child_goes_on_with_what_follows(tmp_path: Path) -> None:
 
 
 async def test_what_follows_can_be_taken_back(tmp_path: Path) -> None:
-    """And nothing follows afterwards."""
+    """What is added afterwards runs when the worker has passed over what was taken back."""
     async with bench(tmp_path) as made:
         gate, begun = tmp_path / "gate", tmp_path / "begun"
         bundle, files = materialise(tmp_path, {"gated.py": GATED})
@@ -249,15 +249,15 @@ async def test_what_follows_can_be_taken_back(tmp_path: Path) -> None:
             made.execution(bundle, "gated.py", [str(begun), str(gate), number]) for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions[:1], files, keep(found)))
+        running = asyncio.create_task(made.run_many(executions[:1], files, keep(found)))
         await eventually(begun.exists)
-        assert made.slot.follow([executions[1]])
-        assert made.slot.recall() == 1
-        assert not made.slot.follow([executions[2]])
+        made.follow([executions[1]])
+        assert made.recall() == 1
+        made.follow([executions[2]])
         gate.touch()
         await running
-        assert list(found) == [0]
-        assert begun.read_text().split() == ["0"]
+        assert list(found) == [0, 1]
+        assert begun.read_text().split() == ["0", "2"]
 
 
 async def test_programs_follow_and_are_followed(tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ async def test_programs_follow_and_are_followed(tmp_path: Path) -> None:
         program = made.execution(bundle, "gated.sh", [0, str(begun), str(gate)])
         action = made.execution(bundle, "gated.py", [str(begun), str(gate), 1])
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many([program], files, keep(found)))
+        running = asyncio.create_task(made.run_many([program], files, keep(found)))
         await eventually(begun.exists)
-        assert made.slot.follow([action])
-        assert made.slot.follow([replace(program, args=[2, str(begun), str(gate)])])
+        made.follow([action])
+        made.follow([replace(program, args=[2, str(begun), str(gate)])])
         gate.touch()
         await running
         assert begun.read_text().split() == ["0", "1", "2"]
@@ -289,12 +289,12 @@ async def test_no_task_runs_twice_when_a_child_has_had_its_number(tmp_path: Path
             made.execution(bundle, "gated.py", [str(begun), str(gate), number]) for number in range(13)
         ]
         found: dict[int, Outcome] = {}
-        await made.slot.run_many(executions, files, keep(found))
+        await made.run_many(executions, files, keep(found))
         assert list(found) == list(range(13))
         assert begun.read_text().split() == [str(number) for number in range(13)]
 
 
-# The worker
+# The loop of a slot
 
 
 async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
@@ -308,17 +308,17 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
         for event in events:
             match event:
                 case to.Prepared():
-                    worker.start((1,))
-                    worker.follow({3: task(3), 4: task(4)})
+                    loop.start((1,))
+                    loop.follow({3: task(3), 4: task(4)})
                 case to.Ended(number):
                     ended.append(number)
                 case to.Freed():
                     free.set()
 
-    depot = TaskResources("agent", FakeBundles(), None, None, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
-    worker = SlotLoop(0, slot, depot, feed=feed, done=lambda number, done: None)
-    serving = asyncio.create_task(worker.serve())
-    worker.prepare({1: task(1), 2: task(2)})
+    resources = TaskResources("agent", FakeBundles(), None, None, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
+    loop = SlotLoop(0, slot, resources, feed=feed)
+    serving = asyncio.create_task(loop.serve())
+    loop.prepare({1: task(1), 2: task(2)})
     async with asyncio.timeout(20):
         await free.wait()
     serving.cancel()

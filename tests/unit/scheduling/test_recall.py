@@ -8,11 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from batchflow.protocol.bundle import Bundle
+from node_agent.bundles.workspace import Place
 from node_agent.execution.outcomes import Outcome
+from node_agent.execution.slot_queue import QueuedTask, SlotQueue
 from node_agent.scheduling import events as to
 from node_agent.scheduling.load_policy import STRAGGLER
 from node_agent.scheduling.scheduler import Scheduler
-from tests.support.agent_world import task
+from tests.support.agent_world import FakeSlot, behave, task
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import eventually
 
@@ -41,17 +44,17 @@ async def test_what_has_not_begun_is_taken_back(tmp_path: Path) -> None:
         await made.slot.ready()
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(
-            made.slot.run_many([execution(number) for number in range(5)], files, keep(found))
+            made.run_many([execution(number) for number in range(5)], files, keep(found))
         )
         await eventually((tmp_path / "begun-0").exists)
         child = made.slot.child_pid
-        assert made.slot.recall() == 1
-        assert made.slot.recall() == 1
+        assert made.recall() == 1
+        assert made.recall() == 1
         gate.touch()
         await running
         assert [value(found[index]) for index in found] == [0]
         more: dict[int, Outcome] = {}
-        await made.slot.run_many([execution(number) for number in range(10, 14)], files, keep(more))
+        await made.run_many([execution(number) for number in range(10, 14)], files, keep(more))
         assert [value(more[index]) for index in range(4)] == [10, 11, 12, 13]
         assert made.slot.child_pid == child
         assert sorted(path.name for path in tmp_path.glob("begun-*")) == [
@@ -70,21 +73,21 @@ async def test_a_child_that_has_begun_nothing_gives_all_back(tmp_path: Path) -> 
             return made.execution(bundle, "gated.py", [str(tmp_path / f"begun-{number}"), str(gate), number])
 
         first: dict[int, Outcome] = {}
-        await made.slot.run_many([execution(0)], files, keep(first))
+        await made.run_many([execution(0)], files, keep(first))
         child = made.slot.child_pid
         assert child is not None
         os.kill(child, signal.SIGSTOP)
         found: dict[int, Outcome] = {}
         running = asyncio.create_task(
-            made.slot.run_many([execution(number) for number in (1, 2, 3)], files, keep(found))
+            made.run_many([execution(number) for number in (1, 2, 3)], files, keep(found))
         )
         await eventually(lambda: made.slot.running)
-        assert made.slot.recall() == 0
+        assert made.recall() == 0
         async with asyncio.timeout(10):
             await running
         os.kill(child, signal.SIGCONT)
         more: dict[int, Outcome] = {}
-        await made.slot.run_many([execution(4)], files, keep(more))
+        await made.run_many([execution(4)], files, keep(more))
         assert (value(first[0]), found, value(more[0])) == (0, {}, 4)
         assert made.slot.child_pid == child
         assert sorted(path.name for path in tmp_path.glob("begun-*")) == ["begun-0", "begun-4"]
@@ -101,9 +104,9 @@ async def test_taking_back_from_a_child_that_dies(tmp_path: Path) -> None:
             for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
+        running = asyncio.create_task(made.run_many(executions, files, keep(found)))
         await eventually((tmp_path / "begun-0").exists)
-        assert made.slot.recall() == 1
+        assert made.recall() == 1
         gate.touch()
         await running
         assert {index: outcome.kind for index, outcome in found.items()} == {0: "WorkerDied"}
@@ -121,9 +124,9 @@ async def test_programs_that_wait_their_turn_are_taken_back(tmp_path: Path) -> N
             for number in range(3)
         ]
         found: dict[int, Outcome] = {}
-        running = asyncio.create_task(made.slot.run_many(executions, files, keep(found)))
+        running = asyncio.create_task(made.run_many(executions, files, keep(found)))
         await eventually((tmp_path / "begun-0").exists)
-        assert made.slot.recall() == 1
+        assert made.recall() == 1
         gate.touch()
         await running
         assert list(found) == [0]
@@ -184,3 +187,23 @@ def test_a_slot_that_goes_on_is_not_asked() -> None:
         now = 1.0 + number * STRAGGLER * 0.9
         commands = scheduler.handle(to.Ended(number, None, None, 0.0, 0.001, 0.5), now)
         assert to.Recall(0) not in commands
+
+
+async def test_recall_while_the_directory_is_prepared_takes_every_task_back() -> None:
+    """Nothing has begun, so nothing runs."""
+    prepared = asyncio.Event()
+
+    class Slow(FakeSlot):
+        async def prepare(self, bundle: Bundle, files: Path) -> Place:
+            await prepared.wait()
+            return await super().prepare(bundle, files)
+
+    slot = Slow(behave())
+    tasks = [QueuedTask(number, task(number)) for number in range(3)]
+    queue = SlotQueue(slot, tasks, lambda ended: None)
+    running = asyncio.create_task(queue.run(Bundle(()), Path()))
+    await asyncio.sleep(0)
+    assert queue.recall() == tasks
+    prepared.set()
+    await running
+    assert slot.begun == []

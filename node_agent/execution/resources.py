@@ -1,0 +1,169 @@
+"""What tasks need from Blob Storage, and what they leave there.
+
+Blob Storage in trouble is tried again for about half a minute. Then this is the task's outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import anyio
+import orjson
+
+from batchflow.errors import BlobNotFound, ProtocolError, StorageError
+from batchflow.model import Status
+from batchflow.protocol import layout, wire
+from batchflow.support.backoff import Backoff
+from batchflow.support.frozen import frozen
+from node_agent.execution.outcomes import Outcome, too_large
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from batchflow.ports.storage import Container
+    from batchflow.protocol.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+TRIES: Final = 6
+"""Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
+UPLOADS: Final = 4
+"""Files of a task that are uploaded at once."""
+
+T = TypeVar("T")
+
+
+class Unfit(Exception):
+    """A task cannot run, or no task of a slot can. `kind` is the name of the `TaskError`."""
+
+    def __init__(self, kind: str, error: str) -> None:
+        super().__init__(error)
+        self.kind = kind
+
+
+class Bundles(Protocol):
+    """What a slot needs of the cache."""
+
+    def use(self, bundle_hash: str) -> AbstractAsyncContextManager[tuple[Bundle, Path]]: ...
+
+
+class RunningTasks(Protocol):
+    """What outlives the agent: which task runs where."""
+
+    def begin(self, slot: int, uids: Sequence[str]) -> None: ...
+
+    def end(self, slot: int) -> None: ...
+
+
+@frozen
+class TaskResources:
+    """Where the agent's slots fetch from and bring to."""
+
+    agent: str
+    bundles: Bundles
+    ctl: Container
+    out: Container
+    running: RunningTasks
+    inline_limit: int
+    """Bytes of a value that travel in the result's message."""
+    result_limit: int
+    """Bytes that a value may have."""
+
+    async def fetch_bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
+        """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`."""
+        try:
+            return await _patiently(lambda: stack.enter_async_context(self.bundles.use(bundle_hash)))
+        except BlobNotFound as error:
+            raise Unfit("TaskRejected", f"its files are not in the pool: {error}") from error
+        except ProtocolError as error:
+            raise Unfit("TaskRejected", f"its files cannot be used: {error}") from error
+        except StorageError as error:
+            raise Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
+
+    async def fetch_arguments(self, item: wire.TaskItem) -> list[Any]:
+        """Return the arguments of a task. Raises `Unfit`."""
+        reference = item.params
+        if isinstance(reference, list):
+            return reference
+        try:
+            blob = await _patiently(lambda: self.ctl.get(reference.blob))
+            arguments = orjson.loads(blob.data)
+        except BlobNotFound as error:
+            raise Unfit("TaskRejected", f"its arguments are gone: {error}") from error
+        except StorageError as error:
+            raise Unfit("TaskFailed", f"its arguments could not be fetched: {error}") from error
+        except orjson.JSONDecodeError as error:
+            raise Unfit("TaskRejected", f"its arguments are not JSON: {error}") from error
+        if not isinstance(arguments, list):
+            raise Unfit("TaskRejected", "its arguments are not a list")
+        return arguments
+
+    def fits(self, outcome: Outcome) -> bool:
+        """Return whether all of an outcome travels in the result's message."""
+        return not outcome.outputs and outcome.size <= self.inline_limit
+
+    async def store(self, item: wire.TaskItem, outcome: Outcome) -> Outcome:
+        """Upload what does not fit into the result's message; the outcome as it travels."""
+        try:
+            return await self._store(item, outcome)
+        except (StorageError, OSError) as error:
+            text = f"what it left could not be stored: {error}"
+            return replace(outcome, status=Status.FAILED, kind="TaskFailed", error=text, value=None)
+
+    async def _store(self, item: wire.TaskItem, outcome: Outcome) -> Outcome:
+        if outcome.outputs:
+            outcome = replace(outcome, files=await self._upload(item, outcome))
+        value = outcome.value
+        if not isinstance(value, bytes) or len(value) <= self.inline_limit:
+            return outcome
+        if len(value) > self.result_limit:
+            return too_large(outcome, len(value), self.result_limit)
+        name = layout.result_blob(item.job, item.client, item.uid, item.attempt, self.agent)
+        await _patiently(lambda: self.out.put(name, value))
+        return replace(outcome, value=wire.Reference(name, len(value)))
+
+    async def _upload(self, item: wire.TaskItem, outcome: Outcome) -> tuple[str, ...]:
+        prefix = layout.outputs_prefix(item.job, item.client, item.uid)
+        names = outcome.output_names()
+        limiter = anyio.CapacityLimiter(UPLOADS)
+
+        async def upload(name: str, path: Path) -> None:
+            async with limiter:
+                await _patiently(lambda: self.out.upload(prefix + name, path))
+
+        error: Exception | None = None
+        try:
+            async with anyio.create_task_group() as group:
+                for name, path in zip(names, outcome.outputs, strict=True):
+                    group.start_soon(upload, name, path)
+        except* (StorageError, OSError) as errors:
+            error = _first(errors)  # raised in here it would come in a group, before Python 3.11.4
+        if error is not None:
+            raise error
+        return names
+
+
+async def _patiently(request: Callable[[], Awaitable[T]]) -> T:
+    """Try again while Blob Storage says that this may help."""
+    backoff = Backoff(0.5)
+    while True:
+        try:
+            return await request()
+        except StorageError as error:
+            if not error.retryable or backoff.tries + 1 >= TRIES:
+                raise
+            logger.warning("storage_retry", extra={"error": str(error), "tries": backoff.tries + 1})
+        await backoff.wait()
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
