@@ -33,6 +33,7 @@ _QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
 _CONTAINER = ContainerAccess("https://account/container", "signature")
 _ITEM = TaskItem("client", "job", "0", "task.py", [], "run:0", "b" * 64)
 
+
 def config(**changes: Any) -> AgentConfig:
     """An agent's settings."""
     plain = AgentConfig("pool", (_QUEUE,), (_QUEUE,), _CONTAINER, _CONTAINER, 60.0)
