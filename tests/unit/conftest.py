@@ -18,7 +18,7 @@ from tests.support.client_doubles import Agent, Doubles, settings
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No exception that was never retrieved, no task destroyed while pending."""
+    """Fail a test that left an exception that was never retrieved, or a task destroyed while pending."""
     yield
     gc.collect()
     noise = [record for record in caplog.get_records("call") if record.name == "asyncio"]

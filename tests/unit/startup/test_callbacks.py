@@ -32,6 +32,11 @@ raise_ours = partial(wire.decode, b"no message")
 Way = Callable[[asyncio.AbstractEventLoop], Any]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> None:
+    """Allow errors of callbacks in asyncio's log: these tests are about them."""
+
+
 def done_callback(loop: asyncio.AbstractEventLoop) -> None:
     future = loop.create_future()
     future.add_done_callback(lambda _: raise_ours())
