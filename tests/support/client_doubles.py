@@ -11,7 +11,6 @@ from typing import Any
 
 from batchflow.errors import BrokerError, PoolError, PoolExists, PoolNotFound, StorageError
 from batchflow.model import Image, Status
-from batchflow.pool import Pool
 from batchflow.pools.connections import Connections
 from batchflow.ports.broker import Delivery, OutgoingMessage, QueueRef, Receiver, Sender
 from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, PoolDocument, PoolInfo, SupportedImage
@@ -20,7 +19,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.documents import Heartbeat
 from batchflow.protocol.layout import heartbeat_blob
 from batchflow.protocol.wire import EventItem, Reference, ResultItem, TaskItem
-from batchflow.session import Session
+from batchflow.session import Session, SessionPool
 from batchflow.settings import (
     AgentSettings,
     BatchSettings,
@@ -274,7 +273,7 @@ class Doubles:
 class Agent:
     """Takes the tasks of a pool and answers them when, and as, a test says."""
 
-    def __init__(self, doubles: Doubles, pool: Pool, name: str = "agent-1") -> None:
+    def __init__(self, doubles: Doubles, pool: SessionPool, name: str = "agent-1") -> None:
         self._broker = doubles.broker
         self._manifest = pool.runtime.manifest
         self._out = doubles.storage.container(pool.runtime.manifest.out)

@@ -160,4 +160,7 @@ def keep(found: dict[int, Outcome]) -> Callable[[int, Sequence[Outcome]], None]:
 def value(outcome: Outcome) -> Any:
     """What a task that must have succeeded returned."""
     assert outcome.error is None, (outcome.error, outcome.traceback, outcome.stderr)
-    return None if outcome.value is None else orjson.loads(outcome.value)
+    if outcome.value is None:
+        return None
+    assert isinstance(outcome.value, bytes)
+    return orjson.loads(outcome.value)
