@@ -128,7 +128,7 @@ class Cancellations:
         for entry in entries:
             if entry.item is not None and not entry.done:
                 self._outcomes.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
-        self._outcomes.change.beat()
+        self._outcomes.change.notify()
         return [entry for entry in entries if not entry.done]
 
     async def _request(self, entries: list[Entry]) -> None:
@@ -169,7 +169,7 @@ class Cancellations:
                 self._unconfirmed.add(entry.sequence)
                 outcome = cancelled_result(entry, "no agent confirmed it in time")
                 self._outcomes.resolve(entry, outcome, expect_message=self._expect_message)
-        self._outcomes.change.beat()
+        self._outcomes.change.notify()
 
 
 def intervals(numbers: list[int]) -> list[tuple[int, int]]:

@@ -48,40 +48,40 @@ class DeliveryRecord:
         self.incarnation = incarnation
         self.loaded = False
         """Whether it is known what earlier holders are owed."""
-        self.ledger = Checkpoint(pages={incarnation: IncarnationProgress()})
+        self.checkpoint = Checkpoint(incarnations={incarnation: IncarnationProgress()})
         self._journal = journal
         self._dirty = False
 
     @property
-    def _page(self) -> IncarnationProgress:
-        return self.ledger.pages[self.incarnation]
+    def _progress(self) -> IncarnationProgress:
+        return self.checkpoint.incarnations[self.incarnation]
 
     def was_replaced(self, found: Checkpoint) -> bool:
         """Whether a later holder wrote what was found in the mailbox."""
         if self.loaded:
-            return found.epoch > self.ledger.epoch
-        return found.was_replaced(self.incarnation, self._page)
+            return found.epoch > self.checkpoint.epoch
+        return found.was_replaced(self.incarnation, self._progress)
 
     def enter(self, found: Checkpoint) -> int:
         """Make this the holder, in what was found. Returns how many outcomes earlier ones are owed.
 
         It counts when it was saved: then `load` it.
         """
-        return found.open(self.incarnation, self._page)
+        return found.open(self.incarnation, self._progress)
 
     def load(self, entered: Checkpoint) -> None:
-        self.ledger = entered
+        self.checkpoint = entered
         self.loaded = True
 
     def is_behind(self, submitted: int) -> bool:
         """Whether there is something to save; `submitted`: tasks that the broker has accepted or refused."""
-        return self._dirty or self._page.submitted != submitted
+        return self._dirty or self._progress.submitted != submitted
 
     def to_save(self, submitted: int) -> bytes:
         """All that is known now; `not_saved` when it could not be saved."""
-        self._page.submitted = submitted
+        self._progress.submitted = submitted
         self._dirty = False
-        return self.ledger.encode()
+        return self.checkpoint.encode()
 
     def not_saved(self) -> None:
         self._dirty = True
@@ -90,22 +90,22 @@ class DeliveryRecord:
         """It was handed over, or will never come by mail. With a journal: raises OSError."""
         if self._journal is not None:
             self._journal.record(uid)
-        self._dirty |= self.ledger.consume(*split_uid(uid))
+        self._dirty |= self.checkpoint.consume(*split_uid(uid))
 
     def is_consumed(self, uid: str) -> bool:
         """Whether somebody was shown it before; then it is not shown again."""
         if self._journal is not None and uid in self._journal:
-            self._dirty |= self.ledger.consume(*split_uid(uid))
+            self._dirty |= self.checkpoint.consume(*split_uid(uid))
             return True
-        return self.ledger.is_consumed(*split_uid(uid))
+        return self.checkpoint.is_consumed(*split_uid(uid))
 
     def adopt(self, uid: str) -> bool:
         """Whether an outcome for an earlier holder is to be shown, which it is once."""
-        return not self.is_consumed(uid) and self.ledger.adopt(*split_uid(uid))
+        return not self.is_consumed(uid) and self.checkpoint.adopt(*split_uid(uid))
 
     def is_owed(self, uid: str) -> bool:
         """Whether `enter` counted it."""
-        return self.ledger.is_owed(*split_uid(uid))
+        return self.checkpoint.is_owed(*split_uid(uid))
 
 
 VERSION: Final = 1
@@ -195,40 +195,40 @@ class Checkpoint:
     """All incarnations of a session that are owed something, and the present one."""
 
     epoch: int = 0
-    pages: dict[str, IncarnationProgress] = field(default_factory=dict)
+    incarnations: dict[str, IncarnationProgress] = field(default_factory=dict)
     _adopted: dict[str, Ranges] = field(default_factory=dict)
     """Outcomes for earlier holders that this one has, shown or to be shown. Not saved."""
 
-    def open(self, incarnation: str, page: IncarnationProgress | None = None) -> int:
+    def open(self, incarnation: str, progress: IncarnationProgress | None = None) -> int:
         """A new holder begins. Returns how many outcomes earlier ones are owed.
 
         `page`: its own, where it consumes before it can read the ledger.
         """
         self.epoch += 1
-        settled = [name for name, page in self.pages.items() if not page.owed]
+        settled = [name for name, progress in self.incarnations.items() if not progress.owed]
         for name in settled[:-REMEMBERED]:
-            del self.pages[name]
-        owed = sum(page.owed for page in self.pages.values())
-        self.pages[incarnation] = page or IncarnationProgress()
+            del self.incarnations[name]
+        owed = sum(progress.owed for progress in self.incarnations.values())
+        self.incarnations[incarnation] = progress or IncarnationProgress()
         return owed
 
     def consume(self, incarnation: str, sequence: int) -> bool:
         """An outcome was handed over, or dropped for good. False when it had been before."""
-        return self.pages.setdefault(incarnation, IncarnationProgress()).consumed.add(sequence)
+        return self.incarnations.setdefault(incarnation, IncarnationProgress()).consumed.add(sequence)
 
-    def was_replaced(self, incarnation: str, page: IncarnationProgress) -> bool:
+    def was_replaced(self, incarnation: str, progress: IncarnationProgress) -> bool:
         """Whether somebody else was handed outcomes of this holder, of which it knows only its `page`."""
-        found = self.pages.get(incarnation)
-        return found is not None and not page.consumed.covers(found.consumed)
+        found = self.incarnations.get(incarnation)
+        return found is not None and not progress.consumed.covers(found.consumed)
 
     def is_consumed(self, incarnation: str, sequence: int) -> bool:
-        page = self.pages.get(incarnation)
-        return page is not None and sequence in page.consumed
+        progress = self.incarnations.get(incarnation)
+        return progress is not None and sequence in progress.consumed
 
     def is_owed(self, incarnation: str, sequence: int) -> bool:
         """Whether it was counted as to come when this holder began."""
-        page = self.pages.get(incarnation)
-        return page is not None and sequence < page.submitted and sequence not in page.consumed
+        progress = self.incarnations.get(incarnation)
+        return progress is not None and sequence < progress.submitted and sequence not in progress.consumed
 
     def adopt(self, incarnation: str, sequence: int) -> bool:
         """An outcome for an earlier holder came. False when it had come, or had been consumed, before."""
@@ -237,11 +237,11 @@ class Checkpoint:
         return self._adopted.setdefault(incarnation, Ranges()).add(sequence)
 
     def encode(self) -> bytes:
-        pages = {
-            name: {"submitted": page.submitted, "consumed": list(page.consumed)}
-            for name, page in self.pages.items()
+        incarnations = {
+            name: {"submitted": progress.submitted, "consumed": list(progress.consumed)}
+            for name, progress in self.incarnations.items()
         }
-        document = {"v": VERSION, "epoch": self.epoch, "pages": pages}
+        document = {"v": VERSION, "epoch": self.epoch, "pages": incarnations}
         return zlib.compress(orjson.dumps(document), 1)
 
     @classmethod
@@ -255,7 +255,9 @@ class Checkpoint:
                 raise ProtocolError(
                     f"a mailbox's ledger of version {document['v']}: install a newer batchflow"
                 )
-            pages = {str(name): IncarnationProgress.read(page) for name, page in document["pages"].items()}
-            return cls(int(document["epoch"]), pages)
+            incarnations = {
+                str(name): IncarnationProgress.read(progress) for name, progress in document["pages"].items()
+            }
+            return cls(int(document["epoch"]), incarnations)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"a mailbox's ledger that cannot be read: {error!r}") from error

@@ -63,7 +63,7 @@ class ResultMessage(Generic[Attachment]):
     """A message of results, and what is to be removed with it."""
 
     delivery: Delivery
-    opening: Attachment
+    attachment: Attachment
     """The one that the message came by."""
     size: int = 0
     """Bytes of what is held of it, with results that were fetched."""
@@ -117,24 +117,24 @@ class _Consumption(Generic[Attachment]):
     It knows the outcome by its uid alone: one that is on disk shall not be in memory, too.
     """
 
-    book: MailboxState[Attachment]
-    account: DeliveryRecord
+    state: MailboxState[Attachment]
+    record: DeliveryRecord
     uid: str
-    receipt: Acknowledgement
+    acknowledgement: Acknowledgement
     """Of the message that it came by."""
 
     def __call__(self) -> None:
-        self.account.consume(self.uid)
-        self.book.spilled.pop(self.uid, None)
-        self.receipt.hand_over()
+        self.record.consume(self.uid)
+        self.state.spilled.pop(self.uid, None)
+        self.acknowledgement.deliver()
 
 
 @dataclass(slots=True)
 class _Fetching(Generic[Attachment]):
     """A result by reference that is being fetched."""
 
-    receipt: Acknowledgement
-    letter: ResultMessage[Attachment]
+    acknowledgement: Acknowledgement
+    message: ResultMessage[Attachment]
     later: list[tuple[ResultItem, ResultMessage[Attachment], Acknowledgement]] = field(default_factory=list)
     """Outcomes of the same task that came after it: they do not overtake it."""
 
@@ -147,28 +147,28 @@ class MailboxState(Generic[Attachment]):
         incarnation: str,
         tracker: Tracker,
         limits: UnreadLimits,
-        account: DeliveryRecord | None,
-        on_due: Callable[[], None],
+        record: DeliveryRecord | None,
+        on_completable: Callable[[], None],
     ) -> None:
         """`account`: of a session that can be found again. `on_due` is called when a message is due."""
-        self.opening: Attachment | None = None
+        self.attachment: Attachment | None = None
         """None while the mailbox is not ours."""
         self.predecessor_until: float | None = None
         """Until when an earlier holder that was not closed may have lived, by the broker's clock."""
         self.held = 0
         """Messages of which something was not handed over."""
         self.held_bytes = 0
-        self.due: list[ResultMessage[Attachment]] = []
+        self.completable: list[ResultMessage[Attachment]] = []
         """Messages that were handed over."""
-        self.due_bytes = 0
+        self.completable_bytes = 0
         """Of these messages: the broker's client holds them until they are completed."""
         self.fresh: deque[Entry] = deque()
         """Outcomes in the order of arrival; may hold some that were handed over meanwhile, behind others."""
         self.spilled: dict[str, Entry] = {}
         """Outcomes, by uid, that are on disk and, until somebody has them, also in the mailbox."""
-        self.given: dict[str, Entry] = {}
+        self.expecting_message: dict[str, Entry] = {}
         """Outcomes, by uid, that the session gave itself and mail is still to come of."""
-        self.again: dict[str, Entry] = {}
+        self.undelivered: dict[str, Entry] = {}
         """Outcomes, by uid, that nobody had when the mailbox was lost."""
         self.fetching: dict[str, _Fetching[Attachment]] = {}
         """By uid."""
@@ -177,8 +177,8 @@ class MailboxState(Generic[Attachment]):
         self._incarnation = incarnation
         self._tracker = tracker
         self._limits = limits
-        self._account = account
-        self._on_due = on_due
+        self._record = record
+        self._on_completable = on_completable
         self._compact_at = _COMPACT_FROM
         self._read_bytes = 0
         """Of messages that were handed over since `fresh` was last rid of what they brought."""
@@ -187,48 +187,48 @@ class MailboxState(Generic[Attachment]):
 
     def lost(self) -> None:
         """No message of this opening can be completed any more: all of them will come again."""
-        self.opening = None
+        self.attachment = None
         self.held = 0
         self.held_bytes = 0
-        self.take_due()
+        self.take_completable()
         self._blobs.clear()
-        fresh = {entry.uid: entry for entry in self.fresh if entry.receipt is not None}
-        self.again = fresh | self.spilled
+        fresh = {entry.uid: entry for entry in self.fresh if entry.acknowledgement is not None}
+        self.undelivered = fresh | self.spilled
 
-    def take_due(self) -> list[ResultMessage[Attachment]]:
+    def take_completable(self) -> list[ResultMessage[Attachment]]:
         """To be completed: with an account, when one that was taken after this was saved."""
-        due, self.due = self.due, []
-        self.due_bytes = 0
-        return due
+        completable, self.completable = self.completable, []
+        self.completable_bytes = 0
+        return completable
 
-    def put_back(self, letters: list[ResultMessage[Attachment]]) -> None:
+    def put_back(self, messages: list[ResultMessage[Attachment]]) -> None:
         """They are not to be completed yet."""
-        self.due = letters + self.due
-        self.due_bytes += sum(letter.size for letter in letters)
+        self.completable = messages + self.completable
+        self.completable_bytes += sum(message.size for message in messages)
 
-    def not_completed(self, letter: ResultMessage[Attachment], error: ServiceError) -> bool:
+    def not_completed(self, message: ResultMessage[Attachment], error: ServiceError) -> bool:
         """Whether it is to be tried again. Else it comes again, a duplicate, or goes with the mailbox."""
-        again = error.retryable and not isinstance(error, LeaseLost) and letter.opening is self.opening
+        again = error.retryable and not isinstance(error, LeaseLost) and message.attachment is self.attachment
         if again:
-            self.put_back([letter])
+            self.put_back([message])
         return again
 
     # ---- what comes
 
-    def accept(self, letter: ResultMessage[Attachment]) -> list[MailboxCommand]:
+    def accept(self, message: ResultMessage[Attachment]) -> list[MailboxCommand]:
         """A message has come."""
-        body = letter.delivery.body
-        letter.size = len(body)
-        letter.delivery = replace(letter.delivery, body=b"")  # nobody reads it again
+        body = message.delivery.body
+        message.size = len(body)
+        message.delivery = replace(message.delivery, body=b"")  # nobody reads it again
         try:
             items = wire.decode(body)
         except ProtocolError as error:
-            self._complete_later(letter)
+            self._complete_later(message)
             return [Dropped(error)]
         self.held += 1
-        self.held_bytes += letter.size
-        receipt = Acknowledgement(lambda: self._handed_over(letter), len(items))
-        return [command for item in items for command in self._read(item, letter, receipt)]
+        self.held_bytes += message.size
+        acknowledgement = Acknowledgement(lambda: self._delivered(message), len(items))
+        return [command for item in items for command in self._read(item, message, acknowledgement)]
 
     def not_there(self, item: ResultItem, failure: ResultItem) -> list[MailboxCommand]:
         """What a result refers to is gone: it is a failure, unless a later holder may have removed it.
@@ -236,114 +236,120 @@ class MailboxState(Generic[Attachment]):
         To be said only while the mailbox is known to be ours, or after another opening of it.
         """
         fetch = self.fetching.pop(item.uid)
-        if fetch.letter.opening is not self.opening:
+        if fetch.message.attachment is not self.attachment:
             return []  # where nobody was shown it, it comes again
-        return self._deliver_all([*fetch.later, (failure, fetch.letter, fetch.receipt)])
+        return self._accept_outcomes([*fetch.later, (failure, fetch.message, fetch.acknowledgement)])
 
     def fetched(self, item: ResultItem, size: int) -> list[MailboxCommand]:
         """A result is there whole, with so many bytes more; or it never will be, and is a failure."""
         fetch = self.fetching.pop(item.uid)
-        if fetch.letter.opening is self.opening:
-            fetch.letter.size += size
+        if fetch.message.attachment is self.attachment:
+            fetch.message.size += size
             self.held_bytes += size
-        return self._deliver_all([(item, fetch.letter, fetch.receipt), *fetch.later])
+        return self._accept_outcomes([(item, fetch.message, fetch.acknowledgement), *fetch.later])
 
-    def give(self, entry: Entry) -> None:
+    def expect_message(self, entry: Entry) -> None:
         """It has an outcome of the session's own, and mail is still to come of it."""
-        if (account := self._account) is not None:
-            entry.receipt = Acknowledgement(lambda: account.consume(entry.uid), 1)
-            self.given[entry.uid] = entry
+        if (record := self._record) is not None:
+            entry.acknowledgement = Acknowledgement(lambda: record.consume(entry.uid), 1)
+            self.expecting_message[entry.uid] = entry
 
     def _read(
-        self, item: wire.Item, letter: ResultMessage[Attachment], receipt: Acknowledgement
+        self, item: wire.Item, message: ResultMessage[Attachment], acknowledgement: Acknowledgement
     ) -> list[MailboxCommand]:
         match item:
             case ResultItem(value=Reference() as reference):
                 if reference.blob not in self._blobs:
                     self._blobs.add(reference.blob)
-                    letter.blobs.append(reference.blob)
-                return self._bring(item, reference, letter, receipt)
+                    message.blobs.append(reference.blob)
+                return self._request_fetch(item, reference, message, acknowledgement)
             case ResultItem():
                 fetch = self.fetching.get(item.uid)
-                if fetch is not None and fetch.letter.opening is letter.opening:
-                    fetch.later.append((item, letter, receipt))
+                if fetch is not None and fetch.message.attachment is message.attachment:
+                    fetch.later.append((item, message, acknowledgement))
                     return []
-                return self._deliver(item, letter, receipt)
+                return self._accept_outcome(item, message, acknowledgement)
             case EventItem():
-                receipt.hand_over()
+                acknowledgement.deliver()
                 return [Tell(Event(item.kind, item.message, item.at, item.task_id, item.data))]
             case _:
-                receipt.hand_over()  # a task: it has no business here
+                acknowledgement.deliver()  # a task: it has no business here
                 return []
 
-    def _bring(
+    def _request_fetch(
         self,
         item: ResultItem,
         reference: Reference,
-        letter: ResultMessage[Attachment],
-        receipt: Acknowledgement,
+        message: ResultMessage[Attachment],
+        acknowledgement: Acknowledgement,
     ) -> list[MailboxCommand]:
         known = self.fetching.get(item.uid)
-        if known is not None and known.letter.opening is letter.opening:
-            receipt.hand_over()
+        if known is not None and known.message.attachment is message.attachment:
+            acknowledgement.deliver()
             return []
-        self.fetching[item.uid] = _Fetching(receipt, letter)
+        self.fetching[item.uid] = _Fetching(acknowledgement, message)
         return [Fetch(item, reference)] if known is None else []
 
-    def _deliver_all(
+    def _accept_outcomes(
         self, line: list[tuple[ResultItem, ResultMessage[Attachment], Acknowledgement]]
     ) -> list[MailboxCommand]:
-        return [command for each in line for command in self._deliver(*each)]
+        return [command for each in line for command in self._accept_outcome(*each)]
 
-    def _deliver(
-        self, item: ResultItem, letter: ResultMessage[Attachment], receipt: Acknowledgement
+    def _accept_outcome(
+        self, item: ResultItem, message: ResultMessage[Attachment], acknowledgement: Acknowledgement
     ) -> list[MailboxCommand]:
         incarnation, sequence = wire.split_uid(item.uid)
         own = incarnation == self._incarnation
         entry = self._tracker.find(sequence) if own else None
-        if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
-            self._shown(entry, letter)
+        if entry is not None and self._tracker.resolve(entry, item, self._recorded(item, acknowledgement)):
+            self._shown(entry, message)
             return [Resolved(entry, item)]
-        current = letter.opening is self.opening  # else it was fetched for a message that comes again
+        current = message.attachment is self.attachment  # else it was fetched for a message that comes again
         if current and (unread := self._unread(item.uid)) is not None:
-            unread.receipt = self._accounted(item, receipt)
+            unread.acknowledgement = self._recorded(item, acknowledgement)
         elif not own and self._is_adopted(item.uid):
-            self._adopt(item, sequence, letter, receipt)
+            self._adopt(item, sequence, message, acknowledgement)
         else:
-            receipt.hand_over()
+            acknowledgement.deliver()
         return [Confirmed(sequence)] if own else []
 
-    def _accounted(self, item: ResultItem, receipt: Acknowledgement) -> Acknowledgement:
+    def _recorded(self, item: ResultItem, acknowledgement: Acknowledgement) -> Acknowledgement:
         """A receipt that enters the outcome's hand-over into the account first."""
-        account = self._account
+        record = self._record
         return (
-            receipt if account is None else Acknowledgement(_Consumption(self, account, item.uid, receipt), 1)
+            acknowledgement
+            if record is None
+            else Acknowledgement(_Consumption(self, record, item.uid, acknowledgement), 1)
         )
 
-    def _shown(self, entry: Entry, letter: ResultMessage[Attachment]) -> None:
+    def _shown(self, entry: Entry, message: ResultMessage[Attachment]) -> None:
         """Somebody may read it from now on; if its mailbox was lost meanwhile, its mail comes again."""
         self.fresh.append(entry)
-        if letter.opening is not self.opening:
-            self.again[entry.uid] = entry
+        if message.attachment is not self.attachment:
+            self.undelivered[entry.uid] = entry
 
     def _unread(self, uid: str) -> Entry | None:
         """The outcome that this mail belongs to, when nobody has it yet although it did not come by this."""
-        if (given := self.given.pop(uid, None)) is not None:
+        if (given := self.expecting_message.pop(uid, None)) is not None:
             self.fresh.append(given)
-        entry = self.again.pop(uid, given)
-        return entry if entry is not None and entry.receipt is not None else None
+        entry = self.undelivered.pop(uid, given)
+        return entry if entry is not None and entry.acknowledgement is not None else None
 
     def _is_adopted(self, uid: str) -> bool:
-        account = self._account
-        if account is None:
+        record = self._record
+        if record is None:
             return False
-        owed = account.is_owed(uid)
-        if owed and account.is_consumed(uid):
+        owed = record.is_owed(uid)
+        if owed and record.is_consumed(uid):
             self._tracker.settle_owed()  # the ledger did not know, the journal does
-        return account.adopt(uid)
+        return record.adopt(uid)
 
     def _adopt(
-        self, item: ResultItem, sequence: int, letter: ResultMessage[Attachment], receipt: Acknowledgement
+        self,
+        item: ResultItem,
+        sequence: int,
+        message: ResultMessage[Attachment],
+        acknowledgement: Acknowledgement,
     ) -> None:
         """Mail for an earlier holder of this mailbox."""
         until = self.predecessor_until
@@ -357,21 +363,21 @@ class MailboxState(Generic[Attachment]):
             job=item.job,
             submitted_at=item.submitted_at,
             tag=item.tag,
-            repeated=until is not None and letter.delivery.enqueued_at <= until,
+            repeated=until is not None and message.delivery.enqueued_at <= until,
         )
-        owed = self._account is not None and self._account.is_owed(item.uid)
-        self._tracker.adopt(entry, item, self._accounted(item, receipt), owed=owed)
-        self._shown(entry, letter)
+        owed = self._record is not None and self._record.is_owed(item.uid)
+        self._tracker.adopt(entry, item, self._recorded(item, acknowledgement), owed=owed)
+        self._shown(entry, message)
 
     # ---- what goes
 
-    def _handed_over(self, letter: ResultMessage[Attachment]) -> None:
-        if letter.opening is self.opening:
+    def _delivered(self, message: ResultMessage[Attachment]) -> None:
+        if message.attachment is self.attachment:
             self.held -= 1
-            self.held_bytes -= letter.size
-            self._blobs.difference_update(letter.blobs)
-            self._complete_later(letter)
-        self._read_bytes += letter.size
+            self.held_bytes -= message.size
+            self._blobs.difference_update(message.blobs)
+            self._complete_later(message)
+        self._read_bytes += message.size
         self._forget_read()
 
     def _forget_read(self) -> None:
@@ -379,17 +385,17 @@ class MailboxState(Generic[Attachment]):
 
         What is behind an outcome that nobody reads waits, for to look for it takes a turn at all of them.
         """
-        while self.fresh and self.fresh[0].receipt is None:
+        while self.fresh and self.fresh[0].acknowledgement is None:
             self.fresh.popleft()
         if len(self.fresh) >= self._compact_at or self._read_bytes >= _COMPACT_FROM_BYTES:
-            self.fresh = deque(entry for entry in self.fresh if entry.receipt is not None)
+            self.fresh = deque(entry for entry in self.fresh if entry.acknowledgement is not None)
             self._compact_at = max(_COMPACT_FROM, 2 * len(self.fresh))
             self._read_bytes = 0
 
-    def _complete_later(self, letter: ResultMessage[Attachment]) -> None:
-        self.due.append(letter)
-        self.due_bytes += letter.size
-        self._on_due()
+    def _complete_later(self, message: ResultMessage[Attachment]) -> None:
+        self.completable.append(message)
+        self.completable_bytes += message.size
+        self._on_completable()
 
     def overflow(self) -> Iterator[tuple[Entry, ResultItem]]:
         """What is to be put on disk; each is to be said to `spill` before the next one is asked for."""
@@ -399,13 +405,13 @@ class MailboxState(Generic[Attachment]):
             return
         while self.fresh:
             entry = self.fresh.popleft()
-            if entry.receipt is not None and isinstance(entry.outcome, ResultItem):
+            if entry.acknowledgement is not None and isinstance(entry.outcome, ResultItem):
                 yield entry, entry.outcome
 
     def spill(self, entry: Entry, place: Spilled) -> None:
         """An outcome is on disk."""
         entry.outcome = place
-        if self._account is None:
-            entry.hand_over()
+        if self._record is None:
+            entry.deliver()
         else:
             self.spilled[entry.uid] = entry

@@ -63,7 +63,7 @@ class MapRun:
         if self._pump is not None:
             self._pump.cancel()
         for entry in (*self._done, *self._early.values()):
-            entry.hand_over()
+            entry.deliver()
         self._done.clear()
         self._early.clear()
         left = list(self._open)
@@ -80,8 +80,8 @@ class MapRun:
             entry = self._done.popleft() if self._done else None
         if entry is not None:
             self.yielded += 1
-            self._room.beat()
-            entry.hand_over()
+            self._room.notify()
+            entry.deliver()
         return entry
 
     @property
@@ -106,7 +106,7 @@ class MapRun:
             self._context.tracker.end_of_burst = True
         finally:
             self._inputs = ()  # they may be large, and the stream may be kept
-            asyncio.get_running_loop().call_soon(self._outcomes.change.beat)
+            asyncio.get_running_loop().call_soon(self._outcomes.change.notify)
 
     async def _submit_one(self, value: Any) -> None:
         while self.submitted - self.yielded >= self._window:
@@ -122,6 +122,6 @@ class MapRun:
     def _completed(self, entry: Entry) -> None:
         self._open.discard(entry)
         if self._stopped:
-            entry.hand_over()
+            entry.deliver()
         else:
             self._done.append(entry)

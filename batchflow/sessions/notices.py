@@ -34,7 +34,7 @@ class EventQueue:
     def put(self, event: Event) -> None:
         self.dropped += len(self._events) == MAX_EVENTS
         self._events.append(event)
-        self.change.beat()
+        self.change.notify()
 
     def take(self) -> Event | None:
         """Remove and return the oldest event; None when there is none."""
@@ -62,7 +62,7 @@ class Notices:
     def unsubscribe(self, queue: EventQueue) -> None:
         """Put no more into this queue. Idempotent."""
         self._queues.discard(queue)
-        queue.change.beat()
+        queue.change.notify()
 
     def tell(self, event: Event) -> None:
         for queue in self._queues:
@@ -79,4 +79,4 @@ class Notices:
     def end(self) -> None:
         """Wake the readers: no event comes any more."""
         for queue in self._queues:
-            queue.change.beat()
+            queue.change.notify()

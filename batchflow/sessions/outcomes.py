@@ -88,7 +88,7 @@ class Outcomes:
             self._lifetime.check_open()
             self._problems.check()
             await self._waiters.wait(entry.sequence)
-        entry.hand_over()
+        entry.deliver()
 
     async def until_accepted(self, entry: Entry) -> None:
         """Return when the broker has the task. Raises the task's error when it never will."""
@@ -136,7 +136,7 @@ class Outcomes:
 
     def announce(self, entry: Entry) -> None:
         """Wake the calls that wait for a task which has its outcome now, or for room in the outbox."""
-        self.room.beat()
+        self.room.notify()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
         if (on_done := entry.on_done) is not None:
@@ -151,12 +151,12 @@ class Outcomes:
         closed = SessionClosed(self._lifetime.reason)
         self._waiters.fail(closed)
         self._accepting.fail(closed)
-        self.change.beat()
-        self.room.beat()
+        self.change.notify()
+        self.room.notify()
 
     def _fail_waiters(self, source: ProblemSource, problem: ServiceError) -> None:
         self._waiters.fail(problem)
-        self.change.beat()
+        self.change.notify()
         if source == "sending":
             self._accepting.fail(problem)
-            self.room.beat()
+            self.room.notify()

@@ -56,8 +56,8 @@ _RECEIVE_WAIT: Final = 30.0
 _MOST_UNSETTLED: Final = 500
 """Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
 _SETTLE_AT_ONCE: Final = 16
-_DUE_AT_ONCE: Final = 64
-_DUE_BYTES_AT_ONCE: Final = 1 << 20
+_COMPLETABLE_AT_ONCE: Final = 64
+_COMPLETABLE_BYTES_AT_ONCE: Final = 1 << 20
 """Messages that were handed over and wait for the ledger to be saved, at most: so many, or with so many
 bytes, for the broker's client holds each until it is completed."""
 _SETTLE_SHARE: Final = 0.25
@@ -101,8 +101,8 @@ class ResultReceiver:
         self._id = context.mailbox_id
         self._ours_until = 0.0
         """Until when the mailbox is locked for us, by the monotonic clock."""
-        self._some_due = asyncio.Event()
-        self._many_due = asyncio.Event()
+        self._some_completable = asyncio.Event()
+        self._many_completable = asyncio.Event()
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._health = context.problems.watch("mail", "no mail could be received")
         self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
@@ -113,12 +113,12 @@ class ResultReceiver:
             context.tracker,
             UnreadLimits(_MOST_UNSETTLED, settings.unclaimed, settings.unclaimed_bytes),
             None if checkpoint is None else checkpoint.record,
-            self._on_due,
+            self._on_completable,
         )
 
     @property
     def _mailbox(self) -> Mailbox | None:
-        return self._state.opening
+        return self._state.attachment
 
     @property
     def held(self) -> bool:
@@ -132,7 +132,7 @@ class ResultReceiver:
         until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
-                self._state.opening = await self._open_once()
+                self._state.attachment = await self._open_once()
             except MailboxInUse as error:
                 if (holder := await self._living_holder()) is not None:
                     what = f"mailbox {self._id!r} is held by {holder}"
@@ -171,7 +171,7 @@ class ResultReceiver:
             raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
 
     async def aclose(self) -> None:
-        mailbox, self._state.opening = self._mailbox, None
+        mailbox, self._state.attachment = self._mailbox, None
         if mailbox is not None:
             await mailbox.aclose()
 
@@ -185,7 +185,7 @@ class ResultReceiver:
             async with self._reopening():
                 assert self._mailbox is not None
                 await self._checkpoint.load(self._mailbox)
-                self._outcomes.change.beat()
+                self._outcomes.change.notify()
         while True:
             async with self._reopening():
                 assert self._mailbox is not None
@@ -220,12 +220,12 @@ class ResultReceiver:
         """
         while True:
             if self._checkpoint is None:
-                await self._some_due.wait()
+                await self._some_completable.wait()
             else:
                 with anyio.move_on_after(SAVE_INTERVAL):
-                    await self._many_due.wait()
-            self._some_due.clear()
-            self._many_due.clear()
+                    await self._many_completable.wait()
+            self._some_completable.clear()
+            self._many_completable.clear()
             await self.flush_settlements(close_timeout)
 
     async def save_checkpoint(self) -> bool:
@@ -244,12 +244,12 @@ class ResultReceiver:
 
     async def flush_settlements(self, close_timeout: float) -> None:
         """Complete what is due. A round that began also ends: what was delivered must not be redelivered."""
-        due = self._state.take_due()
+        completable = self._state.take_completable()
         if not await self.save_checkpoint():
-            self._state.put_back(due)
+            self._state.put_back(completable)
             return
-        while due:
-            batch, due = due[:_SETTLE_AT_ONCE], due[_SETTLE_AT_ONCE:]
+        while completable:
+            batch, completable = completable[:_SETTLE_AT_ONCE], completable[_SETTLE_AT_ONCE:]
             with anyio.move_on_after(close_timeout * _SETTLE_SHARE, shield=True):
                 if len(batch) == 1:
                     await self._complete(batch[0])
@@ -260,11 +260,11 @@ class ResultReceiver:
 
     async def _complete(self, message: ResultMessage[Mailbox]) -> None:
         try:
-            await message.opening.complete(message.delivery)
+            await message.attachment.complete(message.delivery)
         except BrokerError as error:
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
             if self._state.not_completed(message, error):
-                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_due.set)
+                asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_completable.set)
             return
         for blob in message.blobs:
             self._context.delete_later(self._runtime.out, blob, "delete a result's blob")
@@ -316,7 +316,7 @@ class ResultReceiver:
         except BaseException:
             await mailbox.aclose()
             raise
-        self._state.opening = mailbox
+        self._state.attachment = mailbox
 
     async def _other_holder(self) -> str | None:
         try:
@@ -329,7 +329,7 @@ class ResultReceiver:
         """Do what the book says of something that came; then what nobody reads goes to disk."""
         for command in commands:
             self._perform(command)
-        self._outcomes.change.beat()
+        self._outcomes.change.notify()
         for entry, outcome in self._state.overflow():
             self._state.spill(entry, self._spill.write(outcome))
 
@@ -354,7 +354,7 @@ class ResultReceiver:
 
     def expect_message(self, entry: Entry) -> None:
         """Note that a task has an outcome of the session's own although an agent's is still to come."""
-        self._state.give(entry)
+        self._state.expect_message(entry)
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         try:
@@ -386,10 +386,13 @@ class ResultReceiver:
             except orjson.JSONDecodeError as error:
                 return _unreadable(item, f"its result is not JSON: {error}")
 
-    def _on_due(self) -> None:
-        self._some_due.set()
-        if len(self._state.due) >= _DUE_AT_ONCE or self._state.due_bytes >= _DUE_BYTES_AT_ONCE:
-            self._many_due.set()
+    def _on_completable(self) -> None:
+        self._some_completable.set()
+        if (
+            len(self._state.completable) >= _COMPLETABLE_AT_ONCE
+            or self._state.completable_bytes >= _COMPLETABLE_BYTES_AT_ONCE
+        ):
+            self._many_completable.set()
 
 
 def _unreadable(item: ResultItem, why: str) -> ResultItem:

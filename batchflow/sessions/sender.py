@@ -97,7 +97,7 @@ class TaskSender:
                 link.sending = []
             else:
                 self._wake.clear()
-            self._outcomes.room.beat()
+            self._outcomes.room.notify()
 
     async def drain(self) -> None:
         """Return when everything was sent."""
@@ -160,4 +160,4 @@ class TaskSender:
     def _failed(self, entries: list[Entry], error: BrokerError) -> None:
         for entry in entries:
             self._outcomes.resolve(entry, submit_failed_result(entry, str(error)))
-        self._outcomes.change.beat()
+        self._outcomes.change.notify()

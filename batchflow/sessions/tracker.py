@@ -37,14 +37,14 @@ class Spilled(Protocol):
 class Acknowledgement:
     """A message of results, to be completed when `remaining` has come down to 0."""
 
-    due: Callable[[], None]
+    on_delivered: Callable[[], None]
     """Called once, when the last outcome of the message was handed over."""
     remaining: int
 
-    def hand_over(self) -> None:
+    def deliver(self) -> None:
         self.remaining -= 1
         if self.remaining == 0:
-            self.due()
+            self.on_delivered()
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +64,7 @@ class Entry:
     """What travels, as long as it waits in the outbox."""
     status: Status = Status.SENDING
     outcome: ResultItem | Spilled | None = None
-    receipt: Acknowledgement | None = None
+    acknowledgement: Acknowledgement | None = None
     claimed: bool = False
     was_accepted: bool = False
     repeated: bool = False
@@ -105,11 +105,11 @@ class Entry:
             repeated=self.repeated,
         )
 
-    def hand_over(self) -> None:
+    def deliver(self) -> None:
         """Somebody has it now. Idempotent."""
-        receipt, self.receipt = self.receipt, None
-        if receipt is not None:
-            receipt.hand_over()
+        acknowledgement, self.acknowledgement = self.acknowledgement, None
+        if acknowledgement is not None:
+            acknowledgement.deliver()
 
 
 @dataclass(slots=True)
@@ -200,17 +200,19 @@ class Tracker:
         """The task of that number, if it has no outcome yet."""
         return self._open.get(sequence)
 
-    def resolve(self, entry: Entry, outcome: ResultItem, receipt: Acknowledgement | None = None) -> bool:
+    def resolve(
+        self, entry: Entry, outcome: ResultItem, acknowledgement: Acknowledgement | None = None
+    ) -> bool:
         """Give a task its outcome. False, and nothing changes, when it has one already.
 
         With a receipt it came by mail, so that the broker must have had the task.
         """
         if entry.done:
             return False
-        entry.was_accepted |= receipt is not None
+        entry.was_accepted |= acknowledgement is not None
         self._open.pop(entry.sequence, None)
         entry.outcome = outcome
-        entry.receipt = receipt
+        entry.acknowledgement = acknowledgement
         self._forget_item(entry)
         self._move(entry, outcome.status)
         if not entry.claimed:
@@ -242,7 +244,7 @@ class Tracker:
         self._tally[Status.QUEUED] -= 1
 
     def adopt(
-        self, entry: Entry, outcome: ResultItem, receipt: Acknowledgement, *, owed: bool = False
+        self, entry: Entry, outcome: ResultItem, acknowledgement: Acknowledgement, *, owed: bool = False
     ) -> None:
         """An outcome of an earlier holder of the same mailbox: handed over like our own.
 
@@ -252,7 +254,7 @@ class Tracker:
             self.settle_owed()
             self._tally[outcome.status] += 1
         entry.outcome = outcome
-        entry.receipt = receipt
+        entry.acknowledgement = acknowledgement
         entry.status = outcome.status
         self.unclaimed.append(entry)
 
@@ -262,7 +264,7 @@ class Tracker:
             entry = self.unclaimed.popleft()
             if not entry.claimed:
                 entry.claimed = True
-                entry.hand_over()
+                entry.deliver()
                 return entry
             self._stale -= 1
         return None

@@ -27,7 +27,7 @@ class ChangeNotifier:
                 self._waiters.remove(waiter)
             raise
 
-    def beat(self) -> None:
+    def notify(self) -> None:
         if not self._waiters:
             return
         waiters, self._waiters = self._waiters, []

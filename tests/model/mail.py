@@ -69,29 +69,29 @@ class Mail:
         self._opening: Holder | None = None
         self._ours_until = 0.0
         """Until when the mailbox is locked for us."""
-        self.account = DeliveryRecord(session.name, session.journal)
+        self.record = DeliveryRecord(session.name, session.journal)
         limits = UnreadLimits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
-        self.book = MailboxState[Holder](session.name, session.tracker, limits, self.account, lambda: None)
+        self.state = MailboxState[Holder](session.name, session.tracker, limits, self.record, lambda: None)
 
     @property
     def holder(self) -> Holder | None:
         """None while the mailbox is not ours, or not known to be."""
-        return self.book.opening
+        return self.state.attachment
 
     @property
     def quiet(self) -> bool:
         """Whether it owes nobody anything."""
-        return self.account.loaded and not (self.book.due or self.book.fetching or self._is_behind)
+        return self.record.loaded and not (self.state.completable or self.state.fetching or self._is_behind)
 
     @property
     def owed(self) -> int:
         """How many outcomes a later holder would wait for."""
-        return sum(page.owed for page in self.account.ledger.pages.values())
+        return sum(progress.owed for progress in self.record.checkpoint.incarnations.values())
 
     @property
     def _is_behind(self) -> bool:
         """Whether there is something to save."""
-        return self.account.is_behind(self._session.passed)
+        return self.record.is_behind(self._session.passed)
 
     # Opening
 
@@ -115,14 +115,14 @@ class Mail:
             self._abandon(holder)
             yield backoff.wait(self._session)
         else:
-            self.book.opening, self._opening = holder, None
+            self.state.attachment, self._opening = holder, None
             self._ours_until = began + self._cloud.lock
 
     def _check(self, holder: Holder) -> Steps:
         """Ours is only what nobody had meanwhile."""
-        if self.account.loaded:
+        if self.record.loaded:
             state = yield Call(partial(self._read_state, holder))
-            if self.account.was_replaced(Checkpoint.decode(state)):
+            if self.record.was_replaced(Checkpoint.decode(state)):
                 self._abandon(holder)
                 raise TakenOver("somebody meanwhile")
 
@@ -144,7 +144,7 @@ class Mail:
     def let_go(self) -> None:
         """The links are gone."""
         holders = [holder for holder in (self.holder, self._opening) if holder is not None]
-        self.book.opening = self._opening = None
+        self.state.attachment = self._opening = None
         for holder in holders:
             self._session.world.forget_holder(self._id, holder)
 
@@ -162,25 +162,25 @@ class Mail:
     def _reopen(self) -> Steps:
         """Raises `TakenOver`, also when somebody had it meanwhile and is gone again."""
         self.let_go()
-        self.book.lost()
+        self.state.lost()
         yield from self.open()
 
     def load(self) -> Steps:
         """What earlier holders have read, and are owed."""
-        account = self.account
-        while not account.loaded:
+        record = self.record
+        while not record.loaded:
             try:
-                ledger = Checkpoint.decode((yield Call(lambda: self._read_state(self.holder))))
-                if account.was_replaced(ledger):
+                checkpoint = Checkpoint.decode((yield Call(lambda: self._read_state(self.holder))))
+                if record.was_replaced(checkpoint):
                     raise TakenOver("somebody meanwhile")
-                owed = account.enter(ledger)
-                yield Call(partial(self._write_state, ledger.encode()))
+                owed = record.enter(checkpoint)
+                yield Call(partial(self._write_state, checkpoint.encode()))
             except LeaseLost:
                 yield from self._reopen()
             except ServiceError:
                 yield sleep(self._session, 0.5)
             else:
-                account.load(ledger)
+                record.load(checkpoint)
                 self._session.tracker.expect(owed)
 
     def _read_state(self, holder: Holder | None) -> bytes | None:
@@ -208,7 +208,7 @@ class Mail:
 
     def _accept(self, found: list[core.Message], holder: Holder) -> None:
         for message in found:
-            self._take(self.book.accept(ResultMessage(as_delivery(message), holder)))
+            self._take(self.state.accept(ResultMessage(as_delivery(message), holder)))
 
     def _may_receive(self) -> bool:
         results = self._cloud.results
@@ -238,26 +238,26 @@ class Mail:
     def settle(self) -> Steps:
         """Save the ledger, then complete what it covers."""
         while True:
-            yield Wait(lambda: self.account.loaded and (bool(self.book.due) or self._is_behind))
+            yield Wait(lambda: self.record.loaded and (bool(self.state.completable) or self._is_behind))
             yield sleep(self._session, _SAVE_EVERY)
             yield from self.settle_once()
 
     def settle_once(self) -> Steps:
         """One round; what fails is left to the next one."""
-        batch = self.book.take_due()
+        batch = self.state.take_completable()
         if not (yield from self.save()):
-            self.book.put_back(batch)
+            self.state.put_back(batch)
             return
-        for letter in batch:
-            yield from self._complete(letter)
+        for message in batch:
+            yield from self._complete(message)
 
     def save(self) -> StepsTo[bool]:
         """Whether what was handed over until now may be completed."""
-        if not self.account.loaded or self.holder is None:
+        if not self.record.loaded or self.holder is None:
             return False
         if not self._is_behind:
             return True
-        state = self.account.to_save(self._session.passed)
+        state = self.record.to_save(self._session.passed)
         saved = False
         try:
             yield Call(lambda: self._write_state(state))
@@ -266,22 +266,22 @@ class Mail:
             pass
         finally:
             if not saved:
-                self.account.not_saved()
+                self.record.not_saved()
         return saved
 
-    def _complete(self, letter: ResultMessage[Holder]) -> Steps:
+    def _complete(self, message: ResultMessage[Holder]) -> Steps:
         try:
-            yield Call(lambda: self._complete_held(letter))
+            yield Call(lambda: self._complete_held(message))
         except ServiceError as error:
-            self.book.not_completed(letter, error)
+            self.state.not_completed(message, error)
             return
-        for blob in letter.blobs:
+        for blob in message.blobs:
             self._session.spawn(self._session.drop_blob(blob))
 
-    def _complete_held(self, letter: ResultMessage[Holder]) -> None:
-        if letter.opening is not self._need(self.holder):
+    def _complete_held(self, message: ResultMessage[Holder]) -> None:
+        if message.attachment is not self._need(self.holder):
             raise core.LockLost("it came by another opening of the mailbox")
-        self._cloud.results.complete(bytes.fromhex(letter.delivery.lock_token), self._session.now)
+        self._cloud.results.complete(bytes.fromhex(message.delivery.lock_token), self._session.now)
 
     # What comes
 
@@ -289,8 +289,8 @@ class Mail:
         """Do what the book says; then what nobody reads goes to disk."""
         for command in commands:
             self._perform(command)
-        for entry, outcome in self.book.overflow():
-            self.book.spill(entry, _Spilled(outcome))
+        for entry, outcome in self.state.overflow():
+            self.state.spill(entry, _Spilled(outcome))
 
     def _perform(self, command: MailboxCommand) -> None:
         match command:
@@ -310,9 +310,9 @@ class Mail:
             whole = yield from self._fetched(item, reference)
         except BlobNotFound:
             failure = replace(item, status=Status.FAILED, value=None, error="gone", kind="Unreadable")
-            self._take(self.book.not_there(item, failure))
+            self._take(self.state.not_there(item, failure))
         else:
-            self._take(self.book.fetched(whole, reference.size))
+            self._take(self.state.fetched(whole, reference.size))
 
     def _fetched(self, item: ResultItem, reference: Reference) -> StepsTo[ResultItem]:
         backoff = Backoff()

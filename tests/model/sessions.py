@@ -115,9 +115,9 @@ class Session(Process):
         if not self.tracker.resolve(entry, outcome):
             return
         if mail_comes:
-            self.mail.book.give(entry)
+            self.mail.state.expect_message(entry)
         else:
-            self.mail.account.consume(entry.uid)
+            self.mail.record.consume(entry.uid)
         self.resolved(entry)
 
     def resolved(self, entry: Entry) -> None:
@@ -284,7 +284,7 @@ class Session(Process):
         saved = yield from self.mail.save()
         yield from self.cancelling.release()
         yield from self.drop_blob(self.presence_blob)
-        holder, self.mail.book.opening = self.mail.holder, None
+        holder, self.mail.state.attachment = self.mail.holder, None
         if holder is not None:
             self.world.cloud.release_mailbox(self.mailbox, holder, self.now)
         if saved:

@@ -42,25 +42,28 @@ def believes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session shows each outcome that comes, also one of a task that has one."""
 
     def deliver(
-        self: MailboxState[Holder], item: ResultItem, letter: ResultMessage[Holder], receipt: Acknowledgement
+        self: MailboxState[Holder],
+        item: ResultItem,
+        message: ResultMessage[Holder],
+        acknowledgement: Acknowledgement,
     ) -> list[MailboxCommand]:
         _, sequence = wire.split_uid(item.uid)
         entry = self._tracker.find(sequence)
-        if entry is not None and self._tracker.resolve(entry, item, self._accounted(item, receipt)):
+        if entry is not None and self._tracker.resolve(entry, item, self._recorded(item, acknowledgement)):
             return [Resolved(entry, item)]
-        self._adopt(item, sequence, letter, receipt)
+        self._adopt(item, sequence, message, acknowledgement)
         return []
 
-    monkeypatch.setattr(MailboxState, "_deliver", deliver)
+    monkeypatch.setattr(MailboxState, "_accept_outcome", deliver)
 
 
 def settles_mail_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message of results is completed when it comes, not when it was shown."""
     accept = MailboxState.accept
 
-    def due_at_once(self: MailboxState[Holder], letter: ResultMessage[Holder]) -> list[MailboxCommand]:
-        commands = accept(self, letter)
-        self.due.append(letter)
+    def due_at_once(self: MailboxState[Holder], message: ResultMessage[Holder]) -> list[MailboxCommand]:
+        commands = accept(self, message)
+        self.completable.append(message)
         return commands
 
     monkeypatch.setattr(MailboxState, "accept", due_at_once)
@@ -72,35 +75,38 @@ def takes_spilling_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def spill_and_hand_over(self: MailboxState[Holder], entry: Entry, place: Spilled) -> None:
         spill(self, entry, place)
-        entry.hand_over()
+        entry.deliver()
 
     monkeypatch.setattr(MailboxState, "spill", spill_and_hand_over)
 
 
 def takes_duplicates_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that comes once more is entered into the ledger, whoever has read the first one."""
-    deliver = MailboxState._deliver
+    deliver = MailboxState._accept_outcome
 
     def consume_duplicates(
-        self: MailboxState[Holder], item: ResultItem, letter: ResultMessage[Holder], receipt: Acknowledgement
+        self: MailboxState[Holder],
+        item: ResultItem,
+        message: ResultMessage[Holder],
+        acknowledgement: Acknowledgement,
     ) -> list[MailboxCommand]:
         known = len(self.fresh)
-        commands = deliver(self, item, letter, receipt)
-        if len(self.fresh) == known and self._account is not None:
-            self._account.consume(item.uid)
+        commands = deliver(self, item, message, acknowledgement)
+        if len(self.fresh) == known and self._record is not None:
+            self._record.consume(item.uid)
         return commands
 
-    monkeypatch.setattr(MailboxState, "_deliver", consume_duplicates)
+    monkeypatch.setattr(MailboxState, "_accept_outcome", consume_duplicates)
 
 
 def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancellation that no agent confirmed is entered into the ledger before anybody has read it."""
 
-    def give(self: MailboxState[Holder], entry: Entry) -> None:
-        assert self._account is not None
-        self._account.consume(entry.uid)
+    def expect_message(self: MailboxState[Holder], entry: Entry) -> None:
+        assert self._record is not None
+        self._record.consume(entry.uid)
 
-    monkeypatch.setattr(MailboxState, "give", give)
+    monkeypatch.setattr(MailboxState, "expect_message", expect_message)
 
 
 def forgets_what_it_consumed_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +119,9 @@ def forgets_settled_incarnations(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next holder what was settled is no longer known."""
     opened = Checkpoint.open
 
-    def forgetful(self: Checkpoint, incarnation: str, page: IncarnationProgress) -> int:
-        self.pages = {name: page for name, page in self.pages.items() if page.owed}
-        return opened(self, incarnation, page)
+    def forgetful(self: Checkpoint, incarnation: str, progress: IncarnationProgress) -> int:
+        self.incarnations = {name: progress for name, progress in self.incarnations.items() if progress.owed}
+        return opened(self, incarnation, progress)
 
     monkeypatch.setattr(Checkpoint, "open", forgetful)
 
@@ -147,7 +153,7 @@ def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was handed over is not written down on the host."""
 
     def consume(self: DeliveryRecord, uid: str) -> None:
-        self._dirty |= self.ledger.consume(*wire.split_uid(uid))
+        self._dirty |= self.checkpoint.consume(*wire.split_uid(uid))
 
     monkeypatch.setattr(DeliveryRecord, "consume", consume)
 
@@ -155,11 +161,11 @@ def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
 def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """The janitor removes a dead letter, and tells nobody."""
 
-    def remove(self: agents.Agent, letter: core.Message, _: object) -> Steps:
-        yield Call(lambda: self.world.cloud.dead_tasks.complete(letter.lock_token, self.now))
+    def remove(self: agents.Agent, message: core.Message, _: object) -> Steps:
+        yield Call(lambda: self.world.cloud.dead_tasks.complete(message.lock_token, self.now))
 
     monkeypatch.setattr(agents.Agent, "_bury_one", remove)
-    monkeypatch.setattr(sessions.Session, "_obituaries", lambda self, letter: ())
+    monkeypatch.setattr(sessions.Session, "_obituaries", lambda self, message: ())
 
 
 def leaves_dead_mail(monkeypatch: pytest.MonkeyPatch) -> None:

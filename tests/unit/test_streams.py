@@ -393,12 +393,12 @@ async def test_a_pulse_wakes_those_who_wait_now() -> None:
     pulse = ChangeNotifier()
     waiting = [asyncio.ensure_future(pulse.wait()) for _ in range(3)]
     await asyncio.sleep(0)
-    pulse.beat()
+    pulse.notify()
     await within(asyncio.gather(*waiting))
     late = asyncio.ensure_future(pulse.wait())
     await asyncio.sleep(0)
     assert not late.done()
-    pulse.beat()
+    pulse.notify()
     await within(late)
 
 

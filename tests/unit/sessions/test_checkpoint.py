@@ -30,20 +30,20 @@ def test_ranges_are_a_set(numbers: list[int]) -> None:
 
 def test_a_later_holder_knows_what_is_owed() -> None:
     """What was submitted and not consumed is owed to the next holder, and to the one after it."""
-    ledger = Checkpoint()
-    assert ledger.open("first") == 0
-    ledger.pages["first"].submitted = 5
+    checkpoint = Checkpoint()
+    assert checkpoint.open("first") == 0
+    checkpoint.incarnations["first"].submitted = 5
     for sequence in (0, 1, 3):
-        assert ledger.consume("first", sequence)
-    ledger = Checkpoint.decode(ledger.encode())
-    assert ledger.open("second") == 2
-    assert ledger.is_owed("first", 2)
-    assert not ledger.is_owed("first", 3)
-    assert ledger.consume("first", 2)
-    assert not ledger.consume("first", 2)
-    ledger = Checkpoint.decode(ledger.encode())
-    assert ledger.open("third") == 1
-    assert ledger.epoch == 3
+        assert checkpoint.consume("first", sequence)
+    checkpoint = Checkpoint.decode(checkpoint.encode())
+    assert checkpoint.open("second") == 2
+    assert checkpoint.is_owed("first", 2)
+    assert not checkpoint.is_owed("first", 3)
+    assert checkpoint.consume("first", 2)
+    assert not checkpoint.consume("first", 2)
+    checkpoint = Checkpoint.decode(checkpoint.encode())
+    assert checkpoint.open("third") == 1
+    assert checkpoint.epoch == 3
 
 
 def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
@@ -53,10 +53,10 @@ def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
     """
     before = Checkpoint()
     before.consume("first", 1)
-    ledger = Checkpoint.decode(None)
-    ledger.open("first", before.pages["first"])
-    ledger.pages["first"].submitted = 3
-    assert ledger.open("second") == 2
+    checkpoint = Checkpoint.decode(None)
+    checkpoint.open("first", before.incarnations["first"])
+    checkpoint.incarnations["first"].submitted = 3
+    assert checkpoint.open("second") == 2
 
 
 def test_what_is_settled_is_known_to_the_next_holders() -> None:
@@ -64,16 +64,16 @@ def test_what_is_settled_is_known_to_the_next_holders() -> None:
 
     It used to be forgotten with the next holder, who then was shown the last outcomes of the one before.
     """
-    ledger = Checkpoint()
-    ledger.open("first")
-    ledger.pages["first"].submitted = 1
-    ledger.consume("first", 0)
+    checkpoint = Checkpoint()
+    checkpoint.open("first")
+    checkpoint.incarnations["first"].submitted = 1
+    checkpoint.consume("first", 0)
     for number in range(REMEMBERED):
-        assert ledger.open(f"holder {number}") == 0
-        assert ledger.is_consumed("first", 0)
-    ledger.open("last")
-    assert not ledger.is_consumed("first", 0)
-    assert len(ledger.pages) == REMEMBERED + 1
+        assert checkpoint.open(f"holder {number}") == 0
+        assert checkpoint.is_consumed("first", 0)
+    checkpoint.open("last")
+    assert not checkpoint.is_consumed("first", 0)
+    assert len(checkpoint.incarnations) == REMEMBERED + 1
 
 
 def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
@@ -81,24 +81,24 @@ def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
 
     It used to begin a new page over the one that said so, and waited for them for ever.
     """
-    page = IncarnationProgress()
-    page.consumed.add(3)
-    ledger = Checkpoint()
-    assert not ledger.was_replaced("paused", page)
-    ledger.consume("paused", 3)
-    assert not ledger.was_replaced("paused", page)
-    ledger.open("successor")
-    ledger.consume("paused", 1)
-    assert ledger.was_replaced("paused", page)
+    progress = IncarnationProgress()
+    progress.consumed.add(3)
+    checkpoint = Checkpoint()
+    assert not checkpoint.was_replaced("paused", progress)
+    checkpoint.consume("paused", 3)
+    assert not checkpoint.was_replaced("paused", progress)
+    checkpoint.open("successor")
+    checkpoint.consume("paused", 1)
+    assert checkpoint.was_replaced("paused", progress)
 
 
 def test_what_came_late_is_consumed_without_being_owed() -> None:
     """A task beyond what the ledger knows as submitted is remembered once it was shown."""
-    ledger = Checkpoint()
-    ledger.open("first")
-    assert ledger.consume("first", 7)
-    assert ledger.is_consumed("first", 7)
-    assert ledger.pages["first"].owed == 0
+    checkpoint = Checkpoint()
+    checkpoint.open("first")
+    assert checkpoint.consume("first", 7)
+    assert checkpoint.is_consumed("first", 7)
+    assert checkpoint.incarnations["first"].owed == 0
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_nonsense_is_refused(data: bytes) -> None:
 
 def test_a_fragmented_ledger_fits_into_a_session_state() -> None:
     """Every other of 100,000 tasks consumed stays below the 256 KB of the Standard tier."""
-    ledger = Checkpoint()
-    ledger.open("first")
-    ledger.pages["first"].consumed = Ranges.of((number, number) for number in range(0, 100_000, 2))
-    assert len(ledger.encode()) < 256 * 1024
+    checkpoint = Checkpoint()
+    checkpoint.open("first")
+    checkpoint.incarnations["first"].consumed = Ranges.of((number, number) for number in range(0, 100_000, 2))
+    assert len(checkpoint.encode()) < 256 * 1024

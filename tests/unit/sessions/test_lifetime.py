@@ -254,11 +254,11 @@ async def test_the_mailbox_of_a_dead_client_is_waited_for(
     broker = doubles.broker
     broker.advance(20)
     lock = await broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c")
-    opening = asyncio.ensure_future(pool.session("c")._open())
+    attachment = asyncio.ensure_future(pool.session("c")._open())
     await eventually(lambda: ("get", presence) in doubles.storage.calls)
-    assert not opening.done()
+    assert not attachment.done()
     broker.advance(60)
-    opened = await within(opening)
+    opened = await within(attachment)
     assert not opened.closed
     await opened.aclose()
     await lock.aclose()
@@ -336,7 +336,9 @@ async def test_unread_results_survive_the_loss_of_the_mailbox(
         assert session.take(1)[0].value == "read"
         await until_empty(session, but=2)
         await lose_mailbox(session, doubles)
-        await eventually(lambda: session._receiver._state.held == 2 and not session._receiver._state.again)
+        await eventually(
+            lambda: session._receiver._state.held == 2 and not session._receiver._state.undelivered
+        )
         await until_empty(session, but=2)
         assert doubles.storage.names("results/")
         assert {result.value for result in session.take()} == {"unread", "large"}
@@ -358,7 +360,9 @@ async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent,
         assert (await within(anext(stream))).value == "one"
         await eventually(lambda: len(second._context.tracker.unclaimed) == 1)
         await lose_mailbox(second, doubles)
-        await eventually(lambda: second._receiver._state.held == 1 and not second._receiver._state.again)
+        await eventually(
+            lambda: second._receiver._state.held == 1 and not second._receiver._state.undelivered
+        )
         await agent.answer(items[0], value="one more")
         assert (await within(anext(stream))).value == "two"
         await until_empty(second)

@@ -49,22 +49,24 @@ def result(sequence: int, value: Any = None, *, incarnation: str = "me") -> Resu
     return ResultItem(uid, "c", "j", str(sequence), "x.py", Status.SUCCEEDED, "host", value, None)
 
 
-def letter(opening: str, *items: ResultItem, body: bytes | None = None) -> ResultMessage[str]:
+def message(attachment: str, *items: ResultItem, body: bytes | None = None) -> ResultMessage[str]:
     number = next(_numbers)
     body = wire.join("results", [wire.encode(item) for item in items]) if body is None else body
-    return ResultMessage(Delivery(body, f"m{number}", number, 1, f"lock{number}", enqueued_at=10.0), opening)
+    return ResultMessage(
+        Delivery(body, f"m{number}", number, 1, f"lock{number}", enqueued_at=10.0), attachment
+    )
 
 
 class Desk:
     """A book, open as "first", and what it said."""
 
     def __init__(
-        self, tasks: int = 0, *, limits: UnreadLimits = PLENTY, account: DeliveryRecord | None = None
+        self, tasks: int = 0, *, limits: UnreadLimits = PLENTY, record: DeliveryRecord | None = None
     ) -> None:
         self.tracker = Tracker()
         self.told = 0
-        self.book = MailboxState[str]("me", self.tracker, limits, account, self._due)
-        self.book.opening = "first"
+        self.state = MailboxState[str]("me", self.tracker, limits, record, self._due)
+        self.state.attachment = "first"
         for sequence in range(tasks):
             self.tracker.add(make_entry(sequence, uid=make_uid("me", sequence)))
 
@@ -81,21 +83,21 @@ class Desk:
     def spill(self) -> int:
         """How many outcomes went to disk."""
         spilled = 0
-        for entry, outcome in self.book.overflow():
-            self.book.spill(entry, OnDisk(outcome))
+        for entry, outcome in self.state.overflow():
+            self.state.spill(entry, OnDisk(outcome))
             spilled += 1
         return spilled
 
 
-def an_account(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
+def a_record(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
     """Loaded; an earlier holder, "old", has submitted so many tasks and read nothing."""
-    ledger = Checkpoint()
-    ledger.open("old")
-    ledger.pages["old"].submitted = submitted
-    account = DeliveryRecord("me", journal)
-    account.enter(ledger)
-    account.load(ledger)
-    return account
+    checkpoint = Checkpoint()
+    checkpoint.open("old")
+    checkpoint.incarnations["old"].submitted = submitted
+    record = DeliveryRecord("me", journal)
+    record.enter(checkpoint)
+    record.load(checkpoint)
+    return record
 
 
 # ---- settling
@@ -105,42 +107,42 @@ def test_a_message_is_due_when_its_last_outcome_was_handed_over() -> None:
     """Not before, and once."""
     desk = Desk(2)
     first, second = result(0, "a"), result(1, "b")
-    commands = desk.book.accept(letter("first", first, second))
+    commands = desk.state.accept(message("first", first, second))
     assert [type(command) for command in commands] == [Resolved, Resolved]
-    assert desk.book.held == 1
+    assert desk.state.held == 1
     assert desk.tracker.next_unclaimed() is not None
-    assert not desk.book.take_due()
+    assert not desk.state.take_completable()
     assert desk.read() == ["b"]
-    assert len(desk.book.take_due()) == desk.told == 1
-    assert not desk.book.take_due()
-    assert (desk.book.held, desk.book.held_bytes) == (0, 0)
+    assert len(desk.state.take_completable()) == desk.told == 1
+    assert not desk.state.take_completable()
+    assert (desk.state.held, desk.state.held_bytes) == (0, 0)
 
 
 def test_a_message_without_an_outcome_is_due_at_once() -> None:
     """Events are told, and what cannot be read is dropped, and said so."""
     desk = Desk()
     event = wire.encode(EventItem(make_uid("me", 0), "t", "log", "hello", 1.0))
-    (told,) = desk.book.accept(letter("first", body=wire.join("events", [event])))
+    (told,) = desk.state.accept(message("first", body=wire.join("events", [event])))
     assert isinstance(told, Tell)
     assert isinstance(told.event, Event)
-    (dropped,) = desk.book.accept(letter("first", body=b"no results at all"))
+    (dropped,) = desk.state.accept(message("first", body=b"no results at all"))
     assert isinstance(dropped, Dropped)
-    assert len(desk.book.take_due()) == 2
-    assert desk.book.held == 0
+    assert len(desk.state.take_completable()) == 2
+    assert desk.state.held == 0
 
 
 def test_what_may_not_be_completed_yet_keeps_its_place() -> None:
     """Letters that are put back come before those that became due meanwhile."""
     desk = Desk(2)
-    desk.book.accept(letter("first", result(0)))
+    desk.state.accept(message("first", result(0)))
     desk.read()
-    taken = desk.book.take_due()
-    desk.book.accept(letter("first", result(1)))
+    taken = desk.state.take_completable()
+    desk.state.accept(message("first", result(1)))
     desk.read()
-    desk.book.put_back(taken)
-    due = desk.book.take_due()
-    assert due[0] is taken[0]
-    assert len(due) == 2
+    desk.state.put_back(taken)
+    completable = desk.state.take_completable()
+    assert completable[0] is taken[0]
+    assert len(completable) == 2
 
 
 @pytest.mark.parametrize(
@@ -154,10 +156,10 @@ def test_what_may_not_be_completed_yet_keeps_its_place() -> None:
 def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, again: bool) -> None:
     """By the opening that the message came by, and no other."""
     desk = Desk()
-    ours, lost = letter("first"), letter("earlier")
-    assert desk.book.not_completed(ours, error) is again
-    assert not desk.book.not_completed(lost, error)
-    assert desk.book.take_due() == ([ours] if again else [])
+    ours, lost = message("first"), message("earlier")
+    assert desk.state.not_completed(ours, error) is again
+    assert not desk.state.not_completed(lost, error)
+    assert desk.state.take_completable() == ([ours] if again else [])
 
 
 # ---- showing once
@@ -165,56 +167,56 @@ def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, ag
 
 def test_a_duplicate_is_completed_and_says_nothing() -> None:
     """The first outcome is the one; the second is due at once, and tells that an agent knows of the task."""
-    desk = Desk(1, account=(account := an_account()))
-    desk.book.accept(letter("first", result(0, "one")))
-    assert desk.book.accept(letter("first", result(0, "other"))) == [Confirmed(0)]
-    assert len(desk.book.take_due()) == 1
-    assert not account.is_consumed(make_uid("me", 0))
+    desk = Desk(1, record=(record := a_record()))
+    desk.state.accept(message("first", result(0, "one")))
+    assert desk.state.accept(message("first", result(0, "other"))) == [Confirmed(0)]
+    assert len(desk.state.take_completable()) == 1
+    assert not record.is_consumed(make_uid("me", 0))
     assert desk.read() == ["one"]
-    assert account.is_consumed(make_uid("me", 0))
+    assert record.is_consumed(make_uid("me", 0))
 
 
 def test_what_was_not_read_waits_for_the_mail_that_comes_again() -> None:
     """After the mailbox was lost its new message is held, and completed when it was read."""
-    desk = Desk(1, account=an_account())
-    desk.book.accept(letter("first", result(0, "one")))
-    desk.book.lost()
-    assert desk.book.held == 0
-    desk.book.opening = "second"
-    again = letter("second", result(0, "one"))
-    desk.book.accept(again)
-    assert not desk.book.take_due()
+    desk = Desk(1, record=a_record())
+    desk.state.accept(message("first", result(0, "one")))
+    desk.state.lost()
+    assert desk.state.held == 0
+    desk.state.attachment = "second"
+    again = message("second", result(0, "one"))
+    desk.state.accept(again)
+    assert not desk.state.take_completable()
     assert desk.read() == ["one"]
-    assert desk.book.take_due() == [again]
+    assert desk.state.take_completable() == [again]
 
 
 def test_reading_after_a_loss_completes_nothing_of_the_lost_opening() -> None:
     """What was read before its mail came again is a duplicate then."""
-    desk = Desk(1, account=an_account())
-    desk.book.accept(letter("first", result(0, "one")))
-    desk.book.lost()
-    desk.book.opening = "second"
+    desk = Desk(1, record=a_record())
+    desk.state.accept(message("first", result(0, "one")))
+    desk.state.lost()
+    desk.state.attachment = "second"
     assert desk.read() == ["one"]
-    assert not desk.book.take_due()
-    again = letter("second", result(0, "one"))
-    desk.book.accept(again)
-    assert desk.book.take_due() == [again]
+    assert not desk.state.take_completable()
+    again = message("second", result(0, "one"))
+    desk.state.accept(again)
+    assert desk.state.take_completable() == [again]
     assert desk.read() == []
 
 
 def test_an_outcome_of_the_sessions_own_takes_the_receipt_of_its_mail() -> None:
     """An agent's word for a cancelled task is held until the cancellation was read."""
-    desk = Desk(1, account=(account := an_account()))
+    desk = Desk(1, record=(record := a_record()))
     entry = desk.tracker.find(0)
     assert entry is not None
     desk.tracker.resolve(entry, replace(result(0), status=Status.CANCELLED, error="c"))
-    desk.book.give(entry)
-    assert not account.is_consumed(entry.uid)
-    assert desk.book.accept(letter("first", result(0, "agent's"))) == [Confirmed(0)]
-    assert not desk.book.take_due()
+    desk.state.expect_message(entry)
+    assert not record.is_consumed(entry.uid)
+    assert desk.state.accept(message("first", result(0, "agent's"))) == [Confirmed(0)]
+    assert not desk.state.take_completable()
     desk.read()
-    assert len(desk.book.take_due()) == 1
-    assert account.is_consumed(entry.uid)
+    assert len(desk.state.take_completable()) == 1
+    assert record.is_consumed(entry.uid)
 
 
 # ---- adopting
@@ -222,13 +224,13 @@ def test_an_outcome_of_the_sessions_own_takes_the_receipt_of_its_mail() -> None:
 
 def test_mail_of_an_earlier_holder_is_adopted_once() -> None:
     """It is counted among ours where it was owed, and marked where its holder may have shown it."""
-    desk = Desk(account=an_account(submitted=1))
+    desk = Desk(record=a_record(submitted=1))
     desk.tracker.expect(1)
-    desk.book.predecessor_until = 10.0
+    desk.state.predecessor_until = 10.0
     mail = result(0, "theirs", incarnation="old")
-    assert desk.book.accept(letter("first", mail)) == []
-    assert desk.book.accept(letter("first", mail)) == []
-    assert len(desk.book.take_due()) == 1
+    assert desk.state.accept(message("first", mail)) == []
+    assert desk.state.accept(message("first", mail)) == []
+    assert len(desk.state.take_completable()) == 1
     entry = desk.tracker.next_unclaimed()
     assert entry is not None
     assert entry.repeated
@@ -240,8 +242,8 @@ def test_mail_of_an_earlier_holder_is_adopted_once() -> None:
 def test_mail_of_an_earlier_holder_is_nothing_to_a_session_without_a_name() -> None:
     """It has no account; the message is completed."""
     desk = Desk()
-    desk.book.accept(letter("first", result(0, incarnation="old")))
-    assert len(desk.book.take_due()) == 1
+    desk.state.accept(message("first", result(0, incarnation="old")))
+    assert len(desk.state.take_completable()) == 1
     assert desk.read() == []
 
 
@@ -254,12 +256,12 @@ class Journal(set[str]):
 def test_what_the_journal_knows_is_owed_no_longer() -> None:
     """The ledger was not saved before the crash; the journal counts more, and the outcome is not awaited."""
     journal = Journal([make_uid("old", 0)])
-    desk = Desk(account=(account := an_account(submitted=1, journal=journal)))
+    desk = Desk(record=(record := a_record(submitted=1, journal=journal)))
     desk.tracker.expect(1)
-    desk.book.accept(letter("first", result(0, "theirs", incarnation="old")))
+    desk.state.accept(message("first", result(0, "theirs", incarnation="old")))
     assert desk.read() == []
     assert len(desk.tracker) == 0
-    assert account.is_behind(0)
+    assert record.is_behind(0)
 
 
 # ---- results by reference
@@ -269,33 +271,33 @@ def test_a_result_by_reference_counts_when_it_was_fetched() -> None:
     """Its blob goes with its message, and its bytes count as held."""
     desk = Desk(1)
     item = result(0, Reference("results/0.json", 5000))
-    mail = letter("first", item)
-    (fetch,) = desk.book.accept(mail)
+    mail = message("first", item)
+    (fetch,) = desk.state.accept(mail)
     assert isinstance(fetch, Fetch)
-    held = desk.book.held_bytes
+    held = desk.state.held_bytes
     assert desk.read() == []
-    desk.book.fetched(result(0, "large"), 5000)
-    assert desk.book.held_bytes == held + 5000
+    desk.state.fetched(result(0, "large"), 5000)
+    assert desk.state.held_bytes == held + 5000
     assert desk.read() == ["large"]
-    assert desk.book.take_due() == [mail]
+    assert desk.state.take_completable() == [mail]
     assert mail.blobs == ["results/0.json"]
-    assert desk.book.held_bytes == 0
+    assert desk.state.held_bytes == 0
 
 
 def test_a_result_is_fetched_once_at_a_time() -> None:
     """A second message of the same opening is a duplicate; one of a later opening is the one to complete."""
     desk = Desk(1)
     item = result(0, Reference("results/0.json", 5))
-    desk.book.accept(letter("first", item))
-    copy, again = letter("first", item), letter("second", item)
-    assert desk.book.accept(copy) == []
-    assert desk.book.take_due() == [copy]
-    desk.book.lost()
-    desk.book.opening = "second"
-    assert desk.book.accept(again) == []
-    desk.book.fetched(result(0, "large"), 5)
+    desk.state.accept(message("first", item))
+    copy, again = message("first", item), message("second", item)
+    assert desk.state.accept(copy) == []
+    assert desk.state.take_completable() == [copy]
+    desk.state.lost()
+    desk.state.attachment = "second"
+    assert desk.state.accept(again) == []
+    desk.state.fetched(result(0, "large"), 5)
     assert desk.read() == ["large"]
-    assert desk.book.take_due() == [again]
+    assert desk.state.take_completable() == [again]
 
 
 def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
@@ -303,33 +305,33 @@ def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
 
     It used to be shown in place of a success that an earlier holder had shown already.
     """
-    account = an_account(submitted=1)
-    desk = Desk(account=account)
+    record = a_record(submitted=1)
+    desk = Desk(record=record)
     whole = result(0, "large", incarnation="old")
-    desk.book.accept(letter("first", replace(whole, value=Reference("results/0.json", 5))))
+    desk.state.accept(message("first", replace(whole, value=Reference("results/0.json", 5))))
     failure = replace(
         whole, status=Status.FAILED, value=None, error="its arguments are gone", kind="TaskRejected"
     )
-    late = letter("first", failure)
-    assert desk.book.accept(late) == []
+    late = message("first", failure)
+    assert desk.state.accept(late) == []
     assert desk.read() == []
-    desk.book.fetched(whole, 5)
+    desk.state.fetched(whole, 5)
     assert desk.read() == ["large"]
-    assert late in desk.book.take_due()
+    assert late in desk.state.take_completable()
 
 
 def test_where_there_is_nothing_to_fetch_the_next_outcome_counts() -> None:
     """Rather than a failure to fetch the first one."""
     desk = Desk(1)
     item = result(0, Reference("results/0.json", 5))
-    desk.book.accept(letter("first", item))
-    desk.book.accept(letter("first", result(0, "small")))
-    desk.book.not_there(
+    desk.state.accept(message("first", item))
+    desk.state.accept(message("first", result(0, "small")))
+    desk.state.not_there(
         item, replace(item, status=Status.FAILED, value=None, error="gone", kind="TaskFailed")
     )
     assert desk.read() == ["small"]
-    assert len(desk.book.take_due()) == 2
-    assert not desk.book.fetching
+    assert len(desk.state.take_completable()) == 2
+    assert not desk.state.fetching
 
 
 def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
@@ -338,34 +340,34 @@ def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
     It used to go with the duplicate, which is completed at once: the value was lost to the next holder, and
     to this one while it was being fetched.
     """
-    desk = Desk(1, account=an_account())
+    desk = Desk(1, record=a_record())
     item = result(0, Reference("results/0.json", 5))
-    mail, copy, other = letter("first", item), letter("first", item), letter("first", item)
-    desk.book.accept(mail)
-    desk.book.accept(copy)
-    desk.book.fetched(result(0, "large"), 5)
-    assert desk.book.take_due() == [copy]
+    mail, copy, other = message("first", item), message("first", item), message("first", item)
+    desk.state.accept(mail)
+    desk.state.accept(copy)
+    desk.state.fetched(result(0, "large"), 5)
+    assert desk.state.take_completable() == [copy]
     assert (copy.blobs, mail.blobs) == ([], ["results/0.json"])
     desk.read()
-    assert desk.book.take_due() == [mail]
-    desk.book.accept(other)
+    assert desk.state.take_completable() == [mail]
+    desk.state.accept(other)
     assert other.blobs == ["results/0.json"]
 
 
 def test_a_result_that_was_fetched_while_the_mailbox_was_lost_is_known_when_it_comes_again() -> None:
     """It is not shown twice, and its new message is completed when it was read."""
-    desk = Desk(1, account=an_account())
-    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
-    desk.book.lost()
-    desk.book.fetched(result(0, "large"), 5)
-    desk.book.opening = "second"
-    again = letter("second", result(0, Reference("results/0.json", 5)))
-    (fetch,) = desk.book.accept(again)
+    desk = Desk(1, record=a_record())
+    desk.state.accept(message("first", result(0, Reference("results/0.json", 5))))
+    desk.state.lost()
+    desk.state.fetched(result(0, "large"), 5)
+    desk.state.attachment = "second"
+    again = message("second", result(0, Reference("results/0.json", 5)))
+    (fetch,) = desk.state.accept(again)
     assert isinstance(fetch, Fetch)
-    desk.book.fetched(result(0, "large"), 5)
-    assert not desk.book.take_due()
+    desk.state.fetched(result(0, "large"), 5)
+    assert not desk.state.take_completable()
     assert desk.read() == ["large"]
-    assert desk.book.take_due() == [again]
+    assert desk.state.take_completable() == [again]
 
 
 def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_again() -> None:
@@ -373,17 +375,17 @@ def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_ag
 
     That one was then completed unread, and the outcome was lost with the process.
     """
-    desk = Desk(1, account=an_account())
-    desk.book.accept(letter("first", result(0, "small")))
-    desk.book.accept(letter("first", result(0, Reference("results/0.json", 5))))
-    desk.book.lost()
-    desk.book.opening = "second"
-    desk.book.fetched(result(0, "large"), 5)
-    again = letter("second", result(0, "small"))
-    desk.book.accept(again)
-    assert not desk.book.take_due()
+    desk = Desk(1, record=a_record())
+    desk.state.accept(message("first", result(0, "small")))
+    desk.state.accept(message("first", result(0, Reference("results/0.json", 5))))
+    desk.state.lost()
+    desk.state.attachment = "second"
+    desk.state.fetched(result(0, "large"), 5)
+    again = message("second", result(0, "small"))
+    desk.state.accept(again)
+    assert not desk.state.take_completable()
     assert desk.read() == ["small"]
-    assert desk.book.take_due() == [again]
+    assert desk.state.take_completable() == [again]
 
 
 def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> None:
@@ -391,20 +393,20 @@ def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> Non
 
     A client that stood still used to show a failure of what another one had shown as a success.
     """
-    desk = Desk(1, account=an_account())
+    desk = Desk(1, record=a_record())
     item = result(0, Reference("results/0.json", 5))
     failure = replace(item, value=None, status=Status.FAILED, error="gone")
-    desk.book.accept(letter("first", item))
-    desk.book.lost()
-    desk.book.opening = "second"
-    assert desk.book.not_there(item, failure) == []
-    (fetch,) = desk.book.accept(letter("second", item))
+    desk.state.accept(message("first", item))
+    desk.state.lost()
+    desk.state.attachment = "second"
+    assert desk.state.not_there(item, failure) == []
+    (fetch,) = desk.state.accept(message("second", item))
     assert isinstance(fetch, Fetch)
-    (resolved,) = desk.book.not_there(item, failure)
+    (resolved,) = desk.state.not_there(item, failure)
     assert isinstance(resolved, Resolved)
     assert resolved.outcome is failure
     desk.read()
-    assert len(desk.book.take_due()) == 1
+    assert len(desk.state.take_completable()) == 1
 
 
 # ---- spilling
@@ -417,23 +419,23 @@ def test_what_nobody_reads_goes_to_disk(limits: UnreadLimits) -> None:
     """Past so many messages, outcomes or bytes; without an account their messages are due then."""
     desk = Desk(2, limits=limits)
     for sequence in range(2):
-        desk.book.accept(letter("first", result(sequence, sequence)))
+        desk.state.accept(message("first", result(sequence, sequence)))
     assert desk.spill() == 2
-    assert len(desk.book.take_due()) == 2
+    assert len(desk.state.take_completable()) == 2
     assert desk.read() == [0, 1]
     assert desk.spill() == 0
 
 
 def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None:
     """The file dies with the process: the message is completed when the outcome was read."""
-    desk = Desk(1, limits=UnreadLimits(0, 99, 10**9), account=an_account())
-    desk.book.accept(letter("first", result(0, "a")))
+    desk = Desk(1, limits=UnreadLimits(0, 99, 10**9), record=a_record())
+    desk.state.accept(message("first", result(0, "a")))
     assert desk.spill() == 1
-    assert desk.book.held == 1
-    assert not desk.book.take_due()
+    assert desk.state.held == 1
+    assert not desk.state.take_completable()
     assert desk.read() == ["a"]
-    assert len(desk.book.take_due()) == 1
-    assert not desk.book.spilled
+    assert len(desk.state.take_completable()) == 1
+    assert not desk.state.spilled
 
 
 # ---- what was read
@@ -442,10 +444,10 @@ def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None
 def test_what_was_read_is_not_held() -> None:
     """With the last outcome of a message all that it brought goes."""
     desk = Desk(3)
-    desk.book.accept(letter("first", result(0), result(1), result(2)))
-    assert len(desk.book.fresh) == 3
+    desk.state.accept(message("first", result(0), result(1), result(2)))
+    assert len(desk.state.fresh) == 3
     desk.read()
-    assert not desk.book.fresh
+    assert not desk.state.fresh
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, 1024), (300_000, 5)])
@@ -453,30 +455,30 @@ def test_what_was_read_goes_also_behind_what_nobody_reads(size: int, most: int) 
     """Not each at once: past so many of them, or so many bytes."""
     number = 1500 if most > 5 else 40
     desk = Desk(number)
-    desk.book.accept(letter("first", result(0, "unread")))
-    desk.tracker.claim(desk.book.fresh[0])
+    desk.state.accept(message("first", result(0, "unread")))
+    desk.tracker.claim(desk.state.fresh[0])
     for sequence in range(1, number):
-        desk.book.accept(letter("first", result(sequence, "v" * size)))
+        desk.state.accept(message("first", result(sequence, "v" * size)))
         assert desk.read() == ["v" * size]
-        assert len(desk.book.fresh) <= most
-    assert desk.book.fresh[0].sequence == 0
+        assert len(desk.state.fresh) <= most
+    assert desk.state.fresh[0].sequence == 0
 
 
 def test_the_bytes_of_what_is_due_are_known() -> None:
     """The broker's client holds them until then."""
     desk = Desk(2)
     for sequence in range(2):
-        desk.book.accept(letter("first", result(sequence, "v" * 1000)))
-    assert desk.book.due_bytes == 0
+        desk.state.accept(message("first", result(sequence, "v" * 1000)))
+    assert desk.state.completable_bytes == 0
     desk.read()
-    held = desk.book.due_bytes
+    held = desk.state.completable_bytes
     assert held > 2000
-    taken = desk.book.take_due()
-    assert desk.book.due_bytes == 0
-    desk.book.put_back(taken)
-    assert desk.book.due_bytes == held
-    desk.book.lost()
-    assert desk.book.due_bytes == 0
+    taken = desk.state.take_completable()
+    assert desk.state.completable_bytes == 0
+    desk.state.put_back(taken)
+    assert desk.state.completable_bytes == held
+    desk.state.lost()
+    assert desk.state.completable_bytes == 0
 
 
 # ---- all at once
@@ -487,8 +489,8 @@ class Mailbox(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.account = an_account(submitted=3)
-        self.desk = Desk(6, limits=UnreadLimits(4, 3, 10**9), account=self.account)
+        self.record = a_record(submitted=3)
+        self.desk = Desk(6, limits=UnreadLimits(4, 3, 10**9), record=self.record)
         self.desk.tracker.expect(3)
         self.openings = count(1)
         self.queue: list[ResultItem] = []
@@ -500,7 +502,7 @@ class Mailbox(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.desk.book.opening = f"opening {next(self.openings)}"
+        self.desk.state.attachment = f"opening {next(self.openings)}"
 
     @rule(incarnation=st.sampled_from(["me", "old"]), sequence=st.integers(0, 5), large=st.booleans())
     def an_agent_answers(self, incarnation: str, sequence: int, large: bool) -> None:
@@ -514,19 +516,19 @@ class Mailbox(RuleBasedStateMachine):
     @rule()
     def mail_comes(self) -> None:
         item = self.queue.pop(0)
-        opening = self.desk.book.opening
-        assert opening is not None
-        mail = letter(opening, item)
+        attachment = self.desk.state.attachment
+        assert attachment is not None
+        mail = message(attachment, item)
         self.out[mail.delivery.message_id] = item
-        self.desk.book.accept(mail)
+        self.desk.state.accept(mail)
         self.desk.spill()
 
-    @precondition(lambda self: self.desk.book.fetching)
+    @precondition(lambda self: self.desk.state.fetching)
     @rule()
     def storage_answers(self) -> None:
-        uid = next(iter(self.desk.book.fetching))
+        uid = next(iter(self.desk.state.fetching))
         incarnation, sequence = wire.split_uid(uid)
-        self.desk.book.fetched(result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation), 7)
+        self.desk.state.fetched(result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation), 7)
         self.desk.spill()
 
     @rule()
@@ -541,9 +543,9 @@ class Mailbox(RuleBasedStateMachine):
 
     @rule()
     def what_is_due_is_completed(self) -> None:
-        due = self.desk.book.take_due()
-        saved = Checkpoint.decode(self.account.to_save(6))
-        for mail in due:
+        completable = self.desk.state.take_completable()
+        saved = Checkpoint.decode(self.record.to_save(6))
+        for mail in completable:
             item = self.out.pop(mail.delivery.message_id)
             assert saved.is_consumed(*wire.split_uid(item.uid)) or item.uid in {
                 other.uid for other in (*self.out.values(), *self.queue)
@@ -551,35 +553,35 @@ class Mailbox(RuleBasedStateMachine):
 
     @rule()
     def the_mailbox_is_lost(self) -> None:
-        self.desk.book.lost()
-        self.desk.book.opening = f"opening {next(self.openings)}"
+        self.desk.state.lost()
+        self.desk.state.attachment = f"opening {next(self.openings)}"
         self.queue = [*self.out.values(), *self.queue]
         self.out = {}
 
     @invariant()
     def what_was_read_and_nothing_else_is_consumed(self) -> None:
-        consumed = {uid for uid in self.sent if self.account.is_consumed(uid)}
+        consumed = {uid for uid in self.sent if self.record.is_consumed(uid)}
         assert consumed == set(self.shown)
 
     @invariant()
     def every_message_that_is_held_is_out(self) -> None:
-        book = self.desk.book
-        assert book.held >= 0
-        assert book.held + len(book.due) == len(self.out)
+        state = self.desk.state
+        assert state.held >= 0
+        assert state.held + len(state.completable) == len(self.out)
 
     def teardown(self) -> None:
-        while self.queue or self.desk.book.fetching:
+        while self.queue or self.desk.state.fetching:
             if self.queue:
                 self.mail_comes()
-            if self.desk.book.fetching:
+            if self.desk.state.fetching:
                 self.storage_answers()
         while (entry := self.desk.tracker.next_unclaimed()) is not None:
             self._show(entry)
         self.what_is_due_is_completed()
         assert set(self.shown) == self.sent
         assert not self.out
-        assert (self.desk.book.held, self.desk.book.held_bytes) == (0, 0)
-        assert not self.desk.book.spilled
+        assert (self.desk.state.held, self.desk.state.held_bytes) == (0, 0)
+        assert not self.desk.state.spilled
 
 
 TestMailbox = Mailbox.TestCase

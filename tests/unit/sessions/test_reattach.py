@@ -193,7 +193,7 @@ async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
     confirmation = result_of(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
     if mail_came:
         await agent.post([confirmation])
-        await eventually(lambda: not first._receiver._state.given)
+        await eventually(lambda: not first._receiver._state.expecting_message)
     await first._receiver.flush_settlements(1.0)
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
@@ -322,11 +322,11 @@ async def test_a_holder_that_was_replaced_is_told(
     first = await pool.session("c")
     (mailbox,) = [first._receiver._mailbox]
     assert mailbox is not None
-    ledger = Checkpoint.decode(await within(mailbox.get_state()))
+    checkpoint = Checkpoint.decode(await within(mailbox.get_state()))
     await eventually(lambda: first._checkpoint is not None and first._checkpoint.loaded)
-    ledger = Checkpoint.decode(await mailbox.get_state())
-    ledger.open("another")
-    await mailbox.set_state(ledger.encode())
+    checkpoint = Checkpoint.decode(await mailbox.get_state())
+    checkpoint.open("another")
+    await mailbox.set_state(checkpoint.encode())
     waiting = await first.submit("x.py")
     doubles.broker.advance(60)
     with pytest.raises(SessionClosed, match="taken over"):

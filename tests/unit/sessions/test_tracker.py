@@ -88,18 +88,18 @@ class TrackerMachine(RuleBasedStateMachine):
     def mail_comes(self, data: st.DataObject, statuses: list[Status]) -> None:
         """A message with several outcomes, duplicates among them."""
         completed: list[str] = []
-        receipt = Acknowledgement(lambda: completed.append("due"), len(statuses))
+        acknowledgement = Acknowledgement(lambda: completed.append("due"), len(statuses))
         waiting = []
         for number, status in enumerate(statuses):
             entry = self.some(data)
             value = (len(self.messages), number)
             first = entry.sequence not in self.values
-            assert self.tracker.resolve(entry, outcome(entry, status, value), receipt) is first
+            assert self.tracker.resolve(entry, outcome(entry, status, value), acknowledgement) is first
             if first:
                 self.values[entry.sequence] = value
                 waiting.append(entry)
             else:
-                receipt.hand_over()
+                acknowledgement.deliver()
         self.messages.append((waiting, completed))
 
     @precondition(lambda self: self.entries)
@@ -125,7 +125,7 @@ class TrackerMachine(RuleBasedStateMachine):
         if entry.done:
             self.tracker.claim(entry)
             self.claimed.add(entry.sequence)
-            entry.hand_over()
+            entry.deliver()
             assert entry.result().value == self.values[entry.sequence]
 
     @rule()
@@ -170,8 +170,8 @@ class TrackerMachine(RuleBasedStateMachine):
     @invariant()
     def messages_are_completed_with_their_last_outcome(self) -> None:
         for waiting, completed in self.messages:
-            due = all(entry.receipt is None for entry in waiting)
-            assert completed == (["due"] if due else [])
+            completable = all(entry.acknowledgement is None for entry in waiting)
+            assert completed == (["due"] if completable else [])
 
 
 TrackerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30)
