@@ -1,4 +1,4 @@
-"""A client's mailbox in a job: tasks go out, results come back, in any order, for as long as one likes."""
+"""A client's connection to a job: submits tasks and receives their results."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class Session(Supervised):
     # ---- reading
 
     def results(self, *, follow: bool = False) -> ResultStream:
-        """Each result that nobody had claimed (by awaiting, `run`, `map`) when it comes to be yielded, once.
+        """Each result that no call had claimed (by awaiting, `run`, `map`) when it comes to be yielded, once.
 
         Ends when everything submitted so far has come; with `follow`, when the session ends.
         """
@@ -235,7 +235,7 @@ class Session(Supervised):
 
     @property
     def counts(self) -> Counts:
-        """How many tasks are where. `done` grows as outcomes arrive, whoever reads them."""
+        """How many tasks are where. `done` grows as outcomes arrive, read or not."""
         return self._context.tracker.counts
 
     @property
@@ -262,7 +262,7 @@ class Session(Supervised):
     async def flush(self) -> None:
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
-        In a session with a name, whoever opens it after a crash then knows of them, and waits for them.
+        When a session with a name is opened again after a crash, it then knows of them and waits for them.
         Raises `SessionClosed` when the session ended before, `BrokerError` when the broker has been away for
         `session.patience` seconds: what was not accepted is sent when it is back.
         """
@@ -379,7 +379,7 @@ class Session(Supervised):
             await self._outcomes.change.wait()
 
     async def _finish(self) -> None:
-        """Settle what was read, do what was begun, let go of the broker."""
+        """Complete what was delivered, end the background work, and close the links."""
         await self._receiver.flush_settlements(self.close_timeout)
         if self._checkpoint is not None:
             self._checkpoint.close()

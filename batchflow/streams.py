@@ -1,4 +1,4 @@
-"""What a session is read through: objects with `__anext__` and `aclose`, not generators.
+"""The streams that a session is read through: objects with `__anext__` and `aclose`, not generators.
 
 Leaving the loop and coming back, or cancelling a wait, loses nothing.
 """
@@ -48,7 +48,7 @@ class ResultStream(AsyncIterator[Result], Closes):
 
 
 class SessionResults(ResultStream):
-    """`session.results()`: each result that nobody had claimed when it came to be yielded, once."""
+    """`session.results()`: each result that no call had claimed when it came to be yielded, once."""
 
     def __init__(self, outcomes: Outcomes, follow: bool) -> None:
         self._outcomes = outcomes
@@ -116,7 +116,7 @@ class MapResults(ResultStream):
         return None if self._run.total is None else self._run.total - self._run.yielded
 
     async def aclose(self) -> None:
-        """Cancel what is not done. Idempotent. Cancelled, it goes on in the background."""
+        """Cancel what is not done. Idempotent. If cancelled, the work continues in the background."""
         self._closed = True
         left = self._run.stop()
         if not left or self._outcomes.closed:
@@ -213,7 +213,7 @@ class ProgressStream(ResultStream):
             self._display.finish(self._meter, time.monotonic())
 
     def _guess(self) -> None:
-        """The total, where nobody said it and the stream can tell."""
+        """Set the total if the user did not give it and the stream knows it."""
         if self._total is None:
             left = self._stream.left
             self._meter.total = None if left is None else self._meter.done + left

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Task:
     """A submitted task. ``await task`` gives its value or raises its `TaskError`, any number of times.
 
-    Cancelling whoever awaits it does not cancel the task; `cancel` does.
+    Cancelling a coroutine that awaits it does not cancel the task; `cancel` does.
     """
 
     __slots__ = ("_cancellations", "_entry", "_outcomes")
@@ -52,7 +52,7 @@ class Task:
     async def outcome(self) -> Result:
         """The task's result, whatever it is; never raises for the task's own failure.
 
-        Raises `SessionClosed` when the session ends first, `NoAgents` when nobody is there to run it, another
+        Raises `SessionClosed` when the session ends first, `NoAgents` when no agent lives, another
         `ServiceError` when a service has been away for `session.patience` seconds. The task lives on, and can
         be awaited again. Safe to cancel.
         """

@@ -1,4 +1,4 @@
-"""The look at a pool's agents on behalf of a session: starts them, and says when there are none."""
+"""Watches a pool's agents for a session: starts them, and reports when there are none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _AGENTS_PATIENCE: Final = 60.0
 
 
 class AgentsWatch:
-    """Sees to it that somebody runs the session's tasks, or says that nobody does."""
+    """Starts the pool's agents where none live, and makes it a problem when none can be."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class AgentsWatch:
             self._context.problems.set("agents", problem)
 
     async def _alive(self) -> bool:
-        """Whether agents live, whoever started them."""
+        """Return whether agents live, whichever client started them."""
         try:
             return bool(await read_heartbeats(self._context.runtime.out))
         except ServiceError:
@@ -89,7 +89,7 @@ class AgentsWatch:
             self._context.notices.warn(f"the agents' heartbeats cannot be read: {error}")
 
     async def _meet(self) -> bool:
-        """Whether there are agents; who they are is noted."""
+        """Return whether there are agents, and note their free slots and versions."""
         sample = await sample_heartbeats(self._context.runtime.out)
         self._context.policy.slots = sample.open_slots
         if sample.alive:
@@ -99,7 +99,7 @@ class AgentsWatch:
         return bool(sample.alive)
 
     def _tell_versions(self, beats: list[Heartbeat]) -> None:
-        """Of each other version once."""
+        """Warn of each other version once."""
         own = own_version()
         versions = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
         for version in sorted(versions.keys() - self._strange - {own}):
@@ -115,7 +115,7 @@ class AgentsWatch:
         now = time.monotonic()
         if self._alone_since is None:
             self._alone_since = now
-        await self.start()  # those that lived may have gone: drained, idle or dead
+        await self.start()  # agents that lived may have gone: drained, idle or dead
         problems = self._context.problems
         if "agents" not in problems and now - self._alone_since > _AGENTS_PATIENCE:
             explanation = await self._explain()

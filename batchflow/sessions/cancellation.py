@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONFIRMATION: Final = 5.0
-"""Seconds that an agent has to confirm a cancellation before the client gives the outcome itself."""
+"""Seconds after which a session resolves a cancelled task that no agent has confirmed."""
 KEPT: Final = 1000
-"""Confirmed cancellations that stay written."""
+"""Confirmed cancellations that stay in the document."""
 
 
 class Cancellations:
-    """The session's cancellation document: the numbers of the tasks that shall not run.
+    """The session's cancellation document: the numbers of the tasks that must not run.
 
-    It is there as long as tasks may be queued, so that whoever deletes the job finds every client of it, and
-    keeps what earlier holders of the mailbox cancelled. A cancellation that no agent confirmed stays, for the
-    task may still lie in the queue. Of those that one did the last `KEPT` stay: an agent that died before it
-    completed the message leaves it to another one.
+    The document exists as long as tasks may be queued, so that the deletion of the job finds each client of
+    it. It keeps what earlier holders of the mailbox cancelled. A cancellation that no agent confirmed stays,
+    because the task may still be queued. Of the confirmed ones the last `KEPT` stay, because an agent that
+    dies before it completes the message leaves the task to another agent.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Cancellations:
         self._ctl = context.runtime.ctl
         self._blob = layout.cancellation_blob(context.job_name, context.name)
         self._earlier = Cancellation()
-        """What is not this session's own in it."""
+        """The part of the document that is not this session's own."""
         self._etag = ""
         self._made = False
         self._wanted: dict[int, Entry] = {}
@@ -64,7 +64,7 @@ class Cancellations:
         self._lock = anyio.Lock()
 
     async def open(self) -> None:
-        """Take over the document, or make it. This session is none of those of a job that was deleted."""
+        """Take over the document, or make it. An earlier deletion of the job does not end this session."""
         await self._load()
         if self._earlier.everything:
             spared = (*self._earlier.spared, self._context.incarnation)
@@ -84,19 +84,19 @@ class Cancellations:
         self._earlier, self._etag = replace(found, intervals=others), blob.etag
 
     async def release(self) -> None:
-        """Remove the document, if no task can be queued that needs it."""
+        """Remove the document, unless a queued task may need it."""
         if self._made and not len(self._context.tracker) and not self._unconfirmed:
             await self._context.delete_blob(self._ctl, self._blob)
 
     async def run(self) -> None:
-        """Look now and then whether the job is still there. Raises `JobNotFound` when it was deleted."""
+        """Check now and then that the job still exists. Raises `JobNotFound` when it was deleted."""
         while True:
             await asyncio.sleep(self._context.settings.presence_interval)
             if await self._deleted():
                 raise JobNotFound(f"job {self._context.job_name!r} was deleted")
 
     async def _deleted(self) -> bool:
-        """Whoever deletes a job cancels all that its clients have submitted."""
+        """Return whether the job was deleted: its deletion cancels all tasks of its clients."""
         try:
             blob = await self._ctl.get_if_changed(self._blob, self._etag)
             found = None if blob is None else Cancellation.decode(blob.data)
@@ -115,7 +115,7 @@ class Cancellations:
     def give_up(self, entries: list[Entry]) -> None:
         """`cancel`, without waiting for it: the session's end does."""
         if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
-            self._context.background.start(self._request(left), "cancel what nobody waits for", last=True)
+            self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 
     def abandon(self, run: MapRun) -> None:
         """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
@@ -142,7 +142,7 @@ class Cancellations:
         self._context.background.start(self._confirm(entries), "confirm cancellations")
 
     def confirmed(self, sequence: int) -> None:
-        """An agent gave this task an outcome after all."""
+        """Note that an agent gave this task an outcome after all."""
         self._unconfirmed.discard(sequence)
 
     async def _write(self) -> None:
@@ -157,7 +157,7 @@ class Cancellations:
                 data = document.encode()
                 self._etag = await self._ctl.put(self._blob, data, if_match=self._etag)
             except (BlobConflict, BlobNotFound):
-                await self._load()  # somebody deleted the job, or an earlier holder left
+                await self._load()  # the job was deleted, or an earlier holder left
             else:
                 break
         self._written = set(numbers)
@@ -173,7 +173,7 @@ class Cancellations:
 
 
 def intervals(numbers: list[int]) -> list[tuple[int, int]]:
-    """Sorted numbers as intervals, both ends included."""
+    """Return sorted numbers as intervals, both ends included."""
     found: list[tuple[int, int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1:

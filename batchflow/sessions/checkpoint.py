@@ -8,11 +8,11 @@ The checkpoint lies in the Service Bus session state. Rules:
   nothing.
 - A task is owed as long as it is below `submitted` of its incarnation and not consumed. What was submitted in
   the last moment before a crash may be missing from `submitted`; its outcome is shown when it comes.
-- An incarnation of which everything is consumed is remembered for the next `REMEMBERED` ones: mail that was
-  consumed and not completed comes again, and so may the outcome of a task that ran twice.
+- An incarnation of which everything is consumed is remembered for the next `REMEMBERED` ones: a message that
+  was consumed and not completed is redelivered, and so may be the outcome of a task that ran twice.
 - Until the checkpoint was read it is not known what earlier holders are owed; what this holder is handed
   meanwhile is kept as its own progress, and is saved with the checkpoint.
-- A journal, where there is one, is written before the checkpoint, and what is in it counts as handed over
+- A journal, where there is one, is written before the checkpoint, and what is in it counts as delivered
   whatever the checkpoint says: the checkpoint is saved later, and a crash may come between.
 - What is to be saved is taken together with the promise that it will be: when the saving fails, all of it is
   to be saved again.
@@ -33,16 +33,16 @@ from batchflow.protocol.wire import split_uid
 
 
 class DeliveryJournal(Protocol):
-    """Outlives the process, not the host: the uids of what was handed over."""
+    """The uids of what was delivered, kept beyond the process on this host."""
 
     def __contains__(self, uid: str, /) -> bool: ...
 
     def record(self, uid: str) -> None:
-        """Return when it will not be forgotten. Raises OSError."""
+        """Return when the uid is stored. Raises OSError."""
 
 
 class DeliveryRecord:
-    """Of one incarnation of a session that can be found again by its name."""
+    """What one incarnation of a session delivered; only a session with a name has a record."""
 
     def __init__(self, incarnation: str, journal: DeliveryJournal | None = None) -> None:
         self.incarnation = incarnation
@@ -63,9 +63,9 @@ class DeliveryRecord:
         return found.was_replaced(self.incarnation, self._progress)
 
     def enter(self, found: Checkpoint) -> int:
-        """Make this the holder, in what was found. Returns how many outcomes earlier ones are owed.
+        """Make this the holder in the checkpoint that was found. Returns the outcomes owed to earlier ones.
 
-        It counts when it was saved: then `load` it.
+        Save it, then `load` it.
         """
         return found.open(self.incarnation, self._progress)
 
@@ -74,11 +74,11 @@ class DeliveryRecord:
         self.loaded = True
 
     def is_behind(self, submitted: int) -> bool:
-        """Whether there is something to save; `submitted`: tasks that the broker has accepted or refused."""
+        """Return whether there is something to save. `submitted`: tasks that the broker took or refused."""
         return self._dirty or self._progress.submitted != submitted
 
     def to_save(self, submitted: int) -> bytes:
-        """All that is known now; `not_saved` when it could not be saved."""
+        """Return the checkpoint to save. Call `not_saved` when the saving failed."""
         self._progress.submitted = submitted
         self._dirty = False
         return self.checkpoint.encode()
@@ -87,29 +87,31 @@ class DeliveryRecord:
         self._dirty = True
 
     def consume(self, uid: str) -> None:
-        """It was handed over, or will never come by mail. With a journal: raises OSError."""
+        """Note that an outcome was delivered, or never comes in a message. With a journal: raises OSError."""
         if self._journal is not None:
             self._journal.record(uid)
         self._dirty |= self.checkpoint.consume(*split_uid(uid))
 
     def is_consumed(self, uid: str) -> bool:
-        """Whether somebody was shown it before; then it is not shown again."""
+        """Return whether an outcome was delivered before; then it is not delivered again."""
         if self._journal is not None and uid in self._journal:
             self._dirty |= self.checkpoint.consume(*split_uid(uid))
             return True
         return self.checkpoint.is_consumed(*split_uid(uid))
 
     def adopt(self, uid: str) -> bool:
-        """Whether an outcome for an earlier holder is to be shown, which it is once."""
+        """Return whether to deliver an outcome for an earlier holder, which is done once."""
         return not self.is_consumed(uid) and self.checkpoint.adopt(*split_uid(uid))
 
     def is_owed(self, uid: str) -> bool:
-        """Whether `enter` counted it."""
+        """Return whether `enter` counted it."""
         return self.checkpoint.is_owed(*split_uid(uid))
 
 
 VERSION: Final = 1
+"""The version of the document that is saved."""
 REMEMBERED: Final = 500
+"""Settled incarnations that a checkpoint keeps."""
 
 
 @dataclass(slots=True)
@@ -200,9 +202,9 @@ class Checkpoint:
     """Outcomes for earlier holders that this one has, shown or to be shown. Not saved."""
 
     def open(self, incarnation: str, progress: IncarnationProgress | None = None) -> int:
-        """A new holder begins. Returns how many outcomes earlier ones are owed.
+        """Begin a new holder. Returns how many outcomes earlier ones are owed.
 
-        `page`: its own, where it consumes before it can read the ledger.
+        `progress`: its own, if it consumed outcomes before it could read the checkpoint.
         """
         self.epoch += 1
         settled = [name for name, progress in self.incarnations.items() if not progress.owed]
@@ -213,11 +215,11 @@ class Checkpoint:
         return owed
 
     def consume(self, incarnation: str, sequence: int) -> bool:
-        """An outcome was handed over, or dropped for good. False when it had been before."""
+        """Note that an outcome was delivered, or dropped for good. False when it had been before."""
         return self.incarnations.setdefault(incarnation, IncarnationProgress()).consumed.add(sequence)
 
     def was_replaced(self, incarnation: str, progress: IncarnationProgress) -> bool:
-        """Whether somebody else was handed outcomes of this holder, of which it knows only its `page`."""
+        """Return whether another holder consumed outcomes of this one, whose own `progress` this is."""
         found = self.incarnations.get(incarnation)
         return found is not None and not progress.consumed.covers(found.consumed)
 
@@ -226,12 +228,12 @@ class Checkpoint:
         return progress is not None and sequence in progress.consumed
 
     def is_owed(self, incarnation: str, sequence: int) -> bool:
-        """Whether it was counted as to come when this holder began."""
+        """Return whether it was counted as to come when this holder began."""
         progress = self.incarnations.get(incarnation)
         return progress is not None and sequence < progress.submitted and sequence not in progress.consumed
 
     def adopt(self, incarnation: str, sequence: int) -> bool:
-        """An outcome for an earlier holder came. False when it had come, or had been consumed, before."""
+        """Note an outcome for an earlier holder. False when it had come, or had been consumed, before."""
         if self.is_consumed(incarnation, sequence):
             return False
         return self._adopted.setdefault(incarnation, Ranges()).add(sequence)
@@ -253,11 +255,11 @@ class Checkpoint:
             document: dict[str, Any] = orjson.loads(zlib.decompress(data))
             if document["v"] > VERSION:
                 raise ProtocolError(
-                    f"a mailbox's ledger of version {document['v']}: install a newer batchflow"
+                    f"a mailbox's checkpoint of version {document['v']}: install a newer batchflow"
                 )
             incarnations = {
                 str(name): IncarnationProgress.read(progress) for name, progress in document["pages"].items()
             }
             return cls(int(document["epoch"]), incarnations)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ProtocolError(f"a mailbox's ledger that cannot be read: {error!r}") from error
+            raise ProtocolError(f"a mailbox's checkpoint that cannot be read: {error!r}") from error

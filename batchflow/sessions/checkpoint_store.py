@@ -1,4 +1,4 @@
-"""A session's ledger: kept in its mailbox, and in a journal on this host where one is asked for."""
+"""Stores a session's checkpoint in its mailbox, and in a journal on this host if the user asks for one."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAVE_INTERVAL: Final = 1.0
-"""Seconds between two savings, at most, while there is something to save."""
+"""Maximum number of seconds between two saves while there is something to save."""
 
 
 class Journal:
-    """Which outcomes were handed over on this host: an append-only file of uids, synced each time.
+    """The uids of the outcomes that were delivered on this host: an append-only file, synced each time.
 
-    Writes are a line each and are made in place: waiting for the disk is what is asked for. A line gets its
-    end when the disk has the rest of it. So one without an end was being written, or waited for, when the
-    process died: nothing was handed over for it, and it goes.
+    Writes are a line each and block, because a journal promises that the disk has the line. The line's end is
+    written after the rest was synced. So a line without an end belongs to an outcome that was not delivered
+    when the process died, and is removed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -58,7 +58,7 @@ class Journal:
         return incarnation in self._known and sequence in self._known[incarnation]
 
     def record(self, uid: str) -> None:
-        """Return when the disk has it. Raises OSError."""
+        """Return when the disk has the uid. Raises OSError."""
         if uid not in self and not self._file.closed:
             end = self._file.seek(0, os.SEEK_END)
             try:
@@ -109,7 +109,7 @@ class CheckpointStore:
             notices.inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
 
     async def check(self, mailbox: Mailbox) -> None:
-        """After the mailbox was lost and won again. Raises `MailboxInUse` when somebody had it meanwhile."""
+        """Check a mailbox that was opened again. Raises `MailboxInUse` if another holder had it meanwhile."""
         try:
             found = Checkpoint.decode(await mailbox.get_state())
         except ProtocolError:

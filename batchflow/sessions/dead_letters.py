@@ -1,8 +1,8 @@
-"""What the broker gave up on still ends in an outcome, though no agent ever comes back.
+"""Turns the dead letters of a pool into outcomes, also when no agent lives.
 
 A session looks into the dead letters of its pool's queues when it opens, and now and then while it waits for
-outcomes, by the rules of `protocol.dead_letters`: for all clients, as far as its rights go. Whoever may not
-read a queue's dead letters, or send results, leaves them to others.
+outcomes, by the rules of `protocol.dead_letters`. It does so for all clients. A session that may not read a
+queue's dead letters, or send results, leaves them to other clients.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FIRST: Final = 2.0
-"""Seconds after the opening, so that it is in nobody's way."""
+"""Seconds from the opening to the first look, so that the look does not delay the first tasks."""
 
 
 class DeadLetterHandler:
@@ -41,7 +41,7 @@ class DeadLetterHandler:
         self._runtime = context.runtime
         self._broker = context.runtime.connections.broker
         self._closed: set[QueueRef] = set()
-        """Queues whose dead letters are not ours to deal with."""
+        """Queues whose dead letters this session has no right to handle."""
         self._unreadable: set[tuple[QueueRef, int]] = set()
 
     async def run(self) -> None:
@@ -54,7 +54,7 @@ class DeadLetterHandler:
                 await self.look()
 
     async def look(self) -> None:
-        """Deal with the letters that are there."""
+        """Handle the dead letters that are there now."""
         manifest = self._runtime.manifest
         for queue in (*manifest.task_queues, *manifest.results_queues):
             if queue not in self._closed and await self._anything_dead(queue):
@@ -66,7 +66,7 @@ class DeadLetterHandler:
                     logger.info("dead_letters_failed", extra={"queue": queue.entity, "error": str(error)})
 
     async def _anything_dead(self, queue: QueueRef) -> bool:
-        """Also where that cannot be asked: looking tells."""
+        """Return whether a queue may have dead letters; true when the broker does not say."""
         try:
             admin = self._runtime.connections.admin_of(queue)
             figures = await admin.figures(queue.entity)

@@ -1,27 +1,26 @@
-"""What a session knows of its mail: what to show, to keep, to settle, to adopt and to spill.
+"""The state of a session's mailbox: which messages are held, delivered, completable or spilled. Pure.
 
-A message is held until its last outcome was handed over, then it is due: to be completed, and the blobs of
-its results to be deleted after that. With an account it may be completed only when what was handed over was
-saved before. Rules:
+A message is held until its last outcome was delivered to the user. Then it is completable, and after its
+completion the blobs of its results are deleted. With a delivery record, the checkpoint that counts its
+outcomes is saved before. Rules:
 
-- Each outcome is shown once. One for a task of ours is its outcome if it is the first; one for an earlier
-  holder of the mailbox is adopted if nobody was shown it. Anything else is a duplicate: its message is
-  completed, and it says nothing of who has read what.
-- A message can be completed only by the opening of the mailbox that it came by. When the mailbox was lost,
-  what was not completed comes again: an outcome that is not handed over yet then gets the new message's
-  receipt, and so does one that the session gave itself, when its mail comes after all.
-- A result that travels by reference counts as come when it was fetched. It is fetched once at a time: one
-  more of the same opening is a duplicate, one of a later opening takes the first one's place. Another outcome
-  of its task that comes meanwhile waits, and is a duplicate; it counts only where there is nothing to fetch.
-- Several messages may refer to one blob. It goes with the first of them: a duplicate, completed at once,
-  takes nothing away from an outcome that is still to be fetched, by this holder or by a later one.
-- What nobody reads is put on disk, the oldest first, past so many messages, outcomes or bytes. In a session
-  that nobody can find again this is as good as handed over; with an account not, for the file dies with this
-  process.
-- What cannot be read is dropped, and told.
+- Each outcome is delivered once. The first outcome of a task of this session counts. An outcome for an
+  earlier holder of the mailbox is adopted if no holder delivered it. Anything else is a duplicate: its
+  message is completed, and the record does not change.
+- A message can be completed only through the attachment that it came by. When the mailbox was lost, messages
+  that were not completed are redelivered. An outcome that is not delivered yet then gets the new message's
+  acknowledgement. So does an outcome that the session gave itself, when an agent's message comes after all.
+- A result by reference counts from when it was fetched, and one fetch of it runs at a time. Another message
+  with it is a duplicate in the same attachment, and takes the first one's place in a later attachment.
+  Another outcome of the task waits for the fetch; it counts only when there is nothing to fetch.
+- Several messages may refer to one blob, which is deleted with the first of them. So a duplicate, completed
+  at once, takes nothing from an outcome that this holder or a later one has still to fetch.
+- Unread results spill to disk, oldest first, when a limit on messages, results or bytes is exceeded. Without
+  a record a spilled result counts as delivered. With one it does not, because the file dies with the process.
+- A message that cannot be decoded is dropped and reported.
 
 Events in: the methods. Commands out: what they return, to be performed at once and in this order, before
-`overflow` is asked.
+`overflow` is called.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.checkpoint import DeliveryRecord
 
 Attachment = TypeVar("Attachment")
-"""What an opening of the mailbox is known by; compared by identity."""
+"""What the shell attaches to the mailbox with, a link; compared by identity."""
 
 _COMPACT_FROM: Final = 1024
 _COMPACT_FROM_BYTES: Final = 1 << 20
@@ -51,7 +50,7 @@ _COMPACT_FROM_BYTES: Final = 1 << 20
 
 @frozen
 class UnreadLimits:
-    """Of what is held although nobody reads it."""
+    """Limits of the results that are held unread; past any of them results spill to disk."""
 
     messages: int
     outcomes: int
@@ -60,19 +59,19 @@ class UnreadLimits:
 
 @dataclass(slots=True, eq=False)
 class ResultMessage(Generic[Attachment]):
-    """A message of results, and what is to be removed with it."""
+    """A message of results, and the blobs to delete after its completion."""
 
     delivery: Delivery
     attachment: Attachment
-    """The one that the message came by."""
+    """The attachment that the message came by."""
     size: int = 0
-    """Bytes of what is held of it, with results that were fetched."""
+    """Bytes that are held of it, including results that were fetched."""
     blobs: list[str] = field(default_factory=list)
 
 
 @frozen
 class Resolved:
-    """Tell whoever waits for this task: it has its outcome."""
+    """Command: wake the calls that wait for this task, which has its outcome."""
 
     entry: Entry
     outcome: ResultItem
@@ -80,14 +79,14 @@ class Resolved:
 
 @frozen
 class Confirmed:
-    """Mail has come for a task that had an outcome: an agent knows of it."""
+    """Command: note that an agent has sent an outcome of a task that had one already."""
 
     sequence: int
 
 
 @frozen
 class Fetch:
-    """Get what a result refers to, then say `fetched`."""
+    """Command: fetch the blob of a result, then call `fetched` or `not_there`."""
 
     item: ResultItem
     reference: Reference
@@ -95,14 +94,14 @@ class Fetch:
 
 @frozen
 class Tell:
-    """To whoever listens to events."""
+    """Command: pass an event to the readers of events."""
 
     event: Event
 
 
 @frozen
 class Dropped:
-    """A message could not be read."""
+    """Command: report a message that could not be decoded."""
 
     reason: ProtocolError
 
@@ -112,16 +111,16 @@ MailboxCommand = Resolved | Confirmed | Fetch | Tell | Dropped
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Consumption(Generic[Attachment]):
-    """What is due when an outcome of a session with an account was handed over.
+    """Records the delivery of an outcome, then acknowledges it.
 
-    It knows the outcome by its uid alone: one that is on disk shall not be in memory, too.
+    It holds the outcome's uid alone, so that an outcome on disk is not kept in memory as well.
     """
 
     state: MailboxState[Attachment]
     record: DeliveryRecord
     uid: str
     acknowledgement: Acknowledgement
-    """Of the message that it came by."""
+    """The acknowledgement of the outcome's message."""
 
     def __call__(self) -> None:
         self.record.consume(self.uid)
@@ -136,11 +135,11 @@ class _Fetching(Generic[Attachment]):
     acknowledgement: Acknowledgement
     message: ResultMessage[Attachment]
     later: list[tuple[ResultItem, ResultMessage[Attachment], Acknowledgement]] = field(default_factory=list)
-    """Outcomes of the same task that came after it: they do not overtake it."""
+    """Outcomes of the same task that came after it, and must not overtake it."""
 
 
 class MailboxState(Generic[Attachment]):
-    """Of one session."""
+    """The state of one session's mailbox."""
 
     def __init__(
         self,
@@ -150,30 +149,33 @@ class MailboxState(Generic[Attachment]):
         record: DeliveryRecord | None,
         on_completable: Callable[[], None],
     ) -> None:
-        """`account`: of a session that can be found again. `on_due` is called when a message is due."""
+        """`record`: of a session that can be found again by its name.
+
+        `on_completable` is called whenever a message became completable.
+        """
         self.attachment: Attachment | None = None
-        """None while the mailbox is not ours."""
+        """The current attachment; None while the mailbox is lost."""
         self.predecessor_until: float | None = None
         """Until when an earlier holder that was not closed may have lived, by the broker's clock."""
         self.held = 0
-        """Messages of which something was not handed over."""
+        """Messages with an outcome that is not delivered."""
         self.held_bytes = 0
         self.completable: list[ResultMessage[Attachment]] = []
-        """Messages that were handed over."""
+        """Messages whose outcomes were all delivered."""
         self.completable_bytes = 0
-        """Of these messages: the broker's client holds them until they are completed."""
+        """Bytes of these messages, which the broker's client holds until they are completed."""
         self.fresh: deque[Entry] = deque()
-        """Outcomes in the order of arrival; may hold some that were handed over meanwhile, behind others."""
+        """Outcomes in the order of arrival. Some behind the first may have been delivered meanwhile."""
         self.spilled: dict[str, Entry] = {}
-        """Outcomes, by uid, that are on disk and, until somebody has them, also in the mailbox."""
+        """Outcomes on disk, by uid. Until they are delivered their messages stay in the mailbox as well."""
         self.expecting_message: dict[str, Entry] = {}
-        """Outcomes, by uid, that the session gave itself and mail is still to come of."""
+        """Outcomes that the session gave itself, by uid, while an agent's message is still to come."""
         self.undelivered: dict[str, Entry] = {}
-        """Outcomes, by uid, that nobody had when the mailbox was lost."""
+        """Outcomes, by uid, that were not delivered when the mailbox was lost."""
         self.fetching: dict[str, _Fetching[Attachment]] = {}
-        """By uid."""
+        """Results by reference that are being fetched, by uid."""
         self._blobs: set[str] = set()
-        """Those that messages that are held refer to."""
+        """The blobs that held messages refer to."""
         self._incarnation = incarnation
         self._tracker = tracker
         self._limits = limits
@@ -181,12 +183,12 @@ class MailboxState(Generic[Attachment]):
         self._on_completable = on_completable
         self._compact_at = _COMPACT_FROM
         self._read_bytes = 0
-        """Of messages that were handed over since `fresh` was last rid of what they brought."""
+        """Bytes of messages that were delivered since `fresh` was compacted."""
 
     # ---- the mailbox
 
     def lost(self) -> None:
-        """No message of this opening can be completed any more: all of them will come again."""
+        """Note the loss of the attachment: its messages cannot be completed, and are redelivered."""
         self.attachment = None
         self.held = 0
         self.held_bytes = 0
@@ -196,18 +198,21 @@ class MailboxState(Generic[Attachment]):
         self.undelivered = fresh | self.spilled
 
     def take_completable(self) -> list[ResultMessage[Attachment]]:
-        """To be completed: with an account, when one that was taken after this was saved."""
+        """Remove and return the completable messages. With a record, save it before completing them."""
         completable, self.completable = self.completable, []
         self.completable_bytes = 0
         return completable
 
     def put_back(self, messages: list[ResultMessage[Attachment]]) -> None:
-        """They are not to be completed yet."""
+        """Return messages that may not be completed yet to their place."""
         self.completable = messages + self.completable
         self.completable_bytes += sum(message.size for message in messages)
 
     def not_completed(self, message: ResultMessage[Attachment], error: ServiceError) -> bool:
-        """Whether it is to be tried again. Else it comes again, a duplicate, or goes with the mailbox."""
+        """Return whether the completion of a message is tried again.
+
+        Otherwise the message is redelivered as a duplicate, or disappears with the mailbox.
+        """
         again = error.retryable and not isinstance(error, LeaseLost) and message.attachment is self.attachment
         if again:
             self.put_back([message])
@@ -216,10 +221,10 @@ class MailboxState(Generic[Attachment]):
     # ---- what comes
 
     def accept(self, message: ResultMessage[Attachment]) -> list[MailboxCommand]:
-        """A message has come."""
+        """Take in a message that was received."""
         body = message.delivery.body
         message.size = len(body)
-        message.delivery = replace(message.delivery, body=b"")  # nobody reads it again
+        message.delivery = replace(message.delivery, body=b"")  # the body is not read again
         try:
             items = wire.decode(body)
         except ProtocolError as error:
@@ -231,17 +236,17 @@ class MailboxState(Generic[Attachment]):
         return [command for item in items for command in self._read(item, message, acknowledgement)]
 
     def not_there(self, item: ResultItem, failure: ResultItem) -> list[MailboxCommand]:
-        """What a result refers to is gone: it is a failure, unless a later holder may have removed it.
+        """Make a result whose blob is gone a failure, unless a later holder may have deleted the blob.
 
-        To be said only while the mailbox is known to be ours, or after another opening of it.
+        To be called only while this session is known to hold the mailbox, or after another attachment.
         """
         fetch = self.fetching.pop(item.uid)
         if fetch.message.attachment is not self.attachment:
-            return []  # where nobody was shown it, it comes again
+            return []  # an outcome that was not delivered is redelivered
         return self._accept_outcomes([*fetch.later, (failure, fetch.message, fetch.acknowledgement)])
 
     def fetched(self, item: ResultItem, size: int) -> list[MailboxCommand]:
-        """A result is there whole, with so many bytes more; or it never will be, and is a failure."""
+        """Take in a result that was fetched, with its `size` in bytes, or the failure that stands for it."""
         fetch = self.fetching.pop(item.uid)
         if fetch.message.attachment is self.attachment:
             fetch.message.size += size
@@ -249,7 +254,7 @@ class MailboxState(Generic[Attachment]):
         return self._accept_outcomes([(item, fetch.message, fetch.acknowledgement), *fetch.later])
 
     def expect_message(self, entry: Entry) -> None:
-        """It has an outcome of the session's own, and mail is still to come of it."""
+        """Note that a task has an outcome of the session's own although an agent's is still to come."""
         if (record := self._record) is not None:
             entry.acknowledgement = Acknowledgement(lambda: record.consume(entry.uid), 1)
             self.expecting_message[entry.uid] = entry
@@ -273,7 +278,7 @@ class MailboxState(Generic[Attachment]):
                 acknowledgement.deliver()
                 return [Tell(Event(item.kind, item.message, item.at, item.task_id, item.data))]
             case _:
-                acknowledgement.deliver()  # a task: it has no business here
+                acknowledgement.deliver()  # a task: it does not belong into a mailbox
                 return []
 
     def _request_fetch(
@@ -304,7 +309,7 @@ class MailboxState(Generic[Attachment]):
         if entry is not None and self._tracker.resolve(entry, item, self._recorded(item, acknowledgement)):
             self._shown(entry, message)
             return [Resolved(entry, item)]
-        current = message.attachment is self.attachment  # else it was fetched for a message that comes again
+        current = message.attachment is self.attachment  # else its message is redelivered
         if current and (unread := self._unread(item.uid)) is not None:
             unread.acknowledgement = self._recorded(item, acknowledgement)
         elif not own and self._is_adopted(item.uid):
@@ -314,7 +319,7 @@ class MailboxState(Generic[Attachment]):
         return [Confirmed(sequence)] if own else []
 
     def _recorded(self, item: ResultItem, acknowledgement: Acknowledgement) -> Acknowledgement:
-        """A receipt that enters the outcome's hand-over into the account first."""
+        """Return an acknowledgement that records the delivery of the outcome first."""
         record = self._record
         return (
             acknowledgement
@@ -323,13 +328,13 @@ class MailboxState(Generic[Attachment]):
         )
 
     def _shown(self, entry: Entry, message: ResultMessage[Attachment]) -> None:
-        """Somebody may read it from now on; if its mailbox was lost meanwhile, its mail comes again."""
+        """Note an outcome that can be read now. After a loss of the mailbox its message is redelivered."""
         self.fresh.append(entry)
         if message.attachment is not self.attachment:
             self.undelivered[entry.uid] = entry
 
     def _unread(self, uid: str) -> Entry | None:
-        """The outcome that this mail belongs to, when nobody has it yet although it did not come by this."""
+        """Return the undelivered outcome that a redelivered message, or a late one, belongs to."""
         if (given := self.expecting_message.pop(uid, None)) is not None:
             self.fresh.append(given)
         entry = self.undelivered.pop(uid, given)
@@ -341,7 +346,7 @@ class MailboxState(Generic[Attachment]):
             return False
         owed = record.is_owed(uid)
         if owed and record.is_consumed(uid):
-            self._tracker.settle_owed()  # the ledger did not know, the journal does
+            self._tracker.settle_owed()  # the checkpoint did not know of its delivery, the journal does
         return record.adopt(uid)
 
     def _adopt(
@@ -351,7 +356,7 @@ class MailboxState(Generic[Attachment]):
         message: ResultMessage[Attachment],
         acknowledgement: Acknowledgement,
     ) -> None:
-        """Mail for an earlier holder of this mailbox."""
+        """Record a result for a task that an earlier holder of this mailbox submitted."""
         until = self.predecessor_until
         entry = Entry(
             sequence=sequence,
@@ -381,9 +386,9 @@ class MailboxState(Generic[Attachment]):
         self._forget_read()
 
     def _forget_read(self) -> None:
-        """Hold nothing of what was handed over.
+        """Drop delivered outcomes from `fresh`.
 
-        What is behind an outcome that nobody reads waits, for to look for it takes a turn at all of them.
+        Those behind an unread outcome are dropped rarely, because finding them takes a pass over all.
         """
         while self.fresh and self.fresh[0].acknowledgement is None:
             self.fresh.popleft()
@@ -398,7 +403,7 @@ class MailboxState(Generic[Attachment]):
         self._on_completable()
 
     def overflow(self) -> Iterator[tuple[Entry, ResultItem]]:
-        """What is to be put on disk; each is to be said to `spill` before the next one is asked for."""
+        """Yield the outcomes to put on disk. Each is passed to `spill` before the next one is taken."""
         limits = self._limits
         few = self.held <= limits.messages and len(self.fresh) <= limits.outcomes
         if few and self.held_bytes <= limits.bytes:
@@ -409,7 +414,7 @@ class MailboxState(Generic[Attachment]):
                 yield entry, entry.outcome
 
     def spill(self, entry: Entry, place: Spilled) -> None:
-        """An outcome is on disk."""
+        """Note that an outcome is on disk."""
         entry.outcome = place
         if self._record is None:
             entry.deliver()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.tracker import Entry
 
 DEFAULT_WINDOW: Final = 10_000
-"""Tasks of a `map` that are under way or not yet read, at most."""
+"""Maximum number of tasks of a `map` that are under way or unread."""
 
 
 class MapRun:
@@ -58,7 +58,7 @@ class MapRun:
             self._pump = self._context.background.start(self._submit_all(), f"map {self._command}")
 
     def stop(self) -> list[Entry]:
-        """Submit no more; nobody reads any more. Returns the tasks that have no outcome."""
+        """Submit no more, because the results are not read any more. Returns the tasks without an outcome."""
         self._stopped = True
         if self._pump is not None:
             self._pump.cancel()
@@ -71,7 +71,7 @@ class MapRun:
         return left
 
     def take(self, ordered: bool) -> Entry | None:
-        """The next one to be read, if it is there; with this it is."""
+        """Return the next task to be read, as delivered; None while its outcome is to come."""
         if ordered:
             self._early.update((entry.index, entry) for entry in self._done)
             self._done.clear()
@@ -91,7 +91,7 @@ class MapRun:
         return pump is not None and pump.done() and not pump.cancelled() and self.yielded == self.submitted
 
     def raise_error(self) -> None:
-        """What stopped the submitting, if anything did."""
+        """Raise what stopped the submitting, if anything did."""
         if self._pump is not None and (error := self._pump.exception()) is not None:
             raise error
 

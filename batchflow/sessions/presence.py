@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _LAST_BREATH: Final = 2
-"""Intervals for which a holder that died may have lived after its last sign of life: the next one was due, or
-on its way."""
+"""Intervals for which a dead holder may have lived after its last sign of life: the next was under way."""
 
 
 @frozen
@@ -41,7 +40,7 @@ class _Found:
 
 
 class PresenceKeeper:
-    """Tells who holds the mailbox, so that a second client can name the first."""
+    """Writes which client holds the mailbox, so that a second client can name the first."""
 
     def __init__(self, context: SessionContext) -> None:
         self._context = context
@@ -49,16 +48,18 @@ class PresenceKeeper:
         self._blob = layout.session_blob(context.job_name, context.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
         self.predecessor_until: float | None = None
-        """Until when an earlier holder that was not closed may have lived, by the services' clock; None when
-        there was none."""
+        """Until when an earlier holder that was not closed may have lived, by the services' clock.
+
+        None when there was no such holder.
+        """
 
     async def open(self) -> None:
-        """Look who was here before. Raises `StorageError`."""
+        """Read the presence document of an earlier holder, if any. Raises `StorageError`."""
         if (found := await self._read()) is not None:
             self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
 
     async def living_holder(self) -> str | None:
-        """Who else shows signs of life in this mailbox; None when nobody does."""
+        """Return the name of another client that shows signs of life in this mailbox, if any."""
         found = await self._read()
         if found is None or found.presence.nonce == self._context.incarnation:
             return None
@@ -66,7 +67,7 @@ class PresenceKeeper:
         return found.presence.holder if alive else None
 
     async def _read(self) -> _Found | None:
-        """The document, and how old it is by the storage's clock, which is the one that all go by."""
+        """Read the document, and its age by the storage's clock, which all clients go by."""
         try:
             async for info in self._ctl.list(self._blob):
                 if info.name == self._blob:

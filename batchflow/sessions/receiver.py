@@ -1,4 +1,4 @@
-"""A session's mailbox: results come in, whether or not anybody reads them."""
+"""Receives a session's results from its mailbox, and completes their messages."""
 
 from __future__ import annotations
 
@@ -52,27 +52,29 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RECEIVE_WAIT: Final = 30.0
-"""Seconds of one wait for mail; a wait that ends without any only begins again."""
+"""Seconds of one wait for a message; after it the next wait begins."""
 _MOST_UNSETTLED: Final = 500
-"""Messages of results that are held because nobody has read them; past this their outcomes are spilled."""
+"""Messages of unread results that are held; past this number results spill to disk."""
 _SETTLE_AT_ONCE: Final = 16
+"""Messages that are completed concurrently."""
 _COMPLETABLE_AT_ONCE: Final = 64
+"""Completable messages for which the checkpoint is saved at once."""
 _COMPLETABLE_BYTES_AT_ONCE: Final = 1 << 20
-"""Messages that were handed over and wait for the ledger to be saved, at most: so many, or with so many
-bytes, for the broker's client holds each until it is completed."""
+"""The same in bytes: the broker's client holds each message until it is completed."""
 _SETTLE_SHARE: Final = 0.25
-"""Of the time for closing: what a round of completions may take before it is left to the mailbox's next
-opening."""
+"""Share of the time for closing that a round of completions may take. The rest is left to the mailbox's
+next attachment."""
 _LOCK_GRACE: Final = 30.0
-"""Seconds beyond its duration that a dead client's lock may be held."""
+"""Extra seconds to wait for the lock of a client that died."""
 _MOST_FETCHES: Final = 8
 """Results by reference that are fetched at once."""
 
 
 class ResultReceiver:
-    """Receives the session's mail, whether or not anybody reads it, and settles what was handed over.
+    """Receives the session's messages, also while results stay unread, and completes the delivered ones.
 
-    What comes of a message is the book's to decide; here are the mailbox, the storage, the file and the time.
+    `MailboxState` decides what becomes of a message. This class has the mailbox, the storage, the spill file
+    and the time.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class ResultReceiver:
         self._runtime = context.runtime
         self._id = context.mailbox_id
         self._ours_until = 0.0
-        """Until when the mailbox is locked for us, by the monotonic clock."""
+        """Until when this session has the mailbox's lock, by the monotonic clock."""
         self._some_completable = asyncio.Event()
         self._many_completable = asyncio.Event()
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
@@ -122,11 +124,11 @@ class ResultReceiver:
 
     @property
     def held(self) -> bool:
-        """Whether the mailbox is ours at present."""
+        """Whether this session is attached to the mailbox."""
         return self._mailbox is not None
 
     async def open(self) -> None:
-        """Raises `MailboxInUse`, naming the holder, when that one lives; a dead one's lock is waited for."""
+        """Attach, once a dead holder's lock has run out. Raises `MailboxInUse` when a living one has it."""
         backoff = Backoff(0.5)
         clock = asyncio.get_running_loop().time
         until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
@@ -157,7 +159,7 @@ class ResultReceiver:
         return self._context.counter.mailbox(mailbox)
 
     def _kept(self, began: float) -> None:
-        """A request that began then has locked the mailbox, or renewed its lock."""
+        """Note a successful request that locked the mailbox, or renewed its lock; it was sent at `began`."""
         self._ours_until = began + self._runtime.manifest.lock_duration
 
     @property
@@ -165,10 +167,12 @@ class ResultReceiver:
         return time.monotonic() <= self._ours_until
 
     def _check_ours(self) -> None:
-        """Raises `LeaseLost` when this process has stood still for so long that somebody else may have the
-        mailbox by now: what still lies in the socket may be his to show."""
+        """Raises `LeaseLost` when this process stood still for longer than the lock lasts.
+
+        Another holder may have the mailbox by now, and may deliver what still lies in the socket.
+        """
         if not self._is_ours:
-            raise LeaseLost(f"nobody has renewed the lock of mailbox {self._id!r} in time")
+            raise LeaseLost(f"the lock of mailbox {self._id!r} was not renewed in time")
 
     async def aclose(self) -> None:
         mailbox, self._state.attachment = self._mailbox, None
@@ -209,7 +213,7 @@ class ResultReceiver:
                 await self._mailbox.renew()
                 self._kept(began)
             except BrokerError as error:
-                # The receiving side meets the same trouble, and opens the mailbox again.
+                # The receiving side meets the same problem, and opens the mailbox again.
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
 
     async def settle(self, close_timeout: float) -> None:
@@ -238,7 +242,7 @@ class ResultReceiver:
             await self._checkpoint.save(self._mailbox, self._passed())
         except BrokerError as error:
             # The receiving side meets the same problem, and opens the mailbox again.
-            logger.warning("ledger_not_saved", extra={"mailbox": self._id, "error": str(error)})
+            logger.warning("checkpoint_not_saved", extra={"mailbox": self._id, "error": str(error)})
             return False
         return True
 
@@ -284,7 +288,7 @@ class ResultReceiver:
             await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
-        """Raises `MailboxInUse` when somebody else has taken it over, and lives or had it meanwhile."""
+        """Attach again. Raises `MailboxInUse` when another holder lives, or had the mailbox meanwhile."""
         lost = self._mailbox
         self._state.lost()
         if lost is not None:
@@ -326,7 +330,7 @@ class ResultReceiver:
             return None
 
     def _take(self, commands: list[MailboxCommand]) -> None:
-        """Do what the book says of something that came; then what nobody reads goes to disk."""
+        """Perform commands, then spill unread results that exceed the limits."""
         for command in commands:
             self._perform(command)
         self._outcomes.change.notify()
@@ -367,7 +371,7 @@ class ResultReceiver:
             self._take(self._state.fetched(whole, reference.size))
 
     async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
-        """Raises `BlobNotFound` while nobody else can have had the mailbox."""
+        """Fetch a result's value. Raises `BlobNotFound` while no other holder can have deleted it."""
         backoff = Backoff()
         while True:
             try:
@@ -377,7 +381,8 @@ class ResultReceiver:
             except BlobNotFound:
                 if self._is_ours:
                     raise
-                await backoff.wait()  # until it is known who has the mailbox: the other one may have it
+                # Until it is known which client holds the mailbox, because another one may have deleted it.
+                await backoff.wait()
             except StorageError as error:
                 if not error.retryable:
                     return _unreadable(item, f"its result cannot be fetched: {error}")

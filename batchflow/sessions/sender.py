@@ -1,4 +1,4 @@
-"""A session's way out: what was submitted goes to the task queues."""
+"""Sends the tasks of a session to the pool's task queues."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class SendLink:
     sender: Sender
     health: ServiceHealth
     sending: list[_Packed] = field(default_factory=list)
-    """What is on its way at this moment."""
+    """Messages that are being sent."""
     sent: int = 0
     """Messages that the broker has accepted."""
 
 
 class TaskSender:
-    """Sends what was submitted, to whichever task queue's link is free.
+    """Sends submitted tasks, each message over whichever task queue's link is free.
 
     One coroutine owns a link; what gathers while all of them send rides together.
     """
@@ -105,7 +105,7 @@ class TaskSender:
             await self._outcomes.room.wait()
 
     def _take(self, now: float) -> list[_Packed]:
-        """The messages of the next send."""
+        """Take the messages of the next send from the outbox."""
         tracker, policy = self._context.tracker, self._context.policy
         is_last = tracker.end_of_burst
         policy.submitted(tracker.next_sequence(), now)
@@ -129,7 +129,7 @@ class TaskSender:
         return _Packed(entries, OutgoingMessage(body, message_id))
 
     async def _send(self, link: SendLink) -> None:
-        """Until the broker has them or refuses them for good; the same bytes under the same ids each time."""
+        """Send the messages until the broker takes or refuses them, with the same bytes and ids each time."""
         entries = [entry for packed in link.sending for entry in packed.entries]
         backoff: Backoff | None = None
         while True:

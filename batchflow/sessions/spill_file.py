@@ -1,4 +1,4 @@
-"""Outcomes that nobody reads yet, on disk instead of in memory."""
+"""Unread outcomes, on disk instead of in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from batchflow.support.frozen import frozen
 
 
 class SpillFile:
-    """A temporary file without a name. It ends with the last one who holds it or an outcome in it.
+    """A temporary file without a name. It ends with the last reference to it or to an outcome in it.
 
     Reads and writes are short and sequential, in the page cache, and so are made in place.
     """
@@ -40,7 +40,7 @@ class SpillFile:
 
 @frozen
 class SpilledOutcome:
-    """Where an outcome lies."""
+    """The place of an outcome in a spill file."""
 
     file: SpillFile
     offset: int

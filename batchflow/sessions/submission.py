@@ -14,9 +14,9 @@ from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
 
 INLINE: Final = 128 * 1024
-"""A task above so many bytes has its arguments travel by reference."""
+"""Bytes of a task above which its arguments travel by reference."""
 MOST_BESIDE: Final = 64 * 1024
-"""Bytes of all but the arguments, at most: these cannot travel by reference."""
+"""Maximum number of bytes of all but the arguments, which cannot travel by reference."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -34,7 +34,7 @@ class TaskOptions(TypedDict, total=False):
 class Submission:
     """A task as its user wants it. Raises `ConfigurationError` for what can never be sent.
 
-    Nobody changes it once it is made; like what travels it is not frozen all the same (see `wire`).
+    It does not change once it is made. Like the items of `wire` it is not frozen, because that costs time.
     """
 
     command: str

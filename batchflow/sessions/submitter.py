@@ -1,4 +1,4 @@
-"""A session's way in: what a program submits becomes a task in the outbox."""
+"""Puts what a program submits into the outbox, as tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from batchflow.settings import SessionSettings
 
 _YIELD_EVERY: Final = 64
-"""Submits after which the event loop gets a turn, so that what was submitted leaves meanwhile."""
+"""Number of submits after which the event loop gets a turn, so that tasks are sent meanwhile."""
 
 
 def task_timeout(timeout: float | None, settings: SessionSettings) -> float | None:
@@ -67,7 +67,7 @@ class Submitter:
         return entry
 
     def should_yield(self, entry: Entry) -> bool:
-        """Return whether the event loop gets a turn after this task, so that what was submitted leaves."""
+        """Return whether to yield to the event loop after this task, so that tasks are sent meanwhile."""
         return entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1
 
     async def enqueue(

@@ -7,9 +7,9 @@ Invariants:
 
 - Every task has exactly one outcome: the first one wins, later ones are duplicates and change nothing.
 - `counts` always adds up to the number of tasks submitted.
-- An outcome is handed over once to whoever reads results, unless somebody claimed it before; whoever holds
-  the task reads it any number of times.
-- The acknowledgement of a message of results is due when its last outcome was handed over, and not before.
+- An outcome is delivered once to the readers of results, unless a call claimed it before. A holder of the
+  task reads it any number of times.
+- A message of results is acknowledged when its last outcome was delivered, and not before.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class Acknowledgement:
     """A message of results, to be completed when `remaining` has come down to 0."""
 
     on_delivered: Callable[[], None]
-    """Called once, when the last outcome of the message was handed over."""
+    """Called once, when the last outcome of the message was delivered."""
     remaining: int
+    """Outcomes of the message that are not delivered."""
 
     def deliver(self) -> None:
+        """Note the delivery of one outcome."""
         self.remaining -= 1
         if self.remaining == 0:
             self.on_delivered()
@@ -106,7 +108,7 @@ class Entry:
         )
 
     def deliver(self) -> None:
-        """Somebody has it now. Idempotent."""
+        """Note that the user has the outcome. Idempotent."""
         acknowledgement, self.acknowledgement = self.acknowledgement, None
         if acknowledgement is not None:
             acknowledgement.deliver()
@@ -114,7 +116,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Tracker:
-    """All tasks of a session that have no outcome, and the outcomes that nobody has claimed."""
+    """All tasks of a session that have no outcome, and the outcomes that no call has claimed."""
 
     outbox: deque[Entry] = field(default_factory=deque)
     """In the order of submission; may hold entries that are done meanwhile."""
@@ -154,7 +156,7 @@ class Tracker:
 
     @property
     def unread(self) -> int:
-        """How many outcomes nobody has claimed."""
+        """How many outcomes no call has claimed."""
         return len(self.unclaimed) - self._stale
 
     def next_sequence(self) -> int:
@@ -165,7 +167,7 @@ class Tracker:
         return self.outbox[0].sequence if self.outbox else self._submitted
 
     def add(self, entry: Entry) -> None:
-        """A new task, with the next sequence number, into the outbox."""
+        """Put a new task, with the next sequence number, into the outbox."""
         assert entry.sequence == self._submitted
         self._submitted += 1
         self._open[entry.sequence] = entry
@@ -175,7 +177,7 @@ class Tracker:
         self.end_of_burst = False
 
     def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
-        """The next entries that share a message, and their items."""
+        """Remove and return the next entries that share a message, and their items."""
         taken: list[Entry] = []
         items: list[bytes] = []
         while self.outbox:
@@ -190,14 +192,14 @@ class Tracker:
         return taken, items
 
     def accepted(self, entries: Iterable[Entry]) -> None:
-        """The broker has them."""
+        """Note that the broker has these tasks."""
         for entry in entries:
             entry.was_accepted = True
             if not entry.done:
                 self._move(entry, Status.QUEUED)
 
     def find(self, sequence: int) -> Entry | None:
-        """The task of that number, if it has no outcome yet."""
+        """Return the task of that number, if it has no outcome yet."""
         return self._open.get(sequence)
 
     def resolve(
@@ -205,7 +207,7 @@ class Tracker:
     ) -> bool:
         """Give a task its outcome. False, and nothing changes, when it has one already.
 
-        With a receipt it came by mail, so that the broker must have had the task.
+        With an acknowledgement it came in a message, so the broker must have had the task.
         """
         if entry.done:
             return False
@@ -220,7 +222,7 @@ class Tracker:
         return True
 
     def claim(self, entry: Entry) -> None:
-        """Somebody awaits this very task: it does not come to those who read results. Idempotent."""
+        """Keep a task's outcome for the calls that await it, away from readers of results. Idempotent."""
         if entry.claimed:
             return
         entry.claimed = True
@@ -234,19 +236,19 @@ class Tracker:
                 self._stale = 0
 
     def expect(self, owed: int) -> None:
-        """So many tasks of earlier holders of the mailbox are still to have their outcome."""
+        """Add the tasks of earlier holders of the mailbox whose outcomes are still to come."""
         self._owed += owed
         self._tally[Status.QUEUED] += owed
 
     def settle_owed(self) -> None:
-        """One of them will not have another."""
+        """Remove one of them: its outcome has come, or never will."""
         self._owed -= 1
         self._tally[Status.QUEUED] -= 1
 
     def adopt(
         self, entry: Entry, outcome: ResultItem, acknowledgement: Acknowledgement, *, owed: bool = False
     ) -> None:
-        """An outcome of an earlier holder of the same mailbox: handed over like our own.
+        """Take in an outcome of an earlier holder of the mailbox, to be delivered like an own one.
 
         It counts among our tasks if it was expected.
         """
@@ -259,7 +261,7 @@ class Tracker:
         self.unclaimed.append(entry)
 
     def next_unclaimed(self) -> Entry | None:
-        """The oldest outcome that nobody has claimed; it is handed over with this."""
+        """Return the oldest outcome that no call has claimed, as delivered; None when there is none."""
         while self.unclaimed:
             entry = self.unclaimed.popleft()
             if not entry.claimed:
@@ -270,7 +272,7 @@ class Tracker:
         return None
 
     def _forget_item(self, entry: Entry) -> None:
-        """It is on its way, or needs not go."""
+        """Free the bytes of a task that was taken for a send, or is not sent."""
         if entry.item is not None:
             self.outbox_bytes -= len(entry.item)
             entry.item = None

@@ -403,7 +403,7 @@ async def test_mail_that_came_while_the_process_stood_still_is_not_taken_for_its
     await agent.answer(item, value="once")
     assert await within(task) == "once"
     assert session._receiver._mailbox is not mailbox
-    assert "nobody has renewed" in (await within(anext(events))).message
+    assert "was not renewed in time" in (await within(anext(events))).message
     await until_empty(session)
 
 
