@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from batchflow.display.html import Html, bar, element
-from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +73,11 @@ class Meter:
     def facts(self, now: float) -> list[str]:
         """Return the progress in short texts, the most important first."""
         known = self.total is not None
-        said = [f"{self.done:,} of {self.total:,}" if known else counted(self.done, "result")]
+        said = [
+            f"{self.done:,} of {self.total:,}"
+            if known
+            else f"{self.done} result{'' if self.done == 1 else 's'}"
+        ]
         said += [f"{self.counts[name]:,} {name}" for name in ("failed", "cancelled") if self.counts[name]]
         until = self.last if self.complete else now
         elapsed = until - self.started if self.started is not None else 0.0

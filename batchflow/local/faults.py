@@ -41,7 +41,7 @@ class Faults:
         self, pool_id: str, *, code: str = "AllocationFailed", message: str | None = None, nodes: int = 0
     ) -> None:
         """From now on the pool gets no more than `nodes` nodes."""
-        await self._inject(pool_id, fault="allocation", code=code, message=message, nodes=nodes)
+        await self.inject(pool_id, fault="allocation", code=code, message=message, nodes=nodes)
 
     async def core_quota(self, pool_id: str, *, nodes: int = 0) -> None:
         """From now on the pool gets no more than `nodes` nodes, for the account's cores are used up."""
@@ -67,30 +67,31 @@ class Faults:
 
     async def slow_start(self, pool_id: str, seconds: float) -> None:
         """From now on the pool's nodes take so much longer to boot."""
-        await self._inject(pool_id, fault="slowstart", seconds=seconds)
+        await self.inject(pool_id, fault="slowstart", seconds=seconds)
 
     async def start_task_failure(self, pool_id: str, *, stderr: str = "", exit_code: int = 1) -> None:
         """From now on the start task of the pool's nodes says this and fails."""
-        await self._inject(pool_id, fault="starttask", stderr=stderr, exitCode=exit_code)
+        await self.inject(pool_id, fault="starttask", stderr=stderr, exitCode=exit_code)
 
     async def unusable(self, pool_id: str, node_id: str | None = None, *, code: str = "NodeUnusable") -> None:
         """The node, or every one, becomes unusable; its tasks run again elsewhere. A reboot heals it."""
-        await self._inject(pool_id, fault="unusable", node=node_id, code=code)
+        await self.inject(pool_id, fault="unusable", node=node_id, code=code)
 
     async def preempt(self, pool_id: str, node_id: str | None = None, *, seconds: float = 0.0) -> None:
         """The spot node, or every one, is taken away, and comes back after so many seconds with the same id
         and an empty disk."""
-        await self._inject(pool_id, fault="preempted", node=node_id, seconds=seconds)
+        await self.inject(pool_id, fault="preempted", node=node_id, seconds=seconds)
 
     async def lose(self, pool_id: str, node_id: str | None = None, *, seconds: float | None = None) -> None:
         """The node, or every one, is heard of no more; after so many seconds it boots again, if at all."""
-        await self._inject(pool_id, fault="lost", node=node_id, seconds=seconds)
+        await self.inject(pool_id, fault="lost", node=node_id, seconds=seconds)
 
     async def clear(self, pool_id: str) -> None:
         """What held from then on holds no more; what happened is not undone."""
         await self._send("DELETE", f"/pools/{pool_id}/faults", None)
 
-    async def _inject(self, pool_id: str, **fault: Any) -> None:
+    async def inject(self, pool_id: str, **fault: Any) -> None:
+        """Inject a fault that is described in the words of the request; None leaves a word out."""
         body = {name: value for name, value in fault.items() if value is not None}
         await self._send("POST", f"/pools/{pool_id}/faults", body)
 

@@ -39,6 +39,8 @@ class Batch:
     server: BatchServer
     client: BatchClient
     root: Path
+    key: str = KEY
+    """The account's key."""
     contract: Contract | None = None
     """Of requests that tests send by hand; None where the specifications are not at hand."""
 
@@ -102,7 +104,7 @@ async def batch_with(tmp_path: Path, contract: Contract) -> AsyncIterator[Callab
                 options["api_version"] = api_version
             client = BatchClient(server.url, AzureNamedKeyCredential(ACCOUNT, key), **options)
             await stack.enter_async_context(client)
-            return Batch(server, client, tmp_path, contract if at_hand() else None)
+            return Batch(server, client, tmp_path, contract=contract if at_hand() else None)
 
         yield make
 

@@ -22,7 +22,7 @@ def faults(batch: Any) -> Faults:
 
 
 def settings(batch: Any, key: str | None = None) -> Settings:
-    key = key or batch.server._key
+    key = key or batch.key
     return Settings(target="local", batch=BatchSettings("local", key, batch.server.url))
 
 
@@ -239,7 +239,7 @@ async def test_an_image_past_its_end_is_refused(batch: Any) -> None:
 async def test_bad_faults(batch: Any, faults: Faults, fault: dict[str, Any]) -> None:
     """What is no fault is refused."""
     with pytest.raises(PoolError, match=r"InvalidPropertyValue|MissingRequired|InvalidRequestBody"):
-        await faults._send("POST", "/pools/pool/faults", fault)
+        await faults.inject("pool", **fault)
     with pytest.raises(PoolError, match="InvalidPropertyValue"):
         await faults.account(reached=["nodes"])
 

@@ -14,6 +14,8 @@ import pytest
 from azure.batch import models
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
+from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane
+
 LISTED = {
     "AZ_BATCH_ACCOUNT_NAME",
     "AZ_BATCH_ACCOUNT_URL",
@@ -465,17 +467,17 @@ async def test_files_that_change_while_they_are_sent(
 ) -> None:
     """A file that shrinks, as that of a task which is tried again, keeps nobody waiting for its rest."""
     await ready.run("task", "/bin/sh -c 'printf 0123456789'")
-    answer = ready.server._plane.answer
+    answer = DataPlane.answer
 
-    def answer_too_soon(request: Any) -> Any:
-        given = answer(request)
+    def answer_too_soon(plane: DataPlane, request: BatchRequest) -> BatchResponse:
+        given = answer(plane, request)
         if given.content is not None and left is None:
             given.content.path.unlink()
-        elif given.content is not None:
+        elif given.content is not None and left is not None:
             given.content.path.write_text(left)
         return given
 
-    monkeypatch.setattr(ready.server._plane, "answer", answer_too_soon)
+    monkeypatch.setattr(DataPlane, "answer", answer_too_soon)
     async with asyncio.timeout(20):
         if told is not None:
             assert (await ready.output("task")).encode() == told
