@@ -48,11 +48,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SWEEP_AFTER = 60.0
-"""Seconds after its opening, so that it is in nobody's way."""
+"""Seconds from the opening of a client to its sweep, so that the sweep slows no start."""
 
 
 class Client(Supervised):
-    """Opened by `async with` or `await`, closed by leaving it or by `aclose`, also from another asyncio task.
+    """A connection to one deployment: creates, finds and deletes pools.
+
+    Opened by `async with` or `await`; closed by leaving it or by `aclose`, also from another asyncio task.
 
     ``async with Client.local() as client`` or ``client = await Client.from_config()``.
     """
@@ -67,10 +69,10 @@ class Client(Supervised):
 
     @classmethod
     def local(cls, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> Client:
-        """On a local cloud of its own, which lives and ends with this client.
+        """Make a client of a local cloud of its own, which starts and ends with the client.
 
-        `nodes`: of pools that do not say otherwise; `slots`: tasks at once on a node, 0 for one on each of
-        this machine's cores; `latency`: seconds that each answer of the cloud is delayed.
+        `nodes`: the number for pools that do not say otherwise. `slots`: tasks at once on a node; 0: one for
+        each core of this machine. `latency`: seconds by which the cloud delays each answer.
         """
         if nodes < 1 or slots < 0 or latency < 0:
             raise ConfigurationError("Client.local: nodes is 1 or more, slots and latency are not negative")
@@ -80,9 +82,9 @@ class Client(Supervised):
 
     @classmethod
     def from_config(cls, path: str | PathLike[str] | None = None, *, profile: str | None = None) -> Client:
-        """By a configuration file, its profile and the environment: see `batchflow.settings`.
+        """Make a client from a configuration file, its profile and the environment: see `batchflow.settings`.
 
-        Raises `ConfigurationError` at once for what is wrong or missing.
+        Raises `ConfigurationError` at once when a setting is wrong or missing.
         """
         settings = load_settings(path, profile=profile)
         if settings.target == "azure":
@@ -91,7 +93,10 @@ class Client(Supervised):
 
     @property
     def settings(self) -> Settings:
-        """What another program needs to connect: `to_toml()` makes its configuration file. Has secrets."""
+        """The settings by which another program can connect. They hold secrets.
+
+        `to_toml()` of them is a configuration file.
+        """
         return self._settings
 
     def __repr__(self) -> str:
@@ -110,17 +115,17 @@ class Client(Supervised):
     # ---- pools
 
     async def create_pool(self, spec: PoolSpec) -> Pool:
-        """Make machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
+        """Create machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         pool_spec.check(spec)
         sources = await collect(spec.files)
         manifest = await self.provisioner.create(spec, sources)
         return self._known(manifest, Origin("created", "it was asked for"), sources)
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
-        """Attach; the machines and what runs on them are left as they are. Raises `PoolNotFound`.
+        """Attach to a pool without changing its machines and what runs there. Raises `PoolNotFound`.
 
-        A Batch pool that batchflow does not know yet gets queues and documents beside it; one that somebody
-        makes at this moment is waited for, which `progress` is told.
+        A Batch pool that batchflow does not know yet gets queues and documents beside it. If another client
+        creates the pool at this moment, this waits for it and tells `progress`.
         """
         layout.check_pool_id(pool_id)
         manifest = await self.provisioner.attach(pool_id, Reporter(progress))
@@ -137,9 +142,9 @@ class Client(Supervised):
     ) -> Pool:
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
-        Does not wait for nodes, but until a pool of that name that is being deleted is gone. A pool that is
-        there keeps the VM size, the image and the start task that it has; `nodes` resizes it. `progress` is
-        told, in a line, what is waited for.
+        Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
+        existing pool keeps its VM size, image and start task; `nodes` resizes it. `progress` is called with
+        a line that says what is waited for.
         """
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
@@ -162,12 +167,12 @@ class Client(Supervised):
         return pool
 
     async def pools(self) -> AsyncIterator[Pool]:
-        """Those that batchflow knows in this account."""
+        """Iterate over the pools of this account that batchflow knows."""
         async for manifest in self.connections.manifests.read_all():
             yield self._known(manifest)
 
     async def find_pool(self) -> Pool:
-        """One that can take work: of those with nodes that which has most. Raises `PoolNotFound`."""
+        """Find a pool that can take work: the one with the most nodes. Raises `PoolNotFound`."""
         found: list[tuple[int, Pool]] = []
         async for pool in self.pools():
             try:
@@ -183,10 +188,10 @@ class Client(Supervised):
         return pool
 
     async def sweep(self, *, bundle_age: float = 30 * DAY) -> Swept:
-        """Remove what dead clients and deleted pools left, as `pools.sweep` has it; returns what it was.
+        """Remove what dead clients and deleted pools left, and return what it was: see `pools.sweep`.
 
-        `bundle_age`: seconds after which a bundle that no session uses goes. A client sweeps by itself a
-        minute after its opening, if nobody has for a day.
+        `bundle_age`: seconds after which a bundle that no session uses is removed. A client sweeps by itself
+        a minute after its opening, if the last sweep of the account is a day old.
         """
         return await sweep(self.connections, bundle_age=bundle_age)
 
@@ -204,10 +209,10 @@ class Client(Supervised):
     async def delete_pool(
         self, pool_id: str, *, wait: bool = False, progress: Progress | None = None
     ) -> None:
-        """Remove what batchflow made for it, as `Pool.delete` does.
+        """Remove what batchflow created for the pool, as `Pool.delete` does.
 
-        A pool whose maker died while it made it goes as well, and is not waited for. Raises `PoolNotFound`
-        when there is nothing.
+        A pool whose creator died before it was complete is removed as well, without waiting. Raises
+        `PoolNotFound` when there is nothing of that name.
         """
         layout.check_pool_id(pool_id)
         manifest = await self.connections.manifests.read(pool_id)
@@ -217,20 +222,21 @@ class Client(Supervised):
             raise PoolNotFound(f"batchflow has no pool {pool_id!r} in this account")
 
     async def delete_all_pools(self) -> None:
-        """Only those that batchflow made, or laid its queues and documents beside, and unfinished ones."""
+        """Delete all pools that batchflow knows or began to create, and no others."""
         pools = [pool.id async for pool in self.pools()] + await self.provisioner.unfinished()
         async with task_group() as group:
             for pool_id in pools:
                 group.start_soon(self._delete_if_there, pool_id)
 
     async def _delete_if_there(self, pool_id: str) -> None:
-        with contextlib.suppress(PoolNotFound):  # somebody else was quicker
+        with contextlib.suppress(PoolNotFound):  # another client was quicker
             await self.delete_pool(pool_id)
 
     async def logs(self, pool_id: str | None = None) -> AsyncIterator[NodeLog]:
-        """What the agents of a pool logged, the oldest first; None: those of all pools that are gone.
+        """Iterate over the logs of a pool's agents, the oldest first; None: of all deleted pools.
 
-        They are kept for 30 days when their pool is deleted; a client of one pool sees its while it lives.
+        The logs of a deleted pool are kept for 30 days. A client of one pool sees the logs of that pool until
+        it is deleted.
         """
         manifests = self.connections.manifests
         manifest = None if pool_id is None else await manifests.read(layout.check_pool_id(pool_id))
@@ -249,7 +255,7 @@ class Client(Supervised):
 
     @property
     def provisioner(self) -> PoolProvisioner:
-        """What makes, finds and removes pools."""
+        """The part that creates, finds and removes pools."""
         from batchflow.pools.provisioning import PoolProvisioner
 
         return PoolProvisioner(self.connections, self._settings.pool)

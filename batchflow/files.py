@@ -1,4 +1,4 @@
-"""From what a user names as files to a bundle in the pool's control container, and files back to the user."""
+"""Turns the files that a user names into a bundle in the pool's control container, and fetches files back."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _LEFT_OUT: Final = (
     "id_rsa*",
     "id_ed25519*",
 )
-"""Names that a directory does not contribute: hidden files, caches, known credential files."""
+"""Patterns of names that are left out of a directory: hidden files, caches, known credential files."""
 
 _UPLOADS: Final = 8
-"""Files under way at once."""
+"""Number of files that are uploaded at the same time."""
 _PIECE: Final = 1 << 20
 _YOUNG: Final = 7 * 86400.0
-"""Seconds in which a bundle that is there is not written anew."""
+"""Seconds for which an existing bundle is not written again."""
 
 
 @frozen
@@ -60,12 +60,12 @@ async def collect(files: Files) -> list[BundleSource]:
 
 
 async def upload(sources: list[BundleSource], container: Container, *, is_new: bool = False) -> Bundle:
-    """Make the bundle and bring to the container what is not there yet. Safe to cancel and to repeat.
+    """Make the bundle, and upload what the container does not have yet. Safe to cancel and to repeat.
 
-    `is_new`: that nothing is there need not be asked.
+    `is_new`: the container is known to be empty, so it is not asked.
     """
     bundle = Bundle.of(source.file for source in sources)
-    if is_new or not await _at_hand(container, bundle.blob):
+    if is_new or not await _is_young(container, bundle.blob):
         ask = sources and not is_new
         present = {info.name async for info in container.list("files/")} if ask else set[str]()
         missing = {source.file.blob: source for source in sources if source.file.blob not in present}
@@ -78,7 +78,7 @@ async def upload(sources: list[BundleSource], container: Container, *, is_new: b
 
 
 async def read(source: BundleSource) -> bytes | None:
-    """What was found when it was hashed; None when it is something else by now, or gone."""
+    """Read the content that was hashed; None when it has changed since, or is gone."""
     content = source.content
     if isinstance(content, Path):
         try:
@@ -89,7 +89,7 @@ async def read(source: BundleSource) -> bytes | None:
 
 
 async def fetch(container: Container, blob: str) -> BinaryIO:
-    """Bring a blob of any size here, open for reading; it is gone when it is closed. Safe to cancel."""
+    """Download a blob of any size, open for reading; closing it removes it. Safe to cancel."""
     with TemporaryDirectory(prefix="batchflow-") as folder:
         path = Path(folder) / "file"
         await container.download(blob, path)
@@ -108,8 +108,8 @@ def write_files(files: Files, folder: Path) -> None:
         path.chmod(0o755 if source.file.executable else 0o644)
 
 
-async def _at_hand(container: Container, name: str) -> bool:
-    """Whether it is there, and young: what is old may be swept as unused, and is written anew."""
+async def _is_young(container: Container, name: str) -> bool:
+    """Whether the blob exists and is young. An old one is written again, because a sweep may remove it."""
     found = [info async for info in container.list(name) if info.name == name]
     return bool(found) and found[0].age < _YOUNG
 
@@ -123,11 +123,11 @@ async def _upload_one(source: BundleSource, container: Container, limiter: anyio
                 await container.upload(source.file.blob, source.content, create=True)
                 await _verify(source.file, source.content, container)
         except BlobConflict:
-            return  # somebody else brought the same content meanwhile
+            return  # another client uploaded the same content meanwhile
 
 
 async def _verify(file: BundleFile, path: Path, container: Container) -> None:
-    """Take back what was uploaded under the hash of what the file held a moment before."""
+    """Remove what was uploaded if the file was changed after it was hashed."""
     digest, _ = await anyio.to_thread.run_sync(_hash, path)
     if digest != file.sha256:
         await container.delete(file.blob)

@@ -20,7 +20,7 @@ class _MakeSession(Protocol):
 
 
 class Job:
-    """Made by `pool.create_job` or `pool.job`. Costs nothing while nothing runs in it."""
+    """A job; made by `pool.create_job` or `pool.job`. It costs nothing while no task runs in it."""
 
     def __init__(
         self, document: JobDocument, jobs: PoolJobs, runtime: PoolRuntime, make_session: _MakeSession
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def state(self) -> Literal["open", "closed", "deleted"]:
-        """As it was when this object was made or last changed."""
+        """The state when this object was made or last changed."""
         return self._document.state
 
     @property
@@ -49,23 +49,23 @@ class Job:
         return self._document.created_at
 
     def session(self, client_name: str | None = None, files: Files | None = None) -> Session:
-        """A client's mailbox in this job; open it with `async with` or `await`."""
+        """Make a session in this job; open it with `async with` or `await`."""
         return self._make_session(client_name, job=self.name, files=files)
 
     async def counts(self) -> JobCounts:
-        """How many of its tasks are where, by what its sessions and the agents last told.
+        """Count the job's tasks by their state, from what its sessions and the agents last reported.
 
-        Of sessions elsewhere that is as old as `session.presence_interval`, of agents as a heartbeat. Raises
-        `StorageError`. Safe to cancel.
+        Reports of sessions in other programs are up to `session.presence_interval` seconds old, those of
+        agents up to a heartbeat. Raises `StorageError`. Safe to cancel.
         """
         return await self._jobs.counts(self.name, await read_heartbeats(self._runtime.out))
 
     async def close(self) -> None:
-        """Refuse new sessions; what was submitted goes on. Idempotent. Raises `JobNotFound`."""
+        """Refuse new sessions and tasks; submitted tasks go on. Idempotent. Raises `JobNotFound`."""
         self._document = await self._jobs.close(self.name)
 
     async def delete(self) -> None:
-        """Cancel its tasks and drop its mail and files. Idempotent."""
+        """Cancel the job's tasks, and delete its messages and files. Idempotent."""
         await self._jobs.delete(self.name)
 
     def __repr__(self) -> str:

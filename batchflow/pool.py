@@ -42,18 +42,18 @@ _LOOKS: Final = 20
 
 
 class Pool:
-    """Made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
+    """A pool; made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
 
     def __init__(
         self, runtime: PoolRuntime, origin: Origin | None = None, sources: Sequence[BundleSource] = ()
     ) -> None:
-        """`sources`: files that are here, of which those of the default bundle need not be fetched."""
+        """`sources`: local files; those of the default bundle need not be fetched from Blob Storage."""
         self.runtime = runtime
-        """What the parts of the pool share."""
+        """The connections, containers and manifest that the parts of the pool share."""
         self.origin: Origin = origin or Origin("attached", "it was there")
-        """Which of create, reuse, repurpose and attach it was, and why."""
-        self.agents = PoolAgents(runtime, made_here=self.origin.choice == "created", sources=sources)
-        self.job_store = PoolJobs(runtime)
+        """How this object came to its pool (create, reuse, repurpose, attach), and why."""
+        self._agents = PoolAgents(runtime, made_here=self.origin.choice == "created", sources=sources)
+        self._jobs = PoolJobs(runtime)
 
     @property
     def id(self) -> str:
@@ -80,13 +80,13 @@ class Pool:
         journal: str | PathLike[str] | None = None,
         timeout: float | None = None,
     ) -> Session:
-        """A client's mailbox; open it with `async with` or `await`.
+        """Make a session; open it with `async with` or `await`.
 
-        Without a name it is one of its own; with a name it is found again by it. `files`: what its tasks run
-        with, instead of the pool's default bundle. The job is made if there is none of that name.
-        `journal`: a file on this host that remembers what was shown, so that a session which is opened again
-        by its name after a crash shows nothing twice here; costs a write to disk for each result.
-        `timeout`: seconds that its tasks may run, where `submit` does not say.
+        With a name, a later session of that name finds its results again; without one, it gets a new name.
+        `files`: the files that its tasks run with, instead of the pool's default bundle. The job is created
+        if there is none of that name. `journal`: a file on this host that records which results were shown.
+        So a session that is opened again by its name after a crash shows no result twice; each result costs
+        a write to disk. `timeout`: seconds that its tasks may run, where `submit` does not say.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -96,53 +96,55 @@ class Pool:
             files=files,
             journal=journal,
             timeout=timeout,
-            ensure_job=self.job_store.ensure,
+            ensure_job=self._jobs.ensure,
         )
 
     async def create_job(self, name: str) -> Job:
-        """Raises `JobExists`."""
-        return self._job(await self.job_store.create(name))
+        """Create a job. Raises `JobExists`."""
+        return self._job(await self._jobs.create(name))
 
     async def job(self, name: str) -> Job:
-        """Raises `JobNotFound`."""
-        return self._job(await self.job_store.read(name))
+        """Find a job. Raises `JobNotFound`."""
+        return self._job(await self._jobs.read(name))
 
     async def jobs(self) -> AsyncIterator[Job]:
-        """All of them, closed ones too."""
-        async for document in self.job_store.read_all():
+        """Iterate over all jobs, closed ones included."""
+        async for document in self._jobs.read_all():
             yield self._job(document)
 
     def _job(self, document: JobDocument) -> Job:
-        return Job(document, self.job_store, self.runtime, self.session)
+        return Job(document, self._jobs, self.runtime, self.session)
 
     async def delete_job(self, name: str) -> None:
-        """Cancel its tasks, drop its mail and files, end its sessions: those elsewhere hear of it within
-        `session.presence_interval` seconds. Idempotent."""
-        await self.job_store.delete(name)
+        """Cancel the job's tasks, end its sessions, and delete its messages and files. Idempotent.
+
+        Sessions in other programs end within `session.presence_interval` seconds.
+        """
+        await self._jobs.delete(name)
 
     async def delete_all_jobs(self) -> None:
-        """`delete_job` for each."""
-        async for document in self.job_store.read_all():
-            await self.job_store.delete(document.name)
+        """Call `delete_job` for each job."""
+        async for document in self._jobs.read_all():
+            await self._jobs.delete(document.name)
 
     # ---- agents and nodes
 
     async def start(self, *, progress: Progress | None = None) -> None:
-        """Start the agents that do not live: one for each node. Idempotent; does not wait for them.
+        """Start the agents that are missing: one for each node. Idempotent; does not wait for them.
 
-        Two clients that start at once start one set. `progress` is told, in a line, what it is about: the
-        first time for a Python and platform the agents' packages are fetched.
+        Two clients that start agents at the same moment start one set. `progress` is called with a line that
+        says what is done: for a new Python and platform, the agents' packages are fetched first.
         """
-        await self.agents.start(Reporter(progress))
+        await self._agents.start(Reporter(progress))
 
     async def stop(self, *, drain: bool = True, progress: Progress | None = None) -> None:
-        """End the agents; the queued tasks stay for the next ones. Idempotent.
+        """Stop the agents; the queued tasks stay for the next ones. Idempotent.
 
-        With `drain` they finish what they run, for at most `agent.drain_grace` seconds, and hand back the
-        rest; without, what runs is killed, and runs again elsewhere when its lock has run out. `progress` is
-        told, in a line, what is still there whenever that changes.
+        With `drain` agents finish their running tasks, for at most `agent.drain_grace` seconds, and hand back
+        the rest. Without it running tasks are killed, and run again elsewhere when their locks expire.
+        `progress` is called with a line whenever the number of agents or running tasks changes.
         """
-        await self.agents.stop(Reporter(progress), drain=drain)
+        await self._agents.stop(Reporter(progress), drain=drain)
 
     async def repurpose(
         self,
@@ -152,11 +154,11 @@ class Pool:
         spec: PoolSpec | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Make these files the default bundle of sessions opened from now on; no node is touched.
+        """Make these files the default bundle of sessions opened from now on; nodes stay as they are.
 
-        With `reset` each node is booted anew, one after the other, and runs its start task again: that of
-        `spec`, if one is given; returns when all of them work. Raises `StartTaskFailed` when one does not.
-        `progress` is told, in a line, which node is in which state whenever that changes.
+        With `reset` each node is rebooted, one after the other, and runs its start task again: that of
+        `spec`, if one is given. This returns when all nodes work, and raises `StartTaskFailed` when one does
+        not. `progress` is called with a line whenever the state of a node changes.
         """
         if spec is not None and not reset:
             raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
@@ -170,24 +172,24 @@ class Pool:
                 await self.start(progress=progress)
 
     async def resize(self, nodes: int, *, spot: int = 0, progress: Progress | None = None) -> None:
-        """Ask Batch for so many nodes; returns when it has taken the wish.
+        """Ask Batch for so many nodes; return when Batch has accepted the request.
 
-        Where there are agents or sessions new nodes get their agent.
-        A pool that shrinks loses its idlest nodes, after their agents have finished or handed back what they
-        ran (`agent.drain_grace`): `progress` is told, in a line, what is still to leave when that changes.
+        Where there are agents or sessions, new nodes get their agent. A pool that shrinks loses its idlest
+        nodes, after their agents have finished or handed back their tasks (`agent.drain_grace`). `progress`
+        is called with a line whenever the number of agents that are still to leave changes.
         """
         if nodes < 0 or spot < 0:
             raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
-        await self.agents.resize(nodes, spot, Reporter(progress))
-        if self.runtime.open_sessions or await self.agents.exist():
+        await self._agents.resize(nodes, spot, Reporter(progress))
+        if self.runtime.open_sessions or await self._agents.exist():
             await self.start(progress=progress)
 
     async def heartbeats(self) -> list[Heartbeat]:
-        """What the living agents last said of themselves."""
-        return await self.agents.heartbeats()
+        """Read the last heartbeats of the living agents."""
+        return await self._agents.heartbeats()
 
     async def nodes(self) -> list[Node]:
-        """The machines, as Batch and their agents tell of them. Raises `PoolNotFound`."""
+        """List the machines, as Batch and the agents report them. Raises `PoolNotFound`."""
         beats = {beat.node: beat for beat in await self.heartbeats()}
         nodes = await self.runtime.connections.compute.nodes(self.id)
         return [_node(info.id, info.state, info.dedicated, beats.get(info.id)) for info in nodes]
@@ -199,11 +201,11 @@ class Pool:
         timeout: float | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """Return when so many nodes (all that are wanted) have a living agent; starts the agents.
+        """Start the agents, and return when so many nodes (default: all that are wanted) have a ready one.
 
-        `progress` is told, in a line, how far it is whenever that changes. Raises a `PoolError` at once when
-        it can no longer succeed, TimeoutError when `timeout` seconds have passed; the text of both is the
-        pool's explanation. Safe to cancel.
+        `progress` is called with a line whenever the number of nodes or ready agents changes. Raises a
+        `PoolError` as soon as it can no longer succeed, TimeoutError after `timeout` seconds. The text of
+        both holds the pool's explanation. Safe to cancel.
         """
         report = Reporter(progress)
         await self.start(progress=report)
@@ -223,15 +225,15 @@ class Pool:
             raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
 
     async def explain(self) -> Explanation:
-        """Why nothing happens, if nothing does, and what to do about it."""
+        """Say why nothing happens, if nothing does, and what to do about it."""
         return await explain_pool(self.runtime)
 
     async def client_settings(self) -> Settings:
-        """What a program needs that may use this pool and do nothing else: no key of an account is in it.
+        """Make the settings for a program that may use this pool and do nothing else.
 
-        `to_toml()` of them is its configuration file, a secret. With them `Client.from_config` and
-        `client.pool` open sessions; making, resizing and removing anything is refused. The rights end with
-        the pool. Of a client that has no key of the Storage account itself they end after a week.
+        They hold no key of an account. `to_toml()` of them is the program's configuration file, a secret.
+        With it `Client.from_config` and `client.pool` open sessions; to create, resize and remove is refused.
+        The rights end with the pool, or after a week if this client has no key of the Storage account.
         """
         await self.runtime.change(lambda manifest: replace(manifest, shared=True))
         storage, services = self.runtime.connections.storage, self.runtime.connections
@@ -240,11 +242,11 @@ class Pool:
         return await access.client_settings(services, self.runtime.settings, self.runtime.manifest)
 
     async def delete(self, *, wait: bool = False, progress: Progress | None = None) -> None:
-        """Remove its agents, queues, documents and files, and the machines if batchflow made them.
+        """Remove the agents, queues, documents and files, and the machines if batchflow created them.
 
-        Its sessions here are closed; what is queued or unread is gone. Idempotent. The machines go after it
-        has returned, on Azure within minutes; with `wait` before. `progress` is told, in a line, how far it
-        is whenever that changes.
+        The pool's sessions in this program are closed; queued tasks and unread results are lost. Idempotent.
+        The machines are removed after the return, on Azure within minutes; with `wait`, before it.
+        `progress` is called with a line at each step.
         """
         sessions, report = self.runtime.open_sessions, Reporter(progress)
         if sessions:
@@ -257,7 +259,7 @@ class Pool:
             await self._until_gone(report)
 
     async def _until_gone(self, report: Reporter) -> None:
-        """Return when Batch has no pool of that name that is on its way out."""
+        """Return when Batch no longer deletes a pool of that name."""
         compute = self.runtime.connections.compute
         try:
             while (await compute.pool(self.id)).state == "deleting":

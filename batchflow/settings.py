@@ -30,7 +30,7 @@ class BatchSettings:
     url: str | None = None
     """`https://<account>.<region>.batch.azure.com`."""
     entra: bool = False
-    """Entra ID instead of the key: whoever azure-identity finds logged in. Needs the extra `identity`."""
+    """Use Entra ID instead of the key, as the user that azure-identity finds. Needs the extra `identity`."""
     ca_file: str | None = None
     """Certificates (PEM) to trust besides the system's. None: no others."""
 
@@ -97,8 +97,8 @@ class PoolSettings:
     lock_duration: Seconds = 30.0
     """Seconds until a task is given to another agent when its own died; 5 to 300."""
     queue_idle: Seconds = 90 * 86400.0
-    """Seconds after which Service Bus removes the pool's queues, with what is in them, when nobody sent to
-    them or received from them; 0: never, else 300 at least. Ensuring the pool makes them anew."""
+    """Seconds without a send or receive after which Service Bus removes the pool's queues, with what is in
+    them; 0: never, else 300 at least. Ensuring the pool creates them again."""
     shards: Queues = 1
     """Task queues of a pool, and as many results queues, spread over the namespaces of `servicebus`: where
     one does not carry the load. At most 20."""
@@ -131,7 +131,7 @@ class SessionSettings:
     outbox: Tasks = 100_000
     """Tasks that `submit` takes before it waits for the broker."""
     unclaimed: Results = 100_000
-    """Results that nobody reads that are held in memory; further ones go to a temporary file."""
+    """Unread results that are held in memory; further ones go to a temporary file."""
     timeout: Seconds = 0.0
     """Seconds that a task may run where neither `submit` nor the session says; 0: without end."""
     close_timeout: Seconds = 10.0
@@ -139,10 +139,10 @@ class SessionSettings:
     outbox_bytes: Bytes = 64 * 1024**2
     """Bytes of tasks that `submit` takes before it waits for the broker, as they travel."""
     unclaimed_bytes: Bytes = 64 * 1024**2
-    """Bytes of results that nobody reads, as JSON, that are held in memory."""
+    """Bytes of unread results, as JSON, that are held in memory."""
     patience: Seconds = 60.0
-    """Seconds that a service may be away before whoever waits for it gets an error; what is under way stays,
-    and is tried again."""
+    """Seconds that a service may be away before a call that waits for it raises an error; what is under way
+    stays, and is tried again."""
     presence_interval: Seconds = 5.0
     """Seconds between two signs of life of the mailbox's holder."""
 

@@ -27,12 +27,12 @@ _BATCH_KEYS: Final = (
 
 @dataclass(slots=True)
 class Converted:
-    """What the files say, in batchflow's words."""
+    """The values of the files, as settings of batchflow."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    """By setting."""
+    """The values, by the name of the setting."""
     notes: list[str] = field(default_factory=list)
-    """What was not taken over, and why."""
+    """The entries that were not taken over, and why."""
 
 
 def convert(paths: tuple[Path, ...]) -> Converted:

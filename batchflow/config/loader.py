@@ -106,7 +106,7 @@ def local_cloud_file(environment: Mapping[str, str]) -> Path:
 
 
 def is_local_cloud_up(environment: Mapping[str, str]) -> bool:
-    """Whether its file is there, and whoever wrote it lives: then it holds the lock beside it."""
+    """Whether the file exists and its writer lives: a living one holds the lock beside the file."""
     source = local_cloud_file(environment)
     try:
         descriptor = os.open(source.with_suffix(".lock"), os.O_RDONLY)
@@ -127,7 +127,7 @@ def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Sett
     if not is_local_cloud_up(environment):
         raise ConfigurationError(f"no local cloud is up (none keeps {source}); start one: batchflow up")
     if source.stat().st_uid != os.getuid():
-        raise ConfigurationError(f"{source} is somebody else's: it is not used")
+        raise ConfigurationError(f"{source} belongs to another user and was ignored")
     cloud = _apply(Settings(), read_document(source), str(source))
     agent = cloud.agent if settings.agent == AgentSettings() else settings.agent
     return replace(
@@ -260,7 +260,7 @@ def _kind(group: type, name: str) -> type:
 
 
 def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """For the end of a refusal: what may have been meant, or else all that is known."""
+    """End a refusal with the name that was probably meant, or else with all known names."""
     known = list(known)
     close = difflib.get_close_matches(key, known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""What a configuration file holds besides settings: the pools and jobs that it describes.
+"""The pools and jobs that a configuration file describes, besides the settings.
 
 `[pools.NAME]` has the fields of a `PoolSpec`, `[jobs.NAME]` those of a `JobSpec`; a profile's tables
 (`[profiles.P.pools.NAME]`) go over them, field by field. Paths are relative to the file. What is wrong is
@@ -32,7 +32,7 @@ class JobSpec:
     command: str | None = None
     """The file of the bundle that its tasks run."""
     files: tuple[str, ...] = ()
-    """What its tasks run with; empty: the pool's own files."""
+    """The files that its tasks run with; empty: the pool's own files."""
     timeout: float | None = None
     """Seconds that a task may run."""
     retries: int = 0
@@ -53,7 +53,7 @@ class Configuration:
     jobs: Mapping[str, JobSpec] = field(default_factory=dict)
 
     def pool(self, name: str) -> PoolSpec:
-        """As the file describes it; one with nothing but its name where it does not."""
+        """Find the job as the file describes it; a job that it does not describe has a name alone."""
         return self.pools.get(name, PoolSpec(name))
 
     def job(self, name: str) -> JobSpec:
@@ -99,7 +99,7 @@ _KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
     bool: (bool,),
     str: (str,),
 }
-"""What TOML has for a part of an annotation; what is not here cannot stand in a file."""
+"""The type in TOML for a part of an annotation. A part that is not here cannot stand in a file."""
 _WORDS: Final[Mapping[type, str]] = {
     list: "a list of strings",
     dict: "a table",
@@ -141,7 +141,7 @@ def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> Non
 
 
 def _accepted(kind: type[Any]) -> Mapping[str, tuple[type, ...]]:
-    """For each field what a file may give it, by its annotation."""
+    """The types that a file may give each field, by the field's annotation."""
     hints = get_type_hints(kind, localns={"Mapping": Mapping})
     return {name: tuple(_types(hint)) for name, hint in hints.items()}
 

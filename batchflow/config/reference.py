@@ -1,4 +1,4 @@
-"""The settings as people read them: a reference, and a file to begin with, both made of their docstrings."""
+"""A reference of the settings, and a configuration file to begin with, made from the docstrings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TAIL: Final = """\
 
 @frozen
 class Setting:
-    """One of them, described."""
+    """A setting and its description."""
 
     name: str
     """`group.key`, or `target`."""

@@ -34,7 +34,7 @@ class AgentLog:
 
 
 def read(text: str) -> AgentLog:
-    """Of the end of a log, whose first line may be cut in its middle."""
+    """Read the end of a log, whose first line may be cut in its middle."""
     lines = [line for line in text.splitlines() if line.strip()]
     entries = [_parse(line) for line in lines]
     deaths = sum(entry is not None and entry.get("event") == _DIED for entry in entries)

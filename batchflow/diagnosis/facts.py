@@ -1,4 +1,4 @@
-"""What a diagnosis found out about a pool, and what it is told about a session."""
+"""The facts that a diagnosis found about a pool, and those that a session hands to it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class WaitingTask(NamedTuple):
 
 @frozen
 class SessionFacts:
-    """What a session knows of itself."""
+    """The facts that a session has of itself."""
 
     job: str
     name: str

@@ -1,6 +1,6 @@
-"""Why nothing happens, and what to do about it.
+"""Why nothing happens in a pool, and what to do about it.
 
-Each service is asked for what it knows. What cannot be asked is a cause by itself, never an error.
+Each service is asked for what it knows. A service that does not answer is a cause, never an error.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 _TAIL: Final = 2000
 """Bytes of a start task's stderr that an explanation shows."""
 _MOST: Final = 3
-"""Nodes in the same state, or agents, that are told of one by one."""
+"""Nodes in the same state, or agents, that are described one by one."""
 _SKEW: Final = 30.0
-"""Seconds that a clock may be off before it is told."""
+"""Seconds that a clock may be wrong before it counts as a cause."""
 _SOON: Final = 90 * 86400.0
-"""Seconds before the end of an image's life from when on it is told."""
+"""Seconds before the end of an image's life in which it counts as a cause."""
 _CLOCK_BLOB: Final = "clock"
 
 
 async def explain_pool(runtime: PoolRuntime) -> Explanation:
-    """Ask the three services."""
+    """Ask the three services, and explain what they answer."""
     causes: list[Cause] = []
     facts = PoolFacts()
     silent: set[str] = set()
@@ -79,7 +79,7 @@ async def _ask_batch(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
 
 
 async def _causes_of_nodes(runtime: PoolRuntime, nodes: list[NodeInfo]) -> list[Cause]:
-    """Of each state a few nodes are told of, and how many there are beside them."""
+    """Explain a few nodes in each state, and count the others."""
     causes: list[Cause] = []
     for state in dict.fromkeys(node.state for node in nodes):
         alike = [node for node in nodes if node.state == state]
@@ -175,7 +175,7 @@ async def _ask_agents(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
 
 
 async def _own_clock_causes(runtime: PoolRuntime) -> list[Cause]:
-    """By the time that the storage service gives to a blob written now."""
+    """Compare this machine's clock with the time that the storage service gives to a new blob."""
     before = time.time()
     await runtime.ctl.put(_CLOCK_BLOB, b"")
     after = time.time()
@@ -189,7 +189,7 @@ async def _own_clock_causes(runtime: PoolRuntime) -> list[Cause]:
 
 
 async def _absence_causes(runtime: PoolRuntime) -> list[Cause]:
-    """Why no agent is alive: what Batch tells of the tasks that should be agents."""
+    """Explain why no agent is alive, by the Batch tasks that start agents."""
     tasks = await runtime.connections.compute.tasks(runtime.manifest.agents_job)
     under_way = any(task.state != "completed" for task in tasks)
     remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
@@ -204,7 +204,7 @@ async def _absence_causes(runtime: PoolRuntime) -> list[Cause]:
 
 
 def _listed(names: list[str]) -> str:
-    """The first few of them, and how many there are beside."""
+    """Join the first few names, and count the others."""
     more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
     return " and ".join([", ".join(names[:_MOST]), *more])
 

@@ -58,7 +58,7 @@ async def measure_readiness(runtime: PoolRuntime, nodes: int | None) -> Readines
 
 
 async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callable[[str], PoolError] | None:
-    """What makes an error, of a text, of that so many ready nodes can never come; None while they can."""
+    """Choose the error for a pool that can never have so many ready nodes; None while it still can."""
     compute = runtime.connections.compute
     info = await compute.pool(runtime.pool_id)
     if info.state == "deleting":
@@ -79,13 +79,13 @@ async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callab
     return PoolError if await _start_in_vain(runtime, tasks) else None
 
 
-def _too_small(shall: int, wanted: int, text: str) -> PoolError:
-    what = f"the pool shall have {counted(shall, 'node')}, and {wanted} ready ones are waited for"
+def _too_small(asked: int, wanted: int, text: str) -> PoolError:
+    what = f"the pool is to have {counted(asked, 'node')}, and {wanted} ready ones are waited for"
     return PoolError(f"{text}\n- {what}\n  what to do: await pool.resize({wanted})")
 
 
 async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bool:
-    """Whether no agent has ever lived and each dies again and again; of those that run one is asked."""
+    """Whether no agent ever lived and each dies again and again, by the log of one that runs."""
     alive = [task for task in tasks if task.state != "completed"]
     if not alive or await read_heartbeats(runtime.out):
         return False

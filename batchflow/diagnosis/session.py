@@ -35,7 +35,7 @@ async def explain_session(pool: Explanation, session: SessionFacts, ctl: Contain
 
 
 def _own_running(session: SessionFacts, tasks: dict[str, str]) -> dict[str, list[str]]:
-    """The labels of the session's tasks that run, by the host that runs them. `tasks`: hosts by uid."""
+    """List the labels of the session's running tasks by their host. `tasks`: hosts by uid."""
     running: dict[str, list[str]] = {}
     for task in session.waiting:
         if (host := tasks.get(task.uid)) is not None:
@@ -52,7 +52,7 @@ def _state(session: SessionFacts, running: dict[str, list[str]]) -> str:
 
 
 async def _file_causes(ctl: Container, session: SessionFacts) -> list[Cause]:
-    """Commands of waiting tasks that the session's bundle has no file for."""
+    """Find commands of waiting tasks for which the session's bundle has no file."""
     wanted = Counter(task.command for task in session.waiting)
     hashed = session.bundle
     if not wanted or not hashed:

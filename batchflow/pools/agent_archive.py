@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 REQUIREMENTS: Final = ("anyio", "azure-servicebus", "azure-storage-blob[aio]", "orjson")
-"""What an agent imports besides itself."""
+"""The packages that an agent imports besides itself."""
 IDENTITY: Final = "azure-identity"
-"""And what it imports where it has a managed identity instead of keys."""
+"""The package that an agent with a managed identity imports as well."""
 OWN_PACKAGES: Final = ("batchflow", "node_agent")
 _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the archive, so that the same content has the same hash."""
@@ -39,10 +39,10 @@ _TAIL: Final = 2000
 
 
 async def build(python: str, platform: str, *, identity: bool = False) -> Path:
-    """The archive for nodes with this Python (`3.12`) and platform (`manylinux_2_28_x86_64`).
+    """Make the archive for nodes with this Python (`3.12`) and platform (`manylinux_2_28_x86_64`).
 
-    `identity`: with what agents need that have a managed identity instead of keys.
-    Raises `ConfigurationError`, with the end of what pip said, when a part cannot be had. Safe to cancel.
+    `identity`: whether agents use a managed identity instead of keys. Raises `ConfigurationError`, with the
+    end of pip's output, when a package cannot be fetched. Safe to cancel.
     """
     constraints = "\n".join(sorted(_pins())) + "\n"
     requirements = (*REQUIREMENTS, IDENTITY) if identity else REQUIREMENTS
@@ -54,7 +54,7 @@ async def build(python: str, platform: str, *, identity: bool = False) -> Path:
 
 
 def bootstrap() -> bytes:
-    """The script that unpacks the archive on a node and becomes the agent."""
+    """Read the script that unpacks the archive on a node and becomes the agent."""
     return (_package("node_agent") / "bootstrap.py").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The agents of one pool: started, drained, stopped, and counted again when the pool changes its size."""
+"""Starts, drains and stops the agents of one pool, also when the pool changes its size."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class PoolAgents:
     def __init__(
         self, runtime: PoolRuntime, *, made_here: bool = False, sources: Sequence[BundleSource] = ()
     ) -> None:
-        """`made_here`: this client made the pool, so its containers have the policies that agents need.
+        """`made_here`: this client created the pool, so its containers have the policies that agents need.
 
-        `sources`: files that are here, of which those of the default bundle need not be fetched.
+        `sources`: local files; those of the default bundle need not be fetched from Blob Storage.
         """
         self._runtime = runtime
         self._made_here = made_here
         self._sources = sources
-        """Until agents are started, or found alive."""
+        """Kept until agents are started, or found alive."""
         self._launch: agent_launch.LaunchCommand | None = None
         self._changing = anyio.Lock()
         """Held while the number of agents or nodes changes."""
@@ -73,7 +73,7 @@ class PoolAgents:
     # ---- starting
 
     async def start(self, report: Reporter) -> None:
-        """Start the agents that do not live: one for each node. Idempotent; does not wait for them."""
+        """Start the agents that are missing: one for each node. Idempotent; does not wait for them."""
         async with self._changing:
             for last in (False, False, True):
                 try:
@@ -148,7 +148,7 @@ class PoolAgents:
     # ---- stopping
 
     async def stop(self, report: Reporter, *, drain: bool) -> None:
-        """End the agents; the queued tasks stay for the next ones. Idempotent."""
+        """Stop the agents; the queued tasks stay for the next ones. Idempotent."""
         runtime, compute = self._runtime, self._runtime.connections.compute
         await runtime.refresh()
         if drain:
@@ -162,7 +162,7 @@ class PoolAgents:
         await self._begin_generation(runtime.manifest.agents_job)
 
     async def _drain(self, report: Reporter) -> None:
-        """Tell the agents to drain, and return when they have, or are out of time."""
+        """Tell the agents to drain, and return when they have drained or their time is over."""
         settings = self._runtime.settings.agent
         order = DrainOrder(self._runtime.manifest.agents_job, settings.drain_grace)
         await self._runtime.ctl.put(layout.DRAIN_BLOB, order.encode())

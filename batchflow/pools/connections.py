@@ -45,9 +45,9 @@ class Connections:
     identity: AbstractAsyncContextManager[object] | None = None
     """The credential of Entra ID where there is one: closed after those that use it."""
     more_admins: tuple[BrokerAdmin, ...] = ()
-    """Of the namespaces after the first."""
+    """The administrations of the namespaces after the first."""
     keyless: bool = False
-    """Whether Entra ID opens Storage or Service Bus: there may be no keys to make agents' keys from."""
+    """Whether Entra ID opens Storage or Service Bus: then there may be no keys for agents."""
 
     @property
     def manifests(self) -> ManifestStore:
@@ -56,11 +56,11 @@ class Connections:
 
     @property
     def restricted(self) -> bool:
-        """Whether one pool is all that is open."""
+        """Whether this is a client of one pool alone."""
         return self.machines is None
 
     def check_unrestricted(self, doing: str) -> None:
-        """Raises `PoolError` for what a client of one pool alone must not do."""
+        """Raise `PoolError` if this is a client of one pool alone, which must not do this."""
         if self.restricted:
             raise PoolError(f"{doing}: {_RESTRICTED}")
 
@@ -72,11 +72,11 @@ class Connections:
 
     @property
     def admins(self) -> tuple[BrokerAdmin, ...]:
-        """Of every namespace."""
+        """The administrations of all namespaces."""
         return (self.admin, *self.more_admins)
 
     def admin_of(self, queue: QueueRef) -> BrokerAdmin:
-        """Of the namespace that the queue is in. Raises `ConfigurationError` for one that is not known."""
+        """The administration of the queue's namespace. Raises `ConfigurationError` for an unknown one."""
         for admin in self.admins:
             if admin.namespace == queue.namespace:
                 return admin

@@ -1,9 +1,8 @@
-"""What agents bring along: the pool's default bundle, where it is small.
+"""Embeds the pool's default bundle in the agents' configuration, where the bundle is small.
 
-An agent's first task needs the bundle, and the bundle is in Blob Storage, whose SDK takes longer to import
-than the rest of an agent to start. So a small one travels in the agents' configuration, which Batch brings to
-the node anyway. Its list and its contents go under their hashes, by which they are checked like anything that
-was fetched.
+An agent's first task needs the bundle. The bundle is in Blob Storage, whose SDK takes longer to import than
+the rest of an agent to start. So a small bundle travels in the agents' configuration, which Batch brings to
+the node anyway. Its list and its contents are stored under their hashes, by which the agent checks them.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 
 MOST_FILES: Final = 32
 MOST_BYTES: Final = 256 * 1024
-"""Of all contents together."""
+"""Bytes of all contents together."""
 
 
 async def pack(
     control: Container, bundle_hash: str | None, into: dict[str, str], sources: Sequence[BundleSource] = ()
 ) -> None:
-    """Put the bundle's list and contents there, each under its SHA-256, in base64; nothing of a large one.
+    """Put the bundle's list and contents into `into`, each under its SHA-256, in base64.
 
-    What is among the `sources` is not fetched. Nothing either where part of it is gone: that is told to the
-    task that needs it.
+    Files among the `sources` are not fetched. A large bundle is left out, and so is one of which a part is
+    gone: the task that needs it will say so.
     """
     if bundle_hash is None:
         return

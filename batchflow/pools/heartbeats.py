@@ -18,13 +18,13 @@ from batchflow.support.task_groups import task_group
 if TYPE_CHECKING:
     from batchflow.ports.storage import BlobInfo, Container
 _SAMPLE: Final = 64
-"""Heartbeats that a session reads at a look: a thousand of them, every five seconds, would be all it does."""
+"""Heartbeats that a session reads at a look. It looks every five seconds, so it cannot read a thousand."""
 _READS: Final = 16
-"""Documents that are read at once."""
+"""Documents that are read at the same time."""
 
 
 async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heartbeat]:
-    """What the pool's agents last said of themselves."""
+    """Read the last heartbeats of the pool's agents; without `fresh_only`, also of those that are gone."""
     infos = [info async for info in out.list("agents/")]
     found = await _read_beats(out, infos)
     return [beat for beat, info in found if not fresh_only or is_fresh(beat, info.age)]
@@ -39,12 +39,12 @@ class Sample:
 
     @property
     def open_slots(self) -> int:
-        """That short tasks can count on, over all agents: what the sample tells stands for the others."""
+        """The free slots for short tasks over all agents, extrapolated from the sample."""
         return round(open_slots(self.beats) * self.alive / len(self.beats)) if self.beats else 0
 
 
 async def sample_heartbeats(out: Container, most: int = _SAMPLE) -> Sample:
-    """What some of the agents say, for a look every few seconds: at most so many documents are read."""
+    """Read at most so many heartbeats, for a look every few seconds."""
     infos = sorted([info async for info in out.list("agents/")], key=lambda info: info.age)
     found = await _read_beats(out, infos[:most])
     beats = [beat for beat, info in found if is_fresh(beat, info.age)]
@@ -62,7 +62,7 @@ async def _read_beats(out: Container, infos: list[BlobInfo]) -> list[tuple[Heart
             try:
                 found[name] = Heartbeat.decode((await out.get(name)).data)
             except (BlobNotFound, ProtocolError):
-                return  # gone meanwhile, or of another version: no agent that we can count on
+                return  # gone meanwhile, or of another version: it does not count as an agent
 
     async with task_group() as group:
         for info in infos:
@@ -71,5 +71,5 @@ async def _read_beats(out: Container, infos: list[BlobInfo]) -> list[tuple[Heart
 
 
 def is_fresh(beat: Heartbeat, age: float) -> bool:
-    """Whether the agent lives, as far as its heartbeat tells; `age`: seconds, by the storage's clock."""
+    """Whether the agent lives, by its heartbeat. `age`: seconds, by the storage service's clock."""
     return beat.state != "exiting" and age < gone_after(beat.interval)

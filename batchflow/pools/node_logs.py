@@ -1,8 +1,8 @@
-"""What agents logged: in their pool while it lives, and kept for a month when it goes.
+"""The logs of agents: in their pool while it exists, and kept for a month afterwards.
 
-Agents append to their own log in the pool's output container, as their rights allow. Whoever removes that
-container, `Pool.delete` or sweeping, first copies the logs into the account's own container, where agents
-reach nothing; sweeping removes them when `KEPT` seconds have passed. Interrupted, copying can be repeated.
+Agents append to their own log in the pool's output container, as their rights allow. Before that container
+is removed, by `Pool.delete` or a sweep, the logs are copied into the account's own container, where agents
+have no rights. A sweep removes them when `KEPT` seconds have passed. An interrupted copy can be repeated.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _AT_ONCE: Final = 8
 
 @frozen
 class NodeLog:
-    """What one agent logged on its node, from its start to its end; a part of it, when that is very much."""
+    """The log of one agent, from its start to its end, or a part of a very long one."""
 
     pool: str
     node: str
     agent: str
     """The agent's incarnation."""
     kept: bool
-    """Whether it is of a pool that is gone."""
+    """Whether its pool is gone."""
     modified_at: float
     """Seconds since the epoch; of a kept one: when it was kept."""
     size: int
@@ -48,7 +48,7 @@ class NodeLog:
     _container: Container = field(repr=False)
 
     async def read(self) -> str:
-        """Its lines, each a JSON object with an event. Raises `BlobNotFound` when it has gone meanwhile."""
+        """Read the lines, each a JSON object with an event. Raises `BlobNotFound` when the log is gone."""
         return (await self._container.get(self.name)).data.decode(errors="replace")
 
 
@@ -74,7 +74,7 @@ async def keep(out: Container, index: Container, prefix: str) -> None:
 
 
 async def find(out: Container | None, index: Container, pool: str | None) -> AsyncIterator[NodeLog]:
-    """Those of a living pool, by its output container, and those that were kept (None: of all pools)."""
+    """Iterate over the logs in a pool's output container, and the kept ones (None: of all pools)."""
     prefix = f"{LOGS}{pool.lower()}/" if pool else LOGS
     places = [(index, True)] if out is None else [(index, True), (out, False)]
     for container, kept in places:

@@ -1,4 +1,4 @@
-"""From what a user asks of a pool to what Batch is asked for.
+"""Turns the spec of a pool into the document that Batch is asked for.
 
 Pure. `check` refuses what can be seen to be wrong by itself, `build` what the account's images tell; both
 before anything is created. A refusal names the pool, the field, its value and what is allowed.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Defaults(Protocol):
-    """What a pool gets where its spec is silent."""
+    """The values of a pool where its spec is silent."""
 
     @property
     def nodes(self) -> int: ...
@@ -37,7 +37,7 @@ class Defaults(Protocol):
 
 
 MOST_SHARDS: Final = 20
-"""Every agent and every session has a connection to each."""
+"""Shards of a pool; every agent and every session has a connection to each."""
 MADE_BY: Final = {"batchflow": "1"}
 """The metadata of the Batch pools that batchflow made."""
 
@@ -72,7 +72,7 @@ _PATTERNS: Final = {
 
 
 def check(spec: PoolSpec) -> None:
-    """Raises `ConfigurationError` for what no account would take."""
+    """Check a spec without an account. Raises `ConfigurationError` for what no account would accept."""
     layout.check_pool_id(spec.id)
     for key, least in (("nodes", 0), ("spot", 0), ("slots", 0), ("shards", 1)):
         _check_count(spec, key, least)
@@ -96,7 +96,7 @@ def check(spec: PoolSpec) -> None:
 
 
 def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
-    """What Batch is asked for. `images`: what the account supports. Raises `ConfigurationError`."""
+    """Make the document of a pool. `images`: those that the account supports. Raises `ConfigurationError`."""
     check(spec)
     if spec.identity is not None:
         allowed = (
@@ -125,9 +125,9 @@ def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], 
 def choose_identity(
     spec: PoolSpec, there: Sequence[ManagedIdentity], *, wanted: bool
 ) -> ManagedIdentity | None:
-    """Which of a pool's identities its agents use; None: they get keys. Raises `ConfigurationError`.
+    """Choose the pool's identity that its agents use; None: they get keys. Raises `ConfigurationError`.
 
-    `wanted`: whether one is to be used although the spec names none, for whoever makes them holds no keys.
+    `wanted`: whether an identity is needed although the spec names none, because the client holds no keys.
     """
     if spec.identity is not None:
         asked = spec.identity.lower()
@@ -143,7 +143,7 @@ def choose_identity(
 
 
 def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest) -> Iterator[str]:
-    """What of a spec a pool that is there does not have, and keeps."""
+    """List the differences between a spec and an existing pool, which the pool keeps."""
     size, identity = spec.vm_size, manifest.identity
     image = None if spec.image is None else image_of(spec)
     if size is not None and size.lower() != info.vm_size.lower():

@@ -1,4 +1,4 @@
-"""A pool's nodes booted anew, one after the other, so that a changed start task takes effect."""
+"""Reboots a pool's nodes, one after the other, so that a changed start task takes effect."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FAILED: Final[dict[str, type[PoolError]]] = {"starttaskfailed": StartTaskFailed
 
 
 async def change_start_task(runtime: PoolRuntime, spec: PoolSpec) -> None:
-    """Give the pool the spec's start task. Raises `ConfigurationError` for a pool of somebody else's."""
+    """Give the pool the spec's start task. Raises `ConfigurationError` if batchflow did not create it."""
     if not runtime.manifest.owned:
         raise ConfigurationError(
-            f"pool {runtime.pool_id!r} was not made by batchflow: its start task is not ours to change; "
+            f"pool {runtime.pool_id!r} was not made by batchflow: its start task cannot be changed; "
             "reset=True without a spec only boots its nodes anew"
         )
     compute = runtime.connections.compute
@@ -40,9 +40,9 @@ async def change_start_task(runtime: PoolRuntime, spec: PoolSpec) -> None:
 async def reboot_all(
     runtime: PoolRuntime, report: Reporter, explain: Callable[[], Awaitable[Explanation]]
 ) -> None:
-    """Boot each node and wait until it works again before the next one goes: the others serve meanwhile.
+    """Reboot each node, and wait until it works again before the next one: the others serve meanwhile.
 
-    A node that does not come back ends it with the pool's explanation; the nodes after it are untouched.
+    Raises the pool's explanation for a node that does not come back; the nodes after it are not rebooted.
     """
     nodes = await runtime.connections.compute.nodes(runtime.pool_id)
     for number, node in enumerate(nodes, 1):

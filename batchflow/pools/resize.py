@@ -1,7 +1,7 @@
-"""A pool made smaller without breaking what runs: the agents that leave hand back first.
+"""Makes a pool smaller without breaking running tasks: the agents that leave hand back their tasks first.
 
-Azure Batch knows of no signal to a task whose node is removed, so the leaving agents are told by a document,
-and their nodes are removed by name when they are done.
+Azure Batch has no signal for a task whose node is removed. So the leaving agents are told by a document, and
+their nodes are removed by name when they have left.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MOST: Final = 100
-"""Nodes that Batch removes at once."""
+"""Nodes that Batch removes in one request."""
 _POLL: Final = 0.25
 _BEATS: Final = 3
 """Heartbeats within which an agent is gone when its grace is over."""
 
 
 async def shrink(runtime: PoolRuntime, info: PoolInfo, size: tuple[int, int], report: Reporter) -> bool:
-    """Bring the pool down to so many dedicated and spot nodes, the idlest go; waits `agent.drain_grace` and a
-    little.
+    """Shrink the pool to so many dedicated and spot nodes; the idlest nodes leave.
 
-    False, and nothing is done, when it grows, has not all its nodes, or more than 100 leave.
+    Waits for `agent.drain_grace` and a little. Returns False, and does nothing, when the pool grows, does not
+    have all its nodes, or when more than 100 nodes would leave.
     """
     nodes, spot = size
     if nodes > info.wanted or spot > info.spot_wanted or info.allocation != "steady":
@@ -59,7 +59,7 @@ async def shrink(runtime: PoolRuntime, info: PoolInfo, size: tuple[int, int], re
 
 
 def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> list[str]:
-    """The ids of so many nodes: those without an agent first, then those that run least."""
+    """Choose so many nodes: those without an agent first, then those with the fewest running tasks."""
 
     def work(node: NodeInfo) -> int:
         return len(beats[node.id].running) if node.id in beats else -1
@@ -68,7 +68,7 @@ def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> li
 
 
 async def _drain(runtime: PoolRuntime, beats: list[Heartbeat], report: Reporter) -> None:
-    """Tell the agents to leave, and wait until they have, or their time is over."""
+    """Tell the agents to leave, and wait until they have left or their time is over."""
     if not beats:
         return
     grace = runtime.settings.agent.drain_grace

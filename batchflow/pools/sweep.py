@@ -1,6 +1,6 @@
 """Removes what dead clients, dead agents and deleted pools left behind.
 
-Nothing that lives is touched, whoever sweeps and however often:
+Nothing that is in use is removed, however often and from wherever an account is swept:
 
 - The queues and containers of a prefix go when they are named as batchflow names them, no manifest has that
   prefix and no Batch pool of that name waits for its manifest. They are listed first, then the Batch pools,
@@ -41,51 +41,51 @@ _KEPT_LOG_AGE: Final = node_logs.KEPT
 _CLOCK: Final = "swept"
 _PREFIX: Final = "bf-"
 _NONCE: Final = 8
-"""Digits at the end of a prefix."""
+"""Hexadecimal digits at the end of a prefix."""
 
 
 @dataclass(slots=True)
 class Swept:
-    """What was removed, by name, and what could not be."""
+    """The names of what was removed, and of what could not be removed."""
 
     removed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     async def note(self, name: str, removal: Awaitable[object]) -> None:
-        """Remove it, and remember how that went."""
+        """Await the removal, and note its outcome under the name."""
         try:
             if await removal:
                 self.removed.append(name)
         except BlobConflict:
-            return  # somebody has just written it: it is in use
+            return  # it has just been written: it is in use
         except ServiceError as error:
             self.failed[name] = str(error)
 
 
-async def sweep(services: Connections, *, bundle_age: float = 30 * DAY) -> Swept:
-    """Once over the whole account. `bundle_age`: seconds. Safe to cancel."""
-    swept, index = Swept(), services.manifests.index
-    containers = list(filter(layout.is_ours, await services.storage.containers(_PREFIX)))
+async def sweep(connections: Connections, *, bundle_age: float = 30 * DAY) -> Swept:
+    """Sweep the whole account once. `bundle_age`: seconds. Safe to cancel."""
+    swept, index = Swept(), connections.manifests.index
+    containers = list(filter(layout.is_ours, await connections.storage.containers(_PREFIX)))
     queues = [
         QueueRef(admin.namespace, name)
-        for admin in services.admins
+        for admin in connections.admins
         for name in await admin.queues()
         if layout.is_ours(name)
     ]
-    pools = {pool.id.lower() async for pool in services.compute.pools()}
-    await services.storage.create_container(index.name)  # which an account without pools may not have
-    manifests = [manifest async for manifest in services.manifests.read_all()]
-    await _sweep_orphans(services, index, containers, queues, pools, manifests, swept)
+    pools = {pool.id.lower() async for pool in connections.compute.pools()}
+    await connections.storage.create_container(index.name)  # which an account without pools may not have
+    manifests = [manifest async for manifest in connections.manifests.read_all()]
+    await _sweep_orphans(connections, index, containers, queues, pools, manifests, swept)
     now = await _service_time(index)
     await _sweep_old(index, layout.LOGS, now - _KEPT_LOG_AGE, swept)
     for manifest in manifests:
-        await _sweep_pool(services, manifest, now, bundle_age, swept)
+        await _sweep_pool(connections, manifest, now, bundle_age, swept)
     logger.info("swept", extra={"removed": len(swept.removed), "failed": len(swept.failed)})
     return swept
 
 
 async def last_swept(index: Container) -> float | None:
-    """Seconds since somebody swept this account; None when nobody ever did."""
+    """Seconds since the last sweep of this account; None when there was none."""
     try:
         (last,) = [info.modified_at async for info in index.list(_CLOCK) if info.name == _CLOCK]
     except (BlobNotFound, ValueError):
@@ -94,13 +94,13 @@ async def last_swept(index: Container) -> float | None:
 
 
 async def _service_time(index: Container, name: str = _CLOCK) -> float:
-    """The storage service's clock, by a blob written now."""
+    """Read the storage service's clock, by writing a blob."""
     await index.put(name, b"")
     return max([info.modified_at async for info in index.list(name) if info.name == name])
 
 
 async def _sweep_orphans(
-    services: Connections,
+    connections: Connections,
     index: Container,
     containers: list[str],
     queues: list[QueueRef],
@@ -117,30 +117,30 @@ async def _sweep_orphans(
         return prefix not in named and _stem(prefix) not in stems
 
     for name in filter(orphaned, containers):
-        await swept.note(f"container {name}", _remove_container(services, index, name))
+        await swept.note(f"container {name}", _remove_container(connections, index, name))
     for queue in queues:
         if orphaned(queue.entity):
-            removal = services.admin_of(queue).delete_queue(queue.entity)
+            removal = connections.admin_of(queue).delete_queue(queue.entity)
             await swept.note(f"queue {queue.entity}", removal)
 
 
-async def _remove_container(services: Connections, index: Container, name: str) -> bool:
-    """What agents logged is kept."""
+async def _remove_container(connections: Connections, index: Container, name: str) -> bool:
+    """Remove a container; the logs of agents are kept."""
     prefix, _, which = name.rpartition("-")
     if which == "out":
-        await node_logs.keep(services.storage.container(name), index, prefix)
-    return await services.storage.delete_container(name)
+        await node_logs.keep(connections.storage.container(name), index, prefix)
+    return await connections.storage.delete_container(name)
 
 
 def _stem(prefix: str) -> str:
-    """A prefix without what is new with each pool of the name."""
+    """The part of a prefix that is the same for all pools of the name."""
     return prefix[:-_NONCE]
 
 
 async def _sweep_pool(
-    services: Connections, manifest: PoolManifest, now: float, bundle_age: float, swept: Swept
+    connections: Connections, manifest: PoolManifest, now: float, bundle_age: float, swept: Swept
 ) -> None:
-    ctl, out = services.storage.container(manifest.ctl), services.storage.container(manifest.out)
+    ctl, out = connections.storage.container(manifest.ctl), connections.storage.container(manifest.out)
     try:
         live = await _sweep_old(ctl, "sessions/", now - _PRESENCE_AGE, swept)
         for container, prefix, age in (
@@ -158,7 +158,7 @@ async def _sweep_pool(
 
 
 async def _sweep_old(container: Container, prefix: str, before: float, swept: Swept) -> int:
-    """Remove what is older; how many are younger."""
+    """Remove the blobs that are older; return how many are younger."""
     listed = [info async for info in container.list(prefix)]
     old = [info for info in listed if info.modified_at < before]
     for info in old:
