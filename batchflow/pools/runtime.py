@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.pools.connections import Connections
+    from batchflow.ports.storage import Container
     from batchflow.protocol.documents import PoolManifest
     from batchflow.settings import Settings
 
@@ -27,13 +28,13 @@ class PoolRuntime:
         """`connections`: the open connections; raises `SessionClosed` when their client was closed."""
         self._connections = connections
         self.settings = settings
-        self.manifest = manifest
+        self.manifest: PoolManifest = manifest
         """The manifest as it was read last."""
-        self.sessions = OpenSessions() if sessions is None else sessions
+        self.sessions: OpenSessions = OpenSessions() if sessions is None else sessions
         """The sessions that the client has open, in this pool and others."""
-        self.ctl = connections().storage.container(manifest.ctl)
+        self.ctl: Container = connections().storage.container(manifest.ctl)
         """The control container: clients write, agents read."""
-        self.out = connections().storage.container(manifest.out)
+        self.out: Container = connections().storage.container(manifest.out)
         """The output container: agents write, clients read."""
 
     @property

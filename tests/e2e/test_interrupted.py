@@ -15,6 +15,7 @@ from batchflow import Client, PoolSpec
 from batchflow.errors import PoolError, PoolExists, PoolNotFound, QueueNotFound
 from batchflow.files import collect
 from batchflow.pools.connections import Connections
+from batchflow.pools.manifest_store import ManifestStore
 from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.protocol.layout import manifest_blob
 
@@ -137,7 +138,7 @@ async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> N
     services = replace(stepping(client.connections, steps), storage=stubborn)
     maker = PoolProvisioner(services, client.settings.pool)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maker, "_publish", lost)
+        patch.setattr(ManifestStore, "publish", lost)
         with pytest.raises(PoolError, match="lost") as caught:
             await maker.create(PoolSpec(name, nodes=0), [])
     notes = caught.value.__notes__
