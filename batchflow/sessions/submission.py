@@ -77,19 +77,19 @@ class Submission:
     ) -> TaskItem:
         """`timeout`: of a task that was submitted without one."""
         return TaskItem(
-            client,
-            job,
-            str(sequence) if self.task_id is None else str(self.task_id),
-            self.command,
-            self.arguments if reference is None else reference,
-            uid,
-            bundle,
-            now,
-            timeout if self.timeout is None else self.timeout,
-            self.memory_limit,
-            None if self.retry is None else self.retry.fields(),
-            self.stream_output,
-            self.tag,
+            client=client,
+            job=job,
+            task_id=str(sequence) if self.task_id is None else str(self.task_id),
+            command=self.command,
+            params=self.arguments if reference is None else reference,
+            uid=uid,
+            bundle=bundle,
+            submitted_at=now,
+            tag=self.tag,
+            timeout=timeout if self.timeout is None else self.timeout,
+            memory_limit=self.memory_limit,
+            retry=None if self.retry is None else self.retry.fields(),
+            stream_output=self.stream_output,
         )
 
     def encode(self, item: TaskItem) -> bytes:

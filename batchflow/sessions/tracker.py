@@ -300,6 +300,7 @@ def _outcome(entry: Entry, status: Status, kind: str, reason: str) -> ResultItem
         command=entry.command,
         status=status,
         host=None,
+        value=None,
         error=reason,
         kind=kind,
         tag=entry.tag,

@@ -18,7 +18,7 @@ from batchflow.model import Status
 from batchflow.protocol import wire
 from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, PackingPolicy
-from batchflow.protocol.wire import ResultItem, TaskItem
+from batchflow.protocol.wire import TaskItem
 from batchflow.sessions.tracker import Entry, Tracker
 from node_agent.scheduling import events as to
 from node_agent.scheduling.scheduler import Scheduler
@@ -269,9 +269,7 @@ class Client:
             if entry is None:
                 continue
             self.policy.seen(item.command, duration)
-            outcome = ResultItem(
-                item.uid, item.client, item.job, item.task_id, item.command, Status.SUCCEEDED, "n"
-            )
+            outcome = wire.result_of(item, status=Status.SUCCEEDED, host="n")
             self.tracker.resolve(entry, outcome)
             self.tracker.next_unclaimed()
             self.latencies.append(now - self._jobs[entry.sequence].at)

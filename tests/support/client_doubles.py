@@ -363,6 +363,7 @@ def result_of(item: TaskItem, value: Any = None, **fields: Any) -> ResultItem:
         "status": Status.SUCCEEDED,
         "host": "host-1",
         "value": value if value is not None else item.params if isinstance(item.params, list) else "large",
+        "error": None,
         "tag": item.tag,
         "submitted_at": item.submitted_at,
         "started_at": 100.0,

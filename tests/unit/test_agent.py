@@ -624,8 +624,8 @@ def test_a_result_always_fits_into_a_message() -> None:
     """Control characters, which grow sixfold in JSON, in everything that can be long."""
     noise = "\x01" * 64 * 1024
     result = wire.ResultItem(
-        "a:1", "c", "j", "1", "x.py", Status.FAILED, "host", error=noise, kind="TaskFailed", traceback=noise,
-        tag=noise, stdout=noise, stderr=noise,
+        uid="a:1", client="c", job="j", task_id="1", command="x.py", status=Status.FAILED, host="host",
+        value=None, error=noise, kind="TaskFailed", traceback=noise, tag=noise, stdout=noise, stderr=noise,
     )  # fmt: skip
     encoded = fitting(result)
     assert len(encoded) <= MOST_BYTES

@@ -55,6 +55,7 @@ _ANY_RESULT = st.builds(
     task_id=TEXT,
     command=TEXT,
     status=st.just(Status.SUCCEEDED),
+    error=st.none(),
     host=st.none() | TEXT,
     value=JSON | REFERENCES,
     kind=st.none() | TEXT,
@@ -70,9 +71,7 @@ _ANY_RESULT = st.builds(
     files=st.lists(TEXT, max_size=3).map(tuple),
 )
 RESULTS = _ANY_RESULT | st.builds(
-    lambda result, status, error: ResultItem(
-        **{name: getattr(result, name) for name in ResultItem.__slots__} | {"status": status, "error": error}
-    ),
+    lambda result, status, error: replace(result, status=status, error=error),
     _ANY_RESULT,
     st.sampled_from([Status.FAILED, Status.CANCELLED]),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
@@ -88,7 +87,10 @@ EVENTS = st.builds(
 )
 
 TASK = TaskItem("client", "job", "7", "x.py", [1], "abc:7", "f" * 64)
-RESULT = ResultItem("abc:7", "client", "job", "7", "x.py", Status.SUCCEEDED, "host", 42)
+RESULT = ResultItem(
+    uid="abc:7", client="client", job="job", task_id="7", command="x.py", status=Status.SUCCEEDED,
+    host="host", value=42, error=None,
+)  # fmt: skip
 EVENT = EventItem("abc:7", "7", "stdout", "a line", 1.0)
 PACKS: dict[wire.PackType, Item] = {"tasks": TASK, "results": RESULT, "events": EVENT}
 
@@ -232,10 +234,9 @@ def test_an_item_with_another_field_in_the_place_of_one(
 
 
 @pytest.mark.parametrize(("kind", "item"), [("tasks", TASK), ("results", RESULT)])
-def test_a_text_that_is_none_is_named(kind: wire.PackType, item: Item) -> None:
-    """And not shown: nobody knows what it is."""
+def test_fault_names_the_field_and_shows_no_value(kind: wire.PackType, item: Item) -> None:
     for name in ("uid", "jobid", "taskid", "command"):
-        with pytest.raises(ProtocolError, match=f"{name} is not a string") as caught:
+        with pytest.raises(ProtocolError, match=rf"items\[0\]\.{name}: a list is not a string") as caught:
             wire.decode(pack(kind, fields_of(item) | {name: ["secret"]}))
         assert "secret" not in str(caught.value)
 
@@ -249,7 +250,7 @@ def test_an_unknown_field_is_ignored(kind: wire.PackType, item: Item) -> None:
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED])
 def test_a_failure_without_a_text_does_not_read_as_success(status: Status) -> None:
     """ "no error" stands for success alone, and never for a failure that has no words."""
-    failure = ResultItem("abc:7", "client", "job", "7", "x.py", status, "host")
+    failure = replace(RESULT, status=status, value=None)
     assert fields_of(failure)["error"] not in ("no error", "")
 
 

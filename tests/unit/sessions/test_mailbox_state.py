@@ -46,7 +46,10 @@ class OnDisk:
 
 def result(sequence: int, value: Any = None, *, incarnation: str = "me") -> ResultItem:
     uid = make_uid(incarnation, sequence)
-    return ResultItem(uid, "c", "j", str(sequence), "x.py", Status.SUCCEEDED, "host", value, None)
+    return ResultItem(
+        uid=uid, client="c", job="j", task_id=str(sequence), command="x.py", status=Status.SUCCEEDED,
+        host="host", value=value, error=None,
+    )  # fmt: skip
 
 
 def message(attachment: str, *items: ResultItem, body: bytes | None = None) -> ResultMessage[str]:

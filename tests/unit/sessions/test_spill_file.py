@@ -12,14 +12,19 @@ from batchflow.protocol.wire import ResultItem
 from batchflow.sessions.spill_file import SpillFile
 
 FAILED = ResultItem(
-    "inc:1", "c", "j", "1", "x.py", Status.FAILED, "host", None, "broke", "TaskFailed", "Traceback ...",
-    {"tag": 1}, 2, (Attempt(1, "e", "n", 1.0),), "out", "err", 1.0, 2.0, 3.0, ("a.txt",),
+    uid="inc:1", client="c", job="j", task_id="1", command="x.py", status=Status.FAILED, host="host",
+    value=None, error="broke", kind="TaskFailed", traceback="Traceback ...", tag={"tag": 1}, attempt=2,
+    history=(Attempt(1, "e", "n", 1.0),), stdout="out", stderr="err", submitted_at=1.0, started_at=2.0,
+    finished_at=3.0, files=("a.txt",),
 )  # fmt: skip
 
 
 def result(number: int, size: int = 10) -> ResultItem:
     value = {"text": "x" * size, "n": number}
-    return ResultItem(f"inc:{number}", "c", "j", str(number), "x.py", Status.SUCCEEDED, "host", value)
+    return ResultItem(
+        uid=f"inc:{number}", client="c", job="j", task_id=str(number), command="x.py",
+        status=Status.SUCCEEDED, host="host", value=value, error=None,
+    )  # fmt: skip
 
 
 def test_outcomes_come_back_in_any_order() -> None:

@@ -35,8 +35,10 @@ def make_entry(sequence: int, **fields: Any) -> Entry:
 
 def outcome(entry: Entry, status: Status = Status.SUCCEEDED, value: Any = None) -> ResultItem:
     error = None if status is Status.SUCCEEDED else status.value
-    uid = f"inc:{entry.sequence}"
-    return ResultItem(uid, "c", "j", entry.task_id, "x.py", status, "host", value, error)
+    return ResultItem(
+        uid=f"inc:{entry.sequence}", client="c", job="j", task_id=entry.task_id, command="x.py",
+        status=status, host="host", value=value, error=error,
+    )  # fmt: skip
 
 
 def take(tracker: Tracker) -> list[Entry]:
@@ -264,8 +266,9 @@ def test_a_result_tells_what_the_client_knows_and_what_the_agent_says(tracker: T
     entry = make_entry(0, index=5, tag={"k": 1}, task_id="label")
     tracker.add(entry)
     item = ResultItem(
-        "inc:0", "other", "other", "9", "y.py", Status.SUCCEEDED, "host", 42, tag="forged", stdout="out"
-    )
+        uid="inc:0", client="other", job="other", task_id="9", command="y.py", status=Status.SUCCEEDED,
+        host="host", value=42, error=None, tag="forged", stdout="out",
+    )  # fmt: skip
     tracker.resolve(entry, item)
     result = entry.result()
     assert (result.task_id, result.job_id, result.client, result.command) == ("label", "j", "c", "x.py")

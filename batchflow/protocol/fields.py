@@ -1,0 +1,350 @@
+"""A codec that follows from one table: the fields of a record, their names in JSON, their types and defaults.
+
+A record is a dataclass whose fields are made by `always` and `optional`. `Codec` builds a writer and a reader
+from these. Nearly all records of a class have the same fields, so both look for exactly these first, with a
+few calls into C; only a record with other fields is read or written field by field. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import takewhile
+from operator import attrgetter, itemgetter
+from typing import Any, Final, Generic, TypeVar, cast, dataclass_transform
+
+from batchflow.model import Attempt
+from batchflow.support.frozen import frozen
+
+T = TypeVar("T")
+
+_KEY: Final = "batchflow.field"
+UID_PATTERN: Final = re.compile(r"(.*):([0-9]{1,19})", re.DOTALL)
+
+
+class FieldError(Exception):
+    """A value that its field cannot hold. The text names the place, never the value, which may be secret."""
+
+    def __init__(self, text: str, path: str = "") -> None:
+        super().__init__(text, path)
+        self.text = text
+        self.path = path
+
+    def below(self, step: str) -> FieldError:
+        """The same error, seen from one level above."""
+        return FieldError(self.text, step + self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path.removeprefix('.')}: {self.text}" if self.path else self.text
+
+
+@frozen
+class Kind:
+    """A type of fields."""
+
+    name: str
+    exact: type[Any] | None
+    """The Python type whose values need no conversion; None: values of every type."""
+    read: Callable[[Any], Any]
+    """Returns the field's value. Raises `FieldError`."""
+    checks: bool = False
+    """Whether `read` has to be called for values of the exact type as well."""
+    write: Callable[[Any], Any] | None = None
+    """Returns what JSON has in place of the value; None: the value itself."""
+
+
+def misfit(value: Any, name: str) -> FieldError:
+    return FieldError(f"{_NAMES.get(type(value), type(value).__name__)} is not {name}")
+
+
+_NAMES: Final = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a truth value",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def text(value: Any) -> str:
+    if type(value) is not str:
+        raise misfit(value, "a string")
+    return value
+
+
+def number(value: Any) -> float:
+    if type(value) is float:
+        return value
+    if type(value) is not int:
+        raise misfit(value, "a number")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    if type(value) is not int:
+        raise misfit(value, "a whole number")
+    return value
+
+
+def table(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise misfit(value, "an object")
+    return value
+
+
+def sequence(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise misfit(value, "a list")
+    return value
+
+
+def each(read: Callable[[Any], T], values: Any) -> tuple[T, ...]:
+    """Read a list. A fault names the place in it."""
+    made: list[T] = []
+    try:
+        for value in sequence(values):
+            made.append(read(value))  # noqa: PERF401 - its length is the place of a fault
+    except FieldError as error:
+        raise (error.below(f"[{len(made)}]") if type(values) is list else error) from None
+    return tuple(made)
+
+
+def uid(value: Any) -> str:
+    """An incarnation, a colon, and a sequence number of 19 digits at most."""
+    if UID_PATTERN.fullmatch(text(value)) is None:
+        raise FieldError("a string that is not a uid")
+    return cast("str", value)
+
+
+def attempt(value: Any) -> Attempt:
+    if type(value) is not list or len(value) != len(_ATTEMPT):
+        raise misfit(value, "a list of number, error, node and time")
+    made: list[Any] = []
+    try:
+        for read, part in zip(_ATTEMPT, value, strict=True):
+            made.append(read(part))
+    except FieldError as error:
+        raise error.below(f"[{len(made)}]") from None
+    return Attempt(*made)
+
+
+_ATTEMPT: Final[tuple[Callable[[Any], Any], ...]] = (whole, text, text, number)
+
+
+def _written_history(history: tuple[Attempt, ...]) -> list[list[Any]]:
+    return [[past.number, past.error, past.node, past.finished_at] for past in history]
+
+
+def choice(name: str, values: Mapping[str, Any]) -> Kind:
+    """One of several strings, each of which stands for a value."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not str or value not in values:
+            raise FieldError(f"not {name}")
+        return values[value]
+
+    return Kind(name, str, read, checks=True)
+
+
+ANY: Final = Kind("any JSON", None, lambda value: value)
+TEXT: Final = Kind("a string", str, text)
+UID: Final = Kind("a uid", str, uid, checks=True)
+NUMBER: Final = Kind("a number", float, number)
+WHOLE: Final = Kind("a whole number", int, whole)
+TRUTH: Final = Kind("a truth value", bool, bool)
+LIST: Final = Kind("a list", list, sequence)
+TABLE: Final = Kind("an object", dict, table, write=dict)
+TEXTS: Final = Kind("a list of strings", None, lambda values: each(text, values))
+HISTORY: Final = Kind(
+    "a list of attempts", None, lambda values: each(attempt, values), write=_written_history
+)
+
+
+@frozen
+class Reference:
+    """A value that is too large for a message and lies in a blob instead."""
+
+    blob: str
+    size: int
+    """Bytes of JSON."""
+
+
+def reference(value: Any) -> Reference:
+    fields = table(value)
+    return Reference(_member(fields, "blob", text), _member(fields, "size", whole))
+
+
+def _member(fields: dict[str, Any], name: str, read: Callable[[Any], T]) -> T:
+    if name not in fields:
+        raise FieldError("missing", f".{name}")
+    try:
+        return read(fields[name])
+    except FieldError as error:
+        raise error.below(f".{name}") from None
+
+
+@frozen
+class Field:
+    """A row of the table: what JSON has of an attribute."""
+
+    name: str
+    """In JSON."""
+    kind: Kind
+    absent: Any = MISSING
+    """What a reader takes if the field is absent; if that is None, null is read as well. MISSING: a fault."""
+    always: bool = False
+    """Whether it is written when the attribute has its default, too."""
+    usual: bool = False
+    """Whether nearly every record has it."""
+    source: str | None = None
+    """The attribute that is written, if not the one that is read."""
+    reference: str | None = None
+    """The field that holds a `Reference` to the value, if a blob holds the value."""
+
+
+def always(
+    name: str,
+    kind: Kind,
+    *,
+    default: Any = MISSING,
+    absent: Any = MISSING,
+    source: str | None = None,
+    reference: str | None = None,
+) -> Any:
+    """A field that is always written. A reader insists on it, unless there is a value for its absence."""
+    absent = default if absent is MISSING else absent
+    row = Field(name, kind, absent, always=True, usual=True, source=source, reference=reference)
+    return field(default=default, metadata={_KEY: row})
+
+
+def optional(name: str, kind: Kind, *, default: Any, usual: bool = False) -> Any:
+    """A field that is left out when the attribute has its default."""
+    return field(default=default, metadata={_KEY: Field(name, kind, default, usual=usual)})
+
+
+@dataclass_transform(field_specifiers=(always, optional))
+def record(cls: type[T]) -> type[T]:
+    """A dataclass with slots. It is not frozen, because that makes it six times as slow to create."""
+    return dataclass(slots=True)(cls)
+
+
+class Codec(Generic[T]):
+    """Writes records of one class as dictionaries for JSON, and reads them.
+
+    A dictionary has the fields that are always written, then the reference to the value, then the others.
+    Each part is in the order of the table. `settle` completes a record that was read, and may raise
+    `FieldError`.
+    """
+
+    def __init__(self, cls: type[T], settle: Callable[[T], None] | None = None) -> None:
+        rows = [(each.name, each.metadata[_KEY]) for each in fields(cast("Any", cls))]
+        self.write: Final = _writer(rows)
+        self.read: Final[Callable[[Any], T]] = _reader(cls, rows, settle)
+
+
+_Rows = list[tuple[str, Field]]
+
+
+def _writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
+    """Look for a record without rare values first: one call gets all its attributes."""
+    firsts = [(name, row) for name, row in rows if row.always]
+    common = [(name, row) for name, row in rows if not row.always and (row.usual or row.kind is ANY)]
+    rare = [(name, row) for name, row in rows if not (row.always or row.usual or row.kind is ANY)]
+    values_of = attrgetter(*(row.source or name for name, row in firsts + common + rare))
+    names = [row.name for _, row in firsts + common]
+    count = len(names)
+    removable = [row.name for _, row in common]
+    defaults = tuple(row.absent for _, row in rare)
+    stored = next((row.name for _, row in firsts if row.reference), names[0])
+    finish = _general_writer(rows, [row for _, row in firsts + common + rare])
+
+    def write(record: Any) -> dict[str, Any]:
+        values = values_of(record)
+        made = dict(zip(names, values))  # noqa: B905 - the rare values follow
+        if values[count:] != defaults or type(made[stored]) is Reference:
+            return finish(values)
+        for name in removable:
+            if made[name] is None:
+                del made[name]
+        return made
+
+    return write
+
+
+def _general_writer(rows: _Rows, order: list[Field]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
+    """`order`: the rows of the values, those that are always written before the others."""
+    names = [row.name for row in order if row.always]
+    stored = next((row for row in order if row.reference), None)
+    others = [
+        (row.name, order.index(row), row.absent, row.kind is ANY, row.kind.write)
+        for _, row in rows
+        if not row.always
+    ]
+
+    def write(values: tuple[Any, ...]) -> dict[str, Any]:
+        made = dict(zip(names, values))  # noqa: B905 - the others follow
+        if stored is not None and type(value := made[stored.name]) is Reference:
+            made[stored.name] = None
+            made[cast("str", stored.reference)] = {"blob": value.blob, "size": value.size}
+        for name, place, default, is_any, convert in others:
+            value = values[place]
+            if value is not default and (is_any or value != default):
+                made[name] = value if convert is None else convert(value)
+        return made
+
+    return write
+
+
+def _reader(cls: type[T], rows: _Rows, settle: Callable[[T], None] | None) -> Callable[[Any], T]:
+    """Look for the usual fields with values of the usual types first: these need no conversion."""
+    usual = [row for _, row in rows if row.usual]
+    names = frozenset(row.name for row in usual)
+    arguments_of = itemgetter(*(row.name for row in usual))
+    typed = [row for row in usual if row.kind.exact is not None]
+    typed_of = itemgetter(*(row.name for row in typed))
+    types = tuple(row.kind.exact for row in typed)
+    checks = [(place, row.kind.read) for place, row in enumerate(usual) if row.kind.checks]
+    first = sum(1 for _ in takewhile(lambda row: row[1].usual, rows))
+    gap = [row.absent for _, row in takewhile(lambda row: not row[1].usual, rows[first:])]
+    read_each = _general_reader(rows)
+
+    def read(value: Any) -> T:
+        if type(value) is dict and value.keys() == names and tuple(map(type, typed_of(value))) == types:
+            arguments = list(arguments_of(value))
+            try:
+                for place, check in checks:
+                    arguments[place] = check(arguments[place])
+            except FieldError:
+                arguments = read_each(value)  # which names the field
+            else:
+                arguments[first:first] = gap
+        else:
+            arguments = read_each(value)
+        record = cls(*arguments)
+        if settle is not None:
+            settle(record)
+        return record
+
+    return read
+
+
+def _general_reader(rows: _Rows) -> Callable[[Any], list[Any]]:
+    table_of = [(row.name, row.kind.read, row.absent, row.reference) for _, row in rows]
+
+    def read(value: Any) -> list[Any]:
+        """The arguments of the record, in order."""
+        found = table(value)
+        arguments: list[Any] = []
+        for name, read_value, absent, place in table_of:
+            if place is not None and found.get(place) is not None:
+                arguments.append(_member(found, place, reference))
+            elif absent is not MISSING and found.get(name, absent) is absent:
+                arguments.append(absent)
+            else:
+                arguments.append(_member(found, name, read_value))
+        return arguments
+
+    return read
