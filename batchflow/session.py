@@ -20,19 +20,11 @@ from batchflow.model import UNSET, Counts, Explanation
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.results import Results
-from batchflow.sessions.agents_watch import AgentsWatch
-from batchflow.sessions.cancellation import Cancellations
-from batchflow.sessions.checkpoint_store import CheckpointStore
 from batchflow.sessions.context import SessionContext
-from batchflow.sessions.dead_letters import DeadLetterHandler
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
-from batchflow.sessions.outcomes import Outcomes
-from batchflow.sessions.presence import PresenceKeeper
-from batchflow.sessions.receiver import ResultReceiver
-from batchflow.sessions.sender import TaskSender
+from batchflow.sessions.parts import SessionParts
 from batchflow.sessions.stats import SessionStats
 from batchflow.sessions.submission import Submission, TaskOptions, as_arguments, command_line
-from batchflow.sessions.submitter import Submitter, task_timeout
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
 from batchflow.support.task_groups import task_group
@@ -98,22 +90,14 @@ class Session(Supervised):
         self.incarnation: str = context.incarnation
         """New with each opening: it tells the tasks of this session from those of an earlier holder's."""
         self.close_timeout: float = context.settings.close_timeout
-        timeout = task_timeout(timeout, context.settings)
-        self._checkpoint = CheckpointStore(context, journal) if found_again else None
-        self._outcomes = Outcomes(context, None if self._checkpoint is None else self._checkpoint.record)
-        self._sender = TaskSender(context, self._outcomes)
-        self._submitter = Submitter(context, self._outcomes, self._sender.wake, timeout)
-        self._presence = PresenceKeeper(context)
-        self._receiver = ResultReceiver(
+        self._parts = SessionParts.create(
             context,
-            self._outcomes,
-            self._checkpoint,
-            living_holder=self._presence.living_holder,
-            confirmed=lambda sequence: self._cancellations.confirmed(sequence),
-            passed=lambda: self._sender.passed,
+            found_again=found_again,
+            journal=journal,
+            timeout=timeout,
+            start_agents=pool.start,
+            explain=pool.explain,
         )
-        self._cancellations = Cancellations(context, self._outcomes, self._receiver.expect_message)
-        self._agents = AgentsWatch(context, start=pool.start, explain=pool.explain)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "not open" if self._supervisor is None else "open"
@@ -159,7 +143,7 @@ class Session(Supervised):
             memory_limit=memory_limit,
             stream_output=stream_output,
         )
-        return self._task(await self._submitter.submit(submission))
+        return self._task(await self._parts.submitter.submit(submission))
 
     async def submit_many(
         self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
@@ -168,7 +152,7 @@ class Session(Supervised):
         tasks = []
         for value in inputs:
             submission = Submission(command=command, arguments=as_arguments(value), **options)
-            tasks.append(self._task(await self._submitter.submit(submission)))
+            tasks.append(self._task(await self._parts.submitter.submit(submission)))
         self._context.tracker.end_of_burst = True
         return tasks
 
@@ -192,28 +176,28 @@ class Session(Supervised):
             raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
         run = MapRun(
             self._context,
-            self._outcomes,
-            self._submitter,
+            self._parts.outcomes,
+            self._parts.submitter,
             command=command,
             inputs=inputs,
             window=window or DEFAULT_WINDOW,
             options=options,
         )
-        return MapResults(run, ordered, self._outcomes, self._cancellations)
+        return MapResults(run, ordered, self._parts.outcomes, self._parts.cancellations)
 
     async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
         submission = Submission(command=command, arguments=command_line(params, args), **options)
-        entry = await self._submitter.enqueue(submission)
+        entry = await self._parts.submitter.enqueue(submission)
         self._context.tracker.claim(entry)
         try:
             return await self._task(entry)
         except asyncio.CancelledError:
-            self._cancellations.give_up([entry])
+            self._parts.cancellations.give_up([entry])
             raise
 
     def _task(self, entry: Entry) -> Task:
-        return Task(entry, self._outcomes, self._cancellations)
+        return Task(entry, self._parts.outcomes, self._parts.cancellations)
 
     # ---- reading
 
@@ -222,11 +206,11 @@ class Session(Supervised):
 
         Ends when everything submitted so far has come; with `follow`, when the session ends.
         """
-        return SessionResults(self._outcomes, follow)
+        return SessionResults(self._parts.outcomes, follow)
 
     def take(self, limit: int | None = None) -> Results:
         """The unclaimed results that have come since last asked, without waiting."""
-        results = iter(self._outcomes.next_unclaimed, None)
+        results = iter(self._parts.outcomes.next_unclaimed, None)
         return Results(itertools.islice(results, limit))
 
     def events(self) -> EventStream:
@@ -252,7 +236,7 @@ class Session(Supervised):
             name=self.name,
             counts=self.counts,
             waiting=[WaitingTask(entry.uid, entry.task_id, entry.command) for entry in context.tracker],
-            bundle=self._submitter.bundle,
+            bundle=self._parts.submitter.bundle,
             problem=context.problems.first,
         )
         return await explain_session(pool, facts, context.runtime.ctl)
@@ -267,22 +251,22 @@ class Session(Supervised):
         `session.patience` seconds: what was not accepted is sent when it is back.
         """
         lifetime, mark = self._context.lifetime, self._context.tracker.next_sequence()
-        while self._sender.passed < mark:
+        while self._parts.sender.passed < mark:
             lifetime.check_not_ended()
-            await self._outcomes.next_room()
-        while self._checkpoint is not None and not self._checkpoint.loaded:
+            await self._parts.outcomes.next_room()
+        while self._parts.checkpoint is not None and not self._parts.checkpoint.loaded:
             lifetime.check_not_ended()
-            await self._outcomes.next_change()
-        await self._receiver.save_checkpoint()
+            await self._parts.outcomes.next_change()
+        await self._parts.receiver.save_checkpoint()
 
     async def update_files(self, files: Files) -> None:
         """Tasks submitted from now on run with these files; those submitted before keep theirs."""
         self._context.lifetime.check_open()
-        self._submitter.bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
+        self._parts.submitter.bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
 
     async def cancel_all(self) -> None:
         """`cancel` every task that has no outcome."""
-        await self._cancellations.cancel(list(self._context.tracker))
+        await self._parts.cancellations.cancel(list(self._context.tracker))
 
     # ---- the supervisor
 
@@ -293,7 +277,7 @@ class Session(Supervised):
             job=self.job_name,
             name=self.name,
             counts=lambda: self.counts,
-            refuse=self._submitter.refuse,
+            refuse=self._parts.submitter.refuse,
             close=self._close_because,
         )
 
@@ -308,7 +292,7 @@ class Session(Supervised):
         self._context.lifetime.begin()
         registration = self._registration()
         open_sessions.add(registration)
-        agents = background.start(self._agents.start(), "start agents")
+        agents = background.start(self._parts.agents.start(), "start agents")
         try:
             await self._acquire()
             await self._work(agents)
@@ -317,7 +301,7 @@ class Session(Supervised):
             raise
         finally:
             self._closing.set()
-            self._outcomes.end()
+            self._parts.outcomes.end()
             self._context.notices.end()
             background.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
@@ -330,10 +314,10 @@ class Session(Supervised):
             async with task_group() as group:
                 group.start_soon(self._prepare_bundle)
                 group.start_soon(self._ensure_job, self.job_name)
-                group.start_soon(self._sender.open)
-                group.start_soon(self._presence.open)
-                group.start_soon(self._receiver.open)
-                group.start_soon(self._cancellations.open)
+                group.start_soon(self._parts.sender.open)
+                group.start_soon(self._parts.presence.open)
+                group.start_soon(self._parts.receiver.open)
+                group.start_soon(self._parts.cancellations.open)
         except ServiceError:
             await self._context.runtime.refresh()  # raises PoolNotFound when that is why
             raise
@@ -346,26 +330,26 @@ class Session(Supervised):
             bundle = runtime.manifest.bundle or (await upload([], runtime.ctl)).hash
         else:
             bundle = (await upload(await collect(self._files), runtime.ctl)).hash
-        self._submitter.bundle = bundle
+        self._parts.submitter.bundle = bundle
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
-        receiver = self._receiver
+        receiver = self._parts.receiver
         async with task_group() as services:
             for service in (
-                self._sender.run,
+                self._parts.sender.run,
                 receiver.keep,
-                self._cancellations.run,
-                DeadLetterHandler(self._context).run,
+                self._parts.cancellations.run,
+                self._parts.dead_letters.run,
             ):
                 services.start_soon(service)
-            services.start_soon(receiver.run, self._presence.predecessor_until)
+            services.start_soon(receiver.run, self._parts.presence.predecessor_until)
             services.start_soon(receiver.settle, self.close_timeout)
-            services.start_soon(self._presence.run, lambda: receiver.held)
-            services.start_soon(self._agents.run, agents)
+            services.start_soon(self._parts.presence.run, lambda: receiver.held)
+            services.start_soon(self._parts.agents.run, agents)
             self._ready()
             await self._closing.wait()
             with anyio.move_on_after(self.close_timeout / 2):
-                await self._sender.drain()
+                await self._parts.sender.drain()
                 await self._until_owed_can_be_told()
                 if len(self._context.tracker):
                     await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
@@ -375,19 +359,23 @@ class Session(Supervised):
 
     async def _until_owed_can_be_told(self) -> None:
         """Wait until the checkpoint was read. Saved, it tells a later holder of the tasks that were sent."""
-        while self._checkpoint is not None and not self._checkpoint.loaded and self._sender.passed:
-            await self._outcomes.change.wait()
+        while (
+            self._parts.checkpoint is not None
+            and not self._parts.checkpoint.loaded
+            and self._parts.sender.passed
+        ):
+            await self._parts.outcomes.change.wait()
 
     async def _finish(self) -> None:
         """Complete what was delivered, end the background work, and close the links."""
-        await self._receiver.flush_settlements(self.close_timeout)
-        if self._checkpoint is not None:
-            self._checkpoint.close()
+        await self._parts.receiver.flush_settlements(self.close_timeout)
+        if self._parts.checkpoint is not None:
+            self._parts.checkpoint.close()
         await self._context.background.finish()
         async with task_group() as group:
-            group.start_soon(self._sender.aclose)
-            group.start_soon(self._receiver.aclose)
+            group.start_soon(self._parts.sender.aclose)
+            group.start_soon(self._parts.receiver.aclose)
             if self._holds:
-                group.start_soon(self._presence.release)
-                group.start_soon(self._cancellations.release)
+                group.start_soon(self._parts.presence.release)
+                group.start_soon(self._parts.cancellations.release)
         self._context.trimmer.close()

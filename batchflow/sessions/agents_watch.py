@@ -72,11 +72,11 @@ class AgentsWatch:
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
         interval, soon = self._context.runtime.settings.agent.heartbeat_interval, _SOON
-        await self._try(self._meet)
+        await self._try(self.meet)
         while not self._context.policy.slots and soon < interval:
             await asyncio.sleep(soon)
             soon *= 2
-            await self._try(self._meet)
+            await self._try(self.meet)
         while True:
             await asyncio.sleep(interval)
             if len(self._context.tracker):
@@ -88,7 +88,7 @@ class AgentsWatch:
         except ServiceError as error:
             self._context.notices.warn(f"the agents' heartbeats cannot be read: {error}")
 
-    async def _meet(self) -> bool:
+    async def meet(self) -> bool:
         """Return whether there are agents, and note their free slots and versions."""
         sample = await sample_heartbeats(self._context.runtime.out)
         self._context.policy.slots = sample.open_slots
@@ -110,7 +110,7 @@ class AgentsWatch:
             )
 
     async def _look(self) -> None:
-        if await self._meet():
+        if await self.meet():
             return
         now = time.monotonic()
         if self._alone_since is None:

@@ -60,7 +60,7 @@ class Cancellations:
         self._made = False
         self._wanted: dict[int, Entry] = {}
         self._unconfirmed: set[int] = set()
-        self._written: set[int] = set()
+        self.written: set[int] = set()
         self._lock = anyio.Lock()
 
     async def open(self) -> None:
@@ -137,7 +137,7 @@ class Cancellations:
             return
         self._wanted.update((entry.sequence, entry) for entry in entries)
         async with self._lock:
-            if not all(entry.sequence in self._written for entry in entries):
+            if not all(entry.sequence in self.written for entry in entries):
                 await self._write()
         self._context.background.start(self._confirm(entries), "confirm cancellations")
 
@@ -160,7 +160,7 @@ class Cancellations:
                 await self._load()  # the job was deleted, or an earlier holder left
             else:
                 break
-        self._written = set(numbers)
+        self.written = set(numbers)
 
     async def _confirm(self, entries: list[Entry]) -> None:
         await asyncio.sleep(_CONFIRMATION)

@@ -39,7 +39,6 @@ class DeadLetterHandler:
     def __init__(self, context: SessionContext) -> None:
         self._context = context
         self._runtime = context.runtime
-        self._broker = context.runtime.connections.broker
         self._closed: set[QueueRef] = set()
         """Queues whose dead letters this session has no right to handle."""
         self._unreadable: set[tuple[QueueRef, int]] = set()
@@ -76,7 +75,7 @@ class DeadLetterHandler:
 
     async def _empty(self, queue: QueueRef, *, tasks: bool) -> None:
         dealt_with = 0
-        receiver = await self._broker.receiver(queue, dead_letters=True)
+        receiver = await self._runtime.connections.broker.receiver(queue, dead_letters=True)
         async with receiver, _ResultLinks(self._runtime) as links:
             async for message in letters(receiver):
                 if await self._deal_with(queue, message, links, tasks=tasks):

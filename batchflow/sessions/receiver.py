@@ -101,7 +101,7 @@ class ResultReceiver:
         self._passed = passed
         self._runtime = context.runtime
         self._id = context.mailbox_id
-        self._ours_until = 0.0
+        self.ours_until = 0.0
         """Until when this session has the mailbox's lock, by the monotonic clock."""
         self._some_completable = asyncio.Event()
         self._many_completable = asyncio.Event()
@@ -110,7 +110,7 @@ class ResultReceiver:
         self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
         self._spill = SpillFile()
         settings = context.settings
-        self._state = MailboxState[Mailbox](
+        self.state = MailboxState[Mailbox](
             context.incarnation,
             context.tracker,
             UnreadLimits(_MOST_UNSETTLED, settings.unclaimed, settings.unclaimed_bytes),
@@ -119,13 +119,13 @@ class ResultReceiver:
         )
 
     @property
-    def _mailbox(self) -> Mailbox | None:
-        return self._state.attachment
+    def mailbox(self) -> Mailbox | None:
+        return self.state.attachment
 
     @property
     def held(self) -> bool:
         """Whether this session is attached to the mailbox."""
-        return self._mailbox is not None
+        return self.mailbox is not None
 
     async def open(self) -> None:
         """Attach, once a dead holder's lock has run out. Raises `MailboxInUse` when a living one has it."""
@@ -134,7 +134,7 @@ class ResultReceiver:
         until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
         while True:
             try:
-                self._state.attachment = await self._open_once()
+                self.state.attachment = await self._open_once()
             except MailboxInUse as error:
                 if (holder := await self._living_holder()) is not None:
                     what = f"mailbox {self._id!r} is held by {holder}"
@@ -160,11 +160,11 @@ class ResultReceiver:
 
     def _kept(self, began: float) -> None:
         """Note a successful request that locked the mailbox, or renewed its lock; it was sent at `began`."""
-        self._ours_until = began + self._runtime.manifest.lock_duration
+        self.ours_until = began + self._runtime.manifest.lock_duration
 
     @property
     def _is_ours(self) -> bool:
-        return time.monotonic() <= self._ours_until
+        return time.monotonic() <= self.ours_until
 
     def _check_ours(self) -> None:
         """Raises `LeaseLost` when this process stood still for longer than the lock lasts.
@@ -175,7 +175,7 @@ class ResultReceiver:
             raise LeaseLost(f"the lock of mailbox {self._id!r} was not renewed in time")
 
     async def aclose(self) -> None:
-        mailbox, self._state.attachment = self._mailbox, None
+        mailbox, self.state.attachment = self.mailbox, None
         if mailbox is not None:
             await mailbox.aclose()
 
@@ -184,33 +184,33 @@ class ResultReceiver:
 
         `predecessor_until`: until when an earlier holder that was not closed may have lived.
         """
-        self._state.predecessor_until = predecessor_until
+        self.state.predecessor_until = predecessor_until
         while self._checkpoint is not None and not self._checkpoint.loaded:
             async with self._reopening():
-                assert self._mailbox is not None
-                await self._checkpoint.load(self._mailbox)
+                assert self.mailbox is not None
+                await self._checkpoint.load(self.mailbox)
                 self._outcomes.change.notify()
         while True:
             async with self._reopening():
-                assert self._mailbox is not None
-                delivery = await self._mailbox.receive(_RECEIVE_WAIT)
+                assert self.mailbox is not None
+                delivery = await self.mailbox.receive(_RECEIVE_WAIT)
                 self._health.worked()
                 if delivery is not None:
                     self._check_ours()
-                    message = ResultMessage(delivery, self._mailbox)
+                    message = ResultMessage(delivery, self.mailbox)
                     self._context.trimmer.moved(len(delivery.body))
                     del delivery  # with its body, which would be held until the next one comes
-                    self._take(self._state.accept(message))
+                    self._take(self.state.accept(message))
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
         while True:
             await asyncio.sleep(self._runtime.manifest.lock_duration / 3)
-            if self._mailbox is None:
+            if self.mailbox is None:
                 continue
             began = time.monotonic()
             try:
-                await self._mailbox.renew()
+                await self.mailbox.renew()
                 self._kept(began)
             except BrokerError as error:
                 # The receiving side meets the same problem, and opens the mailbox again.
@@ -236,10 +236,10 @@ class ResultReceiver:
         """Return whether what was delivered until now may be completed. A failed save is tried again."""
         if self._checkpoint is None:
             return True
-        if self._mailbox is None or not self._checkpoint.loaded:
+        if self.mailbox is None or not self._checkpoint.loaded:
             return False
         try:
-            await self._checkpoint.save(self._mailbox, self._passed())
+            await self._checkpoint.save(self.mailbox, self._passed())
         except BrokerError as error:
             # The receiving side meets the same problem, and opens the mailbox again.
             logger.warning("checkpoint_not_saved", extra={"mailbox": self._id, "error": str(error)})
@@ -248,9 +248,9 @@ class ResultReceiver:
 
     async def flush_settlements(self, close_timeout: float) -> None:
         """Complete what is due. A round that began also ends: what was delivered must not be redelivered."""
-        completable = self._state.take_completable()
+        completable = self.state.take_completable()
         if not await self.save_checkpoint():
-            self._state.put_back(completable)
+            self.state.put_back(completable)
             return
         while completable:
             batch, completable = completable[:_SETTLE_AT_ONCE], completable[_SETTLE_AT_ONCE:]
@@ -267,7 +267,7 @@ class ResultReceiver:
             await message.attachment.complete(message.delivery)
         except BrokerError as error:
             logger.info("mail_not_completed", extra={"mailbox": self._id, "error": str(error)})
-            if self._state.not_completed(message, error):
+            if self.state.not_completed(message, error):
                 asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_completable.set)
             return
         for blob in message.blobs:
@@ -289,8 +289,8 @@ class ResultReceiver:
 
     async def _reopen(self) -> None:
         """Attach again. Raises `MailboxInUse` when another holder lives, or had the mailbox meanwhile."""
-        lost = self._mailbox
-        self._state.lost()
+        lost = self.mailbox
+        self.state.lost()
         if lost is not None:
             await lost.aclose()
         backoff = Backoff()
@@ -320,7 +320,7 @@ class ResultReceiver:
         except BaseException:
             await mailbox.aclose()
             raise
-        self._state.attachment = mailbox
+        self.state.attachment = mailbox
 
     async def _other_holder(self) -> str | None:
         try:
@@ -334,8 +334,8 @@ class ResultReceiver:
         for command in commands:
             self._perform(command)
         self._outcomes.change.notify()
-        for entry, outcome in self._state.overflow():
-            self._state.spill(entry, self._spill.write(outcome))
+        for entry, outcome in self.state.overflow():
+            self.state.spill(entry, self._spill.write(outcome))
 
     def _perform(self, command: MailboxCommand) -> None:
         context = self._context
@@ -358,7 +358,7 @@ class ResultReceiver:
 
     def expect_message(self, entry: Entry) -> None:
         """Note that a task has an outcome of the session's own although an agent's is still to come."""
-        self._state.expect_message(entry)
+        self.state.expect_message(entry)
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         try:
@@ -366,9 +366,9 @@ class ResultReceiver:
                 whole = await self._fetched(item, reference)
         except BlobNotFound as error:
             failure = _unreadable(item, f"its result cannot be fetched: {error}")
-            self._take(self._state.not_there(item, failure))
+            self._take(self.state.not_there(item, failure))
         else:
-            self._take(self._state.fetched(whole, reference.size))
+            self._take(self.state.fetched(whole, reference.size))
 
     async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
         """Fetch a result's value. Raises `BlobNotFound` while no other holder can have deleted it."""
@@ -394,8 +394,8 @@ class ResultReceiver:
     def _on_completable(self) -> None:
         self._some_completable.set()
         if (
-            len(self._state.completable) >= _COMPLETABLE_AT_ONCE
-            or self._state.completable_bytes >= _COMPLETABLE_BYTES_AT_ONCE
+            len(self.state.completable) >= _COMPLETABLE_AT_ONCE
+            or self.state.completable_bytes >= _COMPLETABLE_BYTES_AT_ONCE
         ):
             self._many_completable.set()
 

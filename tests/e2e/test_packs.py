@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from batchflow import Session, Status
+from tests.support.session_parts import parts_of
 
 
 async def test_each_task_of_a_pack_keeps_what_it_printed(session: Session) -> None:
@@ -57,14 +58,14 @@ async def test_what_comes_fast_shares_messages(session: Session) -> None:
     await session.run("echo.py", 1)
     async for result in session.map("echo.py", range(50)):
         result.unwrap()
-    (lane,) = session._sender.links
-    before = lane.sent
+    (link,) = parts_of(session).sender.links
+    before = link.sent
     async for result in session.map("echo.py", range(2000)):
         result.unwrap()
-    assert lane.sent - before < 400
-    before = lane.sent
+    assert link.sent - before < 400
+    before = link.sent
     assert await session.run("echo.py", "alone") == ["alone"]
-    assert lane.sent == before + 1
+    assert link.sent == before + 1
 
 
 async def test_cancelling_tasks_of_a_pack(session: Session) -> None:

@@ -33,6 +33,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import DeadLetterReason, read_tasks
 from batchflow.protocol.documents import gone_after
 from batchflow.session import Session
+from tests.support.session_parts import parts_of
 from tests.support.waiting import within
 
 TASKS = Path(__file__).parent / "tasks"
@@ -148,7 +149,7 @@ async def test_a_service_bus_that_is_away_and_comes_back(cloud: Cloud, session: 
     await cloud.bus.start(port=port)
     await told(events, "that is over")
     async with asyncio.timeout(PATIENCE):
-        while session._context.problems.first:  # noqa: ASYNC110
+        while parts_of(session).context.problems.first:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await within(task) == "slept"
     assert await within(late) == ["late"]
@@ -180,7 +181,7 @@ async def test_closing_leaves_no_connection(
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
     before = set(cloud.bus.broker.peers)
     another = cloud.pool.session("another", journal=tmp_path / "shown")
-    opening = asyncio.ensure_future(another._open())
+    opening = asyncio.ensure_future(another)
     async with asyncio.timeout(PATIENCE):
         while not cloud.bus.broker.peers - before:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -265,7 +266,7 @@ async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_pa
     assert holder.stdout is not None
     shown = [(await within(holder.stdout.readline())).decode().strip() for _ in range(3)]
     with pytest.raises(MailboxInUse, match=f"process {holder.pid}"):
-        await within(cloud.pool.session(name, job="crash")._open())
+        await within(cloud.pool.session(name, job="crash"))
     os.kill(holder.pid, signal.SIGSTOP)
     try:
         # The silence itself: three signs of life are missing, by dates to the second. It is locked still.

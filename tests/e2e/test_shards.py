@@ -14,6 +14,7 @@ from batchflow.errors import TaskCancelled
 from batchflow.model import Status
 from batchflow.protocol.layout import queue_for
 from tests.support.cloud import running_cloud
+from tests.support.session_parts import parts_of
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -60,7 +61,7 @@ async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Po
         async with pool.session(name) as session:
             results = [result async for result in session.map("echo.py", range(600), ordered=True)]
             assert [result.value for result in results] == [[number] for number in range(600)]
-            assert sorted(lane.sent > 0 for lane in session._sender.links) == [True, True]
+            assert sorted(link.sent > 0 for link in parts_of(session).sender.links) == [True, True]
 
 
 async def test_cancelling(pool: Pool) -> None:
@@ -115,4 +116,4 @@ async def test_a_client_of_the_pool_alone(pool: Pool) -> None:
         async with attached.session() as session:
             results = [result async for result in session.map("echo.py", range(50), ordered=True)]
             assert [result.value for result in results] == [[number] for number in range(50)]
-            assert len(session._sender.links) == 2
+            assert len(parts_of(session).sender.links) == 2

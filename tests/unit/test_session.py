@@ -25,6 +25,7 @@ from batchflow.pool import Pool
 from batchflow.protocol import wire
 from batchflow.session import Session
 from tests.support.client_doubles import Agent, Doubles, failure_of, result_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 # ---- submitting
@@ -120,7 +121,7 @@ async def _awaited(task: Any) -> Any:
         ((("x.py",), {"retry": 3}), "retry"),
     ],
 )
-async def test_what_can_never_be_sent_is_refused_at_once(
+async def test_unsendable_submission_is_refused_at_once(
     session: Session, call: tuple[tuple[Any, ...], dict[str, Any]], words: str
 ) -> None:
     """In words that name it; nothing is submitted and nothing left in storage."""
@@ -166,7 +167,7 @@ async def test_flush_waits_for_nothing_that_was_submitted_later(session: Session
     doubles.broker.faults.clear()
 
 
-async def test_what_is_sent_again_is_the_same_message(
+async def test_retried_send_repeats_the_same_message(
     session: Session, agent: Agent, doubles: Doubles
 ) -> None:
     """Bytes and id are frozen at the first send, so that duplicate detection drops the second.
@@ -270,7 +271,7 @@ async def test_an_outbox_is_full_of_few_large_tasks_too(
         doubles.broker.gate.set()
         await within(session.flush())
         await within(first.accepted())
-        assert session._context.tracker.outbox_bytes == 0
+        assert parts_of(session).context.tracker.outbox_bytes == 0
 
 
 async def test_a_full_outbox_has_room_when_its_tasks_are_cancelled(
@@ -399,7 +400,9 @@ async def test_the_first_outcome_wins(session: Session, agent: Agent, doubles: D
         wire.join("tasks", [wire.encode(wire.TaskItem("c", "j", "1", "x.py", [], "i:1", "b"))]),
     ],
 )  # fmt: skip
-async def test_mail_that_is_none_takes_nothing_down(session: Session, agent: Agent, body: bytes) -> None:
+async def test_undecodable_message_is_dropped_and_reported(
+    session: Session, agent: Agent, body: bytes
+) -> None:
     """It is dropped; what comes after it is read."""
     task = await session.submit("x.py")
     (item,) = await agent.take()

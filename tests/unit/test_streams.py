@@ -18,6 +18,7 @@ from batchflow.protocol.wire import EventItem, ResultItem
 from batchflow.session import Session
 from batchflow.support.waiting import ChangeNotifier
 from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 
@@ -79,7 +80,7 @@ async def test_a_claimed_result_does_not_come(session: Session, agent: Agent) ->
     assert (await within(awaiting)).value == 0
 
 
-async def test_whoever_holds_a_task_reads_it_though_another_saw_it(session: Session, agent: Agent) -> None:
+async def test_task_holder_reads_an_outcome_that_a_stream_yielded(session: Session, agent: Agent) -> None:
     """`await task` works at any time, and repeatedly."""
     tasks = await session.submit_many("x.py", range(2))
     for item in await agent.take(2):
@@ -166,7 +167,7 @@ async def test_a_followed_stream_ends_with_the_session(pool: Pool, agent: Agent)
     assert await within(reading) == [0, 1, 0, 1]
 
 
-async def test_a_session_that_ends_is_told_to_who_waits_for_results(pool: Pool, agent: Agent) -> None:
+async def test_session_end_fails_waiting_readers(pool: Pool, agent: Agent) -> None:
     """Not an early end that looks like a full one."""
     async with pool.session("c") as session:
         await session.submit_many("x.py", range(2))
@@ -202,7 +203,7 @@ async def test_take_gives_what_has_come(session: Session, agent: Agent) -> None:
     assert session.take() == []
 
 
-async def test_counts_grow_whoever_reads(session: Session, agent: Agent) -> None:
+async def test_counts_grow_without_a_reader(session: Session, agent: Agent) -> None:
     """As the original's `num_results_returned`."""
     await session.submit_many("x.py", range(3))
     items = await agent.take(3)
@@ -216,7 +217,7 @@ async def test_counts_grow_whoever_reads(session: Session, agent: Agent) -> None
 # ---- completion and spilling
 
 
-async def test_a_message_is_completed_when_its_last_outcome_was_handed_over(
+async def test_message_is_completed_when_its_last_outcome_was_delivered(
     session: Session, agent: Agent, doubles: Doubles
 ) -> None:
     """Until then another client could still get it, should this one die."""
@@ -250,7 +251,7 @@ async def test_unread_results_past_the_bound_go_to_disk(
         await until_empty(session)
 
 
-async def test_what_is_on_disk_is_not_in_memory_too(
+async def test_spilled_outcomes_are_freed_from_memory(
     pool: Pool, agent: Agent, connect: Callable[..., Client]
 ) -> None:
     """Not the outcome, though the message that it came by is not completed before it was read."""
@@ -259,11 +260,11 @@ async def test_what_is_on_disk_is_not_in_memory_too(
         await session.submit("x.py")
         (item,) = await agent.take()
         await agent.answer(item, value=["a value that is seen nowhere else"])
-        await eventually(lambda: session._receiver._state.spilled)
+        await eventually(lambda: parts_of(session).receiver.state.spilled)
         gc.collect()
         kept = [each for each in gc.get_objects() if isinstance(each, ResultItem)]
         assert item.uid not in {each.uid for each in kept}
-        assert session._receiver._state.held == 1
+        assert parts_of(session).receiver.state.held == 1
         assert [result.value for result in session.take()] == [["a value that is seen nowhere else"]]
         await until_empty(session)
 
@@ -282,12 +283,12 @@ async def test_unread_results_are_bounded_by_their_size_too(
                 value = await agent.store(name, b'"%s"' % (b"r" * 60_000))
             await agent.answer(item, value=value)
         await eventually(lambda: session.counts.done == 20)
-        assert session._receiver._state.held_bytes <= 100_000
+        assert parts_of(session).receiver.state.held_bytes <= 100_000
         await eventually(lambda: len(doubles.storage.names("results/")) <= 1)
         results = session.take()
         assert sorted(len(result.value) for result in results) == [10_000] * 10 + [60_000] * 10
         await until_empty(session)
-        assert session._receiver._state.held_bytes == 0
+        assert parts_of(session).receiver.state.held_bytes == 0
 
 
 async def test_spilled_results_outlive_the_session(
@@ -306,7 +307,7 @@ async def test_spilled_results_outlive_the_session(
 async def test_read_outcomes_are_not_held(session: Session, agent: Agent) -> None:
     """Memory is for what is unread, even behind a result that nobody ever asks for."""
     stuck = await session.submit("x.py")
-    session._context.tracker.claim(stuck._entry)
+    parts_of(session).context.tracker.claim(stuck._entry)
     (item,) = await agent.take()
     await agent.answer(item)
     for _ in range(30):
@@ -315,7 +316,7 @@ async def test_read_outcomes_are_not_held(session: Session, agent: Agent) -> Non
         await agent.answer(*taken, value=1)
         await eventually(lambda: session.counts.queued == session.counts.sending == 0)
         assert len(session.take()) == 100
-    assert len(session._receiver._state.fresh) < 2500
+    assert len(parts_of(session).receiver.state.fresh) < 2500
 
 
 async def test_a_message_that_was_read_is_not_held(session: Session, agent: Agent) -> None:
@@ -373,7 +374,7 @@ async def test_unread_events_are_bounded_and_counted(session: Session, doubles: 
     """The oldest are dropped, and how many."""
     events = session.events()
     for number in range(10_005):
-        session._context.notices.warn(str(number))
+        parts_of(session).context.notices.warn(str(number))
     assert events.dropped == 5
     assert (await anext(events)).message == "5"
 
@@ -382,13 +383,13 @@ async def test_a_dropped_event_stream_costs_nothing(session: Session) -> None:
     """Nobody tells it anything any more."""
     session.events()
     gc.collect()
-    assert len(session._context.notices) == 0
+    assert len(parts_of(session).context.notices) == 0
 
 
 # ---- what they wait on
 
 
-async def test_a_pulse_wakes_those_who_wait_now() -> None:
+async def test_notifier_wakes_current_waiters_only() -> None:
     """Not those who come later."""
     pulse = ChangeNotifier()
     waiting = [asyncio.ensure_future(pulse.wait()) for _ in range(3)]

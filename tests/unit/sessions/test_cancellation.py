@@ -17,6 +17,7 @@ from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
 from batchflow.sessions.cancellation import intervals
 from tests.support.client_doubles import Agent, Doubles, result_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 
@@ -35,7 +36,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchflow.sessions.cancellation._CONFIRMATION", 0.01)
 
 
-async def test_cancelled_before_it_was_sent(session: Session, agent: Agent, doubles: Doubles) -> None:
+async def test_unsent_task_is_cancelled_at_once(session: Session, agent: Agent, doubles: Doubles) -> None:
     """It never leaves; its outcome is there at once, without any document."""
     doubles.broker.gate.clear()
     first = await session.submit("x.py", args="first")
@@ -55,7 +56,7 @@ async def test_cancelled_before_it_was_sent(session: Session, agent: Agent, doub
     await within(third.accepted())
 
 
-async def test_cancelled_after_it_was_sent(session: Session, agent: Agent) -> None:
+async def test_sent_task_is_cancelled_by_its_agent(session: Session, agent: Agent) -> None:
     """`cancel` returns when the document is written; the agent's confirmation is the outcome."""
     tasks = await session.submit_many("x.py", range(3))
     items = await agent.take(3)
@@ -81,7 +82,7 @@ async def test_a_task_that_ends_by_itself_before_keeps_its_outcome(session: Sess
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_a_cancellation_that_no_agent_confirms(session: Session, agent: Agent) -> None:
+async def test_unconfirmed_cancellation_is_resolved_by_the_session(session: Session, agent: Agent) -> None:
     """The client gives the outcome itself; a later one of an agent is dropped."""
     task = await session.submit("x.py")
     (item,) = await agent.take()
@@ -94,7 +95,7 @@ async def test_a_cancellation_that_no_agent_confirms(session: Session, agent: Ag
 
 
 @pytest.mark.usefixtures("_impatient")
-async def test_an_unconfirmed_cancellation_stays_written(
+async def test_unconfirmed_cancellation_stays_in_the_document(
     session: Session, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task may still lie in the queue: an agent that starts in an hour must not run it.
@@ -132,7 +133,7 @@ async def test_cancelling_many_writes_once(session: Session, agent: Agent, doubl
     assert (await document(session)).intervals == {session.incarnation: ((0, 9), (11, 19))}
 
 
-async def test_cancelling_at_once_from_many_sides(session: Session, agent: Agent) -> None:
+async def test_concurrent_cancellations_are_all_written(session: Session, agent: Agent) -> None:
     """Every one of them returns with its number written."""
     tasks = await session.submit_many("x.py", range(10))
     await agent.take(10)
@@ -140,7 +141,7 @@ async def test_cancelling_at_once_from_many_sides(session: Session, agent: Agent
     assert await covered(session) == list(range(10))
 
 
-async def test_a_cancellation_that_cannot_be_written_is_told(
+async def test_failed_write_of_a_cancellation_is_raised(
     session: Session, agent: Agent, doubles: Doubles
 ) -> None:
     """And can be tried again."""
@@ -153,7 +154,9 @@ async def test_a_cancellation_that_cannot_be_written_is_told(
     assert await covered(session) == [0]
 
 
-async def test_cancelling_whoever_awaits_does_not_cancel_the_task(session: Session, agent: Agent) -> None:
+async def test_cancelling_an_awaiting_coroutine_does_not_cancel_the_task(
+    session: Session, agent: Agent
+) -> None:
     """It runs on, and its result can still be had."""
     task = await session.submit("x.py")
     (item,) = await agent.take()
@@ -168,7 +171,7 @@ async def test_cancelling_run_cancels_the_task(session: Session, agent: Agent) -
     """`asyncio.timeout` around it reaches the node."""
     with pytest.raises(TimeoutError):
         await within(session.run("x.py"), 0.01)
-    await eventually(lambda: session._cancellations._written)
+    await eventually(lambda: parts_of(session).cancellations.written)
     assert await covered(session) == [0]
 
 
@@ -235,7 +238,7 @@ async def test_what_an_earlier_holder_cancelled_stays_cancelled(pool: Pool, agen
         assert await covered(second) == [0]
 
 
-async def test_the_document_goes_when_nothing_can_be_queued(
+async def test_document_is_deleted_when_no_task_can_be_queued(
     pool: Pool, serving: Agent, doubles: Doubles
 ) -> None:
     """A session that has all its outcomes leaves nothing behind."""

@@ -46,7 +46,7 @@ def test_a_later_holder_knows_what_is_owed() -> None:
     assert checkpoint.epoch == 3
 
 
-def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
+def test_outcomes_consumed_before_the_checkpoint_was_read_stay_consumed() -> None:
     """A task can have its outcome, cancelled before it was sent, before the mailbox's state has been read.
 
     It used to be forgotten then, and was owed to every later holder for ever.
@@ -59,7 +59,7 @@ def test_what_was_consumed_before_the_ledger_was_read_stays_consumed() -> None:
     assert checkpoint.open("second") == 2
 
 
-def test_what_is_settled_is_known_to_the_next_holders() -> None:
+def test_settled_incarnation_is_remembered_for_later_holders() -> None:
     """Mail that was consumed and not completed comes again, perhaps to the holder after the next.
 
     It used to be forgotten with the next holder, who then was shown the last outcomes of the one before.
@@ -76,7 +76,7 @@ def test_what_is_settled_is_known_to_the_next_holders() -> None:
     assert len(checkpoint.incarnations) == REMEMBERED + 1
 
 
-def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
+def test_holder_replaced_before_it_read_the_checkpoint_notices() -> None:
     """A holder that stood still after its first tasks finds that their outcomes went to somebody else.
 
     It used to begin a new page over the one that said so, and waited for them for ever.
@@ -92,7 +92,7 @@ def test_who_was_replaced_before_it_could_read_the_ledger_knows() -> None:
     assert checkpoint.was_replaced("paused", progress)
 
 
-def test_what_came_late_is_consumed_without_being_owed() -> None:
+def test_late_outcome_is_consumed_without_being_owed() -> None:
     """A task beyond what the ledger knows as submitted is remembered once it was shown."""
     checkpoint = Checkpoint()
     checkpoint.open("first")
@@ -112,13 +112,13 @@ def test_what_came_late_is_consumed_without_being_owed() -> None:
         zlib.compress(b'{"v":1}'),
     ],
 )
-def test_nonsense_is_refused(data: bytes) -> None:
+def test_undecodable_checkpoint_raises_a_protocol_error(data: bytes) -> None:
     """A state that is no ledger is a ProtocolError, never another exception."""
     with pytest.raises(ProtocolError):
         Checkpoint.decode(data)
 
 
-def test_a_fragmented_ledger_fits_into_a_session_state() -> None:
+def test_fragmented_checkpoint_fits_into_a_session_state() -> None:
     """Every other of 100,000 tasks consumed stays below the 256 KB of the Standard tier."""
     checkpoint = Checkpoint()
     checkpoint.open("first")

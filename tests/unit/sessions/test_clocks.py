@@ -13,6 +13,7 @@ from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
 from tests.support.client_doubles import Agent, Doubles
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 SKEWS = [-7 * 86400.0, -15.0, 15.0, 3600.0]
@@ -38,7 +39,7 @@ async def test_agents_live_whatever_the_clock_says(skewed: float, pool: Pool, do
         task = await session.submit("x.py", args=1)
         await agent.answer(*await agent.take())
         assert await within(task) == [1]
-        assert not session._context.problems.first
+        assert not parts_of(session).context.problems.first
 
 
 async def test_agents_that_are_gone_do_not_live_by_a_slow_clock(
@@ -62,7 +63,7 @@ async def test_a_living_holder_is_named_whatever_the_clock_says(
     async with pool.session("c"):
         await eventually(lambda: doubles.storage.names("sessions/"))
         with pytest.raises(MailboxInUse, match="process"):
-            await within(pool.session("c")._open())
+            await within(pool.session("c"))
 
 
 async def test_a_dead_holder_is_waited_for_whatever_the_clock_says(
@@ -73,14 +74,14 @@ async def test_a_dead_holder_is_waited_for_whatever_the_clock_says(
     await pool.runtime.ctl.put(session_blob("default", "c"), presence.encode())
     doubles.broker.advance(16)
     async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c"):
-        opening = asyncio.ensure_future(pool.session("c")._open())
+        opening = asyncio.ensure_future(pool.session("c"))
         await eventually(lambda: ("get", session_blob("default", "c")) in doubles.storage.calls)
         doubles.broker.advance(31)
         session = await within(opening)
     await session.aclose()
 
 
-async def test_what_came_after_a_crash_is_not_taken_for_shown(
+async def test_only_results_from_before_a_crash_are_marked_repeated(
     skewed: float, pool: Pool, doubles: Doubles, connect: Callable[..., Client]
 ) -> None:
     """What is `repeated` goes by when the broker got the outcome and the dead holder its sign of life."""

@@ -13,6 +13,7 @@ from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
 from batchflow.session import Session
 from tests.support.client_doubles import Agent, Doubles, result_of
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 
@@ -100,12 +101,14 @@ async def test_a_session_that_opens_tells_for_a_client_that_is_gone(
     assert (result.task_id, result.kind) == ("old", "TaskFailed")
 
 
-async def test_dead_results_are_told(pool: Pool, session: Session, agent: Agent, doubles: Doubles) -> None:
+async def test_dead_results_are_sent_again(
+    pool: Pool, session: Session, agent: Agent, doubles: Doubles
+) -> None:
     """Their message goes to the mailbox once more, under an id that the broker does not know yet."""
     task = await session.submit("x.py")
     (item,) = await agent.take()
     (queue,) = pool.runtime.manifest.results_queues
-    mailbox = session._receiver._mailbox
+    mailbox = parts_of(session).receiver.mailbox
     assert mailbox is not None
     body = wire.join("results", [wire.encode(result_of(item, "late"))])
     mortal = OutgoingMessage(body, "one", session_id="default/elsewhere", time_to_live=10.0)
@@ -118,7 +121,7 @@ async def test_dead_results_are_told(pool: Pool, session: Session, agent: Agent,
     assert not task._entry.done
 
 
-async def test_letters_that_cannot_be_read_stay_and_hide_none(
+async def test_undecodable_dead_letters_stay_and_hide_no_others(
     pool: Pool, session: Session, doubles: Doubles
 ) -> None:
     """They are for people; those behind them become results, at every look."""
@@ -137,7 +140,7 @@ async def test_letters_that_cannot_be_read_stay_and_hide_none(
 
 
 @pytest.mark.parametrize("who", ["receiver", "figures"])
-async def test_whoever_lacks_the_right_leaves_it_to_others(
+async def test_session_without_rights_leaves_dead_letters_to_others(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     """A session works without; one that may not ask how many letters there are looks for itself."""
@@ -157,5 +160,5 @@ async def test_whoever_lacks_the_right_leaves_it_to_others(
                 await within(task)
         else:
             doubles.broker._queue(pool.runtime.manifest.task_queues[0])
-            await eventually(lambda: not session._context.problems.first)
+            await eventually(lambda: not parts_of(session).context.problems.first)
     assert session.closed

@@ -164,7 +164,9 @@ async def _outcome(task: Task) -> object:
 
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=25), st.integers(0, 3))
 @settings(max_examples=40)
-async def test_the_books_balance_in_any_weather(steps: list[tuple[str, int]], unclaimed: int) -> None:
+async def test_every_task_has_one_outcome_under_random_faults(
+    steps: list[tuple[str, int]], unclaimed: int
+) -> None:
     """Each task has one outcome, shown at most once; no message and no blob is left."""
     doubles = Doubles()
 

@@ -13,6 +13,7 @@ from batchflow.errors import BrokerError, SessionClosed, StorageError
 from batchflow.model import Status
 from batchflow.session import Session
 from tests.support.client_doubles import Agent, Doubles
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 AWAY = BrokerError("connection refused", retryable=True)
@@ -46,9 +47,7 @@ def take_broker_away(doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> Calla
     return lambda: monkeypatch.setattr(doubles.broker, "mailbox", mailbox)
 
 
-async def test_a_broker_that_takes_no_tasks_is_told_to_each_who_waits(
-    session: Session, doubles: Doubles
-) -> None:
+async def test_refused_sends_fail_every_waiting_call(session: Session, doubles: Doubles) -> None:
     """Whether they wait for room, for acceptance or for an outcome; back again, it gets the same messages.
 
     `flush` used to warn and to wait for ever.
@@ -77,7 +76,7 @@ async def test_a_broker_that_takes_no_tasks_is_told_to_each_who_waits(
     assert [task.status for task in tasks] == [Status.SENDING] * 3
     assert "connection refused" in str(await session.explain())
     doubles.broker.faults.clear()
-    await eventually(lambda: not session._context.problems.first)
+    await eventually(lambda: not parts_of(session).context.problems.first)
     await within(session.flush())
     await within(tasks[0].accepted())
     assert len({message.message_id for message in doubles.broker.tried}) == 3
@@ -85,7 +84,7 @@ async def test_a_broker_that_takes_no_tasks_is_told_to_each_who_waits(
     assert [event.kind for event in told][-1] == "info"
 
 
-async def test_a_broker_that_hands_out_no_mail_is_told(
+async def test_failed_receives_fail_every_waiting_call(
     session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for an outcome gets the error; the outcome comes when the broker is back."""
@@ -99,11 +98,11 @@ async def test_a_broker_that_hands_out_no_mail_is_told(
             await within(wait)
     await agent.answer(item, value="at last")
     bring_back()
-    await eventually(lambda: not session._context.problems.first)
+    await eventually(lambda: not parts_of(session).context.problems.first)
     assert await within(task) == "at last"
 
 
-async def test_a_result_that_storage_does_not_give_is_told(session: Session, doubles: Doubles) -> None:
+async def test_failed_fetch_of_a_result_fails_waiting_calls(session: Session, doubles: Doubles) -> None:
     """Whoever waits gets the error; the result comes when storage is back."""
     agent = Agent(doubles, session.pool)
     doubles.storage.faults["get", "results/"] = [StorageError("busy", retryable=True)] * 1000
@@ -114,11 +113,11 @@ async def test_a_result_that_storage_does_not_give_is_told(session: Session, dou
     with pytest.raises(StorageError, match=r"fetched from storage.*busy"):
         await within(waiting)
     doubles.storage.faults.clear()
-    await eventually(lambda: not session._context.problems.first)
+    await eventually(lambda: not parts_of(session).context.problems.first)
     assert await within(task) == "large"
 
 
-async def test_an_outage_shorter_than_ones_patience_is_nobodys_error(
+async def test_outage_shorter_than_patience_raises_no_error(
     connect: Callable[..., Client], doubles: Doubles
 ) -> None:
     """It costs time, and an event."""

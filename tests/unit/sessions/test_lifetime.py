@@ -30,6 +30,7 @@ from batchflow.protocol.layout import cancellation_blob, session_blob
 from batchflow.session import Session
 from batchflow.settings import PoolSettings
 from tests.support.client_doubles import Agent, Doubles, argument_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 # ---- opening and closing
@@ -42,7 +43,7 @@ async def test_opened_and_closed_in_different_tasks(pool: Pool, serving: Agent) 
         return await asyncio.create_task(work())  # type: ignore[arg-type]
 
     session = pool.session("c")
-    await cell(session._open)
+    await cell(session.__aenter__)
     assert await cell(lambda: within(session.run("x.py", args=1))) == [1]
     await cell(session.aclose)
     assert session.closed
@@ -59,7 +60,7 @@ async def test_opened_and_closed_by_a_fixture(yielded: Session, serving: Agent) 
     assert await within(yielded.run("x.py", args=1)) == [1]
 
 
-async def test_before_it_is_opened(pool: Pool) -> None:
+async def test_unopened_session_refuses_calls(pool: Pool) -> None:
     """It says what is missing."""
     session = pool.session("c")
     with pytest.raises(SessionClosed, match="not opened"):
@@ -129,7 +130,7 @@ async def test_closing_reports_what_was_not_accepted(pool: Pool, doubles: Double
     assert session.counts == Counts(sending=3)
 
 
-async def test_closing_is_bounded_whatever_hangs(pool: Pool, agent: Agent, doubles: Doubles) -> None:
+async def test_closing_is_bounded_when_a_service_hangs(pool: Pool, agent: Agent, doubles: Doubles) -> None:
     """A broker and a storage that do not answer cannot hold it."""
     session = await pool.session("c")
     session.close_timeout = 0.2
@@ -144,7 +145,7 @@ async def test_closing_is_bounded_whatever_hangs(pool: Pool, agent: Agent, doubl
     doubles.broker.gate.set()
 
 
-async def test_mail_that_was_read_is_completed_before_the_end(pool: Pool, agent: Agent) -> None:
+async def test_delivered_messages_are_completed_before_the_end(pool: Pool, agent: Agent) -> None:
     """The next holder of the mailbox does not see it again; what nobody had read it does."""
     async with pool.session("c") as first:
         tasks = await first.submit_many("x.py", range(60), task_id="label", tag={"k": 1})
@@ -237,16 +238,14 @@ async def test_a_mailbox_in_use_names_its_holder(pool: Pool, session: Session, d
     await eventually(lambda: doubles.storage.names("sessions/"))
     for _ in range(2):
         with pytest.raises(MailboxInUse, match=r"default/client_1.*process"):
-            await within(pool.session("client_1")._open())
+            await within(pool.session("client_1"))
         assert doubles.storage.names("sessions/") == [session_blob("default", "client_1")]
         assert doubles.storage.names("cancel/") == [cancellation_blob("default", "client_1")]
     async with pool.session("client_1", job="other"), pool.session("client_2"):
         pass
 
 
-async def test_the_mailbox_of_a_dead_client_is_waited_for(
-    pool: Pool, session: Session, doubles: Doubles
-) -> None:
+async def test_lock_of_a_dead_client_is_waited_for(pool: Pool, session: Session, doubles: Doubles) -> None:
     """Its last sign of life is old, its lock runs out."""
     old = Presence("a machine that is gone", "dead", 1.0, 5.0)
     presence = session_blob("default", "c")
@@ -254,24 +253,24 @@ async def test_the_mailbox_of_a_dead_client_is_waited_for(
     broker = doubles.broker
     broker.advance(20)
     lock = await broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c")
-    attachment = asyncio.ensure_future(pool.session("c")._open())
+    opening = asyncio.ensure_future(pool.session("c"))
     await eventually(lambda: ("get", presence) in doubles.storage.calls)
-    assert not attachment.done()
+    assert not opening.done()
     broker.advance(60)
-    opened = await within(attachment)
+    opened = await within(opening)
     assert not opened.closed
     await opened.aclose()
     await lock.aclose()
 
 
-async def test_a_mailbox_whose_holder_is_silent_is_not_waited_for_for_ever(
+async def test_wait_for_a_silent_holders_lock_is_bounded(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody renews the lock and tells nobody who: that is said."""
     monkeypatch.setattr("batchflow.sessions.receiver._LOCK_GRACE", -1000.0)
     async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c"):
         with pytest.raises(MailboxInUse, match="no sign of life"):
-            await within(pool.session("c")._open())
+            await within(pool.session("c"))
 
 
 async def test_a_lost_mailbox_is_opened_again(session: Session, agent: Agent, doubles: Doubles) -> None:
@@ -288,9 +287,9 @@ async def test_a_lost_mailbox_is_opened_again(session: Session, agent: Agent, do
 
 async def lose_mailbox(session: Session, doubles: Doubles) -> None:
     """Return when it was lost and opened again."""
-    lost = session._receiver._mailbox
+    lost = parts_of(session).receiver.mailbox
     doubles.broker.advance(60)
-    await eventually(lambda: session._receiver._mailbox not in (None, lost))
+    await eventually(lambda: parts_of(session).receiver.mailbox not in (None, lost))
 
 
 async def test_the_mailbox_is_held_by_renewing_its_lock(
@@ -302,7 +301,7 @@ async def test_the_mailbox_is_held_by_renewing_its_lock(
     async with client:
         pool = await client.ensure_pool("quiet", files={"x.py": b""})
         async with pool.session("c") as session:
-            mailbox = session._receiver._mailbox
+            mailbox = parts_of(session).receiver.mailbox
             assert mailbox is not None
             renewals = 0
             renew = mailbox.renew
@@ -314,7 +313,7 @@ async def test_the_mailbox_is_held_by_renewing_its_lock(
 
             monkeypatch.setattr(mailbox, "renew", counted)
             await eventually(lambda: renewals >= 4)
-            assert session._receiver._mailbox is mailbox
+            assert parts_of(session).receiver.mailbox is mailbox
 
 
 async def test_unread_results_survive_the_loss_of_the_mailbox(
@@ -337,7 +336,10 @@ async def test_unread_results_survive_the_loss_of_the_mailbox(
         await until_empty(session, but=2)
         await lose_mailbox(session, doubles)
         await eventually(
-            lambda: session._receiver._state.held == 2 and not session._receiver._state.undelivered
+            lambda: (
+                parts_of(session).receiver.state.held == 2
+                and not parts_of(session).receiver.state.undelivered
+            )
         )
         await until_empty(session, but=2)
         assert doubles.storage.names("results/")
@@ -347,7 +349,9 @@ async def test_unread_results_survive_the_loss_of_the_mailbox(
         assert session.take() == []
 
 
-async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent, doubles: Doubles) -> None:
+async def test_results_of_an_earlier_holder_are_delivered_once(
+    pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
     """Though it comes again after a loss, or twice from two agents."""
     async with pool.session("c") as first:
         await first.submit_many("x.py", range(2))
@@ -358,10 +362,12 @@ async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent,
     async with pool.session("c") as second:
         stream = second.results(follow=True)
         assert (await within(anext(stream))).value == "one"
-        await eventually(lambda: len(second._context.tracker.unclaimed) == 1)
+        await eventually(lambda: len(parts_of(second).context.tracker.unclaimed) == 1)
         await lose_mailbox(second, doubles)
         await eventually(
-            lambda: second._receiver._state.held == 1 and not second._receiver._state.undelivered
+            lambda: (
+                parts_of(second).receiver.state.held == 1 and not parts_of(second).receiver.state.undelivered
+            )
         )
         await agent.answer(items[0], value="one more")
         assert (await within(anext(stream))).value == "two"
@@ -369,7 +375,7 @@ async def test_mail_of_an_earlier_holder_is_shown_once(pool: Pool, agent: Agent,
         assert second.take() == []
 
 
-async def test_a_mailbox_that_a_living_client_took_over_is_told(
+async def test_mailbox_taken_over_by_a_living_client_ends_the_session(
     pool: Pool, agent: Agent, doubles: Doubles
 ) -> None:
     """The session ends and says who has it, instead of waiting in silence."""
@@ -391,18 +397,16 @@ async def test_a_mailbox_that_a_living_client_took_over_is_told(
     await thief.aclose()
 
 
-async def test_mail_that_came_while_the_process_stood_still_is_not_taken_for_its_own(
-    session: Session, agent: Agent
-) -> None:
+async def test_paused_process_reopens_the_mailbox_before_it_delivers(session: Session, agent: Agent) -> None:
     """Somebody else may have the mailbox by then: it is opened again first, and the mail comes there."""
     events = session.events()
-    mailbox = session._receiver._mailbox
+    mailbox = parts_of(session).receiver.mailbox
     task = await session.submit("x.py")
     (item,) = await agent.take()
-    session._receiver._ours_until = 0.0
+    parts_of(session).receiver.ours_until = 0.0
     await agent.answer(item, value="once")
     assert await within(task) == "once"
-    assert session._receiver._mailbox is not mailbox
+    assert parts_of(session).receiver.mailbox is not mailbox
     assert "was not renewed in time" in (await within(anext(events))).message
     await until_empty(session)
 
@@ -415,15 +419,13 @@ async def test_a_session_starts_the_agents(session: Session, doubles: Doubles) -
     await eventually(lambda: sum(map(len, doubles.compute.jobs.values())) == 2)
 
 
-async def test_no_agents_is_said_to_everybody_who_waits(
-    client: Client, doubles: Doubles, agent: Agent
-) -> None:
+async def test_missing_agents_fail_every_waiting_call(client: Client, doubles: Doubles, agent: Agent) -> None:
     """They cannot be started and none lives: not a silent wait. When one lives, it has gone."""
     pool = await client.ensure_pool("empty")
     agent = Agent(doubles, pool)
     doubles.compute.fault = PoolError("the quota is used up")
     async with pool.session("c") as session:
-        await eventually(lambda: session._context.problems.first)
+        await eventually(lambda: parts_of(session).context.problems.first)
         task = await session.submit("x.py")
         await within(task.accepted())
         for wait in (task.outcome(), anext(session.results()), anext(session.map("x.py", [1]))):
@@ -431,14 +433,14 @@ async def test_no_agents_is_said_to_everybody_who_waits(
                 await within(wait)
         assert "quota" in str(await session.explain())
         await agent.beat()
-        await eventually(lambda: session._context.problems.first is None)
+        await eventually(lambda: parts_of(session).context.problems.first is None)
         items = await agent.take(1)
         waiting = asyncio.ensure_future(task.outcome())
         await agent.answer(items[0], value="at last")
         assert (await within(waiting)).value == "at last"
 
 
-async def test_a_batch_pool_that_is_gone_is_said_to_everybody_who_waits(
+async def test_deleted_batch_pool_fails_every_waiting_call(
     session: Session, agent: Agent, doubles: Doubles
 ) -> None:
     """Somebody deleted the machines under a session: an error that names the pool, in the time of a look."""
@@ -471,7 +473,7 @@ async def test_a_client_without_rights_on_batch_is_content_with_agents_that_live
     doubles.compute.fault = PoolError("forbidden")
     async with pool.session("c") as session:
         assert await within(session.run("x.py", args=1)) == [1]
-        assert session._context.problems.first is None
+        assert parts_of(session).context.problems.first is None
 
 
 async def test_agents_that_cannot_be_made_do_not_end_the_session(
@@ -489,17 +491,17 @@ async def test_agents_that_cannot_be_made_do_not_end_the_session(
     pool = await client.ensure_pool("bare")
     agent = Agent(doubles, pool)
     async with pool.session("c") as session:
-        await eventually(lambda: session._context.problems.first)
+        await eventually(lambda: parts_of(session).context.problems.first)
         task = await session.submit("x.py")
         with pytest.raises(NoAgents, match="no pip"):
             await within(task.outcome())
         await agent.beat()
-        await eventually(lambda: session._context.problems.first is None)
+        await eventually(lambda: parts_of(session).context.problems.first is None)
         await agent.answer(*await agent.take(), value=1)
         assert await within(task) == 1
 
 
-async def test_agents_that_vanish_are_told(
+async def test_vanished_agents_are_a_problem(
     session: Session, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the time that started agents have."""
@@ -513,9 +515,9 @@ async def test_agents_that_vanish_are_told(
 async def test_the_slots_that_are_known_spread_the_tasks(session: Session, agent: Agent) -> None:
     """A known short command rides in as many messages as there are slots."""
     await agent.beat(slots=4)
-    session._context.policy.seen("x.py", 0.001)
+    parts_of(session).context.policy.seen("x.py", 0.001)
     first = await session.submit("x.py")
-    await eventually(lambda: session._context.policy.slots == 4)
+    await eventually(lambda: parts_of(session).context.policy.slots == 4)
     await agent.take(1)
     await session.submit_many("x.py", range(40))
     await agent.take(40)
@@ -523,7 +525,7 @@ async def test_the_slots_that_are_known_spread_the_tasks(session: Session, agent
     await within(first.accepted())
 
 
-async def test_agents_of_another_version_are_told_once(pool: Pool, agent: Agent) -> None:
+async def test_agents_of_another_version_are_warned_of_once(pool: Pool, agent: Agent) -> None:
     """At the first look, though nothing was submitted; tasks run all the same."""
     await agent.beat(versions={"batchflow": "0.0.1"})
     session = pool.session("c")
@@ -531,7 +533,7 @@ async def test_agents_of_another_version_are_told_once(pool: Pool, agent: Agent)
     async with session:
         event = await within(anext(events))
         assert "1 of 1 agents are of batchflow 0.0.1" in event.message
-        await session._agents._meet()
+        await parts_of(session).agents.meet()
         assert not events._queue
         task = await session.submit("x.py")
         await agent.answer(*await agent.take(), value=1)
@@ -633,14 +635,12 @@ async def test_tasks_for_a_queue_that_is_gone_have_their_outcome(session: Sessio
 
 async def a_minute_passes(doubles: Doubles, *sessions: Session) -> None:
     """Nobody has renewed anything meanwhile: the mailboxes are lost and opened again."""
-    lost = [session._receiver._mailbox for session in sessions]
+    lost = [parts_of(session).receiver.mailbox for session in sessions]
     doubles.broker.advance(60)
-    await eventually(lambda: all(each._receiver._mailbox not in (None, *lost) for each in sessions))
+    await eventually(lambda: all(parts_of(each).receiver.mailbox not in (None, *lost) for each in sessions))
 
 
-async def test_a_reader_who_is_absent_for_an_hour_costs_nobody_anything(
-    pool: Pool, agent: Agent, doubles: Doubles
-) -> None:
+async def test_absent_reader_loses_and_delays_nothing(pool: Pool, agent: Agent, doubles: Doubles) -> None:
     """Mail goes on coming in, others work, and the reader has all of it when he comes back."""
     async with pool.session("absent") as absent, pool.session("busy") as busy:
         await absent.submit_many("x.py", range(60))

@@ -106,7 +106,7 @@ def a_record(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
 # ---- settling
 
 
-def test_a_message_is_due_when_its_last_outcome_was_handed_over() -> None:
+def test_message_is_completable_when_its_last_outcome_was_delivered() -> None:
     """Not before, and once."""
     desk = Desk(2)
     first, second = result(0, "a"), result(1, "b")
@@ -121,7 +121,7 @@ def test_a_message_is_due_when_its_last_outcome_was_handed_over() -> None:
     assert (desk.state.held, desk.state.held_bytes) == (0, 0)
 
 
-def test_a_message_without_an_outcome_is_due_at_once() -> None:
+def test_message_without_an_outcome_is_completable_at_once() -> None:
     """Events are told, and what cannot be read is dropped, and said so."""
     desk = Desk()
     event = wire.encode(EventItem(make_uid("me", 0), "t", "log", "hello", 1.0))
@@ -134,7 +134,7 @@ def test_a_message_without_an_outcome_is_due_at_once() -> None:
     assert desk.state.held == 0
 
 
-def test_what_may_not_be_completed_yet_keeps_its_place() -> None:
+def test_messages_put_back_keep_their_place() -> None:
     """Letters that are put back come before those that became due meanwhile."""
     desk = Desk(2)
     desk.state.accept(message("first", result(0)))
@@ -168,7 +168,7 @@ def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, ag
 # ---- showing once
 
 
-def test_a_duplicate_is_completed_and_says_nothing() -> None:
+def test_duplicate_is_completed_and_changes_nothing() -> None:
     """The first outcome is the one; the second is due at once, and tells that an agent knows of the task."""
     desk = Desk(1, record=(record := a_record()))
     desk.state.accept(message("first", result(0, "one")))
@@ -179,7 +179,7 @@ def test_a_duplicate_is_completed_and_says_nothing() -> None:
     assert record.is_consumed(make_uid("me", 0))
 
 
-def test_what_was_not_read_waits_for_the_mail_that_comes_again() -> None:
+def test_unread_outcome_waits_for_its_redelivered_message() -> None:
     """After the mailbox was lost its new message is held, and completed when it was read."""
     desk = Desk(1, record=a_record())
     desk.state.accept(message("first", result(0, "one")))
@@ -193,7 +193,7 @@ def test_what_was_not_read_waits_for_the_mail_that_comes_again() -> None:
     assert desk.state.take_completable() == [again]
 
 
-def test_reading_after_a_loss_completes_nothing_of_the_lost_opening() -> None:
+def test_reading_after_a_loss_completes_no_message_of_the_lost_attachment() -> None:
     """What was read before its mail came again is a duplicate then."""
     desk = Desk(1, record=a_record())
     desk.state.accept(message("first", result(0, "one")))
@@ -207,7 +207,7 @@ def test_reading_after_a_loss_completes_nothing_of_the_lost_opening() -> None:
     assert desk.read() == []
 
 
-def test_an_outcome_of_the_sessions_own_takes_the_receipt_of_its_mail() -> None:
+def test_own_outcome_takes_the_acknowledgement_of_a_late_message() -> None:
     """An agent's word for a cancelled task is held until the cancellation was read."""
     desk = Desk(1, record=(record := a_record()))
     entry = desk.tracker.find(0)
@@ -225,7 +225,7 @@ def test_an_outcome_of_the_sessions_own_takes_the_receipt_of_its_mail() -> None:
 # ---- adopting
 
 
-def test_mail_of_an_earlier_holder_is_adopted_once() -> None:
+def test_result_of_an_earlier_holder_is_adopted_once() -> None:
     """It is counted among ours where it was owed, and marked where its holder may have shown it."""
     desk = Desk(record=a_record(submitted=1))
     desk.tracker.expect(1)
@@ -242,7 +242,7 @@ def test_mail_of_an_earlier_holder_is_adopted_once() -> None:
     assert len(desk.tracker) == 0
 
 
-def test_mail_of_an_earlier_holder_is_nothing_to_a_session_without_a_name() -> None:
+def test_unnamed_session_drops_results_of_earlier_holders() -> None:
     """It has no account; the message is completed."""
     desk = Desk()
     desk.state.accept(message("first", result(0, incarnation="old")))
@@ -256,7 +256,7 @@ class Journal(set[str]):
     record = set.add
 
 
-def test_what_the_journal_knows_is_owed_no_longer() -> None:
+def test_outcome_in_the_journal_is_owed_no_longer() -> None:
     """The ledger was not saved before the crash; the journal counts more, and the outcome is not awaited."""
     journal = Journal([make_uid("old", 0)])
     desk = Desk(record=(record := a_record(submitted=1, journal=journal)))
@@ -337,7 +337,7 @@ def test_where_there_is_nothing_to_fetch_the_next_outcome_counts() -> None:
     assert not desk.state.fetching
 
 
-def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
+def test_duplicate_keeps_the_blob_of_an_undelivered_outcome() -> None:
     """The blob goes with the message that is held, for that one comes again should this session die.
 
     It used to go with the duplicate, which is completed at once: the value was lost to the next holder, and
@@ -357,7 +357,7 @@ def test_a_duplicate_takes_no_blob_from_an_outcome_that_nobody_has() -> None:
     assert other.blobs == ["results/0.json"]
 
 
-def test_a_result_that_was_fetched_while_the_mailbox_was_lost_is_known_when_it_comes_again() -> None:
+def test_result_fetched_during_a_loss_takes_its_redelivered_message() -> None:
     """It is not shown twice, and its new message is completed when it was read."""
     desk = Desk(1, record=a_record())
     desk.state.accept(message("first", result(0, Reference("results/0.json", 5))))
@@ -373,7 +373,7 @@ def test_a_result_that_was_fetched_while_the_mailbox_was_lost_is_known_when_it_c
     assert desk.state.take_completable() == [again]
 
 
-def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_again() -> None:
+def test_fetch_of_a_lost_attachment_completes_no_redelivered_message() -> None:
     """A duplicate that was fetched late used to take the place of the message that is to be held.
 
     That one was then completed unread, and the outcome was lost with the process.
@@ -391,7 +391,7 @@ def test_a_fetch_that_outlives_its_mailbox_takes_nothing_from_mail_that_comes_ag
     assert desk.state.take_completable() == [again]
 
 
-def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> None:
+def test_missing_blob_fails_its_result_while_the_mailbox_is_held() -> None:
     """After a loss it says nothing: whoever had the mailbox may have shown the result, and removed the blob.
 
     A client that stood still used to show a failure of what another one had shown as a success.
@@ -418,7 +418,7 @@ def test_a_blob_that_is_gone_fails_its_result_while_the_mailbox_is_ours() -> Non
 @pytest.mark.parametrize(
     "limits", [UnreadLimits(1, 99, 10**9), UnreadLimits(99, 1, 10**9), UnreadLimits(99, 99, 1)]
 )
-def test_what_nobody_reads_goes_to_disk(limits: UnreadLimits) -> None:
+def test_unread_outcomes_spill_to_disk(limits: UnreadLimits) -> None:
     """Past so many messages, outcomes or bytes; without an account their messages are due then."""
     desk = Desk(2, limits=limits)
     for sequence in range(2):
@@ -429,7 +429,7 @@ def test_what_nobody_reads_goes_to_disk(limits: UnreadLimits) -> None:
     assert desk.spill() == 0
 
 
-def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None:
+def test_spilled_outcome_of_a_named_session_stays_in_the_mailbox() -> None:
     """The file dies with the process: the message is completed when the outcome was read."""
     desk = Desk(1, limits=UnreadLimits(0, 99, 10**9), record=a_record())
     desk.state.accept(message("first", result(0, "a")))
@@ -444,7 +444,7 @@ def test_what_is_on_disk_stays_in_the_mailbox_of_a_session_with_a_name() -> None
 # ---- what was read
 
 
-def test_what_was_read_is_not_held() -> None:
+def test_read_results_are_freed() -> None:
     """With the last outcome of a message all that it brought goes."""
     desk = Desk(3)
     desk.state.accept(message("first", result(0), result(1), result(2)))
@@ -454,7 +454,7 @@ def test_what_was_read_is_not_held() -> None:
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, 1024), (300_000, 5)])
-def test_what_was_read_goes_also_behind_what_nobody_reads(size: int, most: int) -> None:
+def test_read_results_are_freed_behind_an_unread_one(size: int, most: int) -> None:
     """Not each at once: past so many of them, or so many bytes."""
     number = 1500 if most > 5 else 40
     desk = Desk(number)
@@ -467,7 +467,7 @@ def test_what_was_read_goes_also_behind_what_nobody_reads(size: int, most: int) 
     assert desk.state.fresh[0].sequence == 0
 
 
-def test_the_bytes_of_what_is_due_are_known() -> None:
+def test_bytes_of_completable_messages_are_counted() -> None:
     """The broker's client holds them until then."""
     desk = Desk(2)
     for sequence in range(2):

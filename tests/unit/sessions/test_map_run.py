@@ -20,6 +20,7 @@ from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
 from batchflow.sessions.tracker import Entry
 from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 
@@ -54,11 +55,9 @@ async def test_as_they_come_or_in_order(session: Session, agent: Agent) -> None:
         assert await within(reading) == ([0, 1, 2, 3] if ordered else [3, 2, 1, 0])
 
 
-async def test_the_end_of_a_list_is_known_until_something_is_submitted(
-    session: Session, serving: Agent
-) -> None:
+async def test_end_of_burst_is_set_until_the_next_submit(session: Session, serving: Agent) -> None:
     """Its last packs are cut finer: a session tells that no more is coming, as far as it knows."""
-    tracker = session._context.tracker
+    tracker = parts_of(session).context.tracker
     for _ in range(2):
         assert not tracker.end_of_burst
         async with asyncio.timeout(20):
@@ -146,7 +145,7 @@ class Inputs(list[int]):
     """Can be watched."""
 
 
-async def test_what_a_map_took_and_gave_is_given_back(session: Session, serving: Agent) -> None:
+async def test_map_frees_inputs_and_read_results(session: Session, serving: Agent) -> None:
     """The session goes on and the stream is kept, and neither holds inputs or outcomes."""
     inputs = Inputs(range(20))
     watched = weakref.ref(inputs)
@@ -199,7 +198,7 @@ async def test_options_that_can_never_be_sent_are_refused_at_once(session: Sessi
         session.map("x.py", [1], no_such_option=1)  # type: ignore[call-arg]
 
 
-async def test_its_results_come_to_nobody_else(session: Session, agent: Agent) -> None:
+async def test_map_results_do_not_come_to_other_readers(session: Session, agent: Agent) -> None:
     """`results()` and `take()` do not see them."""
     reading = asyncio.ensure_future(values(session.map("x.py", range(3))))
     plain = await session.submit("x.py", args="plain")
@@ -256,7 +255,7 @@ async def test_a_dropped_stream_cancels_what_it_had_submitted(session: Session, 
     await agent.answer(items[3], value=3)
     assert await within(reading) == 3
     gc.collect()
-    await eventually(lambda: session._cancellations._written)
+    await eventually(lambda: parts_of(session).cancellations.written)
     assert await cancelled_numbers(session) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
@@ -286,7 +285,7 @@ async def test_leaving_it_in_a_cancelled_scope_still_cancels(session: Session, a
     assert await cancelled_numbers(session) == [0, 1, 2, 3, 4]
 
 
-async def test_what_nobody_will_read_is_settled(session: Session, agent: Agent) -> None:
+async def test_results_of_a_closed_map_are_completed(session: Session, agent: Agent) -> None:
     """Results of a left map, unread or late, do not stay in the mailbox, ordered or not."""
     for ordered in (False, True):
         async with session.map("x.py", range(6), ordered=ordered) as stream:

@@ -18,6 +18,7 @@ from batchflow.session import Session
 from batchflow.sessions.checkpoint import Checkpoint
 from batchflow.sessions.checkpoint_store import CheckpointStore, Journal
 from tests.support.client_doubles import Agent, Doubles, result_of, until_empty
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 
@@ -32,20 +33,20 @@ async def nothing_at_all() -> None:
 
 async def die(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the process had been killed: nothing is saved or completed any more, the lock runs out."""
-    mailbox = session._receiver._mailbox
+    mailbox = parts_of(session).receiver.mailbox
 
     async def nothing(*_: object) -> None:
         raise LeaseLost("the process was killed")
 
     for name in ("complete", "renew", "get_state", "set_state"):
         monkeypatch.setattr(mailbox, name, nothing)
-    monkeypatch.setattr(session._receiver, "_reopen", nothing)
-    monkeypatch.setattr(session._presence, "release", nothing_at_all)
+    monkeypatch.setattr(parts_of(session).receiver, "_reopen", nothing)
+    monkeypatch.setattr(parts_of(session).presence, "release", nothing_at_all)
     await session.aclose()
     doubles.broker.advance(60)
 
 
-async def test_results_end_by_the_ledger(pool: Pool, agent: Agent) -> None:
+async def test_results_end_when_all_owed_outcomes_came(pool: Pool, agent: Agent) -> None:
     """What was submitted and not read is waited for, and with the last of it the stream ends."""
     async with pool.session("c") as first:
         await first.submit_many("x.py", range(5))
@@ -64,7 +65,7 @@ async def test_results_end_by_the_ledger(pool: Pool, agent: Agent) -> None:
         assert [result async for result in third.results()] == []
 
 
-async def test_closed_before_its_ledger_was_read_it_is_waited_for(
+async def test_closing_waits_until_the_checkpoint_was_read(
     pool: Pool, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session that is closed at once, without `flush`, leaves a ledger by which the next one waits.
@@ -115,7 +116,7 @@ async def test_after_a_crash_nothing_is_lost(
     items = await agent.take(4)
     await agent.answer(items[0])
     await read(first, 1)
-    await first._receiver.flush_settlements(1.0)
+    await parts_of(first).receiver.flush_settlements(1.0)
     await agent.answer(items[1])
     await read(first, 1)
     await die(first, doubles, monkeypatch)
@@ -126,7 +127,7 @@ async def test_after_a_crash_nothing_is_lost(
     assert {result.value[0]: result.repeated for result in results} == {1: True, 2: False, 3: False}
 
 
-async def test_what_was_spilled_is_not_lost_in_a_crash(
+async def test_spilled_outcomes_survive_a_crash(
     pool: Pool,
     agent: Agent,
     doubles: Doubles,
@@ -149,13 +150,13 @@ async def test_what_was_spilled_is_not_lost_in_a_crash(
         doubles.broker.advance(60)
         await agent.answer(items[5])
         await eventually(lambda: first.counts.succeeded == 6)
-        await first._receiver.flush_settlements(1.0)
+        await parts_of(first).receiver.flush_settlements(1.0)
         await die(first, doubles, monkeypatch)
         async with pool.session("c") as second:
             assert [result.value async for result in second.results()] == [[n] for n in range(1, 6)]
 
 
-async def test_a_duplicate_of_what_nobody_has_read_is_no_reading(
+async def test_duplicate_of_an_unread_outcome_consumes_nothing(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A task that ran twice has two results; the second one's arrival says nothing of the first one's fate.
@@ -169,14 +170,14 @@ async def test_a_duplicate_of_what_nobody_has_read_is_no_reading(
     await agent.answer(item, value="once")
     await agent.answer(item, value="once more")
     await until_empty(first, but=1)
-    await first._receiver.flush_settlements(1.0)
+    await parts_of(first).receiver.flush_settlements(1.0)
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         assert [result.value async for result in second.results()] == ["once"]
 
 
 @pytest.mark.parametrize("mail_came", [False, True])
-async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
+async def test_unread_cancellation_survives_a_crash(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, mail_came: bool
 ) -> None:
     """What the session told itself, for no agent did, dies with it; the agent's word comes to the next one.
@@ -193,8 +194,8 @@ async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
     confirmation = result_of(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
     if mail_came:
         await agent.post([confirmation])
-        await eventually(lambda: not first._receiver._state.expecting_message)
-    await first._receiver.flush_settlements(1.0)
+        await eventually(lambda: not parts_of(first).receiver.state.expecting_message)
+    await parts_of(first).receiver.flush_settlements(1.0)
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         if not mail_came:
@@ -202,7 +203,7 @@ async def test_a_cancellation_that_nobody_has_read_is_not_lost_in_a_crash(
         assert [result.status async for result in second.results()] == [Status.CANCELLED]
 
 
-async def test_what_was_saved_is_not_shown_again_though_it_was_not_completed(
+async def test_saved_outcome_is_not_delivered_again_from_an_uncompleted_message(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ledger that was saved counts more than a message that comes again."""
@@ -211,14 +212,14 @@ async def test_what_was_saved_is_not_shown_again_though_it_was_not_completed(
     items = await agent.take(2)
     await agent.answer(items[0])
     await read(first, 1)
-    assert await first._receiver.save_checkpoint()
+    assert await parts_of(first).receiver.save_checkpoint()
     await die(first, doubles, monkeypatch)
     async with pool.session("c") as second:
         await agent.answer(items[1])
         assert [result.value async for result in second.results()] == [[1]]
 
 
-async def test_with_a_journal_nothing_is_shown_twice(
+async def test_journal_prevents_a_second_delivery(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """On this host, however late the ledger was saved."""
@@ -237,9 +238,7 @@ async def test_with_a_journal_nothing_is_shown_twice(
     assert [result.value for result in shown] == [[0], [1], [2]]
 
 
-def test_a_journal_has_it_on_the_disk_before_it_is_handed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_journal_is_synced_before_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written, synced, then known: in that order, once for each outcome."""
     path, synced = tmp_path / "shown", list[bytes]()
     monkeypatch.setattr("os.fsync", lambda _: synced.append(path.read_bytes()))
@@ -252,9 +251,7 @@ def test_a_journal_has_it_on_the_disk_before_it_is_handed_over(
     assert path.read_bytes() == b"a:1\na:2\n"
 
 
-def test_what_the_disk_was_waited_for_when_the_process_died_was_not_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsynced_journal_line_counts_as_undelivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed within the sync, where a reader spends most of its time: the outcome used to be lost."""
     path, left = tmp_path / "shown", tmp_path / "left"
     journal = Journal(path)
@@ -267,9 +264,7 @@ def test_what_the_disk_was_waited_for_when_the_process_died_was_not_shown(
     again.close()
 
 
-def test_what_the_disk_does_not_take_is_not_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_journal_write_leaves_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was not shown, and the next line is whole."""
     path = tmp_path / "shown"
     journal = Journal(path)
@@ -288,7 +283,7 @@ def test_what_the_disk_does_not_take_is_not_in_the_way(
     assert path.read_bytes() == b"a:1\na:3\n"
 
 
-def test_a_line_that_was_being_written_when_the_process_died_is_none(tmp_path: Path) -> None:
+def test_unfinished_journal_line_is_removed(tmp_path: Path) -> None:
     """What it begins with was not shown: `a:12`, torn, used to be taken for `a:1`, which was then lost."""
     path = tmp_path / "shown"
     path.write_bytes(b"a:0\na:1")
@@ -315,15 +310,17 @@ async def test_a_journal_that_cannot_be_used_is_refused(pool: Pool, tmp_path: Pa
             pool.session("c", journal=tmp_path / "other")
 
 
-async def test_a_holder_that_was_replaced_is_told(
+async def test_replaced_holder_ends_as_taken_over(
     pool: Pool, connect: Callable[..., Client], agent: Agent, doubles: Doubles
 ) -> None:
     """A paused client that comes back after another one opened and closed its session ends as taken over."""
     first = await pool.session("c")
-    (mailbox,) = [first._receiver._mailbox]
+    (mailbox,) = [parts_of(first).receiver.mailbox]
     assert mailbox is not None
     checkpoint = Checkpoint.decode(await within(mailbox.get_state()))
-    await eventually(lambda: first._checkpoint is not None and first._checkpoint.loaded)
+    store = parts_of(first).checkpoint
+    assert store is not None
+    await eventually(lambda: store.loaded)
     checkpoint = Checkpoint.decode(await mailbox.get_state())
     checkpoint.open("another")
     await mailbox.set_state(checkpoint.encode())
@@ -335,7 +332,7 @@ async def test_a_holder_that_was_replaced_is_told(
         await first.aclose()
 
 
-async def test_a_ledger_of_somebody_else_is_not_written_over(
+async def test_checkpoint_of_another_holder_is_not_overwritten(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A paused holder saves nothing until it knows that nobody had the mailbox meanwhile.
@@ -343,7 +340,7 @@ async def test_a_ledger_of_somebody_else_is_not_written_over(
     It used to save as soon as it had the lock again, so that what its successor had read was shown again.
     """
     session = await pool.session("c")
-    keeper = session._checkpoint
+    keeper = parts_of(session).checkpoint
     assert keeper is not None
     await eventually(lambda: keeper.loaded)
     checking, go_on = asyncio.Event(), asyncio.Event()
@@ -357,16 +354,14 @@ async def test_a_ledger_of_somebody_else_is_not_written_over(
     monkeypatch.setattr(keeper, "check", slow)
     doubles.broker.advance(60)
     await within(checking.wait())
-    assert not await session._receiver.save_checkpoint()
+    assert not await parts_of(session).receiver.save_checkpoint()
     go_on.set()
-    await eventually(lambda: session._receiver.held)
-    assert await session._receiver.save_checkpoint()
+    await eventually(lambda: parts_of(session).receiver.held)
+    assert await parts_of(session).receiver.save_checkpoint()
     await session.aclose()
 
 
-async def test_a_state_that_is_no_ledger_is_told_and_replaced(
-    pool: Pool, agent: Agent, doubles: Doubles
-) -> None:
+async def test_undecodable_state_is_reported_and_replaced(pool: Pool, agent: Agent, doubles: Doubles) -> None:
     """Somebody else's bytes in the mailbox do not keep anybody from using it."""
     queue = pool.runtime.manifest.results_queues[0]
     mailbox = await doubles.broker.mailbox(queue, "default/c")

@@ -13,6 +13,7 @@ from batchflow.errors import BrokerError, ConfigurationError
 from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from tests.support.client_doubles import Agent, Doubles
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 AWAY = BrokerError("connection refused", retryable=True)
@@ -62,10 +63,10 @@ async def test_tasks_take_all_links(session: Session, partly: PartlyAway) -> Non
     await within(session.flush())
     assert len({queue for queue, _ in partly.tried}) == 3
     assert len({name for _, name in partly.tried}) == len(partly.tried)
-    assert session._sender.passed == 30
+    assert parts_of(session).sender.passed == 30
 
 
-async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
+async def test_unavailable_queue_delays_only_its_own_tasks(
     session: Session, partly: PartlyAway, doubles: Doubles
 ) -> None:
     """Tasks go on through the others; what it holds is not told as accepted, and comes when it is back."""
@@ -76,7 +77,7 @@ async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
     await eventually(lambda: any(queue == away for queue, _ in partly.tried))
     await eventually(lambda: sum(task.status is Status.SENDING for task in tasks) <= 2)
     held = next(number for number, task in enumerate(tasks) if task.status is Status.SENDING)
-    assert session._sender.passed == held
+    assert parts_of(session).sender.passed == held
     partly.away.clear()
     await within(session.flush())
     assert all(task.status is Status.QUEUED for task in tasks)
@@ -86,7 +87,7 @@ async def test_a_queue_that_is_away_holds_only_what_was_meant_for_it(
     assert agent.messages == []
 
 
-async def test_one_queue_out_of_three_that_stays_away_is_told(
+async def test_one_unavailable_queue_of_three_fails_waiting_calls(
     connect: Any, partly: PartlyAway, doubles: Doubles
 ) -> None:
     """Though the two others work: whoever waits for what it holds gets the error."""
@@ -96,16 +97,16 @@ async def test_one_queue_out_of_three_that_stays_away_is_told(
             partly.away.add(pool.runtime.manifest.task_queues[2].entity)
             for _ in range(9):
                 await session.submit("x.py")
-            await eventually(lambda: session._context.problems.first)
+            await eventually(lambda: parts_of(session).context.problems.first)
             with pytest.raises(BrokerError, match="tasks3 has taken no tasks"):
                 await within(session.flush())
             partly.away.clear()
-            await eventually(lambda: not session._context.problems.first)
+            await eventually(lambda: not parts_of(session).context.problems.first)
             await within(session.flush())
 
 
 @pytest.mark.parametrize("shards", [0, -1, 21, 1.5])
-async def test_a_number_of_shards_that_makes_no_sense(client: Client, shards: Any) -> None:
+async def test_invalid_number_of_shards_is_refused(client: Client, shards: Any) -> None:
     """Refused before anything is made."""
     with pytest.raises(ConfigurationError, match="shards"):
         await client.create_pool(PoolSpec("sharded", shards=shards))

@@ -40,14 +40,14 @@ def test_outcomes_come_back_in_any_order() -> None:
         assert place.read() == item
 
 
-def test_what_was_spilled_outlives_who_spilled_it() -> None:
+def test_spilled_outcome_outlives_its_session() -> None:
     """A task that somebody still holds keeps its outcome, though its session is gone."""
     spilled = SpillFile().write(FAILED)
     gc.collect()
     assert spilled.read() == FAILED
 
 
-def test_the_file_ends_with_the_last_who_may_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spill_file_ends_with_its_last_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No name on the disk at any time, and no descriptor left when nobody holds an outcome."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -65,7 +65,7 @@ def test_the_file_ends_with_the_last_who_may_read_it(tmp_path: Path, monkeypatch
     assert descriptors() == 0
 
 
-def test_an_unused_one_makes_no_file() -> None:
+def test_unused_spill_file_creates_no_file() -> None:
     """Most sessions never spill."""
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     file = SpillFile()

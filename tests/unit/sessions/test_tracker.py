@@ -247,7 +247,7 @@ def test_an_outcome_of_the_clients_own_proves_no_acceptance(tracker: Tracker) ->
     assert not entry.was_accepted
 
 
-def test_mail_for_an_earlier_holder_is_read_like_ones_own(tracker: Tracker) -> None:
+def test_adopted_outcome_is_delivered_like_an_own_one(tracker: Tracker) -> None:
     """It is handed over once and counts among nobody's tasks."""
     completed: list[str] = []
     earlier = make_entry(7)

@@ -1,0 +1,81 @@
+"""The parts of a session, made in the order in which they need each other."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from batchflow.sessions.agents_watch import AgentsWatch
+from batchflow.sessions.cancellation import Cancellations
+from batchflow.sessions.checkpoint_store import CheckpointStore
+from batchflow.sessions.dead_letters import DeadLetterHandler
+from batchflow.sessions.outcomes import Outcomes
+from batchflow.sessions.presence import PresenceKeeper
+from batchflow.sessions.receiver import ResultReceiver
+from batchflow.sessions.sender import TaskSender
+from batchflow.sessions.submitter import Submitter, task_timeout
+
+if TYPE_CHECKING:
+    from batchflow.model import Explanation
+    from batchflow.sessions.context import SessionContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SessionParts:
+    """A session without its public methods and its supervisor."""
+
+    context: SessionContext
+    outcomes: Outcomes
+    checkpoint: CheckpointStore | None
+    """None in a session that cannot be found again."""
+    sender: TaskSender
+    submitter: Submitter
+    presence: PresenceKeeper
+    receiver: ResultReceiver
+    cancellations: Cancellations
+    agents: AgentsWatch
+    dead_letters: DeadLetterHandler
+
+    @classmethod
+    def create(
+        cls,
+        context: SessionContext,
+        *,
+        found_again: bool,
+        journal: str | PathLike[str] | None,
+        timeout: float | None,
+        start_agents: Callable[[], Awaitable[None]],
+        explain: Callable[[], Awaitable[Explanation]],
+    ) -> SessionParts:
+        """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
+
+        `found_again`: the user gave the session's name, by which a later session finds its mailbox.
+        """
+        timeout = task_timeout(timeout, context.settings)
+        checkpoint = CheckpointStore(context, journal) if found_again else None
+        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
+        sender = TaskSender(context, outcomes)
+        presence = PresenceKeeper(context)
+        receiver = ResultReceiver(
+            context,
+            outcomes,
+            checkpoint,
+            living_holder=presence.living_holder,
+            confirmed=lambda sequence: cancellations.confirmed(sequence),
+            passed=lambda: sender.passed,
+        )
+        cancellations = Cancellations(context, outcomes, receiver.expect_message)
+        return cls(
+            context=context,
+            outcomes=outcomes,
+            checkpoint=checkpoint,
+            sender=sender,
+            submitter=Submitter(context, outcomes, sender.wake, timeout),
+            presence=presence,
+            receiver=receiver,
+            cancellations=cancellations,
+            agents=AgentsWatch(context, start=start_agents, explain=explain),
+            dead_letters=DeadLetterHandler(context),
+        )
