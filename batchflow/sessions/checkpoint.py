@@ -46,9 +46,9 @@ class DeliveryRecord:
 
     def __init__(self, incarnation: str, journal: DeliveryJournal | None = None) -> None:
         self.incarnation = incarnation
-        self.loaded = False
+        self.loaded: bool = False
         """Whether it is known what earlier holders are owed."""
-        self.checkpoint = Checkpoint(incarnations={incarnation: IncarnationProgress()})
+        self.checkpoint: Checkpoint = Checkpoint(incarnations={incarnation: IncarnationProgress()})
         self._journal = journal
         self._dirty = False
 

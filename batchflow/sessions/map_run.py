@@ -48,10 +48,10 @@ class MapRun:
         self._early: dict[int, Entry] = {}
         """Done before their turn, in an ordered map."""
         self._open: set[Entry] = set()
-        self.total = len(inputs) if isinstance(inputs, Sized) else None
+        self.total: int | None = len(inputs) if isinstance(inputs, Sized) else None
         """How many inputs there are, if that is known before they are read."""
-        self.submitted = 0
-        self.yielded = 0
+        self.submitted: int = 0
+        self.yielded: int = 0
 
     def start(self) -> None:
         if self._pump is None:

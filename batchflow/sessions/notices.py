@@ -22,9 +22,9 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self.change = ChangeNotifier()
+        self.change: ChangeNotifier = ChangeNotifier()
         """Notified when there is a new event, or when none comes any more."""
-        self.dropped = 0
+        self.dropped: int = 0
         """Events that were dropped unread."""
 
     def __len__(self) -> int:

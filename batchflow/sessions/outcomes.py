@@ -32,9 +32,9 @@ class Outcomes:
         self._lifetime = context.lifetime
         self._problems = context.problems
         self._record = record
-        self.change = ChangeNotifier()
+        self.change: ChangeNotifier = ChangeNotifier()
         """Notified when something happened that a reader of results may care for."""
-        self.room = ChangeNotifier()
+        self.room: ChangeNotifier = ChangeNotifier()
         """Notified when something has left the outbox, or never will."""
         self._waiters = Waiters()
         """Calls that wait for a task's outcome."""
