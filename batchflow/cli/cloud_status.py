@@ -22,7 +22,7 @@ _INTERVAL: Final = 1.0
 
 
 async def show(settings: Settings, stop: asyncio.Event) -> None:
-    """Until `stop`: a live status on a terminal, nothing elsewhere."""
+    """Show a live status on a terminal until `stop` is set; elsewhere only wait."""
     if not terminal.is_live(sys.stderr):
         await stop.wait()
         return

@@ -43,17 +43,17 @@ class Invocation:
 
     @property
     def exit_code(self) -> int:
-        """Of a command that was interrupted."""
+        """The exit code of a command that was interrupted."""
         return Exit.INTERRUPTED if self.running is None else self.running.exit_code
 
     def report(self, text: str, **document: Any) -> None:
-        """Say what was done: in words on stderr, and as an object on stdout where JSON is asked for."""
+        """Report what was done: in words on stderr, and as an object on stdout where JSON is asked for."""
         terminal.note(text)
         if self.as_json:
             terminal.write_json(document)
 
     def configuration(self) -> Configuration:
-        """Raises `ConfigurationError`."""
+        """Read the configuration of this command. Raises `ConfigurationError`."""
         from batchflow.config.project_file import load_configuration
 
         return load_configuration(self.config, profile=self.profile, environment=os.environ)
@@ -116,14 +116,14 @@ def common_options() -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """With the common options."""
+    """A command with the common options."""
 
     def __init__(self, name: str | None, **options: Any) -> None:
         super().__init__(name, **{**options, "params": [*(options.get("params") or []), *common_options()]})
 
 
 class Group(click.Group):
-    """Of such commands."""
+    """A group of such commands."""
 
     command_class = Command
 

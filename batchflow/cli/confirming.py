@@ -1,4 +1,4 @@
-"""Asks before much is lost."""
+"""Confirmation of a command that deletes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchflow.cli.exits import CommandError, Exit
 
 
 def confirm(what: str) -> None:
-    """Raises `CommandError` when the answer is no, or when nobody is there to ask."""
+    """Ask for confirmation. Raises `CommandError` when the answer is no, or when stdin is no terminal."""
     if not sys.stdin.isatty():
         raise CommandError(f"this deletes {what}; say --yes to mean it", Exit.USAGE)
     if not click.confirm(f"Delete {what}?", err=True):

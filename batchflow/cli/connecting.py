@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def settings_of(configuration: Configuration) -> Settings:
-    """What to connect with. Where no service is named, that is the local cloud that is up.
+    """Return the settings to connect with: the local cloud that is up, where no service is named.
 
     Raises `ConfigurationError`, which says what there is to do, when there is none.
     """
@@ -42,7 +42,7 @@ def settings_of(configuration: Configuration) -> Settings:
 
 
 async def find_pool(client: Client, name: str | None, configuration: Configuration) -> Pool:
-    """The pool that is named, or the only one. Raises `CommandError`, naming those that are there."""
+    """Return the pool that is named, or the only one. Raises `CommandError`, naming those that are there."""
     if name is None and len(configuration.pools) == 1:
         name = next(iter(configuration.pools))
     if name is None:

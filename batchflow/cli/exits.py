@@ -22,9 +22,9 @@ class Exit(IntEnum):
     SERVICE = 4
     """A service could not be reached, or refused."""
     CONFLICT = 5
-    """It is there already, is closed, or is in somebody else's hands."""
+    """It exists already, is closed, or is in use by another process."""
     NO_NODES = 6
-    """Nobody can run the tasks: no nodes, no agents, or a start task that fails."""
+    """No node can run the tasks: no nodes, no agents, or a start task that fails."""
     INTERNAL = 70
     """An error in batchflow itself; `--debug` shows where."""
     OUTPUT = 74
@@ -32,9 +32,9 @@ class Exit(IntEnum):
     HUNG_UP = 129
     """The terminal was closed (128 + SIGHUP), which is otherwise like Ctrl-C."""
     INTERRUPTED = 130
-    """Ctrl-C (128 + SIGINT); what was not finished is told on stderr."""
+    """Ctrl-C (128 + SIGINT); stderr names what was not finished."""
     STDOUT_CLOSED = 141
-    """Whoever read stdout has gone (128 + SIGPIPE)."""
+    """The reader of stdout has closed it (128 + SIGPIPE)."""
     TERMINATED = 143
     """128 + SIGTERM, which is otherwise like Ctrl-C."""
 
@@ -52,7 +52,7 @@ class Interrupted(Exception):
 
 
 class StdoutClosed(Exception):
-    """Nobody reads stdout any more."""
+    """The reader of stdout has closed it."""
 
 
 _CODES: Final[tuple[tuple[type[errors.BatchflowError], Exit], ...]] = (

@@ -17,18 +17,18 @@ _SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupts:
-    """The signals of one command. Without somebody who answers the first, it cancels the command."""
+    """The signals of one command. The first cancels the command, unless a handler answers it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         """The first that came."""
         self.farewell = ""
-        """What there is to know for somebody who leaves at once."""
+        """The message that is shown when the user leaves at once."""
         self._task: asyncio.Task[Any] | None = None
         self._answer: Callable[[], None] | None = None
 
     def install(self) -> None:
-        """For the task that calls."""
+        """Handle the signals for the calling task."""
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:

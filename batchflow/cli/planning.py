@@ -1,4 +1,4 @@
-"""From what the command line of `run` and `submit` says to a run: its items, its files, its pool."""
+"""Plans of runs: from the command line of `run` and `submit` to items, files and a pool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @frozen
 class RunOptions:
-    """What the options say."""
+    """The options of `run` and `submit`."""
 
     command: str | None
     texts: tuple[str, ...]
@@ -51,7 +51,7 @@ class RunOptions:
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Of `run` and of `submit`."""
+    """Add the options that `run` and `submit` share."""
     path = click.Path(dir_okay=False, allow_dash=True)
     options = [
         click.argument("command", required=False),
@@ -88,7 +88,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def new_record(invocation: Invocation, options: RunOptions, configuration: Configuration) -> RunRecord:
-    """Raises `ConfigurationError` for what is wrong with it, `CommandError` for a name that is taken."""
+    """Record a new run.
+
+    Raises `ConfigurationError` for bad options, `CommandError` for a name that is taken.
+    """
     from batchflow.protocol.layout import DEFAULT_JOB, check_name
 
     job = configuration.job(options.job or DEFAULT_JOB)
@@ -118,7 +121,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
 
 
 def _items(options: RunOptions) -> tuple[list[Item], list[str]]:
-    """The items, and the files that they need beside those of the pool."""
+    """Return the items, and the files that they need beside those of the pool."""
     sources = [bool(options.texts), options.csv, options.json_lines, options.manifest]
     if sum(map(bool, sources)) > 1:
         raise click.UsageError(

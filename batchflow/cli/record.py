@@ -27,12 +27,12 @@ from batchflow.display.meter import Meter
 _KEPT: Final = 20
 """Runs that are remembered after their end."""
 _HINTED: Final = 5
-"""Runs that are named to somebody who asks for one that is not there."""
+"""Number of runs that the message about an unknown run names."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """What a run is: everything that going on with it needs."""
+    """The plan of a run: all that is needed to resume it."""
 
     name: str
     count: int
@@ -67,7 +67,7 @@ class RunRecord:
 
     @classmethod
     def create(cls, plan: Plan, items: list[Item]) -> RunRecord:
-        """Raises `CommandError` when there is a run of that name."""
+        """Create the record of a run. Raises `CommandError` when there is a run of that name."""
         from batchflow.protocol.layout import check_name
 
         check_name("run name", plan.name)
@@ -91,7 +91,7 @@ class RunRecord:
 
     @classmethod
     def open(cls, name: str) -> RunRecord:
-        """Raises `CommandError`, naming the nearest, when there is none of that name."""
+        """Open the record of a run. Raises `CommandError`, with a hint, when there is none of that name."""
         folder = runs_folder() / name
         try:
             document = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -123,14 +123,14 @@ class RunRecord:
             return [Item(*json.loads(line)) for line in file]
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Those that were written, in that order."""
+        """Return the results that were written, in that order."""
         with contextlib.suppress(FileNotFoundError), (self.folder / "results.jsonl").open() as file:
             for line in file:
                 if line.endswith("\n"):
                     yield json.loads(line)
 
     def meter(self) -> Meter:
-        """How the inputs ended so far."""
+        """Return a meter of the inputs that have ended."""
         meter = Meter(total=self.plan.count)
         for document in self.results():
             meter.count(document["status"])
@@ -152,7 +152,7 @@ class RunRecord:
 
 
 def exit_code(meter: Meter) -> Exit:
-    """Of a command that shows how a run ended."""
+    """Return the exit code of a command that shows the end of a run."""
     return Exit.FAILED if meter.unsuccessful else Exit.OK
 
 
@@ -168,12 +168,12 @@ def run_names() -> list[str]:
 
 
 def known_runs(context: object, parameter: object, incomplete: str) -> list[str]:
-    """For completion."""
+    """Complete the names of runs in a shell."""
     return [name for name in run_names() if name.startswith(incomplete)]
 
 
 def latest() -> str:
-    """Raises `CommandError` when there is none."""
+    """Return the name of the latest run. Raises `CommandError` when there is none."""
     names = run_names()
     if not names:
         raise CommandError("this machine has no run; begin one: batchflow run", Exit.NOT_FOUND)
@@ -181,7 +181,7 @@ def latest() -> str:
 
 
 def _hint(name: str) -> str:
-    """What may have been meant, or else the latest ones."""
+    """Return a hint: the names that are near, or else the latest ones."""
     names = run_names()
     close = difflib.get_close_matches(name, names, 1)
     return nearest(name, close or names[:_HINTED]) if names else "; begin one: batchflow run"
@@ -192,7 +192,7 @@ def _age(folder: Path) -> float:
 
 
 def _forget_old(folder: Path) -> None:
-    """Of the runs that are complete, the last ones stay."""
+    """Remove the records of complete runs, except for the latest."""
     complete = [name for name in run_names() if _is_complete(folder / name)]
     for name in complete[_KEPT:]:
         shutil.rmtree(folder / name, ignore_errors=True)

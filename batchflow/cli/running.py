@@ -1,4 +1,4 @@
-"""Carries out a run: sends what was not sent, writes each result once, and leaves in order.
+"""Running: sends the inputs that were not sent, writes each result once, and leaves in order.
 
 What a session knows of its tasks outlives the process (its mailbox), and so does what was written (the
 record). Going on with a run therefore is: open the session by its name, send the inputs that the broker has
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchflow.session import Session
 
 _WINDOW: Final = 20_000
-"""Tasks under way at once, where somebody reads their results."""
+"""Maximum number of tasks under way while results are read."""
 _SAVE_INTERVAL: Final = 1.0
 """Seconds between two notes of how many inputs the broker has."""
 _MOMENT: Final = 1.0
@@ -109,7 +109,7 @@ class Run:
             self._write(await anext(reading))
 
     async def leave(self) -> int:
-        """See that the broker has what was sent. How many tasks go on without us."""
+        """Wait until the broker has what was sent; return the number of tasks that go on."""
         with anyio.move_on_after(_LEAVE_TIMEOUT):
             await self._save_accepted()
         return self._sent - sum(index < self._sent for index in self._written)
@@ -161,7 +161,7 @@ class Run:
     # ---- reading
 
     async def _read(self, sending: asyncio.Task[None]) -> None:
-        """Until everything is sent, and nothing is owed."""
+        """Read results until everything is sent and every result has come."""
         while True:
             self._moved.clear()
             async for result in self._session.results():
@@ -173,7 +173,7 @@ class Run:
             await self._moved.wait()
 
     def _write(self, result: Result) -> None:
-        """Into the record, then where it was asked for; a second one for the same input nowhere."""
+        """Write a result into the record, then to the output; drop a second one for the same input."""
         index = int(result.task_id) if result.task_id.isdecimal() else -1
         if not 0 <= index < len(self._items) or index in self._written:
             return

@@ -1,4 +1,4 @@
-"""A pool at one moment, for people who look at it."""
+"""A pool's state at one moment, for display."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Snapshot:
-    """What Batch, the agents and the queue tell of a pool."""
+    """State of a pool as Batch, its agents and its queues report it."""
 
     pool: str
     nodes: tuple[Node, ...]
@@ -64,7 +64,7 @@ class Snapshot:
 
 
 async def look(pool: Pool) -> Snapshot:
-    """Raises `ServiceError`."""
+    """Take a snapshot of a pool. Raises `ServiceError`."""
     admin = pool.runtime.connections.admin
     figures = [await admin.figures(queue.entity) for queue in pool.runtime.manifest.task_queues]
     return Snapshot(

@@ -45,7 +45,7 @@ def write(line: str, file: IO[str] | None = None) -> None:
 
 
 def close(file: IO[str]) -> None:
-    """Raises `CommandError` when what was written to it is not there."""
+    """Close an output file. Raises `CommandError` when its data could not be written."""
     try:
         file.close()
     except OSError as error:
@@ -74,7 +74,7 @@ def write_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """A line to stderr, which nobody needs to read for the command to go on."""
+    """Write a line to stderr; a closed stderr does not stop the command."""
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -99,5 +99,5 @@ def _fit(line: str) -> str:
 
 
 def is_live(stream: IO[str] | None) -> bool:
-    """Whether something can move there: a terminal that knows how to go up a line."""
+    """Tell whether a stream is a terminal on which lines can be updated."""
     return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "")

@@ -27,7 +27,7 @@ def make_directory() -> Path:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the directory's lock: until the end of the body, or of the process."""
-    # The lock is taken before it has its name: no one sees it free.
+    # The lock is taken before the file has its name, so that it is never seen free.
     nameless = directory / f"{_LOCK}.new"
     descriptor = os.open(nameless, os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -1,10 +1,10 @@
 """The process of a local cloud that a program starts for itself: `python -m batchflow.local`, up sooner.
 
-The program waits for it, and most of what it does until it is up is importing. So the certificate is begun
-first, in a process of its own, and made while this one imports; and aiohttp is imported without the system's
-certificates. It reads them as it is imported, for https that is asked for without a word on whom to trust,
-which takes as long as the rest of it does. Nobody asks so in this process: who fetches from the outside says
-whom he trusts (`batchflow.local.batch.nodes.resource_files`).
+The program waits for this process, which spends most of its start with imports. So the certificate is begun
+first and made in a process of its own while this one imports. And aiohttp is imported without the system's
+certificates, which it reads at its import for requests that name no certificates; that takes as long as the
+rest of its import. This process makes no such request: downloads from outside name the certificates that
+they trust (`batchflow.local.batch.nodes.resource_files`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
 
 @contextmanager
 def _without_certificates() -> Iterator[None]:
-    """For import statements, in a process without threads."""
+    """Hide the system's certificates from import statements, in a process without threads."""
     before = {name: os.environ.get(name) for name in _WHERE}
     os.environ.update(dict.fromkeys(_WHERE, os.devnull))
     try:

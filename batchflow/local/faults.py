@@ -29,7 +29,7 @@ _JSON = "application/json; odata=minimalmetadata"
 
 
 class Faults:
-    """Of the local cloud that these settings belong to. Every method raises `PoolError` when refused."""
+    """Faults in the local cloud of these settings. Every method raises `PoolError` when refused."""
 
     def __init__(self, settings: Settings) -> None:
         batch = settings.batch
@@ -40,11 +40,11 @@ class Faults:
     async def allocation_failure(
         self, pool_id: str, *, code: str = "AllocationFailed", message: str | None = None, nodes: int = 0
     ) -> None:
-        """From now on the pool gets no more than `nodes` nodes."""
+        """Give the pool no more than `nodes` nodes from now on."""
         await self.inject(pool_id, fault="allocation", code=code, message=message, nodes=nodes)
 
     async def core_quota(self, pool_id: str, *, nodes: int = 0) -> None:
-        """From now on the pool gets no more than `nodes` nodes, for the account's cores are used up."""
+        """Give the pool no more than `nodes` nodes from now on, because the quota of cores is reached."""
         await self.allocation_failure(pool_id, code="AccountCoreQuotaReached", nodes=nodes)
 
     async def account(
@@ -55,7 +55,7 @@ class Faults:
         pools: int | None = None,
         jobs: int | None = None,
     ) -> None:
-        """From now on, in place of what was said so before.
+        """Set the faults of the account, in place of earlier ones.
 
         `reached`: the account's quota of "pools", "jobs" or both. `pools`, `jobs`: how many of them, active
         ones of the latter, the account may have. `retired`: images whose end of life has come, each
@@ -66,28 +66,28 @@ class Faults:
         await self._send("POST", "/faults", body)
 
     async def slow_start(self, pool_id: str, seconds: float) -> None:
-        """From now on the pool's nodes take so much longer to boot."""
+        """Let the pool's nodes take so many seconds longer to boot from now on."""
         await self.inject(pool_id, fault="slowstart", seconds=seconds)
 
     async def start_task_failure(self, pool_id: str, *, stderr: str = "", exit_code: int = 1) -> None:
-        """From now on the start task of the pool's nodes says this and fails."""
+        """Let the start task of the pool's nodes print `stderr` and fail from now on."""
         await self.inject(pool_id, fault="starttask", stderr=stderr, exitCode=exit_code)
 
     async def unusable(self, pool_id: str, node_id: str | None = None, *, code: str = "NodeUnusable") -> None:
-        """The node, or every one, becomes unusable; its tasks run again elsewhere. A reboot heals it."""
+        """Make a node, or all, unusable; its tasks run again elsewhere. A reboot heals it."""
         await self.inject(pool_id, fault="unusable", node=node_id, code=code)
 
     async def preempt(self, pool_id: str, node_id: str | None = None, *, seconds: float = 0.0) -> None:
-        """The spot node, or every one, is taken away, and comes back after so many seconds with the same id
+        """Preempt a spot node, or all; it comes back after so many seconds with the same id
         and an empty disk."""
         await self.inject(pool_id, fault="preempted", node=node_id, seconds=seconds)
 
     async def lose(self, pool_id: str, node_id: str | None = None, *, seconds: float | None = None) -> None:
-        """The node, or every one, is heard of no more; after so many seconds it boots again, if at all."""
+        """Lose a node, or all: its state is unknown until it boots again after `seconds`, None for never."""
         await self.inject(pool_id, fault="lost", node=node_id, seconds=seconds)
 
     async def clear(self, pool_id: str) -> None:
-        """What held from then on holds no more; what happened is not undone."""
+        """Clear the standing faults of a pool; what happened is not undone."""
         await self._send("DELETE", f"/pools/{pool_id}/faults", None)
 
     async def inject(self, pool_id: str, **fault: Any) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def published(path: Path, text: str) -> Iterator[None]:
-    """Keep `text` in a file that only its owner may read; remove it unless somebody else rewrote it.
+    """Keep `text` in a file that only its owner may read.
+
+    The file is removed in the end, unless another process rewrote it.
 
     Raises OSError when it cannot be written.
     """

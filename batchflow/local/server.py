@@ -104,10 +104,10 @@ class LocalCloud:
         return self._keyless
 
     def identity_environment(self, name: str) -> dict[str, str]:
-        """What a process has in its environment that azure-identity shall take for this principal."""
+        """Return the environment of a process that azure-identity is to take for this principal."""
         if self._entra is None or name not in self._principals:
             raise ConfigurationError(
-                f"this local cloud knows nobody named {name!r}: start it with their roles"
+                f"this local cloud knows no principal named {name!r}: start it with its roles"
             )
         return self._entra.endpoint.environment(self._principals[name])
 

@@ -125,7 +125,7 @@ async def _fetch(invocation: Invocation, record: RunRecord, index: int, follow: 
 
     plan = record.plan
     if plan.local or index >= plan.accepted:
-        with record.held():  # nobody else sends it
+        with record.held():  # no other process sends it
             what = "its local cloud has ended" if plan.local else "it is not known to be sent"
             how = f"batchflow run --resume {plan.name}"
             raise CommandError(f"input {index} of run {plan.name!r}: {what}; {how}", Exit.FAILED)
@@ -201,7 +201,7 @@ async def _kept_logs(
 
 
 async def _news(pool: Pool, blobs: list[str], shown: dict[str, int], etags: dict[str, str | None]) -> str:
-    """What the logs have said since last asked."""
+    """Return what the logs have gained since the last call."""
     from batchflow.errors import BlobNotFound
 
     text = b""

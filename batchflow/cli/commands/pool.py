@@ -29,7 +29,7 @@ def pool() -> None:
 
 
 def pool_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """For completion: the pools that the configuration file describes."""
+    """Complete the names of the pools that the configuration file describes."""
     try:
         described = context.ensure_object(Invocation).configuration().pools
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""`batchflow up`: keeps a local cloud, and tells everybody else how to reach it."""
+"""`batchflow up`: keeps a local cloud, and publishes how to reach it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PORT = click.IntRange(0, 65535)
 _HEARTBEAT_INTERVAL = 1.0
-"""Seconds: here nobody pays for them, and `batchflow top` is up to date."""
+"""Seconds; heartbeats cost nothing here, and `batchflow top` stays up to date."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -123,7 +123,7 @@ def _the_only_one(place: Path) -> Iterator[None]:
     try:
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if place.parent.stat().st_uid != os.getuid():
-            raise CommandError(f"{place.parent} is somebody else's", Exit.CONFLICT)
+            raise CommandError(f"{place.parent} belongs to another user", Exit.CONFLICT)
         descriptor = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CommandError(f"{error.filename}: {error.strerror}", Exit.OUTPUT) from error
@@ -150,7 +150,7 @@ def _kept(path: Path, text: str) -> Iterator[None]:
 
 
 def _variables(settings: Settings, place: Path) -> dict[str, str]:
-    """What another program's environment needs."""
+    """Return the environment variables with which another program connects."""
     found = {f"{PREFIX}CONFIG": str(place), f"{PREFIX}TARGET": "local"}
     for group in ("batch", "storage", "servicebus"):
         values = getattr(settings, group)

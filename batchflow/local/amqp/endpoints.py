@@ -17,7 +17,7 @@ OUTGOING_WINDOW = 0x7FFF_FFFF
 
 
 class LinkState(Enum):
-    """Where a link is on its way. In DETACHED the peer's detach may still be under way."""
+    """The states of a link. In DETACHED the peer's detach may still be under way."""
 
     ATTACHING = "attaching"
     ATTACHED = "attached"
@@ -51,14 +51,14 @@ class AmqpSession:
         self.backlog: deque[bytes] = deque()
 
     def windows(self) -> tuple[int, int, int, int]:
-        """What a flow frame says of the session."""
+        """Return the session fields of a flow frame."""
         return self.next_incoming_id, self.incoming_window, self.next_outgoing_id, OUTGOING_WINDOW
 
 
 class Link:
     """One link. The server sends on it when the peer's role is receiver.
 
-    ``node`` belongs to whoever handles the events.
+    ``node`` belongs to the handler of the events.
     """
 
     __slots__ = (

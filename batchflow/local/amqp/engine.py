@@ -8,7 +8,7 @@
 Rules:
 
 * The peer opens sessions and links; the server answers. Channels and handles use the peer's numbers in both
-  directions. A link waits in ``ATTACHING`` until whoever handles the event accepts or refuses it, so an
+  directions. A link waits in ``ATTACHING`` until the handler of the event accepts or refuses it, so an
   attach may be held back.
 * To refuse a link it is attached with neither source nor target and then detached: SDKs take any other answer
   for a link that works.
@@ -74,7 +74,7 @@ _ID_MASK = 0xFFFF_FFFF
 
 
 class ConnectionState(Enum):
-    """Where a connection is on its way."""
+    """The states of a connection."""
 
     HEADER = "header"
     SASL = "sasl"
@@ -143,7 +143,7 @@ class Connection:
         return bool(self._out)
 
     def next_deadline(self) -> float:
-        """When :meth:`tick` is due."""
+        """Return the time at which :meth:`tick` is due."""
         silent_until = self._last_received + 2 * IDLE_TIMEOUT
         if self._heartbeat is None:
             return silent_until

@@ -183,7 +183,7 @@ class BatchServer:
         )
 
     def _identity_of(self, pool_id: str) -> dict[str, Any] | None:
-        """What Azure's management has given a pool of that id."""
+        """Return the identity that Azure's management gave a pool of that id."""
         identity = None if self._entra is None else self._entra.of_pool(pool_id)
         if identity is None:
             return None
@@ -195,7 +195,7 @@ class BatchServer:
         return {"type": "UserAssigned", "userAssignedIdentities": [ids]}
 
     def _authorization(self, node: NodeRecord) -> Callable[[str], str | None]:
-        """By what header a node's identity opens blobs."""
+        """Return the header by which a node's identity opens blobs."""
         if (entra := self._entra) is None:
             return lambda _: None
         pool_id = node.pool.spec.id
@@ -392,8 +392,10 @@ def _refusal(refused: Refused) -> BatchResponse:
 async def _send_file(
     request: web.BaseRequest, part: FileSlice, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """Of a file that has shrunk since it was looked at, what is left; of one that shrinks now, a broken
-    connection: nobody shall wait for bytes that were announced and do not come."""
+    """Send a part of a file, or what is left of it when it has shrunk before.
+
+    When it shrinks during the transfer the connection is broken, so that no client waits for the rest.
+    """
     file, remaining = _open(part)
     with file:
         response = web.StreamResponse(headers=headers)

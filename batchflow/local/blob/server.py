@@ -117,7 +117,7 @@ class BlobServer:
         except BlobRefused as refused:
             return _refusal(refused)
         except ConnectionError:
-            # The client left while it was sending: nobody reads this answer.
+            # The client left while it was sending, so this answer is not read.
             return _refusal(BlobRefused(BlobErrorCode.INVALID_INPUT, "The connection was lost."))
         except OSError as error:
             _log.warning("blob.storage_failed", extra={"error": errno.errorcode.get(error.errno or 0)})
@@ -184,7 +184,7 @@ async def _send(request: web.BaseRequest, answer: BlobResponse) -> web.StreamRes
                 await _send_rest(response, answer.rest)
         await response.write_eof()
     except ConnectionError:
-        # Nobody is left to answer: no reason for the server's log to speak of an error.
+        # The client has gone, which is no error of the server.
         _log.debug("blob.client_left")
     return response
 

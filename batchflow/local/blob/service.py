@@ -81,7 +81,7 @@ class BlobRequest:
 
 @frozen
 class Rest:
-    """What of an answer is still in a file; whoever sends the answer closes `descriptor`."""
+    """The part of a response that is still in a file; the sender of the response closes `descriptor`."""
 
     descriptor: int
     offset: int

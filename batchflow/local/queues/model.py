@@ -1,4 +1,4 @@
-"""What queues are made of: their settings, their messages, and how they refuse."""
+"""The values of queues: settings, messages, and refusals."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NotAllowed(QueueRefusal):
 
 
 class Place(Enum):
-    """Where a message is."""
+    """The place of a message in the queue."""
 
     READY = "ready"
     LOCKED = "locked"
@@ -65,7 +65,7 @@ class QueueProperties:
     max_delivery_count: int = 10
     requires_session: bool = False
     default_ttl: float | None = None
-    """Time to live of messages that name none, and the upper bound of those that do; None is for ever."""
+    """Time to live of messages that name none, and the upper bound of those that do; None is unlimited."""
     dead_letter_on_expiration: bool = False
     duplicate_window: float | None = None
     """How long a message id is remembered; None turns duplicate detection off."""
@@ -128,7 +128,7 @@ class LostSession(NamedTuple):
 
 
 class MessageCounts(NamedTuple):
-    """How many messages there are: active (ready, locked or deferred), scheduled, and dead-lettered."""
+    """Numbers of messages: active (ready, locked or deferred), scheduled, and dead-lettered."""
 
     active: int
     scheduled: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TimerKind(IntEnum):
-    """What a deadline in the timer heap is about; at the same instant the lower comes first."""
+    """The kind of a deadline in the timer heap; at the same instant the lower comes first."""
 
     SCHEDULE = 0
     SESSION_LOCK = 1

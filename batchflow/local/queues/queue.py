@@ -1,6 +1,6 @@
 """The semantics of Service Bus queues, without a wire, a clock or a task.
 
-A :class:`Queue` holds messages and decides; whoever calls it passes the time in (seconds since the Unix
+A :class:`Queue` holds messages and decides; its caller passes the time in (seconds since the Unix
 epoch) and arranges to call :meth:`Queue.advance` at :meth:`Queue.next_deadline`. Bodies are opaque bytes.
 The AMQP server and the in-memory broker are both thin shells over it.
 
@@ -114,12 +114,12 @@ class Queue:
         return MessageCounts(len(self._messages) - self._scheduled, self._scheduled, dead)
 
     def has_ready(self, session_id: str | None = None) -> bool:
-        """Whether a receive (of this session) would find a message."""
+        """Tell whether a receive (of this session) would find a message."""
         session = self._sessions.get(session_id) if session_id is not None else self._unsessioned
         return session is not None and session.head() is not None
 
     def has_available_session(self) -> bool:
-        """Whether some session has messages and no holder."""
+        """Tell whether a session has messages and no holder."""
         return self._first_available() is not None
 
     def peek(
@@ -429,7 +429,7 @@ class Queue:
         session.state_updated_at = now
 
     def session_holder(self, session_id: str, now: float) -> Hashable:
-        """Who holds the session; None when no one does."""
+        """Return the holder of the session; None when it has none."""
         self._catch_up(now)
         session = self._sessions.get(session_id)
         return session.holder if session is not None else None
@@ -475,7 +475,7 @@ class Queue:
     # -- time ---------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
-        """When :meth:`advance` has next something to do; never later than that, possibly a little earlier."""
+        """Return the time at which :meth:`advance` is due, or a slightly earlier one."""
         if self._lost:
             return 0.0
         timers = self._timers
@@ -518,7 +518,7 @@ class Queue:
             self._history.forget(now - self._spec.duplicate_window)
 
     def _pending(self, when: float, what: int, key: Any) -> bool:
-        """Whether a timer still means something: locks are renewed and settled without touching the heap."""
+        """Tell whether a timer still applies: locks are renewed and settled without touching the heap."""
         if what == TimerKind.LOCK:
             message = self._locks.get(key)
             return message is not None and message.locked_until == when

@@ -1,7 +1,7 @@
 """Entra ID of the local cloud (pure): who there is, the tokens that say so, and the roles that open things.
 
 - A token is a JWT for one audience (one of the three services), signed by a key that the cloud alone has.
-- It says who somebody is, and not what they may do: roles are looked up at each use, so that a role that is
+- A token names a principal and not its rights: roles are looked up at each use, so that a role that is
   taken away counts at once.
 - A role holds for a scope and what is below it: the whole account or namespace (the empty path), one
   container, or one queue.
@@ -46,7 +46,7 @@ BLOB_READER: Final = "Storage Blob Data Reader"
 BLOB_DELEGATOR: Final = "Storage Blob Delegator"
 
 CREATOR_ROLES: Final = (BATCH_CONTRIBUTOR, BUS_OWNER, BLOB_CONTRIBUTOR)
-"""Of whoever makes pools."""
+"""The role of a client that creates pools."""
 NODE_ROLES: Final = (BUS_SENDER, BUS_RECEIVER, BLOB_CONTRIBUTOR)
 """Of the managed identity of a pool's nodes."""
 ROLES: Final = (
@@ -76,14 +76,14 @@ class Assignment:
     scope: str = ""
 
     def covers(self, path: str) -> bool:
-        """Whether it holds at a path."""
+        """Tell whether the assignment holds at a path."""
         path, scope = path.lower(), self.scope.lower()
         return not scope or path == scope or path.startswith(f"{scope}/")
 
 
 @frozen
 class Principal:
-    """Somebody: a person, a program, or a managed identity."""
+    """A person, a program, or a managed identity."""
 
     name: str
     client_id: str
@@ -101,18 +101,18 @@ class Principal:
         )
 
     def roles(self, path: str) -> set[str]:
-        """Those that it has at a path."""
+        """Return the roles that the principal has at a path."""
         return {each.role for each in self.assignments if each.covers(path)}
 
     def on_queue(self, path: str) -> Rights:
-        """What it may do with a queue, or with the namespace."""
+        """Return the rights on a queue, or on the namespace."""
         rights = Rights.NONE
         for role in self.roles(path):
             rights |= _ON_QUEUES.get(role, Rights.NONE)
         return rights
 
     def on_container(self, name: str) -> frozenset[str]:
-        """What it may do with a container's blobs, in the letters of a SAS."""
+        """Return the rights on a container's blobs, in the letters of a SAS."""
         return frozenset("".join(_ON_BLOBS.get(role, "") for role in self.roles(name)))
 
     @property
@@ -127,7 +127,7 @@ class Principal:
 
 
 class Known(NamedTuple):
-    """Who a token says somebody is, until when (seconds since the epoch)."""
+    """The principal of a token, and its expiry in seconds since the epoch."""
 
     principal: Principal
     expires_at: float
@@ -141,14 +141,14 @@ class Directory:
         self._by_object = {each.object_id: each for each in principals}
 
     def by_secret(self, secret: str) -> Principal | None:
-        """Who knows this secret; None: nobody."""
+        """Return the principal with this secret, if any."""
         for each in self._by_object.values():
             if each.secret and hmac.compare_digest(each.secret.encode(), secret.encode()):
                 return each
         return None
 
     def by_object(self, object_id: str) -> Principal | None:
-        """Who has this id; None: nobody."""
+        """Return the principal with this object id, if any."""
         return self._by_object.get(object_id)
 
     def issue(self, principal: Principal, audience: str, now: float) -> str:
@@ -168,7 +168,7 @@ class Directory:
         return f"{text}.{self._sign(text)}"
 
     def check(self, token: str, audience: str, now: float) -> Known:
-        """Whose token it is. Raises `TokenRefused`, without the token."""
+        """Return the principal of a token. Raises `TokenRefused`, without the token."""
         text, _, signature = token.rpartition(".")
         if not hmac.compare_digest(self._sign(text).encode(), signature.encode(errors="replace")):
             raise TokenRefused("the token is not one of this cloud's, or its signature is wrong")

@@ -28,7 +28,7 @@ _PATH: Final = "/msi/token"
 
 @frozen
 class Entra:
-    """What the services of a cloud with Entra ID know of it."""
+    """Entra ID as the services of a cloud use it."""
 
     directory: Directory
     endpoint: IdentityEndpoint
@@ -44,7 +44,7 @@ class Entra:
         return self.identities.get(pool_id.lower())
 
     def environment(self, pool_id: str) -> dict[str, str]:
-        """What a pool's nodes find their identity by."""
+        """Return the environment by which a pool's nodes find their identity."""
         identity = self.of_pool(pool_id)
         return {} if identity is None else self.endpoint.environment(identity)
 
@@ -57,14 +57,14 @@ class Entra:
 
 
 def principal(name: str, assignments: Sequence[Assignment]) -> Principal:
-    """Somebody new, with ids and a secret of their own."""
+    """Create a principal with new ids and a new secret."""
     return Principal(
         name, str(uuid.uuid4()), str(uuid.uuid4()), tuple(assignments), secrets.token_urlsafe(32)
     )
 
 
 class IdentityEndpoint:
-    """Gives tokens to whoever knows a principal's secret, over plain HTTP on loopback."""
+    """Gives tokens to callers that know a principal's secret, over plain HTTP on loopback."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
@@ -86,7 +86,7 @@ class IdentityEndpoint:
             await runner.cleanup()
 
     def environment(self, of: Principal) -> dict[str, str]:
-        """What a process that is this principal has in its environment."""
+        """Return the environment of a process that is this principal."""
         return {"IDENTITY_ENDPOINT": self._url, "IDENTITY_HEADER": of.secret}
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:

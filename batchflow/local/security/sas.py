@@ -24,7 +24,7 @@ PREFIX = "SharedAccessSignature "
 
 
 class Rights(Flag):
-    """What a rule permits. Manage includes the other two."""
+    """The rights of a rule. Manage includes the other two."""
 
     NONE = 0
     SEND = auto()
@@ -44,14 +44,14 @@ class SasRule:
 
 
 class SasGrant(NamedTuple):
-    """What a valid token permits, for which path and below, until when (seconds since the epoch)."""
+    """The rights of a valid token at a path and below, until an expiry in seconds since the epoch."""
 
     path: str
     rights: Rights
     expires_at: float
 
     def covers(self, path: str) -> bool:
-        """Whether the path is the grant's own or below it."""
+        """Tell whether the path is the grant's own or below it."""
         return not self.path or path == self.path or path.startswith(self.path + "/")
 
 

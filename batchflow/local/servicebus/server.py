@@ -204,8 +204,8 @@ class ServiceBusServer:
     def plan_flush(self) -> None:
         """Send what there is at the end of this turn of the loop: once for a connection, however much.
 
-        Who asked for something is answered last. Most of these answers are acknowledgements, which nobody is
-        in a hurry for, while somebody waits for a message; and each write takes as long as waking its reader.
+        The peer that sent a request is answered last. Most of these answers are acknowledgements, which can
+        wait, while a receiver waits for a message; and each write takes as long as waking its reader.
         """
         if not self._flush_planned:
             self._flush_planned = True

@@ -1,4 +1,4 @@
-"""Formulas that decide how large a pool shall be, as far as the local Batch service evaluates them.
+"""Formulas that decide the size of a pool, as far as the local Batch service evaluates them.
 
     formula    = statement *(";" statement)
     statement  = name "=" expression
@@ -8,9 +8,9 @@
     function   = ("min" / "max") "(" expression *("," expression) ")"
 
 A name that is assigned can be read afterwards; `$CurrentDedicatedNodes` and `$CurrentLowPriorityNodes` can be
-read from the beginning. `$TargetDedicatedNodes` and `$TargetLowPriorityNodes` are what the pool shall have,
-`$NodeDeallocationOption` is one of four words. What Azure has beyond that (samples of metrics, times,
-vectors, conditions) is refused with 501, what no formula can be with the service's code for it.
+read from the beginning. `$TargetDedicatedNodes` and `$TargetLowPriorityNodes` are the size that the pool is
+to have, `$NodeDeallocationOption` is one of four words. What Azure has beyond that (samples of metrics,
+times, vectors, conditions) is refused with 501. An invalid formula is refused with the code of Azure Batch.
 
 (https://learn.microsoft.com/azure/batch/batch-automatic-scaling)
 """
@@ -46,7 +46,7 @@ _WRITABLE = frozenset({_DEDICATED, _SPOT, _OPTION})
 
 @frozen
 class Targets:
-    """What a formula came to; None leaves a count as it is."""
+    """The result of a formula; None leaves a count as it is."""
 
     dedicated: int | None
     spot: int | None
@@ -56,7 +56,7 @@ class Targets:
 
 
 def evaluate(formula: str, current_dedicated: int, current_spot: int) -> Targets:
-    """What the formula comes to for a pool of that size. Raises Refused."""
+    """Evaluate a formula for a pool of that size. Raises Refused."""
     if len(formula) > MAX_LENGTH:
         raise Refused("AutoScaleFormulaTooLong", MaxLimit=MAX_LENGTH)
     current = {"$CurrentDedicatedNodes": current_dedicated, "$CurrentLowPriorityNodes": current_spot}

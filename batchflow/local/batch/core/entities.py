@@ -1,4 +1,4 @@
-"""What the local Batch service knows: pools, nodes, jobs, tasks, and the runs of tasks on nodes.
+"""The records of the local Batch service: pools, nodes, jobs, tasks, and the runs of tasks on nodes.
 
 Specifications are what a user asked for; they never change in place. Records are the service's own; only
 `BatchState` and its parts change them. Times are seconds since the epoch. States are the wire's words.
@@ -42,7 +42,7 @@ class FailureInfo:
 
 @frozen
 class Outcome:
-    """How a command ended: by an exit code, or by a failure to start it, or both when it was stopped."""
+    """The end of a command: an exit code, or by a failure to start it, or both when it was stopped."""
 
     exit_code: int | None
     failure: FailureInfo | None = None
@@ -75,7 +75,7 @@ BAD_EXIT = FailureInfo(
 
 @frozen
 class ResourceFileSpec:
-    """What to fetch before a command runs: a blob, or a container's blobs below a prefix.
+    """Files to fetch before a command runs: a blob, or a container's blobs below a prefix.
 
     The URL may carry a signature: it is a secret.
     """
@@ -103,7 +103,7 @@ class CommandSpec:
 
 @frozen
 class StartTaskSpec:
-    """What a node runs when it boots."""
+    """The command that a node runs when it boots."""
 
     command: CommandSpec
     wait_for_success: bool
@@ -111,7 +111,7 @@ class StartTaskSpec:
 
 @frozen
 class AutoscaleFormula:
-    """What decides how large a pool is, every so many seconds."""
+    """A formula that sets the size of a pool, evaluated every `interval` seconds."""
 
     text: str
     interval: float
@@ -159,7 +159,7 @@ class BatchTaskSpec:
 
 @dataclass(slots=True)
 class Versioned:
-    """What every resource has: when it was made and changed, and how often."""
+    """When a resource was created and changed, and its version."""
 
     serial: int
     created: float
@@ -192,7 +192,7 @@ class PoolRecord:
     resize_errors: tuple[FailureInfo, ...] = ()
     formula_run: AutoscaleRun | None = None
     formula_set: float = float("-inf")
-    """When somebody last set the formula."""
+    """When the formula was last set."""
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
     nodes_made: int = 0
 
@@ -262,7 +262,7 @@ class NodeOutage:
 
 @dataclass(slots=True)
 class StartTaskRecord:
-    """How the start task fares on a node."""
+    """The start task on one node: its runs and its outcome."""
 
     spec: StartTaskSpec
     started: float
@@ -290,7 +290,7 @@ class JobRecord:
 
 @dataclass(slots=True)
 class Execution:
-    """What a task went through."""
+    """The executions of a task: times, outcome, retries, requeues."""
 
     started: float | None = None
     ended: float | None = None

@@ -64,7 +64,7 @@ CORE_QUOTA: Final = InjectedFault(
 
 @frozen
 class PoolFaults:
-    """What holds for a pool."""
+    """The standing faults of a pool."""
 
     allocation: InjectedFault = CORE_QUOTA
     boot_delay: float = 0.0
@@ -73,7 +73,7 @@ class PoolFaults:
 
 @frozen
 class AccountFaults:
-    """What holds for the account."""
+    """The faults of the account."""
 
     quotas: Mapping[str, int] = field(default_factory=dict)
     """How many pools, and how many active jobs, there may be; without end where it does not say."""
@@ -89,11 +89,11 @@ class BatchFaults:
     _pools: dict[str, PoolFaults] = field(default_factory=dict)
 
     def of(self, pool_id: str) -> PoolFaults:
-        """What holds for a pool."""
+        """Return the standing faults of a pool."""
         return self._pools.get(id_key(pool_id), PoolFaults())
 
     def note(self, pool_id: str, fault: InjectedFault) -> None:
-        """From now on this holds, if it is of a kind that stands."""
+        """Keep a fault of a kind that stands until it is cleared."""
         standing = self.of(pool_id)
         match fault.kind:
             case "allocation":
@@ -105,11 +105,11 @@ class BatchFaults:
         self._pools[id_key(pool_id)] = standing
 
     def clear(self, pool_id: str) -> None:
-        """Nothing holds any more; what happened is not undone."""
+        """Clear the standing faults of a pool; what happened is not undone."""
         self._pools.pop(id_key(pool_id), None)
 
     def check_quota(self, what: str, there: int) -> None:
-        """Raises Refused when no more of these are to be had than there are."""
+        """Check the quota of pools or jobs. Raises Refused when it is reached."""
         quota = self.account.quotas.get(what)
         if quota is not None and there >= quota:
             raise Refused(QUOTAS[what])

@@ -56,7 +56,7 @@ class Jobs:
         self._context = context
 
     def deadlines(self) -> Iterator[float]:
-        """When a run or a job runs out of time."""
+        """Return the times at which a run or a job runs out of time."""
         for run in self._context.runs.values():
             if run.deadline is not None:
                 yield run.deadline
@@ -76,13 +76,13 @@ class Jobs:
                 self._terminate(job, "MaxWallClockTimeExpiry", now)
 
     def active_jobs(self) -> int:
-        """What counts towards the account's quota of jobs: all that have not come to their end."""
+        """Count the jobs that enter the account's quota: all that are not completed."""
         return sum(job.state != "completed" for job in self.by_id.values())
 
     # What users ask of jobs
 
     def job(self, job_id: str) -> JobRecord:
-        """Raises Refused: JobNotFound."""
+        """Return a job. Raises Refused: JobNotFound."""
         job = self.by_id.get(id_key(job_id))
         if job is None:
             raise Refused("JobNotFound", JobId=job_id)
@@ -143,7 +143,7 @@ class Jobs:
     # What users ask of tasks
 
     def task(self, job: JobRecord, task_id: str) -> TaskRecord:
-        """Raises Refused: TaskNotFound."""
+        """Return a task. Raises Refused: TaskNotFound."""
         task = job.tasks.get(id_key(task_id))
         if task is None:
             raise Refused("TaskNotFound", JobId=job.spec.id, TaskId=task_id)
@@ -301,7 +301,7 @@ class Jobs:
 
 
 def counts(job: JobRecord, *, slots: bool) -> dict[str, int]:
-    """How many of a job's tasks, or how many slots of them, are in which state."""
+    """Count a job's tasks, or their slots, by state."""
     totals = dict.fromkeys(("active", "running", "completed", "succeeded", "failed"), 0)
     for task in job.tasks.values():
         weight = task.spec.slots if slots else 1

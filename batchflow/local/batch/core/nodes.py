@@ -67,7 +67,7 @@ class Nodes:
     # What users ask of nodes
 
     def node(self, pool: PoolRecord, node_id: str) -> NodeRecord:
-        """Raises Refused: NodeNotFound."""
+        """Return a node. Raises Refused: NodeNotFound."""
         node = pool.nodes.get(id_key(node_id))
         if node is None:
             raise Refused("NodeNotFound", PoolId=pool.spec.id, NodeId=node_id)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_REMOVED_NODES = 100
 FORMULA_INTERVAL = 15 * 60.0
-"""Seconds between two evaluations of a formula whose interval nobody gave."""
+"""Seconds between two evaluations of a formula that was set without an interval."""
 
 MIN_FORMULA_PAUSE = 30.0
 """Seconds that have to lie between two settings of a pool's formula."""
@@ -63,7 +63,7 @@ class Pools:
         self._faults = faults
 
     def deadlines(self) -> Iterator[float]:
-        """When a resize runs out of time, a node that is out comes back, or a formula is due."""
+        """Return the times at which a resize ends, a node comes back or a formula is due."""
         for pool in self.by_id.values():
             if pool.resize_deadline is not None:
                 yield pool.resize_deadline
@@ -86,7 +86,7 @@ class Pools:
     # What users ask of pools
 
     def pool(self, pool_id: str) -> PoolRecord:
-        """Raises Refused: PoolNotFound."""
+        """Return a pool. Raises Refused: PoolNotFound."""
         pool = self.by_id.get(id_key(pool_id))
         if pool is None:
             raise Refused("PoolNotFound", PoolId=pool_id)
@@ -185,13 +185,13 @@ class Pools:
         self._scale(pool, targets, now)
 
     def disable_formula(self, pool: PoolRecord, now: float) -> None:
-        """Leave the pool as large as it is; whoever wants can resize it again."""
+        """Leave the pool at its size; resizes are accepted again."""
         self._check_not_deleting(pool)
         pool.spec, pool.formula_run = replace(pool.spec, formula=None), None
         self._context.touch(pool.stamp, now)
 
     def evaluate_formula(self, pool: PoolRecord, text: str) -> Targets:
-        """What a formula would come to now. Raises Refused."""
+        """Evaluate a formula with the present counts of nodes. Raises Refused."""
         return evaluate(text, pool.count(dedicated=True), pool.count(dedicated=False))
 
     def _scale_again(self, pool: PoolRecord, now: float) -> None:
@@ -268,7 +268,7 @@ class Pools:
         self._settle_pool(pool, now)
 
     def _obtainable(self, pool: PoolRecord, missing: int) -> int:
-        """How many of the nodes that are missing can be had."""
+        """Return how many of the missing nodes can be allocated."""
         fault = self._faults.of(pool.spec.id).allocation
         left = max(0, fault.limit - len(pool.staying()))
         if left < missing:
@@ -311,7 +311,7 @@ class Pools:
 
 
 def _formula_due(pool: PoolRecord) -> float | None:
-    """When the pool's formula has to be evaluated again."""
+    """Return when the pool's formula is to be evaluated again."""
     if pool.spec.formula is None or pool.formula_run is None or pool.state != "active":
         return None
     return pool.formula_run.at + pool.spec.formula.interval

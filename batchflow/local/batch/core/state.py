@@ -43,7 +43,7 @@ class BatchState:
         return actions
 
     def next_deadline(self) -> float | None:
-        """When `tick` has to be called, at the latest."""
+        """Return the time at which `tick` is due."""
         return min(chain(self.pools.deadlines(), self.jobs.deadlines()), default=None)
 
     def tick(self, now: float) -> None:

@@ -156,7 +156,7 @@ def _exit_code(status: int) -> int:
 
 
 async def _read_all(descriptor: int) -> bytes:
-    """What comes through a pipe until its other end is closed."""
+    """Read a pipe until its other end is closed."""
     loop = asyncio.get_running_loop()
     closed: asyncio.Future[None] = loop.create_future()
     received = bytearray()

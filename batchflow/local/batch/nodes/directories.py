@@ -25,7 +25,7 @@ _MACHINE_VARIABLES = ("PATH", "LANG")
 
 @frozen
 class NodeAccount:
-    """What a command is told of the account that it runs under."""
+    """The account that the environment of a command names."""
 
     name: str
     url: str

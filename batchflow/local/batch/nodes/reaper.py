@@ -82,7 +82,7 @@ def _become(command: list[str], reaper: int, status_fd: int) -> NoReturn:
 
 
 def _empty_outputs() -> None:
-    """Until here a command that is tried again shows what it said before."""
+    """Empty the output files, which until now hold the output of an earlier try."""
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # no file, but a pipe: it holds nothing
             os.ftruncate(descriptor, 0)

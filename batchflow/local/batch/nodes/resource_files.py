@@ -47,8 +47,8 @@ class PreparationError(Exception):
 
 
 class NodeDownloads:
-    """What nodes fetch from. Made in the event loop; `trusted`: whose certificates count, by default those
-    that the system trusts."""
+    """Downloads of nodes. Created in the event loop; `trusted`: the certificates that are accepted, by
+    default those that the system trusts."""
 
     def __init__(self, trusted: ssl.SSLContext | None = None) -> None:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT))
@@ -75,7 +75,7 @@ def _system() -> ssl.SSLContext:
 
 @frozen
 class ResourceFileSource:
-    """Where files are fetched from, and by what right where the URL carries no signature."""
+    """Downloads with the authorization for URLs that carry no signature."""
 
     web: NodeDownloads
     authorization: Callable[[str], str | None]
@@ -181,7 +181,7 @@ def without_query(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an HTTP error says, without the URL that its text may hold."""
+    """Describe an HTTP error without the URL that its text may hold."""
     if isinstance(error, aiohttp.ClientResponseError):
         return f"HTTP status {error.status}"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -199,7 +199,7 @@ def _download_failure(url: str, reason: str) -> FailureInfo:
 
 
 def disk_failure(error: OSError) -> FailureInfo:
-    """What the service reports when a node's disk does not take a file."""
+    """Return the failure that the service reports when a node's disk does not take a file."""
     if error.errno == errno.ENOSPC:
         return FailureInfo("servererror", "DiskFull", "There is not enough disk space on the node")
     message = "Failure encountered creating a resource file for the task"

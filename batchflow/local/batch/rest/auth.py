@@ -55,7 +55,7 @@ def authenticate(
 
 
 def authenticate_token(header: str, directory: Directory, now: float) -> None:
-    """Refuse whoever has no token of Entra ID for Batch, or not the role. Raises Refused."""
+    """Refuse a caller without a token of Entra ID for Batch, or without the role. Raises Refused."""
     try:
         known = directory.check(header.removeprefix(BEARER), BATCH, now)
     except TokenRefused as refused:

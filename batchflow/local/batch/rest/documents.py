@@ -127,7 +127,7 @@ def node_document(node: NodeRecord, base: str) -> Document:
 
 
 def node_counts_document(pool: PoolRecord) -> Document:
-    """How many of a pool's nodes are in which state."""
+    """Count a pool's nodes by state."""
     return {
         "poolId": pool.spec.id,
         "dedicated": _node_counts([node for node in pool.nodes.values() if node.dedicated]),
@@ -167,7 +167,7 @@ def job_document(job: JobRecord, base: str) -> Document:
 
 
 def task_counts_document(job: JobRecord) -> Document:
-    """How many of a job's tasks, and how many of their slots, are in which state."""
+    """Count a job's tasks and their slots by state."""
     return {"taskCounts": counts(job, slots=False), "taskSlotCounts": counts(job, slots=True)}
 
 
@@ -222,12 +222,12 @@ def image_documents(retired: frozenset[str] = frozenset()) -> list[Document]:
 
 
 def node_url(node: NodeRecord, base: str) -> str:
-    """Where a node is found."""
+    """Return the URL of a node."""
     return f"{base}/pools/{node.pool.spec.id}/nodes/{node.id}"
 
 
 def task_url(task: TaskRecord, base: str) -> str:
-    """Where a task is found."""
+    """Return the URL of a task."""
     return f"{base}/jobs/{task.job.spec.id}/tasks/{task.spec.id}"
 
 

@@ -39,7 +39,7 @@ def parse_fault(body: object) -> InjectedFault:
 
 
 def parse_account_faults(body: object) -> AccountFaults:
-    """What the account's quotas are, which of them are reached, and which images are past their end."""
+    """Read the account's quotas, those that are reached, and the images past their end of life."""
     fields = Fields(body)
     reached, retired = _names(fields, "reached"), _names(fields, "retired")
     if not reached <= set(QUOTAS):

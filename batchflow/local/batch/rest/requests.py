@@ -149,7 +149,7 @@ def parse_evaluation(body: object) -> str:
 
 
 def parse_resize(body: object) -> Resize:
-    """How large a pool shall be."""
+    """Read the size that a pool is to have."""
     fields = Fields(body)
     dedicated = _optional_count(fields, "targetDedicatedNodes")
     spot = _optional_count(fields, "targetLowPriorityNodes")
@@ -163,7 +163,7 @@ def parse_resize(body: object) -> Resize:
 
 
 def parse_remove_nodes(body: object) -> tuple[list[str], Deallocation, float | None]:
-    """Which nodes shall leave a pool."""
+    """Read which nodes are to leave a pool."""
     fields = Fields(body)
     nodes = fields.get("nodeList")
     if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
@@ -175,7 +175,7 @@ def parse_remove_nodes(body: object) -> tuple[list[str], Deallocation, float | N
 
 
 def parse_deallocation(fields: Fields, key: str) -> Deallocation:
-    """What becomes of the tasks of a node that goes."""
+    """Read what becomes of the tasks of a node that leaves."""
     return cast("Deallocation", fields.choice(key, _DEALLOCATIONS, "requeue"))
 
 
@@ -224,7 +224,7 @@ def parse_terminate_job(body: object) -> str:
 
 
 def parse_disable_job(body: object) -> Literal["requeue", "terminate", "wait"]:
-    """What becomes of a disabled job's running tasks."""
+    """Read what becomes of a disabled job's running tasks."""
     fields = Fields(body)
     fields.required_text("disableTasks")
     option = fields.choice("disableTasks", ("requeue", "terminate", "wait"), "requeue")
@@ -279,7 +279,7 @@ def replace_task(spec: BatchTaskSpec, body: object, job: BatchJobSpec) -> BatchT
 
 
 def parse_start_task(fields: Fields | None) -> StartTaskSpec | None:
-    """What nodes run when they boot."""
+    """Read the start task of a pool."""
     if fields is None:
         return None
     fields.refuse("containerSettings")

@@ -26,8 +26,8 @@ _SECONDS = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 class Fields:
     """The properties of one JSON object of a request, read by name and type.
 
-    `finish` refuses what nobody read: a misspelt property is an error, not a surprise. A property whose value
-    is null counts as absent.
+    `finish` refuses what was not read, so that a misspelt property is an error. A property whose value is
+    null counts as absent.
     """
 
     def __init__(self, value: object, path: str = "") -> None:
@@ -137,7 +137,7 @@ class Fields:
         return read
 
     def keep(self, *keys: str) -> dict[str, Any]:
-        """Properties that are only repeated to whoever asks, checked where their shape is known."""
+        """Return properties that the service only repeats, checked where their shape is known."""
         kept = {key: value for key in keys if (value := self.get(key)) is not None}
         for key in kept.keys() & SHAPES.keys():
             check(kept[key], SHAPES[key], self.name(key))
@@ -150,7 +150,7 @@ class Fields:
                 raise not_implemented(f"the property '{self.name(key)}'")
 
     def finish(self) -> None:
-        """Refuse properties that no one has read."""
+        """Refuse properties that were not read."""
         for key in sorted(self._unread):
             reason = "the property does not exist on this type"
             raise Refused("InvalidRequestBody", PropertyName=self.name(key), Reason=reason)

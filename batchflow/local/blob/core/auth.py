@@ -9,7 +9,7 @@ Four ways in, each as Azure Storage documents it ("Authorize with Shared Key", "
   a container's own operations except listing. With `si` the rest of its fields come from the container's
   stored access policy, looked up at each use: removing the policy revokes the SAS at once.
 - **Account SAS**: services, resource types and permissions for the whole account.
-- **Entra ID**: a token, which counts over TLS only, and the roles of whoever it belongs to. They get keys for
+- **Entra ID**: a token, which counts over TLS only, and the roles of its principal. They get keys for
   service SAS of their own, good for what the SAS says and the roles allow, for a week at most.
 
 Fields that are signed but not understood (directory scopes, snapshots, delegation to another user) are
@@ -63,7 +63,7 @@ class DelegatedKey(NamedTuple):
 
 
 class Level(Enum):
-    """What an operation is about; an account SAS names these as its resource types."""
+    """The level of an operation; an account SAS names these as its resource types."""
 
     SERVICE = auto()
     CONTAINER = auto()
@@ -72,7 +72,7 @@ class Level(Enum):
 
 @frozen
 class BlobGrant:
-    """What the caller may do: permission letters per level. The account's own key may do everything."""
+    """The permissions of a caller: letters per level. The account's own key may do everything."""
 
     permissions: Mapping[Level, frozenset[str]]
     owner: bool = False
@@ -97,7 +97,7 @@ OWNER = BlobGrant(dict.fromkeys(Level, _ALL), owner=True)
 
 @frozen
 class SignedRequest:
-    """What of a request enters a signature.
+    """The parts of a request that enter a signature.
 
     `path` is as it stood on the wire; query values, container and blob are decoded; header names are lower
     case.
@@ -167,7 +167,7 @@ class Authenticator:
         return BlobGrant(dict.fromkeys(Level, permissions), delegate=known.principal)
 
     def delegated_key(self, grant: BlobGrant, start: str, expiry: str) -> DelegatedKey:
-        """The key for a user delegation SAS. Raises a 403 for whoever may not have it."""
+        """The key for a user delegation SAS. Raises a 403 when the caller may not have it."""
         if self._directory is None or grant.delegate is None or not grant.delegate.may_delegate:
             raise BlobRefused(BlobErrorCode.AUTHORIZATION_PERMISSION_MISMATCH)
         if parse_time(expiry) - parse_time(start) > MAX_DELEGATION:

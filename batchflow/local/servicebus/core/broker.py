@@ -279,7 +279,7 @@ class Peer:
     # -- time -----------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float:
-        """When :meth:`tick` is due."""
+        """Return the time at which :meth:`tick` is due."""
         if self.ended:
             return math.inf
         idle = self.broker.link_idle_timeout

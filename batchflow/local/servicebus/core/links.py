@@ -74,7 +74,7 @@ _OUTCOMES: dict[Any, int] = {
 
 
 class OutletPeer(Protocol):
-    """What an outlet needs to know of the connection that it is on."""
+    """The connection of an outlet, as far as the outlet uses it."""
 
     connection: Connection
 
@@ -90,7 +90,7 @@ class OutletPeer(Protocol):
 
 
 def error_of(refusal: QueueRefusal) -> AmqpError:
-    """How a refusal is told on the wire."""
+    """Translate a refusal into an error of AMQP."""
     return AmqpError(CONDITIONS[type(refusal)], str(refusal))
 
 
@@ -160,7 +160,7 @@ class QueueNode:
 
     @property
     def idle(self) -> bool:
-        """Whether no one receives from it."""
+        """Whether the node has no receiver."""
         return not (self.outlets or self.sessions or self.waiting)
 
     def pump(self, now: float, session_ids: Iterable[str | None] | None = None) -> None:
@@ -186,7 +186,7 @@ class QueueNode:
             outlet.open_session(None, now)
 
     def next_deadline(self) -> float:
-        """When :meth:`tick` is due."""
+        """Return the time at which :meth:`tick` is due."""
         if self.retired:
             return math.inf
         deadline = self.queue.next_deadline()

@@ -46,7 +46,7 @@ class AdministrationRefused(Exception):
 
 @frozen
 class QueueSettings:
-    """All that a queue is created with. Durations are seconds; ``math.inf`` is for ever."""
+    """The properties with which a queue is created. Durations are seconds; ``math.inf`` is unlimited."""
 
     lock_duration: float = 60.0
     max_size_in_megabytes: int = 1024
@@ -62,7 +62,7 @@ class QueueSettings:
     rules: tuple[SasRule, ...] = ()
 
     def spec(self) -> QueueProperties:
-        """What of the settings the queue itself lives by."""
+        """The settings that the queue itself applies."""
         return QueueProperties(
             lock_duration=self.lock_duration,
             max_delivery_count=self.max_delivery_count,
@@ -132,7 +132,7 @@ class Namespace:
     created_at: float
     entities: dict[str, Entity] = field(default_factory=dict)
     directory: Directory | None = None
-    """Who is known by tokens of Entra ID; None: nobody."""
+    """The principals of Entra ID; None: tokens are not accepted."""
 
     def __iter__(self) -> Iterator[Entity]:
         return iter(sorted(self.entities.values(), key=lambda entity: entity.name.lower()))

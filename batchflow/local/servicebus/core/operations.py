@@ -21,7 +21,7 @@ BILLED_BYTES = 65_536
 
 @dataclass(slots=True)
 class Operations:
-    """On one queue and its dead-letter queue, since it was made."""
+    """Operations on one queue and its dead-letter queue since it was created."""
 
     sent: int = 0
     """Messages that came in, also those that were scheduled or dropped as duplicates."""
@@ -58,7 +58,7 @@ class Operations:
         self.more_parts += max(0, -(-size // BILLED_BYTES) - 1)
 
     def __sub__(self, earlier: Operations) -> Operations:
-        """What came between."""
+        """Return the operations between two counts."""
         return Operations(
             self.sent - earlier.sent,
             self.received - earlier.received,
