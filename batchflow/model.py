@@ -41,10 +41,6 @@ class Status(Enum):
         return self not in (Status.SENDING, Status.QUEUED)
 
 
-# As good as Enum's own, which is Python code and asked for several times a task.
-Status.__hash__ = object.__hash__  # type: ignore[method-assign]
-
-
 class Download(Protocol):
     """Fetches a file of a task's output folder."""
 

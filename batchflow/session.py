@@ -378,4 +378,3 @@ class Session(Supervised):
             if self._holds:
                 group.start_soon(self._parts.presence.release)
                 group.start_soon(self._parts.cancellations.release)
-        self._context.trimmer.close()

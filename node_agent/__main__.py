@@ -60,10 +60,10 @@ def _supervise(config: str, directory: str) -> int:
 
 
 def _agent(config: str, directory: str) -> int:
-    """The agent process's life, in the fork. Nothing is garbage while all of it is being imported."""
-    import gc
+    """Run the agent process, in the fork."""
+    from batchflow.support.process_tuning import pause_collector
 
-    gc.disable()
+    pause_collector()
     from node_agent.startup import process
 
     return process.run(config, directory)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import shlex
@@ -77,8 +76,7 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
         certificate=certificate,
     )
     settings = await cloud.start()
-    gc.freeze()  # what was imported is there to stay, and not to be searched for garbage
-    gc.enable()
+    process_tuning.keep_imports()
     try:
         with ExitStack() as files:
             files.enter_context(published(options.config, settings.to_toml()))
@@ -86,9 +84,9 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
                 files.enter_context(published(path, text))
             _announce(settings, options.config, options.entra)
             await asyncio.to_thread(remove_abandoned)
-            giving = asyncio.create_task(process_tuning.trim(), name="give memory back")
+            trimming = asyncio.create_task(process_tuning.trim_heap(), name="trim heap")
             await stop.wait()
-            giving.cancel()
+            trimming.cancel()
     finally:
         await cloud.aclose()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +12,7 @@ from batchflow.errors import BrokerError, ConfigurationError, PoolError
 from batchflow.pools.manifest_store import ManifestStore
 from batchflow.protocol.layout import INDEX_CONTAINER
 from batchflow.support.frozen import frozen
+from batchflow.support.process_tuning import collector_paused
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
@@ -106,14 +106,11 @@ class Connections:
 def preload(load_more: Callable[[], object] | None = None) -> None:
     """Import the SDKs, then call `load_more`, which imports what else a client needs.
 
-    Imports take long, so this runs in a thread beside other waits. The garbage collector pauses: it would
-    find nothing, in a sixth of the time. Afterwards all objects count as old, so its next run skips them.
+    Imports take long, so this runs in a thread beside other waits.
     """
-    collects = gc.isenabled()
-    gc.disable()
     beside = threading.Thread(target=_load_http, name="batchflow load http")
-    beside.start()
-    try:
+    with collector_paused():
+        beside.start()
         import batchflow.azure.batch
         import batchflow.azure.servicebus
 
@@ -121,22 +118,11 @@ def preload(load_more: Callable[[], object] | None = None) -> None:
             load_more()
         beside.join()
         import batchflow.azure.blob  # noqa: F401
-    finally:
-        if collects:
-            _count_as_old()
-            gc.enable()
 
 
 def _load_http() -> None:
     """Import aiohttp in a thread of its own: half of the time it reads certificates, without the GIL."""
     import aiohttp  # noqa: F401
-
-
-def _count_as_old() -> None:
-    """Move all that is there to the oldest generation, unless the program has frozen objects of its own."""
-    if not gc.get_freeze_count():
-        gc.freeze()
-        gc.unfreeze()
 
 
 async def connect(settings: Settings, load_more: Callable[[], object] | None = None) -> Connections:

@@ -17,7 +17,6 @@ from batchflow.sessions.notices import Notices
 from batchflow.sessions.stats import LinkCounter
 from batchflow.sessions.tracker import Tracker
 from batchflow.support.background import Background
-from batchflow.support.process_tuning import HeapTrimmer
 
 if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
@@ -42,7 +41,6 @@ class SessionContext:
     tracker: Tracker
     policy: PackingPolicy
     counter: LinkCounter
-    trimmer: HeapTrimmer
     background: Background
 
     @classmethod
@@ -69,7 +67,6 @@ class SessionContext:
             tracker=tracker,
             policy=PackingPolicy(),
             counter=LinkCounter(),
-            trimmer=HeapTrimmer(lambda: not len(tracker)),
             background=Background(notices.warn),
         )
 

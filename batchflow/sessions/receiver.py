@@ -198,7 +198,6 @@ class ResultReceiver:
                 if delivery is not None:
                     self._check_ours()
                     message = ResultMessage(delivery, self.mailbox)
-                    self._context.trimmer.moved(len(delivery.body))
                     del delivery  # with its body, which would be held until the next one comes
                     self._take(self.state.accept(message))
 

@@ -125,7 +125,6 @@ class TaskSender:
         self._messages += 1
         message_id = f"{self._context.incarnation}-{self._messages}"
         body = wire.join("tasks", items)
-        self._context.trimmer.moved(len(body))
         return _Packed(entries, OutgoingMessage(body, message_id))
 
     async def _send(self, link: SendLink) -> None:

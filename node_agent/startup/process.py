@@ -9,12 +9,10 @@ pass before it imports their SDK.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
-import sys
 import time
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +27,6 @@ from node_agent.supervision.supervisor import EX_CONFIG
 from node_agent.system import json_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from batchflow.azure.blob import BlobContainer
     from batchflow.azure.identity import Credential
     from batchflow.protocol.documents import ContainerAccess
@@ -39,8 +35,6 @@ logger = logging.getLogger("node_agent")
 
 _PASS: Final = 0.25
 """Seconds from then on in which the first task may come and go. The first heartbeat comes after them."""
-_HANDOVER: Final = 0.0005
-"""Seconds that the thread which imports may keep the links waiting when something comes for them."""
 
 
 def run(config: str, directory: str) -> int:
@@ -79,8 +73,8 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         loop.add_signal_handler(signal.SIGINT, _nothing)
         if config.leave_at is not None:
             loop.call_later(max(0.0, config.leave_at - time.time()), agent.stop)
-        giving = asyncio.create_task(process_tuning.trim(), name="give memory back")
-        stack.callback(giving.cancel)
+        trimming = asyncio.create_task(process_tuning.trim_heap(), name="trim heap")
+        stack.callback(trimming.cancel)
         await agent.run()
 
 
@@ -107,7 +101,7 @@ def _broker(config: AgentConfig, identity: Credential | None) -> EarlyLinks:
 
 
 def _load_agent() -> None:
-    with _quick_handover():
+    with process_tuning.quick_switching():
         import node_agent.startup.assembly  # noqa: F401
 
 
@@ -117,22 +111,11 @@ async def _load_blobs_after(seconds: float) -> None:
 
 
 def _load_blobs() -> None:
-    """The last of the imports: what they left is there to stay, and not to be searched for garbage."""
-    with _quick_handover():
+    """Do the last of the imports, and have the collector leave out all that was imported."""
+    with process_tuning.quick_switching():
         import batchflow.azure.blob  # noqa: F401
 
-    gc.freeze()
-    gc.enable()
-
-
-@contextmanager
-def _quick_handover() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(_HANDOVER)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
+    process_tuning.keep_imports()
 
 
 def _container(
