@@ -95,7 +95,9 @@ async def left_of(client: Client, name: str) -> list[str]:
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_each_step_is_taken_back(client: Client, name: str, late: bool, how: str) -> None:
+async def test_interrupted_creation_is_undone_at_each_step(
+    client: Client, name: str, late: bool, how: str
+) -> None:
     """Cancelled or failed, before or after the service has done it: all that was made goes."""
     sources = await collect(FILES)
     for at in range(1, MOST):
@@ -121,7 +123,7 @@ def fail() -> None:
     raise PoolError("the network is gone", retryable=True)
 
 
-async def test_what_cannot_be_taken_back_is_said(client: Client, name: str) -> None:
+async def test_resource_that_cannot_be_undone_is_noted_on_the_error(client: Client, name: str) -> None:
     """A removal that fails is noted on the error: what is left, and why."""
 
     class Stubborn(Stepping):
@@ -152,7 +154,7 @@ async def lost(*_: object) -> None:
     raise PoolError("lost")
 
 
-async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) -> None:
+async def test_undo_leaves_the_pool_of_another_client(client: Client, name: str) -> None:
     """Cut off while it asks for a pool whose name another program has just taken, it leaves that alone."""
     other = await client.create_pool(PoolSpec(name, nodes=0))
     await client.connections.manifests.index.delete(manifest_blob(name))
@@ -173,7 +175,7 @@ async def test_somebody_elses_pool_is_not_taken_back(client: Client, name: str) 
     await other.delete()
 
 
-async def test_queues_that_went_are_made_anew(client: Client, name: str) -> None:
+async def test_queues_deleted_for_being_idle_are_created_again(client: Client, name: str) -> None:
     """Queues remove themselves when nobody uses them for long; whoever ensures the pool has new ones."""
     pool = await client.ensure_pool(name, nodes=0)
     sdk = await client.connections.admin._client()  # type: ignore[attr-defined]

@@ -62,7 +62,9 @@ async def running(pool: Pool) -> int:
     return sum(len(beat.running) for beat in await pool.heartbeats())
 
 
-async def test_who_submits_and_leaves_has_his_tasks_run(own: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tasks_of_a_session_that_closed_at_once_are_run(
+    own: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Closing waits until there are agents, who were not there before; not where nothing is to be run."""
     compute = own.runtime.connections.compute
     begun, go_on, create_job = anyio.Event(), anyio.Event(), compute.create_job

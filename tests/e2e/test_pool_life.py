@@ -94,7 +94,7 @@ async def test_two_clients_delete_one_pool(client: Client, other: Client, name: 
         assert left == []
 
 
-async def test_an_interrupted_maker_is_followed(client: Client, other: Client, name: str) -> None:
+async def test_pool_of_an_interrupted_creator_is_taken_over(client: Client, other: Client, name: str) -> None:
     """A Batch pool that its maker left without a manifest is taken over, as batchflow's own."""
     pool = await client.ensure_pool(name, nodes=0)
     await client.connections.manifests.index.delete(f"pools/{name}.json")

@@ -29,7 +29,7 @@ async def test_opened_by_await_and_closed_by_another_task(
     await client.aclose()
 
 
-async def test_what_is_asked_of_a_client_that_is_not_open(connect: Callable[..., Client]) -> None:
+async def test_client_that_is_not_open_raises_session_closed(connect: Callable[..., Client]) -> None:
     """Before and after, in words."""
     never = connect()
     with pytest.raises(SessionClosed, match="not open"):
@@ -43,7 +43,7 @@ async def test_what_is_asked_of_a_client_that_is_not_open(connect: Callable[...,
         await client
 
 
-async def test_a_connection_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_connection_raises_at_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     """The opening raises what was wrong, and nothing is left."""
 
     async def refuse(*_: object) -> object:
@@ -74,7 +74,7 @@ async def test_closing_closes_all_sessions(connect: Callable[..., Client]) -> No
             await within(task)
 
 
-async def test_closing_with_a_session_that_cannot_flush(
+async def test_closing_logs_a_session_that_cannot_flush(
     connect: Callable[..., Client], doubles: Doubles, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Bounded, and logged with what was lost."""
@@ -86,7 +86,7 @@ async def test_closing_with_a_session_that_cannot_flush(
     assert any(record.message == "session_close_failed" for record in caplog.records)
 
 
-async def test_pools_are_found_again(connect: Callable[..., Client], doubles: Doubles) -> None:
+async def test_pools_are_found_by_another_client(connect: Callable[..., Client], doubles: Doubles) -> None:
     """By their id, in any case; one that is not there is an error."""
     async with connect() as client:
         await client.create_pool(PoolSpec("Demo", nodes=3))
@@ -124,13 +124,13 @@ async def test_deleting_a_pool_by_another_spelling_ends_its_sessions(client: Cli
     assert session.closed
 
 
-async def test_no_pools_at_all(client: Client) -> None:
+async def test_account_without_pools_lists_none(client: Client) -> None:
     """A fresh account has not even the index."""
     assert [pool async for pool in client.pools()] == []
     await client.delete_all_pools()
 
 
-async def test_two_pools_side_by_side(client: Client, doubles: Doubles) -> None:
+async def test_tasks_and_results_of_two_pools_do_not_mix(client: Client, doubles: Doubles) -> None:
     """Their tasks and results do not mix."""
     answers = []
     for name in ("one", "two"):
@@ -144,13 +144,13 @@ async def test_two_pools_side_by_side(client: Client, doubles: Doubles) -> None:
 
 
 @pytest.mark.parametrize("options", [{"nodes": 0}, {"nodes": -1}, {"slots": -1}, {"latency": -0.1}])
-def test_a_local_cloud_that_cannot_be(options: dict[str, float]) -> None:
+def test_impossible_options_of_a_local_cloud_are_refused(options: dict[str, float]) -> None:
     """Refused where it is written."""
     with pytest.raises(ConfigurationError, match="negative"):
         Client.local(**options)  # type: ignore[arg-type]
 
 
-def test_a_configuration_that_lacks_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_settings_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused at once, by name; for the local cloud nothing is lacking."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.toml").write_text('[batch]\naccount = "a"')

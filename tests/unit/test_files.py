@@ -95,14 +95,14 @@ LEFT_OUT = [
 ]  # fmt: skip
 
 
-async def test_what_a_directory_does_not_contribute(tmp_path: Path) -> None:
+async def test_hidden_files_and_credentials_of_a_directory_are_left_out(tmp_path: Path) -> None:
     """Hidden files, caches, virtual environments, credential files, at any depth."""
     tree(tmp_path, "a.py", "b/c.py", *LEFT_OUT)
     assert await names(tmp_path) == ["a.py", "b/c.py"]
 
 
 @pytest.mark.parametrize("name", [".env", "credentials.json", "my.key"])
-async def test_what_is_named_explicitly_is_taken(tmp_path: Path, name: str) -> None:
+async def test_explicitly_named_credentials_are_taken(tmp_path: Path, name: str) -> None:
     """Leaving out is for directories; who names a file means it."""
     tree(tmp_path, name)
     assert await names(tmp_path / name) == [name]
@@ -118,17 +118,15 @@ async def test_links_count_as_the_files_they_lead_to(tmp_path: Path) -> None:
     assert await names(tmp_path / "in") == ["a.py", "link.py"]
 
 
-async def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
-    """Reading a pipe would wait for ever."""
+async def test_pipes_of_a_directory_are_left_out(tmp_path: Path) -> None:
+    """Reading a pipe would never end."""
     tree(tmp_path, "a.py")
     os.mkfifo(tmp_path / "pipe")
     assert await names(tmp_path) == ["a.py"]
 
 
 @pytest.mark.parametrize("spec", ["nowhere.py", Path("nowhere.py"), {"x.py": "nowhere.py"}, ["nowhere.py"]])
-async def test_a_file_that_is_not_there_is_named(
-    spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missing_file_is_named(spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the directory that it was looked for in."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=r"nowhere\.py.*no such file.*" + tmp_path.name):
@@ -142,7 +140,7 @@ async def test_a_directory_cannot_stand_for_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [b"x.py", 5, None, [None], [5], {"x.py": 5}, {"x.py": None}, {5: b""}])
-async def test_what_can_be_no_file_is_refused(spec: Any) -> None:
+async def test_spec_of_a_wrong_type_is_refused(spec: Any) -> None:
     """In words, not by a TypeError from within."""
     with pytest.raises(ConfigurationError, match="files"):
         await collect(spec)
@@ -225,7 +223,7 @@ async def test_the_same_content_twice_is_uploaded_once(counting: Counting) -> No
     assert len([name for name in counting.written if name.startswith("files/")]) == 1
 
 
-async def test_somebody_else_may_upload_the_same_at_the_same_time(counting: Counting) -> None:
+async def test_concurrent_upload_of_the_same_content_succeeds(counting: Counting) -> None:
     """What is there already by then is right by its name."""
     sources = await collect({"a.py": b"a"})
 
@@ -239,9 +237,7 @@ async def test_somebody_else_may_upload_the_same_at_the_same_time(counting: Coun
     assert (await counting.get(bundle.files[0].blob)).data == b"a"
 
 
-async def test_a_file_that_changes_meanwhile_is_not_passed_off_as_the_old_one(
-    tmp_path: Path, container: MemoryContainer
-) -> None:
+async def test_file_changed_during_its_upload_is_refused(tmp_path: Path, container: MemoryContainer) -> None:
     """A blob's content is what its name says, for it is never uploaded again."""
     tree(tmp_path, "a.py")
     sources = await collect(tmp_path)

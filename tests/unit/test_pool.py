@@ -44,7 +44,7 @@ async def test_starting_is_idempotent(pool: Pool, doubles: Doubles) -> None:
     assert agent_ids(doubles, pool) == ["agent-0", "agent-1"]
 
 
-async def test_new_nodes_get_their_agents(pool: Pool, doubles: Doubles) -> None:
+async def test_resized_pool_starts_agents_on_new_nodes(pool: Pool, doubles: Doubles) -> None:
     """At the resize, where there are agents or sessions; else with the next session.
 
     Where sessions were open elsewhere only, nobody used to start agents on the nodes that were added.
@@ -60,7 +60,7 @@ async def test_new_nodes_get_their_agents(pool: Pool, doubles: Doubles) -> None:
         assert len(agent_ids(doubles, pool)) == 5
 
 
-async def test_agents_of_a_pool_that_was_just_made_start_with_what_is_known_here(
+async def test_first_agents_of_a_created_pool_start_without_reading_it_again(
     pool: Pool, client: Client, doubles: Doubles
 ) -> None:
     """Its files are not fetched, nor its containers' policies set again; who found the pool does both."""
@@ -80,7 +80,7 @@ async def test_agents_of_a_pool_that_was_just_made_start_with_what_is_known_here
     assert doubles.storage.policies.keys() == {found.runtime.ctl.name, found.runtime.out.name}
 
 
-async def test_an_agent_that_is_missing_is_started_under_a_free_name(pool: Pool, doubles: Doubles) -> None:
+async def test_missing_agent_is_started_under_a_free_task_id(pool: Pool, doubles: Doubles) -> None:
     """Somebody deleted the task of the first one: the second's name is taken, and stays its own.
 
     The number of the tasks used to be taken for the next free number: nothing was started, and nothing said.
@@ -91,7 +91,7 @@ async def test_an_agent_that_is_missing_is_started_under_a_free_name(pool: Pool,
     assert agent_ids(doubles, pool) == ["agent-1", "agent-2"]
 
 
-async def test_agents_that_have_all_ended_are_started_in_a_job_of_their_own(
+async def test_agents_that_all_ended_are_started_in_a_new_batch_job(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For Batch has ended the first one."""
@@ -109,7 +109,7 @@ async def test_agents_that_have_all_ended_are_started_in_a_job_of_their_own(
     assert agent_ids(doubles, pool) == ["agent-0", "agent-1"]
 
 
-async def test_stopping_ends_the_agents_that_live(
+async def test_stopping_deletes_the_tasks_of_living_agents(
     pool: Pool, doubles: Doubles, connect: Callable[..., Client]
 ) -> None:
     """Also those that another client has started since; idempotent; they can be started again."""
@@ -126,14 +126,14 @@ async def test_stopping_ends_the_agents_that_live(
         assert sum(map(len, doubles.compute.jobs.values())) == 2
 
 
-async def test_agents_that_cannot_be_started(pool: Pool, doubles: Doubles) -> None:
+async def test_starting_raises_what_batch_refuses(pool: Pool, doubles: Doubles) -> None:
     """The error is Batch's."""
     doubles.compute.fault = PoolError("the quota is used up")
     with pytest.raises(PoolError, match="quota"):
         await pool.start()
 
 
-async def test_nodes_are_told_with_their_agents(pool: Pool, agent: Agent, doubles: Doubles) -> None:
+async def test_nodes_are_listed_with_their_agents(pool: Pool, agent: Agent, doubles: Doubles) -> None:
     """What Batch says and what the heartbeat says."""
     doubles.compute.node_infos = [NodeInfo("node-1", "running", True), NodeInfo("node-2", "starting", False)]
     first, second = await pool.nodes()
@@ -141,7 +141,7 @@ async def test_nodes_are_told_with_their_agents(pool: Pool, agent: Agent, double
     assert (second.host, second.slots, second.agent, second.dedicated) == (None, 0, None, False)
 
 
-async def test_a_heartbeat_is_fresh_by_the_storages_time(pool: Pool, agent: Agent, doubles: Doubles) -> None:
+async def test_heartbeat_expires_by_the_storage_clock(pool: Pool, agent: Agent, doubles: Doubles) -> None:
     """Three intervals; one that says that it exits is no agent any more."""
     assert len(await pool.heartbeats()) == 1
     await agent.beat(interval=0.0)
@@ -151,7 +151,7 @@ async def test_a_heartbeat_is_fresh_by_the_storages_time(pool: Pool, agent: Agen
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"v":1,"agent":5}', b'{"v":9}'])
-async def test_a_heartbeat_that_is_none_takes_nothing_down(
+async def test_undecodable_heartbeat_is_ignored(
     pool: Pool, agent: Agent, doubles: Doubles, data: bytes
 ) -> None:
     """Code on a node can write what it likes there."""
@@ -162,7 +162,7 @@ async def test_a_heartbeat_that_is_none_takes_nothing_down(
 # ---- waiting for it
 
 
-async def test_waiting_until_it_is_ready(
+async def test_wait_ready_returns_when_the_wanted_agents_are_ready(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All nodes that are wanted, or as many as one asks for; the agents are started."""
@@ -180,7 +180,7 @@ async def test_waiting_until_it_is_ready(
 
 
 @pytest.mark.parametrize("state", ["unusable", "unknown", "preempted", "rebooting"])
-async def test_an_agent_of_a_node_that_is_lost_is_not_ready(
+async def test_agent_of_a_lost_node_is_not_ready(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     """Its last heartbeat may still be fresh: Batch knows better."""
@@ -195,7 +195,7 @@ async def test_an_agent_of_a_node_that_is_lost_is_not_ready(
     await within(waiting)
 
 
-async def test_agents_that_go_while_somebody_waits_are_started_again(
+async def test_agents_that_exit_during_wait_ready_are_started_again(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was idle for its time ends in order, and nothing has failed: it was waited for without end."""
@@ -218,7 +218,7 @@ async def test_agents_that_go_while_somebody_waits_are_started_again(
     await within(waiting)
 
 
-async def test_waiting_has_an_end(pool: Pool) -> None:
+async def test_wait_ready_ends_at_its_timeout(pool: Pool) -> None:
     """With the explanation."""
     with pytest.raises(TimeoutError, match="no agent"):
         await within(pool.wait_ready(timeout=0.01))
@@ -237,7 +237,7 @@ FAILURES: list[tuple[dict[str, Any], list[NodeInfo], type[PoolError], str]] = [
 
 
 @pytest.mark.parametrize(("change", "nodes", "kind", "words"), FAILURES)
-async def test_waiting_fails_at_once_when_it_can_no_longer_succeed(
+async def test_wait_ready_fails_at_once_when_it_can_no_longer_succeed(
     pool: Pool,
     doubles: Doubles,
     change: dict[str, Any],
@@ -254,7 +254,7 @@ async def test_waiting_fails_at_once_when_it_can_no_longer_succeed(
         assert words in str(await pool.explain())
 
 
-async def test_an_explanation_never_fails(pool: Pool, doubles: Doubles) -> None:
+async def test_explain_reports_services_that_do_not_answer(pool: Pool, doubles: Doubles) -> None:
     """What cannot be asked is a cause by itself."""
     doubles.compute.fault = PoolError("Batch is down")
     doubles.storage.faults["get", "agents/"] = [StorageError("Blob is down")] * 5
@@ -268,7 +268,7 @@ async def test_an_explanation_never_fails(pool: Pool, doubles: Doubles) -> None:
 # ---- files
 
 
-async def test_repurposing_is_for_sessions_opened_from_now_on(
+async def test_repurposed_bundle_is_used_by_later_sessions_alone(
     pool: Pool, agent: Agent, doubles: Doubles, connect: Callable[..., Client]
 ) -> None:
     """By whatever client; those that are open keep what they have, and no agent is touched."""
@@ -287,7 +287,9 @@ async def test_repurposing_is_for_sessions_opened_from_now_on(
     assert bundles[0] != bundles[1] == bundles[2]
 
 
-async def test_two_who_change_the_manifest_at_once(pool: Pool, connect: Callable[..., Client]) -> None:
+async def test_concurrent_changes_of_the_manifest_are_all_kept(
+    pool: Pool, connect: Callable[..., Client]
+) -> None:
     """Neither change is lost."""
     async with connect() as other_client:
         other = await other_client.pool("demo")
@@ -329,7 +331,7 @@ async def test_jobs(pool: Pool) -> None:
             await pool.create_job(name)
 
 
-async def test_a_session_makes_its_job(pool: Pool) -> None:
+async def test_session_creates_its_job(pool: Pool) -> None:
     """If there is none of that name."""
     async with pool.session("c", job="made"):
         assert (await pool.job("made")).state == "open"
@@ -337,7 +339,7 @@ async def test_a_session_makes_its_job(pool: Pool) -> None:
         assert (await pool.job("default")).state == "open"
 
 
-async def test_a_document_that_is_no_job_takes_no_listing_down(pool: Pool, doubles: Doubles) -> None:
+async def test_undecodable_job_document_is_left_out_of_the_list(pool: Pool, doubles: Doubles) -> None:
     """Another program, or a newer batchflow, wrote it."""
     await pool.create_job("one")
     await doubles.storage.write("jobs/odd.json", b"{}", pool.runtime.manifest.ctl)
@@ -347,7 +349,7 @@ async def test_a_document_that_is_no_job_takes_no_listing_down(pool: Pool, doubl
 # ---- the end
 
 
-async def test_deleting_a_pool_ends_its_sessions_and_leaves_nothing(
+async def test_deleted_pool_closes_its_sessions_and_leaves_nothing(
     client: Client, pool: Pool, doubles: Doubles
 ) -> None:
     """Sessions of any object that stands for it; who waits is told why."""
@@ -369,9 +371,7 @@ async def test_deleting_a_pool_ends_its_sessions_and_leaves_nothing(
     await within(pool.delete())
 
 
-async def test_a_session_of_a_pool_that_was_deleted_elsewhere(
-    pool: Pool, connect: Callable[..., Client]
-) -> None:
+async def test_session_of_a_deleted_pool_cannot_be_opened(pool: Pool, connect: Callable[..., Client]) -> None:
     """Is refused with that reason, not with a missing queue."""
     async with connect() as other:
         await other.delete_pool("demo")
@@ -379,13 +379,13 @@ async def test_a_session_of_a_pool_that_was_deleted_elsewhere(
         await within(pool.session("c")._open())
 
 
-async def test_resizing_to_nonsense_is_refused(pool: Pool) -> None:
+async def test_resizing_to_a_negative_number_is_refused(pool: Pool) -> None:
     """Before Batch is asked."""
     with pytest.raises(ConfigurationError, match="negative"):
         await pool.resize(-1)
 
 
-async def test_agents_run_in_the_pools_container(client: Client, doubles: Doubles) -> None:
+async def test_agents_run_in_the_container_image_of_the_pool(client: Client, doubles: Doubles) -> None:
     """Of a pool with a container image every agent's task has it; what the image has not is not asked for."""
     doubles.compute.containers = True
     pool = await client.create_pool(PoolSpec("boxed", nodes=2, container="registry.example/tasks:1"))
@@ -398,7 +398,7 @@ async def test_agents_run_in_the_pools_container(client: Client, doubles: Double
     }
 
 
-def test_an_agents_task_fills_its_node() -> None:
+def test_agent_task_takes_all_slots_of_its_node() -> None:
     """One agent to a node, restarted by Batch without end."""
     from batchflow.pools.agent_job import agent_tasks
     from batchflow.pools.agent_launch import LaunchCommand

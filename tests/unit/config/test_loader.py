@@ -103,7 +103,7 @@ def test_the_environment_is_read_over_file_and_profile() -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("1", True), ("yes", True), ("0", False), ("No", False), ("false", False)]
 )
-def test_truth_in_the_environment(text: str, value: bool) -> None:
+def test_booleans_of_the_environment_are_read(text: str, value: bool) -> None:
     """The usual words, in any case."""
     environment = {"BATCHFLOW_SERVICEBUS_WEBSOCKETS": text}
     assert load_settings(environment=environment).servicebus.websockets is value
@@ -115,7 +115,7 @@ def test_the_credentials_of_the_original_are_read() -> None:
     assert load_settings(environment={}) == FULL
 
 
-def test_where_the_file_is_looked_for() -> None:
+def test_configuration_file_is_found_in_the_documented_places() -> None:
     """The argument, then BATCHFLOW_CONFIG, then batchflow.toml, then credentials.json."""
     write(CREDENTIALS, "credentials.json")
     assert load_settings(environment={}).batch.account == "account"
@@ -235,7 +235,7 @@ def test_secrets_are_in_no_repr_and_no_error() -> None:
         assert secret not in refusal(f'[batch]\nkey = "{secret}')
 
 
-def test_what_a_connection_lacks_is_named_whole() -> None:
+def test_all_missing_settings_are_named() -> None:
     """Every missing setting, in both of its spellings."""
     assert FULL.check() is FULL
     assert FULL.connected

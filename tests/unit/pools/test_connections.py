@@ -14,7 +14,7 @@ def said(program: str) -> list[str]:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=110).stdout.split()
 
 
-def test_what_was_imported_is_old_at_once() -> None:
+def test_preloaded_objects_count_as_old() -> None:
     """A collection of what is young has next to nothing to look at, and the collector works on."""
     enabled, frozen, young = said(
         "preload(); print(gc.isenabled(), gc.get_freeze_count(), len(gc.get_objects(0) + gc.get_objects(1)))"
@@ -26,6 +26,6 @@ def test_what_was_imported_is_old_at_once() -> None:
 @pytest.mark.parametrize(
     ("before", "after"), [("gc.disable()", "gc.isenabled()"), ("gc.freeze()", "gc.get_freeze_count() == 0")]
 )
-def test_the_programs_own_wishes_are_kept(before: str, after: str) -> None:
+def test_preload_keeps_the_state_of_the_collector(before: str, after: str) -> None:
     """A collector that is off stays off; what the program froze stays frozen."""
     assert said(f"{before}; preload(); print({after})") == ["False"]

@@ -42,7 +42,7 @@ async def beat(out: MemoryContainer, number: int, slots: int = 2, **fields: Any)
     await out.put(heartbeat_blob(f"a{number}"), document.encode())
 
 
-async def test_a_few_agents_are_all_asked() -> None:
+async def test_all_heartbeats_of_a_small_pool_are_read() -> None:
     """And those that are gone, or go, do not count."""
     out, clock = await container()
     await beat(out, 1)
@@ -56,7 +56,7 @@ async def test_a_few_agents_are_all_asked() -> None:
     assert {each.agent for each in await read_heartbeats(out)} == {"a2", "a4"}
 
 
-async def test_of_many_agents_a_few_are_asked() -> None:
+async def test_sample_of_a_large_pool_is_extrapolated() -> None:
     """They stand for the others; documents of agents that are long gone mislead nobody."""
     out, clock = await container()
     for number in range(300):
@@ -70,7 +70,7 @@ async def test_of_many_agents_a_few_are_asked() -> None:
     assert (sample.alive, sample.open_slots) == (200, 800)
 
 
-async def test_nobody_lives() -> None:
+async def test_sample_of_a_pool_without_agents_is_empty() -> None:
     """No slots."""
     out, clock = await container()
     await beat(out, 1)

@@ -34,7 +34,7 @@ IMAGES = (UBUNTU, OLD, ALMA, WINDOWS, DOCKER)
 SUBNET = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/n"
 
 
-def test_silent_spec() -> None:
+def test_empty_spec_gets_the_defaults() -> None:
     """What a spec is silent about comes from the settings, the image from a default that Batch supports."""
     document = build(PoolSpec("p"), PoolSettings(nodes=3, vm_size="standard_d4s_v3"), IMAGES, NOW)
     assert (document.nodes, document.spot, document.vm_size) == (3, 0, "standard_d4s_v3")
@@ -43,7 +43,7 @@ def test_silent_spec() -> None:
     assert document.metadata == {"batchflow": "1"}
 
 
-def test_full_spec() -> None:
+def test_full_spec_reaches_the_document() -> None:
     """Everything that a spec says reaches the document."""
     spec = PoolSpec(
         "p", nodes=1, spot=2, vm_size="standard_d2s_v5", image="AlmaLinux:almalinux-x86_64:9-gen2:latest",
@@ -56,7 +56,7 @@ def test_full_spec() -> None:
     assert (document.environment, document.subnet) == ({"A": "b"}, SUBNET)
 
 
-def test_a_container_brings_its_image() -> None:
+def test_container_gets_an_image_that_runs_containers() -> None:
     """Nodes that run containers are made of the newest Ubuntu that can; one that cannot is refused."""
     document = build(PoolSpec("p", container="python:3.12-slim"), PoolSettings(), IMAGES, NOW)
     assert document.container == "python:3.12-slim"
@@ -137,7 +137,7 @@ def test_refusals(fields: dict[str, object], words: list[str]) -> None:
         assert word in str(caught.value)
 
 
-def test_what_a_pool_has_not_is_told() -> None:
+def test_differences_between_spec_and_pool_are_listed() -> None:
     """Each field that a pool which is there keeps is compared, where the spec says something of it."""
     queue = QueueRef("host", "queue")
     manifest = PoolManifest(
@@ -171,7 +171,7 @@ def test_check_needs_no_account() -> None:
         check(PoolSpec("p", nodes=-1))
 
 
-def test_a_lone_command_is_batch_s_own() -> None:
+def test_lone_start_command_is_passed_on_unchanged() -> None:
     """Without packages the command line is the user's, unchanged."""
     assert start_command(PoolSpec("p", start_command="/bin/sh -c 'echo $A'")) == "/bin/sh -c 'echo $A'"
 
@@ -199,7 +199,7 @@ def test_packages_become_a_script(tmp_path: Path) -> None:
     assert log.read_text().splitlines() == once * 2
 
 
-def test_the_script_ends_at_the_first_failure(tmp_path: Path) -> None:
+def test_start_script_ends_at_the_first_failure(tmp_path: Path) -> None:
     """A package that cannot be had fails the start task."""
     shim = tmp_path / "apt-get"
     shim.write_text("#!/bin/sh\nexit 100\n")

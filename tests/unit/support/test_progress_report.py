@@ -27,7 +27,7 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchflow.pools.provisioning._POLLS", (0.001, 0.001))
 
 
-def test_a_state_is_told_once() -> None:
+def test_repeated_line_is_reported_once() -> None:
     """What is said again is not news; nobody has to listen."""
     lines: list[str] = []
     for report in (Reporter(lines.append), Reporter(None)):
@@ -37,7 +37,7 @@ def test_a_state_is_told_once() -> None:
     assert (counted(0, "node"), counted(1, "node"), counted(2, "node")) == ("0 nodes", "1 node", "2 nodes")
 
 
-async def test_starting(pool: Pool) -> None:
+async def test_starting_reports_the_number_of_agents(pool: Pool) -> None:
     """How many agents; nothing when they live already."""
     lines: list[str] = []
     await pool.start(progress=lines.append)
@@ -45,7 +45,7 @@ async def test_starting(pool: Pool) -> None:
     assert lines == ["starting 2 agents"]
 
 
-async def test_bringing_the_archive(
+async def test_archive_is_reported_when_made_and_uploaded(
     pool: Pool, doubles: Doubles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is uploaded once, whoever starts agents after that: its name is its content's."""
@@ -66,7 +66,7 @@ async def test_bringing_the_archive(
     assert lines == [making, "uploading the agents' archive, 2 MB", making]
 
 
-async def test_stopping(pool: Pool, agent: Agent) -> None:
+async def test_stopping_reports_the_agents_that_are_left(pool: Pool, agent: Agent) -> None:
     """Which agents are still there, and what they run, until the last has gone."""
     await pool.start()
     await agent.beat(running=(running("a"), running("b")))
@@ -88,7 +88,7 @@ def running(label: str) -> Running:
     return Running(label, label, "c", "default", "x.py", 0.0)
 
 
-async def test_shrinking(pool: Pool, doubles: Doubles) -> None:
+async def test_shrinking_reports_the_agents_that_are_to_leave(pool: Pool, doubles: Doubles) -> None:
     """Which agents are still to leave, then that their nodes go."""
     doubles.compute.node_infos = [NodeInfo(name, "running", True) for name in ("node-1", "node-2")]
     idle, busy = Agent(doubles, pool, "idle"), Agent(doubles, pool, "busy")
@@ -108,7 +108,9 @@ async def test_shrinking(pool: Pool, doubles: Doubles) -> None:
     ]
 
 
-async def test_resetting(pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resetting_reports_the_state_of_each_node(
+    pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Node by node, each of its states; one that leaves meanwhile is told as well."""
     doubles.compute.node_infos = [NodeInfo(name, "idle", True) for name in ("a", "b")]
     states = iter(["rebooting", "starting", "starting", "idle"])
@@ -165,7 +167,7 @@ class Going:
         return replace(self._info, nodes=left)
 
 
-async def test_deleting(
+async def test_deleting_reports_each_step(
     client: Client, pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sessions, what is beside it, then the machines until they are gone."""
@@ -183,7 +185,7 @@ async def test_deleting(
     assert doubles.compute.known == {}
 
 
-async def test_ensuring_while_it_is_deleted(
+async def test_ensuring_reports_a_deletion_it_waits_for(
     client: Client, pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool of the name that is on its way out is waited for, node by node."""
@@ -198,7 +200,9 @@ async def test_ensuring_while_it_is_deleted(
     ]
 
 
-async def test_waiting_for_its_maker(client: Client, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attaching_reports_the_creator_it_waits_for(
+    client: Client, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Batch pool of batchflow's without a manifest is somebody's who is making it, or was."""
     monkeypatch.setattr("batchflow.pools.provisioning._CREATION_TIMEOUT", 0.01)
     for find in (client.pool, client.ensure_pool):
@@ -208,7 +212,9 @@ async def test_waiting_for_its_maker(client: Client, pool: Pool, monkeypatch: py
         assert lines == ["another client creates pool 'demo', and has 0 s for it"]
 
 
-async def test_somebody_is_quicker(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_creating_reports_another_client_that_was_quicker(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who loses the race says so, and uses what the winner made."""
     winner = await client.create_pool(PoolSpec("race", nodes=0))
     manifest = await client.connections.manifests.read("race")
