@@ -163,7 +163,7 @@ async def use(settings: Settings) -> None:
 
 
 class TestProgram:
-    async def test_it_is_up_until_told_to_stop(self, tmp_path: Path, temporary_files: Path) -> None:
+    async def test_program_runs_until_it_is_signalled(self, tmp_path: Path, temporary_files: Path) -> None:
         """The file holds what connects, the output tells it as well, and nothing of it stays."""
         config = tmp_path / "cloud.toml"
         async with program(config, "--nodes", "3", "--slots", "2") as cloud:
@@ -185,7 +185,7 @@ class TestProgram:
         assert not config.exists()
         assert list(temporary_files.iterdir()) == []
 
-    async def test_keys_are_fresh(self, tmp_path: Path) -> None:
+    async def test_each_cloud_has_keys_of_its_own(self, tmp_path: Path) -> None:
         """Two clouds share neither keys nor ports."""
         async with program(tmp_path / "a") as first, program(tmp_path / "b") as second:
             one, two = (load_settings(cloud.config, environment={}) for cloud in (first, second))
@@ -194,7 +194,9 @@ class TestProgram:
             assert one.servicebus != two.servicebus
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-    async def test_a_rewritten_file_stays(self, tmp_path: Path, number: signal.Signals) -> None:
+    async def test_rewritten_configuration_file_is_not_removed(
+        self, tmp_path: Path, number: signal.Signals
+    ) -> None:
         """A configuration that somebody else wrote meanwhile is theirs."""
         config = tmp_path / "cloud.toml"
         async with program(config) as cloud:
@@ -213,14 +215,16 @@ class TestProgram:
             ("--config", "x", "--nonsense"),
         ],
     )
-    async def test_bad_arguments(self, arguments: tuple[str, ...]) -> None:
+    async def test_bad_argument_exits_with_one_line_of_error(self, arguments: tuple[str, ...]) -> None:
         """A bad argument is told in one line, with exit status 2."""
         status, lines = await refusal(*arguments)
         assert (status, len(lines)) == (2, 1)
         assert lines[0].startswith("batchflow.local: ")
 
     @pytest.mark.parametrize("service", ["servicebus", "batch", "blob"])
-    async def test_a_taken_port(self, tmp_path: Path, temporary_files: Path, service: str) -> None:
+    async def test_taken_port_exits_with_one_line_of_error(
+        self, tmp_path: Path, temporary_files: Path, service: str
+    ) -> None:
         """A port that is taken is told in one line that names it, and nothing stays."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = str(taken.getsockname()[1])
@@ -267,7 +271,7 @@ async def exit_code(settings: Settings, command: str, url: str) -> int | None:
 
 
 class TestChild:
-    async def test_it_lives_as_long_as_it_is_held(self, temporary_files: Path) -> None:
+    async def test_child_ends_with_the_context_manager(self, temporary_files: Path) -> None:
         """The context manager yields a configuration that connects, and leaves nothing."""
         async with LocalCloudProcess(nodes=3, slots=2) as config:
             settings = load_settings(config, environment={})
@@ -278,7 +282,7 @@ class TestChild:
         assert list(temporary_files.iterdir()) == []
         assert children(temporary_files) == []
 
-    async def test_it_is_opened_in_one_task_and_closed_in_another(self, temporary_files: Path) -> None:
+    async def test_child_is_started_in_one_task_and_closed_in_another(self, temporary_files: Path) -> None:
         """Opening and closing need not happen in the same task, and closing twice is fine."""
         cloud = LocalCloudProcess()
         await asyncio.create_task(cloud.start())
@@ -286,7 +290,7 @@ class TestChild:
         await cloud.aclose()
         assert list(temporary_files.iterdir()) == []
 
-    async def test_the_current_directory_does_not_matter(
+    async def test_modules_of_the_current_directory_are_not_imported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Modules of the user's with the names of the library's do no harm."""
@@ -296,7 +300,7 @@ class TestChild:
         async with LocalCloudProcess() as config:
             assert load_settings(config, environment={}).connected
 
-    async def test_its_nodes_trust_whom_the_system_trusts(
+    async def test_nodes_accept_the_certificates_of_the_system(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Files come from https of the outside world, although the cloud starts without its certificates."""
@@ -309,18 +313,20 @@ class TestChild:
         async with outside(tls) as url, LocalCloudProcess(nodes=1) as config:
             assert await exit_code(load_settings(config, environment={}), "grep -q hello file", url) is None
 
-    async def test_two_at_once(self) -> None:
+    async def test_two_clouds_run_side_by_side(self) -> None:
         """Clouds of one program do not meet."""
         async with LocalCloudProcess() as one, LocalCloudProcess() as two:
             assert load_settings(one).batch.url != load_settings(two).batch.url
 
-    async def test_what_went_wrong_is_told(self, temporary_files: Path) -> None:
+    async def test_refused_start_raises_the_reason(self, temporary_files: Path) -> None:
         """A child that refuses to start gives its reason, and leaves nothing."""
         with pytest.raises(ServiceError, match="--nodes"):
             await LocalCloudProcess(nodes=0).start()
         assert list(temporary_files.iterdir()) == []
 
-    async def test_a_child_that_is_late(self, temporary_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_late_child_is_ended_and_raises_an_error(
+        self, temporary_files: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A child that is not ready in time is ended, and that is an error."""
         monkeypatch.setattr(launch, "START_TIMEOUT", 0.001)
         with pytest.raises(ServiceError, match="not ready"):
@@ -328,7 +334,7 @@ class TestChild:
         assert list(temporary_files.iterdir()) == []
         assert children(temporary_files) == []
 
-    async def test_a_cancelled_start_leaves_nothing(self, temporary_files: Path) -> None:
+    async def test_cancelled_start_leaves_no_process_and_no_directory(self, temporary_files: Path) -> None:
         """Whoever gives up waiting leaves no process and no directory."""
         starting = asyncio.create_task(LocalCloudProcess().start())
         await eventually(lambda: bool(children(temporary_files)))
@@ -338,13 +344,13 @@ class TestChild:
         assert list(temporary_files.iterdir()) == []
         assert children(temporary_files) == []
 
-    async def test_a_client_waits_for_its_cloud(self, temporary_files: Path) -> None:
+    async def test_closing_a_client_waits_for_its_cloud(self, temporary_files: Path) -> None:
         """Closing a client that has a cloud of its own may take as long as ending that may take."""
         async with Client.local(nodes=1) as client:
             assert client.close_timeout > CLOSE_TIMEOUT
         assert list(temporary_files.iterdir()) == []
 
-    async def test_a_killed_child_leaves_nothing(self, temporary_files: Path) -> None:
+    async def test_directory_of_a_killed_child_is_removed(self, temporary_files: Path) -> None:
         """When the child itself was killed, closing still removes its directory."""
         cloud = LocalCloudProcess()
         await cloud.start()
@@ -372,7 +378,7 @@ class TestDeath:
                 program.kill()
             await program.communicate()
 
-    async def test_the_killed_programs_cloud_is_gone(self, temporary_files: Path) -> None:
+    async def test_killed_program_takes_its_cloud_along(self, temporary_files: Path) -> None:
         """SIGKILL to the program that launched a cloud ends the cloud, all tasks, and the directory."""
         async with self.user_program() as (program, cloud):
             below = descendants(cloud)
@@ -382,14 +388,14 @@ class TestDeath:
             await eventually(lambda: not any(map(is_alive, (cloud, *below))))
             await eventually(lambda: list(temporary_files.iterdir()) == [])
 
-    async def test_the_killed_clouds_nodes_are_gone(self, temporary_files: Path) -> None:
+    async def test_killed_cloud_takes_its_nodes_along(self, temporary_files: Path) -> None:
         """SIGKILL to the cloud itself ends all its nodes' processes."""
         async with self.user_program() as (_, cloud):
             below = descendants(cloud)
             os.kill(cloud, signal.SIGKILL)
             await eventually(lambda: not any(map(is_alive, below)))
 
-    async def test_a_fork_does_not_hold_the_cloud(self, temporary_files: Path) -> None:
+    async def test_fork_of_the_program_does_not_keep_the_cloud_alive(self, temporary_files: Path) -> None:
         """A forked child of the program, which inherits the lifeline, does not keep the cloud alive."""
         code = (
             "import asyncio, os, sys, time\n"

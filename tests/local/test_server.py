@@ -23,7 +23,7 @@ def directory(tmp_path: Path) -> Path:
     return directory
 
 
-async def test_it_leaves_nothing(directory: Path) -> None:
+async def test_closing_leaves_no_process_and_no_file(directory: Path) -> None:
     """Closing frees the ports and removes the directory; closing again is fine."""
     cloud = LocalCloud(directory=directory)
     settings = await cloud.start()
@@ -39,7 +39,7 @@ async def test_it_leaves_nothing(directory: Path) -> None:
     assert not directory.exists()
 
 
-async def test_fixed_ports(directory: Path) -> None:
+async def test_given_ports_are_used(directory: Path) -> None:
     """The services listen where they are told to."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         batch, blob = one.getsockname()[1], two.getsockname()[1]
@@ -50,7 +50,7 @@ async def test_fixed_ports(directory: Path) -> None:
     assert f":{blob}/" in (settings.storage.connection_string or "")
 
 
-async def test_a_port_that_cannot_be_had(directory: Path) -> None:
+async def test_taken_port_raises_a_configuration_error(directory: Path) -> None:
     """A taken port is a ConfigurationError that names the service and the port, and nothing is left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -19,7 +19,7 @@ from batchflow.local.security.certificate import make_server_context
 
 class TestCertificate:
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
-    async def test_it_is_good_for_loopback(self, tmp_path: Path, name: str) -> None:
+    async def test_certificate_is_valid_for_loopback(self, tmp_path: Path, name: str) -> None:
         """A client that trusts the file talks to the server under both of its names, checked strictly."""
         context = make_server_context(tmp_path / "ca.pem")
         client = ssl.create_default_context(cafile=tmp_path / "ca.pem")
@@ -27,7 +27,7 @@ class TestCertificate:
         greetings = await talk(context, client, name)
         assert greetings == b"hello"
 
-    async def test_others_do_not_trust_it(self, tmp_path: Path) -> None:
+    async def test_certificate_is_refused_without_its_authority(self, tmp_path: Path) -> None:
         """A client that trusts another cloud's file, or only the system's, does not connect."""
         context = make_server_context(tmp_path / "ca.pem")
         make_server_context(tmp_path / "other.pem")
@@ -38,7 +38,7 @@ class TestCertificate:
             with pytest.raises(ssl.SSLCertVerificationError):
                 await talk(context, client, "127.0.0.1")
 
-    def test_a_process_that_shall_stay_small_has_it_made_aside(self, tmp_path: Path) -> None:
+    def test_certificate_made_in_another_process_keeps_this_one_small(self, tmp_path: Path) -> None:
         """By a fork that ends with it; what makes it is not loaded here. Whoever trusts the file connects."""
         program = f"""
 import asyncio, sys
@@ -61,7 +61,7 @@ except ChildProcessError:
         told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
         assert told.stdout == "False\n"
 
-    def test_a_certificate_that_cannot_be_made_is_told(self, tmp_path: Path) -> None:
+    def test_failed_certificate_raises_the_reason(self, tmp_path: Path) -> None:
         """And why, on standard error; nothing is left on the disk."""
         program = f"""
 import sys
@@ -79,7 +79,7 @@ except ServiceError as error:
         assert "ModuleNotFoundError" in told.stderr or "ImportError" in told.stderr
         assert not any(tmp_path.iterdir())
 
-    def test_the_key_does_not_stay(self, tmp_path: Path) -> None:
+    def test_private_key_is_not_left_on_disk(self, tmp_path: Path) -> None:
         """Only the public part is left on the disk."""
         make_server_context(tmp_path / "ca.pem")
         assert [path.name for path in tmp_path.iterdir()] == ["ca.pem"]
@@ -110,11 +110,11 @@ class TestDirectory:
     def _own_temporary_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    def test_it_is_private(self) -> None:
+    def test_directory_is_private(self) -> None:
         """Nobody else may look into it."""
         assert stat.S_IMODE(make_directory().stat().st_mode) == 0o700
 
-    def test_what_is_write_protected_goes_as_well(self) -> None:
+    def test_write_protected_files_are_removed(self) -> None:
         """A task's read-only folders do not stay."""
         directory = make_directory()
         (directory / "a" / "b").mkdir(parents=True)
@@ -125,7 +125,7 @@ class TestDirectory:
         assert not directory.exists()
         assert remove_tree(directory)
 
-    def test_a_dead_clouds_directory_is_removed(self) -> None:
+    def test_directory_of_a_dead_cloud_is_removed(self) -> None:
         """A killed process's directory goes; a living one's, and one that is no cloud's, stay."""
         dead, alive, other = make_directory(), make_directory(), make_directory()
         code = (
@@ -143,7 +143,7 @@ class TestDirectory:
             remove_abandoned()
             assert (dead.exists(), alive.exists(), other.exists()) == (False, True, True)
 
-    def test_a_link_is_not_followed(self, tmp_path: Path) -> None:
+    def test_symbolic_link_is_not_followed(self, tmp_path: Path) -> None:
         """A lock that is a link to elsewhere makes nothing an abandoned cloud."""
         (tmp_path / "elsewhere").touch()
         directory = make_directory()

@@ -56,7 +56,7 @@ async def test_allocation_failure(batch: Any, faults: Faults, code: str) -> None
     assert (pool.current_dedicated_nodes, pool.resize_errors) == (2, None)
 
 
-async def test_nobody_has_cores_without_end(batch: Any, faults: Faults) -> None:
+async def test_pool_beyond_the_core_quota_is_not_allocated(batch: Any, faults: Faults) -> None:
     """A pool of a million nodes gets what an account has cores for, and the service goes on.
 
     It used to make a million nodes, and answered nobody meanwhile.

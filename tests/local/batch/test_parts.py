@@ -51,13 +51,13 @@ def test_string_to_sign_is_the_documented_one() -> None:
 
 
 @pytest.mark.parametrize("length", ["0", ""])
-def test_both_lengths_of_nothing_are_taken(length: str) -> None:
+def test_both_lengths_of_an_empty_body_are_accepted(length: str) -> None:
     """Clients sign the length of a missing body as "0" or as nothing."""
     text = f"DELETE\n\n\n{length}\n\n\n\n\n\n\n\n\nocp-date:{DATE}\n/acc/jobs/j\napi-version:1"
     authenticate("DELETE", "/jobs/j?api-version=1", signed(text), account="acc", key=KEY, now=NOW)
 
 
-def test_names_in_lower_case_are_taken() -> None:
+def test_lower_case_header_names_are_accepted() -> None:
     """Clients sign the names of parameters as written or in lower case."""
     text = f"GET\n\n\n\n\n\n\n\n\n\n\n\nocp-date:{DATE}\n/acc/jobs\napi-version:1\ntimeout:30"
     authenticate("GET", "/jobs?timeOut=30&api-version=1", signed(text), account="acc", key=KEY, now=NOW)

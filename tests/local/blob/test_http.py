@@ -324,7 +324,7 @@ class TestServer:
         finally:
             await server.aclose()
 
-    async def test_a_taken_port(self, tmp_path: Path) -> None:
+    async def test_taken_port_exits_with_one_line_of_error(self, tmp_path: Path) -> None:
         """A port that is taken is an OSError, and nothing is left open."""
         first = BlobServer(account="local", key=KEY, root=tmp_path)
         second = BlobServer(account="local", key=KEY, root=tmp_path)

@@ -34,7 +34,7 @@ DIRECTORY = Directory(b"key", [ME])
 
 
 @pytest.mark.parametrize("audience", AUDIENCES)
-def test_a_token_says_who_and_for_what(audience: str) -> None:
+def test_token_names_its_principal_and_audience(audience: str) -> None:
     """It counts for its service until it expires, with or without a slash at the end of the name."""
     for written in (audience, f"{audience}/"):
         known = DIRECTORY.check(DIRECTORY.issue(ME, written, NOW), audience, NOW + LIFETIME - 1)
@@ -50,7 +50,9 @@ def test_a_token_says_who_and_for_what(audience: str) -> None:
         (Directory(b"key", []), SERVICE_BUS, NOW, "not known"),
     ],
 )
-def test_a_token_that_does_not_count(directory: Directory, audience: str, at: float, words: str) -> None:
+def test_token_for_another_audience_or_time_is_refused(
+    directory: Directory, audience: str, at: float, words: str
+) -> None:
     """Another service's, an old one, another cloud's, and that of somebody who is gone."""
     token = DIRECTORY.issue(ME, SERVICE_BUS, NOW)
     with pytest.raises(TokenRefused, match=words) as caught:
@@ -59,14 +61,14 @@ def test_a_token_that_does_not_count(directory: Directory, audience: str, at: fl
 
 
 @given(st.text() | st.binary().map(lambda data: base64.urlsafe_b64encode(data).decode()))
-def test_nonsense_is_refused(token: str) -> None:
+def test_malformed_token_is_refused(token: str) -> None:
     """Whatever comes as a token is refused, and nothing else happens."""
     for forged in (token, f"{token}.{token}", f"{token}.{token}.{token}"):
         with pytest.raises(TokenRefused):
             DIRECTORY.check(forged, BATCH, NOW)
 
 
-def test_claims_cannot_be_changed() -> None:
+def test_token_with_changed_claims_is_refused() -> None:
     """A token with other claims under its old signature is refused."""
     head, claims, signature = DIRECTORY.issue(ME, SERVICE_BUS, NOW).split(".")
     changed = json.loads(base64.urlsafe_b64decode(claims + "==")) | {"exp": 9e9}
@@ -75,7 +77,7 @@ def test_claims_cannot_be_changed() -> None:
         DIRECTORY.check(f"{head}.{forged}.{signature}", SERVICE_BUS, NOW)
 
 
-def test_a_secret_belongs_to_one() -> None:
+def test_secret_names_one_principal() -> None:
     """Nobody is found by a wrong word, nor by none."""
     assert DIRECTORY.by_secret("word") is ME
     for wrong in ("", "Word", "words"):

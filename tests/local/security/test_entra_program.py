@@ -37,7 +37,9 @@ def logged_in(config: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings(entra, environment={})
 
 
-async def test_programs_come_with_roles(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_program_without_keys_runs_a_task_by_its_roles(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program without keys runs a task on nodes without keys; nothing of the cloud's files stays."""
     entra = config.with_name("entra.toml")
     with running_cloud(config, "--entra", str(entra), "--identity", "managed"):
@@ -79,7 +81,7 @@ async def test_roles_are_chosen(config: Path, monkeypatch: pytest.MonkeyPatch) -
                 await services.admin.create_queue(QueueSpec("any"))
 
 
-async def test_options_that_make_no_sense(config: Path) -> None:
+async def test_contradicting_options_are_refused(config: Path) -> None:
     """A role that there is none of is refused with those there are; roles are for a cloud with tokens."""
     entra = ("--config", str(config), "--entra", str(config.with_name("entra.toml")))
     status, (line,) = await refusal(*entra, "--role", "Owner")

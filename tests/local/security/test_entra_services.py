@@ -104,7 +104,7 @@ async def test_a_reader_of_one_container(cloud: LocalCloud) -> None:
 
 
 @pytest.mark.usefixtures("seen")
-async def test_a_lent_signature_is_worth_what_its_lender_may(cloud: LocalCloud) -> None:
+async def test_delegated_signature_is_limited_by_its_lenders_roles(cloud: LocalCloud) -> None:
     """What the signature says and the lender's roles do not allow is refused; it ends by its time."""
     ca_file = cloud.keyless_settings.storage.ca_file
     with logged_in(cloud, "lender") as identity:
@@ -126,7 +126,7 @@ async def test_a_lent_signature_is_worth_what_its_lender_may(cloud: LocalCloud) 
                 await attempt
 
 
-async def test_tokens_count_over_tls_only(cloud: LocalCloud, keyed: Settings) -> None:
+async def test_token_is_refused_without_tls(cloud: LocalCloud, keyed: Settings) -> None:
     """A token that somebody sent in the clear is refused, by Storage and by Batch."""
     blob = (keyed.storage.connection_string or "").partition("BlobEndpoint=")[2].rstrip(";")
     settings = {
@@ -164,9 +164,7 @@ async def test_roles_at_one_queue(cloud: LocalCloud) -> None:
                         await attempt
 
 
-async def test_the_endpoint_gives_tokens_to_those_it_knows(
-    cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_endpoint_refuses_an_unknown_secret(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another's client id, another resource and a wrong word get none."""
     for variable, value in cloud.identity_environment("owner").items():
         monkeypatch.setenv(variable, value)

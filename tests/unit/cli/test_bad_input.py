@@ -189,13 +189,13 @@ def check(cli: Cli, wrong: Wrong, inside: Inside) -> None:
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(each, id=each.name) for each in ON_THE_CLOUD])
-def test_what_the_cloud_or_an_input_does_not_allow(cli: Cli, wrong: Wrong, inside: Inside) -> None:
+def test_refused_input_exits_with_its_code(cli: Cli, wrong: Wrong, inside: Inside) -> None:
     """A pool, a job, a node, a run that is not there; an input that is malformed."""
     check(cli, wrong, inside)
 
 
 @pytest.mark.parametrize("wrong", [pytest.param(each, id=each.name) for each in CONFIGURED])
-def test_what_is_wrong_with_the_configuration(alone: Cli, wrong: Wrong, inside: Inside) -> None:
+def test_wrong_configuration_exits_with_its_code(alone: Cli, wrong: Wrong, inside: Inside) -> None:
     """A file that is missing, malformed, incomplete, or that leads nowhere."""
     check(alone, wrong, inside)
 
@@ -205,7 +205,7 @@ def test_a_process_of_its_own_ends_with_the_code(alone: Cli) -> None:
     check(alone, CONFIGURED[0], lambda cli, *arguments: cli(*arguments))
 
 
-def test_a_traceback_is_there_for_those_who_ask(alone: Cli) -> None:
+def test_debug_shows_the_traceback(alone: Cli) -> None:
     """`--debug` shows where an error came from, before or after the command."""
     for arguments in (("--debug", "pool", "list"), ("pool", "list", "--debug")):
         assert "Traceback" in alone(*arguments).stderr

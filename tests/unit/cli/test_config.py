@@ -77,7 +77,7 @@ def test_a_description_that_cannot_be_used(tmp_path: Path, text: str, said: str)
     assert said in str(refused.value)
 
 
-def test_every_setting_has_words(tmp_path: Path) -> None:
+def test_every_setting_is_described(tmp_path: Path) -> None:
     """No setting is without a meaning, and every number that is a duration or a size has its unit."""
     settings = [each for group in groups() for each in group.settings]
     assert [each.name for each in settings if not each.meaning] == []
@@ -151,7 +151,7 @@ def test_init_from_the_original_tries_its_accounts(alone: Cli) -> None:
     assert "c2VjcmV0" not in ended.stdout + ended.stderr
 
 
-def test_the_doctor_finds_a_cloud_in_order(cli: Cli) -> None:
+def test_doctor_passes_a_working_cloud(cli: Cli) -> None:
     """All is well: exit code 0, with a line for each account and pool."""
     ended = cli("doctor")
     assert ended.returncode == 0, ended.stdout
@@ -159,7 +159,7 @@ def test_the_doctor_finds_a_cloud_in_order(cli: Cli) -> None:
         assert f"ok    {what}: " in ended.stdout
 
 
-def test_the_doctor_finds_what_is_wrong(alone: Cli) -> None:
+def test_doctor_reports_what_is_wrong(alone: Cli) -> None:
     """Exit code 1, and what to do."""
     ended = alone("doctor", "--json")
     assert ended.returncode == 1

@@ -77,7 +77,7 @@ def test_ctrl_c_twice_leaves_at_once(cli: Cli, gate: Path) -> None:
     assert sorted(numbers(first + rest) + numbers(ended.stdout)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_run_that_is_killed(cli: Cli, gate: Path) -> None:
+def test_killed_run_is_resumed(cli: Cli, gate: Path) -> None:
     """SIGKILL leaves nothing undone that going on does not do; the output file is whole afterwards."""
     process = begin(cli, gate)
     first = read(process, 2)
@@ -91,7 +91,7 @@ def test_a_run_that_is_killed(cli: Cli, gate: Path) -> None:
     assert numbers((cli.folder / "all.jsonl").read_text()) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_run_that_is_cancelled(cli: Cli, gate: Path) -> None:
+def test_cancelled_run_ends_its_tasks(cli: Cli, gate: Path) -> None:
     """From another terminal: what runs is killed, what waits never runs, and whoever waits sees it."""
     process = begin(cli, gate)
     read(process, 2)
@@ -104,7 +104,7 @@ def test_a_run_that_is_cancelled(cli: Cli, gate: Path) -> None:
     assert "2 succeeded, 4 cancelled" in said
 
 
-def test_a_terminated_run(cli: Cli, gate: Path) -> None:
+def test_terminated_run_leaves_in_order(cli: Cli, gate: Path) -> None:
     """SIGTERM is like Ctrl-C, with its own exit code."""
     process = begin(cli, gate)
     read(process, 2)
@@ -115,7 +115,7 @@ def test_a_terminated_run(cli: Cli, gate: Path) -> None:
     (gate / "open").touch()
 
 
-def test_two_processes_cannot_go_on_at_once(cli: Cli, gate: Path) -> None:
+def test_second_process_of_a_run_is_refused(cli: Cli, gate: Path) -> None:
     """The second is told that the run is in the hands of another."""
     process = begin(cli, gate)
     read(process, 2)
@@ -128,7 +128,7 @@ def test_two_processes_cannot_go_on_at_once(cli: Cli, gate: Path) -> None:
     assert process.returncode == 0
 
 
-def test_nobody_reads_stdout_any_more(cli: Cli, gate: Path) -> None:
+def test_closed_stdout_ends_the_run(cli: Cli, gate: Path) -> None:
     """A closed pipe ends the run in order, without a traceback, and nothing is lost."""
     process = begin(cli, gate)
     first = read(process, 2)
@@ -146,7 +146,7 @@ def test_nobody_reads_stdout_any_more(cli: Cli, gate: Path) -> None:
     assert numbers(cli("results").stdout) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_disk_is_full(cli: Cli) -> None:
+def test_full_disk_ends_the_run(cli: Cli) -> None:
     """What cannot be written is said, with its own exit code, and is still there to be read."""
     with open("/dev/full", "w") as full:
         process = cli.start("run", "square.py", "3", stdout=full)

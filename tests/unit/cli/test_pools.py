@@ -36,7 +36,7 @@ def test_the_life_of_a_pool(cli: Cli) -> None:
     assert cli("pool", "show", "work").returncode == 3
 
 
-def test_waits_are_told(cli: Cli) -> None:
+def test_waits_are_reported_on_stderr(cli: Cli) -> None:
     """A pool that shrinks and one whose nodes boot anew say on stderr what they wait for."""
     cli.write("batchflow.toml", 'target = "local"\n[pools.waits]\nnodes = 2\n')
     cli.write("mine/a.py", "def do_action(engine, args):\n    return 'a'\n")

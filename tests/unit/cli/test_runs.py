@@ -135,7 +135,7 @@ def test_submitted_now_and_read_later(cli: Cli) -> None:
     assert document == {"run": "later", "pool": "demo", "job": "default", "tasks": 1}
 
 
-def test_what_a_task_printed(cli: Cli) -> None:
+def test_logs_show_the_output_of_a_task(cli: Cli) -> None:
     """`logs N` of the latest run; while it runs, --stream shows it on stderr."""
     ended = cli("run", "talk.py", "hello", "world", "--stream")
     assert "[0] hello" in ended.stderr
@@ -150,7 +150,7 @@ def test_a_local_cloud_of_its_own(alone: Cli) -> None:
     assert [row["value"] for row in alone.rows("run", "--local", str(path), "1", "2")] == [1, 4]
 
 
-def test_a_name_is_for_one_run(cli: Cli) -> None:
+def test_second_run_of_a_name_is_refused(cli: Cli) -> None:
     """A second run of the same name is told how to go on with the first."""
     assert cli("run", "--session", "once", "square.py", "1").returncode == 0
     words = {"COMP_WORDS": "batchflow run --resume on", "COMP_CWORD": "3"}
@@ -163,7 +163,7 @@ def test_a_name_is_for_one_run(cli: Cli) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_what_a_task_printed_that_nobody_has_read(cli: Cli) -> None:
+def test_logs_fetch_an_unread_result(cli: Cli) -> None:
     """`logs N` of a run that was only submitted reads it from the pool; `results` has it afterwards, once."""
     assert cli("submit", "talk.py", "hello", "world", "--session", "sent").returncode == 0
     said = cli("logs", "1", "--run", "sent", "--follow", "--json")
@@ -172,7 +172,7 @@ def test_what_a_task_printed_that_nobody_has_read(cli: Cli) -> None:
     assert [row["index"] for row in cli.rows("results", "sent", "--follow")] == [0, 1]
 
 
-def test_what_a_task_printed_somewhere_else(cli: Cli) -> None:
+def test_logs_name_the_place_of_an_unknown_run(cli: Cli) -> None:
     """A run of another machine is not known here: it is told where its output is."""
     unknown = cli("logs", "1", "--run", "theirs")
     assert (unknown.returncode, unknown.stdout) == (3, "")

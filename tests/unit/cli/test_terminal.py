@@ -35,7 +35,7 @@ def test_results_and_the_bar_on_one_terminal(cli: Cli) -> None:
     assert json.loads(lines[0])["value"] == ["x" * 200]
 
 
-def test_forty_columns(cli: Cli) -> None:
+def test_bar_fits_forty_columns(cli: Cli) -> None:
     """Nothing wraps: neither the bar nor a table."""
     terminal = cli.on_terminal("run", "nap.py", "0.3", "0.3", "--output", "out.jsonl", columns=40)
     assert terminal.end() == 0
@@ -116,7 +116,7 @@ def test_the_logs_of_a_node_whose_pool_is_gone(cli: Cli) -> None:
     assert (unknown.returncode, "there is no pool 'gone'" in unknown.stderr) == (3, True)
 
 
-def test_what_is_known_of_a_pool(cli: Cli) -> None:
+def test_explain_shows_the_state_of_a_pool(cli: Cli) -> None:
     """`explain` in words, and as an object."""
     assert "pool 'demo': 2 of 2 nodes" in cli("explain", "demo").stdout
     assert json.loads(cli("explain", "--json").stdout)["facts"]["slots"] == 2
