@@ -19,6 +19,7 @@ from batchflow.agent_limits import AgentLimits
 from batchflow.errors import ProtocolError
 from batchflow.model import ManagedIdentity
 from batchflow.ports.broker import QueueRef
+from batchflow.protocol.fields import FieldError, misfit
 from batchflow.support.frozen import frozen
 
 T = TypeVar("T")
@@ -45,13 +46,15 @@ class Document:
                     "install a newer one"
                 )
             made: Self = _read(document, cls)
+        except FieldError as error:
+            raise ProtocolError(f"a {cls.__name__} that cannot be read: {error}") from None
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"a {cls.__name__} that cannot be read: {error!r}") from error
         return made
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """JSON as what the annotation says. Raises TypeError, without the value, which may be secret."""
+    """Read JSON as the annotation says. Raises `FieldError`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _read(value, arguments[0])
@@ -60,25 +63,34 @@ def _read(value: Any, hint: Any) -> Any:
     if origin is tuple and isinstance(value, list):
         return _read_tuple(value, arguments)
     if origin is Mapping and isinstance(value, dict):
-        return {name: _read(item, arguments[1]) for name, item in value.items()}
+        return {name: _read_part(item, arguments[1], f".{name[:80]}") for name, item in value.items()}
     if is_dataclass(hint) and isinstance(value, dict):
         return _read_fields(value, hint)
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is hint:
         return value
-    raise TypeError(f"{type(value).__name__} is not {hint}")
+    raise misfit(value, hint.__name__ if isinstance(hint, type) else str(hint))
+
+
+def _read_part(value: Any, hint: Any, step: str) -> Any:
+    """Read a part of a value. A fault names the way to it."""
+    try:
+        return _read(value, hint)
+    except FieldError as error:
+        raise error.below(step) from None
 
 
 def _read_fields(value: dict[str, Any], kind: Any) -> Any:
     known = _annotations(kind).items()
-    return kind(**{name: _read(value[name], hint) for name, hint in known if name in value})
+    return kind(**{name: _read_part(value[name], hint, f".{name}") for name, hint in known if name in value})
 
 
 def _read_tuple(value: list[Any], hints: tuple[Any, ...]) -> tuple[Any, ...]:
     if hints[-1] is Ellipsis:
-        return tuple(_read(item, hints[0]) for item in value)
-    return tuple(_read(item, hint) for item, hint in zip(value, hints, strict=True))
+        hints = (hints[0],) * len(value)
+    parts = zip(value, hints, strict=True)
+    return tuple(_read_part(item, hint, f"[{place}]") for place, (item, hint) in enumerate(parts))
 
 
 @cache

@@ -122,6 +122,19 @@ def test_a_heartbeat_that_says_something_else_is_refused(change: dict[str, Any])
         Heartbeat.decode(orjson.dumps(table))
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"slots": "2"}, "slots: a string is not int"),
+        ({"running": [{"uid": 1}]}, r"running\[0\]\.uid: a whole number is not str"),
+        ({"versions": {"python": 3}}, r"versions\.python: a whole number is not str"),
+    ],
+)
+def test_fault_of_a_document_names_the_field(change: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ProtocolError, match=f"a Heartbeat that cannot be read: {fault}"):
+        Heartbeat.decode(orjson.dumps(orjson.loads(DOCUMENTS[2].encode()) | change))
+
+
 def test_secrets_are_in_no_repr_and_no_error() -> None:
     """An agent's configuration can be logged by mistake, its keys cannot; nor when it is malformed."""
     assert "secret" not in repr(DOCUMENTS[1])
