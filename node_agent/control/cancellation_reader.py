@@ -28,9 +28,9 @@ _Known = tuple[str | None, documents.Cancellation | None]
 class CancellationReader:
     """Reads them by ETag, so that an unchanged one costs no transfer and no parsing."""
 
-    def __init__(self, ctl: Container, troubles: Problems, feed: Callable[[Event], None]) -> None:
+    def __init__(self, ctl: Container, problems: Problems, feed: Callable[[Event], None]) -> None:
         self._ctl = ctl
-        self._troubles = troubles
+        self._problems = problems
         self._feed = feed
         self._known: OrderedDict[Session, _Known] = OrderedDict()
 
@@ -41,11 +41,11 @@ class CancellationReader:
             async with asyncio.timeout(_TIMEOUT):
                 document = await self._current(session)
         except (StorageError, ProtocolError, TimeoutError) as error:
-            if self._troubles.begin("cancellations", f"cancellations cannot be read: {error}"):
+            if self._problems.begin("cancellations", f"cancellations cannot be read: {error}"):
                 logger.warning("cancellation_unread", extra={"session": session, "error": str(error)})
             self._feed(CancellationUnread(session))
         else:
-            self._troubles.end("cancellations")
+            self._problems.end("cancellations")
             self._feed(CancellationRead(session, document, asked_at))
 
     async def _current(self, session: Session) -> documents.Cancellation | None:

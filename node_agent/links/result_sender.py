@@ -26,7 +26,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, QueueRef, Sender
-    from node_agent.control.problems import Problems
+    from node_agent.links.problem_report import ProblemReport
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ResultSender:
         broker: Broker,
         queue: QueueRef,
         agent: str,
-        troubles: Problems,
+        problems: ProblemReport,
         *,
         accepted: Callable[[Sequence[int]], None],
         too_large: Callable[[int, str], None],
@@ -71,13 +71,13 @@ class ResultSender:
         self._broker = broker
         self._queue = queue
         self._agent = agent
-        self._troubles = troubles
+        self._problems = problems
         self._accepted = accepted
         self._too_large = too_large
         self._blocked = blocked
         self._opened = opened
         self._hold = hold
-        self._trouble = f"results {queue.entity}"
+        self._problem = f"results {queue.entity}"
         self._posts: dict[str, _MailboxQueue] = {}
         self._filled = asyncio.Event()
         self._last = asyncio.Event()
@@ -131,8 +131,8 @@ class ResultSender:
                 timer.cancel()
 
     async def _open(self) -> Sender:
-        sender = await until_accepted(lambda: self._broker.sender(self._queue), self._in_trouble)
-        self._out_of_trouble()
+        sender = await until_accepted(lambda: self._broker.sender(self._queue), self._sending_failed)
+        self._sending_works()
         self._opened()
         return sender
 
@@ -160,11 +160,11 @@ class ResultSender:
     async def _deliver(self, sender: Sender, parcel: _ResultMessage) -> None:
         """Send a message until the broker accepts it or says that it is too large."""
         try:
-            await until_accepted(lambda: sender.send(parcel.message), self._in_trouble)
+            await until_accepted(lambda: sender.send(parcel.message), self._sending_failed)
         except MessageTooLarge as error:
             self._refused(parcel, error)
         else:
-            self._out_of_trouble()
+            self._sending_works()
             self._accepted(parcel.tasks)
 
     def _refused(self, parcel: _ResultMessage, error: MessageTooLarge) -> None:
@@ -172,16 +172,16 @@ class ResultSender:
         for task in parcel.tasks:
             self._too_large(task, str(error))
 
-    def _in_trouble(self, error: BrokerError) -> None:
+    def _sending_failed(self, error: BrokerError) -> None:
         """Report that the broker takes nothing. Raises `MessageTooLarge`, which no further try changes."""
         if isinstance(error, MessageTooLarge):
             raise error
-        if self._troubles.begin(self._trouble, f"results cannot be sent: {error}"):
+        if self._problems.begin(self._problem, f"results cannot be sent: {error}"):
             logger.warning("results_blocked", extra={"queue": self._queue.entity, "error": str(error)})
             self._blocked(True)
 
-    def _out_of_trouble(self) -> None:
-        if self._troubles.end(self._trouble):
+    def _sending_works(self) -> None:
+        if self._problems.end(self._problem):
             logger.info("results_flow", extra={"queue": self._queue.entity})
             self._blocked(False)
 

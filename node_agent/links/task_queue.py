@@ -26,8 +26,8 @@ from batchflow.support.closing import close_shielded
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef, Receiver, Sender
-    from node_agent.control.problems import Problems
     from node_agent.links.broker_clock import BrokerClock
+    from node_agent.links.problem_report import ProblemReport
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class TaskQueue:
         broker: Broker,
         queue: QueueRef,
         clock: BrokerClock,
-        troubles: Problems,
+        problems: ProblemReport,
         *,
         arrived: Callable[[TaskQueue, Delivery, list[wire.TaskItem]], None],
         nothing_left: Callable[[], None],
@@ -68,7 +68,7 @@ class TaskQueue:
         self._broker = broker
         self._queue = queue
         self._clock = clock
-        self._troubles = troubles
+        self._problems = problems
         self._arrived = arrived
         self._nothing_left = nothing_left
         self._copied = copied
@@ -113,7 +113,7 @@ class TaskQueue:
                     await backoff.wait()
                 else:
                     backoff.reset()
-                    if self._troubles.end(self._trouble):
+                    if self._problems.end(self._problem):
                         logger.info("receive_recovered", extra={"queue": self._queue.entity})
         finally:
             await close_shielded(self._receiver)
@@ -153,15 +153,15 @@ class TaskQueue:
             self._arrived(self, delivery, tasks)
 
     def _failed(self, error: BrokerError) -> None:
-        if self._troubles.begin(self._trouble, f"tasks cannot be received: {error}"):
+        if self._problems.begin(self._problem, f"tasks cannot be received: {error}"):
             logger.warning("receive_failed", extra={"queue": self._queue.entity, "error": str(error)})
 
     @property
-    def _trouble(self) -> str:
+    def _problem(self) -> str:
         return f"tasks {self._queue.entity}"
 
     @property
-    def _copy_trouble(self) -> str:
+    def _copy_problem(self) -> str:
         return f"copies {self._queue.entity}"
 
     async def renew(self, delivery: Delivery) -> None:
@@ -242,11 +242,11 @@ class TaskQueue:
             uids = [copy.item.uid for copy in copies[:20]]
             logger.error("copy_refused", extra={"uids": uids, "error": str(error)})
             return False
-        self._troubles.end(self._copy_trouble)
+        self._problems.end(self._copy_problem)
         return True
 
     def _copies_failed(self, error: BrokerError) -> None:
-        self._troubles.begin(self._copy_trouble, f"tasks cannot be handed back: {error}")
+        self._problems.begin(self._copy_problem, f"tasks cannot be handed back: {error}")
 
 
 def _size(copy: Copy) -> int:
