@@ -37,7 +37,7 @@ message; nothing is pulled while draining.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,7 +63,6 @@ from node_agent.scheduling.events import (
     Ended,
     Event,
     Exit,
-    ForgetCrashes,
     Freed,
     HandBack,
     Hold,
@@ -76,7 +75,6 @@ from node_agent.scheduling.events import (
     Recall,
     Recalled,
     ResultsAccepted,
-    SendResult,
     Session,
     Start,
     Stop,
@@ -85,6 +83,7 @@ from node_agent.scheduling.events import (
 )
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.placement import Placement
+from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import (
     AT_WORK,
     Message,
@@ -92,10 +91,7 @@ from node_agent.scheduling.state import (
     SlotPhase,
     SlotState,
     Task,
-    TaskEvent,
-    TaskState,
     can_recall,
-    identity,
 )
 
 MAX_CRASHES: Final = 3
@@ -116,14 +112,9 @@ class Scheduler:
     crashes: dict[str, CrashCount] = field(default_factory=dict)
     """What this boot of the node remembers, by uid."""
     state: AgentState = "ready"
-    completed: int = 0
-    """Tasks that were settled with a result."""
     cancellations: CancellationCache = field(default_factory=CancellationCache)
-    messages: HeldMessages = field(default_factory=HeldMessages)
     placement: Placement = field(init=False)
-    tasks: dict[int, Task] = field(default_factory=dict)
-    """Those that are not settled, by their numbers."""
-    _next_number: int = 0
+    settlement: Settlement = field(init=False)
     _pulling: bool = False
     _blocked: bool = False
     _looking: bool = False
@@ -134,10 +125,10 @@ class Scheduler:
     _stuck: bool = False
     """Every slot has run one task for too long."""
     _exited: bool = False
-    _out: list[Command] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.placement = Placement(self.slots, self.cancellations)
+        self.settlement = Settlement(self.placement, self.crashes)
         self._idle_since = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -151,7 +142,7 @@ class Scheduler:
                 self._apply(event, now)
         if not self._exited:
             self._advance(now)
-        commands, self._out = self._out, []
+        commands, self.settlement.commands = self.settlement.commands, []
         return commands
 
     def item(self, task: int) -> TaskItem:
@@ -172,6 +163,21 @@ class Scheduler:
     def hold(self) -> float:
         """Seconds that a result waits for others; 0 when none is under way that comes within them."""
         return self.placement.load.hold(self.placement.slots, len(self.placement.waiting))
+
+    @property
+    def tasks(self) -> Mapping[int, Task]:
+        """Those that are not settled, by their numbers."""
+        return self.settlement.tasks
+
+    @property
+    def messages(self) -> HeldMessages:
+        """The messages under the agent's locks."""
+        return self.settlement.messages
+
+    @property
+    def completed(self) -> int:
+        """How many tasks were settled with a result."""
+        return self.settlement.completed
 
     @property
     def held(self) -> int:
@@ -207,9 +213,10 @@ class Scheduler:
             case Recalled(slot, tasks):
                 self._take_back(slots[slot], tasks)
             case ResultsAccepted(tasks):
-                self._results_accepted(tasks)
+                for number in tasks:
+                    self.settlement.accept_result(self.tasks[number])
             case CopyAccepted(task):
-                self._settle(self.tasks[task])
+                self.settlement.settle(self.tasks[task])
             case CopyRefused(task):
                 self._copy_refused(self.tasks[task], now)
             case Completed(delivery):
@@ -239,11 +246,11 @@ class Scheduler:
             if (deadline := self.placement.load.lag_deadline(slot)) is not None and now >= deadline:
                 self._recall(slot)
         if self.placement.waiting and not self.messages.is_splitting:
-            self._out += self.placement.assign(now)
+            self.settlement.commands += self.placement.assign(now)
         if self._stuck or self.placement.is_full():
             self._hand_back_excess(now)
         for session in self.cancellations.due(now):
-            self._out.append(ReadCancellation(session))
+            self.settlement.commands.append(ReadCancellation(session))
         if self.idle_exit is not None:
             self._watch_idleness(now)
         self._set_pulling()
@@ -256,44 +263,24 @@ class Scheduler:
         if self._looking:
             self._looking = False
             self._announce("ready")
-        fresh = [item for item in event.tasks if not (event.redelivered and self._known(item, message))]
-        for task in [self._take_in(item, message, now) for item in fresh]:
+        fresh = [
+            item for item in event.tasks if not (event.redelivered and self.settlement.knows(item, message))
+        ]
+        for task in [self.settlement.take_in(item, message, now) for item in fresh]:
             self._admit(task, event.redelivered, len(event.tasks))
         if not message.open:
-            self._out.append(Complete(message.delivery))
-
-    def _known(self, item: TaskItem, message: Message) -> bool:
-        """Return whether a redelivered task needs no run: it was settled here before, or is still held.
-
-        The former message's lock is lost then, whether this is known yet or not.
-        """
-        key = identity(item)
-        if self.messages.was_settled(key):
-            message.open -= 1
-            return True
-        for task in self.tasks.values():
-            if task.identity == key:
-                self._note(self.messages.adopt(task, message))
-                return True
-        return False
-
-    def _take_in(self, item: TaskItem, message: Message, now: float) -> Task:
-        task = Task.of(self._next_number, item, message)
-        self._next_number += 1
-        self.tasks[task.number] = task
-        self.cancellations.hold(task.session, now)
-        return task
+            self.settlement.commands.append(Complete(message.delivery))
 
     def _admit(self, task: Task, redelivered: bool, companions: int) -> None:
         """Let a task that has just arrived wait for a slot, or say why it does not."""
         if (refusal := _refusal(task.item)) is not None:
-            self._conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
+            self.settlement.conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
         elif self.cancellations.covers(task):
-            self._conclude(task, _CANCELLED)
+            self.settlement.conclude(task, _CANCELLED)
         elif self.state == "draining":
-            self._hand_back(task, HandBack(task.number, reason="drain"))
+            self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
         elif redelivered and companions > 1:
-            self._hand_back(task, HandBack(task.number, reason="isolation"))
+            self.settlement.hand_back(task, HandBack(task.number, reason="isolation"))
         else:
             self._admit_if_harmless(task)
 
@@ -302,21 +289,17 @@ class Scheduler:
         crashes = self.crashes.get(task.item.uid, _NO_CRASHES)
         reported = sum([past.error == DIED for past in task.item.history])
         if reported + crashes.alone >= MAX_CRASHES:
-            self._forget_crashes(task)
-            self._conclude(task, _poisoned(reported + crashes.alone))
+            self.settlement.forget_crashes(task)
+            self.settlement.conclude(task, _poisoned(reported + crashes.alone))
         elif crashes.alone:
-            self._forget_crashes(task)
+            self.settlement.forget_crashes(task)
             death = Attempt(task.item.attempt, DIED, self.host, crashes.last_at)
             history = (death,) * crashes.alone
-            self._hand_back(task, HandBack(task.number, history=history, reason="isolation"))
+            self.settlement.hand_back(task, HandBack(task.number, history=history, reason="isolation"))
         else:
             task.alone = crashes.in_company > 1 or reported > 0
             self.placement.loners += task.alone
             self.placement.add(task)
-
-    def _forget_crashes(self, task: Task) -> None:
-        if self.crashes.pop(task.item.uid, None) is not None:
-            self._out.append(ForgetCrashes(task.item.uid))
 
     # Slots
 
@@ -331,7 +314,7 @@ class Scheduler:
             match self.cancellations.clearance(task, task.young_until, now):
                 case "stop":
                     slot.tasks.remove(task)
-                    self._conclude(task, _CANCELLED)
+                    self.settlement.conclude(task, _CANCELLED)
                 case "wait":
                     self.cancellations.want(task.session, now)
                     return
@@ -340,17 +323,17 @@ class Scheduler:
         if slot.tasks:
             slot.move(SlotEvent.START)
             slot.moved_at = now
-            self._out.append(Start(slot.index, tuple([task.number for task in slot.tasks])))
+            self.settlement.commands.append(Start(slot.index, tuple([task.number for task in slot.tasks])))
         else:
             self._stop(slot)
 
     def _stop(self, slot: SlotState) -> None:
         slot.move(SlotEvent.STOP)
-        self._out.append(Stop(slot.index))
+        self.settlement.commands.append(Stop(slot.index))
 
     def _recall(self, slot: SlotState) -> None:
         slot.move(SlotEvent.RECALL)
-        self._out.append(Recall(slot.index))
+        self.settlement.commands.append(Recall(slot.index))
 
     def _take_back(self, slot: SlotState, numbers: Iterable[int]) -> None:
         tasks = [self.tasks[number] for number in numbers]
@@ -362,9 +345,9 @@ class Scheduler:
         """Take tasks out of their slot that were stopped, or have never begun. They have no outcome."""
         for task in reversed(tasks):
             if self.cancellations.covers(task):
-                self._conclude(task, _CANCELLED)
+                self.settlement.conclude(task, _CANCELLED)
             elif self.state == "draining":
-                self._hand_back(task, HandBack(task.number, reason="drain"))
+                self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
             else:
                 self.placement.put_back(task)
 
@@ -376,75 +359,22 @@ class Scheduler:
         slot.moved_at = now
         task.outcome = event.outcome
         self.placement.load.learn(task, event.duration)
-        if event.failure is None or not self._retry(task, event, event.failure):
-            self._conclude(task, None)
+        copy = None if event.failure is None else _retry(task, event, event.failure, self.host)
+        if copy is None:
+            self.settlement.conclude(task, None)
+        else:
+            task.failure = event.failure
+            self.settlement.hand_back(task, copy)
         self._stop_if_cancelled(slot)
-
-    def _retry(self, task: Task, event: Ended, failure: Failure) -> bool:
-        policy = RetryPolicy.read(task.item.retry)
-        decision = decide(policy, failure, task.item.attempt, event.chance)
-        if not isinstance(decision, RetryAfter):
-            return False
-        task.failure = failure
-        past = Attempt(task.item.attempt, event.error or failure.kind, self.host, event.at)
-        command = HandBack(task.number, decision.delay, task.item.attempt + 1, (past,), "retry")
-        self._hand_back(task, command)
-        return True
-
-    # The ways out
-
-    def _conclude(self, task: Task, verdict: Verdict | None) -> None:
-        self._release(task)
-        task.move(TaskEvent.CONCLUDE)
-        self._out.append(SendResult(task.number, verdict, None if verdict is not None else task.outcome))
-
-    def _hand_back(self, task: Task, command: HandBack) -> None:
-        if command.reason == "isolation":
-            self.messages.split(task.message)
-        self._release(task)
-        task.move(TaskEvent.HAND_BACK)
-        self._out.append(command)
-
-    def _release(self, task: Task) -> None:
-        """Note that no cancellation concerns a task any more, for it will not run here."""
-        if task.state in (TaskState.WAITING, TaskState.PLACED):
-            self.cancellations.release(task.session)
-
-    def _results_accepted(self, tasks: Iterable[int]) -> None:
-        for number in tasks:
-            self.completed += 1
-            self._forget_crashes(self.tasks[number])
-            self._settle(self.tasks[number])
-
-    def _settle(self, task: Task) -> None:
-        self._drop(task)
-        self._note(self.messages.settle(task))
-
-    def _abandon(self, task: Task) -> None:
-        """Leave a task to its lock, which will run out."""
-        self._drop(task)
-        self._note(self.messages.abandon(task))
-
-    def _drop(self, task: Task) -> None:
-        task.move(TaskEvent.SETTLE)
-        self.placement.loners -= task.alone
-        del self.tasks[task.number]
-
-    def _note(self, command: Command | None) -> None:
-        if command is not None:
-            self._out.append(command)
 
     def _copy_refused(self, task: Task, now: float) -> None:
         """End a retry that cannot leave; else the task runs here, or stays with its lock."""
         if task.failure is not None:
-            self._conclude(task, None)
+            self.settlement.conclude(task, None)
         elif self.state == "draining":
-            self._abandon(task)
+            self.settlement.abandon(task)
         else:
-            self.messages.stop_splitting(task.message)
-            self.cancellations.hold(task.session, now)
-            task.move(TaskEvent.KEEP)
-            self.placement.add(task)
+            self.settlement.keep(task, now)
 
     # Cancellation
 
@@ -464,7 +394,7 @@ class Scheduler:
         covered = [task for task in waiting if task.session == session and self.cancellations.covers(task)]
         self.placement.drop(covered)
         for task in covered:
-            self._conclude(task, _CANCELLED)
+            self.settlement.conclude(task, _CANCELLED)
         for slot in self.placement.slots:
             if slot.tasks and slot.tasks[0].session == session:
                 self._stop_if_cancelled(slot)
@@ -487,7 +417,9 @@ class Scheduler:
         self._stuck = deadline is not None and now >= deadline
         kept = 0 if self._stuck else self.placement.load.max_waiting(self.placement.waiting)
         for task in self.placement.take_excess(kept):
-            self._hand_back(task, HandBack(task.number, reason="straggler" if self._stuck else "excess"))
+            self.settlement.hand_back(
+                task, HandBack(task.number, reason="straggler" if self._stuck else "excess")
+            )
 
     def _drain(self, grace: float, now: float) -> None:
         stop_at = now + grace
@@ -498,7 +430,7 @@ class Scheduler:
 
     def _keep_draining(self, now: float) -> None:
         for task in self.placement.take_excess(0):
-            self._hand_back(task, HandBack(task.number, reason="drain"))
+            self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
         for slot in self.placement.slots:
@@ -521,7 +453,7 @@ class Scheduler:
         elif (deadline := self._idle_deadline()) is not None and now >= deadline:
             self._looking = True
             self._announce("exiting")
-            self._out.append(LastLook())
+            self.settlement.commands.append(LastLook())
 
     def _nothing_left(self) -> None:
         if self._looking:
@@ -532,17 +464,17 @@ class Scheduler:
         if self.state != "exiting":
             self._announce("exiting")
         self._set_pulling()
-        self._out.append(command)
+        self.settlement.commands.append(command)
 
     def _announce(self, state: AgentState) -> None:
         self.state = state
-        self._out.append(Announce(state))
+        self.settlement.commands.append(Announce(state))
 
     def _set_pulling(self) -> None:
         wanted = self._wants_more()
         if wanted != self._pulling:
             self._pulling = wanted
-            self._out.append(Pull() if wanted else Hold())
+            self.settlement.commands.append(Pull() if wanted else Hold())
 
     def _wants_more(self) -> bool:
         placement = self.placement
@@ -576,3 +508,18 @@ def _refusal(item: TaskItem) -> str | None:
     except (ConfigurationError, TypeError, AttributeError, ValueError) as error:
         return f"its retry policy cannot be used: {error}"
     return None
+
+
+def _retry(task: Task, event: Ended, failure: Failure, host: str) -> HandBack | None:
+    """Return the copy with which a failed task is tried again; None: it is not."""
+    decision = decide(RetryPolicy.read(task.item.retry), failure, task.item.attempt, event.chance)
+    if not isinstance(decision, RetryAfter):
+        return None
+    past = Attempt(task.item.attempt, event.error or failure.kind, host, event.at)
+    return HandBack(
+        task=task.number,
+        delay=decision.delay,
+        attempt=task.item.attempt + 1,
+        history=(past,),
+        reason="retry",
+    )

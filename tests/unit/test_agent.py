@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from batchflow.protocol import documents, layout, wire
 from batchflow.protocol.packing import MOST_BYTES
 from batchflow.support.backoff import Backoff
 from node_agent.agent import Agent, ServiceEnded
+from node_agent.control import heartbeat
 from node_agent.control.event_batcher import MOST_WAITING
 from node_agent.control.log_upload import LogUploader
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.execution.results import fitting
-from node_agent.links import task_queue
+from node_agent.links import dead_letters, task_queue
 from node_agent.system.json_log import JsonLines
 from tests.support.agent_world import INCARNATION, RESULTS, TASKS, World, succeed, task
 
@@ -524,16 +526,16 @@ async def test_a_service_that_ends_ends_the_agent(monkeypatch: pytest.MonkeyPatc
     world = await World.make()
     agent = Agent(world.parts())
 
-    async def ends() -> None:
+    async def ends(writer: heartbeat.HeartbeatWriter) -> None:
         return
 
-    monkeypatch.setattr(agent._heartbeats, "run", ends)
+    monkeypatch.setattr(heartbeat.HeartbeatWriter, "run", ends)
     with pytest.raises(ExceptionGroup) as caught:
         await agent.run()
     assert caught.group_contains(ServiceEnded)
 
 
-async def test_dead_letters_become_results() -> None:
+async def test_dead_letters_become_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of tasks; what cannot be read stays for people."""
     world = await World.make()
     receiver = await world.broker.receiver(TASKS)
@@ -544,9 +546,9 @@ async def test_dead_letters_become_results() -> None:
         found = await receiver.receive(1.0)
         assert found is not None
         await receiver.dead_letter(found, reason, "for the test")
+    often = partial(dead_letters.DeadLetterHandler, interval=0.05)
+    monkeypatch.setattr("node_agent.links.outgoing.DeadLetterHandler", often)
     agent = Agent(world.parts())
-    for each in agent._dead_letter_handlers:
-        each._interval = 0.05
     running = asyncio.create_task(agent.run())
     results = await world.results(2)
 

@@ -232,7 +232,7 @@ async def test_each_heartbeat_follows_a_tick() -> None:
 
     def beat() -> documents.Heartbeat:
         written.put_nowait(ticks.qsize())
-        return agent._heartbeat()
+        return agent.heartbeat()
 
     pulse = heartbeat.HeartbeatWriter(world.out, "agent", 0.3, beat, ticked)
     running = asyncio.create_task(pulse.run())

@@ -27,8 +27,8 @@ async def put_together(directory: Path, ctl: MemoryContainer, bundle: str) -> As
     with ExitStack() as stack:
         agent = assembly.agent(config(bundle=bundle), directory, services, stack)
         yield
-        for runner in agent._parts.slots:
-            await runner.aclose()
+        for slot in agent.parts.slots:
+            await slot.aclose()
 
 
 async def control_container() -> MemoryContainer:

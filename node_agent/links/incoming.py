@@ -1,0 +1,171 @@
+"""The messages that the agent holds, and the task queues that they come from.
+
+Every message has a number here, by which the scheduler names it. Its lock is renewed until it is completed,
+left, or found lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from batchflow.protocol import wire
+from node_agent.links.broker_clock import BrokerClock
+from node_agent.links.completions import AT_ONCE, Completions
+from node_agent.links.lock_renewal import Renewals
+from node_agent.links.task_queue import Copy, TaskQueue
+from node_agent.scheduling.events import (
+    Arrived,
+    Completed,
+    CopyAccepted,
+    CopyRefused,
+    Feed,
+    LeaseGone,
+    NothingLeft,
+)
+from node_agent.scheduling.queue_rotation import QueueRotation
+
+if TYPE_CHECKING:
+    from batchflow.ports.broker import Broker, Delivery, QueueRef
+    from node_agent.control.problems import Problems
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """A message under our lock."""
+
+    queue: TaskQueue
+    delivery: Delivery
+
+
+class IncomingMessages:
+    """The agent's task queues, and what it holds of them."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queues: Sequence[QueueRef],
+        *,
+        lock_duration: float,
+        problems: Problems,
+        feed: Feed,
+        opened: Callable[[], None],
+    ) -> None:
+        """`opened` is called when a link is open."""
+        self.clock = BrokerClock()
+        self.completions = Completions(self._complete)
+        self._feed = feed
+        self._renewals = Renewals(lock_duration, renew=self._renew, lost=self._lock_lost)
+        self._queues = [
+            TaskQueue(
+                broker,
+                queue,
+                self.clock,
+                problems,
+                arrived=self._arrived,
+                nothing_left=self._nothing_left,
+                copied=self._copied,
+                opened=opened,
+            )
+            for queue in queues
+        ]
+        self._held: dict[int, _Held] = {}
+        self._numbers = count(1)
+        self._rotation = QueueRotation(len(queues))
+        self._listening: frozenset[int] = frozenset()
+        self._turn_timer: asyncio.TimerHandle | None = None
+        self._looking = 0
+        """How many queues are looked at for the last time."""
+
+    def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return what runs as long as the agent does, by name."""
+        services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
+        for index, queue in enumerate(self._queues):
+            services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}
+        for index in range(AT_ONCE):
+            services[f"complete {index}"] = self.completions.run
+        return services
+
+    def pull(self, wanted: bool) -> None:
+        """Receive messages from now on, or no more."""
+        self._rotation.want(wanted, time.monotonic())
+        self._listen()
+
+    def forget(self, number: int) -> None:
+        """Leave a message to its lock."""
+        self._renewals.remove(number)
+        self._held.pop(number, None)
+
+    def hand_back(self, number: int, copy: Copy) -> None:
+        """Send a copy of a task into the queue that its message came from: only there duplicate detection
+        knows a copy that is made again."""
+        self._held[number].queue.hand_back(copy)
+
+    def look_once_more(self) -> None:
+        """Look at every queue for the last time."""
+        self._looking = len(self._queues)
+        for queue in self._queues:
+            queue.look_once_more()
+
+    def close(self) -> None:
+        """Stop the timers."""
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+        self.completions.close()
+
+    def _arrived(self, queue: TaskQueue, delivery: Delivery, tasks: list[wire.TaskItem]) -> None:
+        if self._looking:
+            self._looking = 0
+            for each in self._queues:
+                each.pull(False)  # the last look is over, on every queue
+        self._rotation.arrived(self._queues.index(queue), time.monotonic())
+        self._listen()
+        number = next(self._numbers)
+        self._held[number] = _Held(queue, delivery)
+        self._renewals.add(number)
+        age = self.clock.age(delivery.enqueued_at)
+        self._feed(Arrived(number, tasks, delivery.delivery_count > 0, age))
+
+    def _nothing_left(self) -> None:
+        self._looking -= 1
+        if not self._looking:
+            self._feed(NothingLeft())
+
+    async def _renew(self, number: int) -> None:
+        held = self._held[number]
+        await held.queue.renew(held.delivery)
+
+    def _lock_lost(self, number: int) -> None:
+        self._feed(LeaseGone(number))
+
+    async def _complete(self, number: int) -> None:
+        held = self._held[number]
+        done = await held.queue.complete(held.delivery, partial(self._renewals.__contains__, number))
+        self.forget(number)
+        self._feed(Completed(number) if done else LeaseGone(number))
+
+    def _copied(self, task: int, accepted: bool) -> None:
+        self._feed(CopyAccepted(task) if accepted else CopyRefused(task))
+        self.completions.flush()
+
+    def _listen(self) -> None:
+        """Listen to the queues whose turn it is."""
+        listening = self._rotation.listening()
+        for index in listening ^ self._listening:
+            self._queues[index].pull(index in listening)
+        self._listening = listening
+        if self._turn_timer is not None:
+            self._turn_timer.cancel()
+            self._turn_timer = None
+        if (deadline := self._rotation.next_deadline()) is not None:
+            delay = max(0.0, deadline - time.monotonic())
+            self._turn_timer = asyncio.get_running_loop().call_later(delay, self._pass_turn)
+
+    def _pass_turn(self) -> None:
+        self._rotation.advance(time.monotonic())
+        self._listen()

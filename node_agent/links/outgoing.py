@@ -1,0 +1,136 @@
+"""The results of an agent, on their way to the queues of their mailboxes.
+
+The results of tasks have the scheduler's numbers. Those of dead letters have negative ones, for the
+scheduler does not know these tasks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from batchflow.model import Status
+from batchflow.protocol import layout, wire
+from node_agent.execution import results
+from node_agent.execution.outcomes import Outcome
+from node_agent.links.dead_letters import DeadLetterHandler
+from node_agent.links.result_sender import ResultSender
+from node_agent.scheduling.events import Blocked, Feed, ResultsAccepted, Verdict
+
+if TYPE_CHECKING:
+    from batchflow.ports.broker import Broker, QueueRef
+    from node_agent.control.problems import Problems
+
+
+class OutgoingResults:
+    """The agent's results queues, and the dead letters of its task queues."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queues: Sequence[QueueRef],
+        dead_letters_of: Sequence[QueueRef],
+        *,
+        agent: str,
+        host: str,
+        problems: Problems,
+        feed: Feed,
+        item: Callable[[int], wire.TaskItem],
+        hold: Callable[[], float],
+        opened: Callable[[], None],
+    ) -> None:
+        """`item` gives the task of a number; `hold` the seconds that a result waits for others; `opened` is
+        called when a link is open."""
+        self.failed = 0
+        """Results that are no success."""
+        self._host = host
+        self._feed = feed
+        self._item = item
+        self._blocked: set[QueueRef] = set()
+        numbers = count(-1, -1)
+        self._handlers = [
+            DeadLetterHandler(broker, queue, self._fail_task, numbers) for queue in dead_letters_of
+        ]
+        self._senders = [
+            ResultSender(
+                broker,
+                queue,
+                agent,
+                problems,
+                accepted=self._accepted,
+                too_large=self._too_large,
+                blocked=partial(self._set_blocked, queue),
+                opened=opened,
+                hold=hold,
+            )
+            for queue in queues
+        ]
+
+    def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return what runs as long as the agent does, by name."""
+        services: dict[str, Callable[[], Awaitable[None]]] = {}
+        for index, sender in enumerate(self._senders):
+            services[f"results {index}"] = sender.run
+        for index, handler in enumerate(self._handlers):
+            services[f"dead letters {index}"] = handler.run
+        return services
+
+    def send(self, task: int, verdict: Verdict | None, outcome: object) -> None:
+        """Send the result of a task: the verdict, or else the outcome."""
+        item = self._item(task)
+        if verdict is not None:
+            status = verdict.status
+            encoded = results.encode_verdict(item, verdict, self._host, time.time())
+        else:
+            assert isinstance(outcome, Outcome)
+            status = outcome.status
+            encoded = results.encode_outcome(item, outcome, self._host)
+        self.failed += status is not Status.SUCCEEDED
+        mailbox = item.mailbox
+        self._sender_for(mailbox).put(task, mailbox, encoded)
+
+    def send_events(self, mailbox: str, items: Sequence[bytes]) -> None:
+        """Send what tasks report, which nothing waits for."""
+        self._sender_for(mailbox).put_events(mailbox, items)
+
+    def reconsider(self) -> None:
+        """Look again whether results that wait still have to."""
+        for sender in self._senders:
+            sender.reconsider()
+
+    def _sender_for(self, mailbox: str) -> ResultSender:
+        return layout.queue_for(self._senders, mailbox)
+
+    def _fail_task(self, number: int, item: wire.TaskItem, verdict: Verdict) -> None:
+        """Send the result of a dead letter's task."""
+        encoded = results.encode_verdict(item, verdict, self._host, time.time())
+        mailbox = item.mailbox
+        sender = self._sender_for(mailbox)
+        sender.put(number, mailbox, encoded)
+        sender.reconsider()
+
+    def _accepted(self, tasks: Sequence[int]) -> None:
+        own = [task for task in tasks if task >= 0]
+        for number in set(tasks).difference(own):
+            for handler in self._handlers:
+                handler.accepted(number)
+        if own:
+            self._feed(ResultsAccepted(own))
+
+    def _too_large(self, task: int, error: str) -> None:
+        if task < 0:
+            return
+        text = f"the broker does not take the result: {error}"
+        self.send(task, Verdict(Status.FAILED, "ResultTooLarge", text), None)
+        self._sender_for(self._item(task).mailbox).reconsider()
+
+    def _set_blocked(self, queue: QueueRef, blocked: bool) -> None:
+        """Pull nothing while one results queue takes nothing: any task's result may be for it."""
+        if blocked:
+            self._blocked.add(queue)
+        else:
+            self._blocked.discard(queue)
+        self._feed(Blocked(bool(self._blocked)))

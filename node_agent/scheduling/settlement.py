@@ -1,0 +1,113 @@
+"""The ways out of the agent: a result or a copy for each task, and then the end of its message.
+
+A task's result is accepted by the broker before its message is completed. A message is completed when each
+of its tasks has an accepted result or an accepted copy. Pure: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from batchflow.protocol.wire import TaskItem
+from node_agent.scheduling.crash_history import CrashCount
+from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, SendResult, Verdict
+from node_agent.scheduling.held_messages import HeldMessages
+from node_agent.scheduling.placement import Placement
+from node_agent.scheduling.state import Message, Task, TaskEvent, TaskState, identity
+
+
+@dataclass(slots=True)
+class Settlement:
+    """The tasks that are not settled, and the messages that hold them."""
+
+    placement: Placement
+    crashes: dict[str, CrashCount]
+    """What this boot of the node remembers, by uid."""
+    commands: list[Command] = field(default_factory=list)
+    """What is to be done, in this order."""
+    messages: HeldMessages = field(default_factory=HeldMessages)
+    tasks: dict[int, Task] = field(default_factory=dict)
+    """By their numbers."""
+    completed: int = 0
+    """Tasks that were settled with a result."""
+    _next_number: int = 0
+
+    def take_in(self, item: TaskItem, message: Message, now: float) -> Task:
+        """Hold a task that has arrived."""
+        task = Task.of(self._next_number, item, message)
+        self._next_number += 1
+        self.tasks[task.number] = task
+        self.placement.cancellations.hold(task.session, now)
+        return task
+
+    def knows(self, item: TaskItem, message: Message) -> bool:
+        """Return whether a redelivered task needs no run: it was settled here before, or is still held.
+
+        The former message's lock is lost then, whether this is known yet or not.
+        """
+        key = identity(item)
+        if self.messages.was_settled(key):
+            message.open -= 1
+            return True
+        for task in self.tasks.values():
+            if task.identity == key:
+                self._note(self.messages.adopt(task, message))
+                return True
+        return False
+
+    def conclude(self, task: Task, verdict: Verdict | None) -> None:
+        """Send the result of a task: the verdict, or else what its slot reported."""
+        self._release(task)
+        task.move(TaskEvent.CONCLUDE)
+        outcome = task.outcome if verdict is None else None
+        self.commands.append(SendResult(task.number, verdict, outcome))
+
+    def hand_back(self, task: Task, command: HandBack) -> None:
+        """Send a copy of a task to the queue."""
+        if command.reason == "isolation":
+            self.messages.split(task.message)
+        self._release(task)
+        task.move(TaskEvent.HAND_BACK)
+        self.commands.append(command)
+
+    def keep(self, task: Task, now: float) -> None:
+        """Let a task run here after all, for the broker refused its copy."""
+        self.messages.stop_splitting(task.message)
+        self.placement.cancellations.hold(task.session, now)
+        task.move(TaskEvent.KEEP)
+        self.placement.add(task)
+
+    def accept_result(self, task: Task) -> None:
+        """Settle a task whose result the broker has."""
+        self.completed += 1
+        self.forget_crashes(task)
+        self.settle(task)
+
+    def settle(self, task: Task) -> None:
+        """Settle a task whose result or copy the broker has."""
+        self._drop(task)
+        self._note(self.messages.settle(task))
+
+    def abandon(self, task: Task) -> None:
+        """Leave a task to its lock, which will run out."""
+        self._drop(task)
+        self._note(self.messages.abandon(task))
+
+    def forget_crashes(self, task: Task) -> None:
+        """Let the record of what died with the agent forget this task."""
+        if self.crashes.pop(task.item.uid, None) is not None:
+            self.commands.append(ForgetCrashes(task.item.uid))
+
+    def _release(self, task: Task) -> None:
+        """Note that no cancellation concerns a task any more, for it will not run here."""
+        if task.state in (TaskState.WAITING, TaskState.PLACED):
+            self.placement.cancellations.release(task.session)
+
+    def _drop(self, task: Task) -> None:
+        task.move(TaskEvent.SETTLE)
+        self.placement.loners -= task.alone
+        del self.tasks[task.number]
+
+    def _note(self, command: Command | None) -> None:
+        if command is not None:
+            self.commands.append(command)
