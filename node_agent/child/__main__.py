@@ -1,7 +1,7 @@
 """The warm child: a Python process that runs `do_action` for one slot, task after task.
 
 `python -m node_agent.child FD BELL PERMITS`; FD is the channel to the agent, BELL and PERMITS are eventfds
-(see `frames`), everything else comes in frames. Imports as little as possible, for a child shall start in
+(see `frames`), everything else comes in frames. Imports as little as possible, for a child has to start in
 tens of milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
@@ -51,7 +51,7 @@ _OWN_FILES = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.se
 
 
 class Stopped(SystemExit):
-    """Raised in the main thread of a task that shall end."""
+    """Raised in the main thread of a task that is to end."""
 
 
 class AgentLine:
@@ -60,7 +60,7 @@ class AgentLine:
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self.directory: str | None = None
-        """Where programs can be run from here; None: the agent shall run them, which sees what they print as
+        """Where programs can be run from here; None: the agent runs them, which sees what they print as
         it comes, and what memory they take."""
 
     def cancelled(self) -> bool:
@@ -141,7 +141,7 @@ class Child:
                     self._channel.go()
 
     def _move(self, place: dict[str, Any]) -> None:
-        """Where the tasks from now on run."""
+        """Let the tasks from now on run there."""
         self._watch.close()
         self._bundle, self._directory = place["bundle"], place["directory"]
         self._watch = Watch(self._directory, place["watched"])
@@ -155,7 +155,7 @@ class Child:
         return True
 
     def _run(self, task: dict[str, Any]) -> tuple[int, bytes]:
-        """The frame that answers a task. Never raises."""
+        """Return the frame that answers a task. Never raises."""
         engine: TaskEngine | None = None
         try:
             self._stop = _raise_stopped
@@ -196,7 +196,7 @@ class Child:
         )
 
     def _answer(self, returned: Any) -> tuple[int, bytes]:
-        """The contract of what `do_action` returns: (result, error), or the result itself."""
+        """Return the contract of what `do_action` returns: (result, error), or the result itself."""
         error: str | None = None
         if type(returned) is tuple and len(returned) == 2 and isinstance(returned[1], (str, type(None))):
             returned, error = returned
@@ -263,7 +263,7 @@ class Child:
         return _failure_fields("TaskFailed", describe(error), **fields, **_request(error))
 
     def _traceback(self, error: BaseException) -> str:
-        """The text of an exception and its causes, the user's own frames only."""
+        """Return the text of an exception and its causes, the user's own frames only."""
         try:
             traceback = self._modules.own_import("traceback")
             error.__traceback__ = _strip(error.__traceback__)
@@ -284,7 +284,7 @@ class Child:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
     def _buffer_lines(self, live: bool) -> None:
-        """Lines that somebody waits for leave at once; otherwise Python gathers them."""
+        """Let lines leave at once when a session waits for them; otherwise Python gathers them."""
         if self._stdout.line_buffering != live:
             self._stdout.reconfigure(line_buffering=live)
 
@@ -334,7 +334,7 @@ async def _completed(awaitable: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """An exception as one text of bounded length, even when its own `__str__` fails."""
+    """Return an exception as one text of bounded length, even when its own `__str__` fails."""
     name = type(error).__name__
     try:
         text = str(error)
@@ -349,7 +349,7 @@ def _cap(text: str) -> str:
 
 
 def _failure_fields(kind: str, error: str, *, value: bytes = b"null", **fields: Any) -> bytes:
-    """A failure as JSON; the value, which is JSON already, comes last."""
+    """Return a failure as JSON; the value, which is JSON already, comes last."""
     head = orjson.dumps({"kind": kind, "error": error, **_clean(fields)})
     return len(head).to_bytes(4, "big") + head + value
 
@@ -362,7 +362,7 @@ def _clean(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _request(error: BaseException) -> dict[str, Any]:
-    """Whether the exception is a wish of the task's own: `Retry` or `Permanent`."""
+    """Return what the task asked for by its exception: `Retry` or `Permanent`."""
     if (errors := sys.modules.get("batchflow.errors")) is None:
         return {}
     if isinstance(error, errors.Retry):
@@ -371,7 +371,7 @@ def _request(error: BaseException) -> dict[str, Any]:
 
 
 def _exit_code(error: SystemExit) -> int:
-    """As Python's own exit has it."""
+    """Return the exit code that Python itself would end with."""
     if error.code is None:
         return 0
     return error.code if isinstance(error.code, int) else 1
@@ -391,7 +391,8 @@ def _is_ours(filename: str) -> bool:
 
 
 def _working_directory() -> str | None:
-    """None when it was removed. To ask is cheaper than to change it, the more so the deeper it lies."""
+    """Return the current directory; None when it was removed. To ask is cheaper than to change it, the more
+    so the deeper it lies."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -399,7 +400,7 @@ def _working_directory() -> str | None:
 
 
 def _reap() -> bool:
-    """Bury dead children of this process; whether living ones are left."""
+    """Reap the dead children of this process; return whether living ones are left."""
     try:
         while True:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -410,7 +411,7 @@ def _reap() -> bool:
 
 
 def _unread(descriptor: int) -> bool:
-    """Whether bytes wait in the pipe behind a descriptor."""
+    """Return whether bytes wait in the pipe behind a descriptor."""
     number = bytearray(4)
     try:
         fcntl.ioctl(descriptor, _FIONREAD, number)
@@ -420,7 +421,8 @@ def _unread(descriptor: int) -> bool:
 
 
 def _holds_more_than(mark: int) -> bool:
-    """Whether this process's resident memory is above the mark; its peak, cheaper to know, may rule it out.
+    """Return whether this process's resident memory is above the mark; its peak, cheaper to know, may rule
+    it out.
 
     The kernel counts into that peak what the agent had when it started this process, so it proves nothing.
     """

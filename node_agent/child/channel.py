@@ -1,7 +1,7 @@
 """The child's end of the line to its agent. Blocking, for user code is; usable from any thread.
 
-Nobody reads while nobody waits: there is no reader thread. Whoever waits for a frame reads (one at a time,
-the leader), hands on what belongs to others, and wakes them.
+Nothing is read while no thread waits: there is no reader thread. A thread that waits for a frame reads (one
+at a time, the leader), hands on what belongs to others, and wakes them.
 
 The descriptor is closed on exec, and in every fork of this process: nothing that a task starts can write to
 it or keep it open. End of file means that the agent is gone; then the process ends on the spot.
@@ -71,7 +71,7 @@ class Channel:
         return bool(self._frames)
 
     def send(self, kind: int, payload: bytes = b"", *, quiet: bool = False) -> None:
-        """`quiet`: more follows soon, so that the agent need not be woken."""
+        """Send a frame. `quiet`: more follows soon, so that the agent need not be woken."""
         view = memoryview(frames.encode(kind, payload))
         with self._send_lock:
             self._unheard += len(view)
@@ -92,7 +92,7 @@ class Channel:
         self._go = False
 
     def new_call(self, arrived: Callable[[dict[str, Any]], None] | None = None) -> int:
-        """A number for a CALL. `arrived` gets the reply, in whatever thread reads it."""
+        """Return a number for a CALL. `arrived` gets the reply, in whatever thread reads it."""
         with self._changed:
             self._calls += 1
             self._unanswered.add(self._calls)
@@ -105,7 +105,7 @@ class Channel:
         return self._wait(lambda: self._replies.pop(call, None))
 
     def forget_calls(self) -> bool:
-        """The task is over: nobody waits for its calls any more. Whether there were some without a reply."""
+        """Forget the calls of a task that is over; return whether there were some without a reply."""
         with self._changed:
             unanswered = bool(self._unanswered)
             self._cancelled = False
@@ -115,7 +115,7 @@ class Channel:
             return unanswered
 
     def cancelled(self) -> bool:
-        """Whether a CANCEL has come, without waiting."""
+        """Return whether a CANCEL has come, without waiting."""
         self.pump()
         return self._cancelled
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Line(Protocol):
-        """What an engine needs of whoever runs the task."""
+        """What an engine needs of what runs the task."""
 
         def cancelled(self) -> bool: ...
 
         def note(self, kind: str, message: str, data: Any) -> None:
-            """A log line or progress."""
+            """Send a log line or progress."""
 
         def run(self, command: list[str]) -> dict[str, Any]:
             """Run a program to its end: `exit_code`, `stdout`, `stderr`, or `error` when it did not start."""
@@ -90,7 +90,7 @@ class TaskEngine:
         return java.lines_of(argv, await self._open_line().run_async(argv), check=check)
 
     def close(self) -> None:
-        """The task is over."""
+        """End what the task may use, for it is over."""
         self._line = None
 
     def _open_line(self) -> Line:

@@ -10,7 +10,7 @@ SETUP                 to child    JSON: settings that hold for the child's life
 PLACE                 to child    JSON: the working directory of the tasks after it
 TASK                  to child    JSON: one task
 NEXT_TASK             to child    JSON: one of several tasks that are under way
-CANCEL                to child    empty: the running task shall end
+CANCEL                to child    empty: the running task is to end
 GO                    to child    empty: what the last task left is dealt with, start the next one
 REPLY                 to child    JSON: how a program that the task asked for ended
 FORGET                to child    empty: answered by FORGOTTEN, after the tasks that came before it
@@ -52,7 +52,7 @@ LEFTOVERS = 2
 PRINTED = 4
 """Flag: output waits in the pipes."""
 RETIRE = 8
-"""Flag: the child shall be replaced."""
+"""Flag: the child is to be replaced."""
 
 LOOK, LATEST_LOOK = 0.005, 0.03
 DECISIVE = 0.05
@@ -70,7 +70,8 @@ class FrameError(Exception):
 
 
 def next_look(passed: float, found: int, due: int) -> float:
-    """Seconds until the next look, after one that found so many answers, `passed` seconds after the last one.
+    """Return the seconds until the next look, after one that found so many answers, `passed` seconds after
+    the last one.
 
     At this pace, when what is due takes `DECISIVE` seconds more; from there on after a sixth of it. Each one
     that finds nothing is followed later.
@@ -99,7 +100,7 @@ class Decoder:
         self._limit = limit
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The frames that are whole now, as (kind, payload). Raises `FrameError`."""
+        """Return the frames that are whole now, as (kind, payload). Raises `FrameError`."""
         held = self._held
         if not held:
             frames, start = self._split(data)
@@ -113,7 +114,7 @@ class Decoder:
         return frames
 
     def _split(self, data: bytes | memoryview) -> tuple[list[tuple[int, bytes]], int]:
-        """The frames in it, and where what is left begins."""
+        """Return the frames in it, and where what is left begins."""
         frames: list[tuple[int, bytes]] = []
         start = 0
         while len(data) - start >= HEADER_SIZE:

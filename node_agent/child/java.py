@@ -21,7 +21,7 @@ MISSING = (
 
 
 def command_line(command: Sequence[Any]) -> list[str]:
-    """What to run, beginning with "java". Raises ValueError for what is neither of the two forms."""
+    """Return what to run, beginning with "java". Raises ValueError for what is neither of the two forms."""
     if len(command) == 1 and isinstance(command[0], (list, tuple)):
         command = command[0]
     if len(command) == 1 and isinstance(command[0], str) and " " in command[0]:
@@ -49,7 +49,7 @@ def _word(part: Any) -> str:
 
 
 def find() -> str | None:
-    """Where `java` is: JAVA_HOME's, else the first on PATH; None without one."""
+    """Return where `java` is: JAVA_HOME's, else the first on PATH; None without one."""
     home = os.environ.get("JAVA_HOME")
     places = [os.path.join(home, "bin")] if home else []
     for place in places + os.environ.get("PATH", os.defpath).split(os.pathsep):
@@ -60,12 +60,12 @@ def find() -> str | None:
 
 
 def program(name: str) -> str | None:
-    """What to start: Java wherever it is, None without one; anything else as it is named."""
+    """Return what to start: Java wherever it is, None without one; anything else as it is named."""
     return find() if name == "java" else name
 
 
 def lines(text: str) -> list[str]:
-    """The lines of an output; an unfinished last one is one too."""
+    """Return the lines of an output; an unfinished last one is one too."""
     found = text.split("\n")
     if not found[-1]:
         found.pop()
@@ -73,7 +73,7 @@ def lines(text: str) -> list[str]:
 
 
 def lines_of(argv: list[str], end: dict[str, Any], *, check: bool) -> list[str]:
-    """What `java_runner` returns, from how the program ended. Raises `JavaError`."""
+    """Return what `java_runner` returns, from how the program ended. Raises `JavaError`."""
     if error := end.get("error"):
         raise _error()(f"java_runner: {error}")
     exit_code: int = end["exit_code"]
@@ -87,7 +87,7 @@ def lines_of(argv: list[str], end: dict[str, Any], *, check: bool) -> list[str]:
 
 
 def _error() -> Any:
-    """`JavaError`, loaded when it is needed: a child shall start quickly."""
+    """Return a `JavaError`, loaded when it is needed: a child has to start quickly."""
     from batchflow.engine import JavaError
 
     return JavaError

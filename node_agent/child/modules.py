@@ -54,7 +54,7 @@ class Modules:
         importlib.invalidate_caches()
 
     def action(self, command: str) -> Any:
-        """The `do_action` of a file. Raises `NoAction`, and whatever the file raises when imported."""
+        """Return the `do_action` of a file. Raises `NoAction`, and whatever the file raises when imported."""
         if (action := self._actions.get(command)) is None:
             action = self._actions[command] = _action_of(self._load(command), command)
         return action
@@ -89,7 +89,7 @@ class Modules:
         return self._load_privately(command, path)
 
     def _can_be(self, name: str) -> bool:
-        """Whether a plain import of that name may find the bundle's file."""
+        """Return whether a plain import of that name may find the bundle's file."""
         top = name.partition(".")[0]
         if not all(part.isidentifier() for part in name.split(".")) or top in sys.stdlib_module_names:
             return False
@@ -111,7 +111,8 @@ class Modules:
         return module
 
     def own_import(self, name: str) -> Any:
-        """A module of the standard library for the child itself, whatever the bundle's files are called."""
+        """Return a module of the standard library for the child itself, whatever the bundle's files are
+        called."""
         if name in sys.modules:
             return sys.modules[name]
         path = sys.path[:]

@@ -54,8 +54,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def reply(exit_code: int, stdout: Tail, stderr: Tail) -> dict[str, Any]:
-    """How a program ended and what it printed: `exit_code` (negative: the number of the signal), `stdout` and
-    `stderr`; or an `error`, when that is too much to hand on."""
+    """Return how a program ended and what it printed: `exit_code` (negative: the number of the signal),
+    `stdout` and `stderr`; or an `error`, when that is too much to hand on."""
     for name, tail in (("stdout", stdout), ("stderr", stderr)):
         if not tail.complete:
             return {
@@ -84,7 +84,7 @@ def _start(argv: tuple[str, ...], stdout: int, stderr: int) -> int:
 
 
 def _follow(pid: int, out: int, err: int) -> dict[str, Any]:
-    """Take in what it prints until it has ended, whoever else may hold its pipes open."""
+    """Take in what it prints until it has ended, whatever else may hold its pipes open."""
     stdout, stderr = Tail(OUTPUT_LIMIT), Tail(OUTPUT_LIMIT)
     end = os.pidfd_open(pid)
     status: int | None = None

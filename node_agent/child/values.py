@@ -55,7 +55,7 @@ class TooLarge(Exception):
 
 
 def encode(value: Any, limit: int) -> bytes:
-    """JSON of at most `limit` bytes. Raises `NotSerializable` or `TooLarge`."""
+    """Return JSON of at most `limit` bytes. Raises `NotSerializable` or `TooLarge`."""
     try:
         data = orjson.dumps(value, _plain, _OPTIONS)
     except (TypeError, RecursionError) as error:
@@ -70,7 +70,7 @@ def encode(value: Any, limit: int) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What orjson shall write for a type that it does not know. Raises TypeError."""
+    """Return what orjson is to write for a type that it does not know. Raises TypeError."""
     if isinstance(value, (set, frozenset)):
         try:
             return sorted(value)
@@ -90,7 +90,7 @@ def _plain(value: Any) -> Any:
 
 
 def _encode_with_other_keys(value: Any, error: BaseException) -> bytes:
-    """Second try, for dicts whose keys are not str; they must stay apart as text."""
+    """Encode again, for dicts whose keys are not str; they must stay apart as text."""
     if (place := next(_unwritable(value, "result", 0), None)) is not None:
         raise NotSerializable(_refusal(*place)) from error
     try:
@@ -100,7 +100,7 @@ def _encode_with_other_keys(value: Any, error: BaseException) -> bytes:
 
 
 def _refuse_lost(value: Any) -> None:
-    """NaN and the infinities are written as null: refuse them."""
+    """Refuse NaN and the infinities, which orjson writes as null."""
     if (place := next(_unwritable(value, "result", 0), None)) is not None:
         raise NotSerializable(_refusal(*place))
 
@@ -112,7 +112,7 @@ def _refusal(path: str, part: Any, why: str) -> str:
 
 
 def _unwritable(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any, str]]:
-    """The parts that JSON cannot hold: (where, what, why)."""
+    """Return the parts that JSON cannot hold: (where, what, why)."""
     if depth > _DEEPEST:
         yield path[:200] + "...", value, f"nested deeper than {_DEEPEST}, or holding itself"
     elif isinstance(value, dict):
@@ -155,7 +155,7 @@ def _writable(value: Any) -> bool:
 
 
 def _is_floating(value: Any) -> bool:
-    """Whether it is a scalar or an array of numpy's floating kind."""
+    """Return whether it is a scalar or an array of numpy's floating kind."""
     return bool(getattr(getattr(value, "dtype", None), "kind", None) == "f")
 
 

@@ -57,7 +57,7 @@ class Lines:
         self._open = b""
 
     def add(self, data: bytes) -> list[str]:
-        """The lines that are whole now."""
+        """Return the lines that are whole now."""
         *whole, self._open = (self._open + data).split(b"\n")
         while len(self._open) > LONGEST_LINE:
             whole.append(self._open[:LONGEST_LINE])
@@ -65,7 +65,7 @@ class Lines:
         return [_line(line) for line in whole]
 
     def finish(self) -> list[str]:
-        """The last line, when no newline ended it."""
+        """Return the last line, when no newline ended it."""
         rest, self._open = self._open, b""
         return [_line(rest)] if rest else []
 
@@ -90,7 +90,7 @@ class Pipe:
         self._loop.add_reader(self._fd, self._arrived)
 
     def close_writer(self) -> None:
-        """The program has its own copy by now."""
+        """Close our copy of the writing end: the program has its own by now."""
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1

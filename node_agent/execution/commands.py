@@ -50,7 +50,7 @@ _ACTION: Final = Action()
 def resolve(
     command: str, args: Sequence[Any], bundle: Bundle, files: Path, directory: Path
 ) -> Action | RunProgram | Refusal:
-    """`files`: the cached files, `directory`: where the program will find them."""
+    """Return what a command is. `files`: the cached files, `directory`: where the program will find them."""
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
     if command.endswith(".py"):
@@ -73,7 +73,7 @@ def resolve(
 
 
 def word(arg: Any) -> str:
-    """An argument of a program: text as it is, a number in digits, anything else as JSON."""
+    """Return an argument of a program: text as it is, a number in digits, anything else as JSON."""
     text = arg if isinstance(arg, str) else orjson.dumps(arg).decode()
     if "\0" in text:
         raise ValueError(f"an argument holds NUL, which no program can be given: {text[:80]!r}")

@@ -55,16 +55,16 @@ class Limits:
             self._look(memory)
 
     def used(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return self._loop.time() - self._begun
 
     def stop(self) -> None:
-        """The task is over."""
+        """Watch no longer, for the task is over."""
         for timer in self._timers.values():
             timer.cancel()
 
     def too_many(self, used: int) -> None:
-        """Somebody counted the task's processes and threads (see `node_agent.execution.process_limits`)."""
+        """End the task, whose processes and threads were counted by `ProcessLimiter`."""
         self._resolve(TooMany(used))
 
     def _expire(self) -> None:

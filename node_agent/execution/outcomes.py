@@ -1,7 +1,7 @@
 """What a slot is given to run, and what it says of it: plain data, and the words for each way to end.
 
-Nobody changes these once they are made. They are not frozen all the same: each task has one of each, and a
-frozen one takes six times as long to make.
+They do not change once they have left the slot. They are not frozen all the same: each task has one of
+each, and a frozen one takes six times as long to make.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Outcome:
         return len(self.value) if isinstance(self.value, bytes) else 0
 
     def output_names(self) -> tuple[str, ...]:
-        """The names of `outputs` as the task knew them, relative to its `outputs` folder."""
+        """Return the names of `outputs` as the task knew them, relative to its `outputs` folder."""
         folder = self.output_folder
         return () if folder is None else tuple(path.relative_to(folder).as_posix() for path in self.outputs)
 
@@ -94,7 +94,7 @@ def failed(kind: str, error: str, **more: Any) -> Outcome:
 
 
 def rejected(reason: str) -> Outcome:
-    """Refused before it ran."""
+    """Return the outcome of a task that was refused before it ran."""
     return failed("TaskRejected", reason)
 
 
@@ -113,7 +113,7 @@ def too_large(outcome: Outcome, size: int, limit: int) -> Outcome:
 def answered(
     kind: int, payload: bytes, *, stdout: str, stderr: str, started_at: float, finished_at: float
 ) -> Outcome:
-    """What a child said, and what is known besides."""
+    """Return the outcome that a worker answered, with what is known besides."""
     if kind == frames.VALUE:
         outcome = Outcome(Status.SUCCEEDED, None if payload == NULL else payload)
     else:
@@ -124,7 +124,7 @@ def answered(
 
 
 def _failure(payload: bytes) -> Outcome:
-    """As a child tells it: the length of what it says of it, that, and a value."""
+    """Read a failure as the worker writes it: the length of what it says of it, that, and a value."""
     try:
         length = int.from_bytes(payload[:4], "big")
         fields: dict[str, Any] = orjson.loads(payload[4 : 4 + length])
@@ -135,7 +135,7 @@ def _failure(payload: bytes) -> Outcome:
 
 
 def died(exit_code: int, stderr: str) -> Outcome:
-    """The child ended without an answer."""
+    """Return the outcome of a task whose worker ended without an answer."""
     how = _how(exit_code)
     if exit_code == -9:
         how += " (which is also how the kernel ends a process when the node is out of memory)"
@@ -160,7 +160,7 @@ def too_many_processes(limit: int, used: int) -> Outcome:
 
 
 def ended(command: str, exit_code: int, stderr: str) -> Outcome:
-    """A program of the bundle ended by itself, not with 0."""
+    """Return the outcome of a program that ended by itself, not with 0."""
     text = f"{command} {_how(exit_code)}{_said(stderr)}"
     return failed("WorkerDied" if exit_code < 0 else "TaskFailed", text, exit_code=exit_code)
 

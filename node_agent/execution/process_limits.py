@@ -43,7 +43,7 @@ class Counted(Protocol):
         """Whether it runs a task."""
 
     def count(self, entries: Mapping[int, linux.ProcessStat]) -> int:
-        """How many processes and threads its task has; ends the task when that is above the limit."""
+        """Count the processes and threads of its task; end the task when there are more than the limit."""
 
     def freeze(self) -> None:
         """Make its task stand still, for a moment."""
@@ -64,17 +64,22 @@ class ProcessLimiter:
         self._due = 0.0
         self._enough = 0
 
+    @property
+    def is_looking(self) -> bool:
+        """Whether it looks at the processes now and then."""
+        return self._timer is not None
+
     def join(self, slot: Counted) -> None:
-        """From now on it is counted."""
+        """Count this slot from now on."""
         self._slots.append(slot)
 
     def leave(self, slot: Counted) -> None:
-        """It is closed."""
+        """Count this slot no longer, for it is closed."""
         if slot in self._slots:
             self._slots.remove(slot)
 
     def wake(self) -> None:
-        """A task begins, or goes on."""
+        """Look soon, for a task begins or goes on."""
         if self._timer is None and self.limit:
             self._timer = self._loop.call_later(INTERVAL, self._look)
 
@@ -95,7 +100,7 @@ class ProcessLimiter:
         self._due = self._loop.time() + LONGEST
 
     def _count(self, running: list[Counted], frozen: bool) -> int:
-        """The processes and threads of the largest task."""
+        """Return how many processes and threads the largest task has."""
         entries = process_groups.table()
         process_groups.reap_orphans_of(entries)
         counts = {slot: slot.count(entries) for slot in running}
@@ -107,7 +112,8 @@ class ProcessLimiter:
 
 
 def most_processes(limit: int, slots: int) -> int | None:
-    """What RLIMIT_NPROC shall be for the tasks of so many slots; None: nothing, for root is not bound by it.
+    """Return what RLIMIT_NPROC is to be for the tasks of so many slots; None: nothing, for root is not
+    bound by it.
 
     The kernel counts all that the user has, so what is there already comes on top. The tasks together may
     have what each of them may have: below that, none is kept from what is its own by the others.

@@ -30,7 +30,7 @@ class ProgramEnded:
     """What its process was."""
 
     def reply(self) -> dict[str, Any]:
-        """As the child is told."""
+        """Return this as the worker gets it."""
         return reply(self.exit_code, self.stdout, self.stderr)
 
 
@@ -64,7 +64,7 @@ class Program:
         return self._process.pid
 
     def kill_when_started(self) -> None:
-        """Should it not have started yet, it is killed as soon as it has."""
+        """Kill it as soon as it has started, if it has not yet."""
         self._kill_at_start = True
 
     async def run(self) -> ProgramEnded:

@@ -39,7 +39,7 @@ _PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 
 @frozen
 class WorkerSettings:
-    """What holds for every child of a slot."""
+    """The settings of every worker of a slot."""
 
     env: Mapping[str, str]
     cwd: Path
@@ -189,7 +189,7 @@ class PythonWorker:
         self._unsent += data
 
     def move(self, place: Place) -> None:
-        """Where the tasks that are sent from now on run."""
+        """Let the tasks that are sent from now on run there."""
         if place is self._place:
             return
         self._place = place
@@ -238,7 +238,7 @@ class PythonWorker:
         self._forgotten = None
 
     def answer(self) -> asyncio.Future[Answer | Unbegun | Gone]:
-        """The next answer, or why none comes. One at a time; the caller may resolve it otherwise."""
+        """Return the next answer, or why none comes. One at a time; the caller may resolve it otherwise."""
         waiter = self._waiter = self._loop.create_future()
         while self._early and not waiter.done():
             early = self._early.popleft()
@@ -251,8 +251,8 @@ class PythonWorker:
         return waiter
 
     def answered(self) -> list[Answer]:
-        """Answers that came with the one that was waited for, as far as there is nothing to do after them
-        and nothing else was said before them."""
+        """Return the answers that came with the one that was waited for, as far as there is nothing to do
+        after them and nothing else was said before them."""
         found = []
         while self._early and isinstance(early := self._early[0], Answer) and not early.flags:
             found.append(early)
@@ -260,7 +260,7 @@ class PythonWorker:
         return found
 
     def kill(self) -> None:
-        """The child's own process, at once."""
+        """Kill the worker's own process."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.kill()
@@ -320,7 +320,7 @@ class PythonWorker:
             self._choose_what_to_watch()
 
     def _choose_what_to_watch(self) -> None:
-        """The bell while several answers are due, the line otherwise."""
+        """Watch the bell while several answers are due, the socket otherwise."""
         if self._rings and self._due > 1:
             if self._look is None and self._loop.remove_reader(self._socket):
                 self._look_in(frames.LOOK)
@@ -373,7 +373,7 @@ class PythonWorker:
                 raise frames.FrameError(f"a frame of kind {kind}")
 
     def _hear(self, said: _Said) -> None:
-        """Of the task whose answer is waited for."""
+        """Pass on what the task said whose answer is waited for."""
         if said.kind == frames.CALL:
             self._on_call(self, said.fields)
         else:
@@ -394,7 +394,7 @@ class PythonWorker:
             pipe.drain()
 
     def _cut(self, name: str) -> str:
-        """What was printed until now; what comes later belongs to the next task."""
+        """Return what was printed until now; what comes later belongs to the next task."""
         tail = self._tails[name]
         if not tail.size:
             return ""
@@ -434,7 +434,7 @@ class PythonWorker:
             self.ready.set_result(False)
 
     def _read_rest(self) -> None:
-        """What the child said before it ended."""
+        """Take what the worker sent before it ended."""
         with suppress(OSError, *_UNREADABLE):
             while data := self._socket.recv(_READ_SIZE):
                 for kind, payload in self._decoder.feed(data):

@@ -27,7 +27,7 @@ _LONGEST_ERROR: Final = 8192
 
 
 def failure(outcome: Outcome) -> Failure | None:
-    """What the decision on a retry looks at; None for a success."""
+    """Return what the decision on a retry looks at; None for a success."""
     if outcome.status is Status.SUCCEEDED:
         return None
     kind = outcome.kind or "TaskFailed"
@@ -55,7 +55,7 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
 
 
 def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:
-    """The result of a task that the scheduler ended."""
+    """Encode the result of a task that the scheduler ended."""
     result = wire.result_of(
         item, host=host, status=verdict.status, error=verdict.error, kind=verdict.kind, finished_at=at
     )
@@ -63,7 +63,7 @@ def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) 
 
 
 def fitting(result: wire.ResultItem, limit: int = MOST_BYTES) -> bytes:
-    """The result as it travels, shortened as far as it must be."""
+    """Encode a result as it travels, shortened as far as it must be."""
     encoded = wire.encode(result)
     for shorten in _SHORTER:
         if len(encoded) <= limit:

@@ -50,13 +50,13 @@ class SlotProcesses:
         self._calls: set[asyncio.Task[None]] = set()
 
     def prewarm(self, *, successor: bool = False) -> None:
-        """Begin to start a child, when there is none; `successor`: also when there is one that shall soon be
+        """Begin to start a child, when there is none; `successor`: also when there is one that is soon to be
         replaced."""
         if (self.child is None or successor) and self._starting is None and not self._closed:
             self._starting = asyncio.create_task(self._start(), name="start a Python child")
 
     async def worker(self) -> PythonWorker:
-        """The child, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
+        """Return the worker, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
         if self.child is not None and not self.child.alive:
             await self.kill()
         tries = 0
@@ -101,23 +101,23 @@ class SlotProcesses:
         return ended
 
     def roots(self) -> set[int]:
-        """The processes that were started by us and live."""
+        """Return the processes that were started here and live."""
         pids = {program.pid for program in self._programs.values()}
         if self.child is not None and self.child.alive:
             pids.add(self.child.pid)
         return {pid for pid in pids if pid is not None}
 
     def family(self) -> set[int]:
-        """All processes of the task, the child included."""
+        """Return all processes of the task, the worker included."""
         sessions, marks = self._signs()
         return process_groups.family(process_groups.table(min(sessions, default=0)), sessions, marks)
 
     def population(self, entries: Mapping[int, linux.ProcessStat]) -> int:
-        """How many processes and threads those are, by that table."""
+        """Count these processes and threads, by that table."""
         return process_groups.population(entries, *self._signs())
 
     def _signs(self) -> tuple[set[int], set[str]]:
-        """The sessions and the marks by which they are known."""
+        """Return the sessions and the marks by which they are known."""
         marks = set(self._programs)
         sessions = self.roots()
         if self.child is not None:
@@ -205,7 +205,7 @@ class SlotProcesses:
             self.on_note(note)
 
     def _on_call(self, child: PythonWorker, call: dict[str, Any]) -> None:
-        """The child asks for a program."""
+        """Run a program that the worker asks for."""
         task = asyncio.create_task(self._serve(child, call), name="run a program for a task")
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)

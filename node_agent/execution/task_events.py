@@ -28,18 +28,18 @@ class TaskEvents:
         self._lines: dict[str, Lines] = {}
 
     def on_output(self, name: str, data: bytes) -> None:
-        """Bytes of stdout or stderr."""
+        """Take bytes of stdout or stderr."""
         kind: Kind = "stderr" if name == "stderr" else "stdout"
         for line in self._lines.setdefault(kind, Lines()).add(data):
             self._tell(kind, line)
 
     def on_note(self, note: dict[str, Any]) -> None:
-        """What the engine was told: `kind`, `message`, `data`."""
+        """Take what the task told its engine: `kind`, `message`, `data`."""
         kind: Kind = "progress" if note.get("kind") == "progress" else "log"
         self._tell(kind, str(note.get("message", "")), note.get("data"))
 
     def finish(self) -> None:
-        """The task is over."""
+        """Send what is left, for the task is over."""
         for name, lines in self._lines.items():
             for line in lines.finish():
                 self._tell("stderr" if name == "stderr" else "stdout", line)

@@ -63,7 +63,7 @@ class CancellationCache:
     """Those of sessions that have tasks here."""
 
     def hold(self, session: Session, now: float) -> None:
-        """A task of this session is held, one more."""
+        """Count one task more of this session that is held."""
         copy = self._held.get(session)
         if copy is None:
             copy = self._held[session] = self._known(session)
@@ -71,14 +71,14 @@ class CancellationCache:
         copy.held += 1
 
     def release(self, session: Session) -> None:
-        """One less."""
+        """Count one task less."""
         copy = self._held[session]
         copy.held -= 1
         if not copy.held:
             del self._held[session]
 
     def clearance(self, task: Task, young_until: float, now: float) -> Clearance:
-        """Whether the task may start; `young_until`: until when its message counts as young."""
+        """Return whether the task may start; `young_until`: until when its message counts as young."""
         copy = self._held[task.session]
         if copy.covers(task):
             return "stop"
@@ -87,16 +87,16 @@ class CancellationCache:
         return "wait"
 
     def covers(self, task: Task) -> bool:
-        """Whether what is known cancels the task."""
+        """Return whether what is known cancels the task."""
         return self._held[task.session].covers(task)
 
     def want(self, session: Session, now: float) -> None:
-        """A task waits for this document."""
+        """Have the document read soon, for a task waits for it."""
         copy = self._held[session]
         copy.due_at = min(copy.due_at, now)
 
     def due(self, now: float) -> list[Session]:
-        """What is to be read now; each must be answered by `read` or `failed`."""
+        """Return what is to be read now; each must be answered by `read` or `failed`."""
         sessions = []
         for session, copy in self._held.items():
             if not copy.reading and copy.due_at <= now:
@@ -105,20 +105,20 @@ class CancellationCache:
         return sessions
 
     def read(self, session: Session, document: Cancellation | None, asked_at: float) -> None:
-        """The document as it was at `asked_at`, or later."""
+        """Take a document as it was at `asked_at`, or later."""
         if (copy := self._copies.get(session)) is not None:
             copy.document = document if document is not None and document.cancels_anything else None
             copy.asked_at, copy.reading = asked_at, False
             copy.due_at = asked_at + RENEW_AFTER
 
     def failed(self, session: Session, now: float) -> None:
-        """It could not be read."""
+        """Have a document that could not be read asked for again."""
         if (copy := self._copies.get(session)) is not None:
             copy.reading = False
             copy.due_at = now + RETRY_AFTER
 
     def next_deadline(self) -> float | None:
-        """When `due` has something to say, if nothing else happens before."""
+        """Return when `due` has something to say, if nothing else happens before."""
         return min((copy.due_at for copy in self._held.values() if not copy.reading), default=None)
 
     def _known(self, session: Session) -> _Copy:

@@ -25,7 +25,7 @@ class CrashCount:
 
 
 def after_crash(known: Mapping[str, CrashCount], running: Sequence[str], at: float) -> dict[str, CrashCount]:
-    """What is remembered when the agent died while these tasks, by uid, ran."""
+    """Return what is remembered when the agent died while these tasks, by uid, ran."""
     crashes = dict(known)
     alone = len(running) == 1
     for uid in running:

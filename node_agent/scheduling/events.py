@@ -26,7 +26,7 @@ class Arrived:
     delivery: int
     tasks: Sequence[TaskItem]
     redelivered: bool
-    """Somebody held it before and did not complete it."""
+    """An agent held it before and did not complete it."""
     age: float
     """Seconds that the message has been in the broker, at most."""
 
@@ -98,7 +98,7 @@ class Completed:
 
 @frozen
 class LeaseGone:
-    """The message's lock ran out: somebody else may hold it."""
+    """The message's lock ran out: another agent may hold it."""
 
     delivery: int
 
@@ -164,7 +164,7 @@ Event = (
 
 
 class Feed(Protocol):
-    """Who takes events, those together that came together."""
+    """What takes events, those together that came together."""
 
     def __call__(self, *events: Event) -> None: ...
 

@@ -57,18 +57,19 @@ class LoadPolicy:
     """Seconds that tasks have taken."""
 
     def learn(self, task: Task, duration: float) -> None:
-        """It took so many seconds."""
+        """Note that a task took so many seconds."""
         if len(self._packing.durations) >= _REMEMBERED:
             self._packing.durations.clear()
         self._packing.seen(task.command, duration)
         self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     def expected(self, task: Task) -> float:
-        """Seconds; infinite where nothing is known."""
+        """Return the seconds that a task is expected to take; infinite where nothing is known."""
         return self._packing.expected(task.command)
 
     def hold(self, slots: Iterable[SlotState], waiting: int) -> float:
-        """Seconds that a result waits for others; 0 when none is under way that comes within them."""
+        """Return the seconds that a result waits for others; 0 when none is on its way that comes within
+        them."""
         busy = [slot for slot in slots if slot.tasks]
         standing = waiting + sum(len(slot.tasks) for slot in busy)
         seconds = hold(standing * (self._mean or 0.0) / self.slots)
@@ -76,20 +77,20 @@ class LoadPolicy:
         return seconds if any(self.expected(slot.tasks[0]) <= seconds for slot in shared) else 0.0
 
     def pack(self, tasks: int, free: int) -> Pack:
-        """What one slot is given of so many tasks, while so many slots are free: to be filled."""
+        """Return an empty pack: what one slot is given of so many tasks, while so many slots are free."""
         self._packing.slots = free
         return self._packing.pack(tasks)
 
     def work(self, tasks: Iterable[Task]) -> float:
-        """Seconds that they are expected to take together."""
+        """Return the seconds that these tasks are expected to take together."""
         return sum(map(self.expected, tasks))
 
     def may_follow(self, tasks: Iterable[Task], slot: SlotState) -> bool:
-        """Whether these are little enough to stand behind what the slot has."""
+        """Return whether these are little enough to stand behind what the slot has."""
         return self.work(slot.tasks) + self.work(tasks) <= AHEAD * _ROUNDING
 
     def is_message_worth_having(self, slots: Iterable[SlotState]) -> bool:
-        """Before one of these, all busy, is free."""
+        """Return whether a message is worth having before one of these slots, all busy, is free."""
         if self._mean is None or self._mean >= SHORT:
             return False
         unbegun = follow = 0
@@ -101,23 +102,24 @@ class LoadPolicy:
     @property
     def patience(self) -> float:
         """Seconds that one task may take before it is a straggler. Where they are long none has company that
-        was meant for it, and what waits behind one shall not do so for long."""
+        was meant for it, and what waits behind one must not wait for long."""
         mean = self._mean or 0.0
         return max(STRAGGLER, LAGGING * mean if mean < SHORT else 0.0)
 
     def lag_deadline(self, slot: SlotState) -> float | None:
-        """When a slot's first task holds up those behind it for too long; None when it holds up none."""
+        """Return when a slot's first task holds up those behind it for too long; None when it holds up
+        none."""
         return slot.moved_at + self.patience if can_recall(slot) else None
 
     def straggler_deadline(self, slots: Sequence[SlotState], waiting: int) -> float | None:
-        """When every slot has run one task for too long; None when one of them does something else."""
+        """Return when every slot has run one task for too long; None when one of them does something else."""
         if any(slot.phase not in AT_WORK for slot in slots):
             return None
         return max(slot.moved_at for slot in slots) + max(self.patience, COPY * waiting)
 
     def max_waiting(self, waiting: Collection[Task]) -> int:
-        """How many of those that wait may go on, as far as it is known how long they take: one for each slot,
-        which may just be about to become free, and more while they are short."""
+        """Return how many of those that wait may go on, as far as it is known how long they take: one for
+        each slot, which may just be about to become free, and more while they are short."""
         most = MOST_WAIT * self.slots
         if len(waiting) * (self._mean or 0.0) <= most:
             return len(waiting)

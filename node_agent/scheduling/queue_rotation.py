@@ -5,9 +5,9 @@ all but one of them without having begun, and have to hand them back. Rules:
 
 - Nothing is listened to while nothing is wanted.
 - Busy queues take turns: one of them is listened to at a moment, and the turn passes on with each message.
-- A queue that gave nothing for `PATIENCE` seconds of its turn is quiet, and so is every queue at first. Quiet
-  queues are all listened to beside the one whose turn it is: nobody knows when they will have something. One
-  that gives a message is busy again.
+- A queue that gave nothing for `PATIENCE` seconds of its turn is quiet, and so is every queue at first.
+  Quiet queues are all listened to beside the one whose turn it is: it is not known when they will have
+  something. One that gives a message is busy again.
 
 Invariants: a queue is either busy or quiet; with one queue there is nothing to decide and no deadline.
 """
@@ -38,19 +38,19 @@ class QueueRotation:
         self._quiet = set(range(self.count))
 
     def listening(self) -> frozenset[int]:
-        """The queues to listen to now."""
+        """Return the queues to listen to now."""
         if not self._wanted:
             return frozenset()
         return frozenset({*self._quiet, *list(self._busy)[:1]})
 
     def want(self, wanted: bool, now: float) -> None:
-        """Whether messages are wanted from now on."""
+        """Note whether messages are wanted from now on."""
         if wanted != self._wanted:
             self._wanted = wanted
             self._begin_turn(now)
 
     def arrived(self, queue: int, now: float) -> None:
-        """A message came from this queue."""
+        """Note that a message came from this queue."""
         if queue in self._quiet:
             self._quiet.discard(queue)
         else:
@@ -59,13 +59,13 @@ class QueueRotation:
         self._begin_turn(now)
 
     def advance(self, now: float) -> None:
-        """To be called at the deadline."""
+        """Pass the turn on, when the deadline has come."""
         if self._turn_ends is not None and now >= self._turn_ends:
             self._quiet.add(self._busy.popleft())
             self._begin_turn(now)
 
     def next_deadline(self) -> float | None:
-        """When the turn of a queue that gives nothing ends."""
+        """Return when the turn of a queue that gives nothing ends."""
         return self._turn_ends
 
     def _begin_turn(self, now: float) -> None:

@@ -498,7 +498,7 @@ def _poisoned(crashes: int) -> Verdict:
 
 
 def _refusal(item: TaskItem) -> str | None:
-    """Why the task cannot run as it stands."""
+    """Return why the task cannot run as it stands."""
     if item.timeout is not None and not item.timeout > 0:
         return f"timeout is {item.timeout}: it is more than 0 seconds, or not set"
     if item.memory_limit is not None and item.memory_limit <= 0:

@@ -250,11 +250,11 @@ async def test_tasks_are_counted_only_when_the_node_has_grown(monkeypatch: pytes
     on_node += 1
     await eventually(lambda: small.counted == 2)
     small.running = large.running = False
-    await eventually(lambda: counting._timer is None)
+    await eventually(lambda: not counting.is_looking)
     small.running = True
     counting.leave(small)
     counting.wake()
-    await eventually(lambda: counting._timer is None)
+    await eventually(lambda: not counting.is_looking)
     assert (small.counted, large.counted) == (2, 2)
 
 
