@@ -302,7 +302,7 @@ async def _is_well(world: World) -> bool:
     return all(beat.trouble is None for beat in await world.heartbeats())
 
 
-async def test_a_lost_connection_is_not_the_end() -> None:
+async def test_a_lost_connection_is_opened_again() -> None:
     """Receiving fails for a while, then goes on."""
     world = await World.make()
     world.faults.before["receive"] = times(4, BrokerError("connection lost", retryable=True))
@@ -484,7 +484,7 @@ async def test_the_last_look_finds_what_came_meanwhile(monkeypatch: pytest.Monke
     assert agent.exit_reason == "idle"
 
 
-async def test_the_heartbeat_tells_what_runs() -> None:
+async def test_the_heartbeat_lists_the_running_tasks() -> None:
     """Host, versions, what runs since when, and the state."""
     gate = asyncio.Event()
     world = await World.make(held=held(gate))
@@ -562,7 +562,7 @@ async def test_dead_letters_become_results(monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(result.uid for result in results) == ["abc123:0", "abc123:1"]
 
 
-async def test_what_tasks_tell_arrives_while_they_run() -> None:
+async def test_events_of_a_task_arrive_while_it_runs() -> None:
     """Log lines and progress, in the mailbox of their session."""
     gate = asyncio.Event()
     world = await World.make(held=held(gate))
@@ -583,7 +583,7 @@ async def test_what_tasks_tell_arrives_while_they_run() -> None:
     assert told == [("progress", "2/2"), ("log", "hello")]
 
 
-async def test_what_is_told_too_fast_is_dropped_and_counted() -> None:
+async def test_events_that_come_too_fast_are_dropped_and_counted() -> None:
     """The number comes as a warning; memory stays bounded."""
     world = await World.make()
     parts = world.parts()

@@ -36,10 +36,10 @@ async def test_the_last_look_ends_with_what_it_finds(monkeypatch: pytest.MonkeyP
         await world.until(lambda: bool(world.slots[0].begun))
         await world.submit(task(1))
         await anyio.wait_all_tasks_blocked()
-        async with await world.broker.receiver(TASKS) as somebody_else:
-            found = await somebody_else.receive(0.0)
+        async with await world.broker.receiver(TASKS) as another:
+            found = await another.receive(0.0)
             assert found is not None
-            await somebody_else.complete(found)
+            await another.complete(found)
         gate.set()
         await world.results(1)
         assert agent.exit_reason is None

@@ -26,7 +26,7 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
 
 
 def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
-    """Nobody waits for a gigabyte that was announced."""
+    """A gigabyte that was announced is refused at once."""
     decoder = frames.Decoder(10)
     assert decoder.feed(frames.encode(frames.NOTE, b"x" * 10)) == [(frames.NOTE, b"x" * 10)]
     with pytest.raises(frames.FrameError, match="11 bytes, above the limit of 10"):

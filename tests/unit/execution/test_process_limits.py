@@ -145,7 +145,7 @@ async def fenced(slot: Bench, fence: Fence) -> Bench:
 
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 async def test_a_task_that_multiplies_without_end_is_ended(tmp_path: Path, fence: Fence, source: str) -> None:
-    """It is told as what it was, nobody survives, and its slot and the other one go on."""
+    """It is reported as what it was, no process survives, and its slot and the other one go on."""
     async with bench(tmp_path / "a", process_limit=LIMIT) as bad, bench(tmp_path / "b") as good:
         bomb = asyncio.create_task((await fenced(bad, fence)).python(source))
         while not bomb.done():

@@ -197,7 +197,7 @@ def do_action(engine, args):
         assert "is over" in value(await slot.python(source))[0]
 
 
-async def test_siblings_do_not_notice(tmp_path: Path) -> None:
+async def test_a_task_that_is_killed_leaves_other_slots_alone(tmp_path: Path) -> None:
     """Two slots: one child dies again and again, the other works."""
     async with bench(tmp_path / "a") as bad, bench(tmp_path / "b") as good:
 
@@ -242,7 +242,7 @@ async def test_a_fork_bomb_is_ended_and_siblings_go_on(tmp_path: Path, timeout: 
         assert value(await good.python(FINE)) == value(await bad.python(FINE)) == "fine"
 
 
-async def test_a_child_that_dies_between_tasks_costs_nobody_anything(tmp_path: Path) -> None:
+async def test_a_child_that_dies_between_tasks_is_replaced(tmp_path: Path) -> None:
     """The next task gets a new one."""
     async with bench(tmp_path) as slot:
         await goes_on(slot)
@@ -253,7 +253,9 @@ async def test_a_child_that_dies_between_tasks_costs_nobody_anything(tmp_path: P
         await goes_on(slot)
 
 
-async def test_no_child_at_all_is_the_nodes_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_cannot_start_raises_an_error_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Raised, with what the interpreter said; a later task works when it is mended."""
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such library >&2\nexit 1\n")

@@ -70,7 +70,7 @@ def ending():
             assert outcome.outputs[0].read_text() == "saved"
 
 
-async def test_a_task_can_see_that_it_shall_end(tmp_path: Path) -> None:
+async def test_engine_cancelled_is_true_before_a_task_is_ended(tmp_path: Path) -> None:
     """`engine.cancelled` turns true before any signal comes."""
     source = """
 import signal
@@ -161,7 +161,7 @@ def do_action(engine, args):
     ],
     ids=["bit by bit", "at once", "in a subprocess"],
 )
-async def test_memory_past_the_limit_is_told(tmp_path: Path, source: str) -> None:
+async def test_memory_above_the_limit_ends_the_task_as_out_of_memory(tmp_path: Path, source: str) -> None:
     """By Python's own refusal or by killing, the subprocesses' memory included."""
     async with bench(tmp_path) as slot:
         outcome = await slot.python(source, memory_limit=150 * 2**20, timeout=BOUND)

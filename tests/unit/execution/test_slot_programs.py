@@ -62,7 +62,7 @@ async def test_programs_that_fail_say_how(
         ({"data*": "#!/bin/sh"}, ["a\0b"], "TaskRejected", "data: an argument holds NUL"),
     ],
 )
-async def test_what_is_no_program_is_not_run(
+async def test_a_file_that_is_no_program_is_rejected(
     tmp_path: Path, bundle: dict[str, str], args: list[Any], kind: str, error: str
 ) -> None:
     """Refused, or failed as the system has it."""

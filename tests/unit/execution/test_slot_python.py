@@ -447,7 +447,7 @@ async def test_what_a_task_of_a_pack_tells_is_told_of_that_task(tmp_path: Path) 
 
 
 async def test_answers_do_not_wait_for_a_slow_companion(tmp_path: Path) -> None:
-    """Those before it are known while it runs, although the child wakes nobody for them."""
+    """Those before it are known while it runs, although the child does not wake the agent for them."""
     source = """
 import os, time
 def do_action(engine, args):

@@ -88,7 +88,7 @@ def test_what_comes_while_short_tasks_run_follows_them() -> None:
 
 
 def test_many_follow_when_they_take_next_to_nothing() -> None:
-    """As long as all of it is a few milliseconds, more is pulled; no slot goes on like this for ever."""
+    """As long as all of it is a few milliseconds, more is pulled; no slot goes on like this without end."""
     play = Learned(("ok", 0.0001))
     first = play.begin()
     followed = [follows(play.arrive(1.0, task(number))) for number in range(2, 42)]
@@ -113,7 +113,7 @@ def test_many_follow_when_they_take_next_to_nothing() -> None:
         pytest.param(replace(task(5), params=Reference("blob", 10)), id="arguments by reference"),
     ],
 )
-def test_what_does_not_follow(newcomer: TaskItem) -> None:
+def test_a_task_that_needs_a_slot_of_its_own_does_not_follow(newcomer: TaskItem) -> None:
     """It waits until a slot is free: it is not known to be short, or needs something fetched."""
     play = Learned(("ok", 0.02), ("long", AHEAD))
     first = play.begin()

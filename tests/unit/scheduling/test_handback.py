@@ -1,6 +1,6 @@
 """hand_back and its neighbours, with a crash at every point: each task still gets its one outcome.
 
-The agent dies without a word (or hangs for ever, which the broker cannot tell apart) right before or right
+The agent dies without a word (or hangs without end, which the broker cannot tell apart) right before or right
 after an operation; then its locks run out, and another agent takes over.
 """
 
@@ -56,7 +56,7 @@ def outcomes(results: list[wire.ResultItem]) -> Counter[str]:
     ("when", "operation"),
     [(when, operation) for operation in ("send results", "complete") for when in ("before", "after")],
 )
-async def test_a_crash_on_the_way_of_a_result(when: str, operation: str) -> None:
+async def test_a_crash_while_a_result_is_sent_loses_nothing(when: str, operation: str) -> None:
     """Before it is accepted the task runs again; after that at most a duplicate comes, under the same uid."""
     world = await World.make()
     await world.submit(task(0))
@@ -78,7 +78,7 @@ async def test_a_crash_on_the_way_of_a_result(when: str, operation: str) -> None
         ("after", "complete"),
     ],
 )
-async def test_a_crash_on_the_way_of_a_retry(when: str, operation: str) -> None:
+async def test_a_crash_while_a_retry_is_sent_loses_nothing(when: str, operation: str) -> None:
     """The copy is sent, or the first attempt runs again and sends the same copy, which the broker drops."""
     world = await World.make(flaky=flaky)
     retry = {"max_attempts": 3, "backoff": 0.2, "jitter": 0.0}
@@ -95,7 +95,7 @@ async def test_a_crash_on_the_way_of_a_retry(when: str, operation: str) -> None:
     ("when", "operation"),
     [(when, operation) for operation in ("send tasks", "complete") for when in ("before", "after")],
 )
-async def test_a_crash_while_a_pack_is_taken_apart(when: str, operation: str) -> None:
+async def test_a_crash_while_a_pack_is_split_loses_nothing(when: str, operation: str) -> None:
     """A second delivery is handed back task by task; a third one finds copies that are there already."""
     world = await World.make()
     crash = Crash()
@@ -116,7 +116,7 @@ async def test_a_crash_while_a_pack_is_taken_apart(when: str, operation: str) ->
     ("when", "operation"),
     [(when, operation) for operation in ("send tasks", "complete") for when in ("before", "after")],
 )
-async def test_a_crash_while_draining(when: str, operation: str) -> None:
+async def test_a_crash_while_draining_loses_nothing(when: str, operation: str) -> None:
     """What was handed back, and what was not yet, is run by the next agent."""
     gate = asyncio.Event()
 

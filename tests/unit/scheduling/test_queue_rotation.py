@@ -50,7 +50,7 @@ def test_a_queue_that_gives_nothing_loses_its_turn() -> None:
 
 
 def test_patience_counts_only_while_messages_are_wanted() -> None:
-    """Nobody loses a turn that is not used."""
+    """No queue loses a turn that is not used."""
     turns = QueueRotation(2)
     turns.want(True, 0.0)
     turns.arrived(0, 0.0)

@@ -93,7 +93,7 @@ async def test_a_child_that_has_begun_nothing_gives_all_back(tmp_path: Path) -> 
         assert sorted(path.name for path in tmp_path.glob("begun-*")) == ["begun-0", "begun-4"]
 
 
-async def test_taking_back_from_a_child_that_dies(tmp_path: Path) -> None:
+async def test_recall_from_a_child_that_dies_takes_back_what_has_not_begun(tmp_path: Path) -> None:
     """The straggler's end is its outcome; what was taken back does not begin in the next child either."""
     source = GATED.replace("return args[2]", "import os; os._exit(3)")
     async with bench(tmp_path) as made:
@@ -145,7 +145,7 @@ def learned(slots: int) -> Scheduler:
 
 
 def test_companions_of_a_straggler_are_asked_back_and_handed_back() -> None:
-    """On an agent of one slot there is nobody else to run them."""
+    """On an agent of one slot there is no other slot to run them."""
     scheduler = learned(1)
     scheduler.handle(to.Arrived(2, [task(n) for n in (1, 2, 3)], False, 0.0), 1.0)
     assert to.Start(0, (1, 2, 3)) in scheduler.handle(to.Prepared(0), 1.0)
@@ -179,7 +179,7 @@ def test_companions_of_a_straggler_go_to_another_slot() -> None:
 
 
 def test_a_slot_that_goes_on_is_not_asked() -> None:
-    """A pack that takes long in all holds nobody up, as long as its tasks are short."""
+    """A pack that takes long in all holds up no task, as long as its tasks are short."""
     scheduler = learned(1)
     scheduler.handle(to.Arrived(2, [task(n) for n in range(1, 9)], False, 0.0), 1.0)
     scheduler.handle(to.Prepared(0), 1.0)

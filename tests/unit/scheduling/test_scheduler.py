@@ -76,7 +76,7 @@ def document(*sequences: int) -> Cancellation:
     return Cancellation({INCARNATION: tuple((each, each) for each in sequences)})
 
 
-def test_the_road_of_one_task() -> None:
+def test_a_task_is_prepared_run_sent_and_its_message_completed() -> None:
     """Prepare, start, send the result, and only when it is accepted complete the message."""
     play = Play()
     assert play.arrive(1.0, task(0)) == [to.Prepare(0, (0,)), to.Hold()]
@@ -257,7 +257,7 @@ def test_a_copy_is_another_one_than_its_original() -> None:
     assert play.arrive(2.0, task(0, hop=1), delivery=2, redelivered=True)[0] == to.Prepare(0, (2,))
 
 
-def test_a_second_delivery_is_taken_apart() -> None:
+def test_a_second_delivery_is_split() -> None:
     """Each task alone, uncharged; the message goes when all copies are accepted."""
     play = Play()
     commands = play.arrive(1.0, task(0), task(1), redelivered=True)
@@ -270,7 +270,7 @@ def test_a_second_delivery_is_taken_apart() -> None:
 @pytest.mark.parametrize(
     "over", [to.Completed(1), to.LeaseGone(1), to.CopyRefused(1)], ids=lambda over: type(over).__name__
 )
-def test_nothing_begins_while_a_message_is_taken_apart(over: to.Event) -> None:
+def test_nothing_begins_while_a_message_is_split(over: to.Event) -> None:
     """A copy that killed the agent before the message is removed would bring it back whole."""
     play = Play()
     play.arrive(1.0, task(0), task(1), redelivered=True)
@@ -286,7 +286,7 @@ def test_a_second_delivery_of_one_task_runs() -> None:
     assert Play().arrive(1.0, task(0), redelivered=True)[0] == to.Prepare(0, (0,))
 
 
-def test_a_death_alone_goes_on_with_the_task() -> None:
+def test_a_crash_is_noted_in_the_history_of_its_task() -> None:
     """Noted in its history, so that it counts on whatever node it comes to next."""
     uid = f"{INCARNATION}:0"
     play = Play(deaths={uid: CrashCount(alone=1, last_at=77.0)})
@@ -295,7 +295,7 @@ def test_a_death_alone_goes_on_with_the_task() -> None:
     assert play.arrive(1.0, task(0), redelivered=True) == expected
 
 
-def test_three_deaths_are_poison() -> None:
+def test_a_task_that_killed_three_agents_ends_as_poisoned() -> None:
     """Two told by its history, one by this node."""
     uid = f"{INCARNATION}:0"
     play = Play(deaths={uid: CrashCount(alone=1)})
@@ -308,7 +308,7 @@ def test_three_deaths_are_poison() -> None:
     assert str(MAX_CRASHES) in commands[1].verdict.error
 
 
-def test_a_suspect_runs_alone() -> None:
+def test_a_task_that_was_in_two_crashes_runs_alone() -> None:
     """It waits until the other slots are empty, and nothing starts beside it: its next death will tell."""
     uid = f"{INCARNATION}:1"
     play = Play(slots=2, deaths={uid: CrashCount(in_company=2)})
@@ -541,7 +541,7 @@ def test_a_task_that_finishes_in_the_grace_is_not_handed_back() -> None:
     assert to.Exit("drained") in play.at(2.2, to.Completed(1))
 
 
-def test_a_broker_that_takes_nothing_does_not_keep_a_draining_agent_for_ever() -> None:
+def test_a_draining_agent_exits_although_the_broker_accepts_nothing() -> None:
     """What is not settled is left to its lock, and runs again elsewhere."""
     play = Play()
     play.arrive(1.0, task(0))
