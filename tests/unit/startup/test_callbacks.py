@@ -191,10 +191,10 @@ class FailingAgent(Agent):
 
     failing = False
 
-    def _tick(self) -> None:
-        if self.failing:
+    def feed(self, *events: to.Event) -> None:
+        if self.failing and to.Tick() in events:
             self._scheduler = cast("Scheduler", None)
-        super()._tick()
+        super().feed(*events)
 
 
 async def test_an_agent_whose_tick_fails_ends() -> None:
