@@ -26,7 +26,8 @@ class Bus:
 
     def __init__(self, server: ServiceBusServer, ca_file: Path) -> None:
         self.server = server
-        self.admin = ServiceBusAdmin(server.connection_string, ca_file=str(ca_file))
+        self.ca_file = str(ca_file)
+        self.admin = ServiceBusAdmin(server.connection_string, ca_file=self.ca_file)
         self.broker = ServiceBusBroker(server.connection_string)
 
     async def make(self, **options: object) -> QueueRef:

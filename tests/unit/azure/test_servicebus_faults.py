@@ -70,7 +70,7 @@ async def test_wrong_key_of_admin(bus: Bus) -> None:
     """The administration tells of a wrong key by the setting's name, too."""
     parts = bus.server.connection_string.split(";")
     wrong = ";".join("SharedAccessKey=d3Jvbmc=" if p.startswith("SharedAccessKey=") else p for p in parts)
-    async with ServiceBusAdmin(wrong, ca_file=bus.admin._ca_file) as admin:
+    async with ServiceBusAdmin(wrong, ca_file=bus.ca_file) as admin:
         with pytest.raises(BrokerError) as caught:
             await admin.queues()
     assert caught.value.setting == SETTING
