@@ -39,7 +39,7 @@ from tests.model.world import NEVER, Backoff, Call, Process, Steps, StepsTo, Wai
 _RESTART = 0.25
 _HEARTBEAT = 15.0
 """Seconds after which a session that waits for outcomes sees to it that agents live."""
-_MOST_IN_A_PARCEL = 1000
+_MOST_IN_A_PACK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class Work:
     """Seconds."""
     failures: int = 0
     """So many attempts ask to be tried again."""
-    lethal: bool = False
+    crashes_agent: bool = False
     """Kills its agent."""
     large_arguments: bool = False
     """They travel by reference."""
     large_result: bool = False
 
     def arguments(self) -> list[Any]:
-        return [self.duration, self.failures, self.lethal, self.large_arguments, self.large_result]
+        return [self.duration, self.failures, self.crashes_agent, self.large_arguments, self.large_result]
 
 
 class Node(Process):
@@ -70,7 +70,7 @@ class Node(Process):
         self.slots = slots
         self.idle_exit = idle_exit
         self.running: list[list[str]] = [[] for _ in range(slots)]
-        self.deaths: dict[str, CrashCount] = {}
+        self.crashes: dict[str, CrashCount] = {}
         self.agent: Agent | None = None
         self._numbers = itertools.count(1)
         self.spawn(self._supervise(begins))
@@ -95,7 +95,7 @@ class Node(Process):
             yield agent.end()
             if not agent.exited:
                 uids = [uid for slot in self.running for uid in slot]
-                self.deaths = after_crash(self.deaths, uids, self.now) if uids else self.deaths
+                self.crashes = after_crash(self.crashes, uids, self.now) if uids else self.crashes
             self.running = [[] for _ in range(self.slots)]
             yield sleep(self, _RESTART)
             while not (tasks.has_ready() or self.world.owed()):
@@ -125,7 +125,7 @@ class Agent(Process):
         super().__init__(node.world, incarnation)
         self.node = node
         self.exited = False
-        self.scheduler = Scheduler(node.slots, node.name, node.idle_exit, self.now, dict(node.deaths))
+        self.scheduler = Scheduler(node.slots, node.name, node.idle_exit, self.now, dict(node.crashes))
         self._leases: LockDeadlines[int] = LockDeadlines()
         self._held: dict[int, bytes] = {}
         self._posts: dict[str, _Post] = {}
@@ -134,10 +134,17 @@ class Agent(Process):
         self._wanted = False
         self._look_until: float | None = None
         self._deliveries = itertools.count(1)
-        self._parcels = itertools.count(1)
-        self._buried: set[int] = set()
+        self._packs = itertools.count(1)
+        self._failing: set[int] = set()
         """Dead letters whose results are under way, by the numbers that these have."""
-        services = (self._receive, self._renewals, self._results, self._copy, self._tick, self._bury)
+        services = (
+            self._receive,
+            self._renewals,
+            self._results,
+            self._copy,
+            self._tick,
+            self._handle_dead_letters,
+        )
         for service in services:
             self.spawn(service())
         for index in range(node.slots):
@@ -147,7 +154,7 @@ class Agent(Process):
     @property
     def idle(self) -> bool:
         """Whether nothing is on its way."""
-        return not (self.scheduler.held or self._held or self._posts or self._copies or self._buried)
+        return not (self.scheduler.held or self._held or self._posts or self._copies or self._failing)
 
     def feed(self, event: to.Event) -> None:
         for command in self.scheduler.handle(event, self.now):
@@ -188,7 +195,7 @@ class Agent(Process):
             case to.Leave(delivery):
                 self._forget(delivery)
             case to.ForgetCrashes(uid):
-                self.node.deaths.pop(uid, None)
+                self.node.crashes.pop(uid, None)
             case to.LastLook():
                 self.spawn(self._look_once_more())
             case to.Exit():
@@ -309,12 +316,12 @@ class Agent(Process):
             yield Wait(lambda: bool(self._posts))
             mailbox = next(iter(self._posts))
             line = self._posts[mailbox].results
-            taken = [line.popleft() for _ in range(min(len(line), _MOST_IN_A_PARCEL))]
+            taken = [line.popleft() for _ in range(min(len(line), _MOST_IN_A_PACK))]
             if not line:
                 del self._posts[mailbox]
             body = wire.join("results", [item for _, item in taken])
-            yield from self._deliver(core.Draft(body, f"{self.name}-{next(self._parcels)}", mailbox))
-            self._buried.difference_update(task for task, _ in taken)
+            yield from self._deliver(core.Draft(body, f"{self.name}-{next(self._packs)}", mailbox))
+            self._failing.difference_update(task for task, _ in taken)
             own = [task for task, _ in taken if task >= 0]
             if own:
                 self.feed(to.ResultsAccepted(own))
@@ -360,32 +367,32 @@ class Agent(Process):
 
     # Dead letters
 
-    def _bury(self) -> Steps:
-        """The janitor: dead letters become results. It looks before the agent idles out."""
-        letters = self.world.cloud.dead_tasks
+    def _handle_dead_letters(self) -> Steps:
+        """Turn dead-lettered tasks into results. It looks before the agent idles out."""
+        dead_tasks = self.world.cloud.dead_tasks
         numbers = itertools.count(-1, -1)
         interval = min(LOOK_INTERVAL, (self.node.idle_exit or math.inf) / 2)
         while True:
             yield sleep(self, interval)
-            while letters.has_ready():
+            while dead_tasks.has_ready():
                 try:
-                    found = yield Call(lambda: letters.receive(1, self.now, self), receives=True)
-                    for letter in found:
-                        yield from self._bury_one(letter, numbers)
+                    found = yield Call(lambda: dead_tasks.receive(1, self.now, self), receives=True)
+                    for message in found:
+                        yield from self._fail_dead_letter(message, numbers)
                 except ServiceError:
                     break
 
-    def _bury_one(self, letter: core.Message, numbers: Iterator[int]) -> Steps:
-        verdict = verdict_on(as_delivery(letter), self.now)
+    def _fail_dead_letter(self, message: core.Message, numbers: Iterator[int]) -> Steps:
+        verdict = verdict_on(as_delivery(message), self.now)
         awaited = set()
-        for item in read_tasks(letter.body):
+        for item in read_tasks(message.body):
             number = next(numbers)
             awaited.add(number)
             encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
             self._post(number, item.mailbox, encoded)
-        self._buried |= awaited
-        yield Wait(lambda: not awaited & self._buried)
-        yield Call(lambda: self.world.cloud.dead_tasks.complete(letter.lock_token, self.now))
+        self._failing |= awaited
+        yield Wait(lambda: not awaited & self._failing)
+        yield Call(lambda: self.world.cloud.dead_tasks.complete(message.lock_token, self.now))
 
     # Slots
 
@@ -469,7 +476,7 @@ class Agent(Process):
 
     def _end(self, number: int, item: wire.TaskItem, work: Work, assignment: _Assignment) -> Steps:
         """The task's code is over, one way or another."""
-        if work.lethal:
+        if work.crashes_agent:
             self.world.kill(self)
             return
         if item.attempt <= work.failures:

@@ -45,7 +45,7 @@ class Plan:
     """Whether tasks are known to be short, and share messages from the start."""
     journal: bool = False
     unclaimed: int = 500
-    """Outcomes that nobody reads that are held in memory."""
+    """Unread outcomes that are held in memory."""
     pause: float = 0.0
     """Seconds that the program takes before it reads what has come."""
     closes_after: int | None = None
@@ -58,7 +58,7 @@ class Plan:
     def outcomes(self, place: int) -> tuple[str, ...]:
         """Those that a task may have."""
         work = self.works[place]
-        if work.lethal:
+        if work.crashes_agent:
             allowed = ["failed TaskPoisoned"]
         elif work.failures >= DEFAULT_ATTEMPTS:
             allowed = ["failed TaskFailed"]
@@ -120,7 +120,7 @@ class Program(SessionOwner):
     @property
     def owed(self) -> int:
         """Outcomes that its next session would wait for."""
-        return 0 if self.session is None else self.session.mail.owed
+        return 0 if self.session is None else self.session.mailbox.owed
 
     def _keep_open(self) -> Steps:
         while True:

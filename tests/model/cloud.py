@@ -23,7 +23,7 @@ class Listener(Protocol):
 
 
 class Signal:
-    """Says to whoever listens that it is worth looking again."""
+    """Tells its listeners to look again."""
 
     __slots__ = ("listeners",)
 
@@ -78,7 +78,7 @@ class Cloud:
         self.results = _queue(results)
         self.blobs = Blobs()
         self.tasks_come = Signal()
-        self.mail: defaultdict[str, Signal] = defaultdict(Signal)
+        self.results_come: defaultdict[str, Signal] = defaultdict(Signal)
         """By mailbox: given when something came, and when its lock was lost."""
 
     @property
@@ -102,7 +102,7 @@ class Cloud:
     def send_result(self, draft: core.Draft, now: float) -> None:
         self.results.send([draft], now)
         assert draft.session_id is not None
-        self.mail[draft.session_id].give()
+        self.results_come[draft.session_id].give()
 
     def release_mailbox(self, mailbox: str, holder: Hashable, now: float) -> None:
         self.results.release_session(mailbox, holder, now)
@@ -116,7 +116,7 @@ class Cloud:
         if self.tasks.has_ready():
             self.tasks_come.give()
         for lost in self.results.advance(now):
-            self.mail[lost.session_id].give()
+            self.results_come[lost.session_id].give()
 
 
 def _queue(spec: QueueSpec) -> core.Queue:

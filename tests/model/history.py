@@ -99,7 +99,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """What a queue held at the end, or what a mailbox's ledger told of outcomes to come."""
+    """What a queue held at the end, or what a mailbox's checkpoint told of outcomes to come."""
 
     at: float
     name: str

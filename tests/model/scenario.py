@@ -27,7 +27,7 @@ class Scenario:
     time_to_live: float | None = None
     max_delivery_count: int = 1000
     """Of messages of tasks."""
-    max_mail_count: int = 1000
+    max_results_count: int = 1000
     """The same of messages of results."""
     agents_after: float = 0.0
     """Seconds until the nodes are there."""
@@ -56,7 +56,9 @@ def play(scenario: Scenario, choices: Choices, *, keep: bool = False) -> Outcome
         if keep:
             records.append(entry)
 
-    cloud = Cloud(scenario.lock, scenario.time_to_live, scenario.max_delivery_count, scenario.max_mail_count)
+    cloud = Cloud(
+        scenario.lock, scenario.time_to_live, scenario.max_delivery_count, scenario.max_results_count
+    )
     world = World(choices, record, cloud)
     began = world.now
     programs = [Program(world, plan) for plan in scenario.plans]

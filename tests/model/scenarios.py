@@ -36,12 +36,12 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "a reader who is late": Scenario((Plan("client", _TWO, unclaimed=1, pause=40.0),)),
     "a close": Scenario((Plan("client", _TWO, closes_after=1),)),
     "a second client": Scenario((Plan("client", (Work(), Work(20.0)), rivals=(0.0, 60.0)),)),
-    "a deadly task": Scenario((Plan("client", (Work(lethal=True), Work()), known_short=True),)),
+    "a deadly task": Scenario((Plan("client", (Work(crashes_agent=True), Work()), known_short=True),)),
     "tasks that expire": Scenario(
         (Plan("client", _TWO, expires=True),), time_to_live=10.0, agents_after=11.0
     ),
     "few deliveries": Scenario((Plan("client", _TWO, expires=True),), max_delivery_count=1),
-    "mail that the broker gives up": Scenario((Plan("client", _TWO, pause=40.0),), max_mail_count=1),
+    "results that the broker gives up": Scenario((Plan("client", _TWO, pause=40.0),), max_results_count=1),
 }
 """Two or three tasks, two agents, one client."""
 
@@ -74,7 +74,7 @@ def by_seed(seed: int, tasks: int) -> Scenario:
         drains=tuple(chance.uniform(0.0, 60.0) for _ in range(chance.randint(0, 3))),
         time_to_live=20.0 if expires else None,
         max_delivery_count=3 if expires else 1000,
-        max_mail_count=3 if expires else 1000,
+        max_results_count=3 if expires else 1000,
         agents_after=chance.choice((0.0, 15.0, 30.0)) if expires else 0.0,
     )
 
@@ -115,4 +115,4 @@ def _work(chance: random.Random, large: float) -> Work:
         return Work(failures=chance.randint(1, 3))
     if kind < 0.995:
         return Work(chance.choice((1.0, 40.0)))
-    return Work(lethal=True)
+    return Work(crashes_agent=True)

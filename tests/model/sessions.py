@@ -1,7 +1,7 @@
-"""Sessions in the model: the real tracker, packing, ledger and documents, with a thin shell around them.
+"""Sessions in the model: the real tracker, packing, checkpoint and documents, with a thin shell around them.
 
 A message of tasks is made once and sent again unchanged. Closing sends what was submitted, saves what was
-read, and lets go; what nobody read stays for the next holder of the mailbox.
+read, and lets go; what is unread stays for the next holder of the mailbox.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from batchflow.sessions.cancellation import KEPT, intervals
 from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
 from tests.model import history
 from tests.model.cloud import as_delivery
-from tests.model.mail import Mail, TakenOver
+from tests.model.mailbox import Mailbox, TakenOver
 from tests.model.world import Backoff, Call, Process, Steps, StepsTo, Wait, sleep
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Session(Process):
         super().__init__(program.world, incarnation)
         self.program = program
         self.plan: Plan = program.plan
-        self.mailbox = wire.mailbox_id(self.plan.job, self.plan.name)
+        self.mailbox_id = wire.mailbox_id(self.plan.job, self.plan.name)
         self.presence_blob = session_blob(self.plan.job, self.plan.name)
         self.journal = program.journal
         self.tracker = Tracker()
@@ -58,7 +58,7 @@ class Session(Process):
         self.shown = 0
         self.opened = False
         self.closing = False
-        self.mail = Mail(self)
+        self.mailbox = Mailbox(self)
         self.cancelling = Cancelling(self)
         self._policy = PackingPolicy(durations={"work.py": 0.001} if self.plan.known_short else {})
         self._messages = itertools.count(1)
@@ -66,20 +66,20 @@ class Session(Process):
 
     @property
     def quiet(self) -> bool:
-        """Whether it owes nobody anything."""
+        """Whether nothing is left to do."""
         tracker = self.tracker
-        return self.opened and not (len(tracker) or tracker.unclaimed) and self.mail.quiet
+        return self.opened and not (len(tracker) or tracker.unclaimed) and self.mailbox.quiet
 
     def cut(self) -> None:
         super().cut()
-        self.mail.let_go()
+        self.mailbox.let_go()
 
     def killed(self) -> None:
         self.world.note(history.Gone(self.now, self.name))
-        self.mail.let_go()
+        self.mailbox.let_go()
 
     def _guarded(self, steps: Steps) -> Steps:
-        """A session whose mailbox somebody else holds is over."""
+        """End the session when another one holds its mailbox."""
         try:
             yield from steps
         except TakenOver:
@@ -88,20 +88,27 @@ class Session(Process):
 
     def _open(self) -> Steps:
         yield from self.cancelling.open()
-        yield from self.mail.open()
+        yield from self.mailbox.open()
         self.opened = True
         journalled = self.journal is not None
-        self.world.note(history.Opened(self.now, self.mailbox, self.name, journalled))
-        mail = self.mail
-        for service in (self._submit(), self._send(), mail.keep(), mail.settle(), self._beat(), self._read()):
+        self.world.note(history.Opened(self.now, self.mailbox_id, self.name, journalled))
+        mailbox = self.mailbox
+        for service in (
+            self._submit(),
+            self._send(),
+            mailbox.keep(),
+            mailbox.settle(),
+            self._beat(),
+            self._read(),
+        ):
             self.spawn(service)
-        self.spawn(self._janitor())
-        self.spawn(self._guarded(mail.receive()))
+        self.spawn(self._handle_dead_letters())
+        self.spawn(self._guarded(mailbox.receive()))
 
     def _beat(self) -> Steps:
         """Tell who holds the mailbox."""
         while True:
-            if self.mail.holder is not None:
+            if self.mailbox.holder is not None:
                 with suppress(ServiceError):
                     yield Call(self._tell_presence)
             yield sleep(self, PRESENCE_INTERVAL)
@@ -110,14 +117,14 @@ class Session(Process):
         presence = Presence("holder", self.name, self.now, PRESENCE_INTERVAL)
         self.world.cloud.blobs.put(self.presence_blob, presence)
 
-    def resolve(self, entry: Entry, outcome: ResultItem, *, mail_comes: bool = False) -> None:
+    def resolve(self, entry: Entry, outcome: ResultItem, *, result_comes: bool = False) -> None:
         """Give a task an outcome of the session's own; a duplicate changes nothing."""
         if not self.tracker.resolve(entry, outcome):
             return
-        if mail_comes:
-            self.mail.state.expect_message(entry)
+        if result_comes:
+            self.mailbox.state.expect_message(entry)
         else:
-            self.mail.record.consume(entry.uid)
+            self.mailbox.record.consume(entry.uid)
         self.resolved(entry)
 
     def resolved(self, entry: Entry) -> None:
@@ -174,7 +181,7 @@ class Session(Process):
             arguments_blob=arguments.blob if isinstance(arguments, Reference) else None,
         )
         outcomes = self.plan.outcomes(place)
-        self.world.note(history.Submitted(self.now, self.mailbox, self.name, entry.uid, outcomes))
+        self.world.note(history.Submitted(self.now, self.mailbox_id, self.name, entry.uid, outcomes))
         self.tracker.add(entry)
         if place in self.plan.cancels:
             self.spawn(self.cancelling.cancel(entry))
@@ -219,33 +226,33 @@ class Session(Process):
             else:
                 return
 
-    def _janitor(self) -> Steps:
-        """What the broker gave up becomes results, or goes to its mailbox once more."""
+    def _handle_dead_letters(self) -> Steps:
+        """Turn dead-lettered tasks into results, and send dead-lettered results again."""
         cloud = self.world.cloud
         while True:
             yield sleep(self, _LOOK_EVERY)
-            yield from self._look(cloud.dead_tasks, self._obituaries)
-            yield from self._look(cloud.dead_results, self._once_more)
+            yield from self._look(cloud.dead_tasks, self._failure_results)
+            yield from self._look(cloud.dead_results, self._send_again)
 
-    def _look(self, letters: core.Queue, drafts: Callable[[core.Message], Iterable[core.Draft]]) -> Steps:
+    def _look(self, queue: core.Queue, drafts: Callable[[core.Message], Iterable[core.Draft]]) -> Steps:
         cloud = self.world.cloud
-        while letters.has_ready():
+        while queue.has_ready():
             try:
-                for letter in (yield Call(lambda: letters.receive(1, self.now, self), receives=True)):
-                    for draft in drafts(letter):
+                for message in (yield Call(lambda: queue.receive(1, self.now, self), receives=True)):
+                    for draft in drafts(message):
                         yield Call(partial(cloud.send_result, draft, self.now))
-                    yield Call(partial(letters.complete, letter.lock_token, self.now))
+                    yield Call(partial(queue.complete, message.lock_token, self.now))
             except ServiceError:
                 return
 
-    def _obituaries(self, letter: core.Message) -> Iterator[core.Draft]:
-        death = reason_of(as_delivery(letter), self.now)
-        for task in read_tasks(letter.body):
-            body = wire.join("results", [wire.encode(death.outcome(task))])
+    def _failure_results(self, message: core.Message) -> Iterator[core.Draft]:
+        reason = reason_of(as_delivery(message), self.now)
+        for task in read_tasks(message.body):
+            body = wire.join("results", [wire.encode(reason.outcome(task))])
             yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
 
-    def _once_more(self, letter: core.Message) -> Iterator[core.Draft]:
-        yield core.Draft(letter.body, f"{self.name}-again-{letter.number}", letter.session_id)
+    def _send_again(self, message: core.Message) -> Iterator[core.Draft]:
+        yield core.Draft(message.body, f"{self.name}-again-{message.number}", message.session_id)
 
     # The program
 
@@ -270,7 +277,7 @@ class Session(Process):
         if outcome.kind is not None:
             status += f" {outcome.kind}"
         assert answer is None or isinstance(answer, str)
-        self.world.note(history.Shown(self.now, self.mailbox, self.name, outcome.uid, status, answer))
+        self.world.note(history.Shown(self.now, self.mailbox_id, self.name, outcome.uid, status, answer))
 
     # Closing
 
@@ -280,13 +287,13 @@ class Session(Process):
         tracker, deadline = self.tracker, self.now + CLOSE_TIMEOUT / 2
         yield Wait(lambda: not tracker.sending, deadline)
         self._end_others()
-        yield from self.mail.settle_once()
-        saved = yield from self.mail.save()
+        yield from self.mailbox.settle_once()
+        saved = yield from self.mailbox.save()
         yield from self.cancelling.release()
         yield from self.drop_blob(self.presence_blob)
-        holder, self.mail.state.attachment = self.mail.holder, None
+        holder, self.mailbox.state.attachment = self.mailbox.holder, None
         if holder is not None:
-            self.world.cloud.release_mailbox(self.mailbox, holder, self.now)
+            self.world.cloud.release_mailbox(self.mailbox_id, holder, self.now)
         if saved:
             self.world.note(history.Closed(self.now, self.name))
         self.world.kill(self)
@@ -354,7 +361,9 @@ class Cancelling:
         yield sleep(session, CONFIRMATION)
         if not entry.done:
             self._unconfirmed.add(entry.sequence)
-            session.resolve(entry, cancelled_result(entry, "no agent confirmed it in time"), mail_comes=True)
+            session.resolve(
+                entry, cancelled_result(entry, "no agent confirmed it in time"), result_comes=True
+            )
 
     def confirmed(self, sequence: int) -> None:
         self._unconfirmed.discard(sequence)

@@ -20,7 +20,7 @@ from tests.model import agents, sessions
 from tests.model.agents import Work
 from tests.model.choices import Chance, Scripted, explore
 from tests.model.clients import Plan
-from tests.model.mail import Holder, Mail
+from tests.model.mailbox import Holder, Mailbox
 from tests.model.scenario import Scenario, play
 from tests.model.scenarios import SMALL
 from tests.model.world import Call, Steps, StepsTo
@@ -81,7 +81,7 @@ def takes_spilling_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def takes_duplicates_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A result that comes once more is entered into the ledger, whoever has read the first one."""
+    """A duplicate result is entered into the checkpoint, although no program has read it."""
     deliver = MailboxState._accept_outcome
 
     def consume_duplicates(
@@ -100,7 +100,7 @@ def takes_duplicates_for_reading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cancellation that no agent confirmed is entered into the ledger before anybody has read it."""
+    """A cancellation that no agent confirmed is entered into the checkpoint before it was read."""
 
     def expect_message(self: MailboxState[Holder], entry: Entry) -> None:
         assert self._record is not None
@@ -110,7 +110,7 @@ def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_what_it_consumed_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading the ledger drops what the session consumed before."""
+    """Loading the checkpoint drops what the session consumed before."""
     opened = Checkpoint.open
     monkeypatch.setattr(Checkpoint, "open", lambda self, incarnation, _: opened(self, incarnation))
 
@@ -126,7 +126,7 @@ def forgets_settled_incarnations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "open", forgetful)
 
 
-def writes_over_a_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+def overwrites_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused holder takes the mailbox back without looking who had it meanwhile."""
 
     monkeypatch.setattr(DeliveryRecord, "was_replaced", lambda self, found: False)
@@ -139,14 +139,14 @@ def prunes_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def deletes_results_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The blob of a result goes when it was fetched, not after its message."""
-    fetched = Mail._fetched
+    fetched = Mailbox._fetched
 
-    def fetch_and_delete(self: Mail, item: ResultItem, reference: Reference) -> StepsTo[ResultItem]:
+    def fetch_and_delete(self: Mailbox, item: ResultItem, reference: Reference) -> StepsTo[ResultItem]:
         item = yield from fetched(self, item, reference)
         yield from self._session.drop_blob(reference.blob)
         return item
 
-    monkeypatch.setattr(Mail, "_fetched", fetch_and_delete)
+    monkeypatch.setattr(Mailbox, "_fetched", fetch_and_delete)
 
 
 def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,18 +159,18 @@ def forgets_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loses_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The janitor removes a dead letter, and tells nobody."""
+    """The agent removes a dead letter and sends no result."""
 
     def remove(self: agents.Agent, message: core.Message, _: object) -> Steps:
         yield Call(lambda: self.world.cloud.dead_tasks.complete(message.lock_token, self.now))
 
-    monkeypatch.setattr(agents.Agent, "_bury_one", remove)
-    monkeypatch.setattr(sessions.Session, "_obituaries", lambda self, message: ())
+    monkeypatch.setattr(agents.Agent, "_fail_dead_letter", remove)
+    monkeypatch.setattr(sessions.Session, "_failure_results", lambda self, message: ())
 
 
-def leaves_dead_mail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks into the dead letters of the results queue."""
-    monkeypatch.setattr(sessions.Session, "_janitor", _nothing)
+def leaves_dead_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No session looks into the dead letters of the results queue."""
+    monkeypatch.setattr(sessions.Session, "_handle_dead_letters", _nothing)
 
 
 def _nothing(_: sessions.Session) -> Steps:
@@ -192,7 +192,7 @@ def completes_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents.Agent, "_over", complete_first)
 
 
-def remembers_no_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
+def remembers_no_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node does not know what ran when its agent died."""
     monkeypatch.setattr(agents, "after_crash", lambda known, uids, at: {})
 
@@ -215,8 +215,8 @@ ONE_FAULT = [
     (deletes_results_at_once, "payloads by reference", "outcome"),
     (forgets_the_journal, "a journal", "twice"),
     (loses_dead_letters, "few deliveries", "lost"),
-    (leaves_dead_mail, "mail that the broker gives up", "lost"),
-    (remembers_no_deaths, "a deadly task", "stuck"),
+    (leaves_dead_results, "results that the broker gives up", "lost"),
+    (remembers_no_crashes, "a deadly task", "stuck"),
     (reads_no_cancellations, "an unconfirmed cancellation", "started"),
 ]
 
@@ -241,7 +241,7 @@ ALTERNATING = Scenario(
 )
 MORE_FAULTS = [
     (takes_duplicates_for_reading, SMALL["a reader who is late"], "lost"),
-    (writes_over_a_ledger, ALTERNATING, "stuck"),
+    (overwrites_a_checkpoint, ALTERNATING, "stuck"),
 ]
 
 

@@ -1,6 +1,6 @@
 """A world in one thread: processes made of strands, a clock that is moved by hand, and faults.
 
-A strand is a generator that yields what it wishes: to wait until something holds or a moment has come
+A strand is a generator that yields what it asks for: to wait until something holds or a moment has come
 (`Wait`), or to have something done at the broker or in storage (`Call`). A call takes two steps, the doing
 and the answer, so that everything else, a death too, can come between them. Each step is a decision: who
 moves, and what fails.
@@ -79,9 +79,9 @@ class Call:
 
 _T = TypeVar("_T")
 
-Wish = Wait | Call
-Steps = Generator[Wish, Any, None]
-StepsTo = Generator[Wish, Any, _T]
+Request = Wait | Call
+Steps = Generator[Request, Any, None]
+StepsTo = Generator[Request, Any, _T]
 """Steps that return a value."""
 
 
@@ -100,19 +100,19 @@ class Strand:
         self._answer: Any = None
         self._error: ServiceError | None = None
 
-    def wait(self, wish: Wait) -> None:
+    def wait(self, request: Wait) -> None:
         process = self.process
-        self.wakes = wish.holds
-        if wish.holds is not _never:
-            if wish.holds():
+        self.wakes = request.holds
+        if request.holds is not _never:
+            if request.holds():
                 process.ready(self)
                 return
             process.changed.listeners[self] = None
-            if wish.signal is not None:
-                self._signal = wish.signal
-                wish.signal.listeners[self] = None
-        if wish.due is not NEVER:
-            process.world.timed[self] = wish.due
+            if request.signal is not None:
+                self._signal = request.signal
+                request.signal.listeners[self] = None
+        if request.due is not NEVER:
+            process.world.timed[self] = request.due
 
     def wake(self) -> None:
         """It waits no longer."""
@@ -134,8 +134,8 @@ class Strand:
     def failed(self, error: ServiceError) -> None:
         self.calling, self._error = None, error
 
-    def go_on(self) -> Wish | None:
-        """What it wishes next; None when it has ended."""
+    def go_on(self) -> Request | None:
+        """What it asks for next; None when it has ended."""
         answer, error = self._answer, self._error
         self._answer = self._error = None
         try:
@@ -201,7 +201,7 @@ class Process:
 
 
 def broken_link() -> ServiceError:
-    """What whoever waits for an answer gets."""
+    """The error that a call gets when its connection breaks."""
     return ServiceError("the connection was cut", retryable=True)
 
 
@@ -366,17 +366,17 @@ class World:
             strand.failed(translated(refusal))
 
     def _go_on(self, strand: Strand) -> None:
-        wish = strand.go_on()
+        request = strand.go_on()
         process = strand.process
         if not process.alive:
             strand.steps.close()
             return
-        if wish is None:
+        if request is None:
             del process.strands[strand]
-        elif isinstance(wish, Wait):
-            strand.wait(wish)
+        elif isinstance(request, Wait):
+            strand.wait(request)
         else:
-            strand.calling = wish
+            strand.calling = request
             process.ready(strand)
 
     def _advance(self) -> bool:

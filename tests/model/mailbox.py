@@ -1,8 +1,8 @@
-"""A session's mailbox in the model: the real book of mail, account and ledger, with a thin shell around them.
+"""A session's mailbox in the model: the real state, delivery record and checkpoint, with a thin shell.
 
-The shell has the steps of the real one: what was handed over is completed only after a ledger that says so is
-saved; a mailbox that was lost is won back before anything is written; the blob of a result goes after its
-message.
+The shell has the steps of the real one. What was delivered is completed only after a checkpoint that says so
+was saved. A mailbox that was lost is opened again before anything is written. The blob of a result goes after
+its message.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _PREFETCH: Final = 10
 
 
 class TakenOver(Exception):
-    """Somebody else holds the mailbox, and lives."""
+    """Another living session holds the mailbox."""
 
 
 class Holder:
@@ -59,13 +59,13 @@ class _Spilled:
         return self.outcome
 
 
-class Mail:
+class Mailbox:
     """What comes in, until it was handed over and settled."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._cloud = session.world.cloud
-        self._id = session.mailbox
+        self._id = session.mailbox_id
         self._opening: Holder | None = None
         self._ours_until = 0.0
         """Until when the mailbox is locked for us."""
@@ -80,7 +80,7 @@ class Mail:
 
     @property
     def quiet(self) -> bool:
-        """Whether it owes nobody anything."""
+        """Whether nothing is left to do."""
         return self.record.loaded and not (self.state.completable or self.state.fetching or self._is_behind)
 
     @property
@@ -119,12 +119,12 @@ class Mail:
             self._ours_until = began + self._cloud.lock
 
     def _check(self, holder: Holder) -> Steps:
-        """Ours is only what nobody had meanwhile."""
+        """Raise `TakenOver` when another session held the mailbox meanwhile."""
         if self.record.loaded:
             state = yield Call(partial(self._read_state, holder))
             if self.record.was_replaced(Checkpoint.decode(state)):
                 self._abandon(holder)
-                raise TakenOver("somebody meanwhile")
+                raise TakenOver("another session held the mailbox meanwhile")
 
     def _lock(self, holder: Holder) -> None:
         self._need(holder)
@@ -160,7 +160,7 @@ class Mail:
                 raise TakenOver(presence.nonce)
 
     def _reopen(self) -> Steps:
-        """Raises `TakenOver`, also when somebody had it meanwhile and is gone again."""
+        """Raises `TakenOver`, also when another session held it meanwhile and has closed."""
         self.let_go()
         self.state.lost()
         yield from self.open()
@@ -172,7 +172,7 @@ class Mail:
             try:
                 checkpoint = Checkpoint.decode((yield Call(lambda: self._read_state(self.holder))))
                 if record.was_replaced(checkpoint):
-                    raise TakenOver("somebody meanwhile")
+                    raise TakenOver("another session held the mailbox meanwhile")
                 owed = record.enter(checkpoint)
                 yield Call(partial(self._write_state, checkpoint.encode()))
             except LeaseLost:
@@ -195,9 +195,9 @@ class Mail:
     def receive(self) -> Steps:
         yield from self.load()
         while True:
-            yield Wait(self._may_receive, signal=self._cloud.mail[self._id])
+            yield Wait(self._may_receive, signal=self._cloud.results_come[self._id])
             try:
-                found = yield Call(self._fetch_mail, receives=True)
+                found = yield Call(self._fetch_messages, receives=True)
             except LeaseLost:
                 yield from self._reopen()
             except ServiceError:
@@ -216,7 +216,7 @@ class Mail:
             return True
         return results.session_holder(self._id, self._session.now) is not self.holder
 
-    def _fetch_mail(self) -> list[core.Message]:
+    def _fetch_messages(self) -> list[core.Message]:
         return self._cloud.results.receive(
             _PREFETCH, self._session.now, self._need(self.holder), session_id=self._id
         )
@@ -236,7 +236,7 @@ class Mail:
         self._cloud.results.renew_session(self._id, self._need(self.holder), self._session.now)
 
     def settle(self) -> Steps:
-        """Save the ledger, then complete what it covers."""
+        """Save the checkpoint, then complete what it covers."""
         while True:
             yield Wait(lambda: self.record.loaded and (bool(self.state.completable) or self._is_behind))
             yield sleep(self._session, _SAVE_EVERY)
@@ -286,7 +286,7 @@ class Mail:
     # What comes
 
     def _take(self, commands: list[MailboxCommand]) -> None:
-        """Do what the book says; then what nobody reads goes to disk."""
+        """Carry out the state's commands, then spill unread results."""
         for command in commands:
             self._perform(command)
         for entry, outcome in self.state.overflow():
@@ -301,7 +301,7 @@ class Mail:
             case Fetch(item, reference):
                 self._session.spawn(self._fetch(item, reference))
             case Dropped() | Tell():
-                raise AssertionError(f"nobody sends what makes this: {command}")
+                raise AssertionError(f"no message of the model causes this: {command}")
             case _:
                 assert_never(command)
 
