@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import born
+from tests.support.processes import started_at
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -91,7 +91,8 @@ async def test_an_interrupted_cell_takes_its_task_along(tmp_path: Path) -> None:
     sign = tmp_path / "sign"
     async with kernel(tmp_path) as notebook:
         assert await notebook.run(f"sign = {str(sign)!r}\n{OPEN}") == "'woke'"
-        births = {pid: born(pid) for pid in map(int, (await notebook.run(CHILDREN)).strip("' ").split())}
+        children = (await notebook.run(CHILDREN)).strip("' ").split()
+        starts = {pid: started_at(pid) for pid in map(int, children)}
         sign.unlink()
         waiting = asyncio.create_task(notebook.run("await session.run('waits.py', 600, sign)"))
         await there(sign)
@@ -99,7 +100,7 @@ async def test_an_interrupted_cell_takes_its_task_along(tmp_path: Path) -> None:
         assert await waiting in ("KeyboardInterrupt", "CancelledError")
         assert await notebook.run(SETTLED) == "1"
         assert await notebook.run("await session.run('waits.py', 0, sign)") == "'woke'"
-    assert births
+    assert starts
     async with asyncio.timeout(PATIENCE):
-        while any(birth is not None and born(pid) == birth for pid, birth in births.items()):  # noqa: ASYNC110
+        while any(start is not None and started_at(pid) == start for pid, start in starts.items()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)

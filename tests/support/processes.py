@@ -1,11 +1,11 @@
-"""What a test asks of a process beside whether it lives."""
+"""What tests ask of a process besides whether it lives."""
 
 from __future__ import annotations
 
 from batchflow.support.linux import read_stat
 
 
-def born(pid: int) -> int | None:
-    """When a living process began, in ticks of the kernel: its pid may be another's later."""
+def started_at(pid: int) -> int | None:
+    """Return when a living process started, in ticks of the kernel. A later process may have its pid."""
     stat = read_stat(pid)
     return None if stat is None or stat.is_dead else stat.started_at
