@@ -1,4 +1,4 @@
-"""What the agent has brought along, before the container that has everything (`pools.embedded_files`)."""
+"""The files that an agent's configuration carries, before the container that has all of them."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class BlobSource(Protocol):
 
 
 class EmbeddedFiles:
-    """A `Source`: bundles' lists and contents by their hashes, and the container for all others."""
+    """A `BlobSource`: bundles' lists and contents by their hashes, and the container for all others."""
 
-    def __init__(self, brought: Mapping[str, str], container: BlobSource) -> None:
-        """`brought`: contents in base64, by SHA-256. Raises `ProtocolError`."""
+    def __init__(self, embedded: Mapping[str, str], container: BlobSource) -> None:
+        """`embedded`: contents in base64, by SHA-256. Raises `ProtocolError`."""
         try:
-            self._brought = {name: b64decode(content, validate=True) for name, content in brought.items()}
+            self._embedded = {name: b64decode(content, validate=True) for name, content in embedded.items()}
         except ValueError as error:
             raise ProtocolError(f"what the agent was given to bring along cannot be read: {error}") from error
         self._container = container
 
     async def get(self, name: str) -> Blob:
         """Raises what the container raises."""
-        content = self._brought.get(PurePosixPath(name).stem)
+        content = self._embedded.get(PurePosixPath(name).stem)
         return await self._container.get(name) if content is None else Blob(content, etag="")
 
     async def download(self, name: str, path: str | PathLike[str]) -> None:
         """Raises what the container raises, and OSError."""
-        content = self._brought.get(PurePosixPath(name).stem)
+        content = self._embedded.get(PurePosixPath(name).stem)
         if content is None:
             await self._container.download(name, path)
         else:

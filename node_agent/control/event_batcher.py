@@ -43,45 +43,45 @@ class EventBatcher:
     """Takes what tasks tell, and passes it on when `put` is known."""
 
     def __init__(self) -> None:
-        self._piles: dict[str, _MailboxBatch] = {}
+        self._batches: dict[str, _MailboxBatch] = {}
         self._filled = asyncio.Event()
         self._told = 0
 
     def tell(self, execution: Execution, event: wire.EventItem) -> None:
         """A task tells something."""
-        pile = self._piles.setdefault(wire.mailbox_id(execution.job, execution.client), _MailboxBatch())
+        batch = self._batches.setdefault(wire.mailbox_id(execution.job, execution.client), _MailboxBatch())
         self._told += 1
         key: _Key = (event.uid, "progress") if event.kind == "progress" else self._told
-        pile.items.pop(key, None)
-        if len(pile.items) >= MOST_WAITING:
-            pile.dropped += 1
-            pile.last_dropped = event
+        batch.items.pop(key, None)
+        if len(batch.items) >= MOST_WAITING:
+            batch.dropped += 1
+            batch.last_dropped = event
         else:
-            pile.items[key] = event
+            batch.items[key] = event
         self._filled.set()
 
     async def run(self, put: Callable[[str, Sequence[bytes]], None]) -> None:
         """Pass it on by mailbox, for ever."""
         while True:
-            if not self._piles:
+            if not self._batches:
                 self._filled.clear()
                 await self._filled.wait()
-            for mailbox in list(self._piles):
+            for mailbox in list(self._batches):
                 put(mailbox, self._take(mailbox))
             await anyio.sleep(INTERVAL)
 
     def _take(self, mailbox: str) -> list[bytes]:
-        pile = self._piles[mailbox]
+        batch = self._batches[mailbox]
         taken: list[bytes] = []
         size = 0
-        while pile.items and size < MOST_BYTES:
-            _, event = pile.items.popitem(last=False)
+        while batch.items and size < MOST_BYTES:
+            _, event = batch.items.popitem(last=False)
             taken.append(_encoded(event))
             size += len(taken[-1])
-        if not pile.items:
-            del self._piles[mailbox]
-            if pile.last_dropped is not None:
-                taken.append(wire.encode(_warning(pile.dropped, pile.last_dropped)))
+        if not batch.items:
+            del self._batches[mailbox]
+            if batch.last_dropped is not None:
+                taken.append(wire.encode(_warning(batch.dropped, batch.last_dropped)))
         return taken
 
 

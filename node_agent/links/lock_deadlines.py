@@ -8,7 +8,7 @@ Rules:
 - A renewal that failed is tried again after a twelfth of the duration; a lock that ran out by our own clock
   is lost, whatever the broker may say later.
 
-States of a lease: held -> renewing (handed out by `due`) -> held again (`renewed`, `failed`), or gone
+States of a lock: held -> renewing (handed out by `due`) -> held again (`renewed`, `failed`), or gone
 (`remove`, `lapsed`).
 
 Invariants: `due` hands a token out once until its renewal is answered; `lapsed` tells each lost token once;
@@ -46,51 +46,51 @@ class _Lock:
 class LockDeadlines(Generic[Token]):
     """The locks that are held, by a token of the caller's choice."""
 
-    _leases: dict[Token, _Lock] = field(default_factory=dict)
+    _locks: dict[Token, _Lock] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self._locks)
 
     def __contains__(self, token: Token) -> bool:
-        return token in self._leases
+        return token in self._locks
 
     def add(self, token: Token, lock_duration: float, now: float) -> None:
         """A lock of `lock_duration` seconds is ours since `now`."""
-        self._leases[token] = _Lock(lock_duration, now + lock_duration * RENEW_AFTER, now + lock_duration)
+        self._locks[token] = _Lock(lock_duration, now + lock_duration * RENEW_AFTER, now + lock_duration)
 
     def remove(self, token: Token) -> None:
         """The lock was given up or lost. Idempotent."""
-        self._leases.pop(token, None)
+        self._locks.pop(token, None)
 
     def due(self, now: float) -> list[Token]:
         """What is to be renewed now; each must be answered by `renewed`, `failed` or `remove`."""
         tokens = []
-        for token, lease in self._leases.items():
-            if not lease.renewing and lease.due_at <= now < lease.ends_at:
-                lease.renewing = True
+        for token, lock in self._locks.items():
+            if not lock.renewing and lock.due_at <= now < lock.ends_at:
+                lock.renewing = True
                 tokens.append(token)
         return tokens
 
     def renewed(self, token: Token, asked_at: float) -> None:
         """The renewal that was asked for at `asked_at` was granted."""
-        if (lease := self._leases.get(token)) is not None:
-            lease.renewing = False
-            lease.due_at = asked_at + lease.duration * RENEW_AFTER
-            lease.ends_at = asked_at + lease.duration
+        if (lock := self._locks.get(token)) is not None:
+            lock.renewing = False
+            lock.due_at = asked_at + lock.duration * RENEW_AFTER
+            lock.ends_at = asked_at + lock.duration
 
     def failed(self, token: Token, now: float) -> None:
         """The renewal failed, and the lock may still be ours."""
-        if (lease := self._leases.get(token)) is not None:
-            lease.renewing = False
-            lease.due_at = now + lease.duration * RETRY_AFTER
+        if (lock := self._locks.get(token)) is not None:
+            lock.renewing = False
+            lock.due_at = now + lock.duration * RETRY_AFTER
 
     def lapsed(self, now: float) -> list[Token]:
-        """What ran out by our own clock; it is gone from the book with this."""
-        tokens = [token for token, lease in self._leases.items() if lease.ends_at <= now]
+        """What ran out by our own clock; it is removed by this call."""
+        tokens = [token for token, lock in self._locks.items() if lock.ends_at <= now]
         for token in tokens:
-            del self._leases[token]
+            del self._locks[token]
         return tokens
 
     def next_deadline(self) -> float | None:
         """When `due` or `lapsed` has something to say, if nothing else happens before."""
-        return min((lease.deadline for lease in self._leases.values()), default=None)
+        return min((lock.deadline for lock in self._locks.values()), default=None)

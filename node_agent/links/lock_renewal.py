@@ -1,4 +1,4 @@
-"""The renewal of all locks: one book, one timer, each renewal a job of its own."""
+"""Renews the locks of all messages that the agent holds, each in a task of its own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Renewals:
-    """Keeps locks, by the number of their delivery."""
+class LockRenewal:
+    """Renews locks, by the number of their delivery, until they are removed."""
 
     def __init__(
         self,
@@ -36,30 +36,30 @@ class Renewals:
         self._renew = renew
         self._lost = lost
         self._clock = clock
-        self._book: LockDeadlines[int] = LockDeadlines()
+        self._deadlines: LockDeadlines[int] = LockDeadlines()
         self._earlier = asyncio.Event()
         """There is something to do before `_until`."""
         self._until = math.inf
 
     def add(self, delivery: int) -> None:
         """Its lock is ours from now on."""
-        self._book.add(delivery, self._duration, self._clock())
+        self._deadlines.add(delivery, self._duration, self._clock())
         if self._until == math.inf:
             self._earlier.set()
 
     def remove(self, delivery: int) -> None:
         """It was settled, or given up."""
-        self._book.remove(delivery)
+        self._deadlines.remove(delivery)
 
     def __contains__(self, delivery: int) -> bool:
-        return delivery in self._book
+        return delivery in self._deadlines
 
     async def run(self) -> None:
         """Renew what is due, for ever."""
         async with anyio.create_task_group() as jobs:
             while True:
                 self._earlier.clear()
-                deadline = self._book.next_deadline()
+                deadline = self._deadlines.next_deadline()
                 self._until = math.inf if deadline is None else deadline
                 with anyio.move_on_after(self._until - self._clock()):
                     await self._earlier.wait()
@@ -67,27 +67,27 @@ class Renewals:
 
     def _look(self, jobs: TaskGroup) -> None:
         now = self._clock()
-        for delivery in self._book.lapsed(now):
+        for delivery in self._deadlines.lapsed(now):
             self._gone(delivery, "its lock ran out")
-        for delivery in self._book.due(now):
+        for delivery in self._deadlines.due(now):
             jobs.start_soon(self._renew_one, delivery)
 
     async def _renew_one(self, delivery: int) -> None:
-        if delivery not in self._book:
+        if delivery not in self._deadlines:
             return  # settled since it was found due
         asked_at = self._clock()
         try:
             await self._renew(delivery)
         except LeaseLost as error:
-            if delivery in self._book:
-                self._book.remove(delivery)
+            if delivery in self._deadlines:
+                self._deadlines.remove(delivery)
                 self._gone(delivery, str(error))
         except (BrokerError, TimeoutError) as error:
             logger.warning("renewal_failed", extra={"delivery": delivery, "error": str(error)})
-            self._book.failed(delivery, self._clock())
+            self._deadlines.failed(delivery, self._clock())
             self._earlier.set()
         else:
-            self._book.renewed(delivery, asked_at)
+            self._deadlines.renewed(delivery, asked_at)
             self._earlier.set()
 
     def _gone(self, delivery: int, error: str) -> None:

@@ -78,7 +78,7 @@ class ResultSender:
         self._opened = opened
         self._hold = hold
         self._problem = f"results {queue.entity}"
-        self._posts: dict[str, _MailboxQueue] = {}
+        self._waiting: dict[str, _MailboxQueue] = {}
         self._filled = asyncio.Event()
         self._last = asyncio.Event()
         """No more results are a matter of milliseconds."""
@@ -87,36 +87,36 @@ class ResultSender:
     def put(self, task: int, mailbox: str, item: bytes) -> None:
         """A result; `accepted` is called with its task when the broker has it. After one or several of them
         `reconsider` is due."""
-        self._post(mailbox).results.append((task, item))
+        self._queue_of(mailbox).results.append((task, item))
         self._filled.set()
 
     def reconsider(self) -> None:
         """Look again whether what waits shall wait for more."""
-        if self._posts and not self._last.is_set() and not self._hold():
+        if self._waiting and not self._last.is_set() and not self._hold():
             self._last.set()
 
     def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
         """Events, for which nobody waits."""
-        self._post(mailbox).events.extend(items)
+        self._queue_of(mailbox).events.extend(items)
         self._filled.set()
 
-    def _post(self, mailbox: str) -> _MailboxQueue:
-        post = self._posts.get(mailbox)
-        if post is None:
-            post = self._posts[mailbox] = _MailboxQueue()
-        return post
+    def _queue_of(self, mailbox: str) -> _MailboxQueue:
+        queue = self._waiting.get(mailbox)
+        if queue is None:
+            queue = self._waiting[mailbox] = _MailboxQueue()
+        return queue
 
     async def run(self) -> None:
         """Send what comes, for ever."""
         sender = await self._open()
         try:
             while True:
-                if not self._posts:
+                if not self._waiting:
                     self._filled.clear()
                     await self._filled.wait()
                 await self._gather()
-                mailbox = next(iter(self._posts))
-                await self._deliver(sender, self._pack(mailbox, self._posts.pop(mailbox)))
+                mailbox = next(iter(self._waiting))
+                await self._deliver(sender, self._pack(mailbox, self._waiting.pop(mailbox)))
         finally:
             await close_shielded(sender)
 
@@ -136,20 +136,20 @@ class ResultSender:
         self._opened()
         return sender
 
-    def _pack(self, mailbox: str, post: _MailboxQueue) -> _ResultMessage:
+    def _pack(self, mailbox: str, queue: _MailboxQueue) -> _ResultMessage:
         """The next message for a mailbox; what does not fit goes to the end of the line."""
-        if post.results:
-            taken = _take(post.results, lambda entry: entry[1])
-            parcel = self._parcel(
+        if queue.results:
+            taken = _take(queue.results, lambda entry: entry[1])
+            made = self._make_message(
                 mailbox, "results", [item for _, item in taken], [task for task, _ in taken]
             )
         else:
-            parcel = self._parcel(mailbox, "events", _take(post.events, lambda item: item), [])
-        if post.results or post.events:
-            self._posts[mailbox] = post
-        return parcel
+            made = self._make_message(mailbox, "events", _take(queue.events, lambda item: item), [])
+        if queue.results or queue.events:
+            self._waiting[mailbox] = queue
+        return made
 
-    def _parcel(
+    def _make_message(
         self, mailbox: str, kind: wire.PackType, items: list[bytes], tasks: list[int]
     ) -> _ResultMessage:
         self._sent += 1
@@ -157,19 +157,19 @@ class ResultSender:
         message = OutgoingMessage(body, f"{self._agent}-{self._sent}", session_id=mailbox)
         return _ResultMessage(message, tuple(tasks))
 
-    async def _deliver(self, sender: Sender, parcel: _ResultMessage) -> None:
+    async def _deliver(self, sender: Sender, made: _ResultMessage) -> None:
         """Send a message until the broker accepts it or says that it is too large."""
         try:
-            await until_accepted(lambda: sender.send(parcel.message), self._sending_failed)
+            await until_accepted(lambda: sender.send(made.message), self._sending_failed)
         except MessageTooLarge as error:
-            self._refused(parcel, error)
+            self._refused(made, error)
         else:
             self._sending_works()
-            self._accepted(parcel.tasks)
+            self._accepted(made.tasks)
 
-    def _refused(self, parcel: _ResultMessage, error: MessageTooLarge) -> None:
-        logger.error("result_too_large", extra={"message_id": parcel.message.message_id, "error": str(error)})
-        for task in parcel.tasks:
+    def _refused(self, made: _ResultMessage, error: MessageTooLarge) -> None:
+        logger.error("result_too_large", extra={"message_id": made.message.message_id, "error": str(error)})
+        for task in made.tasks:
             self._too_large(task, str(error))
 
     def _sending_failed(self, error: BrokerError) -> None:

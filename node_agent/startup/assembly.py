@@ -66,8 +66,8 @@ def agent(
         )
         for index in range(slots)
     ]
-    luggage = EmbeddedFiles(config.brought, services.ctl)
-    bundles = BundleCache(directory / "cache", luggage, config.cache_limit)
+    embedded = EmbeddedFiles(config.brought, services.ctl)
+    bundles = BundleCache(directory / "cache", embedded, config.cache_limit)
     if config.bundle is not None:
         fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
         stack.callback(fetching.cancel)

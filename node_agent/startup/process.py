@@ -65,9 +65,9 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         load = asyncio.create_task(_load_blobs_after(_PASS if config.brought else 0.0), name="load blobs")
         containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
         ctl, out = [await stack.enter_async_context(each) for each in containers]
-        keeper = LogUploader(json_log.JsonLines())
-        logging.getLogger().addHandler(keeper)
-        agent = assembly.agent(config, directory, assembly.Adaptors(broker, ctl, out), stack, keeper)
+        uploader = LogUploader(json_log.JsonLines())
+        logging.getLogger().addHandler(uploader)
+        agent = assembly.agent(config, directory, assembly.Adaptors(broker, ctl, out), stack, uploader)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.stop)
         loop.add_signal_handler(signal.SIGINT, _nothing)

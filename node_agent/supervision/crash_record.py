@@ -91,9 +91,9 @@ def read_crashes(path: Path, boot: str) -> dict[str, CrashCount]:
         return {}
 
 
-def write_crashes(path: Path, boot: str, deaths: Mapping[str, CrashCount]) -> None:
+def write_crashes(path: Path, boot: str, crashes: Mapping[str, CrashCount]) -> None:
     """Whole or not at all."""
-    document = {"boot_id": boot, "deaths": {uid: astuple(each) for uid, each in deaths.items()}}
+    document = {"boot_id": boot, "deaths": {uid: astuple(each) for uid, each in crashes.items()}}
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document), encoding="utf-8")
     part.replace(path)
@@ -101,13 +101,13 @@ def write_crashes(path: Path, boot: str, deaths: Mapping[str, CrashCount]) -> No
 
 def record_crashes(directory: str | os.PathLike[str], at: float) -> list[str]:
     """Remember what the agent that kept its records there ran when it died; returns the uids."""
-    running, deaths, boot = (
+    running, crashes, boot = (
         read_running(Path(directory, "running")),
         Path(directory, "deaths.json"),
         boot_id(),
     )
     if running:
-        write_crashes(deaths, boot, after_crash(read_crashes(deaths, boot), running, at))
+        write_crashes(crashes, boot, after_crash(read_crashes(crashes, boot), running, at))
     return running
 
 

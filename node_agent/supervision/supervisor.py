@@ -130,13 +130,13 @@ class Supervisor:
         say("ERROR", _LOGGER, "agent_died", exit_code=code, lived=round(lived, 3))
         if self._stop_by is not None:
             return STOPPED_HARD
-        self._note_deaths()
+        self._record_crashes()
         self._crashes = 1 if lived >= LONG_LIFE else self._crashes + 1
         if self._crashes >= MOST_CRASHES:
             return code if code > 0 else 128 - code
         return None
 
-    def _note_deaths(self) -> None:
+    def _record_crashes(self) -> None:
         from node_agent.supervision.crash_record import record_crashes
 
         if running := record_crashes(self._directory, time.time()):

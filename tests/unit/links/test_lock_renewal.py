@@ -6,7 +6,7 @@ import asyncio
 
 import anyio
 
-from node_agent.links.lock_renewal import Renewals
+from node_agent.links.lock_renewal import LockRenewal
 
 
 async def test_what_was_settled_meanwhile_is_not_renewed() -> None:
@@ -24,7 +24,7 @@ async def test_what_was_settled_meanwhile_is_not_renewed() -> None:
         await anyio.lowlevel.checkpoint()
         done.set()
 
-    renewals = Renewals(0.3, renew=renew, lost=lambda delivery: None, clock=lambda: now)
+    renewals = LockRenewal(0.3, renew=renew, lost=lambda delivery: None, clock=lambda: now)
     now = 0.0
     renewals.add(1)
     renewals.add(2)
