@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from batchflow.protocol import wire
 from node_agent.links.broker_clock import BrokerClock
 from node_agent.links.completions import AT_ONCE, Completions
-from node_agent.links.lock_renewal import Renewals
+from node_agent.links.lock_renewal import LockRenewal
 from node_agent.links.task_queue import Copy, TaskQueue
 from node_agent.scheduling.events import (
     Arrived,
@@ -60,7 +60,7 @@ class IncomingMessages:
         self.clock = BrokerClock()
         self.completions = Completions(self._complete)
         self._feed = feed
-        self._renewals = Renewals(lock_duration, renew=self._renew, lost=self._lock_lost)
+        self._renewals = LockRenewal(lock_duration, renew=self._renew, lost=self._lock_lost)
         self._queues = [
             TaskQueue(
                 broker,
