@@ -1,4 +1,4 @@
-"""What a session does beside its services: jobs that begin, end, and are awaited by nobody."""
+"""Jobs that a session starts beside its services and does not await."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Background:
-    """Jobs that end with their session. A job's failure is told, and concerns nobody else."""
+    """Jobs that end with their session. A job's failure is reported, and ends no other job."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell

@@ -1,4 +1,4 @@
-"""How far a wait is, for whoever waits: each state in a line, told once."""
+"""How far a wait is: each state as a line of text, reported once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Progress: TypeAlias = Callable[[str], object]
 
 
 class Reporter:
-    """Passes a line on when it says something else than the last one; tells nobody when nobody listens."""
+    """Passes a line on when it differs from the last one, if a callback was given."""
 
     __slots__ = ("_progress", "_told")
 

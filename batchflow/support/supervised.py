@@ -74,7 +74,7 @@ class Supervised(Closes):
             self._closing.set()
             if not opened.done():
                 opened.set_exception(error)
-                opened.exception()  # whoever waits for it gets it; nobody has to
+                opened.exception()  # marks it as retrieved, for the opener may be gone
 
     async def aclose(self) -> None:
         """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on.

@@ -72,5 +72,5 @@ class Waiters:
             for future in futures:
                 if not future.done():
                     future.set_exception(error)
-                    future.exception()  # whoever waits gets it; nobody has to
+                    future.exception()  # marks it as retrieved, for a waiter may be gone
         self._futures.clear()

@@ -61,7 +61,7 @@ class EventBatcher:
         self._filled.set()
 
     async def run(self, put: Callable[[str, Sequence[bytes]], None]) -> None:
-        """Pass it on by mailbox, for ever."""
+        """Pass the events on by mailbox, until cancelled."""
         while True:
             if not self._batches:
                 self._filled.clear()

@@ -64,7 +64,7 @@ class HeartbeatWriter:
         self._changed.set()
 
     async def run(self) -> None:
-        """Write them, for ever. One that cannot be written is let go: the next one says the same."""
+        """Write heartbeats until cancelled. One that fails is dropped: the next one says the same."""
         while True:
             self._changed.clear()
             await self._ticked()

@@ -41,7 +41,7 @@ class LogUploader(logging.Handler):
             self._dropped += 1
 
     async def run(self, out: Container, name: str) -> None:
-        """Append what comes, for ever. What cannot be appended waits for the next time."""
+        """Append new lines until cancelled. Lines that cannot be appended wait for the next time."""
         while True:
             await anyio.sleep(INTERVAL)
             await self.flush_to(out, name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Problems:
-    """Told by whoever notices, read by the heartbeat; `changed` is called when they change."""
+    """The problems that parts of the agent report and its heartbeat tells; a change calls `changed`."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._texts: dict[str, str] = {}

@@ -53,6 +53,6 @@ class Completions:
             self._timer.cancel()
 
     async def run(self) -> None:
-        """Remove one message after the other, for ever. May run `AT_ONCE` times at once."""
+        """Complete one message after the other until cancelled. May run `AT_ONCE` times at once."""
         while True:
             await self._complete(await self._ready.get())

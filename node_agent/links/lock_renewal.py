@@ -55,7 +55,7 @@ class LockRenewal:
         return delivery in self._deadlines
 
     async def run(self) -> None:
-        """Renew what is due, for ever."""
+        """Renew the locks that are due, until cancelled."""
         async with anyio.create_task_group() as jobs:
             while True:
                 self._earlier.clear()

@@ -91,12 +91,12 @@ class ResultSender:
         self._filled.set()
 
     def reconsider(self) -> None:
-        """Look again whether what waits shall wait for more."""
+        """Check again whether the waiting results have to wait for more."""
         if self._waiting and not self._last.is_set() and not self._hold():
             self._last.set()
 
     def put_events(self, mailbox: str, items: Sequence[bytes]) -> None:
-        """Events, for which nobody waits."""
+        """Queue events. They never hold up results."""
         self._queue_of(mailbox).events.extend(items)
         self._filled.set()
 
@@ -107,7 +107,7 @@ class ResultSender:
         return queue
 
     async def run(self) -> None:
-        """Send what comes, for ever."""
+        """Send what is queued until cancelled."""
         sender = await self._open()
         try:
             while True:

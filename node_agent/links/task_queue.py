@@ -101,7 +101,7 @@ class TaskQueue:
             self._waiting.cancel()
 
     async def receive(self) -> None:
-        """Receive while messages are wanted, for ever."""
+        """Receive while messages are wanted, until cancelled."""
         backoff = Backoff()
         try:
             while True:
@@ -193,7 +193,7 @@ class TaskQueue:
         self._copies.put_nowait(copy)
 
     async def copy(self) -> None:
-        """Send the copies that come, for ever."""
+        """Send the copies that are handed back, until cancelled."""
         sender: Sender | None = None
         try:
             while True:

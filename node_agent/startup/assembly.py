@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @frozen
 class Adaptors:
-    """The services that an agent works with; whoever opened them closes them."""
+    """The services that an agent works with. The caller opened them and closes them."""
 
     broker: Broker
     ctl: Container

@@ -101,7 +101,7 @@ class EarlyLinks(Closes):
 
 
 async def _drop(openings: list[asyncio.Future[Sender] | asyncio.Future[Receiver]]) -> None:
-    """Nobody asked for them: what is open already the broker closes."""
+    """Cancel openings that were not used. Links that are open already are closed with the broker."""
     for opening in openings:
         opening.cancel()
     await asyncio.gather(*openings, return_exceptions=True)

@@ -98,7 +98,7 @@ class Supervisor:
                 self._stop(pid)
 
     def _await_stop(self, patience: float) -> bool:
-        """Wait for something to happen; whether it was somebody who wants us to stop."""
+        """Wait for a signal; return whether it asks the supervisor to stop."""
         told = signal.sigtimedwait(_AWAITED, patience)
         return told is not None and told.si_signo in _STOPS
 
@@ -143,7 +143,7 @@ class Supervisor:
             say("WARNING", _LOGGER, "tasks_died_with_agent", uids=running[:20], tasks=len(running))
 
     def _wait_before_restart(self) -> bool:
-        """False when somebody wants us to stop meanwhile."""
+        """Wait out the backoff; return False when a signal asks the supervisor to stop meanwhile."""
         until = time.monotonic() + min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._crashes - 1, 16))
         while (left := until - time.monotonic()) > 0:
             if self._await_stop(left):
@@ -175,6 +175,6 @@ def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
 
 
 def _die_with_all(*_: object) -> NoReturn:
-    """The supervisor is dead: nobody would clean up after us."""
+    """End this agent and its processes, because its supervisor is dead and cannot clean up."""
     linux.kill_descendants()
     os._exit(1)
