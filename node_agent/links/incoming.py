@@ -32,7 +32,7 @@ from node_agent.scheduling.queue_rotation import QueueRotation
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef
-    from node_agent.control.problems import Problems
+    from node_agent.links.problem_report import ProblemReport
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class IncomingMessages:
         queues: Sequence[QueueRef],
         *,
         lock_duration: float,
-        problems: Problems,
+        problems: ProblemReport,
         feed: Feed,
         opened: Callable[[], None],
     ) -> None:

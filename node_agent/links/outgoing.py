@@ -22,7 +22,7 @@ from node_agent.scheduling.events import Blocked, Feed, ResultsAccepted, Verdict
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, QueueRef
-    from node_agent.control.problems import Problems
+    from node_agent.links.problem_report import ProblemReport
 
 
 class OutgoingResults:
@@ -36,7 +36,7 @@ class OutgoingResults:
         *,
         agent: str,
         host: str,
-        problems: Problems,
+        problems: ProblemReport,
         feed: Feed,
         item: Callable[[int], wire.TaskItem],
         hold: Callable[[], float],
