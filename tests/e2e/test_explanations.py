@@ -205,10 +205,10 @@ async def test_no_nodes(client: Client, name: str) -> None:
     await told(await client.ensure_pool(name, nodes=0), "the pool has no nodes", "pool.resize(2)")
 
 
-async def test_more_nodes_than_there_shall_be(client: Client, name: str) -> None:
+async def test_waiting_for_more_nodes_than_asked_for_fails(client: Client, name: str) -> None:
     """Waiting for nodes that nobody asked for ends at once."""
     pool = await client.ensure_pool(name, nodes=1)
-    with pytest.raises(PoolError, match=r"shall have 1 node, and 3 ready ones are waited for") as caught:
+    with pytest.raises(PoolError, match=r"is to have 1 node, and 3 ready ones are waited for") as caught:
         await pool.wait_ready(3)
     assert "await pool.resize(3)" in str(caught.value)
 
