@@ -15,7 +15,6 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
 from batchflow.errors import ConfigurationError, JobExists
-from batchflow.pools.jobs import PoolJobs
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
@@ -92,6 +91,8 @@ async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
 @asynchronous
 async def list_(invocation: Invocation, pool: str | None) -> int:
     """The jobs of a pool, closed ones too, with the tasks of their open sessions."""
+    from batchflow.pools.jobs import PoolJobs
+
     async with _pool_of(invocation, pool) as found:
         beats, jobs = await found.heartbeats(), PoolJobs(found.runtime)
         rows = [

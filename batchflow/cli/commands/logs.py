@@ -14,7 +14,6 @@ from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.record import RunRecord, known_runs, latest
 from batchflow.config.loader import nearest
-from batchflow.pools import node_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +166,7 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: C
 
 async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
     """The node's id, and the logs of the agents that it has had. Raises `CommandError`."""
+    from batchflow.pools import node_logs
     from batchflow.pools.heartbeats import read_heartbeats
 
     beats = await read_heartbeats(pool.runtime.out, fresh_only=False)
