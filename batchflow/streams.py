@@ -18,7 +18,7 @@ from batchflow.support.closing import Closes
 if TYPE_CHECKING:
     from batchflow.display.progress import Display
     from batchflow.sessions.cancellation import Cancellations
-    from batchflow.sessions.lifetime import Lifetime
+    from batchflow.sessions.context import Lifetime
     from batchflow.sessions.map_run import MapRun
     from batchflow.sessions.notices import Notices
     from batchflow.sessions.outcomes import Outcomes

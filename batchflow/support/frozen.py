@@ -30,7 +30,7 @@ def frozen(cls: type[T]) -> type[T]:
         if name not in cls.__dict__:
             setattr(made, name, method)
     compared = [field.name for field in dataclasses.fields(made) if field.compare]
-    made._compared = staticmethod(attrgetter(*compared) if compared else _nothing)
+    made.__compared__ = staticmethod(attrgetter(*compared) if compared else _nothing)
     return made  # type: ignore[no-any-return]
 
 
@@ -59,11 +59,11 @@ def _nothing(_: object) -> tuple[()]:
 def _eq(self: Any, other: Any) -> Any:
     if other.__class__ is not self.__class__:
         return NotImplemented
-    return self._compared(self) == other._compared(other)
+    return self.__compared__(self) == other.__compared__(other)
 
 
 def _hash(self: Any) -> int:
-    return hash(self._compared(self))
+    return hash(self.__compared__(self))
 
 
 def _repr(self: Any) -> str:
