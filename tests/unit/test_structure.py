@@ -20,7 +20,7 @@ MOST_FILES, MOST_LINES, MOST_CLASS_LINES = 20, 3_500, 400
 LARGE_CLASSES = {"Connection", "Queue"}
 """One state machine each, which would not be clearer in two: AMQP 1.0's, and that of a Service Bus queue."""
 MOST_IN_TESTS = 56
-"""Private members of other objects that the tests use: those of the SDKs, of which there is no public view, and
+"""Private members of other objects that the tests use: the SDKs' own, which have no public view, and
 places where a fault is let in. The limit only goes down."""
 
 
