@@ -7,7 +7,7 @@ Rules:
 
 - Content is checked against its SHA-256 when it is fetched, and when it is found on disk after a restart.
   Later a look at size and stamp (`system.file_stamps`) is enough; what does not pass is fetched again.
-- One fetch for a bundle at a time, shared by all who ask; it goes on until the last of them has given up.
+- One fetch for a bundle at a time, shared by all callers. It continues until the last of them is cancelled.
 - Least recently used bundles go when the contents are above the limit, never one that is in use: only what
   is in use may go above the limit.
 """
@@ -36,35 +36,35 @@ if TYPE_CHECKING:
 
 _FETCHES_AT_ONCE: Final = 8
 _LOOK_INTERVAL: Final = 1.0
-"""Seconds for which a bundle that was found unchanged on disk is taken to be so."""
+"""Seconds for which a bundle that was found unchanged on disk is not checked again."""
 _KEPT_LISTS: Final = 1000
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(slots=True)
 class _Held:
-    """A bundle that lies on the disk."""
+    """A bundle on the disk."""
 
     bundle: Bundle
     folder: Path
     users: int = 0
     looked_at: float = 0.0
-    """Monotonic."""
+    """Time of the last use, by the monotonic clock."""
 
 
 @dataclass(slots=True)
 class _Fetch:
-    """A fetch under way and how many wait for it."""
+    """A fetch in progress and the number of its waiters."""
 
     task: asyncio.Task[_Held]
     waiting: int = 0
 
 
 class BundleCache:
-    """See the module. Usable by any number of coroutines of one event loop."""
+    """A least-recently-used cache of bundles. Usable by any number of coroutines of one event loop."""
 
     def __init__(self, root: Path, control: BlobSource, limit: int) -> None:
-        """`limit`: bytes of content. A root that an earlier process left is taken over."""
+        """`limit`: bytes of content. The files of an earlier process in `root` are used again."""
         self._files = root / "files"
         self._folders = root / "bundles"
         self._control = control
@@ -84,15 +84,15 @@ class BundleCache:
 
     @property
     def size(self) -> int:
-        """Bytes of content on the disk, and of what is being fetched."""
+        """Bytes of content on the disk, fetches in progress included."""
         bundles = [held.bundle for held in self._held.values()] + list(self._coming.values())
         return sum({**self._strangers, **_contents(bundles)}.values())
 
     async def bundle(self, bundle_hash: str) -> Bundle:
-        """The list of a bundle's files.
+        """Return the list of a bundle's files.
 
-        Raises `BlobNotFound` when there is no such bundle, `ProtocolError` when it is not what its hash
-        says, other `StorageError`s. Safe to cancel.
+        Raises `BlobNotFound` when there is no such bundle, `ProtocolError` when it does not match its
+        hash, other `StorageError`s. Safe to cancel.
         """
         if (known := self._lists.get(bundle_hash)) is None:
             if not _HASH.fullmatch(bundle_hash):
@@ -106,9 +106,9 @@ class BundleCache:
 
     @asynccontextmanager
     async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
-        """The bundle and a folder that holds its files by name, kept as long as the block lasts.
+        """Return the bundle and the folder of its files, which is kept as long as the block lasts.
 
-        Raises as `bundle` does, and `ProtocolError` for content that is not what its hash says. Safe to
+        Raises as `bundle` does, and `ProtocolError` for content that does not match its hash. Safe to
         cancel.
         """
         held = await self._hold(bundle_hash)
@@ -120,7 +120,7 @@ class BundleCache:
                 self._evict()
 
     async def _hold(self, bundle_hash: str) -> _Held:
-        """A bundle in place, with one user more."""
+        """Have a bundle on disk and count one user more."""
         held = self._held.get(bundle_hash)
         while held is None or not self._unchanged(held) or self._held.get(bundle_hash) is not held:
             held = await self._fetch(bundle_hash)
@@ -137,7 +137,7 @@ class BundleCache:
         return True
 
     async def _fetch(self, bundle_hash: str) -> _Held:
-        """Join the fetch of a bundle, or start it; the last one to give up ends it."""
+        """Join the fetch of a bundle, or start it. The fetch ends when its last waiter is cancelled."""
         fetch = self._fetches.get(bundle_hash)
         if fetch is None or fetch.task.done():
             task = asyncio.create_task(self._bring(bundle_hash), name=f"fetch bundle {bundle_hash[:12]}")
@@ -173,7 +173,7 @@ class BundleCache:
             raise first_error(errors) from None
 
     async def _bring_file(self, name: str, file: BundleFile) -> None:
-        """Have a content on the disk, and know that it is the right one."""
+        """Have a content on the disk, checked against its hash."""
         path = self._files / name
         async with self._downloads.setdefault(name, asyncio.Lock()), self._gate:
             if name in self._verified and not file_stamps.touched([str(path)]):
@@ -200,7 +200,7 @@ class BundleCache:
         return folder
 
     def _evict(self) -> None:
-        """Let go of what is not in use until all that is here or coming is within the limit."""
+        """Remove unused bundles until the contents on disk and in progress are within the limit."""
         needed = _contents(self._coming.values())
         for name in self._strangers.keys() - needed.keys():
             if self.size <= self._limit:
@@ -229,12 +229,12 @@ def _content_name(file: BundleFile) -> str:
 
 
 def _contents(bundles: Iterable[Bundle]) -> dict[str, int]:
-    """The contents of some bundles, each once, with their sizes."""
+    """Return the contents of some bundles, each once, with their sizes."""
     return {_content_name(file): file.size for bundle in bundles for file in bundle.files}
 
 
 def _is_right(path: Path, file: BundleFile) -> bool:
-    """Whether that file is there with the content that it should have."""
+    """Tell whether the file exists and has the right content."""
     try:
         with path.open("rb") as content:
             return (
@@ -246,7 +246,7 @@ def _is_right(path: Path, file: BundleFile) -> bool:
 
 
 def _seal(path: Path, executable: bool) -> None:
-    """Read-only, stamped; executable also when it begins with "#!", whatever its bit was."""
+    """Make a file read-only and stamp it. A file that begins with "#!" becomes executable, too."""
     with path.open("rb") as content:
         executable = executable or content.read(2) == b"#!"
     os.chmod(path, 0o555 if executable else 0o444)

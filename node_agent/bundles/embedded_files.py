@@ -1,4 +1,7 @@
-"""The files that an agent's configuration carries, before the container that has all of them."""
+"""The files that travel in the agent's configuration, so that its first task needs no storage.
+
+Gain: the first task's fetch from Blob Storage, 0.2 s of a program's start to its first result.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class BlobSource(Protocol):
-    """Where bundles come from: a container, or what stands before it."""
+    """A source of bundles: a container, or embedded files in front of it."""
 
     async def get(self, name: str) -> Blob: ...
 
@@ -23,7 +26,7 @@ class BlobSource(Protocol):
 
 
 class EmbeddedFiles:
-    """A `BlobSource`: bundles' lists and contents by their hashes, and the container for all others."""
+    """Bundles' lists and contents by their hashes; the container has all others."""
 
     def __init__(self, embedded: Mapping[str, str], container: BlobSource) -> None:
         """`embedded`: contents in base64, by SHA-256. Raises `ProtocolError`."""
@@ -34,12 +37,12 @@ class EmbeddedFiles:
         self._container = container
 
     async def get(self, name: str) -> Blob:
-        """Raises what the container raises."""
+        """Return a blob. Raises what the container raises."""
         content = self._embedded.get(PurePosixPath(name).stem)
         return await self._container.get(name) if content is None else Blob(content, etag="")
 
     async def download(self, name: str, path: str | PathLike[str]) -> None:
-        """Raises what the container raises, and OSError."""
+        """Write a blob to a file. Raises what the container raises, and OSError."""
         content = self._embedded.get(PurePosixPath(name).stem)
         if content is None:
             await self._container.download(name, path)

@@ -44,27 +44,27 @@ class Place:
 
     bundle: Bundle
     files: Path
-    """Where the cached files lie."""
+    """The folder of the cached files."""
     directory: Path
     watched: list[str]
-    """Paths in it whose stamps, with its own, tell whether a task changed something."""
+    """Paths in the directory whose stamps, with its own, show whether a task changed something."""
 
 
 class Workspace:
     """The working directories of one slot."""
 
     def __init__(self, root: Path, *, copies: bool | None = None) -> None:
-        """`copies`: None decides by whether this process is root."""
+        """`copies`: whether files are copied instead of linked. None: if this process is root."""
         self.root = root
         self._copies = os.geteuid() == 0 if copies is None else copies
         self._places: dict[str, Place] = {}
         self._moved = 0
 
     async def prepare(self, bundle: Bundle, files: Path) -> Place:
-        """The working directory for a bundle, clean.
+        """Return a clean working directory for a bundle.
 
-        Raises `ConfigurationError` for a bundle that cannot be laid out, `StorageError` when a cached file
-        is not what it was when it was fetched. Safe to cancel.
+        Raises `ConfigurationError` for a bundle that cannot be written to disk, `StorageError` when a
+        cached file has changed since it was fetched. Safe to cancel.
         """
         place = self._places.pop(bundle.hash, None)
         if place is None:
@@ -76,15 +76,15 @@ class Workspace:
         return place
 
     def touched(self, place: Place) -> bool:
-        """Whether a task changed something."""
+        """Tell whether a task changed something."""
         return file_stamps.touched([str(place.directory), *place.watched])
 
     async def collect(self, place: Place) -> tuple[Path | None, tuple[Path, ...]]:
-        """Put a place in order after a task: (folder, files) of what the task left in `outputs`.
+        """Clean a place after a task; return (folder, files) of what the task left in `outputs`.
 
-        The folder is the caller's to remove; None when nothing was left. From the next `prepare` on it is
-        another place, in the same directory: files of it may have been made anew. One that cannot be put in
-        order is forgotten: the next `prepare` makes it anew, and says what is wrong if that fails.
+        The caller removes the folder; None when nothing was left. The next `prepare` returns another place in
+        the same directory, because files may have been restored. A place that cannot be cleaned is forgotten.
+        Then the next `prepare` creates it again, and raises when that fails.
         """
         return await asyncio.to_thread(self._collect, place)
 
@@ -152,7 +152,7 @@ class Workspace:
         return folder.parent, tuple(targets)
 
     def _restore(self, place: Place, own: set[Path]) -> None:
-        """Remove what does not belong, put back what does."""
+        """Remove files that do not belong to the bundle, and restore those that do."""
         folders = {place.directory, place.directory / OUTPUTS}
         folders |= {place.directory / path for file in place.bundle.files for path in _folders(file.name)}
         for folder in sorted(folders):
@@ -174,7 +174,7 @@ class Workspace:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that is in it, whatever their modes; nothing when it is not there."""
+    """Remove a file, or a folder with its content, of any modes. Does nothing when it does not exist."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -186,7 +186,7 @@ def remove(path: Path) -> None:
 
 
 def _open_up(path: Path) -> None:
-    """Take away what keeps the folders' owner from emptying them."""
+    """Give the owner the rights to empty the folders."""
     os.chmod(path, stat.S_IRWXU)
     for folder, names, _ in os.walk(path):
         for name in names:
@@ -195,12 +195,12 @@ def _open_up(path: Path) -> None:
 
 
 def _folders(name: str) -> Iterator[PurePosixPath]:
-    """The folders that a name lies in, without the root."""
+    """Return the parent folders of a name, without the root."""
     return (folder for folder in PurePosixPath(name).parents if str(folder) != ".")
 
 
 def _regular_files(folder: Path) -> list[Path]:
-    """Sorted; links are not followed."""
+    """Return the regular files of a folder, sorted. Links are not followed."""
     if folder.is_symlink():
         return []
     found = []

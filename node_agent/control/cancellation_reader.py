@@ -1,4 +1,4 @@
-"""Reading the sessions' cancellation documents."""
+"""Reads the cancellation documents of sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Known = tuple[str | None, documents.Cancellation | None]
 
 
 class CancellationReader:
-    """Reads them by ETag, so that an unchanged one costs no transfer and no parsing."""
+    """Reads cancellation documents by ETag. An unchanged document costs no transfer and no parsing."""
 
     def __init__(self, ctl: Container, problems: Problems, feed: Callable[[Event], None]) -> None:
         self._ctl = ctl
@@ -35,7 +35,7 @@ class CancellationReader:
         self._known: OrderedDict[Session, _Known] = OrderedDict()
 
     async def read(self, session: Session) -> None:
-        """Read one and tell the scheduler."""
+        """Read one document and give it to the scheduler."""
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(_TIMEOUT):

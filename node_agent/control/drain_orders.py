@@ -1,4 +1,4 @@
-"""What agents are told by a document: to drain."""
+"""Watches the document that orders agents to drain."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DrainWatcher:
         self._job = os.environ.get("AZ_BATCH_JOB_ID")
 
     async def run(self) -> None:
-        """For ever. Storage that cannot be read is asked again, an order that cannot be read is left."""
+        """Watch until cancelled. A failed read is tried again; an order that cannot be decoded is skipped."""
         while True:
             await asyncio.sleep(self._interval)
             try:
@@ -45,7 +45,7 @@ class DrainWatcher:
                 self._drain(order.grace)
 
     async def _look(self) -> DrainOrder | None:
-        """An order that was not seen before."""
+        """Return an order that was not seen before, if there is one."""
         blob = await self._ctl.get_if_changed(DRAIN_BLOB, self._etag)
         if blob is None:
             return None

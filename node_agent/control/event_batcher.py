@@ -1,8 +1,8 @@
-"""What running tasks tell (log lines, progress, output) on its way to their sessions, at a bounded rate.
+"""Sends the events of running tasks (log lines, progress, output) to their sessions, at a bounded rate.
 
-Rules: what is told leaves in packs, for each mailbox at most `MOST_BYTES` every `INTERVAL` seconds; what is
-told faster than that waits, `MOST_WAITING` items at most. What comes beyond is dropped, counted, and the
-number is told as a warning. Of the progress of a task only the last word waits.
+Rules: events leave in batches of at most `MOST_BYTES` for each mailbox, every `INTERVAL` seconds. Events that
+come faster wait, at most `MOST_WAITING` of them. Further events are dropped and counted, and a warning
+reports their number. Of the progress of a task only the latest event waits.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _Key = tuple[str, str] | int
 
 @dataclass(slots=True)
 class _MailboxBatch:
-    """What waits for one mailbox."""
+    """The events that wait for one mailbox."""
 
     items: OrderedDict[_Key, wire.EventItem] = field(default_factory=OrderedDict)
     dropped: int = 0
     last_dropped: wire.EventItem | None = None
-    """For whom the warning is, roughly."""
+    """The task that the warning about dropped events is addressed to."""
 
 
 class EventBatcher:
-    """Takes what tasks tell, and passes it on when `put` is known."""
+    """Collects the events of tasks, and passes them on while `run` runs."""
 
     def __init__(self) -> None:
         self._batches: dict[str, _MailboxBatch] = {}
@@ -48,7 +48,7 @@ class EventBatcher:
         self._told = 0
 
     def tell(self, execution: Execution, event: wire.EventItem) -> None:
-        """A task tells something."""
+        """Queue an event of a task."""
         batch = self._batches.setdefault(wire.mailbox_id(execution.job, execution.client), _MailboxBatch())
         self._told += 1
         key: _Key = (event.uid, "progress") if event.kind == "progress" else self._told

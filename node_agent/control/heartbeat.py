@@ -1,4 +1,4 @@
-"""What the agent says of itself: a blob, written every few seconds and whenever its state changes."""
+"""The agent's heartbeat: a blob, written every few seconds and whenever the agent's state changes."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _APART: Final = 0.25
-"""Seconds between two heartbeats, at least."""
+"""Minimum number of seconds between two heartbeats."""
 _TIMEOUT: Final = 20.0
 
 
 def host_name() -> str:
-    """The node's. HOSTNAME is what a node calls itself where the kernel does not tell nodes apart."""
+    """Return the node's host name: HOSTNAME, where the kernel does not tell nodes apart."""
     return os.environ.get("HOSTNAME") or socket.gethostname()
 
 
 def node_id() -> str:
-    """The node's id in Batch; outside of Batch, its host name."""
+    """Return the node's id in Batch; outside of Batch, its host name."""
     return os.environ.get("AZ_BATCH_NODE_ID") or host_name()
 
 
@@ -50,8 +50,8 @@ class HeartbeatWriter:
         beat: Callable[[], documents.Heartbeat],
         ticked: Callable[[], Awaitable[None]],
     ) -> None:
-        """`ticked` returns when the scheduler has had a tick: before that there is no heartbeat, so that
-        clients take an agent whose scheduler is dead for dead."""
+        """`ticked` returns when the scheduler has handled a tick. No heartbeat is written before that, so
+        clients see an agent whose scheduler has stopped as dead."""
         self._out = out
         self._name = layout.heartbeat_blob(agent)
         self._interval = interval
@@ -60,11 +60,11 @@ class HeartbeatWriter:
         self._changed = asyncio.Event()
 
     def changed(self) -> None:
-        """Write one soon: there is news."""
+        """Write a heartbeat soon, because the agent's state has changed."""
         self._changed.set()
 
     async def run(self) -> None:
-        """Write heartbeats until cancelled. One that fails is dropped: the next one says the same."""
+        """Write heartbeats until cancelled. A failed one is dropped: the next one follows."""
         while True:
             self._changed.clear()
             await self._ticked()
@@ -74,7 +74,7 @@ class HeartbeatWriter:
                 await self._changed.wait()
 
     async def write(self) -> None:
-        """One, now."""
+        """Write one heartbeat now."""
         try:
             async with asyncio.timeout(_TIMEOUT):
                 await self._out.put(self._name, self._beat().encode())
@@ -83,13 +83,13 @@ class HeartbeatWriter:
 
 
 def versions() -> dict[str, str]:
-    """Of what tasks may depend on."""
+    """Return the versions of what tasks may depend on."""
     found = {"python": platform.python_version(), "batchflow": own_version(), "java": java_version()}
     return {name: each for name, each in found.items() if each is not None}
 
 
 def java_version() -> str | None:
-    """As the installation says of itself, without starting it; None where there is no Java."""
+    """Return the version that Java's installation states, without starting Java; None without Java."""
     program = shutil.which("java")
     if program is None:
         return None
@@ -102,7 +102,7 @@ def java_version() -> str | None:
 
 
 def memory_available() -> int | None:
-    """Bytes; None where the kernel does not say."""
+    """Return the bytes of memory that are available; None where the kernel does not report them."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""The agent's log, kept in a blob: it can be read when the node is gone."""
+"""Uploads the agent's log to a blob, so that it can be read when the node is gone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from batchflow.ports.storage import Container
 
 INTERVAL: Final = 5.0
-"""Seconds between two appends, at least."""
+"""Minimum number of seconds between two appends."""
 MOST_BYTES: Final = 256 * 1024
-"""That wait; beyond them the oldest lines are let go."""
+"""Maximum number of waiting lines. Beyond it the oldest lines are dropped."""
 MOST_APPENDS: Final = 40_000
-"""To one blob, which takes 50,000; then another one follows."""
+"""Maximum number of appends to one blob. Azure's limit is 50,000. Then a new blob is started."""
 
 
 class LogUploader(logging.Handler):
@@ -47,7 +47,7 @@ class LogUploader(logging.Handler):
             await self.flush_to(out, name)
 
     async def flush_to(self, out: Container, name: str) -> None:
-        """Append what has come. Cancelled, what may not be there is appended the next time, even if it is."""
+        """Append the waiting lines. If cancelled, they are appended the next time, possibly twice."""
         if not self._lines:
             return
         lines, dropped = list(self._lines), self._dropped

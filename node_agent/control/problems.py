@@ -1,4 +1,4 @@
-"""What keeps the agent from working, in words, by where it was noticed."""
+"""The problems that keep the agent from working, in words, by the part that noticed them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Problems:
         self._changed = changed
 
     def begin(self, where: str, text: str) -> bool:
-        """True when there was none there before."""
+        """Report a problem; return True when the part had none before."""
         new = where not in self._texts
         if self._texts.get(where) != text:
             self._texts[where] = text
@@ -21,7 +21,7 @@ class Problems:
         return new
 
     def end(self, where: str) -> bool:
-        """True when there was one."""
+        """Clear a problem; return True when the part had one."""
         if self._texts.pop(where, None) is None:
             return False
         self._changed()

@@ -1,4 +1,4 @@
-"""How far the node's clock is from the broker's, as far as messages tell.
+"""An estimate of how far the node's clock is ahead of the broker's, taken from messages.
 
 A message cannot arrive before it was enqueued, so the node's clock is ahead by at most the shortest time that
 any message seemed to take. Fresh messages make that tight, old ones leave it wide.
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class BrokerClock:
-    """What was seen of the broker's clock."""
+    """The smallest difference seen between the node's clock and the broker's."""
 
     now: Callable[[], float] = time.time
     ahead: float | None = None
     """Seconds that the node's clock is ahead of the broker's, at most. None: nothing was seen yet."""
 
     def seen(self, enqueued_at: float) -> None:
-        """A message that was enqueued then has just arrived."""
+        """Learn from a message that was enqueued then and has just arrived."""
         difference = self.now() - enqueued_at
         if self.ahead is None or difference < self.ahead:
             self.ahead = difference
 
     def age(self, enqueued_at: float) -> float:
-        """Seconds since then, at least 0. Too much rather than too little, where the clocks are known."""
+        """Return the seconds since then, at least 0. Where the clocks differ it is rather too much."""
         return max(0.0, self.broker_time(self.now()) - enqueued_at)
 
     def broker_time(self, at: float) -> float:
-        """What the broker's clock shows: later than ours where ours is surely behind, else the same."""
+        """Return the broker's time: later than ours where ours is certainly behind, else the same."""
         return at if self.ahead is None else at - min(0.0, self.ahead)

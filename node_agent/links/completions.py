@@ -1,8 +1,9 @@
-"""Which messages are to be removed from their queue, and when.
+"""Decides when the agent completes messages whose tasks are all settled.
 
-Alone, removing a message costs what sending one does: two processes are woken for it. So it rides with the
-next result, or waits a moment. Meanwhile the message is under our lock; should the agent die, it comes again.
-What was handed back is not to come again beside its copies: such a message does not wait.
+Completing a message alone costs as much as sending one, because it wakes two processes. So it is done with
+the next result, or after a moment. Meanwhile the agent holds the lock. If the agent dies, the broker
+redelivers the message. A message whose tasks were handed back does not wait, because it must not run beside
+their copies.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 WITHIN: Final = 0.1
-"""Seconds that a message waits at most."""
+"""Maximum number of seconds that a message waits."""
 AT_ONCE: Final = 8
-"""Removals that may wait for the broker at the same time; when so many are due they do not wait."""
+"""Maximum number of completions in flight. When so many are due they start at once."""
 
 
 class Completions:
-    """The messages whose tasks are all settled; `complete` removes one of them."""
+    """The messages whose tasks are all settled. `complete` removes one of them."""
 
     def __init__(self, complete: Callable[[int], Awaitable[None]]) -> None:
         self._complete = complete
@@ -29,7 +30,7 @@ class Completions:
         self._ready: asyncio.Queue[int] = asyncio.Queue()
 
     def add(self, number: int) -> None:
-        """With the next call of `flush`, or in a moment."""
+        """Remove this message with the next `flush`, at the latest `WITHIN` seconds from now."""
         self._due.append(number)
         if len(self._due) >= AT_ONCE:
             self.flush()
@@ -48,7 +49,7 @@ class Completions:
             self._ready.put_nowait(number)
 
     def close(self) -> None:
-        """What is due is left to its lock."""
+        """Stop the timer. Messages that are due stay under their locks, and are redelivered."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RESULT_TIMEOUT: Final = 60.0
-"""Seconds that the broker may take to accept the results of one letter."""
+"""Maximum number of seconds to wait until the broker accepts the results of one dead letter."""
 
 
 class DeadLetterHandler:
@@ -60,7 +60,10 @@ class DeadLetterHandler:
             event.set()
 
     async def run(self) -> None:
-        """Look from time to time. Between two looks no connection is open: their number is limited."""
+        """Read the dead letters from time to time.
+
+        No connection stays open between two reads, because the number of connections is limited.
+        """
         while True:
             await anyio.sleep(self._interval * random.uniform(1.0, 1.0 + JITTER))
             receiver: Receiver | None = None
@@ -75,7 +78,7 @@ class DeadLetterHandler:
                 await close_shielded(receiver)
 
     async def look(self, receiver: Receiver) -> None:
-        """Turn the letters that are in the queue into results."""
+        """Turn the dead letters that are in the queue into results."""
         async for letter in letters(receiver):
             if letter.sequence_number not in self._unreadable:
                 await self._handle(receiver, letter)
@@ -107,6 +110,6 @@ class DeadLetterHandler:
 
 
 def verdict_on(letter: Delivery, now: float) -> Verdict:
-    """Translate the reason that a letter carries; `now`: seconds since the epoch."""
+    """Translate the reason that a dead letter carries; `now`: seconds since the epoch."""
     reason = reason_of(letter, now)
     return Verdict(Status.FAILED, reason.kind, reason.error)

@@ -1,4 +1,4 @@
-"""The messages that the agent holds, and the task queues that they come from.
+"""The messages that the agent holds, and their task queues.
 
 Every message has a number here, by which the scheduler names it. Its lock is renewed until it is completed,
 left, or found lost.
@@ -44,7 +44,7 @@ class _Held:
 
 
 class IncomingMessages:
-    """The agent's task queues, and what it holds of them."""
+    """The agent's task queues, and the messages that it holds of them."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class IncomingMessages:
         """How many queues are looked at for the last time."""
 
     def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """Return what runs as long as the agent does, by name."""
+        """Return the services of this part, by name. They run as long as the agent."""
         services: dict[str, Callable[[], Awaitable[None]]] = {"renewals": self._renewals.run}
         for index, queue in enumerate(self._queues):
             services |= {f"receive {index}": queue.receive, f"copies {index}": queue.copy}

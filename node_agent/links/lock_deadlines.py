@@ -1,4 +1,4 @@
-"""Which locks are held, and when each has to be renewed.
+"""The deadlines of the locks that are held: renewal and expiry.
 
 Rules:
 
@@ -6,13 +6,13 @@ Rules:
   tries fit in before it runs out.
 - What is known of a lock counts from when it was asked for, not from when the answer came.
 - A renewal that failed is tried again after a twelfth of the duration; a lock that ran out by our own clock
-  is lost, whatever the broker may say later.
+  is lost, even if the broker still grants a renewal later.
 
 States of a lock: held -> renewing (handed out by `due`) -> held again (`renewed`, `failed`), or gone
 (`remove`, `lapsed`).
 
 Invariants: `due` hands a token out once until its renewal is answered; `lapsed` tells each lost token once;
-`next_deadline` is never later than the first moment at which one of the two has something to say.
+`next_deadline` is never later than the first moment at which one of the two has something to report.
 
 Times are seconds of any monotonic clock, passed in.
 """
@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 RENEW_AFTER: Final = 1 / 3
-"""Of the lock's duration."""
+"""Share of the lock's duration after which the lock is renewed."""
 RETRY_AFTER: Final = 1 / 12
+"""Share of the lock's duration after which a failed renewal is tried again."""
 
 Token = TypeVar("Token", bound=Hashable)
 
@@ -55,15 +56,15 @@ class LockDeadlines(Generic[Token]):
         return token in self._locks
 
     def add(self, token: Token, lock_duration: float, now: float) -> None:
-        """A lock of `lock_duration` seconds is ours since `now`."""
+        """Record a lock of `lock_duration` seconds that is ours since `now`."""
         self._locks[token] = _Lock(lock_duration, now + lock_duration * RENEW_AFTER, now + lock_duration)
 
     def remove(self, token: Token) -> None:
-        """The lock was given up or lost. Idempotent."""
+        """Forget a lock that was given up or lost. Idempotent."""
         self._locks.pop(token, None)
 
     def due(self, now: float) -> list[Token]:
-        """What is to be renewed now; each must be answered by `renewed`, `failed` or `remove`."""
+        """Return what to renew now. Each token must be answered by `renewed`, `failed` or `remove`."""
         tokens = []
         for token, lock in self._locks.items():
             if not lock.renewing and lock.due_at <= now < lock.ends_at:
@@ -72,25 +73,25 @@ class LockDeadlines(Generic[Token]):
         return tokens
 
     def renewed(self, token: Token, asked_at: float) -> None:
-        """The renewal that was asked for at `asked_at` was granted."""
+        """Record that the renewal requested at `asked_at` was granted."""
         if (lock := self._locks.get(token)) is not None:
             lock.renewing = False
             lock.due_at = asked_at + lock.duration * RENEW_AFTER
             lock.ends_at = asked_at + lock.duration
 
     def failed(self, token: Token, now: float) -> None:
-        """The renewal failed, and the lock may still be ours."""
+        """Record that a renewal failed. The lock may still be ours."""
         if (lock := self._locks.get(token)) is not None:
             lock.renewing = False
             lock.due_at = now + lock.duration * RETRY_AFTER
 
     def lapsed(self, now: float) -> list[Token]:
-        """What ran out by our own clock; it is removed by this call."""
+        """Return and remove the locks that expired by our own clock."""
         tokens = [token for token, lock in self._locks.items() if lock.ends_at <= now]
         for token in tokens:
             del self._locks[token]
         return tokens
 
     def next_deadline(self) -> float | None:
-        """When `due` or `lapsed` has something to say, if nothing else happens before."""
+        """Return the time at which `due` or `lapsed` has something to report, if nothing happens before."""
         return min((lock.deadline for lock in self._locks.values()), default=None)

@@ -42,13 +42,13 @@ class LockRenewal:
         self._until = math.inf
 
     def add(self, delivery: int) -> None:
-        """Its lock is ours from now on."""
+        """Renew the lock of this delivery from now on."""
         self._deadlines.add(delivery, self._duration, self._clock())
         if self._until == math.inf:
             self._earlier.set()
 
     def remove(self, delivery: int) -> None:
-        """It was settled, or given up."""
+        """Stop renewing a delivery that was settled or given up."""
         self._deadlines.remove(delivery)
 
     def __contains__(self, delivery: int) -> bool:

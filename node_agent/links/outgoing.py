@@ -70,7 +70,7 @@ class OutgoingResults:
         ]
 
     def services(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """Return what runs as long as the agent does, by name."""
+        """Return the services of this part, by name. They run as long as the agent."""
         services: dict[str, Callable[[], Awaitable[None]]] = {}
         for index, sender in enumerate(self._senders):
             services[f"results {index}"] = sender.run

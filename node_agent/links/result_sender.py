@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MOST_ITEMS: Final = 1000
-"""Of a message."""
+"""Maximum number of items of a message."""
 
 
 @dataclass(slots=True)
 class _MailboxQueue:
-    """What waits for one mailbox."""
+    """The results and events that wait for one mailbox."""
 
     results: deque[tuple[int, bytes]] = field(default_factory=deque)
     events: deque[bytes] = field(default_factory=deque)
@@ -85,8 +85,9 @@ class ResultSender:
         self._sent = 0
 
     def put(self, task: int, mailbox: str, item: bytes) -> None:
-        """A result; `accepted` is called with its task when the broker has it. After one or several of them
-        `reconsider` is due."""
+        """Queue a result. `accepted` is called with its task when the broker has it.
+
+        `reconsider` is due after one or several of these."""
         self._queue_of(mailbox).results.append((task, item))
         self._filled.set()
 
@@ -137,7 +138,7 @@ class ResultSender:
         return sender
 
     def _pack(self, mailbox: str, queue: _MailboxQueue) -> _ResultMessage:
-        """The next message for a mailbox; what does not fit goes to the end of the line."""
+        """Make the next message for a mailbox. Items that do not fit go to the end of the queue."""
         if queue.results:
             taken = _take(queue.results, lambda entry: entry[1])
             made = self._make_message(
@@ -187,7 +188,7 @@ class ResultSender:
 
 
 def _take(line: deque[T], body: Callable[[T], bytes]) -> list[T]:
-    """From the front of the line as much as fits into a message, one at least."""
+    """Take as many items as fit into a message from the front of the queue, at least one."""
     taken = [line.popleft()]
     size = wire.PACK_OVERHEAD + len(body(taken[0])) + 1
     while line and len(taken) < MOST_ITEMS:

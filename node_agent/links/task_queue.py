@@ -82,10 +82,10 @@ class TaskQueue:
         """Taken from these, and not for the send that was being made ready."""
 
     def pull(self, wanted: bool) -> None:
-        """Whether messages are wanted.
+        """Set whether messages are wanted.
 
-        A wait that is under way goes on, and may bring one more: the broker was told that we take it, and
-        would lock it for us all the same.
+        A receive that is under way continues and may return one more message. The broker has the credit for
+        it, and would lock the message for us anyway.
         """
         self._last_look = False
         if wanted:
@@ -94,7 +94,7 @@ class TaskQueue:
             self._wanted.clear()
 
     def look_once_more(self) -> None:
-        """Receive for a moment, whatever is wanted; `nothing_left` is called when nothing came."""
+        """Receive for a moment, even if nothing is wanted; call `nothing_left` when no message came."""
         self._last_look = True
         self._wanted.set()
         if self._waiting is not None:
@@ -140,7 +140,7 @@ class TaskQueue:
         return self._receiver
 
     async def _read(self, receiver: Receiver, delivery: Delivery) -> None:
-        """A message that cannot be read goes to the dead letters, and the agent goes on."""
+        """Decode a message. One that cannot be decoded is dead-lettered, and the agent continues."""
         try:
             tasks = read_tasks(delivery.body)
         except ProtocolError as error:
@@ -165,13 +165,13 @@ class TaskQueue:
         return f"copies {self._queue.entity}"
 
     async def renew(self, delivery: Delivery) -> None:
-        """Raises `LeaseLost`, another `BrokerError`, or TimeoutError."""
+        """Renew the lock of a message. Raises `LeaseLost`, another `BrokerError`, or TimeoutError."""
         assert self._receiver is not None
         async with asyncio.timeout(RENEW_TIMEOUT):
             await self._receiver.renew(delivery)
 
     async def complete(self, delivery: Delivery, still_ours: Callable[[], bool]) -> bool:
-        """Try until it is done, or until the lock is lost: then False."""
+        """Complete a message, with retries; return False when its lock is lost."""
         assert self._receiver is not None
         backoff = Backoff()
         while still_ours():
@@ -189,7 +189,7 @@ class TaskQueue:
         return False
 
     def hand_back(self, copy: Copy) -> None:
-        """Send the copy; `copied` is called with its task and whether the broker has it."""
+        """Queue a copy. `copied` is called with its task and whether the broker accepted it."""
         self._copies.put_nowait(copy)
 
     async def copy(self) -> None:
@@ -207,7 +207,7 @@ class TaskQueue:
             await close_shielded(sender)
 
     async def _next_copies(self) -> list[Copy]:
-        """One that is delayed, or those that may leave now and fit into one send."""
+        """Return one delayed copy, or the copies that may leave now and fit into one send."""
         first, self._following = self._following or await self._copies.get(), None
         copies, size = [first], _size(first)
         while not first.delay and len(copies) < MOST_SENT and not self._copies.empty():
@@ -223,7 +223,7 @@ class TaskQueue:
         return await until_accepted(lambda: self._broker.sender(self._queue), self._copies_failed)
 
     async def _send(self, sender: Sender, copies: list[Copy]) -> bool:
-        """Try until the broker has them; False when it never will."""
+        """Send until the broker accepts the copies; return False when it refuses them for good."""
         messages = [copy.message for copy in copies]
         delay = copies[0].delay
         at = self._clock.broker_time(time.time()) + delay
@@ -254,7 +254,7 @@ def _size(copy: Copy) -> int:
 
 
 def copy_message(item: wire.TaskItem) -> OutgoingMessage:
-    """The message of a handed back task. Its id is the same whenever the same hop is made again."""
+    """Make the message of a task that is handed back. The same hop always gets the same message id."""
     name = f"{item.uid} {item.attempt} {item.hop}"
     message_id = hashlib.sha256(name.encode()).hexdigest()[:32]
     return OutgoingMessage(wire.join("tasks", [wire.encode(item)]), message_id)

@@ -1,6 +1,6 @@
-"""How an agent is put together.
+"""Assembles an agent from its parts.
 
-The slots' Python children are started first: they come up on the other cores.
+The slots' Python children are started first, because they start on the other cores.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def agent(
     stack: ExitStack | AsyncExitStack,
     log: LogUploader | None = None,
 ) -> Agent:
-    """An agent that can be run. What it holds open itself ends with the stack."""
+    """Assemble an agent. The resources that it opens itself are closed with the stack."""
     slots = config.slots or os.cpu_count() or 1
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
@@ -93,7 +93,7 @@ def agent(
 
 
 async def _fetch_ahead(bundles: BundleCache, bundle_hash: str) -> None:
-    """While the links open. What goes wrong is told to the task that needs it."""
+    """Fetch the default bundle while the links open. A task that needs the bundle reports an error."""
     try:
         async with bundles.use(bundle_hash):
             logger.debug("bundle_ahead", extra={"bundle": bundle_hash})

@@ -1,7 +1,7 @@
-"""A callback of the event loop that raises ends the agent.
+"""Ends the agent when a callback of the event loop raises.
 
-The loop itself logs the exception and goes on. What the callback was to tell the scheduler is lost then, and
-the agent would say that it is ready, run nothing, and let all tasks of its pool wait.
+The loop itself only logs the exception. The event that the callback had for the scheduler would be lost: the
+agent would report that it is ready, run nothing, and leave the tasks of its pool waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BOUND: Final = 15.0
-"""Seconds that the agent may take to end in order: what failed may be what would have ended it."""
+"""Maximum number of seconds for an orderly end, because the callback that failed may be needed for it."""
 _OURS: Final = frozenset({"anyio", "batchflow", "node_agent"})
 """Packages whose callbacks the agent depends on: its own, and the task groups in which its services run."""
 
@@ -30,8 +30,9 @@ class CallbackFailed(Exception):
 
 @contextmanager
 def fatal() -> Iterator[None]:
-    """Within it, a callback of ours that raises cancels the task that entered it, which ends with
-    `CallbackFailed`; the process ends after `BOUND` seconds at the latest."""
+    """End the task that entered this with `CallbackFailed` when a callback of ours raises.
+
+    The process ends after `BOUND` seconds at the latest."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     failures: list[BaseException] = []
@@ -65,13 +66,13 @@ def fatal() -> Iterator[None]:
 
 
 def is_ours(context: dict[str, Any]) -> bool:
-    """Whether the exception that the loop tells of was raised in a callback of ours.
+    """Tell whether the exception that the loop reports was raised in a callback of ours.
 
-    The loop names a `handle` when a callback has raised, and only then: neither when nobody retrieved a
-    task's exception, nor for sessions and transports that were not closed, nor when the peer breaks off a
+    The loop names a `handle` when a callback has raised, and only then: neither for a task's exception that
+    was not retrieved, nor for sessions and transports that were not closed, nor when the peer breaks off a
     connection. Those lose nothing that the scheduler waits for. Callbacks of the SDKs and of asyncio's own
-    transports have handles as well, and may raise when a connection ends at the wrong moment: whoever uses
-    that connection learns of it and opens another one. So there must be code of ours in the traceback, too.
+    transports have handles as well, and may raise when a connection ends at the wrong moment: the part that
+    uses the connection sees that and opens another one. So the traceback must have code of ours, too.
     """
     error = context.get("exception")
     if "handle" not in context or error is None:

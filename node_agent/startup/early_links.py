@@ -1,8 +1,10 @@
-"""Links that open, and a container that is in use, while the rest of the agent is still being imported.
+"""Opens the agent's links while the rest of the agent is still being imported.
 
-Opening a link is mostly waiting, for some ten answers of the broker, and the first task needs two links. The
-Blob SDK takes longer to import than a link to Service Bus to open, and neither needs the other: the agent
-opens its links first, and lets the first request to the container wait for the import.
+Opening a link is mostly waiting for some ten answers of the broker, and the first task needs two links. The
+Blob SDK takes longer to import than a link to Service Bus takes to open. Neither needs the other. So the
+agent opens its links first, and the first request to the container waits for the import.
+
+The gain was not measured by itself. The sum of all start-up measures is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 
 
 class EarlyContainer(Closes):
-    """Stands for the container that `make` returns, which is called in the event loop after `load` has ended.
+    """A container that can be used before its SDK is imported.
 
-    Each request waits for that, and raises what `load` or `make` raised.
+    When `load` has ended, `make` is called in the event loop and returns the real container. Each request
+    waits for that, and raises what `load` or `make` raised.
     """
 
     def __init__(self, url: str, load: asyncio.Future[None], make: Callable[[], Container]) -> None:
@@ -71,10 +74,10 @@ class EarlyContainer(Closes):
 
 
 class EarlyLinks(Closes):
-    """A broker that already opens the first receiver of each of `receive`, and sender to each of `send`.
+    """A broker that opens links in advance: receivers of the queues `receive`, senders to those of `send`.
 
-    What goes wrong with one is told to who asks for it; who asks again gets a new one. To be made in the
-    event loop.
+    The first request for a link gets the one opened in advance, or its error. The next request opens a new
+    link. To be created in the event loop.
     """
 
     def __init__(self, broker: Broker, *, receive: Iterable[QueueRef], send: Iterable[QueueRef]) -> None:

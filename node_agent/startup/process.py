@@ -1,9 +1,8 @@
 """The agent process, from its configuration to its exit code: what the supervisor forks.
 
-It is up as soon as its links are: they are begun first, and while they open, which is mostly waiting, the
-rest is imported in a thread: the agent itself, with which the slots' children start, and the SDK of the
-containers. An agent that brings its files along wants nothing of these for its first task, and so lets that
-pass before it imports their SDK.
+The start lasts as long as the opening of the links, which is mostly waiting. So the links are opened first.
+Meanwhile a thread imports the rest: the agent, which starts the slots' children, and the Blob SDK. An agent
+with embedded files needs no container for its first task. It imports the Blob SDK after that task.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("node_agent")
 
 _PASS: Final = 0.25
-"""Seconds from then on in which the first task may come and go. The first heartbeat comes after them."""
+"""Seconds to wait for the first task before the Blob SDK is imported. The first heartbeat follows."""
 
 
 def run(config: str, directory: str) -> int:
-    """The exit code, when there is nothing more to do. `config`: the file; `directory`: for the agent's own.
+    """Run an agent to its end; return the exit code. `config`: its file; `directory`: for its own files.
 
-    On asyncio's own loop: uvloop would start programs by a fork, at three times the cost in CPU.
+    It runs on asyncio's own loop, because uvloop starts programs by a fork, at three times the CPU cost.
     """
     json_log.configure()
     try:
@@ -79,7 +78,7 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
 
 
 def _nothing() -> None:
-    """An interrupt from the terminal reaches the supervisor too, which hands it on."""
+    """Ignore an interrupt from the terminal. The supervisor gets it too, and passes it on as SIGTERM."""
 
 
 def _broker(config: AgentConfig, identity: Credential | None) -> EarlyLinks:
@@ -111,7 +110,7 @@ async def _load_blobs_after(seconds: float) -> None:
 
 
 def _load_blobs() -> None:
-    """Do the last of the imports, and have the collector leave out all that was imported."""
+    """Do the last imports, and exempt all imported objects from garbage collection."""
     with process_tuning.quick_switching():
         import batchflow.azure.blob  # noqa: F401
 

@@ -1,8 +1,8 @@
-"""The record of what runs, which outlives the agent that writes it, and of those that died.
+"""The records of running tasks, which outlive a killed agent, and of crashes.
 
-`running` is a file mapped into memory: an agent notes what a slot begins without a system call, and what it
-wrote stays when it is killed. `deaths.json` is written by the supervisor after a death, and by the agent,
-while it lives, when a task is done with. Both lie in a directory of the node and belong to one boot of it.
+`running` is a file mapped into memory. An agent records the tasks that a slot begins without a system call,
+and the record stays when the agent is killed. `deaths.json` is written by the supervisor after a crash, and
+by the agent when a task is settled. Both are in a directory of the node and belong to one boot of it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from node_agent.scheduling.crash_history import CrashCount, after_crash
 
 _LENGTH: Final = 4
 _ROOM: Final = 8192
-"""Bytes for each slot."""
+"""Bytes of the record for each slot."""
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from others."""
+    """Return the id of this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -31,10 +31,10 @@ def boot_id() -> str:
 
 
 class RunningRecord:
-    """Which tasks run in which slot, by uid."""
+    """The running tasks of each slot, by uid."""
 
     def __init__(self, path: Path, slots: int) -> None:
-        """Begins anew: nothing runs."""
+        """Create an empty record."""
         self._path = path
         path.unlink(missing_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -45,14 +45,14 @@ class RunningRecord:
             os.close(descriptor)
 
     def begin(self, slot: int, uids: Sequence[str]) -> None:
-        """The slot runs these. Of very many, the first ones are noted."""
+        """Record that the slot runs these tasks. Of very many, only the first ones are kept."""
         text = " ".join(uids).encode()[: _ROOM - _LENGTH]
         start = slot * _ROOM
         self._map[start + _LENGTH : start + _LENGTH + len(text)] = text
         self._map[start : start + _LENGTH] = len(text).to_bytes(_LENGTH, "big")
 
     def end(self, slot: int) -> None:
-        """The slot runs nothing."""
+        """Record that the slot runs nothing."""
         start = slot * _ROOM
         self._map[start : start + _LENGTH] = bytes(_LENGTH)
 
@@ -67,7 +67,7 @@ class RunningRecord:
 
 
 def read_running(path: Path) -> list[str]:
-    """The uids in a record, also one whose writer is dead. Empty where there is none."""
+    """Read the uids in a record, also of an agent that was killed. Empty without a record."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -81,7 +81,7 @@ def read_running(path: Path) -> list[str]:
 
 
 def read_crashes(path: Path, boot: str) -> dict[str, CrashCount]:
-    """What is remembered of this boot; nothing where the file is of another one, or no such file."""
+    """Read the crashes of this boot. A missing file, and one of another boot, has none."""
     try:
         document = json.loads(path.read_bytes())
         if document["boot_id"] != boot:
@@ -92,7 +92,7 @@ def read_crashes(path: Path, boot: str) -> dict[str, CrashCount]:
 
 
 def write_crashes(path: Path, boot: str, crashes: Mapping[str, CrashCount]) -> None:
-    """Whole or not at all."""
+    """Write the crashes of this boot, atomically."""
     document = {"boot_id": boot, "deaths": {uid: astuple(each) for uid, each in crashes.items()}}
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(document), encoding="utf-8")
@@ -100,7 +100,7 @@ def write_crashes(path: Path, boot: str, crashes: Mapping[str, CrashCount]) -> N
 
 
 def record_crashes(directory: str | os.PathLike[str], at: float) -> list[str]:
-    """Remember what the agent that kept its records there ran when it died; returns the uids."""
+    """Record the tasks that the agent ran when it crashed; return their uids."""
     running, crashes, boot = (
         read_running(Path(directory, "running")),
         Path(directory, "deaths.json"),
@@ -112,7 +112,7 @@ def record_crashes(directory: str | os.PathLike[str], at: float) -> list[str]:
 
 
 class CrashRecord:
-    """What this boot of the node remembers, as a living agent uses it."""
+    """The crashes of this boot of the node, as a running agent uses them."""
 
     def __init__(self, path: Path, boot: str) -> None:
         self._path = path
@@ -120,6 +120,6 @@ class CrashRecord:
         self.known = read_crashes(path, boot)
 
     def forget(self, uid: str) -> None:
-        """The task is done with, or its deaths are noted elsewhere."""
+        """Forget a task that is settled, or whose crashes are recorded elsewhere."""
         if self.known.pop(uid, None) is not None:
             write_crashes(self._path, self._boot, self.known)

@@ -2,7 +2,7 @@
 
 Rules:
 
-- It is a child subreaper: whatever a dead agent leaves, in whatever session, is its child then, and killed.
+- It is a child subreaper: the processes of a dead agent, in any session, become its children and are killed.
 - A crashed agent is started again in place, at once the first time, then after ever longer waits; one that
   lived for `LONG_LIFE` seconds counts as sound. What ran when it died is noted (`crash_record`).
 - The first SIGTERM or SIGINT is handed on as SIGTERM: the agent drains. The second one, or a drain that takes
@@ -13,8 +13,8 @@ Rules:
   cannot be used (`EX_CONFIG`) ends the supervisor too, and so do `MOST_CRASHES` crashes in a row; a stop that
   was not clean is `STOPPED_HARD`.
 
-It forks the agent, which starts with the interpreter warm, and itself imports as little as it can, for there
-is one on every node for as long as that lives: no event loop and no SDK, no `logging` and no `typing`.
+It forks the agent, which then starts with a warm interpreter. It imports as little as possible, because one
+supervisor runs on every node: no event loop and no SDK, no `logging` and no `typing`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Supervisor:
         self._stop_by: float | None = None
 
     def run(self) -> int:
-        """The exit code, when there is nothing more to keep alive."""
+        """Run agents until one ends for good; return the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         linux.become_subreaper()
         with suppress(FileNotFoundError):
@@ -86,7 +86,7 @@ class Supervisor:
         return pid
 
     def _watch(self, pid: int) -> int:
-        """Hand on the first stop, enforce the second; the wait status of the agent when it has ended."""
+        """Pass the first stop on, enforce the second; return the wait status of the agent at its end."""
         while True:
             if (status := linux.reap().get(pid)) is not None:
                 return status
@@ -114,16 +114,16 @@ class Supervisor:
         return self._stop_by is not None and time.monotonic() >= self._stop_by
 
     def _patience(self) -> float:
-        """Seconds until something is due, whatever happens before."""
+        """Return the seconds until the next thing is due."""
         return 3600.0 if self._stop_by is None else max(0.0, self._stop_by - time.monotonic())
 
     def _sweep(self) -> None:
-        """Kill all that the agent has left."""
+        """Kill all processes that the agent has left."""
         if left := linux.kill_descendants():
             say("ERROR", _LOGGER, "processes_left", pids=sorted(left))
 
     def _verdict(self, status: int, lived: float) -> int | None:
-        """The exit code to end with, or None: start another agent."""
+        """Return the exit code to end with, or None to start another agent."""
         code = os.waitstatus_to_exitcode(status)
         if code in (0, EX_CONFIG):
             return code
@@ -152,7 +152,7 @@ class Supervisor:
 
 
 def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
-    """The rest of the forked process's life."""
+    """Run the agent in the forked process until it exits."""
     code = 1
     try:
         for number in _STOPS:

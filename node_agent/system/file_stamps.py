@@ -1,6 +1,6 @@
 """Files on a node's disk: copying them, and seeing cheaply whether something was changed.
 
-Whatever is prepared (a file, a folder) gets one fixed time of modification, long past. Any write to the
+Each prepared file or folder gets one fixed time of modification, long past. Any write to the
 file, and any entry added to, removed from or renamed in the folder, makes the kernel set another one. So a
 look at one number for each tells all, even for changes within one tick of the kernel's clock, where two
 times taken by the clock would be equal.
@@ -13,18 +13,18 @@ from contextlib import suppress
 
 _PIECE = 2**30
 _MOST_OPEN = 64
-"""Descriptors of one watch, of the 1,024 that a process may commonly have."""
+"""Maximum number of descriptors of one watch. A process may commonly have 1,024."""
 STAMP_NS = 1_000_000_000 * 10**9
-"""9 September 2001, as nanoseconds since the epoch."""
+"""The time of modification of all stamped files, in nanoseconds since the epoch: 9 September 2001."""
 
 
 def stamp(path: str) -> None:
-    """Mark a file or a folder as it is now."""
+    """Give a file or a folder the fixed time of modification."""
     os.utime(path, ns=(STAMP_NS, STAMP_NS))
 
 
 def touched(paths: list[str]) -> bool:
-    """Whether any of them was changed, or is gone."""
+    """Tell whether any of these was changed, or is gone."""
     try:
         for path in paths:
             if os.lstat(path).st_mtime_ns != STAMP_NS:
@@ -35,11 +35,10 @@ def touched(paths: list[str]) -> bool:
 
 
 class Watch:
-    """The same look at a directory and what is in it, for one that looks after every task.
+    """Checks the stamps of a directory and its content by open descriptors, for a check after every task.
 
-    What is open is found without a walk along its path: that is three times as fast. A name that is removed,
-    or stands for something else since, tells by the time of the folder that it is in; for the directory
-    itself, which lies in none of ours, the path is asked.
+    A descriptor needs no walk along a path, which is three times as fast. A name that was removed or replaced
+    shows in the time of its folder. The directory itself is in no folder of ours, so its path is checked.
     """
 
     def __init__(self, directory: str, others: list[str]) -> None:
@@ -48,7 +47,7 @@ class Watch:
         self._descriptors: list[int] = []
 
     def touched(self) -> bool:
-        """Whether anything was changed, or is gone. What is put in order after that is looked at anew."""
+        """Tell whether anything was changed, or is gone. If so, the next call looks at the restored files."""
         if self._is_as_it_was():
             return False
         self.close()

@@ -1,6 +1,6 @@
 """The agent's log: JSON lines, one event each, with its fields; nothing secret in them.
 
-Configured by `__main__` alone; everybody else uses `logging` with constant event names and `extra`.
+Configured by `__main__` alone. All other modules use `logging` with constant event names and `extra`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SECRETS: Final = re.compile(
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON. What looks like a key or a signature is struck out."""
+    """Formats a record as one line of JSON. Text that looks like a key or a signature is struck out."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -37,7 +37,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(level: str | None = None) -> None:
-    """To stderr, which Batch keeps as `stderr.txt`. `level`: default BATCHFLOW_LOG_LEVEL, or INFO."""
+    """Log to stderr, which Batch keeps as `stderr.txt`. `level`: default BATCHFLOW_LOG_LEVEL, or INFO."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()

@@ -1,6 +1,6 @@
 """Lines of the agent's log without `logging`, as `node_agent.system.json_log` has them.
 
-For the supervisor, which has little to say and lives as long as its node: it holds as little as it can.
+For the supervisor, which logs little and runs as long as its node, so it imports as little as it can.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that can be killed, whatever they do: how they are started, found and ended.
+"""Starts, finds and ends the processes of tasks, so that none escapes.
 
 Started: in a session of their own, with SIGKILL on the agent's death (PR_SET_PDEATHSIG), and favoured by the
 kernel's out-of-memory killer over the agent. The death signal is set by util-linux's `setpriv`, which costs
@@ -10,7 +10,7 @@ orphans that carry the slot's mark in their environment (the agent is a child su
 children) with their descendants. A process that left session, parent and environment behind is no longer
 found here; it ends when its subreaper does.
 
-Counted: threads and the dead that nobody has waited for too, for they take numbers of the node's as well.
+Counted: threads and zombies too, because they also take process ids of the node.
 
 Ended: SIGSTOP for all until no younger one appears, so that nothing forks away meanwhile, then SIGKILL for
 all; and again, until none is found: the kernel brings a fork that was under way to its end before it stops.
@@ -43,26 +43,26 @@ _PRIVATE_PREFIX: Final = "BATCHFLOW_"
 _OOM_SCORE: Final = b"500"
 _KILL_ROUNDS: Final = 100
 _MOST_HELD: Final = 256
-"""Processes that are killed by their pidfds, at once; a descriptor is a scarce thing too."""
+"""Maximum number of processes that are killed by pidfd at once, because descriptors are limited."""
 _REAP_BOUND: Final = 1.0
-"""Seconds for an orphan to come to us after its end."""
+"""Seconds to wait until an orphan that ended becomes our child."""
 _REAP_PAUSE: Final = 0.002
 DEATH_BOUND: Final = 5.0
-"""Seconds that a killed process may take to be gone before we stop waiting for it."""
+"""Maximum number of seconds to wait until a killed process is gone."""
 
 
 @cache
 def adopt_orphans() -> None:
-    """Make this process the one that orphans among its descendants become children of. Once is enough.
+    """Make this process a child subreaper: orphans among its descendants become its children. Once is enough.
 
-    Called in a running event loop, which is made to wait for processes without threads.
+    Called in a running event loop, which then waits for processes without threads.
     """
     linux.become_subreaper()
     _wait_by_pidfd()
 
 
 def _wait_by_pidfd() -> None:
-    """Before 3.12, asyncio waits for each process in a thread of its own unless told otherwise."""
+    """Have asyncio wait for processes by pidfd. Before 3.12 its default is a thread for each process."""
     policy = asyncio.get_event_loop_policy()
     if sys.version_info < (3, 12) and isinstance(policy, asyncio.DefaultEventLoopPolicy):
         watcher = asyncio.PidfdChildWatcher()
@@ -71,7 +71,7 @@ def _wait_by_pidfd() -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a task's processes see: the agent's environment without its own settings."""
+    """Return the environment of a task's processes: the agent's, without the agent's own settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_PREFIX)}
 
 
@@ -88,7 +88,7 @@ async def spawn(
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with this process. Raises OSError when it cannot be started.
 
-    `most_processes`: from so many processes and threads of this user on, the kernel refuses it any more.
+    `most_processes`: the number of processes and threads of this user at which the kernel refuses more.
     """
     setpriv = _setpriv()
     with _spawned.starting():
@@ -121,7 +121,7 @@ def _bound(pid: int, most: int) -> None:
 
 
 class _Spawned:
-    """The children that were started here: somebody waits for each of them."""
+    """The children that were started here. Each of them has a waiter."""
 
     def __init__(self) -> None:
         self.pids = set[int]()
@@ -129,7 +129,7 @@ class _Spawned:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """While a program is being started its pid is not known yet."""
+        """Mark a program as being started. Its pid is not known yet."""
         self.under_way += 1
         try:
             yield
@@ -141,15 +141,15 @@ _spawned: Final = _Spawned()
 
 
 def reap_orphans() -> None:
-    """Wait for the dead that came to this process as orphans, so that none stays in the process table.
+    """Reap the orphans that became children of this process and ended, so that none stays a zombie.
 
-    Those that were started here are left to whoever waits for them.
+    Processes that were started here are left to their waiters.
     """
     reap_orphans_of(table())
 
 
 def reap_orphans_of(entries: dict[int, ProcessStat]) -> None:
-    """Those of a table, which they are taken out of."""
+    """Reap the orphans of a process table, and remove them from the table."""
     if _spawned.under_way:
         return
     _spawned.pids &= entries.keys()
@@ -172,7 +172,7 @@ def _setpriv() -> str | None:
 
 
 def signal_name(number: int) -> str:
-    """SIGSEGV and the like."""
+    """Return the name of a signal, such as SIGSEGV."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -180,7 +180,7 @@ def signal_name(number: int) -> str:
 
 
 def table(root: int = 0) -> dict[int, ProcessStat]:
-    """The process table; with `root`, at least that process and all that are younger."""
+    """Read the process table; with `root`, at least that process and all that are younger."""
     if root:
         with open("/proc/loadavg", "rb", buffering=0) as loadavg:
             root = root if int(loadavg.read(256).split()[-1]) >= root else 0
@@ -188,9 +188,9 @@ def table(root: int = 0) -> dict[int, ProcessStat]:
 
 
 def on_node() -> tuple[int, int]:
-    """How many processes and threads want to run, and how many there are, of whomever.
+    """Count the runnable processes and threads of the node, and all of them, for all users.
 
-    One small file instead of the whole table.
+    It reads one small file instead of the whole table.
     """
     with open("/proc/loadavg", "rb", buffering=0) as loadavg:
         running, _, everything = loadavg.read(256).split()[3].partition(b"/")
@@ -198,7 +198,7 @@ def on_node() -> tuple[int, int]:
 
 
 def of_user() -> int:
-    """How many of them are this user's, which is what RLIMIT_NPROC bounds."""
+    """Count the processes and threads of this user, which RLIMIT_NPROC bounds."""
     count = 0
     for pid, entry in table().items():
         with suppress(OSError):
@@ -209,14 +209,14 @@ def of_user() -> int:
 def family(
     entries: Mapping[int, ProcessStat], roots: Collection[int], marks: Collection[str] = ()
 ) -> set[int]:
-    """The pids of a task's processes that are alive, roots included; `marks`: find its orphans too."""
+    """Find the living processes of a task, roots included; `marks`: find its orphans too."""
     return {pid for pid in _members(entries, roots, marks) if not entries[pid].is_dead}
 
 
 def population(
     entries: Mapping[int, ProcessStat], roots: Collection[int], marks: Collection[str] = ()
 ) -> int:
-    """How many processes and threads a task has, the dead that nobody has waited for included."""
+    """Count the processes and threads of a task, zombies included."""
     return sum(entries[pid].threads for pid in _members(entries, roots, marks))
 
 
@@ -251,7 +251,7 @@ def _carries(pid: int, wanted: set[bytes]) -> bool:
 
 
 def left_behind(root: int, mark: str) -> set[int]:
-    """What is alive of a program's processes after `root` ended."""
+    """Find the living processes of a program after its `root` ended."""
     return family(table(root), {root}, (mark,))
 
 
@@ -260,9 +260,8 @@ async def kill(
 ) -> None:
     """Kill all processes that `find` finds, and those that they start meanwhile; returns when they are gone.
 
-    `awaited`: those whose exit somebody else waits for. The others, where they are orphans that came to this
-    process, are waited for here. What is in the middle of a system call that cannot be interrupted may
-    outlive `bound`, in seconds.
+    `awaited`: the processes that have another waiter. Orphans among the others are reaped here. A process in
+    a system call that cannot be interrupted may outlive `bound`, in seconds.
     """
     held: dict[int, int | None] = {}
     try:
@@ -285,7 +284,7 @@ async def kill(
 
 
 def _reap_late() -> None:
-    """The last ones, as soon as no program is being started."""
+    """Reap the last orphans as soon as no program is being started."""
     if _spawned.under_way:
         asyncio.get_running_loop().call_later(_REAP_PAUSE, _reap_late)
     reap_orphans()
@@ -299,7 +298,7 @@ def _freeze(fresh: Collection[int], held: dict[int, int | None]) -> None:
 
 
 def signal_groups(pids: Iterable[int], number: signal.Signals) -> None:
-    """To the groups that these processes lead, each as a whole."""
+    """Send a signal to the groups that these processes lead."""
     for pid in pids:
         with suppress(OSError):
             if os.getpgid(pid) == pid:
@@ -307,7 +306,7 @@ def signal_groups(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def _hold(pid: int) -> int | None:
-    """A pidfd; None when the process has ended, or there is none to be had."""
+    """Open a pidfd; None when the process has ended, or no pidfd is available."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -323,7 +322,7 @@ def _signal(pid: int, descriptor: int | None, number: signal.Signals) -> None:
 
 
 async def _all_ended(descriptors: Collection[int], bound: float) -> None:
-    """A pidfd becomes readable when its process ends."""
+    """Wait until all these processes have ended. A pidfd becomes readable when its process ends."""
     loop = asyncio.get_running_loop()
     pending = set(descriptors)
     over = loop.create_future()
@@ -349,9 +348,9 @@ async def _all_ended(descriptors: Collection[int], bound: float) -> None:
 
 
 async def _reap(pids: Iterable[int]) -> None:
-    """Wait for those that came to us: a dead process stays in the table until somebody does.
+    """Reap the orphans among these processes, so that none stays a zombie.
 
-    One whose parent was killed with it comes to us a moment later than it ends.
+    A process whose parent was killed with it becomes our child a moment after its end.
     """
     left = set(pids)
     until = asyncio.get_running_loop().time() + _REAP_BOUND
@@ -362,7 +361,7 @@ async def _reap(pids: Iterable[int]) -> None:
 
 
 def _reaped(pid: int) -> bool:
-    """Whether it is out of the table, after we did our part."""
+    """Reap a process if it is ours; tell whether it is out of the process table."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -370,7 +369,7 @@ def _reaped(pid: int) -> bool:
 
 
 def resident(pids: Iterable[int]) -> int:
-    """Bytes of resident memory of these processes together; shared pages count once for each of them."""
+    """Sum the resident memory of these processes in bytes. Shared pages count once for each process."""
     total = 0
     for pid in pids:
         with suppress(OSError):

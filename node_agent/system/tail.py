@@ -29,11 +29,11 @@ class Tail:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing had to be left out."""
+        """Whether the tail holds the whole stream."""
         return self.size <= self.limit
 
     def text(self, limit: int | None = None) -> str:
-        """At most `limit` bytes of UTF-8; when some were left out, the first line says how many."""
+        """Return at most `limit` bytes of UTF-8. If bytes were left out, the first line says how many."""
         limit = self.limit if limit is None else min(limit, self.limit)
         if self.size <= limit:
             return self._buffer.decode("utf-8", "replace")
