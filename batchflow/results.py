@@ -52,9 +52,7 @@ class Results(list[Result]):
         try:
             import pandas
         except ImportError as error:
-            raise ConfigurationError(
-                "pandas is not installed: pip install 'batchflow-azure[pandas]'"
-            ) from error
+            raise ConfigurationError("pandas is not installed: pip install pandas") from error
         index = pandas.Index([result.index for result in self], name="index")
         frame = pandas.DataFrame([_row(result) for result in self], index=index, columns=list(_COLUMNS))
         for name in _TIMES:

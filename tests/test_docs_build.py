@@ -20,7 +20,7 @@ ASSETS = DOCS / "assets"
 
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
-    reason="Sphinx is not installed: pip install 'batchflow-azure[docs]'",
+    reason="Sphinx is not installed: pip install -e '.[docs]'",
 )
 
 

@@ -2,10 +2,10 @@
 
 The SDK's senders and receivers are not safe to cancel (a coroutine that is cancelled while it waits may go on
 waiting, or lose a frame that it had just read) and not bounded everywhere. So each has an owner, a task that
-makes all calls into it: whoever asked for one may be cancelled or lose patience, the call goes on to its end.
+makes all calls into it. The caller may be cancelled or time out, and the call still runs to its end.
 
 Calls on one handler take turns. Should the connection break under several, each would have the SDK open
-another, over the other's head; and whoever waits for an answer reads what comes for the others, which see it
+another one. And a call that waits for an answer also reads the frames of the others, which see them
 only when their own turn at reading is over. So a receive is kept short while others may want the handler, and
 comes after one of the calls in line, not after all. What follows from a message that came (it is read, given
 to a slot, what waited for it goes on and sends something) is begun before the handler is used again: calls on
@@ -32,11 +32,11 @@ nothing for 240 s. A message that arrives while no receive waits for it is relea
 CLOSE_PATIENCE = (0.1, 0.3, 1.0)
 """Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
 GIVE_WAY = 5
-"""Turns of the event loop after a message has come: what follows from it passes through a few tasks."""
+"""Turns of the event loop to wait after a message: what follows from it passes through a few tasks."""
 
 
 class Handler(Protocol):
-    """What the SDK's senders and receivers have in common."""
+    """The methods that the SDK's senders and receivers have in common."""
 
     def __aenter__(self) -> Coroutine[Any, Any, Any]: ...
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 async def cancel_all(tasks: set[asyncio.Task[Any]]) -> None:
-    """Cancel them again and again, for the SDK may swallow a cancellation; at most for a second."""
+    """Cancel tasks repeatedly, for at most a second, because the SDK may swallow a cancellation."""
     for _ in range(20):
         pending = {task for task in tasks if not task.done()}
         if not pending:
@@ -72,20 +72,20 @@ class Attached(Generic[H]):
         """Whether the latest turn was a call's and not a receive's."""
         self._receiving = False
         self._closing = False
-        """Nobody waits for messages any more; what is in line is still done."""
+        """Stop waiting for messages; queued calls are still made."""
         self._given_up = False
         self._idle: asyncio.Future[None] | None = None
         self._owner = asyncio.create_task(self._own())
 
     def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
-        """Have a call made when its turn comes."""
+        """Queue a call, which is made when its turn comes."""
         call: SdkCall[T] = SdkCall(self, lambda: work(self.handler), doing)
         self._line.append(call)
         self._wake(call)
         return call
 
     def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
-        """The same for what waits for a message, one at a time; it ends when the handler closes."""
+        """Queue a call that waits for a message, one at a time. It ends when the handler closes."""
         call: SdkCall[T] = SdkCall(self, lambda: work(self.handler, bool(self._line)), doing)
         self._receive = call
         self._wake(call)
@@ -133,7 +133,7 @@ class Attached(Generic[H]):
             _log.debug("link.lost_while_idle", extra={"error": type(error).__name__})
 
     def _next(self) -> SdkCall[Any] | None:
-        """Whose turn it is."""
+        """Return the call whose turn it is."""
         receive = None if self._closing else self._receive
         if receive is not None and (self._called or not self._line):
             self._receive, self._called, self._receiving = None, False, True
@@ -161,11 +161,11 @@ class Attached(Generic[H]):
             self._receiving = False
 
     def _end(self, call: SdkCall[Any]) -> None:
-        """It has not been begun, and will not be."""
+        """End a call that has not begun and will not begin."""
         call.end(error=BrokeBefore() if self.broken else asyncio.CancelledError())
 
     async def end(self, patience: float) -> None:
-        """Do what is in line, for `patience` seconds; then nothing more."""
+        """Make the queued calls for at most `patience` seconds, then no more."""
         self._closing = True
         if self._idle is not None:
             _resolve(self._idle)
@@ -174,7 +174,7 @@ class Attached(Generic[H]):
         await cancel_all({self._owner})
 
     async def dispose(self, patience: float) -> None:
-        """The same, and close the handler: a mere wait for a message ends with that."""
+        """Make the queued calls, then close the handler, which ends a wait for a message."""
         if self._receiving and not self._line:
             self._closing = self._given_up = True
         else:
@@ -184,10 +184,10 @@ class Attached(Generic[H]):
 
 
 async def close_handler(handler: Handler) -> None:
-    """Close it in bounded time. An error of a handler that is given up is only logged.
+    """Close a handler in bounded time. An error of a handler that is given up is only logged.
 
-    An attempt that takes too long is cancelled, and closing is tried again with more patience: where nothing
-    is left to do it ends at once.
+    An attempt that takes too long is cancelled, and closing is tried again with a longer limit. If nothing
+    is left to close, it ends at once.
     """
     for patience in CLOSE_PATIENCE:
         closing = asyncio.create_task(handler.close())
@@ -200,7 +200,7 @@ async def close_handler(handler: Handler) -> None:
 
 
 class SdkCall(Generic[T]):
-    """Something that the SDK does for us, whoever may still wait for it."""
+    """A call into the SDK. It runs to its end, even if its caller no longer waits."""
 
     __slots__ = ("_error", "_over", "_result", "_waiter", "attached", "doing", "work")
 
@@ -216,7 +216,7 @@ class SdkCall(Generic[T]):
         self._waiter: asyncio.Future[None] | None = None
 
     def end(self, result: T | None = None, error: BaseException | None = None) -> None:
-        """It is over, for whoever waits."""
+        """Mark the call as ended, and wake its waiter."""
         if self._over:
             return
         self._over, self._result, self._error = True, result, error
@@ -229,22 +229,22 @@ class SdkCall(Generic[T]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was ended before its time, or not begun, because the handler was given up."""
+        """Whether the call was ended early, or not begun, because the handler was given up."""
         return isinstance(self._error, asyncio.CancelledError)
 
     @property
     def broke_before(self) -> bool:
-        """Whether it has ended without having been begun, because the handler broke."""
+        """Whether the call has ended before it began, because the handler broke."""
         return isinstance(self._error, BrokeBefore)
 
     def result(self) -> T:
-        """What became of it, once it is over."""
+        """Return the result of a call that has ended, or raise its error."""
         if self._error is not None:
             raise self._error
         return cast("T", self._result)
 
     async def wait(self, limit: float) -> bool:
-        """Whether it has ended within `limit` seconds. For one at a time.
+        """Wait at most `limit` seconds; tell whether the call has ended. For one caller at a time.
 
         Safe to cancel: the call goes on.
         """
@@ -279,9 +279,9 @@ _HARMLESS = frozenset(
         "ServiceBusServerBusyError",
     }
 )
-"""Errors after which the SDK's handler works on."""
+"""Errors after which the SDK's handler still works."""
 
 
 def is_harmless(error: BaseException) -> bool:
-    """Whether the error concerns one message and leaves the link as it was."""
+    """Tell whether the error concerns one message only and leaves the link as it was."""
     return type(error).__name__ in _HARMLESS

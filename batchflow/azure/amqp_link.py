@@ -1,4 +1,4 @@
-"""Links of the Service Bus SDK, kept whole: opened in bounded time, anew after a loss, never cancelled.
+"""Links of the Service Bus SDK that open in bounded time, reopen after a loss, and are never cancelled.
 
 A `Link` keeps one SDK handler open (see `batchflow.azure.amqp_handler`). When the handler turns out to be
 broken the link lets go of it, gets rid of it in the background once its calls have ended, and makes another
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 OPEN_LIMIT = 9.0
-"""Seconds for opening: an address where nothing answers becomes an error in less than ten."""
+"""Timeout for opening, in seconds. An address where nothing answers is an error in less than ten."""
 CALL_LIMIT = 15.0
-"""Seconds for one call; the SDK's own limits are below it."""
+"""Timeout for one call, in seconds. The SDK's own timeouts are shorter."""
 SETTLE_LIMIT = 3.0
 """Seconds that a handler that is closed waits for the calls on it, and for its own opening: cancelled before
 it is through, the SDK forgets the socket without closing it."""
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class SdkLink(Generic[H]):
-    """A handler of the SDK that is there when it is needed."""
+    """A handler of the SDK, opened when it is needed and replaced when it is broken."""
 
     def __init__(self, make: Callable[[], H], name: str, setting: str | None, *, once: bool = False) -> None:
         self._make = make
@@ -49,18 +49,18 @@ class SdkLink(Generic[H]):
         self.closed = False
 
     async def open(self) -> H:
-        """The handler, opened if there is none."""
+        """Return the handler, opened if there is none."""
         return (await self._ready()).handler
 
     async def wait_for(self, work: Callable[[H, bool], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
         """Start `work`, which waits for a message, when its turn comes; it ends when the handler closes.
 
-        `work` is also told whether somebody else wants the handler; then it shall only look.
+        `work` also learns whether another call wants the handler. Then it reads without waiting.
         """
         return (await self._ready()).wait_for(work, doing)
 
     def finish(self, call: SdkCall[T]) -> T:
-        """The result of a call that has ended, or the `BrokerError` that stands for what went wrong."""
+        """Return the result of a call that has ended, or raise its failure as a `BrokerError`."""
         try:
             return call.result()
         except asyncio.CancelledError:
@@ -70,11 +70,13 @@ class SdkLink(Generic[H]):
         except Exception as error:
             if call.attached.broken:
                 self._let_go(call.attached)
-            raise self._told(error, call) from error
+            raise self._failure(error, call) from error
 
-    def _told(self, error: Exception, call: SdkCall[Any]) -> BrokerError:
-        """What was permitted and is no longer has an expired token: opening anew tells whether there is more
-        to it. The SDK renews tokens while it works, and not while it is idle."""
+    def _failure(self, error: Exception, call: SdkCall[Any]) -> BrokerError:
+        """Translate an error. A right that is refused after it was granted is taken for an expired token.
+
+        Reopening shows whether that is so. The SDK renews tokens while it works, not while it is idle.
+        """
         doing = f"{call.doing} ({self.name})"
         told = broker_error(error, doing, self.setting)
         refused = told.setting is not None and not told.retryable and not isinstance(told, QueueNotFound)
@@ -85,7 +87,7 @@ class SdkLink(Generic[H]):
     async def call(
         self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str, limit: float = CALL_LIMIT
     ) -> T:
-        """Do `work` with the handler when its turn has come. Cancelled, the work goes on."""
+        """Do `work` with the handler when its turn comes. If cancelled, the work continues."""
         while True:
             call = (await self._ready()).ask(work, doing)
             if not await call.wait(limit):
@@ -153,7 +155,7 @@ class SdkLink(Generic[H]):
         task.add_done_callback(self._disposals.discard)
 
     async def aclose(self) -> None:
-        """Idempotent, bounded, raises nothing."""
+        """Close the link. Idempotent, bounded, raises nothing."""
         self.closed = True
         if self._nascent is not None:
             await self._nascent.end(SETTLE_LIMIT)

@@ -1,7 +1,7 @@
 """The port to the machines, on the Batch SDK.
 
-Long-running operations are only started: whether a wish came true is seen in the pool itself. A node's errors
-and a pool's resize errors are facts to be told (`Fault`), not exceptions.
+Long-running operations are only started; the pool itself shows their result. A node's errors and a pool's
+resize errors are facts to report (`ReportedFault`), not exceptions.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ CONNECT_LIMIT = 4.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
 in less than ten."""
 READ_LIMIT = 30.0
-"""Seconds without a byte of the answer."""
+"""Timeout in seconds for the next byte of an answer."""
 TASKS_A_REQUEST = NODES_A_REQUEST = 100
-"""As many as Batch takes."""
+"""Maximum number of tasks of one request: Azure's limit."""
 GONE_LIMIT = 120.0
-"""Seconds until a job that was deleted is gone, so that another can have its id."""
+"""Maximum number of seconds until a deleted job is gone, so that its id is free."""
 
 _ADDRESS = "batch.url"
-"""The setting at fault when nothing answers."""
+"""The setting that an error names when nothing answers."""
 _NO_FILE = {404, 409, 416}
-"""The answers about a file that is not there: its task has not run, its node is gone, or a new run has just
-begun it anew, so that it is shorter than it was when it was listed."""
+"""Error codes for a file that is not there: its task has not run, its node is gone, or a new run has made it
+shorter than it was when it was listed."""
 _ENDED_JOB = {"JobCompleted", "JobTerminating", "JobBeingTerminated", "JobBeingDeleted"}
-"""Refusals of a change to a job that needs it no more."""
+"""Error codes for a change to a job that no longer needs it."""
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
@@ -114,9 +114,9 @@ class BatchCompute(Closes):
             return [supported_image(image) async for image in self._client.list_supported_images()]
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
-        wish = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
+        options = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
         with self._failing(f"cannot resize pool {pool_id}"):
-            await self._client.begin_resize_pool(pool_id, wish)
+            await self._client.begin_resize_pool(pool_id, options)
 
     async def delete_pool(self, pool_id: str) -> bool:
         with self._failing(f"cannot delete pool {pool_id}"):
@@ -244,7 +244,7 @@ class BatchCompute(Closes):
                 return ""
 
     async def _end_of_file(self, job_id: str, task_id: str, name: str, tail: int) -> str:
-        """Asks the listing for the size: of a HEAD that is refused the SDK logs a traceback."""
+        """Return the size from the listing, because the SDK logs a traceback for a HEAD that is refused."""
         part = _last_part(name, [file async for file in self._client.list_task_files(job_id, task_id)], tail)
         if part is None:
             return ""
@@ -275,21 +275,21 @@ def _checked(key: str, setting: str) -> str:
 
 
 def _last_part(name: str, files: list[models.BatchNodeFile], tail: int) -> str | None:
-    """The range of a file's last bytes; None when it has none or is not there."""
+    """Return the range of a file's last bytes; None when it has none or is not there."""
     found = [file.properties for file in files if file.name == name]
     size = found[0].content_length if found and found[0] is not None else 0
     return f"bytes={max(0, size - tail)}-{size - 1}" if size else None
 
 
 def _reasons(error: HttpResponseError) -> str:
-    """What Batch says is wrong with a request: which property, which value, why."""
+    """Return what Batch says is wrong with a request: the property, the value, the reason."""
     model = error.model if isinstance(error.model, models.BatchError) else None
     values = model.error_values if model is not None and model.error_values else ()
     return "; ".join(f"{each.key}: {each.value}" for each in values) or code_of(error) or "bad request"
 
 
 def _hint(error: HttpResponseError) -> str:
-    """Batch does not tell which VM sizes there are."""
+    """Return a hint for a refused VM size, because Batch does not list the sizes."""
     if "vmSize" not in _reasons(error):
         return ""
     return (
@@ -366,10 +366,10 @@ def _task_info(task: models.BatchTask) -> BatchTaskInfo:
 
 
 def _fault(error: Any) -> ReportedFault:
-    """From any of the SDK's three classes that have a code and a message."""
+    """Make a fault from any of the SDK's three classes that have a code and a message."""
     return ReportedFault(error.code or "Unknown", error.message or "")
 
 
 def _word(value: Any) -> str:
-    """An enumeration's value, also one that this SDK does not know."""
+    """Return an enumeration's value, also one that this SDK does not know."""
     return str(getattr(value, "value", value)).lower()

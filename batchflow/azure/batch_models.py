@@ -1,4 +1,4 @@
-"""What batchflow asks of Batch, in the SDK's own models."""
+"""Translates batchflow's documents into the models of the Batch SDK."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from batchflow.ports.compute import BatchTask, PoolDocument, ResourceFile
 
 DEFAULT_NODE_AGENT = "batch.node.ubuntu 24.04"
-"""Of the default image, for a document that names none."""
+"""The node agent SKU of the default image, for a document that names none."""
 
 
 def pool_options(document: PoolDocument) -> models.BatchPoolCreateOptions:
-    """A pool to be made."""
+    """Translate the document of a new pool."""
     return models.BatchPoolCreateOptions(
         id=document.id,
         vm_size=document.vm_size,
@@ -50,7 +50,7 @@ def _machine(document: PoolDocument) -> models.VirtualMachineConfiguration:
 
 
 def start_task(document: PoolDocument) -> models.BatchStartTask | None:
-    """What nodes run when they boot; None when that is nothing."""
+    """Translate the start task of the nodes; None without one."""
     if document.start_command is None:
         return None
     level = models.ElevationLevel.ADMIN if document.start_admin else models.ElevationLevel.NON_ADMIN
@@ -68,10 +68,10 @@ def _environment(environment: Mapping[str, str]) -> list[models.EnvironmentSetti
 
 
 def task_options(task: BatchTask) -> models.BatchTaskCreateOptions:
-    """A task to be added."""
+    """Translate a task to be added."""
     container = None
     if task.container is not None:
-        # The agent's files lie in the task's directory, whatever directory the image begins in.
+        # The agent's files lie in the task's directory, and images may begin in another one.
         container = models.BatchTaskContainerSettings(
             image_name=task.container,
             working_directory=models.ContainerWorkingDirectory.TASK_WORKING_DIRECTORY,
@@ -95,7 +95,7 @@ def _resource_file(file: ResourceFile) -> models.ResourceFile:
 
 
 def supported_image(image: models.BatchSupportedImage) -> SupportedImage:
-    """What nodes can be made of."""
+    """Translate an image that Batch supports."""
     reference, end = image.image_reference, image.batch_support_end_of_life
     return SupportedImage(
         publisher=reference.publisher or "",

@@ -1,7 +1,7 @@
 """The port to the blobs, on the Blob SDK.
 
-ETags are told in the quoted form of HTTP, wherever they come from: a listing has them bare. The SDK's own
-pauses between retries (15 s and more) are replaced by short ones; what still fails is told, typed.
+ETags have the quoted form of HTTP everywhere, although a listing has them bare. The SDK's own
+pauses between retries (15 s and more) are replaced by short ones; what still fails raises a typed error.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ CONNECT_LIMIT = 3.0
 """Seconds for connecting, of which there are two attempts: an address where nothing answers becomes an error
 in less than ten."""
 READ_LIMIT = 30.0
-"""Seconds without a byte of the answer."""
+"""Timeout in seconds for the next byte of an answer."""
 PIECE = 1 << 20
-"""Bytes of one request's body: what is larger travels in blocks, for aiohttp warns of larger bodies."""
+"""Maximum bytes of one request's body. Larger blobs go in blocks, because aiohttp warns of larger bodies."""
 STREAMS = 4
-"""Blocks under way at once."""
+"""Number of blocks that are uploaded at once."""
 
 
 CLOCK_SKEW = 900.0
-"""Seconds that clocks may differ for a signature to be good at once."""
+"""Seconds that clocks may differ for a signature to be valid at once."""
 DELEGATION = 7 * 86400.0
-"""Seconds that a signature of Entra ID's lives at most, as Azure has it."""
+"""Maximum lifetime in seconds of a signature by Entra ID: Azure's limit."""
 
 
 def _options(ca_file: str | None = None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def _failing(doing: str, setting: str) -> Translating:
 
 
 class BlobContainer(Closes):
-    """One container; `client` is closed with it only when it is its own."""
+    """One container. `client` is closed with it only when it owns the client."""
 
     def __init__(self, client: ContainerClient, url: str, setting: str, *, owned: bool) -> None:
         self.name = client.container_name
@@ -137,7 +137,7 @@ class BlobContainer(Closes):
         try:
             await blob.create_append_blob(match_condition=MatchConditions.IfMissing)
         except ResourceExistsError:
-            return  # somebody else was first
+            return  # another client was first
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         with self._failing("upload", name), open(path, "rb") as file:  # noqa: ASYNC230
@@ -190,7 +190,7 @@ class BlobContainer(Closes):
 
 
 class SignedContainer(BlobContainer):
-    """A container for whoever has nothing but its URL and a signature (a SAS without '?')."""
+    """A container by its URL and a signature (a SAS without '?') alone."""
 
     def __init__(
         self,
@@ -297,7 +297,7 @@ class BlobStorage(Closes):
         return await self._delegated(account, container, policy)
 
     async def _delegated(self, account: str, container: str, policy: AccessPolicy) -> str:
-        """By a key that Entra ID's user is lent for a week at most; no stored policy goes with that."""
+        """Sign by a user delegation key, which lasts a week at most and allows no stored policy."""
         now = datetime.now(UTC)
         start = now - timedelta(seconds=CLOCK_SKEW)
         expiry = min(now + timedelta(seconds=DELEGATION - CLOCK_SKEW), _moment(policy.expires_at))

@@ -1,4 +1,4 @@
-"""One table from the errors of the Azure SDKs to ours.
+"""One table that translates the errors of the Azure SDKs into ours.
 
 An error is looked up by its most telling sign: first the code that the service sent (`PoolExists`,
 `BlobNotFound`), then the classes of the exception from the most to the least derived, then the HTTP status.
@@ -36,13 +36,13 @@ _E = TypeVar("_E", bound=ServiceError)
 
 @frozen
 class Meaning:
-    """What an SDK's error means to us."""
+    """The translation of an SDK's error."""
 
     kind: type[ServiceError] = ServiceError
-    """`ServiceError`: the base class of the service that was spoken to."""
+    """The class of our error; `ServiceError`: the base class of the service that was called."""
     retryable: bool = False
     blames_setting: bool = False
-    """Whether the connection string, key or URL that the user configured is the likely culprit."""
+    """Whether the connection string, key or URL that the user configured is the likely cause."""
     remedy: str = ""
 
 
@@ -119,8 +119,8 @@ BY_CLASS: Mapping[str, Meaning] = {
     "builtins.AttributeError": _TRANSIENT,
     "builtins.RuntimeError": _TRANSIENT,
 }
-"""By the class's full name. The last two are what the Service Bus SDK raises when its connection goes away
-under an operation."""
+"""Translations by the full name of the SDK's class. The Service Bus SDK raises the last two when its
+connection is lost during an operation."""
 
 BY_CODE: Mapping[str, Meaning] = {
     "AccountIsDisabled": _DENIED,
@@ -160,10 +160,10 @@ BY_CODE: Mapping[str, Meaning] = {
     "PoolNotFound": Meaning(PoolNotFound),
     "PoolQuotaReached": _QUOTA,
 }
-"""By the code in the service's answer."""
+"""Translations by the code in the service's answer."""
 
 _JUDGED_BY_STATUS = "azure.core.exceptions.HttpResponseError"
-"""This class itself says nothing: the answer's HTTP status does."""
+"""The class that says nothing by itself: the answer's HTTP status decides."""
 
 BY_STATUS: Mapping[int, Meaning] = {
     401: _DENIED,
@@ -181,19 +181,19 @@ BY_STATUS: Mapping[int, Meaning] = {
 
 
 def broker_error(error: BaseException, doing: str, setting: str | None = None) -> BrokerError:
-    """What `error` of the Service Bus SDK, met while `doing`, is to us; to be raised from `error`."""
+    """Translate an error of the Service Bus SDK, met while `doing`; to be raised from `error`."""
     return _translated(error, BrokerError, doing, setting)
 
 
 def storage_error(error: BaseException, doing: str, setting: str | None = None) -> StorageError:
-    """What `error` of the Blob SDK, met while `doing`, is to us; to be raised from `error`."""
+    """Translate an error of the Blob SDK, met while `doing`; to be raised from `error`."""
     return _translated(error, StorageError, doing, setting)
 
 
 def pool_error(
     error: BaseException, doing: str, setting: str | None = None, address: str | None = None
 ) -> PoolError:
-    """What `error` of the Batch SDK, met while `doing`, is to us; to be raised from `error`.
+    """Translate an error of the Batch SDK, met while `doing`; to be raised from `error`.
 
     `setting` names the key, `address` the setting that is at fault when nothing answers.
     """
@@ -202,14 +202,14 @@ def pool_error(
 
 
 def meaning_of(error: BaseException) -> Meaning | None:
-    """The entry of the table that fits best; None when there is none."""
+    """Return the entry of the table that fits best; None when there is none."""
     if type(error).__name__ == "ServiceBusError" and code_of(error) is None:
         error = getattr(error, "inner_exception", None) or error  # in a wrapper that says nothing
     return BY_CODE.get(code_of(error) or "") or _by_class(type(error)) or _by_status(error)
 
 
 def code_of(error: BaseException) -> str | None:
-    """The service's own code for what went wrong, such as `PoolExists`."""
+    """Return the service's own code for the error, such as `PoolExists`."""
     for holder in (error, getattr(error, "error", None), getattr(error, "model", None)):
         for name in ("error_code", "code"):
             code = getattr(holder, name, None)
@@ -245,7 +245,7 @@ def _translated(error: BaseException, base: type[_E], doing: str, setting: str |
 
 
 def _what(error: BaseException) -> str:
-    """The SDK's own words, in a line; of a refused signature only the code, for the rest quotes it."""
+    """Return the SDK's text in one line; for a bad signature only the code, because the text quotes it."""
     code = code_of(error)
     if code == "AuthenticationFailed":
         return code

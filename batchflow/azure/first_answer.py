@@ -1,7 +1,7 @@
-"""HTTP to a service that may not be there at all.
+"""An HTTP transport that gives up early on a service that has never answered.
 
-What takes connections and never answers (a wrong port, a proxy that swallows requests) would else be waited
-for as long as an answer may take, and asked again after that.
+A peer may accept connections and never answer (a wrong port, a proxy that swallows requests). Without this
+transport a request to it would take the whole timeout for an answer, and would then be retried.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ FIRST_ANSWER: Final = 8.0
 
 
 class FirstAnswerTransport(AioHttpTransport):  # type: ignore[misc]
-    """The SDK's own, which gives up early on a service that has never answered.
+    """The SDK's own transport, which gives up early on a service that has never answered.
 
-    Raises `ConnectionError` for it, which no retry policy of the SDKs takes for something to try again.
+    It raises `ConnectionError`, which no retry policy of the SDKs tries again.
     """
 
     _answered = False

@@ -13,40 +13,39 @@ if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
 Credential: TypeAlias = "AsyncTokenCredential"
-"""What gets tokens from Entra ID; whoever made it closes it."""
+"""A source of tokens from Entra ID. Its creator closes it."""
 
 
 def logged_in(setting: str) -> Credential:
-    """Whoever is logged in here: in the environment, as a managed identity, by the az CLI, in this order.
+    """Return the credential of the login on this machine.
 
-    Makes no request. Raises `ConfigurationError` when the extra `identity` is not installed.
+    It is looked for in the environment, as a managed identity, and in the az CLI, in this order. Makes no
+    request. Raises `ConfigurationError` when azure-identity is not installed.
     """
     try:
         from azure.identity.aio import DefaultAzureCredential
     except ImportError as error:
-        raise ConfigurationError(
-            f"{setting} needs azure-identity: pip install 'batchflow-azure[identity]'"
-        ) from error
+        raise ConfigurationError(f"{setting} needs azure-identity: pip install azure-identity") from error
     return DefaultAzureCredential()
 
 
 def of_the_node(client_id: str) -> Credential:
-    """The pool's user-assigned managed identity, on a node of it; makes no request.
+    """Return the credential of the pool's user-assigned managed identity, on a node. Makes no request.
 
-    Not whoever is logged in there: what the environment of a task says must not change who the agent is.
+    It is not the login on the node, because a task's environment must not change the agent's identity.
     """
     try:
         from azure.identity.aio import ManagedIdentityCredential
     except ImportError as error:
         raise ConfigurationError(
             "the pool's managed identity needs azure-identity on its nodes, beside batchflow in the "
-            "interpreter that agent.python names: pip install 'batchflow-azure[identity]'"
+            "interpreter that agent.python names: pip install azure-identity"
         ) from error
     return ManagedIdentityCredential(client_id=client_id)
 
 
 def check_https(url: str, setting: str) -> None:
-    """Raises `ConfigurationError` for an address without HTTPS, where a token would be told to anybody."""
+    """Refuse an address without HTTPS, which would expose a token. Raises `ConfigurationError`."""
     if not url.lower().startswith("https://"):
         raise ConfigurationError(
             f"{setting} needs https, and the address is {url!r}: use the account's key there"

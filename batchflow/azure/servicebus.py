@@ -4,7 +4,7 @@ How this adaptor uses the SDK, and why:
 
 * One SDK handler for each of our senders, receivers and mailboxes, kept by a `Link`, never shared. Each has
   its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_handler`).
-* The SDK's retries are off (`retry_total=0`): what failed is told at once, typed; the link opens anew at the
+* The SDK's retries are off (`retry_total=0`): a failure is raised at once, typed; the link reopens at the
   next call, with backoff.
 * Messages are received one at a time: asked for more, the SDK waits 0.2 s for them to come.
 * Receiving and settling take turns (see `batchflow.azure.amqp_handler`), so a settlement may wait
@@ -61,30 +61,30 @@ T = TypeVar("T")
 H = TypeVar("H", bound=Handler)
 
 _NO_WAIT = 1e-9
-"""Seconds: the SDK then looks at what it has read, and does not read."""
+"""Seconds of a receive that only looks at what the SDK has read already."""
 ATTEMPT_LIMIT = 8.0
-"""Seconds for opening a link, a send, a renewal."""
+"""Timeout in seconds for opening a link, a send, a renewal."""
 READ_SLICE = 0.2
-"""Seconds that the SDK reads before it looks at the time; each time costs 0.3 ms of CPU."""
+"""Seconds that the SDK reads before it checks the time. Each check costs 0.3 ms of CPU."""
 SHORT_WAIT = 0.15
 """Seconds of one receive call of the SDK while something else may be wanted of its link."""
 LONGEST_WAIT = 5.0
-"""The same while nothing else can be: how long a receive that was cancelled may go on."""
+"""Seconds of one receive call while nothing else is wanted: a cancelled receive may continue for so long."""
 STALE_LIMIT = 3.0
-"""Seconds. A send that fails sooner found a link that had been closed while it was idle."""
+"""Seconds below which a failed send counts as one on a link that was closed while idle."""
 QUICK = 1.0
-"""Seconds. A receive that fails sooner had no good link to begin with."""
+"""Seconds below which a failed receive counts as one that never had a working link."""
 
 ENVELOPE = 1024
-"""Bytes that a message's ids and properties take at most."""
+"""Maximum bytes of a message's ids and properties."""
 
 _LOCKED_UNTIL = b"x-opt-locked-until"
 _SEQUENCE_NUMBER = b"x-opt-sequence-number"
 _ENQUEUED_AT = b"x-opt-enqueued-time"
-"""Milliseconds since the epoch."""
+"""Names of annotations. Their times are in milliseconds since the epoch."""
 
 _UNUSED_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""For links without TLS: given none, the SDK reads all of certifi for each of them, 20 ms in the loop."""
+"""A TLS context for links without TLS. Without it the SDK reads all of certifi for each link, in 20 ms."""
 
 
 class _End(Closes, Generic[H]):
@@ -122,7 +122,7 @@ class _Sender(_End["ServiceBusSender"]):
         await self._twice_if_stale(lambda handler: handler.schedule_messages(_outgoing(message), when))
 
     def _check_size(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Before sending: the broker ends the link over it, of which the SDK tells "unknown error"."""
+        """Refuse a message that is too large: the broker would end the link with an unknown error."""
         size = sum(len(message.body) + ENVELOPE for message in messages)
         if size > self._largest:
             raise MessageTooLarge(
@@ -134,7 +134,7 @@ class _Sender(_End["ServiceBusSender"]):
             )
 
     async def _twice_if_stale(self, work: Callable[[ServiceBusSender], Any]) -> None:
-        """Once more, on a new link, when the broker had closed an idle one: it is the same message again."""
+        """Send; send the same message once more on a new link when the broker had closed an idle one."""
         started = time.monotonic()
         try:
             await self._link.call(work, "cannot send")
@@ -145,12 +145,12 @@ class _Sender(_End["ServiceBusSender"]):
 
 
 def _may_be_stale(error: BrokerError) -> bool:
-    """Whether the broker may just have closed a link that was idle, or the network cut it."""
+    """Tell whether the broker closed an idle link, or the network cut it."""
     return error.retryable and not isinstance(error, Backpressure)
 
 
 def _outgoing(message: OutgoingMessage) -> AmqpAnnotatedMessage:
-    """In the form that the SDK makes of a `ServiceBusMessage`, at twice the cost."""
+    """Make the form that the SDK makes of a `ServiceBusMessage`, at half its cost."""
     properties = {"message_id": message.message_id}
     if message.session_id is not None:
         properties["group_id"] = message.session_id
@@ -160,7 +160,7 @@ def _outgoing(message: OutgoingMessage) -> AmqpAnnotatedMessage:
 
 
 class _Inbox(_End["ServiceBusReceiver"]):
-    """What a receiver and a mailbox have in common: receiving that is safe to cancel, and settling."""
+    """The common part of receivers and mailboxes: receiving that is safe to cancel, and settling."""
 
     def __init__(self, link: SdkLink[ServiceBusReceiver]) -> None:
         super().__init__(link)
@@ -185,7 +185,7 @@ class _Inbox(_End["ServiceBusReceiver"]):
 
     @property
     def _is_shared(self) -> bool:
-        """Whether others may want the link while a message is awaited: something has to be settled."""
+        """Tell whether other calls may want the link during a receive: some message has to be settled."""
         return bool(self._held)
 
     def _hold(self, message: ServiceBusReceivedMessage) -> Delivery:
@@ -217,7 +217,7 @@ class _Inbox(_End["ServiceBusReceiver"]):
 
 
 def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
-    """The next message; with the link wanted by others, only when it has been read already."""
+    """Return the next message. If other calls want the link, only one that has been read already."""
 
     def receive(handler: ServiceBusReceiver, wanted: bool) -> Any:
         return handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else wait)
@@ -242,7 +242,7 @@ def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
 
 class _Receiver(_Inbox):
     async def receive(self, max_wait: float) -> Delivery | None:
-        """Goes on over a link that is lost and can be opened anew; but not over one loss after the other."""
+        """Receive; survive one lost link that can be reopened, but not one loss after the other."""
         until = time.monotonic() + max_wait
         patient = True
         while True:
@@ -283,7 +283,7 @@ class _Receiver(_Inbox):
         self._held.clear()
 
     async def _give_back(self, call: SdkCall[list[ServiceBusReceivedMessage]]) -> None:
-        """What came after its receive had been cancelled."""
+        """Give back the messages that came after their receive had been cancelled."""
         try:
             for message in self._link.finish(call):
                 await self.abandon(self._hold(message))
@@ -298,7 +298,7 @@ class _Mailbox(_Inbox):
 
     @property
     def _is_shared(self) -> bool:
-        """Always: the session's lock is renewed, and its state written."""
+        """Return True: the session's lock is renewed, and its state written, at any time."""
         return True
 
     async def open(self) -> Self:
@@ -332,7 +332,7 @@ class _Mailbox(_Inbox):
         return await self._own(self._link.call(work, doing))
 
     async def _own(self, awaitable: Awaitable[T]) -> T:
-        """The session lives and dies with its link: whatever broke the link lost the mailbox."""
+        """Translate an error. The session ends with its link, so any loss of the link loses the mailbox."""
         try:
             return await awaitable
         except (LeaseLost, Backpressure):
@@ -453,7 +453,7 @@ class ServiceBusBroker(Closes):
             raise ConfigurationError(malformed(self._setting)) from None
 
     def _connection_string(self, queue: QueueRef) -> str | None:
-        """The queue's own, or the namespace's; None: by the credential, which goes to no other namespace."""
+        """Return the connection string of the queue, or of its namespace; None: the credential opens it."""
         own = self._by_queue.get(queue)
         if own is not None or (self._identity is not None and queue in self._by_queue):
             return own

@@ -1,6 +1,6 @@
-"""The port to the making and removing of queues, on the administration client of the Service Bus SDK.
+"""The port that creates and deletes queues, on the administration client of the Service Bus SDK.
 
-The client is loaded and made at its first use: most programs never administer anything.
+The client is loaded and created at its first use, because most programs never need it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class ServiceBusAdmin(Closes):
 
 
 def _queue_options(spec: QueueSpec) -> dict[str, Any]:
-    """Messages that expire are dead-lettered, not dropped: nothing that was accepted may vanish."""
+    """Return the options of a new queue. Expired messages are dead-lettered, so that none is lost."""
     window, limit = spec.duplicate_window, spec.time_to_live
     options = {
         "requires_session": spec.sessions,
@@ -180,5 +180,5 @@ def _rule(rule: AccessRule) -> AuthorizationRule:
 
 
 def _new_key() -> str:
-    """A key of the form that Azure makes them in: 256 random bits."""
+    """Generate a key as Azure does: 256 random bits."""
     return base64.b64encode(secrets.token_bytes(32)).decode()

@@ -1,9 +1,10 @@
-"""HTTP as all adaptors have it. Over TLS it may trust the certificates of a file besides the system's: a
-proxy's, or the local cloud's own.
+"""The HTTP transport of all adaptors.
 
-Proxies are used as ever. But aiohttp, told to look for them, does so for each request, in two jobs for other
-threads: one for a proxy, one for a password in `~/.netrc`, which no request to Azure can use, for it is
-signed. So it is told only where there is a proxy.
+Over TLS it may trust the certificates of a file besides the system's: a proxy's, or the local cloud's own.
+
+Proxies are used as ever. But aiohttp with `trust_env` looks for them at each request, in two jobs for other
+threads: one for a proxy, one for a password in `~/.netrc`. No request to Azure can use that password, because
+it is signed. So `trust_env` is set only if there is a proxy.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def trusting(ca_file: str) -> ssl.SSLContext:
-    """TLS with those certificates. Reads the system's for 20 ms, in which it leaves other threads alone."""
+    """Return a TLS context with those certificates. It reads the system's for 20 ms, without the GIL."""
     context = ssl.create_default_context()
     context.load_verify_locations(ca_file)
     return context
 
 
 def transport(trust: str | ssl.SSLContext | None, *, connect: float, read: float = 300.0) -> AioHttpTransport:
-    """As the SDKs make it, but for its certificates and its patience with a service that never answers.
+    """Make the SDKs' transport with our certificates and a short limit for a service that never answers.
 
-    `trust`: the file of certificates, or TLS with them. `connect`, `read`: seconds. The SDKs, told the file,
-    would read it at each request.
+    `trust`: the file of certificates, or a TLS context with them. `connect`, `read`: seconds. The SDKs would
+    read the file at each request.
     """
     from batchflow.azure.first_answer import FirstAnswerTransport
 
@@ -45,8 +46,10 @@ def transport(trust: str | ssl.SSLContext | None, *, connect: float, read: float
 
 
 def _is_there_a_proxy() -> bool:
-    """For whatever kind of address: in the environment, or, where aiohttp asks for these too, in the system's
-    settings."""
+    """Tell whether a proxy is configured for any kind of address.
+
+    It is configured in the environment or, where aiohttp reads them too, in the system's settings.
+    """
     from urllib.request import getproxies
 
     return bool(getproxies())

@@ -31,7 +31,7 @@ class OutgoingMessage:
     message_id: str
     session_id: str | None = None
     time_to_live: float | None = None
-    """None: the queue's default."""
+    """Seconds that the message lives; None: the queue's default."""
 
 
 @frozen
@@ -60,31 +60,30 @@ class AccessRule:
 
 
 LEAST_IDLE: Final = 300.0
-"""Seconds: the least that Service Bus takes for a queue to remove itself."""
+"""Minimum seconds without use before a queue deletes itself: Azure's limit."""
 
 
 @frozen
 class QueueSpec:
-    """How a queue is made."""
+    """The properties of a new queue."""
 
     name: str
     sessions: bool = False
     lock_duration: float = 30.0
-    """At most 300 (Azure's limit)."""
+    """Seconds, at most 300 (Azure's limit)."""
     max_delivery_count: int = 1000
     duplicate_window: float | None = 600.0
-    """None: no duplicate detection."""
+    """Seconds of duplicate detection; None: no duplicate detection."""
     time_to_live: float | None = None
-    """None: for ever."""
+    """Seconds that a message lives; None: without end."""
     idle: float | None = None
-    """Seconds of no use after which the queue removes itself with what is in it, `LEAST_IDLE` at least; None:
-    never."""
+    """Seconds without use after which the queue deletes itself, at least `LEAST_IDLE`; None: never."""
     rules: tuple[AccessRule, ...] = ()
 
 
 @frozen
 class QueueFigures:
-    """How full a queue is."""
+    """The numbers of messages in a queue."""
 
     active: int
     scheduled: int
@@ -107,8 +106,10 @@ class Sender(Closable, Protocol):
     """A link that sends to one queue. Calls from several coroutines are made one after another."""
 
     async def send(self, *messages: OutgoingMessage) -> None:
-        """Return when the broker has accepted them, all or none, in one round trip. Cancelled or failed, the
-        outcome may be unknown: send the same again, duplicate detection drops the second.
+        """Send messages in one round trip; return when the broker has accepted all of them.
+
+        It accepts all or none. After a cancellation or a failure the outcome may be unknown. Send the same
+        messages again then: duplicate detection drops the second ones.
 
         Raises `MessageTooLarge` (several are together at most as large as one may be), `Backpressure`,
         `QueueNotFound`, or another `BrokerError`, whose `retryable` says whether sending again makes sense
@@ -116,7 +117,7 @@ class Sender(Closable, Protocol):
         """
 
     async def schedule(self, message: OutgoingMessage, at: float) -> None:
-        """Like `send`, to be delivered not before `at` (seconds since the epoch, the broker's clock)."""
+        """Send messages to be delivered not before `at` (seconds since the epoch, the broker's clock)."""
 
 
 class Receiver(Closable, Protocol):
@@ -127,20 +128,20 @@ class Receiver(Closable, Protocol):
     """
 
     async def receive(self, max_wait: float) -> Delivery | None:
-        """The next message, or None when none came within `max_wait` seconds.
+        """Return the next message, or None when none came within `max_wait` seconds.
 
         Safe to cancel: a message that arrives meanwhile is kept for the next call, and given back to the
         broker at `aclose`.
         """
 
     async def complete(self, delivery: Delivery) -> None:
-        """Remove it from the queue for good. Raises `LeaseLost`."""
+        """Remove a message from the queue for good. Raises `LeaseLost`."""
 
     async def abandon(self, delivery: Delivery) -> None:
-        """Give it back at once; counts as a delivery. Raises `LeaseLost`."""
+        """Give a message back at once; this counts as a delivery. Raises `LeaseLost`."""
 
     async def dead_letter(self, delivery: Delivery, reason: str, description: str) -> None:
-        """Move it to the dead-letter queue. Raises `LeaseLost`."""
+        """Move a message to the dead-letter queue. Raises `LeaseLost`."""
 
     async def renew(self, delivery: Delivery) -> None:
         """Hold the message for another full lock duration from now. Raises `LeaseLost`."""
@@ -164,39 +165,39 @@ class Mailbox(Closable, Protocol):
     async def get_state(self) -> bytes | None: ...
 
     async def set_state(self, state: bytes) -> None:
-        """At most 256 KB (Standard tier)."""
+        """Write the session's state, at most 256 KB (Standard tier)."""
 
 
 class Broker(Closable, Protocol):
     """Service Bus, as a client or an agent may use it by its rights."""
 
     async def sender(self, queue: QueueRef) -> Sender:
-        """Open a link; returns when it is open, so that a missing right or queue is told here."""
+        """Open a link; return when it is open, so that a missing right or queue raises here."""
 
     async def receiver(
         self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False
     ) -> Receiver: ...
 
     async def mailbox(self, queue: QueueRef, session_id: str, *, prefetch: int = 50) -> Mailbox:
-        """Raises `MailboxInUse` at once when somebody else holds it (no retries here)."""
+        """Open a mailbox. Raises `MailboxInUse` at once when another client holds it (no retries here)."""
 
 
 class BrokerAdmin(Closable, Protocol):
-    """What needs the right Manage: making, describing and removing queues."""
+    """The operations that need the right Manage: to create, describe and delete queues."""
 
     namespace: str
 
     async def create_queue(self, spec: QueueSpec) -> bool:
-        """Make it, with its access rules; False when it was there already (it is left as it is)."""
+        """Create a queue with its access rules. An existing queue is left as it is: False."""
 
     async def delete_queue(self, name: str) -> bool:
-        """False when there was none."""
+        """Delete a queue; return False when there was none."""
 
     async def connection_string(self, queue: str, rule: str) -> str:
-        """The connection string of one access rule of one queue: a secret."""
+        """Return the connection string of one access rule of one queue: a secret."""
 
     async def figures(self, queue: str) -> QueueFigures:
-        """Raises `QueueNotFound`."""
+        """Return the numbers of messages in a queue. Raises `QueueNotFound`."""
 
     async def queues(self) -> list[str]:
-        """The names of all queues of the namespace."""
+        """Return the names of all queues of the namespace."""

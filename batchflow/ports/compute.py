@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @frozen
 class PoolDocument:
-    """A pool to be made."""
+    """The properties of a new pool."""
 
     id: str
     vm_size: str
@@ -27,7 +27,7 @@ class PoolDocument:
     nodes: int
     spot: int = 0
     task_slots: int = 1
-    """Batch's own slots for Batch tasks: one, for the agent. The agent's slots are its own affair."""
+    """Batch's own slots for Batch tasks: one, for the agent. The agent has its own slots."""
     start_command: str | None = None
     start_admin: bool = True
     """Whether the start task runs as an administrator: it is there to install things."""
@@ -40,7 +40,7 @@ class PoolDocument:
 
 @frozen
 class SupportedImage:
-    """An image that Batch makes nodes of, as it tells of it."""
+    """An image that Batch supports, as Batch describes it."""
 
     publisher: str
     offer: str
@@ -50,12 +50,12 @@ class SupportedImage:
     containers: bool = False
     """Whether nodes of it can run containers."""
     end_of_life: float | None = None
-    """From when on Batch makes no pool of it, in seconds since the epoch; None: not known yet."""
+    """The time from which Batch creates no pool with it, in seconds since the epoch; None: not known yet."""
 
 
 @frozen
 class ReportedFault:
-    """What Batch reports of a resize or of a node that went wrong."""
+    """An error of a resize or of a node, as Batch reports it."""
 
     code: str
     message: str
@@ -63,33 +63,33 @@ class ReportedFault:
 
 @frozen
 class PoolInfo:
-    """A pool as Batch tells of it."""
+    """A pool as Batch describes it."""
 
     id: str
     state: Literal["active", "deleting"]
     allocation: Literal["steady", "resizing", "stopping"]
     vm_size: str
     nodes: int
-    """Dedicated nodes there are."""
+    """Current number of dedicated nodes."""
     wanted: int
-    """Dedicated nodes there shall be."""
+    """Target number of dedicated nodes."""
     spot: int
     spot_wanted: int
     task_slots: int
     metadata: Mapping[str, str]
     resize_errors: tuple[ReportedFault, ...] = ()
     image: Image | None = None
-    """None for one that is not of the marketplace."""
+    """The marketplace image; None for any other image."""
     start_command: str | None = None
     autoscale: bool = False
-    """Whether a formula decides how many nodes there shall be."""
+    """Whether a formula sets the target number of nodes."""
     identities: tuple[ManagedIdentity, ...] = ()
     """The user-assigned managed identities of its nodes."""
 
 
 @frozen
 class NodeInfo:
-    """A node as Batch tells of it."""
+    """A node as Batch describes it."""
 
     id: str
     state: str
@@ -106,7 +106,7 @@ class ResourceFile:
     path: str
     mode: str | None = None
     identity: str | None = None
-    """The resource id of the pool's identity that opens it; None: the URL does, by its signature."""
+    """The resource id of the pool's identity that opens it; None: the URL's signature opens it."""
 
 
 @frozen
@@ -115,21 +115,21 @@ class BatchTask:
 
     id: str
     command: str
-    """Run without a shell."""
+    """The command line, run without a shell."""
     files: tuple[ResourceFile, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Never secrets."""
+    """Environment variables; never secrets."""
     slots: int = 1
-    """How many of its node's Batch slots it takes."""
+    """Number of its node's Batch slots that it takes."""
     retries: int = 0
-    """-1: without end."""
+    """Maximum number of retries; -1: without end."""
     container: str | None = None
     """The container image that it runs in; None: on the node itself."""
 
 
 @frozen
 class BatchTaskInfo:
-    """A task of Azure Batch as it tells of it."""
+    """A task of Azure Batch, as Batch describes it."""
 
     id: str
     state: Literal["active", "preparing", "running", "completed"]
@@ -137,49 +137,52 @@ class BatchTaskInfo:
     exit_code: int | None = None
     failure: ReportedFault | None = None
     retries: int = 0
-    """How often Batch has started it again after a failure of its own."""
+    """Number of times that Batch has started it again after it failed."""
 
 
 class Compute(Closable, Protocol):
     """The Batch account."""
 
     async def create_pool(self, document: PoolDocument) -> None:
-        """Raises `PoolExists`, `QuotaExceeded`, or `ConfigurationError` for what Batch would not take."""
+        """Create a pool. Raises `PoolExists`, `QuotaExceeded`, or `ConfigurationError`."""
 
     async def pool(self, pool_id: str) -> PoolInfo:
-        """Raises `PoolNotFound`."""
+        """Return a pool. Raises `PoolNotFound`."""
 
     def pools(self) -> AsyncIterator[PoolInfo]: ...
 
     async def images(self) -> list[SupportedImage]:
-        """What nodes can be made of."""
+        """Return the images that Batch supports."""
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
-        """Returns when Batch has taken the wish; it may take minutes to come true."""
+        """Request a resize; return when Batch has accepted it. The resize may take minutes."""
 
     async def delete_pool(self, pool_id: str) -> bool:
-        """Returns when Batch has taken the wish. False when there was none."""
+        """Request a deletion; return when Batch has accepted it. False when there was no pool."""
 
     async def nodes(self, pool_id: str) -> list[NodeInfo]:
-        """Raises `PoolNotFound`."""
+        """Return the nodes of a pool. Raises `PoolNotFound`."""
 
     async def remove_nodes(self, pool_id: str, node_ids: Sequence[str]) -> None:
-        """Take these nodes away; the pool is wanted that much smaller. Their tasks are requeued."""
+        """Remove these nodes and lower the pool's target size. Their tasks are requeued."""
 
     async def reboot_node(self, pool_id: str, node_id: str) -> None:
-        """Returns when Batch has taken the wish. Its tasks are requeued, its start task runs again."""
+        """Request a reboot; return when Batch has accepted it.
+
+        The node's tasks are requeued, and its start task runs again.
+        """
 
     async def node_output(self, pool_id: str, node_id: str, path: str, tail: int = 4096) -> str:
-        """The end of a node's file, such as `startup/stderr.txt`; "" when it cannot be had."""
+        """Return the end of a node's file, such as `startup/stderr.txt`; "" when it cannot be read."""
 
     async def change_start_task(self, document: PoolDocument) -> None:
         """Give the pool the document's start task; each node runs it from its next boot on."""
 
     async def create_job(self, job_id: str, pool_id: str) -> bool:
-        """False when there is an active one of that id. A completed one is removed and made anew."""
+        """Create a job; False when an active one has that id. A completed one is replaced."""
 
     async def add_tasks(self, job_id: str, tasks: Sequence[BatchTask]) -> None:
-        """Tasks that exist are left as they are."""
+        """Add tasks. Tasks that exist are left as they are."""
 
     async def end_job_when_idle(self, job_id: str) -> None:
         """Let Batch end the job by itself when all its tasks are complete (set after tasks were added).
@@ -188,13 +191,13 @@ class Compute(Closable, Protocol):
         """
 
     async def tasks(self, job_id: str) -> list[BatchTaskInfo]:
-        """Empty when there is no such job."""
+        """Return the tasks of a job; empty when there is no such job."""
 
     async def delete_task(self, job_id: str, task_id: str) -> bool:
-        """Ends it where it runs. False when there was none."""
+        """Delete a task, also one that runs. False when there was none."""
 
     async def task_output(self, job_id: str, task_id: str, name: str, tail: int = 4096) -> str:
-        """The end of `stdout.txt` or `stderr.txt`, in bytes decoded leniently; "" when there is none."""
+        """Return the end of `stdout.txt` or `stderr.txt`, decoded leniently; "" when there is none."""
 
     async def delete_job(self, job_id: str) -> bool:
-        """Ends its tasks where they run. False when there was none."""
+        """Delete a job and end its tasks. False when there was none."""

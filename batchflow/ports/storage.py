@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 EXACTNESS: Final = 1.0
-"""Seconds: HTTP's dates, which the service tells times with, have no fractions."""
+"""Seconds of precision of the service's times, because HTTP's dates have no fractions."""
 
 
 @frozen
@@ -31,7 +31,7 @@ class Blob:
 
 @frozen
 class BlobInfo:
-    """A blob as a listing tells of it. Times are the service's alone: nobody's own clock is asked."""
+    """A blob as a listing shows it. Its times are by the service's clock alone."""
 
     name: str
     size: int
@@ -39,7 +39,7 @@ class BlobInfo:
     modified_at: float
     """Seconds since the epoch."""
     age: float
-    """Seconds from then to the listing, at least: up to twice `EXACTNESS` less than it was."""
+    """Minimum seconds from then to the listing: up to twice `EXACTNESS` less than the real age."""
 
 
 @frozen
@@ -60,31 +60,31 @@ class Container(Closable, Protocol):
 
     name: str
     url: str
-    """Without any signature."""
+    """The address, without any signature."""
 
     async def get(self, name: str) -> Blob:
-        """Raises `BlobNotFound`."""
+        """Read a blob. Raises `BlobNotFound`."""
 
     async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
-        """The blob, or None when its ETag is still `etag`. Raises `BlobNotFound`."""
+        """Read a blob; None when its ETag is still `etag`. Raises `BlobNotFound`."""
 
     async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
-        """Write it whole and return its new ETag.
+        """Write a whole blob and return its new ETag.
 
-        `if_match`: only over that version; `create`: only where there is none. Else raises `BlobConflict`.
+        `if_match`: only over that version; `create`: only if it does not exist. Else raises `BlobConflict`.
         """
 
     async def append(self, name: str, data: bytes) -> None:
-        """Add to an append blob, made at the first call."""
+        """Add to an append blob, which the first call creates."""
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
-        """A file's content, streamed. `create`: raises `BlobConflict` where there is one already."""
+        """Upload a file's content, streamed. `create`: raises `BlobConflict` if the blob exists."""
 
     async def download(self, name: str, path: str | PathLike[str]) -> None:
-        """Into a file, streamed, that appears whole under its name or not at all. Raises `BlobNotFound`."""
+        """Download into a file, streamed, which appears whole or not at all. Raises `BlobNotFound`."""
 
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
-        """False when there was none. `if_match`: only that version; else raises `BlobConflict`."""
+        """Delete a blob; False when there was none. `if_match`: that version, else raises `BlobConflict`."""
 
     def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]: ...
 
@@ -93,23 +93,23 @@ class Storage(Closable, Protocol):
     """The Storage account."""
 
     def container(self, name: str) -> Container:
-        """Makes no request."""
+        """Return a container, without a request."""
 
     async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
-        """False when it was there already (its policies are set all the same).
+        """Create a container; False when it existed already (its policies are set all the same).
 
         Without the account's key no policies are stored: nothing could be signed under them.
         """
 
     async def delete_container(self, name: str) -> bool:
-        """False when there was none."""
+        """Delete a container; False when there was none."""
 
     async def containers(self, prefix: str = "") -> list[str]: ...
 
     async def signature(self, container: str, policy: AccessPolicy) -> str:
-        """A SAS (the query string, without '?') with these rights: a secret.
+        """Make a SAS (the query string, without '?') with these rights: a secret.
 
         With the account's key it is under the container's stored policy of that name, and ends with it.
-        Without, Entra ID lends a key for a week at most: no stored policy ends it, but the loss of the
-        right does.
+        Without, it is signed by a user delegation key, for a week at most. No stored policy ends that, but
+        the loss of the right does.
         """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 INTERVAL: Final = 5.0
 """Minimum number of seconds between two appends."""
 MOST_BYTES: Final = 256 * 1024
-"""Maximum number of waiting lines. Beyond it the oldest lines are dropped."""
+"""Maximum bytes of waiting lines. Beyond it the oldest lines are dropped."""
 MOST_APPENDS: Final = 40_000
 """Maximum number of appends to one blob. Azure's limit is 50,000. Then a new blob is started."""
 

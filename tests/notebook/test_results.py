@@ -75,4 +75,4 @@ def test_without_pandas_it_says_what_to_install() -> None:
         "except ConfigurationError as error: print(error)\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert finished.stdout == "pandas is not installed: pip install 'batchflow-azure[pandas]'\n"
+    assert finished.stdout == "pandas is not installed: pip install pandas\n"

@@ -101,9 +101,9 @@ def test_a_token_goes_over_https_only() -> None:
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without azure-identity the error says what to install, here and on a node."""
     monkeypatch.setitem(sys.modules, "azure.identity.aio", None)
-    with pytest.raises(ConfigurationError, match=r"batch\.entra .*pip install 'batchflow-azure\[identity\]'"):
+    with pytest.raises(ConfigurationError, match=r"batch\.entra .*pip install azure-identity"):
         logged_in("batch.entra")
-    with pytest.raises(ConfigurationError, match=r"on its nodes.*pip install 'batchflow-azure\[identity\]'"):
+    with pytest.raises(ConfigurationError, match=r"on its nodes.*pip install azure-identity"):
         of_the_node("client-id")
 
 
