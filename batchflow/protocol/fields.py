@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, InitVar, dataclass, field, fields, make_dataclass
 from itertools import takewhile
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar, cast, dataclass_transform
 
 from batchflow.model import Attempt
@@ -48,8 +48,9 @@ class Kind:
     """The Python type whose values need no conversion; None: values of every type."""
     read: Callable[[Any], Any]
     """Returns the field's value. Raises `FieldError`."""
-    checks: bool = False
-    """Whether `read` has to be called for values of the exact type as well."""
+    check: Callable[[Any], Any] | None = None
+    """Returns the field's value for one of the exact type; None: the value itself. Raises `FieldError` or
+    KeyError."""
     write: Callable[[Any], Any] | None = None
     """Returns what JSON has in place of the value; None: the value itself."""
 
@@ -114,9 +115,13 @@ def each(read: Callable[[Any], T], values: Any) -> tuple[T, ...]:
 
 def uid(value: Any) -> str:
     """An incarnation, a colon, and a sequence number of 19 digits at most."""
-    if UID_PATTERN.fullmatch(text(value)) is None:
+    return _checked_uid(text(value))
+
+
+def _checked_uid(value: str) -> str:
+    if UID_PATTERN.fullmatch(value) is None:
         raise FieldError("a string that is not a uid")
-    return cast("str", value)
+    return value
 
 
 def attempt(value: Any) -> Attempt:
@@ -146,12 +151,12 @@ def choice(name: str, values: Mapping[str, Any]) -> Kind:
             raise FieldError(f"not {name}")
         return values[value]
 
-    return Kind(name, str, read, checks=True)
+    return Kind(name, str, read, check=values.__getitem__)
 
 
 ANY: Final = Kind("any JSON", None, lambda value: value)
 TEXT: Final = Kind("a string", str, text)
-UID: Final = Kind("a uid", str, uid, checks=True)
+UID: Final = Kind("a uid", str, uid, check=_checked_uid)
 NUMBER: Final = Kind("a number", float, number)
 WHOLE: Final = Kind("a whole number", int, whole)
 TRUTH: Final = Kind("a truth value", bool, bool)
@@ -241,31 +246,43 @@ class Codec(Generic[T]):
 
     def __init__(self, cls: type[T], settle: Callable[[T], None] | None = None) -> None:
         rows = [(each.name, each.metadata[_KEY]) for each in fields(cast("Any", cls))]
-        self.write: Final = _writer(rows)
+        self.write: Final[Callable[[T], dict[str, Any]]] = _writer(cls, rows)
         self.read: Final[Callable[[Any], T]] = _reader(cls, rows, settle)
 
 
 _Rows = list[tuple[str, Field]]
 
 
-def _writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
-    """Look for a record without rare values first: one call gets all its attributes."""
-    firsts = [(name, row) for name, row in rows if row.always]
-    common = [(name, row) for name, row in rows if not row.always and (row.usual or row.kind is ANY)]
-    rare = [(name, row) for name, row in rows if not (row.always or row.usual or row.kind is ANY)]
-    values_of = attrgetter(*(row.source or name for name, row in firsts + common + rare))
-    names = [row.name for _, row in firsts + common]
-    count = len(names)
-    removable = [row.name for _, row in common]
-    defaults = tuple(row.absent for _, row in rare)
-    stored = next((row.name for _, row in firsts if row.reference), names[0])
-    finish = _general_writer(rows, [row for _, row in firsts + common + rare])
+def _writer(cls: type[T], rows: _Rows) -> Callable[[T], dict[str, Any]]:
+    """Look for a record whose rare fields have their defaults first: none of these is written.
 
-    def write(record: Any) -> dict[str, Any]:
+    Methods that `dataclass` compiles take the place of a call for each field: `__eq__` compares attributes,
+    and `__init__` makes a dictionary of values.
+    """
+    written = [(name, row) for name, row in rows if row.always]
+    written += [(name, row) for name, row in rows if not row.always and (row.usual or row.kind is ANY)]
+    rare = [name for name, row in rows if not (row.always or row.usual or row.kind is ANY)]
+    values_of = attrgetter(*(row.source or name for name, row in written))
+    # A value of any type is not compared: that would run its own code. Each record has one such field.
+    extra = next(place for place, (_, row) in enumerate(written) if row.kind is ANY and not row.always)
+    names: list[Any] = [row.name for _, row in written]
+    with_extra = make_dataclass("WithExtra", names)
+    # An InitVar is an argument that does not become an attribute.
+    names[extra] = (names[extra], InitVar[Any])
+    without_extra = make_dataclass("WithoutExtra", names)
+    removable = tuple(row.name for _, row in written if row.usual and not row.always)
+    has_equal = cast("Callable[[T, T], bool]", make_dataclass("Rare", rare).__eq__)
+    blank = cls(*(None if row.absent is MISSING else row.absent for _, row in rows))
+    stored = next((row.name for _, row in written if row.reference), written[0][1].name)
+    write_each = _general_writer(rows)
+
+    def write(record: T) -> dict[str, Any]:
+        if not has_equal(record, blank):
+            return write_each(record)
         values = values_of(record)
-        made = dict(zip(names, values))  # noqa: B905 - the rare values follow
-        if values[count:] != defaults or type(made[stored]) is Reference:
-            return finish(values)
+        made: dict[str, Any] = (without_extra if values[extra] is None else with_extra)(*values).__dict__
+        if type(made[stored]) is Reference:
+            return write_each(record)
         for name in removable:
             if made[name] is None:
                 del made[name]
@@ -274,23 +291,21 @@ def _writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
     return write
 
 
-def _general_writer(rows: _Rows, order: list[Field]) -> Callable[[tuple[Any, ...]], dict[str, Any]]:
-    """`order`: the rows of the values, those that are always written before the others."""
-    names = [row.name for row in order if row.always]
-    stored = next((row for row in order if row.reference), None)
-    others = [
-        (row.name, order.index(row), row.absent, row.kind is ANY, row.kind.write)
-        for _, row in rows
-        if not row.always
-    ]
+def _general_writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
+    firsts = [(name, row) for name, row in rows if row.always]
+    others = [(name, row) for name, row in rows if not row.always]
+    firsts_of = attrgetter(*(row.source or name for name, row in firsts))
+    others_of = attrgetter(*(name for name, _ in others), firsts[0][0])  # a tuple for one field, too
+    names = [row.name for _, row in firsts]
+    stored = next((row for _, row in firsts if row.reference), None)
+    table_of = [(row.name, row.absent, row.kind is ANY, row.kind.write) for _, row in others]
 
-    def write(values: tuple[Any, ...]) -> dict[str, Any]:
-        made = dict(zip(names, values))  # noqa: B905 - the others follow
+    def write(record: Any) -> dict[str, Any]:
+        made = dict(zip(names, firsts_of(record), strict=True))
         if stored is not None and type(value := made[stored.name]) is Reference:
             made[stored.name] = None
             made[cast("str", stored.reference)] = {"blob": value.blob, "size": value.size}
-        for name, place, default, is_any, convert in others:
-            value = values[place]
+        for (name, default, is_any, convert), value in zip(table_of, others_of(record), strict=False):
             if value is not default and (is_any or value != default):
                 made[name] = value if convert is None else convert(value)
         return made
@@ -299,25 +314,31 @@ def _general_writer(rows: _Rows, order: list[Field]) -> Callable[[tuple[Any, ...
 
 
 def _reader(cls: type[T], rows: _Rows, settle: Callable[[T], None] | None) -> Callable[[Any], T]:
-    """Look for the usual fields with values of the usual types first: these need no conversion."""
+    """Look for the usual fields in the order of the table, with values of the usual types, first."""
     usual = [row for _, row in rows if row.usual]
-    names = frozenset(row.name for row in usual)
-    arguments_of = itemgetter(*(row.name for row in usual))
-    typed = [row for row in usual if row.kind.exact is not None]
-    typed_of = itemgetter(*(row.name for row in typed))
-    types = tuple(row.kind.exact for row in typed)
-    checks = [(place, row.kind.read) for place, row in enumerate(usual) if row.kind.checks]
+    names = [row.name for row in usual]
+    types = [row.kind.exact for row in usual]
+    untyped = tuple(place for place, row in enumerate(usual) if row.kind.exact is None)
+    checks = [(place, row.kind.check) for place, row in enumerate(usual) if row.kind.check is not None]
     first = sum(1 for _ in takewhile(lambda row: row[1].usual, rows))
     gap = [row.absent for _, row in takewhile(lambda row: not row[1].usual, rows[first:])]
     read_each = _general_reader(rows)
 
+    def is_usual(value: dict[str, Any]) -> bool:
+        if [*value] != names:
+            return False
+        found: list[type[Any] | None] = [*map(type, value.values())]
+        for place in untyped:
+            found[place] = None
+        return found == types
+
     def read(value: Any) -> T:
-        if type(value) is dict and value.keys() == names and tuple(map(type, typed_of(value))) == types:
-            arguments = list(arguments_of(value))
+        if type(value) is dict and is_usual(value):
+            arguments = [*value.values()]
             try:
                 for place, check in checks:
                     arguments[place] = check(arguments[place])
-            except FieldError:
+            except (FieldError, KeyError):
                 arguments = read_each(value)  # which names the field
             else:
                 arguments[first:first] = gap

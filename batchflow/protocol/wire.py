@@ -22,7 +22,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, get_args
 
@@ -64,7 +64,8 @@ EventKind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
 
 _DUMP_OPTIONS: Final = orjson.OPT_PASSTHROUGH_SUBCLASS
 
-_STATUS_TEXTS: Final = {status: status.value for status in Status}
+_SUCCEEDED: Final = Status.SUCCEEDED
+"""A member is looked up in its class by Python code, which takes 0.1 µs."""
 OUTCOME: Final = choice("an outcome", {status.value: status for status in Status if status.final})
 EVENT_KIND: Final = choice("a known kind of event", {kind: kind for kind in get_args(EventKind)})
 
@@ -111,7 +112,7 @@ class ResultItem:
     client: str = always("client", TEXT)
     command: str = always("command", TEXT)
     uid: str = always("uid", UID)
-    status: Status = always("status", OUTCOME, source="status_text")
+    status: Status = always("status", OUTCOME, source="status._value_")
     submitted_at: float = always("submitted", NUMBER, default=0.0)
     kind: str | None = optional("kind", TEXT, default=None)
     traceback: str | None = optional("traceback", TEXT, default=None)
@@ -125,13 +126,9 @@ class ResultItem:
     files: tuple[str, ...] = optional("files", TEXTS, default=())
 
     @property
-    def status_text(self) -> str:
-        return _STATUS_TEXTS[self.status]
-
-    @property
     def error_text(self) -> str:
         """The error as the wire has it."""
-        return NO_ERROR if self.status is Status.SUCCEEDED else self.error or self.status_text
+        return NO_ERROR if self.status is _SUCCEEDED else self.error or self.status.value
 
 
 @record
@@ -172,7 +169,7 @@ def dumps(value: Any) -> bytes:
 
 def encode(item: Item) -> bytes:
     """One item. Raises TypeError when a value in it is not JSON."""
-    return dumps(_CODECS[type(item)].write(item))
+    return orjson.dumps(_WRITERS[type(item)](item), option=_DUMP_OPTIONS)
 
 
 def join(kind: PackType, items: Iterable[bytes]) -> bytes:
@@ -259,7 +256,7 @@ def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[At
 
 def _settle_result(result: ResultItem) -> None:
     """Success has no error, and a failure has one."""
-    if result.status is Status.SUCCEEDED:
+    if result.status is _SUCCEEDED:
         result.error = None
     elif result.error is None:
         raise FieldError("missing", ".error")
@@ -268,9 +265,9 @@ def _settle_result(result: ResultItem) -> None:
 _TASKS: Final = Codec(TaskItem)
 _RESULTS: Final = Codec(ResultItem, _settle_result)
 _EVENTS: Final = Codec(EventItem)
-_CODECS: Final[Mapping[type[Item], Codec[Any]]] = {
-    TaskItem: _TASKS,
-    ResultItem: _RESULTS,
-    EventItem: _EVENTS,
+_WRITERS: Final[Mapping[type[Item], Callable[[Any], dict[str, Any]]]] = {
+    TaskItem: _TASKS.write,
+    ResultItem: _RESULTS.write,
+    EventItem: _EVENTS.write,
 }
 _BY_TYPE: Final[Mapping[str, Codec[Any]]] = {"tasks": _TASKS, "results": _RESULTS, "events": _EVENTS}
