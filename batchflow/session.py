@@ -193,6 +193,7 @@ class Session(Supervised):
         try:
             return await self._task(entry)
         except asyncio.CancelledError:
+            entry.abandon()
             self._parts.cancellations.give_up([entry])
             raise
 

@@ -203,6 +203,42 @@ async def test_unread_cancellation_survives_a_crash(
         assert [result.status async for result in second.results()] == [Status.CANCELLED]
 
 
+@pytest.mark.parametrize("confirms", [True, False])
+async def test_outcome_of_a_cancelled_run_is_not_owed_to_the_next_holder(
+    pool: Pool, agent: Agent, monkeypatch: pytest.MonkeyPatch, confirms: bool
+) -> None:
+    """No call reads it any more, so it counts as delivered when it comes."""
+    if not confirms:
+        monkeypatch.setattr("batchflow.sessions.cancellation._CONFIRMATION", 0.0)
+    async with pool.session("c") as first:
+        running = asyncio.ensure_future(first.run("x.py"))
+        (item,) = await agent.take()
+        running.cancel()
+        await asyncio.wait([running])
+        if confirms:
+            await agent.answer(item, status=Status.CANCELLED, error="stopped", kind="TaskCancelled")
+        await eventually(lambda: first.counts.cancelled == 1)
+    async with pool.session("c") as second:
+        assert [result async for result in second.results()] == []
+
+
+async def test_outcome_that_comes_as_its_run_is_cancelled_counts_as_delivered(
+    pool: Pool, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool.session("c") as first:
+        running = asyncio.ensure_future(first.run("x.py"))
+        announce = parts_of(first).outcomes.announce
+        monkeypatch.setattr(
+            parts_of(first).outcomes, "announce", lambda entry: running.cancel() and announce(entry)
+        )
+        await agent.answer(*await agent.take())
+        await within(asyncio.wait([running]))
+        assert running.cancelled()
+        assert first.counts == Counts(succeeded=1)
+    async with pool.session("c") as second:
+        assert [result async for result in second.results()] == []
+
+
 async def test_saved_outcome_is_not_delivered_again_from_an_uncompleted_message(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
