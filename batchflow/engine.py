@@ -1,4 +1,4 @@
-"""What `do_action(engine, args)` is given: the public face of the engine.
+"""The engine that `do_action(engine, args)` gets: its public interface.
 
 ::
 
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def bundle_dir(self) -> Path:
-        """Where the bundle's files lie, to be read: the working directory."""
+        """The folder of the bundle's files, to be read: the working directory."""
 
     @property
     def outputs(self) -> Path:
@@ -67,17 +67,17 @@ class Engine(Protocol):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the task shall end: it was cancelled, or its time is up.
+        """Whether the task has to end, because it was cancelled or its time is up.
 
         Code that looks at this has a moment to stop by itself before its process is told to (SIGTERM) and
         then made to (SIGKILL).
         """
 
     def log(self, message: object) -> None:
-        """A line for the session's events, at once. Above a bounded rate lines are left out and counted."""
+        """Send a line to the session's events at once. Lines above a maximum rate are only counted."""
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """How far the task is, for the session's events; same rate as `log`."""
+        """Report how far the task is to the session's events; same rate as `log`."""
 
     def upload(self, path: str | Path, name: str | None = None) -> str:
         """Keep a file as it is now: copied to `outputs` under its base name, or under `name`.
@@ -96,4 +96,4 @@ class Engine(Protocol):
         """
 
     async def run_java(self, *command: Any, check: bool = True) -> list[str]:
-        """The same for an async `do_action`: several at once with `asyncio.gather`."""
+        """Run Java as `java_runner` does, for an async `do_action`: several at once with `asyncio.gather`."""

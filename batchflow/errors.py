@@ -1,4 +1,4 @@
-"""Everything that batchflow raises.
+"""All errors that batchflow raises.
 
 ::
 
@@ -6,7 +6,7 @@
     ├─ ConfigurationError           names the file, the key and what was expected
     ├─ ServiceError                 .retryable, .setting; __cause__ is the SDK's error
     │  ├─ BrokerError
-    │  │  ├─ LeaseLost              a lock ran out or was taken by somebody else
+    │  │  ├─ LeaseLost              a lock ran out or was taken by another client
     │  │  ├─ MailboxInUse           another client holds the mailbox
     │  │  ├─ MailboxNotFound
     │  │  ├─ QueueNotFound
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class BatchflowError(Exception):
-    """The base of all of them."""
+    """The base of all errors that batchflow raises."""
 
 
 class ConfigurationError(BatchflowError):
@@ -100,7 +100,7 @@ class BlobNotFound(StorageError):
 
 
 class BlobConflict(StorageError):
-    """The blob was changed by somebody else, or exists although it must not."""
+    """The blob was changed by another writer, or exists although it must not."""
 
 
 class PoolError(ServiceError):
@@ -167,7 +167,7 @@ class TaskError(BatchflowError):
         return f"{text}\n{self.result.traceback}" if self.result.traceback else text
 
     by_kind: ClassVar[dict[str, type[TaskError]]] = {}
-    """The classes by the name that travels on the wire."""
+    """The classes by their name on the wire."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -231,4 +231,4 @@ class Retry(Exception):
 
 
 class Permanent(Exception):
-    """Raised inside `do_action`: this failure is final, whatever the retry policy says."""
+    """Raised inside `do_action`: this failure is final, and the retry policy is ignored."""

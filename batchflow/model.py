@@ -1,4 +1,4 @@
-"""The public values: what a task ended as, what a session counts, what a pool is made of.
+"""The public values: results, counts, pool specifications, events.
 
 Plain frozen data, no I/O; importing this loads nothing but the standard library.
 """
@@ -26,10 +26,10 @@ UNSET: Final = Unset.UNSET
 
 
 class Status(Enum):
-    """Where a task is. The first two are under way, the others are final."""
+    """The state of a task. The first two are under way, the others are final."""
 
     SENDING = "sending"
-    """In the session's outbox: the broker does not have it yet."""
+    """Waiting to be sent: the broker does not have it yet."""
     QUEUED = "queued"
     """The broker has it; it waits or runs."""
     SUCCEEDED = "succeeded"
@@ -49,7 +49,7 @@ class Download(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """An earlier try of a task that did not end it."""
+    """An earlier attempt that did not end its task."""
 
     number: int
     error: str
@@ -59,7 +59,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A task's frozen outcome. Times are seconds since the epoch, by the clock of who noted them."""
+    """A task's frozen outcome. Times are seconds since the epoch, by the clock of the recording machine."""
 
     task_id: str
     job_id: str
@@ -69,7 +69,7 @@ class Result:
     index: int
     """The task's place in its session (or, from `map`, among its inputs), from 0."""
     value: Any = None
-    """What the task returned: any JSON; the lines of stdout for a jar or another executable."""
+    """The return value of the task: any JSON; for a jar or another executable, the lines of its stdout."""
     error: str | None = None
     kind: str | None = None
     """The name of the `TaskError` that awaiting the task raises; None on success."""
@@ -79,7 +79,7 @@ class Result:
     """The host name of the node that ran it; None when no node did."""
     attempt: int = 1
     attempts: tuple[Attempt, ...] = ()
-    """The earlier tries."""
+    """The earlier attempts."""
     stdout: str = ""
     stderr: str = ""
     submitted_at: float | None = None
@@ -90,10 +90,10 @@ class Result:
     repeated: bool = False
     """An earlier holder of the mailbox may have shown it in the last second of its life."""
     download: Download | None = field(default=None, repr=False, compare=False)
-    """How `open` gets at the files; None where there are none."""
+    """Downloads the files for `open`; None without files."""
 
     async def open(self, name: str) -> BinaryIO:
-        """A file that the task left in its output folder, open for reading; it is gone when it is closed.
+        """Open a file of the task's output folder for reading. The local copy is deleted when it is closed.
 
         Raises `ConfigurationError` for a name that is not in `files`, `StorageError`. Safe to cancel.
         """
@@ -109,7 +109,7 @@ class Result:
         return self.status is Status.SUCCEEDED
 
     def exception(self) -> TaskError | None:
-        """The error that this outcome stands for; None for a success."""
+        """Return the error that this outcome stands for; None for a success."""
         if self.ok:
             return None
         from batchflow.errors import TaskError, TaskFailed
@@ -117,7 +117,7 @@ class Result:
         return TaskError.by_kind.get(self.kind or "", TaskFailed)(self)
 
     def unwrap(self) -> Any:
-        """The value, or the outcome's `TaskError` raised."""
+        """Return the value, or raise the outcome's `TaskError`."""
         if (error := self.exception()) is not None:
             raise error
         return self.value
@@ -131,7 +131,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many tasks of a session are where. `sending` and `queued` are under way."""
+    """The numbers of a session's tasks by state. `sending` and `queued` are under way."""
 
     sending: int = 0
     queued: int = 0
@@ -155,15 +155,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """How many tasks of a job are where, as far as its open sessions and the agents tell.
+    """The numbers of a job's tasks by state, as its open sessions and the agents report them.
 
-    What a session that is closed had sent is known only while it runs.
+    Tasks of a closed session are known only while they run.
     """
 
     sessions: int = 0
-    """Those that are open, wherever."""
+    """Number of open sessions, on all hosts."""
     waiting: int = 0
-    """Being sent, or sent and not running."""
+    """Tasks being sent, or sent and not running."""
     running: int = 0
     succeeded: int = 0
     failed: int = 0
@@ -175,24 +175,24 @@ class JobCounts:
 
 
 BROKEN: Final = ("starttaskfailed", "unusable", "preempted", "offline", "unknown")
-"""The states of a node that does no work and will not by itself, or not soon."""
+"""The states of a node that does not work, and does not recover by itself or not soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of a pool, as Batch and its agent's heartbeat tell of it."""
+    """A machine of a pool, as Batch and its agent's heartbeat describe it."""
 
     id: str
     state: str
-    """Azure Batch's word: creating, starting, idle, running, starttaskfailed, unusable, preempted, ..."""
+    """Batch's state: creating, starting, idle, running, starttaskfailed, unusable, preempted, ..."""
     host: str | None = None
-    """The host name, once an agent lives there."""
+    """The host name, once an agent runs there."""
     dedicated: bool = True
     slots: int = 0
     """Places for running tasks; 0 without an agent."""
     running: int = 0
     agent: str | None = None
-    """What its agent says of itself: ready, draining, exiting; None without one."""
+    """The state of its agent: ready, draining, exiting; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class ManagedIdentity:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a new pool is made of. What is wrong with it is refused before anything is created."""
+    """The specification of a new pool. Errors in it are refused before anything is created."""
 
     id: str
     nodes: int | None = None
@@ -245,7 +245,7 @@ class PoolSpec:
     Alone it is Batch's command line, which no shell sees; beside packages it is a line of their script.
     """
     start_user: Literal["admin", "user"] = "admin"
-    """Who runs the start task. Packages need "admin"."""
+    """The account that runs the start task. Packages need "admin"."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Plain settings for the start task; never secrets: anyone who reads the pool reads them."""
     subnet: str | None = None
@@ -261,7 +261,7 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """How a pool came to the program, and why so."""
+    """How the program got its pool, and why."""
 
     choice: Literal["created", "reused", "repurposed", "attached"]
     why: str
@@ -272,7 +272,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """One reason why nothing happens, and what to do about it."""
+    """One reason why nothing happens, and its remedy."""
 
     what: str
     remedy: str
@@ -281,7 +281,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What is known of a pool or a session: the state in one line, then the reasons."""
+    """The state of a pool or a session in one line, and the reasons for it."""
 
     summary: str
     causes: tuple[Cause, ...] = ()
@@ -301,7 +301,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a session has to tell besides results."""
+    """An event that a session reports besides results."""
 
     kind: Literal["stdout", "stderr", "log", "progress", "warning", "info"]
     message: str

@@ -1,7 +1,7 @@
 """Fixtures for the tests of tasks and of programs that use batchflow; pytest finds them by itself.
 
 ========================  =====================================================================
-`batchflow_files`         what the tasks run with; override it, or set the option of that name
+`batchflow_files`         the files of the tasks; override it, or set the option of that name
 `batchflow_engine`        an engine to call a `do_action` with, in the test's own process
 `batchflow_action`        a function that finds the `do_action` of a file by its name
 `batchflow_cloud`         settings of a local cloud, one for the whole run, started when first used
@@ -48,7 +48,7 @@ _NOT_ASYNCIO: Final = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the configuration file, and of the command line."""
+    """Add the options of the configuration file and of the command line."""
     group = parser.getgroup("batchflow")
     parser.addini(
         "batchflow_files", "what batchflow's tasks run with in tests: files and folders", "paths", []
@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where pytest-asyncio is, the async fixtures exist in its form, too."""
+    """Register the async fixtures for pytest-asyncio too, if it is installed."""
     if config.pluginmanager.has_plugin("asyncio"):
         from pytest_asyncio import fixture
 
@@ -77,9 +77,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def batchflow_files(pytestconfig: pytest.Config) -> Files:
-    """What the tasks run with: the option `batchflow_files`, relative to the configuration file.
+    """Return the files of the tasks: the option `batchflow_files`, relative to the configuration file.
 
-    Override it with whatever `client.ensure_pool(files=...)` takes.
+    Override it with any value that `client.ensure_pool(files=...)` takes.
     """
     files: list[Path] = pytestconfig.getini("batchflow_files")
     return files
@@ -89,9 +89,9 @@ def batchflow_files(pytestconfig: pytest.Config) -> Files:
 def batchflow_engine(
     batchflow_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RecordingEngine:
-    """An engine to call a `do_action` with. Its working directory, the current one meanwhile, has the files.
+    """Return an engine for a `do_action`. Its working directory has the files, and is the current directory.
 
-    What the task says is kept in `logs`, `steps` and `uploaded`; `cancel()` makes `cancelled` true.
+    The reports of the task are in `logs`, `steps` and `uploaded`; `cancel()` makes `cancelled` true.
     """
     from batchflow.files import write_files
     from node_agent.testing import engine
@@ -104,9 +104,9 @@ def batchflow_engine(
 
 @pytest.fixture
 def batchflow_action(batchflow_engine: RecordingEngine) -> Iterator[Callable[[str], Any]]:
-    """`batchflow_action("square.py")` is the `do_action` of that file, found as a node finds it.
+    """Return a function: `batchflow_action("square.py")` is the `do_action` of that file, as on a node.
 
-    Raises `node_agent.child.modules.NoAction` when it has none, and whatever importing the file raises.
+    Raises `node_agent.child.modules.NoAction` when it has none, and any error of its import.
     """
     from node_agent.child.modules import Modules
 
@@ -131,7 +131,7 @@ def _path_restored() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def batchflow_cloud(pytestconfig: pytest.Config) -> Iterator[Settings]:
-    """What a `Client` connects with: a local cloud of this run's own, or what `--batchflow-config` names."""
+    """Return settings for a `Client`: of a local cloud for this run, or of the file `--batchflow-config`."""
     from batchflow.config.loader import load_settings
 
     config = pytestconfig.getoption("--batchflow-config")
@@ -162,27 +162,27 @@ def _count(config: pytest.Config, option: str) -> int:
 
 @pytest.fixture
 def batchflow_client(request: pytest.FixtureRequest) -> Client:
-    """An open client on `batchflow_cloud`, closed after the test."""
+    """Open a client on `batchflow_cloud`; close it after the test."""
     client: Client = _async_value(request, "client")
     return client
 
 
 @pytest.fixture
 def batchflow_pool(request: pytest.FixtureRequest) -> Pool:
-    """The pool that all tests share, with this test's `batchflow_files`. Does not wait for nodes."""
+    """Return the pool that all tests share, with this test's `batchflow_files`. Does not wait for nodes."""
     pool: Pool = _async_value(request, "pool")
     return pool
 
 
 @pytest.fixture
 def batchflow_session(request: pytest.FixtureRequest) -> Session:
-    """An open session in `batchflow_pool`, closed after the test."""
+    """Open a session in `batchflow_pool`; close it after the test."""
     session: Session = _async_value(request, "session")
     return session
 
 
 def _async_value(request: pytest.FixtureRequest, what: str) -> Any:
-    """What the test's own async plugin opens for it."""
+    """Return the value that the test's own async plugin opens for it."""
     if "anyio_backend" in request.fixturenames:
         backend = request.getfixturevalue("anyio_backend")
         if (backend if isinstance(backend, str) else backend[0]) != "asyncio":
@@ -194,7 +194,7 @@ def _async_value(request: pytest.FixtureRequest, what: str) -> Any:
 
 
 def _async_fixtures(fixture: Callable[..., Any], plugin: str) -> ModuleType:
-    """The client, the pool and the session, as fixtures in the form that one async plugin knows."""
+    """Make fixtures of the client, the pool and the session for one async plugin."""
 
     @fixture(name=f"_batchflow_client_{plugin}")  # type: ignore[untyped-decorator]
     async def client(batchflow_cloud: Settings) -> AsyncIterator[Client]:

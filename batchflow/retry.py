@@ -1,4 +1,4 @@
-"""Whether a task that failed is tried again: a pure decision.
+"""Decides whether a failed task is tried again. Pure.
 
 Rules: `Permanent` and cancelled tasks never; a `Retry` raised by the task as long as attempts are left,
 after the delay it asks for; any other failure when the policy's `on` names it. No policy means one attempt,
@@ -22,15 +22,15 @@ class RetryPolicy:
     """When and how often a failed task runs again."""
 
     max_attempts: int = DEFAULT_ATTEMPTS
-    """All tries together, the first included."""
+    """Maximum number of attempts, the first included."""
     backoff: float = 1.0
     """Seconds before the second attempt; doubles with each further one."""
     max_backoff: float = 300.0
-    """Seconds; the most that is ever waited."""
+    """Maximum delay in seconds."""
     jitter: float = 0.5
     """The share of a delay that is left to chance, 0 to 1."""
     on: tuple[str | int, ...] = ("*",)
-    """What is tried again: names of exceptions (`ValueError`) or of outcomes (`TaskTimeout`, `WorkerDied`),
+    """Failures that are tried again: names of exceptions (`ValueError`) or of outcomes (`TaskTimeout`),
     exit codes; "*" is everything."""
 
     def __post_init__(self) -> None:
@@ -49,12 +49,12 @@ class RetryPolicy:
             raise ConfigurationError(f"retry: on is {self.on!r}; a tuple of names or exit codes is needed")
 
     def fields(self) -> dict[str, Any]:
-        """As it travels with a task."""
+        """Return the policy as it travels with a task."""
         return asdict(self)
 
     @classmethod
     def read(cls, table: Mapping[str, Any] | None) -> Self | None:
-        """As it came with a task; fields that are not known are ignored. Raises `ConfigurationError`."""
+        """Read a policy that came with a task; unknown fields are ignored. Raises `ConfigurationError`."""
         if table is None:
             return None
         known = {item.name: table[item.name] for item in fields(cls) if item.name in table}
@@ -65,23 +65,23 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What is to be decided on."""
+    """A failed attempt, as the decision needs it."""
 
     kind: str
     """The name of the outcome: `TaskFailed`, `WorkerDied`, ..."""
     exception: str | None = None
-    """The name of the exception's type, where one was raised."""
+    """The name of the exception's type, if one was raised."""
     exit_code: int | None = None
     request: Literal["retry", "permanent"] | None = None
-    """What the task's code asked for."""
+    """The request that the task's code made by its exception."""
     delay: float = 0.0
-    """Seconds, with `request="retry"`."""
+    """Delay in seconds, with `request="retry"`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
     delay: float
-    """Seconds."""
+    """Delay in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ _NEVER: Final = frozenset({"TaskCancelled", "TaskRejected"})
 
 
 def decide(policy: RetryPolicy | None, failure: Failure, attempt: int, chance: float) -> RetryAfter | GiveUp:
-    """`attempt`: the number of the one that failed, from 1; `chance`: 0 to 1, drawn by the caller."""
+    """Decide. `attempt`: the number of the failed one, from 1; `chance`: 0 to 1, drawn by the caller."""
     most = DEFAULT_ATTEMPTS if policy is None else policy.max_attempts
     if failure.request == "permanent":
         return GiveUp("the task said that its failure is permanent")

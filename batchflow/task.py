@@ -50,7 +50,7 @@ class Task:
         await self._outcomes.until_accepted(self._entry)
 
     async def outcome(self) -> Result:
-        """The task's result, whatever it is; never raises for the task's own failure.
+        """Return the task's result, also of a failure; never raises for the task's own failure.
 
         Raises `SessionClosed` when the session ends first, `NoAgents` when no agent lives, another
         `ServiceError` when a service has been away for `session.patience` seconds. The task lives on, and can

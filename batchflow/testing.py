@@ -5,7 +5,7 @@ that the local cloud's Service Bus is made of, so locks expire, deliveries are c
 sessions held as there; it knows no keys, and access rules are kept but not enforced.
 
 Both take a `clock` (seconds since the epoch). With one that a test moves by hand, call `MemoryBroker.tick`
-after moving it, so that whoever waits looks again.
+after moving it, so that waiting receivers look again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _translated() -> Iterator[None]:
 
 
 class _CheckedClosing(Closes):
-    """The base of everything here: what is closed refuses to work."""
+    """The base of all doubles here. A closed one refuses to work."""
 
     closed = False
 
@@ -73,7 +73,7 @@ class _CheckedClosing(Closes):
 
 @dataclass(slots=True, eq=False)
 class _Queue:
-    """A queue, and the wish to be told when something in it changes."""
+    """A queue, with a notification of changes."""
 
     spec: QueueSpec
     state: core.Queue
@@ -134,7 +134,7 @@ class _Sender(_Link):
 
 
 class _Inbox(_Link):
-    """What a receiver and a mailbox have in common."""
+    """The common part of receivers and mailboxes."""
 
     _session_id: str | None = None
 
@@ -241,7 +241,7 @@ class MemoryBroker(_CheckedClosing):
         self._links: list[_Link] = []
 
     def tick(self) -> None:
-        """The clock was moved: whoever waits for a message looks again."""
+        """Let waiting receivers look again, because the clock was moved."""
         for queue in self._queues.values():
             queue.changed()
 

@@ -1,8 +1,8 @@
 """Displays of a stream's progress: in a notebook, on a terminal, in a log.
 
-In a notebook (Jupyter, VS Code, Colab: whatever runs an IPython kernel) it is one output that changes, HTML
-with text beside it, without widgets. On a terminal it is one line of stderr that changes. Elsewhere it is a
-line of stderr for each tenth, or each half a minute.
+In a notebook (Jupyter, VS Code, Colab: any front end of an IPython kernel) it is one output that changes,
+HTML with text beside it, without widgets. On a terminal it is one line of stderr that changes. Elsewhere it
+is a line of stderr for each tenth, or each half a minute.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class OpenSession:
     refuse: Callable[[str], None]
     """Makes `submit` raise `JobClosed` with this text from now on."""
     close: Callable[[str | None], Awaitable[None]]
-    """Closes the session; whatever still waits gets a `SessionClosed` with this text, if one is given."""
+    """Close the session. Its pending waiters get a `SessionClosed` with this text, if one is given."""
 
     def summary(self) -> tuple[str, str, dict[str, int]]:
         """The pool, the name and the counts, as a notebook shows them."""

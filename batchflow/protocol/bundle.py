@@ -4,8 +4,8 @@ A bundle is a list of (name, SHA-256, size, executable) and is itself named by t
 lie in blobs named by their own hash, so an unchanged file is never uploaded, or fetched, twice.
 
 Invariants: names are relative POSIX paths without tricks, each file once, sorted; no name is a folder of
-another. A bundle read from a document is checked as strictly as one that is made here: whoever may write
-documents must not be able to write outside a task's directory.
+another. A bundle read from a document is checked as strictly as one that is made here, because the
+writer of a document must not be able to write outside a task's directory.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST_NAME: Final = 512
-"""Characters of a file's name with its folders."""
+"""Maximum characters of a file's name with its folders."""
 _LONGEST_PART: Final = 255
-"""Bytes of a file's or a folder's own name, as file systems have it."""
+"""Maximum bytes of a file's or a folder's own name: the limit of file systems."""
 _DIGITS: Final = frozenset("0123456789abcdef")
 
 
 def check_name(name: str) -> str:
-    """The name itself, if it can be a file of a bundle. Raises ValueError, saying why not."""
+    """Return the name if it can be a file of a bundle. Raises ValueError, which says why not."""
     path = PurePosixPath(name)
     if not name or len(name) > LONGEST_NAME:
         raise ValueError(f"a file's name has 1 to {LONGEST_NAME} characters, this one {len(name)}")
@@ -61,19 +61,22 @@ class BundleFile:
 
     @property
     def blob(self) -> str:
-        """Where its content lies in the control container."""
+        """The blob of its content in the control container."""
         return f"files/{self.sha256}"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """The files, sorted by name."""
+    """A bundle: files, sorted by name."""
 
     files: tuple[BundleFile, ...]
 
     @classmethod
     def of(cls, files: Iterable[BundleFile]) -> Bundle:
-        """Raises `ConfigurationError` for a bad name, a name used twice, or a file that is also a folder."""
+        """Make a bundle.
+
+        Raises `ConfigurationError` for a bad name, a name used twice, or a file that is also a folder.
+        """
         ordered = tuple(sorted(files))
         names = [file.name for file in ordered]
         for name in names:
@@ -106,7 +109,7 @@ class Bundle:
 
     @classmethod
     def read(cls, document: bytes, expected_hash: str) -> Bundle:
-        """Raises `ProtocolError` when the document is not the bundle of that hash."""
+        """Read a document. Raises `ProtocolError` when it is not the bundle of that hash."""
         if hashlib.sha256(document).hexdigest() != expected_hash:
             raise ProtocolError(f"the bundle {expected_hash[:12]} is not what its name says")
         try:
@@ -119,12 +122,12 @@ class Bundle:
 
 
 def bundle_blob(bundle_hash: str) -> str:
-    """Where a bundle's list of files lies in the control container."""
+    """Return the blob of a bundle's list of files in the control container."""
     return f"bundles/{bundle_hash}.json"
 
 
 def _read_file(name: Any, sha256: Any, size: Any, executable: Any) -> BundleFile:
-    """Raises TypeError for what is none. The hash names a blob and a file of the agent's cache."""
+    """Read one file's entry, whose hash names a blob and a file of the agent's cache. Raises TypeError."""
     if not isinstance(name, str) or not isinstance(executable, bool):
         raise TypeError(f"{name!r} is not a file's name, or {executable!r} not whether it is executable")
     if not isinstance(sha256, str) or len(sha256) != 64 or not _DIGITS.issuperset(sha256):

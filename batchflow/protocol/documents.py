@@ -1,4 +1,4 @@
-"""The documents of the control plane: what the parts know of each other without talking. Pure.
+"""The documents in Blob Storage by which clients and agents know of each other. Pure.
 
 Every document is JSON with a version; a reader refuses a higher one, ignores fields it does not know, and
 refuses a field that is not of the type that is written here: agents write some of these, and code on a node
@@ -24,7 +24,7 @@ from batchflow.support.frozen import frozen
 
 T = TypeVar("T")
 _SIGNS_OF_LIFE: Final = 3
-"""In a row, that are missing of who is gone."""
+"""Number of documents missing in a row after which their writer counts as gone."""
 
 
 class Document:
@@ -37,7 +37,7 @@ class Document:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Raises `ProtocolError`."""
+        """Read a document. Raises `ProtocolError`."""
         try:
             document = orjson.loads(data)
             if document["v"] > cls.VERSION:
@@ -54,7 +54,7 @@ class Document:
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """Read JSON as the annotation says. Raises `FieldError`."""
+    """Read a value of JSON as the type that the annotation names. Raises `FieldError`."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
         return None if value is None else _read(value, arguments[0])
@@ -74,7 +74,7 @@ def _read(value: Any, hint: Any) -> Any:
 
 
 def _read_part(value: Any, hint: Any, step: str) -> Any:
-    """Read a part of a value. A fault names the way to it."""
+    """Read a part of a value. An error names the path to the part."""
     try:
         return _read(value, hint)
     except FieldError as error:
@@ -101,26 +101,26 @@ def _annotations(kind: Any) -> Mapping[str, Any]:
 
 @frozen
 class PoolManifest(Document):
-    """What makes a Batch pool a pool of batchflow."""
+    """The manifest of a pool: what makes a Batch pool a pool of batchflow."""
 
     pool: str
     prefix: str
     task_queues: tuple[QueueRef, ...]
     results_queues: tuple[QueueRef, ...]
-    """Lists: one each by default."""
+    """The names of the queues, one each by default."""
     agents_job: str
     """The Batch job that hosts the agents."""
     created_at: float
     owned: bool
-    """Whether batchflow made the Batch pool (and so may delete it)."""
+    """Whether batchflow created the Batch pool, and so may delete it."""
     lock_duration: float
-    """Seconds, of both queues."""
+    """Lock duration of all queues, in seconds."""
     bundle: str | None = None
-    """The hash of the default bundle of sessions opened from now on."""
+    """The hash of the default bundle of new sessions."""
     slots: int = 0
-    """Slots of an agent; 0: its node's cores."""
+    """Number of slots of an agent; 0: its node's cores."""
     wanted: int = 0
-    """Agents that shall live: one for each node."""
+    """Target number of agents: one for each node."""
     container: str | None = None
     """The container image that agents run in; None: on the nodes themselves."""
     identity: ManagedIdentity | None = None
@@ -138,7 +138,7 @@ class PoolManifest(Document):
 
     @property
     def queues(self) -> tuple[QueueRef, ...]:
-        """All of them, those of tasks first."""
+        """All queues of the pool, task queues first."""
         return (*self.task_queues, *self.results_queues)
 
     def __post_init__(self) -> None:
@@ -164,7 +164,7 @@ class ContainerAccess:
 
 @dataclass(frozen=True)
 class AgentConnections(Document):
-    """What an agent connects to, and how."""
+    """The services that an agent connects to, with their keys."""
 
     pool: str
     task_queues: tuple[QueueAccess, ...]
@@ -173,13 +173,13 @@ class AgentConnections(Document):
     out: ContainerAccess
     lock_duration: float
     slots: int = 0
-    """0: the node's cores."""
+    """Number of slots; 0: the node's cores."""
     identity: str | None = None
-    """The client id of the nodes' managed identity, for what no key is given for."""
+    """The client id of the nodes' managed identity, for the services without a key here."""
     ca_file: str | None = None
     """Certificates to trust besides the system's, for Service Bus."""
     storage_ca_file: str | None = None
-    """The same for Storage."""
+    """Certificates to trust besides the system's, for Storage."""
     websockets: bool = False
     idle_exit: float | None = 1800.0
     """Seconds without a task after which the agent exits; None: never."""
@@ -187,18 +187,23 @@ class AgentConnections(Document):
 
 @dataclass(frozen=True)
 class AgentConfig(AgentLimits, AgentConnections):
-    """What an agent starts from. Holds restricted keys, so it travels as a resource file alone."""
+    """The configuration file of an agent. It holds restricted keys, so it travels only as a resource file."""
 
     inline_limit: int = 128 * 1024
-    """Results above so many bytes of JSON travel by reference: four requests to Blob Storage, a tenth of the
-    speed, against up to three credits and room in the results queue."""
+    """Bytes of JSON above which a result travels by reference.
+
+    A reference costs four requests to Blob Storage and a tenth of the speed. A large message costs up to
+    three credits and room in the results queue.
+    """
     leave_at: float | None = None
-    """When the agent drains and exits, for its signatures end soon after; seconds since the epoch. None: they
-    do not end by the clock."""
+    """The time in seconds since the epoch at which the agent drains and exits. Its signatures end soon after.
+
+    None: its signatures do not end by the clock.
+    """
     bundle: str | None = None
     """The hash of the pool's default bundle, which an agent fetches before a task asks for it."""
     brought: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What of it comes with the agent (`batchflow.pools.embedded_files`): contents in base64, by SHA-256."""
+    """The bundle's embedded files (`batchflow.pools.embedded_files`): contents in base64, by SHA-256."""
 
 
 AgentState = Literal["starting", "ready", "draining", "exiting"]
@@ -206,12 +211,12 @@ AgentState = Literal["starting", "ready", "draining", "exiting"]
 
 @frozen
 class DrainOrder(Document):
-    """Tells agents to finish what they run, to hand back the rest, and to exit."""
+    """Orders agents to finish their running tasks, to hand back the rest, and to exit."""
 
     job: str
-    """The Batch job whose agents are meant."""
+    """The Batch job of the agents that this order is for."""
     grace: float
-    """Seconds that their tasks may still run."""
+    """Maximum number of seconds that their tasks may still run."""
     nodes: tuple[str, ...] = ()
     """The Batch ids of their nodes; empty: all."""
 
@@ -230,7 +235,7 @@ class Running:
 
 @frozen
 class Heartbeat(Document):
-    """What an agent says of itself, every few seconds. Times: seconds since the epoch, the node's clock."""
+    """An agent's heartbeat, every few seconds. Times are seconds since the epoch, by the node's clock."""
 
     agent: str
     """The agent's incarnation: new at every start of its process."""
@@ -246,25 +251,25 @@ class Heartbeat(Document):
     interval: float
     running: tuple[Running, ...] = ()
     completed: int = 0
-    """Tasks ended since the start."""
+    """Number of tasks ended since the start."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of python, batchflow, java where there is one."""
+    """The versions of python and batchflow, and of java if there is one."""
     load: float | None = None
     """The one-minute load average."""
     memory_available: int | None = None
     disk_free: int | None = None
-    """Bytes."""
+    """Bytes of memory that are available."""
     clock_skew: float | None = None
     """Seconds that the node's clock is ahead of the broker's."""
     trouble: str | None = None
-    """What keeps it from working, in words; None when nothing does."""
+    """The problem that keeps it from working, in words; None without one."""
     failed: int = 0
-    """Of the completed tasks, those that did not succeed."""
+    """Number of the completed tasks that did not succeed."""
 
 
 @frozen
 class Presence(Document):
-    """Who holds a mailbox."""
+    """The holder of a mailbox."""
 
     holder: str
     """Host and process, for people."""
@@ -273,12 +278,12 @@ class Presence(Document):
     beat_at: float
     interval: float
     counts: Mapping[str, int] = field(default_factory=dict)
-    """How many of its tasks are where: the fields of `Counts`, by name."""
+    """Numbers of its tasks by state: the fields of `Counts`, by name."""
 
 
 @frozen
 class JobDocument(Document):
-    """A named group of tasks."""
+    """A job: a named group of tasks."""
 
     name: str
     created_at: float
@@ -287,12 +292,12 @@ class JobDocument(Document):
 
 @frozen
 class Cancellation(Document):
-    """Which tasks of a session shall not run: intervals of sequence numbers, both ends included."""
+    """The cancelled tasks of a session: intervals of sequence numbers, both ends included."""
 
     intervals: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    """By incarnation of the session."""
+    """Intervals by incarnation of the session."""
     everything: bool = False
-    """The job was deleted."""
+    """Whether the job was deleted."""
     spared: tuple[str, ...] = ()
     """Incarnations of sessions of a later job of the same name."""
 
@@ -307,6 +312,8 @@ class Cancellation(Document):
 
 
 def gone_after(interval: float) -> float:
-    """The age in seconds at which the last document of who writes one every `interval` seconds tells that it
-    is gone: several are missing."""
+    """Return the age in seconds of its last document at which a writer counts as gone.
+
+    The writer writes one every `interval` seconds, so several are missing then.
+    """
     return interval * _SIGNS_OF_LIFE

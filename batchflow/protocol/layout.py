@@ -3,7 +3,7 @@
 Where they lie:
 
 - `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests;
-  `logs/<pool>/<generation>/<node>/<agent>.log`, what the agents of pools that are gone logged.
+  `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
@@ -11,7 +11,7 @@ Where they lie:
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
   `logs/<pool>/<node>/<agent>.log`.
 
-The prefix is made anew with each pool, for a deleted container's name stays taken for half a minute or more.
+Each pool gets a new prefix, because the name of a deleted container stays taken for half a minute or more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _POOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_name(what: str, name: str) -> str:
-    """A job's or a client's name: it becomes part of a Service Bus session id and of blob names."""
+    """Check a job's or a client's name, which becomes part of a Service Bus session id and of blob names."""
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"{what} {name!r}: 1 to 60 letters, digits, '.', '_' or '-', the first a letter or a digit"
@@ -43,25 +43,25 @@ def check_name(what: str, name: str) -> str:
 
 
 def check_pool_id(pool_id: str) -> str:
-    """As Azure Batch has it."""
+    """Check a pool id by the rules of Azure Batch."""
     if not _POOL_ID.fullmatch(pool_id):
         raise ConfigurationError(f"pool id {pool_id!r}: 1 to 64 letters, digits, '-' or '_'")
     return pool_id
 
 
 def manifest_blob(pool_id: str) -> str:
-    """Pool ids are case-insensitive in Azure Batch."""
+    """Return the blob of a pool's manifest. Pool ids are case-insensitive in Azure Batch."""
     return f"pools/{pool_id.lower()}.json"
 
 
 def name_prefix(pool_id: str, nonce: str) -> str:
-    """What the names of a new pool's containers and queues begin with. `nonce`: some hexadecimal digits."""
+    """Return the prefix of the containers and queues of a new pool. `nonce`: some hexadecimal digits."""
     slug = re.sub(r"[^a-z0-9]+", "-", pool_id.lower()).strip("-")[:32].strip("-")
     return "-".join(part for part in ("bf", slug, nonce) if part)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a container or a queue is named as a pool's are; others may begin like that as well."""
+    """Tell whether a container or a queue is named as a pool's are. Others may begin like that, too."""
     return _OURS.fullmatch(name) is not None
 
 
@@ -82,12 +82,12 @@ def arguments_blob(job: str, client: str, uid: str) -> str:
 
 
 def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> str:
-    """One for each execution: a second one never writes over the first."""
+    """Return a result's blob, a new one for each execution, so that none is overwritten."""
     return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"
 
 
 def outputs_prefix(job: str, client: str, uid: str) -> str:
-    """A task's output folder."""
+    """Return the prefix of a task's output folder."""
     return f"outputs/{job}/{client}/{uid}/"
 
 
@@ -102,11 +102,10 @@ LOGS: Final = "logs/"
 
 
 def log_blob(pool: str, node: str, agent: str) -> str:
-    """Told by its name: there are logs of nodes and of pools that nobody else knows of any more."""
+    """Return a log's blob. Its name says all, because a log may be the last trace of its node or pool."""
     return f"{LOGS}{pool.lower()}/{node}/{agent}.log"
 
 
 def queue_for(queues: Sequence[T], mailbox: str) -> T:
-    """Which of the pool's queues serves a mailbox, or what there is in its place: the same for everybody who
-    asks."""
+    """Return which of the pool's queues serves a mailbox. All clients and agents get the same answer."""
     return queues[zlib.crc32(mailbox.encode()) % len(queues)] if len(queues) > 1 else queues[0]

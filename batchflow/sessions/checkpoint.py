@@ -13,7 +13,7 @@ The checkpoint lies in the Service Bus session state. Rules:
 - Until the checkpoint was read it is not known what earlier holders are owed; what this holder is handed
   meanwhile is kept as its own progress, and is saved with the checkpoint.
 - A journal, where there is one, is written before the checkpoint, and what is in it counts as delivered
-  whatever the checkpoint says: the checkpoint is saved later, and a crash may come between.
+  even if the checkpoint differs: the checkpoint is saved later, and a crash may come between.
 - What is to be saved is taken together with the promise that it will be: when the saving fails, all of it is
   to be saved again.
 """

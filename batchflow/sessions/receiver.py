@@ -141,7 +141,7 @@ class ResultReceiver:
                     raise MailboxInUse(f"{what}: close it there, or take another session name") from error
                 if clock() > until:
                     raise MailboxInUse(
-                        f"mailbox {self._id!r} is held by somebody who gives no sign of life"
+                        f"mailbox {self._id!r} is held by another process that gives no sign of life"
                     ) from error
                 self._context.notices.warn(
                     f"mailbox {self._id!r}: waiting for a dead client's lock to run out"

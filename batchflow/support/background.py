@@ -1,4 +1,4 @@
-"""Jobs that a session starts beside its services and does not await."""
+"""Background jobs of a session, which it starts and does not await."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Background:
         self._last = set[asyncio.Task[Any]]()
 
     def start(self, work: Coroutine[Any, Any, None], name: str, *, last: bool = False) -> asyncio.Task[None]:
-        """`last`: the closing waits for it, for a bounded time."""
+        """Start a job. `last`: closing waits for it, for a bounded time."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._jobs.add(task)
         if last:
@@ -31,17 +31,17 @@ class Background:
             self._tell(f"{task.get_name()}: {error}")
 
     def cancel(self) -> None:
-        """All but the last ones."""
+        """Cancel all jobs but the last ones."""
         for task in self._jobs - self._last:
             task.cancel()
 
     async def finish(self) -> None:
-        """Wait for the last ones."""
+        """Wait for the last jobs."""
         if self._last:
             await asyncio.wait(self._last)
 
     async def aclose(self) -> None:
-        """Cancel all of them."""
+        """Cancel all jobs."""
         for task in self._jobs:
             task.cancel()
         if self._jobs:

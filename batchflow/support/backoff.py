@@ -1,4 +1,4 @@
-"""Growing waits between tries, and requests that are made until they are accepted."""
+"""Backoff between tries, and requests that are repeated until they are accepted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FIRST: Final = 0.1
 LONGEST: Final = 10.0
 """Seconds of the longest wait."""
 _OPENING: Final = 3.0
-"""Seconds within which an opening that failed is tried again."""
+"""Maximum number of seconds for which a failed opening is tried again."""
 
 
 class Backoff:
-    """Growing waits between tries, with jitter, so that processes do not all come back at once."""
+    """Exponential backoff with jitter, so that processes do not all return at once."""
 
     def __init__(self, first: float = FIRST, longest: float | None = None) -> None:
-        """Seconds; `longest`: `LONGEST` by default."""
+        """Both in seconds; `longest`: `LONGEST` by default."""
         self.tries = 0
         """Waits since the beginning, or since `reset`."""
         self._first = first

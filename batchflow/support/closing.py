@@ -20,7 +20,7 @@ class _Link(Protocol):
 
 
 class Closes(ABC):
-    """Closed by `aclose` or by leaving `async with`."""
+    """A base class for objects that `aclose`, or leaving `async with`, closes."""
 
     @abstractmethod
     async def aclose(self) -> None: ...

@@ -1,11 +1,11 @@
-"""Values of the house: dataclasses with slots that nobody changes, cheap to define and cheap to make.
+"""Dataclasses with slots that are not changed, cheap to define and cheap to create.
 
 `dataclass(frozen=True, slots=True)` compiles six methods for each class, which takes 0.4 to 0.8 ms: with a
 hundred of them a quarter of what an agent or a local cloud took to start. And it makes an object field by
 field through `object.__setattr__`, at two to three times the cost. `frozen` compiles only `__init__`; the
-rest is the same for all. That nobody assigns to a field is seen to by the type checker, and by nothing at run
-time: what users get in hand (`batchflow.model`, `batchflow.settings`, ...) is a frozen dataclass as ever.
-Where one of these is made for each task, `maker` makes it as cheaply.
+rest is the same for all. The type checker alone prevents assignments to fields. Values for users
+(`batchflow.model`, `batchflow.settings`, ...) are ordinary frozen dataclasses. If one of these is created for
+each task, `maker` creates it as cheaply.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def frozen(cls: type[T]) -> type[T]:
-    """A dataclass with slots, equal to those of its class with equal fields, hashable if its fields are.
+    """Make a dataclass with slots. Objects with equal fields are equal, and hashable if their fields are.
 
     `field(repr=False)` and `field(compare=False)` mean what they do in a dataclass; `replace`, `fields` and
     `asdict` of `dataclasses` work.

@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _CLONE_NEWUTS: Final = 0x04000000
 _CLONE_NEWUSER: Final = 0x10000000
 _PAUSE: Final = 0.005
-"""Seconds from one kill of a tree to the next look at what is left of it."""
+"""Seconds between two kills of a process tree."""
 
 
 @cache
@@ -95,7 +95,7 @@ class ProcessStat:
     __slots__ = ("parent", "session", "started_at", "state", "threads")
 
     def __init__(self, fields: list[bytes]) -> None:
-        """`fields`: those after the command's name."""
+        """Parse a line. `fields`: those after the command's name."""
         self.state = fields[0]
         """One letter: R, S, D, T, Z, X and others."""
         self.parent = int(fields[1])
@@ -130,7 +130,7 @@ def process_table(lowest: int = 0) -> dict[int, ProcessStat]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process exists and has not ended; a zombie has."""
+    """Tell whether a process exists and has not ended. A zombie has ended."""
     stat = read_stat(pid)
     return stat is not None and not stat.is_dead
 
@@ -146,7 +146,7 @@ def data_memory(pid: int | str = "self") -> int:
 
 
 def _memory(pid: int | str, column: int) -> int:
-    """See proc_pid_statm(5)."""
+    """Read a field of proc_pid_statm(5), in bytes."""
     with open(f"/proc/{pid}/statm", "rb", buffering=0) as statm:
         return int(statm.read(256).split()[column]) * os.sysconf("SC_PAGE_SIZE")
 

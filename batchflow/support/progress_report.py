@@ -1,4 +1,4 @@
-"""How far a wait is: each state as a line of text, reported once."""
+"""Reports the progress of a wait: each state as a line of text, once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str], object]
-"""What is called with each line."""
+"""A callback that gets each line."""
 
 
 class Reporter:
@@ -25,5 +25,5 @@ class Reporter:
 
 
 def counted(number: int, what: str) -> str:
-    """A number with what it counts, in the singular or the plural."""
+    """Return a number with its noun, in the singular or the plural."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

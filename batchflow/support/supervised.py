@@ -1,4 +1,4 @@
-"""Opening and closing what lives in the background.
+"""Opens and closes objects that work in the background.
 
 A `Supervised` object has one asyncio task, its supervisor, in which everything that it holds open lives and
 ends: task groups, links, processes. Opening and closing only signal that task, so they may happen in
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Supervised(Closes):
-    """Opened by `async with` or by `await`, closed by leaving it or by `aclose`."""
+    """An object that `async with` or `await` opens, and leaving it or `aclose` closes."""
 
     close_timeout: float = 10.0
-    """Seconds that closing may take before the supervisor is cancelled."""
+    """Maximum number of seconds for closing before the supervisor is cancelled."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -37,7 +37,7 @@ class Supervised(Closes):
         raise NotImplementedError
 
     def _ready(self) -> None:
-        """What `_serve` calls when the object can be used."""
+        """Mark the object as open. `_serve` calls this."""
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
 
@@ -46,7 +46,7 @@ class Supervised(Closes):
         return self._closing.is_set() or (self._supervisor is not None and self._supervisor.done())
 
     async def _open(self) -> Self:
-        """Idempotent. Cancelled, it takes back what it began. What was closed does not open again."""
+        """Open. Idempotent. If cancelled, it undoes what it began. A closed object does not open again."""
         if self._supervisor is None and not self._closing.is_set():
             self._opened = asyncio.get_running_loop().create_future()
             self._supervisor = asyncio.create_task(self._supervise(self._opened), name=self._name)
@@ -77,9 +77,9 @@ class Supervised(Closes):
                 opened.exception()  # marks it as retrieved, for the opener may be gone
 
     async def aclose(self) -> None:
-        """Idempotent; bounded by `close_timeout`, then the rest is dropped. Cancelled, closing goes on.
+        """Close. Idempotent; after `close_timeout` the rest is dropped. If cancelled, closing continues.
 
-        Raises what ended it before, if anything did, or `BatchflowError` when something had to be dropped.
+        Raises the error that ended the object before, or `BatchflowError` when something had to be dropped.
         """
         self._closing.set()
         task = self._supervisor

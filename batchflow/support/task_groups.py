@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[TaskGroup]:
-    """anyio's task group, but the first error of its tasks is raised itself, not a group of them."""
+    """Open anyio's task group, which raises the first error of its tasks instead of an exception group."""
     try:
         async with anyio.create_task_group() as group:
             yield group
@@ -20,7 +20,7 @@ async def task_group() -> AsyncIterator[TaskGroup]:
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The first error in a group, however deep."""
+    """Return the first error in a group, at any depth."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

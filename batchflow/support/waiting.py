@@ -1,4 +1,4 @@
-"""Waiting for something that the session does: for one task, or for any change."""
+"""Waits for one task, or for any change in a session."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class ChangeNotifier:
-    """Wakes everybody who waits at this moment."""
+    """Wakes all waiters of this moment."""
 
     __slots__ = ("_waiters",)
 
@@ -37,7 +37,7 @@ class ChangeNotifier:
 
 
 class Waiters:
-    """Those who wait for one task each, by its number."""
+    """The waiters for single tasks, by the task's number."""
 
     __slots__ = ("_futures",)
 
@@ -45,7 +45,7 @@ class Waiters:
         self._futures: dict[int, list[asyncio.Future[None]]] = {}
 
     async def wait(self, number: int) -> None:
-        """Return when it is woken, raise what it failed with. Safe to cancel; others wait on."""
+        """Wait until the task is woken, or raise its error. Safe to cancel; other waiters continue."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._futures.setdefault(number, []).append(future)
         try:
@@ -67,7 +67,7 @@ class Waiters:
                 future.set_result(None)
 
     def fail(self, error: BatchflowError) -> None:
-        """Everybody gets the error."""
+        """Raise the error in all waiters."""
         for futures in self._futures.values():
             for future in futures:
                 if not future.done():

@@ -1,10 +1,13 @@
 """The local cloud's own certificate: made at each start, good for loopback alone, and for a year.
 
-The Service Bus administration client speaks https whatever it is told, so that service needs TLS. The
-certificate is self-signed and its own authority: who trusts the PEM file trusts this one server.
+The Service Bus administration client always speaks https, so that service needs TLS. The certificate is
+self-signed and its own authority: a client that trusts the PEM file trusts this one server.
 
-What makes it (`selfsigned`) is loaded for it alone and holds 11 MB ever after, so a cloud
-that has a process of its own leaves it to another one, which ends when it is made.
+`selfsigned` loads cryptography, which holds 11 MB for as long as its process runs. So a cloud with a process
+of its own creates the certificate in a fork, which then ends.
+
+Gain: 11 MB of the local cloud's 58. The cloud's start does not wait for the certificate, because the fork
+creates it while the cloud imports.
 """
 
 from __future__ import annotations
@@ -26,14 +29,14 @@ class Maker(Protocol):
 
 
 def make() -> tuple[bytes, bytes]:
-    """In this process."""
+    """Create a key and its certificate in this process."""
     from batchflow.local.security import selfsigned
 
     return selfsigned.make()
 
 
 class MakerAside:
-    """Begins at once, in a fork: for a process that has no thread and no event loop yet."""
+    """Creates a certificate in a fork, at once. For a process that has no thread and no event loop yet."""
 
     def __init__(self) -> None:
         self._reader, writer = os.pipe()
@@ -43,7 +46,7 @@ class MakerAside:
         os.close(writer)
 
     def __call__(self) -> tuple[bytes, bytes]:
-        """Waits for what the fork has made. Once."""
+        """Wait for the key and the certificate of the fork. To be called once."""
         with os.fdopen(self._reader, "rb") as pipe:
             parts = pipe.read().split(b"\0")
         os.waitpid(self._pid, 0)
@@ -54,12 +57,12 @@ class MakerAside:
 
 
 def _tell(writer: int) -> NoReturn:
-    """The fork's life: what goes wrong is said on standard error, and the pipe ends without a word."""
+    """Create the certificate in the fork and exit. An error goes to stderr, and the pipe ends empty."""
     try:
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(b"\0".join(make()))
     except BrokenPipeError:
-        pass  # who wanted it is gone
+        pass  # the parent is gone
     except BaseException:
         import traceback
 
