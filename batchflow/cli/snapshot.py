@@ -44,7 +44,7 @@ class Snapshot:
         return sum(beat.failed for beat in self.beats)
 
     @property
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """What keeps nodes and agents from working, in words."""
         broken = [f"{node.id}: {node.state}" for node in self.nodes if node.state in BROKEN]
         return broken + [f"{beat.host}: {beat.trouble}" for beat in self.beats if beat.trouble is not None]
@@ -59,7 +59,7 @@ class Snapshot:
             "dead": self.dead,
             "completed": self.completed,
             "failed": self.failed,
-            "troubles": self.troubles,
+            "troubles": self.problems,
         }
 
 

@@ -26,7 +26,7 @@ _PLAIN: Final = ("error", "exit_code", "lived", "path", "code")
 class AgentLog:
     """How often the agent died, as far back as the text goes, and its last words."""
 
-    deaths: int
+    crashes: int
     words: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -37,12 +37,12 @@ def read(text: str) -> AgentLog:
     """Read the end of a log, whose first line may be cut in its middle."""
     lines = [line for line in text.splitlines() if line.strip()]
     entries = [_parse(line) for line in lines]
-    deaths = sum(entry is not None and entry.get("event") == _DIED for entry in entries)
+    crashes = sum(entry is not None and entry.get("event") == _DIED for entry in entries)
     told = [(entry, _told(line, entry)) for line, entry in zip(lines, entries, strict=True)]
     wrong = [words for entry, words in told if entry is None or entry.get("level") in _WRONG]
     chosen = wrong or [words for _, words in told[-3:]]
     flat = [each[:_MOST_CHARACTERS] for words in chosen for each in words]
-    return AgentLog(deaths, tuple(flat[-MOST_LINES:]))
+    return AgentLog(crashes, tuple(flat[-MOST_LINES:]))
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -215,7 +215,7 @@ async def _task_causes(runtime: PoolRuntime, task: BatchTaskInfo) -> list[Cause]
         return [Cause(what, "mend that (the setting agent.python?), then await pool.start()")]
     log = agent_log.read(await read_stderr(runtime, task))
     said = "".join(f"\n    {line}" for line in log.words) or " nothing"
-    if times := max(log.deaths, task.retries):
+    if times := max(log.crashes, task.retries):
         often = "once" if times == 1 else f"{times} times in a row"
         what = f"{task.id} on node {task.node} died {often} and is started again; it said:{said}"
         remedy = "mend what it says (packages of the image? agent.python?), then pool.stop() and pool.start()"

@@ -92,4 +92,4 @@ async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bo
     if all(task.retries >= _IN_VAIN for task in alive):
         return True
     running = [task for task in alive if task.state == "running"]
-    return bool(running) and agent_log.read(await read_stderr(runtime, running[0])).deaths >= _IN_VAIN
+    return bool(running) and agent_log.read(await read_stderr(runtime, running[0])).crashes >= _IN_VAIN

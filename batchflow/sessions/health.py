@@ -16,7 +16,7 @@ from batchflow.errors import BrokerError, ServiceError
 if TYPE_CHECKING:
     from batchflow.sessions.notices import Notices
 
-ProblemSource = Literal["agents", "sending", "mail", "storage"]
+ProblemSource = Literal["agents", "sending", "results", "storage"]
 """What may make waiting pointless."""
 
 

@@ -106,7 +106,7 @@ class ResultReceiver:
         self._some_completable = asyncio.Event()
         self._many_completable = asyncio.Event()
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
-        self._health = context.problems.watch("mail", "no mail could be received")
+        self._health = context.problems.watch("results", "no results could be received")
         self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
         self._spill = SpillFile()
         settings = context.settings
@@ -282,7 +282,7 @@ class ResultReceiver:
         except BrokerError as error:
             if not error.retryable:
                 raise
-            self._context.notices.warn(f"no mail at present, trying again: {error}")
+            self._context.notices.warn(f"no results at present, trying again: {error}")
             self._health.failed(error)
             await asyncio.sleep(random.uniform(0.1, 1.0))
 

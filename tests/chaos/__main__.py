@@ -10,23 +10,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.run import Wish, recovery, run, save, summary
+from tests.chaos.run import Plan, recovery, run, save, summary
 
 
 def main() -> int:
     options = _options()
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     _say(f"seed {seed}")
-    wish = Wish(
+    plan = Plan(
         options.tasks, options.faults, seed, lock=options.lock, kill_clients=not options.spare_clients
     )
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         if options.recovery:
-            for seconds in asyncio.run(recovery(wish, Path(directory), options.recovery)):
-                _say(f"lock {wish.lock:.0f} s: outcome {seconds:.1f} s after the kill, work left out")
+            for seconds in asyncio.run(recovery(plan, Path(directory), options.recovery)):
+                _say(f"lock {plan.lock:.0f} s: outcome {seconds:.1f} s after the kill, work left out")
             return 0
-        log = asyncio.run(run(wish, Path(directory)))
+        log = asyncio.run(run(plan, Path(directory)))
     if options.history is not None:
         save(log, options.history)
     _say(f"{summary(log)}\nin {time.monotonic() - started:.0f} s")

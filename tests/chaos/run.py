@@ -40,8 +40,8 @@ _QUIET = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a run is to be."""
+class Plan:
+    """The plan of a run."""
 
     tasks: int
     faults: int
@@ -100,18 +100,18 @@ class Cloud:
 
 
 @asynccontextmanager
-async def cloud(wish: Wish, directory: Path) -> AsyncIterator[Cloud]:
+async def cloud(plan: Plan, directory: Path) -> AsyncIterator[Cloud]:
     """A cloud with the pool of the run, whose agents live."""
     config = directory / "cloud.toml"
     command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
-    command += ["--nodes", str(wish.nodes), "--slots", str(wish.slots)]
+    command += ["--nodes", str(plan.nodes), "--slots", str(plan.slots)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, cwd=_ROOT)
     assert process.stdout is not None
     try:
         while not (line := await process.stdout.readline()).startswith(b"ready"):
             if not line:
                 raise RuntimeError(f"the local cloud ended with status {await process.wait()}")
-        relay, relayed = await _relayed(config, wish)
+        relay, relayed = await _relayed(config, plan)
         try:
             async with Client.from_config(relayed) as client:
                 pool = await client.ensure_pool(POOL, files=[TASKS])
@@ -126,7 +126,7 @@ async def cloud(wish: Wish, directory: Path) -> AsyncIterator[Cloud]:
         await process.communicate()
 
 
-async def _relayed(config: Path, wish: Wish) -> tuple[Relay, Path]:
+async def _relayed(config: Path, plan: Plan) -> tuple[Relay, Path]:
     """A relay, and a configuration that leads through it."""
     settings = load_settings(config, environment={})
     connection = settings.servicebus.connection_string or ""
@@ -139,7 +139,7 @@ async def _relayed(config: Path, wish: Wish) -> tuple[Relay, Path]:
         servicebus=replace(
             settings.servicebus, connection_string=connection.replace(found[0], f"127.0.0.1:{port}")
         ),
-        pool=replace(settings.pool, lock_duration=wish.lock),
+        pool=replace(settings.pool, lock_duration=plan.lock),
     )
     path = config.with_name("relayed.toml")
     path.write_text(through.to_toml())
@@ -150,9 +150,9 @@ class Program:
     """A client's lives, one after another."""
 
     def __init__(
-        self, wish: Wish, config: Path, log: Log, name: str, tasks: int, journal: Path | None
+        self, plan: Plan, config: Path, log: Log, name: str, tasks: int, journal: Path | None
     ) -> None:
-        self._wish = wish
+        self._plan = plan
         self._journal = journal
         self._config = config
         self._log = log
@@ -181,8 +181,8 @@ class Program:
             self._log.add(history.Gone(time.monotonic(), f"{self._name}.{self._life}"))
 
     async def _live(self) -> None:
-        wish = self._wish
-        numbers = (self._life, self._next, self._tasks, wish.batch, wish.seconds)
+        plan = self._plan
+        numbers = (self._life, self._next, self._tasks, plan.batch, plan.seconds)
         self.process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.chaos.client", str(self._config), self._name),
             *map(str, numbers),
@@ -243,14 +243,14 @@ class Program:
 class Fire:
     """Makes things fail, one at a time."""
 
-    def __init__(self, wish: Wish, cloud: Cloud, programs: list[Program], log: Log) -> None:
-        self._wish = wish
+    def __init__(self, plan: Plan, cloud: Cloud, programs: list[Program], log: Log) -> None:
+        self._plan = plan
         self._cloud = cloud
         self._programs = programs
         self._log = log
-        self._chance = random.Random(wish.seed)
+        self._chance = random.Random(plan.seed)
         self._stalled: set[asyncio.Task[None]] = set()
-        self.left = wish.faults
+        self.left = plan.faults
 
     async def run(self) -> None:
         """Until there were as many as wished."""
@@ -263,10 +263,10 @@ class Fire:
             ("connection cut", lambda: self._cloud.relay.cut(1, self._chance) > 0),
             ("all connections cut", lambda: self._cloud.relay.cut(1000, self._chance) > 0),
         ]
-        if self._wish.kill_clients:
+        if self._plan.kill_clients:
             kinds.append(("client killed", lambda: self._chance.choice(self._programs).kill()))
         while self.left:
-            await asyncio.sleep(self._chance.uniform(0.2, 1.8) * self._wish.apart)
+            await asyncio.sleep(self._chance.uniform(0.2, 1.8) * self._plan.apart)
             what, make = self._chance.choice(kinds)
             if make():
                 self.left -= 1
@@ -298,7 +298,7 @@ class Fire:
 
     async def _wake(self, pid: int) -> None:
         try:
-            await asyncio.sleep(self._wish.lock * 1.5)
+            await asyncio.sleep(self._plan.lock * 1.5)
         finally:
             _send(pid, signal.SIGCONT)
 
@@ -311,29 +311,29 @@ def _send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
-async def run(wish: Wish, directory: Path) -> Log:
+async def run(plan: Plan, directory: Path) -> Log:
     """One run, judged. The history is in the log, whatever its verdict."""
-    log = Log(Checker(patience=wish.patience))
-    async with cloud(wish, directory) as here:
-        share = -(-wish.tasks // wish.clients)
+    log = Log(Checker(patience=plan.patience))
+    async with cloud(plan, directory) as here:
+        share = -(-plan.tasks // plan.clients)
         programs = [
             Program(
-                wish,
+                plan,
                 here.config,
                 log,
                 f"c{n}",
-                min(share, wish.tasks - n * share),
+                min(share, plan.tasks - n * share),
                 None if n % 2 else directory / f"c{n}.journal",
             )
-            for n in range(wish.clients)
+            for n in range(plan.clients)
         ]
-        fire = Fire(wish, here, programs, log)
+        fire = Fire(plan, here, programs, log)
         async with asyncio.TaskGroup() as group:
             for program in programs:
                 group.create_task(program.run())
             burning = group.create_task(fire.run())
             try:
-                halted = not await _settled(wish, here, programs, log, fire)
+                halted = not await _settled(plan, here, programs, log, fire)
             finally:
                 burning.cancel()
                 fire.wake_all()
@@ -344,9 +344,9 @@ async def run(wish: Wish, directory: Path) -> Log:
     return log
 
 
-async def _settled(wish: Wish, here: Cloud, programs: Iterable[Program], log: Log, fire: Fire) -> bool:
+async def _settled(plan: Plan, here: Cloud, programs: Iterable[Program], log: Log, fire: Fire) -> bool:
     """Wait until everything is done and the queues are empty; False when that takes too long."""
-    while time.monotonic() - log.moved_at < wish.patience:
+    while time.monotonic() - log.moved_at < plan.patience:
         await asyncio.sleep(_QUIET)
         if fire.left or log.owed or not all(program.submitted_all for program in programs):
             continue
@@ -368,10 +368,10 @@ async def _note_queues(here: Cloud, log: Log) -> None:
         log.add(history.Queue(time.monotonic(), name, *counts))
 
 
-async def recovery(wish: Wish, directory: Path, times: int) -> list[float]:
+async def recovery(plan: Plan, directory: Path, times: int) -> list[float]:
     """Seconds from the killing of an agent to the outcome of the task that it ran, so many times."""
     taken = []
-    async with cloud(wish, directory) as here, here.pool.session("recovery", job=JOB) as session:
+    async with cloud(plan, directory) as here, here.pool.session("recovery", job=JOB) as session:
         for number in range(times):
             note = directory / f"note-{number}"
             task = await session.submit("work.py", args=[f"r:{number}", 1.0, str(note), ""])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.run import Wish, run, summary
+from tests.chaos.run import Plan, run, summary
 
 SEED = 20
 
@@ -14,7 +14,7 @@ SEED = 20
 @pytest.mark.timeout(120)
 async def test_real_processes_keep_the_promise(tmp_path: Path) -> None:
     """Agents, clients and connections fall while a few hundred tasks run; the checker finds nothing."""
-    wish = Wish(tasks=400, faults=8, seed=SEED, batch=20, apart=0.6)
-    log = await run(wish, tmp_path)
+    plan = Plan(tasks=400, faults=8, seed=SEED, batch=20, apart=0.6)
+    log = await run(plan, tmp_path)
     assert log.checker.holds, summary(log)
-    assert log.checker.faults.total() >= wish.faults
+    assert log.checker.faults.total() >= plan.faults

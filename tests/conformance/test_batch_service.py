@@ -92,9 +92,9 @@ async def test_a_pool_with_a_formula_is_not_resized_by_hand(sdk: BatchClient, na
     """The code of the refusal is nowhere published."""
     await sdk.create_pool(pool(name, enable_auto_scale=True, auto_scale_formula=FORMULA))
     await settled(sdk, name)
-    wish = models.BatchPoolResizeOptions(target_dedicated_nodes=0)
+    options = models.BatchPoolResizeOptions(target_dedicated_nodes=0)
     with pytest.raises(ResourceExistsError) as caught:
-        await sdk.begin_resize_pool(name, wish)
+        await sdk.begin_resize_pool(name, options)
     assert code(caught) == "OperationNotValidOnPool"
 
 

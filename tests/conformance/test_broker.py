@@ -34,8 +34,8 @@ def message(name: str, **options: object) -> OutgoingMessage:
     return OutgoingMessage(name.encode(), name, **options)  # type: ignore[arg-type]
 
 
-async def next_of(inbox: Receiver | Mailbox) -> Delivery:
-    delivery = await inbox.receive(ENOUGH)
+async def next_of(link: Receiver | Mailbox) -> Delivery:
+    delivery = await link.receive(ENOUGH)
     assert delivery is not None
     return delivery
 

@@ -112,7 +112,7 @@ async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
 
 
 async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
-    """Agents that cannot have a job are a session's trouble, told with what to do."""
+    """Agents that cannot have a job are a session's problem, told with what to do."""
     pool = await client.ensure_pool(name, nodes=1)
     await faults.account(reached=["jobs"])
     try:
@@ -355,7 +355,7 @@ async def test_mailbox_in_use(client: Client, name: str) -> None:
 
 
 def test_throttling() -> None:
-    """A throttled queue as a session's trouble."""
+    """A throttled queue as a session's problem."""
     cause = problem_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
     assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
 

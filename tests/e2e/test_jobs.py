@@ -45,7 +45,7 @@ async def blobs(pool: Pool, job: str) -> set[str]:
     return {name.partition("/")[0] for name in names if job in name.removesuffix(".json").split("/")}
 
 
-async def mail(pool: Pool) -> int:
+async def result_messages(pool: Pool) -> int:
     """Messages in the pool's queue of results."""
     (queue,) = pool.runtime.manifest.results_queues
     return (await pool.runtime.connections.admin.figures(queue.entity)).active
@@ -133,7 +133,7 @@ async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> N
 
 
 async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
-    """Its tasks end, its mail, arguments, results and files are gone; another job keeps its own."""
+    """Its tasks end, its messages, arguments, results and files are gone; another job keeps its own."""
     for name in ("kept", "gone"):
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
@@ -147,7 +147,7 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
         ]
         await reader.flush()
         await eventually_equal(lambda: running(own), 1)
-        before = await mail(own)
+        before = await result_messages(own)
         assert "args" in await blobs(own, "gone")
         await own.delete_job("gone")
         for task in tasks:
@@ -155,7 +155,7 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
                 await task
     await eventually_equal(lambda: work(own), 0)
     await eventually_equal(lambda: running(own), 0)
-    assert 0 < await mail(own) < before
+    assert 0 < await result_messages(own) < before
     assert await blobs(own, "gone") <= {"cancel"}
     async with own.session("writer", job="kept") as session:
         stream = session.results(follow=True)
@@ -165,13 +165,13 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
 
 
 async def test_deleting_all_jobs_leaves_nothing(own: Pool) -> None:
-    """Of any job: mail, results and files."""
+    """Of any job: messages, results and files."""
     for name in ("one", "two"):
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
     await eventually_equal(lambda: work(own), 0)
     await own.delete_all_jobs()
-    assert await mail(own) == 0
+    assert await result_messages(own) == 0
     for name in ("one", "two"):
         assert await blobs(own, name) <= {"cancel"}
 

@@ -299,7 +299,7 @@ def do_action(engine, args):
 
 
 async def fill(cloud: Cloud) -> int:
-    """Fill the results queue with mail for somebody else, to the last byte that it takes; how many."""
+    """Fill the results queue with messages for another client, to the last byte that it takes; how many."""
     queue = cloud.pool.runtime.manifest.results_queues[0]
     async with asyncio.timeout(PATIENCE):
         admin = cloud.client.connections.admin_of(queue)

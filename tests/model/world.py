@@ -35,8 +35,8 @@ _MOST_MOVES: Final = 100_000
 """Without an outcome or a fault: the world goes round in circles."""
 
 
-class Trouble(Enum):
-    """What a fault does."""
+class FaultKind(Enum):
+    """The effect of a fault."""
 
     NONE = "none"
     REQUEST_LOST = "request lost"
@@ -47,11 +47,11 @@ class Trouble(Enum):
     STALLED = "stalled"
 
 
-_CALL_TROUBLES: Final = tuple(Trouble)
-_RECEIVE_TROUBLES: Final = (
-    Trouble.NONE, Trouble.CUT_BEFORE, Trouble.CUT_AFTER, Trouble.KILLED, Trouble.STALLED,
+_CALL_FAULTS: Final = tuple(FaultKind)
+_RECEIVE_FAULTS: Final = (
+    FaultKind.NONE, FaultKind.CUT_BEFORE, FaultKind.CUT_AFTER, FaultKind.KILLED, FaultKind.STALLED,
 )  # fmt: skip
-_STEP_TROUBLES: Final = (Trouble.NONE, Trouble.KILLED, Trouble.STALLED)
+_STEP_FAULTS: Final = (FaultKind.NONE, FaultKind.KILLED, FaultKind.STALLED)
 
 
 def _never() -> bool:
@@ -316,8 +316,8 @@ class World:
         self.current = strand
         process = strand.process
         call = strand.calling
-        if process.mortal and (trouble := self._trouble(process, call)) is not Trouble.NONE:
-            self._fail(strand, call, trouble)
+        if process.mortal and (kind := self._choose_fault(process, call)) is not FaultKind.NONE:
+            self._fail(strand, call, kind)
         elif call is not None:
             self._do(strand, call)
             movable.append(strand)
@@ -326,31 +326,31 @@ class World:
         if process.alive:
             process.changed.give()
 
-    def _trouble(self, process: Process, call: Call | None) -> Trouble:
-        troubles = _STEP_TROUBLES if call is None else _RECEIVE_TROUBLES if call.receives else _CALL_TROUBLES
-        chosen = self.choices.fault(len(troubles))
+    def _choose_fault(self, process: Process, call: Call | None) -> FaultKind:
+        kinds = _STEP_FAULTS if call is None else _RECEIVE_FAULTS if call.receives else _CALL_FAULTS
+        chosen = self.choices.fault(len(kinds))
         if chosen:
-            self.note(history.Fault(self.now, f"{type(process).__name__} {troubles[chosen].value}"))
-        return troubles[chosen]
+            self.note(history.Fault(self.now, f"{type(process).__name__} {kinds[chosen].value}"))
+        return kinds[chosen]
 
-    def _fail(self, strand: Strand, call: Call | None, trouble: Trouble) -> None:
+    def _fail(self, strand: Strand, call: Call | None, kind: FaultKind) -> None:
         process = strand.process
-        match trouble:
-            case Trouble.KILLED:
+        match kind:
+            case FaultKind.KILLED:
                 self.current = None
                 self.kill(process)
-            case Trouble.STALLED:
+            case FaultKind.STALLED:
                 self._stalled[process] = self.now + 2.5 * self.cloud.lock
                 self.movable.append(strand)
                 process.stall()
             case _ if call is not None:
-                self._perform(strand, call, trouble)
+                self._perform(strand, call, kind)
 
-    def _perform(self, strand: Strand, call: Call, trouble: Trouble) -> None:
-        if trouble in (Trouble.ANSWER_LOST, Trouble.CUT_AFTER):
+    def _perform(self, strand: Strand, call: Call, kind: FaultKind) -> None:
+        if kind in (FaultKind.ANSWER_LOST, FaultKind.CUT_AFTER):
             self._do(strand, call)
             strand.answered(None)
-        if trouble in (Trouble.CUT_BEFORE, Trouble.CUT_AFTER):
+        if kind in (FaultKind.CUT_BEFORE, FaultKind.CUT_AFTER):
             strand.failed(broken_link())
             self.movable.append(strand)
             strand.process.cut()

@@ -255,7 +255,7 @@ class Client:
         self._sending = False
         self._send()
 
-    def mail(self, results: list[tuple[TaskItem, float]]) -> None:
+    def receive_results(self, results: list[tuple[TaskItem, float]]) -> None:
         """A message of results has come."""
         costs = self._world.costs
         work = costs.received_message + len(results) * costs.client_task / 2
@@ -412,7 +412,7 @@ class Agent:
         self._on_their_way += len(parcel)
         granted = world.credits.spend(ready, 2)
         results: list[Any] = [(item, duration) for _, item, duration in parcel]
-        world.time.at(granted + 2 * world.way, world.client.mail, results)
+        world.time.at(granted + 2 * world.way, world.client.receive_results, results)
         world.time.at(granted + 2 * world.way, self._sent, [task for task, _, _ in parcel])
 
     def _hold(self) -> float:

@@ -147,7 +147,7 @@ class _Client:
         self.policy.sent(self._world.time.now - started)
         self.send(lane)
 
-    def mail(self, pack: _Pack, count: int) -> None:
+    def receive_results(self, pack: _Pack, count: int) -> None:
         costs = self._world.fleet.costs
         now = self._world.time.now
         ready = self.processor.work(now, costs.received_message + count * costs.client_task / 2)
@@ -208,7 +208,7 @@ class _Agent:
         work = costs.send + costs.sent_message + count * costs.agent_task / 2
         ready = self.processor.work(world.time.now, work)
         granted = world.spend(pack.client.mailbox, ready, 2, 2 * (count * ITEM + ENVELOPE))
-        world.time.at(granted + costs.round_trip, pack.client.mail, pack, count)
+        world.time.at(granted + costs.round_trip, pack.client.receive_results, pack, count)
         if last:
             self.free += 1
             if self.advance is not None:

@@ -35,7 +35,7 @@ from tests.support.waiting import BOUND, eventually
 
 
 async def until_empty(session: Session, but: int = 0) -> None:
-    """Return when all of the session's mail, but so many messages, was completed."""
+    """Return when all of the session's messages, but so many, were completed."""
     broker, (queue,) = session.pool.runtime.connections.admin, session.pool.runtime.manifest.results_queues
 
     async def is_empty() -> bool:

@@ -263,7 +263,7 @@ async def test_storage_in_trouble_is_tried_again(
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "error",
     [
         Backpressure("throttled: error 50009", retryable=True),
         Backpressure("the results queue is full", retryable=True),
@@ -272,17 +272,17 @@ async def test_storage_in_trouble_is_tried_again(
     ],
     ids=["throttled", "full", "lost", "expired"],
 )
-async def test_a_broker_in_trouble_gets_the_same_message_again(trouble: BrokerError) -> None:
+async def test_a_broker_in_trouble_gets_the_same_message_again(error: BrokerError) -> None:
     """Same bytes, same id; meanwhile the heartbeat says so, nothing is pulled, the lease is kept."""
     world = await World.make()
     well = asyncio.Event()
 
     async def throttled() -> None:
         if not well.is_set():
-            raise trouble
+            raise error
 
     async def told() -> bool:
-        return any(str(trouble) in (beat.trouble or "") for beat in await world.heartbeats())
+        return any(str(error) in (beat.trouble or "") for beat in await world.heartbeats())
 
     world.faults.before["send results"] = throttled
     async with world.agent(heartbeat_interval=0.3):

@@ -372,7 +372,7 @@ async def test_a_large_result_is_fetched_again_when_storage_stumbles(
     assert await within(task) == [1]
 
 
-# ---- duplicates and hostile mail
+# ---- duplicates and hostile results
 
 
 async def test_the_first_outcome_wins(session: Session, agent: Agent, doubles: Doubles) -> None:

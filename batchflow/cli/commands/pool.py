@@ -199,8 +199,8 @@ async def show(invocation: Invocation, name: str) -> int:
     terminal.write(
         f"{seen.running} of {seen.slots} slots busy, {seen.queued} messages queued, {seen.dead} dead"
     )
-    for trouble in seen.troubles:
-        terminal.write(f"! {trouble}")
+    for problem in seen.problems:
+        terminal.write(f"! {problem}")
     if seen.nodes:
         cells = [
             (node.host or "-", node.state, node.agent or "-", f"{node.running}/{node.slots}", node.id)

@@ -91,10 +91,10 @@ async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: a
 def _line(seen: Snapshot, rate: float | None) -> str:
     busy = f"{seen.running}/{seen.slots} slots"
     speed = "" if rate is None else f", {rate:.1f}/s"
-    troubles = f", {len(seen.troubles)} nodes in trouble" if seen.troubles else ""
+    problems = f", {len(seen.problems)} nodes in trouble" if seen.problems else ""
     return (
         f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
-        f"{seen.completed} done{speed}, {seen.failed} failed, {seen.dead} dead{troubles}"
+        f"{seen.completed} done{speed}, {seen.failed} failed, {seen.dead} dead{problems}"
     )
 
 
@@ -134,5 +134,5 @@ def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
         )
         table.add_row(*map(Text, cells))
     parts: list[RenderableType] = [Text(_line(seen, rate), style="bold"), Text(), table]
-    parts += [Text(f"! {trouble}", style="red") for trouble in seen.troubles]
+    parts += [Text(f"! {problem}", style="red") for problem in seen.problems]
     return Group(*parts)

@@ -89,9 +89,9 @@ async def test_a_pool_with_a_formula(batch: Any) -> None:
     assert (pool.enable_auto_scale, pool.auto_scale_formula) == (True, "$TargetDedicatedNodes=1")
     assert pool.auto_scale_evaluation_interval == timedelta(minutes=15)
     assert pool.auto_scale_run.results == "$NodeDeallocationOption=requeue;$TargetDedicatedNodes=1"
-    wish = models.BatchPoolResizeOptions(target_dedicated_nodes=2)
+    options = models.BatchPoolResizeOptions(target_dedicated_nodes=2)
     with pytest.raises(ResourceExistsError, match="OperationNotValidOnPool"):
-        await batch.client.begin_resize_pool("pool", wish, polling_interval=0)
+        await batch.client.begin_resize_pool("pool", options, polling_interval=0)
 
 
 async def test_a_formula_is_set_changed_and_taken_away(batch: Any) -> None:

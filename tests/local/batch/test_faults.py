@@ -50,8 +50,8 @@ async def test_allocation_failure(batch: Any, faults: Faults, code: str) -> None
     pool = await steady(batch)
     assert (pool.current_dedicated_nodes, resize_codes(pool)) == (1, [code])
     await faults.clear("pool")
-    wish = models.BatchPoolResizeOptions(target_dedicated_nodes=2)
-    await batch.client.begin_resize_pool("pool", wish, polling_interval=0)
+    options = models.BatchPoolResizeOptions(target_dedicated_nodes=2)
+    await batch.client.begin_resize_pool("pool", options, polling_interval=0)
     pool = await steady(batch)
     assert (pool.current_dedicated_nodes, pool.resize_errors) == (2, None)
 

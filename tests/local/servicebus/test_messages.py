@@ -113,9 +113,9 @@ async def test_a_message_that_fails_too_often_arrives_at_a_waiting_dead_letter_r
         for _ in range(2):
             (message,) = await receiver.receive_messages(1, max_wait_time=5)
             await receiver.abandon_message(message)
-        (buried,) = await dead.receive_messages(1, max_wait_time=5)
-        assert buried.dead_letter_reason == "MaxDeliveryCountExceeded"
-        await dead.complete_message(buried)
+        (dead_lettered,) = await dead.receive_messages(1, max_wait_time=5)
+        assert dead_lettered.dead_letter_reason == "MaxDeliveryCountExceeded"
+        await dead.complete_message(dead_lettered)
 
 
 async def test_batches_and_receive_and_delete(

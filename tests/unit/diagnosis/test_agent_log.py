@@ -20,7 +20,7 @@ def test_deaths_are_counted_and_their_reasons_kept() -> None:
     crash = line("agent_crashed", "ERROR", exception=f"Traceback:\n{frames}\nImportError: no such module")
     died = line("agent_died", "ERROR", exit_code=1, lived=0.25)
     log = read("\n".join(['cut": "off"}', *[line("agent_started"), crash, died] * 3]))
-    assert log.deaths == 3
+    assert log.crashes == 3
     assert len(log.words) == MOST_LINES
     assert log.words[-7:] == (
         "agent_crashed",
@@ -36,7 +36,7 @@ def test_deaths_are_counted_and_their_reasons_kept() -> None:
 def test_lines_that_are_not_json_are_kept_as_they_are() -> None:
     """An interpreter or a shell writes no JSON."""
     log = read("/bin/python3: No module named node_agent\n\n")
-    assert (log.deaths, log.words) == (0, ("/bin/python3: No module named node_agent",))
+    assert (log.crashes, log.words) == (0, ("/bin/python3: No module named node_agent",))
 
 
 def test_last_events_are_kept_when_nothing_went_wrong() -> None:

@@ -226,11 +226,11 @@ def do_action(engine, args):
 @pytest.mark.parametrize("timeout", [None, 2.0])
 async def test_a_fork_bomb_is_ended_and_siblings_go_on(tmp_path: Path, timeout: float | None) -> None:
     """A hundred processes, some in sessions of their own: gone at the limit, or the cancellation."""
-    born = tmp_path / "born"
-    born.mkdir()
+    started = tmp_path / "started"
+    started.mkdir()
     async with bench(tmp_path / "a") as bad, bench(tmp_path / "b") as good:
-        bomb = asyncio.create_task(bad.python(FORK_BOMB, str(born), timeout=timeout))
-        await eventually(lambda: len(list(born.iterdir())) == 128)
+        bomb = asyncio.create_task(bad.python(FORK_BOMB, str(started), timeout=timeout))
+        await eventually(lambda: len(list(started.iterdir())) == 128)
         assert [value(await good.python(FINE)) for _ in range(5)] == ["fine"] * 5
         if timeout is None:
             bomb.cancel()
@@ -238,7 +238,7 @@ async def test_a_fork_bomb_is_ended_and_siblings_go_on(tmp_path: Path, timeout: 
                 await bomb
         else:
             assert (await bomb).kind == "TaskTimeout"
-        assert all(gone(int(process.name)) for process in born.iterdir())
+        assert all(gone(int(process.name)) for process in started.iterdir())
         assert value(await good.python(FINE)) == value(await bad.python(FINE)) == "fine"
 
 

@@ -36,7 +36,7 @@ async def put(world: World, queue: QueueRef, *tasks: wire.TaskItem) -> None:
             await sender.send(OutgoingMessage(body, f"m{next(world.numbers)}"))
 
 
-async def mail(world: World, client: str, count: int) -> list[wire.ResultItem]:
+async def results_of(world: World, client: str, count: int) -> list[wire.ResultItem]:
     """The results in a client's mailbox, in whichever queue it is."""
     mailbox = wire.mailbox_id("job", client)
     queue = layout.queue_for((RESULTS, MORE_RESULTS), mailbox)
@@ -61,7 +61,7 @@ async def test_an_agent_takes_from_every_task_queue() -> None:
         await put(world, MORE_TASKS, task(2 * number + 1, client=client))
     async with world.agent(**shards):
         for number, client in enumerate(clients):
-            got = {result.uid for result in await mail(world, client, 2)}
+            got = {result.uid for result in await results_of(world, client, 2)}
             assert got == {f"abc123:{2 * number}", f"abc123:{2 * number + 1}"}
         for queue in ("tasks", "tasks2"):
             await world.until(partial(_empty, world, queue))
@@ -112,6 +112,6 @@ async def test_a_free_slot_gets_one_message_and_not_one_of_each_queue() -> None:
         gates[-1].set()
         for gate in gates:
             gate.set()
-        assert len(await mail(world, "client", 20)) == 20
+        assert len(await results_of(world, "client", 20)) == 20
     copies = [call for call in world.faults.calls if call.startswith("send tasks")]
     assert len(copies) <= 1

@@ -18,14 +18,14 @@ from tests.support.agent_world import RESULTS
 PATIENCE = 20.0
 
 
-class Desk:
-    """An outbox at work, and what left it."""
+class RunningSender:
+    """A result sender at work, and the messages that left it."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.more_soon = False
         self.sent: list[tuple[int, ...]] = []
         self._wake = asyncio.Event()
-        self.outbox = ResultSender(
+        self.sender = ResultSender(
             broker,
             RESULTS,
             "agent",
@@ -42,10 +42,10 @@ class Desk:
         self._wake.set()
 
     def put(self, task: int) -> None:
-        self.outbox.put(task, "job/client", wire.dumps({"uid": f"a:{task}"}))
+        self.sender.put(task, "job/client", wire.dumps({"uid": f"a:{task}"}))
 
     async def until(self, count: int) -> None:
-        """So many messages have left."""
+        """Wait until so many messages have left."""
         async with asyncio.timeout(PATIENCE):
             while len(self.sent) < count:
                 self._wake.clear()
@@ -53,42 +53,42 @@ class Desk:
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
+async def results() -> AsyncIterator[RunningSender]:
     broker = MemoryBroker()
     await broker.create_queue(QueueSpec("results", sessions=True))
-    desk = Desk(broker)
-    running = asyncio.create_task(desk.outbox.run())
-    yield desk
+    results = RunningSender(broker)
+    running = asyncio.create_task(results.sender.run())
+    yield results
     running.cancel()
     await asyncio.wait([running])
 
 
-async def test_a_lone_result_leaves_at_once(desk: Desk) -> None:
+async def test_a_lone_result_leaves_at_once(results: RunningSender) -> None:
     """Nothing else is about to come."""
     for number in range(3):
-        desk.put(number)
-        await desk.until(number + 1)
-    assert desk.sent == [(0,), (1,), (2,)]
+        results.put(number)
+        await results.until(number + 1)
+    assert results.sent == [(0,), (1,), (2,)]
 
 
-async def test_results_of_a_pack_leave_together(desk: Desk) -> None:
+async def test_results_of_a_pack_leave_together(results: RunningSender) -> None:
     """With the last of them, although they come one after the other."""
-    desk.more_soon = True
-    desk.put(0)
+    results.more_soon = True
+    results.put(0)
     await asyncio.sleep(0)
-    desk.put(1)
+    results.put(1)
     await asyncio.sleep(0)
-    desk.more_soon = False
-    desk.put(2)
-    await desk.until(1)
-    assert desk.sent == [(0, 1, 2)]
+    results.more_soon = False
+    results.put(2)
+    await results.until(1)
+    assert results.sent == [(0, 1, 2)]
 
 
-async def test_a_straggler_does_not_hold_the_results_of_its_companions(desk: Desk) -> None:
+async def test_a_straggler_does_not_hold_the_results_of_its_companions(results: RunningSender) -> None:
     """They wait a moment for it, and leave."""
-    desk.more_soon = True
-    desk.put(0)
-    desk.put(1)
-    await desk.until(1)
-    assert desk.sent == [(0, 1)]
-    assert desk.more_soon
+    results.more_soon = True
+    results.put(0)
+    results.put(1)
+    await results.until(1)
+    assert results.sent == [(0, 1)]
+    assert results.more_soon

@@ -29,12 +29,12 @@ class Play:
 
     slots: int = 1
     idle_exit: float | None = None
-    deaths: dict[str, CrashCount] = field(default_factory=dict)
+    crashes: dict[str, CrashCount] = field(default_factory=dict)
     now: float = 0.0
     started: bool = True
 
     def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.slots, "host", self.idle_exit, 0.0, self.deaths)
+        self.scheduler = Scheduler(self.slots, "host", self.idle_exit, 0.0, self.crashes)
         if self.started:
             assert self.at(0.0, to.Tick()) == [to.Pull()]
 
@@ -282,14 +282,14 @@ def test_nothing_begins_while_a_message_is_split(over: to.Event) -> None:
 
 
 def test_a_second_delivery_of_one_task_runs() -> None:
-    """A lost lock is no crime: only recorded deaths count."""
+    """A lost lock is no crime: only recorded crashes count."""
     assert Play().arrive(1.0, task(0), redelivered=True)[0] == to.Prepare(0, (0,))
 
 
 def test_a_crash_is_noted_in_the_history_of_its_task() -> None:
     """Noted in its history, so that it counts on whatever node it comes to next."""
     uid = f"{INCARNATION}:0"
-    play = Play(deaths={uid: CrashCount(alone=1, last_at=77.0)})
+    play = Play(crashes={uid: CrashCount(alone=1, last_at=77.0)})
     history = (Attempt(1, DIED, "host", 77.0),)
     expected = [to.ForgetCrashes(uid), to.HandBack(0, 0.0, None, history, "isolation"), to.Hold()]
     assert play.arrive(1.0, task(0), redelivered=True) == expected
@@ -298,7 +298,7 @@ def test_a_crash_is_noted_in_the_history_of_its_task() -> None:
 def test_a_task_that_killed_three_agents_ends_as_poisoned() -> None:
     """Two told by its history, one by this node."""
     uid = f"{INCARNATION}:0"
-    play = Play(deaths={uid: CrashCount(alone=1)})
+    play = Play(crashes={uid: CrashCount(alone=1)})
     history = (Attempt(1, DIED, "a", 1.0), Attempt(1, "other", "b", 2.0), Attempt(1, DIED, "b", 3.0))
     commands = play.arrive(1.0, task(0, history=history), redelivered=True)
     assert commands[0] == to.ForgetCrashes(uid)
@@ -311,7 +311,7 @@ def test_a_task_that_killed_three_agents_ends_as_poisoned() -> None:
 def test_a_task_that_was_in_two_crashes_runs_alone() -> None:
     """It waits until the other slots are empty, and nothing starts beside it: its next death will tell."""
     uid = f"{INCARNATION}:1"
-    play = Play(slots=2, deaths={uid: CrashCount(in_company=2)})
+    play = Play(slots=2, crashes={uid: CrashCount(in_company=2)})
     play.arrive(1.0, task(0))
     play.run(1.0)
     assert play.arrive(1.1, task(1), delivery=2, redelivered=True) == [to.Hold()]
@@ -553,7 +553,7 @@ def test_a_draining_agent_exits_although_the_broker_accepts_nothing() -> None:
 
 
 def test_nothing_is_pulled_while_results_are_blocked() -> None:
-    """The broker's trouble does not become a heap of results."""
+    """While the broker takes nothing, results do not pile up."""
     play = Play(slots=2)
     assert play.at(1.0, to.Blocked(True)) == [to.Hold()]
     assert play.at(2.0, to.Blocked(False)) == [to.Pull()]

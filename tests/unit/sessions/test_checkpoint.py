@@ -49,7 +49,7 @@ def test_a_later_holder_knows_what_is_owed() -> None:
 def test_outcomes_consumed_before_the_checkpoint_was_read_stay_consumed() -> None:
     """A task can have its outcome, cancelled before it was sent, before the mailbox's state has been read.
 
-    It used to be forgotten then, and was owed to every later holder for ever.
+    It used to be forgotten then, and was owed to every later holder.
     """
     before = Checkpoint()
     before.consume("first", 1)
@@ -60,7 +60,7 @@ def test_outcomes_consumed_before_the_checkpoint_was_read_stay_consumed() -> Non
 
 
 def test_settled_incarnation_is_remembered_for_later_holders() -> None:
-    """Mail that was consumed and not completed comes again, perhaps to the holder after the next.
+    """A message that was consumed and not completed is redelivered, perhaps to the holder after the next.
 
     It used to be forgotten with the next holder, who then was shown the last outcomes of the one before.
     """
@@ -77,9 +77,9 @@ def test_settled_incarnation_is_remembered_for_later_holders() -> None:
 
 
 def test_holder_replaced_before_it_read_the_checkpoint_notices() -> None:
-    """A holder that stood still after its first tasks finds that their outcomes went to somebody else.
+    """A holder that stood still after its first tasks finds that their outcomes went to another holder.
 
-    It used to begin a new page over the one that said so, and waited for them for ever.
+    It used to overwrite the record that said so, and waited for them without end.
     """
     progress = IncarnationProgress()
     progress.consumed.add(3)
@@ -93,7 +93,7 @@ def test_holder_replaced_before_it_read_the_checkpoint_notices() -> None:
 
 
 def test_late_outcome_is_consumed_without_being_owed() -> None:
-    """A task beyond what the ledger knows as submitted is remembered once it was shown."""
+    """A task beyond what the checkpoint knows as submitted is remembered once it was shown."""
     checkpoint = Checkpoint()
     checkpoint.open("first")
     assert checkpoint.consume("first", 7)
@@ -113,7 +113,7 @@ def test_late_outcome_is_consumed_without_being_owed() -> None:
     ],
 )
 def test_undecodable_checkpoint_raises_a_protocol_error(data: bytes) -> None:
-    """A state that is no ledger is a ProtocolError, never another exception."""
+    """A state that is no checkpoint is a ProtocolError, never another exception."""
     with pytest.raises(ProtocolError):
         Checkpoint.decode(data)
 

@@ -25,7 +25,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchflow.protocol.dead_letters.LOOK_TIMEOUT", 0.0)
 
 
-async def bury(doubles: Doubles, queue: QueueRef, reason: str) -> None:
+async def dead_letter_all(doubles: Doubles, queue: QueueRef, reason: str) -> None:
     """Dead-letter what lies in a queue without sessions."""
     async with await doubles.broker.receiver(queue) as receiver:
         while (delivery := await receiver.receive(0.05)) is not None:
@@ -47,11 +47,11 @@ async def dead(doubles: Doubles, queue: QueueRef) -> int:
 async def test_dead_tasks_have_their_outcome(
     session: Session, doubles: Doubles, reason: str, kind: type[Exception], words: str
 ) -> None:
-    """No agent lives, and the session that waits for them is told all the same; the letters are gone."""
+    """No agent lives, and the waiting session gets the outcomes all the same; the dead letters are gone."""
     tasks = await session.submit_many("x.py", range(3), tag={"k": 1})
     await within(session.flush())
     (queue,) = session.pool.runtime.manifest.task_queues
-    await bury(doubles, queue, reason)
+    await dead_letter_all(doubles, queue, reason)
     for task in tasks:
         with pytest.raises(kind, match=words):
             await within(task)
@@ -93,7 +93,7 @@ async def test_a_session_that_opens_tells_for_a_client_that_is_gone(
     async with pool.session("gone") as gone:
         await gone.submit("x.py", task_id="old")
     (queue,) = pool.runtime.manifest.task_queues
-    await bury(doubles, queue, "TTLExpiredException")
+    await dead_letter_all(doubles, queue, "TTLExpiredException")
     async with pool.session("other"):
         await eventually_none(doubles, queue)
     async with pool.session("gone") as again:
@@ -128,11 +128,11 @@ async def test_undecodable_dead_letters_stay_and_hide_no_others(
     (queue,) = pool.runtime.manifest.task_queues
     async with await doubles.broker.plain_sender(queue) as sender:
         await sender.send(OutgoingMessage(b"not a pack", "unreadable"))
-    await bury(doubles, queue, "MessageUnreadable")
+    await dead_letter_all(doubles, queue, "MessageUnreadable")
     for _ in range(2):
         task = await session.submit("x.py")
         await within(task.accepted())
-        await bury(doubles, queue, "TTLExpiredException")
+        await dead_letter_all(doubles, queue, "TTLExpiredException")
         with pytest.raises(TaskFailed):
             await within(task)
         doubles.broker.advance(31)
@@ -143,7 +143,7 @@ async def test_undecodable_dead_letters_stay_and_hide_no_others(
 async def test_session_without_rights_leaves_dead_letters_to_others(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """A session works without; one that may not ask how many letters there are looks for itself."""
+    """A session works without; one that may not ask how many dead letters there are looks for itself."""
     asked: list[str] = []
 
     async def refuse(*_: object, **__: object) -> None:
@@ -155,7 +155,7 @@ async def test_session_without_rights_leaves_dead_letters_to_others(
         task = await session.submit("x.py")
         await within(task.accepted())
         if who == "figures":
-            await bury(doubles, pool.runtime.manifest.task_queues[0], "TTLExpiredException")
+            await dead_letter_all(doubles, pool.runtime.manifest.task_queues[0], "TTLExpiredException")
             with pytest.raises(TaskFailed):
                 await within(task)
         else:

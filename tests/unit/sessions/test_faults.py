@@ -1,6 +1,6 @@
 """A session in any weather: whatever happens in whatever order, each task has one outcome, shown once.
 
-The broker stumbles, mail comes twice and by reference, the mailbox is lost, tasks are cancelled and read
+The broker fails, messages come twice and by reference, the mailbox is lost, tasks are cancelled and read
 from several sides. In the end everything is answered and read; then the books must balance.
 """
 

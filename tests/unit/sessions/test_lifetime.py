@@ -398,7 +398,7 @@ async def test_mailbox_taken_over_by_a_living_client_ends_the_session(
 
 
 async def test_paused_process_reopens_the_mailbox_before_it_delivers(session: Session, agent: Agent) -> None:
-    """Somebody else may have the mailbox by then: it is opened again first, and the mail comes there."""
+    """Another client may have the mailbox by then. It is opened again first, and the results come there."""
     events = session.events()
     mailbox = parts_of(session).receiver.mailbox
     task = await session.submit("x.py")
@@ -559,7 +559,7 @@ async def test_explain_says_where_ones_tasks_run(session: Session, agent: Agent)
 
 
 async def test_a_closed_job_takes_no_new_tasks(pool: Pool, agent: Agent) -> None:
-    """What was submitted goes on, also for who waits for room in the outbox."""
+    """What was submitted goes on, also for a submit that waits for room."""
     job = await pool.create_job("j")
     async with job.session("c") as session:
         task = await session.submit("x.py")
@@ -641,7 +641,7 @@ async def a_minute_passes(doubles: Doubles, *sessions: Session) -> None:
 
 
 async def test_absent_reader_loses_and_delays_nothing(pool: Pool, agent: Agent, doubles: Doubles) -> None:
-    """Mail goes on coming in, others work, and the reader has all of it when he comes back."""
+    """Results still arrive, other tasks run, and a reader that returns gets all of them."""
     async with pool.session("absent") as absent, pool.session("busy") as busy:
         await absent.submit_many("x.py", range(60))
         items = await agent.take(60)
@@ -694,7 +694,7 @@ async def test_a_deleted_job_drops_mail_and_files(pool: Pool, agent: Agent, doub
 
 
 async def test_deleting_a_job_whose_session_cannot_flush(pool: Pool, doubles: Doubles) -> None:
-    """The session's trouble does not keep the job."""
+    """A session's problem does not keep the job."""
     job = await pool.create_job("j")
     session = await job.session("c")
     session.close_timeout = 0.1

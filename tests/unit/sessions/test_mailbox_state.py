@@ -1,4 +1,4 @@
-"""What a session knows of its mail: shown once, settled when handed over, kept where it must be."""
+"""The state of a mailbox: a result is shown once, completed when delivered, and kept where it must be."""
 
 from __future__ import annotations
 
@@ -60,31 +60,31 @@ def message(attachment: str, *items: ResultItem, body: bytes | None = None) -> R
     )
 
 
-class Desk:
-    """A book, open as "first", and what it said."""
+class AttachedMailbox:
+    """A mailbox state attached as "first", and its notifications."""
 
     def __init__(
         self, tasks: int = 0, *, limits: UnreadLimits = PLENTY, record: DeliveryRecord | None = None
     ) -> None:
         self.tracker = Tracker()
-        self.told = 0
+        self.notified = 0
         self.state = MailboxState[str]("me", self.tracker, limits, record, self._due)
         self.state.attachment = "first"
         for sequence in range(tasks):
             self.tracker.add(make_entry(sequence, uid=make_uid("me", sequence)))
 
     def _due(self) -> None:
-        self.told += 1
+        self.notified += 1
 
     def read(self) -> list[Any]:
-        """The values of all that is to be shown; with this they are handed over."""
+        """Return the values of all unread results, which are delivered with this."""
         shown = []
         while (entry := self.tracker.next_unclaimed()) is not None:
             shown.append(entry.result().value)
         return shown
 
     def spill(self) -> int:
-        """How many outcomes went to disk."""
+        """Spill results to disk as due; return how many."""
         spilled = 0
         for entry, outcome in self.state.overflow():
             self.state.spill(entry, OnDisk(outcome))
@@ -108,42 +108,42 @@ def a_record(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
 
 def test_message_is_completable_when_its_last_outcome_was_delivered() -> None:
     """Not before, and once."""
-    desk = Desk(2)
+    mailbox = AttachedMailbox(2)
     first, second = result(0, "a"), result(1, "b")
-    commands = desk.state.accept(message("first", first, second))
+    commands = mailbox.state.accept(message("first", first, second))
     assert [type(command) for command in commands] == [Resolved, Resolved]
-    assert desk.state.held == 1
-    assert desk.tracker.next_unclaimed() is not None
-    assert not desk.state.take_completable()
-    assert desk.read() == ["b"]
-    assert len(desk.state.take_completable()) == desk.told == 1
-    assert not desk.state.take_completable()
-    assert (desk.state.held, desk.state.held_bytes) == (0, 0)
+    assert mailbox.state.held == 1
+    assert mailbox.tracker.next_unclaimed() is not None
+    assert not mailbox.state.take_completable()
+    assert mailbox.read() == ["b"]
+    assert len(mailbox.state.take_completable()) == mailbox.notified == 1
+    assert not mailbox.state.take_completable()
+    assert (mailbox.state.held, mailbox.state.held_bytes) == (0, 0)
 
 
 def test_message_without_an_outcome_is_completable_at_once() -> None:
     """Events are told, and what cannot be read is dropped, and said so."""
-    desk = Desk()
+    mailbox = AttachedMailbox()
     event = wire.encode(EventItem(make_uid("me", 0), "t", "log", "hello", 1.0))
-    (told,) = desk.state.accept(message("first", body=wire.join("events", [event])))
+    (told,) = mailbox.state.accept(message("first", body=wire.join("events", [event])))
     assert isinstance(told, Tell)
     assert isinstance(told.event, Event)
-    (dropped,) = desk.state.accept(message("first", body=b"no results at all"))
+    (dropped,) = mailbox.state.accept(message("first", body=b"no results at all"))
     assert isinstance(dropped, Dropped)
-    assert len(desk.state.take_completable()) == 2
-    assert desk.state.held == 0
+    assert len(mailbox.state.take_completable()) == 2
+    assert mailbox.state.held == 0
 
 
 def test_messages_put_back_keep_their_place() -> None:
-    """Letters that are put back come before those that became due meanwhile."""
-    desk = Desk(2)
-    desk.state.accept(message("first", result(0)))
-    desk.read()
-    taken = desk.state.take_completable()
-    desk.state.accept(message("first", result(1)))
-    desk.read()
-    desk.state.put_back(taken)
-    completable = desk.state.take_completable()
+    """Messages that are put back come before those that became due meanwhile."""
+    mailbox = AttachedMailbox(2)
+    mailbox.state.accept(message("first", result(0)))
+    mailbox.read()
+    taken = mailbox.state.take_completable()
+    mailbox.state.accept(message("first", result(1)))
+    mailbox.read()
+    mailbox.state.put_back(taken)
+    completable = mailbox.state.take_completable()
     assert completable[0] is taken[0]
     assert len(completable) == 2
 
@@ -158,11 +158,11 @@ def test_messages_put_back_keep_their_place() -> None:
 )
 def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, again: bool) -> None:
     """By the opening that the message came by, and no other."""
-    desk = Desk()
+    mailbox = AttachedMailbox()
     ours, lost = message("first"), message("earlier")
-    assert desk.state.not_completed(ours, error) is again
-    assert not desk.state.not_completed(lost, error)
-    assert desk.state.take_completable() == ([ours] if again else [])
+    assert mailbox.state.not_completed(ours, error) is again
+    assert not mailbox.state.not_completed(lost, error)
+    assert mailbox.state.take_completable() == ([ours] if again else [])
 
 
 # ---- showing once
@@ -170,55 +170,55 @@ def test_a_completion_is_tried_again_where_it_can_succeed(error: BrokerError, ag
 
 def test_duplicate_is_completed_and_changes_nothing() -> None:
     """The first outcome is the one; the second is due at once, and tells that an agent knows of the task."""
-    desk = Desk(1, record=(record := a_record()))
-    desk.state.accept(message("first", result(0, "one")))
-    assert desk.state.accept(message("first", result(0, "other"))) == [Confirmed(0)]
-    assert len(desk.state.take_completable()) == 1
+    mailbox = AttachedMailbox(1, record=(record := a_record()))
+    mailbox.state.accept(message("first", result(0, "one")))
+    assert mailbox.state.accept(message("first", result(0, "other"))) == [Confirmed(0)]
+    assert len(mailbox.state.take_completable()) == 1
     assert not record.is_consumed(make_uid("me", 0))
-    assert desk.read() == ["one"]
+    assert mailbox.read() == ["one"]
     assert record.is_consumed(make_uid("me", 0))
 
 
 def test_unread_outcome_waits_for_its_redelivered_message() -> None:
     """After the mailbox was lost its new message is held, and completed when it was read."""
-    desk = Desk(1, record=a_record())
-    desk.state.accept(message("first", result(0, "one")))
-    desk.state.lost()
-    assert desk.state.held == 0
-    desk.state.attachment = "second"
+    mailbox = AttachedMailbox(1, record=a_record())
+    mailbox.state.accept(message("first", result(0, "one")))
+    mailbox.state.lost()
+    assert mailbox.state.held == 0
+    mailbox.state.attachment = "second"
     again = message("second", result(0, "one"))
-    desk.state.accept(again)
-    assert not desk.state.take_completable()
-    assert desk.read() == ["one"]
-    assert desk.state.take_completable() == [again]
+    mailbox.state.accept(again)
+    assert not mailbox.state.take_completable()
+    assert mailbox.read() == ["one"]
+    assert mailbox.state.take_completable() == [again]
 
 
 def test_reading_after_a_loss_completes_no_message_of_the_lost_attachment() -> None:
-    """What was read before its mail came again is a duplicate then."""
-    desk = Desk(1, record=a_record())
-    desk.state.accept(message("first", result(0, "one")))
-    desk.state.lost()
-    desk.state.attachment = "second"
-    assert desk.read() == ["one"]
-    assert not desk.state.take_completable()
+    """A result that was read before its message is redelivered is a duplicate then."""
+    mailbox = AttachedMailbox(1, record=a_record())
+    mailbox.state.accept(message("first", result(0, "one")))
+    mailbox.state.lost()
+    mailbox.state.attachment = "second"
+    assert mailbox.read() == ["one"]
+    assert not mailbox.state.take_completable()
     again = message("second", result(0, "one"))
-    desk.state.accept(again)
-    assert desk.state.take_completable() == [again]
-    assert desk.read() == []
+    mailbox.state.accept(again)
+    assert mailbox.state.take_completable() == [again]
+    assert mailbox.read() == []
 
 
 def test_own_outcome_takes_the_acknowledgement_of_a_late_message() -> None:
     """An agent's word for a cancelled task is held until the cancellation was read."""
-    desk = Desk(1, record=(record := a_record()))
-    entry = desk.tracker.find(0)
+    mailbox = AttachedMailbox(1, record=(record := a_record()))
+    entry = mailbox.tracker.find(0)
     assert entry is not None
-    desk.tracker.resolve(entry, replace(result(0), status=Status.CANCELLED, error="c"))
-    desk.state.expect_message(entry)
+    mailbox.tracker.resolve(entry, replace(result(0), status=Status.CANCELLED, error="c"))
+    mailbox.state.expect_message(entry)
     assert not record.is_consumed(entry.uid)
-    assert desk.state.accept(message("first", result(0, "agent's"))) == [Confirmed(0)]
-    assert not desk.state.take_completable()
-    desk.read()
-    assert len(desk.state.take_completable()) == 1
+    assert mailbox.state.accept(message("first", result(0, "agent's"))) == [Confirmed(0)]
+    assert not mailbox.state.take_completable()
+    mailbox.read()
+    assert len(mailbox.state.take_completable()) == 1
     assert record.is_consumed(entry.uid)
 
 
@@ -227,27 +227,27 @@ def test_own_outcome_takes_the_acknowledgement_of_a_late_message() -> None:
 
 def test_result_of_an_earlier_holder_is_adopted_once() -> None:
     """It is counted among ours where it was owed, and marked where its holder may have shown it."""
-    desk = Desk(record=a_record(submitted=1))
-    desk.tracker.expect(1)
-    desk.state.predecessor_until = 10.0
-    mail = result(0, "theirs", incarnation="old")
-    assert desk.state.accept(message("first", mail)) == []
-    assert desk.state.accept(message("first", mail)) == []
-    assert len(desk.state.take_completable()) == 1
-    entry = desk.tracker.next_unclaimed()
+    mailbox = AttachedMailbox(record=a_record(submitted=1))
+    mailbox.tracker.expect(1)
+    mailbox.state.predecessor_until = 10.0
+    received = result(0, "theirs", incarnation="old")
+    assert mailbox.state.accept(message("first", received)) == []
+    assert mailbox.state.accept(message("first", received)) == []
+    assert len(mailbox.state.take_completable()) == 1
+    entry = mailbox.tracker.next_unclaimed()
     assert entry is not None
     assert entry.repeated
     assert entry.result().value == "theirs"
-    assert desk.read() == []
-    assert len(desk.tracker) == 0
+    assert mailbox.read() == []
+    assert len(mailbox.tracker) == 0
 
 
 def test_unnamed_session_drops_results_of_earlier_holders() -> None:
     """It has no account; the message is completed."""
-    desk = Desk()
-    desk.state.accept(message("first", result(0, incarnation="old")))
-    assert len(desk.state.take_completable()) == 1
-    assert desk.read() == []
+    mailbox = AttachedMailbox()
+    mailbox.state.accept(message("first", result(0, incarnation="old")))
+    assert len(mailbox.state.take_completable()) == 1
+    assert mailbox.read() == []
 
 
 class Journal(set[str]):
@@ -257,13 +257,13 @@ class Journal(set[str]):
 
 
 def test_outcome_in_the_journal_is_owed_no_longer() -> None:
-    """The ledger was not saved before the crash; the journal counts more, and the outcome is not awaited."""
+    """The checkpoint was not saved before the crash. The journal counts more: the outcome is not awaited."""
     journal = Journal([make_uid("old", 0)])
-    desk = Desk(record=(record := a_record(submitted=1, journal=journal)))
-    desk.tracker.expect(1)
-    desk.state.accept(message("first", result(0, "theirs", incarnation="old")))
-    assert desk.read() == []
-    assert len(desk.tracker) == 0
+    mailbox = AttachedMailbox(record=(record := a_record(submitted=1, journal=journal)))
+    mailbox.tracker.expect(1)
+    mailbox.state.accept(message("first", result(0, "theirs", incarnation="old")))
+    assert mailbox.read() == []
+    assert len(mailbox.tracker) == 0
     assert record.is_behind(0)
 
 
@@ -272,35 +272,35 @@ def test_outcome_in_the_journal_is_owed_no_longer() -> None:
 
 def test_a_result_by_reference_counts_when_it_was_fetched() -> None:
     """Its blob goes with its message, and its bytes count as held."""
-    desk = Desk(1)
+    mailbox = AttachedMailbox(1)
     item = result(0, Reference("results/0.json", 5000))
-    mail = message("first", item)
-    (fetch,) = desk.state.accept(mail)
+    received = message("first", item)
+    (fetch,) = mailbox.state.accept(received)
     assert isinstance(fetch, Fetch)
-    held = desk.state.held_bytes
-    assert desk.read() == []
-    desk.state.fetched(result(0, "large"), 5000)
-    assert desk.state.held_bytes == held + 5000
-    assert desk.read() == ["large"]
-    assert desk.state.take_completable() == [mail]
-    assert mail.blobs == ["results/0.json"]
-    assert desk.state.held_bytes == 0
+    held = mailbox.state.held_bytes
+    assert mailbox.read() == []
+    mailbox.state.fetched(result(0, "large"), 5000)
+    assert mailbox.state.held_bytes == held + 5000
+    assert mailbox.read() == ["large"]
+    assert mailbox.state.take_completable() == [received]
+    assert received.blobs == ["results/0.json"]
+    assert mailbox.state.held_bytes == 0
 
 
 def test_a_result_is_fetched_once_at_a_time() -> None:
     """A second message of the same opening is a duplicate; one of a later opening is the one to complete."""
-    desk = Desk(1)
+    mailbox = AttachedMailbox(1)
     item = result(0, Reference("results/0.json", 5))
-    desk.state.accept(message("first", item))
+    mailbox.state.accept(message("first", item))
     copy, again = message("first", item), message("second", item)
-    assert desk.state.accept(copy) == []
-    assert desk.state.take_completable() == [copy]
-    desk.state.lost()
-    desk.state.attachment = "second"
-    assert desk.state.accept(again) == []
-    desk.state.fetched(result(0, "large"), 5)
-    assert desk.read() == ["large"]
-    assert desk.state.take_completable() == [again]
+    assert mailbox.state.accept(copy) == []
+    assert mailbox.state.take_completable() == [copy]
+    mailbox.state.lost()
+    mailbox.state.attachment = "second"
+    assert mailbox.state.accept(again) == []
+    mailbox.state.fetched(result(0, "large"), 5)
+    assert mailbox.read() == ["large"]
+    assert mailbox.state.take_completable() == [again]
 
 
 def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
@@ -309,32 +309,32 @@ def test_a_result_that_is_being_fetched_is_not_overtaken() -> None:
     It used to be shown in place of a success that an earlier holder had shown already.
     """
     record = a_record(submitted=1)
-    desk = Desk(record=record)
+    mailbox = AttachedMailbox(record=record)
     whole = result(0, "large", incarnation="old")
-    desk.state.accept(message("first", replace(whole, value=Reference("results/0.json", 5))))
+    mailbox.state.accept(message("first", replace(whole, value=Reference("results/0.json", 5))))
     failure = replace(
         whole, status=Status.FAILED, value=None, error="its arguments are gone", kind="TaskRejected"
     )
     late = message("first", failure)
-    assert desk.state.accept(late) == []
-    assert desk.read() == []
-    desk.state.fetched(whole, 5)
-    assert desk.read() == ["large"]
-    assert late in desk.state.take_completable()
+    assert mailbox.state.accept(late) == []
+    assert mailbox.read() == []
+    mailbox.state.fetched(whole, 5)
+    assert mailbox.read() == ["large"]
+    assert late in mailbox.state.take_completable()
 
 
 def test_where_there_is_nothing_to_fetch_the_next_outcome_counts() -> None:
     """Rather than a failure to fetch the first one."""
-    desk = Desk(1)
+    mailbox = AttachedMailbox(1)
     item = result(0, Reference("results/0.json", 5))
-    desk.state.accept(message("first", item))
-    desk.state.accept(message("first", result(0, "small")))
-    desk.state.not_there(
+    mailbox.state.accept(message("first", item))
+    mailbox.state.accept(message("first", result(0, "small")))
+    mailbox.state.not_there(
         item, replace(item, status=Status.FAILED, value=None, error="gone", kind="TaskFailed")
     )
-    assert desk.read() == ["small"]
-    assert len(desk.state.take_completable()) == 2
-    assert not desk.state.fetching
+    assert mailbox.read() == ["small"]
+    assert len(mailbox.state.take_completable()) == 2
+    assert not mailbox.state.fetching
 
 
 def test_duplicate_keeps_the_blob_of_an_undelivered_outcome() -> None:
@@ -343,34 +343,34 @@ def test_duplicate_keeps_the_blob_of_an_undelivered_outcome() -> None:
     It used to go with the duplicate, which is completed at once: the value was lost to the next holder, and
     to this one while it was being fetched.
     """
-    desk = Desk(1, record=a_record())
+    mailbox = AttachedMailbox(1, record=a_record())
     item = result(0, Reference("results/0.json", 5))
-    mail, copy, other = message("first", item), message("first", item), message("first", item)
-    desk.state.accept(mail)
-    desk.state.accept(copy)
-    desk.state.fetched(result(0, "large"), 5)
-    assert desk.state.take_completable() == [copy]
-    assert (copy.blobs, mail.blobs) == ([], ["results/0.json"])
-    desk.read()
-    assert desk.state.take_completable() == [mail]
-    desk.state.accept(other)
+    received, copy, other = message("first", item), message("first", item), message("first", item)
+    mailbox.state.accept(received)
+    mailbox.state.accept(copy)
+    mailbox.state.fetched(result(0, "large"), 5)
+    assert mailbox.state.take_completable() == [copy]
+    assert (copy.blobs, received.blobs) == ([], ["results/0.json"])
+    mailbox.read()
+    assert mailbox.state.take_completable() == [received]
+    mailbox.state.accept(other)
     assert other.blobs == ["results/0.json"]
 
 
 def test_result_fetched_during_a_loss_takes_its_redelivered_message() -> None:
     """It is not shown twice, and its new message is completed when it was read."""
-    desk = Desk(1, record=a_record())
-    desk.state.accept(message("first", result(0, Reference("results/0.json", 5))))
-    desk.state.lost()
-    desk.state.fetched(result(0, "large"), 5)
-    desk.state.attachment = "second"
+    mailbox = AttachedMailbox(1, record=a_record())
+    mailbox.state.accept(message("first", result(0, Reference("results/0.json", 5))))
+    mailbox.state.lost()
+    mailbox.state.fetched(result(0, "large"), 5)
+    mailbox.state.attachment = "second"
     again = message("second", result(0, Reference("results/0.json", 5)))
-    (fetch,) = desk.state.accept(again)
+    (fetch,) = mailbox.state.accept(again)
     assert isinstance(fetch, Fetch)
-    desk.state.fetched(result(0, "large"), 5)
-    assert not desk.state.take_completable()
-    assert desk.read() == ["large"]
-    assert desk.state.take_completable() == [again]
+    mailbox.state.fetched(result(0, "large"), 5)
+    assert not mailbox.state.take_completable()
+    assert mailbox.read() == ["large"]
+    assert mailbox.state.take_completable() == [again]
 
 
 def test_fetch_of_a_lost_attachment_completes_no_redelivered_message() -> None:
@@ -378,17 +378,17 @@ def test_fetch_of_a_lost_attachment_completes_no_redelivered_message() -> None:
 
     That one was then completed unread, and the outcome was lost with the process.
     """
-    desk = Desk(1, record=a_record())
-    desk.state.accept(message("first", result(0, "small")))
-    desk.state.accept(message("first", result(0, Reference("results/0.json", 5))))
-    desk.state.lost()
-    desk.state.attachment = "second"
-    desk.state.fetched(result(0, "large"), 5)
+    mailbox = AttachedMailbox(1, record=a_record())
+    mailbox.state.accept(message("first", result(0, "small")))
+    mailbox.state.accept(message("first", result(0, Reference("results/0.json", 5))))
+    mailbox.state.lost()
+    mailbox.state.attachment = "second"
+    mailbox.state.fetched(result(0, "large"), 5)
     again = message("second", result(0, "small"))
-    desk.state.accept(again)
-    assert not desk.state.take_completable()
-    assert desk.read() == ["small"]
-    assert desk.state.take_completable() == [again]
+    mailbox.state.accept(again)
+    assert not mailbox.state.take_completable()
+    assert mailbox.read() == ["small"]
+    assert mailbox.state.take_completable() == [again]
 
 
 def test_missing_blob_fails_its_result_while_the_mailbox_is_held() -> None:
@@ -396,20 +396,20 @@ def test_missing_blob_fails_its_result_while_the_mailbox_is_held() -> None:
 
     A client that stood still used to show a failure of what another one had shown as a success.
     """
-    desk = Desk(1, record=a_record())
+    mailbox = AttachedMailbox(1, record=a_record())
     item = result(0, Reference("results/0.json", 5))
     failure = replace(item, value=None, status=Status.FAILED, error="gone")
-    desk.state.accept(message("first", item))
-    desk.state.lost()
-    desk.state.attachment = "second"
-    assert desk.state.not_there(item, failure) == []
-    (fetch,) = desk.state.accept(message("second", item))
+    mailbox.state.accept(message("first", item))
+    mailbox.state.lost()
+    mailbox.state.attachment = "second"
+    assert mailbox.state.not_there(item, failure) == []
+    (fetch,) = mailbox.state.accept(message("second", item))
     assert isinstance(fetch, Fetch)
-    (resolved,) = desk.state.not_there(item, failure)
+    (resolved,) = mailbox.state.not_there(item, failure)
     assert isinstance(resolved, Resolved)
     assert resolved.outcome is failure
-    desk.read()
-    assert len(desk.state.take_completable()) == 1
+    mailbox.read()
+    assert len(mailbox.state.take_completable()) == 1
 
 
 # ---- spilling
@@ -420,25 +420,25 @@ def test_missing_blob_fails_its_result_while_the_mailbox_is_held() -> None:
 )
 def test_unread_outcomes_spill_to_disk(limits: UnreadLimits) -> None:
     """Past so many messages, outcomes or bytes; without an account their messages are due then."""
-    desk = Desk(2, limits=limits)
+    mailbox = AttachedMailbox(2, limits=limits)
     for sequence in range(2):
-        desk.state.accept(message("first", result(sequence, sequence)))
-    assert desk.spill() == 2
-    assert len(desk.state.take_completable()) == 2
-    assert desk.read() == [0, 1]
-    assert desk.spill() == 0
+        mailbox.state.accept(message("first", result(sequence, sequence)))
+    assert mailbox.spill() == 2
+    assert len(mailbox.state.take_completable()) == 2
+    assert mailbox.read() == [0, 1]
+    assert mailbox.spill() == 0
 
 
 def test_spilled_outcome_of_a_named_session_stays_in_the_mailbox() -> None:
     """The file dies with the process: the message is completed when the outcome was read."""
-    desk = Desk(1, limits=UnreadLimits(0, 99, 10**9), record=a_record())
-    desk.state.accept(message("first", result(0, "a")))
-    assert desk.spill() == 1
-    assert desk.state.held == 1
-    assert not desk.state.take_completable()
-    assert desk.read() == ["a"]
-    assert len(desk.state.take_completable()) == 1
-    assert not desk.state.spilled
+    mailbox = AttachedMailbox(1, limits=UnreadLimits(0, 99, 10**9), record=a_record())
+    mailbox.state.accept(message("first", result(0, "a")))
+    assert mailbox.spill() == 1
+    assert mailbox.state.held == 1
+    assert not mailbox.state.take_completable()
+    assert mailbox.read() == ["a"]
+    assert len(mailbox.state.take_completable()) == 1
+    assert not mailbox.state.spilled
 
 
 # ---- what was read
@@ -446,42 +446,42 @@ def test_spilled_outcome_of_a_named_session_stays_in_the_mailbox() -> None:
 
 def test_read_results_are_freed() -> None:
     """With the last outcome of a message all that it brought goes."""
-    desk = Desk(3)
-    desk.state.accept(message("first", result(0), result(1), result(2)))
-    assert len(desk.state.fresh) == 3
-    desk.read()
-    assert not desk.state.fresh
+    mailbox = AttachedMailbox(3)
+    mailbox.state.accept(message("first", result(0), result(1), result(2)))
+    assert len(mailbox.state.fresh) == 3
+    mailbox.read()
+    assert not mailbox.state.fresh
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, 1024), (300_000, 5)])
 def test_read_results_are_freed_behind_an_unread_one(size: int, most: int) -> None:
     """Not each at once: past so many of them, or so many bytes."""
     number = 1500 if most > 5 else 40
-    desk = Desk(number)
-    desk.state.accept(message("first", result(0, "unread")))
-    desk.tracker.claim(desk.state.fresh[0])
+    mailbox = AttachedMailbox(number)
+    mailbox.state.accept(message("first", result(0, "unread")))
+    mailbox.tracker.claim(mailbox.state.fresh[0])
     for sequence in range(1, number):
-        desk.state.accept(message("first", result(sequence, "v" * size)))
-        assert desk.read() == ["v" * size]
-        assert len(desk.state.fresh) <= most
-    assert desk.state.fresh[0].sequence == 0
+        mailbox.state.accept(message("first", result(sequence, "v" * size)))
+        assert mailbox.read() == ["v" * size]
+        assert len(mailbox.state.fresh) <= most
+    assert mailbox.state.fresh[0].sequence == 0
 
 
 def test_bytes_of_completable_messages_are_counted() -> None:
     """The broker's client holds them until then."""
-    desk = Desk(2)
+    mailbox = AttachedMailbox(2)
     for sequence in range(2):
-        desk.state.accept(message("first", result(sequence, "v" * 1000)))
-    assert desk.state.completable_bytes == 0
-    desk.read()
-    held = desk.state.completable_bytes
+        mailbox.state.accept(message("first", result(sequence, "v" * 1000)))
+    assert mailbox.state.completable_bytes == 0
+    mailbox.read()
+    held = mailbox.state.completable_bytes
     assert held > 2000
-    taken = desk.state.take_completable()
-    assert desk.state.completable_bytes == 0
-    desk.state.put_back(taken)
-    assert desk.state.completable_bytes == held
-    desk.state.lost()
-    assert desk.state.completable_bytes == 0
+    taken = mailbox.state.take_completable()
+    assert mailbox.state.completable_bytes == 0
+    mailbox.state.put_back(taken)
+    assert mailbox.state.completable_bytes == held
+    mailbox.state.lost()
+    assert mailbox.state.completable_bytes == 0
 
 
 # ---- all at once
@@ -493,8 +493,8 @@ class Mailbox(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.record = a_record(submitted=3)
-        self.desk = Desk(6, limits=UnreadLimits(4, 3, 10**9), record=self.record)
-        self.desk.tracker.expect(3)
+        self.mailbox = AttachedMailbox(6, limits=UnreadLimits(4, 3, 10**9), record=self.record)
+        self.mailbox.tracker.expect(3)
         self.openings = count(1)
         self.queue: list[ResultItem] = []
         """In the mailbox, and not delivered to this opening."""
@@ -505,7 +505,7 @@ class Mailbox(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.desk.state.attachment = f"opening {next(self.openings)}"
+        self.mailbox.state.attachment = f"opening {next(self.openings)}"
 
     @rule(incarnation=st.sampled_from(["me", "old"]), sequence=st.integers(0, 5), large=st.booleans())
     def an_agent_answers(self, incarnation: str, sequence: int, large: bool) -> None:
@@ -517,26 +517,26 @@ class Mailbox(RuleBasedStateMachine):
 
     @precondition(lambda self: self.queue)
     @rule()
-    def mail_comes(self) -> None:
+    def a_message_comes(self) -> None:
         item = self.queue.pop(0)
-        attachment = self.desk.state.attachment
+        attachment = self.mailbox.state.attachment
         assert attachment is not None
-        mail = message(attachment, item)
-        self.out[mail.delivery.message_id] = item
-        self.desk.state.accept(mail)
-        self.desk.spill()
+        received = message(attachment, item)
+        self.out[received.delivery.message_id] = item
+        self.mailbox.state.accept(received)
+        self.mailbox.spill()
 
-    @precondition(lambda self: self.desk.state.fetching)
+    @precondition(lambda self: self.mailbox.state.fetching)
     @rule()
     def storage_answers(self) -> None:
-        uid = next(iter(self.desk.state.fetching))
+        uid = next(iter(self.mailbox.state.fetching))
         incarnation, sequence = wire.split_uid(uid)
-        self.desk.state.fetched(result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation), 7)
-        self.desk.spill()
+        self.mailbox.state.fetched(result(sequence, f"{incarnation}:{sequence}", incarnation=incarnation), 7)
+        self.mailbox.spill()
 
     @rule()
-    def somebody_reads(self) -> None:
-        entry = self.desk.tracker.next_unclaimed()
+    def a_caller_reads(self) -> None:
+        entry = self.mailbox.tracker.next_unclaimed()
         if entry is not None:
             self._show(entry)
 
@@ -546,18 +546,18 @@ class Mailbox(RuleBasedStateMachine):
 
     @rule()
     def what_is_due_is_completed(self) -> None:
-        completable = self.desk.state.take_completable()
+        completable = self.mailbox.state.take_completable()
         saved = Checkpoint.decode(self.record.to_save(6))
-        for mail in completable:
-            item = self.out.pop(mail.delivery.message_id)
+        for received in completable:
+            item = self.out.pop(received.delivery.message_id)
             assert saved.is_consumed(*wire.split_uid(item.uid)) or item.uid in {
                 other.uid for other in (*self.out.values(), *self.queue)
             }
 
     @rule()
     def the_mailbox_is_lost(self) -> None:
-        self.desk.state.lost()
-        self.desk.state.attachment = f"opening {next(self.openings)}"
+        self.mailbox.state.lost()
+        self.mailbox.state.attachment = f"opening {next(self.openings)}"
         self.queue = [*self.out.values(), *self.queue]
         self.out = {}
 
@@ -568,23 +568,23 @@ class Mailbox(RuleBasedStateMachine):
 
     @invariant()
     def every_message_that_is_held_is_out(self) -> None:
-        state = self.desk.state
+        state = self.mailbox.state
         assert state.held >= 0
         assert state.held + len(state.completable) == len(self.out)
 
     def teardown(self) -> None:
-        while self.queue or self.desk.state.fetching:
+        while self.queue or self.mailbox.state.fetching:
             if self.queue:
-                self.mail_comes()
-            if self.desk.state.fetching:
+                self.a_message_comes()
+            if self.mailbox.state.fetching:
                 self.storage_answers()
-        while (entry := self.desk.tracker.next_unclaimed()) is not None:
+        while (entry := self.mailbox.tracker.next_unclaimed()) is not None:
             self._show(entry)
         self.what_is_due_is_completed()
         assert set(self.shown) == self.sent
         assert not self.out
-        assert (self.desk.state.held, self.desk.state.held_bytes) == (0, 0)
-        assert not self.desk.state.spilled
+        assert (self.mailbox.state.held, self.mailbox.state.held_bytes) == (0, 0)
+        assert not self.mailbox.state.spilled
 
 
 TestMailbox = Mailbox.TestCase

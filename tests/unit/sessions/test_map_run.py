@@ -87,7 +87,7 @@ async def test_nothing_begins_before_it_is_read(session: Session, agent: Agent) 
 
 
 async def test_no_more_than_the_window_is_under_way_or_unread(session: Session, agent: Agent) -> None:
-    """An endless input is no trouble, ordered or not."""
+    """An endless input is no problem, ordered or not."""
     taken = 0
 
     def endless() -> Iterator[int]:

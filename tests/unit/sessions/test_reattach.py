@@ -68,9 +68,9 @@ async def test_results_end_when_all_owed_outcomes_came(pool: Pool, agent: Agent)
 async def test_closing_waits_until_the_checkpoint_was_read(
     pool: Pool, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session that is closed at once, without `flush`, leaves a ledger by which the next one waits.
+    """A session that is closed at once, without `flush`, leaves a checkpoint by which the next one waits.
 
-    It used to close before it had read the ledger, and what is not read cannot be saved.
+    It used to close before it had read the checkpoint, and what is not read cannot be saved.
     """
     may_load = asyncio.Event()
     load = CheckpointStore.load
@@ -136,7 +136,7 @@ async def test_spilled_outcomes_survive_a_crash(
 ) -> None:
     """The file dies with the process, so the mailbox keeps what nobody has read, also when it was lost once.
 
-    Spilling used to count as reading: the messages were completed, and entered into the ledger.
+    Spilling used to count as reading: the messages were completed, and entered into the checkpoint.
     """
     async with connect(unclaimed=1) as client:
         first = await (await client.pool(pool.id)).session("c")
@@ -161,7 +161,7 @@ async def test_duplicate_of_an_unread_outcome_consumes_nothing(
 ) -> None:
     """A task that ran twice has two results; the second one's arrival says nothing of the first one's fate.
 
-    It used to be entered into the ledger as read, so that a crash lost the outcome.
+    It used to be entered into the checkpoint as read, so that a crash lost the outcome.
     """
     first = await pool.session("c")
     await first.submit("x.py")
@@ -182,7 +182,7 @@ async def test_unread_cancellation_survives_a_crash(
 ) -> None:
     """What the session told itself, for no agent did, dies with it; the agent's word comes to the next one.
 
-    It used to be entered into the ledger at once, so that the next holder was shown nothing.
+    It used to be entered into the checkpoint at once, so that the next holder was shown nothing.
     """
     monkeypatch.setattr("batchflow.sessions.cancellation._CONFIRMATION", 0.0)
     first = await pool.session("c")
@@ -242,7 +242,7 @@ async def test_outcome_that_comes_as_its_run_is_cancelled_counts_as_delivered(
 async def test_saved_outcome_is_not_delivered_again_from_an_uncompleted_message(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ledger that was saved counts more than a message that comes again."""
+    """A checkpoint that was saved counts more than a message that comes again."""
     first = await pool.session("c")
     await first.submit_many("x.py", range(2))
     items = await agent.take(2)
@@ -258,7 +258,7 @@ async def test_saved_outcome_is_not_delivered_again_from_an_uncompleted_message(
 async def test_journal_prevents_a_second_delivery(
     pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On this host, however late the ledger was saved."""
+    """On this host, however late the checkpoint was saved."""
     journal = tmp_path / "shown"
     first = await pool.session("c", journal=journal)
     await first.submit_many("x.py", range(3))
@@ -401,7 +401,7 @@ async def test_undecodable_state_is_reported_and_replaced(pool: Pool, agent: Age
     """Somebody else's bytes in the mailbox do not keep anybody from using it."""
     queue = pool.runtime.manifest.results_queues[0]
     mailbox = await doubles.broker.mailbox(queue, "default/c")
-    await mailbox.set_state(b"not a ledger")
+    await mailbox.set_state(b"not a checkpoint")
     await mailbox.aclose()
     async with pool.session("c") as session:
         task = await session.submit("x.py", args=1)

@@ -87,7 +87,7 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.entries)
     @rule(data=st.data(), statuses=st.lists(st.sampled_from(FINAL), min_size=1, max_size=4))
-    def mail_comes(self, data: st.DataObject, statuses: list[Status]) -> None:
+    def a_message_comes(self, data: st.DataObject, statuses: list[Status]) -> None:
         """A message with several outcomes, duplicates among them."""
         completed: list[str] = []
         acknowledgement = Acknowledgement(lambda: completed.append("due"), len(statuses))

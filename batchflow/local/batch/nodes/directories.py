@@ -61,14 +61,14 @@ class NodeDirectories:
             (self.of(node) / name).mkdir(parents=True, exist_ok=True)
 
     async def discard(self, path: Path) -> None:
-        """Take a directory away, if it is there: out of sight at once, off the disk when there is time."""
-        grave = self._trash / uuid.uuid4().hex
+        """Rename a directory away at once, if it exists, and then delete it."""
+        discarded = self._trash / uuid.uuid4().hex
         self._trash.mkdir(exist_ok=True)
         try:
-            path.rename(grave)
+            path.rename(discarded)
         except FileNotFoundError:
             return
-        await asyncio.to_thread(shutil.rmtree, grave, ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, discarded, ignore_errors=True)
 
 
 def task_environment(
