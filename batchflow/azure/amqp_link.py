@@ -1,6 +1,6 @@
 """Links of the Service Bus SDK that open in bounded time, reopen after a loss, and are never cancelled.
 
-A `Link` keeps one SDK handler open (see `batchflow.azure.amqp_handler`). When the handler turns out to be
+An `SdkLink` keeps one SDK handler open (see `batchflow.azure.amqp_handler`). When the handler turns out to be
 broken the link lets go of it, gets rid of it in the background once its calls have ended, and makes another
 at the next call; after failures it waits a little longer each time before it tries again.
 """

@@ -2,8 +2,8 @@
 
 How this adaptor uses the SDK, and why:
 
-* One SDK handler for each of our senders, receivers and mailboxes, kept by a `Link`, never shared. Each has
-  its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_handler`).
+* One SDK handler for each of our senders, receivers and mailboxes, kept by an `SdkLink`, never shared. Each
+  has its own connection. Nothing of the SDK is ever cancelled from outside (`batchflow.azure.amqp_handler`).
 * The SDK's retries are off (`retry_total=0`): a failure is raised at once, typed; the link reopens at the
   next call, with backoff.
 * Messages are received one at a time: asked for more, the SDK waits 0.2 s for them to come.
