@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from batchflow.pools.agent_launch import LaunchCommand
 from batchflow.ports.compute import BatchTask, BatchTaskInfo
-from batchflow.protocol.documents import (
-    PoolManifest,
-)
+from batchflow.protocol.documents import PoolManifest
 
-if TYPE_CHECKING:
-    pass
 _KEPT_JOBS: Final = 10
 """Ended jobs of agents that go with their pool; older ones are left to Batch."""
 

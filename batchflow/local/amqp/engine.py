@@ -137,11 +137,6 @@ class Connection:
         self._out.clear()
         return data
 
-    @property
-    def has_data_to_send(self) -> bool:
-        """Whether there is anything to send."""
-        return bool(self._out)
-
     def next_deadline(self) -> float:
         """Return the time at which :meth:`tick` is due."""
         silent_until = self._last_received + 2 * IDLE_TIMEOUT

@@ -172,7 +172,6 @@ Performative = Open | Begin | Attach | Flow | Transfer | Disposition | Detach | 
 _ANY = object
 _MAP = dict
 _DESCRIBED = Described
-_LIST_OF = (list, str)
 
 _FIELDS: dict[int, tuple[tuple[Any, ...], int]] = {
     # code: the types of the fields that are looked at, and how many of them are mandatory

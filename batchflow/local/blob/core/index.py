@@ -135,10 +135,6 @@ class BlobIndex:
         conditions.check_read(blob.stamp)
         return blob
 
-    def has_blob(self, container: str, name: str) -> bool:
-        """Whether a committed blob of that name is there."""
-        return name in self.container(container).blobs
-
     def check_put(
         self, container: str, name: str, conditions: Conditions = NO_CONDITIONS, *, may_overwrite: bool = True
     ) -> None:
