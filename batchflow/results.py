@@ -44,7 +44,7 @@ class Results(list[Result]):
         return [result.unwrap() for result in self]
 
     def to_pandas(self, *, expand: bool = False) -> pandas.DataFrame:
-        """A row for each result, by `index`; times are in UTC, `seconds` is how long the task ran.
+        """Return a row for each result, by `index`; times are in UTC, `seconds` is how long the task ran.
 
         `expand`: a value that is a dict gets a column `value.KEY` for each of its keys instead of one.
         Raises `ConfigurationError` where pandas is not installed.

@@ -196,7 +196,7 @@ class Settings:
                     yield f"{group}.{name}"
 
     def to_toml(self) -> str:
-        """A configuration file that reads as these settings. Holds the secrets."""
+        """Return a configuration file that reads as these settings. Holds the secrets."""
         lines = [f"target = {toml_value(self.target)}"]
         for group in GROUPS:
             settings = getattr(self, group)
@@ -226,7 +226,7 @@ RANGES: Final = {
 
 
 def toml_value(value: str | float | bool) -> str:
-    """A value as TOML writes it."""
+    """Return a value as TOML writes it."""
     if not isinstance(value, str):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

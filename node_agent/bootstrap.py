@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def unpack(archive: Path, shared: Path) -> Path:
-    """The folder with the archive's content; made if it is not there."""
+    """Return the folder with the archive's content; made if it is not there."""
     site = shared / "batchflow" / archive.stem
     if not site.is_dir():
         site.parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def engine(
     attempt: int = 1,
     node: str = "localhost",
 ) -> RecordingEngine:
-    """An engine whose working directory is `folder`, where the task's files should lie."""
+    """Return an engine whose working directory is `folder`, where the task's files should lie."""
     path = Path(folder).absolute()
     (path / "outputs").mkdir(parents=True, exist_ok=True)
     return RecordingEngine(
@@ -118,7 +118,7 @@ def engine(
 
 
 def _found(command: Sequence[str]) -> list[str] | None:
-    """The command with `java` where it really is; None when it is nowhere."""
+    """Return the command with `java` where it really is; None when it is nowhere."""
     first, *rest = command
     found = java.find() if first == "java" else first
     return None if found is None else [found, *rest]

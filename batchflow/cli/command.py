@@ -145,7 +145,7 @@ class Group(click.Group):
             ) from error
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with its first sentence, as long as that is."""
+        """List each command with its whole first sentence."""
         commands = {name: self.get_command(context, name) for name in self.list_commands(context)}
         rows = [(name, each.get_short_help_str(_SENTENCE)) for name, each in commands.items() if each]
         with formatter.section("Commands"):
@@ -153,7 +153,7 @@ class Group(click.Group):
 
 
 def asynchronous(work: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., int]:
-    """A command that is a coroutine: it gets the invocation, and returns the exit code."""
+    """Make a command of a coroutine, which gets the invocation and returns the exit code."""
 
     @functools.wraps(work)
     def run(*args: Any, **options: Any) -> int:

@@ -33,7 +33,7 @@ class Item:
 
     @classmethod
     def of(cls, command: str, value: Any) -> Item:
-        """A list is the arguments, anything else is the one argument."""
+        """Make an item. A list is the arguments, any other value is the one argument."""
         return cls(command, value if isinstance(value, list) else [value])
 
 
@@ -50,13 +50,15 @@ def _no_constant(name: str) -> Any:
 
 
 def from_texts(command: str, texts: Iterable[str], as_text: bool) -> list[Item]:
-    """The command line's own."""
+    """Return the items that the command line itself names."""
     return [Item.of(command, text if as_text else value_of(text)) for text in texts]
 
 
 def from_csv(command: str, path: str, as_text: bool, header: bool) -> list[Item]:
-    """A row is a task. With a header its one argument is an object by column names, else its arguments are
-    the row's cells. Raises `ConfigurationError`, naming file and line."""
+    """Read a CSV file, one task a row. Raises `ConfigurationError`, naming file and line.
+
+    With a header a task's one argument is an object by column names, else its arguments are the cells.
+    """
     read = str if as_text else value_of
     items = []
     with _opened(path) as file:
@@ -97,7 +99,7 @@ def _header(path: str, cells: list[str]) -> list[str]:
 
 
 def from_json_lines(command: str, path: str) -> list[Item]:
-    """A line is a task. Raises `ConfigurationError`, naming file and line."""
+    """Read a file of JSON lines, one task a line. Raises `ConfigurationError`, naming file and line."""
     items = []
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
@@ -145,7 +147,7 @@ class Manifest:
 
 
 def from_manifest(path: str) -> Manifest:
-    """Raises `ConfigurationError` for what is malformed, and for a file that it names but that is missing."""
+    """Read a manifest. Raises `ConfigurationError` for a malformed one, and for a missing file in it."""
     document = _manifest_document(path)
     folder = Path(path).parent / _text(path, document, "TASK_MODULES_DIRECTORY")
     entries = document["JOB_MANIFEST"]
@@ -198,7 +200,7 @@ def _manifest_item(path: str, number: int, entry: Any, default: str) -> Item:
 
 
 def _named_by(items: list[Item]) -> Iterator[str]:
-    """The tasks' own files, and the jars that they hand to Java."""
+    """Return the tasks' own files, and the jars that they hand to Java."""
     for item in items:
         yield item.command
         for word, after in zip(item.arguments, item.arguments[1:], strict=False):

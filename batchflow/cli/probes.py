@@ -73,7 +73,7 @@ async def try_accounts(settings: Settings) -> list[Check]:
 
 
 async def _connect(settings: Settings, lacking: set[str]) -> Connections:
-    """Where settings are missing, with some that are of the right form: that service is not asked."""
+    """Connect. Missing settings get placeholders of the right form, because that service is not asked."""
     from batchflow.pools.connections import connect
     from batchflow.settings import BatchSettings, ServiceBusSettings, StorageSettings
 

@@ -25,13 +25,13 @@ class Progress(Protocol):
     """Told of each result; closed in the end."""
 
     def advance(self) -> None:
-        """The meter has counted something."""
+        """Show what the meter has counted."""
 
     def note(self, text: str) -> None:
-        """A line above it."""
+        """Write a line above the display."""
 
     def line(self, text: str) -> None:
-        """A result for stdout."""
+        """Write the line of a result to stdout."""
 
     def __enter__(self) -> Self: ...
 
@@ -41,7 +41,7 @@ class Progress(Protocol):
 
 
 def progress(meter: Meter, quiet: bool = False) -> Progress:
-    """The fitting one."""
+    """Return the progress display for this terminal."""
     if quiet or not terminal.is_live(sys.stderr):
         return Lines(meter, quiet)
     return Bar(meter)

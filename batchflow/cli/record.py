@@ -1,4 +1,4 @@
-"""What this machine remembers of a run, so that it can go on after whatever ended it.
+"""The record of a run on this machine, by which the run can be resumed after any end.
 
 A run is a folder: `run.json` says what it is, `inputs.jsonl` holds its items, `results.jsonl` each result
 that came, once, in the order of coming. A result is written here first, then where it was asked for: whatever
@@ -162,7 +162,7 @@ def runs_folder() -> Path:
 
 
 def run_names() -> list[str]:
-    """The latest first."""
+    """Return the names of all runs, the latest first."""
     folders = [path for path in runs_folder().glob("*") if (path / "run.json").is_file()]
     return [path.name for path in sorted(folders, key=_age)]
 

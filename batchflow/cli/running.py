@@ -189,7 +189,7 @@ class Run:
 
 
 def document_of(result: Result, index: int, item: Item | None = None) -> dict[str, Any]:
-    """A result as a line of JSON; what is empty is left out."""
+    """Return a result as a line of JSON; what is empty is left out."""
     times = (result.started_at, result.finished_at)
     document = {
         "index": index,

@@ -21,12 +21,12 @@ def fill_standard_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # JSON is UTF-8 whatever the locale; a lone surrogate becomes the escape that JSON has for it.
+            # JSON is UTF-8 in every locale; a lone surrogate becomes the escape that JSON has for it.
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def write(line: str, file: IO[str] | None = None) -> None:
-    """A line to stdout, or to a file of results; there when this returns.
+    """Write a line to stdout or to a file of results, and flush it.
 
     Raises `StdoutClosed`, and `CommandError` when it cannot be written for another reason.
     """
@@ -65,7 +65,7 @@ def _unwritten(file: IO[str] | None, error: OSError) -> CommandError:
 
 
 def encode(value: Any) -> str:
-    """A line of JSON."""
+    """Return a line of JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

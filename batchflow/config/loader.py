@@ -89,7 +89,7 @@ def _no_profile(profile: str, source: Path | None, profiles: Mapping[str, Any]) 
 
 
 def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> Path | None:
-    """The configuration file that `load_settings` reads; None when there is none."""
+    """Return the configuration file that `load_settings` reads; None when there is none."""
     if path is None:
         path = environment.get(f"{PREFIX}CONFIG")
     if path is not None:
@@ -99,14 +99,14 @@ def find_file(path: str | os.PathLike[str] | None, environment: Mapping[str, str
 
 
 def local_cloud_file(environment: Mapping[str, str]) -> Path:
-    """Where `batchflow up` keeps the settings of its cloud: in the user's own runtime directory."""
+    """Return where `batchflow up` keeps the settings of its cloud: in the user's own runtime directory."""
     base = environment.get("XDG_RUNTIME_DIR")
     folder = Path(base, "batchflow") if base else Path(tempfile.gettempdir(), f"batchflow-up-{os.getuid()}")
     return folder / "local.toml"
 
 
 def is_local_cloud_up(environment: Mapping[str, str]) -> bool:
-    """Whether the file exists and its writer lives: a living one holds the lock beside the file."""
+    """Tell whether the file exists and its writer lives: a living one holds the lock beside the file."""
     source = local_cloud_file(environment)
     try:
         descriptor = os.open(source.with_suffix(".lock"), os.O_RDONLY)
@@ -139,7 +139,7 @@ def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Sett
 
 
 def read_document(source: Path) -> dict[str, Any]:
-    """A configuration file as TOML has it. Raises `ConfigurationError`."""
+    """Return a configuration file as TOML has it. Raises `ConfigurationError`."""
     try:
         document = tomllib.loads(_read_text(source))
     except tomllib.TOMLDecodeError as error:
@@ -157,7 +157,7 @@ def _read_text(source: Path) -> str:
 
 
 def unreadable(error: Exception) -> str:
-    """Why a file could not be read, without its name."""
+    """Return why a file could not be read, without its name."""
     match error:
         case OSError():
             return error.strerror or str(error)
@@ -252,7 +252,7 @@ _WORDS: Final = {str: "a string", bool: "true or false", int: "a whole number", 
 
 
 def _kind(group: type, name: str) -> type:
-    """The type of a setting, without its "or None"."""
+    """Return the type of a setting, without its "or None"."""
     hint = typing.get_type_hints(group)[name]
     if isinstance(hint, types.UnionType):
         hint = next(option for option in get_args(hint) if option is not type(None))

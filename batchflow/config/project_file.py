@@ -141,7 +141,7 @@ def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> Non
 
 
 def _accepted(kind: type[Any]) -> Mapping[str, tuple[type, ...]]:
-    """The types that a file may give each field, by the field's annotation."""
+    """Return the types that a file may give each field, by the field's annotation."""
     hints = get_type_hints(kind, localns={"Mapping": Mapping})
     return {name: tuple(_types(hint)) for name, hint in hints.items()}
 

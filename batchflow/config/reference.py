@@ -62,7 +62,7 @@ class SettingsGroup:
 
 
 def groups() -> list[SettingsGroup]:
-    """Every setting, in the order of the file."""
+    """Return every setting, in the order of the file."""
     defaults = Settings()
     texts = docstrings(Settings)
     target = Setting("target", defaults.target, "", texts["target"])
@@ -77,7 +77,7 @@ def groups() -> list[SettingsGroup]:
 
 
 def reference() -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = ["| setting | default | unit | meaning |", "|---|---|---|---|"]
     for group in groups():
         for each in group.settings:
@@ -88,7 +88,7 @@ def reference() -> str:
 
 
 def template(values: Mapping[str, Any], pools: str = "") -> str:
-    """A commented file, in which the settings that `values` names (`group.key`) have these values."""
+    """Return a commented file, in which the settings that `values` names (`group.key`) have these values."""
     parts = [_HEAD]
     for group in groups():
         if group.name:
@@ -114,7 +114,7 @@ def _settings(group: str, values: Any) -> Iterator[Setting]:
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
-    """The text under each field of a class and its bases, or under each member of an enumeration."""
+    """Return the text under each field of a class and its bases, or under each member of an enumeration."""
     found: dict[str, str] = {}
     for each in kind.__mro__:
         if each.__module__.startswith(_OWN):

@@ -35,7 +35,7 @@ class PoolFacts:
     """Messages in the dead-letter queues."""
 
     def known(self) -> dict[str, Any]:
-        """The facts that are known, by their names."""
+        """Return the facts that are known, by their names."""
         return {
             each.name: value
             for each in dataclasses.fields(self)

@@ -85,7 +85,7 @@ def _too_small(asked: int, wanted: int, text: str) -> PoolError:
 
 
 async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bool:
-    """Whether no agent ever lived and each dies again and again, by the log of one that runs."""
+    """Tell whether no agent ever lived and each dies again and again, by the log of one that runs."""
     alive = [task for task in tasks if task.state != "completed"]
     if not alive or await read_heartbeats(runtime.out):
         return False

@@ -32,7 +32,7 @@ _REMEDIES: Final[tuple[tuple[type[ServiceError], str], ...]] = (
 
 
 def service_of(error: ServiceError) -> str:
-    """The name of the service that failed."""
+    """Return the name of the service that failed."""
     return next(name for kind, name in _SERVICES if isinstance(error, kind))
 
 

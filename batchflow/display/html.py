@@ -56,7 +56,7 @@ class Html(str):
 
 
 def element(tag: str, *children: object, **attributes: object) -> Html:
-    """An element. Children that are not `Html` are escaped; None is left out."""
+    """Return an element. Children that are not `Html` are escaped; None is left out."""
     written = "".join(f' {name}="{html.escape(str(value))}"' for name, value in attributes.items())
     inside = "".join(
         each if isinstance(each, Html) else html.escape(str(each)) for each in children if each is not None
@@ -65,7 +65,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 
 
 def bar(parts: Mapping[str, int], total: int) -> Html:
-    """A bar of that many parts, of as much of it as they are of `total`."""
+    """Return a bar of that many parts, of as much of it as they are of `total`."""
     pieces = [
         element("div", style=f"width:{100 * number / total:.2f}%;background:{_COLOURS[state]}")
         for state, number in parts.items()
@@ -75,7 +75,7 @@ def bar(parts: Mapping[str, int], total: int) -> Html:
 
 
 def task_counts(counts: Mapping[str, int]) -> Html:
-    """A bar of tasks by their state, and the numbers. `counts`: as `Counts` names them."""
+    """Return a bar of tasks by their state, and the numbers. `counts`: as `Counts` names them."""
     numbers = {state: counts[state] for state in _TASK_STATES}
     words = [mark(state, f"{number:,} {state}") for state, number in numbers.items() if number]
     nothing = element("span", "no tasks yet", style=FAINT)
@@ -83,7 +83,7 @@ def task_counts(counts: Mapping[str, int]) -> Html:
 
 
 def result_card(result: Mapping[str, Any]) -> Html:
-    """A card of one result. `result`: the fields of a `Result`, its status in words."""
+    """Return a card of one result. `result`: the fields of a `Result`, its status in words."""
     succeeded, attempt = result["status"] == "succeeded", result["attempt"]
     value, error, tag = result["value"], result["error"], result["tag"]
     facts = [
@@ -101,7 +101,7 @@ def result_card(result: Mapping[str, Any]) -> Html:
 
 
 def result_table(results: Sequence[Mapping[str, Any]], total: int) -> Html:
-    """A table of the first results, as for `result_card`; `total` is how many there are."""
+    """Return a table of the first results, as for `result_card`; `total` is how many there are."""
     rows = [
         (
             result["task_id"],
@@ -123,7 +123,7 @@ def result_table(results: Sequence[Mapping[str, Any]], total: int) -> Html:
 
 
 def cause_list(summary: str, causes: Iterable[tuple[str, str, str]]) -> Html:
-    """A summary and its causes: the severity, the text and the remedy of each."""
+    """Return a summary and its causes: the severity, the text and the remedy of each."""
     items = [
         element("li", mark(severity, what), element("div", f"what to do: {remedy}", style=FAINT))
         for severity, what, remedy in causes
@@ -132,7 +132,7 @@ def cause_list(summary: str, causes: Iterable[tuple[str, str, str]]) -> Html:
 
 
 def session_table(sessions: Sequence[tuple[str, str, Mapping[str, int]]]) -> Html:
-    """A table of open sessions: the pool, the name and the counts of each."""
+    """Return a table of open sessions: the pool, the name and the counts of each."""
     if not sessions:
         return element("div", "no open session here", style=FAINT)
     rows = [(pool, name, task_counts(counts)) for pool, name, counts in sessions[:MOST_ROWS]]

@@ -92,7 +92,7 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
 
 
 def _roles(options: argparse.Namespace) -> dict[str, Sequence[Assignment]]:
-    """None at all: a cloud without Entra ID."""
+    """Return the roles of each principal; none for a cloud without Entra ID."""
     if options.entra is None:
         return {}
     mine = options.role or [Assignment(role) for role in CREATOR_ROLES]
@@ -100,7 +100,7 @@ def _roles(options: argparse.Namespace) -> dict[str, Sequence[Assignment]]:
 
 
 def _keyless(cloud: LocalCloud, path: Path | None) -> Iterator[tuple[Path, str]]:
-    """What is written for programs that come with roles: the settings, and how they are known."""
+    """Return the files for programs that have roles: the settings and the environment."""
     if path is not None:
         yield path, cloud.keyless_settings.to_toml()
         variables = cloud.identity_environment(_ME)
@@ -171,7 +171,7 @@ def _parser() -> _Parser:
         action="append",
         default=[],
         metavar="ROLE[@SCOPE]",
-        help="of whoever has the tokens, at a queue or container; repeat (default: those of who makes pools)",
+        help="of the user of the tokens, at a queue or container; repeat (default: a pool creator's roles)",
     )
     parser.add_argument(
         "--identity",

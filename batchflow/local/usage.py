@@ -30,7 +30,7 @@ _TOKEN_SECONDS = 300
 
 
 async def operations(settings: Settings) -> Operations:
-    """All operations on all queues that exist, since each was made; read it twice and subtract.
+    """Return all operations on all queues that exist, since each was made; read it twice and subtract.
 
     Raises `ConfigurationError` for settings that are not a local cloud's, `BrokerError` when it refuses.
     """
@@ -56,7 +56,7 @@ async def _of_namespace(http: aiohttp.ClientSession, connection_string: str) -> 
 
 
 def _token(url: str, rule: str, key: str) -> str:
-    """A shared access signature of the namespace."""
+    """Return a shared access signature of the namespace."""
     resource, expiry = quote(url, safe=""), int(time.time()) + _TOKEN_SECONDS
     digest = hmac.digest(key.encode(), f"{resource}\n{expiry}".encode(), hashlib.sha256)
     signature = quote(base64.b64encode(digest), safe="")

@@ -153,7 +153,7 @@ class PackingPolicy:
         self._mean += _WEIGHT * (min(duration, MOST_WORK) - self._mean)
 
     def expected(self, command: str) -> float:
-        """Seconds that a task of this command takes; infinite where it has not been seen."""
+        """Return the seconds that a task of this command takes; infinite where it has not been seen."""
         return self.durations.get(command, math.inf)
 
     def sent(self, took: float) -> None:
@@ -217,7 +217,7 @@ class PackingPolicy:
         )
 
     def _busy(self, under_way: int) -> float:
-        """Seconds that what is under way keeps every slot busy."""
+        """Return the seconds that what is under way keeps every slot busy."""
         return under_way * self._mean / max(1, self.slots)
 
 
@@ -270,7 +270,7 @@ class Pack:
         return True
 
     def _guessed(self, command: str) -> float:
-        """Seconds that a task of an unknown command counts as."""
+        """Return the seconds that a task of an unknown command counts as."""
         alone = self.enough is None or self.probes.get(command, 0) < self.enough
         return math.inf if alone else GUESS
 

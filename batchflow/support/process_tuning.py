@@ -92,7 +92,7 @@ class IdleDetector:
         self._done = 0.0
 
     def is_idle_again(self, spent: float, passed: float) -> bool:
-        """Whether work is over, once for each stretch of work.
+        """Tell whether work is over, once for each stretch of work.
 
         `spent`: seconds of CPU time until now; `passed`: seconds since the last call.
         """

@@ -4,7 +4,7 @@ Decoding maps integers of every width to ``int`` and keeps apart what Python wou
 :class:`Symbol`, timestamps :class:`Timestamp`. Encoding picks the wire type by the exact Python type, so an
 ``int`` is a long and the other widths have classes of their own.
 
-A peer is not trusted. Whatever is malformed, nested too deeply or longer than its frame raises
+A peer is not trusted. Input that is malformed, nested too deeply or longer than its frame raises
 :class:`DecodeError` and nothing else, and no size field makes this module allocate more than was received.
 """
 

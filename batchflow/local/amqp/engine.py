@@ -167,7 +167,7 @@ class Connection:
         self._end(error)
 
     def lost(self) -> list[Event]:
-        """The socket is gone."""
+        """End the connection, because its socket is gone."""
         if self.state is not ConnectionState.CLOSED:
             self._end(None)
         events, self._events = self._events, []
@@ -411,7 +411,7 @@ class Connection:
         self._out.append(wire.flow(session.channel, session.windows(), about))
 
     def drained(self, link: Link) -> None:
-        """All that there was to send has been sent: use up the credit that is left and tell the peer."""
+        """Use up the remaining credit and tell the peer, because everything has been sent."""
         link.delivery_count = (link.delivery_count + link.credit) & _ID_MASK
         link.credit = 0
         link.drain = False
@@ -542,7 +542,7 @@ class Connection:
 
     @staticmethod
     def _named(session: AmqpSession, disposition: Disposition) -> list[int]:
-        """The deliveries from first to last, found without walking a range that the peer made up."""
+        """Return the deliveries from first to last, found without walking a range that the peer made up."""
         first, last, unsettled = disposition.first, disposition.last, session.unsettled
         if first == last:
             return [first] if first in unsettled else []

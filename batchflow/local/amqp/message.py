@@ -84,7 +84,7 @@ class AmqpRequest(NamedTuple):
 
 
 def _sections(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The sections of a message: descriptor, where the section begins, and where its value begins.
+    """Return the sections of a message: descriptor, where the section begins, and where its value begins.
 
     Raises :class:`DecodeError` for what is not a well-formed sequence of sections.
     """
@@ -157,7 +157,7 @@ def _read_annotations(data: bytes, pos: int) -> tuple[tuple[bytes, int], int | N
 
 
 def _pairs(data: bytes, pos: int) -> list[tuple[Any, bytes]]:
-    """The entries of the map at ``pos``: the key, and key and value still encoded."""
+    """Return the entries of the map at ``pos``: the key, and key and value still encoded."""
     code = data[pos]
     if code == 0x40:
         return []
@@ -195,7 +195,7 @@ def _read_ids(data: bytes, pos: int) -> tuple[str | None, str | None]:
 
 
 def read_batch(data: bytes) -> list[bytes]:
-    """The messages of a batch: each of its data sections is one. Raises :class:`DecodeError`."""
+    """Return the messages of a batch: each of its data sections is one. Raises :class:`DecodeError`."""
     messages = []
     for code, _, value in _sections(data):
         if code == _DATA:
@@ -288,7 +288,7 @@ def with_application_properties(bare: bytes, added: Mapping[str, str]) -> bytes:
 
 
 def write_reply(correlation_id: bytes, properties: Mapping[str, Any], body: Any) -> bytes:
-    """A reply of a request-response node; ``correlation_id`` is encoded already."""
+    """Return a reply of a request-response node; ``correlation_id`` is encoded already."""
     fields = [_NULL] * _CORRELATION_ID + [correlation_id]
     return (
         encode_described(_PROPERTIES, encode_list(fields))

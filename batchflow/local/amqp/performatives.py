@@ -71,7 +71,7 @@ class AmqpError(NamedTuple):
     description: str
 
     def encoded(self) -> bytes:
-        """The error as an AMQP value; SDKs look for its third field, info, even when it is null."""
+        """Return the error as an AMQP value; SDKs look for its third field, info, even when it is null."""
         fields = [encode(Symbol(self.condition)), encode(self.description), encode(None)]
         return encode_described(0x1D, encode_list(fields))
 
@@ -258,7 +258,7 @@ def _attach(fields: list[Any], body: bytes) -> Attach:
 
 
 def _described_value(data: bytes) -> int:
-    """The position of the value in a described value."""
+    """Return the position of the value in a described value."""
     return decode(data, 1)[1]
 
 
@@ -284,11 +284,11 @@ class Terminus(NamedTuple):
         return decode(self.descriptor, 1)[0]
 
     def field(self, index: int) -> Any:
-        """The value of a field; None when it is absent."""
+        """Return the value of a field; None when it is absent."""
         return decode(self.fields[index])[0] if index < len(self.fields) else None
 
     def replaced(self, index: int, value: bytes) -> bytes:
-        """The terminus, encoded, with another value in a field."""
+        """Return the terminus, encoded, with another value in a field."""
         fields = self.fields + [b"\x40"] * (index + 1 - len(self.fields))
         fields[index] = value
         return self.descriptor + encode_list(fields)
@@ -307,14 +307,14 @@ def _performative(code: Code, *fields: Any) -> bytes:
 
 
 def sasl_mechanisms(mechanisms: Sequence[str]) -> bytes:
-    """The server's offer. Several SDKs insist on an array even for one."""
+    """Return the server's offer. Several SDKs insist on an array even for one."""
     packed = b"".join(bytes((len(name),)) + name.encode("ascii") for name in mechanisms)
     array = bytes((0xE0, len(packed) + 2, len(mechanisms), 0xA3)) + packed
     return frame(0, _performative(Code.SASL_MECHANISMS, Raw(array)), SASL_FRAME)
 
 
 def sasl_outcome(code: int) -> bytes:
-    """The answer to the peer's choice: 0 is welcome, 1 is not."""
+    """Return the answer to the peer's choice: 0 is welcome, 1 is not."""
     return frame(0, _performative(Code.SASL_OUTCOME, UByte(code)), SASL_FRAME)
 
 
@@ -398,12 +398,12 @@ REJECTED = encode_described(OutcomeCode.REJECTED, b"\x45")
 
 
 def rejected(error: AmqpError) -> bytes:
-    """The outcome of a delivery that was refused."""
+    """Return the outcome of a delivery that was refused."""
     return encode_described(OutcomeCode.REJECTED, encode_list([error.encoded()]))
 
 
 def modified(*, failed: bool, undeliverable: bool) -> bytes:
-    """The outcome of a delivery that was given back, or set aside."""
+    """Return the outcome of a delivery that was given back, or set aside."""
     return encode_described(OutcomeCode.MODIFIED, encode_list([encode(failed), encode(undeliverable)]))
 
 

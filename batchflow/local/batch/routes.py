@@ -457,7 +457,7 @@ def route_of(names: tuple[str, ...]) -> str:
 
 
 def split_path(segments: Iterable[str]) -> tuple[str, ...]:
-    """The decoded segments, those of a file's path as one."""
+    """Return the decoded segments, those of a file's path as one."""
     names = tuple(segments)
     return (*names[:5], "/".join(names[5:])) if len(names) > 5 else names
 
@@ -471,7 +471,7 @@ def _selected(request: BatchRequest, document: Document) -> Document:
 
 
 def _selection(request: BatchRequest) -> list[str]:
-    """The names of `$select`; none means all properties. Raises Refused."""
+    """Return the names of `$select`; none means all properties. Raises Refused."""
     names = [name for name in request.query.get("$select", "").split(",") if name.strip()]
     queries.check_selection(names, route_of(request.names).removesuffix("/*"))
     return names

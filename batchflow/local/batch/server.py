@@ -411,7 +411,7 @@ async def _send_file(
 
 
 def _open(part: FileSlice) -> tuple[BinaryIO, int]:
-    """The file, at the part's beginning, and how many bytes of the part it still has."""
+    """Return the file, at the part's beginning, and how many bytes of the part it still has."""
     file = part.path.open("rb")
     there = file.seek(0, os.SEEK_END)
     return file, max(0, min(part.length, there - file.seek(part.start)))

@@ -25,7 +25,7 @@ class BlobFiles:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def new_name(self) -> str:
-        """A name that no file has had."""
+        """Return a name that no file has had."""
         return f"{next(self._numbers):08x}"
 
     def append(self, file: str, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """The local Blob service: HTTP on loopback that the unmodified Azure Storage SDKs talk to.
 
-A request is taken apart, authenticated and handed to its operation; whatever happens becomes an answer in the
+A request is taken apart, authenticated and handed to its operation; every outcome becomes an answer in the
 service's own form. What the service does not have is refused with 501, see `service.ROUTES`.
 """
 
@@ -153,7 +153,7 @@ class BlobServer:
 
 
 async def _body(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    """The request's body as it comes in; the client is told to go on when it waits for that."""
+    """Return the request's body as it comes in; the client is told to go on when it waits for that."""
     if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     async for data in request.content.iter_any():

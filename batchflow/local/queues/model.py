@@ -84,7 +84,7 @@ class Draft:
     scheduled_for: float | None = None
     """When the message becomes visible, in seconds since the epoch; None, or a past time, is at once."""
     headers: Any = None
-    """Whatever the shell wants back with the body; the queue does not look at it."""
+    """A value that the shell gets back with the body. The queue does not look at it."""
     size: int | None = None
     """What counts against the limits, in bytes; None is the length of the body."""
 

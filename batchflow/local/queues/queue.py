@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 
 def counting_tokens() -> Callable[[], bytes]:
-    """A source of 16-byte lock tokens that are unique within the queues that share it."""
+    """Return a source of 16-byte lock tokens that are unique within the queues that share it."""
     counter = itertools.count(1)
     return lambda: next(counter).to_bytes(16, "big")
 
@@ -67,7 +67,7 @@ class Queue:
     """A queue, and under :attr:`dead_letters` its dead-letter queue.
 
     All methods are synchronous and either do their whole work or raise a :class:`QueueRefusal`. ``now`` must
-    never go back. ``receiver_id`` and ``holder`` are whatever the shell tells receivers apart by.
+    never go back. ``receiver_id`` and ``holder`` are the values by which the shell tells receivers apart.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Queue:
     def peek(
         self, n: int, now: float, *, from_number: int = 0, session_id: str | None = None
     ) -> list[Message]:
-        """Up to ``n`` messages in whatever state, by sequence number, without touching them."""
+        """Return up to ``n`` messages in any state, by sequence number, without touching them."""
         self._catch_up(now)
         candidates = (
             number
@@ -414,7 +414,7 @@ class Queue:
             self._free(session, session_id, now, failed=False)
 
     def session_state(self, session_id: str, holder: Hashable, now: float) -> bytes | None:
-        """The session's state. Raises :class:`SessionLockLost`."""
+        """Return the session's state. Raises :class:`SessionLockLost`."""
         self._catch_up(now)
         return self._held(session_id, holder).state
 
@@ -600,7 +600,7 @@ class Queue:
         self._unsessioned.push(message)
 
     def _discard(self, message: Message) -> None:
-        """Take a message out of the queue, from whatever place."""
+        """Take a message out of the queue, from any place."""
         if message.place is Place.LOCKED:
             self._unlock(message)
         del self._messages[message.number]

@@ -152,7 +152,7 @@ class Directory:
         return self._by_object.get(object_id)
 
     def issue(self, principal: Principal, audience: str, now: float) -> str:
-        """A token. Raises KeyError for an audience that is none of the three services."""
+        """Return a token. Raises KeyError for an audience that is none of the three services."""
         if audience.rstrip("/") not in AUDIENCES:
             raise KeyError(audience)
         claims = {
@@ -183,7 +183,7 @@ class Directory:
         return Known(principal, float(claims["exp"]))
 
     def delegated_key(self, *fields: str) -> str:
-        """The key for signatures that belongs to these of its fields, as base64."""
+        """Return the key for signatures that belongs to these of its fields, as base64."""
         return base64.b64encode(hmac.digest(self._key, "\n".join(fields).encode(), hashlib.sha256)).decode()
 
     def _sign(self, text: str) -> str:
@@ -195,7 +195,7 @@ def _write(document: Mapping[str, object]) -> str:
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Of a part that this cloud has signed."""
+    """Read a part that this cloud has signed."""
     try:
         document: dict[str, Any] = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, binascii.Error):

@@ -40,7 +40,7 @@ class Entra:
     """The managed identities of nodes, by the id of their pool in lower case."""
 
     def of_pool(self, pool_id: str) -> Principal | None:
-        """The managed identity of a pool's nodes."""
+        """Return the managed identity of a pool's nodes."""
         return self.identities.get(pool_id.lower())
 
     def environment(self, pool_id: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ class IdentityEndpoint:
         self._url = f"http://{host}:{runner.addresses[0][1]}{_PATH}"
 
     async def aclose(self) -> None:
-        """Idempotent."""
+        """Close the endpoint. Idempotent."""
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -94,7 +94,7 @@ class IdentityEndpoint:
         found = self._directory.by_secret(asked)
         audience = query.get("resource", "").removesuffix("/.default")
         if request.path != _PATH or found is None:
-            return _refused(401, "the header X-IDENTITY-HEADER is nobody's here")
+            return _refused(401, "no principal here has this X-IDENTITY-HEADER")
         if query.get("client_id", found.client_id) != found.client_id:
             return _refused(400, "no managed identity of that client id is assigned here")
         if audience.rstrip("/") not in AUDIENCES:

@@ -95,6 +95,6 @@ def _signed(rule: SasRule, resource: str, expiry: str, signature: str) -> bool:
 
 
 def sign(key: str, resource: str, expiry: str) -> bytes:
-    """The signature over a resource, URL-encoded, and an expiry."""
+    """Return the signature over a resource, URL-encoded, and an expiry."""
     text = f"{resource}\n{expiry}".encode()
     return base64.b64encode(hmac.digest(key.encode(), text, hashlib.sha256))

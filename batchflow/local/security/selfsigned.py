@@ -15,7 +15,7 @@ _CLOCK_SKEW = timedelta(hours=1)
 
 
 def make() -> tuple[bytes, bytes]:
-    """A new key and its certificate for 127.0.0.1 and localhost, in PEM."""
+    """Return a new key and its certificate for 127.0.0.1 and localhost, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

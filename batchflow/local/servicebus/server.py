@@ -172,22 +172,22 @@ class ServiceBusServer:
     # -- connections ----------------------------------------------------------------------------------
 
     def _now(self) -> float:
-        """Seconds since the epoch, by a clock that never goes back."""
+        """Return the seconds since the epoch, by a clock that never goes back."""
         return self._epoch + time.monotonic()
 
     def connected(self, wire: _AmqpWire) -> None:
-        """A connection is up."""
+        """Start a new connection."""
         self._wires[wire.peer] = wire
         self._vacant.clear()
 
     def received(self, wire: _AmqpWire, data: bytes) -> None:
-        """Bytes have come in: what follows from them leaves at the end of this turn."""
+        """Handle received bytes. Their replies leave at the end of this turn of the loop."""
         wire.peer.receive(data, self._now())
         self._asked.add(wire.peer)
         self.plan_flush()
 
     def disconnected(self, wire: _AmqpWire) -> None:
-        """A connection is gone."""
+        """Drop a connection that is gone."""
         if self._wires.pop(wire.peer, None) is not None:
             wire.peer.lost(self._now())
             self.plan_flush()
@@ -195,7 +195,7 @@ class ServiceBusServer:
             self._vacant.set()
 
     def writable(self, wire: _AmqpWire, *, writable: bool) -> None:
-        """A client has stopped reading, or begun again."""
+        """Note that a client has stopped reading, or reads again."""
         wire.peer.paused = not writable
         if writable:
             wire.peer.resume(self._now())

@@ -102,7 +102,7 @@ class _Evaluation:
         self._assigned: dict[str, float | str] = {}
 
     def run(self) -> dict[str, float | str]:
-        """The values of what was assigned."""
+        """Return the values of what was assigned."""
         while self._peek() is not None:
             if not self._accept(";"):
                 self._statement()

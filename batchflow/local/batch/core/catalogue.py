@@ -89,7 +89,7 @@ CORES: dict[str, int] = {
 
 
 def find_image(publisher: str, offer: str, sku: str) -> MarketplaceImage | None:
-    """The image of that name, whatever the case."""
+    """Return the image of that name, in any case."""
     wanted = (publisher.lower(), offer.lower(), sku.lower())
     for image in IMAGES:
         if (image.publisher, image.offer, image.sku) == wanted:

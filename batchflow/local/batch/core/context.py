@@ -21,12 +21,12 @@ class AccountContext:
     serial: int = 0
 
     def next_serial(self) -> int:
-        """A number that was not given before, and is greater than all that were."""
+        """Return a number that was not given before, and is greater than all that were."""
         self.serial += 1
         return self.serial
 
     def stamp(self, now: float) -> Versioned:
-        """The stamp of a new resource."""
+        """Return the stamp of a new resource."""
         serial = self.next_serial()
         return Versioned(serial, now, now, serial)
 

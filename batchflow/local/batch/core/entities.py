@@ -197,11 +197,11 @@ class PoolRecord:
     nodes_made: int = 0
 
     def count(self, *, dedicated: bool) -> int:
-        """The nodes of that kind that there are."""
+        """Return the nodes of that kind that there are."""
         return sum(node.dedicated == dedicated for node in self.nodes.values())
 
     def staying(self) -> list[NodeRecord]:
-        """The nodes that are not about to leave."""
+        """Return the nodes that are not about to leave."""
         return [node for node in self.nodes.values() if node.leaving_for != "removal"]
 
 

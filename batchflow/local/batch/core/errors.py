@@ -108,7 +108,7 @@ class Refused(Exception):
         self.values = {key: str(value) for key, value in values.items()}
 
     def body(self) -> dict[str, Any]:
-        """The wire's error document."""
+        """Return the wire's error document."""
         document: dict[str, Any] = {
             "code": self.code,
             "message": {"lang": "en-US", "value": self.message},
@@ -119,12 +119,12 @@ class Refused(Exception):
 
 
 def invalid_property(name: str, value: object, reason: str) -> Refused:
-    """A property of the body has a value that the service does not take."""
+    """Make the error for a property of the body whose value the service refuses."""
     return Refused("InvalidPropertyValue", PropertyName=name, PropertyValue=value, Reason=reason)
 
 
 def invalid_query(name: str, value: object, reason: str) -> Refused:
-    """A query parameter has a value that the service does not take."""
+    """Make the error for a query parameter whose value the service refuses."""
     return Refused(
         "InvalidQueryParameterValue", QueryParameterName=name, QueryParameterValue=value, Reason=reason
     )

@@ -218,12 +218,12 @@ class Jobs:
         self._context.actions.append(RunTask(run))
 
     def launched(self, run: TaskRun, now: float) -> None:
-        """A task's command has been started."""
+        """Record that a task's command has been started."""
         if run.task.state == "preparing":
             _set_task_state(run.task, "running", now)
 
     def ended(self, run: TaskRun, outcome: Outcome, now: float) -> None:
-        """A run's processes are gone, all of them."""
+        """Record that all processes of a run are gone."""
         task, node, job = run.task, run.node, run.task.job
         del self._context.runs[run.id], node.runs[run.id]
         job.runs.discard(run.id)

@@ -149,14 +149,14 @@ class Nodes:
     # Facts from the nodes
 
     def allocated(self, node: NodeRecord, now: float) -> None:
-        """The node's disk is there."""
+        """Record that the node's disk exists."""
         if node.leaving_for is None:
             _set_state(node, "starting", now)
             self._context.actions.append(Boot(node, node.boot, wipe=False))
         self._depart_when_at_rest(node, now)
 
     def booted(self, node: NodeRecord, boot: int, now: float) -> None:
-        """The node has booted for the `boot`-th time."""
+        """Record that the node has booted for the `boot`-th time."""
         if boot != node.boot or node.leaving_for is not None or node.outage is not None:
             return
         spec = self._faults.of(node.pool.spec.id).start_task or node.pool.spec.start_task
@@ -169,7 +169,7 @@ class Nodes:
         self.settle(node, now)
 
     def start_task_ended(self, run: int, outcome: Outcome, now: float) -> None:
-        """A start task's processes are gone."""
+        """Record that a start task's processes are gone."""
         node = self._start_runs.pop(run)
         record = node.start_task
         if node.start_run != run or record is None:
@@ -189,11 +189,11 @@ class Nodes:
         self.run_ended(node, now)
 
     def run_began(self, node: NodeRecord, now: float) -> None:
-        """A run took slots of the node."""
+        """Count the slots of the node that a run took."""
         self.settle(node, now)
 
     def run_ended(self, node: NodeRecord, now: float) -> None:
-        """A run, or the start task's, is over on the node."""
+        """Record that a run, or the start task's, is over on the node."""
         self._depart_when_at_rest(node, now)
         self.settle(node, now)
 

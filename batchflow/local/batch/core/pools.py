@@ -240,12 +240,12 @@ class Pools:
     # Facts from the nodes
 
     def node_allocated(self, node: NodeRecord, now: float) -> None:
-        """The node's disk is there."""
+        """Record that the node's disk exists."""
         self._nodes.allocated(node, now)
         self._settle_pool(node.pool, now)
 
     def node_removed(self, node: NodeRecord, now: float) -> None:
-        """The node is gone."""
+        """Remove a node that is gone."""
         del node.pool.nodes[id_key(node.id)]
         self._settle_pool(node.pool, now)
 

@@ -52,11 +52,11 @@ class BatchState:
         self.jobs.tick(now)
 
     def run_launched(self, run_id: int, now: float) -> None:
-        """A task's command has been started."""
+        """Record that a task's command has been started."""
         self.jobs.launched(self._context.runs[run_id], now)
 
     def run_ended(self, run_id: int, outcome: Outcome, now: float) -> None:
-        """A run's processes are gone, all of them."""
+        """Record that all processes of a run are gone."""
         run = self._context.runs[run_id]
         self.jobs.ended(run, outcome, now)
         self.nodes.run_ended(run.node, now)

@@ -151,7 +151,7 @@ class NodeCommand:
 
 
 def _exit_code(status: int) -> int:
-    """A reaper that was itself killed tells no status: its signal stands for the command's."""
+    """Return a command's exit code: the signal of a reaper that was itself killed, if it was."""
     return status if status >= 0 else 128 - status
 
 

@@ -40,19 +40,19 @@ class NodeDirectories:
         self._trash = root / "trash"
 
     def of(self, node: NodeRecord) -> Path:
-        """A node's root directory."""
+        """Return a node's root directory."""
         return self._root / node.host_name
 
     def job(self, node: NodeRecord, job_id: str) -> Path:
-        """The directory of a job's tasks on a node."""
+        """Return the directory of a job's tasks on a node."""
         return self.of(node) / "workitems" / job_id / "job-1"
 
     def task(self, node: NodeRecord, job_id: str, task_id: str) -> Path:
-        """A task's directory on a node."""
+        """Return a task's directory on a node."""
         return self.job(node, job_id) / task_id
 
     def startup(self, node: NodeRecord) -> Path:
-        """The start task's directory on a node."""
+        """Return the start task's directory on a node."""
         return self.of(node) / "startup"
 
     def lay_out(self, node: NodeRecord) -> None:
@@ -74,7 +74,7 @@ class NodeDirectories:
 def task_environment(
     account: NodeAccount, disks: NodeDirectories, node: NodeRecord, task: TaskRecord
 ) -> dict[str, str]:
-    """The environment of a task: the machine's few, the service's AZ_BATCH_ ones, the user's."""
+    """Return the environment of a task: the machine's few, the service's AZ_BATCH_ ones, the user's."""
     job_id, task_id = task.job.spec.id, task.spec.id
     directory = disks.task(node, job_id, task_id)
     preparation = disks.task(node, job_id, "jobpreparation")
@@ -91,7 +91,7 @@ def task_environment(
 def start_task_environment(
     account: NodeAccount, disks: NodeDirectories, node: NodeRecord, command: CommandSpec
 ) -> dict[str, str]:
-    """The environment of a start task."""
+    """Return the environment of a start task."""
     return {**_common_environment(account, disks, node, disks.startup(node)), **command.environment}
 
 

@@ -43,7 +43,7 @@ def locate(root: Path, name: str) -> Path:
 
 
 def list_files(root: Path, url: str, *, recursive: bool) -> Iterator[tuple[int, Document]]:
-    """The numbered documents of what is below `root`, in the order of their names."""
+    """Return the numbered documents of what is below `root`, in the order of their names."""
     names = sorted(_walk(root, "", recursive=recursive))
     for number, name in enumerate(names):
         document = _document(root / name, name, url)
@@ -62,7 +62,7 @@ def delete(path: Path, *, recursive: bool) -> None:
 
 
 def headers(path: Path, url: str) -> dict[str, str]:
-    """The properties of a file as the headers of an answer, but for its length and its dates."""
+    """Return the properties of a file as the headers of an answer, but for its length and its dates."""
     status = path.stat()
     return {
         "ocp-batch-file-isdirectory": "true" if path.is_dir() else "false",
@@ -72,7 +72,7 @@ def headers(path: Path, url: str) -> dict[str, str]:
 
 
 def slice_of(path: Path, wanted: str | None) -> FileSlice:
-    """The part of a file that a range header asks for; all of it without one. Raises Refused."""
+    """Return the part of a file that a range header asks for; all of it without one. Raises Refused."""
     if path.is_dir():
         raise Refused("OperationInvalidForCurrentState", Reason="the path is a directory")
     size = path.stat().st_size
@@ -99,7 +99,7 @@ def _walk(root: Path, below: str, *, recursive: bool) -> Iterator[str]:
 
 
 def _document(path: Path, name: str, url: str) -> Document | None:
-    """The document of a file; None when it has gone meanwhile."""
+    """Return the document of a file; None when it has gone meanwhile."""
     try:
         status = path.stat()
     except OSError:

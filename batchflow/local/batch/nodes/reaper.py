@@ -3,7 +3,7 @@
 Run as a small process of its own between the Batch server and the command, so that the promise holds without
 the server's help:
 
-- It is a child subreaper: whatever the command starts stays below it, new sessions and daemons included.
+- It is a child subreaper: all processes of the command stay below it, new sessions and daemons included.
 - When the command ends, what is left below is killed, then the reaper ends with the command's status
   (128 + signal for a signal, as a shell tells it).
 - SIGTERM to the reaper passes it on to the command alone, so that a supervisor may drain its own children,

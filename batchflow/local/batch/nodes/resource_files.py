@@ -1,6 +1,6 @@
 """The resource files of a command, downloaded to its node before it runs.
 
-A blob by its URL, or the blobs of a container below a prefix, with whatever signature the URL carries, or by
+A blob by its URL, or the blobs of a container below a prefix, with the signature that the URL carries, or by
 the node's identity. A URL is a secret: none is ever repeated with its query.
 """
 
@@ -82,7 +82,7 @@ class ResourceFileSource:
     """The header that the identity of this resource id has; None when it is not the node's."""
 
     def of(self, file: ResourceFileSpec) -> Mapping[str, str]:
-        """The headers of the requests for a file."""
+        """Return the headers of the requests for a file."""
         header = None if file.identity is None else self.authorization(file.identity)
         return {} if header is None else {"Authorization": header, "x-ms-version": STORAGE_VERSION}
 
@@ -176,7 +176,7 @@ def _check(status: int, url: str) -> None:
 
 
 def without_query(url: str) -> str:
-    """A URL without what may be its signature."""
+    """Return a URL without what may be its signature."""
     return url.partition("?")[0]
 
 

@@ -65,7 +65,7 @@ def authenticate_token(header: str, directory: Directory, now: float) -> None:
 
 
 def strings_to_sign(method: str, target: str, headers: Mapping[str, str], account: str) -> Iterator[str]:
-    """Every string that a client may have signed for this request."""
+    """Return every string that a client may have signed for this request."""
     path, _, query = target.partition("?")
     signed = {name: headers.get(name, "") for name in SIGNED_HEADERS}
     lengths = [signed["content-length"]]
@@ -83,7 +83,7 @@ def strings_to_sign(method: str, target: str, headers: Mapping[str, str], accoun
 
 
 def signature(text: str, key: str) -> str:
-    """The signature of a string to sign under a base64 account key."""
+    """Return the signature of a string to sign under a base64 account key."""
     return _sign(text, key)
 
 

@@ -30,7 +30,7 @@ def check(method: str, headers: Mapping[str, str], stamp: Versioned) -> None:
 
 
 def check_dates(method: str, headers: Mapping[str, str], modified: float) -> None:
-    """The same for what has a date and no version."""
+    """Check the conditions of a resource that has a date and no version."""
     since = _date(headers.get("If-Modified-Since"))
     if since is not None and int(modified) <= since:
         raise _not_new(method, "If-Modified-Since")
@@ -40,12 +40,12 @@ def check_dates(method: str, headers: Mapping[str, str], modified: float) -> Non
 
 
 def stamp_headers(stamp: Versioned) -> dict[str, str]:
-    """A resource's version, for conditions to come."""
+    """Return a resource's version, for conditions to come."""
     return {"ETag": etag(stamp), "Last-Modified": http_date(stamp.modified)}
 
 
 def http_date(seconds: float) -> str:
-    """A time as headers have it."""
+    """Return a time as headers have it."""
     return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 

@@ -47,12 +47,12 @@ _NODE_COUNTS = {
 
 
 def etag(stamp: Versioned) -> str:
-    """The entity tag of a resource."""
+    """Return the entity tag of a resource."""
     return f"0x8D{stamp.version:013X}"
 
 
 def pool_document(pool: PoolRecord, base: str) -> Document:
-    """A pool."""
+    """Return a pool."""
     spec = pool.spec
     document: Document = {
         "id": spec.id,
@@ -92,7 +92,7 @@ def formula_run_document(run: AutoscaleRun) -> Document:
 
 
 def node_document(node: NodeRecord, base: str) -> Document:
-    """A node."""
+    """Return a node."""
     address = f"10.0.{node.serial // 250 % 250}.{4 + node.serial % 250}"
     document: Document = {
         "id": node.id,
@@ -136,7 +136,7 @@ def node_counts_document(pool: PoolRecord) -> Document:
 
 
 def job_document(job: JobRecord, base: str) -> Document:
-    """A job."""
+    """Return a job."""
     spec = job.spec
     document: Document = {
         "id": spec.id,
@@ -172,7 +172,7 @@ def task_counts_document(job: JobRecord) -> Document:
 
 
 def task_document(task: TaskRecord, base: str) -> Document:
-    """A task."""
+    """Return a task."""
     spec = task.spec
     document: Document = {
         "id": spec.id,
@@ -201,7 +201,7 @@ def task_document(task: TaskRecord, base: str) -> Document:
 
 
 def image_documents(retired: frozenset[str] = frozenset()) -> list[Document]:
-    """The images that a pool may be made of. `retired`: their end of life has come."""
+    """Return the images that a pool may be made of. `retired`: their end of life has come."""
     ends = {image: PAST if image.name in retired else image.end_of_life for image in IMAGES}
     return [
         {

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse_fault(body: object) -> InjectedFault:
-    """The body of a request for a fault."""
+    """Return the body of a request for a fault."""
     fields = Fields(body)
     fields.required_text("fault")
     kind = fields.choice("fault", KINDS, "")

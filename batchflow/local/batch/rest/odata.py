@@ -53,7 +53,7 @@ class ODataPage:
 
 
 def parse_filter(text: str, filterable: Mapping[str, frozenset[str]]) -> Predicate:
-    """The predicate that a `$filter` expression stands for. Raises Refused.
+    """Return the predicate that a `$filter` expression stands for. Raises Refused.
 
     `filterable`: the paths that may be compared, each with its operators.
     """
@@ -64,7 +64,7 @@ def parse_filter(text: str, filterable: Mapping[str, frozenset[str]]) -> Predica
 
 
 def select(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The document with only the named properties; all of it when none is named."""
+    """Return the document with only the named properties; all of it when none is named."""
     if not names:
         return document
     chosen: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def select(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_max_results(text: str | None) -> int:
-    """The size of a page: `maxresults`, 1 to 1000. Raises Refused."""
+    """Return the size of a page: `maxresults`, 1 to 1000. Raises Refused."""
     if text is None:
         return MAX_RESULTS
     if not text.isdigit() or not 1 <= int(text) <= MAX_RESULTS:

@@ -88,7 +88,7 @@ def parse_pool(
 
 
 def patch_pool(spec: BatchPoolSpec, body: object, now: float, *, current_nodes: int) -> BatchPoolSpec:
-    """A pool's specification with the properties given changed, the others as they are."""
+    """Return a pool's specification with the properties given changed, the others as they are."""
     fields = Fields(body)
     fields.refuse(*_POOL_REFUSED)
     changes = fields.keep(*_POOL_REPEATED)
@@ -131,7 +131,7 @@ def replace_pool_properties(spec: BatchPoolSpec, body: object) -> BatchPoolSpec:
 
 
 def parse_formula(body: object) -> tuple[str | None, float | None]:
-    """A pool's new formula and its interval; None for what stays."""
+    """Return a pool's new formula and its interval; None for what stays."""
     fields = Fields(body)
     formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
     fields.finish()
@@ -141,7 +141,7 @@ def parse_formula(body: object) -> tuple[str | None, float | None]:
 
 
 def parse_evaluation(body: object) -> str:
-    """A formula to evaluate."""
+    """Return a formula to evaluate."""
     fields = Fields(body)
     formula = fields.required_text("autoScaleFormula")
     fields.finish()
@@ -180,7 +180,7 @@ def parse_deallocation(fields: Fields, key: str) -> Deallocation:
 
 
 def parse_node_option(body: object, key: str) -> Deallocation:
-    """The one property of a request to reboot, re-image or disable a node; the body may be absent."""
+    """Return the one property of a request to reboot, re-image or disable a node; the body may be absent."""
     fields = Fields(body if body is not None else {})
     option = parse_deallocation(fields, key)
     fields.finish()
@@ -188,7 +188,7 @@ def parse_node_option(body: object, key: str) -> Deallocation:
 
 
 def parse_job(body: object) -> BatchJobSpec:
-    """A job to create."""
+    """Return a job to create."""
     fields = Fields(body)
     job_id = fields.identifier("id")
     fields.refuse("jobManagerTask", "jobPreparationTask", "jobReleaseTask", "networkConfiguration")
@@ -216,7 +216,7 @@ def patch_job(spec: BatchJobSpec, body: object, *, whole: bool) -> BatchJobSpec:
 
 
 def parse_terminate_job(body: object) -> str:
-    """The reason why a job ends."""
+    """Return the reason why a job ends."""
     fields = Fields(body if body is not None else {})
     reason = fields.text("terminateReason", "UserTerminate")
     fields.finish()
@@ -233,7 +233,7 @@ def parse_disable_job(body: object) -> Literal["requeue", "terminate", "wait"]:
 
 
 def parse_tasks(body: object) -> list[Any]:
-    """The task bodies of a collection, not parsed yet: each is judged on its own."""
+    """Return the task bodies of a collection, not parsed yet: each is judged on its own."""
     tasks = Fields(body).get("value")
     if not isinstance(tasks, list):
         raise Refused("MissingRequiredProperty", PropertyName="value")
@@ -245,7 +245,7 @@ def parse_tasks(body: object) -> list[Any]:
 
 
 def parse_task(body: object, job: BatchJobSpec) -> BatchTaskSpec:
-    """A task to create in a job."""
+    """Return a task to create in a job."""
     fields = Fields(body)
     task_id = fields.identifier("id")
     fields.refuse("containerSettings", "multiInstanceSettings", "applicationPackageReferences", "outputFiles",
@@ -268,7 +268,7 @@ def parse_task(body: object, job: BatchJobSpec) -> BatchTaskSpec:
 
 
 def replace_task(spec: BatchTaskSpec, body: object, job: BatchJobSpec) -> BatchTaskSpec:
-    """A task's specification with other constraints."""
+    """Return a task's specification with other constraints."""
     fields = Fields(body)
     constraints = fields.keep("constraints")
     retries, seconds = _task_constraints(fields, job)
@@ -322,7 +322,7 @@ def _job(fields: Fields, job_id: str, document: dict[str, Any]) -> BatchJobSpec:
 
 
 def _changeable(spec: BatchJobSpec) -> dict[str, Any]:
-    """What a PATCH may change of a job, as it is."""
+    """Return what a PATCH may change of a job, as it is."""
     return {
         "priority": spec.priority,
         "maxParallelTasks": spec.max_parallel,
@@ -441,7 +441,7 @@ def _fill(fields: Fields) -> Literal["spread", "pack"]:
 
 
 def _formula(fields: Fields) -> AutoscaleFormula | None:
-    """A pool has a formula or counts, never both."""
+    """Read a pool's formula. A pool has a formula or counts, never both."""
     formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
     if not fields.boolean("enableAutoScale", default=False):
         for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):

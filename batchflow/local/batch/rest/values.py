@@ -38,16 +38,16 @@ class Fields:
         self._unread = set(self.document)
 
     def name(self, key: str) -> str:
-        """The property's path from the body's root, for messages."""
+        """Return the property's path from the body's root, for messages."""
         return f"{self._path}.{key}" if self._path else key
 
     def get(self, key: str) -> Any:
-        """The raw value, None when absent."""
+        """Return the raw value, None when absent."""
         self._unread.discard(key)
         return self.document.get(key)
 
     def identifier(self, key: str) -> str:
-        """An id: 1 to 64 letters, digits, hyphens and underscores."""
+        """Return an id: 1 to 64 letters, digits, hyphens and underscores."""
         value = self.required_text(key)
         if _ID.fullmatch(value) is None:
             reason = "An id has 1 to 64 characters: letters, digits, hyphens and underscores."
@@ -55,14 +55,14 @@ class Fields:
         return value
 
     def required_text(self, key: str) -> str:
-        """A string that has to be there."""
+        """Return a string that has to be there."""
         value = self.text(key)
         if not value:
             raise Refused("MissingRequiredProperty", PropertyName=self.name(key))
         return value
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """A string."""
+        """Return a string."""
         value = self.get(key)
         if value is None:
             return default
@@ -78,7 +78,7 @@ class Fields:
         return value
 
     def integer(self, key: str, default: int, *, low: int, high: int = 2**31 - 1) -> int:
-        """A whole number between two bounds."""
+        """Return a whole number between two bounds."""
         value = self.get(key)
         if value is None:
             return default
@@ -104,7 +104,7 @@ class Fields:
         return value
 
     def seconds(self, key: str, default: float | None) -> float | None:
-        """An ISO 8601 duration, in seconds."""
+        """Return an ISO 8601 duration, in seconds."""
         value = self.text(key)
         if value is None:
             return default
@@ -114,12 +114,12 @@ class Fields:
         return seconds
 
     def fields(self, key: str) -> Fields | None:
-        """An object within."""
+        """Return an object within."""
         value = self.get(key)
         return None if value is None else Fields(value, self.name(key))
 
     def each(self, key: str) -> Iterator[Fields]:
-        """The objects of a list within."""
+        """Return the objects of a list within."""
         value = self.get(key)
         if value is None:
             return
@@ -129,7 +129,7 @@ class Fields:
             yield Fields(item, f"{self.name(key)}[{number}]")
 
     def pairs(self, key: str) -> dict[str, str]:
-        """A list of name and value, as environment settings and metadata are."""
+        """Return a list of name and value, as environment settings and metadata are."""
         read: dict[str, str] = {}
         for item in self.each(key):
             read[item.required_text("name")] = item.text("value", "") or ""
@@ -157,7 +157,7 @@ class Fields:
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of an ISO 8601 duration of days and smaller; None when it is not one."""
+    """Return the seconds of an ISO 8601 duration of days and smaller; None when it is not one."""
     match = _DURATION.fullmatch(text)
     if match is None or text.endswith(("P", "T")):
         return None
@@ -165,5 +165,5 @@ def parse_duration(text: str) -> float | None:
 
 
 def iso_time(seconds: float) -> str:
-    """A time as the service writes it."""
+    """Return a time as the service writes it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -80,7 +80,7 @@ class BlobGrant:
     """Who came with a token of Entra ID."""
 
     def allows(self, level: Level, any_of: str) -> bool:
-        """Whether one of the permissions `any_of` is granted; none named means the owner alone."""
+        """Tell whether one of the permissions `any_of` is granted; none named means the owner alone."""
         return self.owner or any(letter in self.permissions.get(level, ()) for letter in any_of)
 
     def require(self, level: Level, any_of: str) -> None:
@@ -113,7 +113,7 @@ class SignedRequest:
     source_ip: str = "127.0.0.1"
 
     def parameter(self, name: str) -> str:
-        """The first value of a query parameter, or the empty string."""
+        """Return the first value of a query parameter, or the empty string."""
         return next((value for key, value in self.query if key == name), "")
 
 
@@ -167,7 +167,7 @@ class Authenticator:
         return BlobGrant(dict.fromkeys(Level, permissions), delegate=known.principal)
 
     def delegated_key(self, grant: BlobGrant, start: str, expiry: str) -> DelegatedKey:
-        """The key for a user delegation SAS. Raises a 403 when the caller may not have it."""
+        """Return the key for a user delegation SAS. Raises a 403 when the caller may not have it."""
         if self._directory is None or grant.delegate is None or not grant.delegate.may_delegate:
             raise BlobRefused(BlobErrorCode.AUTHORIZATION_PERMISSION_MISMATCH)
         if parse_time(expiry) - parse_time(start) > MAX_DELEGATION:
@@ -176,11 +176,11 @@ class Authenticator:
         return DelegatedKey(*fields, self._directory.delegated_key(*fields))
 
     def _delegate(self, request: SignedRequest, now: float) -> tuple[bytes, frozenset[str]]:
-        """The key that a user delegation SAS was signed with, and what its owner may do by now."""
+        """Return the key that a user delegation SAS was signed with, and what its owner may do by now."""
         fields = tuple(request.parameter(name) for name in _DELEGATED)
         owner = self._directory.by_object(fields[0]) if self._directory is not None else None
         if self._directory is None or owner is None or not owner.may_delegate:
-            raise _unauthenticated("The key that the SAS is signed with belongs to nobody here.")
+            raise _unauthenticated("The key that the SAS is signed with belongs to no user here.")
         if not parse_time(fields[2]) <= now < parse_time(fields[3]):
             raise _unauthenticated("The key that the SAS is signed with is not valid now.")
         return base64.b64decode(self._directory.delegated_key(*fields)), owner.on_container(request.container)
@@ -213,7 +213,7 @@ class Authenticator:
 
 
 def shared_key_strings(account: str, request: SignedRequest) -> tuple[str, ...]:
-    """The strings that a shared key request may have signed.
+    """Return the strings that a shared key request may have signed.
 
     Clients differ in how they sort the x-ms- headers: the service ranks underscores before digits before
     letters and skips hyphens, others sort by code point; the two agree for all names without underscores.
@@ -234,7 +234,7 @@ def shared_key_strings(account: str, request: SignedRequest) -> tuple[str, ...]:
 
 
 def service_sas_string(account: str, request: SignedRequest) -> str:
-    """The string that a service SAS for the requested container or blob has signed."""
+    """Return the string that a service SAS for the requested container or blob has signed."""
     get = request.parameter
     if (scope := get("sr")) not in ("c", "b"):
         raise _unauthenticated(f"The signed resource {scope!r} is not known here; use 'c' or 'b'.")
@@ -261,7 +261,7 @@ def service_sas_string(account: str, request: SignedRequest) -> str:
 
 
 def _delegated_sas_string(account: str, request: SignedRequest) -> str:
-    """The same for one that is signed with a user delegation key."""
+    """Return the string that a SAS by a user delegation key has signed."""
     get = request.parameter
     if get("sv") < _DELEGATION_STRING_VERSION:
         raise _unauthenticated(f"User delegation SAS before {_DELEGATION_STRING_VERSION} are not known here.")
@@ -274,7 +274,7 @@ def _delegated_sas_string(account: str, request: SignedRequest) -> str:
 
 
 def account_sas_string(account: str, request: SignedRequest) -> str:
-    """The string that an account SAS has signed."""
+    """Return the string that an account SAS has signed."""
     names = ["sp", "ss", "srt", "st", "se", "sip", "spr", "sv"]
     if request.parameter("sv") >= _ENCRYPTION_SCOPE_VERSION:
         names.append("ses")
@@ -378,7 +378,7 @@ def _check_date(headers: Mapping[str, str], now: float) -> None:
 
 
 def parse_time(text: str) -> float:
-    """Seconds since the epoch of a SAS's time: ISO 8601, UTC unless it says otherwise."""
+    """Return the seconds since the epoch of a SAS's time: ISO 8601, UTC unless it says otherwise."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

@@ -253,7 +253,7 @@ def parse_list_options(query: Query) -> ListOptions:
 
 
 def write_marker(next_name: str | None) -> str:
-    """The marker that stands for the name at which the next page begins."""
+    """Return the marker that stands for the name at which the next page begins."""
     return base64.urlsafe_b64encode(next_name.encode()).decode() if next_name else ""
 
 
@@ -267,7 +267,7 @@ def _read_marker(marker: str) -> str:
 
 
 def parameter(query: Query, name: str) -> str:
-    """The first value of a query parameter, or the empty string."""
+    """Return the first value of a query parameter, or the empty string."""
     return next((value for key, value in query if key == name), "")
 
 
@@ -289,7 +289,7 @@ def version_headers(stamp: Revision) -> dict[str, str]:
 
 
 def container_headers(container: StoredContainer) -> dict[str, str]:
-    """The headers of Get Container Properties."""
+    """Return the headers of Get Container Properties."""
     return {
         **version_headers(container.stamp),
         **_metadata_headers(container.metadata),
@@ -328,7 +328,7 @@ def blob_headers(blob: StoredBlob, query: Query = ()) -> dict[str, str]:
 
 
 def metadata_answer(stamp: Revision, metadata: Metadata) -> dict[str, str]:
-    """The headers of Get Blob Metadata and Get Container Metadata."""
+    """Return the headers of Get Blob Metadata and Get Container Metadata."""
     return {**version_headers(stamp), **_metadata_headers(metadata)}
 
 
@@ -345,7 +345,7 @@ def md5_header(digest: bytes) -> str: ...
 @overload
 def md5_header(digest: None) -> None: ...
 def md5_header(digest: bytes | None) -> str | None:
-    """An MD5 digest as a header has it."""
+    """Return an MD5 digest as a header has it."""
     return None if digest is None else base64.b64encode(digest).decode()
 
 

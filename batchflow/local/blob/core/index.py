@@ -157,7 +157,7 @@ class BlobIndex:
         *,
         may_overwrite: bool = True,
     ) -> Change:
-        """Make `content` the blob, whatever was there; staged blocks are dropped."""
+        """Make `content` the blob, over any earlier one; staged blocks are dropped."""
         self.check_put(container, name, conditions, may_overwrite=may_overwrite)
         return self._replace(container, name, StoredBlob(content, self._stamp(now), now))
 
@@ -356,7 +356,7 @@ _Located = Mapping[str, tuple[Block, FileRange]]
 
 
 def _located(blob: StoredBlob | None) -> _Located:
-    """Where in the blob's file each committed block lies."""
+    """Return where in the blob's file each committed block lies."""
     located: dict[str, tuple[Block, FileRange]] = {}
     offset = 0
     for block in blob.blocks if blob else ():

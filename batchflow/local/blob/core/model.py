@@ -207,6 +207,6 @@ BlockChoice = Literal["Committed", "Uncommitted", "Latest"]
 
 
 def _names(header: str | None, etag: str) -> bool:
-    """Whether a list of ETags, quoted or not, names this one."""
+    """Tell whether a list of ETags, quoted or not, names this one."""
     wanted = etag.strip('"')
     return any(item.strip().strip('"') == wanted for item in (header or "").split(","))

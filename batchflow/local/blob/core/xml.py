@@ -32,14 +32,14 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def error_document(code: str, message: str) -> str:
-    """The body of an error."""
+    """Return the body of an error."""
     return f"{_DECLARATION}<Error>{_element('Code', code)}{_element('Message', message)}</Error>"
 
 
 def containers_document(
     page: ContainerPage, endpoint: str, asked: Iterable[tuple[str, str]], marker: str, metadata: bool
 ) -> str:
-    """The answer to List Containers; `asked` are the request's own parameters, echoed."""
+    """Return the answer to List Containers; `asked` are the request's own parameters, echoed."""
     items = "".join(_container(container, metadata) for container in page.containers)
     return (
         f"{_DECLARATION}<EnumerationResults ServiceEndpoint={quoteattr(endpoint)}>{_elements(asked)}"
@@ -55,7 +55,7 @@ def blobs_document(
     marker: str,
     metadata: bool,
 ) -> str:
-    """The answer to List Blobs; `asked` are the request's own parameters, echoed."""
+    """Return the answer to List Blobs; `asked` are the request's own parameters, echoed."""
     items = "".join(_listed(entry, metadata) for entry in page.entries)
     return (
         f"{_DECLARATION}<EnumerationResults ServiceEndpoint={quoteattr(endpoint)} "
@@ -65,13 +65,13 @@ def blobs_document(
 
 
 def policies_document(policies: Sequence[StoredAccessPolicy]) -> str:
-    """The answer to Get Container ACL."""
+    """Return the answer to Get Container ACL."""
     items = "".join(_policy(policy) for policy in policies)
     return f"{_DECLARATION}<SignedIdentifiers>{items}</SignedIdentifiers>"
 
 
 def block_list_document(committed: Sequence[Block] | None, uncommitted: Sequence[Block] | None) -> str:
-    """The answer to Get Block List; None leaves a list out."""
+    """Return the answer to Get Block List; None leaves a list out."""
     parts = [
         f"<{name}>{''.join(_block(block) for block in blocks)}</{name}>"
         for name, blocks in (("CommittedBlocks", committed), ("UncommittedBlocks", uncommitted))
@@ -98,7 +98,7 @@ def parse_key_info(body: bytes) -> tuple[str, str]:
 
 
 def delegated_key_document(key: DelegatedKey) -> str:
-    """The answer to Get User Delegation Key."""
+    """Return the answer to Get User Delegation Key."""
     names = (
         "SignedOid",
         "SignedTid",
@@ -123,7 +123,7 @@ def parse_block_list(body: bytes) -> tuple[tuple[BlockChoice, str], ...]:
 
 
 def http_date(moment: float) -> str:
-    """A time in seconds since the epoch as an HTTP date."""
+    """Return a time in seconds since the epoch as an HTTP date."""
     return formatdate(moment, usegmt=True)
 
 

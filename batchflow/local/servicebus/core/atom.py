@@ -43,7 +43,7 @@ _DURATION = re.compile(
 
 
 def read_queue(body: bytes, base: QueueSettings, new_key: Callable[[], str]) -> QueueSettings:
-    """The settings that a request asks for; what it leaves out is as in ``base``.
+    """Return the settings that a request asks for; what it leaves out is as in ``base``.
 
     ``new_key`` makes the keys of rules that bring none. Raises
     :class:`~.namespace.AdministrationRefused`: 400, or 501 for what is not part of
@@ -155,12 +155,12 @@ def _key(rule: str, key: str) -> str:
 
 
 def write_entry(entity: Entity, base_url: str) -> bytes:
-    """A queue as an Atom entry."""
+    """Return a queue as an Atom entry."""
     return _document(_entry(entity, base_url))
 
 
 def write_feed(entities: Iterable[Entity], base_url: str, next_url: str | None) -> bytes:
-    """A page of queues; none at all is also how a queue that does not exist is answered."""
+    """Return a page of queues; none at all is also how a queue that does not exist is answered."""
     feed = ET.Element("feed", xmlns=ATOM)
     _add(feed, "id", base_url)
     _add_title(feed, "Queues")
@@ -173,7 +173,7 @@ def write_feed(entities: Iterable[Entity], base_url: str, next_url: str | None) 
 
 
 def write_namespace(namespace: Namespace, name: str) -> bytes:
-    """The namespace's own properties."""
+    """Return the namespace's own properties."""
     entry = ET.Element("entry", xmlns=ATOM)
     _add(entry, "id", f"https://{name}/$namespaceinfo")
     _add_title(entry, name)
@@ -190,7 +190,7 @@ def write_namespace(namespace: Namespace, name: str) -> bytes:
 
 
 def write_error(status: int, detail: str) -> bytes:
-    """An error, as the SDKs look for it."""
+    """Return an error, as the SDKs look for it."""
     error = ET.Element("Error")
     ET.SubElement(error, "Code").text = str(status)
     ET.SubElement(error, "Detail").text = detail

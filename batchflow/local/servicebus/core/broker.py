@@ -97,7 +97,7 @@ class Peer:
         self.touch()
 
     def lost(self, now: float) -> None:
-        """The socket is gone: free what its links hold."""
+        """Free what the links hold, because the socket is gone."""
         self._handle(self.connection.lost(), now)
 
     def close(self, error: AmqpError, now: float) -> None:
@@ -107,7 +107,7 @@ class Peer:
         self.touch()
 
     def resume(self, now: float) -> None:
-        """The client reads again, or is no longer throttled: send what has waited."""
+        """Send what has waited, because the client reads again or is no longer throttled."""
         for link in list(self._links):
             if isinstance(link.node, Outlet) and link.state is LinkState.ATTACHED:
                 link.node.flow(now)
@@ -244,7 +244,7 @@ class Peer:
     # -- rights ---------------------------------------------------------------------------------------
 
     def rights(self, path: str, now: float) -> Rights:
-        """What the tokens put on this connection permit at a path."""
+        """Return what the tokens put on this connection permit at a path."""
         rights = Rights.NONE
         for grant in self._grants.values():
             if grant.expires_at > now and grant.covers(path):
@@ -252,7 +252,7 @@ class Peer:
         return rights
 
     def expire_tokens(self, now: float) -> None:
-        """The tokens that were put so far permit nothing any more."""
+        """Revoke the tokens that were put so far."""
         self._grants.clear()
         self.tick(now)
 
@@ -341,18 +341,18 @@ class BrokerCore:
     # -- connections ----------------------------------------------------------------------------------
 
     def connect(self, now: float) -> Peer:
-        """A client has connected."""
+        """Add the connection of a client."""
         peer = Peer(self, Connection("batchflow-servicebus", now), now)
         self.peers.add(peer)
         self.arm(peer)
         return peer
 
     def forget(self, peer: Peer) -> None:
-        """A connection has ended."""
+        """Remove a connection that has ended."""
         self.peers.discard(peer)
 
     def take_touched(self, now: float) -> set[Peer]:
-        """The peers that may have something to send, since last asked."""
+        """Return the peers that may have something to send, since last asked."""
         for node in self._stirred:
             self._follow_up(node, now)
         self._stirred.clear()
@@ -373,7 +373,7 @@ class BrokerCore:
     # -- queues ---------------------------------------------------------------------------------------
 
     def node(self, path: str) -> QueueNode | None:
-        """The node at a path, in lower case: a queue or a dead-letter queue."""
+        """Return the node at a path, in lower case: a queue or a dead-letter queue."""
         node = self._nodes.get(path)
         if node is None:
             name, dead = main_path(path)
@@ -415,7 +415,7 @@ class BrokerCore:
     # -- time -----------------------------------------------------------------------------------------
 
     def stir(self, node: QueueNode) -> None:
-        """A queue was touched: its next deadline may have come nearer."""
+        """Note that a queue was touched: its next deadline may be earlier."""
         self._stirred.add(node)
 
     def _follow_up(self, node: QueueNode, now: float) -> None:
@@ -434,7 +434,7 @@ class BrokerCore:
             heapq.heappush(self._timers, (deadline, next(self._ticks), thing))
 
     def next_deadline(self) -> float | None:
-        """When :meth:`tick` is due, as far as is known after :meth:`take_touched`."""
+        """Return when :meth:`tick` is due, as far as is known after :meth:`take_touched`."""
         return self._timers[0][0] if self._timers else None
 
     def tick(self, now: float) -> None:

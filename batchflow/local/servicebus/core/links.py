@@ -95,12 +95,12 @@ def error_of(refusal: QueueRefusal) -> AmqpError:
 
 
 def ticks(when: float) -> int:
-    """Seconds since the epoch as .NET ticks."""
+    """Return the seconds since the epoch as .NET ticks."""
     return int(when * 1000) * 10_000 + _TICKS_AT_EPOCH
 
 
 def read_draft(payload: bytes, new_id: Callable[[], str]) -> Draft:
-    """A message off the wire, ready for a queue; it gets a new id if it has none.
+    """Return a message off the wire, ready for a queue; it gets a new id if it has none.
 
     Raises :class:`DecodeError`."""
     incoming = read_message(payload)
@@ -120,7 +120,7 @@ def read_draft(payload: bytes, new_id: Callable[[], str]) -> Draft:
 
 
 def render(message: Message) -> bytes:
-    """A message of a queue, as it goes out on the wire."""
+    """Return a message of a queue, as it goes out on the wire."""
     locked = message.place is Place.LOCKED
     stamp = Stamp(
         message.delivery_count,
@@ -203,7 +203,7 @@ class QueueNode:
         self.pump(now)
 
     def leave(self, outlet: Outlet, now: float) -> None:
-        """An outlet has gone: its session is free again, its other locks run on."""
+        """Remove an outlet. Its session is free again; its other locks continue."""
         if outlet in self.outlets:
             self.outlets.remove(outlet)
         self.waiting = deque(entry for entry in self.waiting if entry[1] is not outlet)
@@ -300,7 +300,7 @@ class Outlet:
             return
 
     def flow(self, now: float) -> None:
-        """The client has given credit, or wants what is there and no more."""
+        """Handle a client's credit, or its request to drain."""
         if self.session_id is not None:
             self.fill(now)
         else:
@@ -310,7 +310,7 @@ class Outlet:
             self.connection.drained(self.link)
 
     def settling(self, event: Settling, now: float) -> None:
-        """The client settles a message."""
+        """Handle the settlement of a message by the client."""
         if event.state is None:
             return
         self.node.entity.operations.settled += 1
@@ -366,7 +366,7 @@ class Outlet:
 
 
 def _reasons(fields: list[Any]) -> tuple[str | None, str | None]:
-    """The reasons of a dead-letter: in the info of the rejection's error, or the error itself."""
+    """Return the reasons of a dead-letter: in the info of the rejection's error, or the error itself."""
     error = fields[0].value if fields and isinstance(fields[0], Described) else None
     if not isinstance(error, list):
         return None, None

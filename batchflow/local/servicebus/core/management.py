@@ -43,28 +43,28 @@ class ManagementRequest(NamedTuple):
     body: Mapping[str, Any]
 
     def holder(self, session_id: str) -> Outlet:
-        """The outlet of the caller's connection that holds the session."""
+        """Return the outlet of the caller's connection that holds the session."""
         holder = self.node.queue.session_holder(session_id, self.now)
         if not isinstance(holder, Outlet) or holder.connection is not self.connection:
             raise SessionLockLost(f"the lock of session {session_id!r} is not held by this connection")
         return holder
 
     def get(self, key: str, type_: type | tuple[type, ...]) -> Any:
-        """An argument of the request. Raises :class:`NotAllowed` for one of another type."""
+        """Return an argument of the request. Raises :class:`NotAllowed` for one of another type."""
         value = self.body.get(key)
         if not isinstance(value, type_):
             raise NotAllowed(f"the argument {key!r} is missing or of a wrong type")
         return value
 
     def numbers(self) -> list[int]:
-        """The sequence numbers that the request names."""
+        """Return the sequence numbers that the request names."""
         numbers: list[Any] = self.get("sequence-numbers", list)
         if not all(isinstance(number, int) for number in numbers):
             raise NotAllowed("a sequence number is not a number")
         return numbers
 
     def tokens(self) -> list[bytes]:
-        """The lock tokens that the request names."""
+        """Return the lock tokens that the request names."""
         tokens: list[Any] = self.get("lock-tokens", list)
         if not all(isinstance(token, UUID) for token in tokens):
             raise NotAllowed("a lock token is not a UUID")
@@ -115,12 +115,12 @@ def _status(refusal: QueueRefusal) -> int:
 
 
 def missing(description: str) -> Reply:
-    """The answer to a request about a queue that is gone."""
+    """Return the answer to a request about a queue that is gone."""
     return _told(404, description, "amqp:not-found")
 
 
 def busy(description: str) -> Reply:
-    """The answer to any request while the namespace is throttled."""
+    """Return the answer to any request while the namespace is throttled."""
     return _told(503, description, "com.microsoft:server-busy")
 
 

@@ -62,7 +62,7 @@ class QueueSettings:
     rules: tuple[SasRule, ...] = ()
 
     def spec(self) -> QueueProperties:
-        """The settings that the queue itself applies."""
+        """Return the settings that the queue itself applies."""
         return QueueProperties(
             lock_duration=self.lock_duration,
             max_delivery_count=self.max_delivery_count,
@@ -138,7 +138,7 @@ class Namespace:
         return iter(sorted(self.entities.values(), key=lambda entity: entity.name.lower()))
 
     def find(self, path: str) -> Entity | None:
-        """The queue of that name, in whatever case."""
+        """Return the queue of that name, in any case."""
         return self.entities.get(path.lower())
 
     def create(self, name: str, settings: QueueSettings, now: float) -> Entity:
@@ -177,7 +177,7 @@ class Namespace:
         return entity
 
     def authenticate(self, token: str, path: str, now: float) -> SasGrant:
-        """What a token permits: at the path and below, for one of Entra ID.
+        """Return what a token permits: at the path and below, for one of Entra ID.
 
         Raises :class:`~batchflow.local.security.sas.TokenRefused`.
         """
@@ -207,7 +207,7 @@ def check_name(name: str) -> None:
 
 
 def main_path(address: str) -> tuple[str, bool]:
-    """The name of the queue that an address means, and whether its dead-letter queue is meant."""
+    """Return the name of the queue that an address means, and whether its dead-letter queue is meant."""
     path = path_of(address)
     if path.endswith(DEAD_LETTER_SUFFIX):
         return path[: -len(DEAD_LETTER_SUFFIX)], True

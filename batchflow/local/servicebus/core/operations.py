@@ -44,12 +44,12 @@ class Operations:
         return self.sent + self.received + self.more_parts + self.settled + self.requests
 
     def came(self, size: int) -> None:
-        """A message of so many bytes was sent to the queue."""
+        """Count a message of so many bytes that was sent to the queue."""
         self.sent += 1
         self._weigh(size)
 
     def went(self, size: int) -> None:
-        """A message of so many bytes left the queue."""
+        """Count a message of so many bytes that left the queue."""
         self.received += 1
         self._weigh(size)
 
