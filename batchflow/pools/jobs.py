@@ -107,10 +107,11 @@ class PoolJobs:
         runtime = self._runtime
         sessions = runtime.sessions.of_job(runtime.pool_id, name)
         clients = {session.name for session in sessions} | await self._clients(name)
+        # The sessions here first: they would end with `JobNotFound` when they read the document.
+        await close_sessions(sessions, f"job {name!r} was deleted")
         everything = Cancellation(everything=True).encode()
         for client in clients:
             await runtime.ctl.put(layout.cancellation_blob(name, client), everything)
-        await close_sessions(sessions, f"job {name!r} was deleted")
         for client in clients:
             await self._drop_messages(wire.mailbox_id(name, client))
         for container, prefix in (

@@ -182,7 +182,7 @@ def test_logs_name_the_place_of_an_unknown_run(cli: Cli) -> None:
 
 def test_results_until_now_are_not_waited_for(cli: Cli) -> None:
     """`results` without --follow ends while tasks end one after the other."""
-    assert cli("submit", "nap.py", *["0.2"] * 60, "--session", "many").returncode == 0
+    assert cli("submit", "nap.py", *["0.2"] * 600, "--session", "many").returncode == 0
     ended = cli("results", "many")
     assert ended.returncode == 0
     assert " to come" in ended.stderr

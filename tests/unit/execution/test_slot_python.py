@@ -552,6 +552,7 @@ async def test_a_child_carries_only_what_it_needs(tmp_path: Path) -> None:
     assert heavy.isdisjoint(loaded)
     ours = {name for name in loaded if name.startswith(("batchflow", "node_agent."))}
     assert ours == {
+        *("batchflow", "batchflow.support", "batchflow.support.linux"),
         *("node_agent.child", "node_agent.system", "node_agent.system.file_stamps", "node_agent.system.tail"),
         *(
             f"node_agent.child.{name}"
