@@ -186,13 +186,17 @@ class Session(Supervised):
         return MapResults(run, ordered, self._parts.outcomes, self._parts.cancellations)
 
     async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]) -> Any:
-        """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task."""
+        """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task.
+
+        So it does when it raises a `ServiceError` (`NoAgents`, `BrokerError`), because the caller has no
+        handle of the task.
+        """
         submission = Submission(command=command, arguments=command_line(params, args), **options)
         entry = await self._parts.submitter.enqueue(submission)
         self._context.tracker.claim(entry)
         try:
             return await self._task(entry)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ServiceError):
             entry.abandon()
             self._parts.cancellations.give_up([entry])
             raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchflow.errors import BrokerError, SessionClosed, StorageError, TaskCancelled
+from batchflow.errors import BrokerError, NoAgents, SessionClosed, StorageError, TaskCancelled
 from batchflow.model import Counts, Status
 from batchflow.pool import Pool
 from batchflow.protocol import wire
@@ -171,6 +171,20 @@ async def test_cancelling_run_cancels_the_task(session: Session, agent: Agent) -
     """`asyncio.timeout` around it reaches the node."""
     with pytest.raises(TimeoutError):
         await within(session.run("x.py"), 0.01)
+    await eventually(lambda: parts_of(session).cancellations.written)
+    assert await covered(session) == [0]
+
+
+async def test_run_that_raises_no_agents_cancels_the_task(
+    session: Session, agent: Agent, doubles: Doubles
+) -> None:
+    """The task would run later, unseen, and a caller who tries again would run it twice."""
+    running = asyncio.ensure_future(session.run("x.py"))
+    await eventually(lambda: session.counts.queued)
+    doubles.compute.known.clear()
+    await agent.beat(state="exiting")
+    with pytest.raises(NoAgents):
+        await within(running)
     await eventually(lambda: parts_of(session).cancellations.written)
     assert await covered(session) == [0]
 
