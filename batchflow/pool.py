@@ -92,7 +92,7 @@ class Pool:
         return Session(
             self,
             name=name,
-            job=job_name or layout.DEFAULT_JOB,
+            job=layout.DEFAULT_JOB if job_name is None else job_name,
             files=files,
             journal=journal,
             timeout=timeout,

@@ -71,7 +71,7 @@ class Session(Supervised):
         found_again = name is not None
         if journal is not None and not found_again:
             raise ConfigurationError("a journal needs a session with a name: only that is found again")
-        name = name or f"c-{uuid.uuid4().hex[:12]}"
+        name = f"c-{uuid.uuid4().hex[:12]}" if name is None else name
         super().__init__(f"session {job}/{name}")
         self.pool = pool
         self.name: str = layout.check_name("client name", name)
