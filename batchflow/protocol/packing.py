@@ -25,8 +25,6 @@ ride together. Rules:
 - `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
   advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
   what a task gains by a message of its own is judged against the trips that it makes anyway.
-- Results leave as they come, but wait up to `HOLD` seconds while the agent works off short companions, and
-  longer, up to `LOADED_HOLD`, while it has more of these to do: the tasks themselves have waited longer.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
   `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
   sends begin further apart while the broker has much that is not done, so that packs are filled, and what
@@ -40,6 +38,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from batchflow.protocol.durations import LEAST_DURATION, WEIGHT, Durations
+
 if TYPE_CHECKING:
     from batchflow.protocol.documents import Heartbeat
 
@@ -52,13 +52,6 @@ MOST_SENT: Final = 100
 MOST_MESSAGES: Final = 100.0
 """Messages a second that a session makes by spreading tasks: two fifths of what the credits of a namespace of
 the Standard tier allow, as each costs about four of its thousand with the results that come back."""
-HOLD: Final = 0.01
-"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
-short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
-LOADED_HOLD: Final = 0.1
-"""The same while there is short work for longer than this: as long as what a pack holds then takes."""
-_HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
-"""What is chosen from while there is short work for longer; else `HOLD`."""
 MOST_WORK: Final = 0.099
 """Seconds of expected work that a pack may hold, however much there is to do. Two tasks of 45 ms fit, also
 where the clock shows a little more."""
@@ -85,16 +78,6 @@ _LEAST: Final = (PACE, 0.01)
 """The least and the most seconds of work below which tasks are not spread."""
 _LONG: Final = 1.0
 """Seconds: a task that has run for longer holds its slot, as far as short ones are concerned."""
-_WEIGHT: Final = 0.2
-"""Of a newly seen duration in the running mean."""
-_LONGER_WEIGHT: Final = 0.1
-"""The same where it is longer than the mean: durations are by the clock, and a part of it may have been the
-machine's load."""
-_JUMP: Final = 4.0
-"""Times the mean: more is taken for this much, so that one task that met a busy machine does not count as
-many, while a command that has become slow is known for it after a few."""
-_LEAST_DURATION: Final = 1e-4
-"""Seconds: what any task costs its agent."""
 _ROUNDING: Final = 1 + 1e-9
 """Thirty durations of a thirtieth are not more than the whole."""
 _MEMORY: Final = 1.0
@@ -103,14 +86,13 @@ _MEMORY: Final = 1.0
 
 @dataclass(slots=True)
 class PackingPolicy:
-    """What was learned of commands, broker and the stream of tasks, and the decisions made from it."""
+    """How a sender packs, from what it learned of commands, broker and the stream of tasks."""
 
     slots: int = 1
     """Places for running tasks that can be counted on: see `open_slots`."""
-    durations: dict[str, float] = field(default_factory=dict)
-    """Seconds, by command: a running mean, in which longer ones weigh less."""
+    durations: Durations = field(default_factory=Durations)
     round_trip: float | None = None
-    """Seconds that a send takes; None before the first, and for whoever sends nothing."""
+    """Seconds that a send takes; None before the first."""
     rate: float = 0.0
     """Tasks a second that have been submitted lately."""
     _probes: dict[str, int] = field(default_factory=dict)
@@ -125,36 +107,23 @@ class PackingPolicy:
 
     @property
     def work(self) -> float:
-        """Seconds of expected work in a pack, at most, where there is no backlog.
-
-        Who sends nothing takes what others have packed, and need not take it apart.
-        """
+        """Seconds of expected work in a pack, at most, where there is no backlog."""
         least, most = _WORK
         return 2 * MOST_WORK if self.round_trip is None else min(most, max(least, 2 * self.round_trip))
 
     @property
     def least(self) -> float:
-        """Seconds of work that are not spread; nothing where packs cost no messages."""
+        """Seconds of work that are not spread; nothing before it is known what a message costs."""
         if self.round_trip is None:
             return 0.0
         least, most = _LEAST
         return min(most, max(least, self.round_trip / 2))
 
     def seen(self, command: str, duration: float) -> None:
-        """A task of this command took so many seconds."""
-        duration = max(duration, _LEAST_DURATION)
-        mean = self.durations.get(command)
-        if mean is None:
-            self.durations[command] = duration
-            self._probes.pop(command, None)
-        else:
-            weight = _LONGER_WEIGHT if duration > mean else _WEIGHT
-            self.durations[command] = mean + weight * (min(duration, _JUMP * mean) - mean)
-        self._mean += _WEIGHT * (min(duration, MOST_WORK) - self._mean)
-
-    def expected(self, command: str) -> float:
-        """Return the seconds that a task of this command takes; infinite where it has not been seen."""
-        return self.durations.get(command, math.inf)
+        """Note that a task of this command took so many seconds."""
+        self.durations.seen(command, duration)
+        self._probes.pop(command, None)
+        self._mean += WEIGHT * (min(max(duration, LEAST_DURATION), MOST_WORK) - self._mean)
 
     def sent(self, took: float) -> None:
         """A send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
@@ -187,7 +156,7 @@ class PackingPolicy:
         most = min(MOST_SENT, 2 * max(1, self.slots))
         if is_last or self._busy(under_way) <= self.work:
             return most
-        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self._mean, _LEAST_DURATION)))
+        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self._mean, LEAST_DURATION)))
         return min(most, max(1, waiting // full))
 
     def pack(
@@ -205,15 +174,15 @@ class PackingPolicy:
         else:
             most = MOST_TASKS
         return Pack(
-            self.durations,
-            min(MOST_TASKS, max(1, most)),
-            self.work,
-            least,
-            room,
-            busy,
-            share,
-            self._probes,
-            None if self.round_trip is None else PROBES * max(1, self.slots),
+            self.durations.means,
+            most=min(MOST_TASKS, max(1, most)),
+            most_work=self.work,
+            least_work=least,
+            room=room,
+            busy=busy,
+            waiting=share,
+            probes=self._probes,
+            enough=None if self.round_trip is None else PROBES * max(1, self.slots),
         )
 
     def _busy(self, under_way: int) -> float:
@@ -226,6 +195,7 @@ class Pack:
     """A message that is being filled, task by task."""
 
     durations: Mapping[str, float]
+    """Seconds, by command."""
     most: int
     """Tasks, unless they are next to no work."""
     most_work: float
@@ -283,11 +253,6 @@ class Pack:
             return True
         backlog = self.busy + self.waiting * work / (self.count + 1)
         return work <= min(MOST_WORK, _OF_BACKLOG * backlog) * _ROUNDING
-
-
-def hold(left: float) -> float:
-    """Seconds that a result waits for the next ones; `left`: seconds of short work that every slot has."""
-    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:

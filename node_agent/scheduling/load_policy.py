@@ -12,15 +12,20 @@ Rules:
 - A task is a straggler after `STRAGGLER` seconds and, where tasks are short, `LAGGING` times the usual. Many
   tasks that wait behind stragglers wait at least as long as their copies would take.
 - While every slot is busy `MOST_WAIT` seconds of work for each may wait, as far as it is known.
+- Tasks are spread over the free slots, because that costs no messages here. Otherwise a pack stays whole.
+- Results leave as they come, but wait up to `HOLD` seconds while short companions are worked off, and longer,
+  up to `LOADED_HOLD`, while there are more of these to do: the tasks themselves have waited longer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from batchflow.protocol.packing import Pack, PackingPolicy, hold
+from batchflow.protocol.durations import Durations
+from batchflow.protocol.packing import MOST_TASKS, MOST_WORK, Pack
 from node_agent.scheduling.state import AT_WORK, SlotState, Task, can_recall, following
 
 SHORT: Final = 0.1
@@ -39,7 +44,16 @@ straggler that has lasted for longer may be expected to go on for as long again.
 MOST_WAIT: Final = 1.0
 """Seconds of work for each slot that may wait while they are busy. A pack is much less, unless its sender did
 not know how long its tasks take; it was a small part of what there was to do, even so."""
+HOLD: Final = 0.01
+"""Seconds that a result waits for those of its companions, while these are being worked off: of a pack of
+short tasks that saves four messages out of five. Where the broker is far, sends take longer by themselves."""
+LOADED_HOLD: Final = 0.1
+"""The same while there is short work for longer than this: as long as what a pack holds then takes."""
+PACK_WORK: Final = 2 * MOST_WORK
+"""Seconds of work that a slot is given at once: more than a message holds, so that packs stay whole."""
 
+_HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
+"""Seconds: what is chosen from while there is short work for longer; else `HOLD`."""
 _ROUNDING: Final = 1 + 1e-9
 _REMEMBERED: Final = 8192
 """Commands; then it begins anew."""
@@ -47,25 +61,30 @@ _WEIGHT: Final = 0.2
 """Of the latest duration in the mean."""
 
 
+def hold(left: float) -> float:
+    """Return the seconds that a result waits for others; `left`: seconds of short work for every slot."""
+    return next((seconds for seconds in _HOLDS if left > seconds), HOLD)
+
+
 @dataclass(slots=True)
 class LoadPolicy:
     """Of an agent of so many slots."""
 
     slots: int
-    _packing: PackingPolicy = field(default_factory=PackingPolicy)
+    _durations: Durations = field(default_factory=Durations)
     _mean: float | None = None
     """Seconds that tasks have taken."""
 
     def learn(self, task: Task, duration: float) -> None:
         """Note that a task took so many seconds."""
-        if len(self._packing.durations) >= _REMEMBERED:
-            self._packing.durations.clear()
-        self._packing.seen(task.command, duration)
+        if len(self._durations.means) >= _REMEMBERED:
+            self._durations.means.clear()
+        self._durations.seen(task.command, duration)
         self._mean = duration if self._mean is None else self._mean + _WEIGHT * (duration - self._mean)
 
     def expected(self, task: Task) -> float:
         """Return the seconds that a task is expected to take; infinite where nothing is known."""
-        return self._packing.expected(task.command)
+        return self._durations.expected(task.command)
 
     def hold(self, slots: Iterable[SlotState], waiting: int) -> float:
         """Return the seconds that a result waits for others; 0 when none is on its way that comes within
@@ -78,8 +97,9 @@ class LoadPolicy:
 
     def pack(self, tasks: int, free: int) -> Pack:
         """Return an empty pack: what one slot is given of so many tasks, while so many slots are free."""
-        self._packing.slots = free
-        return self._packing.pack(tasks)
+        share = tasks / max(1, free)
+        most = min(MOST_TASKS, max(1, math.ceil(share)))
+        return Pack(self._durations.means, most, most_work=PACK_WORK, waiting=share)
 
     def work(self, tasks: Iterable[Task]) -> float:
         """Return the seconds that these tasks are expected to take together."""
@@ -125,7 +145,7 @@ class LoadPolicy:
             return len(waiting)
         work, kept = 0.0, 0
         for task in waiting:
-            work += self._packing.durations.get(task.command, 0.0)
+            work += self._durations.means.get(task.command, 0.0)
             if work > most and kept >= self.slots:
                 break
             kept += 1

@@ -18,6 +18,7 @@ from batchflow.local import queues as core
 from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import read_tasks, reason_of
 from batchflow.protocol.documents import Cancellation, Presence
+from batchflow.protocol.durations import Durations
 from batchflow.protocol.layout import arguments_blob, cancellation_blob, session_blob
 from batchflow.protocol.packing import PackingPolicy
 from batchflow.protocol.wire import Reference, ResultItem, TaskItem
@@ -60,7 +61,7 @@ class Session(Process):
         self.closing = False
         self.mailbox = Mailbox(self)
         self.cancelling = Cancelling(self)
-        self._policy = PackingPolicy(durations={"work.py": 0.001} if self.plan.known_short else {})
+        self._policy = PackingPolicy(durations=Durations({"work.py": 0.001} if self.plan.known_short else {}))
         self._messages = itertools.count(1)
         self.spawn(self._guarded(self._open()))
 

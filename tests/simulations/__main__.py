@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from batchflow.protocol import packing
+from node_agent.scheduling import load_policy
 from tests.simulations.costs import PREMIUM, Costs
 from tests.simulations.exact import Job, World
 from tests.simulations.fleet import Fleet, FleetWorld
@@ -39,18 +40,19 @@ def packs() -> Iterator[Row]:
 def backlogs() -> Iterator[Row]:
     """A burst on 2 nodes of 1 slot, by how much of the backlog a pack may hold. On the real cores."""
     yield "round trip", "tasks", "of the backlog", "at most", "tasks/s", "slots busy", "credits/task"
-    chosen = packing._OF_BACKLOG, packing.MOST_WORK
+    chosen = packing._OF_BACKLOG, packing.MOST_WORK, load_policy.PACK_WORK
     tried = ((0.0, 0.099), (0.05, 0.099), (0.1, 0.07), (0.1, 0.099), (0.1, 0.2), (0.2, 0.099))
     for trip in TRIPS:
         for duration, count in ((0.001, 1000), (0.001, 8000), (0.005, 1600)):
             for share, most in tried:
                 packing._OF_BACKLOG, packing.MOST_WORK = share, most  # type: ignore[misc]
+                load_policy.PACK_WORK = 2 * most  # type: ignore[misc]
                 report = World([Job(0.0, "x", duration)] * count, nodes=2, costs=Costs(round_trip=trip)).run()
                 yield (
                     _ms(trip), f"{count:,} of {_ms(duration)}", f"{share:.0%}", _ms(most),
                     f"{report.rate:,.0f}", f"{report.busy:.1%}", f"{report.credits_per_task:.2f}",
                 )  # fmt: skip
-    packing._OF_BACKLOG, packing.MOST_WORK = chosen  # type: ignore[misc]
+    packing._OF_BACKLOG, packing.MOST_WORK, load_policy.PACK_WORK = chosen  # type: ignore[misc]
 
 
 def streams() -> Iterator[Row]:

@@ -13,8 +13,9 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from batchflow.protocol.packing import ENVELOPE, LOADED_HOLD, MOST_BYTES, PackingPolicy
-from node_agent.scheduling.load_policy import SHORT
+from batchflow.protocol.durations import Durations
+from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, PackingPolicy
+from node_agent.scheduling.load_policy import LOADED_HOLD, SHORT
 from tests.simulations.costs import STANDARD, Costs, Tier
 from tests.simulations.events import Credits, Processor, Timeline
 
@@ -87,7 +88,7 @@ class _Client:
         self.mailbox = number % fleet.queues
         """All its results take this one of the results queues."""
         slots, trip = fleet.nodes * fleet.slots, fleet.costs.round_trip
-        self.policy = PackingPolicy(slots, {_COMMAND: fleet.duration}, trip)
+        self.policy = PackingPolicy(slots, Durations({_COMMAND: fleet.duration}), trip)
         for _ in range(20):
             self.policy.seen(_COMMAND, fleet.duration)
         self.processor = Processor()

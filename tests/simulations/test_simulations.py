@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from batchflow.protocol.durations import Durations
 from batchflow.protocol.packing import GUESS, PackingPolicy
 from tests.simulations.costs import FAR, LOCAL, NEAR, PREMIUM, STANDARD, Costs
 from tests.simulations.exact import Job, Report, World
@@ -65,7 +66,9 @@ def test_a_small_backlog_is_spread_as_ever(costs: Costs, monkeypatch: pytest.Mon
     """Of a few hundred milliseconds for each slot no pack takes more than it otherwise would."""
 
     def known() -> Report:
-        return burst(400, 0.001, costs=costs, policy=PackingPolicy(2, {"x": 0.001}, costs.round_trip))
+        return burst(
+            400, 0.001, costs=costs, policy=PackingPolicy(2, Durations({"x": 0.001}), costs.round_trip)
+        )
 
     with_backlog = known()
     monkeypatch.setattr("batchflow.protocol.packing._OF_BACKLOG", 0.0)

@@ -7,11 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.protocol.documents import Heartbeat, Running
+from batchflow.protocol.durations import Durations
 from batchflow.protocol.packing import (
     GUESS,
-    HOLD,
     LAST,
-    LOADED_HOLD,
     MOST_BYTES,
     MOST_MESSAGES,
     MOST_SENT,
@@ -20,7 +19,6 @@ from batchflow.protocol.packing import (
     PACE,
     PROBES,
     PackingPolicy,
-    hold,
     open_slots,
 )
 
@@ -33,7 +31,7 @@ LONGEST_PACK = 0.05
 
 def policy(slots: int = 1, round_trip: float | None = None) -> PackingPolicy:
     durations = {name: seconds for name, seconds in DURATIONS.items() if seconds is not None}
-    return PackingPolicy(slots, durations, round_trip)
+    return PackingPolicy(slots, Durations(durations), round_trip)
 
 
 def fill(
@@ -212,22 +210,6 @@ def test_what_was_seen_is_what_is_expected() -> None:
     assert len(fill(learning, [("x", 1)] * 50)) == 1
 
 
-@given(st.lists(st.floats(0.04, 0.06), min_size=40, max_size=80))
-def test_load_makes_a_command_seem_little_longer(seen: list[float]) -> None:
-    """It stays near the quick ones; and what takes longer for good is known for it after some."""
-    learning = PackingPolicy()
-    for each in seen:
-        learning.seen("x", each)
-    assert min(seen) <= learning.expected("x") * (1 + 1e-9) <= max(seen) * (1 + 2e-9)
-    alternating = PackingPolicy()
-    for number in range(40):
-        alternating.seen("x", 0.04 + 0.02 * (number % 2))
-    assert 0.045 < alternating.expected("x") < 0.049
-    for _ in range(20):
-        alternating.seen("x", 1.0)
-    assert alternating.expected("x") > 0.5
-
-
 def test_a_duration_of_nothing_or_less_is_something() -> None:
     """Clocks step back, and no task costs its agent nothing."""
     learning = PackingPolicy()
@@ -397,15 +379,6 @@ def test_the_thresholds_near_and_far() -> None:
     near, far = PackingPolicy(round_trip=NEAR), PackingPolicy(round_trip=FAR)
     assert (near.work, near.least) == (0.03, 0.002)
     assert (far.work, far.least) == (0.04, 0.01)
-
-
-@given(st.floats(0.0, 10.0))
-def test_results_wait_longer_only_behind_much_work(left: float) -> None:
-    """No longer than the slot is busy anyway; the results of a whole pack in a message or two then."""
-    assert hold(left) in (HOLD, 0.03, 0.06, LOADED_HOLD)
-    assert hold(left) <= max(HOLD, left)
-    assert hold(0.02) == HOLD
-    assert hold(1.0) == LOADED_HOLD > MOST_WORK / 2
 
 
 @given(st.integers(0, 100_000))

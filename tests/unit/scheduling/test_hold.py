@@ -9,10 +9,10 @@ import pytest
 
 from batchflow.ports.broker import QueueSpec
 from batchflow.protocol import wire
-from batchflow.protocol.packing import HOLD
 from batchflow.testing import MemoryBroker
 from node_agent.control.problems import Problems
 from node_agent.links.result_sender import ResultSender
+from node_agent.scheduling.load_policy import HOLD
 from tests.support.agent_world import RESULTS
 
 PATIENCE = 20.0

@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from batchflow.model import Attempt, Status
 from batchflow.protocol.documents import Cancellation
-from batchflow.protocol.packing import HOLD, LOADED_HOLD
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure
 from node_agent.scheduling import events as to
 from node_agent.scheduling.crash_history import CrashCount
-from node_agent.scheduling.load_policy import COPY, MOST_WAIT, STRAGGLER
+from node_agent.scheduling.load_policy import COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
 from node_agent.scheduling.scheduler import DIED, MAX_CRASHES, SETTLE, Scheduler
 from tests.support.agent_world import INCARNATION, task
 

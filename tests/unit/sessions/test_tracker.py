@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from batchflow.model import Status
+from batchflow.protocol.durations import Durations
 from batchflow.protocol.packing import PackingPolicy
 from batchflow.protocol.wire import ResultItem
 from batchflow.sessions.tracker import Acknowledgement, Entry, Tracker
@@ -42,7 +43,7 @@ def outcome(entry: Entry, status: Status = Status.SUCCEEDED, value: Any = None) 
 
 
 def take(tracker: Tracker) -> list[Entry]:
-    entries, items = tracker.take(PackingPolicy(durations={"x.py": 0.001}).pack(tracker.sending))
+    entries, items = tracker.take(PackingPolicy(durations=Durations({"x.py": 0.001})).pack(tracker.sending))
     assert len(entries) == len(items)
     return entries
 
