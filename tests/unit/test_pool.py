@@ -405,10 +405,3 @@ def test_agent_task_takes_all_slots_of_its_node() -> None:
 
     tasks = agent_tasks(LaunchCommand("run", ()), 3, 2, 4)
     assert tasks == [BatchTask(f"agent-{n}", "run", slots=4, retries=-1) for n in (3, 4)]
-
-
-@pytest.mark.parametrize("options", [{"name": ""}, {"job": ""}])
-async def test_session_with_an_empty_name_is_refused(pool: Pool, options: dict[str, str]) -> None:
-    """An empty name is a mistake, such as an unset variable: not the wish for a session without a name."""
-    with pytest.raises(ConfigurationError, match="name ''"):
-        pool.session(**options)  # type: ignore[arg-type]
