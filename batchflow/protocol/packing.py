@@ -7,7 +7,7 @@ ride together. Rules:
   while tasks come so fast that `PACE` seconds bring several of them, sends begin that far apart; or while
   what is under way keeps every slot busy for longer than a pack would, for then hurry gains nothing. (A map
   submits as results come. Without that rule a few tasks that rode alone would come back alone, be followed
-  by as many that ride alone, and so for ever.)
+  by as many that ride alone, without end.)
 - A task that takes longer than the work that a pack may hold rides alone. So do the first of a command whose
   duration is not known, `PROBES` for each slot. Those after them cannot begin before one of these has ended.
   A tenth of those that wait for each slot may ride together, each counted as `GUESS`: agents start them alone
@@ -15,7 +15,7 @@ ride together. Rules:
 - Tasks that share a pack are at most `work` seconds of expected work together, whatever their commands, at
   most `MOST_TASKS` and at most `MOST_BYTES` bytes. A single task makes a pack, however large.
 - While a tenth of what every slot has left to do is more than `work`, a pack may hold that much, up to
-  `MOST_WORK`: it delays nobody then, and saves messages. As the backlog runs out packs shrink again, so that
+  `MOST_WORK`: it delays no task then, and saves messages. As the backlog runs out packs shrink again, so that
   the last of them leave no slot idle for long. What is known to be the end of a burst is cut finer still:
   each pack takes half of what every slot has left, down to `LAST` seconds.
 - What waits is spread over the slots that could take it, so that none idles while a pack holds the last

@@ -5,19 +5,19 @@ five names of azure_realtime_batch (`id` of the client, `jobid`, `taskid`, `comm
 own five (`result`, `id` as the host name of the node, `jobid`, `taskid`, `error`); the others are ours. A
 field that has its default is left out.
 
-Each item is encoded once, when it comes into being, and packs are joined from encoded items: nobody encodes
-twice, and the size of a message is known before it is made.
+Each item is encoded once, when it comes into being, and packs are joined from encoded items: no item is
+encoded twice, and the size of a message is known before it is made.
 
 Rules:
 
-- `uid` names a task for ever: incarnation of the session, a colon, the sequence number. Outcomes are told
-  apart by it alone.
+- `uid` names one task and never another: incarnation of the session, a colon, the sequence number. Outcomes
+  are told apart by it alone.
 - An unknown field is ignored, an unknown `type` or another `v` is a `ProtocolError`: newer writers may add
   fields, not change them.
 - Whatever comes in, `decode` returns items whose fields have the types that are written here, or raises
   `ProtocolError`, never anything else.
-- Nobody changes an item once it is made: `replace` makes another. Those that each task has are not frozen all
-  the same, for a frozen one takes six times as long to make.
+- An item does not change once it is made: `replace` makes another. Those that each task has are not frozen
+  all the same, because a frozen one takes six times as long to make.
 """
 
 from __future__ import annotations
