@@ -242,7 +242,7 @@ class PoolSpec:
     start_command: str | None = None
     """Run on each node before it takes work, at every boot, after the packages: it must be idempotent.
 
-    Alone it is Batch's command line, which no shell sees; beside packages it is a line of their script.
+    Bash runs it, with `set -e`: its first command that fails ends it, and the node takes no work.
     """
     start_user: Literal["admin", "user"] = "admin"
     """The account that runs the start task. Packages need "admin"."""

@@ -224,23 +224,26 @@ def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str
 
 
 def start_command(spec: PoolSpec) -> str | None:
-    """The start task's command line; None when it has nothing to do."""
+    """The start task's command line; None when it has nothing to do.
+
+    Bash runs it as one script with `set -e`, with packages and without. Batch itself gives a command no
+    shell, so `exit 3` would be the name of a program.
+    """
     packages = [*_java_packages(spec), *(["python3-pip"] if spec.pip else []), *spec.apt]
-    if not packages:
-        return spec.start_command
-    names = " ".join(shlex.quote(name) for name in packages)
-    script = [
-        "set -e",
-        "export DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1",
-        f"{_APT} update",
-        f"{_APT} install --no-install-recommends {names}",
-    ]
+    script = ["set -e"]
+    if packages:
+        names = " ".join(shlex.quote(name) for name in packages)
+        script += [
+            "export DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1",
+            f"{_APT} update",
+            f"{_APT} install --no-install-recommends {names}",
+        ]
     if spec.pip:
         requirements = " ".join(shlex.quote(requirement) for requirement in spec.pip)
         script.append(f"python3 -m pip install --disable-pip-version-check {requirements}")
     if spec.start_command is not None:
         script.append(spec.start_command)
-    return f"/bin/bash -c {shlex.quote('; '.join(script))}"
+    return f"/bin/bash -c {shlex.quote('; '.join(script))}" if len(script) > 1 else None
 
 
 def _java_packages(spec: PoolSpec) -> Iterator[str]:

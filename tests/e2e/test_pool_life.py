@@ -15,6 +15,7 @@ from azure.batch import models
 from batchflow import Client, Pool, PoolSpec
 from batchflow.errors import ConfigurationError, PoolNotFound, StartTaskFailed
 from batchflow.local.faults import Faults
+from batchflow.pools.pool_spec import start_command
 from tests.e2e.test_pools import foreign_pool
 from tests.support.waiting import eventually_equal
 
@@ -158,7 +159,7 @@ async def test_a_start_task_is_changed(client: Client, name: str) -> None:
         assert sorted(node.id for node in await pool.nodes()) == nodes
         assert await session.run("echo.py", "after") == ["after"]
     info = await client.connections.compute.pool(name)
-    assert info.start_command == spec.start_command
+    assert info.start_command == start_command(spec)
     await pool.delete()
 
 

@@ -52,7 +52,7 @@ def test_full_spec_reaches_the_document() -> None:
     document = build(spec, PoolSettings(), IMAGES, NOW)
     assert (document.nodes, document.spot, document.vm_size) == (1, 2, "standard_d2s_v5")
     assert (document.image.offer, document.image.node_agent) == ("almalinux-x86_64", "batch.node.el 9")
-    assert (document.start_command, document.start_admin) == ("/bin/true", False)
+    assert (document.start_command, document.start_admin) == ("/bin/bash -c 'set -e; /bin/true'", False)
     assert (document.environment, document.subnet) == ({"A": "b"}, SUBNET)
 
 
@@ -171,9 +171,31 @@ def test_check_needs_no_account() -> None:
         check(PoolSpec("p", nodes=-1))
 
 
-def test_lone_start_command_is_passed_on_unchanged() -> None:
-    """Without packages the command line is the user's, unchanged."""
-    assert start_command(PoolSpec("p", start_command="/bin/sh -c 'echo $A'")) == "/bin/sh -c 'echo $A'"
+@pytest.mark.parametrize("packages", [{}, {"apt": ("jq",)}])
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("echo it\\'s me && echo $A", 0, "it's me\nset\n"),
+        ("export B=more\necho $B", 0, "more\n"),
+        ("echo one; exit 3", 3, "one\n"),
+        ("false\necho never", 1, ""),
+        ("/bin/sh -c 'echo $A; exit 4'", 4, "set\n"),
+    ],
+)
+def test_start_command_is_run_by_the_same_shell_with_and_without_packages(
+    tmp_path: Path, packages: dict[str, tuple[str, ...]], line: str, status: int, said: str
+) -> None:
+    """Batch gives a command line no shell: the line gets one, so that its failure is the start task's."""
+    shim = tmp_path / "apt-get"
+    shim.write_text("#!/bin/sh\n")
+    shim.chmod(0o755)
+    command = start_command(PoolSpec("p", start_command=line, **packages))
+    assert command is not None
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "A": "set"}
+    done = subprocess.run(
+        shlex.split(command), env=environment, check=False, timeout=20, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (status, said)
 
 
 def test_packages_become_a_script(tmp_path: Path) -> None:
