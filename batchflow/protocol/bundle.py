@@ -37,8 +37,10 @@ def check_name(name: str) -> str:
         raise ValueError(f"a file's name has 1 to {LONGEST_NAME} characters, this one {len(name)}")
     if any(ord(character) < 32 or character in "\\\x7f" for character in name):
         raise ValueError(f"the name {name!r} holds a control character or a backslash")
-    if path.is_absolute() or ".." in path.parts or str(path) != name or name == ".":
+    if path.is_absolute() or ".." in path.parts or name == ".":
         raise ValueError(f"the name {name!r} is a path that does not stay in its folder")
+    if str(path) != name:
+        raise ValueError(f"the name {name!r} has parts that mean nothing: write {str(path)!r}")
     if any(part.startswith("-") for part in path.parts):
         raise ValueError(f"the name {name!r} begins like an option")
     try:

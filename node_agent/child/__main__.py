@@ -172,7 +172,7 @@ class Child:
                 returned = self._await(returned)
             return self._answer(returned)
         except BaseException as error:
-            return frames.FAILURE, self._failure(error, task["memory_limit"])
+            return frames.FAILURE, self._failure(task["command"], error, task["memory_limit"])
         finally:
             self._stop = None
             if engine is not None:
@@ -237,12 +237,12 @@ class Child:
     def _import_failure(self, command: str, error: BaseException) -> bytes:
         if isinstance(error, NoAction):
             return _failure_fields("TaskImportError", str(error))
-        text = f"{command} does not import: {describe(error)}"
+        text = f"{command} does not import: {describe(error)}{self._modules.missing(command, error)}"
         return _failure_fields(
             "TaskImportError", text, traceback=self._traceback(error), exception=type(error).__name__
         )
 
-    def _failure(self, error: BaseException, memory_limit: int | None) -> bytes:
+    def _failure(self, command: str, error: BaseException, memory_limit: int | None) -> bytes:
         name = type(error).__name__
         fields: dict[str, Any] = {"traceback": self._traceback(error), "exception": name}
         if isinstance(error, Stopped):
@@ -260,7 +260,8 @@ class Child:
         if not isinstance(error, Exception) and name != "CancelledError":
             self._retire = True
             return _failure_fields("WorkerDied", f"the task raised {describe(error)}", **fields)
-        return _failure_fields("TaskFailed", describe(error), **fields, **_request(error))
+        text = describe(error) + self._modules.missing(command, error)
+        return _failure_fields("TaskFailed", text, **fields, **_request(error))
 
     def _traceback(self, error: BaseException) -> str:
         """Return the text of an exception and its causes, the user's own frames only."""

@@ -59,6 +59,32 @@ class Modules:
             action = self._actions[command] = _action_of(self._load(command), command)
         return action
 
+    def missing(self, command: str, error: BaseException) -> str:
+        """Return what to do about a module that a task did not find; nothing for any other error."""
+        if type(error) is not ModuleNotFoundError or not error.name:
+            return ""
+        name = error.name.partition(".")[0]
+        folder = os.path.dirname(command)
+        if folder and (beside := self._present(f"{folder}/{name}")):
+            parent = folder.replace("/", ".")
+            if all(part.isidentifier() for part in parent.split(".")):
+                way = f"write `from {parent} import {name}`"
+            else:
+                way = f"have the files of {folder}/ at the top (files=['.../{folder}/'])"
+            return f"; {beside} is in the bundle, but imports begin at its top: {way}"
+        if self._present(name):
+            return ""
+        return (
+            f"; the bundle has no {name}.py, and the node no package {name}: add the file to files=, "
+            "or the package to the pool (PoolSpec(pip=[...]))"
+        )
+
+    def _present(self, name: str) -> str | None:
+        for path in (f"{name}.py", f"{name}/"):
+            if os.path.exists(os.path.join(self.directory, path)):
+                return path
+        return None
+
     def _drop(self) -> None:
         self._actions.clear()
         if not self.directory:

@@ -7,6 +7,7 @@ program is of the child's session; a timeout, a cancellation and the child's own
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -26,6 +27,8 @@ OUTPUT_LIMIT: Final = 16 * 1024**2
 """Bytes of stdout, and of stderr, that are kept of a program whose lines are wanted."""
 _PIPE_SIZE: Final = 64 * 1024
 """All that a pipe holds: one read takes in what was written before it."""
+_LONGEST_ARGUMENT_PAGES: Final = 32
+"""Pages of memory that one argument may fill: MAX_ARG_STRLEN of Linux."""
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -43,7 +46,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         try:
             pid = _start((found, *argv[1:]), out_writer, err_writer)
         except OSError as error:
-            return {"error": f"{argv[0]} does not start: {error}"}
+            return {"error": start_failure(argv, error)}
         finally:
             os.close(out_writer)
             os.close(err_writer)
@@ -63,6 +66,23 @@ def reply(exit_code: int, stdout: Tail, stderr: Tail) -> dict[str, Any]:
                 "let it write a file"
             }
     return {"exit_code": exit_code, "stdout": stdout.text(), "stderr": stderr.text()}
+
+
+def start_failure(argv: Sequence[str], error: OSError) -> str:
+    """Return why a program did not start, and what to do where its arguments are the reason."""
+    if error.errno != errno.E2BIG:
+        return f"{argv[0]} does not start: {error.strerror or error}"
+    sizes = [len(os.fsencode(word)) for word in argv]
+    most = _LONGEST_ARGUMENT_PAGES * os.sysconf("SC_PAGESIZE") - 1
+    if max(sizes) > most:
+        long = argv[sizes.index(max(sizes))]
+        what = f"the argument {long[:20]!r}... has {max(sizes)} bytes, Linux takes {most}"
+    else:
+        what = f"its {len(argv) - 1} arguments have {sum(sizes)} bytes together, more than Linux takes"
+    return (
+        f"{os.path.basename(argv[0])} does not start: {what}. Pass them in a file, or to a Python task, "
+        "whose arguments may have any size"
+    )
 
 
 def _start(argv: tuple[str, ...], stdout: int, stderr: int) -> int:

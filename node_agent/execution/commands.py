@@ -16,6 +16,7 @@ import orjson
 from batchflow.protocol.bundle import Bundle, check_name
 from batchflow.support.frozen import frozen
 from node_agent.child import java
+from node_agent.execution.startable import obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,9 @@ def resolve(
         return Refusal(
             f"{command!r} cannot be run: it is neither .py nor .jar, not executable, and has no '#!' line"
         )
+    if (found_obstacle := obstacle(files / command, directory)) is not None:
+        kind = "TaskFailed" if found_obstacle.on_this_node else "TaskRejected"
+        return Refusal(f"{command} cannot be started: {found_obstacle.reason}", kind)
     return RunProgram((path, *words))
 
 
@@ -83,13 +87,18 @@ def word(arg: Any) -> str:
 def _refuse(command: str, bundle: Bundle) -> Refusal | None:
     if command in bundle:
         return None
+    names = [file.name for file in bundle.files]
+    if (base := command.rpartition("/")[2]) in bundle:
+        hint = f"; did you mean {base!r}?"
+    else:
+        near = difflib.get_close_matches(command, names, 1, 0.6)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
     try:
         check_name(command)
     except ValueError as error:
-        return Refusal(f"the command is no file of the bundle: {error}")
-    names = [file.name for file in bundle.files]
-    near = difflib.get_close_matches(command, names, 1, 0.6)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+        return Refusal(
+            f"the command is not the name of a file of the bundle: {error}{hint} ({_listing(names)})"
+        )
     return Refusal(f"{command!r} is not in the bundle{hint} ({_listing(names)})")
 
 

@@ -6,6 +6,7 @@ each, and a frozen one takes six times as long to make.
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -14,9 +15,12 @@ import orjson
 
 from batchflow.model import Status
 from node_agent.child import frames
+from node_agent.child.runner import start_failure
+from node_agent.execution.startable import failed_start
 from node_agent.system.process_groups import signal_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from batchflow.protocol.bundle import Bundle
@@ -159,8 +163,18 @@ def too_many_processes(limit: int, used: int) -> Outcome:
     return failed("TaskTooManyProcesses", text)
 
 
+def not_started(argv: Sequence[str], error: OSError) -> Outcome | None:
+    """Return the outcome of a program whose arguments are the reason why it does not start.
+
+    None when the node is the reason.
+    """
+    return rejected(start_failure(argv, error)) if error.errno == errno.E2BIG else None
+
+
 def ended(command: str, exit_code: int, stderr: str) -> Outcome:
     """Return the outcome of a program that ended by itself, not with 0."""
+    if (reason := failed_start(exit_code, stderr)) is not None:
+        return failed("TaskFailed", f"{command} cannot be started: {reason}", exit_code=exit_code)
     text = f"{command} {_how(exit_code)}{_said(stderr)}"
     return failed("WorkerDied" if exit_code < 0 else "TaskFailed", text, exit_code=exit_code)
 

@@ -322,7 +322,12 @@ class Slot:
             limits.stop()
         with CancelScope(shield=True):
             over = end and await self._overstepped(end, running, execution, limits, None)
-            outcome = self._launched(execution, await running, over)
+            try:
+                outcome = self._launched(execution, await running, over)
+            except OSError as error:
+                if (refused := outcomes.not_started(argv, error)) is None:
+                    raise
+                outcome = refused
             outcome = await self._put_in_order(outcome, place, frames.RETIRE)
         events.finish()
         return replace(outcome, started_at=started_at, finished_at=time.time())

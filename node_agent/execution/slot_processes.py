@@ -13,6 +13,7 @@ import orjson
 
 from batchflow.support import linux
 from node_agent.child import frames, java
+from node_agent.child.runner import start_failure
 from node_agent.execution.program import Program, ProgramEnded
 from node_agent.execution.python_worker import PythonWorker, WorkerSettings
 from node_agent.system import process_groups
@@ -221,7 +222,7 @@ class SlotProcesses:
         try:
             return (await self.run(command, self.cwd, self.on_output)).reply()
         except OSError as error:
-            return {"error": f"{command[0]} does not start: {error}"}
+            return {"error": start_failure(command, error)}
 
     def _kill_starting_programs(self) -> None:
         for program in self._programs.values():

@@ -13,6 +13,7 @@ import pytest
 
 from batchflow.model import Status
 from node_agent.execution.outcomes import Outcome
+from node_agent.execution.startable import obstacle
 from node_agent.system import process_groups
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import BOUND, eventually
@@ -57,9 +58,15 @@ async def test_programs_that_fail_say_how(
     ("bundle", "args", "kind", "error"),
     [
         ({"data": "x"}, [], "TaskRejected", "'data' cannot be run: it is neither .py nor .jar, not execut"),
-        ({"data*": "\0\1\2"}, [], "TaskFailed", "data ended with exit code 12"),
-        ({"data": "#!/no/such/interpreter"}, [], "TaskFailed", "data ended with exit code 127"),
+        ({"data*": "\0\1\2"}, [], "TaskRejected", "data cannot be started: it is neither a program for"),
         ({"data*": "#!/bin/sh"}, ["a\0b"], "TaskRejected", "data: an argument holds NUL"),
+        (
+            {"data*": "#!/bin/sh"},
+            ["x" * 200_000],
+            "TaskRejected",
+            "data does not start: the argument 'xxxxxxxxxxx",
+        ),
+        ({"data*": "#!/bin/sh"}, ["y" * 100] * 30_000, "TaskRejected", "data does not start: its 30000 argu"),
     ],
 )
 async def test_a_file_that_is_no_program_is_rejected(
@@ -70,6 +77,49 @@ async def test_a_file_that_is_no_program_is_rejected(
         outcome = await slot.run(bundle, "data", *args)
     assert outcome.kind == kind
     assert (outcome.error or "").startswith(error), outcome
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("#!/bin/sh\r\necho\r\n", "its first line ends with a carriage return"),
+        ("#!/bin/sh -e\r\necho\r\n", "its first line ends with a carriage return"),
+        (
+            "#!/no/such/interpreter -x\n",
+            "its first line wants '/no/such/interpreter', which this node does not",
+        ),
+        ("#!/tmp\n", "its first line wants '/tmp', which this node does not have"),
+        ("#! /usr/bin/env no-such-program\n", "its first line wants 'no-such-program', which is not on this"),
+        ("#!/usr/bin/env -S A=1 no-such-program -u\n", "its first line wants 'no-such-program'"),
+        ("#!/usr/bin/env sh -e\n", "Linux hands 'sh -e' to env as one word: write '#!/usr/bin/env -S sh -e'"),
+        ("\ufeff#!/bin/sh\n", "a byte order mark is before its '#!'"),
+        ("MZ\x90\0", "it is a program for Windows"),
+        ("\x7fELF" + "\0" * 14 + "\x16\0", None),
+        ("\x7fELF" + "\0" * 14 + "\x28\0", "it is built for armv7l, and this node is "),
+        ("#!/bin/sh\n", None),
+        ("#!/usr/bin/env sh\n", None),
+        ("#!/usr/bin/env -S sh -e\n", None),
+        ("#!\n", None),
+        ("", None),
+    ],
+)
+def test_what_keeps_a_file_from_being_started_is_named(
+    tmp_path: Path, content: str, reason: str | None
+) -> None:
+    """A script's first line, and the machine that a program is built for."""
+    (tmp_path / "run").write_bytes(content.encode())
+    found = obstacle(tmp_path / "run", tmp_path)
+    assert found is reason if reason is None else (found and found.reason.startswith(reason)), found
+
+
+async def test_a_program_that_cannot_start_names_the_reason_and_the_remedy(tmp_path: Path) -> None:
+    """Not the kernel's answer, which is that the file is not there."""
+    async with bench(tmp_path) as slot:
+        rejected = await slot.run({"run.sh": "#!/bin/sh\r\necho hi\r\n"}, "run.sh")
+        missing = await slot.run({"run.sh": "#!/no/such/interpreter\n"}, "run.sh")
+    assert (rejected.kind, missing.kind) == ("TaskRejected", "TaskFailed")
+    assert "convert the file to Unix line endings" in (rejected.error or "")
+    assert "install it on the nodes: PoolSpec(apt=[...])" in (missing.error or "")
 
 
 async def test_a_program_that_prints_without_end_does_not_fill_memory(tmp_path: Path) -> None:

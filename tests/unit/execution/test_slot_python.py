@@ -127,13 +127,39 @@ async def test_what_cannot_be_called_says_so(tmp_path: Path, source: str, error:
 
 
 @pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (("sub/task.py", "sub/helper.py"), "write `from sub import helper`"),
+        (("sub/task.py", "sub/helper/core.py"), "sub/helper/ is in the bundle, but imports begin at its top"),
+        (("my-tasks/task.py", "my-tasks/helper.py"), "have the files of my-tasks/ at the top (files="),
+        (("task.py",), "the bundle has no helper.py, and the node no package helper: add the file to files="),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_a_module_that_is_not_found_comes_with_the_remedy(
+    tmp_path: Path, files: tuple[str, ...], remedy: str, lazy: bool
+) -> None:
+    """A sibling in a subfolder, a helper that was left out; imported at the top or by the action."""
+    source = "def do_action(engine, args):\n    import helper" if lazy else "import helper"
+    async with bench(tmp_path) as slot:
+        outcome = await slot.run(
+            {name: source if name.endswith("task.py") else "" for name in files}, files[0]
+        )
+    assert outcome.kind == ("TaskFailed" if lazy else "TaskImportError")
+    assert "No module named 'helper'; " in (outcome.error or "")
+    assert remedy in (outcome.error or "")
+
+
+@pytest.mark.parametrize(
     ("command", "error"),
     [
         ("tusk.py", "'tusk.py' is not in the bundle; did you mean 'task.py'? (it holds task.py)"),
         ("x", "'x' is not in the bundle (it holds task.py)"),
         ("../task.py", "a path that does not stay in its folder"),
         ("/bin/sh", "a path that does not stay in its folder"),
-        ("./task.py", "a path that does not stay in its folder"),
+        ("./task.py", "write 'task.py'"),
+        ("tasks/task.py", "did you mean 'task.py'?"),
+        ("/home/me/task.py", "did you mean 'task.py'?"),
         ("a/../task.py", "a path that does not stay in its folder"),
         ("task.py\0", "control character"),
         ("-c", "begins like an option"),
