@@ -48,6 +48,12 @@ def new_key() -> str:
     return base64.b64encode(secrets.token_bytes(32)).decode()
 
 
+@pytest.fixture
+def name() -> str:
+    """A name that nothing else in the account has."""
+    return f"conformance-{secrets.token_hex(6)}"
+
+
 @dataclass(frozen=True)
 class Queues:
     """A broker, its administration, and a place where queues can be made that go away after the test."""

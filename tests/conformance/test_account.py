@@ -111,11 +111,6 @@ def roles(account: Account) -> Settings:
     return account.roles()
 
 
-@pytest.fixture
-def name() -> str:
-    return f"conformance-{secrets.token_hex(6)}"
-
-
 @asynccontextmanager
 async def made(settings: Settings, spec: PoolSpec) -> AsyncIterator[Pool]:
     """A pool that goes after the test, whatever happened."""

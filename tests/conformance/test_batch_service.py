@@ -21,6 +21,7 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError, Resour
 
 from batchflow.local.batch.server import BatchServer
 from tests.conformance.conftest import REAL, new_key, setting
+from tests.support.batch_sdk import code
 
 FORMULA = "$TargetDedicatedNodes = 0;"
 PATIENCE = 300.0
@@ -73,11 +74,6 @@ def pool(name: str, **options: Any) -> models.BatchPoolCreateOptions:
     return models.BatchPoolCreateOptions(
         id=name, vm_size="standard_d2s_v3", virtual_machine_configuration=machine, **options
     )
-
-
-def code(caught: pytest.ExceptionInfo[HttpResponseError]) -> str | None:
-    model = caught.value.model
-    return model.code if isinstance(model, models.BatchError) else None
 
 
 async def settled(sdk: BatchClient, name: str) -> models.BatchPool:

@@ -17,27 +17,15 @@ from batchflow.errors import (
     QueueNotFound,
 )
 from batchflow.ports.broker import AccessRule, OutgoingMessage, QueueRef, QueueSpec
+from tests.support.broker import ENOUGH, message, next_of
 
 if TYPE_CHECKING:
-    from batchflow.ports.broker import Delivery, Mailbox, Receiver
     from tests.conformance.conftest import Queues
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ENOUGH = 20.0
-"""Seconds in which something that shall come has come."""
 SHORT = 0.3
 """Seconds after which something that shall not come has not come."""
-
-
-def message(name: str, **options: object) -> OutgoingMessage:
-    return OutgoingMessage(name.encode(), name, **options)  # type: ignore[arg-type]
-
-
-async def next_of(link: Receiver | Mailbox) -> Delivery:
-    delivery = await link.receive(ENOUGH)
-    assert delivery is not None
-    return delivery
 
 
 async def test_message_arrives_whole(queues: Queues) -> None:

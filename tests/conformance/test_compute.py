@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -21,11 +20,6 @@ SIZE = "standard_d2s_v3"
 IMAGE = Image(node_agent="batch.node.ubuntu 24.04")
 LONG = 600.0
 """Seconds in which a real node boots."""
-
-
-@pytest.fixture
-def name() -> str:
-    return f"conformance-{secrets.token_hex(6)}"
 
 
 async def ended(compute: Compute, job: str) -> list[BatchTaskInfo]:

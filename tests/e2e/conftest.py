@@ -23,6 +23,12 @@ def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
+def name() -> str:
+    """A name for a pool that no other test uses."""
+    return f"pool-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
 async def client(cloud_config: Path) -> AsyncIterator[Client]:
     async with Client.from_config(cloud_config) as client:
         yield client

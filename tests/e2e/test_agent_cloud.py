@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -20,7 +19,7 @@ from batchflow import Client, Pool, Session
 from batchflow.model import Result, Status
 from batchflow.retry import RetryPolicy
 from batchflow.support import linux
-from tests.support.latency import LATENCY
+from tests.support.cloud import cloud_process
 from tests.support.waiting import eventually
 
 PATIENCE = 40.0
@@ -54,37 +53,25 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the local cloud of these tests writes."""
+    return tmp_path_factory.mktemp("cloud") / "cloud.toml"
+
+
+@pytest.fixture(scope="module")
+def cloud(cloud_config: Path) -> Iterator[subprocess.Popen[str]]:
     """A local cloud with one node of two slots; locks run out after five seconds."""
-    config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
-    command = [
-        sys.executable,
-        "-m",
-        "batchflow.local",
-        "--config",
-        str(config),
-        "--nodes",
-        "1",
-        "--slots",
-        "2",
-        "--latency",
-        str(LATENCY),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("ready") for line in iter(process.stdout.readline, ""))
-        process.args = [str(config)]
-        os.environ["BATCHFLOW_POOL_LOCK_DURATION"] = "5"
+    with (
+        cloud_process(cloud_config, "--nodes", "1", "--slots", "2") as process,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("BATCHFLOW_POOL_LOCK_DURATION", "5")
         yield process
-        del os.environ["BATCHFLOW_POOL_LOCK_DURATION"]
-        process.terminate()
-        process.communicate(timeout=20)
 
 
 @pytest.fixture
-async def client(cloud: subprocess.Popen[str]) -> AsyncIterator[Client]:
-    assert isinstance(cloud.args, list)
-    async with Client.from_config(str(cloud.args[0])) as client:
+async def client(cloud: subprocess.Popen[str], cloud_config: Path) -> AsyncIterator[Client]:
+    async with Client.from_config(cloud_config) as client:
         yield client
 
 

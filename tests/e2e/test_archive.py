@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from batchflow import Client, Settings
 from batchflow.config.loader import load_settings
 from batchflow.errors import ConfigurationError
 from batchflow.pools import agent_archive
+from tests.support.cloud import running_cloud
 
 WHERE = {
     "where.py": b"""import sys
@@ -52,23 +51,12 @@ def bare(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def settings(bare: Path, tmp_path: Path) -> AsyncIterator[Settings]:
-    """Of a local cloud whose nodes find that python3 on their PATH."""
-    config = tmp_path / "cloud.toml"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "batchflow.local", "--config", str(config)),
-        env={**os.environ, "PATH": f"{bare}:/usr/bin:/bin"},
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    async with asyncio.timeout(30):
-        while not (await process.stdout.readline()).startswith(b"ready"):
-            assert process.returncode is None
-    loaded = load_settings(config, environment={})
-    carried = replace(loaded.agent, python=None, node_python=VERSION, node_platform=PLATFORM)
-    yield replace(loaded, agent=carried)
-    process.terminate()
-    await process.communicate()
+def settings(bare: Path, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of a local cloud whose nodes find that python3 on their PATH."""
+    with running_cloud(tmp_path / "cloud.toml", PATH=f"{bare}:/usr/bin:/bin") as config:
+        loaded = load_settings(config, environment={})
+        carried = replace(loaded.agent, python=None, node_python=VERSION, node_platform=PLATFORM)
+        yield replace(loaded, agent=carried)
 
 
 @pytest.fixture(scope="module")

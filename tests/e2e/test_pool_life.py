@@ -32,11 +32,6 @@ async def other(cloud_config: Path) -> AsyncIterator[Client]:
         yield client
 
 
-@pytest.fixture
-def name() -> str:
-    return f"life-{uuid.uuid4().hex[:8]}"
-
-
 async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: str) -> None:
     """However their requests interleave there is one pool, with one pair of queues and of containers."""
     for number in range(ROUNDS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,6 @@ NAP = {
     )
 }
 SHOUT = {"shout.py": b"def do_action(engine, args):\n    return [word.upper() for word in args]\n"}
-
-
-@pytest.fixture
-def name() -> str:
-    return f"pool-{uuid.uuid4().hex[:8]}"
 
 
 async def containers(client: Client) -> list[str]:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import random
 import sys
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,11 +58,6 @@ def shuffle(clients: list[Client], seed: int) -> None:
 
 def plain(service: Any) -> Any:
     return service._service if isinstance(service, Stepping) else service
-
-
-@pytest.fixture
-def name() -> str:
-    return f"race-{uuid.uuid4().hex[:8]}"
 
 
 async def test_ensuring_at_once(clients: list[Client], name: str) -> None:

@@ -159,7 +159,7 @@ async def test_closing_while_the_service_bus_is_gone(cloud: Cloud, session: Sess
     """In its time, saying what was not accepted; nothing of the session is left running."""
     await cloud.bus.aclose()
     task = await session.submit("echo.py", args=1)
-    waiting = asyncio.ensure_future(_outcome(task))
+    waiting = asyncio.ensure_future(task.outcome())
     started = time.monotonic()
     with pytest.raises(BrokerError, match="1 of its tasks"):
         await session.aclose()
@@ -167,10 +167,6 @@ async def test_closing_while_the_service_bus_is_gone(cloud: Cloud, session: Sess
     with pytest.raises((SessionClosed, BrokerError)):
         await within(waiting)
     assert not [each for each in asyncio.all_tasks() if session.name in each.get_name()]
-
-
-async def _outcome(task: Any) -> object:
-    return await task.outcome()
 
 
 @pytest.mark.parametrize("moment", ["at work", "opening", "looking into dead letters"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 import pytest
 
 from batchflow import Client
@@ -13,11 +11,6 @@ from batchflow.ports.broker import QueueSpec
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 OTHER = {"other.py": b"def do_action(engine, args):\n    return 'other'\n"}
-
-
-@pytest.fixture
-def name() -> str:
-    return f"sweep-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture

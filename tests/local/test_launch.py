@@ -33,7 +33,7 @@ from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.security.certificate import make_server_context
 from batchflow.settings import Settings
 from batchflow.support.linux import descendants, is_alive
-from tests.support.batch_pools import pool_options
+from tests.support.batch_sdk import pool_options
 from tests.support.waiting import eventually
 
 BOUND = 20.0

@@ -16,10 +16,7 @@ from batchflow import Client, Result, Status
 from batchflow.display.meter import Meter, duration
 from batchflow.display.progress import Log, Terminal, choose_display
 from batchflow.streams import ProgressStream, ResultStream
-
-
-def a_result(status: Status = Status.SUCCEEDED) -> Result:
-    return Result(task_id="1", job_id="j", client="c", command="x.py", status=status, index=0)
+from tests.support.results import a_result
 
 
 class Given(ResultStream):
@@ -66,7 +63,7 @@ def test_a_meter_says_how_far_it_is() -> None:
     meter = Meter("pi", 8)
     meter.start(100.0)
     for status in (Status.SUCCEEDED, Status.FAILED):
-        meter.ended(a_result(status).status.value, 101.0)
+        meter.ended(a_result(status=status).status.value, 101.0)
     assert meter.line(101.0) == "pi  ██████░░░░░░░░░░░░░░░░░░  2 of 8  1 failed  2/s  3 s left  1 s"
     assert meter.line(101.0, 30) == "pi  2 of 8  1 failed  2/s"
     assert meter.line(101.0, 5) == "pi"

@@ -7,14 +7,9 @@ import sys
 
 import pytest
 
-from batchflow import Result, Status, TaskError
+from batchflow import Status, TaskError
 from batchflow.results import Results
-
-
-def a_result(index: int, **fields: object) -> Result:
-    known: dict[str, object] = {"task_id": str(index), "job_id": "default", "client": "me", "command": "x.py"}
-    return Result(**{**known, "status": Status.SUCCEEDED, "index": index, **fields})  # type: ignore[arg-type]
-
+from tests.support.results import a_result
 
 FAILED = a_result(1, status=Status.FAILED, error="ValueError: no", kind="TaskFailed")
 

@@ -14,6 +14,7 @@ from batchflow import Client, Counts, Explanation, Result, Status
 from batchflow.display.html import MOST_CELL, MOST_ROWS, element
 from batchflow.model import Attempt, Cause
 from batchflow.results import Results
+from tests.support.results import a_result
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -181,15 +182,3 @@ def secrets(settings: Any) -> Iterator[str]:
     yield settings.batch.key
     for text in (settings.storage.connection_string, settings.servicebus.connection_string):
         yield next(part.partition("=")[2] for part in text.split(";") if "Key=" in part)
-
-
-def a_result(**fields: Any) -> Result:
-    defaults: dict[str, Any] = {
-        "task_id": "1",
-        "job_id": "default",
-        "client": "me",
-        "command": "x.py",
-        "status": Status.SUCCEEDED,
-        "index": 0,
-    }
-    return Result(**{**defaults, **fields})

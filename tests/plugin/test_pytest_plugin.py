@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.latency import LATENCY
+from tests.support.cloud import running_cloud
 
 pytest_plugins = ["pytester"]
 
@@ -67,14 +67,8 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A local cloud that several runs share: the configuration file that names it."""
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
-    command = [sys.executable, "-m", "batchflow.local", "--config", str(config), "--nodes", "1"]
-    command += ["--latency", str(LATENCY)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("ready") for line in process.stdout)
-        yield config
-        process.terminate()
-        process.communicate(timeout=20)
+    with running_cloud(config, "--nodes", "1") as written:
+        yield written
 
 
 def configure(pytester: pytest.Pytester, asyncio_mode: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A whole agent in this process, with memory doubles for the services and, where wanted, for the slots."""
+"""The real agent in this process, on memory ports; its slots run coroutines instead of programs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from node_agent.execution import commands
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.execution.python_worker import PythonWorker
 from node_agent.scheduling.crash_history import CrashCount
+from tests.support.broker import Faults, FaultyBroker
 from tests.support.clock import Clock
 from tests.support.waiting import BOUND, eventually
 
@@ -148,70 +149,6 @@ class FakeRunning:
 
     def end(self, slot: int) -> None:
         self.noted.append((slot, ()))
-
-
-Fault = Callable[[], Awaitable[None]]
-
-
-@dataclass
-class Faults:
-    """What happens before or after an operation on a link ("send tasks", "complete", ...)."""
-
-    before: dict[str, Fault] = field(default_factory=dict)
-    after: dict[str, Fault] = field(default_factory=dict)
-    calls: list[str] = field(default_factory=list)
-
-    async def around(self, operation: str, work: Awaitable[Any]) -> Any:
-        self.calls.append(operation)
-        try:
-            if fault := self.before.get(operation):
-                await fault()
-        except BaseException:
-            asyncio.ensure_future(work).cancel() if asyncio.iscoroutine(work) else None
-            raise
-        result = await work
-        if fault := self.after.get(operation):
-            await fault()
-        return result
-
-
-class FaultyLink:
-    """A link whose operations go through `Faults`."""
-
-    def __init__(self, link: Any, queue: str, faults: Faults) -> None:
-        self._link = link
-        self._queue = queue
-        self._faults = faults
-        self.sent: list[OutgoingMessage] = []
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._link, name)
-        operation = f"{name} {self._queue}" if name in ("send", "schedule") else name
-
-        async def call(*arguments: Any) -> Any:
-            return await self._faults.around(operation, method(*arguments))
-
-        return call
-
-
-class FaultyBroker:
-    """A broker for an agent, whose links fail as `faults` says."""
-
-    def __init__(self, broker: MemoryBroker, faults: Faults) -> None:
-        self._broker = broker
-        self._faults = faults
-
-    async def sender(self, queue: QueueRef) -> Any:
-        link = await self._faults.around("open sender", self._broker.sender(queue))
-        return FaultyLink(link, queue.entity, self._faults)
-
-    async def receiver(self, queue: QueueRef, *, prefetch: int = 0, dead_letters: bool = False) -> Any:
-        work = self._broker.receiver(queue, dead_letters=dead_letters)
-        link = await self._faults.around("open receiver", work)
-        return link if dead_letters else FaultyLink(link, queue.entity, self._faults)
-
-    async def aclose(self) -> None:
-        pass
 
 
 @dataclass

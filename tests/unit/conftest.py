@@ -13,7 +13,8 @@ import pytest
 from batchflow.client import Client
 from batchflow.pool import Pool
 from batchflow.session import Session
-from tests.support.client_doubles import Agent, Doubles, settings
+from tests.support.agent import Agent
+from tests.support.services import Doubles, settings
 
 
 @pytest.fixture(autouse=True)

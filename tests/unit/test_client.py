@@ -13,7 +13,8 @@ from batchflow.client import Client
 from batchflow.errors import BrokerError, ConfigurationError, PoolExists, PoolNotFound, SessionClosed
 from batchflow.model import PoolSpec
 from batchflow.settings import Settings
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.waiting import within
 
 

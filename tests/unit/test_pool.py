@@ -26,7 +26,8 @@ from batchflow.model import PoolSpec
 from batchflow.pool import Pool
 from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, ReportedFault
 from batchflow.protocol.documents import AgentConfig
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.waiting import eventually, within
 
 

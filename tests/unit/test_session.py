@@ -24,7 +24,8 @@ from batchflow.model import Counts, Status
 from batchflow.pool import Pool
 from batchflow.protocol import wire
 from batchflow.session import Session
-from tests.support.client_doubles import Agent, Doubles, failure_of, result_of, until_empty
+from tests.support.agent import Agent, failure_of, result_of
+from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
@@ -91,11 +92,7 @@ async def test_a_failure_is_raised_where_it_is_awaited(session: Session, agent: 
     outcome = await task.outcome()
     assert (outcome.status, outcome.error) == (Status.FAILED, "no such thing")
     with pytest.raises(TaskFailed):
-        await within(asyncio.ensure_future(_awaited(task)))
-
-
-async def _awaited(task: Any) -> Any:
-    return await task
+        await within(asyncio.ensure_future(task))
 
 
 @pytest.mark.parametrize(

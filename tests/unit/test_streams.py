@@ -17,7 +17,8 @@ from batchflow.ports.broker import Delivery
 from batchflow.protocol.wire import EventItem, ResultItem
 from batchflow.session import Session
 from batchflow.support.waiting import ChangeNotifier
-from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.agent import Agent, argument_of, failure_of
+from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -93,6 +93,18 @@ def test_each_class_name_is_used_once(package: str) -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
+def test_unit_tests_are_named_after_the_file_that_they_test() -> None:
+    """`tests/unit/sessions/test_sender.py` and `test_sender_limits.py` test `sessions/sender.py`."""
+    astray = []
+    for path in (ROOT / "tests/unit").rglob("test_*.py"):
+        folder = path.parent.relative_to(ROOT / "tests/unit")
+        files = [each.stem for package in PACKAGES for each in (ROOT / package / folder).glob("*.py")]
+        name = path.stem.removeprefix("test_")
+        if not any(name == each or name.startswith(f"{each}_") for each in ("structure", *files)):
+            astray.append(str(folder / path.name))
+    assert astray == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_folder_has_outgrown_its_purpose(package: str) -> None:
     """The local cloud is three services, and larger."""

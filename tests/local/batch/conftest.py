@@ -17,7 +17,7 @@ from azure.batch.aio import BatchClient
 from azure.core.credentials import AzureNamedKeyCredential
 
 from batchflow.local.batch.server import BatchServer
-from tests.support.batch_pools import pool_options
+from tests.support.batch_sdk import pool_options
 from tests.support.contract import Contract, at_hand
 from tests.support.waiting import eventually_equal
 

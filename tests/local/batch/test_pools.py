@@ -16,11 +16,7 @@ from azure.core.exceptions import (
     ResourceNotFoundError,
 )
 
-
-def code(raised: pytest.ExceptionInfo[HttpResponseError]) -> str:
-    """The service's code of an error."""
-    assert raised.value.model is not None
-    return str(raised.value.model.code)
+from tests.support.batch_sdk import code
 
 
 async def test_pool_is_created_with_its_nodes(batch: Any) -> None:

@@ -23,7 +23,7 @@ from batchflow.local.batch.core.entities import CommandSpec, Outcome
 from batchflow.local.batch.nodes.commands import NodeCommand
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.support import linux
-from tests.support.batch_pools import pool_options
+from tests.support.batch_sdk import pool_options
 from tests.support.waiting import eventually
 
 PATIENCE = 20.0

@@ -15,6 +15,7 @@ from azure.batch import models
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
 
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane
+from tests.support.batch_sdk import code
 
 LISTED = {
     "AZ_BATCH_ACCOUNT_NAME",
@@ -33,12 +34,6 @@ LISTED = {
     "AZ_BATCH_TASK_ID",
     "AZ_BATCH_TASK_WORKING_DIR",
 }
-
-
-def code(raised: pytest.ExceptionInfo[HttpResponseError]) -> str:
-    """The service's code of an error."""
-    assert raised.value.model is not None
-    return str(raised.value.model.code)
 
 
 @pytest.fixture

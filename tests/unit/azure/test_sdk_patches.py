@@ -13,7 +13,7 @@ from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
 from batchflow.errors import QueueNotFound
 from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage
-from tests.unit.azure.test_servicebus_faults import next_of
+from tests.support.broker import next_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

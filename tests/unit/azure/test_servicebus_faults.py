@@ -14,7 +14,8 @@ import pytest
 from batchflow.azure import amqp_link, servicebus
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker, namespace_of
 from batchflow.errors import Backpressure, BrokerError, ConfigurationError, LeaseLost
-from batchflow.ports.broker import AccessRule, OutgoingMessage, QueueRef
+from batchflow.ports.broker import AccessRule, QueueRef
+from tests.support.broker import ENOUGH, message, next_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
     from tests.unit.azure.conftest import Bus
 
 SETTING = "servicebus.connection_string"
-ENOUGH = 20.0
-
-
-def message(name: str, **options: object) -> OutgoingMessage:
-    return OutgoingMessage(name.encode(), name, **options)  # type: ignore[arg-type]
-
-
-async def next_of(receiver: Receiver) -> Delivery:
-    delivery = await receiver.receive(ENOUGH)
-    assert delivery is not None
-    return delivery
 
 
 async def until_done(work: Callable[[], Awaitable[None]]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from batchflow.errors import LeaseLost
-from tests.unit.azure.test_servicebus_faults import finish_one, message, next_of, until_done
+from tests.support.broker import message, next_of
+from tests.unit.azure.test_servicebus_faults import finish_one, until_done
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

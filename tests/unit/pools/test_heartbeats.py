@@ -8,6 +8,7 @@ from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
 from batchflow.protocol.documents import Heartbeat
 from batchflow.protocol.layout import heartbeat_blob
 from batchflow.testing import MemoryContainer, MemoryStorage
+from tests.support.clock import Clock
 
 
 class Counting(MemoryContainer):
@@ -18,13 +19,6 @@ class Counting(MemoryContainer):
     async def get(self, name: str) -> Any:
         self.reads += 1
         return await super().get(name)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 async def container() -> tuple[Counting, Clock]:
@@ -46,7 +40,7 @@ async def test_all_heartbeats_of_a_small_pool_are_read() -> None:
     """And those that are gone, or go, do not count."""
     out, clock = await container()
     await beat(out, 1)
-    clock.now += 60.0
+    clock.ahead += 60.0
     await beat(out, 2)
     await beat(out, 3, state="exiting")
     await beat(out, 4, slots=3)
@@ -61,7 +55,7 @@ async def test_sample_of_a_large_pool_is_extrapolated() -> None:
     out, clock = await container()
     for number in range(300):
         await beat(out, number)
-    clock.now += 600.0
+    clock.ahead += 600.0
     for number in range(300, 500):
         await beat(out, number, slots=4)
     out.reads = 0
@@ -74,6 +68,6 @@ async def test_sample_of_a_pool_without_agents_is_empty() -> None:
     """No slots."""
     out, clock = await container()
     await beat(out, 1)
-    clock.now += 60.0
+    clock.ahead += 60.0
     sample = await sample_heartbeats(out)
     assert (sample.beats, sample.alive, sample.open_slots) == ([], 0, 0)

@@ -12,7 +12,8 @@ from batchflow.pool import Pool
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
 from batchflow.session import Session
-from tests.support.client_doubles import Agent, Doubles, result_of
+from tests.support.agent import Agent, result_of
+from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -12,7 +12,8 @@ from batchflow.client import Client
 from batchflow.errors import BrokerError, SessionClosed, StorageError
 from batchflow.model import Status
 from batchflow.session import Session
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -19,7 +19,8 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
 from batchflow.sessions.tracker import Entry
-from tests.support.client_doubles import Agent, Doubles, argument_of, failure_of, until_empty
+from tests.support.agent import Agent, argument_of, failure_of
+from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -12,7 +12,8 @@ from batchflow import Client, PoolSpec, Session
 from batchflow.errors import BrokerError, ConfigurationError
 from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from batchflow.pool import Pool
 from batchflow.session import Session
 from batchflow.sessions.stats import LinkCounter
-from tests.support.client_doubles import Agent, argument_of
+from tests.support.agent import Agent, argument_of
 from tests.support.waiting import eventually
 
 

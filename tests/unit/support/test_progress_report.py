@@ -16,7 +16,8 @@ from batchflow.pools import agent_launch
 from batchflow.ports.compute import NodeInfo, PoolInfo
 from batchflow.protocol.documents import Running
 from batchflow.support.progress_report import Reporter, counted
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.waiting import eventually, within
 
 

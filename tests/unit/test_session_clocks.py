@@ -12,7 +12,8 @@ from batchflow.errors import MailboxInUse, NoAgents
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
-from tests.support.client_doubles import Agent, Doubles
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -20,8 +20,9 @@ from batchflow.model import Status
 from batchflow.protocol.wire import TaskItem
 from batchflow.session import Session
 from batchflow.task import Task
-from tests.support.client_doubles import Agent, Doubles, failure_of, result_of, until_empty
-from tests.support.client_doubles import settings as client_settings
+from tests.support.agent import Agent, failure_of, result_of
+from tests.support.services import Doubles, until_empty
+from tests.support.services import settings as client_settings
 from tests.support.waiting import eventually, within
 
 ACTIONS = ("submit", "answer", "answer twice", "by reference", "fail", "lose mailbox", "broker stumbles",
@@ -115,7 +116,7 @@ class Weather:
     async def await_one(self, number: int) -> None:
         if self.tasks:
             task = self.tasks[number % len(self.tasks)]
-            self.awaiting.append(asyncio.create_task(_outcome(task)))
+            self.awaiting.append(asyncio.create_task(task.outcome()))
 
     async def cancel(self, number: int) -> None:
         if self.tasks:
@@ -156,10 +157,6 @@ class Weather:
         await until_empty(self.session)
         await eventually(lambda: not self.doubles.storage.names("results/"))
         await eventually(lambda: not self.doubles.storage.names("args/"))
-
-
-async def _outcome(task: Task) -> object:
-    return await task.outcome()
 
 
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=25), st.integers(0, 3))

@@ -1,14 +1,22 @@
-"""What the Batch SDK is told to make a pool."""
+"""Shorthands for the Batch SDK."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from azure.batch import models
+from azure.core.exceptions import HttpResponseError
+
+
+def code(caught: pytest.ExceptionInfo[HttpResponseError]) -> str | None:
+    """Return the service's code of an error, or None when the answer has none."""
+    model = caught.value.model
+    return model.code if isinstance(model, models.BatchError) else None
 
 
 def pool_options(pool_id: str, nodes: int, **options: Any) -> models.BatchPoolCreateOptions:
-    """A pool of the default image."""
+    """Describe a pool of the default image."""
     image = models.BatchVmImageReference(publisher="Canonical", offer="ubuntu-24_04-lts", sku="server")
     machine = models.VirtualMachineConfiguration(
         image_reference=image, node_agent_sku_id="batch.node.ubuntu 24.04"

@@ -29,7 +29,8 @@ from batchflow.protocol.documents import Cancellation, Presence, Running
 from batchflow.protocol.layout import cancellation_blob, session_blob
 from batchflow.session import Session
 from batchflow.settings import PoolSettings
-from tests.support.client_doubles import Agent, Doubles, argument_of, until_empty
+from tests.support.agent import Agent, argument_of
+from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
@@ -76,7 +77,7 @@ async def test_closing_resolves_everything_that_waits(pool: Pool, agent: Agent) 
     waiting = [
         asyncio.ensure_future(work)
         for work in (
-            _awaited(task),
+            task,
             task.outcome(),
             session.run("x.py"),
             anext(session.results()),
@@ -98,10 +99,6 @@ async def test_closing_resolves_everything_that_waits(pool: Pool, agent: Agent) 
     await within(session.flush())
     await within(task.accepted())
     await within(session.aclose())
-
-
-async def _awaited(task: object) -> object:
-    return await task  # type: ignore[misc]
 
 
 async def test_closing_flushes(pool: Pool, agent: Agent) -> None:

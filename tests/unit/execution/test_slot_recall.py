@@ -1,4 +1,4 @@
-"""Tasks that stand behind a straggler in its slot: taken back, and run elsewhere."""
+"""Tasks that a slot has not begun are taken back from it: with real child processes and programs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from batchflow.protocol.bundle import Bundle
-from node_agent.bundles.workspace import Place
 from node_agent.execution.outcomes import Outcome
-from node_agent.execution.slot_queue import QueuedTask, SlotQueue
-from node_agent.scheduling import events as to
-from node_agent.scheduling.load_policy import STRAGGLER
-from node_agent.scheduling.scheduler import Scheduler
-from tests.support.agent_world import FakeSlot, behave, task
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import eventually
 
@@ -130,80 +123,3 @@ async def test_programs_that_wait_their_turn_are_taken_back(tmp_path: Path) -> N
         gate.touch()
         await running
         assert list(found) == [0]
-
-
-def learned(slots: int) -> Scheduler:
-    """A scheduler that knows its command to take a millisecond."""
-    scheduler = Scheduler(slots, "host", None, 0.0)
-    scheduler.handle(to.Tick(), 0.0)
-    scheduler.handle(to.Arrived(1, [task(0)], False, 0.0), 0.0)
-    scheduler.handle(to.Prepared(0), 0.0)
-    scheduler.handle(to.Ended(0, None, None, 0.0, 0.001, 0.5), 0.0)
-    scheduler.handle(to.Freed(0), 0.0)
-    scheduler.handle(to.ResultsAccepted([0]), 0.0)
-    return scheduler
-
-
-def test_companions_of_a_straggler_are_asked_back_and_handed_back() -> None:
-    """On an agent of one slot there is no other slot to run them."""
-    scheduler = learned(1)
-    scheduler.handle(to.Arrived(2, [task(n) for n in (1, 2, 3)], False, 0.0), 1.0)
-    assert to.Start(0, (1, 2, 3)) in scheduler.handle(to.Prepared(0), 1.0)
-    deadline = scheduler.next_deadline()
-    assert deadline is not None
-    assert deadline <= 1.0 + STRAGGLER
-    assert to.Recall(0) not in scheduler.handle(to.Tick(), 1.0 + STRAGGLER - 0.01)
-    assert to.Recall(0) in scheduler.handle(to.Tick(), 1.0 + STRAGGLER)
-    assert to.Recall(0) not in scheduler.handle(to.Tick(), 1.1 + STRAGGLER)
-    back = scheduler.handle(to.Recalled(0, [2, 3]), 1.1 + STRAGGLER)
-    assert [each for each in back if isinstance(each, to.HandBack)] == [
-        to.HandBack(2, reason="straggler"),
-        to.HandBack(3, reason="straggler"),
-    ]
-    assert to.SendResult(1) in scheduler.handle(to.Ended(1, None, None, 0.0, 9.0, 0.5), 10.0)
-
-
-def test_companions_of_a_straggler_go_to_another_slot() -> None:
-    """Where there is one, they do not leave the node."""
-    scheduler = learned(2)
-    scheduler.handle(to.Arrived(2, [task(n) for n in range(1, 5)], False, 0.0), 1.0)
-    scheduler.handle(to.Prepared(0), 1.0)
-    scheduler.handle(to.Prepared(1), 1.0)
-    for number in (3, 4):
-        scheduler.handle(to.Ended(number, None, None, 0.0, 0.001, 0.5), 1.01)
-    scheduler.handle(to.Freed(1), 1.01)
-    assert to.Recall(0) in scheduler.handle(to.Tick(), 1.01 + STRAGGLER)
-    commands = scheduler.handle(to.Recalled(0, [2]), 1.01 + STRAGGLER)
-    assert to.Prepare(1, (2,)) in commands
-    assert not any(isinstance(each, to.HandBack) for each in commands)
-
-
-def test_a_slot_that_goes_on_is_not_asked() -> None:
-    """A pack that takes long in all holds up no task, as long as its tasks are short."""
-    scheduler = learned(1)
-    scheduler.handle(to.Arrived(2, [task(n) for n in range(1, 9)], False, 0.0), 1.0)
-    scheduler.handle(to.Prepared(0), 1.0)
-    for number in range(1, 8):
-        now = 1.0 + number * STRAGGLER * 0.9
-        commands = scheduler.handle(to.Ended(number, None, None, 0.0, 0.001, 0.5), now)
-        assert to.Recall(0) not in commands
-
-
-async def test_recall_while_the_directory_is_prepared_takes_every_task_back() -> None:
-    """Nothing has begun, so nothing runs."""
-    prepared = asyncio.Event()
-
-    class Slow(FakeSlot):
-        async def prepare(self, bundle: Bundle, files: Path) -> Place:
-            await prepared.wait()
-            return await super().prepare(bundle, files)
-
-    slot = Slow(behave())
-    tasks = [QueuedTask(number, task(number)) for number in range(3)]
-    queue = SlotQueue(slot, tasks, lambda ended: None)
-    running = asyncio.create_task(queue.run(Bundle(()), Path()))
-    await asyncio.sleep(0)
-    assert queue.recall() == tasks
-    prepared.set()
-    await running
-    assert slot.begun == []

@@ -17,7 +17,8 @@ from batchflow.ports.broker import Mailbox
 from batchflow.session import Session
 from batchflow.sessions.checkpoint import Checkpoint
 from batchflow.sessions.checkpoint_store import CheckpointStore, Journal
-from tests.support.client_doubles import Agent, Doubles, result_of, until_empty
+from tests.support.agent import Agent, result_of
+from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 

@@ -1,0 +1,51 @@
+"""Pools and jobs that a configuration file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchflow import ConfigurationError
+from batchflow.config.project_file import JobSpec, load_configuration
+from batchflow.model import PoolSpec
+
+
+def test_pools_and_jobs_of_a_file(tmp_path: Path) -> None:
+    """Paths are relative to the file; a profile's keys go over the file's."""
+    path = tmp_path / "batchflow.toml"
+    path.write_text(
+        '[pools.work]\nnodes = 4\nfiles = ["tasks/"]\njava = 17\nenvironment = {A = "b"}\n'
+        '[jobs.night]\npool = "work"\ncommand = "x.py"\ntimeout = 5\nretries = 2\n'
+        "[profiles.small.pools.work]\nnodes = 1\n[profiles.small.pools.more]\nspot = 2\n"
+    )
+    read = load_configuration(path, environment={})
+    files = (str(tmp_path / "tasks"),)
+    assert read.pools == {"work": PoolSpec("work", nodes=4, files=files, java=17, environment={"A": "b"})}
+    assert read.job("night") == JobSpec("night", "work", "x.py", timeout=5, retries=2)
+    assert read.job("other") == JobSpec("other")
+    small = load_configuration(path, profile="small", environment={})
+    assert {name: spec.nodes for name, spec in small.pools.items()} == {"work": 1, "more": None}
+    assert small.pool("more").spot == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pools = 3", "pools is a table"),
+        ("[pools]\na = 3", "pools.a is a table"),
+        ("[pools.a]\nnodes = true", "pools.a.nodes must be a whole number, not bool"),
+        ("[pools.a]\nfiles = [1]", "pools.a.files must be a list of strings"),
+        ('[pools.a]\nid = "b"', "unknown key pools.a.id"),
+        ('[jobs.a]\npol = "b"', "unknown key jobs.a.pol; did you mean 'pool'?"),
+        ('[pools.a]\nvm_size = "-"', "pool 'a': vm_size is '-'"),
+    ],
+)
+def test_a_description_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+    """The file, the key, and what is allowed."""
+    path = tmp_path / "batchflow.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError) as refused:
+        load_configuration(path, environment={})
+    assert str(path) in str(refused.value)
+    assert said in str(refused.value)
