@@ -291,9 +291,10 @@ class Agent:
             case to.Prepare(slot, tasks):
                 self._slot_loops[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
-                self._slot_loops[slot].start(tasks)
+                self._slot_loops[slot].start(tasks, self._scheduler.start_by(tasks))
             case to.Follow(slot, tasks):
-                self._slot_loops[slot].follow({task: self._scheduler.item(task) for task in tasks})
+                items = {task: self._scheduler.item(task) for task in tasks}
+                self._slot_loops[slot].follow(items, self._scheduler.start_by(tasks))
             case to.Stop(slot):
                 self._slot_loops[slot].stop()
             case to.Recall(slot):

@@ -127,9 +127,14 @@ class Child:
                 self._channel.send(frames.FORGOTTEN)
             elif kind == frames.PLACE:
                 self._move(orjson.loads(payload))
-            elif kind in (frames.TASK, frames.NEXT_TASK) and self._may_start():
+            elif kind in (frames.TASK, frames.NEXT_TASK):
                 self._channel.ringing = kind == frames.NEXT_TASK
                 task = orjson.loads(payload)
+                if time.monotonic() > task["start_by"]:
+                    self._wait_for_forget()
+                    continue
+                if not self._may_start():
+                    continue
                 began_at = time.time()
                 kind, answer = self._run(task)
                 if os.getpid() != self._channel.pid:
@@ -145,6 +150,13 @@ class Child:
         self._watch.close()
         self._bundle, self._directory = place["bundle"], place["directory"]
         self._watch = Watch(self._directory, place["watched"])
+
+    def _wait_for_forget(self) -> None:
+        """Begin none of the tasks that were sent, for it is too late for the first of them."""
+        self._channel.send(frames.LATE)
+        while self._channel.next_frame()[0] != frames.FORGET:
+            pass
+        self._channel.send(frames.FORGOTTEN)
 
     def _may_start(self) -> bool:
         """Take a permit; there is none for a task that the agent took back."""

@@ -20,6 +20,7 @@ FAILURE               to agent    `ANSWER`, then JSON: how the task failed
 CALL                  to agent    JSON: run a program
 NOTE                  to agent    JSON: a log line or progress
 FORGOTTEN             to agent    empty
+LATE                  to agent    empty: it was too late to begin a task; the child waits for a FORGET
 ====================  ==========  ==================================================================
 
 Rules: a child runs the tasks that it was sent one after the other, in order, and answers each with one
@@ -30,6 +31,10 @@ Each task needs a permit, a count in an eventfd that both hold: the child takes 
 and passes over a task without a word when there is none. The agent takes back the tasks that have not begun
 by taking their permits, then sends FORGET and awaits the answer before it sends more: no task that was taken
 back can take the permit of a later one.
+
+A task says until when it may begin, by the monotonic clock. A child that gets to it later, because it stood
+still, begins neither this task nor those after it: it says LATE and passes over them until the FORGET comes
+with which the agent takes them back.
 
 Being woken for each answer would cost the agent, and the task that runs meanwhile, more than a short task
 does. So while several tasks are under way the agent does not watch the line, but a bell, another eventfd, and
@@ -43,7 +48,7 @@ from __future__ import annotations
 from struct import Struct
 
 SETUP, TASK, CANCEL, GO, REPLY, FORGET, NEXT_TASK, PLACE = 1, 2, 3, 4, 5, 6, 7, 8
-READY, VALUE, FAILURE, CALL, NOTE, FORGOTTEN = 17, 18, 19, 20, 21, 22
+READY, VALUE, FAILURE, CALL, NOTE, FORGOTTEN, LATE = 17, 18, 19, 20, 21, 22, 23
 
 TOUCHED = 1
 """Flag: files appeared, vanished or changed in the working directory."""

@@ -103,6 +103,9 @@ class PythonWorker:
         """Tasks answered."""
         self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what is printed, as it comes."""
+        self.on_late: Callable[[], None] | None = None
+        """Called when it was too late to begin a task: the worker begins none of the rest. What was sent is
+        to be taken back by `recall`."""
         self._settings = settings
         self._on_call = on_call
         self._on_note = on_note
@@ -367,6 +370,9 @@ class PythonWorker:
                     self._hear(said)
             case frames.FORGOTTEN:
                 self._have_forgotten()
+            case frames.LATE:
+                if self.on_late is not None:
+                    self.on_late()
             case frames.READY if not self.ready.done():
                 self.ready.set_result(True)
             case _:

@@ -202,9 +202,12 @@ class Slot:
         """Return how many tasks the worker may be sent before it is replaced."""
         return max(1, self._config.child_tasks - worker.tasks)
 
-    def dispatch(self, worker: PythonWorker, executions: Sequence[Execution], room: int) -> None:
-        """Send tasks to the worker; `room`: how many more may follow."""
-        worker.dispatch([_encode(execution) for execution in executions])
+    def dispatch(
+        self, worker: PythonWorker, executions: Sequence[Execution], start_by: float, room: int
+    ) -> None:
+        """Send tasks to the worker; `room`: how many more may follow. The worker begins none of them after
+        `start_by`, by the monotonic clock."""
+        worker.dispatch([_encode(execution, start_by) for execution in executions])
         if not room:
             self._processes.prewarm(successor=True)
 
@@ -375,9 +378,10 @@ class Slot:
             self._events.on_note(note)
 
 
-def _encode(execution: Execution) -> bytes:
+def _encode(execution: Execution, start_by: float) -> bytes:
     """Return a task as the worker gets it."""
     fields = {
+        "start_by": start_by,
         "command": execution.command,
         "args": execution.args,
         "task_id": execution.task_id,

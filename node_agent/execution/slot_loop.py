@@ -67,10 +67,11 @@ class SlotLoop:
         self._current = _Assignment(SlotQueue(self._slot, queued, self._ended))
         self._assignments.put_nowait(self._current)
 
-    def start(self, tasks: Iterable[int]) -> None:
-        """Run these of the prepared tasks."""
+    def start(self, tasks: Iterable[int], start_by: float) -> None:
+        """Run these of the prepared tasks. What has not begun at `start_by`, by the monotonic clock, does not
+        begin: the slot becomes free without an `Ended` for it."""
         assert self._current is not None
-        self._current.queue.keep(tasks)
+        self._current.queue.keep(tasks, start_by)
         self._current.go.set()
 
     def stop(self) -> None:
@@ -80,15 +81,18 @@ class SlotLoop:
             if self._current.scope is not None:
                 self._current.scope.cancel()
 
-    def follow(self, tasks: Mapping[int, wire.TaskItem]) -> None:
-        """Run these after those that run. They are of the same bundle, and carry their arguments."""
+    def follow(self, tasks: Mapping[int, wire.TaskItem], start_by: float) -> None:
+        """Run these after those that run. They are of the same bundle, and carry their arguments.
+
+        `start_by`: see `start`.
+        """
         assignment = self._current
         assert assignment is not None
         assert assignment.bundle is not None
         following = []
         for number, item in tasks.items():
             assert isinstance(item.params, list)
-            task = QueuedTask(number, item)
+            task = QueuedTask(number, item, start_by)
             task.execution = _execution(item, assignment.bundle, item.params)
             following.append(task)
         assignment.queue.add(following)
@@ -121,7 +125,8 @@ class SlotLoop:
                 await self._slot.aclose()
 
     async def _attempt(self, assignment: _Assignment) -> None:
-        """Work off an assignment. Every task of it has ended when this returns; cancelled, some have not."""
+        """Work off an assignment. Every task of it has ended when this returns, but for those that were late
+        to begin; cancelled, some have not."""
         queue = assignment.queue
         try:
             await self._work_off(assignment)
@@ -145,9 +150,11 @@ class SlotLoop:
             self._feed(Prepared(self._index))
             await assignment.go.wait()
             self._note(queue)
-            while queue:
+            while queue and not queue.tasks[0].late:
                 async with asyncio.TaskGroup() as assignment.uploads:
                     await queue.run(bundle, files)
+            if queue:
+                logger.warning("tasks_late", extra={"slot": self._index, "tasks": len(queue.tasks)})
 
     async def _fetch_arguments(self, queue: SlotQueue, bundle: Bundle) -> None:
         """Get what each task runs on. A task whose arguments cannot be had ends here."""

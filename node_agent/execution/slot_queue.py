@@ -3,12 +3,16 @@
 This is the agent's only record of them beside the scheduler's, and what the Python worker holds of them is
 told by its permits: a task that was sent to the worker counts as begun until the worker gives it back.
 
+No task begins after its `start_by`, because its cancellation may have been missed: agent, worker or node may
+have stood still. The worker looks at it as well, for it begins what it was sent without asking.
+
 Invariants: the first `_begun` tasks have begun, or are in the worker; none of the others has. While a pack
 is with the worker, what is added behind it is sent on at once.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -48,8 +52,11 @@ class SlotProtocol(Protocol):
     def room(self, worker: PythonWorker) -> int:
         """Return how many tasks the worker may be sent before it is replaced."""
 
-    def dispatch(self, worker: PythonWorker, executions: Sequence[Execution], room: int) -> None:
-        """Send tasks to the worker; `room`: how many more may follow."""
+    def dispatch(
+        self, worker: PythonWorker, executions: Sequence[Execution], start_by: float, room: int
+    ) -> None:
+        """Send tasks to the worker; `room`: how many more may follow. The worker begins none of them after
+        `start_by`, by the monotonic clock."""
 
     async def run(self, worker: PythonWorker, execution: Execution, place: Place) -> Sequence[Outcome]:
         """Run a task that was sent to the worker; its outcome, and those of tasks that were answered with it.
@@ -79,8 +86,15 @@ class QueuedTask:
 
     number: int
     item: TaskItem
+    start_by: float = float("-inf")
+    """Until when it may begin, by the monotonic clock; never before its slot was told to run it."""
     execution: Execution = field(init=False)
     """Known before the task is started."""
+
+    @property
+    def late(self) -> bool:
+        """Whether it may not begin any more."""
+        return time.monotonic() > self.start_by
 
 
 @dataclass(slots=True)
@@ -115,10 +129,12 @@ class SlotQueue:
         """Those that have not ended."""
         return tuple(self._tasks)
 
-    def keep(self, numbers: Iterable[int]) -> None:
-        """Drop the tasks of other numbers. None has begun."""
+    def keep(self, numbers: Iterable[int], start_by: float) -> None:
+        """Let these begin until `start_by`, and drop the tasks of other numbers. None has begun."""
         kept = set(numbers)
         self._tasks = deque(task for task in self._tasks if task.number in kept)
+        for task in self._tasks:
+            task.start_by = start_by
 
     def add(self, tasks: Sequence[QueuedTask]) -> None:
         """Run these after those that are here. They are of the same bundle."""
@@ -129,9 +145,7 @@ class SlotQueue:
 
     def recall(self) -> list[QueuedTask]:
         """Take back the tasks that have not begun."""
-        if self._pack is not None:
-            self._begun -= self._pack.worker.recall()
-            self._pack = None
+        self._stop_dispatching()
         recalled = list(islice(self._tasks, self._begun, None))
         for _ in recalled:
             self._tasks.pop()
@@ -148,7 +162,8 @@ class SlotQueue:
         return tasks
 
     async def run(self, bundle: Bundle, files: Path) -> None:
-        """Run until every task has ended. `files`: the bundle's folder in the cache.
+        """Run until every task has ended, or the first of the rest is late. `files`: the bundle's folder in
+        the cache.
 
         Raises `StorageError` or OSError when the node itself cannot run a task. Cancelling this tells the
         task that runs to end, and raises when none of its processes is left.
@@ -159,7 +174,7 @@ class SlotQueue:
             rejected = outcomes.rejected(str(error))
             self._end([outcomes.ended_now(rejected) for _ in self._tasks])
             return
-        while self._tasks:
+        while self._tasks and not self._tasks[0].late:
             await self._run_next(place)
 
     async def _run_next(self, place: Place) -> None:
@@ -182,6 +197,7 @@ class SlotQueue:
         worker = await self._slot.worker(place, self._tasks[0].execution.memory_limit)
         self._pack = _Pack(worker, place, self._slot.room(worker))
         self._begun = 0
+        worker.on_late = self._stop_dispatching
         self._dispatch(self._pack)
         try:
             while self._begun and self._slot.has(worker):
@@ -199,15 +215,22 @@ class SlotQueue:
 
     def _dispatch(self, pack: _Pack) -> None:
         """Send to the worker what comes next, after what it was sent, as far as it is for it."""
-        executions = []
+        tasks = []
         for task in islice(self._tasks, self._begun, self._begun + pack.room):
-            if not isinstance(self._slot.resolve(task.execution, pack.place), commands.Action):
+            if task.late or not isinstance(self._slot.resolve(task.execution, pack.place), commands.Action):
                 break
-            executions.append(task.execution)
-        if executions:
-            pack.room -= len(executions)
-            self._begun += len(executions)
-            self._slot.dispatch(pack.worker, executions, pack.room)
+            tasks.append(task)
+        if tasks:
+            pack.room -= len(tasks)
+            self._begun += len(tasks)
+            start_by = min([task.start_by for task in tasks])
+            self._slot.dispatch(pack.worker, [task.execution for task in tasks], start_by, pack.room)
+
+    def _stop_dispatching(self) -> None:
+        """Take back from the worker what has not begun there, and send it nothing more."""
+        if self._pack is not None:
+            self._begun -= self._pack.worker.recall()
+            self._pack = None
 
     def _end(self, ended: Sequence[Outcome]) -> None:
         """Take the first tasks out, with their outcomes."""

@@ -9,6 +9,8 @@ Rules:
   that was asked for at most `FRESH` seconds ago. No document means that nothing is cancelled.
 - A task cannot have been cancelled before it was submitted, so one whose message is younger than `FRESH` may
   start without any copy: the warm path never waits for a blob. A handed back task is older than its message.
+- A task that was let go and has not begun by then (`start_by`) does not begin: slot and agent may have stood
+  still. Its slot gives it back, and it is looked at anew.
 - Otherwise the task waits for a new copy. One request for a session is under way at a time.
 - While tasks of a session are held, its copy is renewed when it is `RENEW_AFTER` old, so that a steady stream
   of tasks meets a fresh copy and a running task learns of its cancellation within `RENEW_AFTER` and a round
@@ -77,14 +79,18 @@ class CancellationCache:
         if not copy.held:
             del self._held[session]
 
-    def clearance(self, task: Task, young_until: float, now: float) -> Clearance:
-        """Return whether the task may start; `young_until`: until when its message counts as young."""
+    def clearance(self, task: Task, now: float) -> Clearance:
+        """Return whether the task may start; where it may, `task.start_by` says until when."""
         copy = self._held[task.session]
         if copy.covers(task):
             return "stop"
-        if now <= young_until or (copy.asked_at is not None and now - copy.asked_at <= FRESH):
-            return "go"
-        return "wait"
+        start_by = task.young_until
+        if copy.asked_at is not None:
+            start_by = max(start_by, copy.asked_at + FRESH)
+        if now > start_by:
+            return "wait"
+        task.start_by = start_by
+        return "go"
 
     def covers(self, task: Task) -> bool:
         """Return whether what is known cancels the task."""

@@ -210,7 +210,10 @@ class Prepare:
 
 @frozen
 class Start:
-    """Run these, one after another; answered by an `Ended` for each and a `Freed`."""
+    """Run these, one after another; answered by an `Ended` for each and a `Freed`.
+
+    None begins after `Scheduler.start_by`; then the `Freed` comes without the `Ended` of the rest.
+    """
 
     slot: int
     tasks: tuple[int, ...]
@@ -218,7 +221,10 @@ class Start:
 
 @frozen
 class Follow:
-    """Run these, too, after all that was given to the slot: its tasks have not all ended."""
+    """Run these, too, after all that was given to the slot: its tasks have not all ended.
+
+    None begins after `Scheduler.start_by`.
+    """
 
     slot: int
     tasks: tuple[int, ...]

@@ -148,7 +148,7 @@ class Placement:
         """Return whether a task may follow: nothing is fetched for it, and it waits for no document."""
         if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
             return False
-        return self.cancellations.clearance(task, task.young_until, now) == "go"
+        return self.cancellations.clearance(task, now) == "go"
 
     def _may_place(self) -> bool:
         """Return whether the next task may be placed beside what runs."""

@@ -22,7 +22,8 @@ Rules:
   runs alone from then on, so that the next death tells. What was redelivered because its lock was lost while
   it ran here, or because its completion got lost, is not run again.
 - A task whose cancellation is known never starts; where it is not known well enough (`CancellationCache`) the
-  slot waits for the document. A running one is stopped.
+  slot waits for the document. A running one is stopped. What a slot was given and has not begun in time
+  (`start_by`) comes back, and is looked at anew.
 - Draining: tasks that have not begun are handed back, running ones have the grace, then they are stopped and
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
 - Idle for long enough: announce it, look once more, exit.
@@ -148,6 +149,13 @@ class Scheduler:
     def item(self, task: int) -> TaskItem:
         """Return the task of that number, from its arrival until it is settled."""
         return self.tasks[task].item
+
+    def start_by(self, tasks: Iterable[int]) -> float:
+        """Return until when these tasks, which their slot was told to run, may begin.
+
+        A slot gives back what has not begun by then: a `Freed` without an `Ended`.
+        """
+        return min([self.tasks[task].start_by for task in tasks])
 
     def delivery(self, task: int) -> int:
         """Return the message that the task of that number came with, last."""
@@ -311,7 +319,7 @@ class Scheduler:
     def _check(self, slot: SlotState, now: float) -> None:
         """Start what may start. Cancelled tasks end here; one that is not known to be free holds all up."""
         for task in list(slot.tasks):
-            match self.cancellations.clearance(task, task.young_until, now):
+            match self.cancellations.clearance(task, now):
                 case "stop":
                     slot.tasks.remove(task)
                     self.settlement.conclude(task, _CANCELLED)

@@ -134,6 +134,8 @@ class Task:
     """Where it is placed, or was last."""
     alone: bool = False
     """Runs only while nothing else does."""
+    start_by: float = float("-inf")
+    """Until when it may begin in its slot, by what was known of its cancellation when it was let go."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
     outcome: object = None

@@ -105,10 +105,17 @@ class Node(Process):
 @dataclass(slots=True, eq=False)
 class _Assignment:
     tasks: tuple[int, ...]
-    started: tuple[int, ...] | None = None
-    following: deque[int] = field(default_factory=deque)
-    """What came after these, and has not begun."""
+    started: bool = False
+    unbegun: deque[int] = field(default_factory=deque)
+    """What it was told to run and has not begun."""
+    start_by: dict[int, float] = field(default_factory=dict)
+    """By task: when it is too late to begin it."""
     stopped: bool = False
+
+    def give(self, tasks: tuple[int, ...], start_by: float) -> None:
+        """Run these, after those that are here."""
+        self.unbegun += tasks
+        self.start_by.update(dict.fromkeys(tasks, start_by))
 
 
 @dataclass(slots=True)
@@ -131,6 +138,7 @@ class Agent(Process):
         self._posts: dict[str, _Post] = {}
         self._copies: deque[to.HandBack] = deque()
         self._slots: list[_Assignment | None] = [None] * node.slots
+        self._events: deque[to.Event] = deque()
         self._wanted = False
         self._look_until: float | None = None
         self._deliveries = itertools.count(1)
@@ -157,8 +165,14 @@ class Agent(Process):
         return not (self.scheduler.held or self._held or self._posts or self._copies or self._failing)
 
     def feed(self, event: to.Event) -> None:
-        for command in self.scheduler.handle(event, self.now):
-            self._obey(command)
+        """Give the scheduler an event, and do what it says. What is fed meanwhile comes after that."""
+        self._events.append(event)
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for command in self.scheduler.handle(self._events[0], self.now):
+                self._obey(command)
+            self._events.popleft()
 
     def drain(self, grace: float) -> None:
         self.feed(to.Drain(grace))
@@ -169,19 +183,20 @@ class Agent(Process):
                 self._slots[slot] = _Assignment(tasks)
             case to.Start(slot, tasks):
                 if (assignment := self._slots[slot]) is not None:
-                    assignment.started = tasks
-                for number in tasks:
-                    self.world.note(history.Started(self.now, self.scheduler.item(number).uid))
+                    assignment.give(tasks, self.scheduler.start_by(tasks))
+                    assignment.started = True
             case to.Follow(slot, tasks):
                 following = self._slots[slot]
                 assert following is not None
-                following.following += tasks
+                following.give(tasks, self.scheduler.start_by(tasks))
                 self.node.running[slot] = self.node.running[slot] + [
                     self.scheduler.item(number).uid for number in tasks
                 ]
             case to.Stop(slot):
                 if (assignment := self._slots[slot]) is not None:
                     assignment.stopped = True
+            case to.Recall(slot):
+                self._recall(slot)
             case to.SendResult(task, verdict, outcome):
                 self._send_result(task, verdict, outcome)
             case to.Complete(delivery):
@@ -203,6 +218,15 @@ class Agent(Process):
                 self.world.kill(self)
             case to.Announce():
                 pass
+
+    def _recall(self, index: int) -> None:
+        tasks: tuple[int, ...] = ()
+        if (assignment := self._slots[index]) is not None:
+            tasks = tuple(assignment.unbegun)
+            assignment.unbegun.clear()
+            uids = {self.scheduler.item(number).uid for number in tasks}
+            self.node.running[index] = [uid for uid in self.node.running[index] if uid not in uids]
+        self.feed(to.Recalled(index, tasks))
 
     # Messages
 
@@ -415,30 +439,25 @@ class Agent(Process):
         if assignment.stopped:
             return
         self.feed(to.Prepared(index))
-        yield Wait(lambda: assignment.stopped or assignment.started is not None)
-        if assignment.stopped or assignment.started is None:
+        yield Wait(lambda: assignment.stopped or assignment.started)
+        if assignment.stopped:
             return
-        started = [number for number in assignment.started if number in works]
-        items = {number: self.scheduler.item(number) for number in started}
-        self.node.running[index] = [item.uid for item in items.values()]
-        for number, item in items.items():
-            work = works[number]
-            yield Wait(partial(_is_stopped, assignment), self.now + work.duration)
-            if assignment.stopped:
-                return
-            yield from self._end(number, item, work, assignment)
-            if not self.alive or assignment.stopped:
-                return
-        while assignment.following:
-            yield from self._follow(assignment.following.popleft(), assignment)
+        self.node.running[index] = [self.scheduler.item(number).uid for number in assignment.unbegun]
+        while assignment.unbegun:
+            number = assignment.unbegun[0]
+            if self.now > assignment.start_by[number]:
+                return  # it is late: what is left goes back with the slot
+            assignment.unbegun.popleft()
+            yield from self._run(number, works.get(number), assignment)
             if not self.alive or assignment.stopped:
                 return
 
-    def _follow(self, number: int, assignment: _Assignment) -> Steps:
-        """One task that came while others ran."""
+    def _run(self, number: int, work: Work | None, assignment: _Assignment) -> Steps:
+        """One task; `work`: None for one that came while others ran."""
         item = self.scheduler.item(number)
-        assert isinstance(item.params, list)
-        work = Work(*item.params)
+        if work is None:
+            assert isinstance(item.params, list)
+            work = Work(*item.params)
         self.world.note(history.Started(self.now, item.uid))
         yield Wait(partial(_is_stopped, assignment), self.now + work.duration)
         if not assignment.stopped:

@@ -22,6 +22,14 @@ SMALL: Final[Mapping[str, Scenario]] = {
     "a cancellation in a pack": Scenario(
         (Plan("client", (Work(), Work(3.0)), cancels=frozenset({1}), cancel_after=0.5, known_short=True),)
     ),
+    "a cancellation behind what runs": Scenario(
+        (
+            Plan(
+                "client", (Work(), Work(), Work()), cancels=frozenset({2}), cancel_after=0.5, known_short=True
+            ),
+        ),
+        nodes=1,
+    ),
     "an unconfirmed cancellation": Scenario(
         (Plan("client", (Work(), Work(3.0)), cancels=frozenset({0}), cancel_after=0.5, pause=3.0),),
         agents_after=8.0,

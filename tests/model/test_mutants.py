@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, Incarnatio
 from batchflow.sessions.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
 from node_agent.scheduling.cancellation import CancellationCache
+from node_agent.scheduling.scheduler import Scheduler
+from node_agent.scheduling.state import Task
 from tests.model import agents, sessions
 from tests.model.agents import Work
 from tests.model.choices import Chance, Scripted, explore
@@ -199,7 +202,17 @@ def remembers_no_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reads_no_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent starts a task without looking whether it was cancelled."""
-    monkeypatch.setattr(CancellationCache, "clearance", lambda *_: "go")
+
+    def go(_: CancellationCache, task: Task, now: float) -> str:
+        task.start_by = math.inf
+        return "go"
+
+    monkeypatch.setattr(CancellationCache, "clearance", go)
+
+
+def begins_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that stood still goes on with what it was told before."""
+    monkeypatch.setattr(Scheduler, "start_by", lambda *_: math.inf)
 
 
 ONE_FAULT = [
@@ -218,6 +231,7 @@ ONE_FAULT = [
     (leaves_dead_results, "results that the broker gives up", "lost"),
     (remembers_no_crashes, "a deadly task", "stuck"),
     (reads_no_cancellations, "an unconfirmed cancellation", "started"),
+    (begins_what_is_late, "a cancellation behind what runs", "started"),
 ]
 
 

@@ -100,7 +100,9 @@ class FakeSlot:
     def room(self, worker: PythonWorker) -> int:
         raise NotImplementedError
 
-    def dispatch(self, worker: PythonWorker, executions: Sequence[Execution], room: int) -> None:
+    def dispatch(
+        self, worker: PythonWorker, executions: Sequence[Execution], start_by: float, room: int
+    ) -> None:
         raise NotImplementedError
 
     async def run(self, worker: PythonWorker, execution: Execution, place: Place) -> Sequence[Outcome]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _QUEUE = QueueAccess(QueueRef("namespace", "queue"), "Endpoint=sb://namespace/")
 _CONTAINER = ContainerAccess("https://account/container", "signature")
+ANY_TIME = 1e12
+"""A moment of the monotonic clock that does not come."""
 _ITEM = TaskItem("client", "job", "0", "task.py", [], "run:0", "b" * 64)
 
 
@@ -106,16 +108,23 @@ class Bench:
         await self.run_many([execution], files, lambda _, outcomes: found.extend(outcomes))
         return found[0]
 
-    async def run_many(self, executions: Sequence[Execution], files: Path, done: Done) -> None:
+    async def run_many(
+        self, executions: Sequence[Execution], files: Path, done: Done, start_by: float = ANY_TIME
+    ) -> None:
         """Several tasks of one bundle; `done` gets the outcomes as they come, with the index of the first."""
-        self._queue = queue(self.slot, executions, done)
+        self._queue = queue(self.slot, executions, done, start_by)
         self._given = len(executions)
         await self._queue.run(executions[0].bundle, files)
 
-    def follow(self, executions: Sequence[Execution]) -> None:
+    @property
+    def left(self) -> Sequence[QueuedTask]:
+        """The tasks that have not ended."""
+        return () if self._queue is None else self._queue.tasks
+
+    def follow(self, executions: Sequence[Execution], start_by: float = ANY_TIME) -> None:
         """Add these to what runs."""
         assert self._queue is not None
-        self._queue.add(queued(executions, self._given))
+        self._queue.add(queued(executions, self._given, start_by))
         self._given += len(executions)
 
     def recall(self) -> int:
@@ -133,23 +142,23 @@ class Bench:
         return await self.run({"task.py": source}, "task.py", *args, **limits)
 
 
-def queued(executions: Sequence[Execution], first: int = 0) -> list[QueuedTask]:
+def queued(executions: Sequence[Execution], first: int = 0, start_by: float = ANY_TIME) -> list[QueuedTask]:
     """These as a slot's queue has them, numbered from `first`."""
     tasks = []
     for number, execution in enumerate(executions, first):
-        task = QueuedTask(number, _ITEM)
+        task = QueuedTask(number, _ITEM, start_by)
         task.execution = execution
         tasks.append(task)
     return tasks
 
 
-def queue(slot: Slot, executions: Sequence[Execution], done: Done) -> SlotQueue:
+def queue(slot: Slot, executions: Sequence[Execution], done: Done, start_by: float = ANY_TIME) -> SlotQueue:
     """The queue of a slot that was given these."""
 
     def ended(found: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         done(found[0][0].number, [outcome for _, outcome in found])
 
-    return SlotQueue(slot, queued(executions), ended)
+    return SlotQueue(slot, queued(executions, start_by=start_by), ended)
 
 
 def keep(found: dict[int, Outcome]) -> Callable[[int, Sequence[Outcome]], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,37 @@ async def test_what_follows_can_be_taken_back(tmp_path: Path) -> None:
         await running
         assert list(found) == [0, 1]
         assert begun.read_text().split() == ["0", "2"]
+
+
+async def test_the_child_does_not_begin_what_is_late(tmp_path: Path) -> None:
+    """It gives back what it was sent and had no time for, and takes what it is sent afterwards."""
+    async with bench(tmp_path) as made:
+        gate, begun = tmp_path / "gate", tmp_path / "begun"
+        bundle, files = materialise(tmp_path, {"gated.py": GATED})
+        executions = [
+            made.execution(bundle, "gated.py", [str(begun), str(gate), number]) for number in range(3)
+        ]
+        found: dict[int, Outcome] = {}
+        running = asyncio.create_task(made.run_many(executions[:1], files, keep(found)))
+        await eventually(begun.exists)
+        made.follow(executions[1:], start_by=time.monotonic() + 0.05)
+        await asyncio.sleep(0.06)
+        gate.touch()
+        await running
+        assert list(found) == [0]
+        assert [task.number for task in made.left] == [1, 2]
+        await made.run_many(executions[1:], files, keep(found))
+        assert begun.read_text().split() == ["0", "1", "2"]
+
+
+async def test_a_program_does_not_begin_when_it_is_late(tmp_path: Path) -> None:
+    """Nor does anything after it."""
+    async with bench(tmp_path) as made:
+        bundle, files = materialise(tmp_path, {"write.sh": '#!/bin/sh\necho >> "$1"\n'})
+        executions = [made.execution(bundle, "write.sh", [str(tmp_path / "ran")]) for _ in range(2)]
+        await made.run_many(executions, files, keep({}), start_by=time.monotonic() - 0.001)
+        assert [task.number for task in made.left] == [0, 1]
+        assert not (tmp_path / "ran").exists()
 
 
 async def test_programs_follow_and_are_followed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from node_agent.execution.resources import TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling import events as to
 from tests.support.agent_world import FakeBundles, FakeRunning, FakeSlot, behave, task
+from tests.support.slot_bench import ANY_TIME
 
 
 def follows(commands: list[to.Command]) -> list[tuple[int, ...]]:
@@ -25,8 +26,8 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
         for event in events:
             match event:
                 case to.Prepared():
-                    loop.start((1,))
-                    loop.follow({3: task(3), 4: task(4)})
+                    loop.start((1,), ANY_TIME)
+                    loop.follow({3: task(3), 4: task(4)}, ANY_TIME)
                 case to.Ended(number):
                     ended.append(number)
                 case to.Freed():

@@ -14,6 +14,7 @@ from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure
 from node_agent.scheduling import events as to
+from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.load_policy import COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
 from node_agent.scheduling.scheduler import DIED, MAX_CRASHES, SETTLE, Scheduler
@@ -100,6 +101,22 @@ def test_a_message_is_completed_with_its_last_task() -> None:
     play.at(1.04, ended(0))
     play.at(1.04, ended(2))
     assert play.at(1.05, to.ResultsAccepted([2, 0])) == [to.Complete(1)]
+
+
+def test_what_was_not_begun_in_time_is_looked_at_anew() -> None:
+    """A slot that stood still gives its tasks back; the cancellation of one was not known before."""
+    play = Play()
+    play.learn(0.001)
+    play.arrive(2.0, task(1), task(2), delivery=2)
+    assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
+    assert play.scheduler.start_by((1, 2)) == 2.0 + FRESH
+    back = play.all(77.0, to.Freed(0))
+    assert to.Prepare(0, (1, 2)) in back
+    assert to.ReadCancellation(SESSION) in back
+    assert play.at(77.0, to.Prepared(0)) == []
+    commands = play.at(77.1, to.CancellationRead(SESSION, document(2), 77.0))
+    assert commands[:2] == [cancelled(2), to.Start(0, (1,))]
+    assert play.scheduler.start_by((1,)) == 77.0 + FRESH
 
 
 def test_short_tasks_share_a_slot() -> None:

@@ -110,11 +110,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert tasks
                 assert set(tasks) <= set(self.prepared.pop(slot))
                 self.checking.discard(slot)
+                assert self.scheduler.start_by(tasks) >= self.now
                 assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task starts"
                 self.running[slot] = list(tasks)
             case to.Follow(slot, tasks):
                 assert tasks
                 assert slot not in self.stopped
+                assert self.scheduler.start_by(tasks) >= self.now
                 assert self.running[slot], "nothing runs that could be followed"
                 assert not set(tasks) & (self.placed() | self.accepted | self.sending | self.copying)
                 assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task follows"
@@ -248,6 +250,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def slot_becomes_free(self, data: Chance) -> None:
         ready = self.stopped | {slot for slot, tasks in self.running.items() if not tasks}
         self.free(choose(data, ready))
+
+    @precondition(lambda self: any(self.running.values()))
+    @rule(data=st.data())
+    def slot_is_late(self, data: Chance) -> None:
+        """It stood still, and gives back what it has not begun."""
+        self.free(choose(data, [slot for slot, tasks in self.running.items() if tasks]))
 
     def free(self, slot: int) -> None:
         self.prepared.pop(slot, None)
