@@ -84,7 +84,7 @@ class BatchCompute(Closes):
             retry_backoff_factor=0.2,
             connection_timeout=CONNECT_LIMIT,
             read_timeout=READ_LIMIT,
-            transport=transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
+            transport=transport(url, ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
         )
 
     def _failing(self, doing: str) -> Translating:

@@ -19,6 +19,7 @@ from azure.core.exceptions import HttpResponseError, ResourceExistsError, Resour
 
 from batchflow.azure.errors import code_of, storage_error
 from batchflow.azure.identity import check_https
+from batchflow.azure.namespaces import fields_of
 from batchflow.azure.sdk_patches import without_requests
 from batchflow.azure.translating import Translating
 from batchflow.azure.transport import transport
@@ -58,9 +59,9 @@ DELEGATION = 7 * 86400.0
 """Maximum lifetime in seconds of a signature by Entra ID: Azure's limit."""
 
 
-def _options(ca_file: str | None = None) -> dict[str, Any]:
+def _options(address: str, ca_file: str | None) -> dict[str, Any]:
     return {
-        "transport": transport(ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
+        "transport": transport(address, ca_file, connect=CONNECT_LIMIT, read=READ_LIMIT),
         "retry_policy": LinearRetry(backoff=1, retry_total=3, retry_connect=1, random_jitter_range=1),
         "connection_timeout": CONNECT_LIMIT,
         "read_timeout": READ_LIMIT,
@@ -202,7 +203,7 @@ class SignedContainer(BlobContainer):
     ) -> None:
         bare = url.partition("?")[0]
         signed = f"{bare}?{signature.lstrip('?')}"
-        client = ContainerClient.from_container_url(signed, **_options(ca_file))
+        client = ContainerClient.from_container_url(signed, **_options(bare, ca_file))
         super().__init__(client, bare, setting, owned=True)
 
 
@@ -218,7 +219,7 @@ class IdentityContainer(BlobContainer):
         setting: str = "the managed identity",
     ) -> None:
         check_https(url, setting)
-        client = ContainerClient.from_container_url(url, identity, **_options(ca_file))
+        client = ContainerClient.from_container_url(url, identity, **_options(url, ca_file))
         super().__init__(client, url, setting, owned=True)
 
 
@@ -243,11 +244,12 @@ class BlobStorage(Closes):
         else:
             self._setting = setting or "storage.account_url"
             check_https(account, self._setting)
-            self._client = BlobServiceClient(account, identity, **_options(ca_file))
+            self._client = BlobServiceClient(account, identity, **_options(account, ca_file))
 
     def _by_key(self, connection_string: str, ca_file: str | None) -> BlobServiceClient:
+        options = _options(fields_of(connection_string).get("blobendpoint", ""), ca_file)
         try:
-            client = BlobServiceClient.from_connection_string(connection_string, **_options(ca_file))
+            client = BlobServiceClient.from_connection_string(connection_string, **options)
         except (ValueError, KeyError, TypeError):
             raise ConfigurationError(
                 f"{self._setting} is no connection string of a Storage account: copy it whole, from the "

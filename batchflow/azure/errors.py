@@ -239,9 +239,24 @@ def _translated(error: BaseException, base: type[_E], doing: str, setting: str |
     meaning = meaning_of(error) or _FAULT
     kind = meaning.kind if issubclass(meaning.kind, base) else base
     text = f"{doing}: {_what(error)}"
+    if meaning is _UNREACHABLE:
+        text += _proxy_at_fault(text)
     if meaning.remedy:
         text = f"{text}; {meaning.remedy}"
     return kind(text, retryable=meaning.retryable, setting=setting if meaning.blames_setting else None)
+
+
+def _proxy_at_fault(text: str) -> str:
+    """Tell when the address that is not reached is not the service's but a proxy's."""
+    from urllib.parse import urlsplit
+
+    from batchflow.azure.transport import proxies
+
+    for kind, url in proxies().items():
+        proxy = urlsplit(url if "://" in url else f"//{url}")
+        if proxy.hostname and f"host {proxy.hostname}:{proxy.port} " in text:
+            return f"; that is the proxy of {kind.upper()}_PROXY, which NO_PROXY can except hosts from"
+    return ""
 
 
 def _what(error: BaseException) -> str:

@@ -128,7 +128,7 @@ class ServiceBusAdmin(Closes):
         # Certificates are read in a thread, for what else a pool is made of is made at the same time.
         trust = None if self._ca_file is None else await asyncio.to_thread(trusting, self._ca_file)
         options: dict[str, Any] = {
-            "transport": transport(trust, connect=CONNECT_LIMIT),
+            "transport": transport(self.namespace, trust, connect=CONNECT_LIMIT),
             "connection_timeout": CONNECT_LIMIT,
             "retry_total": 2,
             "retry_connect": 1,

@@ -32,6 +32,8 @@ class Interrupts:
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup: the command is to outlive its terminal
             loop.add_signal_handler(number, self._arrived, number)
 
     @contextlib.contextmanager

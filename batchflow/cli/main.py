@@ -15,6 +15,7 @@ from batchflow.cli.command import Group, Invocation
 from batchflow.cli.exits import CommandError, Exit, Interrupted, StdoutClosed, code_of
 from batchflow.cli.remedies import as_commands
 from batchflow.errors import BatchflowError
+from batchflow.support import linux
 
 _COMMANDS: Final = {
     "init": "init",
@@ -59,6 +60,7 @@ def batchflow() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code."""
     terminal.fill_standard_streams()
+    linux.heed_children()
     invocation = Invocation()
     try:
         return _run(invocation, arguments)

@@ -12,7 +12,8 @@ import click
 
 from batchflow.cli import terminal
 from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
-from batchflow.cli.record import Plan, RunRecord
+from batchflow.cli.local_imports import has_others, with_imports
+from batchflow.cli.record import FileSpec, Plan, RunRecord, named
 from batchflow.config.loader import nearest
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
@@ -110,7 +111,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         nodes=options.nodes,
         config=None if invocation.config is None else str(Path(invocation.config).absolute()),
         profile=invocation.profile,
-        files=[str(Path(path).absolute()) for path in files] or None,
+        files=[_absolute(each) for each in files] or None,
         output=None if options.output in (None, "-") else str(Path(options.output).absolute()),
         timeout=options.timeout if options.timeout is not None else job.timeout,
         retries=options.retries if options.retries is not None else job.retries,
@@ -120,7 +121,11 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
     return RunRecord.create(plan, items)
 
 
-def _items(options: RunOptions) -> tuple[list[Item], list[str]]:
+def _absolute(spec: FileSpec) -> FileSpec:
+    return str(Path(spec).absolute()) if isinstance(spec, str) else spec
+
+
+def _items(options: RunOptions) -> tuple[list[Item], list[FileSpec]]:
     """Return the items, and the files that they need beside those of the pool."""
     sources = [bool(options.texts), options.csv, options.json_lines, options.manifest]
     if sum(map(bool, sources)) > 1:
@@ -137,21 +142,30 @@ def _items(options: RunOptions) -> tuple[list[Item], list[str]]:
     return _with_files(options, options.command)
 
 
-def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[str]]:
-    files = list(options.files)
+def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[FileSpec]]:
+    files: list[FileSpec] = list(options.files)
     local = Path(path)
-    command = local.name if local.is_file() and not files else path
+    command = local.name if local.is_file() and not files else str(local)
     if options.local and not files:
         if not local.is_file():
             raise ConfigurationError(
                 f"{path}: no such file; with --local name the task's file, or say --file"
             )
-        files = [path]
+        files = [_taken_along(local)]
     if options.csv is not None:
         return from_csv(command, options.csv, options.as_text, options.header), files
     if options.json_lines is not None:
         return from_json_lines(command, options.json_lines), files
     return from_texts(command, options.texts or ("[]",), options.as_text), files
+
+
+def _taken_along(task: Path) -> dict[str, str]:
+    """Return the task's file and what it imports from its folder; say that the rest stays."""
+    taken = with_imports(task)
+    if has_others(task, taken):
+        names = ", ".join(taken)
+        terminal.note(f"files of this run: {names}. For all of the folder: --file {task.parent}/")
+    return taken
 
 
 async def check_files(pool: Pool, record: RunRecord, path: str | None) -> None:
@@ -170,12 +184,12 @@ async def check_files(pool: Pool, record: RunRecord, path: str | None) -> None:
         names = [] if bundle is None else [file.name for file in bundle.files]
         if path is not None and not {*commands} <= {*names} and Path(path).is_file():
             terminal.note(f"pool {pool.id!r} has no file {commands[0]}: {path} goes along")
-            record.plan.files = [str(Path(path).absolute())]
+            record.plan.files = [_taken_along(Path(path))]
             record.save()
             return
     for command in commands:
         if command not in names:
-            where = f"pool {pool.id!r}" if record.plan.files is None else ", ".join(record.plan.files)
+            where = f"pool {pool.id!r}" if record.plan.files is None else ", ".join(named(record.plan.files))
             hint = nearest(command, names) if names else "; it has no files at all"
             raise ConfigurationError(f"{where} has no file {command!r}{hint}")
 

@@ -30,6 +30,15 @@ _HINTED: Final = 5
 """Number of runs that the message about an unknown run names."""
 
 
+FileSpec = str | dict[str, str]
+"""Files of a run: an absolute path, or several by the names that tasks know them by."""
+
+
+def named(files: list[FileSpec]) -> list[str]:
+    """Return what to call the files of a run."""
+    return [each for spec in files for each in ([spec] if isinstance(spec, str) else spec.values())]
+
+
 @dataclass(slots=True)
 class Plan:
     """The plan of a run: all that is needed to resume it."""
@@ -43,8 +52,8 @@ class Plan:
     nodes: int = 2
     config: str | None = None
     profile: str | None = None
-    files: list[str] | None = None
-    """Absolute paths; None: the pool's own."""
+    files: list[FileSpec] | None = None
+    """None: the pool's own."""
     output: str | None = None
     timeout: float | None = None
     retries: int = 0

@@ -21,7 +21,7 @@ from batchflow.local.security.certificate import Maker, MakerAside
 from batchflow.local.security.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
 from batchflow.local.server import LocalCloud, Ports
 from batchflow.settings import Settings
-from batchflow.support import process_tuning
+from batchflow.support import linux, process_tuning
 
 _Number = TypeVar("_Number", int, float)
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None, certificate: Maker | None = None) -
     options = parser.parse_args(arguments)
     if options.entra is None and (options.role or options.identity):
         parser.error("--role and --identity are for a cloud with --entra FILE")
+    linux.heed_children()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     maker = certificate or MakerAside()
     try:

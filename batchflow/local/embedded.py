@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from batchflow.local.security.certificate import MakerAside
+from batchflow.support import linux
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,7 @@ _WHERE: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 def main() -> int:
     """Run a local cloud; return the exit status. Arguments as for `python -m batchflow.local`."""
+    linux.heed_children()
     certificate = MakerAside()
     with _without_certificates():
         from batchflow.local.__main__ import main as run

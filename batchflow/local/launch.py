@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -17,6 +18,9 @@ from pathlib import Path
 
 from batchflow.errors import ServiceError
 from batchflow.local.directory import make_directory, remove_tree
+from batchflow.support import linux
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 30.0
 """Seconds until a cloud that is not ready counts as failed."""
@@ -92,6 +96,11 @@ class LocalCloudProcess:
         raise ServiceError(f"the local cloud exited with status {code} before it was ready{_tail(directory)}")
 
     async def _spawn(self, directory: Path, config: Path) -> Process:
+        if linux.children_are_ignored():
+            logger.warning(
+                "this program ignores SIGCHLD (or inherited that), so the exit codes of all its children are "
+                "lost; at its start: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
+            )
         with (directory / _LOG).open("ab") as log:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, _PACKAGE_ROOT),

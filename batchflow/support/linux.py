@@ -54,6 +54,20 @@ def set_parent_death_signal(number: int = signal.SIGKILL) -> None:
     _system_call("prctl")(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
+def children_are_ignored() -> bool:
+    """Return whether this process ignores SIGCHLD, so that the kernel reaps its children unseen.
+
+    Their exit codes are then lost, and Python reports 0 or 255 for any. Its children inherit this.
+    """
+    return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+
+
+def heed_children() -> None:
+    """Let this process learn how its children end, whatever it inherited. To be called in the main thread."""
+    if children_are_ignored():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def become_subreaper() -> None:
     """Make this process the parent of every orphan below it, which it has to reap. Raises OSError."""
     _system_call("prctl")(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -75,8 +75,8 @@ class Modules:
         if self._present(name):
             return ""
         return (
-            f"; the bundle has no {name}.py, and the node no package {name}: add the file to files=, "
-            "or the package to the pool (PoolSpec(pip=[...]))"
+            f"; the bundle has no {name}.py, and the node no package {name}: add the file (files=, --file) "
+            "or the package (PoolSpec(pip=[...]))"
         )
 
     def _present(self, name: str) -> str | None:

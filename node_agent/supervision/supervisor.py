@@ -61,6 +61,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run agents until one ends for good; return the exit code."""
+        linux.heed_children()
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         linux.become_subreaper()
         with suppress(FileNotFoundError):

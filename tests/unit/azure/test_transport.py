@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from azure.core.exceptions import ServiceRequestError
 
 from batchflow.azure.blob import BlobStorage
+from batchflow.azure.errors import storage_error
 
 ACCOUNT = "DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:{port}/a"
 ANSWER = (
@@ -91,3 +93,31 @@ async def test_where_no_proxy_is_wanted_none_is_used(server: Server, monkeypatch
     async with BlobStorage(ACCOUNT.format(port=server.port)) as storage:
         await get_twice(storage)
     assert len(server.asked) == 2
+
+
+async def test_a_service_of_this_machine_is_asked_without_a_proxy(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy elsewhere does not reach a local cloud."""
+    for name in PROXIES[:3]:
+        monkeypatch.setenv(name.upper(), "http://proxy.example:1")
+    for host in ("127.0.0.1", "localhost"):
+        async with BlobStorage(ACCOUNT.replace("127.0.0.1", host).format(port=server.port)) as storage:
+            await get_twice(storage)
+    assert all(line.split()[1].startswith("/a/c/b") for line in server.asked)
+    assert len(server.asked) == 4
+
+
+def test_an_unreachable_proxy_is_told_from_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its setting is named, its password is not."""
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy.example:3128")
+    refused = ServiceRequestError(
+        "Cannot connect to host proxy.example:3128 ssl:default [Connect call failed]"
+    )
+    error = str(storage_error(refused, "cannot list"))
+    assert "that is the proxy of HTTPS_PROXY" in error
+    assert "secret" not in error
+    refused = ServiceRequestError(
+        "Cannot connect to host storage.example:443 ssl:default [Connect call failed]"
+    )
+    assert "HTTPS_PROXY" not in str(storage_error(refused, "cannot list"))

@@ -132,7 +132,10 @@ async def test_what_cannot_be_called_says_so(tmp_path: Path, source: str, error:
         (("sub/task.py", "sub/helper.py"), "write `from sub import helper`"),
         (("sub/task.py", "sub/helper/core.py"), "sub/helper/ is in the bundle, but imports begin at its top"),
         (("my-tasks/task.py", "my-tasks/helper.py"), "have the files of my-tasks/ at the top (files="),
-        (("task.py",), "the bundle has no helper.py, and the node no package helper: add the file to files="),
+        (
+            ("task.py",),
+            "the bundle has no helper.py, and the node no package helper: add the file (files=, --file)",
+        ),
     ],
 )
 @pytest.mark.parametrize("lazy", [False, True])

@@ -41,6 +41,7 @@ _WATCHED = frozenset({signal.SIGCHLD, STOP, KILL})
 def main(arguments: list[str]) -> int:
     """Run `PARENT STATUS_FD GRACE HOST_NAME COMMAND...`; the command's exit status."""
     parent, status_fd, grace, host_name, *command = arguments
+    linux.heed_children()
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     linux.enter_uts_namespace(host_name)
     linux.become_subreaper()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
-from tests.support.command_line import Cli, parsed
+from tests.support.command_line import PATIENCE, PROGRAM, Cli, parsed
 
 
 def test_inputs_of_the_command_line(cli: Cli) -> None:
@@ -145,9 +146,34 @@ def test_logs_show_the_output_of_a_task(cli: Cli) -> None:
 
 
 def test_a_local_cloud_of_its_own(alone: Cli) -> None:
-    """`run --local` needs nothing but the task."""
-    path = alone.write("own/square.py", "def do_action(engine, args):\n    return args[0] ** 2\n")
-    assert [row["value"] for row in alone.rows("run", "--local", str(path), "1", "2")] == [1, 4]
+    """`run --local` needs nothing but the task, which brings what it imports from its folder.
+
+    Neither a proxy in the environment nor an ignored SIGCHLD, which children inherit, leads it astray.
+    """
+    source = (
+        "import signal, subprocess\nimport helper\n"
+        "def do_action(engine, args):\n"
+        "    code = subprocess.run(['false']).returncode\n"
+        "    return [helper.square(args[0]), code, signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL]\n"
+    )
+    alone.write("own/task.py", source)
+    alone.write("own/helper.py", "from parts.core import square\n")
+    alone.write("own/parts/core.py", "def square(number):\n    return number ** 2\n")
+    alone.write("own/other.py", "")
+    proxies = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "HTTP", "HTTPS")}
+    ended = subprocess.run(
+        ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *PROGRAM, "run", "--local", "own/task.py", "3"],
+        cwd=alone.folder,
+        env={**alone.environment, **proxies},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert parsed(ended.stdout)[0]["value"] == [9, 1, True]
+    names = "helper.py, parts/core.py, task.py"
+    assert f"files of this run: {names}. For all of the folder: --file own/" in ended.stderr
 
 
 def test_second_run_of_a_name_is_refused(cli: Cli) -> None:
