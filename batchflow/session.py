@@ -40,9 +40,6 @@ class SessionPool(Protocol):
     """The pool, as its sessions see it."""
 
     @property
-    def id(self) -> str: ...
-
-    @property
     def runtime(self) -> PoolRuntime: ...
 
     async def start(self) -> None: ...
@@ -73,7 +70,7 @@ class Session(Supervised):
             raise ConfigurationError("a journal needs a session with a name: only that is found again")
         name = f"c-{uuid.uuid4().hex[:12]}" if name is None else name
         super().__init__(f"session {job}/{name}")
-        self.pool = pool
+        self._pool = pool
         self.name: str = layout.check_name("client name", name)
         self.job_name: str = layout.check_name("job name", job)
         self._files = files
@@ -99,14 +96,19 @@ class Session(Supervised):
             explain=pool.explain,
         )
 
+    @property
+    def pool_id(self) -> str:
+        """The id of the pool that the session's tasks run on."""
+        return self._context.runtime.pool_id
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else "not open" if self._supervisor is None else "open"
-        return f"<Session {self.name!r} in job {self.job_name!r} of pool {self.pool.id!r}, {state}>"
+        return f"<Session {self.name!r} in job {self.job_name!r} of pool {self.pool_id!r}, {state}>"
 
     def _repr_html_(self) -> str:
         from batchflow.display.html import card, fact_table, task_counts
 
-        facts = fact_table([("pool", self.pool.id), ("state", "closed" if self.closed else "open")])
+        facts = fact_table([("pool", self.pool_id), ("state", "closed" if self.closed else "open")])
         return card("Session", f"{self.job_name}/{self.name}", facts, task_counts(asdict(self.counts)))
 
     # ---- submitting
@@ -131,7 +133,7 @@ class Session(Supervised):
 
         Raises `ConfigurationError` for what can never be sent, `SessionClosed`, `JobClosed`, `StorageError`
         when large arguments cannot be stored, `BrokerError` when there is no room and the broker has been
-        away for `session.patience` seconds. Cancelled, the task may or may not have been submitted.
+        away for `session.patience` seconds. Cancelled, it has submitted no task.
         """
         submission = Submission(
             command=command,
@@ -143,7 +145,7 @@ class Session(Supervised):
             memory_limit=memory_limit,
             stream_output=stream_output,
         )
-        return self._task(await self._parts.submitter.submit(submission))
+        return self._task(await self._parts.submitter.enqueue(submission))
 
     async def submit_many(
         self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
@@ -152,7 +154,7 @@ class Session(Supervised):
         tasks = []
         for value in inputs:
             submission = Submission(command=command, arguments=as_arguments(value), **options)
-            tasks.append(self._task(await self._parts.submitter.submit(submission)))
+            tasks.append(self._task(await self._parts.submitter.enqueue(submission)))
         self._context.tracker.end_of_burst = True
         return tasks
 
@@ -235,7 +237,7 @@ class Session(Supervised):
 
     async def explain(self) -> Explanation:
         """What is known of why results come, or do not."""
-        pool, context = await self.pool.explain(), self._context
+        pool, context = await self._pool.explain(), self._context
         facts = SessionFacts(
             job=self.job_name,
             name=self.name,
@@ -278,7 +280,7 @@ class Session(Supervised):
     def _registration(self) -> OpenSession:
         """What the client and the pool need of a session that is open."""
         return OpenSession(
-            pool_id=self._context.runtime.pool_id,
+            pool_id=self.pool_id,
             job=self.job_name,
             name=self.name,
             counts=lambda: self.counts,

@@ -124,4 +124,4 @@ async def _show_events(session: Session, shown: Progress) -> None:
         if event.kind in ("stdout", "stderr"):
             shown.note(f"[{event.task_id}] {event.message}")
         elif event.kind != "info":
-            shown.note(f"{event.kind}: {as_commands(event.message, session.pool.id)}")
+            shown.note(f"{event.kind}: {as_commands(event.message, session.pool_id)}")

@@ -119,8 +119,6 @@ class PoolManifest(Document):
     """The hash of the default bundle of new sessions."""
     slots: int = 0
     """Number of slots of an agent; 0: its node's cores."""
-    wanted: int = 0
-    """Target number of agents: one for each node."""
     container: str | None = None
     """The container image that agents run in; None: on the nodes themselves."""
     identity: ManagedIdentity | None = None

@@ -112,12 +112,9 @@ class MapRun:
         while self.submitted - self.yielded >= self._window:
             await self._room.wait()
         submission = Submission(command=self._command, arguments=as_arguments(value), **self._options)
-        submitter = self._submitter
-        entry = await submitter.enqueue(submission, index=self.submitted, on_done=self._completed)
+        entry = await self._submitter.enqueue(submission, index=self.submitted, on_done=self._completed)
         self.submitted += 1
         self._open.add(entry)
-        if submitter.should_yield(entry):
-            await asyncio.sleep(0)
 
     def _completed(self, entry: Entry) -> None:
         self._open.discard(entry)

@@ -11,7 +11,7 @@ from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
 from batchflow.sessions.tracker import Entry, submit_failed_result
-from batchflow.support.backoff import Backoff, opened
+from batchflow.support.backoff import opened, until_accepted
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
@@ -130,24 +130,26 @@ class TaskSender:
     async def _send(self, link: SendLink) -> None:
         """Send the messages until the broker takes or refuses them, with the same bytes and ids each time."""
         entries = [entry for packed in link.sending for entry in packed.entries]
-        backoff: Backoff | None = None
-        while True:
-            try:
-                await self._send_once(link)
-            except BrokerError as error:
-                if not error.retryable:
-                    self._failed(entries, error)
-                    return
-                text = f"the broker did not take {len(entries)} tasks yet, trying again: {error}"
-                self._context.notices.warn(text)
-                link.health.failed(error)
-                backoff = backoff or Backoff()
-                await backoff.wait()
-            else:
-                if backoff is not None:
-                    link.health.worked()
-                self._outcomes.accepted(entries)
-                return
+
+        was_away = False
+
+        def failed(error: BrokerError) -> None:
+            nonlocal was_away
+            if not error.retryable:
+                raise error
+            was_away = True
+            text = f"the broker did not take {len(entries)} tasks yet, trying again: {error}"
+            self._context.notices.warn(text)
+            link.health.failed(error)
+
+        try:
+            await until_accepted(lambda: self._send_once(link), failed)
+        except BrokerError as error:
+            self._failed(entries, error)
+        else:
+            if was_away:
+                link.health.worked()
+            self._outcomes.accepted(entries)
 
     async def _send_once(self, link: SendLink) -> None:
         clock = asyncio.get_running_loop().time

@@ -63,23 +63,26 @@ class Submission:
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"{command}: retry is {self.retry!r}; a RetryPolicy is needed")
 
-    def item(
+    def encode(
         self,
         *,
         client: str,
         job: str,
-        sequence: int,
+        task_id: str,
         uid: str,
         bundle: str,
         now: float,
         reference: Reference | None,
         timeout: float | None = None,
-    ) -> TaskItem:
-        """`timeout`: of a task that was submitted without one."""
-        return TaskItem(
+    ) -> bytes:
+        """Return the task as it travels. `timeout`: in seconds, for a task that was submitted without one.
+
+        Raises `ConfigurationError` when arguments or tag are not JSON.
+        """
+        item = TaskItem(
             client=client,
             job=job,
-            task_id=str(sequence) if self.task_id is None else str(self.task_id),
+            task_id=task_id,
             command=self.command,
             params=self.arguments if reference is None else reference,
             uid=uid,
@@ -91,10 +94,8 @@ class Submission:
             retry=None if self.retry is None else self.retry.fields(),
             stream_output=self.stream_output,
         )
-
-    def encode(self, item: TaskItem) -> bytes:
-        """Copied, for it is kept: the encoder's own buffer is of kilobytes, however short the task."""
         try:
+            # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
             return bytes(memoryview(wire.encode(item)))
         except TypeError as error:
             raise ConfigurationError(f"{self.command}: arguments and tag must be JSON: {error}") from error

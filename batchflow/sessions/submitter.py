@@ -59,17 +59,6 @@ class Submitter:
         """Take no new tasks; those that were submitted go on. `reason`: the text of `JobClosed`."""
         self._refusal = reason
 
-    async def submit(self, submission: Submission) -> Entry:
-        """`enqueue`, and a turn for the event loop now and then. Cancelled, there may be a task or none."""
-        entry = await self.enqueue(submission)
-        if self.should_yield(entry):
-            await asyncio.sleep(0)
-        return entry
-
-    def should_yield(self, entry: Entry) -> bool:
-        """Return whether to yield to the event loop after this task, so that tasks are sent meanwhile."""
-        return entry.sequence % _YIELD_EVERY == _YIELD_EVERY - 1
-
     async def enqueue(
         self,
         submission: Submission,
@@ -77,7 +66,12 @@ class Submitter:
         index: int | None = None,
         on_done: Callable[[Entry], None] | None = None,
     ) -> Entry:
-        """Put a task into the outbox. Nothing is awaited after that, so a cancelled call has made no task."""
+        """Put a task into the outbox, after a turn for the event loop now and then.
+
+        A cancelled call has made no task, because nothing is awaited after the task is there.
+        """
+        if self._context.tracker.next_sequence() % _YIELD_EVERY == _YIELD_EVERY - 1:
+            await asyncio.sleep(0)
         self._check_takes()
         while not self._has_room():
             await self._outcomes.next_room()
@@ -102,30 +96,33 @@ class Submitter:
         index: int | None,
         on_done: Callable[[Entry], None] | None,
     ) -> Entry:
-        """The next task, ready to be added."""
+        """Return the next task, ready to be added."""
         context = self._context
         sequence = context.tracker.next_sequence()
-        item = submission.item(
+        uid = wire.make_uid(context.incarnation, sequence)
+        task_id = str(sequence) if submission.task_id is None else str(submission.task_id)
+        now = time.time()
+        item = submission.encode(
             client=context.name,
             job=context.job_name,
-            sequence=sequence,
-            uid=wire.make_uid(context.incarnation, sequence),
+            task_id=task_id,
+            uid=uid,
             bundle=self.bundle,
-            now=time.time(),
+            now=now,
             reference=reference,
             timeout=self._timeout,
         )
         return Entry(
             sequence=sequence,
             index=sequence if index is None else index,
-            uid=item.uid,
-            task_id=item.task_id,
-            command=item.command,
-            client=item.client,
-            job=item.job,
-            submitted_at=item.submitted_at,
-            tag=item.tag,
-            item=submission.encode(item),
+            uid=uid,
+            task_id=task_id,
+            command=submission.command,
+            client=context.name,
+            job=context.job_name,
+            submitted_at=now,
+            tag=submission.tag,
+            item=item,
             claimed=on_done is not None,
             arguments_blob=None if reference is None else reference.blob,
             on_done=on_done,

@@ -143,12 +143,6 @@ def process_table(lowest: int = 0) -> dict[int, ProcessStat]:
     return table
 
 
-def is_alive(pid: int) -> bool:
-    """Tell whether a process exists and has not ended. A zombie has ended."""
-    stat = read_stat(pid)
-    return stat is not None and not stat.is_dead
-
-
 def resident_memory(pid: int | str = "self") -> int:
     """Read the bytes of a process's resident memory, shared pages included. Raises OSError."""
     return _memory(pid, column=1)

@@ -53,7 +53,7 @@ class Counted(Protocol):
 
 
 class ProcessLimiter:
-    """For all slots of an agent."""
+    """Counts the processes of the tasks of all slots of an agent."""
 
     def __init__(self, limit: int) -> None:
         """`limit`: of each task; 0: none."""
@@ -63,11 +63,6 @@ class ProcessLimiter:
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._enough = 0
-
-    @property
-    def is_looking(self) -> bool:
-        """Whether it looks at the processes now and then."""
-        return self._timer is not None
 
     def join(self, slot: Counted) -> None:
         """Count this slot from now on."""

@@ -393,7 +393,17 @@ class PythonWorker:
         if flags & frames.PRINTED:
             self._drain()
         stdout, stderr = self._cut("stdout"), self._cut("stderr")
-        self._resolve(Answer(kind, flags, payload[frames.ANSWER.size :], stdout, stderr, began_at, ended_at))
+        self._resolve(
+            Answer(
+                kind=kind,
+                flags=flags,
+                payload=payload[frames.ANSWER.size :],
+                stdout=stdout,
+                stderr=stderr,
+                began_at=began_at,
+                ended_at=ended_at,
+            )
+        )
 
     def _drain(self) -> None:
         for pipe in self._pipes.values():

@@ -116,12 +116,6 @@ class Slot:
         processes.prewarm()
         return slot
 
-    @property
-    def child_pid(self) -> int | None:
-        """The process that Python tasks run in; None while there is none."""
-        child = self._processes.child
-        return child.pid if child is not None and child.alive else None
-
     async def ready(self) -> None:
         """Wait until the worker is ready. Raises OSError when none can be started."""
         await self._processes.worker()

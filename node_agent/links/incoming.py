@@ -129,7 +129,7 @@ class IncomingMessages:
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
         age = self.clock.age(delivery.enqueued_at)
-        self._feed(Arrived(number, tasks, delivery.delivery_count > 0, age))
+        self._feed(Arrived(delivery=number, tasks=tasks, redelivered=delivery.delivery_count > 0, age=age))
 
     def _nothing_left(self) -> None:
         self._looking -= 1

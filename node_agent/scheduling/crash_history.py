@@ -30,5 +30,7 @@ def after_crash(known: Mapping[str, CrashCount], running: Sequence[str], at: flo
     alone = len(running) == 1
     for uid in running:
         before = crashes.pop(uid, CrashCount())
-        crashes[uid] = CrashCount(before.alone + alone, before.in_company + (not alone), at)
+        crashes[uid] = CrashCount(
+            alone=before.alone + alone, in_company=before.in_company + (not alone), last_at=at
+        )
     return dict(list(crashes.items())[-MOST:])

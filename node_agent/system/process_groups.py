@@ -260,6 +260,9 @@ async def kill(
 ) -> None:
     """Kill all processes that `find` finds, and those that they start meanwhile; returns when they are gone.
 
+    `support.linux.kill_descendants` ends everything below one process and blocks. This one ends a task among
+    others below the same agent, orphans included, while the agent's event loop goes on.
+
     `awaited`: the processes that have another waiter. Orphans among the others are reaped here. A process in
     a system call that cannot be interrupted may outlive `bound`, in seconds.
     """

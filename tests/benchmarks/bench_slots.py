@@ -20,8 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from node_agent.execution.outcomes import Execution, Outcome
-from node_agent.execution.slot import Slot
-from tests.support.slot_bench import config, materialise, queue, value
+from tests.support.slot_bench import BenchSlot, config, materialise, queue, value
 
 NOOP = "def do_action(engine, args):\n    return None\n"
 RUNNER = "def do_action(engine, args):\n    return engine.java_runner(args)\n"
@@ -41,7 +40,7 @@ public class Pi {
 PACK = 50
 
 
-def cpu(slot: Slot) -> tuple[float, float]:
+def cpu(slot: BenchSlot) -> tuple[float, float]:
     """Seconds of CPU so far: of this process, of the slot's child."""
     with open(f"/proc/{slot.child_pid}/schedstat") as schedstat:
         return time.process_time(), int(schedstat.read().split()[0]) / 1e9
@@ -51,11 +50,11 @@ def execution(bundle: Any, command: str, args: list[Any]) -> Execution:
     return Execution("run:1", "1", "client", "job", command, args, bundle, 1)
 
 
-def new_slot(index: int, root: Path) -> Slot:
-    return Slot.open(index, root, config(child_tasks=10**9), on_event=lambda _, __: None)
+def new_slot(index: int, root: Path) -> BenchSlot:
+    return BenchSlot.open(index, root, config(child_tasks=10**9), on_event=lambda _, __: None)
 
 
-async def run(slot: Slot, execution: Execution, files: Path) -> Outcome:
+async def run(slot: BenchSlot, execution: Execution, files: Path) -> Outcome:
     """One task."""
     found: list[Outcome] = []
     await queue(slot, [execution], lambda _, outcomes: found.extend(outcomes)).run(execution.bundle, files)
@@ -85,7 +84,7 @@ async def warm(root: Path, tasks: int) -> None:
     await slot.aclose()
 
 
-def report(name: str, slot: Slot, tasks: int, begun: float, used: tuple[float, float]) -> None:
+def report(name: str, slot: BenchSlot, tasks: int, begun: float, used: tuple[float, float]) -> None:
     wall = (time.perf_counter() - begun) / tasks * 1e6
     ours, childs = ((now - before) / tasks * 1e6 for now, before in zip(cpu(slot), used, strict=True))
     print(f"{name:24} CPU {ours + childs:6.1f} µs a task (agent {ours:.1f}, child {childs:.1f}), ", end="")
@@ -107,7 +106,7 @@ async def java(root: Path, tasks: int) -> None:
     one = execution(bundle, "pi_runner.py", command)
     left = iter(range(tasks))
 
-    async def work(slot: Slot) -> None:
+    async def work(slot: BenchSlot) -> None:
         for _ in left:
             value(await run(slot, one, files))
 

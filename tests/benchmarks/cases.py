@@ -21,6 +21,7 @@ from batchflow.local.usage import operations as counted_operations
 from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
+from tests.support.session_parts import parts_of
 
 HERE = Path(__file__).parent
 TASKS = HERE / "tasks"
@@ -204,7 +205,7 @@ async def operations(session: Session, effort: Effort) -> AsyncIterator[Figure]:
         clients = session.stats.broker_operations - ours.broker_operations
         return total.billed / tasks, total.credits / tasks, clients / tasks
 
-    settings = session.pool.runtime.settings
+    settings = parts_of(session).context.runtime.settings
     alone = max(1, effort.round_trips // 5)
     for name, work, tasks, goal in (
         ("under load", _through_map(session, effort.tasks), effort.tasks, 0.2),

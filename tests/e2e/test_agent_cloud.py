@@ -20,6 +20,7 @@ from batchflow.model import Result, Status
 from batchflow.retry import RetryPolicy
 from batchflow.support import linux
 from tests.support.cloud import cloud_process
+from tests.support.processes import is_alive
 from tests.support.waiting import eventually
 
 PATIENCE = 40.0
@@ -115,10 +116,6 @@ def parent_of(pid: int) -> int | None:
     return None if stat is None or stat.is_dead else stat.parent
 
 
-def alive(pid: int) -> bool:
-    return linux.is_alive(pid)
-
-
 async def outcome_of(task: object) -> Result:
     return await asyncio.wait_for(task.outcome(), PATIENCE)  # type: ignore[attr-defined]
 
@@ -183,7 +180,7 @@ async def test_no_process_of_a_task_survives_a_kill(
     parent = parent_of(stray)
     assert parent is not None
     os.kill({"supervisor": supervisor, "agent": agent, "child": parent}[victim], signal.SIGKILL)
-    await eventually(lambda: not alive(stray), seconds=5.0)
+    await eventually(lambda: not is_alive(stray), seconds=5.0)
     if victim != "child":
         await task.cancel()  # type: ignore[attr-defined]
     result = await outcome_of(task)
@@ -223,7 +220,7 @@ async def test_java_of_a_task_dies_with_it(
             os.kill(child, signal.SIGKILL)
         case "cancel":
             await task.cancel()
-    await eventually(lambda: not any(alive(pid) for pid in started), seconds=10.0)
+    await eventually(lambda: not any(is_alive(pid) for pid in started), seconds=10.0)
     if end in ("supervisor", "agent"):
         await task.cancel()
     kinds = {"timeout": "TaskTimeout", "child": "WorkerDied"}
@@ -234,7 +231,7 @@ async def test_a_cancelled_task_is_dead_with_its_whole_tree(session: Session, tm
     """Within two seconds of `cancel`."""
     task, stray = await orphan(session, tmp_path / "pid")
     await task.cancel()  # type: ignore[attr-defined]
-    await eventually(lambda: not alive(stray), seconds=2.5)
+    await eventually(lambda: not is_alive(stray), seconds=2.5)
     assert (await outcome_of(task)).status is Status.CANCELLED
 
 
@@ -255,7 +252,7 @@ async def test_a_stopped_agent_hands_back_what_it_cannot_finish(
     await outcome_of(tasks[0])
     supervisor, _ = processes(cloud)
     os.kill(supervisor, signal.SIGTERM)
-    await eventually(lambda: not alive(supervisor))
+    await eventually(lambda: not is_alive(supervisor))
     results = await _with_agents(pool, [task.outcome() for task in tasks])
     assert {result.status for result in results} == {Status.SUCCEEDED}
     assert {result.attempt for result in results} == {1}

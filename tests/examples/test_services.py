@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from batchflow.support.linux import is_alive
+from tests.support.processes import is_alive
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SERVICES = [

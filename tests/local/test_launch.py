@@ -32,8 +32,9 @@ from batchflow.local import launch
 from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 from batchflow.local.security.certificate import make_server_context
 from batchflow.settings import Settings
-from batchflow.support.linux import descendants, is_alive
+from batchflow.support.linux import descendants
 from tests.support.batch_sdk import pool_options
+from tests.support.processes import is_alive
 from tests.support.waiting import eventually
 
 BOUND = 20.0

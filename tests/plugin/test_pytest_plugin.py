@@ -40,13 +40,13 @@ ASYNC_TEST = """
     import pytest
     {mark}
     async def test_it(batchflow_client, batchflow_pool, batchflow_session):
-        assert batchflow_session.pool is batchflow_pool
+        assert batchflow_session.pool_id == batchflow_pool.id
         assert batchflow_pool.runtime.connections is batchflow_client.connections
         assert await batchflow_session.run("square.py", 12) == 144
 
     {mark}
-    async def test_again(batchflow_session, batchflow_cloud):
-        assert batchflow_session.pool.runtime.settings.batch == batchflow_cloud.batch
+    async def test_again(batchflow_client, batchflow_session, batchflow_cloud):
+        assert batchflow_client.settings.batch == batchflow_cloud.batch
         assert batchflow_session.counts.submitted == 0
         assert await batchflow_session.run("square.py", 3) == 9
     """

@@ -15,24 +15,31 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from batchflow.model import Status
+from batchflow.pools.runtime import PoolRuntime
 from batchflow.ports.broker import OutgoingMessage, Receiver, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.documents import Heartbeat
 from batchflow.protocol.layout import heartbeat_blob
 from batchflow.protocol.wire import EventItem, Reference, ResultItem, TaskItem
-from batchflow.session import SessionPool
 from batchflow.support.version import own_version
 from tests.support.services import Doubles
 from tests.support.waiting import BOUND
 
 
+class HasRuntime(Protocol):
+    """A pool, or what a session shares with its parts."""
+
+    @property
+    def runtime(self) -> PoolRuntime: ...
+
+
 class Agent:
     """An agent that takes tasks and answers them when, and as, a test says."""
 
-    def __init__(self, doubles: Doubles, pool: SessionPool, name: str = "agent-1") -> None:
+    def __init__(self, doubles: Doubles, pool: HasRuntime, name: str = "agent-1") -> None:
         self._broker = doubles.broker
         self._manifest = pool.runtime.manifest
         self._out = doubles.storage.container(pool.runtime.manifest.out)

@@ -24,12 +24,14 @@ from batchflow.settings import (
 from batchflow.testing import MemoryContainer, MemoryStorage
 from tests.support.broker import ScriptedBroker
 from tests.support.clock import Clock
+from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually
 
 
 async def until_empty(session: Session, but: int = 0) -> None:
     """Return when all of the session's messages, but so many, were completed."""
-    broker, (queue,) = session.pool.runtime.connections.admin, session.pool.runtime.manifest.results_queues
+    runtime = parts_of(session).context.runtime
+    broker, (queue,) = runtime.connections.admin, runtime.manifest.results_queues
 
     async def is_empty() -> bool:
         return (await broker.figures(queue.entity)).active <= but

@@ -15,8 +15,10 @@ from batchflow.ports.broker import QueueRef
 from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.protocol.documents import AgentConfig, ContainerAccess, QueueAccess
 from batchflow.protocol.wire import TaskItem
+from node_agent.bundles.workspace import Workspace
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.execution.slot import Slot
+from node_agent.execution.slot_processes import SlotProcesses
 from node_agent.execution.slot_queue import QueuedTask, SlotQueue
 from node_agent.system.file_stamps import stamp
 from tests.support.waiting import BOUND
@@ -72,13 +74,27 @@ async def bench(root: Path, **changes: Any) -> AsyncIterator[Bench]:
         await made.slot.aclose()
 
 
+class BenchSlot(Slot):
+    """A slot that tells which process its Python tasks run in."""
+
+    def __init__(self, index: int, workspace: Workspace, processes: SlotProcesses, *others: Any) -> None:
+        super().__init__(index, workspace, processes, *others)
+        self.processes = processes
+
+    @property
+    def child_pid(self) -> int | None:
+        """The process that Python tasks run in; None while there is none."""
+        child = self.processes.child
+        return child.pid if child is not None and child.alive else None
+
+
 class Bench:
     """One slot, and short ways to run something in it."""
 
     def __init__(self, root: Path, **changes: Any) -> None:
         self.root = root
         self.events: list[EventItem] = []
-        self.slot = Slot.open(
+        self.slot = BenchSlot.open(
             0,
             root / "slots",
             config(**changes),

@@ -38,7 +38,7 @@ async def test_a_task_goes_out_and_its_value_comes_back(session: Session, agent:
     (item,) = await agent.take()
     assert item.params == ["java", "-Xmx64m", "-jar", "pi.jar", "100"]
     assert (item.client, item.job, item.task_id, item.command) == ("client_1", "default", "0", "x.py")
-    assert item.bundle == session.pool.runtime.manifest.bundle
+    assert item.bundle == parts_of(session).context.runtime.manifest.bundle
     await agent.answer(item, value=["3.2"])
     assert await within(task) == ["3.2"]
     assert await within(task) == ["3.2"]
@@ -298,7 +298,7 @@ async def test_large_arguments_travel_by_reference(session: Session, agent: Agen
         task = await session.submit("x.py", args=arguments)
         (item,) = await agent.take()
         assert isinstance(item.params, wire.Reference)
-        content = await session.pool.runtime.ctl.get(item.params.blob)
+        content = await parts_of(session).context.runtime.ctl.get(item.params.blob)
         assert len(content.data) == item.params.size
         assert orjson.loads(content.data) == orjson.loads(orjson.dumps(arguments))
         await agent.answer(item, value="ok")

@@ -214,8 +214,8 @@ async def test_a_task_keeps_the_bundle_that_it_was_submitted_with(session: Sessi
     await session.update_files({"x.py": b"new"})
     await session.submit("x.py")
     first, second = await agent.take(2)
-    assert first.bundle == session.pool.runtime.manifest.bundle != second.bundle
-    assert (await session.pool.runtime.ctl.get(f"bundles/{second.bundle}.json")).data
+    assert first.bundle == parts_of(session).context.runtime.manifest.bundle != second.bundle
+    assert (await parts_of(session).context.runtime.ctl.get(f"bundles/{second.bundle}.json")).data
 
 
 async def test_files_of_the_sessions_own(pool: Pool, agent: Agent) -> None:
@@ -623,7 +623,7 @@ async def test_a_pool_that_another_client_deletes_ends_its_sessions(
 
 async def test_tasks_for_a_queue_that_is_gone_have_their_outcome(session: Session, doubles: Doubles) -> None:
     """`SubmitFailed`, at once."""
-    (queue,) = session.pool.runtime.manifest.task_queues
+    (queue,) = parts_of(session).context.runtime.manifest.task_queues
     await doubles.broker.delete_queue(queue.entity)
     task = await session.submit("x.py")
     with pytest.raises(SubmitFailed, match="deleted"):

@@ -225,7 +225,7 @@ async def test_message_is_completed_when_its_last_outcome_was_delivered(
     await session.submit_many("x.py", range(3))
     await agent.answer(*await agent.take(3), value="v")
     await eventually(lambda: session.counts.done == 3)
-    (queue,) = session.pool.runtime.manifest.results_queues
+    (queue,) = parts_of(session).context.runtime.manifest.results_queues
     for _ in range(2):
         assert len(session.take(1)) == 1
         assert (await doubles.broker.figures(queue.entity)).active == 1

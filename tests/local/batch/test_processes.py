@@ -24,6 +24,7 @@ from batchflow.local.batch.nodes.commands import NodeCommand
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.support import linux
 from tests.support.batch_sdk import pool_options
+from tests.support.processes import is_alive
 from tests.support.waiting import eventually
 
 PATIENCE = 20.0
@@ -52,7 +53,7 @@ def living(marker: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            if marker in path.read_text() and linux.is_alive(int(path.parent.name)):
+            if marker in path.read_text() and is_alive(int(path.parent.name)):
                 found.append(int(path.parent.name))
     return found
 
@@ -90,7 +91,7 @@ def test_descendants_are_found_by_tree_not_by_group() -> None:
     assert ours == [child, grandchild]
     assert linux.kill_tree(child) == []
     os.waitpid(child, 0)
-    assert not linux.is_alive(child)
+    assert not is_alive(child)
     with suppress(ChildProcessError):
         os.waitpid(grandchild, 0)
 
@@ -101,7 +102,7 @@ def test_unknown_process_has_no_descendants() -> None:
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert not linux.is_alive(child)
+    assert not is_alive(child)
     assert linux.descendants(child) == []
     assert linux.kill_tree(child) == []
 

@@ -206,10 +206,17 @@ class Slot:
     """What a process limiter counts."""
 
     def __init__(self, population: int) -> None:
-        self.running = True
+        self.is_running = True
+        self.looks = 0
+        """How often the limiter looked whether something runs here."""
         self.population = population
         self.counted = 0
         self.moves: list[str] = []
+
+    @property
+    def running(self) -> bool:
+        self.looks += 1
+        return self.is_running
 
     def count(self, entries: Mapping[int, linux.ProcessStat]) -> int:
         self.counted += 1
@@ -249,12 +256,14 @@ async def test_tasks_are_counted_only_when_the_node_has_grown(monkeypatch: pytes
     assert (small.counted, large.counted) == (1, 1)
     on_node += 1
     await eventually(lambda: small.counted == 2)
-    small.running = large.running = False
-    await eventually(lambda: not counting.is_looking)
-    small.running = True
+    small.is_running = large.is_running = False
+    before = large.looks
+    await eventually(lambda: large.looks > before)
+    small.is_running = True
     counting.leave(small)
+    before = large.looks
     counting.wake()
-    await eventually(lambda: not counting.is_looking)
+    await eventually(lambda: large.looks > before)
     assert (small.counted, large.counted) == (2, 2)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from batchflow.model import Status
-from batchflow.support.linux import is_alive
 from node_agent.execution.outcomes import Outcome
+from tests.support.processes import is_alive
 from tests.support.slot_bench import bench, keep, materialise, value
 from tests.support.waiting import eventually
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,7 +184,7 @@ def test_check_needs_no_account() -> None:
     ],
 )
 def test_start_command_is_run_by_the_same_shell_with_and_without_packages(
-    tmp_path: Path, packages: dict[str, tuple[str, ...]], line: str, status: int, said: str
+    tmp_path: Path, packages: dict[str, Any], line: str, status: int, said: str
 ) -> None:
     """Batch gives a command line no shell: the line gets one, so that its failure is the start task's."""
     shim = tmp_path / "apt-get"

@@ -29,7 +29,7 @@ from batchflow.protocol.documents import (
 QUEUE = QueueRef("ns.example:5671", "bf-demo-tasks")
 DOCUMENTS: list[Document] = [
     PoolManifest(
-        "demo", "bf-demo-1", (QUEUE,), (QUEUE, QUEUE), "bf-agents-1", 1.5, True, 30.0, "f" * 64, 2, 3,
+        "demo", "bf-demo-1", (QUEUE,), (QUEUE, QUEUE), "bf-agents-1", 1.5, True, 30.0, "f" * 64, 2,
     ),
     AgentConfig(
         "demo",

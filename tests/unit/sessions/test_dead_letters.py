@@ -51,7 +51,7 @@ async def test_dead_tasks_have_their_outcome(
     """No agent lives, and the waiting session gets the outcomes all the same; the dead letters are gone."""
     tasks = await session.submit_many("x.py", range(3), tag={"k": 1})
     await within(session.flush())
-    (queue,) = session.pool.runtime.manifest.task_queues
+    (queue,) = parts_of(session).context.runtime.manifest.task_queues
     await dead_letter_all(doubles, queue, reason)
     for task in tasks:
         with pytest.raises(kind, match=words):

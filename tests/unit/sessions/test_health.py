@@ -89,7 +89,7 @@ async def test_failed_receives_fail_every_waiting_call(
     session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits for an outcome gets the error; the outcome comes when the broker is back."""
-    agent = Agent(doubles, session.pool)
+    agent = Agent(doubles, parts_of(session).context)
     task = await session.submit("x.py")
     waits = [asyncio.ensure_future(wait) for wait in (task.outcome(), anext(session.results()))]
     (item,) = await agent.take()
@@ -105,7 +105,7 @@ async def test_failed_receives_fail_every_waiting_call(
 
 async def test_failed_fetch_of_a_result_fails_waiting_calls(session: Session, doubles: Doubles) -> None:
     """Whoever waits gets the error; the result comes when storage is back."""
-    agent = Agent(doubles, session.pool)
+    agent = Agent(doubles, parts_of(session).context)
     doubles.storage.faults["get", "results/"] = [StorageError("busy", retryable=True)] * 1000
     task = await session.submit("x.py")
     waiting = asyncio.ensure_future(task.outcome())

@@ -32,7 +32,7 @@ async def values(stream: Any) -> list[Any]:
 
 async def cancelled_numbers(session: Session) -> list[int]:
     """What the session's cancellation document holds."""
-    blob = await session.pool.runtime.ctl.get(cancellation_blob(session.job_name, session.name))
+    blob = await parts_of(session).context.runtime.ctl.get(cancellation_blob(session.job_name, session.name))
     intervals = Cancellation.decode(blob.data).intervals.get(session.incarnation, ())
     return [number for first, last in intervals for number in range(first, last + 1)]
 

@@ -71,8 +71,8 @@ async def test_unavailable_queue_delays_only_its_own_tasks(
     session: Session, partly: PartlyAway, doubles: Doubles
 ) -> None:
     """Tasks go on through the others; what it holds is not told as accepted, and comes when it is back."""
-    agent = Agent(doubles, session.pool)
-    away = session.pool.runtime.manifest.task_queues[1].entity
+    agent = Agent(doubles, parts_of(session).context)
+    away = parts_of(session).context.runtime.manifest.task_queues[1].entity
     partly.away.add(away)
     tasks = [await session.submit("x.py", args=[number]) for number in range(30)]
     await eventually(lambda: any(queue == away for queue, _ in partly.tried))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from batchflow.support.linux import is_alive
 from node_agent.scheduling.crash_history import MOST, CrashCount, after_crash
 from node_agent.supervision.crash_record import (
     RunningRecord,
@@ -24,6 +23,7 @@ from node_agent.supervision.crash_record import (
 )
 from node_agent.supervision.supervisor import EX_CONFIG, STOPPED_HARD
 from node_agent.system.json_log import JsonLines
+from tests.support.processes import is_alive
 from tests.support.waiting import eventually_blocking
 
 PATIENCE = 20.0
