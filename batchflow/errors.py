@@ -34,12 +34,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from batchflow.support.printable import printable
+
 if TYPE_CHECKING:
     from batchflow.model import Result
 
 
 class BatchflowError(Exception):
-    """The base of all errors that batchflow raises."""
+    """The base of all errors that batchflow raises. As text it holds no control characters."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigurationError(BatchflowError):
@@ -164,7 +169,7 @@ class TaskError(BatchflowError):
 
     def __str__(self) -> str:
         text = f"task {self.result.task_id} ({self.result.command}): {super().__str__()}"
-        return f"{text}\n{self.result.traceback}" if self.result.traceback else text
+        return printable(f"{text}\n{self.result.traceback}" if self.result.traceback else text)
 
     by_kind: ClassVar[dict[str, type[TaskError]]] = {}
     """The classes by their name on the wire."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
+from batchflow.support.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -290,7 +292,7 @@ class Explanation:
     def __str__(self) -> str:
         lines = [self.summary]
         lines += [f"- {cause.what}\n  what to do: {cause.remedy}" for cause in self.causes]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def _repr_html_(self) -> str:
         from batchflow.display.html import cause_list

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from batchflow.cli import terminal
 from batchflow.display.meter import Meter, fitting
+from batchflow.support.printable import printable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -118,7 +119,7 @@ class Bar:
             terminal.write(text)
 
     def _above(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def __enter__(self) -> Self:
         self._bar.start()

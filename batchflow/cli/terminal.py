@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
+from batchflow.support.printable import printable, printable_json
 
 
 def fill_standard_streams() -> None:
@@ -26,7 +27,7 @@ def fill_standard_streams() -> None:
 
 
 def write(line: str, file: IO[str] | None = None) -> None:
-    """Write a line to stdout or to a file of results, and flush it.
+    """Write a line to stdout or to a file of results, and flush it. A terminal gets no control characters.
 
     Raises `StdoutClosed`, and `CommandError` when it cannot be written for another reason.
     """
@@ -34,7 +35,7 @@ def write(line: str, file: IO[str] | None = None) -> None:
     try:
         if out is None:
             raise BrokenPipeError
-        out.write(f"{line}\n")
+        out.write(f"{printable(line) if out.isatty() else line}\n")
         out.flush()
     except BrokenPipeError:
         _drop(file)
@@ -65,8 +66,8 @@ def _unwritten(file: IO[str] | None, error: OSError) -> CommandError:
 
 
 def encode(value: Any) -> str:
-    """Return a line of JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return a line of JSON, without control characters."""
+    return printable_json(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def write_json(value: Any) -> None:
@@ -74,9 +75,9 @@ def write_json(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line to stderr; a closed stderr does not stop the command."""
+    """Write a line to stderr, without control characters; a closed stderr does not stop the command."""
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{printable(text)}\n")
         sys.stderr.flush()
     except OSError:
         return

@@ -15,6 +15,7 @@ from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.support.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -132,7 +133,7 @@ def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
             failed,
             load,
         )
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     parts: list[RenderableType] = [Text(_line(seen, rate), style="bold"), Text(), table]
-    parts += [Text(f"! {problem}", style="red") for problem in seen.problems]
+    parts += [Text(f"! {printable(problem)}", style="red") for problem in seen.problems]
     return Group(*parts)

@@ -49,6 +49,32 @@ def test_bar_fits_forty_columns(cli: Cli) -> None:
     assert max(map(len, rows)) <= 40
 
 
+HOSTILE = "\x1b]0;owned\x07\x9b2J\x1b[3;5Hred\u202eder"
+SHOWN = "\\x1b]0;owned\\x07\\x9b2J\\x1b[3;5Hred\\u202eder"
+
+
+def test_control_characters_of_a_task_reach_no_terminal(cli: Cli) -> None:
+    """What it prints, live and in `logs`, its value and its error; a pipe gets the output as it is."""
+    body = f"print({HOSTILE!r}, flush=True)\n    time.sleep(0.5)\n    return {HOSTILE!r}, {HOSTILE!r}"
+    source = f"import time\ndef do_action(engine, args):\n    {body}\n"
+    cli.write("hostile.py", source)
+    live = cli.on_terminal("run", "hostile.py", "--stream", columns=400)
+    assert live.end() == 1
+    assert f"[0] {SHOWN}" in live.said
+    kept = cli.on_terminal("logs", "0", columns=400)
+    assert kept.end() == 0
+    assert f"{SHOWN}\r\n" in kept.said
+    assert f"failed; {SHOWN}" in kept.said
+    for said in (live.said, kept.said):
+        assert "\x07" not in said
+        assert "\x9b" not in said
+        assert "\u202e" not in said
+        assert "\x1b[3;5H" not in said
+    piped = cli("logs", "0")
+    assert piped.stdout == f"{HOSTILE}\n"
+    assert f"failed; {SHOWN}" in piped.stderr
+
+
 def test_ctrl_c_on_a_terminal(cli: Cli) -> None:
     """The line that tells how to go on survives the bar, and the cursor is shown again."""
     terminal = cli.on_terminal("run", "nap.py", "0.01", *["0.4"] * 8)
