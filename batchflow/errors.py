@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from batchflow.support.printable import printable
+from batchflow.printable import printable
 
 if TYPE_CHECKING:
     from batchflow.model import Result

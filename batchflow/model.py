@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
-from batchflow.support.printable import printable
+from batchflow.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

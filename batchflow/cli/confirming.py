@@ -7,7 +7,7 @@ import sys
 import click
 
 from batchflow.cli.exits import CommandError, Exit
-from batchflow.support.printable import printable
+from batchflow.printable import printable
 
 
 def confirm(what: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from batchflow.cli import terminal
 from batchflow.display.meter import Meter, fitting
-from batchflow.support.printable import printable
+from batchflow.printable import printable
 
 if TYPE_CHECKING:
     from types import TracebackType

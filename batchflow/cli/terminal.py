@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
-from batchflow.support.printable import printable, printable_json
+from batchflow.printable import printable, printable_json
 
 
 def fill_standard_streams() -> None:

@@ -15,7 +15,7 @@ from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
-from batchflow.support.printable import printable
+from batchflow.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

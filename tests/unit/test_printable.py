@@ -7,7 +7,7 @@ import sys
 
 from batchflow.errors import ServiceError, TaskFailed
 from batchflow.model import Cause, Explanation, Result, Status
-from batchflow.support.printable import printable, printable_json
+from batchflow.printable import printable, printable_json
 
 EVERY = "".join(map(chr, range(sys.maxunicode + 1)))
 HOSTILE = "\x1b[2J"
