@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(180)
-def test_a_quick_run_prints_its_figures() -> None:
-    """Every case runs, on little work, and prints a line for what it measured."""
+def test_quick_run_prints_a_line_for_each_figure() -> None:
+    """Every case runs, on little work."""
     finished = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", "--quick", "--peers", "none"],
         cwd=ROOT,
@@ -46,8 +46,8 @@ def test_a_quick_run_prints_its_figures() -> None:
         assert figure in finished.stdout
 
 
-def test_the_tables_judge_by_the_best_peer() -> None:
-    """Efficiency is told against the best that plain processes did; the local limit is no peer."""
+def test_tables_compare_with_the_best_peer() -> None:
+    """Plain processes set the measure of efficiency; the local limit is no peer."""
     found = [
         Record(number, contender, quantity, value, 0.0)
         for number, contender, quantity, value in (
@@ -70,23 +70,23 @@ def test_the_tables_judge_by_the_best_peer() -> None:
     assert "50.0 to 100 %" in table.noise(found)
 
 
-def test_records_are_kept_from_run_to_run(tmp_path: Path) -> None:
-    """What one run wrote another reads."""
+def test_records_of_one_run_are_read_by_another(tmp_path: Path) -> None:
+    """They are written to a file."""
     records = [Record(1, "saq", "bulk", 100.0, 1.5), Record(2, "saq", "p50", 2.0, 2.5)]
     for record in records:
         table.append(tmp_path / "rounds.jsonl", record)
     assert table.read(tmp_path / "rounds.jsonl") == records
 
 
-def test_a_figure_says_whether_its_goal_is_met() -> None:
-    """By its median."""
+def test_figure_says_whether_its_median_meets_the_goal() -> None:
+    """The goal is an upper or a lower bound."""
     assert Figure("x", [1.0, 1.1, 9.0], "s", at_most=1.2).goal == "at most 1.20: met"
     assert Figure("x", [0.7], "", at_least=0.8).goal == "at least 0.800: MISSED"
     assert Figure("x", [0.7], "").goal == ""
 
 
-def test_a_contender_that_fails_is_told_apart() -> None:
-    """With its last words; the others go on."""
+def test_failed_contender_is_reported_with_its_last_words() -> None:
+    """The others go on."""
     nobody = contest.Entrant("nobody", "on_nobody.py", "no_such_module")
     broken = contest.Entrant("broken", "on_broken.py", "sys", is_own=True)
     told = [said for said in contest.rounds([nobody, broken], contest.QUICK, [1]) if isinstance(said, str)]

@@ -12,8 +12,8 @@ from tests.chaos.proxy import Relay
 
 
 @pytest.mark.parametrize("turns", range(12))
-def test_nothing_stays_open(turns: int) -> None:
-    """Whatever a connection has come to when the relay ends, and the loop with it."""
+def test_relay_closes_every_connection_when_it_ends(turns: int) -> None:
+    """The connections are in every state."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         asyncio.run(_end_after(turns))

@@ -125,7 +125,7 @@ async def made(settings: Settings, spec: PoolSpec) -> AsyncIterator[Pool]:
 # ---- nodes and agents
 
 
-async def test_an_agent_reaches_a_fresh_node(keys: Settings, name: str) -> None:
+async def test_agent_reaches_a_fresh_node(keys: Settings, name: str) -> None:
     """The default image boots, its Python is the one of the agent's archive, and a task answers."""
     async with made(keys, PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
         await pool.wait_ready(timeout=BOOT)
@@ -136,7 +136,7 @@ async def test_an_agent_reaches_a_fresh_node(keys: Settings, name: str) -> None:
     assert ".".join(map(str, version)) == expected
 
 
-async def test_packages_are_installed(keys: Settings, name: str) -> None:
+async def test_start_task_installs_packages(keys: Settings, name: str) -> None:
     """The start task waits for the machine's own upgrades, then brings packages, Java and requirements."""
     if keys.target == "local":
         pytest.skip("the local cloud's nodes are this machine: nothing is installed on it")
@@ -147,16 +147,16 @@ async def test_packages_are_installed(keys: Settings, name: str) -> None:
             assert await session.run("nap.py", args=0.1) == 0.1
 
 
-async def test_a_start_task_that_fails_is_told(keys: Settings, name: str) -> None:
-    """With the end of what it said, as soon as Batch knows."""
+async def test_failed_start_task_is_reported(keys: Settings, name: str) -> None:
+    """The error has the end of its output, as soon as Batch knows."""
     spec = PoolSpec(name, nodes=1, start_command="/bin/sh -c 'echo no luck >&2; exit 7'")
     async with made(keys, spec) as pool:
         with pytest.raises(StartTaskFailed, match="no luck"):
             await pool.wait_ready(timeout=BOOT)
 
 
-async def test_a_node_that_leaves_gives_its_tasks_back(keys: Settings, name: str) -> None:
-    """Shrinking drains the agent of the node that goes; nothing is lost."""
+async def test_node_that_leaves_gives_its_tasks_back(keys: Settings, name: str) -> None:
+    """Shrinking drains the agent of the node that goes; no task is lost."""
     agent = replace(keys.agent, drain_grace=2.0, heartbeat_interval=1.0)
     async with made(replace(keys, agent=agent), PoolSpec(name, nodes=2, slots=1, files=(TASKS,))) as pool:
         await pool.wait_ready(timeout=BOOT)
@@ -171,8 +171,8 @@ async def at_work(pool: Pool, count: int) -> bool:
     return sum(node.running for node in await pool.nodes()) >= count
 
 
-async def test_spot_nodes_work(keys: Settings, name: str) -> None:
-    """A pool of spot nodes alone gets an agent. (When Azure takes one away cannot be chosen.)"""
+async def test_pool_of_spot_nodes_gets_an_agent(keys: Settings, name: str) -> None:
+    """When Azure takes a spot node away cannot be chosen."""
     async with made(keys, PoolSpec(name, nodes=0, spot=1, files=(TASKS,))) as pool:
         await pool.wait_ready(timeout=BOOT)
         async with pool.session() as session:
@@ -194,8 +194,8 @@ async def test_idle_agents_end_their_job(keys: Settings, name: str) -> None:
             assert await session.run("nap.py", args=0.1) == 0.1
 
 
-async def test_an_agent_runs_in_a_container(keys: Settings, name: str) -> None:
-    """The image of the nodes that was chosen runs containers, and the agent in one reaches its services."""
+async def test_agent_runs_in_a_container(keys: Settings, name: str) -> None:
+    """The chosen image of the nodes runs containers, and the agent in one reaches its services."""
     if keys.target == "local":
         pytest.skip("the local cloud runs no containers")
     spec = PoolSpec(name, nodes=1, container=setting("BATCHFLOW_TEST_CONTAINER"), files=(TASKS,))
@@ -205,8 +205,8 @@ async def test_an_agent_runs_in_a_container(keys: Settings, name: str) -> None:
             assert await session.run("nap.py", args=0.1) == 0.1
 
 
-async def test_what_batch_refuses_is_told(keys: Settings, name: str) -> None:
-    """A VM size that it does not know: which property, which value."""
+async def test_unknown_vm_size_is_refused_by_its_name(keys: Settings, name: str) -> None:
+    """The error has the words of Batch."""
     async with Client(keys) as client:
         with pytest.raises(ConfigurationError, match="standard_nonsense"):
             await client.create_pool(PoolSpec(name, vm_size="standard_nonsense"))
@@ -215,8 +215,8 @@ async def test_what_batch_refuses_is_told(keys: Settings, name: str) -> None:
 # ---- rights
 
 
-async def test_a_client_of_one_pool(keys: Settings, name: str) -> None:
-    """Its keys open the pool's queues and containers, and nothing of it once the pool is gone."""
+async def test_guest_keys_open_the_pool_until_it_is_gone(keys: Settings, name: str) -> None:
+    """They open its queues and containers, and nothing after the pool is deleted."""
     async with made(keys, PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
         await pool.wait_ready(timeout=BOOT)
         async with (
@@ -226,8 +226,8 @@ async def test_a_client_of_one_pool(keys: Settings, name: str) -> None:
             assert await session.run("nap.py", args=0.1) == 0.1
 
 
-async def test_a_policy_that_is_removed_closes(keys: Settings, name: str) -> None:
-    """A signature under it opens nothing any more, soon after."""
+async def test_removing_a_policy_ends_its_signatures(keys: Settings, name: str) -> None:
+    """A signature under it soon opens nothing any more."""
     async with BlobStorage(keys.storage.connection_string or "") as storage:
         policy = AccessPolicy("reading", "r", time.time() + 600)
         await storage.create_container(name, (policy,))
@@ -256,8 +256,8 @@ async def opens(container: SignedContainer) -> bool:
         return False
 
 
-async def test_a_rule_whose_keys_are_renewed_closes(keys: Settings, name: str) -> None:
-    """The old keys open the queue no more, soon after, and the new ones do."""
+async def test_renewing_the_keys_of_a_rule_ends_the_old_ones(keys: Settings, name: str) -> None:
+    """The old keys soon open the queue no more, and the new ones do."""
     bus, rule = keys.servicebus, AccessRule("sender", frozenset({"Send"}))
     async with ServiceBusAdmin(bus.connection_string or "", ca_file=bus.ca_file) as admin:
         await admin.create_queue(QueueSpec(name, rules=(rule,)))
@@ -289,7 +289,7 @@ async def sends(queue: QueueRef, key: str) -> bool:
     return True
 
 
-async def test_a_queue_that_removes_itself(keys: Settings, name: str) -> None:
+async def test_queue_keeps_its_time_until_it_removes_itself(keys: Settings, name: str) -> None:
     """Service Bus takes the time of no use after which a queue goes, and tells it."""
     bus = keys.servicebus
     async with ServiceBusAdmin(bus.connection_string or "", ca_file=bus.ca_file) as admin:
@@ -311,8 +311,8 @@ async def by_role(roles: Settings) -> AsyncIterator[Connections]:
     await services.aclose()
 
 
-async def test_roles_open_the_services(by_role: Connections, name: str) -> None:
-    """A container, a queue with its rules and their keys, and the list of pools, without any key."""
+async def test_roles_open_the_services_without_any_key(by_role: Connections, name: str) -> None:
+    """A container, a queue with its rules and their keys, and the list of pools are read."""
     assert by_role.keyless
     await by_role.storage.create_container(name)
     container = by_role.storage.container(name)
@@ -331,8 +331,10 @@ async def test_roles_open_the_services(by_role: Connections, name: str) -> None:
     await by_role.storage.delete_container(name)
 
 
-async def test_a_lent_signature(by_role: Connections, account: Account, name: str) -> None:
-    """A signature with a key of Entra ID's opens what it says, and nothing more."""
+async def test_lent_signature_opens_what_it_says_and_no_more(
+    by_role: Connections, account: Account, name: str
+) -> None:
+    """It is made with a key of Entra ID's."""
     await by_role.storage.create_container(name)
     container = by_role.storage.container(name)
     await container.put("a", b"1")
@@ -345,8 +347,8 @@ async def test_a_lent_signature(by_role: Connections, account: Account, name: st
     await by_role.storage.delete_container(name)
 
 
-async def test_agents_by_the_nodes_identity(account: Account) -> None:
-    """A pool that Azure's management made with an identity: its agents work, and were told no key."""
+async def test_agents_work_by_the_identity_of_their_nodes(account: Account) -> None:
+    """Azure's management made the pool with an identity, and its agents were told no key."""
     pool_id, settings = account.identity_pool(), account.roles()
     async with Client(settings) as client:
         if settings.target == "local":

@@ -84,7 +84,7 @@ async def settled(sdk: BatchClient, name: str) -> models.BatchPool:
     return found
 
 
-async def test_a_pool_with_a_formula_is_not_resized_by_hand(sdk: BatchClient, name: str) -> None:
+async def test_resizing_a_pool_with_a_formula_is_refused(sdk: BatchClient, name: str) -> None:
     """The code of the refusal is nowhere published."""
     await sdk.create_pool(pool(name, enable_auto_scale=True, auto_scale_formula=FORMULA))
     await settled(sdk, name)
@@ -94,8 +94,8 @@ async def test_a_pool_with_a_formula_is_not_resized_by_hand(sdk: BatchClient, na
     assert code(caught) == "OperationNotValidOnPool"
 
 
-async def test_results_of_a_formula(sdk: BatchClient, name: str) -> None:
-    """They name the option too when the formula does not."""
+async def test_results_of_a_formula_name_every_option(sdk: BatchClient, name: str) -> None:
+    """The option for deallocation is there too, although the formula does not name it."""
     await sdk.create_pool(pool(name, enable_auto_scale=True, auto_scale_formula=FORMULA))
     await settled(sdk, name)
     options = models.BatchPoolEvaluateAutoScaleOptions(auto_scale_formula=FORMULA)
@@ -103,8 +103,8 @@ async def test_results_of_a_formula(sdk: BatchClient, name: str) -> None:
     assert {"$TargetDedicatedNodes=0", "$NodeDeallocationOption=requeue"} <= told
 
 
-async def test_a_formula_is_evaluated_of_pools_that_have_one(sdk: BatchClient, name: str) -> None:
-    """The code of the refusal of others is nowhere published."""
+async def test_evaluating_a_formula_of_a_pool_without_one_is_refused(sdk: BatchClient, name: str) -> None:
+    """The code of the refusal is nowhere published."""
     await sdk.create_pool(pool(name, target_dedicated_nodes=0))
     await settled(sdk, name)
     options = models.BatchPoolEvaluateAutoScaleOptions(auto_scale_formula=FORMULA)
@@ -113,8 +113,8 @@ async def test_a_formula_is_evaluated_of_pools_that_have_one(sdk: BatchClient, n
     assert code(caught) == "OperationNotValidOnPool"
 
 
-async def test_a_version_to_come_is_refused(account: tuple[str, str, str]) -> None:
-    """With the code that is published for versions that are not supported."""
+async def test_future_api_version_is_refused(account: tuple[str, str, str]) -> None:
+    """The code is the published one for versions that are not supported."""
     async with client(account, api_version="2099-01-01") as sdk:
         with pytest.raises(HttpResponseError) as caught:
             [each async for each in sdk.list_jobs()]
@@ -122,8 +122,10 @@ async def test_a_version_to_come_is_refused(account: tuple[str, str, str]) -> No
 
 
 @pytest.mark.parametrize("expression", ["priority eq 5", "state gt 'active'", "startswith(state, 'a')"])
-async def test_what_lists_cannot_be_filtered_by(sdk: BatchClient, expression: str) -> None:
-    """A property that is not published as one to filter by, an operator that it has not."""
+async def test_filter_by_an_unknown_property_or_operator_is_refused(
+    sdk: BatchClient, expression: str
+) -> None:
+    """None of these is published as one to filter by."""
     with pytest.raises(HttpResponseError) as caught:
         [each async for each in sdk.list_jobs(filter=expression)]
     assert code(caught) == "InvalidQueryParameterValue"
@@ -134,15 +136,15 @@ async def test_filters_can_be_negated(sdk: BatchClient) -> None:
     assert isinstance([each async for each in sdk.list_jobs(filter="not (state eq 'active')")], list)
 
 
-async def test_what_does_not_exist_cannot_be_selected(sdk: BatchClient) -> None:
-    """A name that no property has is refused, not left out."""
+async def test_selecting_an_unknown_property_is_refused(sdk: BatchClient) -> None:
+    """It is not left out in silence."""
     with pytest.raises(HttpResponseError) as caught:
         [each async for each in sdk.list_jobs(select=["id", "colour"])]
     assert code(caught) == "InvalidQueryParameterValue"
 
 
 @pytest.mark.parametrize("field", ["result", "exitCode", "startTime"])
-async def test_tasks_are_filtered_by_how_they_went(sdk: BatchClient, name: str, field: str) -> None:
+async def test_tasks_are_filtered_by_how_they_ended(sdk: BatchClient, name: str, field: str) -> None:
     """Which parts of executionInfo a list of tasks can be filtered by is published in part only."""
     await sdk.create_pool(pool(name, target_dedicated_nodes=0))
     await sdk.create_job(models.BatchJobCreateOptions(id=name, pool_info=models.BatchPoolInfo(pool_id=name)))
@@ -151,7 +153,7 @@ async def test_tasks_are_filtered_by_how_they_went(sdk: BatchClient, name: str, 
     assert [each async for each in found] == []
 
 
-async def test_a_name_is_taken_until_its_owner_is_gone(sdk: BatchClient, name: str) -> None:
+async def test_name_of_a_job_is_taken_until_the_job_is_gone(sdk: BatchClient, name: str) -> None:
     """A job that is on its way out refuses another one of its name as being deleted, or is gone."""
     assert await creation(sdk, name) is None
     assert await creation(sdk, name) == "JobExists"

@@ -44,16 +44,16 @@ async def test_message_arrives_whole(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_empty_queue(queues: Queues) -> None:
-    """Receiving from an empty queue ends with None, at once when asked not to wait."""
+async def test_receiving_from_an_empty_queue_returns_none(queues: Queues) -> None:
+    """The receive ends at once when it is asked not to wait."""
     queue = await queues.make()
     async with await queues.broker.receiver(queue) as receiver:
         assert await receiver.receive(0.05) is None
         assert await receiver.receive(0) is None
 
 
-async def test_receive_waits(queues: Queues) -> None:
-    """A receive that waits gets the message that comes."""
+async def test_waiting_receive_gets_the_message_that_comes(queues: Queues) -> None:
+    """The message is sent while the receive waits."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         waiting = asyncio.create_task(next_of(receiver))
@@ -62,8 +62,8 @@ async def test_receive_waits(queues: Queues) -> None:
         assert (await waiting).message_id == "late"
 
 
-async def test_order(queues: Queues) -> None:
-    """Messages of one sender come in order."""
+async def test_messages_of_one_sender_come_in_order(queues: Queues) -> None:
+    """Each is sent by itself."""
     queue = await queues.make()
     names = [f"m{i}" for i in range(20)]
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -77,8 +77,8 @@ async def test_order(queues: Queues) -> None:
     assert got == names
 
 
-async def test_concurrent_sends(queues: Queues) -> None:
-    """A sender may be used by several coroutines at once."""
+async def test_sender_serves_several_coroutines_at_once(queues: Queues) -> None:
+    """Every message arrives."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
         await asyncio.gather(*(sender.send(message(f"m{i}")) for i in range(20)))
@@ -110,7 +110,7 @@ async def test_several_messages_share_a_send(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_several_messages_that_are_too_large_together(queues: Queues) -> None:
+async def test_messages_that_are_too_large_together_are_all_refused(queues: Queues) -> None:
     """None of them is sent."""
     queue = await queues.make()
     half = [OutgoingMessage(bytes(140_000), name) for name in "ab"]
@@ -120,8 +120,8 @@ async def test_several_messages_that_are_too_large_together(queues: Queues) -> N
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_no_duplicate_detection(queues: Queues) -> None:
-    """A queue without duplicate detection takes both."""
+async def test_queue_without_duplicate_detection_takes_a_message_twice(queues: Queues) -> None:
+    """Both have the same id."""
     queue = await queues.make(duplicate_window=None)
     async with await queues.broker.sender(queue) as sender:
         await sender.send(message("twice"))
@@ -129,8 +129,8 @@ async def test_no_duplicate_detection(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 2
 
 
-async def test_abandon(queues: Queues) -> None:
-    """What is abandoned comes again at once, counted."""
+async def test_abandoned_message_comes_again_at_once(queues: Queues) -> None:
+    """Its delivery is counted."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("again"))
@@ -140,8 +140,8 @@ async def test_abandon(queues: Queues) -> None:
         await receiver.complete(delivery)
 
 
-async def test_settled_once(queues: Queues) -> None:
-    """What was settled cannot be settled, or renewed, again."""
+async def test_settled_message_cannot_be_settled_or_renewed_again(queues: Queues) -> None:
+    """The lock is gone."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("done"))
@@ -152,8 +152,8 @@ async def test_settled_once(queues: Queues) -> None:
                 await again(delivery)
 
 
-async def test_settle_while_receiving(queues: Queues) -> None:
-    """Settling and renewing work while a receive waits, and leave it waiting."""
+async def test_settling_works_while_a_receive_waits(queues: Queues) -> None:
+    """Renewing works too, and the receive goes on waiting."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         for name in "abc":
@@ -167,8 +167,8 @@ async def test_settle_while_receiving(queues: Queues) -> None:
         assert (await waiting).message_id == "d"
 
 
-async def test_lock_expires(queues: Queues) -> None:
-    """A message whose lock ran out comes again, counted, and its old lock settles nothing."""
+async def test_message_whose_lock_expired_comes_again(queues: Queues) -> None:
+    """Its delivery is counted, and its old lock settles nothing."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("slow"))
@@ -180,8 +180,8 @@ async def test_lock_expires(queues: Queues) -> None:
         await receiver.complete(second)
 
 
-async def test_renew_keeps_the_lock(queues: Queues) -> None:
-    """A message that is renewed stays locked past its lock's first end, and can be completed then."""
+async def test_renewed_message_stays_locked(queues: Queues) -> None:
+    """It stays locked past its lock's first end, and can be completed then."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("long"))
@@ -193,8 +193,8 @@ async def test_renew_keeps_the_lock(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_cancelled_receive_loses_nothing(queues: Queues) -> None:
-    """A message that arrives around the cancellation of a receive is had by a later one."""
+async def test_cancelled_receive_loses_no_message(queues: Queues) -> None:
+    """A later receive gets a message that arrives around the cancellation."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         for i in range(10):
@@ -211,8 +211,8 @@ async def test_cancelled_receive_loses_nothing(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 0
 
 
-async def test_closing_gives_back(queues: Queues) -> None:
-    """What came after its receive was cancelled is free for others once the receiver is closed."""
+async def test_closing_a_receiver_releases_its_messages(queues: Queues) -> None:
+    """A message that came after its receive was cancelled is free for others."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as other:
         async with await queues.broker.receiver(queue) as receiver:
@@ -225,8 +225,8 @@ async def test_closing_gives_back(queues: Queues) -> None:
             assert (await next_of(other)).message_id == "kept"
 
 
-async def test_closing_while_receiving(queues: Queues) -> None:
-    """A receive that waits ends, by None or an error, when its receiver is closed."""
+async def test_closing_a_receiver_ends_its_waiting_receive(queues: Queues) -> None:
+    """It ends by None or an error."""
     queue = await queues.make()
     receiver = await queues.broker.receiver(queue)
     waiting = asyncio.create_task(receiver.receive(60))
@@ -240,8 +240,8 @@ async def test_closing_while_receiving(queues: Queues) -> None:
         await receiver.receive(0)
 
 
-async def test_schedule(queues: Queues) -> None:
-    """A scheduled message is counted as such, and comes not before its time."""
+async def test_scheduled_message_comes_at_its_time(queues: Queues) -> None:
+    """It is counted as scheduled until then."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         at = time.time() + 2.0
@@ -253,8 +253,8 @@ async def test_schedule(queues: Queues) -> None:
         assert time.time() >= at - 0.5
 
 
-async def test_dead_letter(queues: Queues) -> None:
-    """A dead-lettered message is found in the dead-letter queue with the reasons that were given."""
+async def test_dead_lettered_message_keeps_its_reasons(queues: Queues) -> None:
+    """It is found in the dead-letter queue."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("bad"))
@@ -268,8 +268,8 @@ async def test_dead_letter(queues: Queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_too_many_deliveries(queues: Queues) -> None:
-    """A message that was delivered too often is dead-lettered by the broker, which says why."""
+async def test_message_delivered_too_often_is_dead_lettered(queues: Queues) -> None:
+    """The broker says why."""
     queue = await queues.make(max_delivery_count=2)
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
         await sender.send(message("poison"))
@@ -281,8 +281,8 @@ async def test_too_many_deliveries(queues: Queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_expired_is_dead_lettered(queues: Queues) -> None:
-    """A message whose time to live is over does not vanish: it is dead-lettered."""
+async def test_expired_message_is_dead_lettered(queues: Queues) -> None:
+    """A message whose time to live is over does not vanish."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
         await sender.send(message("stale", time_to_live=1.0))
@@ -292,8 +292,8 @@ async def test_expired_is_dead_lettered(queues: Queues) -> None:
         await graveyard.complete(dead)
 
 
-async def test_too_large(queues: Queues) -> None:
-    """A message over the limit is refused for good, and the sender works on."""
+async def test_message_over_the_limit_is_refused_for_good(queues: Queues) -> None:
+    """The sender works on."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
         with pytest.raises(MessageTooLarge) as caught:
@@ -303,8 +303,8 @@ async def test_too_large(queues: Queues) -> None:
     assert (await queues.admin.figures(queue.entity)).active == 1
 
 
-async def test_large(queues: Queues) -> None:
-    """A message near the limit, of many frames, arrives whole."""
+async def test_message_near_the_limit_arrives_whole(queues: Queues) -> None:
+    """It takes many frames."""
     queue = await queues.make()
     body = bytes(range(256)) * 900
     async with await queues.broker.sender(queue) as sender, await queues.broker.receiver(queue) as receiver:
@@ -314,8 +314,8 @@ async def test_large(queues: Queues) -> None:
         await receiver.complete(delivery)
 
 
-async def test_prefetch(queues: Queues) -> None:
-    """With prefetch, everything is delivered once, and what is left at the close is free for others."""
+async def test_prefetched_messages_are_delivered_once(queues: Queues) -> None:
+    """What is left when the receiver closes is free for others."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
         for i in range(30):
@@ -334,8 +334,8 @@ async def test_prefetch(queues: Queues) -> None:
     assert sorted(seen) == sorted(f"m{i}" for i in range(30))
 
 
-async def test_missing_queue(queues: Queues) -> None:
-    """Opening a link to a queue that does not exist is told at once."""
+async def test_opening_a_link_to_a_missing_queue_is_refused(queues: Queues) -> None:
+    """The refusal comes at once."""
     nowhere = QueueRef(queues.admin.namespace, "conformance-no-such-queue")
     with pytest.raises(QueueNotFound):
         await queues.broker.sender(nowhere)
@@ -345,8 +345,8 @@ async def test_missing_queue(queues: Queues) -> None:
         await queues.broker.mailbox(nowhere, "s")
 
 
-async def test_deleted_queue(queues: Queues) -> None:
-    """Sending to a queue that was deleted meanwhile fails with what happened."""
+async def test_sending_to_a_deleted_queue_says_so(queues: Queues) -> None:
+    """The queue was deleted while the link was open."""
     queue = await queues.make()
     async with await queues.broker.sender(queue) as sender:
         assert await queues.admin.delete_queue(queue.entity)
@@ -354,8 +354,8 @@ async def test_deleted_queue(queues: Queues) -> None:
             await sender.send(message("lost"))
 
 
-async def test_mailbox(queues: Queues) -> None:
-    """A mailbox gets the messages of its session, in order, and no others."""
+async def test_mailbox_gets_the_messages_of_its_session_in_order(queues: Queues) -> None:
+    """It gets no others."""
     queue = await queues.make(sessions=True)
     async with (
         await queues.broker.sender(queue) as sender,
@@ -374,8 +374,8 @@ async def test_mailbox(queues: Queues) -> None:
         assert await alice.receive(SHORT) is None
 
 
-async def test_mailbox_is_held_alone(queues: Queues) -> None:
-    """A mailbox that somebody holds is refused at once, and free as soon as it is closed."""
+async def test_second_holder_of_a_mailbox_is_refused(queues: Queues) -> None:
+    """The refusal comes at once, and the mailbox is free as soon as it is closed."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.mailbox(queue, "s"):
         with pytest.raises(MailboxInUse):
@@ -384,8 +384,8 @@ async def test_mailbox_is_held_alone(queues: Queues) -> None:
         pass
 
 
-async def test_mailbox_keeps_what_was_not_completed(queues: Queues) -> None:
-    """What a mailbox had not completed when it was closed comes to its next holder."""
+async def test_next_holder_of_a_mailbox_gets_what_was_not_completed(queues: Queues) -> None:
+    """The first holder has closed it."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.sender(queue) as sender:
         for name in "abc":
@@ -397,8 +397,8 @@ async def test_mailbox_keeps_what_was_not_completed(queues: Queues) -> None:
             assert [(await next_of(second)).message_id for _ in "bc"] == ["b", "c"]
 
 
-async def test_mailbox_state(queues: Queues) -> None:
-    """A session's state outlives its holder."""
+async def test_state_of_a_mailbox_outlives_its_holder(queues: Queues) -> None:
+    """The next holder reads it."""
     queue = await queues.make(sessions=True)
     async with await queues.broker.mailbox(queue, "s") as mailbox:
         assert await mailbox.get_state() is None
@@ -407,8 +407,8 @@ async def test_mailbox_state(queues: Queues) -> None:
         assert await mailbox.get_state() == b"\x00\xff state"
 
 
-async def test_mailbox_renewal(queues: Queues) -> None:
-    """A mailbox that is renewed is still held past its lock's first end, messages and all."""
+async def test_renewed_mailbox_is_still_held_with_its_messages(queues: Queues) -> None:
+    """The lock's first end has passed."""
     queue = await queues.make(sessions=True)
     async with (
         await queues.broker.sender(queue) as sender,
@@ -425,8 +425,8 @@ async def test_mailbox_renewal(queues: Queues) -> None:
         assert (await waiting).message_id == "n"
 
 
-async def test_mailbox_is_lost(queues: Queues) -> None:
-    """A mailbox that was not renewed is lost: every method says so, and another can be opened."""
+async def test_mailbox_that_was_not_renewed_is_lost(queues: Queues) -> None:
+    """Every method says so, and another can be opened."""
     queue = await queues.make(sessions=True)
     async with (
         await queues.broker.sender(queue) as sender,
@@ -445,8 +445,8 @@ async def test_mailbox_is_lost(queues: Queues) -> None:
             await mailbox.complete(delivery)
 
 
-async def test_admin(queues: Queues) -> None:
-    """Queues are made once, listed, counted and deleted once; access rules yield connection strings."""
+async def test_queues_are_made_listed_counted_and_deleted_once(queues: Queues) -> None:
+    """Access rules yield connection strings."""
     admin = queues.admin
     queue = await queues.make(rules=(AccessRule("agents", frozenset({"Listen", "Send"})),))
     assert not await admin.create_queue(QueueSpec(queue.entity))

@@ -32,8 +32,8 @@ async def ended(compute: Compute, job: str) -> list[BatchTaskInfo]:
             await asyncio.sleep(0.05)
 
 
-async def test_pool(compute: Compute, name: str) -> None:
-    """A pool is made once, told of as it was made, resized, listed and deleted once."""
+async def test_pool_is_made_once_read_listed_and_deleted(compute: Compute, name: str) -> None:
+    """Making it a second time is refused; deleting it a second time is not."""
     document = PoolDocument(name, SIZE, IMAGE, 0, metadata={"made-by": "conformance"})
     await compute.create_pool(document)
     with pytest.raises(PoolExists):
@@ -47,14 +47,14 @@ async def test_pool(compute: Compute, name: str) -> None:
     assert await compute.delete_pool(name) in (True, False)
 
 
-async def test_bad_pool(compute: Compute) -> None:
-    """What Batch does not take is told with its reasons."""
+async def test_bad_pool_is_refused_with_reasons(compute: Compute) -> None:
+    """The reasons are those of Batch."""
     with pytest.raises(ConfigurationError, match="not an id!"):
         await compute.create_pool(PoolDocument("not an id!", SIZE, IMAGE, 0))
 
 
-async def test_missing_pool(compute: Compute, name: str) -> None:
-    """A pool that is not there is told as that."""
+async def test_missing_pool_is_reported_by_its_own_error(compute: Compute, name: str) -> None:
+    """Deleting it is no error; every other operation raises `PoolNotFound`."""
     with pytest.raises(PoolNotFound):
         await compute.pool(name)
     with pytest.raises(PoolNotFound):
@@ -64,8 +64,8 @@ async def test_missing_pool(compute: Compute, name: str) -> None:
     assert not await compute.delete_pool(name)
 
 
-async def test_missing_job(compute: Compute, name: str) -> None:
-    """Of a job that is not there nothing is listed, read or deleted."""
+async def test_missing_job_has_nothing_to_list_read_or_delete(compute: Compute, name: str) -> None:
+    """Each operation answers that there is nothing."""
     assert await compute.tasks(name) == []
     assert await compute.task_output(name, "t", "stdout.txt") == ""
     assert not await compute.delete_task(name, "t")
@@ -73,8 +73,8 @@ async def test_missing_job(compute: Compute, name: str) -> None:
 
 
 @pytest.mark.timeout(900)
-async def test_tasks(compute: Compute, name: str) -> None:
-    """Tasks run on the pool's nodes, tell their exit and output, and can be removed with their job."""
+async def test_tasks_run_and_tell_their_exit_and_output(compute: Compute, name: str) -> None:
+    """They can be removed with their job."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1, start_command="/bin/true"))
     try:
         assert await compute.create_job(name, name)
@@ -103,8 +103,8 @@ async def test_tasks(compute: Compute, name: str) -> None:
         await compute.delete_pool(name)
 
 
-async def test_completed_job_is_made_anew(compute: Compute, name: str) -> None:
-    """A job that ended when it was idle gives way to a new one of its id."""
+async def test_completed_job_gives_way_to_a_new_one(compute: Compute, name: str) -> None:
+    """It ended when it was idle."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 1))
     try:
         await compute.create_job(name, name)
@@ -120,8 +120,8 @@ async def test_completed_job_is_made_anew(compute: Compute, name: str) -> None:
         await compute.delete_pool(name)
 
 
-async def test_many_tasks(compute: Compute, name: str) -> None:
-    """More tasks than one request takes are added all the same."""
+async def test_more_tasks_than_one_request_takes_are_all_added(compute: Compute, name: str) -> None:
+    """They are added in several requests."""
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 0))
     try:
         await compute.create_job(name, name)
@@ -133,8 +133,8 @@ async def test_many_tasks(compute: Compute, name: str) -> None:
         await compute.delete_pool(name)
 
 
-async def test_images(compute: Compute) -> None:
-    """The default image is one that Batch supports, with its node agent, and not retired."""
+async def test_default_image_is_supported_and_not_retired(compute: Compute) -> None:
+    """It comes with its node agent."""
     images = await compute.images()
     (default,) = [
         image
@@ -147,8 +147,8 @@ async def test_images(compute: Compute) -> None:
 
 
 @pytest.mark.timeout(1800)
-async def test_nodes(compute: Compute, name: str) -> None:
-    """A start task's words can be read; a changed one runs after a reboot; nodes leave by name."""
+async def test_nodes_reboot_with_a_changed_start_task_and_leave_by_name(compute: Compute, name: str) -> None:
+    """The output of a start task can be read."""
     script = "/bin/sh -c 'echo {} >&2'"
     document = PoolDocument(name, SIZE, IMAGE, 2, start_command=script.format("one"))
     await compute.create_pool(document)

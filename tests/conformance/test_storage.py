@@ -29,8 +29,8 @@ async def container(storage: Storage) -> AsyncIterator[Container]:
     await storage.delete_container(name)
 
 
-async def test_put_and_get(container: Container) -> None:
-    """A blob is read as it was written, with the ETag that writing told."""
+async def test_blob_is_read_as_it_was_written(container: Container) -> None:
+    """Its ETag is the one that writing told."""
     etag = await container.put("a/b.json", b"\x00data")
     blob = await container.get("a/b.json")
     assert (blob.data, blob.etag) == (b"\x00data", etag)
@@ -39,8 +39,8 @@ async def test_put_and_get(container: Container) -> None:
     assert (await container.get("empty")).data == b""
 
 
-async def test_get_if_changed(container: Container) -> None:
-    """A blob that did not change is not read again; one that did is."""
+async def test_unchanged_blob_is_not_read_again(container: Container) -> None:
+    """A changed one is."""
     first = await container.put("doc", b"1")
     assert await container.get_if_changed("doc", first) is None
     second = await container.put("doc", b"2")
@@ -50,8 +50,8 @@ async def test_get_if_changed(container: Container) -> None:
     assert (blob.data, blob.etag) == (b"2", second)
 
 
-async def test_conditions(container: Container) -> None:
-    """Who writes over a version that is no longer there, or where something is already, is told."""
+async def test_write_over_another_version_is_refused(container: Container) -> None:
+    """So is a creation where a blob is already."""
     first = await container.put("doc", b"1", create=True)
     second = await container.put("doc", b"2", if_match=first)
     with pytest.raises(BlobConflict):
@@ -63,16 +63,18 @@ async def test_conditions(container: Container) -> None:
     assert (await container.get("doc")).etag == second
 
 
-async def test_only_one_creates(container: Container) -> None:
-    """Of several who create the same blob at once one succeeds."""
+async def test_one_of_several_concurrent_creations_succeeds(container: Container) -> None:
+    """All of them create the same blob."""
     tries = (container.put("doc", bytes([i]), create=True) for i in range(5))
     outcomes = await asyncio.gather(*tries, return_exceptions=True)
     assert sum(isinstance(each, str) for each in outcomes) == 1
     assert sum(isinstance(each, BlobConflict) for each in outcomes) == 4
 
 
-async def test_missing(container: Container, storage: Storage, tmp_path: Path) -> None:
-    """What is not there is told as that, be it the blob or its container."""
+async def test_missing_blob_or_container_is_reported(
+    container: Container, storage: Storage, tmp_path: Path
+) -> None:
+    """Each has its own error."""
     nowhere = storage.container("conformance-no-such-container")
     for place in (container, nowhere):
         with pytest.raises(BlobNotFound):
@@ -91,16 +93,16 @@ async def test_missing(container: Container, storage: Storage, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_append(container: Container) -> None:
-    """Appending makes the blob and adds to it."""
+async def test_appending_makes_the_blob_and_adds_to_it(container: Container) -> None:
+    """The first append makes the blob."""
     await container.append("log", b"")
     await container.append("log", b"one ")
     await container.append("log", b"two")
     assert (await container.get("log")).data == b"one two"
 
 
-async def test_list(container: Container) -> None:
-    """Listing tells the blobs under a prefix, with sizes, the ETags that reading tells, and when."""
+async def test_listing_tells_size_etag_and_time_of_blobs_under_a_prefix(container: Container) -> None:
+    """The ETags are those that reading tells."""
     for name in ("a/1", "a/2", "b/1"):
         await container.put(name, name.encode() * 10)
     found = [blob async for blob in container.list("a/")]
@@ -112,7 +114,7 @@ async def test_list(container: Container) -> None:
     assert len([blob async for blob in container.list()]) == 3
 
 
-async def test_nothing_looks_older_than_it_is(container: Container) -> None:
+async def test_no_blob_looks_older_than_it_is(container: Container) -> None:
     """The service's dates have no fractions: what was written before the turn of a second may be new."""
     began = time.monotonic()
     await container.put("young", b"")
@@ -123,8 +125,8 @@ async def test_nothing_looks_older_than_it_is(container: Container) -> None:
         turns = int(time.time()) - first
 
 
-async def test_delete(container: Container) -> None:
-    """What was deleted is gone; deleting it again says that there was none."""
+async def test_deleted_blob_is_gone(container: Container) -> None:
+    """Deleting it again says that there was none."""
     await container.put("a", b"")
     assert await container.delete("a")
     assert not await container.delete("a")
@@ -133,8 +135,10 @@ async def test_delete(container: Container) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000_000])
-async def test_files(container: Container, tmp_path: Path, size: int) -> None:
-    """A file goes up and comes down whole, also one of many blocks, and leaves nothing beside it."""
+async def test_file_of_many_blocks_goes_up_and_comes_down_whole(
+    container: Container, tmp_path: Path, size: int
+) -> None:
+    """It leaves nothing beside it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(secrets.token_bytes(size))
     await container.upload("file", source)
@@ -146,8 +150,8 @@ async def test_files(container: Container, tmp_path: Path, size: int) -> None:
     assert sorted(tmp_path.glob("*t*")) == [target]
 
 
-async def test_containers(storage: Storage) -> None:
-    """Containers are made once, listed by prefix, and deleted once."""
+async def test_containers_are_made_listed_and_deleted_once(storage: Storage) -> None:
+    """They are listed by prefix."""
     name = f"conformance-{secrets.token_hex(6)}"
     assert await storage.create_container(name)
     assert not await storage.create_container(name)
@@ -157,8 +161,8 @@ async def test_containers(storage: Storage) -> None:
     assert await storage.containers(name) == []
 
 
-async def test_signature(storage: Storage) -> None:
-    """A signature opens what its stored policy allows, until the policy is removed."""
+async def test_signature_opens_what_its_policy_allows_until_the_policy_is_removed(storage: Storage) -> None:
+    """The policy is stored in the container."""
     if not isinstance(storage, BlobStorage):
         pytest.skip("signatures open nothing in memory")
     name = f"conformance-{secrets.token_hex(6)}"

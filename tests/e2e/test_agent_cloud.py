@@ -141,8 +141,8 @@ def threads(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-async def test_threads_are_for_files_alone(cloud: subprocess.Popen[str], session: Session) -> None:
-    """Supervisor and children have one thread; the agent has beside it those of its loop's executor, which
+async def test_agent_uses_threads_for_files_alone(cloud: subprocess.Popen[str], session: Session) -> None:
+    """The supervisor and the children have one thread; the agent also has those of its loop's executor, which
     work on files and look up names. It is so idle, and with both slots and all links at work."""
     supervisor, agent = processes(cloud)
     family = [supervisor, agent, *linux.descendants(agent)]
@@ -159,10 +159,10 @@ async def test_threads_are_for_files_alone(cloud: subprocess.Popen[str], session
     assert set(idle.values()) == set(most.values()) == {1}
 
 
-async def test_a_killed_agent_loses_nothing(
+async def test_killed_agent_loses_no_task(
     cloud: subprocess.Popen[str], session: Session, tmp_path: Path
 ) -> None:
-    """Its tasks' processes die with it, in whatever session; every task still gets its one result."""
+    """The processes of its tasks die with it, in every session; every task still gets its one result."""
     tasks = [await session.submit("slow.py", args=0.3) for _ in range(6)]
     _, agent = processes(cloud)
     os.kill(agent, signal.SIGKILL)
@@ -171,10 +171,10 @@ async def test_a_killed_agent_loses_nothing(
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "agent", "child"])
-async def test_no_process_of_a_task_survives_a_kill(
+async def test_killing_agent_supervisor_or_child_leaves_no_process_of_a_task(
     cloud: subprocess.Popen[str], session: Session, tmp_path: Path, victim: str
 ) -> None:
-    """Whichever of the three is killed; the task ends with an outcome."""
+    """The task ends with an outcome."""
     task, stray = await orphan(session, tmp_path / "pid")
     supervisor, agent = processes(cloud)
     parent = parent_of(stray)
@@ -198,7 +198,7 @@ while :; do sleep 1; done
 
 
 @pytest.mark.parametrize("end", ["supervisor", "agent", "child", "timeout", "cancel"])
-async def test_java_of_a_task_dies_with_it(
+async def test_java_processes_of_a_task_end_with_the_task(
     cloud: subprocess.Popen[str], session: Session, tmp_path: Path, end: str
 ) -> None:
     """What the child started by itself is gone, however the task ends; one result comes."""
@@ -227,15 +227,17 @@ async def test_java_of_a_task_dies_with_it(
     assert (await outcome_of(task)).kind == kinds.get(end, "TaskCancelled")
 
 
-async def test_a_cancelled_task_is_dead_with_its_whole_tree(session: Session, tmp_path: Path) -> None:
-    """Within two seconds of `cancel`."""
+async def test_cancelling_a_task_ends_its_process_tree(session: Session, tmp_path: Path) -> None:
+    """It ends within two seconds of `cancel`."""
     task, stray = await orphan(session, tmp_path / "pid")
     await task.cancel()  # type: ignore[attr-defined]
     await eventually(lambda: not is_alive(stray), seconds=2.5)
     assert (await outcome_of(task)).status is Status.CANCELLED
 
 
-async def test_retries_go_through_the_broker(session: Session, tmp_path: Path) -> None:
+async def test_retried_task_travels_through_the_broker_for_each_attempt(
+    session: Session, tmp_path: Path
+) -> None:
     """Each attempt is a message of its own; their errors are in the result."""
     policy = RetryPolicy(max_attempts=5, backoff=0.1)
     task = await session.submit("flaky.py", args=str(tmp_path / "tries"), retry=policy)
@@ -244,10 +246,10 @@ async def test_retries_go_through_the_broker(session: Session, tmp_path: Path) -
     assert [past.error for past in result.attempts] == ["ValueError: not yet"] * 2
 
 
-async def test_a_stopped_agent_hands_back_what_it_cannot_finish(
+async def test_stopped_agent_hands_back_what_it_cannot_finish(
     cloud: subprocess.Popen[str], pool: Pool, session: Session
 ) -> None:
-    """SIGTERM to the supervisor: the agent drains; whoever comes next runs the rest."""
+    """On SIGTERM to the supervisor the agent drains; another agent runs the rest."""
     tasks = [await session.submit("slow.py", args=0.5) for _ in range(8)]
     await outcome_of(tasks[0])
     supervisor, _ = processes(cloud)
@@ -258,8 +260,8 @@ async def test_a_stopped_agent_hands_back_what_it_cannot_finish(
     assert {result.attempt for result in results} == {1}
 
 
-async def test_a_killer_costs_its_companions_nothing_but_time(session: Session) -> None:
-    """It is found out when it was alone; three times, then it is poison."""
+async def test_task_that_kills_its_agent_costs_its_companions_only_time(session: Session) -> None:
+    """The task is blamed when it ran alone; after three times it is poison."""
     killer = await session.submit("killer.py")
     others = [await session.submit("echo.py", args=number) for number in range(5)]
     result = await outcome_of(killer)
@@ -313,15 +315,15 @@ def _meeting(word: str) -> dict[str, bytes]:
     return {"meets.py": MEETS.encode(), "answer.py": value, "late.py": value}
 
 
-async def test_two_sessions_with_different_files_run_at_once(pool: Pool, tmp_path: Path) -> None:
-    """On one agent, both at the same time, under the same names: each has its own modules, late ones too."""
+async def test_sessions_with_different_files_run_at_once_on_one_agent(pool: Pool, tmp_path: Path) -> None:
+    """Their files have the same names: each session has its own modules, those imported late too."""
     left, right = str(tmp_path / "left"), str(tmp_path / "right")
     async with pool.session(files=_meeting("one")) as one, pool.session(files=_meeting("two")) as two:
         tasks = [await one.submit("meets.py", left, right), await two.submit("meets.py", right, left)]
         assert [(await outcome_of(task)).value for task in tasks] == [["one"] * 2, ["two"] * 2]
 
 
-async def test_files_are_updated_while_tasks_run(pool: Pool, tmp_path: Path) -> None:
+async def test_running_task_keeps_the_files_that_it_was_submitted_with(pool: Pool, tmp_path: Path) -> None:
     """A task that runs imports what it was submitted with, although newer files run beside it by then."""
     left, right = str(tmp_path / "left"), str(tmp_path / "right")
     async with pool.session(files=_meeting("old")) as session:
@@ -333,7 +335,7 @@ async def test_files_are_updated_while_tasks_run(pool: Pool, tmp_path: Path) -> 
         assert (await outcome_of(running)).value == ["old", "old"]
 
 
-async def test_the_log_outlives_node_and_pool(client: Client) -> None:
+async def test_log_of_an_agent_is_readable_after_node_and_pool_are_gone(client: Client) -> None:
     """What an agent logged can be read when its machine is gone, and when its pool is."""
     pool = await client.ensure_pool("logged", files={"echo.py": TASKS["echo.py"].encode()}, nodes=1)
     async with pool.session() as session:

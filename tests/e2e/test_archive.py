@@ -77,7 +77,7 @@ async def archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.timeout(180)
-async def test_a_bare_node_runs_tasks(archive: Path, settings: Settings, bare: Path) -> None:
+async def test_node_with_nothing_but_python_runs_tasks(archive: Path, settings: Settings, bare: Path) -> None:
     """From the bare interpreter to a result: archive, bootstrap, agent, task, all from the archive."""
     async with Client(settings) as client:
         pool = await client.ensure_pool("bare", files=WHERE, nodes=1)
@@ -92,8 +92,10 @@ async def test_a_bare_node_runs_tasks(archive: Path, settings: Settings, bare: P
             assert (await session.run("where.py"))[1] == module
 
 
-async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second client finds the archive in the cache, the same to the byte, and asks pip for nothing."""
+async def test_second_client_finds_the_archive_in_the_cache(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same to the byte, and pip is asked for nothing."""
 
     async def refuse(*_: object) -> None:
         raise AssertionError("pip was asked again")
@@ -107,8 +109,8 @@ async def test_the_archive_is_made_once(archive: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.timeout(180)
-async def test_an_archive_for_nodes_with_an_identity(archive: Path) -> None:
-    """It is another one, which has azure-identity and what that needs, and the rest as well."""
+async def test_archive_for_nodes_with_an_identity_has_azure_identity(archive: Path) -> None:
+    """It is another archive, with what azure-identity needs and the rest as well."""
     other = await agent_archive.build(VERSION, PLATFORM, identity=True)
     with zipfile.ZipFile(archive) as without, zipfile.ZipFile(other) as content:
         assert "azure/identity/aio/__init__.py" not in without.namelist()
@@ -116,7 +118,7 @@ async def test_an_archive_for_nodes_with_an_identity(archive: Path) -> None:
         assert {"azure/identity/aio/__init__.py", "msal/__init__.py"} <= set(content.namelist())
 
 
-async def test_what_cannot_be_fetched_is_told(archive: Path) -> None:
-    """A Python that nobody builds for is refused by the settings at fault and what pip said."""
+async def test_archive_for_an_unknown_python_is_refused_with_the_words_of_pip(archive: Path) -> None:
+    """The error names the settings at fault."""
     with pytest.raises(ConfigurationError, match=r"agent\.node_python.*pip said"):
         await agent_archive.build("2.6", PLATFORM)

@@ -77,28 +77,28 @@ async def fails(settings: Settings, kind: type[ServiceError], setting: str) -> N
     assert time.monotonic() - started < PATIENCE
 
 
-async def test_a_wrong_batch_key(settings: Settings) -> None:
-    """A key that Batch does not know is told as such."""
+async def test_wrong_batch_key_is_refused_by_its_setting(settings: Settings) -> None:
+    """The error names the setting of a key that Batch does not know."""
     key = "AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIIIJJJJKKK="
     await fails(replace(settings, batch=replace(settings.batch, key=key)), PoolError, "batch.key")
 
 
-async def test_a_wrong_storage_key(settings: Settings) -> None:
-    """A key that Storage does not know is told as such."""
+async def test_wrong_storage_key_is_refused_by_its_setting(settings: Settings) -> None:
+    """The error names the setting of a key that Storage does not know."""
     wrong = with_key(settings.storage.connection_string, "AccountKey")
     broken = replace(settings, storage=replace(settings.storage, connection_string=wrong))
     await fails(broken, StorageError, "storage.connection_string")
 
 
-async def test_a_wrong_service_bus_key(settings: Settings) -> None:
-    """A key that Service Bus does not know is told as such."""
+async def test_wrong_service_bus_key_is_refused_by_its_setting(settings: Settings) -> None:
+    """The error names the setting of a key that Service Bus does not know."""
     wrong = with_key(settings.servicebus.connection_string, "SharedAccessKey")
     broken = replace(settings, servicebus=replace(settings.servicebus, connection_string=wrong))
     await fails(broken, BrokerError, "servicebus.connection_string")
 
 
-async def test_unreachable_services(settings: Settings, closed_port: int) -> None:
-    """An address where nothing answers is told in time, for each service."""
+async def test_unreachable_service_is_reported_in_time(settings: Settings, closed_port: int) -> None:
+    """Each service is tried at an address where nothing answers."""
     batch = replace(settings.batch, url=with_port(settings.batch.url, closed_port))
     await fails(replace(settings, batch=batch), PoolError, "batch.url")
     text = with_port(settings.storage.connection_string, closed_port)
@@ -109,8 +109,8 @@ async def test_unreachable_services(settings: Settings, closed_port: int) -> Non
     await fails(replace(settings, servicebus=bus), BrokerError, "servicebus.connection_string")
 
 
-async def test_services_that_take_connections_and_never_answer(settings: Settings, mute_port: int) -> None:
-    """They are as good as unreachable, and told as such, in the same time."""
+async def test_silent_service_is_reported_as_unreachable(settings: Settings, mute_port: int) -> None:
+    """The service takes connections and never answers."""
     batch = replace(settings.batch, url=with_port(settings.batch.url, mute_port))
     storage = replace(
         settings.storage, connection_string=with_port(settings.storage.connection_string, mute_port)
@@ -125,8 +125,8 @@ async def test_services_that_take_connections_and_never_answer(settings: Setting
     )
 
 
-async def test_a_missing_right(settings: Settings, client: Client) -> None:
-    """A key that may only send cannot open a mailbox, and the error says which setting holds that key."""
+async def test_key_that_may_only_send_cannot_open_a_session(settings: Settings, client: Client) -> None:
+    """The error says which setting holds that key."""
     pool = await client.ensure_pool("rights")
     (queue,) = pool.runtime.manifest.results_queues
     restricted = await client.connections.admin.connection_string(queue.entity, AGENT_RULE)
@@ -141,8 +141,8 @@ async def test_a_missing_right(settings: Settings, client: Client) -> None:
     assert time.monotonic() - started < PATIENCE
 
 
-async def test_a_missing_queue(client: Client) -> None:
-    """A queue that is gone is told when a session is opened, and so is where it was looked for."""
+async def test_opening_a_session_on_a_deleted_queue_names_the_queue(client: Client) -> None:
+    """The error also says where the queue was looked for."""
     pool = await client.ensure_pool("gone", nodes=0)
     tasks, results = (*pool.runtime.manifest.task_queues, *pool.runtime.manifest.results_queues)
     for queue, kind in ((tasks, QueueNotFound), (results, MailboxNotFound)):
@@ -156,8 +156,8 @@ async def test_a_missing_queue(client: Client) -> None:
         await client.ensure_pool("gone")
 
 
-async def test_a_pool_that_is_not_there(client: Client) -> None:
-    """Attaching to nothing is refused."""
+async def test_attaching_to_a_missing_pool_is_refused(client: Client) -> None:
+    """The error is `PoolNotFound`."""
     with pytest.raises(PoolNotFound, match="nowhere"):
         await client.pool("nowhere")
 
@@ -173,13 +173,13 @@ async def opened_in_a_fixture(cloud_config: Path) -> AsyncIterator[Session]:
     await client.aclose()
 
 
-async def test_a_session_of_a_fixture(opened_in_a_fixture: Session) -> None:
-    """What a fixture opened works in its test."""
+async def test_session_that_a_fixture_opened_works_in_its_test(opened_in_a_fixture: Session) -> None:
+    """Fixture and test are two asyncio tasks."""
     task = await opened_in_a_fixture.submit("echo.py")
     await task.accepted()
 
 
-async def test_opening_in_one_cell_and_closing_in_another(cloud_config: Path) -> None:
+async def test_session_opened_in_one_task_closes_in_another(cloud_config: Path) -> None:
     """Notebook cells are asyncio tasks of one loop: open in the first, close in the second."""
     cells: dict[str, Client | Session] = {}
 
@@ -197,8 +197,8 @@ async def test_opening_in_one_cell_and_closing_in_another(cloud_config: Path) ->
     assert cells["session"].closed
 
 
-async def test_closing_resolves_what_waits(client: Client) -> None:
-    """Whoever awaits a task when the session closes gets SessionClosed."""
+async def test_closing_a_session_resolves_what_waits(client: Client) -> None:
+    """A waiting call raises `SessionClosed`."""
     pool = await client.ensure_pool("silent", nodes=0)
     session = await pool.session()
     task = await session.submit("echo.py")

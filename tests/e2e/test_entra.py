@@ -58,8 +58,8 @@ async def resource_urls(client: Client, job: str) -> list[str]:
     return [file.http_url for task in tasks for file in task.resource_files]
 
 
-async def test_no_key_anywhere(keyless: Settings) -> None:
-    """A task runs in a pool with a managed identity: its agents are told names, and nothing is signed."""
+async def test_pool_with_a_managed_identity_runs_tasks_without_any_key(keyless: Settings) -> None:
+    """Its agents are told names, and nothing is signed."""
     assert not [word for word in ("key", "SharedAccess") if word in keyless.to_toml().lower()]
     async with Client(keyless) as client:
         sdk = client.connections.compute._client  # type: ignore[attr-defined]
@@ -79,8 +79,8 @@ async def test_no_key_anywhere(keyless: Settings) -> None:
         await pool.delete()
 
 
-async def test_a_pool_without_an_identity(keyless: Settings) -> None:
-    """Where nodes have none, agents get the queues' keys, and signatures that Entra ID lent for a week."""
+async def test_pool_without_an_identity_gives_its_agents_keys_and_lent_signatures(keyless: Settings) -> None:
+    """Agents get the queues' keys, and signatures that Entra ID lent for a week."""
     async with Client(keyless) as client:
         pool = await client.ensure_pool("plain", files=ECHO, nodes=1)
         assert pool.runtime.manifest.identity is None
@@ -92,10 +92,10 @@ async def test_a_pool_without_an_identity(keyless: Settings) -> None:
         await pool.delete()
 
 
-async def test_agents_leave_before_their_signatures_end(
+async def test_agents_leave_before_their_lent_signatures_expire(
     keyless: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lent signatures live for a week: agents go in time, and others start with new ones, unasked."""
+    """Others start with new signatures, unasked."""
     async with Client(keyless) as client:
         pool = await client.ensure_pool("week", files=ECHO, nodes=1)
         with monkeypatch.context() as patch:
@@ -115,8 +115,10 @@ async def all_ended(client: Client, job: str) -> bool:
     return {task.state for task in await client.connections.compute.tasks(job)} == {"completed"}
 
 
-async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is logged in and has no role is told so by each service, with the setting that is concerned."""
+async def test_user_without_a_role_is_refused_by_each_service(
+    cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the setting that is concerned."""
     for name, value in cloud.identity_environment("nobody").items():
         monkeypatch.setenv(name, value)
     async with Client(cloud.keyless_settings) as client:
@@ -139,12 +141,12 @@ async def test_no_role(cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch) -> No
         ("no writing", "Blob Storage cannot be asked: cannot write clock"),
     ],
 )
-async def test_a_missing_role_is_explained(
+async def test_explanation_names_the_service_whose_role_is_missing(
     cloud: LocalCloud, keyless: Settings, monkeypatch: pytest.MonkeyPatch, who: str, words: str
 ) -> None:
-    """Which service refuses, once, and the setting whose holder lacks the role; the others are asked.
+    """It names the service once, and the setting whose holder lacks the role; the other services are asked.
 
-    Who had no role at Batch was told as well that Blob Storage could not list Batch's tasks.
+    A user without a role at Batch was also told that Blob Storage could not list Batch's tasks.
     """
     async with Client(keyless) as client:
         await client.create_pool(PoolSpec("plain", nodes=0))
@@ -159,8 +161,10 @@ async def test_a_missing_role_is_explained(
     assert "lack the right" in refused.remedy
 
 
-async def test_nobody_is_logged_in(keyless: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong word at the identity endpoint is told by each service as a missing right."""
+async def test_failed_login_is_reported_as_a_missing_right(
+    keyless: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The identity endpoint refuses, and each service reports it."""
     monkeypatch.setenv("IDENTITY_HEADER", "wrong")
     monkeypatch.setenv("PATH", "")
     async with Client(keyless) as client:
@@ -171,8 +175,8 @@ async def test_nobody_is_logged_in(keyless: Settings, monkeypatch: pytest.Monkey
     assert [each.value.setting for each in (of_batch, of_storage)] == ["batch.entra", "storage.account_url"]
 
 
-async def test_an_identity_is_named(keyless: Settings) -> None:
-    """One that the pool has not is refused, with those that it has; a pool that is not there gets none."""
+async def test_unknown_identity_is_refused_with_those_that_the_pool_has(keyless: Settings) -> None:
+    """A pool that is not there gets none."""
     wrong = "00000000-0000-0000-0000-000000000000"
     async with Client(keyless) as client:
         sdk = client.connections.compute._client  # type: ignore[attr-defined]

@@ -84,23 +84,25 @@ async def fails(pool: Pool, kind: type[PoolError], *words: str) -> str:
     return str(caught.value)
 
 
-async def test_allocation_failure(client: Client, faults: Faults, name: str) -> None:
-    """Nodes that Azure cannot give."""
+async def test_explanation_names_an_allocation_failure(client: Client, faults: Faults, name: str) -> None:
+    """Azure cannot give the nodes."""
     await faults.allocation_failure(name)
     pool = await client.ensure_pool(name, nodes=2)
     await fails(pool, AllocationFailed, "AllocationFailed", "another VM size or fewer nodes")
 
 
-async def test_core_quota(client: Client, faults: Faults, name: str) -> None:
-    """Cores that the account may not have: one node of two came, which is enough for whoever wants one."""
+async def test_explanation_names_the_core_quota(client: Client, faults: Faults, name: str) -> None:
+    """One node of two came, which is enough for a wait for one node."""
     await faults.core_quota(name, nodes=1)
     pool = await client.ensure_pool(name, nodes=2)
     await fails(pool, QuotaExceeded, "AccountCoreQuotaReached", "raise the account's quota")
     await pool.wait_ready(1, timeout=PATIENCE)
 
 
-async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
-    """A pool too many is refused, and nothing is left behind."""
+async def test_pool_beyond_the_quota_is_refused_and_leaves_nothing(
+    client: Client, faults: Faults, name: str
+) -> None:
+    """The error says what to do."""
     before = await client.connections.storage.containers("bf-")
     await faults.account(reached=["pools"])
     try:
@@ -111,8 +113,8 @@ async def test_pool_quota(client: Client, faults: Faults, name: str) -> None:
     assert await client.connections.storage.containers("bf-") == before
 
 
-async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
-    """Agents that cannot have a job are a session's problem, told with what to do."""
+async def test_job_quota_becomes_a_problem_of_the_session(client: Client, faults: Faults, name: str) -> None:
+    """Agents cannot have a job; the problem says what to do."""
     pool = await client.ensure_pool(name, nodes=1)
     await faults.account(reached=["jobs"])
     try:
@@ -126,8 +128,8 @@ async def test_job_quota(client: Client, faults: Faults, name: str) -> None:
         await faults.account()
 
 
-async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
-    """Nodes that take their time; a wait that runs out of time says so."""
+async def test_explanation_says_that_nodes_are_starting(client: Client, faults: Faults, name: str) -> None:
+    """A wait that runs out of time says so."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=1)
     await pool.start()
@@ -136,8 +138,8 @@ async def test_slow_start(client: Client, faults: Faults, name: str) -> None:
         await pool.wait_ready(timeout=0.5)
 
 
-async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
-    """Of nodes and agents that fare alike a few are told of by name."""
+async def test_explanation_names_a_few_of_many_alike_nodes(client: Client, faults: Faults, name: str) -> None:
+    """The other nodes and agents are counted."""
     await faults.slow_start(name, 600)
     pool = await client.ensure_pool(name, nodes=5)
     await pool.start()
@@ -147,15 +149,19 @@ async def test_many_nodes(client: Client, faults: Faults, name: str) -> None:
     assert text.count("is starting") == 3
 
 
-async def test_start_task_failure(client: Client, faults: Faults, name: str) -> None:
-    """A start task that fails, with the end of what it said."""
+async def test_explanation_has_the_end_of_a_failed_start_task(
+    client: Client, faults: Faults, name: str
+) -> None:
+    """The end of its output is in the explanation."""
     await faults.start_task_failure(name, stderr="E: Unable to locate package libfoo", exit_code=100)
     pool = await client.ensure_pool(name, nodes=1)
     await fails(pool, StartTaskFailed, "the start task failed on node", "Unable to locate package libfoo")
 
 
-async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
-    """A node that broke, with Batch's reason."""
+async def test_explanation_has_the_reason_of_an_unusable_node(
+    client: Client, faults: Faults, name: str
+) -> None:
+    """The reason is that of Batch."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
     await faults.unusable(name, code="DiskFull")
@@ -164,8 +170,8 @@ async def test_unusable_node(client: Client, faults: Faults, name: str) -> None:
         await pool.wait_ready(2, timeout=PATIENCE)
 
 
-async def test_preempted_node(client: Client, faults: Faults, name: str) -> None:
-    """A spot node that Azure took away comes back with its agent; the session loses nothing."""
+async def test_preempted_node_comes_back_with_its_agent(client: Client, faults: Faults, name: str) -> None:
+    """Azure took a spot node away; the session loses nothing."""
     pool = await client.ensure_pool(name, files=ECHO, spec=PoolSpec(name, nodes=0, spot=1))
     async with pool.session() as session:
         assert await session.run("echo.py", "before") == ["before"]
@@ -180,16 +186,16 @@ async def agents_states(pool: Pool) -> str:
     return ", ".join(task.state for task in tasks)
 
 
-async def test_lost_node(client: Client, faults: Faults, name: str) -> None:
-    """A node that nobody hears of."""
+async def test_explanation_names_a_lost_node(client: Client, faults: Faults, name: str) -> None:
+    """Batch hears nothing of the node any more."""
     pool = await client.ensure_pool(name, nodes=1)
     await pool.wait_ready(timeout=PATIENCE)
     await faults.lose(name)
     await told(pool, "is unknown: Batch has no contact to it", "reboot it")
 
 
-async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
-    """A pool whose image Batch supports no more; making one is refused."""
+async def test_explanation_names_a_retired_image(client: Client, faults: Faults, name: str) -> None:
+    """A new pool with that image is refused."""
     pool = await client.ensure_pool(name, nodes=0)
     await faults.account(retired=["canonical:ubuntu-24_04-lts:server"])
     try:
@@ -200,8 +206,8 @@ async def test_retired_image(client: Client, faults: Faults, name: str) -> None:
         await faults.account()
 
 
-async def test_no_nodes(client: Client, name: str) -> None:
-    """A pool without nodes."""
+async def test_explanation_says_that_a_pool_has_no_nodes(client: Client, name: str) -> None:
+    """It says how to get some."""
     await told(await client.ensure_pool(name, nodes=0), "the pool has no nodes", "pool.resize(2)")
 
 
@@ -213,8 +219,8 @@ async def test_waiting_for_more_nodes_than_asked_for_fails(client: Client, name:
     assert "await pool.resize(3)" in str(caught.value)
 
 
-async def test_pool_with_a_formula(client: Client, name: str) -> None:
-    """A pool whose size a formula decides is told so, cannot be resized, and is left as it was."""
+async def test_pool_with_a_formula_cannot_be_resized(client: Client, name: str) -> None:
+    """The explanation names the formula, and the pool stays as it was."""
     batch = client.settings.batch
     credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
     image = models.BatchVmImageReference(publisher="canonical", offer="ubuntu-24_04-lts", sku="server")
@@ -239,8 +245,8 @@ async def test_pool_with_a_formula(client: Client, name: str) -> None:
         assert (await sdk.get_pool(name)).as_dict() == before
 
 
-async def test_agent_that_cannot_start(client: Client, name: str) -> None:
-    """An interpreter that the nodes do not have ends the wait at once."""
+async def test_missing_interpreter_ends_the_wait_at_once(client: Client, name: str) -> None:
+    """The nodes do not have the interpreter of the agents."""
     settings = client.settings
     agent = replace(settings.agent, python="/nowhere/python3")
     async with Client(replace(settings, agent=agent)) as other:
@@ -255,8 +261,10 @@ def program(path: Path, script: str) -> str:
     return str(path)
 
 
-async def test_agent_that_ends_at_once(client: Client, name: str, tmp_path: Path) -> None:
-    """An interpreter without the agent ends each time that Batch starts it; its words are told."""
+async def test_explanation_has_the_last_words_of_an_agent_that_ends_at_once(
+    client: Client, name: str, tmp_path: Path
+) -> None:
+    """The interpreter has no agent, and Batch starts it again and again."""
     python = program(tmp_path / "python3", "echo 'No module named node_agent' >&2; exit 1")
     settings = client.settings
     async with Client(replace(settings, agent=replace(settings.agent, python=python))) as other:
@@ -264,8 +272,10 @@ async def test_agent_that_ends_at_once(client: Client, name: str, tmp_path: Path
         await fails(pool, PoolError, "times in a row", "No module named node_agent", "agent.python")
 
 
-async def test_agent_in_a_crash_loop(client: Client, name: str, tmp_path: Path) -> None:
-    """An agent that its supervisor starts again and again; the exception is told with where it came from."""
+async def test_explanation_has_the_exception_of_an_agent_in_a_crash_loop(
+    client: Client, name: str, tmp_path: Path
+) -> None:
+    """Its supervisor starts it again and again; the exception comes with its place in the source."""
     (tmp_path / "orjson.py").write_text("raise ImportError('this orjson is for another machine')\n")
     python = program(tmp_path / "python3", f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"')
     settings = client.settings
@@ -276,8 +286,10 @@ async def test_agent_in_a_crash_loop(client: Client, name: str, tmp_path: Path) 
         assert "orjson.py" in text
 
 
-async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name: str) -> None:
-    """What agents say of themselves in their heartbeats."""
+async def test_explanation_names_another_version_and_a_wrong_clock_of_agents(
+    client: Client, name: str
+) -> None:
+    """Both are read from the agents' heartbeats."""
     pool = await client.ensure_pool(name, nodes=0)
     now = time.time()
     beat = Heartbeat(
@@ -294,8 +306,10 @@ async def test_agents_of_another_version_and_a_wrong_clock(client: Client, name:
     )
 
 
-async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose clock is off has its keys refused: that is told."""
+async def test_wrong_clock_of_the_client_is_named(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The services refuse the keys of a machine whose clock is off."""
     pool = await client.ensure_pool(name, nodes=0)
     right = time.time
 
@@ -306,16 +320,16 @@ async def test_own_clock(client: Client, name: str, monkeypatch: pytest.MonkeyPa
     await told(pool, "the clock of this machine is 12", "s ahead of the services'", "set it (ntp)")
 
 
-async def test_all_slots_busy(client: Client, name: str) -> None:
-    """Work that waits for work."""
+async def test_explanation_says_that_all_slots_are_busy(client: Client, name: str) -> None:
+    """Tasks wait for other tasks."""
     pool = await client.ensure_pool(name, files=SLEEP, nodes=1)
     async with pool.session() as session:
         await session.submit_many("sleep.py", [600, 600, 600])
         await told(pool, "all 1 slots are busy and", "messages wait", "pool.resize()")
 
 
-async def test_missing_file(client: Client, name: str) -> None:
-    """A task whose file the bundle does not have."""
+async def test_explanation_names_a_file_that_the_bundle_lacks(client: Client, name: str) -> None:
+    """A task's command is not in the bundle."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
     async with pool.session() as session:
         task = await session.submit("ecco.py")
@@ -325,8 +339,8 @@ async def test_missing_file(client: Client, name: str) -> None:
         await task.cancel()
 
 
-async def test_missing_right(client: Client, name: str) -> None:
-    """A key that may not look at the queue."""
+async def test_explanation_names_a_missing_right_on_the_queue(client: Client, name: str) -> None:
+    """The key may not look at the queue."""
     pool = await client.ensure_pool(name, nodes=0)
     (queue,) = pool.runtime.manifest.results_queues
     restricted = await client.connections.admin.connection_string(queue.entity, AGENT_RULE)
@@ -338,15 +352,15 @@ async def test_missing_right(client: Client, name: str) -> None:
         )
 
 
-async def test_missing_queue(client: Client, name: str) -> None:
-    """A queue that somebody deleted."""
+async def test_explanation_names_a_deleted_queue(client: Client, name: str) -> None:
+    """Another program deleted the queue."""
     pool = await client.ensure_pool(name, nodes=0)
     await client.connections.admin.delete_queue(pool.runtime.manifest.task_queues[0].entity)
     await told(pool, "-tasks", "delete the pool and make it anew")
 
 
-async def test_mailbox_in_use(client: Client, name: str) -> None:
-    """A session that another client holds is refused by that client's name, with what to do."""
+async def test_opening_a_held_session_names_its_holder(client: Client, name: str) -> None:
+    """The error says what to do."""
     pool = await client.ensure_pool(name, nodes=0)
     async with pool.session("mine"):
         with pytest.raises(MailboxInUse, match=r"process \d+: close it there, or take another") as caught:
@@ -354,8 +368,8 @@ async def test_mailbox_in_use(client: Client, name: str) -> None:
     assert "another session name" in problem_cause(caught.value).remedy
 
 
-def test_throttling() -> None:
-    """A throttled queue as a session's problem."""
+def test_throttling_becomes_a_problem_of_the_session() -> None:
+    """The queue of the session is throttled."""
     cause = problem_cause(Backpressure("cannot send: 50009, wait 2 seconds", retryable=True))
     assert (cause.severity, "Premium" in cause.remedy) == ("slow", True)
 
@@ -380,8 +394,8 @@ async def throttled(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Clie
         await cloud.aclose()
 
 
-async def test_throttled_queue(throttled: tuple[Client, Callable[[float], None]]) -> None:
-    """A namespace that is busy is told as that, and the task that waits for it is not lost."""
+async def test_explanation_names_a_busy_namespace(throttled: tuple[Client, Callable[[float], None]]) -> None:
+    """The task that waits for it is not lost."""
     client, throttle = throttled
     pool = await client.ensure_pool("busy", files=ECHO)
     async with pool.session() as session:
@@ -395,8 +409,8 @@ async def test_throttled_queue(throttled: tuple[Client, Callable[[float], None]]
         assert await task == ["after"]
 
 
-async def test_progress(client: Client, name: str) -> None:
-    """A wait tells how far it is, each state once."""
+async def test_wait_reports_each_state_once(client: Client, name: str) -> None:
+    """The reports say how far the pool is."""
     pool = await client.ensure_pool(name, nodes=1)
     lines: list[str] = []
     await pool.wait_ready(timeout=PATIENCE, progress=lines.append)

@@ -11,8 +11,8 @@ IDLE = 2.0
 ECHO = b"def do_action(engine, args): return args"
 
 
-async def test_work_goes_on_after_an_idle_time() -> None:
-    """Client and agent go on over links that were closed meanwhile, as if nothing had been."""
+async def test_session_works_on_after_an_idle_time() -> None:
+    """The links of client and agent were closed meanwhile."""
     cloud = LocalCloud(nodes=1, slots=1, link_idle_timeout=IDLE)
     settings = await cloud.start()
     try:

@@ -154,8 +154,8 @@ async def lost(*_: object) -> None:
     raise PoolError("lost")
 
 
-async def test_undo_leaves_the_pool_of_another_client(client: Client, name: str) -> None:
-    """Cut off while it asks for a pool whose name another program has just taken, it leaves that alone."""
+async def test_undo_leaves_the_pool_of_another_client_alone(client: Client, name: str) -> None:
+    """The creation is cut off while it asks for a pool whose name another program has just taken."""
     other = await client.create_pool(PoolSpec(name, nodes=0))
     await client.connections.manifests.index.delete(manifest_blob(name))
     for late in (False, True):
@@ -176,7 +176,7 @@ async def test_undo_leaves_the_pool_of_another_client(client: Client, name: str)
 
 
 async def test_queues_deleted_for_being_idle_are_created_again(client: Client, name: str) -> None:
-    """Queues remove themselves when nobody uses them for long; whoever ensures the pool has new ones."""
+    """Queues remove themselves when they are not used for long; ensuring the pool makes new ones."""
     pool = await client.ensure_pool(name, nodes=0)
     sdk = await client.connections.admin._client()  # type: ignore[attr-defined]
     for queue in pool.runtime.manifest.queues:

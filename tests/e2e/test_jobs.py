@@ -62,10 +62,8 @@ async def running(pool: Pool) -> int:
     return sum(len(beat.running) for beat in await pool.heartbeats())
 
 
-async def test_tasks_of_a_session_that_closed_at_once_are_run(
-    own: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closing waits until there are agents, who were not there before; not where nothing is to be run."""
+async def test_tasks_of_a_session_that_closed_at_once_run(own: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits until there are agents, but not where no task is waiting."""
     compute = own.runtime.connections.compute
     begun, go_on, create_job = anyio.Event(), anyio.Event(), compute.create_job
 
@@ -89,8 +87,8 @@ async def test_tasks_of_a_session_that_closed_at_once_are_run(
     await eventually_equal(lambda: work(own), 0)
 
 
-async def test_a_job_is_made_closed_and_deleted(client: Client) -> None:
-    """Each once; a closed one refuses tasks and is listed still, a deleted one is not there any more."""
+async def test_job_is_made_closed_and_deleted_once(client: Client) -> None:
+    """A closed job refuses tasks and is still listed; a deleted job is gone."""
     pool = await client.ensure_pool(f"jobs-{uuid.uuid4().hex[:8]}", files=LARGE, nodes=0)
     job = await pool.create_job("one")
     with pytest.raises(JobExists):
@@ -114,7 +112,7 @@ async def test_a_job_is_made_closed_and_deleted(client: Client) -> None:
 
 
 async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> None:
-    """What runs and waits in which job is known to every client, of a session of its own at once."""
+    """Every client sees what runs and waits in which job, and of its own session at once."""
     elsewhere = await client.pool(own.id)
     async with own.session("worker", job="busy") as session, own.session("idle", job="calm"):
         await session.run("echo.py")
@@ -132,8 +130,8 @@ async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> N
     await eventually_equal(jobs["busy"].counts, JobCounts())
 
 
-async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
-    """Its tasks end, its messages, arguments, results and files are gone; another job keeps its own."""
+async def test_deleting_a_job_leaves_nothing_of_it(own: Pool) -> None:
+    """Its tasks end; its messages, arguments, results and files are gone; another job keeps its own."""
     for name in ("kept", "gone"):
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
@@ -165,7 +163,7 @@ async def test_a_deleted_job_leaves_nothing(own: Pool) -> None:
 
 
 async def test_deleting_all_jobs_leaves_nothing(own: Pool) -> None:
-    """Of any job: messages, results and files."""
+    """Messages, results and files of every job are gone."""
     for name in ("one", "two"):
         async with own.session("writer", job=name) as session:
             await session.submit("large.py")
@@ -176,8 +174,8 @@ async def test_deleting_all_jobs_leaves_nothing(own: Pool) -> None:
         assert await blobs(own, name) <= {"cancel"}
 
 
-async def test_a_job_of_a_deleted_ones_name_starts_anew(own: Pool) -> None:
-    """What the first one's deletion cancelled is not cancelled in the second one."""
+async def test_job_with_the_name_of_a_deleted_one_starts_anew(own: Pool) -> None:
+    """What the deletion cancelled is not cancelled in the new job."""
     async with own.session("writer", job="again") as session:
         await session.run("echo.py")
     await own.delete_job("again")

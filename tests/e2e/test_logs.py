@@ -23,8 +23,8 @@ async def logs(client: Client, pool: str | None) -> list[NodeLog]:
     return [log async for log in client.logs(pool)]
 
 
-async def test_logs_of_a_deleted_pool_are_kept(client: Client, name: str) -> None:
-    """Those of all its agents, and of an earlier pool of that name; deleting twice changes nothing."""
+async def test_deleting_a_pool_keeps_the_logs_of_its_agents(client: Client, name: str) -> None:
+    """The logs of an earlier pool of that name stay too; deleting twice changes nothing."""
     for generation in range(2):
         pool = await client.ensure_pool(name, nodes=0)
         for agent in range(20):
@@ -39,8 +39,8 @@ async def test_logs_of_a_deleted_pool_are_kept(client: Client, name: str) -> Non
     assert {log.agent for log in kept} <= {log.agent for log in await logs(client, None)}
 
 
-async def test_logs_of_a_pool_that_was_lost_are_kept(client: Client, name: str) -> None:
-    """Its machines were deleted by somebody else, its manifest is gone: sweeping keeps what it finds."""
+async def test_sweeping_keeps_the_logs_of_a_lost_pool(client: Client, name: str) -> None:
+    """Another program deleted its machines, and its manifest is gone."""
     pool = await client.ensure_pool(name, nodes=0)
     await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
     await client.connections.compute.delete_pool(name)
@@ -51,8 +51,10 @@ async def test_logs_of_a_pool_that_was_lost_are_kept(client: Client, name: str) 
     await pool.delete()
 
 
-async def test_kept_logs_go_in_the_end(client: Client, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their age; until then sweeping leaves them."""
+async def test_sweeping_deletes_kept_logs_by_their_age(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Younger logs stay."""
     pool = await client.ensure_pool(name, nodes=0)
     await pool.runtime.out.append(log_blob(name, "node-1", "a"), b"{}\n")
     await pool.delete()
@@ -63,10 +65,10 @@ async def test_kept_logs_go_in_the_end(client: Client, name: str, monkeypatch: p
     assert await logs(client, name) == []
 
 
-async def test_a_pool_whose_logs_cannot_be_kept_is_not_deleted(
+async def test_pool_whose_logs_cannot_be_kept_is_not_deleted(
     client: Client, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says so, and deleting it again goes on where it was."""
+    """The error says so, and a second deletion goes on where the first one stopped."""
 
     async def fail(*_: object) -> None:
         raise BlobConflict("somebody is in the way", retryable=True)

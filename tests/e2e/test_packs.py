@@ -9,8 +9,8 @@ from batchflow import Session, Status
 from tests.support.session_parts import parts_of
 
 
-async def test_each_task_of_a_pack_keeps_what_it_printed(session: Session) -> None:
-    """Tasks that print ride together, and none is lost.
+async def test_each_task_of_a_pack_keeps_its_own_output(session: Session) -> None:
+    """Tasks that print share a message, and no output is lost.
 
     A child that has to wait for the slot's word between two tasks once took the next task for that word.
     """
@@ -33,8 +33,8 @@ def do_action(engine, args):
 """
 
 
-async def test_a_straggler_in_a_pack_holds_nobody_up(session: Session, tmp_path: Path) -> None:
-    """All others come while it runs, although it rode with some of them: of the same command, known as short.
+async def test_straggler_in_a_pack_holds_up_no_other_task(session: Session, tmp_path: Path) -> None:
+    """All others end while it runs, although it shared a message with some of them.
 
     Those that stood behind it in its slot once waited for its end.
     """
@@ -53,8 +53,8 @@ async def test_a_straggler_in_a_pack_holds_nobody_up(session: Session, tmp_path:
     assert found == set(range(1500))
 
 
-async def test_what_comes_fast_shares_messages(session: Session) -> None:
-    """Known no-ops ride by the hundred; a lone one leaves by itself."""
+async def test_tasks_that_come_fast_share_messages(session: Session) -> None:
+    """A hundred known no-ops share a message; a lone one leaves by itself."""
     await session.run("echo.py", 1)
     async for result in session.map("echo.py", range(50)):
         result.unwrap()
@@ -68,8 +68,8 @@ async def test_what_comes_fast_shares_messages(session: Session) -> None:
     assert link.sent == before + 1
 
 
-async def test_cancelling_tasks_of_a_pack(session: Session) -> None:
-    """Of tasks that ride together some are cancelled, and the others run."""
+async def test_cancelling_tasks_of_a_pack_leaves_the_others_running(session: Session) -> None:
+    """All of them came in one message."""
     async for result in session.map("echo.py", range(50)):
         result.unwrap()
     tasks = await session.submit_many("echo.py", range(400))

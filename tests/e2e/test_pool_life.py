@@ -32,7 +32,7 @@ async def other(cloud_config: Path) -> AsyncIterator[Client]:
         yield client
 
 
-async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: str) -> None:
+async def test_two_clients_that_ensure_a_pool_share_it(client: Client, other: Client, name: str) -> None:
     """However their requests interleave there is one pool, with one pair of queues and of containers."""
     for number in range(ROUNDS):
         pool_id = f"{name}-{number}"
@@ -55,8 +55,10 @@ async def test_two_clients_ensure_one_pool(client: Client, other: Client, name: 
         await first.delete()
 
 
-async def test_two_clients_start_one_set_of_agents(client: Client, other: Client, name: str) -> None:
-    """Sessions opened at once start one agent for each node, also after agents of earlier times ended."""
+async def test_two_sessions_opened_at_once_start_one_agent_for_each_node(
+    client: Client, other: Client, name: str
+) -> None:
+    """That holds also after agents of earlier times ended."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     again = await other.ensure_pool(name)
     for _ in range(3):
@@ -69,8 +71,10 @@ async def test_two_clients_start_one_set_of_agents(client: Client, other: Client
     await pool.delete()
 
 
-async def test_two_clients_delete_one_pool(client: Client, other: Client, name: str) -> None:
-    """Deleting twice at once is deleting once; ensuring at the same moment is before or after it, whole."""
+async def test_two_clients_that_delete_a_pool_delete_it_once(
+    client: Client, other: Client, name: str
+) -> None:
+    """A pool that is ensured at the same moment is whole, or gone."""
     for number in range(ROUNDS):
         pool_id = f"{name}-{number}"
         await client.ensure_pool(pool_id, nodes=0)
@@ -104,8 +108,8 @@ async def test_pool_of_an_interrupted_creator_is_taken_over(client: Client, othe
     await taken.delete()
 
 
-async def test_a_pool_that_batch_lost_is_made_anew(client: Client, name: str) -> None:
-    """A pool that was deleted in the portal is made again by whoever ensures it, its remains removed."""
+async def test_pool_that_batch_lost_is_made_anew(client: Client, name: str) -> None:
+    """The pool was deleted in the portal; ensuring it removes its remains and makes it again."""
     pool = await client.ensure_pool(name, nodes=0)
     await client.connections.compute.delete_pool(name)
     again = await client.ensure_pool(name, nodes=0)
@@ -114,7 +118,7 @@ async def test_a_pool_that_batch_lost_is_made_anew(client: Client, name: str) ->
     await again.delete()
 
 
-async def test_a_pool_says_why_it_was_chosen(client: Client, name: str) -> None:
+async def test_ensuring_a_pool_tells_why_it_was_chosen(client: Client, name: str) -> None:
     """Create, reuse and repurpose are told apart, with what of the spec the pool does not have."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
     assert (pool.origin.choice, pool.origin.why) == ("created", "there was none of that name")
@@ -129,8 +133,8 @@ async def test_a_pool_says_why_it_was_chosen(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_a_pool_is_found(client: Client, name: str) -> None:
-    """Any pool with nodes will do, one without will not."""
+async def test_any_pool_with_nodes_is_found(client: Client, name: str) -> None:
+    """A pool without nodes is not."""
     await client.ensure_pool(f"{name}-empty", nodes=0)
     pool = await client.ensure_pool(name, nodes=7)
     await eventually_equal(lambda: node_count(pool), 7)
@@ -143,8 +147,8 @@ async def node_count(pool: Pool) -> int:
     return len(await pool.nodes())
 
 
-async def test_a_start_task_is_changed(client: Client, name: str) -> None:
-    """A reset boots the nodes with the new start task, keeps them, and the work goes on."""
+async def test_reset_boots_nodes_with_the_new_start_task(client: Client, name: str) -> None:
+    """The nodes stay, and the work goes on."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=2)
     async with pool.session() as session:
         await session.run("echo.py", "before")
@@ -158,8 +162,8 @@ async def test_a_start_task_is_changed(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_a_bad_start_task_stops_at_the_first_node(client: Client, name: str) -> None:
-    """A start task that fails takes one node, and says why; the others go on."""
+async def test_reset_with_a_failing_start_task_stops_at_the_first_node(client: Client, name: str) -> None:
+    """The error has the reason; the other nodes go on."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=2)
     await pool.wait_ready(timeout=PATIENCE)
     spec = PoolSpec(name, start_command="/bin/sh -c 'echo no such package >&2; exit 1'")
@@ -193,8 +197,8 @@ async def job_state(client: Client, job: str) -> str | None:
     return await client.connections.compute._job_state(job)  # type: ignore[attr-defined, no-any-return]
 
 
-async def test_a_lost_node_s_work_is_done_by_another(client: Client, name: str) -> None:
-    """A node that is lost takes nothing with it."""
+async def test_work_of_a_lost_node_runs_on_another(client: Client, name: str) -> None:
+    """No task is lost with the node."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=2)
     async with pool.session() as session:
         await pool.wait_ready(timeout=PATIENCE)
@@ -211,8 +215,8 @@ async def agents_states(pool: Pool) -> list[str]:
     return sorted(task.state for task in tasks)
 
 
-async def test_a_shrinking_pool_breaks_nothing(client: Client, name: str) -> None:
-    """The agents of leaving nodes are told: the idle one goes, or what runs ends or runs again elsewhere."""
+async def test_shrinking_a_pool_loses_no_task(client: Client, name: str) -> None:
+    """An idle agent of a leaving node goes; a running task ends, or runs again elsewhere."""
     agent = replace(client.settings.agent, heartbeat_interval=0.3, drain_grace=1.0)
     async with Client(replace(client.settings, agent=agent)) as quick:
         pool = await quick.ensure_pool(name, files=SLEEPY, nodes=2)
@@ -232,8 +236,8 @@ async def busy(pool: Pool) -> int:
     return sum(node.running for node in await pool.nodes())
 
 
-async def test_a_preempted_node_s_work_runs_again(client: Client, name: str) -> None:
-    """A spot node that is taken away comes back with its id and an empty disk; agent and task run again."""
+async def test_work_of_a_preempted_node_runs_again(client: Client, name: str) -> None:
+    """The spot node comes back with its id and an empty disk; agent and task run again."""
     short = replace(client.settings.pool, lock_duration=5.0)
     async with Client(replace(client.settings, pool=short)) as quick:
         pool = await quick.ensure_pool(name, files=NAP_ONCE, spec=PoolSpec(name, nodes=0, spot=1))
@@ -264,8 +268,8 @@ def do_action(engine, args):
 }
 
 
-async def test_the_quota_of_jobs_does_not_leak(client: Client, name: str) -> None:
-    """Whoever starts agents may die before Batch is told to end their job: the next one tells it."""
+async def test_agents_job_of_a_killed_client_is_ended_by_the_next(client: Client, name: str) -> None:
+    """A client may die after it made the job and before Batch is told to end it."""
     await Faults(client.settings).slow_start(name, 3600.0)
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     compute = client.connections.compute
@@ -292,8 +296,8 @@ async def end_all_tasks(client: Client, job: str) -> None:
         await sdk.terminate_task(job, task.id)
 
 
-async def test_only_what_batchflow_made_is_deleted() -> None:
-    """Deleting all pools leaves a pool of somebody else's, also where batchflow laid its queues beside it."""
+async def test_deleting_all_pools_leaves_pools_that_batchflow_did_not_make() -> None:
+    """That holds also where batchflow made its queues beside such a pool."""
     async with Client.local(nodes=1) as alone:
         sdk = alone.connections.compute._client  # type: ignore[attr-defined]
         for theirs in ("attached", "untouched"):
@@ -306,8 +310,8 @@ async def test_only_what_batchflow_made_is_deleted() -> None:
         assert await alone.connections.admin.queues() == []
 
 
-async def test_machines_without_a_manifest_are_deleted() -> None:
-    """What a killed maker left goes with all pools, or by its name; another batchflow's machines stay.
+async def test_deleting_all_pools_deletes_machines_without_a_manifest() -> None:
+    """A killed client left them; the machines of another batchflow stay.
 
     Only manifests used to be looked at: machines that a killed maker left cost money, and nobody told.
     """

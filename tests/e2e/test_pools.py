@@ -40,8 +40,8 @@ async def containers(client: Client) -> list[str]:
     return await client.connections.storage.containers("bf-")
 
 
-async def test_a_pool_is_made_once(client: Client, name: str) -> None:
-    """Making a pool twice is refused; ensuring it twice is one pool."""
+async def test_creating_a_pool_twice_is_refused(client: Client, name: str) -> None:
+    """Ensuring it twice is one pool."""
     await client.create_pool(PoolSpec(name, nodes=0))
     with pytest.raises(PoolExists, match=name):
         await client.create_pool(PoolSpec(name, nodes=0))
@@ -50,8 +50,8 @@ async def test_a_pool_is_made_once(client: Client, name: str) -> None:
     await again.delete()
 
 
-async def test_a_pool_is_repurposed_while_it_runs(client: Client, name: str) -> None:
-    """New files reach the sessions opened from then on, on the same nodes."""
+async def test_repurposing_a_pool_gives_new_sessions_the_new_files(client: Client, name: str) -> None:
+    """The nodes stay the same."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     async with pool.session() as session:
         assert await session.run("echo.py", "a b") == ["a", "b"]
@@ -63,10 +63,10 @@ async def test_a_pool_is_repurposed_while_it_runs(client: Client, name: str) -> 
     await pool.delete()
 
 
-async def test_an_existing_pool_is_left_as_it_is(client: Client, name: str) -> None:
-    """A pool that somebody else made works, and its document is the same before and after, whole.
+async def test_attaching_to_an_existing_pool_leaves_its_document_unchanged(client: Client, name: str) -> None:
+    """Another program made the pool, and tasks run in it.
 
-    So is every node's, but for what the tasks on it change by themselves.
+    The document of every node stays as well, but for what the tasks on it change by themselves.
     """
     batch = client.settings.batch
     credential = AzureNamedKeyCredential(batch.account or "", batch.key or "")
@@ -137,8 +137,8 @@ async def test_deleting_a_pool_leaves_nothing(client: Client, name: str) -> None
         await client.delete_pool(name)
 
 
-async def test_resizing_brings_agents_to_new_nodes(client: Client, name: str) -> None:
-    """A pool that grows gets an agent on each new node."""
+async def test_growing_a_pool_starts_an_agent_on_each_new_node(client: Client, name: str) -> None:
+    """The agents start by themselves."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     async with pool.session() as session:
         await session.run("echo.py")
@@ -148,8 +148,8 @@ async def test_resizing_brings_agents_to_new_nodes(client: Client, name: str) ->
     await pool.delete()
 
 
-async def test_stopped_agents_are_started_by_the_next_session(client: Client, name: str) -> None:
-    """What was queued while nobody ran is done by the agents that the next session starts."""
+async def test_next_session_starts_stopped_agents(client: Client, name: str) -> None:
+    """They run what was queued meanwhile."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=1)
     async with pool.session() as session:
         await session.run("echo.py")
@@ -159,8 +159,8 @@ async def test_stopped_agents_are_started_by_the_next_session(client: Client, na
     await pool.delete()
 
 
-async def test_stopping_lets_tasks_finish(client: Client, name: str) -> None:
-    """Agents that are stopped finish what they run, hand back the rest, and the session gets others."""
+async def test_stopping_agents_lets_running_tasks_finish(client: Client, name: str) -> None:
+    """The agents hand back the rest, and the session gets other agents."""
     pool = await client.ensure_pool(name, files=NAP, nodes=1)
     async with pool.session() as session:
         running = await session.submit("nap.py", args=1.0)
@@ -175,8 +175,8 @@ async def test_stopping_lets_tasks_finish(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_a_job_closes(client: Client, name: str) -> None:
-    """A closed job takes no new tasks, neither by living sessions nor by new ones."""
+async def test_closed_job_takes_no_new_tasks(client: Client, name: str) -> None:
+    """Living sessions and new ones are refused."""
     pool = await client.ensure_pool(name, nodes=0)
     job = await pool.create_job("nightly")
     with pytest.raises(JobExists, match="nightly"):
@@ -191,8 +191,8 @@ async def test_a_job_closes(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_jobs_are_deleted(client: Client, name: str) -> None:
-    """Deleting one job, or all, removes their documents."""
+async def test_deleting_jobs_removes_their_documents(client: Client, name: str) -> None:
+    """One job is deleted by name, then all of them."""
     pool = await client.ensure_pool(name, nodes=0)
     for each in ("one", "two", "three"):
         await pool.create_job(each)
@@ -219,8 +219,8 @@ async def test_jobs_are_deleted(client: Client, name: str) -> None:
         ),
     ],
 )
-async def test_a_bad_spec_is_refused(client: Client, spec: PoolSpec, text: str) -> None:
-    """What Batch would not take is refused, and nothing is left behind."""
+async def test_bad_spec_is_refused_and_leaves_nothing(client: Client, spec: PoolSpec, text: str) -> None:
+    """Batch would not take it."""
     before = await everything(client)
     for make in (client.create_pool(spec), client.ensure_pool(spec.id, spec=spec)):
         with pytest.raises(ConfigurationError, match=text):
@@ -235,8 +235,8 @@ async def everything(client: Client) -> set[str]:
     return {*await containers(client), *await services.admin.queues(), *pools}
 
 
-async def test_an_image_past_its_end_is_refused(client: Client) -> None:
-    """It is named, with those that there are, before anything is made."""
+async def test_retired_image_is_refused_before_anything_is_made(client: Client) -> None:
+    """The error names it, and the images that there are."""
     before = await everything(client)
     name = "canonical:ubuntu-24_04-lts:server"
     faults = Faults(client.settings)
@@ -249,8 +249,8 @@ async def test_an_image_past_its_end_is_refused(client: Client) -> None:
     assert await everything(client) <= before
 
 
-async def test_an_unknown_key_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    """File, key and what was meant, when the client is made."""
+async def test_unknown_key_of_the_configuration_is_refused_first(tmp_path: Path) -> None:
+    """The error names file and key, and what was meant."""
     config = tmp_path / "batchflow.toml"
     config.write_text('[pool]\nvmsize = "standard_d2s_v3"\n')
     with pytest.raises(ConfigurationError, match=r"batchflow\.toml.*pool\.vmsize.*'vm_size'"):

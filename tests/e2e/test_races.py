@@ -60,8 +60,8 @@ def plain(service: Any) -> Any:
     return service._service if isinstance(service, Stepping) else service
 
 
-async def test_ensuring_at_once(clients: list[Client], name: str) -> None:
-    """One makes the pool, the others reuse it; nothing is left of what the losers laid out."""
+async def test_clients_that_ensure_a_pool_at_once_share_one(clients: list[Client], name: str) -> None:
+    """One client makes the pool; nothing is left of what the others made."""
     for seed in range(ROUNDS):
         shuffle(clients, seed)
         pool_id = f"{name}-{seed}"
@@ -79,8 +79,10 @@ async def gone(client: Client, pool_id: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_starting_at_once(clients: list[Client], name: str) -> None:
-    """One agent for each node, in one job, however often they were ended before."""
+async def test_sessions_that_start_agents_at_once_start_one_for_each_node(
+    clients: list[Client], name: str
+) -> None:
+    """All agents are in one job, however often they were ended before."""
     await Faults(clients[0].settings).slow_start(name, 3600.0)
     pools = [await each.ensure_pool(name, files=ECHO, nodes=2) for each in clients]
     for seed in range(ROUNDS):
@@ -99,8 +101,8 @@ async def agents(pools: list[Pool]) -> list[str]:
     return sorted(task.id for task in tasks if task.state != "completed")
 
 
-async def test_deleting_and_ensuring_at_once(clients: list[Client], name: str) -> None:
-    """A pool that is ensured while others delete it is whole afterwards, or gone without a trace."""
+async def test_pool_ensured_while_it_is_deleted_is_whole_or_gone(clients: list[Client], name: str) -> None:
+    """Several clients do either."""
     first, second, third = clients
     for seed in range(ROUNDS):
         shuffle(clients, seed)
@@ -138,8 +140,10 @@ asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
 
 
-async def test_two_processes(client: Client, cloud_config: Path, name: str) -> None:
-    """Programs of their own, let go at the same moment, time and again: one makes, the other reuses."""
+async def test_two_processes_that_ensure_a_pool_at_once_share_it(
+    client: Client, cloud_config: Path, name: str
+) -> None:
+    """They start at the same moment, again and again: one makes the pool, the other reuses it."""
     rounds = 8
     programs = [
         await asyncio.create_subprocess_exec(

@@ -16,8 +16,10 @@ PROGRAM = Path(__file__).parent / "crashing_client.py"
 
 
 @pytest.mark.parametrize("shown_before", [1, 25])
-async def test_all_outcomes_arrive_after_a_kill(pool: Pool, cloud_config: Path, shown_before: int) -> None:
-    """After kill -9 of the client every outcome is shown, again only those of its last moment, marked."""
+async def test_killed_client_finds_all_outcomes_when_it_returns(
+    pool: Pool, cloud_config: Path, shown_before: int
+) -> None:
+    """After kill -9 only the outcomes of its last moment are shown again, and marked."""
     name, tasks = f"killed-{uuid.uuid4().hex[:8]}", 60
     client = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), str(cloud_config), name, str(tasks)), stdout=asyncio.subprocess.PIPE
@@ -37,8 +39,10 @@ async def test_all_outcomes_arrive_after_a_kill(pool: Pool, cloud_config: Path, 
     assert all(result.repeated for result in again)
 
 
-async def test_with_a_journal_nothing_is_shown_twice(pool: Pool, cloud_config: Path, tmp_path: Path) -> None:
-    """Not after a kill -9 either; one outcome may have been handed over and not have been printed yet."""
+async def test_session_with_a_journal_shows_no_outcome_twice_after_a_kill(
+    pool: Pool, cloud_config: Path, tmp_path: Path
+) -> None:
+    """One outcome may have been delivered and not have been printed yet."""
     name, tasks, journal = f"killed-{uuid.uuid4().hex[:8]}", 60, str(tmp_path / "shown")
     client = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), str(cloud_config), name, str(tasks), journal),
@@ -57,8 +61,8 @@ async def test_with_a_journal_nothing_is_shown_twice(pool: Pool, cloud_config: P
     assert len(shown) >= tasks - 1
 
 
-async def test_a_second_client_is_told_who_holds_the_mailbox(client: Client, pool: Pool) -> None:
-    """A mailbox has one holder, and the second one learns at once who that is."""
+async def test_second_client_of_a_session_is_told_its_holder(client: Client, pool: Pool) -> None:
+    """A mailbox has one holder, and the second client learns at once who that is."""
     async with pool.session("held", job="crash") as first:
         await first.flush()
         with pytest.raises(MailboxInUse, match="process"):
@@ -66,8 +70,8 @@ async def test_a_second_client_is_told_who_holds_the_mailbox(client: Client, poo
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-async def test_closed_at_once_it_is_waited_for(pool: Pool, tasks: int) -> None:
-    """Submit, close without `flush`, open by name: `results()` waits for all that was submitted."""
+async def test_session_closed_at_once_is_waited_for_by_the_next(pool: Pool, tasks: int) -> None:
+    """After submit, close without `flush` and open by name, `results()` waits for all that was submitted."""
     name = f"brief-{uuid.uuid4().hex[:8]}"
     async with pool.session(name, job="crash") as first:
         await first.submit_many("sleeps.py", [0.5] * tasks)

@@ -85,8 +85,8 @@ async def refused(kind: type[ServiceError], *attempts: object) -> None:
             await attempt  # type: ignore[misc]
 
 
-async def test_an_agents_rights_on_queues(agent: Holder, mine: Pool) -> None:
-    """An agent receives and sends tasks and sends results; it reads no result and manages no queue."""
+async def test_agent_may_use_its_queues_and_no_more(agent: Holder, mine: Pool) -> None:
+    """It receives and sends tasks and sends results; it reads no result and manages no queue."""
     async with await agent.broker.sender(agent.tasks), await agent.broker.sender(agent.results):
         pass
     async with await agent.broker.receiver(agent.tasks):
@@ -104,8 +104,8 @@ async def test_an_agents_rights_on_queues(agent: Holder, mine: Pool) -> None:
             )
 
 
-async def test_an_agents_rights_on_containers(agent: Holder) -> None:
-    """It reads files by name and writes what it puts out; it lists, deletes and reads back nothing."""
+async def test_agent_may_use_its_containers_and_no_more(agent: Holder) -> None:
+    """It reads files by name and writes its output; it lists, deletes and reads back nothing."""
     await agent.out.put("results/mine", b"1")
     await agent.out.append("logs/mine.log", b"1")
     names = "agent/drain.json"
@@ -120,7 +120,7 @@ async def test_an_agents_rights_on_containers(agent: Holder) -> None:
     )
 
 
-async def test_a_guests_rights_on_queues(guest: Holder, mine: Pool) -> None:
+async def test_guest_may_use_its_queues_and_no_more(guest: Holder, mine: Pool) -> None:
     """A client of one pool sends tasks and opens mailboxes; it takes no task, forges no result."""
     async with (
         await guest.broker.sender(guest.tasks),
@@ -138,16 +138,16 @@ async def test_a_guests_rights_on_queues(guest: Holder, mine: Pool) -> None:
             await refused(BrokerError, admin.delete_queue(guest.tasks.entity), admin.queues())
 
 
-async def test_a_guests_rights_on_containers(guest: Holder) -> None:
-    """It reads and deletes what agents put out, and writes nothing there: no heartbeat, no result."""
+async def test_guest_may_use_its_containers_and_no_more(guest: Holder) -> None:
+    """It reads and deletes the agents' output, and writes nothing there: no heartbeat, no result."""
     await guest.ctl.put("args/default/me/1.json", b"1")
     assert await guest.ctl.delete("args/default/me/1.json")
     assert [info.name async for info in guest.out.list("nothing/")] == []
     await refused(StorageError, guest.out.put("agents/forged.json", b"{}"), guest.out.append("logs/x", b"1"))
 
 
-async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
-    """A program whose settings hold no key of an account submits and gets results, small and large."""
+async def test_guest_submits_tasks_and_gets_results(mine: Pool, shared: Settings) -> None:
+    """The settings of a guest hold no key of an account; results are small and large."""
     accounts = [mine.runtime.settings.batch.key, mine.runtime.settings.storage.connection_string]
     assert not [secret for secret in accounts if secret and secret in shared.to_toml()]
     assert shared.servicebus.connection_string is None
@@ -167,8 +167,8 @@ async def test_a_guest_works(mine: Pool, shared: Settings) -> None:
             assert await session.run("echo.py") == "shouted"
 
 
-async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -> None:
-    """What needs an account is refused, by an error that says why; the pool is as it was."""
+async def test_guest_can_make_and_remove_no_pool(mine: Pool, shared: Settings) -> None:
+    """The error says why, and the pool stays as it was."""
     before = await mine.runtime.connections.manifests.read(mine.id)
     async with Client(shared) as guest:
         pool = await guest.pool(mine.id)
@@ -190,8 +190,8 @@ async def test_a_guest_makes_and_removes_nothing(mine: Pool, shared: Settings) -
     assert await mine.runtime.connections.compute.pool(mine.id)
 
 
-async def test_a_guest_alone_is_told_so(client: Client) -> None:
-    """Without agents, and without the right to start any, waiting ends with whom to ask."""
+async def test_guest_without_agents_is_told_whom_to_ask(client: Client) -> None:
+    """It has no right to start agents."""
     pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=1)
     async with Client(await pool.client_settings()) as guest:
         attached = await guest.pool(pool.id)
@@ -200,8 +200,8 @@ async def test_a_guest_alone_is_told_so(client: Client) -> None:
     await pool.delete()
 
 
-async def test_rights_end_with_the_pool(client: Client) -> None:
-    """A deleted pool's settings open nothing any more."""
+async def test_guest_settings_open_nothing_after_the_pool_is_deleted(client: Client) -> None:
+    """Every service refuses them."""
     pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=0)
     settings = await pool.client_settings()
     await pool.delete()
@@ -212,8 +212,8 @@ async def test_rights_end_with_the_pool(client: Client) -> None:
             await refused(BrokerError, broker.sender(pool.runtime.manifest.task_queues[0]))
 
 
-async def test_a_guests_keys_are_renewed(mine: Pool, shared: Settings) -> None:
-    """New keys of the rule `client` shut out whoever has the old ones; agents and new guests work."""
+async def test_renewing_the_keys_of_guests_shuts_out_the_old_ones(mine: Pool, shared: Settings) -> None:
+    """Agents and new guests work on."""
     await mine.wait_ready(timeout=60)
     sdk = await mine.runtime.connections.admin._client()  # type: ignore[attr-defined]
     for queue in mine.runtime.manifest.queues:
@@ -263,8 +263,8 @@ async def test_batch_shows_no_secret(mine: Pool) -> None:
     assert "sig=" in str(files)
 
 
-def test_bad_access_is_refused() -> None:
-    """A setting that is no list of connection strings is named, and not quoted."""
+def test_bad_access_setting_is_named_and_not_quoted() -> None:
+    """The setting is no list of connection strings."""
     settings = load_settings(
         environment={"BATCHFLOW_ACCESS_TASK_QUEUES": "Endpoint=sb://h/;SharedAccessKey=x"}
     )

@@ -106,37 +106,39 @@ async def weather(session: Session, strike: Callable[[], object]) -> None:
     assert [outcome.value for outcome in outcomes] == [[number] for number in range(20)] * 6
 
 
-async def test_expired_tokens(cloud: Cloud, session: Session) -> None:
-    """Those of the session's links and of the agent's, at once."""
+async def test_session_and_agent_work_on_after_their_tokens_expire(cloud: Cloud, session: Session) -> None:
+    """All tokens expire at once."""
     events = session.events()
     await weather(session, cloud.bus.expire_tokens)
     await told(events, "the mailbox was lost and is opened again")
 
 
-async def test_lost_connections(cloud: Cloud, session: Session) -> None:
-    """All of them, those of the agent too."""
+async def test_session_and_agent_work_on_after_lost_connections(cloud: Cloud, session: Session) -> None:
+    """All connections are lost, those of the agent too."""
     events = session.events()
     await weather(session, cloud.bus.drop_connections)
     await told(events, "the mailbox was lost and is opened again")
 
 
-async def test_throttling(cloud: Cloud, session: Session) -> None:
-    """Error 50009 for a while: waited out, and told."""
+async def test_throttling_is_waited_out_and_reported(cloud: Cloud, session: Session) -> None:
+    """Service Bus answers with error 50009 for a while."""
     events = session.events()
     await weather(session, lambda: cloud.bus.throttle(0.5))
     await told(events, "50009")
 
 
 @pytest.mark.parametrize("cloud", [1.5], indirect=True)
-async def test_links_that_are_closed_because_they_are_idle(cloud: Cloud, session: Session) -> None:
-    """Work after a silence goes on as if there had been none."""
+async def test_session_works_on_after_its_idle_links_were_closed(cloud: Cloud, session: Session) -> None:
+    """The work after a silence goes on as before."""
     for number in range(2):
         await asyncio.sleep(2.5)  # the silence itself
         assert await within(session.run("echo.py", args=number)) == [number]
 
 
-async def test_a_service_bus_that_is_away_and_comes_back(cloud: Cloud, session: Session) -> None:
-    """Whoever waits is told; what was submitted meanwhile is done when it is back."""
+async def test_tasks_submitted_while_service_bus_is_away_run_when_it_is_back(
+    cloud: Cloud, session: Session
+) -> None:
+    """Waiting calls are told meanwhile."""
     events = session.events()
     task = await session.submit("sleeps.py", "0.5")
     await within(task.accepted())
@@ -155,8 +157,8 @@ async def test_a_service_bus_that_is_away_and_comes_back(cloud: Cloud, session: 
     assert await within(late) == ["late"]
 
 
-async def test_closing_while_the_service_bus_is_gone(cloud: Cloud, session: Session) -> None:
-    """In its time, saying what was not accepted; nothing of the session is left running."""
+async def test_closing_while_service_bus_is_gone_ends_in_time(cloud: Cloud, session: Session) -> None:
+    """The error says what was not accepted; nothing of the session is left running."""
     await cloud.bus.aclose()
     task = await session.submit("echo.py", args=1)
     waiting = asyncio.ensure_future(task.outcome())
@@ -170,10 +172,10 @@ async def test_closing_while_the_service_bus_is_gone(cloud: Cloud, session: Sess
 
 
 @pytest.mark.parametrize("moment", ["at work", "opening", "looking into dead letters"])
-async def test_closing_leaves_no_connection(
+async def test_closing_leaves_no_connection_open(
     cloud: Cloud, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """Whenever it is; nor does it leave its journal open."""
+    """The session is closed at different moments; its journal is closed too."""
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
     before = set(cloud.bus.broker.peers)
     another = cloud.pool.session("another", journal=tmp_path / "shown")
@@ -196,8 +198,8 @@ async def test_closing_leaves_no_connection(
     }
 
 
-async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
-    """Who waits gets a typed error that names it, within seconds."""
+async def test_deleted_results_queue_fails_waiting_calls(cloud: Cloud, session: Session) -> None:
+    """A typed error names the queue, within seconds."""
     task = await session.submit("sleeps.py", "30")
     waits = [asyncio.ensure_future(wait) for wait in (task.outcome(), anext(session.results()))]
     await within(session.flush())
@@ -209,18 +211,18 @@ async def test_a_results_queue_that_is_deleted_under_a_session(cloud: Cloud, ses
         await within(session.aclose())
 
 
-async def test_a_task_queue_that_is_deleted_under_a_session(cloud: Cloud, session: Session) -> None:
-    """What is submitted then ends as `SubmitFailed`, within seconds."""
+async def test_deleted_task_queue_fails_new_tasks(cloud: Cloud, session: Session) -> None:
+    """They end as `SubmitFailed`, within seconds."""
     await cloud.client.connections.admin.delete_queue(cloud.pool.runtime.manifest.task_queues[0].entity)
     task = await session.submit("echo.py", args=1)
     with pytest.raises(SubmitFailed):
         await within(task, 15.0)
 
 
-async def test_dead_letters_become_outcomes_though_no_agent_lives(
+async def test_dead_letters_become_outcomes_without_an_agent(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the tasks, and those of results that expired in a mailbox before their client came back."""
+    """That holds for tasks, and for results that expired in a mailbox before their client came back."""
     monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
     monkeypatch.setattr("batchflow.sessions.dead_letters.LOOK_INTERVAL", 0.1)
     pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
@@ -248,7 +250,7 @@ async def test_dead_letters_become_outcomes_though_no_agent_lives(
             assert (result.error, result.client) == ("late", "gone")
 
 
-async def test_a_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_path: Path) -> None:
+async def test_paused_holder_is_told_that_it_was_replaced(cloud: Cloud, tmp_path: Path) -> None:
     """A client that stands still for longer than its lock loses its mailbox to the next one, which says what
     it waits for; when it goes on it ends as taken over. No outcome is lost, shown again are marked ones."""
     config = tmp_path / "cloud.toml"
@@ -314,8 +316,10 @@ async def fill(cloud: Cloud) -> int:
     return sent
 
 
-async def test_a_results_queue_that_is_full(cloud: Cloud, session: Session, tmp_path: Path) -> None:
-    """The agent keeps lease and result, pulls nothing more and says why; when there is room it goes on.
+async def test_agent_waits_for_room_in_a_full_results_queue(
+    cloud: Cloud, session: Session, tmp_path: Path
+) -> None:
+    """It keeps lock and result, pulls nothing more and says why; when there is room it goes on.
 
     It was waiting for a message when that came to be: the one that comes then it takes.
     """

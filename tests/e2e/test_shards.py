@@ -39,8 +39,8 @@ async def pool(client: Client) -> Pool:
     return await client.ensure_pool("sharded", spec=PoolSpec("sharded", shards=2, files=(TASKS,)))
 
 
-async def test_the_queues_lie_over_the_namespaces(client: Client, pool: Pool) -> None:
-    """As many as were asked for, of either kind in each namespace, and all of them exist."""
+async def test_queues_are_spread_over_the_namespaces(client: Client, pool: Pool) -> None:
+    """Each namespace has as many of either kind as were asked for."""
     manifest, services = pool.runtime.manifest, client.connections
     namespaces = {admin.namespace for admin in services.admins}
     for queues in (manifest.task_queues, manifest.results_queues):
@@ -50,8 +50,8 @@ async def test_the_queues_lie_over_the_namespaces(client: Client, pool: Pool) ->
         assert (await services.admin_of(queue).figures(queue.entity)).dead == 0
 
 
-async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Pool) -> None:
-    """Sessions with mailboxes in either results queue, tasks through either task queue."""
+async def test_tasks_use_every_queue_and_all_results_come_back(client: Client, pool: Pool) -> None:
+    """The sessions have mailboxes in either results queue."""
     wanted = set(pool.runtime.manifest.results_queues)
     names: dict[object, str] = {}
     while len(names) < len(wanted):
@@ -64,8 +64,8 @@ async def test_tasks_take_every_queue_and_all_come_back(client: Client, pool: Po
             assert sorted(link.sent > 0 for link in parts_of(session).sender.links) == [True, True]
 
 
-async def test_cancelling(pool: Pool) -> None:
-    """Running and waiting tasks, whichever queue they went through."""
+async def test_cancelling_ends_tasks_of_every_queue(pool: Pool) -> None:
+    """Some of them run, and some wait."""
     async with pool.session() as session:
         tasks = [await session.submit("sleeps.py", "60") for _ in range(8)]
         await asyncio.gather(*(task.accepted() for task in tasks))
@@ -76,8 +76,10 @@ async def test_cancelling(pool: Pool) -> None:
         assert await session.run("echo.py", "still", "there") == ["still", "there"]
 
 
-async def test_reattaching(client: Client, cloud: Path, pool: Pool) -> None:
-    """What was submitted by a session that ended comes to the next one of its name."""
+async def test_next_session_of_the_name_gets_the_results_of_every_queue(
+    client: Client, cloud: Path, pool: Pool
+) -> None:
+    """The session that submitted the tasks has ended."""
     name = f"again-{uuid.uuid4().hex[:8]}"
     async with pool.session(name) as session:
         for number in range(40):
@@ -90,8 +92,8 @@ async def test_reattaching(client: Client, cloud: Path, pool: Pool) -> None:
     assert found == {(number,) for number in range(40)}
 
 
-async def test_a_retry_and_an_explanation(pool: Pool) -> None:
-    """A task that is handed back finds its way, and what the queues hold is known."""
+async def test_retried_task_returns_through_its_queue_and_queues_are_explained(pool: Pool) -> None:
+    """A task that is handed back arrives again, and the explanation counts what the queues hold."""
     async with pool.session() as session:
         result = await (await session.submit("echo.py", "x")).outcome()
         assert result.status is Status.SUCCEEDED
@@ -99,8 +101,8 @@ async def test_a_retry_and_an_explanation(pool: Pool) -> None:
         assert "queued" in explanation.facts
 
 
-async def test_deleting_takes_all_queues(client: Client) -> None:
-    """None is left in any namespace."""
+async def test_deleting_a_pool_removes_its_queues_in_every_namespace(client: Client) -> None:
+    """No queue is left."""
     pool = await client.create_pool(PoolSpec("passing", shards=2, nodes=0))
     prefix = pool.runtime.manifest.prefix
     await pool.delete()
@@ -108,8 +110,8 @@ async def test_deleting_takes_all_queues(client: Client) -> None:
         assert not [name for name in await admin.queues() if name.startswith(prefix)]
 
 
-async def test_a_client_of_the_pool_alone(pool: Pool) -> None:
-    """It gets a key for each queue, in whichever namespace, and uses them all."""
+async def test_guest_gets_a_key_for_each_queue(pool: Pool) -> None:
+    """It uses the queues of every namespace."""
     await pool.wait_ready(1)
     async with Client(await pool.client_settings()) as other:
         attached = await other.pool("sharded")

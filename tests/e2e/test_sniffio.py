@@ -39,8 +39,8 @@ asyncio.run(main())
 """
 
 
-async def test_an_agent_goes_on_after_a_dropped_map() -> None:
-    """What it reads of cancellations and what it begins next comes in ticks."""
+async def test_agent_goes_on_after_a_dropped_map() -> None:
+    """Reading cancellations and starting tasks happens in callbacks of the loop."""
     assert sniffio.current_async_library() == "asyncio"
     async with Client.local(nodes=1, slots=2) as client:
         pool = await client.ensure_pool("dropped", files=[TASKS])
@@ -56,8 +56,8 @@ async def test_an_agent_goes_on_after_a_dropped_map() -> None:
         assert {beat.agent for beat in await pool.heartbeats()} == agents
 
 
-def test_a_loop_that_is_entered_again(cloud_config: Path) -> None:
-    """As nest_asyncio does for notebooks: it runs a task's callbacks in the middle of another task."""
+def test_session_works_in_a_loop_that_is_entered_again(cloud_config: Path) -> None:
+    """nest_asyncio does so for notebooks: it runs a task's callbacks in the middle of another task."""
     pytest.importorskip("nest_asyncio2")
     command = [sys.executable, "-c", NESTED, str(cloud_config)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)

@@ -25,8 +25,8 @@ async def names(client: Client, container: str) -> set[str]:
 
 
 @pytest.mark.usefixtures("all_old")
-async def test_what_is_old_goes(client: Client, name: str) -> None:
-    """Signs of life, payloads and bundles of the dead go; the default bundle, jobs and outputs stay."""
+async def test_sweeping_deletes_what_is_old(client: Client, name: str) -> None:
+    """Presence, payloads and bundles of the dead go; the default bundle, jobs and outputs stay."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
     await pool.repurpose(OTHER)
     await pool.create_job("kept")
@@ -46,8 +46,8 @@ async def test_what_is_old_goes(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_what_lives_stays(client: Client, name: str) -> None:
-    """A pool in use is as it was: bundles stay while a session shows a sign of life, however old they are."""
+async def test_sweeping_keeps_what_a_living_session_uses(client: Client, name: str) -> None:
+    """Bundles stay while a session is present, however old they are."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
     async with pool.session(files=OTHER):
         before = await names(client, pool.runtime.manifest.ctl)
@@ -57,8 +57,8 @@ async def test_what_lives_stays(client: Client, name: str) -> None:
     await pool.delete()
 
 
-async def test_orphans_go(client: Client, name: str) -> None:
-    """Queues and containers of a pool that is gone go; those of one that is being made stay."""
+async def test_sweeping_deletes_orphaned_queues_and_containers(client: Client, name: str) -> None:
+    """Their pool is gone; those of a pool that is being made stay."""
     services = client.connections
     await services.storage.create_container(f"bf-{name}-12345678-ctl")
     await services.admin.create_queue(QueueSpec(f"bf-{name}-12345678-tasks"))
@@ -71,8 +71,8 @@ async def test_orphans_go(client: Client, name: str) -> None:
     await client.provisioner.remove(making.runtime.manifest)
 
 
-async def test_what_is_somebody_elses_stays(client: Client, name: str) -> None:
-    """Queues and containers that only begin as batchflow's do are not touched."""
+async def test_sweeping_leaves_what_batchflow_did_not_make(client: Client, name: str) -> None:
+    """Names of these queues and containers only begin as batchflow's do."""
     services = client.connections
     others = [f"bf-{name}", f"bf-{name}-data", f"bf-{name}-12345678-data"]
     for each in others:
@@ -85,8 +85,8 @@ async def test_what_is_somebody_elses_stays(client: Client, name: str) -> None:
         assert await services.admin.delete_queue(each)
 
 
-async def test_an_account_is_swept_once_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client sweeps soon after its opening, unless somebody has within a day."""
+async def test_account_is_swept_once_a_day(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client sweeps soon after its opening, unless another client has within a day."""
     await client.sweep()
     since = await last_swept(client.connections.manifests.index)
     assert since is not None

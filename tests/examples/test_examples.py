@@ -44,14 +44,14 @@ def run(program: str, *arguments: str, cwd: Path) -> list[str]:
     return finished.stdout.splitlines()
 
 
-def test_hello(tmp_path: Path) -> None:
-    """The smallest program prints its one result."""
+def test_hello_prints_its_one_result(tmp_path: Path) -> None:
+    """It is the smallest program."""
     assert run("01_hello/hello.py", cwd=tmp_path) == ["Hello, world!"]
 
 
 @needs_java
-def test_pi(tmp_path: Path) -> None:
-    """The table has a line for each count, with an estimate that a hundred points a task allow."""
+def test_pi_prints_a_line_for_each_count(tmp_path: Path) -> None:
+    """Each estimate is as good as a hundred points a task allow."""
     head, *rows = run("02_pi/pi.py", "--tasks", "4", "10", cwd=tmp_path)
     assert head == "# tasks  value of pi"
     assert [int(row.split()[0]) for row in rows] == [4, 10]
@@ -59,8 +59,8 @@ def test_pi(tmp_path: Path) -> None:
 
 
 @needs_java
-def test_two_waves(tmp_path: Path) -> None:
-    """Both kinds of task answer in the first wave, the third kind in the second, under ids that repeat."""
+def test_two_waves_answer_under_ids_that_repeat(tmp_path: Path) -> None:
+    """Two kinds of task answer in the first wave, the third kind in the second."""
     lines = run("03_two_waves/two_waves.py", cwd=tmp_path)
     border = lines.index("second wave")
     first, second = lines[1:border], lines[border + 1 :]
@@ -76,13 +76,13 @@ def test_two_waves(tmp_path: Path) -> None:
     assert sorted(second) == [f"task {i}  shout.py   THIS IS AN INPUT PARAM LIST" for i in range(4)]
 
 
-def test_input_files(tmp_path: Path) -> None:
-    """Each task finds its input file by name."""
+def test_input_files_are_found_by_name(tmp_path: Path) -> None:
+    """Each task finds its own."""
     lines = run("04_input_files/input_files.py", cwd=tmp_path)
     assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 2 lines, 11 words"]
 
 
-def test_two_clients(tmp_path: Path) -> None:
+def test_two_clients_get_their_own_results(tmp_path: Path) -> None:
     """Each client receives its own three results and none of the other's."""
     lines = run("05_two_clients/two_clients.py", cwd=tmp_path)
     expected = []
@@ -92,8 +92,8 @@ def test_two_clients(tmp_path: Path) -> None:
 
 
 @needs_java
-def test_demo_counts_its_results(tmp_path: Path) -> None:
-    """The demo says how many distinct results there were and that both nodes worked."""
+def test_demo_counts_results_and_nodes(tmp_path: Path) -> None:
+    """It says how many distinct results there were and that both nodes worked."""
     lines = run("demo.py", "--tasks", "40", cwd=tmp_path)
     text = "\n".join(lines)
     assert "40 distinct results of 40 tasks" in text
@@ -103,8 +103,8 @@ def test_demo_counts_its_results(tmp_path: Path) -> None:
     assert "NOT" not in text
 
 
-def test_demo_without_java(tmp_path: Path) -> None:
-    """Where there is no Java the demo says so, and what to install, and starts nothing."""
+def test_demo_without_java_says_what_to_install(tmp_path: Path) -> None:
+    """It starts nothing."""
     finished = subprocess.run(
         [sys.executable, str(EXAMPLES / "demo.py")],
         env={**os.environ, "PATH": str(tmp_path)},
@@ -119,7 +119,7 @@ def test_demo_without_java(tmp_path: Path) -> None:
     assert "no `java` on the PATH" in finished.stderr
 
 
-def test_examples_run_on_a_local_cloud_that_others_keep_up(tmp_path: Path) -> None:
+def test_examples_share_a_running_local_cloud(tmp_path: Path) -> None:
     """With `--config` several programs, one after another, use one local cloud and its pool."""
     config = tmp_path / "cloud.toml"
     cloud = subprocess.Popen(
@@ -140,8 +140,8 @@ def test_examples_run_on_a_local_cloud_that_others_keep_up(tmp_path: Path) -> No
     assert cloud.returncode == 0
 
 
-def test_every_example_has_its_line() -> None:
-    """The README of the examples names each program."""
+def test_readme_of_the_examples_names_each_program() -> None:
+    """No program is left out."""
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     programs = [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("[0-9]*/*.py"), *EXAMPLES.glob("[0-9]*/*.ipynb")]
     assert programs
@@ -150,8 +150,8 @@ def test_every_example_has_its_line() -> None:
 
 
 @needs_jdk
-def test_the_jar_is_what_its_source_gives(tmp_path: Path) -> None:
-    """Building the jar again, as the Makefile does, gives the bytes that are in the repository."""
+def test_jar_is_built_from_its_source_to_the_byte(tmp_path: Path) -> None:
+    """Building it again, as the Makefile does, gives the bytes that are in the repository."""
     root = EXAMPLES.parent
     java = root / "examples" / "02_pi" / "java"
     (tmp_path / "examples/02_pi/tasks").mkdir(parents=True)

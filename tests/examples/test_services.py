@@ -90,8 +90,8 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         yield service
 
 
-async def test_a_service_from_its_start_to_its_end(service: Service) -> None:
-    """A hundred requests at once, a stream of events, callers who go away, and an end in good order."""
+async def test_service_answers_streams_and_ends_in_good_order(service: Service) -> None:
+    """It gets a hundred requests at once, a stream of events, and callers who go away."""
     answers = await asyncio.gather(*(service.get(f"/square/{number}") for number in range(100)))
     assert answers == [number**2 for number in range(100)]
     await service.until_counts(succeeded=100, queued=0)
@@ -149,8 +149,8 @@ async def a_task_fails(service: Service) -> None:
 
 
 @pytest.mark.parametrize("program", SERVICES)
-async def test_an_interrupted_service_leaves_no_process(program: Path, tmp_path: Path) -> None:
-    """Ctrl-C, with a task under way for long, ends the service, its local cloud and the cloud's nodes."""
+async def test_interrupted_service_leaves_no_process(program: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends the service, its local cloud and the cloud's nodes, while a long task runs."""
     async with running(program, tmp_path) as service:
         family = descendants(service.process.pid)
         assert family

@@ -27,20 +27,22 @@ def batchflow_files() -> list[Path]:
     ]
 
 
-def test_hello(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None:
+def test_greeting_names_whom_it_is_given(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None:
     """It greets whom it is given."""
     assert batchflow_action("hello.py")(batchflow_engine, ["you"]) == ("Hello, you!", "no error")
 
 
-def test_words_are_counted(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None:
-    """The input file is found by name, in the directory that the task runs in."""
+def test_word_count_finds_its_input_by_name(
+    batchflow_action: Action, batchflow_engine: RecordingEngine
+) -> None:
+    """The file is in the directory that the task runs in."""
     counted, error = batchflow_action("count_words.py")(batchflow_engine, ["b.txt"])
     assert counted == {"lines": 2, "words": 11}
     assert error == "no error"
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
-def test_pi(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None:
+def test_jar_prints_an_estimate_of_pi(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None:
     """The jar really runs, and its lines are the result."""
     command = ["java", "-Xmx64m", "-jar", "pi.jar", "100"]
     lines, error = batchflow_action("pi_runner.py")(batchflow_engine, command)
@@ -48,8 +50,8 @@ def test_pi(batchflow_action: Action, batchflow_engine: RecordingEngine) -> None
     assert error == "no error"
 
 
-async def test_the_same_in_a_pool(batchflow_session: Session) -> None:
-    """What holds in the test's own process holds on a node."""
+async def test_tasks_give_the_same_in_a_pool(batchflow_session: Session) -> None:
+    """The test ran them in its own process before."""
     assert await batchflow_session.run("hello.py", "you") == "Hello, you!"
     assert await batchflow_session.run("count_words.py", "b.txt") == {"lines": 2, "words": 11}
     assert await batchflow_session.run("square.py", "2 3") == [4, 9]

@@ -85,8 +85,8 @@ def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=90)
 
 
-def test_a_task_is_called_without_any_process(project: pytest.Pytester) -> None:
-    """An action finds its modules and its files by name, and what it says to the engine can be looked at."""
+def test_engine_fixture_calls_a_task_in_the_test_process(project: pytest.Pytester) -> None:
+    """The action finds its modules and files by name, and the test reads what it said to the engine."""
     project.makepyfile(
         """
         import sys
@@ -123,15 +123,17 @@ def test_a_task_is_called_without_any_process(project: pytest.Pytester) -> None:
         pytest.param(None, "@pytest.mark.anyio", id="anyio"),
     ],
 )
-def test_sessions_in_async_tests(project: pytest.Pytester, cloud: Path, mode: str | None, mark: str) -> None:
-    """Client, pool and session are open in async tests of either plugin, in each of its modes."""
+def test_fixtures_open_client_pool_and_session_for_async_tests(
+    project: pytest.Pytester, cloud: Path, mode: str | None, mark: str
+) -> None:
+    """They work with either plugin for async tests, in each of its modes."""
     configure(project, mode)
     project.makepyfile(ASYNC_TEST.format(mark=mark))
     project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n")
     run(project, f"--batchflow-config={cloud}").assert_outcomes(passed=2)
 
 
-def test_files_may_be_a_fixture_and_a_cloud_is_started(project: pytest.Pytester) -> None:
+def test_overridden_files_run_on_a_cloud_that_the_run_starts(project: pytest.Pytester) -> None:
     """`batchflow_files` can be overridden; the run starts a local cloud of its own, and ends it."""
     project.makepyfile(
         """
@@ -149,7 +151,7 @@ def test_files_may_be_a_fixture_and_a_cloud_is_started(project: pytest.Pytester)
     run(project).assert_outcomes(passed=1)
 
 
-def test_another_deployment_can_be_named(project: pytest.Pytester) -> None:
+def test_config_option_uses_another_deployment(project: pytest.Pytester) -> None:
     """With `--batchflow-config` no cloud is started: the settings are those of the file."""
     (project.path / "other.toml").write_text('target = "azure"\n[batch]\naccount = "elsewhere"\n')
     project.makepyfile(
@@ -161,16 +163,16 @@ def test_another_deployment_can_be_named(project: pytest.Pytester) -> None:
     run(project, "--batchflow-config", "other.toml").assert_outcomes(passed=1)
 
 
-def test_an_option_that_is_no_number_is_named(project: pytest.Pytester) -> None:
-    """What is wrong in the configuration file is said, without a traceback."""
+def test_wrong_configuration_is_named_without_a_traceback(project: pytest.Pytester) -> None:
+    """An option in the file is no number."""
     project.makepyfile("def test_it(batchflow_cloud): pass")
     result = run(project, "-o", "batchflow_nodes=two")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["batchflow_nodes is 'two'; a whole number, at least 1, is needed"])
 
 
-def test_without_an_async_plugin_it_says_so(project: pytest.Pytester) -> None:
-    """A session in a plain test names what is missing."""
+def test_missing_async_plugin_is_named(project: pytest.Pytester) -> None:
+    """The test with a session is a plain one."""
     configure(project, None)
     project.makepyfile("def test_it(batchflow_session): pass")
     result = run(project)
@@ -178,8 +180,8 @@ def test_without_an_async_plugin_it_says_so(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*are for async tests*pytest.mark.anyio*"])
 
 
-def test_on_trio_it_says_so(project: pytest.Pytester) -> None:
-    """batchflow runs on asyncio, and a test that is run on something else hears it."""
+def test_run_on_trio_is_refused(project: pytest.Pytester) -> None:
+    """batchflow runs on asyncio alone."""
     configure(project, None)
     project.makepyfile(ASYNC_TEST.format(mark="@pytest.mark.anyio"))
     project.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'trio'\n")
@@ -188,7 +190,7 @@ def test_on_trio_it_says_so(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*let a fixture `anyio_backend` of yours return 'asyncio'*"])
 
 
-def test_fixtures_of_the_same_purpose_do_not_collide(project: pytest.Pytester) -> None:
+def test_fixtures_of_a_project_keep_their_names(project: pytest.Pytester) -> None:
     """A project's own `client`, `pool`, `session` and `engine` stay what they are."""
     project.makepyfile(
         """
@@ -205,8 +207,8 @@ def test_fixtures_of_the_same_purpose_do_not_collide(project: pytest.Pytester) -
     run(project).assert_outcomes(passed=4)
 
 
-def test_a_run_without_it_loads_next_to_nothing() -> None:
-    """What is not used costs its own import: no loop, no HTTP, no SDK, no agent."""
+def test_unused_plugin_loads_next_to_nothing() -> None:
+    """It imports no loop, no HTTP, no SDK and no agent."""
     program = "import json, sys, pytest; known = set(sys.modules); import batchflow.pytest_plugin;"
     program += " print(json.dumps(sorted(set(sys.modules) - known)))"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

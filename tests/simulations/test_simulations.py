@@ -22,8 +22,8 @@ def burst(count: int, duration: float, nodes: int = 2, **options: object) -> Rep
 
 @BOTH
 @pytest.mark.parametrize("duration", [0.001, 0.005, 0.05])
-def test_slots_are_kept_busy(costs: Costs, duration: float) -> None:
-    """Short tasks and longer ones, near the broker and far from it, fill the slots after the first trips."""
+def test_packs_keep_the_slots_busy(costs: Costs, duration: float) -> None:
+    """Short and longer tasks, near the broker and far from it, fill the slots after the first round trips."""
     report = burst(int(8 / duration), duration, costs=costs)
     assert report.busy > 0.88
     assert report.handed_back == 0 or duration > GUESS
@@ -31,8 +31,8 @@ def test_slots_are_kept_busy(costs: Costs, duration: float) -> None:
 
 
 @BOTH
-def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it costs more messages for next to no time; twice as much brings next to nothing.
+def test_chosen_work_of_a_pack_is_the_best_of_three(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it costs more messages for little time; twice as much brings little.
 
     Where the backlog, which allows more, is left out of account.
     """
@@ -51,7 +51,9 @@ def test_the_chosen_work_of_a_pack_is_right(costs: Costs, monkeypatch: pytest.Mo
 
 @BOTH
 @pytest.mark.parametrize("duration", [0.001, 0.005])
-def test_a_backlog_saves_messages(costs: Costs, duration: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backlog_travels_in_fewer_messages(
+    costs: Costs, duration: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its packs are larger, and the last of them leave no slot idle for long."""
     with_backlog = burst(int(6 / duration), duration, costs=costs)
     monkeypatch.setattr("batchflow.protocol.packing._OF_BACKLOG", 0.0)
@@ -62,8 +64,8 @@ def test_a_backlog_saves_messages(costs: Costs, duration: float, monkeypatch: py
 
 
 @BOTH
-def test_a_small_backlog_is_spread_as_ever(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a few hundred milliseconds for each slot no pack takes more than it otherwise would."""
+def test_small_backlog_is_spread_over_the_slots(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a few hundred milliseconds for each slot no pack takes more than it otherwise would."""
 
     def known() -> Report:
         return burst(
@@ -79,8 +81,8 @@ def test_a_small_backlog_is_spread_as_ever(costs: Costs, monkeypatch: pytest.Mon
 
 @BOTH
 @pytest.mark.parametrize("duration", [0.05, 0.2, 2.0])
-def test_long_tasks_of_an_unknown_command_run_everywhere_at_once(costs: Costs, duration: float) -> None:
-    """Some of them share messages, for nobody knows that they are long; agents hand back what would wait."""
+def test_long_tasks_of_an_unknown_command_run_on_every_node_at_once(costs: Costs, duration: float) -> None:
+    """Some share messages, because their length is unknown; agents hand back those that would wait."""
     report = burst(80, duration, nodes=8, costs=costs)
     assert report.elapsed < 10 * duration + 0.6
     assert report.busy > 0.5
@@ -88,21 +90,21 @@ def test_long_tasks_of_an_unknown_command_run_everywhere_at_once(costs: Costs, d
 
 @BOTH
 def test_short_tasks_of_an_unknown_command_share_messages(costs: Costs) -> None:
-    """Before the first of them has ended there are many."""
+    """Many are submitted before the first of them has ended."""
     report = burst(2000, 0.0002, costs=costs)
     assert report.messages < 2000 / 8
     assert report.handed_back == 0
 
 
 @BOTH
-def test_a_lone_task_takes_its_trips_and_no_more(costs: Costs) -> None:
-    """It waits for nothing: the way to the broker, to the agent, back to the broker, to the client."""
+def test_lone_task_takes_its_round_trips_and_no_more(costs: Costs) -> None:
+    """The way leads to the broker, to the agent, back to the broker and to the client."""
     report = World([Job(number, "x", 0.001) for number in range(20)], nodes=2, costs=costs).run()
     assert report.p99 < 0.001 + 2.5 * costs.round_trip + 0.005
 
 
 @BOTH
-def test_a_stream_is_answered_at_once(costs: Costs) -> None:
+def test_steady_stream_is_answered_at_once(costs: Costs) -> None:
     """At a quarter of the slots' capacity a task takes little more than its trips and its own time."""
     jobs = [Job(number / 400, "x", 0.005) for number in range(1200)]
     report = World(jobs, nodes=8, costs=costs).run()
@@ -110,14 +112,14 @@ def test_a_stream_is_answered_at_once(costs: Costs) -> None:
 
 
 def test_no_ops_share_messages() -> None:
-    """Near the broker as well as far from it a no-op costs a tenth of a credit, instead of four."""
+    """A no-op costs a tenth of a credit instead of four, near the broker and far from it."""
     assert burst(10_000, 0.0001, costs=NEAR).credits_per_task < 0.1
     assert burst(10_000, 0.0001, costs=FAR).credits_per_task < 0.1
 
 
 @BOTH
-def test_unknown_commands_go_alone_to_every_slot(costs: Costs) -> None:
-    """Long tasks of which nothing is known are running on all nodes after a few trips."""
+def test_long_tasks_of_an_unknown_command_reach_every_slot(costs: Costs) -> None:
+    """They run on all nodes after a few round trips."""
     report = burst(32, 1.0, nodes=32, costs=costs)
     assert report.messages == 32
     assert report.elapsed < 1.0 + 10 * costs.round_trip + 0.2
@@ -136,8 +138,8 @@ def test_no_agent_holds_what_another_could_run() -> None:
 
 @pytest.mark.parametrize("duration", [0.0001, 0.001, 0.005, 0.2])
 @pytest.mark.parametrize("trip", [0.0001, 0.02])
-def test_the_fast_simulation_agrees_with_the_exact_one(duration: float, trip: float) -> None:
-    """Rate and credits, where both can go."""
+def test_fast_simulation_agrees_with_the_exact_one(duration: float, trip: float) -> None:
+    """Rate and credits are compared where both can go."""
     count = min(10_000, int(6 / duration))
     costs = Costs(round_trip=trip)
     exact = burst(count, duration, nodes=4, costs=costs)
@@ -146,8 +148,8 @@ def test_the_fast_simulation_agrees_with_the_exact_one(duration: float, trip: fl
     assert fast.credits_per_task == pytest.approx(exact.credits_per_task, rel=0.6, abs=0.1)
 
 
-def test_credits_bound_what_one_namespace_does() -> None:
-    """Four a task: 250 long tasks a second, and four times as many over four namespaces.
+def test_credits_bound_the_rate_of_one_namespace() -> None:
+    """A task costs four: 250 long tasks a second, and four times as many over four namespaces.
 
     But one session's results all come through one of them.
     """
@@ -161,8 +163,8 @@ def test_credits_bound_what_one_namespace_does() -> None:
     assert alone.rate < 0.8 * four.rate
 
 
-def test_the_limit_that_bites_is_named() -> None:
-    """Ten thousand agents do not fit into one namespace, whatever they do."""
+def test_report_names_the_limit_that_is_reached() -> None:
+    """Ten thousand agents do not fit into one namespace."""
     first, *_ = uses(FleetWorld(Fleet(nodes=10_000, tasks=20_000, duration=60.0)).run())
     assert first.name == "connections of a namespace"
     assert first.share > 1

@@ -52,7 +52,7 @@ class Agent:
         """What came, message by message."""
 
     async def beat(self, **fields: Any) -> None:
-        """A sign of life."""
+        """Write a heartbeat."""
         now = self.clock()
         versions = {"batchflow": own_version()}
         plain: dict[str, Any] = {"state": "ready", "slots": 2, "interval": 60.0, "versions": versions}
@@ -61,7 +61,7 @@ class Agent:
         await self._out.put(heartbeat_blob(self.name), beat.encode())
 
     async def take_message(self, max_wait: float = BOUND) -> list[TaskItem]:
-        """The tasks of the next message, which is completed; none when none came in time."""
+        """Complete the next message and return its tasks; none when none came in time."""
         if self._receiver is None:
             self._receiver = await self._broker.receiver(self._manifest.task_queues[0])
         delivery = await self._receiver.receive(max_wait)
@@ -73,7 +73,7 @@ class Agent:
         return items
 
     async def take(self, number: int = 1) -> list[TaskItem]:
-        """So many tasks, at least."""
+        """Take messages until there are so many tasks, at least."""
         items: list[TaskItem] = []
         while len(items) < number:
             more = await self.take_message()
@@ -82,7 +82,7 @@ class Agent:
         return items
 
     async def answer(self, *items: TaskItem, value: Any = None, **fields: Any) -> list[ResultItem]:
-        """One message with a result for each. Without `value`: its arguments."""
+        """Send one message with a result for each task. Without `value`, a result is the task's arguments."""
         results = [result_of(item, value, **fields) for item in items]
         await self.post(results)
         return results
@@ -101,7 +101,7 @@ class Agent:
         await self._sender.send(OutgoingMessage(body, message_id, session_id=mailbox))
 
     async def store(self, name: str, data: bytes) -> Reference:
-        """A result's value in a blob."""
+        """Store a result's value in a blob."""
         await self._out.put(name, data)
         return Reference(name, len(data))
 
@@ -119,7 +119,7 @@ def argument_of(item: TaskItem) -> Any:
 
 
 def result_of(item: TaskItem, value: Any = None, **fields: Any) -> ResultItem:
-    """The agent's result of a task."""
+    """Return the agent's result of a task."""
     plain: dict[str, Any] = {
         "uid": item.uid,
         "client": item.client,

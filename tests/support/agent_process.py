@@ -25,14 +25,14 @@ UID = "abc123:7"
 
 
 def note(word: str) -> int:
-    """Append a line to the diary; how many lines there are now."""
+    """Append a line to the diary; return how many lines there are now."""
     with open(DIRECTORY / "diary", "a", encoding="utf-8") as diary:
         diary.write(f"{word} {os.getpid()}\n")
     return len((DIRECTORY / "diary").read_text(encoding="utf-8").splitlines())
 
 
 def crash_once() -> int:
-    """Ends with 1 the first time and with 0 the second."""
+    """End with 1 the first time and with 0 the second."""
     return 1 if note("life") == 1 else 0
 
 
@@ -42,7 +42,7 @@ def refuse() -> int:
 
 
 def leave_orphans() -> int:
-    """Starts a child, a grandchild in a session of its own, and an orphan of it; then waits for its end."""
+    """Start a child, a grandchild in a session of its own, and an orphan of it; then wait for the end."""
     if note("life") > 4:
         time.sleep(3600)
     note("child " + str(subprocess.Popen(["sleep", "3600"]).pid))
@@ -56,7 +56,7 @@ def leave_orphans() -> int:
 
 
 def drain() -> int:
-    """Ends with 0 on SIGTERM."""
+    """End with 0 on SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: (note("term"), os._exit(0)))
     note("waiting")
     time.sleep(3600)
@@ -64,7 +64,7 @@ def drain() -> int:
 
 
 def ignore() -> int:
-    """Does not listen to SIGTERM."""
+    """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: note("term"))
     note("waiting")
     while True:
@@ -72,7 +72,7 @@ def ignore() -> int:
 
 
 def die_at_work() -> int:
-    """Is killed twice while a task runs, then ends."""
+    """Be killed twice while a task runs, then end."""
     record = RunningRecord(DIRECTORY / "running", 2)
     lives = note("life")
     if lives > 2:
@@ -85,14 +85,14 @@ def die_at_work() -> int:
 
 
 def fail_in_a_callback() -> int:
-    """While a task runs, a callback of the event loop raises; the second time nothing does."""
+    """Raise in a callback of the event loop while a task runs; the second time nothing does."""
     if note("life") == 1:
         asyncio.run(_wait_with_a_bad_callback())
     return 0
 
 
 def fail_and_stay() -> int:
-    """As before, but what would end the agent in order takes for ever."""
+    """Raise as `fail_in_a_callback` does; what would end the agent in order never returns."""
     if note("life") == 1:
         callbacks.BOUND = 0.1  # type: ignore[misc]
         asyncio.run(_wait_with_a_bad_callback(stay=True))

@@ -32,7 +32,7 @@ INCARNATION = "abc123"
 
 
 def config(**changes: Any) -> documents.AgentConfig:
-    """An agent's configuration for the memory doubles."""
+    """Return an agent's configuration for the memory doubles."""
     base = documents.AgentConfig(
         pool="pool",
         task_queues=(documents.QueueAccess(TASKS, "Endpoint=sb://memory/"),),
@@ -50,7 +50,7 @@ def config(**changes: Any) -> documents.AgentConfig:
 
 
 def task(sequence: int, command: str = "ok", *args: Any, **changes: Any) -> wire.TaskItem:
-    """A task as a client makes it."""
+    """Make a task as a client does."""
     base = wire.TaskItem(
         client="client",
         job="job",
@@ -79,7 +79,7 @@ class FakeSlot:
         return Place(bundle, files, files, [])
 
     def resolve(self, execution: Execution, place: Place) -> commands.RunProgram:
-        """No task is for the Python worker."""
+        """Return a program for every task, so that none needs the Python worker."""
         return commands.RunProgram((execution.command,))
 
     async def launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
@@ -207,7 +207,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def doomed(self, **changes: Any) -> AsyncIterator[Agent]:
-        """An agent that dies without a word at the end of the block."""
+        """Run an agent that is killed at the end of the block."""
         agent = Agent(self.parts(None, **changes))
         running = asyncio.create_task(agent.run())
         try:
@@ -220,7 +220,7 @@ class World:
     async def agent(
         self, crashes: dict[str, CrashCount] | None = None, **changes: Any
     ) -> AsyncIterator[Agent]:
-        """An agent that runs as long as the block lasts; drained at its end."""
+        """Run an agent for the block, and drain it at the end."""
         agent = Agent(self.parts(crashes, **changes))
         running = asyncio.create_task(agent.run())
         try:
@@ -231,13 +231,13 @@ class World:
                 await running
 
     async def submit(self, *tasks: wire.TaskItem) -> None:
-        """All in one message."""
+        """Send the tasks in one message."""
         sender = await self.broker.sender(TASKS)
         body = wire.join("tasks", [wire.encode(each) for each in tasks])
         await sender.send(OutgoingMessage(body, f"m{next(self.numbers)}"))
 
     async def results(self, count: int, mailbox: str = "job/client") -> list[wire.ResultItem]:
-        """The next results, in the order in which they come."""
+        """Receive the next results, in the order in which they come."""
         found: list[wire.ResultItem] = []
         async with asyncio.timeout(BOUND), await self.broker.mailbox(RESULTS, mailbox) as link:
             while len(found) < count:
@@ -253,7 +253,7 @@ class World:
         self.broker.tick()
 
     async def empty(self) -> None:
-        """Wait until the task queue holds nothing any more."""
+        """Wait until the task queue is empty."""
         await self.until(lambda: self._is_empty())
 
     async def _is_empty(self) -> bool:
@@ -261,7 +261,7 @@ class World:
         return not figures.active and not figures.scheduled
 
     async def until(self, condition: Callable[[], Awaitable[bool] | bool]) -> None:
-        """Wait until it holds."""
+        """Wait until the condition holds."""
         await eventually(condition, pause=0.005)
 
     async def heartbeats(self) -> list[documents.Heartbeat]:

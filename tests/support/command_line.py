@@ -101,7 +101,7 @@ class Cli:
         )
 
     def rows(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
-        """The JSON lines that a command prints, in the order of their index."""
+        """Return the JSON lines that a command prints, in the order of their index."""
         ended = self(*arguments)
         assert ended.returncode == code, ended.stderr
         return parsed(ended.stdout)
@@ -155,7 +155,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     def end(self) -> int:
-        """Its exit code, and all that it said."""
+        """Wait for the end; return the exit code."""
         while self._read():
             pass
         _, status = os.waitpid(self._pid, 0)

@@ -69,13 +69,13 @@ UPDATED_BY_PUT = {"PUT jobs/*", "PUT jobs/*/tasks/*"}
 
 @cache
 def specification(name: str) -> Any:
-    """A published document; None where it is not at hand."""
+    """Return a published document; None where it is not at hand."""
     path = SPECS / name
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def at_hand() -> bool:
-    """Whether both documents are there."""
+    """Tell whether both documents are there."""
     return specification(SWAGGER) is not None and specification(MODELS) is not None
 
 
@@ -88,14 +88,14 @@ class Contract:
         self._where = ""
 
     def verdict(self) -> list[str]:
-        """What did not fit since this was last asked."""
+        """Return what did not fit since this was last asked."""
         misfits, self._misfits = self._misfits, []
         return misfits
 
     def exchange(
         self, method: str, url: str, sent: bytes | None, status: int, headers: Mapping[str, str], got: bytes
     ) -> None:
-        """One request with its answer. Misfits are collected, not raised: no one on the way swallows them."""
+        """Check one request with its answer. Misfits are collected, because a client may swallow an error."""
         split = urlsplit(url)
         self._where = f"{method} {split.path}: {status}"
         found = self._operation(method, split.path)
@@ -110,14 +110,14 @@ class Contract:
         self._answer(route, operation, status, _Headers(headers), got, selected="$select" in query)
 
     def sent(self, method: str, path: str, body: Any) -> None:
-        """A request's body that nobody has answered."""
+        """Check a request's body that got no answer."""
         found = self._operation(method, path)
         assert found is not None, path
         self._where = f"{method} {path}"
         self._request(*found, body)
 
     def _operation(self, method: str, path: str) -> tuple[str, Any] | None:
-        """None for a path or a verb that the contract does not have."""
+        """Find the operation; None for a path or a verb that the contract does not have."""
         names = path.strip("/").split("/")
         if len(names) > 6:
             names = [*names[:5], "/".join(names[5:])]
@@ -221,7 +221,7 @@ class _Headers:
 
 
 def _is_lenient(error: Any) -> bool:
-    """Numbers come as strings from one of Azure's own clients, and the service takes them."""
+    """Tell whether the service takes a number as a string, as one of Azure's own clients sends it."""
     return error.validator == "type" and error.validator_value == "integer" and str(error.instance).isdigit()
 
 

@@ -40,7 +40,7 @@ async def until_empty(session: Session, but: int = 0) -> None:
 
 
 def settings(**session: Any) -> Settings:
-    """Settings as of a connected client, with short times."""
+    """Return the settings of a connected client, with short times."""
     return Settings(
         batch=BatchSettings("account", "key", "https://account.example"),
         storage=StorageSettings("storage"),
@@ -92,11 +92,11 @@ class ScriptedStorage(MemoryStorage):
         return ScriptedContainer(self, name)
 
     async def write(self, name: str, data: bytes, container: str) -> None:
-        """Past all faults."""
+        """Write a blob past all faults."""
         await MemoryContainer(self, container).put(name, data)
 
     def names(self, prefix: str) -> list[str]:
-        """Of all blobs, in whatever container, that begin so."""
+        """List the blobs of all containers whose names begin so."""
         return sorted(n for blobs in self.content.values() for n in blobs if n.startswith(prefix))
 
 

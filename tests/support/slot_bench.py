@@ -39,13 +39,13 @@ _ITEM = TaskItem("client", "job", "0", "task.py", [], "run:0", "b" * 64)
 
 
 def config(**changes: Any) -> AgentConfig:
-    """An agent's settings."""
+    """Return an agent's settings."""
     plain = AgentConfig("pool", (_QUEUE,), (_QUEUE,), _CONTAINER, _CONTAINER, 60.0)
     return replace(plain, **{"grace": 1.0, **changes})
 
 
 def materialise(root: Path, contents: Mapping[str, str | bytes]) -> tuple[Bundle, Path]:
-    """A bundle, and a folder as the cache makes it. Names that end in "*" are executable."""
+    """Make a bundle, and its folder as the cache does. Names that end in "*" are executable."""
     files, data = [], {}
     for name, content in contents.items():
         raw = content.encode() if isinstance(content, str) else content
@@ -65,7 +65,7 @@ def materialise(root: Path, contents: Mapping[str, str | bytes]) -> tuple[Bundle
 
 @asynccontextmanager
 async def bench(root: Path, **changes: Any) -> AsyncIterator[Bench]:
-    """A slot for a block; `changes`: of the agent's settings. Nothing may be left of it afterwards."""
+    """Run a slot for a block; `changes`: of the agent's settings. Nothing may be left of it afterwards."""
     made = Bench(root, **changes)
     try:
         async with asyncio.timeout(2 * BOUND):
@@ -83,7 +83,7 @@ class BenchSlot(Slot):
 
     @property
     def child_pid(self) -> int | None:
-        """The process that Python tasks run in; None while there is none."""
+        """Return the process that Python tasks run in; None while there is none."""
         child = self.processes.child
         return child.pid if child is not None and child.alive else None
 
@@ -114,12 +114,12 @@ class Bench:
     async def run(
         self, contents: Mapping[str, str | bytes], command: str, *args: Any, **limits: Any
     ) -> Outcome:
-        """One task of that bundle."""
+        """Run one task of that bundle."""
         bundle, files = materialise(self.root, contents)
         return await self.execute(self.execution(bundle, command, list(args), **limits), files)
 
     async def execute(self, execution: Execution, files: Path) -> Outcome:
-        """One task."""
+        """Run one task."""
         found: list[Outcome] = []
         await self.run_many([execution], files, lambda _, outcomes: found.extend(outcomes))
         return found[0]
@@ -127,39 +127,39 @@ class Bench:
     async def run_many(
         self, executions: Sequence[Execution], files: Path, done: Done, start_by: float = ANY_TIME
     ) -> None:
-        """Several tasks of one bundle; `done` gets the outcomes as they come, with the index of the first."""
+        """Run tasks of one bundle; `done` gets the outcomes as they come, with the index of the first."""
         self._queue = queue(self.slot, executions, done, start_by)
         self._given = len(executions)
         await self._queue.run(executions[0].bundle, files)
 
     @property
     def left(self) -> Sequence[QueuedTask]:
-        """The tasks that have not ended."""
+        """Return the tasks that have not ended."""
         return () if self._queue is None else self._queue.tasks
 
     def follow(self, executions: Sequence[Execution], start_by: float = ANY_TIME) -> None:
-        """Add these to what runs."""
+        """Add these tasks to those that run."""
         assert self._queue is not None
         self._queue.add(queued(executions, self._given, start_by))
         self._given += len(executions)
 
     def recall(self) -> int:
-        """Take back what has not begun; how many of the tasks still run, or have run."""
+        """Take back the tasks that have not begun; return how many still run, or have run."""
         assert self._queue is not None
         self._given -= len(self._queue.recall())
         return self._given
 
     def messages(self, kind: str) -> list[str]:
-        """The messages of the events of a kind."""
+        """Return the messages of the events of a kind."""
         return [event.message for event in self.events if event.kind == kind]
 
     async def python(self, source: str, *args: Any, **limits: Any) -> Outcome:
-        """One task whose file is this source."""
+        """Run one task whose file is this source."""
         return await self.run({"task.py": source}, "task.py", *args, **limits)
 
 
 def queued(executions: Sequence[Execution], first: int = 0, start_by: float = ANY_TIME) -> list[QueuedTask]:
-    """These as a slot's queue has them, numbered from `first`."""
+    """Number the tasks from `first`, as a slot's queue has them."""
     tasks = []
     for number, execution in enumerate(executions, first):
         task = QueuedTask(number, _ITEM, start_by)
@@ -169,7 +169,7 @@ def queued(executions: Sequence[Execution], first: int = 0, start_by: float = AN
 
 
 def queue(slot: Slot, executions: Sequence[Execution], done: Done, start_by: float = ANY_TIME) -> SlotQueue:
-    """The queue of a slot that was given these."""
+    """Return the queue of a slot that was given these tasks."""
 
     def ended(found: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         done(found[0][0].number, [outcome for _, outcome in found])
@@ -178,12 +178,12 @@ def queue(slot: Slot, executions: Sequence[Execution], done: Done, start_by: flo
 
 
 def keep(found: dict[int, Outcome]) -> Callable[[int, Sequence[Outcome]], None]:
-    """What puts the outcomes of `run_many` there, by their index."""
+    """Return a callback that keeps the outcomes of `run_many` by their index."""
     return lambda first, outcomes: found.update(enumerate(outcomes, first))
 
 
 def value(outcome: Outcome) -> Any:
-    """What a task that must have succeeded returned."""
+    """Return the value of a task, which must have succeeded."""
     assert outcome.error is None, (outcome.error, outcome.traceback, outcome.stderr)
     if outcome.value is None:
         return None
