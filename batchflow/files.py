@@ -109,7 +109,7 @@ def write_files(files: Files, folder: Path) -> None:
 
 
 async def _is_young(container: Container, name: str) -> bool:
-    """Whether the blob exists and is young. An old one is written again, because a sweep may remove it."""
+    """Tell whether the blob is there and young. An old one is written again: a sweep may remove it."""
     found = [info async for info in container.list(name) if info.name == name]
     return bool(found) and found[0].age < _YOUNG
 

@@ -150,7 +150,7 @@ class Session(Supervised):
     async def submit_many(
         self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
     ) -> list[Task]:
-        """`submit` for each input: a list or tuple is the arguments, anything else is the one argument."""
+        """Submit a task for each input: a list or tuple is the arguments, else the input is the argument."""
         tasks = []
         for value in inputs:
             submission = Submission(command=command, arguments=as_arguments(value), **options)
@@ -209,19 +209,19 @@ class Session(Supervised):
     # ---- reading
 
     def results(self, *, follow: bool = False) -> ResultStream:
-        """Each result that no call had claimed (by awaiting, `run`, `map`) when it comes to be yielded, once.
+        """Read each result that no call had claimed (by awaiting, `run`, `map`) when it is yielded, once.
 
         Ends when everything submitted so far has come; with `follow`, when the session ends.
         """
         return SessionResults(self._parts.outcomes, follow)
 
     def take(self, limit: int | None = None) -> Results:
-        """The unclaimed results that have come since last asked, without waiting."""
+        """Return the unclaimed results that have come since last asked, without waiting."""
         results = iter(self._parts.outcomes.next_unclaimed, None)
         return Results(itertools.islice(results, limit))
 
     def events(self) -> EventStream:
-        """Output lines, logs and progress of tasks, warnings of the session: those from now on."""
+        """Read output lines, logs and progress of tasks, and warnings of the session, from now on."""
         return EventStream(self._context.notices, self._context.lifetime)
 
     @property
@@ -236,7 +236,7 @@ class Session(Supervised):
         return self._context.counter.stats(counts.submitted, counts.done)
 
     async def explain(self) -> Explanation:
-        """What is known of why results come, or do not."""
+        """Explain why results come, or do not."""
         pool, context = await self._pool.explain(), self._context
         facts = SessionFacts(
             job=self.job_name,
@@ -267,18 +267,18 @@ class Session(Supervised):
         await self._parts.receiver.save_checkpoint()
 
     async def update_files(self, files: Files) -> None:
-        """Tasks submitted from now on run with these files; those submitted before keep theirs."""
+        """Change the files of tasks submitted from now on; tasks submitted before keep theirs."""
         self._context.lifetime.check_open()
         self._parts.submitter.bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
 
     async def cancel_all(self) -> None:
-        """`cancel` every task that has no outcome."""
+        """Cancel every task that has no outcome."""
         await self._parts.cancellations.cancel(list(self._context.tracker))
 
     # ---- the supervisor
 
     def _registration(self) -> OpenSession:
-        """What the client and the pool need of a session that is open."""
+        """Return what the client and the pool need of a session that is open."""
         return OpenSession(
             pool_id=self.pool_id,
             job=self.job_name,

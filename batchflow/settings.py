@@ -172,7 +172,7 @@ class Settings:
         return tuple(self._missing())
 
     def check(self) -> Settings:
-        """Itself. Raises `ConfigurationError` naming every setting that a connection needs and lacks."""
+        """Return the settings. Raises `ConfigurationError` naming every setting that a connection lacks."""
         if missing := self.missing:
             names = ", ".join(missing)
             variables = ", ".join(PREFIX + name.replace(".", "_").upper() for name in missing)

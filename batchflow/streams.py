@@ -28,11 +28,11 @@ class ResultStream(AsyncIterator[Result], Closes):
     """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
 
     async def collect(self) -> Results:
-        """All that come, at its end. Cancelled, it loses those that had come."""
+        """Return all that come, at the end. Cancelled, it loses those that had come."""
         return Results([result async for result in self])
 
     def progress(self, *, total: int | None = None, label: str = "") -> ResultStream:
-        """The same stream, which shows how far it is: in a notebook, on a terminal, or as lines of stderr.
+        """Return the same stream, which shows its progress: in a notebook, on a terminal, or on stderr.
 
         `total`: how many will come, where the stream cannot tell.
         """
@@ -44,7 +44,7 @@ class ResultStream(AsyncIterator[Result], Closes):
         return None
 
     async def aclose(self) -> None:
-        """Idempotent."""
+        """Close the stream. Idempotent."""
 
 
 class SessionResults(ResultStream):
@@ -157,7 +157,7 @@ class EventStream(AsyncIterator[Event], Closes):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Idempotent."""
+        """Close the stream. Idempotent."""
         self._closed = True
         self._notices.unsubscribe(self._queue)
 

@@ -243,7 +243,7 @@ class Agent:
             self._ticker.arm(now)
 
     def stop(self) -> None:
-        """Drain; called again, at once."""
+        """Drain; called again, exit at once."""
         self.drain(self.parts.config.drain_grace if self._scheduler.state != "draining" else 0.0)
 
     def drain(self, grace: float) -> None:

@@ -74,7 +74,7 @@ class RecordingEngine(TaskEngine):
         self._recorder = recorder
 
     def cancel(self) -> None:
-        """From now on `cancelled` is true."""
+        """Let `cancelled` be true from now on."""
         self._recorder.is_cancelled = True
 
     @property
@@ -133,5 +133,5 @@ def _reply(exit_code: int, stdout: bytes, stderr: bytes) -> dict[str, Any]:
 
 
 def _is_an_engine(made: RecordingEngine) -> Engine:
-    """For the type checker: what tests get has all that tasks may use."""
+    """Let the type checker prove that what tests get has all that tasks may use."""
     return made

@@ -60,7 +60,7 @@ class Invocation:
 
     @asynccontextmanager
     async def client(self, configuration: Configuration | None = None) -> AsyncIterator[Client]:
-        """An open client by the configuration, or on the local cloud that is up where there is none."""
+        """Open a client by the configuration, or on the local cloud that is up where there is none."""
         from batchflow.cli.connecting import settings_of
         from batchflow.client import Client
 
@@ -81,7 +81,7 @@ def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> N
 
 
 def common_options() -> list[click.Parameter]:
-    """Taken before and after a command's name."""
+    """Add the options that are taken before and after a command's name."""
     return [
         click.Option(
             ["--config"],
@@ -133,7 +133,7 @@ class Group(click.Group):
     def resolve_command(
         self, context: click.Context, arguments: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Names the nearest command, too, when there is none of that name."""
+        """Find a command; name the nearest one when there is none of that name."""
         try:
             return super().resolve_command(context, arguments)
         except click.UsageError as error:

@@ -38,7 +38,7 @@ class Item:
 
 
 def value_of(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+    """Read JSON where it is JSON, else the text itself."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except ValueError:

@@ -38,7 +38,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def answered_by(self, answer: Callable[[], None]) -> Iterator[None]:
-        """Within it, the first signal calls `answer` and cancels nothing."""
+        """Call `answer` at the first signal within the block, instead of cancelling."""
         before, self._answer = self._answer, answer
         try:
             yield

@@ -51,7 +51,7 @@ class Commands(Group):
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="batchflow-azure", message="batchflow %(version)s")
 def batchflow() -> None:
-    """Interactive task execution on Azure Batch, and on a local cloud.
+    """Run tasks interactively on Azure Batch, and on a local cloud.
 
     Results go to stdout, everything else to stderr.
     """

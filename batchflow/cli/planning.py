@@ -169,7 +169,7 @@ def _taken_along(task: Path) -> dict[str, str]:
 
 
 async def check_files(pool: Pool, record: RunRecord, path: str | None) -> None:
-    """See that the commands are among the files that the tasks run with.
+    """Check that the commands are among the files that the tasks run with.
 
     A command that the pool does not have and that is a file here comes along by itself. Raises
     `ConfigurationError` before anything is sent.

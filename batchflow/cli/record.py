@@ -154,7 +154,7 @@ class RunRecord:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self) -> None:
-        """Appears whole or not at all."""
+        """Write the record, which appears whole or not at all."""
         draft = self.folder / "run.json.new"
         draft.write_text(json.dumps(asdict(self.plan)), encoding="utf-8")
         os.replace(draft, self.folder / "run.json")

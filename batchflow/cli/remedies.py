@@ -17,7 +17,7 @@ _VERBS: Final = {
 
 
 def as_commands(text: str, pool: str = "POOL") -> str:
-    """Calls of a pool that have a command become it; the rest of the text stays."""
+    """Replace calls of a pool by the command that does the same; the rest of the text stays."""
     return _CALL.sub(lambda call: _command(call, pool), text)
 
 

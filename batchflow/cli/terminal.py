@@ -84,7 +84,7 @@ def note(text: str) -> None:
 
 
 def write_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns as wide as they must be; on a terminal that is too narrow, the last one is cut."""
+    """Write columns as wide as they must be; on a terminal that is too narrow, the last one is cut."""
     lines = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(heads))]
     for line in lines:

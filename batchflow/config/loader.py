@@ -122,7 +122,7 @@ def is_local_cloud_up(environment: Mapping[str, str]) -> bool:
 
 
 def over_local_cloud(settings: Settings, environment: Mapping[str, str]) -> Settings:
-    """These settings, on the local cloud that is up. Raises `ConfigurationError` when none is."""
+    """Return these settings, on the local cloud that is up. Raises `ConfigurationError` when none is."""
     source = local_cloud_file(environment)
     if not is_local_cloud_up(environment):
         raise ConfigurationError(f"no local cloud is up (none keeps {source}); start one: batchflow up")

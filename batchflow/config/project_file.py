@@ -66,7 +66,7 @@ def load_configuration(
     profile: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Configuration:
-    """`load_settings`, and the pools and jobs beside them. Raises `ConfigurationError`."""
+    """Load the settings, and the pools and jobs beside them. Raises `ConfigurationError`."""
     environment = os.environ if environment is None else environment
     settings = load_settings(path, profile=profile, environment=environment)
     source = find_file(path, environment)

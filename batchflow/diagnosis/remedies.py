@@ -37,7 +37,7 @@ def service_of(error: ServiceError) -> str:
 
 
 def problem_cause(error: ServiceError) -> Cause:
-    """A failure as a cause, with the remedy that goes with its kind, or with that of what led to it."""
+    """Return a failure as a cause, with the remedy of its kind, or of what led to it."""
     for kind, remedy in _REMEDIES:
         if isinstance(error, kind) or isinstance(error.__cause__, kind):
             return Cause(str(error), remedy, "slow" if error.retryable else "blocking")

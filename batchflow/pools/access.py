@@ -37,12 +37,12 @@ _ON_OUT: Final = {"agent-out": "acw", "client-out": "rdl"}
 
 
 def ctl_policies() -> tuple[AccessPolicy, AccessPolicy]:
-    """The policies of the control container: the agents', and the clients'."""
+    """Return the policies of the control container: the agents', and the clients'."""
     return _policies(_ON_CTL)
 
 
 def out_policies() -> tuple[AccessPolicy, AccessPolicy]:
-    """The policies of the output container: the agents', and the clients'."""
+    """Return the policies of the output container: the agents', and the clients'."""
     return _policies(_ON_OUT)
 
 
@@ -78,6 +78,6 @@ async def _keys(connections: Connections, queues: tuple[QueueRef, ...]) -> str:
 
 
 def ends_at(signature: str | None) -> float | None:
-    """The end of a signature, in seconds since the epoch; None: it ends with its stored policy."""
+    """Return the end of a signature, in seconds since the epoch; None: it ends with its stored policy."""
     written = parse_qs(signature or "").get("se")
     return None if not written else datetime.fromisoformat(written[0]).timestamp()

@@ -66,7 +66,7 @@ def _cache() -> Path:
 
 
 def _pins() -> Iterator[str]:
-    """Every distribution installed here, at its version."""
+    """Return every distribution installed here, at its version."""
     for distribution in distributions():
         name = distribution.metadata["Name"]
         if name and not name.lower().startswith("batchflow"):

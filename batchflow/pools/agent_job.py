@@ -16,7 +16,7 @@ _KEPT_JOBS: Final = 10
 def agent_tasks(
     launch: LaunchCommand, first: int, count: int, task_slots: int, container: str | None = None
 ) -> list[BatchTask]:
-    """The Batch tasks that are agents, each filling its node."""
+    """Return the Batch tasks that are agents, each filling its node."""
     return [
         BatchTask(
             f"agent-{number}",
@@ -31,17 +31,17 @@ def agent_tasks(
 
 
 def next_number(tasks: list[BatchTaskInfo]) -> int:
-    """The number of the next agent: above all that there are, for one may have been deleted."""
+    """Return the number of the next agent: above all that there are, because one may have been deleted."""
     return max((int(task.id.rpartition("-")[2]) for task in tasks), default=-1) + 1
 
 
 def generations(manifest: PoolManifest) -> list[str]:
-    """The agents' job and its last predecessors, which Batch keeps after they ended."""
+    """Return the agents' job and its last predecessors, which Batch keeps after they ended."""
     stem, _, number = manifest.agents_job.rpartition("-")
     return [f"{stem}-{each}" for each in range(max(1, int(number) - _KEPT_JOBS + 1), int(number) + 1)]
 
 
 def next_generation(manifest: PoolManifest) -> PoolManifest:
-    """The manifest with a new name for the agents' job: a Batch job that has ended cannot be used again."""
+    """Rename the agents' job in the manifest, because a Batch job that has ended cannot be used again."""
     stem, _, number = manifest.agents_job.rpartition("-")
     return replace(manifest, agents_job=f"{stem}-{int(number) + 1}")

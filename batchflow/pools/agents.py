@@ -62,12 +62,12 @@ class PoolAgents:
         return await read_heartbeats(self._runtime.out)
 
     async def exist(self) -> bool:
-        """Whether Batch has tasks of agents that have not ended, whichever client started them."""
+        """Tell whether Batch has tasks of agents that have not ended, whichever client started them."""
         await self._runtime.refresh()
         return any(task.state != "completed" for task in await self._tasks())
 
     async def _tasks(self) -> list[BatchTaskInfo]:
-        """The tasks of the agents' job, as the manifest names it now."""
+        """Return the tasks of the agents' job, as the manifest names it now."""
         return await self._runtime.connections.compute.tasks(self._runtime.manifest.agents_job)
 
     # ---- starting
@@ -120,7 +120,7 @@ class PoolAgents:
         return self._launch
 
     async def _survey(self) -> tuple[PoolInfo, list[BatchTaskInfo]]:
-        """The machines, and the tasks of the agents' job as the manifest names it now."""
+        """Return the machines, and the tasks of the agents' job as the manifest names it now."""
         runtime, compute = self._runtime, self._runtime.connections.compute
         job = runtime.manifest.agents_job
         tasks: list[BatchTaskInfo] = []

@@ -76,7 +76,7 @@ class Connections:
         return (self.admin, *self.more_admins)
 
     def admin_of(self, queue: QueueRef) -> BrokerAdmin:
-        """The administration of the queue's namespace. Raises `ConfigurationError` for an unknown one."""
+        """Return the administration of the queue's namespace. Raises `ConfigurationError` when unknown."""
         for admin in self.admins:
             if admin.namespace == queue.namespace:
                 return admin
@@ -93,7 +93,7 @@ class Connections:
         return self.machines
 
     async def aclose(self) -> None:
-        """Idempotent."""
+        """Close all connections. Idempotent."""
         async with task_group() as group:
             parts = (self.broker, self.queues_admin, *self.more_admins, self.storage, self.machines)
             for service in parts:

@@ -71,5 +71,5 @@ async def _read_beats(out: Container, infos: list[BlobInfo]) -> list[tuple[Heart
 
 
 def is_fresh(beat: Heartbeat, age: float) -> bool:
-    """Whether the agent lives, by its heartbeat. `age`: seconds, by the storage service's clock."""
+    """Tell whether the agent lives, by its heartbeat. `age`: seconds, by the storage service's clock."""
     return beat.state != "exiting" and age < gone_after(beat.interval)

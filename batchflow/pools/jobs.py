@@ -126,7 +126,7 @@ class PoolJobs:
         self._known_open.discard(name)
 
     async def _clients(self, name: str) -> set[str]:
-        """The clients that have documents in the job."""
+        """Return the clients that have documents in the job."""
         found = set()
         for prefix in (f"sessions/{name}/", f"cancel/{name}/"):
             async for info in self._runtime.ctl.list(prefix):
@@ -165,7 +165,7 @@ class PoolJobs:
         )
 
     async def _reported(self, name: str) -> AsyncIterator[tuple[str, Mapping[str, int]]]:
-        """The client and the counts of each session whose presence document is fresh."""
+        """Return the client and the counts of each session whose presence document is fresh."""
         prefix, ctl = f"sessions/{name}/", self._runtime.ctl
         async for info in ctl.list(prefix):
             try:

@@ -30,7 +30,7 @@ class ManifestStore:
         """The container that holds the manifests."""
 
     async def read(self, pool_id: str) -> PoolManifest | None:
-        """The pool's manifest; None when batchflow does not know the pool."""
+        """Read the pool's manifest; None when batchflow does not know the pool."""
         try:
             blob = await self.index.get(layout.manifest_blob(pool_id))
         except BlobNotFound:
@@ -38,7 +38,7 @@ class ManifestStore:
         return PoolManifest.decode(blob.data)
 
     async def pool_ids(self) -> list[str]:
-        """The ids of all pools that have a manifest; empty when the account has no such container yet."""
+        """List the ids of all pools that have a manifest; none when the account has no container for it."""
         try:
             names = [info.name async for info in self.index.list(_FOLDER)]
         except BlobNotFound:
@@ -46,7 +46,7 @@ class ManifestStore:
         return [name.removeprefix(_FOLDER).removesuffix(".json") for name in names]
 
     async def read_all(self) -> AsyncIterator[PoolManifest]:
-        """The manifests of all pools; one that is withdrawn meanwhile is left out."""
+        """Read the manifests of all pools; one that is withdrawn meanwhile is left out."""
         for pool_id in await self.pool_ids():
             if (manifest := await self.read(pool_id)) is not None:
                 yield manifest
@@ -73,7 +73,7 @@ class ManifestStore:
             return
 
     async def refresh(self, known: PoolManifest) -> tuple[PoolManifest, str]:
-        """The manifest as it is now, and its ETag. Raises `PoolNotFound` when that pool was deleted."""
+        """Read the manifest and its ETag again. Raises `PoolNotFound` when that pool was deleted."""
         try:
             blob = await self.index.get(layout.manifest_blob(known.pool))
         except BlobNotFound as error:

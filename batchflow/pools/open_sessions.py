@@ -35,7 +35,7 @@ class OpenSession:
     """Close the session. Its pending waiters get a `SessionClosed` with this text, if one is given."""
 
     def summary(self) -> tuple[str, str, dict[str, int]]:
-        """The pool, the name and the counts, as a notebook shows them."""
+        """Return the pool, the name and the counts, as a notebook shows them."""
         return self.pool_id, f"{self.job}/{self.name}", asdict(self.counts())
 
 
@@ -57,11 +57,11 @@ class OpenSessions:
         self._sessions = [each for each in self._sessions if each is not session]
 
     def of_pool(self, pool_id: str) -> list[OpenSession]:
-        """The open sessions in any job of the pool."""
+        """Return the open sessions in any job of the pool."""
         return [session for session in self._sessions if session.pool_id == pool_id]
 
     def of_job(self, pool_id: str, job: str) -> list[OpenSession]:
-        """The open sessions in one job of the pool."""
+        """Return the open sessions in one job of the pool."""
         return [session for session in self.of_pool(pool_id) if session.job == job]
 
 

@@ -161,7 +161,7 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
 
 
 def image_of(spec: PoolSpec) -> Image:
-    """The image that was asked for, or the default one. Raises `ConfigurationError`."""
+    """Return the image that was asked for, or the default one. Raises `ConfigurationError`."""
     if spec.image is None or isinstance(spec.image, Image):
         return spec.image or Image()
     parts = spec.image.split(":") if isinstance(spec.image, str) else []
@@ -172,7 +172,7 @@ def image_of(spec: PoolSpec) -> Image:
 
 
 def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
-    """The entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`.
+    """Choose the entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`.
 
     A spec with a container and without an image gets the newest Ubuntu that runs containers.
     """
@@ -224,7 +224,7 @@ def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str
 
 
 def start_command(spec: PoolSpec) -> str | None:
-    """The start task's command line; None when it has nothing to do.
+    """Return the start task's command line; None when it has nothing to do.
 
     Bash runs it as one script with `set -e`, with packages and without. Batch itself gives a command no
     shell, so `exit 3` would be the name of a program.
@@ -254,7 +254,7 @@ def _java_packages(spec: PoolSpec) -> Iterator[str]:
 
 
 def refusal(spec: PoolSpec, key: str, value: object, allowed: str) -> ConfigurationError:
-    """A field of a spec that cannot be used."""
+    """Return the error for a field of a spec that cannot be used."""
     return ConfigurationError(f"pool {spec.id!r}: {key} is {value!r}; allowed: {allowed}")
 
 

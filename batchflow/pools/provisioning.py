@@ -92,7 +92,7 @@ class PoolProvisioner:
         self._manifests = connections.manifests
 
     def is_ours(self, info: PoolInfo) -> bool:
-        """Whether batchflow created the Batch pool, for this index."""
+        """Tell whether batchflow created the Batch pool, for this index."""
         mark = {**pool_spec.MADE_BY, _INDEX: self._manifests.index.url}
         return mark.items() <= dict(info.metadata).items()
 
@@ -306,7 +306,7 @@ class PoolProvisioner:
         return queue_specs(manifest, max(idle, LEAST_IDLE) if idle else None)
 
     def _undo_steps(self, manifest: PoolManifest) -> UndoSteps:
-        """The queues and containers of a pool, each with what removes it."""
+        """List the queues and containers of a pool, each with what removes it."""
         connections, storage = self._connections, self._connections.storage
         return {
             **{
@@ -343,7 +343,7 @@ class PoolProvisioner:
 
 
 def queue_specs(manifest: PoolManifest, idle: float | None) -> list[QueueSpec]:
-    """The queues of a pool with their rules. Service Bus deletes a queue that is idle for `idle` seconds."""
+    """Describe the queues of a pool with their rules. `idle`: seconds until an idle queue goes."""
     lock = manifest.lock_duration
     on_tasks = (access.AGENT_ON_TASKS, access.CLIENT_ON_TASKS)
     on_results = (access.AGENT_ON_RESULTS, access.CLIENT_ON_RESULTS)

@@ -85,7 +85,7 @@ async def sweep(connections: Connections, *, bundle_age: float = 30 * DAY) -> Sw
 
 
 async def last_swept(index: Container) -> float | None:
-    """Seconds since the last sweep of this account; None when there was none."""
+    """Return the seconds since the last sweep of this account; None when there was none."""
     try:
         (last,) = [info.modified_at async for info in index.list(_CLOCK) if info.name == _CLOCK]
     except (BlobNotFound, ValueError):
@@ -133,7 +133,7 @@ async def _remove_container(connections: Connections, index: Container, name: st
 
 
 def _stem(prefix: str) -> str:
-    """The part of a prefix that is the same for all pools of the name."""
+    """Return the part of a prefix that is the same for all pools of the name."""
     return prefix[:-_NONCE]
 
 

@@ -32,7 +32,7 @@ class FieldError(Exception):
         self.path = path
 
     def below(self, step: str) -> FieldError:
-        """The same error, seen from one level above."""
+        """Return the same error, seen from one level above."""
         return FieldError(self.text, step + self.path)
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ def each(read: Callable[[Any], T], values: Any) -> tuple[T, ...]:
 
 
 def uid(value: Any) -> str:
-    """An incarnation, a colon, and a sequence number of 19 digits at most."""
+    """Describe an incarnation, a colon, and a sequence number of 19 digits at most."""
     return _checked_uid(text(value))
 
 
@@ -144,7 +144,7 @@ def _written_history(history: tuple[Attempt, ...]) -> list[list[Any]]:
 
 
 def choice(name: str, values: Mapping[str, Any]) -> Kind:
-    """One of several strings, each of which stands for a value."""
+    """Describe one of several strings, each of which stands for a value."""
 
     def read(value: Any) -> Any:
         if type(value) is not str or value not in values:
@@ -219,20 +219,20 @@ def always(
     source: str | None = None,
     reference: str | None = None,
 ) -> Any:
-    """A field that is always written. A reader insists on it, unless there is a value for its absence."""
+    """Describe a field that is always written. A reader insists on it, unless absence has a value."""
     absent = default if absent is MISSING else absent
     row = Field(name, kind, absent, always=True, usual=True, source=source, reference=reference)
     return field(default=default, metadata={_KEY: row})
 
 
 def optional(name: str, kind: Kind, *, default: Any, usual: bool = False) -> Any:
-    """A field that is left out when the attribute has its default."""
+    """Describe a field that is left out when the attribute has its default."""
     return field(default=default, metadata={_KEY: Field(name, kind, default, usual=usual)})
 
 
 @dataclass_transform(field_specifiers=(always, optional))
 def record(cls: type[T]) -> type[T]:
-    """A dataclass with slots. It is not frozen, because that makes it six times as slow to create."""
+    """Make a dataclass with slots. It is not frozen, because that makes it six times as slow to create."""
     return dataclass(slots=True)(cls)
 
 
@@ -356,7 +356,7 @@ def _general_reader(rows: _Rows) -> Callable[[Any], list[Any]]:
     table_of = [(row.name, row.kind.read, row.absent, row.reference) for _, row in rows]
 
     def read(value: Any) -> list[Any]:
-        """The arguments of the record, in order."""
+        """Read the arguments of the record, in order."""
         found = table(value)
         arguments: list[Any] = []
         for name, read_value, absent, place in table_of:

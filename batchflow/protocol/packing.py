@@ -126,7 +126,7 @@ class PackingPolicy:
         self._mean += WEIGHT * (min(max(duration, LEAST_DURATION), MOST_WORK) - self._mean)
 
     def sent(self, took: float) -> None:
-        """A send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
+        """Note that a send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
         known = self.round_trip
         if known is None:
             self.round_trip = took
@@ -134,14 +134,14 @@ class PackingPolicy:
             self.round_trip = known + (0.5 if took < known else 0.02) * (took - known)
 
     def submitted(self, total: int, now: float) -> None:
-        """So many tasks have been submitted until now. Called whenever packs are about to be made."""
+        """Note how many tasks have been submitted until now. Called whenever packs are about to be made."""
         passed = _MEMORY if self._asked_at is None else max(0.0, now - self._asked_at)
         self.rate = self.rate * math.exp(-passed / _MEMORY) + (total - self._submitted) / _MEMORY
         self._latest = (total - self._submitted) / max(passed, PACE)
         self._submitted, self._asked_at = total, now
 
     def pause(self, now: float, under_way: int = 0, size: int = 0) -> float:
-        """Seconds to wait before the next packs are made. Nothing as soon as tasks come one by one again and
+        """Return the seconds to wait before the next packs. 0 as soon as tasks come one by one again and
         may begin soon. `under_way`: as for `pack`; `size`: bytes that wait."""
         if self._asked_at is None:
             return 0.0
@@ -152,7 +152,7 @@ class PackingPolicy:
         return max(0.0, self._asked_at + min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy)) - now)
 
     def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
-        """How many messages may share the next send. Arguments as for `pack`."""
+        """Return how many messages may share the next send. Arguments as for `pack`."""
         most = min(MOST_SENT, 2 * max(1, self.slots))
         if is_last or self._busy(under_way) <= self.work:
             return most
@@ -162,7 +162,7 @@ class PackingPolicy:
     def pack(
         self, waiting: int, under_way: int = 0, room: int = MOST_BYTES, *, is_last: bool = False
     ) -> Pack:
-        """A message to be filled now. `waiting`: how many tasks there are in all; `under_way`: how many the
+        """Return a message to fill now. `waiting`: how many tasks there are in all; `under_way`: how many the
         broker has that have no outcome; `room`: the bytes that are left in the send; `is_last`: whether no
         more tasks are coming after these, as far as is known."""
         busy, share = self._busy(under_way), waiting / max(1, self.slots)
@@ -219,7 +219,7 @@ class Pack:
     size: int = 0
 
     def admits(self, command: str, size: int) -> bool:
-        """Whether the next task may ride along: if so, it does. `size`: its bytes.
+        """Tell whether the next task may ride along: if so, it does. `size`: its bytes.
 
         The first always may, unless it would have to share the send and is too large for that.
         """
@@ -256,7 +256,7 @@ class Pack:
 
 
 def open_slots(beats: Iterable[Heartbeat]) -> int:
-    """How many slots short tasks can count on, by the agents' heartbeats: those that no long task holds."""
+    """Count the slots that short tasks can use, by the agents' heartbeats: those that no long task holds."""
     return sum(
         beat.slots - sum(beat.beat_at - task.since > _LONG for task in beat.running)
         for beat in beats

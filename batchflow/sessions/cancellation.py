@@ -113,7 +113,7 @@ class Cancellations:
         await self._request(self._withdraw(entries))
 
     def give_up(self, entries: list[Entry]) -> None:
-        """`cancel`, without waiting for it: the session's end does."""
+        """Cancel the tasks without waiting for it: the session's end does."""
         if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
             self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 

@@ -57,7 +57,7 @@ class DeliveryRecord:
         return self.checkpoint.incarnations[self.incarnation]
 
     def was_replaced(self, found: Checkpoint) -> bool:
-        """Whether a later holder wrote what was found in the mailbox."""
+        """Tell whether a later holder wrote what was found in the mailbox."""
         if self.loaded:
             return found.epoch > self.checkpoint.epoch
         return found.was_replaced(self.incarnation, self._progress)
@@ -123,7 +123,7 @@ class Ranges:
 
     @classmethod
     def of(cls, intervals: Iterable[tuple[int, int]]) -> Ranges:
-        """Raises ValueError for what is not sorted or not disjoint."""
+        """Make a set of intervals. Raises ValueError when they are not sorted or not disjoint."""
         ranges = cls()
         for first, last in intervals:
             if first > last or (ranges._lasts and first <= ranges._lasts[-1] + 1):
@@ -133,7 +133,7 @@ class Ranges:
         return ranges
 
     def add(self, number: int) -> bool:
-        """False when it was there already."""
+        """Add a number; return False when it was there already."""
         firsts, lasts = self._firsts, self._lasts
         at = bisect_right(firsts, number)
         if at and number <= lasts[at - 1]:
@@ -157,7 +157,7 @@ class Ranges:
         return at > 0 and number <= self._lasts[at - 1]
 
     def covers(self, other: Ranges) -> bool:
-        """Whether all members of the other one are in this."""
+        """Tell whether all members of the other one are in this."""
         for first, last in other:
             at = bisect_right(self._firsts, first)
             if not at or last > self._lasts[at - 1]:
@@ -165,11 +165,11 @@ class Ranges:
         return True
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The intervals."""
+        """Iterate over the intervals."""
         return zip(self._firsts, self._lasts, strict=True)
 
     def count_below(self, limit: int) -> int:
-        """How many members are below `limit`."""
+        """Return how many members are below `limit`."""
         return sum(min(last, limit - 1) - first + 1 for first, last in self if first < limit)
 
 
@@ -248,7 +248,7 @@ class Checkpoint:
 
     @classmethod
     def decode(cls, data: bytes | None) -> Checkpoint:
-        """An empty one for None. Raises `ProtocolError`."""
+        """Read a checkpoint; an empty one for None. Raises `ProtocolError`."""
         if data is None:
             return cls()
         try:

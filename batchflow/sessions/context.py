@@ -50,14 +50,14 @@ class Lifetime:
         return self._is_closed()
 
     def check_open(self) -> None:
-        """Raises `SessionClosed`."""
+        """Raise `SessionClosed` when the session is closed."""
         if not self._is_opened():
             raise SessionClosed("it was not opened: use `async with` or `await`")
         if self.closed:
             raise SessionClosed(self.reason)
 
     def check_not_ended(self) -> None:
-        """Raises `SessionClosed` when no outcome comes any more."""
+        """Raise `SessionClosed` when no outcome comes any more."""
         if self.ended:
             raise SessionClosed(self.reason)
 

@@ -28,7 +28,7 @@ class EventQueue:
         """Events that were dropped unread."""
 
     def __len__(self) -> int:
-        """How many events are unread."""
+        """Return how many events are unread."""
         return len(self._events)
 
     def put(self, event: Event) -> None:
@@ -50,7 +50,7 @@ class Notices:
         self._queues = weakref.WeakSet[EventQueue]()
 
     def __len__(self) -> int:
-        """How many readers there are."""
+        """Return how many readers there are."""
         return len(self._queues)
 
     def subscribe(self) -> EventQueue:

@@ -167,7 +167,7 @@ class ResultReceiver:
         return time.monotonic() <= self.ours_until
 
     def _check_ours(self) -> None:
-        """Raises `LeaseLost` when this process stood still for longer than the lock lasts.
+        """Raise `LeaseLost` when this process stood still for longer than the lock lasts.
 
         Another holder may have the mailbox by now, and may deliver what still lies in the socket.
         """

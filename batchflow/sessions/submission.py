@@ -101,7 +101,7 @@ class Submission:
             raise ConfigurationError(f"{self.command}: arguments and tag must be JSON: {error}") from error
 
     def encode_arguments(self, size: int) -> bytes:
-        """What travels by reference; `size`: bytes of the whole task."""
+        """Encode what travels by reference; `size`: bytes of the whole task."""
         data = wire.dumps(self.arguments)
         if size - len(data) > MOST_BESIDE:
             raise ConfigurationError(
@@ -116,7 +116,7 @@ def is_duration(value: Any) -> bool:
 
 
 def command_line(params: tuple[Any, ...], args: Any) -> list[Any]:
-    """What `do_action` gets. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
+    """Return the arguments. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
     if args is not UNSET:
         if params:
             raise ConfigurationError("submit takes either positional arguments or args=, not both")
@@ -132,5 +132,5 @@ def command_line(params: tuple[Any, ...], args: Any) -> list[Any]:
 
 
 def as_arguments(value: Any) -> list[Any]:
-    """An input as a task's arguments: a list or tuple is the arguments, anything else is the one argument."""
+    """Return the arguments for an input: a list or tuple as it is, anything else as the one argument."""
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -80,7 +80,7 @@ class Entry:
         return self.outcome is not None
 
     def result(self) -> Result:
-        """The public form of the outcome, which must be there."""
+        """Return the public form of the outcome, which must be there."""
         assert self.outcome is not None
         item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
         return _result(
@@ -142,7 +142,7 @@ class Tracker:
     """Tasks of earlier holders of the mailbox that have no outcome."""
 
     def __len__(self) -> int:
-        """How many tasks have no outcome, those of earlier holders included."""
+        """Return how many tasks have no outcome, those of earlier holders included."""
         return len(self._open) + self._owed
 
     def __iter__(self) -> Iterator[Entry]:
@@ -170,7 +170,7 @@ class Tracker:
         return self._submitted
 
     def next_unsent(self) -> int:
-        """Every task with a lower sequence number was taken for a send, or never will be."""
+        """Return the lowest sequence number of a task that may still be taken for a send."""
         return self.outbox[0].sequence if self.outbox else self._submitted
 
     def add(self, entry: Entry) -> None:

@@ -54,7 +54,7 @@ async def doctor(invocation: Invocation) -> int:
 
 
 def _local_or_same(configuration: Configuration) -> Settings:
-    """The local cloud that is up; for Azure the settings as they are, for it is told what they lack."""
+    """Return the local cloud that is up; for Azure the settings, however incomplete."""
     try:
         return settings_of(configuration)
     except ConfigurationError:

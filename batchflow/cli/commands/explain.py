@@ -17,7 +17,7 @@ from batchflow.cli.remedies import as_commands
 @click.argument("pool", required=False)
 @asynchronous
 async def explain(invocation: Invocation, pool: str | None) -> int:
-    """What is known of a POOL and of what keeps it from working, and what to do about it."""
+    """Explain what keeps a POOL from working, and what to do about it."""
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, pool, configuration)

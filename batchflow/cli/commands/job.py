@@ -35,7 +35,7 @@ _pool = click.option("--pool", metavar="NAME", help="[default: the only one]")
 
 @asynccontextmanager
 async def _pool_of(invocation: Invocation, name: str | None, job_name: str = "") -> AsyncIterator[Pool]:
-    """The pool of that name, that of the job as the file describes it, or the only one."""
+    """Find the pool of that name, that of the job as the file describes it, or the only one."""
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         yield await find_pool(client, name or configuration.job(job_name).pool, configuration)
@@ -90,7 +90,7 @@ async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
 @_pool
 @asynchronous
 async def list_(invocation: Invocation, pool: str | None) -> int:
-    """The jobs of a pool, closed ones too, with the tasks of their open sessions."""
+    """List the jobs of a pool, closed ones too, with the tasks of their open sessions."""
     from batchflow.pools.jobs import PoolJobs
 
     async with _pool_of(invocation, pool) as found:
@@ -115,7 +115,7 @@ async def list_(invocation: Invocation, pool: str | None) -> int:
 @_pool
 @asynchronous
 async def show(invocation: Invocation, name: str, pool: str | None) -> int:
-    """The job NAME, its sessions, and the tasks of those that are open."""
+    """Show the job NAME, its sessions, and the tasks of those that are open."""
     async with _pool_of(invocation, pool, name) as found:
         shown = await found.job(name)
         counts = await shown.counts()

@@ -104,7 +104,7 @@ async def _task_logs(invocation: Invocation, record: RunRecord, index: int, foll
 
 
 async def _come(invocation: Invocation, record: RunRecord, index: int, follow: bool) -> dict[str, Any]:
-    """The result that is in the pool, or, where another process reads it from there, in the record."""
+    """Return the result that is in the pool, or, where another process reads it from there, in the record."""
     while True:
         try:
             await _fetch(invocation, record, index, follow)
@@ -139,7 +139,7 @@ def _find(record: RunRecord, index: int) -> dict[str, Any] | None:
 
 
 def _write_object(line: str) -> None:
-    """An agent's lines are JSON; what else is said there becomes the field `line` of an object."""
+    """Write a line as a JSON object. What is not an agent's JSON becomes the field `line`."""
     try:
         terminal.write_json(json.loads(line))
     except ValueError:
@@ -165,7 +165,7 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: C
 
 
 async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
-    """The node's id, and the logs of the agents that it has had. Raises `CommandError`."""
+    """Find the node's id, and the logs of the agents that it has had. Raises `CommandError`."""
     from batchflow.pools import node_logs
     from batchflow.pools.heartbeats import read_heartbeats
 

@@ -51,7 +51,7 @@ _timeout = click.option(
 
 
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What a new pool is made of."""
+    """Add the options of a new pool."""
     count = click.IntRange(min=0)
     options = [
         click.option("--nodes", type=count, metavar="N", help="Dedicated nodes."),
@@ -72,7 +72,7 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _spec(configuration: Configuration, name: str, given: dict[str, Any]) -> PoolSpec:
-    """The file's description, and over it what the command line says."""
+    """Read the file's description, and over it what the command line says."""
     changes = {key: value for key, value in given.items() if value not in (None, ())}
     java = changes.get("java")
     if java is not None and java != "default" and not java.isdigit():
@@ -160,7 +160,7 @@ async def _wait_ready(pool: Pool, timeout: float | None) -> None:
 @pool.command(name="list")
 @asynchronous
 async def list_(invocation: Invocation) -> int:
-    """The pools that batchflow knows in this account."""
+    """List the pools that batchflow knows in this account."""
     from batchflow.cli.snapshot import look
 
     async with invocation.client() as client:
@@ -183,7 +183,7 @@ async def list_(invocation: Invocation) -> int:
 @_name
 @asynchronous
 async def show(invocation: Invocation, name: str) -> int:
-    """The nodes of the pool NAME, and what is on them."""
+    """Show the nodes of the pool NAME, and what is on them."""
     from batchflow.cli.snapshot import look
 
     configuration = invocation.configuration()

@@ -210,7 +210,7 @@ async def _drain(work: OpenRun) -> None:
 
 
 async def _leave(work: OpenRun) -> str:
-    """See that the pool has what was sent; what to say of it, and of what goes on without us."""
+    """Check that the pool has what was sent; return what to say of it, and of what goes on without us."""
     plan, meter = work.record.plan, work.meter
     has = f"{meter.done} of {plan.count} have a result"
     if plan.local:

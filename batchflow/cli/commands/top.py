@@ -62,7 +62,7 @@ class Rate:
         return cls({beat.agent: beat.completed for beat in seen.beats}, time.monotonic())
 
     def between(self, seen: Snapshot) -> float:
-        """Since the look that this was made at; agents that came since are counted from nothing."""
+        """Count since the look that this was made at; agents that came since are counted from nothing."""
         more = sum(beat.completed - self.completed.get(beat.agent, 0) for beat in seen.beats)
         return max(0, more) / max(time.monotonic() - self.at, 1e-3)
 

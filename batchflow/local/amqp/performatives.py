@@ -432,7 +432,7 @@ TRANSFER_OVERHEAD = _FIRST_TRANSFER.size + 255 + 3
 def transfer(
     channel: int, handle: int, delivery_id: int, tag: bytes, payload: bytes, *, settled: bool, more: bool
 ) -> bytes:
-    """One frame of a delivery, in the general message format. ``tag`` is at most 32 bytes."""
+    """Encode one frame of a delivery, in the general message format. ``tag`` is at most 32 bytes."""
     listed = 13 + len(tag) + 3
     head = _FIRST_TRANSFER.pack(
         _FIRST_TRANSFER.size + len(tag) + 3 + len(payload), 2, 0, channel, b"\x00\x53\x14", 0xC0, listed, 6,

@@ -405,7 +405,7 @@ class DataPlane:
         )
 
     def _done(self, request: BatchRequest, status: int) -> BatchResponse:
-        """An action on what has no version."""
+        """Answer an action on what has no version."""
         return BatchResponse(status, headers={"DataServiceId": f"{self._base()}/{'/'.join(request.names)}"})
 
     def _resource(self, request: BatchRequest, document: Document, stamp: Versioned) -> BatchResponse:
@@ -452,7 +452,7 @@ class DataPlane:
 
 
 def route_of(names: tuple[str, ...]) -> str:
-    """The pattern of a path: the names of collections and actions stay, what identifies becomes `*`."""
+    """Return the pattern of a path: names of collections and actions stay, what identifies becomes `*`."""
     return "/".join("*" if number % 2 else name for number, name in enumerate(names))
 
 

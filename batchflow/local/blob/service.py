@@ -348,7 +348,7 @@ class BlobService:
 
     @asynccontextmanager
     async def _new_file(self) -> AsyncIterator[str]:
-        """A name for a new file; the file is removed again when the body raises."""
+        """Name a new file; the file is removed again when the body raises."""
         file = self._files.new_name()
         try:
             yield file
@@ -468,7 +468,7 @@ def _wants_range_md5(call: BlobRequest) -> bool:
 
 
 def _with_md5(settings: ContentSettings, digest: bytes | None) -> ContentSettings:
-    """The settings with the content's digest, which must be the one that the client gave, if it did."""
+    """Return the settings with the content's digest. One that the client gave must be the same."""
     if digest is None:
         return settings
     if settings.md5 not in (None, digest):

@@ -43,7 +43,7 @@ class SessionQueue:
         heapq.heappush(self.heap, (message.number, message))
 
     def head(self) -> Message | None:
-        """The first ready message. What expired while it waited is still in the heap, and dropped here."""
+        """Return the first ready message. What expired while it waited is dropped here."""
         heap = self.heap
         while heap:
             message = heap[0][1]

@@ -135,7 +135,7 @@ class Queue:
         return [self._messages[number] for number in heapq.nsmallest(n, candidates)]
 
     def session_ids(self, now: float, *, updated_after: float | None = None) -> list[str]:
-        """Sessions with messages or state, sorted; with ``updated_after``, those whose state is newer."""
+        """List sessions with messages or state, sorted; with ``updated_after``, those with a newer state."""
         self._catch_up(now)
         self._need_sessions(wanted=True)
         if updated_after is None:

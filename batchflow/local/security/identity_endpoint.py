@@ -49,7 +49,7 @@ class Entra:
         return {} if identity is None else self.endpoint.environment(identity)
 
     def authorization(self, pool_id: str, resource_id: str, audience: str) -> str | None:
-        """The header by which a pool's nodes open what that identity may; None when it is not theirs."""
+        """Return the header that opens to a pool's nodes what an identity may; None when it is not theirs."""
         identity = self.of_pool(pool_id)
         if identity is None or identity.resource_id.lower() != resource_id.lower():
             return None

@@ -60,7 +60,7 @@ class TokenRefused(Exception):
 
 
 def path_of(address: str) -> str:
-    """The path of a resource, without scheme and host, in lower case: entity names do not tell case apart."""
+    """Return the path of a resource, without scheme and host, in lower case, as entity names are compared."""
     _, scheme, rest = address.rpartition("://")
     if scheme:
         rest = rest.partition("/")[2]

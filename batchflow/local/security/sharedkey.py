@@ -28,7 +28,7 @@ MAX_SKEW: Final = 15 * 60.0
 
 
 def clock_skew(date: str, now: float) -> float:
-    """Seconds between a date header and `now`, never negative. Raises ValueError for what is no date."""
+    """Return the seconds between a date header and `now`, never negative. Raises ValueError for no date."""
     try:
         return abs(parsedate_to_datetime(date).timestamp() - now)
     except OverflowError as error:

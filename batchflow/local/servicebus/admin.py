@@ -41,7 +41,7 @@ _MAX_PAGE = 100
 def administration(
     broker: BrokerCore, clock: Callable[[], float], latency: float, changed: Callable[[], None]
 ) -> web.Server:
-    """The HTTP side of the server, a factory of connections. ``changed`` is called after each request."""
+    """Make the HTTP side of the server, a factory of connections. ``changed`` is called after a request."""
     administrator = _Administrator(broker, clock)
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:

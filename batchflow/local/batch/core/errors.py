@@ -131,5 +131,5 @@ def invalid_query(name: str, value: object, reason: str) -> Refused:
 
 
 def not_implemented(what: str) -> Refused:
-    """Azure Batch has it, the local service has not."""
+    """Refuse an operation that Azure Batch has and the local service has not."""
     return Refused("NotImplemented", Operation=what)

@@ -268,7 +268,7 @@ class Jobs:
         self._settle(job, now)
 
     def _end_when_done(self, job: JobRecord, now: float) -> None:
-        """An empty job counts as done, as the service documents it."""
+        """End a job whose tasks are done. An empty job counts as done, as the service documents it."""
         if job.state != "active" or not job.spec.ends_with_tasks:
             return
         if all(task.state == "completed" for task in job.tasks.values()):

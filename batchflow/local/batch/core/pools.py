@@ -195,7 +195,7 @@ class Pools:
         return evaluate(text, pool.count(dedicated=True), pool.count(dedicated=False))
 
     def _scale_again(self, pool: PoolRecord, now: float) -> None:
-        """A formula that cannot be evaluated now says so in the pool; while that resizes it is left out."""
+        """Evaluate the formula, except while the pool resizes. The pool tells an error in it."""
         if pool.spec.formula is None or pool.allocation != "steady":
             pool.formula_run = replace(pool.formula_run, at=now) if pool.formula_run else AutoscaleRun(now)
             return

@@ -79,7 +79,7 @@ class BatchState:
 
 
 def best_node(pool: PoolRecord, slots: int) -> NodeRecord | None:
-    """The node for a task of so many slots: the emptiest when tasks are spread, the fullest when packed."""
+    """Choose the node for a task of so many slots: the emptiest when tasks are spread, else the fullest."""
     fitting = [node for node in pool.nodes.values() if node.accepts_tasks and node.slots_free >= slots]
     sign = 1 if pool.spec.fill == "spread" else -1
     return min(fitting, key=lambda node: (sign * node.slots_taken, node.serial), default=None)

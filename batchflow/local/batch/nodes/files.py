@@ -34,7 +34,7 @@ class FileSlice:
 
 
 def locate(root: Path, name: str) -> Path:
-    """The path of a file or directory below `root`. Raises Refused when it is not there, or not below."""
+    """Find a file or directory below `root`. Raises Refused when it is not there, or not below."""
     path = root / name.replace("\\", "/").strip("/")
     inside = os.path.normpath(path).startswith(f"{root}{os.sep}")
     if not inside or not path.exists():

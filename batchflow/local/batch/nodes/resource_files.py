@@ -57,7 +57,7 @@ class NodeDownloads:
     def get(
         self, url: str, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """A request. One to the outside may be led to https from wherever it begins."""
+        """Make a request. One to the outside may be redirected to https."""
         where = _encoded(url)
         outside = where.scheme == "https" or where.host not in _LOOPBACK
         tls = self._trusted or (_system() if outside else True)
@@ -69,7 +69,7 @@ class NodeDownloads:
 
 @cache
 def _system() -> ssl.SSLContext:
-    """aiohttp's own may know of no certificates: see `batchflow.local.embedded`."""
+    """Return the system's certificates, because aiohttp may know of none: see `batchflow.local.embedded`."""
     return ssl.create_default_context()
 
 

@@ -84,7 +84,7 @@ def pool_document(pool: PoolRecord, base: str) -> Document:
 
 
 def formula_run_document(run: AutoscaleRun) -> Document:
-    """One evaluation of a pool's formula."""
+    """Return one evaluation of a pool's formula."""
     document: Document = {"timestamp": iso_time(run.at)}
     if run.failure is None:
         return document | {"results": run.results}

@@ -97,7 +97,7 @@ def parse_max_results(text: str | None) -> int:
 def paginate(
     numbered: Iterable[tuple[int, dict[str, Any]]], *, after: str | None, limit: int, wanted: Predicate | None
 ) -> ODataPage:
-    """The page of documents that follow the token `after`, from documents in the order of their numbers.
+    """Return the page of documents after the token `after`, from documents in the order of their numbers.
 
     A token is the number of the last document seen, so a page is stable while documents come and go.
     """

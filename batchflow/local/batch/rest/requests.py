@@ -58,7 +58,7 @@ class Resize:
 def parse_pool(
     body: object, now: float, retired: frozenset[str] = frozenset()
 ) -> tuple[BatchPoolSpec, int, int]:
-    """A pool to create, with the numbers of dedicated and of spot nodes. `retired`: images of no more."""
+    """Read a pool to create, with the numbers of dedicated and of spot nodes. `retired`: retired images."""
     fields = Fields(body)
     pool_id = fields.identifier("id")
     vm_size = _vm_size(fields)
@@ -114,7 +114,7 @@ def patch_pool(spec: BatchPoolSpec, body: object, now: float, *, current_nodes: 
 
 
 def replace_pool_properties(spec: BatchPoolSpec, body: object) -> BatchPoolSpec:
-    """A pool's specification with start task and metadata replaced, or removed where the body omits them."""
+    """Replace a pool's start task and metadata; remove what the body omits."""
     fields = Fields(body)
     if fields.get("metadata") is None:
         raise Refused("MissingRequiredProperty", PropertyName="metadata")
@@ -203,7 +203,7 @@ def parse_job(body: object) -> BatchJobSpec:
 
 
 def patch_job(spec: BatchJobSpec, body: object, *, whole: bool) -> BatchJobSpec:
-    """A job's specification with the properties given changed; `whole`: omitted ones at their defaults."""
+    """Change the given properties of a job; `whole`: omitted ones take their defaults."""
     fields = Fields(body)
     given = fields.document
     current: dict[str, Any] = {} if whole else _changeable(spec)

@@ -146,7 +146,7 @@ def _check_list(value: object, shape: Shape, path: str) -> None:
 
 
 def _is(value: object, kind: type) -> bool:
-    """Numbers and truth come as strings from one of Azure's own clients."""
+    """Tell whether a value has the type. One of Azure's own clients sends numbers and truth as strings."""
     if kind is int:
         return (isinstance(value, int) and not isinstance(value, bool)) or str(value).isdigit()
     if kind is bool:

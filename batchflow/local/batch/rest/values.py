@@ -71,7 +71,7 @@ class Fields:
         return value
 
     def choice(self, key: str, allowed: Iterable[str], default: str) -> str:
-        """One of the words allowed, in any case."""
+        """Read one of the words allowed, in any case."""
         value = (self.text(key, default) or default).lower()
         if value not in allowed:
             raise invalid_property(self.name(key), value, f"Allowed: {', '.join(allowed)}.")
@@ -93,7 +93,7 @@ class Fields:
         return number
 
     def boolean(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Read true or false."""
         value = self.get(key)
         if value is None:
             return default

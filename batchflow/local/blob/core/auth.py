@@ -307,7 +307,7 @@ class _Terms:
 
 
 def _terms(request: SignedRequest, policies: PolicyLookup) -> _Terms:
-    """The SAS's own fields joined with those of its stored access policy; a field may stand in one only."""
+    """Join the SAS's own fields with those of its stored access policy; a field may stand in one only."""
     get = request.parameter
     policy = StoredAccessPolicy("")
     if identifier := get("si"):

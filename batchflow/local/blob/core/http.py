@@ -75,7 +75,7 @@ class ByteRange:
     last: int | None
 
     def within(self, size: int) -> tuple[int, int]:
-        """Offset and length in content of `size` bytes, or INVALID_RANGE."""
+        """Return offset and length in content of `size` bytes, or INVALID_RANGE."""
         if self.start >= size:
             raise BlobRefused(BlobErrorCode.INVALID_RANGE)
         last = size - 1 if self.last is None else min(self.last, size - 1)
@@ -284,7 +284,7 @@ def _date(headers: Headers, name: str) -> float | None:
 
 
 def version_headers(stamp: Revision) -> dict[str, str]:
-    """ETag and Last-Modified."""
+    """Return ETag and Last-Modified."""
     return {"ETag": stamp.etag, "Last-Modified": http_date(stamp.modified)}
 
 
@@ -301,7 +301,7 @@ def container_headers(container: StoredContainer) -> dict[str, str]:
 
 
 def blob_headers(blob: StoredBlob, query: Query = ()) -> dict[str, str]:
-    """The headers of Get Blob and Get Blob Properties, with a SAS's overrides (`rscc` and its like)."""
+    """Return the headers of Get Blob and Get Blob Properties, with a SAS's overrides (such as `rscc`)."""
     settings = _overridden(blob.content.settings, query)
     optional = {
         "Content-Encoding": settings.encoding,

@@ -419,7 +419,7 @@ class BrokerCore:
         self._stirred.add(node)
 
     def _follow_up(self, node: QueueNode, now: float) -> None:
-        """After a queue was touched: send on what it has dead-lettered, and look at its deadlines again."""
+        """Send on what a queue has dead-lettered after it was touched, and look at its deadlines again."""
         dead = self._nodes.get(node.entity.name.lower() + DEAD_LETTER_SUFFIX)
         if dead is not None and dead is not node and dead.outlets:
             dead.pump(now)
