@@ -50,23 +50,23 @@ def _refuse(reason: str) -> int:
 def _supervise(config: str, directory: str) -> int:
     try:
         with open(config, "rb") as file:
-            drain_grace = float(json.load(file).get("drain_grace", 30.0))
-        os.makedirs(directory, exist_ok=True)
+            data = file.read()
+        drain_grace = float(json.loads(data).get("drain_grace", 30.0))
     except (OSError, ValueError, AttributeError) as error:
         say("ERROR", "node_agent", "config_unusable", path=config, error=str(error))
         return EX_CONFIG
-    agent = partial(_agent, os.path.realpath(config), os.path.realpath(directory))
+    agent = partial(_agent, data, config, os.path.realpath(directory))
     return Supervisor(agent, directory, drain_grace + _SPARE).run()
 
 
-def _agent(config: str, directory: str) -> int:
-    """Run the agent process, in the fork."""
+def _agent(config: bytes, path: str, directory: str) -> int:
+    """Run the agent process, in the fork. `config`: read once, because a task may remove the file `path`."""
     from batchflow.support.process_tuning import pause_collector
 
     pause_collector()
     from node_agent.startup import process
 
-    return process.run(config, directory)
+    return process.run(config, path, directory)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,46 @@
 """Unpack the agent's archive on a node, once for all that start there, and become the agent.
 
 Runs with nothing but the node's own Python: ``python3 bootstrap.py ARCHIVE ARGUMENTS...``. Idempotent, and
-safe against another start at the same moment: the archive appears whole under its name, or not at all.
+safe against another start at the same moment: the archive appears whole under its name, or not at all. On a
+full disk it says so, and waits for room.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
 import tempfile
+import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
+
+PAUSE = 10.0
+"""Seconds between two tries on a full disk."""
 
 
 def main() -> None:
     """Replace this process by the agent."""
     archive, arguments = Path(sys.argv[1]), sys.argv[2:]
-    site = unpack(archive, Path(os.environ.get("AZ_BATCH_NODE_SHARED_DIR") or Path.cwd()))
+    site = unpack_patiently(archive, Path(os.environ.get("AZ_BATCH_NODE_SHARED_DIR") or Path.cwd()))
     os.environ["PYTHONPATH"] = str(site)
     os.execv(sys.executable, [sys.executable, "-m", "node_agent", *arguments])
+
+
+def unpack_patiently(archive: Path, shared: Path) -> Path:
+    """Return the folder with the archive's content, as `unpack` does; wait while the disk is full."""
+    while True:
+        try:
+            return unpack(archive, shared)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with suppress(OSError):  # the log may be on the same disk
+                sys.stderr.write(f"the node's disk is full, the agent cannot be unpacked: {error}\n")
+                sys.stderr.flush()
+        time.sleep(PAUSE)
 
 
 def unpack(archive: Path, shared: Path) -> Path:

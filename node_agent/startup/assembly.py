@@ -48,9 +48,14 @@ def agent(
     directory: Path,
     services: Adaptors,
     stack: ExitStack | AsyncExitStack,
+    *,
     log: LogUploader | None = None,
+    incarnation: str | None = None,
 ) -> Agent:
-    """Assemble an agent. The resources that it opens itself are closed with the stack."""
+    """Assemble an agent. The resources that it opens itself are closed with the stack.
+
+    `incarnation`: the agent's name, by default a new one.
+    """
     slots = config.slots or os.cpu_count() or 1
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
@@ -75,7 +80,7 @@ def agent(
     crashes = crash_record.CrashRecord(directory / "deaths.json", boot)
     parts = Parts(
         config=config,
-        agent=secrets.token_hex(6),
+        agent=incarnation or secrets.token_hex(6),
         boot_id=boot,
         broker=services.broker,
         ctl=services.ctl,

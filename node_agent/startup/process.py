@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -36,17 +37,20 @@ _PASS: Final = 0.25
 """Seconds to wait for the first task before the Blob SDK is imported. The first heartbeat follows."""
 
 
-def run(config: str, directory: str) -> int:
-    """Run an agent to its end; return the exit code. `config`: its file; `directory`: for its own files.
+def run(config: bytes, path: str, directory: str) -> int:
+    """Run an agent to its end; return the exit code.
+
+    `config`: what the supervisor read of the file `path`, which may be gone by now; `directory`: for the
+    agent's own files.
 
     It runs on asyncio's own loop, because uvloop starts programs by a fork, at three times the CPU cost.
     """
     json_log.configure()
     try:
-        wanted = AgentConfig.decode(Path(config).read_bytes())
+        wanted = AgentConfig.decode(config)
         asyncio.run(_serve(wanted, Path(directory)))
     except (ProtocolError, ConfigurationError) as error:
-        logger.error("config_unusable", extra={"path": config, "error": str(error)})
+        logger.error("config_unusable", extra={"path": path, "error": str(error)})
         return EX_CONFIG
     return 0
 
@@ -59,14 +63,18 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
             identity = await stack.enter_async_context(of_the_node(config.identity))
         broker = await stack.enter_async_context(_broker(config, identity))
         await asyncio.to_thread(_load_agent)
-        from node_agent.startup import assembly
+        from node_agent.startup import assembly, node_check
 
         load = asyncio.create_task(_load_blobs_after(_PASS if config.brought else 0.0), name="load blobs")
         containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
         ctl, out = [await stack.enter_async_context(each) for each in containers]
         uploader = LogUploader(json_log.JsonLines())
         logging.getLogger().addHandler(uploader)
-        agent = assembly.agent(config, directory, assembly.Adaptors(broker, ctl, out), stack, uploader)
+        incarnation = secrets.token_hex(6)
+        if not await node_check.NodeCheck(config, incarnation, directory, ctl, out).passed():
+            return
+        services = assembly.Adaptors(broker, ctl, out)
+        agent = assembly.agent(config, directory, services, stack, log=uploader, incarnation=incarnation)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.stop)
         loop.add_signal_handler(signal.SIGINT, _nothing)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from node_agent.scheduling.crash_history import CrashCount, after_crash
+from node_agent.system.plain_log import say
 
+_LOGGER: Final = "node_agent.supervision.crash_record"
 _LENGTH: Final = 4
 _ROOM: Final = 8192
 """Bytes of the record for each slot."""
@@ -34,15 +36,13 @@ class RunningRecord:
     """The running tasks of each slot, by uid."""
 
     def __init__(self, path: Path, slots: int) -> None:
-        """Create an empty record."""
-        self._path = path
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Create an empty record. Where it cannot be written, the record is kept in memory alone."""
+        size = slots * _ROOM
         try:
-            os.ftruncate(descriptor, slots * _ROOM)
-            self._map = mmap.mmap(descriptor, slots * _ROOM)
-        finally:
-            os.close(descriptor)
+            self._map = _mapped(path, size)
+        except OSError as error:
+            say("WARNING", _LOGGER, "running_not_recorded", path=str(path), error=str(error))
+            self._map = mmap.mmap(-1, size)
 
     def begin(self, slot: int, uids: Sequence[str]) -> None:
         """Record that the slot runs these tasks. Of very many, only the first ones are kept."""
@@ -64,6 +64,21 @@ class RunningRecord:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _mapped(path: Path, size: int) -> mmap.mmap:
+    """Create a file and map it. Its blocks are reserved, because a write to a mapping for which the disk has
+    no room ends the process (SIGBUS)."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        return mmap.mmap(descriptor, size)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def read_running(path: Path) -> list[str]:
@@ -92,15 +107,19 @@ def read_crashes(path: Path, boot: str) -> dict[str, CrashCount]:
 
 
 def write_crashes(path: Path, boot: str, crashes: Mapping[str, CrashCount]) -> None:
-    """Write the crashes of this boot, atomically."""
+    """Write the crashes of this boot, atomically. Raises OSError, for example on a full disk."""
     document = {"boot_id": boot, "deaths": {uid: astuple(each) for uid, each in crashes.items()}}
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document), encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(document), encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def record_crashes(directory: str | os.PathLike[str], at: float) -> list[str]:
-    """Record the tasks that the agent ran when it crashed; return their uids."""
+    """Record the tasks that the agent ran when it crashed; return their uids. Raises OSError."""
     running, crashes, boot = (
         read_running(Path(directory, "running")),
         Path(directory, "deaths.json"),
@@ -122,4 +141,7 @@ class CrashRecord:
     def forget(self, uid: str) -> None:
         """Forget a task that is settled, or whose crashes are recorded elsewhere."""
         if self.known.pop(uid, None) is not None:
-            write_crashes(self._path, self._boot, self.known)
+            try:
+                write_crashes(self._path, self._boot, self.known)
+            except OSError as error:  # the file tells of one death too many, at worst
+                say("WARNING", _LOGGER, "deaths_not_recorded", error=str(error))

@@ -64,7 +64,7 @@ class Supervisor:
         linux.heed_children()
         signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
         linux.become_subreaper()
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(os.path.join(self._directory, "running"))
         while True:
             started = time.monotonic()
@@ -140,7 +140,12 @@ class Supervisor:
     def _record_crashes(self) -> None:
         from node_agent.supervision.crash_record import record_crashes
 
-        if running := record_crashes(self._directory, time.time()):
+        try:
+            running = record_crashes(self._directory, time.time())
+        except OSError as error:
+            say("ERROR", _LOGGER, "deaths_not_recorded", error=str(error))
+            return
+        if running:
             say("WARNING", _LOGGER, "tasks_died_with_agent", uids=running[:20], tasks=len(running))
 
     def _wait_before_restart(self) -> bool:
@@ -170,8 +175,9 @@ def _become_agent(agent: Callable[[], int], supervisor: int) -> NoReturn:
 
         logging.getLogger(_LOGGER).exception("agent_crashed")
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk must not let the fork return into its parent's code
+                stream.flush()
         os._exit(code)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 
 TYPE_CHECKING = False  # `typing` alone is a seventh of what the supervisor holds
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ _LEVELS: Final = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL
 
 
 def say(level: str, logger: str, event: str, **fields: Any) -> None:
-    """Write an event with its fields to stderr. Nothing secret may be among them."""
+    """Write an event with its fields to stderr. Nothing secret may be among them.
+
+    An event that cannot be written is dropped: the file may be on a full disk.
+    """
     wanted = os.environ.get("BATCHFLOW_LOG_LEVEL", "INFO").upper()
     if _LEVELS[level] < _LEVELS.get(wanted, _LEVELS["INFO"]):
         return
@@ -31,5 +35,6 @@ def say(level: str, logger: str, event: str, **fields: Any) -> None:
         "logger": logger,
         "pid": os.getpid(),
     }
-    sys.stderr.write(json.dumps(head | fields, default=str, ensure_ascii=False) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.write(json.dumps(head | fields, default=str, ensure_ascii=False) + "\n")
+        sys.stderr.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import zipfile
@@ -57,3 +59,24 @@ def test_half_an_archive_leaves_nothing(archive: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "shared" / "batchflow").iterdir()) == []
     archive.write_bytes(whole)
     assert (bootstrap.unpack(archive, tmp_path / "shared") / "filler.py").is_file()
+
+
+def test_it_waits_for_room_on_a_full_disk(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what it waits for; another error ends it."""
+    errors = [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None, PermissionError("not yours")]
+    whole = zipfile.ZipFile.extractall
+
+    def extract(self: zipfile.ZipFile, path: Path) -> None:
+        if (error := errors.pop(0)) is not None:
+            raise error
+        whole(self, path)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", extract)
+    monkeypatch.setattr(bootstrap, "PAUSE", 0.0)
+    site = bootstrap.unpack_patiently(archive, tmp_path / "shared")
+    assert (site / "node_agent").is_dir()
+    assert "disk is full" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        bootstrap.unpack_patiently(archive, tmp_path / "other")

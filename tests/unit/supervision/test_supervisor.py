@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from node_agent.scheduling.crash_history import MOST, CrashCount, after_crash
 from node_agent.supervision.crash_record import (
+    CrashRecord,
     RunningRecord,
     boot_id,
     read_crashes,
@@ -162,6 +165,44 @@ def test_the_record_tells_what_runs(tmp_path: Path) -> None:
         record.begin(1, [f"{'c' * 40}:{number}" for number in range(1000)])
         assert len(read_running(path)) > 100
     assert read_running(tmp_path / "nothing") == []
+
+
+def test_a_record_without_room_on_the_disk_is_kept_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapping of a file without blocks would end the agent at its first write."""
+    path = tmp_path / "running"
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with RunningRecord(path, 2) as record:
+        record.begin(1, ["a:1"])
+        record.end(1)
+    assert not path.exists()
+
+
+def no_room(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_deaths_that_cannot_be_written_end_no_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written before is kept, and nothing is left beside it."""
+    path = tmp_path / "deaths.json"
+    write_crashes(path, "this", {"a:1": CrashCount(1, 2, 3.0)})
+    record = CrashRecord(path, "this")
+    monkeypatch.setattr(Path, "write_text", no_room)
+    record.forget("a:1")
+    assert record.known == {}
+    assert list(read_crashes(path, "this")) == ["a:1"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_supervisor_whose_log_cannot_be_written_goes_on(tmp_path: Path) -> None:
+    """Its agent crashes, and the log is on a full disk, as the record of what ran is."""
+    (tmp_path / "deaths.json.part").mkdir()
+    command = [sys.executable, "-m", "tests.support.agent_process", str(tmp_path), "die_at_work"]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=full, timeout=PATIENCE, check=False)
+    assert ended.returncode == 0
+    assert len(diary(tmp_path)) == 3
 
 
 def test_deaths_of_another_boot_are_forgotten(tmp_path: Path) -> None:
