@@ -5,7 +5,8 @@ Decoding maps integers of every width to ``int`` and keeps apart what Python wou
 ``int`` is a long and the other widths have classes of their own.
 
 A peer is not trusted. Input that is malformed, nested too deeply or longer than its frame raises
-:class:`DecodeError` and nothing else, and no size field makes this module allocate more than was received.
+:class:`DecodeError` and nothing else. Time and memory are linear in the bytes received, whatever counts they
+name: an array of items without bytes is short, and no key of a map has a hash that its sender can choose.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_DEPTH = 32
-_MAX_EMPTY_ITEMS = 65_536
+MAX_EMPTY_ITEMS = 32
+"""Items of an array whose type takes no bytes. So an array costs no more for each byte than a list does."""
 
 
 class DecodeError(ValueError):
@@ -161,7 +163,7 @@ def _timestamp(data: bytes, pos: int, depth: int) -> tuple[Timestamp, int]:
 
 def _character(data: bytes, pos: int, depth: int) -> tuple[str, int]:
     code = _U4.unpack_from(data, pos)[0]
-    if code > 0x10FFFF:
+    if code > 0x10FFFF or 0xD800 <= code < 0xE000:
         raise DecodeError("a character is not Unicode")
     return chr(code), pos + 4
 
@@ -213,9 +215,16 @@ def _symbol32(data: bytes, pos: int, depth: int) -> tuple[Symbol, int]:
 def _described(data: bytes, pos: int, depth: int) -> tuple[Described, int]:
     if depth >= MAX_DEPTH:
         raise DecodeError("values are nested too deeply")
-    descriptor, pos = _decode(data, pos, depth + 1)
+    descriptor, pos = _descriptor(data, pos, depth + 1)
     value, pos = _decode(data, pos, depth + 1)
     return Described(descriptor, value), pos
+
+
+def _descriptor(data: bytes, pos: int, depth: int) -> tuple[int | str, int]:
+    descriptor, pos = _decode(data, pos, depth)
+    if not isinstance(descriptor, int | str):
+        raise DecodeError("a descriptor is neither a number nor a symbol")
+    return descriptor, pos
 
 
 def _compound8(data: bytes, pos: int) -> tuple[int, int, int]:
@@ -247,8 +256,16 @@ def _items(data: bytes, count: int, pos: int, end: int, depth: int) -> list[Any]
 def _pairs(data: bytes, count: int, pos: int, end: int, depth: int) -> dict[Any, Any]:
     if count % 2:
         raise DecodeError("a map has a key without a value")
-    items = iter(_items(data, count, pos, end, depth))
-    return dict(zip(items, items, strict=True))
+    items = _items(data, count, pos, end, depth)
+    keys = items[::2]
+    if not _KEYS.issuperset(map(type, keys)):
+        raise DecodeError("a map has a key that cannot be one")
+    return dict(zip(keys, items[1::2], strict=True))
+
+
+_KEYS = frozenset({str, Symbol, bytes, bool, int, float, Timestamp, type(None)})
+"""Types of the keys of a map. A sender could make any number of UUIDs, or of described values, whose hashes
+are the same, and a map of those takes quadratic time."""
 
 
 def _list8(data: bytes, pos: int, depth: int) -> tuple[list[Any], int]:
@@ -287,11 +304,11 @@ def _array_items(data: bytes, count: int, pos: int, end: int, depth: int) -> lis
     descriptor = None
     described = data[pos] == 0x00
     if described:
-        descriptor, pos = _decode(data, pos + 1, depth + 1)
+        descriptor, pos = _descriptor(data, pos + 1, depth + 1)
     code = data[pos]
     decoder = _DECODERS[code]
     pos += 1
-    if count > (_MAX_EMPTY_ITEMS if code >> 4 == 0x4 else end - pos):
+    if count > (MAX_EMPTY_ITEMS if code >> 4 == 0x4 else end - pos):
         raise DecodeError("an array has more items than bytes")
     items = []
     for _ in range(count):
@@ -416,6 +433,10 @@ def _encode_ulong(value: int) -> bytes:
     return bytes((0x53, value)) if value < 256 else b"\x80" + _U8.pack(value)
 
 
+def _encode_int(value: int) -> bytes:
+    return b"\x81" + _S8.pack(value) if value < 1 << 63 else b"\x80" + _U8.pack(value)
+
+
 def _encode_map(value: dict[Any, Any]) -> bytes:
     items = [encode(item) for pair in value.items() for item in pair]
     return _compound(0xC1, len(items), b"".join(items))
@@ -448,7 +469,7 @@ _ENCODERS: dict[type, Callable[[Any], bytes]] = {
     UInt: _encode_uint,
     ULong: _encode_ulong,
     Int: lambda value: b"\x71" + _S4.pack(value),
-    int: lambda value: b"\x81" + _S8.pack(value),
+    int: _encode_int,
     Timestamp: lambda value: b"\x83" + _S8.pack(value),
     float: lambda value: b"\x82" + _F8.pack(value),
     UUID: lambda value: b"\x98" + value.bytes,

@@ -73,6 +73,7 @@ class Link:
         "parts",
         "session",
         "state",
+        "unsettled",
     )
 
     def __init__(self, session: AmqpSession, attach: Attach, now: float) -> None:
@@ -86,6 +87,7 @@ class Link:
         self.parts: Parts | None = None
         self.max_message_size = 0
         self.last_used = now
+        self.unsettled: set[int] = set()
         self.node: Any = None
 
     @property

@@ -15,8 +15,12 @@ Rules:
 * A transfer needs link credit and room in the peer's session window, frame by frame; what of a long message
   finds no room waits here. Delivery ids count deliveries, transfer ids count frames.
 * Frames for a channel or handle that was closed from here are ignored: the peer sent them before it knew.
-* Everything that a peer can make grow is bounded: frame size, channels, handles, the size of a message in
-  parts, the nesting of values. A violation closes the connection with the error that names it.
+* Everything that a peer can make grow is bounded: frame size, channels, handles, links, the size of a message
+  in parts, the nesting of values. A violation closes the connection with the error that names it.
+* A peer is a stranger until the handler sets ``known``. A stranger needs one session and a pair of links to
+  say who it is, so it gets few of both.
+* What a peer sends costs time in proportion to its bytes. No frame makes the engine walk all links, or all
+  deliveries, unless it ends them.
 
 Time comes in with the data (monotonic or wall clock, one of them throughout, in seconds).
 """
@@ -61,16 +65,24 @@ from batchflow.local.amqp.performatives import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 MAX_FRAME_SIZE = 65_536
 MAX_CHANNEL = 4_999
 MAX_HANDLE = 255
+MAX_LINKS = 5_000
+MAX_STRANGER_SESSIONS = 8
+MAX_STRANGER_LINKS = 32
 IDLE_TIMEOUT = 240.0
+MECHANISMS = ("MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL")
+"""The mechanisms of SASL, as Azure offers them. PLAIN says who the peer is, by the name and a key of a rule.
+The others say nothing: tokens are put to ``$cbs`` afterwards."""
 TOLERANCE = 4
 """A message beyond the link's limit is handed on, to be rejected by itself, up to so many times the limit:
 a link that is detached tells the SDK less than a rejection does."""
 _ID_MASK = 0xFFFF_FFFF
+_RECEIVED = (0x23, "amqp:received:list")
+"""The state of a delivery that says nothing of its outcome."""
 
 
 class ConnectionState(Enum):
@@ -97,13 +109,21 @@ class Connection:
 
     Call :meth:`receive` with what arrived and act on its events; after that, and after any call that
     answers, send what :meth:`data_to_send` returns. ``CLOSED`` means: send that, then close the socket.
+
+    ``log_in`` tells whether a name and a password, which come by SASL, are right. Without it none are.
     """
 
-    def __init__(self, container_id: str, now: float) -> None:
+    def __init__(
+        self, container_id: str, now: float, log_in: Callable[[str, str], bool] = lambda name, password: False
+    ) -> None:
         self.state = ConnectionState.HEADER
         self.sessions: dict[int, AmqpSession] = {}
         self.remote_container_id = ""
+        self.known = False
+        """Whether the peer has said who it is, and so may have more than strangers."""
+        self._links = 0
         self._container_id = container_id
+        self._log_in = log_in
         self._received = bytearray()
         self._out: list[bytes] = []
         self._events: list[Event] = []
@@ -202,7 +222,7 @@ class Connection:
 
     def _header(self, header: bytes) -> None:
         if header == wire.SASL_HEADER and self.state is ConnectionState.HEADER:
-            self._out += (wire.SASL_HEADER, wire.sasl_mechanisms(["ANONYMOUS"]))
+            self._out += (wire.SASL_HEADER, wire.sasl_mechanisms(MECHANISMS))
             self.state = ConnectionState.SASL
         elif header == wire.AMQP_HEADER:
             self._out.append(wire.AMQP_HEADER)
@@ -230,12 +250,25 @@ class Connection:
             raise Violation("amqp:illegal-state", f"{type(performative).__name__} has no place here")
 
     def _sasl(self, init: SaslInit) -> None:
-        if init.mechanism != "ANONYMOUS":
-            self._out.append(wire.sasl_outcome(1))
-            self._end(AmqpError("amqp:unauthorized-access", "only ANONYMOUS is offered"))
-            return
-        self._out.append(wire.sasl_outcome(0))
-        self.state = ConnectionState.SECOND_HEADER
+        if init.mechanism not in MECHANISMS:
+            self._refuse_sasl(f"the mechanisms are {', '.join(MECHANISMS)}")
+        elif init.mechanism == "PLAIN" and not self._plain(init.response):
+            self._refuse_sasl("the name of a rule and its key do not fit")
+        else:
+            self._out.append(wire.sasl_outcome(0))
+            self.state = ConnectionState.SECOND_HEADER
+
+    def _refuse_sasl(self, reason: str) -> None:
+        self._out.append(wire.sasl_outcome(1))
+        self._end(AmqpError("amqp:unauthorized-access", reason))
+
+    def _plain(self, response: bytes) -> bool:
+        """Check what a peer says of itself (RFC 4616): whom it acts for, its name, its password."""
+        try:
+            _, name, password = response.decode().split("\0")
+        except ValueError:
+            return False
+        return self._log_in(name, password)
 
     def _open(self, open_: Open) -> None:
         if open_.max_frame_size < 512:
@@ -284,11 +317,14 @@ class Connection:
     def _begin(self, channel: int, begin: Begin) -> None:
         if channel > MAX_CHANNEL or channel in self.sessions:
             raise Violation("amqp:not-allowed", f"channel {channel} is in use or above {MAX_CHANNEL}")
+        if not self.known and len(self.sessions) >= MAX_STRANGER_SESSIONS:
+            raise _too_many(f"{MAX_STRANGER_SESSIONS} sessions are open and no token was put")
         self.sessions[channel] = AmqpSession(channel, begin)
         self._out.append(wire.begin(channel, INCOMING_WINDOW, OUTGOING_WINDOW, MAX_HANDLE))
 
     def _drop(self, session: AmqpSession) -> None:
         del self.sessions[session.channel]
+        self._links -= len(session.links)
         for link in session.links.values():
             self._gone(link)
         session.links.clear()
@@ -313,13 +349,23 @@ class Connection:
                 f"handle {attach.handle} is in use or above {MAX_HANDLE}",
             )
             return
+        if old is None:
+            self._count_link()
         link = session.links[attach.handle] = Link(session, attach, self._now)
         self._events.append(LinkAttaching(link))
+
+    def _count_link(self) -> None:
+        if not self.known and self._links >= MAX_STRANGER_LINKS:
+            raise _too_many(f"{MAX_STRANGER_LINKS} links are attached and no token was put")
+        if self._links >= MAX_LINKS:
+            raise _too_many(f"{MAX_LINKS} links are attached")
+        self._links += 1
 
     def _detach(self, session: AmqpSession, detach: Detach) -> None:
         link = session.links.pop(detach.handle, None)
         if link is None:
             return
+        self._links -= 1
         if link.state is not LinkState.DETACHED:
             if link.state is LinkState.ATTACHING:
                 self._answer(link, b"\x40", b"\x40", 0, None)
@@ -373,13 +419,14 @@ class Connection:
 
     @staticmethod
     def _forget_unsettled(link: Link) -> None:
-        unsettled = link.session.unsettled
-        for delivery_id in [id_ for id_, (owner, _) in unsettled.items() if owner is link]:
-            del unsettled[delivery_id]
+        for delivery_id in link.unsettled:
+            del link.session.unsettled[delivery_id]
+        link.unsettled.clear()
 
     # -- flow -----------------------------------------------------------------------------------------
 
     def _flow(self, session: AmqpSession, flow: Flow) -> None:
+        blocked = session.remote_window <= 0 or bool(session.backlog)
         seen = flow.next_incoming_id or 0
         ahead = (session.next_outgoing_id - seen) & _ID_MASK
         session.remote_window = max(0, flow.incoming_window - ahead)
@@ -388,7 +435,8 @@ class Connection:
             self._count_out(session)
             self._out.append(session.backlog.popleft())
         if flow.handle is None:
-            links = [link for link in session.links.values() if link.sends]
+            # Links that had room before have sent what there was.
+            links = [link for link in session.links.values() if link.sends] if blocked else []
         else:
             links = self._link_flow(session, flow, flow.handle)
         self._events += [LinkFlow(link) for link in links if link.credit > 0 or link.drain]
@@ -397,7 +445,7 @@ class Connection:
 
     def _link_flow(self, session: AmqpSession, flow: Flow, handle: int) -> list[Link]:
         link = session.links.get(handle)
-        if link is None or not link.sends or link.state is not LinkState.ATTACHED:
+        if link is None or not link.sends or link.state is LinkState.DETACHED:
             return []
         link.last_used = self._now
         peer_count = flow.delivery_count or 0
@@ -411,7 +459,12 @@ class Connection:
         self._out.append(wire.flow(session.channel, session.windows(), about))
 
     def drained(self, link: Link) -> None:
-        """Use up the remaining credit and tell the peer, because everything has been sent."""
+        """Use up the remaining credit and tell the peer, because everything has been sent.
+
+        While the link's attach is not answered this waits, and so does the credit that came with it.
+        """
+        if link.state is not LinkState.ATTACHED:
+            return
         link.delivery_count = (link.delivery_count + link.credit) & _ID_MASK
         link.credit = 0
         link.drain = False
@@ -505,6 +558,7 @@ class Connection:
         link.last_used = self._now
         if not settled:
             session.unsettled[delivery_id] = (link, tag)
+            link.unsettled.add(delivery_id)
         room = self._remote_frame_size - wire.TRANSFER_OVERHEAD
         for start in range(0, len(payload) or 1, room):
             part = payload[start : start + room] if len(payload) > room else payload
@@ -531,14 +585,23 @@ class Connection:
     # -- settlement -----------------------------------------------------------------------------------
 
     def _disposition(self, session: AmqpSession, disposition: Disposition) -> None:
-        if disposition.role is SENDER:
+        state = disposition.state
+        undecided = state is None or state.descriptor in _RECEIVED
+        if disposition.role is SENDER or (undecided and not disposition.settled):
             return
         for delivery_id in self._named(session, disposition):
-            link, tag = (
-                session.unsettled.pop(delivery_id) if disposition.settled else session.unsettled[delivery_id]
-            )
+            link, tag = session.unsettled[delivery_id]
+            if disposition.settled:
+                self._settled(session, delivery_id)
             link.last_used = self._now
-            self._events.append(Settling(link, delivery_id, tag, disposition.settled, disposition.state))
+            self._events.append(Settling(link, delivery_id, tag, disposition.settled, state))
+
+    @staticmethod
+    def _settled(session: AmqpSession, delivery_id: int) -> None:
+        """Forget a delivery that is settled."""
+        entry = session.unsettled.pop(delivery_id, None)
+        if entry is not None:
+            entry[0].unsettled.discard(delivery_id)
 
     @staticmethod
     def _named(session: AmqpSession, disposition: Disposition) -> list[int]:
@@ -556,5 +619,9 @@ class Connection:
         if session.channel not in self.sessions:
             return
         if link.sends:
-            session.unsettled.pop(delivery_id, None)
+            self._settled(session, delivery_id)
         self._out.append(wire.disposition(session.channel, not link.sends, delivery_id, state))
+
+
+def _too_many(what: str) -> Violation:
+    return Violation("amqp:resource-limit-exceeded", f"{what}: that is the most that a connection may have")

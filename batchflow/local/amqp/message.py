@@ -30,6 +30,10 @@ _HEADER, _DELIVERY_ANNOTATIONS, _ANNOTATIONS, _PROPERTIES, _APPLICATION_PROPERTI
 _DATA, _SEQUENCE, _VALUE, _FOOTER = range(0x75, 0x79)
 _MESSAGE_ID, _REPLY_TO, _CORRELATION_ID, _GROUP_ID = 0, 4, 5, 10
 _NULL = b"\x40"
+_MAX_PRIORITY = 255
+_MAX_TTL = 0xFFFF_FFFF
+_MAX_TIME = 253_402_300_800_000
+"""Milliseconds since the epoch, at the end of the year 9999."""
 
 _OWN_ANNOTATIONS = {
     "x-opt-sequence-number",
@@ -114,34 +118,34 @@ def _descriptor(data: bytes, pos: int) -> tuple[int, int]:
 
 
 def read_message(data: bytes) -> Incoming:
-    """Split a message. Raises :class:`DecodeError`."""
+    """Split a message, which may have no body. Raises :class:`DecodeError`."""
     header, ttl, annotations, scheduled = _NULL * 4, None, (b"", 0), None
     message_id = session_id = None
-    bare: int | None = None
-    has_body = False
+    bare = len(data)
     for code, start, value in _sections(data):
-        if code >= _PROPERTIES and bare is None:
-            bare = start
+        if code >= _PROPERTIES:
+            bare = min(bare, start)
         if code == _HEADER:
             header, ttl = _read_header(data, value)
         elif code == _ANNOTATIONS:
             annotations, scheduled = _read_annotations(data, value)
         elif code == _PROPERTIES:
             message_id, session_id = _read_ids(data, value)
-        elif code >= _DATA:
-            has_body = True
-    if not has_body or bare is None:
-        raise DecodeError("a message has no body")
     return Incoming(Envelope(header, *annotations), data[bare:], message_id, session_id, ttl, scheduled)
 
 
 def _read_header(data: bytes, pos: int) -> tuple[bytes, int | None]:
     fields = split_list(data, pos)[0][:4]
     fields += [_NULL] * (4 - len(fields))
-    ttl = decode(fields[2])[0]
-    if ttl is not None and (not isinstance(ttl, int) or ttl < 0):
-        raise DecodeError("a message has a time to live that is not a number")
+    durable, priority, ttl, first = (decode(field)[0] for field in fields)
+    flags = isinstance(durable, bool | None) and isinstance(first, bool | None)
+    if not (flags and _within(priority, _MAX_PRIORITY) and _within(ttl, _MAX_TTL)):
+        raise DecodeError("a header has a field of a wrong type or range")
     return b"".join(fields), ttl
+
+
+def _within(value: Any, most: int) -> bool:
+    return value is None or (isinstance(value, int) and 0 <= value <= most)
 
 
 def _read_annotations(data: bytes, pos: int) -> tuple[tuple[bytes, int], int | None]:
@@ -151,7 +155,7 @@ def _read_annotations(data: bytes, pos: int) -> tuple[tuple[bytes, int], int | N
             scheduled = decode(raw, skip(raw, 0))[0]
         if key not in _OWN_ANNOTATIONS:
             kept.append(raw)
-    if scheduled is not None and not isinstance(scheduled, int):
+    if not _within(scheduled, _MAX_TIME):
         raise DecodeError("a message is scheduled for something that is not a time")
     return (b"".join(kept), 2 * len(kept)), scheduled
 
@@ -171,6 +175,8 @@ def _pairs(data: bytes, pos: int) -> list[tuple[Any, bytes]]:
         after = skip(data, after)
         pairs.append((key, data[pos:after]))
         pos = after
+    if pos != end:
+        raise DecodeError("a map is not as long as it says")
     return pairs
 
 
@@ -271,8 +277,8 @@ def with_message_id(bare: bytes, message_id: str) -> bytes:
     return encode_described(_PROPERTIES, encode_list([encode(message_id)])) + bare
 
 
-def with_application_properties(bare: bytes, added: Mapping[str, str]) -> bytes:
-    """Add application properties, in place of those of the same names."""
+def with_application_properties(bare: bytes, added: Mapping[str, Any]) -> bytes:
+    """Add application properties, in place of those of the same names. Values are of simple types."""
     before, pairs, after = b"", [], bare
     for code, _, value in _sections(bare):
         if code == _PROPERTIES:

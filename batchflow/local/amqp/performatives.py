@@ -160,9 +160,13 @@ class Close(NamedTuple):
 
 
 class SaslInit(NamedTuple):
-    """The peer's choice of a mechanism."""
+    """The peer's choice of a mechanism, and what it says at once: with PLAIN a name and a password."""
 
     mechanism: str
+    response: bytes
+
+    def __repr__(self) -> str:
+        return f"SaslInit(mechanism={self.mechanism!r})"
 
 
 Performative = Open | Begin | Attach | Flow | Transfer | Disposition | Detach | End | Close | SaslInit
@@ -184,7 +188,7 @@ _FIELDS: dict[int, tuple[tuple[Any, ...], int]] = {
     Code.DETACH: ((int, bool), 1),
     Code.END: ((), 0),
     Code.CLOSE: ((), 0),
-    Code.SASL_INIT: ((str,), 1),
+    Code.SASL_INIT: ((str, bytes), 1),
 }
 _OPTIONAL_FIRST = {Code.BEGIN, Code.FLOW}
 _PADDING = [None] * 16
@@ -246,7 +250,7 @@ def _build(code: int, fields: list[Any], body: bytes, end: int) -> Performative:
         case Code.CLOSE:
             return Close()
         case _:
-            return SaslInit(fields[0])
+            return SaslInit(fields[0], fields[1] or b"")
 
 
 def _attach(fields: list[Any], body: bytes) -> Attach:

@@ -316,6 +316,21 @@ class Queue:
             raise NotAllowed("a message of a dead-letter queue cannot be dead-lettered again")
         self._move_to_dead_letters(message, reason, description)
 
+    def amend(self, token: bytes, now: float, change: Callable[[bytes], bytes]) -> None:
+        """Give a locked message another body, made of the one that it has.
+
+        Raises :class:`LockLost`, or :class:`MessageSizeExceeded` when it grows too large.
+        """
+        message = self._locked(token, now)
+        body = change(message.body)
+        size = message.size + len(body) - len(message.body)
+        if size > self._spec.max_message_size:
+            raise MessageSizeExceeded(
+                f"a message of {size} bytes is over the {self._spec.max_message_size} allowed"
+            )
+        self._size += size - message.size
+        message.body, message.size = body, size
+
     def _session_to_receive(self, session_id: str | None, receiver_id: Hashable) -> SessionQueue:
         if not self._spec.requires_session:
             return self._unsessioned

@@ -18,9 +18,11 @@ from urllib.parse import unquote_plus
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 PREFIX = "SharedAccessSignature "
+_LATEST = 1 << 53
+"""Seconds since the epoch. A token may name an expiry that no float holds."""
 
 
 class Rights(Flag):
@@ -67,6 +69,17 @@ def path_of(address: str) -> str:
     return rest.strip("/").lower()
 
 
+def parts_of(path: str) -> Iterator[str]:
+    """Return the paths at which something may stand that covers a path, beside the root: its own is the last.
+
+    Takes quadratic time in the length of the path, which its caller bounds.
+    """
+    for index, char in enumerate(path):
+        if char == "/":
+            yield path[:index]
+    yield path
+
+
 def check_token(token: str, rules_for: Callable[[str], Iterable[SasRule]], now: float) -> SasGrant:
     """Verify a token against the rules that hold at its resource. Raises :class:`TokenRefused`."""
     if not token.startswith(PREFIX):
@@ -83,18 +96,18 @@ def check_token(token: str, rules_for: Callable[[str], Iterable[SasRule]], now: 
     path = path_of(unquote_plus(resource).partition("?")[0])
     for rule in rules_for(path):
         if rule.name == unquote_plus(name) and _signed(rule, resource, expiry, unquote_plus(signature)):
-            return SasGrant(path, rule.rights, float(expires_at))
+            return SasGrant(path, rule.rights, float(min(expires_at, _LATEST)))
     raise TokenRefused("the token's rule does not exist here, or its signature is wrong")
 
 
 def _signed(rule: SasRule, resource: str, expiry: str, signature: str) -> bool:
     return any(
-        hmac.compare_digest(sign(key, resource, expiry), signature.encode())
+        hmac.compare_digest(sign(key, resource, expiry), signature.encode(errors="replace"))
         for key in (rule.primary_key, rule.secondary_key)
     )
 
 
 def sign(key: str, resource: str, expiry: str) -> bytes:
     """Return the signature over a resource, URL-encoded, and an expiry."""
-    text = f"{resource}\n{expiry}".encode()
+    text = f"{resource}\n{expiry}".encode(errors="replace")
     return base64.b64encode(hmac.digest(key.encode(), text, hashlib.sha256))

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlencode
 
 from aiohttp import web
 
+from batchflow.local.http_server import HttpServer, is_text
 from batchflow.local.security.sas import Rights, TokenRefused
 from batchflow.local.servicebus.core.atom import (
     read_queue,
@@ -30,29 +31,47 @@ from batchflow.local.servicebus.core.operations import Operations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.local.internal_errors import InternalErrors
     from batchflow.local.servicebus.core.broker import BrokerCore
 
 OPERATIONS_PATH = "$operations"
 """Answered with what was counted; Azure has no such path."""
 
 _MAX_PAGE = 100
+_MAX_BODY = 1 << 20
+"""Bytes; aiohttp's own limit for a body without a length."""
 
 
 def administration(
-    broker: BrokerCore, clock: Callable[[], float], latency: float, changed: Callable[[], None]
+    broker: BrokerCore,
+    clock: Callable[[], float],
+    latency: float,
+    changed: Callable[[], None],
+    errors: InternalErrors,
+    stranger_timeout: float,
 ) -> web.Server:
     """Make the HTTP side of the server, a factory of connections. ``changed`` is called after a request."""
     administrator = _Administrator(broker, clock)
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.read()
-        response = administrator.answer(request, body)
+        try:
+            response = await administrator.answer(request, server.known)
+        except AdministrationRefused as refused:
+            response = _xml(write_error(refused.status, refused.detail), refused.status)
+        except (ConnectionError, web.HTTPException):
+            raise
+        except web.RequestPayloadError:
+            response = _xml(write_error(400, "The body is not what the headers say."), 400)
+        except Exception:
+            errors.note(f"a request to Service Bus: {request.method} {request.path[:100]!r}")
+            response = _xml(write_error(500, "The local Service Bus failed: its log says how."), 500)
         changed()
         if latency:
             await asyncio.sleep(latency)
         return response
 
-    return web.Server(handle, access_log=None)
+    server = HttpServer(handle, access_log=None, stranger_timeout=stranger_timeout)
+    return server
 
 
 class _Administrator:
@@ -63,15 +82,22 @@ class _Administrator:
         self._namespace = broker.namespace
         self._clock = clock
 
-    def answer(self, request: web.BaseRequest, body: bytes) -> web.Response:
-        """Do what a request asks for."""
+    async def answer(
+        self, request: web.BaseRequest, known: Callable[[web.BaseRequest], None]
+    ) -> web.Response:
+        """Do what a request asks for, and read its body once its sender is ``known``.
+
+        Raises :class:`AdministrationRefused`.
+        """
+        if not is_text(request):
+            raise AdministrationRefused(400, "The request line and the headers must be UTF-8.")
         path = unquote(request.rel_url.raw_path).strip("/")
-        now = self._clock()
-        try:
-            self._authorize(request, path.lower(), now)
-            return self._route(request, path, body, now)
-        except AdministrationRefused as refused:
-            return _xml(write_error(refused.status, refused.detail), refused.status)
+        self._authorize(request, path.lower(), self._clock())
+        known(request)
+        if (request.content_length or 0) > _MAX_BODY:
+            raise AdministrationRefused(413, f"A body has at most {_MAX_BODY} bytes.")
+        body = await request.read()
+        return self._route(request, path, body, self._clock())
 
     def _authorize(self, request: web.BaseRequest, path: str, now: float) -> None:
         if self._broker.busy:
@@ -117,8 +143,9 @@ class _Administrator:
         except ValueError:
             raise AdministrationRefused(400, "$skip and $top must be numbers.") from None
         entities = list(self._namespace)
+        skip = max(0, min(skip, len(entities)))
         top = max(1, min(top, _MAX_PAGE))
-        page = entities[max(0, skip) : skip + top]
+        page = entities[skip : skip + top]
         more = skip + top < len(entities)
         query = urlencode({"$skip": skip + top, "$top": top})
         next_url = f"{base_url}/$Resources/queues?{query}" if more else None

@@ -16,8 +16,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
+from batchflow.local.internal_errors import InternalErrors
 from batchflow.local.servicebus.admin import administration
-from batchflow.local.servicebus.core.broker import BrokerCore, Peer
+from batchflow.local.servicebus.core.broker import STRANGER_TIMEOUT, BrokerCore, Peer
 from batchflow.local.servicebus.core.namespace import ROOT_RULE, Namespace
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from batchflow.local.security.entra import Directory
 
 _TLS_HANDSHAKE = b"\x16"
-_FIRST_BYTE_TIMEOUT = 30.0
+_TLS_SHUTDOWN_TIMEOUT = 5.0
 _BACKLOG = 512
 _ACCEPT_PAUSE = 0.5
 _SHUTDOWN_TIMEOUT = 2.0
@@ -40,7 +41,8 @@ class ServiceBusServer:
     without it there is no administration over HTTPS. ``latency`` delays every answer by so many seconds,
     without limiting how many are under way. ``link_idle_timeout``, in seconds, is after how long without
     traffic a link is detached; a connection without links is closed after half of it. ``directory`` knows who
-    comes with a token of Entra ID.
+    comes with a token of Entra ID. ``stranger_timeout``, in seconds, is how long a connection may take for
+    its handshake of TLS, and then for its first bytes. ``errors`` counts what fails in the server.
 
     Open with :meth:`start`, close with :meth:`aclose`, in whichever tasks.
     """
@@ -53,6 +55,8 @@ class ServiceBusServer:
         latency: float = 0.0,
         link_idle_timeout: float = 600.0,
         directory: Directory | None = None,
+        stranger_timeout: float = STRANGER_TIMEOUT,
+        errors: InternalErrors | None = None,
     ) -> None:
         self.port = 0
         self._key = key
@@ -61,12 +65,16 @@ class ServiceBusServer:
         self._host = ""
         self._epoch = time.time() - time.monotonic()
         namespace = Namespace(key, lambda: os.urandom(16), self._now(), directory=directory)
-        self._broker = BrokerCore(namespace, link_idle_timeout=link_idle_timeout)
+        self._errors = errors or InternalErrors()
+        self._broker = BrokerCore(
+            namespace, link_idle_timeout=link_idle_timeout, on_error=lambda where: self._errors.note(where)
+        )
+        self._stranger_timeout = stranger_timeout
         self._server: asyncio.Task[None] | None = None
         self._wires: dict[Peer, _AmqpWire] = {}
         self._vacant = asyncio.Event()
         self._vacant.set()
-        self._strangers: set[asyncio.Transport] = set()
+        self._strangers: dict[asyncio.Transport, asyncio.TimerHandle] = {}
         self._asked: set[Peer] = set()
         """Those that have sent something in this turn of the loop."""
         self._flush_planned = False
@@ -123,7 +131,9 @@ class ServiceBusServer:
 
     async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        admin = administration(self._broker, self._now, self._latency, self.plan_flush)
+        admin = administration(
+            self._broker, self._now, self._latency, self.plan_flush, self._errors, self._stranger_timeout
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
@@ -139,14 +149,18 @@ class ServiceBusServer:
             await admin.shutdown(_SHUTDOWN_TIMEOUT)
 
     async def _welcome(self, connection: socket.socket, admin: Callable[[], asyncio.Protocol]) -> None:
-        """Find out what a new connection speaks, and hand it over."""
+        """Find out what a new connection speaks, and hand it over. Nothing is read of it before."""
         loop = asyncio.get_running_loop()
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            first = await asyncio.wait_for(_peek(connection), _FIRST_BYTE_TIMEOUT)
+            first = await asyncio.wait_for(_peek(connection), self._stranger_timeout)
             if first == _TLS_HANDSHAKE and self._ssl_context is not None:
                 await loop.connect_accepted_socket(
-                    lambda: _Sniffer(self._amqp, admin, self._strangers), connection, ssl=self._ssl_context
+                    lambda: _Sniffer(self._amqp, admin, self._meet, self._part),
+                    connection,
+                    ssl=self._ssl_context,
+                    ssl_handshake_timeout=self._stranger_timeout,
+                    ssl_shutdown_timeout=_TLS_SHUTDOWN_TIMEOUT,
                 )
             elif first == b"A":
                 await loop.connect_accepted_socket(self._amqp, connection)
@@ -160,6 +174,17 @@ class ServiceBusServer:
 
     def _amqp(self) -> _AmqpWire:
         return _AmqpWire(self, self._broker.connect(self._now()))
+
+    def _meet(self, transport: asyncio.Transport) -> None:
+        """Give a connection inside TLS its time to say what it speaks."""
+        loop = asyncio.get_running_loop()
+        self._strangers[transport] = loop.call_later(self._stranger_timeout, transport.abort)
+
+    def _part(self, transport: asyncio.Transport) -> None:
+        """Take the timer of a connection away that has said what it speaks, or is gone."""
+        timer = self._strangers.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -240,8 +265,10 @@ class ServiceBusServer:
 
     def _tick(self) -> None:
         self._timer = None
-        self._broker.tick(self._now())
-        self.plan_flush()
+        try:
+            self._broker.tick(self._now())
+        finally:
+            self.plan_flush()
 
 
 async def _peek(connection: socket.socket) -> bytes:
@@ -263,25 +290,27 @@ class _Sniffer(asyncio.Protocol):
         self,
         amqp: Callable[[], asyncio.Protocol],
         http: Callable[[], asyncio.Protocol],
-        strangers: set[asyncio.Transport],
+        met: Callable[[asyncio.Transport], None],
+        parted: Callable[[asyncio.Transport], None],
     ) -> None:
         self._amqp = amqp
         self._http = http
-        self._strangers = strangers
+        self._met = met
+        self._parted = parted
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._strangers.add(self._transport)
+        self._met(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        self._strangers.discard(self._transport)
+        self._parted(self._transport)
         protocol = self._amqp() if data[:1] == b"A" else self._http()
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         protocol.data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._strangers.discard(self._transport)
+        self._parted(self._transport)
 
 
 class _AmqpWire(asyncio.Protocol):

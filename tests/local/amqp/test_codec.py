@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +39,7 @@ from batchflow.local.amqp.message import (
     write_message,
 )
 from batchflow.local.amqp.performatives import read_performative
+from tests.support.work import peak, steps
 
 _SCALARS = st.one_of(
     st.none(),
@@ -179,13 +181,40 @@ def test_a_message_is_split_and_put_together_again() -> None:
 
 
 def test_a_bare_message_is_enough() -> None:
-    """Everything but the body may be missing."""
-    incoming = read_message(_BODY)
-    assert incoming == (Envelope(b"\x40" * 4, b"", 0), _BODY, None, None, None, None)
-    with pytest.raises(DecodeError, match="no body"):
-        read_message(_section(0x73, ["id"]))
+    """Everything may be missing, also the body."""
+    nothing = Envelope(b"\x40" * 4, b"", 0)
+    assert read_message(_BODY) == (nothing, _BODY, None, None, None, None)
+    properties = _section(0x73, ["id"])
+    assert read_message(properties) == (nothing, properties, "id", None, None, None)
+    assert read_message(b"") == (nothing, b"", None, None, None, None)
+    assert read_message(with_message_id(b"", "id")).message_id == "id"
     with pytest.raises(DecodeError, match="order"):
         read_message(_BODY + _section(0x73, ["id"]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["x" * 300],
+        [True, "high"],
+        [True, UInt(256)],
+        [True, None, ULong(1 << 32)],
+        [True, None, None, b"no"],
+        [None, None, [1]],
+    ],
+)
+def test_a_header_that_could_not_be_written_again_is_refused(fields: list[Any]) -> None:
+    """The broker writes it anew at each delivery: what does not fit there fails where it comes in."""
+    with pytest.raises(DecodeError, match="header"):
+        read_message(_section(0x70, fields) + _BODY)
+
+
+@pytest.mark.parametrize("when", [Timestamp(-1), Timestamp((1 << 63) - 1), "soon", [1]])
+def test_a_message_is_scheduled_for_a_time_that_can_be_told(when: Any) -> None:
+    """Up to the end of the year 9999."""
+    annotations = {Symbol("x-opt-scheduled-enqueue-time"): when}
+    with pytest.raises(DecodeError, match="scheduled"):
+        read_message(_section(0x72, annotations) + _BODY)
 
 
 def test_an_id_and_application_properties_are_added_in_their_place() -> None:
@@ -219,3 +248,91 @@ def test_lists_are_split_without_being_decoded() -> None:
     assert split_list(data) == (items, len(data))
     with pytest.raises(DecodeError):
         split_list(encode("text"))
+
+
+# -- bounded work -----------------------------------------------------------------------------------------
+
+_LIST = b"\xd0"
+_NESTED = (b"\x45", b"\x40", b"\xa1\x00", b"\xc0\x01\x00", b"\xc1\x01\x00", b"\x00\x53\x01\x40")
+_BOMBS = {
+    "array of empty lists": b"\xf0" + struct.pack(">II", 5, 65_536) + b"\x45",
+    "array of nulls": b"\xf0" + struct.pack(">II", 5, 65_536) + b"\x40",
+    "short array of zeros": b"\xe0\x02\xff\x44",
+    "array of described nothings": b"\xe0\x05\xff\x00\x53\x01\x45",
+    "array of arrays": b"\xf0" + struct.pack(">II", 9, 4_000_000_000) + b"\xf0\x00\x00\x00\x00",
+    "list with too many items": b"\xd0" + struct.pack(">II", 4, 4_000_000_000),
+    "map with too many items": b"\xd1" + struct.pack(">II", 4, 4_000_000_000),
+    "string beyond the end": b"\xb1\xff\xff\xff\xff",
+}
+
+
+def _many(item: bytes, count: int) -> bytes:
+    body = item * count
+    return _LIST + struct.pack(">II", len(body) + 4, count) + body
+
+
+def _try(data: bytes) -> object:
+    try:
+        return decode(data)
+    except DecodeError:
+        return None
+
+
+@pytest.mark.parametrize("bomb", _BOMBS.values(), ids=_BOMBS)
+def test_a_count_beyond_the_bytes_costs_nothing(bomb: bytes) -> None:
+    """Whatever a size field says, time and memory are those of the bytes that came."""
+    data = _many(bomb, 200)
+    assert steps(lambda: _try(data)) < 40 * len(data) + 2_000
+    assert peak(lambda: _try(data)) < 150 * len(data) + 20_000
+
+
+_VALUES = st.recursive(
+    st.sampled_from([*_NESTED, *_BOMBS.values(), b"\x98" + bytes(16), b"\x52\x07"]) | st.binary(max_size=12),
+    lambda inner: st.builds(
+        lambda code, items, lie: (
+            bytes((code,)) + struct.pack(">II", len(b"".join(items)) + 4, lie or len(items)) + b"".join(items)
+        ),
+        st.sampled_from([0xD0, 0xD1, 0xF0]),
+        st.lists(inner, max_size=8),
+        st.sampled_from([0, 0, 0, 1, 255, 65_536, 0xFFFF_FFFF]),
+    ),
+    max_leaves=30,
+)
+
+
+@given(_VALUES)
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_are_decoded_with_work_in_proportion(data: bytes) -> None:
+    """Or refused, with no more."""
+    assert steps(lambda: _try(data)) < 40 * len(data) + 2_000
+    assert peak(lambda: _try(data)) < 150 * len(data) + 20_000
+
+
+@pytest.mark.parametrize(
+    "key",
+    [UUID(int=7), UUID(int=7 + (1 << 61) - 1), Described(UInt(1), "x"), [1]],
+)
+def test_keys_whose_hashes_a_sender_can_choose_are_refused(key: Any) -> None:
+    """A map of keys of one hash takes quadratic time."""
+    head, value = encode(key), encode(1)
+    body = head + value
+    with pytest.raises(DecodeError, match="key"):
+        decode(b"\xd1" + struct.pack(">II", len(body) + 4, 2) + body)
+
+
+@pytest.mark.parametrize("descriptor", [[1], {}, None, UUID(int=1)])
+def test_a_descriptor_is_a_number_or_a_symbol(descriptor: Any) -> None:
+    """Others could not be looked up."""
+    with pytest.raises(DecodeError, match="descriptor"):
+        decode(b"\x00" + encode(descriptor) + b"\x45")
+
+
+def test_half_of_a_surrogate_pair_is_no_character() -> None:
+    """It could not be written again."""
+    with pytest.raises(DecodeError, match="Unicode"):
+        decode(b"\x73\x00\x00\xd8\x00")
+
+
+def test_an_unsigned_number_beyond_a_long_comes_back() -> None:
+    """As what it came as."""
+    assert decode(encode((1 << 64) - 1))[0] == (1 << 64) - 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchflow.local.amqp.codec import Symbol, encode, encode_described, encode_list
+from batchflow.local.amqp.codec import Symbol, UInt, encode, encode_described, encode_list
 from batchflow.local.amqp.endpoints import (
     INCOMING_WINDOW,
     AmqpDelivery,
@@ -21,8 +21,23 @@ from batchflow.local.amqp.endpoints import (
     LinkFlow,
     Settling,
 )
-from batchflow.local.amqp.engine import IDLE_TIMEOUT, MAX_HANDLE, Connection, ConnectionState
-from batchflow.local.amqp.performatives import ACCEPTED, AMQP_HEADER, SASL_HEADER, AmqpError, frame
+from batchflow.local.amqp.engine import (
+    IDLE_TIMEOUT,
+    MAX_HANDLE,
+    MAX_STRANGER_LINKS,
+    MAX_STRANGER_SESSIONS,
+    Connection,
+    ConnectionState,
+)
+from batchflow.local.amqp.performatives import (
+    ACCEPTED,
+    AMQP_HEADER,
+    SASL_HEADER,
+    AmqpError,
+    frame,
+    read_performative,
+)
+from tests.support.work import steps
 
 OPEN, BEGIN, ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x10, 0x19)
 
@@ -72,7 +87,7 @@ def error_of(each: Any) -> str:
 def test_sasl_comes_first_and_anonymous_is_welcome(bench: Bench) -> None:
     """The mechanisms are an array, also of one."""
     (offer,) = bench.client.send(SASL_HEADER)
-    assert offer.fields == [["ANONYMOUS"]]
+    assert offer.fields == [["MSSBCBS", "PLAIN", "ANONYMOUS", "EXTERNAL"]]
     init = encode_described(0x41, encode_list([encode(Symbol("ANONYMOUS")), encode(b"")]))
     (outcome,) = bench.client.send(frame(0, init, 1))
     assert outcome.fields == [0]
@@ -81,13 +96,44 @@ def test_sasl_comes_first_and_anonymous_is_welcome(bench: Bench) -> None:
     assert bench.connection.state is ConnectionState.OPEN
 
 
-def test_another_mechanism_is_refused(bench: Bench) -> None:
+def sasl(mechanism: str, response: bytes | None) -> bytes:
+    return frame(0, encode_described(0x41, encode_list([encode(Symbol(mechanism)), encode(response)])), 1)
+
+
+@pytest.mark.parametrize("mechanism", ["MSSBCBS", "EXTERNAL"])
+def test_the_other_mechanisms_say_nothing_and_are_welcome(bench: Bench, mechanism: str) -> None:
+    """Whom they bring is told by a token later."""
+    bench.client.send(SASL_HEADER)
+    (outcome,) = bench.client.send(sasl(mechanism, None))
+    assert outcome.fields == [0]
+    assert not bench.connection.known
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "response"),
+    [
+        ("PLAIN", b"\0name\0key"),
+        ("PLAIN", b"name"),
+        ("PLAIN", b"\0\xff\0key"),
+        ("PLAIN", b"\0a\0b\0c"),
+        ("PLAIN", None),
+        ("SCRAM-SHA-256", b""),
+    ],
+)
+def test_a_mechanism_or_a_password_that_is_not_right_is_refused(
+    bench: Bench, mechanism: str, response: bytes | None
+) -> None:
     """With an outcome that says so, and the end."""
     bench.client.send(SASL_HEADER)
-    init = encode_described(0x41, encode_list([encode(Symbol("PLAIN"))]))
-    (outcome,) = bench.client.send(frame(0, init, 1))
+    (outcome,) = bench.client.send(sasl(mechanism, response))
     assert outcome.fields == [1]
     assert bench.connection.state is ConnectionState.CLOSED
+
+
+def test_a_password_is_in_no_text() -> None:
+    """Not even in the one that a debugger shows."""
+    performative = read_performative(sasl("PLAIN", b"\0name\0secret")[8:])
+    assert "secret" not in repr(performative)
 
 
 def test_who_speaks_something_else_is_told_the_protocol(bench: Bench) -> None:
@@ -313,3 +359,127 @@ def test_settling_names_a_range_without_walking_it(bench: Bench) -> None:
     assert [(event.tag, event.settled) for event in bench.of(Settling)] == [(b"t1", True), (b"t2", True)]
     bench.client.perform(1, DISPOSITION, True, 0, 0xFFFF_FFFF, True, None)
     assert len(bench.of(Settling)) == 2
+
+
+# -- bounds -----------------------------------------------------------------------------------------------
+
+
+def test_a_stranger_has_few_sessions(bench: Bench) -> None:
+    """Until it is known who it is."""
+    bench.client.open()
+    for channel in range(2, MAX_STRANGER_SESSIONS + 1):
+        assert codes(bench.client.begin(channel)) == [BEGIN]
+    last = bench.client.begin(MAX_STRANGER_SESSIONS + 1)[-1]
+    assert (last.code, error_of(last)) == (CLOSE, "amqp:resource-limit-exceeded")
+
+
+def test_a_stranger_has_few_links_however_they_end(bench: Bench) -> None:
+    """Those that were detached, or whose session ended, do not count."""
+    bench.client.open()
+    for _ in range(3):
+        bench.client.begin(2)
+        for handle in range(MAX_STRANGER_LINKS // 2):
+            bench.client.attach(handle, "q", "x", receives=True)
+            bench.client.attach(handle, "q", "x", receives=True, channel=2)
+        for handle in range(MAX_STRANGER_LINKS // 2):
+            bench.client.perform(1, DETACH, UInt(handle), True)
+        bench.client.perform(2, END)
+    for handle in range(MAX_STRANGER_LINKS):
+        assert codes(bench.client.attach(handle, "q", "x", receives=True)) == [ATTACH]
+    last = bench.client.attach(MAX_STRANGER_LINKS, "q", "x", receives=True)[-1]
+    assert (last.code, error_of(last)) == (CLOSE, "amqp:resource-limit-exceeded")
+
+
+def test_who_is_known_has_many_links_and_not_any_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sum over all sessions is bounded as well as each."""
+    monkeypatch.setattr("batchflow.local.amqp.engine.MAX_LINKS", 90)
+    bench.client.open()
+    bench.connection.known = True
+    frames = []
+    for number in range(91):
+        channel, handle = 2 + number // 40, number % 40
+        if not handle:
+            bench.client.begin(channel)
+        frames = bench.client.attach(handle, "q", "x", receives=True, channel=channel)
+    assert error_of(frames[-1]) == "amqp:resource-limit-exceeded"
+
+
+def filled(amqp_client: Any, links: int, deliveries: int) -> Bench:
+    """A connection with so many links, each with so many unsettled deliveries."""
+    bench = Bench(amqp_client)
+    bench.client.open()
+    bench.connection.known = True
+    for handle in range(links):
+        bench.client.attach(handle, "q", "x", receives=True)
+        bench.client.credit(handle, deliveries + 1, window=1_000_000)
+    for link in bench.links():
+        for _ in range(deliveries):
+            bench.connection.send(link, b"tag", b"x", settled=False)
+    bench.connection.data_to_send(0.0)
+    bench.events.clear()
+    return bench
+
+
+def disposed(first: int, last: int, settled: bool) -> bytes:
+    fields = [encode(True), encode(UInt(first)), encode(UInt(last)), encode(settled), b"\x40"]
+    return frame(1, encode_described(DISPOSITION, encode_list(fields)))
+
+
+def echoed() -> bytes:
+    """A flow of the session that changes nothing and wants an answer."""
+    windows = [encode(UInt(value)) for value in (0, 1_000_000, 0, 1_000)]
+    fields = [*windows, *[b"\x40"] * 5, encode(True)]
+    return frame(1, encode_described(FLOW, encode_list(fields)))
+
+
+@pytest.mark.parametrize(
+    "data", [disposed(0, 0xFFFF_FFFF, False), echoed()], ids=["no outcome", "session flow"]
+)
+def test_a_frame_that_ends_nothing_does_not_walk_all_there_is(amqp_client: Any, data: bytes) -> None:
+    """A frame of thirty bytes costs as much with four hundred deliveries as with ten."""
+    few, many = filled(amqp_client, 2, 5), filled(amqp_client, 40, 10)
+    small = steps(lambda: few.connection.receive(data, 0.0))
+    assert steps(lambda: many.connection.receive(data, 0.0)) < 1.5 * small
+    assert not many.connection.lost()[:-41], "no delivery was reported"
+
+
+def test_links_are_detached_with_work_in_proportion(amqp_client: Any) -> None:
+    """Each forgets its own deliveries, not those of all."""
+
+    def ended(links: int) -> int:
+        bench = filled(amqp_client, links, 4)
+        return steps(
+            lambda: [bench.connection.detach(link, AmqpError("a:b", "c")) for link in self_links(bench)]
+        )
+
+    def self_links(bench: Bench) -> list[Link]:
+        return list(bench.connection.sessions[1].links.values())
+
+    assert ended(80) < 2.5 * ended(40)
+
+
+def test_deliveries_are_forgotten_when_they_are_settled(amqp_client: Any) -> None:
+    """By either side."""
+    bench = filled(amqp_client, 1, 3)
+    (link,) = bench.connection.sessions[1].links.values()
+    bench.client.send(disposed(0, 1, True))
+    bench.connection.settle(link, 2, ACCEPTED)
+    assert not link.unsettled
+    assert not bench.connection.sessions[1].unsettled
+
+
+def test_credit_that_comes_with_its_attach_counts(amqp_client: Any) -> None:
+    """A client may send open, begin, attach and flow in one segment, and wait for its message."""
+    sent: list[bytes] = []
+    amqp_client(lambda data: sent.append(data) or b"").open()
+    recorder = amqp_client(lambda data: sent.append(data) or b"")
+    recorder.attach(0, "q", "x", receives=True)
+    recorder.credit(0, 3)
+    bench = Bench(amqp_client)
+    bench.client.send(b"".join(sent))
+    (link,) = bench.links()
+    assert link.credit == 3
+    assert [event.link for event in bench.of(LinkFlow)] == [link]
+    assert link.sendable

@@ -15,6 +15,7 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.management import AccessRights, AuthorizationRule
 
+from batchflow.local.internal_errors import InternalErrors
 from batchflow.local.security.certificate import make_server_context
 from batchflow.local.servicebus.server import ServiceBusServer
 
@@ -26,13 +27,22 @@ def ca_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def start_server(ca_file: Path) -> AsyncIterator[Callable[..., Awaitable[ServiceBusServer]]]:
+def errors() -> InternalErrors:
+    """What failed in the servers of a test."""
+    return InternalErrors()
+
+
+@pytest.fixture
+async def start_server(
+    ca_file: Path, errors: InternalErrors
+) -> AsyncIterator[Callable[..., Awaitable[ServiceBusServer]]]:
     """Start a server with settings of one's own; it is closed after the test."""
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> ServiceBusServer:
             key = base64.b64encode(os.urandom(32)).decode()
-            server = ServiceBusServer(key=key, ssl_context=make_server_context(ca_file), **settings)
+            context = make_server_context(ca_file)
+            server = ServiceBusServer(key=key, ssl_context=context, errors=errors, **settings)
             await server.start()
             stack.push_async_callback(server.aclose)
             return server

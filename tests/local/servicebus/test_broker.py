@@ -18,12 +18,14 @@ from batchflow.local.amqp.codec import (
     decode,
     encode,
     encode_described,
+    encode_list,
 )
-from batchflow.local.amqp.performatives import EMPTY_FRAME
+from batchflow.local.amqp.performatives import EMPTY_FRAME, SASL_HEADER, frame
 from batchflow.local.queues import counting_tokens
 from batchflow.local.security.sas import Rights, SasRule, sign
 from batchflow.local.servicebus.core.broker import BrokerCore, Peer
 from batchflow.local.servicebus.core.namespace import Namespace, QueueSettings
+from tests.support.work import steps
 
 ATTACH, FLOW, TRANSFER, DISPOSITION, DETACH, END, CLOSE = range(0x12, 0x19)
 ACCEPTED, REJECTED, RELEASED, MODIFIED = 0x24, 0x25, 0x26, 0x27
@@ -42,7 +44,8 @@ class World:
     def __init__(self, amqp_client: Any) -> None:
         self.now = START
         namespace = Namespace("root-key", counting_tokens(), START)
-        self.broker = BrokerCore(namespace, link_idle_timeout=600.0)
+        self.errors: list[str] = []
+        self.broker = BrokerCore(namespace, link_idle_timeout=600.0, on_error=self.errors.append)
         rules = (
             SasRule("send", Rights.SEND, "k1", "k2"),
             SasRule("listen", Rights.LISTEN, "k3", "k4"),
@@ -52,13 +55,19 @@ class World:
         self._client = amqp_client
 
     def connect(
-        self, rule: str | None = ROOT, key: str = "root-key", *, until: float = 1e10, path: str = "q"
+        self,
+        rule: str | None = ROOT,
+        key: str = "root-key",
+        *,
+        until: float = 1e10,
+        path: str = "q",
+        idle_ms: int | None = None,
     ) -> Any:
         """Connect, open, and put a token for everything that the rule covers."""
         peer = self.broker.connect(self.now)
         client = self._client(lambda data: self.feed(peer, data))
         client.peer = peer
-        client.open()
+        client.open(idle_ms=idle_ms)
         if rule is not None:
             client.attach(200, "$cbs", "replies", receives=True)
             client.credit(200, 100)
@@ -220,12 +229,10 @@ def test_a_link_without_traffic_is_detached_and_then_its_connection_closed(world
 
 def test_a_peer_that_wants_heartbeats_gets_them(world: World) -> None:
     """One for each half of its time, for as long as it is there."""
-    peer = world.broker.connect(START)
-    client = world._client(lambda data: world.feed(peer, data))
-    client.open(idle_ms=60_000)
+    client = world.connect(idle_ms=60_000)
     for _ in range(3):
         world.advance(world.now + 30.5)
-        assert peer.connection.data_to_send(world.now) == EMPTY_FRAME
+        assert client.peer.connection.data_to_send(world.now) == EMPTY_FRAME
 
 
 def test_an_idle_queue_deletes_itself(world: World) -> None:
@@ -278,7 +285,10 @@ def test_receivers_with_credit_take_turns(world: World) -> None:
         (MODIFIED, (True, False), (MODIFIED, True)),
         (MODIFIED, (True, True), (MODIFIED, True)),
         (MODIFIED, (None, False), (MODIFIED, False)),
-        (MODIFIED, (True, False, {Symbol("a"): 1}), (REJECTED, "amqp:not-implemented")),
+        (MODIFIED, (True, False, {Symbol("a"): 1}), (MODIFIED, True)),
+        (MODIFIED, (True, False, {Symbol("a"): [1]}), (REJECTED, "amqp:not-allowed")),
+        (MODIFIED, (True, False, {1: 1}), (REJECTED, "amqp:not-allowed")),
+        (MODIFIED, (True, False, "a"), (REJECTED, "amqp:not-allowed")),
         (0x99, (), (REJECTED, "amqp:not-implemented")),
     ],
 )
@@ -444,3 +454,265 @@ def test_while_throttled_everything_is_refused_and_messages_wait(world: World) -
     world.advance(START + 5.1)
     assert outcome_of(sender.transfer(0, 1, message()))[0] == ACCEPTED
     assert [each.code for each in client.send(b"")] == [TRANSFER]
+
+
+# -- strangers --------------------------------------------------------------------------------------------
+
+
+def test_a_connection_without_a_token_is_closed(world: World) -> None:
+    """After twenty seconds, as on Azure; what it sends meanwhile does not change that."""
+    client = world.connect(rule=None)
+    client.attach(0, "$cbs", "replies", receives=True)
+    world.advance(START + 19.9)
+    client.send(EMPTY_FRAME)
+    assert not client.peer.ended
+    world.advance(START + 20.0)
+    assert client.peer.ended
+    (closed,) = client.send(b"")
+    assert (closed.code, error_of([closed])) == (CLOSE, "amqp:unauthorized-access")
+
+
+def test_a_token_that_is_refused_makes_nobody_known(world: World) -> None:
+    """A valid one does."""
+    client = world.connect(key="wrong")
+    assert client.token_reply == 401
+    assert not client.peer.connection.known
+    known = world.connect()
+    world.advance(START + 25.0)
+    assert (client.peer.ended, known.peer.ended) == (True, False)
+
+
+def plain(name: str, key: str) -> bytes:
+    response = encode(b"\0" + name.encode() + b"\0" + key.encode())
+    init = encode_described(0x41, encode_list([encode(Symbol("PLAIN")), response]))
+    return SASL_HEADER + frame(0, init, 1)
+
+
+def login(world: World, name: str, key: str) -> Any:
+    peer = world.broker.connect(world.now)
+    client = world._client(lambda data: world.feed(peer, data))
+    client.peer = peer
+    client.send(plain(name, key))
+    return client
+
+
+def test_a_rule_s_name_and_key_are_a_password(world: World) -> None:
+    """It lasts as long as the connection, and no token is needed."""
+    client = login(world, ROOT, "root-key")
+    client.open()
+    world.advance(START + 100)
+    client.attach(0, "x", "q", receives=False)
+    assert outcome_of(client.transfer(0, 0, message()))[0] == ACCEPTED
+    assert not client.peer.ended
+
+
+def test_a_password_gives_the_rights_of_its_rule(world: World) -> None:
+    """Those of a queue's own rule hold at that queue."""
+    client = login(world, "send", "k2")
+    client.open()
+    assert error_of(client.attach(0, "q", "x", receives=True)) == "amqp:unauthorized-access"
+    assert error_of(client.attach(1, "x", "s", receives=False)) == "amqp:unauthorized-access"
+    client.attach(2, "x", "q", receives=False)
+    assert outcome_of(client.transfer(2, 0, message()))[0] == ACCEPTED
+
+
+@pytest.mark.parametrize(("name", "key"), [(ROOT, "k1"), ("send", "root-key"), ("", ""), ("none", "k1")])
+def test_a_wrong_password_is_refused(world: World, name: str, key: str) -> None:
+    """The outcome says so; nothing else does."""
+    assert login(world, name, key).peer.ended
+
+
+def test_what_a_stranger_sends_is_bounded(world: World) -> None:
+    """A request to $cbs that never ends is not kept."""
+    client = world.connect(rule=None)
+    client.attach(0, "x", "$cbs", receives=False)
+    frames: list[Any] = []
+    for _ in range(20):
+        frames += client.transfer(0, 0, bytes(16_000), more=True)
+    assert error_of(frames) == "amqp:link:message-size-exceeded"
+
+
+def test_the_id_of_a_request_is_bounded(world: World) -> None:
+    """For it is echoed, and replies wait for credit."""
+    client = world.connect(rule=None)
+    client.attach(0, "x", "$cbs", receives=False)
+    request = encode_described(0x73, encode(["i" * 2_000])) + encode_described(0x77, encode("token"))
+    assert outcome_of(client.transfer(0, 0, request)) == (REJECTED, "amqp:decode-error")
+
+
+def test_a_path_of_many_parts_is_looked_up_with_work_in_proportion(world: World) -> None:
+    """Whatever the length of an address."""
+
+    def attached(length: int) -> int:
+        client = world.connect()
+        address = "a/" * length
+        return steps(lambda: client.attach(0, address, "x", receives=True))
+
+    assert attached(8_000) < 1.5 * attached(4_000)
+
+
+# -- many links, and failures -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "filters"), [("q", None), ("s", {Symbol("com.microsoft:session-filter"): None})]
+)
+def test_many_links_come_and_go_with_work_in_proportion(
+    world: World, address: str, filters: dict[Any, Any] | None
+) -> None:
+    """Attaching and detaching n links costs n times what one does."""
+
+    def life(count: int) -> int:
+        client = world.connect()
+        client.begin(2)
+
+        def come_and_go() -> None:
+            for handle in range(count):
+                client.attach(handle, address, "x", receives=True, channel=2, filters=filters)
+            for handle in range(count):
+                client.perform(2, DETACH, UInt(handle), True)
+
+        return steps(come_and_go)
+
+    life(1)
+    assert life(80) < 2.4 * life(40)
+
+
+def test_a_link_detached_in_the_segment_of_its_attach_holds_nothing(world: World) -> None:
+    """It is answered once."""
+    client = world.connect()
+    sent: list[bytes] = []
+    recorder = world._client(lambda data: sent.append(data) or b"")
+    recorder.attach(0, "q", "x", receives=True)
+    recorder.perform(1, DETACH, UInt(0), True)
+    assert [each.code for each in client.send(b"".join(sent))] == [ATTACH, DETACH]
+    assert world.broker.node("q").idle
+
+
+def test_credit_that_came_before_a_session_was_free_counts(world: World) -> None:
+    """The attach is held back, the credit is not lost."""
+    client = world.connect()
+    sent: list[bytes] = []
+    recorder = world._client(lambda data: sent.append(data) or b"")
+    recorder.attach(0, "s", "x", receives=True, filters={Symbol("com.microsoft:session-filter"): None})
+    recorder.credit(0, 1)
+    assert client.send(b"".join(sent)) == []
+    sender = world.connect()
+    sender.attach(0, "x", "s", receives=False)
+    sender.transfer(0, 0, message(session="one"))
+    assert [each.code for each in client.send(b"")] == [ATTACH, TRANSFER]
+
+
+@pytest.mark.parametrize("through", ["link", "management"])
+def test_what_is_said_at_a_dead_letter_is_kept(world: World, through: str) -> None:
+    """Reason, description, and properties of the client's own, whichever way they come."""
+    client = receiver(world, credit=1)
+    sender = world.connect()
+    sender.attach(0, "x", "q", receives=False)
+    properties = encode_described(0x74, encode({"kept": "yes", "old": "no"}))
+    sender.transfer(0, 0, properties + encode_described(0x75, encode(b"body")))
+    (delivery,) = client.send(b"")
+    mine = {"old": "new", "count": 3, "id": UUID(int=5)}
+    if through == "link":
+        info = {Symbol("DeadLetterReason"): "why", Symbol("DeadLetterErrorDescription"): "how"}
+        named = {Symbol(name): value for name, value in mine.items()}
+        error = Described(ULong(0x1D), [Symbol("com.microsoft:dead-letter"), None, info | named])
+        assert outcome_of(client.settle(1, REJECTED, error)) == (REJECTED, None)
+    else:
+        world.management(client)
+        token = UUID(bytes_le=delivery.fields[2])
+        status, _, _ = world.manage(
+            client,
+            "update-disposition",
+            disposition_status="suspended",
+            lock_tokens=Array(UUID, [token]),
+            deadletter_reason="why",
+            deadletter_description="how",
+            properties_to_modify=mine,
+        )
+        assert status == 200
+    dead = world.connect()
+    dead.attach(0, "q/$DeadLetterQueue", "x", receives=True)
+    (found,) = [each for each in dead.credit(0, 1) if each.code == TRANSFER]
+    assert application_properties(found.payload) == {
+        "kept": "yes",
+        "DeadLetterReason": "why",
+        "DeadLetterErrorDescription": "how",
+        **mine,
+    }
+
+
+def application_properties(payload: bytes) -> Any:
+    position = 0
+    while position < len(payload):
+        section, position = decode(payload, position)
+        if section.descriptor == 0x74:
+            return section.value
+    return None
+
+
+def test_a_message_given_back_has_the_properties_that_were_asked_for(world: World) -> None:
+    """Abandoned, it comes again with them."""
+    client = receiver(world, credit=2)
+    put(world, b"x")
+    client.send(b"")
+    frames = client.settle(1, MODIFIED, True, False, {Symbol("seen"): True})
+    (again,) = [each for each in frames if each.code == TRANSFER]
+    assert application_properties(again.payload) == {"seen": True}
+
+
+def test_a_message_without_a_body_goes_through(world: World) -> None:
+    """As on Azure."""
+    client = receiver(world, credit=2)
+    sender = world.connect()
+    sender.attach(0, "x", "q", receives=False)
+    for number, payload in enumerate((b"", encode_described(0x73, encode(["named"])))):
+        assert outcome_of(sender.transfer(0, number, payload))[0] == ACCEPTED
+    frames = client.send(b"")
+    assert [each.code for each in frames] == [TRANSFER, TRANSFER]
+
+
+class Broken(Exception):
+    """A failure of the broker itself."""
+
+
+def test_a_failure_in_the_broker_ends_the_connection_that_met_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is counted, what the connection held is free again, and all others go on."""
+    client, other = world.connect(), receiver(world, credit=1)
+    client.attach(1, "q", "x", receives=True)
+    client.attach(0, "x", "q", receives=False)
+
+    def fail(payload: bytes) -> None:
+        raise Broken
+
+    with monkeypatch.context() as patch:
+        patch.setattr("batchflow.local.servicebus.core.links.read_message", fail)
+        frames = client.transfer(0, 0, message())
+    assert (frames[-1].code, error_of(frames)) == (CLOSE, "amqp:internal-error")
+    assert world.errors == ["the AMQP connection of a client"]
+    put(world, b"still")
+    assert [each.code for each in other.send(b"")] == [TRANSFER]
+
+
+def test_a_queue_whose_clock_fails_stops_no_other(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks elsewhere end when they are due, and the queue itself is looked at again."""
+    world.broker.create_queue("bad", QueueSettings(lock_duration=60.0), START)
+    client = receiver(world, credit=1)
+    put(world, b"x")
+    client.send(b"")
+    taker = world.connect()
+    taker.attach(0, "bad", "x", receives=True)
+    taker.credit(0, 1)
+    taker.attach(1, "x", "bad", receives=False)
+    taker.transfer(1, 0, message())
+    bad = world.broker.node("bad")
+
+    def fail(now: float) -> None:
+        raise Broken
+
+    monkeypatch.setattr(bad.queue, "advance", fail)
+    world.advance(START + 65)
+    assert outcome_of(client.settle(1, ACCEPTED)) == (REJECTED, "com.microsoft:message-lock-lost")
+    assert 1 < len(world.errors) < 10

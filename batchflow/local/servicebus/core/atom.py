@@ -9,7 +9,6 @@ names as they stand in the text. What is read is told apart by its namespaces al
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 from dataclasses import replace
@@ -19,6 +18,7 @@ from xml.etree import ElementTree as ET
 
 from batchflow.local.security.sas import Rights, SasRule
 from batchflow.local.servicebus.core.namespace import AdministrationRefused, QueueSettings
+from batchflow.local.xml_reader import NotXml, read_xml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,8 +50,8 @@ def read_queue(body: bytes, base: QueueSettings, new_key: Callable[[], str]) -> 
     the local Service Bus.
     """
     try:
-        root = ET.fromstring(body)
-    except ET.ParseError as error:
+        root = read_xml(body)
+    except NotXml as error:
         raise AdministrationRefused(400, f"The body is not XML: {error}.") from error
     description = root.find(f"{{{ATOM}}}content/{{{CONNECT}}}QueueDescription")
     if description is None:
@@ -144,7 +144,7 @@ def _read_rule(element: ET.Element, new_key: Callable[[], str]) -> SasRule:
 def _key(rule: str, key: str) -> str:
     try:
         valid = len(key) == _KEY_LENGTH and bool(base64.b64decode(key, validate=True))
-    except binascii.Error:
+    except ValueError:
         valid = False
     if not valid:
         raise AdministrationRefused(400, f"A key of the rule '{rule}' is not 256 bits in base64.")

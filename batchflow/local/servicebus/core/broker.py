@@ -9,6 +9,9 @@ Rules:
 * A link to a queue needs a token, put to ``$cbs`` on the same connection before, that covers it and grants
   the right; when the last such token expires the link is detached. Each request to ``$management`` needs its
   own right.
+* A connection that has neither put a valid token nor logged in by SASL is a stranger. It may attach to
+  ``$cbs`` alone, has :data:`STRANGER_TIMEOUT` seconds, and few sessions and links.
+  (https://learn.microsoft.com/azure/service-bus-messaging/service-bus-amqp-protocol-guide)
 * A link without traffic is detached after ``link_idle_timeout``; a connection without links to a queue, and
   without requests, is closed after half of it. The links of ``$cbs`` and ``$management`` may stay quiet.
 * What is not part of the local Service Bus (topics, transactions, forwarding) is refused as not implemented.
@@ -19,6 +22,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeAlias
 
 from batchflow.local.amqp import performatives as wire
@@ -36,7 +40,7 @@ from batchflow.local.amqp.endpoints import (
 )
 from batchflow.local.amqp.engine import Connection, ConnectionState
 from batchflow.local.amqp.performatives import AmqpError, Terminus
-from batchflow.local.security.sas import Rights, SasGrant, path_of
+from batchflow.local.security.sas import Rights, SasGrant, parts_of, path_of
 from batchflow.local.servicebus.core import management
 from batchflow.local.servicebus.core.links import Inlet, Outlet, QueueNode
 from batchflow.local.servicebus.core.namespace import DEAD_LETTER_SUFFIX, Namespace, main_path
@@ -53,6 +57,12 @@ Answer: TypeAlias = "Callable[[AmqpRequest, float], Reply]"
 CBS = "$cbs"
 MANAGEMENT_SUFFIX = "/$management"
 MAX_GRANTS = 1_000
+STRANGER_TIMEOUT = 20.0
+"""Seconds after which the connection of a stranger is closed, as on Azure."""
+_PAUSE = 1.0
+"""Seconds after which a queue whose clock failed is looked at again."""
+_MAX_PATH = 512
+"""Characters of a path at which there can be a queue, with what Service Bus appends to its name."""
 _ADDRESS = 0
 _COORDINATOR = (0x30, "amqp:coordinator:list")
 BUSY = AmqpError(
@@ -65,14 +75,16 @@ BUSY = AmqpError(
 class Peer:
     """One connection and the rights that were put on it."""
 
-    def __init__(self, broker: BrokerCore, connection: Connection, now: float) -> None:
+    def __init__(self, broker: BrokerCore, now: float) -> None:
         self.broker = broker
-        self.connection = connection
+        self.connection = Connection("batchflow-servicebus", now, self._log_in)
         self.paused = False
         self.armed_at = math.inf
-        self._grants: dict[str, SasGrant] = {}
-        self._replies: list[ReplyLink] = []
+        self._grants: OrderedDict[str, SasGrant] = OrderedDict()
+        self._replies: dict[Link, ReplyLink] = {}
         self._links: set[Link] = set()
+        """Those to queues."""
+        self._stranger_until = now + STRANGER_TIMEOUT
         self._last_used = now
 
     @property
@@ -92,13 +104,32 @@ class Peer:
     # -- events ---------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float) -> None:
-        """Take in what arrived."""
-        self._handle(self.connection.receive(data, now), now)
+        """Take in what arrived. What fails in the broker itself ends this connection and no other."""
+        try:
+            self._handle(self.connection.receive(data, now), now)
+        except Exception:
+            self.fail(now)
         self.touch()
 
     def lost(self, now: float) -> None:
         """Free what the links hold, because the socket is gone."""
-        self._handle(self.connection.lost(), now)
+        try:
+            self._handle(self.connection.lost(), now)
+        except Exception:
+            self.fail(now)
+
+    def fail(self, now: float) -> None:
+        """Note the exception that is being handled, and end the connection because of it."""
+        self.broker.on_error("the AMQP connection of a client")
+        self.connection.close(_INTERNAL)
+        self.connection.lost()
+        for link in list(self._links):
+            try:
+                self._detached(link, now)
+            except Exception:
+                self.broker.on_error("the end of an AMQP link")
+        self.broker.forget(self)
+        self.touch()
 
     def close(self, error: AmqpError, now: float) -> None:
         """End the connection from here."""
@@ -124,7 +155,8 @@ class Peer:
                 case LinkFlow(link):
                     self._flow(link, now)
                 case LinkAttaching(link):
-                    self._attach(link, now)
+                    if link.state is LinkState.ATTACHING:
+                        self._attach(link, now)
                 case LinkDetached(link):
                     self._detached(link, now)
                 case Closed():
@@ -161,8 +193,8 @@ class Peer:
             case Outlet() as outlet:
                 outlet.node.leave(outlet, now)
                 self.broker.stir(outlet.node)
-            case ReplyLink() as reply:
-                self._replies.remove(reply)
+            case ReplyLink():
+                del self._replies[link]
 
     # -- attaching ------------------------------------------------------------------------------------
 
@@ -177,9 +209,9 @@ class Peer:
         if error is not None:
             link.node = None
             self.connection.refuse(link, error)
-        elif link.state is not LinkState.DETACHED:
+        elif link.state is not LinkState.DETACHED and isinstance(link.node, Inlet | Outlet):
             self._links.add(link)
-            self.broker.arm(self)
+            self.broker.arm_by(self, now + self.broker.link_idle_timeout)
 
     def _open(self, link: Link, terminus: Terminus, now: float) -> AmqpError | None:
         """Open the link, or say why not."""
@@ -201,7 +233,7 @@ class Peer:
     def _open_request_response(self, link: Link, path: str, answer: Answer) -> None:
         if link.sends:
             link.node = ReplyLink(self.connection, link, path)
-            self._replies.append(link.node)
+            self._replies[link] = link.node
         else:
             link.node = RequestLink(self.connection, link, path, self._replies, answer)
         link.node.open()
@@ -246,8 +278,9 @@ class Peer:
     def rights(self, path: str, now: float) -> Rights:
         """Return what the tokens put on this connection permit at a path."""
         rights = Rights.NONE
-        for grant in self._grants.values():
-            if grant.expires_at > now and grant.covers(path):
+        for part in ("", *parts_of(path[:_MAX_PATH])):
+            grant = self._grants.get(part)
+            if grant is not None and grant.expires_at > now:
                 rights |= grant.rights
         return rights
 
@@ -259,11 +292,21 @@ class Peer:
     def _put_token(self, request: AmqpRequest, now: float) -> Reply:
         reply, grant = put_token(request, self.broker.namespace.authenticate, now)
         if grant is not None:
-            self._grants[grant.path] = grant
-            while len(self._grants) > MAX_GRANTS:
-                del self._grants[next(iter(self._grants))]
-            self.broker.arm(self)
+            self._grant(grant)
         return reply
+
+    def _log_in(self, name: str, password: str) -> bool:
+        grant = self.broker.namespace.log_in(name, password)
+        if grant is not None:
+            self._grant(grant)
+        return grant is not None
+
+    def _grant(self, grant: SasGrant) -> None:
+        self.connection.known = True
+        self._grants[grant.path] = grant
+        while len(self._grants) > MAX_GRANTS:
+            self._grants.popitem(last=False)
+        self.broker.arm_by(self, grant.expires_at)
 
     def _manage(self, request: AmqpRequest, target: str, now: float) -> Reply:
         if self.broker.busy:
@@ -283,27 +326,28 @@ class Peer:
         if self.ended:
             return math.inf
         idle = self.broker.link_idle_timeout
-        quiet = min((link.last_used for link in self._queue_links()), default=None)
+        quiet = min((link.last_used for link in self._links), default=None)
         rest = self._last_used + idle / 2 if quiet is None else quiet + idle
         expiry = min((grant.expires_at for grant in self._grants.values()), default=math.inf)
-        return min(self.connection.next_deadline(), rest, expiry)
+        known = math.inf if self.connection.known else self._stranger_until
+        return min(self.connection.next_deadline(), rest, expiry, known)
 
     def tick(self, now: float) -> None:
         """Do what has come due: heartbeats, and the ends of what is idle or no longer permitted."""
         self._handle(self.connection.tick(now), now)
-        self._grants = {path: grant for path, grant in self._grants.items() if grant.expires_at > now}
+        for path in [path for path, grant in self._grants.items() if grant.expires_at <= now]:
+            del self._grants[path]
         idle = self.broker.link_idle_timeout
-        for link in self._queue_links():
+        for link in list(self._links):
             if link.last_used + idle <= now:
                 self.expel(link, _idle(idle), now)
             elif not self._permitted(link, now):
                 self.expel(link, AmqpError("amqp:unauthorized-access", "ExpiredToken: put a new one."), now)
-        if not self.ended and not self._queue_links() and self._last_used + idle / 2 <= now:
+        if not self.ended and not self.connection.known and self._stranger_until <= now:
+            self.close(_STRANGER, now)
+        if not self.ended and not self._links and self._last_used + idle / 2 <= now:
             self.close(AmqpError("amqp:connection:forced", "The connection had no links for too long."), now)
         self.touch()
-
-    def _queue_links(self) -> list[Link]:
-        return [link for link in self._links if isinstance(link.node, Inlet | Outlet)]
 
     def _permitted(self, link: Link, now: float) -> bool:
         node: QueueNode = link.node.node
@@ -318,7 +362,7 @@ class Peer:
 
     def queue_deleted(self, entity: Entity, now: float) -> None:
         """End all links to a queue."""
-        for link in self._queue_links():
+        for link in list(self._links):
             if link.node.node.entity is entity:
                 self.expel(link, _missing(entity.name), now)
 
@@ -326,8 +370,16 @@ class Peer:
 class BrokerCore:
     """A namespace and all who are connected to it."""
 
-    def __init__(self, namespace: Namespace, *, link_idle_timeout: float) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        *,
+        link_idle_timeout: float,
+        on_error: Callable[[str], None] = lambda where: None,
+    ) -> None:
         self.namespace = namespace
+        self.on_error = on_error
+        """Called while an exception is handled that no client should be able to bring about; says where."""
         self.link_idle_timeout = link_idle_timeout
         self.touched: set[Peer] = set()
         self.peers: set[Peer] = set()
@@ -342,7 +394,7 @@ class BrokerCore:
 
     def connect(self, now: float) -> Peer:
         """Add the connection of a client."""
-        peer = Peer(self, Connection("batchflow-servicebus", now), now)
+        peer = Peer(self, now)
         self.peers.add(peer)
         self.arm(peer)
         return peer
@@ -353,9 +405,13 @@ class BrokerCore:
 
     def take_touched(self, now: float) -> set[Peer]:
         """Return the peers that may have something to send, since last asked."""
-        for node in self._stirred:
-            self._follow_up(node, now)
-        self._stirred.clear()
+        stirred, self._stirred = self._stirred, set()
+        for node in stirred:
+            try:
+                self._follow_up(node, now)
+            except Exception:
+                self.on_error(f"the queue {node.path!r}")
+                self.arm_by(node, now + _PAUSE)
         touched, self.touched = self.touched, set()
         return touched
 
@@ -428,7 +484,10 @@ class BrokerCore:
 
     def arm(self, thing: Peer | QueueNode) -> None:
         """Note when something is due next; a deadline that has moved away is found out when it comes."""
-        deadline = thing.next_deadline()
+        self.arm_by(thing, thing.next_deadline())
+
+    def arm_by(self, thing: Peer | QueueNode, deadline: float) -> None:
+        """Note a deadline that is new, without looking at all the others."""
         if deadline < thing.armed_at:
             thing.armed_at = deadline
             heapq.heappush(self._timers, (deadline, next(self._ticks), thing))
@@ -444,10 +503,21 @@ class BrokerCore:
             for peer in list(self.peers):
                 peer.resume(now)
         for thing in self._due(now):
-            thing.tick(now)
-            if isinstance(thing, QueueNode):
-                self._tidy(thing, now)
-            self.arm(thing)
+            try:
+                thing.tick(now)
+                if isinstance(thing, QueueNode):
+                    self._tidy(thing, now)
+                self.arm(thing)
+            except Exception:
+                self._failed(thing, now)
+
+    def _failed(self, thing: Peer | QueueNode, now: float) -> None:
+        """Go on after a failure in what was due: the clocks of all others, and a queue's own, run on."""
+        if isinstance(thing, Peer):
+            thing.fail(now)
+        else:
+            self.on_error(f"the clock of the queue {thing.path!r}")
+            self.arm_by(thing, now + _PAUSE)
 
     def _due(self, now: float) -> list[Peer | QueueNode]:
         """Take out what is due, each thing once, however often it is noted."""
@@ -475,15 +545,23 @@ def _not_implemented(what: str) -> AmqpError:
     return AmqpError("amqp:not-implemented", f"{what} not part of the local Service Bus.")
 
 
+_INTERNAL = AmqpError("amqp:internal-error", "The local Service Bus failed: its log says how.")
+_STRANGER = AmqpError(
+    "amqp:unauthorized-access",
+    f"No valid token was put to {CBS} within {STRANGER_TIMEOUT:g} s after the connection was opened.",
+)
+
+
 def _unauthorized(claim: str, path: str) -> AmqpError:
     return AmqpError(
         "amqp:unauthorized-access",
-        f"Unauthorized access. '{claim}' claim(s) are required for this operation. Resource: '{path}'.",
+        f"Unauthorized access. '{claim}' claim(s) are required for this operation. "
+        f"Resource: '{path[:_MAX_PATH]}'.",
     )
 
 
 def _missing(path: str) -> AmqpError:
-    return AmqpError("amqp:not-found", f"The messaging entity '{path}' could not be found.")
+    return AmqpError("amqp:not-found", f"The messaging entity '{path[:_MAX_PATH]}' could not be found.")
 
 
 def _idle(timeout: float) -> AmqpError:

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 from batchflow.local.amqp import performatives as wire
 from batchflow.local.amqp.codec import DecodeError, Described, Symbol, encode
@@ -42,7 +44,7 @@ from batchflow.local.queues import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from batchflow.local.amqp.endpoints import AmqpDelivery, Link, Settling
     from batchflow.local.amqp.engine import Connection
@@ -133,8 +135,8 @@ def render(message: Message) -> bytes:
     bare = message.body
     if message.dead_letter_reason is not None or message.dead_letter_description is not None:
         reasons = {
-            "DeadLetterReason": message.dead_letter_reason,
-            "DeadLetterErrorDescription": message.dead_letter_description,
+            _REASON: message.dead_letter_reason,
+            _DESCRIPTION: message.dead_letter_description,
         }
         bare = with_application_properties(bare, {key: text for key, text in reasons.items() if text})
     envelope: Envelope = message.headers
@@ -144,16 +146,30 @@ def render(message: Message) -> bytes:
 class QueueNode:
     """A queue, or its dead-letter queue, and the links that receive from it."""
 
-    __slots__ = ("armed_at", "entity", "new_id", "outlets", "path", "queue", "retired", "sessions", "waiting")
+    __slots__ = (
+        "_patience",
+        "armed_at",
+        "entity",
+        "new_id",
+        "outlets",
+        "path",
+        "queue",
+        "retired",
+        "sessions",
+        "waiting",
+    )
 
     def __init__(self, path: str, entity: Entity, queue: Queue, new_id: Callable[[], str]) -> None:
         self.path = path
         self.new_id = new_id
         self.entity = entity
         self.queue = queue
-        self.outlets: deque[Outlet] = deque()
+        self.outlets: OrderedDict[Outlet, None] = OrderedDict()
         self.sessions: dict[str, Outlet] = {}
-        self.waiting: deque[tuple[float, Outlet]] = deque()
+        self.waiting: OrderedDict[Outlet, float] = OrderedDict()
+        """Those that want any session, in line, each with the time until which it waits."""
+        self._patience: list[tuple[float, int, Outlet]] = []
+        """A heap of those times, also of outlets that wait no more."""
         self.armed_at = math.inf
         self.retired = False
         """Set when the queue was deleted: there is nothing to wait for any more."""
@@ -175,22 +191,35 @@ class QueueNode:
         idle = 0
         outlets = self.outlets
         while idle < len(outlets) and self.queue.has_ready():
-            outlet = outlets[0]
-            outlets.rotate(-1)
+            outlet = next(iter(outlets))
+            outlets.move_to_end(outlet)
             idle = 0 if outlet.take(now) else idle + 1
 
     def _seat(self, now: float) -> None:
         """Give the sessions that are free to those who wait for any."""
         while self.waiting and self.queue.has_available_session():
-            _, outlet = self.waiting.popleft()
+            outlet, _ = self.waiting.popitem(last=False)
             outlet.open_session(None, now)
+
+    def wait(self, outlet: Outlet, deadline: float) -> None:
+        """Put an outlet at the end of the line of those that want any session."""
+        self.waiting[outlet] = deadline
+        heapq.heappush(self._patience, (deadline, id(outlet), outlet))
+
+    def _impatient(self, now: float) -> Iterator[Outlet]:
+        """Take out of the heap those whose time is over, and those that wait no more."""
+        heap = self._patience
+        while heap and (heap[0][0] <= now or heap[0][2] not in self.waiting):
+            outlet = heapq.heappop(heap)[2]
+            if outlet in self.waiting:
+                yield outlet
 
     def next_deadline(self) -> float:
         """Return the time at which :meth:`tick` is due."""
         if self.retired:
             return math.inf
         deadline = self.queue.next_deadline()
-        waiting = min((deadline for deadline, _ in self.waiting), default=math.inf)
+        waiting = self._patience[0][0] if self._patience else math.inf
         return min(math.inf if deadline is None else deadline, waiting, self.entity.idle_deadline)
 
     def tick(self, now: float) -> None:
@@ -198,15 +227,16 @@ class QueueNode:
         for _, holder in self.queue.advance(now):
             if isinstance(holder, Outlet):
                 holder.peer.expel(holder.link, SESSION_LOST, now)
-        for outlet in [outlet for deadline, outlet in self.waiting if deadline <= now]:
+        for outlet in self._impatient(now):
             outlet.peer.expel(outlet.link, NO_SESSION, now)
         self.pump(now)
 
     def leave(self, outlet: Outlet, now: float) -> None:
         """Remove an outlet. Its session is free again; its other locks continue."""
-        if outlet in self.outlets:
-            self.outlets.remove(outlet)
-        self.waiting = deque(entry for entry in self.waiting if entry[1] is not outlet)
+        self.outlets.pop(outlet, None)
+        if self.waiting.pop(outlet, None) is not None and len(self._patience) > 2 * len(self.waiting) + 64:
+            self._patience = [entry for entry in self._patience if entry[2] in self.waiting]
+            heapq.heapify(self._patience)
         session_id = outlet.session_id
         if session_id is not None and self.sessions.get(session_id) is outlet:
             del self.sessions[session_id]
@@ -243,7 +273,7 @@ class Outlet:
             self._ask_for_session(filters[SESSION_FILTER], now)
         else:
             self.connection.accept(self.link, max_message_size=MAX_MESSAGE_SIZE)
-            self.node.outlets.append(self)
+            self.node.outlets[self] = None
 
     def _ask_for_session(self, wanted: Any, now: float) -> None:
         if isinstance(wanted, Described):
@@ -254,7 +284,7 @@ class Outlet:
         elif wanted is None and not self.node.queue.has_available_session():
             timeout = self.link.attach.properties.get("com.microsoft:timeout", 60_000)
             patience = timeout / 1000 if isinstance(timeout, int) else 60.0
-            self.node.waiting.append((now + patience, self))
+            self.node.wait(self, now + patience)
         else:
             self.open_session(wanted, now)
 
@@ -277,6 +307,7 @@ class Outlet:
             max_message_size=MAX_MESSAGE_SIZE,
             properties={LOCKED_UNTIL: ticks(lock.locked_until)},
         )
+        self.flow(now)
 
     def take(self, now: float) -> bool:
         """Send one message if there is one and the link takes it; tell whether."""
@@ -335,7 +366,9 @@ class Outlet:
                 queue.complete(token, now)
                 return wire.ACCEPTED
             case OutcomeCode.REJECTED:
-                queue.dead_letter(token, now, *_reasons(fields))
+                reason, description, properties = _reasons(fields)
+                amend(queue, token, properties, now)
+                queue.dead_letter(token, now, reason, description)
                 return wire.REJECTED
             case OutcomeCode.RELEASED:
                 queue.release(token, now)
@@ -349,11 +382,9 @@ class Outlet:
                 return wire.rejected(AmqpError("amqp:not-implemented", "The outcome is not known here."))
 
     def _modify(self, token: bytes, fields: list[Any], now: float) -> bytes:
-        failed, undeliverable, changes = (fields + [None] * 3)[:3]  # abandoning, one SDK leaves "failed" out
-        if changes:
-            detail = "Changing properties while giving a message back is not part of the local Service Bus."
-            return wire.rejected(AmqpError("amqp:not-implemented", detail))
+        failed, undeliverable, properties = (fields + [None] * 3)[:3]  # one SDK abandons without "failed"
         queue = self.node.queue
+        amend(queue, token, properties or {}, now)
         if undeliverable:
             queue.defer(token, now)
         else:
@@ -365,16 +396,41 @@ class Outlet:
         self.node.pump(now, (self.session_id,))
 
 
-def _reasons(fields: list[Any]) -> tuple[str | None, str | None]:
-    """Return the reasons of a dead-letter: in the info of the rejection's error, or the error itself."""
+def amend(queue: Queue, token: bytes, properties: Any, now: float) -> None:
+    """Change application properties of a locked message, as its settlement asks for.
+
+    Raises :class:`QueueRefusal`: the lock is lost, or a property has no name or is not of a simple type.
+    """
+    if not isinstance(properties, dict):
+        raise NotAllowed("the properties to modify are not a map")
+    for name, value in properties.items():
+        if not isinstance(name, str) or not isinstance(value, _SIMPLE):
+            raise NotAllowed(
+                f"the property {str(name)[:64]!r} cannot be modified: its type is not a simple one"
+            )
+    if properties:
+        named = {str(name): value for name, value in properties.items()}
+        queue.amend(token, now, lambda body: with_application_properties(body, named))
+
+
+_SIMPLE = (str, bytes, bool, int, float, UUID, type(None))
+_REASON, _DESCRIPTION = "DeadLetterReason", "DeadLetterErrorDescription"
+
+
+def _reasons(fields: list[Any]) -> tuple[str | None, str | None, Any]:
+    """Return the reasons of a dead-letter, and the properties that the message gets with them.
+
+    They are in the info of the rejection's error; the reasons can be the error itself.
+    """
     error = fields[0].value if fields and isinstance(fields[0], Described) else None
     if not isinstance(error, list):
-        return None, None
+        return None, None, {}
     condition, description, info = (error + [None] * 3)[:3]
     info = info if isinstance(info, dict) else {}
-    reason = info.get("DeadLetterReason", None if condition == "com.microsoft:dead-letter" else condition)
-    detail = info.get("DeadLetterErrorDescription", description)
-    return _text(reason), _text(detail)
+    reason = info.get(_REASON, None if condition == "com.microsoft:dead-letter" else condition)
+    detail = info.get(_DESCRIPTION, description)
+    others = {name: value for name, value in info.items() if name not in (_REASON, _DESCRIPTION)}
+    return _text(reason), _text(detail), others
 
 
 def _text(value: Any) -> str | None:

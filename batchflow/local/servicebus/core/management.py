@@ -18,11 +18,18 @@ from batchflow.local.queues import (
     SessionLockLost,
 )
 from batchflow.local.security.sas import Rights
-from batchflow.local.servicebus.core.links import CONDITIONS, Outlet, QueueNode, read_draft, render
-from batchflow.local.servicebus.core.requests import Reply
+from batchflow.local.servicebus.core.links import (
+    CONDITIONS,
+    Outlet,
+    QueueNode,
+    amend,
+    read_draft,
+    render,
+)
+from batchflow.local.servicebus.core.requests import MAX_REQUEST_SIZE, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from batchflow.local.amqp.engine import Connection
     from batchflow.local.amqp.message import AmqpRequest
@@ -165,10 +172,21 @@ def _peek(call: ManagementRequest) -> dict[str, Any] | None:
     count = max(0, min(call.get("message-count", int), _MAX_PAGE))
     session_id = call.get("session-id", (str, type(None)))
     messages = call.node.queue.peek(count, call.now, from_number=first, session_id=session_id)
-    payloads = [render(message) for message in messages]
+    payloads = list(_page(messages))
     for payload in payloads:
         call.node.entity.operations.went(len(payload))
     return {"messages": [{"message": payload} for payload in payloads]} if payloads else None
+
+
+def _page(messages: Iterable[Message]) -> Iterator[bytes]:
+    """Render messages until they fill a reply; the client asks again for what follows."""
+    size = 0
+    for message in messages:
+        payload = render(message)
+        size += len(payload)
+        if size > MAX_REQUEST_SIZE and size != len(payload):
+            return
+        yield payload
 
 
 def _schedule(call: ManagementRequest) -> dict[str, Any]:
@@ -214,7 +232,9 @@ def _update_disposition(call: ManagementRequest) -> dict[str, Any]:
     settle = _dispositions(call).get(call.get("disposition-status", str))
     if settle is None:
         raise NotAllowed("the disposition is not one of completed, abandoned, defered and suspended")
+    properties = call.body.get("properties-to-modify") or {}
     for token in call.tokens():
+        amend(call.node.queue, token, properties, call.now)
         settle(token, call.now)
     call.node.pump(call.now)
     return {}

@@ -6,6 +6,7 @@ status that its administration answers. Names do not tell case apart.
 
 from __future__ import annotations
 
+import hmac
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from batchflow.local.queues import Queue, QueueProperties
 from batchflow.local.security.entra import BEARER, SERVICE_BUS
-from batchflow.local.security.sas import PREFIX, Rights, SasGrant, SasRule, check_token, path_of
+from batchflow.local.security.sas import (
+    PREFIX,
+    Rights,
+    SasGrant,
+    SasRule,
+    check_token,
+    parts_of,
+    path_of,
+)
 from batchflow.local.servicebus.core.operations import Operations
 from batchflow.support.frozen import frozen
 
@@ -186,6 +195,25 @@ class Namespace:
         known = self.directory.check(token.removeprefix(BEARER), SERVICE_BUS, now)
         return SasGrant(path, known.principal.on_queue(path), known.expires_at)
 
+    def log_in(self, name: str, password: str) -> SasGrant | None:
+        """Return what a rule of the namespace or of a queue permits; None unless the password is its key.
+
+        Such a grant lives as long as its connection.
+        """
+        for path, rule in self._all_rules():
+            if rule.name == name and any(
+                hmac.compare_digest(key.encode(), password.encode())
+                for key in (rule.primary_key, rule.secondary_key)
+            ):
+                return SasGrant(path, rule.rights, math.inf)
+        return None
+
+    def _all_rules(self) -> Iterator[tuple[str, SasRule]]:
+        yield "", SasRule(ROOT_RULE, Rights.MANAGE, self.root_key, self.root_key)
+        for path, entity in self.entities.items():
+            for rule in entity.settings.rules:
+                yield path, rule
+
     def _existing(self, name: str) -> Entity:
         entity = self.find(name)
         if entity is None:
@@ -194,8 +222,8 @@ class Namespace:
 
     def _rules_for(self, path: str) -> Iterator[SasRule]:
         yield SasRule(ROOT_RULE, Rights.MANAGE, self.root_key, self.root_key)
-        for end in [*(i for i, char in enumerate(path) if char == "/"), len(path)]:
-            entity = self.entities.get(path[:end])
+        for part in parts_of(path[: MAX_NAME_LENGTH + 1]):
+            entity = self.entities.get(part)
             if entity is not None:
                 yield from entity.settings.rules
 

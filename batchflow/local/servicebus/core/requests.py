@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 CREDIT = 100
 MAX_REQUEST_SIZE = 1 << 20
+MAX_TOKEN_SIZE = 16_384
+"""Bytes of a request of a stranger, who is to put a token; four times that ends the link."""
 _MAX_WAITING = 1_000
+_MAX_ID_SIZE = 1_024
+"""Bytes of an encoded message id, which is echoed; an id has 128 characters at most."""
 _ADDRESS = 0
 
 
@@ -80,7 +84,7 @@ class RequestLink:
         connection: Connection,
         link: Link,
         path: str,
-        replies: list[ReplyLink],
+        replies: Mapping[Link, ReplyLink],
         answer: Callable[[AmqpRequest, float], Reply],
     ) -> None:
         self.connection = connection
@@ -91,7 +95,8 @@ class RequestLink:
 
     def open(self) -> None:
         """Answer the attach and let the client send."""
-        self.connection.accept(self.link, max_message_size=MAX_REQUEST_SIZE)
+        size = MAX_REQUEST_SIZE if self.connection.known else MAX_TOKEN_SIZE
+        self.connection.accept(self.link, max_message_size=size)
         self.connection.grant(self.link, CREDIT)
 
     def delivery(self, event: AmqpDelivery, now: float) -> None:
@@ -99,6 +104,8 @@ class RequestLink:
         outcome = wire.ACCEPTED
         try:
             request = read_request(event.payload)
+            if len(request.message_id) > _MAX_ID_SIZE:
+                raise DecodeError("a message id is too long")
         except DecodeError as error:
             outcome = wire.rejected(AmqpError("amqp:decode-error", str(error)))
         else:
@@ -110,7 +117,7 @@ class RequestLink:
             self.connection.grant(self.link, CREDIT)
 
     def _reply(self, request: AmqpRequest, reply: bytes) -> None:
-        candidates = [link for link in self.replies if link.path == self.path]
+        candidates = [link for link in self.replies.values() if link.path == self.path]
         named = [link for link in candidates if link.address == request.reply_to]
         for link in (named or candidates)[-1:]:
             link.put(reply)

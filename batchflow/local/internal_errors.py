@@ -1,0 +1,32 @@
+"""What fails in the local cloud itself, which no request may bring about: counted and logged.
+
+Only the client whose request failed hears of it: by an answer of status 500, or the end of its AMQP
+connection. Everything else goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_log = logging.getLogger(__name__)
+
+
+class InternalErrors:
+    """The errors of one cloud since it was started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last = ""
+        """Where the last one came up, and its type."""
+
+    def note(self, where: str) -> None:
+        """Count the exception that is being handled; call it in an ``except`` block."""
+        kind = sys.exc_info()[0]
+        self.count += 1
+        self.last = f"{where}: {kind.__name__}" if kind is not None else where
+        _log.error("cloud.internal_error", extra={"where": where}, exc_info=True)
+
+    def __str__(self) -> str:
+        many = "1 internal error" if self.count == 1 else f"{self.count} internal errors"
+        return f"{many}, each a bug of the local cloud; the last in {self.last}"
