@@ -15,18 +15,24 @@ if TYPE_CHECKING:
 
     from batchflow.cli.snapshot import Snapshot
     from batchflow.client import Client
+    from batchflow.local.internal_errors import InternalErrors
     from batchflow.settings import Settings
 
 _INTERVAL: Final = 1.0
 """Seconds between two looks."""
 
 
-async def show(settings: Settings, stop: asyncio.Event) -> None:
-    """Show a live status on a terminal until `stop` is set; elsewhere only wait."""
+async def show(settings: Settings, stop: asyncio.Event, errors: InternalErrors) -> None:
+    """Show a live status on a terminal until `stop` is set; elsewhere only wait.
+
+    The errors of the cloud itself are said on a terminal while it is up, and elsewhere at its end.
+    """
     if not terminal.is_live(sys.stderr):
         await stop.wait()
+        if errors.count:
+            terminal.note(str(errors))
         return
-    watching = asyncio.create_task(_watch(settings), name="cloud status")
+    watching = asyncio.create_task(_watch(settings, errors), name="cloud status")
     try:
         await stop.wait()
     finally:
@@ -34,7 +40,7 @@ async def show(settings: Settings, stop: asyncio.Event) -> None:
         await asyncio.wait([watching])
 
 
-async def _watch(settings: Settings) -> None:
+async def _watch(settings: Settings, errors: InternalErrors) -> None:
     from rich.console import Console
     from rich.live import Live
 
@@ -44,7 +50,8 @@ async def _watch(settings: Settings) -> None:
     async with Client(settings) as client:
         with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
             while True:
-                live.update(_status_text(await _pools(client), time.monotonic() - began), refresh=True)
+                text = _status_text(await _pools(client), time.monotonic() - began, errors)
+                live.update(text, refresh=True)
                 await asyncio.sleep(_INTERVAL)
 
 
@@ -60,7 +67,7 @@ async def _pools(client: Client) -> list[Snapshot]:
     return found
 
 
-def _status_text(pools: list[Snapshot], age: float) -> RenderableType:
+def _status_text(pools: list[Snapshot], age: float, errors: InternalErrors) -> RenderableType:
     from rich.text import Text
 
     lines = [f"local cloud, up {int(age) // 60}:{int(age) % 60:02}"]
@@ -70,4 +77,6 @@ def _status_text(pools: list[Snapshot], age: float) -> RenderableType:
         lines.append(f"  {each.pool}: {agents}, {busy}, {each.queued} queued, {each.completed} done")
     if not pools:
         lines.append("  no pools yet: batchflow pool create NAME --file tasks/")
+    if errors.count:
+        lines.append(f"  {errors}; see the log")
     return Text("\n".join(lines), overflow="ellipsis", no_wrap=True)

@@ -18,6 +18,7 @@ from batchflow.errors import ConfigurationError
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.directory import locked, make_directory, remove_tree
+from batchflow.local.internal_errors import InternalErrors
 from batchflow.local.security.certificate import Maker, make, make_server_context
 from batchflow.local.security.entra import Assignment, Directory, Principal
 from batchflow.local.security.identity_endpoint import Entra, IdentityEndpoint, principal
@@ -93,6 +94,8 @@ class LocalCloud:
         self._ports = ports or Ports()
         self._directory = directory
         self._certificate = certificate
+        self.errors = InternalErrors()
+        """What failed in the services themselves since they were started."""
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._lock = ExitStack()
 
@@ -195,6 +198,7 @@ class LocalCloud:
                 latency=self._latency,
                 link_idle_timeout=self._link_idle_timeout,
                 directory=entra.directory if entra is not None else None,
+                errors=self.errors,
             )
             for _ in range(self._namespaces)
         ]

@@ -112,7 +112,7 @@ async def _keep(
             text = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
             terminal.note(f"ready: {text} each; Ctrl-C ends it")
             await asyncio.to_thread(remove_abandoned)
-            await show(settings, stop)
+            await show(settings, stop, cloud.errors)
     finally:
         await cloud.aclose()
 

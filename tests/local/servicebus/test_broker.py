@@ -578,22 +578,33 @@ def test_many_links_come_and_go_with_work_in_proportion(
     assert life(80) < 2.4 * life(40)
 
 
+def recorded(world: World) -> tuple[list[bytes], Any]:
+    """A client whose bytes are kept instead of being sent."""
+    sent: list[bytes] = []
+
+    def keep(data: bytes) -> bytes:
+        sent.append(data)
+        return b""
+
+    return sent, world._client(keep)
+
+
 def test_a_link_detached_in_the_segment_of_its_attach_holds_nothing(world: World) -> None:
     """It is answered once."""
     client = world.connect()
-    sent: list[bytes] = []
-    recorder = world._client(lambda data: sent.append(data) or b"")
+    sent, recorder = recorded(world)
     recorder.attach(0, "q", "x", receives=True)
     recorder.perform(1, DETACH, UInt(0), True)
     assert [each.code for each in client.send(b"".join(sent))] == [ATTACH, DETACH]
-    assert world.broker.node("q").idle
+    node = world.broker.node("q")
+    assert node is not None
+    assert node.idle
 
 
 def test_credit_that_came_before_a_session_was_free_counts(world: World) -> None:
     """The attach is held back, the credit is not lost."""
     client = world.connect()
-    sent: list[bytes] = []
-    recorder = world._client(lambda data: sent.append(data) or b"")
+    sent, recorder = recorded(world)
     recorder.attach(0, "s", "x", receives=True, filters={Symbol("com.microsoft:session-filter"): None})
     recorder.credit(0, 1)
     assert client.send(b"".join(sent)) == []
@@ -708,6 +719,7 @@ def test_a_queue_whose_clock_fails_stops_no_other(world: World, monkeypatch: pyt
     taker.attach(1, "x", "bad", receives=False)
     taker.transfer(1, 0, message())
     bad = world.broker.node("bad")
+    assert bad is not None
 
     def fail(now: float) -> None:
         raise Broken
