@@ -29,6 +29,9 @@ class AgentLimits:
     """A warm Python process is replaced after so many tasks."""
     child_memory: Bytes = 2 * 1024**3
     """A warm Python process that holds more bytes than this after a task is replaced."""
+    warm_memory: Bytes = 512 * 1024**2
+    """Bytes that the warm Python processes of sessions without a running task may hold, for each slot. Above
+    it the one that was used least recently ends. 0: none is kept."""
     process_limit: Processes = 2000
     """Processes and threads that a task may have at once; one that has more is killed and ends as
     `TaskTooManyProcesses`. 0: no limit."""

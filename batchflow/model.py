@@ -259,6 +259,8 @@ class PoolSpec:
     identity: str | None = None
     """Which user-assigned managed identity of a pool that is there its agents use instead of keys: its client
     id or its resource id. Batch gives a pool identities only when it is made through Azure's management."""
+    share_processes: bool = False
+    """Whether tasks of different sessions may run in one Python process, where the session does not say."""
 
 
 @dataclass(frozen=True, slots=True)

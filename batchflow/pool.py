@@ -79,6 +79,7 @@ class Pool:
         files: Files | None = None,
         journal: str | PathLike[str] | None = None,
         timeout: float | None = None,
+        share_processes: bool | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -87,6 +88,8 @@ class Pool:
         if there is none of that name. `journal`: a file on this host that records which results were shown.
         So a session that is opened again by its name after a crash shows no result twice; each result costs
         a write to disk. `timeout`: seconds that its tasks may run, where `submit` does not say.
+        `share_processes`: whether its tasks may run in one Python process with those of other sessions that
+        say so; None: as the pool's spec says, where the default is that they never do.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -96,6 +99,7 @@ class Pool:
             files=files,
             journal=journal,
             timeout=timeout,
+            share_processes=share_processes,
             ensure_job=self._jobs.ensure,
         )
 

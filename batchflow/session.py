@@ -62,6 +62,7 @@ class Session(Supervised):
         files: Files | None,
         journal: str | PathLike[str] | None,
         timeout: float | None,
+        share_processes: bool | None,
         ensure_job: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
@@ -92,6 +93,7 @@ class Session(Supervised):
             found_again=found_again,
             journal=journal,
             timeout=timeout,
+            share_processes=share_processes,
             start_agents=pool.start,
             explain=pool.explain,
         )

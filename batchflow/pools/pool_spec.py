@@ -91,6 +91,8 @@ def check(spec: PoolSpec) -> None:
         spec.java is not True and spec.java and spec.java not in _JAVA
     ):
         raise refusal(spec, "java", spec.java, "True, or a version such as 17 or 21")
+    if not isinstance(spec.share_processes, bool):
+        raise refusal(spec, "share_processes", spec.share_processes, "True or False")
     _check_start(spec)
     image_of(spec)
 
@@ -155,6 +157,8 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
     for key, has in (("slots", manifest.slots), ("container", manifest.container)):
         if (wanted := getattr(spec, key)) not in (None, has):
             yield f"its {key} is {has}, not {wanted}"
+    if spec.share_processes and not manifest.share_processes:
+        yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
     names = () if identity is None else (identity.client_id.lower(), identity.resource_id.lower())
     if spec.identity is not None and spec.identity.lower() not in names:
         yield f"its agents use {identity.resource_id if identity else 'keys'}, not {spec.identity}"

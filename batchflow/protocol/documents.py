@@ -125,6 +125,8 @@ class PoolManifest(Document):
     """The nodes' managed identity that agents use; None: they get restricted keys."""
     shared: bool = False
     """Whether clients without the accounts' keys read a copy of this in the control container."""
+    share_processes: bool = False
+    """Whether tasks of different sessions may run in one Python process, where the session does not say."""
 
     @property
     def ctl(self) -> str:

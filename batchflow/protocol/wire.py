@@ -94,6 +94,8 @@ class TaskItem:
     history: tuple[Attempt, ...] = optional("history", HISTORY, default=())
     trace: str | None = optional("trace", TEXT, default=None)
     """A W3C `traceparent`."""
+    share_processes: bool = optional("shared", TRUTH, default=False)
+    """Whether it may run in a process with tasks of other sessions that have this as well."""
 
     @property
     def mailbox(self) -> str:

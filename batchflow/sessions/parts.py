@@ -46,14 +46,18 @@ class SessionParts:
         found_again: bool,
         journal: str | PathLike[str] | None,
         timeout: float | None,
+        share_processes: bool | None,
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
     ) -> SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
+        `share_processes`: of its tasks with those of other sessions; None: as the pool says.
         """
         timeout = task_timeout(timeout, context.settings)
+        if share_processes is None:
+            share_processes = context.runtime.manifest.share_processes
         checkpoint = CheckpointStore(context, journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
         sender = TaskSender(context, outcomes)
@@ -72,7 +76,7 @@ class SessionParts:
             outcomes=outcomes,
             checkpoint=checkpoint,
             sender=sender,
-            submitter=Submitter(context, outcomes, sender.wake, timeout),
+            submitter=Submitter(context, outcomes, sender.wake, timeout, share_processes),
             presence=presence,
             receiver=receiver,
             cancellations=cancellations,

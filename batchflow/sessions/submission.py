@@ -74,9 +74,11 @@ class Submission:
         now: float,
         reference: Reference | None,
         timeout: float | None = None,
+        share_processes: bool = False,
     ) -> bytes:
-        """Return the task as it travels. `timeout`: in seconds, for a task that was submitted without one.
+        """Return the task as it travels.
 
+        `timeout`: in seconds, for a task that was submitted without one; `share_processes`: see `TaskItem`.
         Raises `ConfigurationError` when arguments or tag are not JSON.
         """
         item = TaskItem(
@@ -93,6 +95,7 @@ class Submission:
             memory_limit=self.memory_limit,
             retry=None if self.retry is None else self.retry.fields(),
             stream_output=self.stream_output,
+            share_processes=share_processes,
         )
         try:
             # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task

@@ -43,13 +43,19 @@ class Submitter:
         outcomes: Outcomes,
         wake_sender: Callable[[], None],
         timeout: float | None,
+        share_processes: bool,
     ) -> None:
-        """`timeout`: seconds that a task may run whose submission does not say; None: without a limit."""
+        """Make it for one session.
+
+        `timeout`: seconds that a task may run whose submission does not say; None: without a limit.
+        `share_processes`: see `wire.TaskItem`.
+        """
         self._context = context
         self._outcomes = outcomes
         self._wake_sender = wake_sender
         self._settings = context.settings
         self._timeout = timeout
+        self._share_processes = share_processes
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
         self._refusal: str | None = None
@@ -111,6 +117,7 @@ class Submitter:
             now=now,
             reference=reference,
             timeout=self._timeout,
+            share_processes=self._share_processes,
         )
         return Entry(
             sequence=sequence,

@@ -148,6 +148,11 @@ def resident_memory(pid: int | str = "self") -> int:
     return _memory(pid, column=1)
 
 
+def private_memory(pid: int | str = "self") -> int:
+    """Read the bytes of a process's resident memory that belong to no file. Raises OSError."""
+    return _memory(pid, column=1) - _memory(pid, column=2)
+
+
 def data_memory(pid: int | str = "self") -> int:
     """Read the bytes of a process's data and stack, which RLIMIT_DATA bounds. Raises OSError."""
     return _memory(pid, column=5)

@@ -1,8 +1,9 @@
-"""The warm child: a Python process that runs `do_action` for one slot, task after task.
+"""The warm child: a Python process that runs `do_action` for one session in one slot, task after task.
 
-`python -m node_agent.child FD BELL PERMITS`; FD is the channel to the agent, BELL and PERMITS are eventfds
-(see `frames`), everything else comes in frames. Imports as little as possible, for a child has to start in
-tens of milliseconds and stay small; what is needed seldom (asyncio, traceback) is loaded when it is needed.
+`python -m node_agent.child FD` is the template that children are forked from (see `template`); FD is its
+socket to the agent. A child has a channel to the agent and two eventfds (see `frames`); everything else comes
+in frames. Imports as little as possible, because the first child has to start in tens of milliseconds; what
+is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
 `sys.path`, `sys.stdout` and `sys.stderr`, the handler of SIGTERM, the memory limit. What else a task changes
@@ -25,7 +26,7 @@ import time
 import orjson
 
 from batchflow.support import linux
-from node_agent.child import frames, runner, values
+from node_agent.child import frames, runner, template, values
 from node_agent.child.channel import AGENT_GONE, Channel
 from node_agent.child.engine import TaskEngine
 from node_agent.child.modules import Modules, NoAction
@@ -120,7 +121,7 @@ class Child:
 
     def serve(self) -> None:
         """Run tasks until the agent closes the channel."""
-        self._channel.send(frames.READY)
+        self._channel.send(frames.READY, str(os.getpid()).encode())
         while True:
             kind, payload = self._channel.next_frame()
             if kind == frames.FORGET:
@@ -445,11 +446,16 @@ def _holds_more_than(mark: int) -> bool:
 
 
 def main() -> None:
-    channel, permits = Channel(int(sys.argv[1]), int(sys.argv[2])), int(sys.argv[3])
-    os.set_inheritable(permits, False)
+    line = int(sys.argv[1])
+    os.set_inheritable(line, False)
     sys.argv[1:] = []
     sys.dont_write_bytecode = True
+    import faulthandler
+
+    faulthandler.enable()
+    descriptors = template.serve(line)
     linux.become_subreaper()  # so that the processes that a task leaves behind can be found
+    channel = Channel(descriptors[template.LINE], descriptors[template.BELL])
     kind, payload = channel.next_frame()
     if kind != frames.SETUP:
         os._exit(AGENT_GONE)
@@ -459,10 +465,7 @@ def main() -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    import faulthandler
-
-    faulthandler.enable()
-    Child(channel, permits, settings).serve()
+    Child(channel, descriptors[template.PERMITS], settings).serve()
 
 
 if __name__ == "__main__":

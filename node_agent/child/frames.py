@@ -14,7 +14,7 @@ CANCEL                to child    empty: the running task is to end
 GO                    to child    empty: what the last task left is dealt with, start the next one
 REPLY                 to child    JSON: how a program that the task asked for ended
 FORGET                to child    empty: answered by FORGOTTEN, after the tasks that came before it
-READY                 to agent    empty: the child takes tasks
+READY                 to agent    the child's process id as text: it takes tasks
 VALUE                 to agent    `ANSWER`, then the value as JSON
 FAILURE               to agent    `ANSWER`, then JSON: how the task failed
 CALL                  to agent    JSON: run a program

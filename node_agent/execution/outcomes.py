@@ -17,6 +17,7 @@ from batchflow.model import Status
 from node_agent.child import frames
 from node_agent.child.runner import start_failure
 from node_agent.execution.startable import failed_start
+from node_agent.execution.warm_workers import Key
 from node_agent.system.process_groups import signal_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _TAIL: Final = 2000
 NULL: Final = b"null"
+SHARED: Final[Key] = ("",)
+"""The key of all tasks that may share a process; no session has it."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,13 @@ class Execution:
     memory_limit: int | None = None
     """Bytes of resident memory of all the task's processes together; None: no limit."""
     stream_output: bool = False
+    share_processes: bool = False
+    """Whether tasks of other sessions that have this as well may run in the same process."""
+
+    @property
+    def process_key(self) -> Key:
+        """What tells apart the tasks that never run in one process."""
+        return SHARED if self.share_processes else (self.job, self.client)
 
 
 @dataclass(slots=True)

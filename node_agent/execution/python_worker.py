@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import struct
-import sys
 from collections import deque
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -22,8 +21,10 @@ from node_agent.system.tail import Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from node_agent.bundles.workspace import Place
+    from node_agent.execution.child_template import ChildTemplate
 
 _READ_SIZE: Final = 256 * 1024
 _BUFFER: Final = 512 * 1024
@@ -33,8 +34,9 @@ _FRAME_ROOM: Final = 1024**2
 """Bytes that a frame may hold besides a value of the largest size."""
 _LINE_LOST: Final = 1.0
 """Seconds that a child which closed its channel may take to end before it is killed."""
+_NEVER_READY: Final = 255
+"""Exit code of a child of which no more is known."""
 _UNREADABLE: Final = (frames.FrameError, orjson.JSONDecodeError, struct.error)
-_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 
 
 @frozen
@@ -92,6 +94,7 @@ class PythonWorker:
 
     def __init__(
         self,
+        template: ChildTemplate,
         settings: WorkerSettings,
         mark: str,
         *,
@@ -101,11 +104,14 @@ class PythonWorker:
         self.mark = mark
         self.tasks = 0
         """Tasks answered."""
+        self.private_at_start = 0
+        """Bytes of memory that it had before it ran a task; see `process_groups.private`."""
         self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what is printed, as it comes."""
         self.on_late: Callable[[], None] | None = None
         """Called when it was too late to begin a task: the worker begins none of the rest. What was sent is
         to be taken back by `recall`."""
+        self._template = template
         self._settings = settings
         self._on_call = on_call
         self._on_note = on_note
@@ -135,7 +141,7 @@ class PythonWorker:
         """What came of tasks that were sent together before it was their turn: their answers, and what the
         later ones said before theirs."""
         self._gone: Gone | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: process_groups.Adopted | None = None
         self._exit: asyncio.Task[None] | None = None
         self.ready: asyncio.Future[bool] = self._loop.create_future()
         """True when it takes tasks, False when it ended before."""
@@ -147,7 +153,7 @@ class PythonWorker:
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._process is not None and self._process.alive
 
     @property
     def startup_error(self) -> str:
@@ -155,29 +161,27 @@ class PythonWorker:
         return "" if self._gone is None else self._gone.stderr
 
     async def start(self) -> None:
-        """Start the process. Raises OSError when it cannot be. Does not wait for `ready`."""
-        env = dict(self._settings.env)
-        path = env.get("PYTHONPATH")
-        env["PYTHONPATH"] = _PACKAGES if path is None else _PACKAGES + os.pathsep + path
-        env[process_groups.MARK] = self.mark
+        """Have the process forked. Raises OSError when it cannot be. Does not wait for `ready`."""
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._read)
         self._loop.add_reader(self._bell, self._rung)
-        shared = (self._theirs.fileno(), self._bell, self._permits)
+        writers = [pipe.writer for pipe in self._pipes.values()]
         with self._theirs:
-            self._process = await process_groups.spawn(
-                (sys.executable, "-P", "-m", "node_agent.child", *map(str, shared)),
-                cwd=self._settings.cwd,
-                env=env,
-                stdout=self._pipes["stdout"].writer,
-                stderr=self._pipes["stderr"].writer,
-                pass_fds=shared,
-                most_processes=self._settings.most_processes,
-            )
+            shared = (self._theirs.fileno(), self._bell, self._permits, *writers)
+            await self._template.fork(self.mark, shared, self._settings.most_processes)
         for pipe in self._pipes.values():
             pipe.close_writer()
-        self._exit = asyncio.create_task(self._await_exit(), name=f"wait for child {self.pid}")
-        self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup(path))))
+        self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup())))
+
+    def freeze(self) -> None:
+        """Make the process stand still, threads that its tasks left included, until `thaw`."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the process go on."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
 
     def send(self, data: bytes) -> None:
         """Send frames; what the socket does not take at once follows by itself. No-op once it is closed."""
@@ -265,8 +269,7 @@ class PythonWorker:
     def kill(self) -> None:
         """Kill the worker's own process."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
         """Give back what the child's end took. The process must have been killed. Idempotent."""
@@ -286,12 +289,12 @@ class PythonWorker:
         if not self.ready.done():
             self.ready.set_result(False)
 
-    def _setup(self, path: str | None) -> dict[str, Any]:
+    def _setup(self) -> dict[str, Any]:
         return {
             "result_limit": self._settings.result_limit,
             "memory_mark": self._settings.memory_mark,
             "node": self._settings.node,
-            "environment": {"PYTHONPATH": path},
+            "environment": self._template.changes(self._settings.env),
         }
 
     def _sink(self, name: str) -> Callable[[bytes], None]:
@@ -311,7 +314,10 @@ class PythonWorker:
             data = b""
         if not data:
             self._stop_reading()
-            self._loop.call_later(_LINE_LOST, self.kill)
+            if self._process is None:
+                self._never_ready()
+            else:
+                self._loop.call_later(_LINE_LOST, self.kill)
             return
         try:
             for kind, payload in self._decoder.feed(data):
@@ -319,6 +325,8 @@ class PythonWorker:
         except _UNREADABLE:
             self._stop_reading()
             self.kill()
+            if self._process is None:
+                self._never_ready()
         else:
             self._choose_what_to_watch()
 
@@ -374,7 +382,7 @@ class PythonWorker:
                 if self.on_late is not None:
                     self.on_late()
             case frames.READY if not self.ready.done():
-                self.ready.set_result(True)
+                self._adopt(payload)
             case _:
                 raise frames.FrameError(f"a frame of kind {kind}")
 
@@ -439,6 +447,23 @@ class PythonWorker:
             self._unsent.clear()
         if not self._unsent:
             self._loop.remove_writer(self._socket)
+
+    def _adopt(self, payload: bytes) -> None:
+        """Wait for the end of the process, which is a child of this one by now."""
+        try:
+            self._process = process_groups.Adopted(int(payload))
+        except (ValueError, OSError) as error:
+            raise frames.FrameError(f"no process of ours is ready: {payload!r:.40}: {error}") from error
+        self._exit = asyncio.create_task(self._await_exit(), name=f"wait for child {self.pid}")
+        self.private_at_start = process_groups.private(self.pid)
+        self.ready.set_result(True)
+
+    def _never_ready(self) -> None:
+        """Note that the child's end was closed before it was ready: it could not be forked, or ended."""
+        self._drain()
+        self._resolve(Gone(_NEVER_READY, self._cut("stdout"), self._cut("stderr")))
+        if not self.ready.done():
+            self.ready.set_result(False)
 
     async def _await_exit(self) -> None:
         assert self._process is not None

@@ -6,6 +6,7 @@ Rules:
 - Whatever a task does ends in an `Outcome`; only what is wrong with the node itself is raised.
 - When a task is over nothing of it is left running: its processes are killed, wherever they went (see
   `node_agent.system.process_groups`), and its working directory is put in order.
+- Tasks of different sessions run in different children, unless both sessions say that they may share one.
 - A child is replaced after a task that died, was killed, ended its process or left it in doubt, and past the
   settings' number of tasks or memory. The next one is started at once, before it is needed.
 - A task is told to end in three steps: `engine.cancelled` turns true, a moment later SIGTERM to all its
@@ -18,6 +19,8 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +36,7 @@ from node_agent.bundles.workspace import Place, Workspace, remove
 from node_agent.child import frames
 from node_agent.child.java import lines
 from node_agent.execution import commands, outcomes
+from node_agent.execution.child_template import ChildTemplate
 from node_agent.execution.limits import Expired, Limits, TooMany, TooMuch
 from node_agent.execution.outcomes import Execution, Outcome
 from node_agent.execution.process_limits import ProcessLimiter
@@ -40,6 +44,7 @@ from node_agent.execution.program import ProgramEnded
 from node_agent.execution.python_worker import Answer, Gone, PythonWorker, Unbegun, WorkerSettings
 from node_agent.execution.slot_processes import SlotProcesses
 from node_agent.execution.task_events import TaskEvents
+from node_agent.execution.warm_workers import WarmWorkers
 from node_agent.system import process_groups
 
 if TYPE_CHECKING:
@@ -51,6 +56,11 @@ if TYPE_CHECKING:
 
 CANCEL_GRACE: Final = 0.75
 """Seconds from a cancellation to SIGKILL, at most."""
+
+_DESCRIPTORS: Final = 6
+"""That a worker takes here: its channel, two eventfds, two pipes, and its process."""
+_MOST_DESCRIPTORS: Final = 4096
+"""That are counted on, however many a process may have."""
 
 
 class Slot:
@@ -64,6 +74,7 @@ class Slot:
         config: AgentConfig,
         limiter: ProcessLimiter,
         on_event: Callable[[Execution, EventItem], None],
+        template: ChildTemplate,
     ) -> None:
         self.index = index
         self._workspace = workspace
@@ -71,6 +82,7 @@ class Slot:
         self._config = config
         self._limiter = limiter
         self._on_event = on_event
+        self._template = template
         self._events: TaskEvents | None = None
         self._limits: Limits | None = None
         """Of the task that runs."""
@@ -89,12 +101,13 @@ class Slot:
         node: str | None = None,
         limiter: ProcessLimiter | None = None,
         most_processes: int | None = None,
+        template: ChildTemplate | None = None,
     ) -> Self:
         """Make a slot with a new folder, in a running event loop, and begin to start its worker.
 
         `root`: a folder that the slot makes its own in; `node`: what tasks see as this node's name, by
-        default the host's name. `limiter`: the agent's, by default one of its own; `most_processes`: see
-        `processes.spawn`.
+        default the host's name. `limiter`, `template`: the agent's, by default the slot's own.
+        `most_processes`: see `processes.spawn`.
         """
         process_groups.adopt_orphans()
         folder = root.absolute() / f"slot-{index}"
@@ -110,15 +123,18 @@ class Slot:
             most_processes=most_processes,
         )
         limiter = limiter or ProcessLimiter(config.process_limit)
-        processes = SlotProcesses(settings)
-        slot = cls(index, Workspace(folder), processes, config, limiter, on_event)
+        template = template or ChildTemplate(settings.env)
+        template.join()
+        warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(config.slots or os.cpu_count() or 1))
+        processes = SlotProcesses(template, settings, warm)
+        slot = cls(index, Workspace(folder), processes, config, limiter, on_event, template)
         limiter.join(slot)
         processes.prewarm()
         return slot
 
     async def ready(self) -> None:
         """Wait until the worker is ready. Raises OSError when none can be started."""
-        await self._processes.worker()
+        await self._processes.ready()
 
     async def prepare(self, bundle: Bundle, files: Path) -> Place:
         """Make the working directory of the bundle's tasks. `files`: the bundle's folder in the cache.
@@ -148,10 +164,12 @@ class Slot:
 
     async def aclose(self) -> None:
         """Kill what runs and give everything back. Idempotent; takes a few seconds at most."""
-        self._closed = True
+        closed, self._closed = self._closed, True
         self._limiter.leave(self)
         with CancelScope(shield=True):
             await self._processes.aclose()
+            if not closed:
+                await self._template.leave()
         self._workspace.close()
 
     @property
@@ -175,19 +193,16 @@ class Slot:
         """Let the task go on."""
         self._processes.thaw()
 
-    async def worker(self, place: Place, memory_limit: int | None) -> PythonWorker:
-        """Return the worker, ready for tasks of this place. It has not used up much of the memory limit.
+    async def worker(self, place: Place, execution: Execution) -> PythonWorker:
+        """Return the worker for a task and those of its session, ready for tasks of this place.
 
-        Raises OSError when none can be started.
+        It has not used up much of the task's memory limit. Raises OSError when none can be started.
         """
-        worker = await self._processes.worker()
-        if (
-            memory_limit is not None
-            and worker.tasks
-            and process_groups.resident([worker.pid]) > memory_limit / 2
-        ):
+        worker = await self._processes.worker(execution.process_key)
+        limit = execution.memory_limit
+        if limit is not None and worker.tasks and process_groups.resident([worker.pid]) > limit / 2:
             await self._replace_worker()
-            worker = await self._processes.worker()
+            worker = await self._processes.worker(execution.process_key)
         await worker.forgotten()
         worker.move(place)
         return worker
@@ -370,6 +385,15 @@ class Slot:
     def _on_note(self, note: dict[str, Any]) -> None:
         if self._events is not None:
             self._events.on_note(note)
+
+
+def _most_warm(slots: int) -> int:
+    """Return how many workers each of so many slots may keep: half of this process's descriptors are enough
+    for them."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        limit = _MOST_DESCRIPTORS
+    return max(1, min(limit, _MOST_DESCRIPTORS) // (2 * _DESCRIPTORS * slots))
 
 
 def _encode(execution: Execution, start_by: float) -> bytes:

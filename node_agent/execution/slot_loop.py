@@ -217,4 +217,5 @@ def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Exe
         timeout=item.timeout,
         memory_limit=item.memory_limit,
         stream_output=item.stream_output,
+        share_processes=item.share_processes,
     )

@@ -1,4 +1,9 @@
-"""The processes of a slot: its warm child and the programs that its task runs; finding and ending them."""
+"""The processes of a slot: its warm children and the programs that its task runs; finding and ending them.
+
+Tasks of different keys, which are sessions, never run in one child. The child of the tasks that run is the
+current one. Those of other keys are kept, and stand still meanwhile. One more has run no task yet: it is
+there for the next key. It is forked as soon as the last such child is taken, and a moment later.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,14 @@ from node_agent.child import frames, java
 from node_agent.child.runner import start_failure
 from node_agent.execution.program import Program, ProgramEnded
 from node_agent.execution.python_worker import PythonWorker, WorkerSettings
+from node_agent.execution.warm_workers import Key, WarmWorkers
 from node_agent.system import process_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from node_agent.execution.child_template import ChildTemplate
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +37,34 @@ NOTICE: Final = 0.25
 _START_TRIES: Final = 3
 _START_BOUND: Final = 60.0
 """Seconds that a child may take to be ready."""
+_REFILL: Final = 0.1
+"""Seconds after a child got its first key until the next one is forked, beside the task that it runs."""
+_LEAST_MEMORY: Final = 4 * 1024**2
+"""Bytes that a child counts at least: its own pages and the kernel's, such as page tables and pipes."""
 
 
 class SlotProcesses:
-    """One child at most is the current one; another may be on its way."""
+    """See the module."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(
+        self, template: ChildTemplate, settings: WorkerSettings, warm: WarmWorkers[PythonWorker]
+    ) -> None:
+        """`template`: what children are forked from; `warm`: keeps the children of other keys."""
         self.child: PythonWorker | None = None
+        """The current one."""
         self.on_output: Callable[[str, bytes], None] | None = None
         """Gets what the programs of `java_runner` print, as it comes."""
         self.on_note: Callable[[dict[str, Any]], None] | None = None
         """Gets what the task reports, as it comes."""
         self.cwd = settings.cwd
         """Where the programs of `java_runner` run."""
+        self._template = template
         self._settings = settings
+        self._key: Key | None = None
+        """Of the current child; None while it has run no task."""
+        self._warm = warm
+        self._refill: asyncio.TimerHandle | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._marks = 0
         self._starting: asyncio.Task[PythonWorker] | None = None
@@ -56,10 +78,68 @@ class SlotProcesses:
         if (self.child is None or successor) and self._starting is None and not self._closed:
             self._starting = asyncio.create_task(self._start(), name="start a Python child")
 
-    async def worker(self) -> PythonWorker:
-        """Return the worker, ready to take tasks. Raises OSError when none can be started. Safe to cancel."""
+    async def ready(self) -> None:
+        """Wait until there is a child. Raises OSError when none can be started. Safe to cancel."""
+        await self._have_child()
+
+    async def worker(self, key: Key) -> PythonWorker:
+        """Return the worker for tasks of a key, ready to take tasks.
+
+        Raises OSError when none can be started. Safe to cancel.
+        """
         if self.child is not None and not self.child.alive:
             await self.kill()
+        if self._key != key:
+            if self._key is not None:
+                self._set_aside()
+            self._take_back(key)
+        child = await self._have_child()
+        if self._key is None:
+            self._key = key
+            self._refill_soon()
+        return child
+
+    def _set_aside(self) -> None:
+        """Keep the current child for later tasks of its key."""
+        child, key = self.child, self._key
+        self.child = self._key = None
+        if child is None or key is None:
+            return
+        child.freeze()
+        memory = max(0, process_groups.private(child.pid) - child.private_at_start) + _LEAST_MEMORY
+        for gone in self._warm.keep(key, child, memory):
+            self._end(gone)
+
+    def _take_back(self, key: Key) -> None:
+        """Make the child that was kept for a key the current one, if there is one."""
+        found = self._warm.take(key)
+        if found is None:
+            return
+        if not found.alive:
+            self._end(found)
+            return
+        if self.child is not None:  # it has run nothing, and is not needed
+            self._end(self.child)
+        found.thaw()
+        self.child, self._key = found, key
+
+    def _end(self, child: PythonWorker) -> None:
+        """End a child that runs nothing."""
+        child.kill()
+        ending = asyncio.create_task(child.close(), name="end a Python child")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    def _refill_soon(self) -> None:
+        if self._refill is None:
+            loop = asyncio.get_running_loop()
+            self._refill = loop.call_later(_REFILL, self._fill)
+
+    def _fill(self) -> None:
+        self._refill = None
+        self.prewarm(successor=True)
+
+    async def _have_child(self) -> PythonWorker:
         tries = 0
         while self.child is None:
             self.prewarm()
@@ -74,7 +154,7 @@ class SlotProcesses:
 
     def _take_on(self, starting: asyncio.Task[PythonWorker], last_try: bool) -> None:
         try:
-            self.child = starting.result()
+            self.child, self._key = starting.result(), None
         except OSError as error:
             logger.warning("child_did_not_start", extra={"error": str(error)})
             if last_try:
@@ -151,7 +231,7 @@ class SlotProcesses:
         if (child := self.child) is not None:
             await child.close()
             if self.child is child:
-                self.child = None
+                self.child = self._key = None
 
     def freeze(self) -> None:
         """Stop everything that has not left the groups of its roots, until `kill` or `thaw`."""
@@ -172,6 +252,10 @@ class SlotProcesses:
     async def aclose(self) -> None:
         """Kill everything, for good. May be called while a task runs, which then ends."""
         self._closed = True
+        if self._refill is not None:
+            self._refill.cancel()
+        for child in self._warm.take_all():
+            self._end(child)
         starting, self._starting = self._starting, None
         if starting is not None:
             starting.cancel()
@@ -180,21 +264,28 @@ class SlotProcesses:
         if starting is not None and not starting.cancelled() and starting.exception() is None:
             self.child = starting.result()
             await self.kill()
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=process_groups.DEATH_BOUND)
 
     def _new_mark(self) -> str:
         self._marks += 1
-        return f"{self._name}-{self._marks}"
+        return f"{self._name}-{self._marks}".ljust(process_groups.MARK_LENGTH, "-")
 
     async def _start(self) -> PythonWorker:
-        child = PythonWorker(self._settings, self._new_mark(), on_call=self._on_call, on_note=self._note)
+        child = PythonWorker(
+            self._template,
+            self._settings,
+            self._new_mark(),
+            on_call=self._on_call,
+            on_note=self._note,
+        )
         try:
             await child.start()
             async with asyncio.timeout(_START_BOUND):
                 is_ready = await child.ready
             if not is_ready:
-                raise ChildProcessError(
-                    f"the Python child ended before it was ready: {child.startup_error[-2000:]}"
-                )
+                said = child.startup_error or await self._template.last_words()
+                raise ChildProcessError(f"the Python child ended before it was ready: {said[-2000:]}")
         except BaseException:
             child.kill()
             await child.close()

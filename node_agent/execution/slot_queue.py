@@ -7,7 +7,7 @@ No task begins after its `start_by`, because its cancellation may have been miss
 have stood still. The worker looks at it as well, for it begins what it was sent without asking.
 
 Invariants: the first `_begun` tasks have begun, or are in the worker; none of the others has. While a pack
-is with the worker, what is added behind it is sent on at once.
+is with the worker, what is added behind it is sent on at once. All tasks of a pack may share a process.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from batchflow.protocol.wire import TaskItem
     from node_agent.bundles.workspace import Place
     from node_agent.execution.python_worker import PythonWorker
+    from node_agent.execution.warm_workers import Key
 
 
 class SlotProtocol(Protocol):
@@ -46,8 +47,8 @@ class SlotProtocol(Protocol):
     async def launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
         """Run a program as the task."""
 
-    async def worker(self, place: Place, memory_limit: int | None) -> PythonWorker:
-        """Return the Python worker, ready for tasks of this place."""
+    async def worker(self, place: Place, execution: Execution) -> PythonWorker:
+        """Return the Python worker for a task and those of its session, ready for tasks of this place."""
 
     def room(self, worker: PythonWorker) -> int:
         """Return how many tasks the worker may be sent before it is replaced."""
@@ -102,6 +103,8 @@ class _Pack:
     """Tasks that are with the worker together."""
 
     worker: PythonWorker
+    key: Key
+    """Of the tasks that may run in the worker."""
     place: Place
     room: int
     """How many more it may be sent."""
@@ -194,8 +197,9 @@ class SlotQueue:
 
     async def _run_pack(self, place: Place) -> None:
         """Send tasks to the worker at once, and wait for their outcomes."""
-        worker = await self._slot.worker(place, self._tasks[0].execution.memory_limit)
-        self._pack = _Pack(worker, place, self._slot.room(worker))
+        first = self._tasks[0].execution
+        worker = await self._slot.worker(place, first)
+        self._pack = _Pack(worker, first.process_key, place, self._slot.room(worker))
         self._begun = 0
         worker.on_late = self._stop_dispatching
         self._dispatch(self._pack)
@@ -217,7 +221,9 @@ class SlotQueue:
         """Send to the worker what comes next, after what it was sent, as far as it is for it."""
         tasks = []
         for task in islice(self._tasks, self._begun, self._begun + pack.room):
-            if task.late or not isinstance(self._slot.resolve(task.execution, pack.place), commands.Action):
+            if task.late or task.execution.process_key != pack.key:
+                break
+            if not isinstance(self._slot.resolve(task.execution, pack.place), commands.Action):
                 break
             tasks.append(task)
         if tasks:

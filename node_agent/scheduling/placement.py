@@ -3,7 +3,7 @@
 Rules:
 
 - The tasks of a message run in the order of their message. Several share a slot when they are known to be
-  short. A slot that holds the same bundle already is taken first.
+  short. A slot that holds the same bundle already is taken first, then one that ran the same session.
 - While every slot is busy, waiting tasks follow what runs in a slot, when all of it together is a matter of
   a moment. The slot goes on without asking.
 - A task that runs alone waits until every slot is free, and lets no other task pass.
@@ -58,9 +58,9 @@ class Placement:
         commands: list[Command] = []
         while self.waiting and self.busy < self.count and self._may_place():
             tasks = self._take_chunk()
-            slot = self._free_slot(tasks[0].item.bundle)
+            slot = self._free_slot(tasks[0])
             slot.move(SlotEvent.PREPARE)
-            slot.bundle, slot.moved_at = tasks[0].item.bundle, now
+            slot.bundle, slot.session, slot.moved_at = tasks[0].item.bundle, tasks[0].session, now
             slot.shared, slot.followers, slot.latest = len(tasks) > 1, 0, 0
             self.busy += 1
             commands.append(Prepare(slot.index, slot.place(tasks)))
@@ -170,6 +170,8 @@ class Placement:
             chunk.append(self.waiting.popleft())
         return chunk
 
-    def _free_slot(self, bundle: str) -> SlotState:
+    def _free_slot(self, task: Task) -> SlotState:
+        """Return the free slot that needs least for a task: the last to have run its session, its bundle."""
         free = [slot for slot in self.slots if slot.phase is SlotPhase.FREE]
-        return next((slot for slot in free if slot.bundle == bundle), free[0])
+        bundle, session = task.item.bundle, task.session
+        return max(free, key=lambda slot: (slot.session == session) + 2 * (slot.bundle == bundle))

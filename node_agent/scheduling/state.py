@@ -190,6 +190,7 @@ class SlotState:
     latest: int = 0
     """How many of these came last, together."""
     bundle: str | None = None
+    session: Session | None = None
     """Of what ran last."""
 
     def move(self, event: SlotEvent) -> None:

@@ -19,9 +19,11 @@ from node_agent.bundles.cache import BundleCache
 from node_agent.bundles.embedded_files import EmbeddedFiles
 from node_agent.control.event_batcher import EventBatcher
 from node_agent.control.heartbeat import host_name
+from node_agent.execution.child_template import ChildTemplate
 from node_agent.execution.process_limits import ProcessLimiter, most_processes
 from node_agent.execution.slot import Slot
 from node_agent.supervision import crash_record
+from node_agent.system import process_groups
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,7 @@ def agent(
     slots = config.slots or os.cpu_count() or 1
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
+    template = ChildTemplate(process_groups.environment())
     made = [
         Slot.open(
             index,
@@ -68,6 +71,7 @@ def agent(
             node=host_name(),
             limiter=limiter,
             most_processes=most,
+            template=template,
         )
         for index in range(slots)
     ]

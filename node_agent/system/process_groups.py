@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MARK: Final = "BATCHFLOW_SLOT"
 """The environment variable by which the orphans of a slot are known."""
+MARK_LENGTH: Final = 48
+"""Bytes of its value: all are of one length, because a fork writes its own over that of its template."""
 _PRIVATE_PREFIX: Final = "BATCHFLOW_"
 _OOM_SCORE: Final = b"500"
 _KILL_ROUNDS: Final = 100
@@ -47,6 +49,7 @@ _MOST_HELD: Final = 256
 _REAP_BOUND: Final = 1.0
 """Seconds to wait until an orphan that ended becomes our child."""
 _REAP_PAUSE: Final = 0.002
+_UNKNOWN: Final = 255
 DEATH_BOUND: Final = 5.0
 """Maximum number of seconds to wait until a killed process is gone."""
 
@@ -120,8 +123,56 @@ def _bound(pid: int, most: int) -> None:
         resource.prlimit(pid, resource.RLIMIT_NPROC, (most, most))
 
 
+class Adopted:
+    """A process that others started and that has become a child of this one. Its end is awaited here."""
+
+    def __init__(self, pid: int) -> None:
+        """Begin to wait for its end, in a running event loop. Raises OSError when there is no such one."""
+        self.pid = pid
+        self.returncode: int | None = None
+        """As in `asyncio.subprocess.Process`; 255 when another part has reaped it."""
+        self._descriptor = os.pidfd_open(pid)
+        _spawned.pids.add(pid)
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        loop.add_reader(self._descriptor, self._reap, loop)
+
+    async def wait(self) -> int:
+        """Return the exit code, once it has ended. Safe to cancel."""
+        if self.returncode is None:
+            await asyncio.shield(self._ended)
+        assert self.returncode is not None
+        return self.returncode
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as the kernel knows it: its end may not have been noticed here."""
+        if self.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PIDFD, self._descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        if self.returncode is None:
+            _signal(self.pid, self._descriptor, number)
+
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        try:
+            _, status = os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            self.returncode = _UNKNOWN
+        else:
+            self.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set_result(None)
+
+
 class _Spawned:
-    """The children that were started here. Each of them has a waiter."""
+    """The children that were started here, or adopted. Each of them has a waiter."""
 
     def __init__(self) -> None:
         self.pids = set[int]()
@@ -369,6 +420,14 @@ def _reaped(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
         return not os.path.exists(f"/proc/{pid}")
+
+
+def private(pid: int) -> int:
+    """Read the bytes of a process's memory that are in no file. Pages of its template count, too."""
+    try:
+        return linux.private_memory(pid)
+    except OSError:
+        return 0
 
 
 def resident(pids: Iterable[int]) -> int:

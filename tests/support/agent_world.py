@@ -94,7 +94,7 @@ class FakeSlot:
         assert isinstance(outcome, Outcome)
         return outcome
 
-    async def worker(self, place: Place, memory_limit: int | None) -> PythonWorker:
+    async def worker(self, place: Place, execution: Execution) -> PythonWorker:
         raise NotImplementedError
 
     def room(self, worker: PythonWorker) -> int:

@@ -105,10 +105,12 @@ class Bench:
         self._given = 0
         self._queue: SlotQueue | None = None
 
-    def execution(self, bundle: Bundle, command: str, args: list[Any], **limits: Any) -> Execution:
+    def execution(
+        self, bundle: Bundle, command: str, args: list[Any], session: str = "client", **limits: Any
+    ) -> Execution:
         self._count += 1
         return Execution(
-            f"run:{self._count}", str(self._count), "client", "job", command, args, bundle, 1, **limits
+            f"run:{self._count}", str(self._count), session, "job", command, args, bundle, 1, **limits
         )
 
     async def run(

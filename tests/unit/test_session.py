@@ -46,6 +46,24 @@ async def test_a_task_goes_out_and_its_value_comes_back(session: Session, agent:
     assert session.counts == Counts(succeeded=1)
 
 
+async def test_sessions_share_processes_when_they_or_their_pool_say_so(pool: Pool, agent: Agent) -> None:
+    """The session's word counts before its pool's; without either they do not."""
+    sharing = replace(pool.runtime.manifest, share_processes=True)
+    for manifest, said, expected in [
+        (pool.runtime.manifest, None, False),
+        (pool.runtime.manifest, True, True),
+        (sharing, None, True),
+        (sharing, False, False),
+    ]:
+        pool.runtime.manifest = manifest
+        async with pool.session(share_processes=said) as session:
+            task = await session.submit("x.py")
+            (item,) = await agent.take()
+            assert item.share_processes is expected
+            await agent.answer(item, value=1)
+            assert await within(task) == 1
+
+
 @pytest.mark.parametrize(
     ("params", "options", "arguments"),
     [

@@ -585,7 +585,7 @@ async def test_a_child_carries_only_what_it_needs(tmp_path: Path) -> None:
         *("node_agent.child", "node_agent.system", "node_agent.system.file_stamps", "node_agent.system.tail"),
         *(
             f"node_agent.child.{name}"
-            for name in ("channel", "engine", "frames", "java", "modules", "runner", "values")
+            for name in ("channel", "engine", "frames", "java", "modules", "runner", "template", "values")
         ),
     }
 
