@@ -40,8 +40,8 @@ class FrameReading:
         self._connection = connection
         self._read = transport.receive_frame
         self._reader = transport.reader
-        self._whole = True
-        """Whether the SDK holds no part of a frame."""
+        self._whole = False
+        """Whether it is known that the SDK holds no part of a frame."""
         self._waiters: list[asyncio.Future[None]] = []
         self._until: float | None = None
         """Until when a receive waits, by the loop's clock."""

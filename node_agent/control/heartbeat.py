@@ -78,7 +78,7 @@ class HeartbeatWriter:
         now = clock()
         with anyio.move_on_after(next_turn(self._interval, now) - now):
             await self._changed.wait()
-            await anyio.sleep(now + _APART - clock())
+            await anyio.sleep(max(0.0, now + _APART - clock()))
 
     async def write(self) -> None:
         """Write one heartbeat now."""

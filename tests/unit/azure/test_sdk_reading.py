@@ -15,7 +15,7 @@ from batchflow.azure import amqp_handler, servicebus
 from batchflow.azure.sdk_patches import patched
 from batchflow.azure.sdk_reading import FrameReading, reading_of, take_over
 from batchflow.ports.broker import OutgoingMessage
-from tests.unit.azure.test_servicebus_faults import next_of
+from tests.support.broker import next_of
 
 if TYPE_CHECKING:
     from tests.unit.azure.conftest import Bus
@@ -172,7 +172,7 @@ async def test_a_lost_connection_ends_a_receive(bus: Bus, handlers: list[Any]) -
 
 def _connection() -> tuple[Any, asyncio.StreamReader]:
     """Return a connection of the SDK's own reading, and what the network puts its bytes into."""
-    transport = AsyncTransport("localhost")
+    transport: Any = AsyncTransport("localhost")
     transport.reader = reader = asyncio.StreamReader()
     return SimpleNamespace(_transport=transport, _remote_idle_timeout_send_frame=None), reader
 
