@@ -1,27 +1,15 @@
-"""Test doubles of the ports to the queues and to the blobs: in memory, in this process, without Azure.
-
-They pass the same conformance tests as the adaptors to Azure. `MemoryBroker` is a thin shell over the core
-that the local cloud's Service Bus is made of, so locks expire, deliveries are counted, duplicates dropped and
-sessions held as there; it knows no keys, and access rules are kept but not enforced.
-
-Both take a `clock` (seconds since the epoch). With one that a test moves by hand, call `MemoryBroker.tick`
-after moving it, so that waiting receivers look again.
-"""
+"""The queues in memory: a thin shell over the core of the local cloud's Service Bus."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from batchflow.errors import (
     Backpressure,
-    BlobConflict,
-    BlobNotFound,
     BrokerError,
     LeaseLost,
     MailboxInUse,
@@ -31,17 +19,12 @@ from batchflow.errors import (
 )
 from batchflow.local import queues as core
 from batchflow.ports.broker import Delivery, QueueFigures, QueueRef
-from batchflow.ports.storage import Blob, BlobInfo
-from batchflow.support.closing import Closes
+from batchflow.testing.closing import CheckedClosing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-    from os import PathLike
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from batchflow.ports.broker import Mailbox, OutgoingMessage, QueueSpec, Receiver, Sender
-    from batchflow.ports.storage import AccessPolicy
-
-__all__ = ["MemoryBroker", "MemoryContainer", "MemoryStorage"]
 
 _REFUSALS: Mapping[type[core.QueueRefusal], type[BrokerError]] = {
     core.LockLost: LeaseLost,
@@ -60,15 +43,6 @@ def _translated() -> Iterator[None]:
     except core.QueueRefusal as refusal:
         kind = _REFUSALS.get(type(refusal), BrokerError)
         raise kind(str(refusal), retryable=kind in (Backpressure, MailboxInUse)) from refusal
-
-
-class _CheckedClosing(Closes):
-    """The base of all doubles here. A closed one refuses to work."""
-
-    closed = False
-
-    async def aclose(self) -> None:
-        self.closed = True
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +65,7 @@ class _Queue:
                 await self._changed.wait()
 
 
-class _Link(_CheckedClosing):
+class _Link(CheckedClosing):
     """One end of a queue."""
 
     def __init__(self, broker: MemoryBroker, queue: _Queue) -> None:
@@ -228,7 +202,7 @@ class _Mailbox(_Inbox):
         await super().aclose()
 
 
-class MemoryBroker(_CheckedClosing):
+class MemoryBroker(CheckedClosing):
     """Service Bus in memory: the `Broker` and the `BrokerAdmin` of one namespace.
 
     Queues are made with `create_queue`; all that the ports say holds. Closing it ends all its links.
@@ -311,105 +285,3 @@ class MemoryBroker(_CheckedClosing):
         self._links.clear()
         await super().aclose()
         self.tick()
-
-
-class MemoryContainer(_CheckedClosing):
-    """A container in memory."""
-
-    def __init__(self, storage: MemoryStorage, name: str) -> None:
-        self._storage = storage
-        self.name = name
-        self.url = f"memory://{name}"
-
-    def _blobs(self) -> dict[str, _MemoryBlob]:
-        try:
-            return self._storage.content[self.name]
-        except KeyError:
-            raise BlobNotFound(f"there is no container {self.name}") from None
-
-    def _blob(self, name: str) -> _MemoryBlob:
-        try:
-            return self._blobs()[name]
-        except KeyError:
-            raise BlobNotFound(f"there is no blob {name} in container {self.name}") from None
-
-    async def get(self, name: str) -> Blob:
-        blob = self._blob(name)
-        return Blob(blob.data, blob.etag)
-
-    async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
-        blob = self._blob(name)
-        return None if blob.etag == etag else Blob(blob.data, blob.etag)
-
-    async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
-        there = self._blobs().get(name)
-        if create and there is not None:
-            raise BlobConflict(f"blob {name} is there already")
-        if if_match is not None and (there is None or there.etag != if_match):
-            raise BlobConflict(f"blob {name} is not the version that was read")
-        return self._write(name, data)
-
-    def _write(self, name: str, data: bytes) -> str:
-        blob = self._blobs()[name] = _MemoryBlob(data, self._storage.next_etag(), self._storage.now())
-        return blob.etag
-
-    async def append(self, name: str, data: bytes) -> None:
-        there = self._blobs().get(name)
-        self._write(name, data if there is None else there.data + data)
-
-    async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
-        await self.put(name, Path(path).read_bytes(), create=create)
-
-    async def download(self, name: str, path: str | PathLike[str]) -> None:
-        Path(path).write_bytes(self._blob(name).data)
-
-    async def delete(self, name: str, *, if_match: str | None = None) -> bool:
-        there = self._storage.content.get(self.name, {}).get(name)
-        if there is not None and if_match not in (None, there.etag):
-            raise BlobConflict(f"blob {name} is not the version that was read")
-        return self._storage.content.get(self.name, {}).pop(name, None) is not None
-
-    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
-        for name, blob in sorted(self._blobs().items()):
-            if name.startswith(prefix):
-                age = self._storage.now() - blob.modified_at
-                yield BlobInfo(name, len(blob.data), blob.etag, blob.modified_at, age)
-
-
-@dataclass(frozen=True, slots=True)
-class _MemoryBlob:
-    data: bytes
-    etag: str
-    modified_at: float
-
-
-class MemoryStorage(_CheckedClosing):
-    """A Storage account in memory. Policies are kept in `policies`, signatures open nothing."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self.now = clock
-        self.content: dict[str, dict[str, _MemoryBlob]] = {}
-        self.policies: dict[str, tuple[AccessPolicy, ...]] = {}
-        self._etags = itertools.count(1)
-
-    def next_etag(self) -> str:
-        return f'"{next(self._etags):#x}"'
-
-    def container(self, name: str) -> MemoryContainer:
-        return MemoryContainer(self, name)
-
-    async def create_container(self, name: str, policies: tuple[AccessPolicy, ...] = ()) -> bool:
-        made = name not in self.content
-        self.content.setdefault(name, {})
-        self.policies[name] = policies
-        return made
-
-    async def delete_container(self, name: str) -> bool:
-        self.policies.pop(name, None)
-        return self.content.pop(name, None) is not None
-
-    async def containers(self, prefix: str = "") -> list[str]:
-        return sorted(name for name in self.content if name.startswith(prefix))
-
-    async def signature(self, container: str, policy: AccessPolicy) -> str:
-        return f"si={policy.name}&sr=c"
