@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from batchflow.client import Client
-    from batchflow.engine import Engine
+    from batchflow.engine import Engine, current_engine
     from batchflow.errors import (
         BatchflowError,
         ConfigurationError,
@@ -56,11 +56,12 @@ __all__ = [
     "Status",
     "Task",
     "TaskError",
+    "current_engine",
 ]
 
 _ROOMS: Final = {
     "client": ("Client",),
-    "engine": ("Engine",),
+    "engine": ("Engine", "current_engine"),
     "errors": (
         "BatchflowError",
         "ConfigurationError",

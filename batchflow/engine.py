@@ -97,3 +97,24 @@ class Engine(Protocol):
 
     async def run_java(self, *command: Any, check: bool = True) -> list[str]:
         """Run Java as `java_runner` does, for an async `do_action`: several at once with `asyncio.gather`."""
+
+
+class _Running:
+    """The task that this process runs."""
+
+    engine: Engine | None = None
+
+
+def current_engine() -> Engine:
+    """Return the engine of the task that runs, for functions, which are not given one.
+
+    Usable from any thread of the task. Raises RuntimeError where no task runs, as in the user's own program.
+    """
+    if _Running.engine is None:
+        raise RuntimeError("current_engine: no task runs in this process")
+    return _Running.engine
+
+
+def enter(engine: Engine | None) -> None:
+    """Let `current_engine` return this engine; None: no task runs any more. For what runs tasks."""
+    _Running.engine = engine

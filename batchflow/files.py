@@ -59,12 +59,19 @@ async def collect(files: Files) -> list[BundleSource]:
     return await anyio.to_thread.run_sync(_collect, files)
 
 
-async def upload(sources: list[BundleSource], container: Container, *, is_new: bool = False) -> Bundle:
+async def upload(
+    sources: list[BundleSource],
+    container: Container,
+    *,
+    is_new: bool = False,
+    beside: Iterable[BundleFile] = (),
+) -> Bundle:
     """Make the bundle, and upload what the container does not have yet. Safe to cancel and to repeat.
 
-    `is_new`: the container is known to be empty, so it is not asked.
+    `is_new`: the container is known to be empty, so it is not asked. `beside`: files of the bundle whose
+    contents the container has.
     """
-    bundle = Bundle.of(source.file for source in sources)
+    bundle = Bundle.of([*beside, *(source.file for source in sources)])
     if is_new or not await _is_young(container, bundle.blob):
         ask = sources and not is_new
         present = {info.name async for info in container.list("files/")} if ask else set[str]()
@@ -135,7 +142,7 @@ async def _verify(file: BundleFile, path: Path, container: Container) -> None:
 
 
 def _collect(files: Files) -> list[BundleSource]:
-    return [_source(name, content) for name, content in _named(files)]
+    return [source_of(name, content) for name, content in _named(files)]
 
 
 def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
@@ -149,7 +156,7 @@ def _named(files: Files) -> Iterator[tuple[str, Path | bytes]]:
     elif isinstance(files, str | os.PathLike):
         path = Path(files)
         if path.is_dir():
-            yield from _walk(path)
+            yield from walk(path)
         else:
             yield path.name, _existing_file(path)
     elif isinstance(files, Iterable) and not isinstance(files, bytes | bytearray):
@@ -170,7 +177,8 @@ def _existing_file(path: PathLike) -> Path:
     return path
 
 
-def _walk(top: Path) -> Iterator[tuple[str, Path]]:
+def walk(top: Path) -> Iterator[tuple[str, Path]]:
+    """Find the files of a directory that belong to a bundle: (relative name, path)."""
     for folder, folders, names in os.walk(top):
         here = Path(folder)
         folders[:] = sorted(
@@ -185,7 +193,8 @@ def _left_out(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in _LEFT_OUT)
 
 
-def _source(name: str, content: Path | bytes) -> BundleSource:
+def source_of(name: str, content: Path | bytes) -> BundleSource:
+    """Hash a file of a bundle. Raises `ConfigurationError` when it cannot be read."""
     if isinstance(content, bytes):
         digest = hashlib.sha256(content).hexdigest()
         return BundleSource(BundleFile(name, digest, len(content), content.startswith(b"#!")), content)

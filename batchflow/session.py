@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 import anyio
 
@@ -16,6 +16,7 @@ from batchflow.diagnosis.facts import SessionFacts, WaitingTask
 from batchflow.diagnosis.session import explain_session
 from batchflow.errors import BrokerError, ConfigurationError, ServiceError
 from batchflow.files import Files, collect, upload
+from batchflow.functions.calls import as_command
 from batchflow.model import UNSET, Counts, Explanation
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.retry import RetryPolicy
     from batchflow.sessions.tracker import Entry
+
+
+T = TypeVar("T")
+Function = Callable[..., T]
+AsyncFunction = Callable[..., Coroutine[Any, Any, T]]
 
 
 class SessionPool(Protocol):
@@ -115,9 +121,24 @@ class Session(Supervised):
 
     # ---- submitting
 
+    @overload
+    async def submit(
+        self, command: AsyncFunction[T], *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> Task[T]: ...
+
+    @overload
+    async def submit(
+        self, command: Function[T], *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> Task[T]: ...
+
+    @overload
+    async def submit(
+        self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> Task[Any]: ...
+
     async def submit(
         self,
-        command: str,
+        command: str | Function[Any],
         *params: Any,
         args: Any = UNSET,
         task_id: str | None = None,
@@ -126,20 +147,22 @@ class Session(Supervised):
         retry: RetryPolicy | None = None,
         memory_limit: int | None = None,
         stream_output: bool = False,
-    ) -> Task:
+    ) -> Task[Any]:
         """Put a task into the outbox; wait only when that is full, never for the reader of results.
 
-        `command` names a file of the bundle. One positional string is a command line, split as a shell would;
-        several positionals, or `args`, are the arguments as they are. `timeout`: seconds of running time.
+        `command` is a function, or names a file of the bundle. For a file, one positional string is a command
+        line, split as a shell would. Several positionals, or `args`, are the arguments as they are; keywords
+        of a function come by `functools.partial`. `timeout`: seconds of running time.
         `memory_limit`: bytes. `tag`: any JSON, given back in the result.
 
         Raises `ConfigurationError` for what can never be sent, `SessionClosed`, `JobClosed`, `StorageError`
         when large arguments cannot be stored, `BrokerError` when there is no room and the broker has been
         away for `session.patience` seconds. Cancelled, it has submitted no task.
         """
-        submission = Submission(
-            command=command,
-            arguments=command_line(params, args),
+        called = as_command(command)
+        submission = Submission.of(
+            called,
+            command_line(params, args, split=isinstance(called, str)),
             task_id=task_id,
             tag=tag,
             timeout=timeout,
@@ -149,20 +172,36 @@ class Session(Supervised):
         )
         return self._task(await self._parts.submitter.enqueue(submission))
 
+    @overload
+    async def submit_many(
+        self, command: AsyncFunction[T], inputs: Iterable[Any], **options: Unpack[TaskOptions]
+    ) -> list[Task[T]]: ...
+
+    @overload
+    async def submit_many(
+        self, command: Function[T], inputs: Iterable[Any], **options: Unpack[TaskOptions]
+    ) -> list[Task[T]]: ...
+
+    @overload
     async def submit_many(
         self, command: str, inputs: Iterable[Any], **options: Unpack[TaskOptions]
-    ) -> list[Task]:
+    ) -> list[Task[Any]]: ...
+
+    async def submit_many(
+        self, command: str | Function[Any], inputs: Iterable[Any], **options: Unpack[TaskOptions]
+    ) -> list[Task[Any]]:
         """Submit a task for each input: a list or tuple is the arguments, else the input is the argument."""
-        tasks = []
+        tasks: list[Task[Any]] = []
+        called = as_command(command)
         for value in inputs:
-            submission = Submission(command=command, arguments=as_arguments(value), **options)
+            submission = Submission.of(called, as_arguments(value), **options)
             tasks.append(self._task(await self._parts.submitter.enqueue(submission)))
         self._context.tracker.end_of_burst = True
         return tasks
 
     def map(
         self,
-        command: str,
+        command: str | Function[Any],
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
         ordered: bool = False,
@@ -175,27 +214,52 @@ class Session(Supervised):
         the place among the inputs. Leaving it early cancels what it had submitted. Raises
         `ConfigurationError` at once for options that can never be sent.
         """
-        Submission(command=command, arguments=[], **options)
+        called = as_command(command)
+        Submission.of(called, [], **options)
         if window is not None and window < 1:
             raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
         run = MapRun(
             self._context,
             self._parts.outcomes,
             self._parts.submitter,
-            command=command,
+            command=called,
             inputs=inputs,
             window=window or DEFAULT_WINDOW,
             options=options,
         )
         return MapResults(run, ordered, self._parts.outcomes, self._parts.cancellations)
 
-    async def run(self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]) -> Any:
+    @overload
+    async def run(
+        self, command: AsyncFunction[T], *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> T: ...
+
+    @overload
+    async def run(
+        self, command: Function[T], *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> T: ...
+
+    @overload
+    async def run(
+        self, command: str, *params: Any, args: Any = UNSET, **options: Unpack[TaskOptions]
+    ) -> Any: ...
+
+    async def run(
+        self,
+        command: str | Function[Any],
+        *params: Any,
+        args: Any = UNSET,
+        **options: Unpack[TaskOptions],
+    ) -> Any:
         """Submit, await, return the value or raise the `TaskError`. Cancelled, it cancels the task.
 
         So it does when it raises a `ServiceError` (`NoAgents`, `BrokerError`), because the caller has no
         handle of the task.
         """
-        submission = Submission(command=command, arguments=command_line(params, args), **options)
+        called = as_command(command)
+        submission = Submission.of(
+            called, command_line(params, args, split=isinstance(called, str)), **options
+        )
         entry = await self._parts.submitter.enqueue(submission)
         self._context.tracker.claim(entry)
         try:
@@ -205,7 +269,7 @@ class Session(Supervised):
             self._parts.cancellations.give_up([entry])
             raise
 
-    def _task(self, entry: Entry) -> Task:
+    def _task(self, entry: Entry) -> Task[Any]:
         return Task(entry, self._parts.outcomes, self._parts.cancellations)
 
     # ---- reading

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from batchflow.model import Result, Status
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from batchflow.sessions.cancellation import Cancellations
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.tracker import Entry
 
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+else:
+    from typing import TypeVar
 
-class Task:
+    T_co = TypeVar("T_co", covariant=True)  # a default needs Python 3.13
+
+
+class Task(Generic[T_co]):
     """A submitted task. ``await task`` gives its value or raises its `TaskError`, any number of times.
 
-    Cancelling a coroutine that awaits it does not cancel the task; `cancel` does.
+    Its value is of the type that the function returns; of a file's task, of any. Cancelling a coroutine that
+    awaits it does not cancel the task; `cancel` does.
     """
 
     __slots__ = ("_cancellations", "_entry", "_outcomes")
@@ -59,11 +68,12 @@ class Task:
         await self._outcomes.until_done(self._entry)
         return self._outcomes.result(self._entry)
 
-    def __await__(self) -> Generator[object, None, Any]:
+    def __await__(self) -> Generator[object, None, T_co]:
         return self._value().__await__()
 
-    async def _value(self) -> Any:
-        return (await self.outcome()).unwrap()
+    async def _value(self) -> T_co:
+        value: T_co = (await self.outcome()).unwrap()
+        return value
 
     async def cancel(self) -> None:
         """Ask for its end; idempotent. Returns when the request is written where every agent looks.

@@ -105,6 +105,7 @@ async def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m asyncio` has it
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     try:
         for block in found:

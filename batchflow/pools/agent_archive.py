@@ -26,7 +26,7 @@ from batchflow.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-REQUIREMENTS: Final = ("anyio", "azure-servicebus", "azure-storage-blob[aio]", "orjson")
+REQUIREMENTS: Final = ("anyio", "azure-servicebus", "azure-storage-blob[aio]", "cloudpickle", "orjson")
 """The packages that an agent imports besides itself."""
 IDENTITY: Final = "azure-identity"
 """The package that an agent with a managed identity imports as well."""

@@ -96,6 +96,12 @@ class TaskItem:
     """A W3C `traceparent`."""
     share_processes: bool = optional("shared", TRUTH, default=False)
     """Whether it may run in a process with tasks of other sessions that have this as well."""
+    function: bool = optional("function", TRUTH, default=False)
+    """Whether the command is a function, `module:qualname`, and no file."""
+    pickle: str | None = optional("pickle", TEXT, default=None)
+    """The hash of the bundle that has the function by value; None: it is imported by its name."""
+    keywords: bool = optional("keywords", TRUTH, default=False)
+    """Whether the last of the arguments holds the function's arguments by keyword."""
 
     @property
     def mailbox(self) -> str:

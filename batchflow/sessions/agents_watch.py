@@ -48,6 +48,8 @@ class AgentsWatch:
         """When it was first seen that no agent lives; None while some do."""
         self._strange = set[str]()
         """Other versions than ours, of agents that were told of."""
+        self.pythons: frozenset[str] = frozenset()
+        """The minor versions of Python of the agents that live, as far as they are known."""
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's problem."""
@@ -99,7 +101,10 @@ class AgentsWatch:
         return bool(sample.alive)
 
     def _tell_versions(self, beats: list[Heartbeat]) -> None:
-        """Warn of each other version once."""
+        """Warn of each other version once, and note the versions of Python."""
+        self.pythons = frozenset(
+            ".".join(found.split(".")[:2]) for beat in beats if (found := beat.versions.get("python"))
+        )
         own = own_version()
         versions = Counter(beat.versions.get("batchflow", "unknown") for beat in beats)
         for version in sorted(versions.keys() - self._strange - {own}):

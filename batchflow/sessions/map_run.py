@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, Final
 
+from batchflow.functions.command import FunctionCommand, label_of
 from batchflow.sessions.submission import Submission, TaskOptions, as_arguments
 from batchflow.support.waiting import ChangeNotifier
 
@@ -29,7 +30,7 @@ class MapRun:
         outcomes: Outcomes,
         submitter: Submitter,
         *,
-        command: str,
+        command: str | FunctionCommand,
         inputs: Iterable[Any] | AsyncIterable[Any],
         window: int,
         options: TaskOptions,
@@ -55,7 +56,7 @@ class MapRun:
 
     def start(self) -> None:
         if self._pump is None:
-            self._pump = self._context.background.start(self._submit_all(), f"map {self._command}")
+            self._pump = self._context.background.start(self._submit_all(), f"map {label_of(self._command)}")
 
     def stop(self) -> list[Entry]:
         """Submit no more, because the results are not read any more. Returns the tasks without an outcome."""
@@ -111,7 +112,7 @@ class MapRun:
     async def _submit_one(self, value: Any) -> None:
         while self.submitted - self.yielded >= self._window:
             await self._room.wait()
-        submission = Submission(command=self._command, arguments=as_arguments(value), **self._options)
+        submission = Submission.of(self._command, as_arguments(value), **self._options)
         entry = await self._submitter.enqueue(submission, index=self.submitted, on_done=self._completed)
         self.submitted += 1
         self._open.add(entry)

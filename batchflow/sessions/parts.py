@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from batchflow.functions.code import CodeStore
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
 from batchflow.sessions.checkpoint_store import CheckpointStore
@@ -70,16 +71,18 @@ class SessionParts:
             confirmed=lambda sequence: cancellations.confirmed(sequence),
             passed=lambda: sender.passed,
         )
+        agents = AgentsWatch(context, start=start_agents, explain=explain)
+        code = CodeStore(context.runtime, lambda: agents.pythons)
         cancellations = Cancellations(context, outcomes, receiver.expect_message)
         return cls(
             context=context,
             outcomes=outcomes,
             checkpoint=checkpoint,
             sender=sender,
-            submitter=Submitter(context, outcomes, sender.wake, timeout, share_processes),
+            submitter=Submitter(context, outcomes, sender.wake, timeout, share_processes, code),
             presence=presence,
             receiver=receiver,
             cancellations=cancellations,
-            agents=AgentsWatch(context, start=start_agents, explain=explain),
+            agents=agents,
             dead_letters=DeadLetterHandler(context),
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, Unpack
 
 from batchflow.errors import ConfigurationError
+from batchflow.functions.command import FunctionCommand
 from batchflow.model import UNSET
 from batchflow.protocol import wire
 from batchflow.protocol.wire import Reference, TaskItem
@@ -47,12 +48,24 @@ class Submission:
     memory_limit: int | None = None
     """Bytes."""
     stream_output: bool = False
+    function: FunctionCommand | None = None
+    """What the command calls, if it is no file."""
+
+    @classmethod
+    def of(
+        cls, command: str | FunctionCommand, arguments: list[Any], **options: Unpack[TaskOptions]
+    ) -> Submission:
+        """Make the submission of a file's or a function's call."""
+        if isinstance(command, FunctionCommand):
+            given = command.arguments(arguments)
+            return cls(command=command.label, arguments=given, function=command, **options)
+        return cls(command=command, arguments=arguments, **options)
 
     def __post_init__(self) -> None:
         command = self.command
         if not isinstance(command, str) or not command:
             raise ConfigurationError(
-                f"the command is {command!r}; the name of a file of the bundle is needed"
+                f"the command is {command!r}; a function or the name of a file of the bundle is needed"
             )
         if self.timeout is not None and not is_duration(self.timeout):
             raise ConfigurationError(f"{command}: timeout is {self.timeout!r}; seconds above 0 are needed")
@@ -73,12 +86,14 @@ class Submission:
         bundle: str,
         now: float,
         reference: Reference | None,
+        pickle: str | None = None,
         timeout: float | None = None,
         share_processes: bool = False,
     ) -> bytes:
         """Return the task as it travels.
 
-        `timeout`: in seconds, for a task that was submitted without one; `share_processes`: see `TaskItem`.
+        `timeout`: in seconds, for a task submitted without one. `pickle`: the hash of the bundle of a
+        function by value. `share_processes`: see `TaskItem`.
         Raises `ConfigurationError` when arguments or tag are not JSON.
         """
         item = TaskItem(
@@ -96,6 +111,9 @@ class Submission:
             retry=None if self.retry is None else self.retry.fields(),
             stream_output=self.stream_output,
             share_processes=share_processes,
+            function=self.function is not None,
+            pickle=pickle,
+            keywords=self.function is not None and bool(self.function.keywords),
         )
         try:
             # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
@@ -118,13 +136,16 @@ def is_duration(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
-def command_line(params: tuple[Any, ...], args: Any) -> list[Any]:
-    """Return the arguments. Raises `ConfigurationError` for both forms at once, or an unclosed quote."""
+def command_line(params: tuple[Any, ...], args: Any, *, split: bool = True) -> list[Any]:
+    """Return the arguments of a call. `split`: whether a lone text is a command line, as for a file.
+
+    Raises `ConfigurationError` for both forms at once, or an unclosed quote.
+    """
     if args is not UNSET:
         if params:
             raise ConfigurationError("submit takes either positional arguments or args=, not both")
         return as_arguments(args)
-    if len(params) == 1 and isinstance(params[0], str):
+    if split and len(params) == 1 and isinstance(params[0], str):
         try:
             return [*shlex.split(params[0])]
         except ValueError as error:

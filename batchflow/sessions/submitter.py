@@ -15,6 +15,7 @@ from batchflow.sessions.submission import INLINE, Submission, is_duration
 from batchflow.sessions.tracker import Entry
 
 if TYPE_CHECKING:
+    from batchflow.functions.code import CodeStore, FunctionBundles
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.settings import SessionSettings
@@ -44,6 +45,7 @@ class Submitter:
         wake_sender: Callable[[], None],
         timeout: float | None,
         share_processes: bool,
+        code: CodeStore,
     ) -> None:
         """Make it for one session.
 
@@ -56,6 +58,7 @@ class Submitter:
         self._settings = context.settings
         self._timeout = timeout
         self._share_processes = share_processes
+        self._code = code
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
         self._refusal: str | None = None
@@ -82,11 +85,15 @@ class Submitter:
         while not self._has_room():
             await self._outcomes.next_room()
             self._check_takes()
-        entry = self._entry(submission, None, index, on_done)
+        code = None
+        if submission.function is not None:
+            code = await self._code.bundles(submission.function, self.bundle)
+            self._check_takes()
+        entry = self._entry(submission, None, index, on_done, code)
         assert entry.item is not None
         if len(entry.item) > INLINE:
             reference = await self._store_arguments(submission.encode_arguments(len(entry.item)))
-            entry = self._entry(submission, reference, index, on_done)
+            entry = self._entry(submission, reference, index, on_done, code)
         self._context.tracker.add(entry)
         self._wake_sender()
         return entry
@@ -101,8 +108,9 @@ class Submitter:
         reference: Reference | None,
         index: int | None,
         on_done: Callable[[Entry], None] | None,
+        code: FunctionBundles | None,
     ) -> Entry:
-        """Return the next task, ready to be added."""
+        """Return the next task, ready to be added. `code`: of a task that calls a function."""
         context = self._context
         sequence = context.tracker.next_sequence()
         uid = wire.make_uid(context.incarnation, sequence)
@@ -113,9 +121,10 @@ class Submitter:
             job=context.job_name,
             task_id=task_id,
             uid=uid,
-            bundle=self.bundle,
+            bundle=self.bundle if code is None else code.files,
             now=now,
             reference=reference,
+            pickle=None if code is None else code.pickle,
             timeout=self._timeout,
             share_processes=self._share_processes,
         )

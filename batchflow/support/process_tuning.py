@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 INTERVAL: Final = 1.0
-"""Seconds from one look at the CPU time to the next, while there is work."""
-_IDLE_INTERVAL: Final = 5.0
-"""The same while there is none."""
+"""Seconds from one look at the CPU time to the next."""
 _WORTH_IT: Final = 0.2
 """Seconds of CPU time after which there may be memory to return."""
 _IDLE: Final = 0.05
@@ -93,11 +91,6 @@ class IdleDetector:
         self._spent = spent
         self._done = 0.0
 
-    @property
-    def has_worked(self) -> bool:
-        """Whether there was work since the process was last idle."""
-        return self._done >= _WORTH_IT
-
     def is_idle_again(self, spent: float, passed: float) -> bool:
         """Tell whether work is over, once for each stretch of work.
 
@@ -105,13 +98,13 @@ class IdleDetector:
         """
         used, self._spent = spent - self._spent, spent
         self._done += used
-        if used > _IDLE * passed or not self.has_worked:
+        if used > _IDLE * passed or self._done < _WORTH_IT:
             return False
         self._done = 0.0
         return True
 
 
-async def trim_heap(interval: float = INTERVAL, idle_interval: float = _IDLE_INTERVAL) -> None:
+async def trim_heap(interval: float = INTERVAL) -> None:
     """Return freed memory to the system whenever a process of our own is idle again. Runs until cancelled.
 
     The C library keeps memory that was freed between blocks that are still in use. It keeps it for what comes
@@ -119,7 +112,7 @@ async def trim_heap(interval: float = INTERVAL, idle_interval: float = _IDLE_INT
 
     Gain: 10 MB of the local cloud and 4 MB of an agent, after some hundred values of 100 KB.
     """
-    from batchflow.support.cadence import sleep_until_turn  # late: what pauses the collector comes first
+    import asyncio  # this late: what pauses the collector comes before all other imports
 
     malloc_trim = _malloc_trim()
     if malloc_trim is None:
@@ -127,7 +120,7 @@ async def trim_heap(interval: float = INTERVAL, idle_interval: float = _IDLE_INT
     detector = IdleDetector(0.0)
     while True:
         before = time.monotonic()
-        await sleep_until_turn(interval if detector.has_worked else idle_interval)
+        await asyncio.sleep(interval)
         if detector.is_idle_again(time.process_time(), time.monotonic() - before):
             malloc_trim(0)
 

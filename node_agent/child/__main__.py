@@ -177,20 +177,35 @@ class Child:
                 self._limit_memory(task["memory_limit"])
             self._buffer_lines(task["stream"])
             try:
-                action = self._modules.action(task["command"])
+                call = self._call_of(task, engine)
             except BaseException as error:
                 return frames.FAILURE, self._import_failure(task["command"], error)
-            returned = action(engine, task["args"])
+            returned = call()
             if hasattr(type(returned), "__await__"):
                 returned = self._await(returned)
-            return self._answer(returned)
+            return self._answer(returned, may_say_error="function" not in task)
         except BaseException as error:
             return frames.FAILURE, self._failure(task["command"], error, task["memory_limit"])
         finally:
             self._stop = None
             if engine is not None:
                 engine.close()
+                if (engines := sys.modules.get("batchflow.engine")) is not None:
+                    engines.enter(None)
             self._put_back(task)
+
+    def _call_of(self, task: dict[str, Any], engine: TaskEngine) -> Callable[[], Any]:
+        """Return what the task is to call. Raises whatever its module raises when it is imported."""
+        args = task["args"]
+        if (called := task.get("function")) is None:
+            action = self._modules.action(task["command"])
+            if (engines := sys.modules.get("batchflow.engine")) is not None:
+                engines.enter(engine)
+            return lambda: action(engine, args)
+        function = self._modules.function(task["command"], called["pickle"])
+        keywords = args.pop() if called["keywords"] else {}
+        self._modules.own_import("batchflow.engine").enter(engine)
+        return lambda: function(*args, **keywords)
 
     def _prepare(self, task: dict[str, Any]) -> TaskEngine:
         directory = self._directory
@@ -208,10 +223,18 @@ class Child:
             working_dir=directory,
         )
 
-    def _answer(self, returned: Any) -> tuple[int, bytes]:
-        """Return the contract of what `do_action` returns: (result, error), or the result itself."""
+    def _answer(self, returned: Any, *, may_say_error: bool) -> tuple[int, bytes]:
+        """Return the frame for what the task returned.
+
+        `may_say_error`: whether it is `do_action`'s: (result, error), or the result itself.
+        """
         error: str | None = None
-        if type(returned) is tuple and len(returned) == 2 and isinstance(returned[1], (str, type(None))):
+        if (
+            may_say_error
+            and type(returned) is tuple
+            and len(returned) == 2
+            and isinstance(returned[1], (str, type(None)))
+        ):
             returned, error = returned
         failed = error not in (None, "", "no error")
         try:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PRIVATE = "_task_file_"
+_KEPT_FUNCTIONS = 100
+"""Functions that stay loaded for the tasks after them, those by value most of all."""
 
 
 class NoAction(Exception):
@@ -39,6 +41,7 @@ class Modules:
         self.directory = ""
         """The working directory of the bundle in use."""
         self._actions: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
         self._path: list[str] = []
 
     def use(self, bundle: str, directory: str) -> None:
@@ -58,6 +61,38 @@ class Modules:
         if (action := self._actions.get(command)) is None:
             action = self._actions[command] = _action_of(self._load(command), command)
         return action
+
+    def function(self, command: str, pickle: str | None) -> Any:
+        """Return the function `module:qualname`. Raises whatever its module raises when it is imported.
+
+        `pickle`: the file that has it by value; None: its name leads to it. A module whose file is in the
+        bundle is that one and no other: `ImportError` says what was found in its place.
+        """
+        key = command if pickle is None else pickle
+        if (found := self._functions.get(key)) is None:
+            while len(self._functions) >= _KEPT_FUNCTIONS:
+                del self._functions[next(iter(self._functions))]
+            found = self._functions[key] = self._import(command) if pickle is None else self._unpickle(pickle)
+        return found
+
+    def _unpickle(self, path: str) -> Any:
+        pickle = self.own_import("pickle")
+        with open(path, "rb") as file:
+            return pickle.load(file)
+
+    def _import(self, command: str) -> Any:
+        name, _, qualname = command.partition(":")
+        module = importlib.import_module(name)
+        top = sys.modules[name.partition(".")[0]]
+        if self._present(top.__name__) and not _lies_in(top, self.directory + os.sep):
+            raise ImportError(
+                f"the module {top.__name__} of the bundle has the name of a module that is here already, "
+                f"{getattr(top, '__file__', None) or 'one of the interpreter'}: rename yours"
+            )
+        found: Any = module
+        for part in qualname.split("."):
+            found = getattr(found, part)
+        return found
 
     def missing(self, command: str, error: BaseException) -> str:
         """Return what to do about a module that a task did not find; nothing for any other error."""
@@ -87,6 +122,7 @@ class Modules:
 
     def _drop(self) -> None:
         self._actions.clear()
+        self._functions.clear()
         if not self.directory:
             return
         inside = self.directory + os.sep

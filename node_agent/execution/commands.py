@@ -27,7 +27,7 @@ _NAMES_SHOWN: Final = 8
 
 @frozen
 class Action:
-    """A file with a `do_action`."""
+    """A file with a `do_action`, or a function: the Python worker runs it."""
 
 
 @frozen
@@ -45,7 +45,7 @@ class Refusal:
     kind: str = "TaskRejected"
 
 
-_ACTION: Final = Action()
+ACTION: Final = Action()
 
 
 def resolve(
@@ -55,7 +55,7 @@ def resolve(
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
     if command.endswith(".py"):
-        return _ACTION
+        return ACTION
     try:
         words = [word(arg) for arg in args]
     except ValueError as error:

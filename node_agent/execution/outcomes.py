@@ -34,6 +34,16 @@ SHARED: Final[Key] = ("",)
 
 
 @dataclass(slots=True)
+class FunctionCall:
+    """How a task calls its function."""
+
+    pickle: Path | None
+    """The file that has the function by value; None: it is imported by its name."""
+    keywords: bool
+    """Whether the last of the arguments holds those by keyword."""
+
+
+@dataclass(slots=True)
 class Execution:
     """One try of one task."""
 
@@ -42,7 +52,7 @@ class Execution:
     client: str
     job: str
     command: str
-    """The name of a file of the bundle."""
+    """The name of a file of the bundle, or `module:qualname` of a function."""
     args: list[Any]
     bundle: Bundle
     attempt: int
@@ -51,6 +61,8 @@ class Execution:
     memory_limit: int | None = None
     """Bytes of resident memory of all the task's processes together; None: no limit."""
     stream_output: bool = False
+    function: FunctionCall | None = None
+    """None: the command is a file."""
     share_processes: bool = False
     """Whether tasks of other sessions that have this as well may run in the same process."""
 

@@ -17,6 +17,7 @@ import orjson
 from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
+from batchflow.protocol.functions import PYTHON, python_of
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.execution.outcomes import Outcome, too_large
@@ -84,6 +85,22 @@ class TaskResources:
             raise Unfit("TaskRejected", f"its files cannot be used: {error}") from error
         except StorageError as error:
             raise Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
+
+    async def fetch_function(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
+        """Have a function by value in the cache until the stack ends; return its file. Raises `Unfit`."""
+        bundle, folder = await self.fetch_bundle(bundle_hash, stack)
+        pythons = {file.name: python_of(file.name) for file in bundle.files}
+        for name, python in pythons.items():
+            if python == PYTHON:
+                return folder / name
+        found = ", ".join(python for python in pythons.values() if python)
+        if not found:
+            raise Unfit("TaskRejected", "its function is not in the bundle that it names")
+        raise Unfit(
+            "TaskRejected",
+            f"its function travels as byte code of Python {found}, this node has Python {PYTHON}: put the "
+            f"function into a module, or use a pool whose nodes have Python {found}",
+        )
 
     async def fetch_arguments(self, item: wire.TaskItem) -> list[Any]:
         """Return the arguments of a task. Raises `Unfit`."""

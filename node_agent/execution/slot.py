@@ -152,6 +152,8 @@ class Slot:
         for name, limit in (("timeout", execution.timeout), ("memory_limit", execution.memory_limit)):
             if limit is not None and not limit > 0:
                 return commands.Refusal(f"{name} is {limit}: it must be above 0")
+        if execution.function is not None:
+            return commands.ACTION
         return commands.resolve(
             execution.command, execution.args, execution.bundle, place.files, place.directory
         )
@@ -398,7 +400,7 @@ def _most_warm(slots: int) -> int:
 
 def _encode(execution: Execution, start_by: float) -> bytes:
     """Return a task as the worker gets it."""
-    fields = {
+    fields: dict[str, Any] = {
         "start_by": start_by,
         "command": execution.command,
         "args": execution.args,
@@ -409,6 +411,9 @@ def _encode(execution: Execution, start_by: float) -> bytes:
         "memory_limit": execution.memory_limit,
         "stream": execution.stream_output,
     }
+    if (function := execution.function) is not None:
+        pickle = None if function.pickle is None else str(function.pickle)
+        fields["function"] = {"pickle": pickle, "keywords": function.keywords}
     return orjson.dumps(fields)
 
 

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio import CancelScope
 
 from batchflow.protocol import wire
-from node_agent.execution.outcomes import Execution, Outcome, failed
+from node_agent.execution.outcomes import Execution, FunctionCall, Outcome, failed
 from node_agent.execution.resources import TaskResources, Unfit
 from node_agent.execution.results import failure
 from node_agent.execution.slot_queue import QueuedTask, SlotProtocol, SlotQueue
 from node_agent.scheduling.events import Ended, Feed, Freed, Prepared
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from batchflow.protocol.bundle import Bundle
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class _Assignment:
     """Once it is worked off. The loop's task makes it: a tick makes assignments as well, and outside of
     tasks anyio refuses where sniffio is installed."""
     stopped: bool = False
+    functions: dict[str, Path] = field(default_factory=dict)
+    """The files of functions by value, by the hashes of their bundles."""
     uploads: asyncio.TaskGroup | None = None
     """While its tasks run."""
 
@@ -93,7 +97,7 @@ class SlotLoop:
         for number, item in tasks.items():
             assert isinstance(item.params, list)
             task = QueuedTask(number, item, start_by)
-            task.execution = _execution(item, assignment.bundle, item.params)
+            task.execution = _execution(item, assignment.bundle, item.params, assignment.functions)
             following.append(task)
         assignment.queue.add(following)
         self._note(assignment.queue)
@@ -145,7 +149,7 @@ class SlotLoop:
         async with AsyncExitStack() as stack:
             bundle_hash = queue.tasks[0].item.bundle
             bundle, files = await self._resources.fetch_bundle(bundle_hash, stack)
-            await self._fetch_arguments(queue, bundle)
+            await self._fetch_arguments(queue, bundle, assignment.functions, stack)
             assignment.bundle = bundle
             self._feed(Prepared(self._index))
             await assignment.go.wait()
@@ -156,16 +160,23 @@ class SlotLoop:
             if queue:
                 logger.warning("tasks_late", extra={"slot": self._index, "tasks": len(queue.tasks)})
 
-    async def _fetch_arguments(self, queue: SlotQueue, bundle: Bundle) -> None:
-        """Get what each task runs on. A task whose arguments cannot be had ends here."""
+    async def _fetch_arguments(
+        self, queue: SlotQueue, bundle: Bundle, functions: dict[str, Path], stack: AsyncExitStack
+    ) -> None:
+        """Get what each task runs on. A task whose arguments or function cannot be had ends here.
+
+        `functions`: gets the files of the functions by value, by the hashes of their bundles.
+        """
         for task in queue.tasks:
             try:
+                if (pickle := task.item.pickle) is not None and pickle not in functions:
+                    functions[pickle] = await self._resources.fetch_function(pickle, stack)
                 arguments = await self._resources.fetch_arguments(task.item)
             except Unfit as unfit:
                 queue.take(task)
                 self._fail([task], unfit.kind, str(unfit))
             else:
-                task.execution = _execution(task.item, bundle, arguments)
+                task.execution = _execution(task.item, bundle, arguments, functions)
 
     def _ended(self, ended: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""
@@ -204,7 +215,12 @@ def _event(task: QueuedTask, outcome: Outcome) -> Ended:
     )
 
 
-def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Execution:
+def _execution(
+    item: wire.TaskItem, bundle: Bundle, arguments: list[Any], functions: Mapping[str, Path]
+) -> Execution:
+    function = None
+    if item.function:
+        function = FunctionCall(None if item.pickle is None else functions[item.pickle], item.keywords)
     return Execution(
         uid=item.uid,
         task_id=item.task_id,
@@ -218,4 +234,5 @@ def _execution(item: wire.TaskItem, bundle: Bundle, arguments: list[Any]) -> Exe
         memory_limit=item.memory_limit,
         stream_output=item.stream_output,
         share_processes=item.share_processes,
+        function=function,
     )

@@ -60,7 +60,9 @@ class Placement:
             tasks = self._take_chunk()
             slot = self._free_slot(tasks[0])
             slot.move(SlotEvent.PREPARE)
-            slot.bundle, slot.session, slot.moved_at = tasks[0].item.bundle, tasks[0].session, now
+            first = tasks[0]
+            slot.bundle, slot.pickle, slot.session = first.item.bundle, first.item.pickle, first.session
+            slot.moved_at = now
             slot.shared, slot.followers, slot.latest = len(tasks) > 1, 0, 0
             self.busy += 1
             commands.append(Prepare(slot.index, slot.place(tasks)))
@@ -146,7 +148,10 @@ class Placement:
 
     def _may_follow(self, task: Task, slot: SlotState, now: float) -> bool:
         """Return whether a task may follow: nothing is fetched for it, and it waits for no document."""
-        if task.alone or task.item.bundle != slot.bundle or not isinstance(task.item.params, list):
+        item = task.item
+        if task.alone or item.bundle != slot.bundle or not isinstance(item.params, list):
+            return False
+        if item.pickle not in (None, slot.pickle):
             return False
         return self.cancellations.clearance(task, now) == "go"
 

@@ -192,6 +192,8 @@ class SlotState:
     bundle: str | None = None
     session: Session | None = None
     """Of what ran last."""
+    pickle: str | None = None
+    """The function by value that its tasks call."""
 
     def move(self, event: SlotEvent) -> None:
         """Go to the phase that the table has for this event."""
@@ -223,5 +225,7 @@ def can_recall(slot: SlotState) -> bool:
 
 
 def alike(first: Task, other: Task) -> bool:
-    """Return whether both may share a slot: they are of one message and bundle, and neither runs alone."""
-    return other.message is first.message and other.item.bundle == first.item.bundle and not other.alone
+    """Return whether both may share a slot: they are of one message, run the same code, and not alone."""
+    if other.message is not first.message or other.alone:
+        return False
+    return other.item.bundle == first.item.bundle and other.item.pickle == first.item.pickle

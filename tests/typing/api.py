@@ -6,6 +6,7 @@ Where a line is wrong on purpose, it says which error each checker must give; on
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, assert_type
 
@@ -89,11 +90,30 @@ async def submitting(pool: Pool) -> None:
         assert_type(await session.submit_many("x.py", range(9), memory_limit=1 << 30), list[Task])
         assert_type(await session.run("x.py", 1, stream_output=True), Any)
         assert_type(session.map("x.py", [1, 2], ordered=True, window=10, tag="t"), ResultStream)
-        await session.submit("x.py", timeout="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        await session.run("x.py", time_limit=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        await session.submit("x.py", timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+        await session.run("x.py", time_limit=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
         session.map("x.py", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         session.map("x.py", [], retry=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        await session.submit()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        await session.submit()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def price(spot: float, volatility: float = 0.2) -> float:
+    return spot * volatility
+
+
+async def quote(symbol: str) -> tuple[str, float]:
+    return symbol, 1.0
+
+
+async def calling_functions(session: Session) -> None:
+    assert_type(await session.submit(price, 100.0), Task[float])
+    assert_type(await (await session.submit(price, 100.0, timeout=3)), float)
+    assert_type(await session.run(price, 100.0), float)
+    assert_type(await session.run(partial(price, volatility=0.3), 100.0), float)
+    assert_type(await session.run(quote, "AAPL"), tuple[str, float])
+    assert_type(await session.submit_many(quote, ["AAPL"]), list[Task[tuple[str, float]]])
+    assert_type(session.map(price, [1.0, 2.0]), ResultStream)
+    await session.run(price, 100.0, timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 async def reading(session: Session, task: Task) -> None:

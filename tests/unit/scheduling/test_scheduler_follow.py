@@ -87,6 +87,7 @@ def test_many_follow_when_they_take_next_to_nothing() -> None:
         pytest.param(replace(task(5), command="unknown"), id="an unknown command"),
         pytest.param(replace(task(5), command="long"), id="a long command"),
         pytest.param(replace(task(5), params=Reference("blob", 10)), id="arguments by reference"),
+        pytest.param(replace(task(5), function=True, pickle="a" * 64), id="a function to be fetched"),
     ],
 )
 def test_a_task_that_needs_a_slot_of_its_own_does_not_follow(newcomer: TaskItem) -> None:

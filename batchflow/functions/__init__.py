@@ -1,0 +1,1 @@
+"""Functions as commands: where a function comes from, and how it travels to a node."""
