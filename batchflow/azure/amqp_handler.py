@@ -6,7 +6,7 @@ makes all calls into it. The caller may be cancelled or time out, and the call s
 
 Calls on one handler take turns. Should the connection break under several, each would have the SDK open
 another one. And a call that waits for an answer also reads the frames of the others, which see them
-only when their own turn at reading is over. So a receive is kept short while others may want the handler, and
+only when their own turn at reading is over. So a receive ends soon when another call wants the handler, and
 comes after one of the calls in line, not after all. What follows from a message that came (it is read, given
 to a slot, what waited for it goes on and sends something) is begun before the handler is used again: calls on
 it would be in its way for as long as half a round trip.
@@ -20,6 +20,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from batchflow.azure.sdk_patches import keep_alive
+from batchflow.azure.sdk_reading import reading_of
+from batchflow.support.cadence import next_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -27,8 +29,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 KEEP_ALIVE_INTERVAL = 5.0
-"""Seconds without a call until the link is read. The broker closes a connection on which it has received
-nothing for 240 s. A message that arrives while no receive waits for it is released no later than this."""
+"""Seconds without a call until a link is read on which something has arrived. A message that arrives while no
+receive waits for it is released no later than this."""
+REST_INTERVAL = 30.0
+"""Seconds between two looks at a link on which nothing arrives. The broker closes a connection on which it
+has received nothing for 240 s."""
+RECEIVE_TURN = 0.15
+"""Seconds for which a receive waits on when another call wants the link. A settlement is not urgent."""
 CLOSE_PATIENCE = (0.1, 0.3, 1.0)
 """Seconds for closing a handler, try after try. It takes milliseconds, for no answer is waited for."""
 GIVE_WAY = 5
@@ -75,6 +82,8 @@ class Attached(Generic[H]):
         """Stop waiting for messages; queued calls are still made."""
         self._given_up = False
         self._idle: asyncio.Future[None] | None = None
+        self._interruption: asyncio.TimerHandle | None = None
+        """Ends the receive that waits, for the calls in line."""
         self._owner = asyncio.create_task(self._own())
 
     def ask(self, work: Callable[[H], Coroutine[Any, Any, T]], doing: str) -> SdkCall[T]:
@@ -96,6 +105,17 @@ class Attached(Generic[H]):
             self._end(call)
         elif self._idle is not None:
             _resolve(self._idle)
+        elif self._receiving and self._interruption is None:
+            loop = asyncio.get_running_loop()
+            self._interruption = loop.call_later(RECEIVE_TURN, self._interrupt)
+
+    def _interrupt(self) -> bool:
+        """End the receive that waits. False where that cannot be done."""
+        reading = reading_of(self.handler)
+        if reading is None:
+            return False
+        reading.interrupt()
+        return True
 
     async def _own(self) -> None:
         try:
@@ -115,13 +135,28 @@ class Attached(Generic[H]):
     async def _rest(self) -> None:
         """Wait for a call. If none comes for a while, keep the link alive."""
         loop = asyncio.get_running_loop()
-        self._idle = loop.create_future()
-        timer = loop.call_later(KEEP_ALIVE_INTERVAL, _resolve, self._idle)
+        self._idle = idle = loop.create_future()
+        reading = reading_of(self.handler)
+        soon: list[asyncio.TimerHandle] = []
+
+        def read_soon() -> None:
+            if not soon:
+                soon.append(loop.call_later(KEEP_ALIVE_INTERVAL, _resolve, idle))
+
+        longest = REST_INTERVAL if reading is None else min(REST_INTERVAL, reading.longest)
+        timer = loop.call_at(next_turn(longest, loop.time()), _resolve, idle)
+        if reading is None or reading.has_data:
+            read_soon()
+        else:
+            reading.arrived = read_soon
         try:
-            await self._idle
+            await idle
         finally:
-            timer.cancel()
             self._idle = None
+            if reading is not None:
+                reading.arrived = None
+            for each in (timer, *soon):
+                each.cancel()
         if not (self._line or self._receive or self._closing or self._given_up):
             await self._keep_alive()
 
@@ -159,6 +194,9 @@ class Attached(Generic[H]):
                     await asyncio.sleep(0)
         finally:
             self._receiving = False
+            if self._interruption is not None:
+                self._interruption.cancel()
+                self._interruption = None
 
     def _end(self, call: SdkCall[Any]) -> None:
         """End a call that has not begun and will not begin."""
@@ -174,8 +212,9 @@ class Attached(Generic[H]):
         await cancel_all({self._owner})
 
     async def dispose(self, patience: float) -> None:
-        """Make the queued calls, then close the handler, which ends a wait for a message."""
-        if self._receiving and not self._line:
+        """Make the queued calls, then close the handler. A wait for a message ends."""
+        self._closing = True
+        if self._receiving and not self._interrupt() and not self._line:
             self._closing = self._given_up = True
         else:
             await self.end(patience)

@@ -1,4 +1,6 @@
-"""Every use of private members of the Azure SDKs: how links open and stay alive, and what is imported.
+"""Private members of the Azure SDKs that batchflow uses: how links open and stay alive, what is imported.
+
+How links wait for frames is in `batchflow.azure.sdk_reading`. No other module uses private members.
 
 *Opening.* A link opens in some ten frames from the broker: connection, session, authentication, link. The SDK
 (7.15, `_open` of senders and receivers) asks its AMQP client whether it is ready. The client waits for one
@@ -28,6 +30,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from azure.core.pipeline import transport
+
+from batchflow.azure.sdk_reading import reading_of, take_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -98,6 +102,7 @@ def patched(end: T) -> T:
 
 async def _until_ready(client: Any, is_ready: Callable[[], Awaitable[bool]]) -> bool:
     """Wait until the client is ready. Later the SDK asks its own method again."""
+    take_over(client)
     for _ in range(MAX_QUESTIONS):
         if await is_ready():
             del client.client_ready_async
@@ -112,8 +117,11 @@ async def keep_alive(end: object) -> None:
     Without prefetch, the SDK releases a message that arrives outside a receive. Raises what the SDK raises
     over a connection that is lost. To be called while nothing else uses the handler.
     """
-    client = getattr(end, "_handler", None)
-    connection = getattr(client, "_connection", None)
-    if connection is not None:
+    client: Any = getattr(end, "_handler", None)
+    connection: Any = getattr(client, "_connection", None)
+    reading = reading_of(end)
+    if reading is not None and not reading.has_data:
+        await connection.listen(batch=0)
+    elif connection is not None:
         credit = getattr(getattr(client, "_link", None), "current_link_credit", 1)
         await connection.listen(wait=READ_LIMIT, batch=max(1, credit))

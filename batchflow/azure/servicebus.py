@@ -8,7 +8,7 @@ How this adaptor uses the SDK, and why:
   next call, with backoff.
 * Messages are received one at a time: asked for more, the SDK waits 0.2 s for them to come.
 * Receiving and settling take turns (see `batchflow.azure.amqp_handler`), so a settlement may wait
-  `READ_SLICE` seconds for a receive that waits for a message. It is not urgent; a message that comes is not
+  `RECEIVE_TURN` seconds for a receive that waits for a message. It is not urgent; a message that comes is not
   kept waiting.
 * The SDK refuses to settle a message whose lock has run out *by the local clock*. The broker's word is what
   counts, and local clocks are wrong, so the lock's end is taken off each message as it arrives.
@@ -27,6 +27,7 @@ from batchflow.azure.amqp_handler import Handler, SdkCall
 from batchflow.azure.amqp_link import SdkLink
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
 from batchflow.azure.sdk_patches import patched, without_requests
+from batchflow.azure.sdk_reading import reading_of
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.transport import trusting
 from batchflow.errors import (
@@ -65,11 +66,13 @@ _NO_WAIT = 1e-9
 ATTEMPT_LIMIT = 8.0
 """Timeout in seconds for opening a link, a send, a renewal."""
 READ_SLICE = 0.2
-"""Seconds that the SDK reads before it checks the time. Each check costs 0.3 ms of CPU."""
+"""Seconds that the SDK waits for a frame before it checks the time, other than in a receive."""
 SHORT_WAIT = 0.15
-"""Seconds of one receive call of the SDK while something else may be wanted of its link."""
-LONGEST_WAIT = 5.0
-"""Seconds of one receive call while nothing else is wanted: a cancelled receive may continue for so long."""
+"""Seconds of one receive call that cannot be interrupted, while other calls may want its link."""
+LONG_WAIT = 5.0
+"""Seconds of one receive call that cannot be interrupted, while nothing else is wanted."""
+LONGEST_WAIT = 30.0
+"""Seconds of one receive call: a cancelled receive may continue for so long."""
 STALE_LIMIT = 3.0
 """Seconds below which a failed send counts as one on a link that was closed while idle."""
 QUICK = 1.0
@@ -173,8 +176,8 @@ class _Inbox(_End["ServiceBusReceiver"]):
         while True:
             left = max(0.0, until - clock())
             if (call := self._pending) is None:
-                wait = min(max(left, SHORT_WAIT), SHORT_WAIT if self._is_shared else LONGEST_WAIT)
-                call = self._pending = await self._link.wait_for(_one(wait), "cannot receive")
+                work = _one(max(left, SHORT_WAIT), SHORT_WAIT if self._is_shared else LONG_WAIT)
+                call = self._pending = await self._link.wait_for(work, "cannot receive")
             if not await call.wait(left):
                 return None
             self._pending = None
@@ -216,11 +219,16 @@ class _Inbox(_End["ServiceBusReceiver"]):
         await self._settle(delivery, lambda sdk, message: sdk.complete_message(message), "cannot complete")
 
 
-def _one(wait: float) -> Callable[[ServiceBusReceiver, bool], Any]:
-    """Return the next message. If other calls want the link, only one that has been read already."""
+def _one(wait: float, uninterrupted: float) -> Callable[[ServiceBusReceiver, bool], Any]:
+    """Return the next message. If other calls want the link, only one that has been read already.
+
+    `wait`: seconds; `uninterrupted`: at most so many where the receive cannot be interrupted.
+    """
 
     def receive(handler: ServiceBusReceiver, wanted: bool) -> Any:
-        return handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else wait)
+        if not wanted and (reading := reading_of(handler)) is not None:
+            return reading.receive(handler, min(wait, LONGEST_WAIT))
+        return handler.receive_messages(1, max_wait_time=_NO_WAIT if wanted else min(wait, uninterrupted))
 
     return receive
 

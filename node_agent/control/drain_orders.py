@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.protocol.documents import DrainOrder
 from batchflow.protocol.layout import DRAIN_BLOB
+from batchflow.support.cadence import sleep_until_turn
 from node_agent.control.heartbeat import node_id
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class DrainWatcher:
     async def run(self) -> None:
         """Watch until cancelled. A failed read is tried again; an order that cannot be decoded is skipped."""
         while True:
-            await asyncio.sleep(self._interval)
+            await sleep_until_turn(self._interval)
             try:
                 order = await self._look()
             except BlobNotFound:

@@ -17,6 +17,7 @@ import anyio
 
 from batchflow.errors import StorageError
 from batchflow.protocol import documents, layout
+from batchflow.support.cadence import next_turn
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
@@ -69,9 +70,15 @@ class HeartbeatWriter:
             self._changed.clear()
             await self._ticked()
             await self.write()
-            await anyio.sleep(_APART)
-            with anyio.move_on_after(self._interval - _APART):
-                await self._changed.wait()
+            await self._until_due()
+
+    async def _until_due(self) -> None:
+        """Wait for the next turn, or for a change; `_APART` seconds from now at the earliest."""
+        clock = asyncio.get_running_loop().time
+        now = clock()
+        with anyio.move_on_after(next_turn(self._interval, now) - now):
+            await self._changed.wait()
+            await anyio.sleep(max(0.0, now + _APART - clock()))
 
     async def write(self) -> None:
         """Write one heartbeat now."""

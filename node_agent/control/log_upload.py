@@ -6,15 +6,14 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-import anyio
-
 from batchflow.errors import StorageError
+from batchflow.support.cadence import sleep_until_turn
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
 
 INTERVAL: Final = 5.0
-"""Minimum number of seconds between two appends."""
+"""Seconds between two appends."""
 MOST_BYTES: Final = 256 * 1024
 """Maximum bytes of waiting lines. Beyond it the oldest lines are dropped."""
 MOST_APPENDS: Final = 40_000
@@ -43,7 +42,7 @@ class LogUploader(logging.Handler):
     async def run(self, out: Container, name: str) -> None:
         """Append new lines until cancelled. Lines that cannot be appended wait for the next time."""
         while True:
-            await anyio.sleep(INTERVAL)
+            await sleep_until_turn(INTERVAL)
             await self.flush_to(out, name)
 
     async def flush_to(self, out: Container, name: str) -> None:

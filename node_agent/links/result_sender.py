@@ -2,7 +2,9 @@
 
 A lone result leaves at once. While tasks of a pack go on that are known to be short, results wait for theirs,
 for as long as the scheduler says; what gathers then, and while a send is under way, rides together, by
-mailbox, results before events. A message is made once: when the broker does not answer, the same bytes under
+mailbox, results before events. The messages of all mailboxes leave after one such wait.
+
+A message is made once: when the broker does not answer, the same bytes under
 the same id are sent again, so that duplicate detection can tell. As long as the broker takes nothing,
 everything is kept, and the agent is told not to pull.
 """
@@ -116,8 +118,8 @@ class ResultSender:
                     self._filled.clear()
                     await self._filled.wait()
                 await self._gather()
-                mailbox = next(iter(self._waiting))
-                await self._deliver(sender, self._pack(mailbox, self._waiting.pop(mailbox)))
+                for mailbox in list(self._waiting):  # all have waited: none waits for the others' companions
+                    await self._deliver(sender, self._pack(mailbox, self._waiting.pop(mailbox)))
         finally:
             await close_shielded(sender)
 

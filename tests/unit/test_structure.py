@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("batchflow", "node_agent")
-SDK_PATCHES = "batchflow/azure/sdk_patches.py"
-"""The one file that may use private members of the SDKs."""
+SDK_PATCHES = ("batchflow/azure/sdk_patches.py", "batchflow/azure/sdk_reading.py")
+"""The files that may use private members of the SDKs."""
 MOST_FILES, MOST_LINES, MOST_CLASS_LINES = 20, 3_500, 400
 LARGE_CLASSES = {"Connection", "Queue"}
 """One state machine each, which would not be clearer in two: AMQP 1.0's, and that of a Service Bus queue."""
@@ -70,7 +70,7 @@ def test_no_module_uses_private_members_of_another(package: str) -> None:
     found = {
         name: uses
         for name, tree in sources(package)
-        if name != SDK_PATCHES and (uses := foreign_private_members(tree))
+        if name not in SDK_PATCHES and (uses := foreign_private_members(tree))
     }
     assert found == {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure import amqp_handler, servicebus
 from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
+from batchflow.azure.sdk_reading import FrameReading
 from batchflow.errors import QueueNotFound
 from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage
@@ -186,9 +188,10 @@ def frequent_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_broker_closes_a_silent_connection(
-    bus: Bus, impatient_broker: None, handlers: list[Any]
+    bus: Bus, impatient_broker: None, handlers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the next test would show nothing. The link opens again at the next send."""
+    monkeypatch.setattr(FrameReading, "longest", math.inf)
     queue = await bus.make()
     async with await bus.broker.sender(queue) as sender:
         await asyncio.sleep(4 * IDLE_TIMEOUT)

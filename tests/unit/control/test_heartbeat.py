@@ -7,6 +7,8 @@ import os
 import platform
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -117,3 +119,39 @@ def test_clock_skew_is_what_the_freshest_message_tells(skew: float) -> None:
     clock.seen(now - skew - 60.0)
     assert clock.ahead == pytest.approx(skew + 0.01)
     assert clock.age(now - skew - 5.0) >= min(5.0, 5.0 + skew)
+
+
+class WrittenBeats:
+    """A container that notes when heartbeats are written."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.some = asyncio.Event()
+
+    async def put(self, name: str, data: bytes) -> None:
+        self.written += 1
+        self.some.set()
+
+    async def next(self) -> None:
+        self.some.clear()
+        await asyncio.wait_for(self.some.wait(), 5.0)
+
+
+async def test_a_change_is_written_before_the_next_turn_soon_and_late() -> None:
+    """Just after a heartbeat, and when the least time between two has long passed."""
+    beats, beat = WrittenBeats(), SimpleNamespace(encode=lambda: b"")
+
+    async def ticked() -> None:
+        pass
+
+    out: Any = beats
+    writer = heartbeat.HeartbeatWriter(out, "agent", 600.0, lambda: cast(Any, beat), ticked)
+    running = asyncio.create_task(writer.run())
+    await beats.next()
+    for pause in (0.0, 0.3):
+        await asyncio.sleep(pause)
+        writer.changed()
+        await beats.next()
+    assert beats.written == 3
+    assert not running.done()
+    running.cancel()

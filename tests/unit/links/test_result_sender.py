@@ -23,6 +23,8 @@ class RunningSender:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.more_soon = False
+        self.waits = 0
+        """How often results have waited for more."""
         self.sent: list[tuple[int, ...]] = []
         self._wake = asyncio.Event()
         self.sender = ResultSender(
@@ -34,15 +36,19 @@ class RunningSender:
             too_large=lambda task, error: None,
             blocked=lambda blocked: None,
             opened=lambda: None,
-            hold=lambda: HOLD if self.more_soon else 0.0,
+            hold=self._hold,
         )
+
+    def _hold(self) -> float:
+        self.waits += 1
+        return HOLD if self.more_soon else 0.0
 
     def _accepted(self, tasks: Sequence[int]) -> None:
         self.sent.append(tuple(tasks))
         self._wake.set()
 
-    def put(self, task: int) -> None:
-        self.sender.put(task, "job/client", wire.dumps({"uid": f"a:{task}"}))
+    def put(self, task: int, mailbox: str = "job/client") -> None:
+        self.sender.put(task, mailbox, wire.dumps({"uid": f"a:{task}"}))
 
     async def until(self, count: int) -> None:
         """Wait until so many messages have left."""
@@ -92,3 +98,12 @@ async def test_a_straggler_does_not_hold_the_results_of_its_companions(results: 
     await results.until(1)
     assert results.sent == [(0, 1)]
     assert results.more_soon
+
+
+async def test_results_of_many_mailboxes_wait_once(results: RunningSender) -> None:
+    """One after the other, an agent that serves a hundred sessions would send a message in each wait."""
+    results.more_soon = True
+    for number in range(10):
+        results.put(number, f"job/client-{number}")
+    await results.until(10)
+    assert results.waits == 1

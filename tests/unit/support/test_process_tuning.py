@@ -25,7 +25,7 @@ async def main():
     full = resident()
     values.clear()
     kept = resident()
-    trimming = asyncio.create_task(process_tuning.trim_heap(0.05))
+    trimming = asyncio.create_task(process_tuning.trim_heap(0.05, 0.05))
     async with asyncio.timeout(30):
         while resident() - before > (full - before) / 4:
             await asyncio.sleep(0.05)
