@@ -29,7 +29,7 @@ CLOSE_TIMEOUT = 15.0
 """Seconds that the child may take to exit before it is killed; more than it allows itself."""
 
 # Like `python -m batchflow.local`, but this very batchflow, wherever the parent found it, and nothing of what
-# else is in the current directory. Nothing is garbage while all of it is being imported.
+# else is in the current directory. It does what `process_tuning.pause_collector` does, before any import.
 _PROGRAM = (
     "import gc, sys; gc.disable(); root = sys.argv.pop(1); root in sys.path or sys.path.insert(0, root);"
     " from batchflow.local.embedded import main; sys.exit(main())"
