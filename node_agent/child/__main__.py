@@ -6,9 +6,9 @@ in frames. Imports as little as possible, because the first child has to start i
 is needed seldom (asyncio, traceback) is loaded when it is needed.
 
 Between two tasks the child puts back what the process as a whole has but one of: the current directory,
-`sys.path`, `sys.stdout` and `sys.stderr`, the handler of SIGTERM, the memory limit. What else a task changes
-in its process (imported modules and their variables, the environment, threads) stays for the tasks after it,
-as it does in any process that is kept.
+`sys.path`, `sys.stdout` and `sys.stderr`, and what `process_state` has. What else a task changes in its
+process (imported modules and their variables, threads) stays for the later tasks of its session, as it does
+in any process that is kept.
 
 SIGTERM asks the running task to end: in an async `do_action` its asyncio task is cancelled, in a sync one
 `Stopped` (a SystemExit) is raised where the main thread is, so that `finally` and `with` do their work.
@@ -30,6 +30,7 @@ from node_agent.child import frames, runner, template, values
 from node_agent.child.channel import AGENT_GONE, Channel
 from node_agent.child.engine import TaskEngine
 from node_agent.child.modules import Modules, NoAction
+from node_agent.child.process_state import ProcessState, end_helpers
 from node_agent.system.file_stamps import Watch
 
 TYPE_CHECKING = False
@@ -116,6 +117,7 @@ class Child:
         self._bundle = self._directory = ""
         self._watch = Watch("", [])
         signal.signal(signal.SIGTERM, self._on_term)
+        self._state = ProcessState()
 
     def serve(self) -> None:
         """Run tasks until the agent closes the channel."""
@@ -168,6 +170,7 @@ class Child:
     def _run(self, task: dict[str, Any]) -> tuple[int, bytes]:
         """Return the frame that answers a task. Never raises."""
         engine: TaskEngine | None = None
+        began = time.monotonic()
         try:
             self._stop = _raise_stopped
             engine = self._prepare(task)
@@ -176,6 +179,8 @@ class Child:
             self._buffer_lines(task["stream"])
             try:
                 call = self._call_of(task, engine)
+                if self._modules.has_loaded():
+                    self._accept_imports()
             except BaseException as error:
                 return frames.FAILURE, self._import_failure(task["command"], error)
             returned = call()
@@ -190,7 +195,13 @@ class Child:
                 engine.close()
                 if (engines := sys.modules.get("batchflow.engine")) is not None:
                     engines.enter(None)
-            self._put_back(task)
+            self._put_back(task, time.monotonic() - began)
+
+    def _accept_imports(self) -> None:
+        """Let what a file's import has changed stay as long as its modules do."""
+        if signal.getsignal(signal.SIGTERM) != self._on_term:
+            signal.signal(signal.SIGTERM, self._on_term)
+        self._state.accept()
 
     def _call_of(self, task: dict[str, Any], engine: TaskEngine) -> Callable[[], Any]:
         """Return what the task is to call. Raises whatever its module raises when it is imported."""
@@ -210,7 +221,8 @@ class Child:
         if _working_directory() != directory:
             os.chdir(directory)
         self._line.directory = None if task["stream"] or task["memory_limit"] is not None else directory
-        self._modules.use(self._bundle, directory)
+        if self._modules.use(self._bundle, directory) and not self._state.begin_anew():
+            self._retire = True
         return TaskEngine(
             self._line,
             task_id=task["task_id"],
@@ -323,7 +335,7 @@ class Child:
         if self._stdout.line_buffering != live:
             self._stdout.reconfigure(line_buffering=live)
 
-    def _put_back(self, task: dict[str, Any]) -> None:
+    def _put_back(self, task: dict[str, Any], duration: float) -> None:
         if self._channel.cancelled():
             self._retire = True
         self._leaves_calls = self._channel.forget_calls()
@@ -339,8 +351,8 @@ class Child:
         except Exception:
             sys.stdout, sys.stderr = self._stdout, self._stderr
             self._retire = True
-        if signal.getsignal(signal.SIGTERM) != self._on_term:
-            signal.signal(signal.SIGTERM, self._on_term)
+        if not end_helpers() or not self._state.restore(duration):
+            self._retire = True
 
     def _flags(self) -> int:
         flags = 0

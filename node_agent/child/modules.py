@@ -42,24 +42,36 @@ class Modules:
         """The working directory of the bundle in use."""
         self._actions: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
+        self._base = list(sys.path)
         self._path: list[str] = []
+        self._loaded = False
 
-    def use(self, bundle: str, directory: str) -> None:
-        """Switch to a bundle. Nothing happens when it is in use already."""
+    def use(self, bundle: str, directory: str) -> bool:
+        """Switch to a bundle, unless it is in use already; return whether another one was in use."""
         if bundle == self._bundle and directory == self.directory:
             if sys.path != self._path:
                 sys.path[:] = self._path
-            return
+            return False
+        switches = self._bundle is not None
         self._drop()
-        sys.path[:] = [directory, *(entry for entry in sys.path if entry != self.directory)]
+        sys.path[:] = [directory, *self._base]
         self._path = list(sys.path)
         self._bundle, self.directory = bundle, directory
         importlib.invalidate_caches()
+        return switches
+
+    def has_loaded(self) -> bool:
+        """Return whether a file was imported since the last call. What it added to `sys.path` stays then."""
+        loaded, self._loaded = self._loaded, False
+        if loaded:
+            self._path = list(sys.path)
+        return loaded
 
     def action(self, command: str) -> Any:
         """Return the `do_action` of a file. Raises `NoAction`, and whatever the file raises when imported."""
         if (action := self._actions.get(command)) is None:
             action = self._actions[command] = _action_of(self._load(command), command)
+            self._loaded = True
         return action
 
     def function(self, command: str, pickle: str | None) -> Any:
@@ -73,6 +85,7 @@ class Modules:
             while len(self._functions) >= _KEPT_FUNCTIONS:
                 del self._functions[next(iter(self._functions))]
             found = self._functions[key] = self._import(command) if pickle is None else self._unpickle(pickle)
+            self._loaded = True
         return found
 
     def _unpickle(self, path: str) -> Any:

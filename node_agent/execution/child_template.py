@@ -87,7 +87,8 @@ class ChildTemplate:
                 self._hang_up()
             else:
                 return
-        raise ChildProcessError("the template of the Python children ends as soon as it is started")
+        said = await self.last_words()
+        raise ChildProcessError(f"the template of the Python children ends as soon as it is started: {said}")
 
     async def _start(self) -> socket.socket:
         if not self._users:

@@ -415,11 +415,18 @@ async def _reap(pids: Iterable[int]) -> None:
 
 
 def _reaped(pid: int) -> bool:
-    """Reap a process if it is ours; tell whether it is out of the process table."""
+    """Reap a process if it is ours; tell whether it is out of the process table, or another one's to reap."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        return not os.path.exists(f"/proc/{pid}")
+        stat = linux.read_stat(pid)
+        return stat is None or (stat.is_dead and _has_waiting_parent(stat))
+
+
+def _has_waiting_parent(stat: ProcessStat) -> bool:
+    """Return whether the parent of a dead process lives and is another one, which then reaps it."""
+    parent = None if stat.parent == os.getpid() else linux.read_stat(stat.parent)
+    return parent is not None and not parent.is_dead
 
 
 def private(pid: int) -> int:
