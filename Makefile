@@ -18,7 +18,7 @@ WORKERS ?= 4
 # Where the built pages go.
 PAGES := build/docs
 
-.PHONY: help demo test lint docs format bench chaos jar clean
+.PHONY: help demo test lint docs format bench chaos fuzz jar clean
 
 help:
 	@echo 'make demo    run 1,000 Java tasks on two local nodes'
@@ -28,6 +28,7 @@ help:
 	@echo 'make format  format the code'
 	@echo 'make bench   measure (ARGS=--quick: a short run)'
 	@echo 'make chaos   kill processes and cut connections under 5,000 tasks (ARGS="--seed 1")'
+	@echo 'make fuzz    give made-up bytes to every parser (ARGS="--seconds 600 odata")'
 	@echo 'make jar     build examples/02_pi/tasks/pi.jar again (needs a JDK, 17 or newer)'
 	@echo 'make clean   remove what these made'
 
@@ -60,6 +61,11 @@ bench: $(VENV)/.installed-dev $(PEERS)/.installed
 
 chaos: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+# Atheris is installed here alone: it has wheels for some Pythons on Linux, and nothing else needs it.
+fuzz: $(VENV)/.installed-dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(INSTALL) atheris
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Stored, dated and with a manifest of its own: the same source gives the same bytes.
 jar:

@@ -20,12 +20,12 @@ class InternalErrors:
         self.last = ""
         """Where the last one came up, and its type."""
 
-    def note(self, where: str) -> None:
-        """Count the exception that is being handled; call it in an ``except`` block."""
-        kind = sys.exc_info()[0]
+    def note(self, where: str, error: BaseException | None = None) -> None:
+        """Count an exception: the one that is being handled, unless another is given."""
+        error = error or sys.exc_info()[1]
         self.count += 1
-        self.last = f"{where}: {kind.__name__}" if kind is not None else where
-        _log.error("cloud.internal_error", extra={"where": where}, exc_info=True)
+        self.last = f"{where}: {type(error).__name__}"
+        _log.error("cloud.internal_error", extra={"where": where}, exc_info=error)
 
     def __str__(self) -> str:
         many = "1 internal error" if self.count == 1 else f"{self.count} internal errors"

@@ -153,10 +153,20 @@ class LocalCloud:
         entra = self._entra = await self._start_entra(context, ca_file) if self._roles else None
         buses = self._make_buses(context, entra)
         batch = BatchServer(
-            account=ACCOUNT, key=batch_key, root=batch_root, latency=self._latency, entra=entra
+            account=ACCOUNT,
+            key=batch_key,
+            root=batch_root,
+            latency=self._latency,
+            entra=entra,
+            errors=self.errors,
         )
         blob = BlobServer(
-            account=ACCOUNT, key=storage_key, root=directory / "blobs", latency=self._latency, entra=entra
+            account=ACCOUNT,
+            key=storage_key,
+            root=directory / "blobs",
+            latency=self._latency,
+            entra=entra,
+            errors=self.errors,
         )
         self._closers += [batch.aclose, *(bus.aclose for bus in buses), blob.aclose]
         starting = (

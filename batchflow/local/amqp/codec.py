@@ -364,18 +364,30 @@ _KNOWN: dict[int, Callable[[bytes, int, int], tuple[Any, int]]] = {
 _DECODERS = tuple(_KNOWN.get(code, _unknown) for code in range(256))
 
 
+def inside(data: bytes, pos: int, short: int) -> tuple[int, int]:
+    """Return the item count of the list or map at ``pos``, and where its items begin.
+
+    ``short`` is the type's code with a size of one byte. Raises :class:`DecodeError` for another type.
+    """
+    end = skip(data, pos)
+    width = {short: 1, short + 0x10: 4}.get(data[pos])
+    if width is None:
+        raise DecodeError("a list or a map was expected, and something else found")
+    start = pos + 1 + 2 * width
+    if start > end:
+        raise DecodeError("a list or map has no room for its count")
+    return int.from_bytes(data[start - width : start], "big"), start
+
+
 def split_list(data: bytes, pos: int = 0) -> tuple[list[bytes], int]:
     """Split the list at ``pos`` into its items, still encoded; return them and the position after it.
 
     So a list can be changed in one place and the rest sent back exactly as it came.
     """
     end = skip(data, pos)
-    code = data[pos]
-    if code == 0x45:
+    if data[pos] == 0x45:
         return [], end
-    if code not in (0xC0, 0xD0):
-        raise DecodeError("a list was expected")
-    count, pos, _ = _compound8(data, pos + 1) if code == 0xC0 else _compound32(data, pos + 1)
+    count, pos = inside(data, pos, 0xC0)
     items = []
     for _ in range(min(count, end - pos)):
         after = skip(data, pos)

@@ -17,6 +17,7 @@ from batchflow.local.amqp.codec import (
     encode,
     encode_described,
     encode_list,
+    inside,
     skip,
     split_list,
 )
@@ -162,13 +163,10 @@ def _read_annotations(data: bytes, pos: int) -> tuple[tuple[bytes, int], int | N
 
 def _pairs(data: bytes, pos: int) -> list[tuple[Any, bytes]]:
     """Return the entries of the map at ``pos``: the key, and key and value still encoded."""
-    code = data[pos]
-    if code == 0x40:
+    if data[pos] == 0x40:
         return []
-    if code not in (0xC1, 0xD1):
-        raise DecodeError("a map was expected")
     end = skip(data, pos)
-    pos += 3 if code == 0xC1 else 9
+    _, pos = inside(data, pos, 0xC1)
     pairs = []
     while pos < end:
         key, after = decode(data, pos)
@@ -181,15 +179,12 @@ def _pairs(data: bytes, pos: int) -> list[tuple[Any, bytes]]:
 
 
 def _read_ids(data: bytes, pos: int) -> tuple[str | None, str | None]:
-    code = data[pos]
-    if code == 0x45:
+    if data[pos] == 0x45:
         return None, None
-    if code not in (0xC0, 0xD0):
-        raise DecodeError("the properties are not a list")
-    count = data[pos + 2] if code == 0xC0 else int.from_bytes(data[pos + 5 : pos + 9], "big")
+    count, pos = inside(data, pos, 0xC0)
     if not count:
         return None, None
-    message_id, pos = decode(data, pos + (3 if code == 0xC0 else 9))
+    message_id, pos = decode(data, pos)
     session_id = None
     if count > _GROUP_ID:
         for _ in range(_GROUP_ID - 1):

@@ -56,6 +56,8 @@ class BatchResponse:
     document: Document | None = None
     headers: dict[str, str] = field(default_factory=dict)
     content: FileSlice | None = None
+    body: bytes = b""
+    """The document as it is sent."""
 
 
 class DataPlane:

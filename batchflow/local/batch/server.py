@@ -7,10 +7,10 @@ sockets, the clock, the tasks and the order in which things end.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import parse_qsl, unquote
@@ -40,7 +40,10 @@ from batchflow.local.batch.nodes.directories import (
 )
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.local.batch.rest.auth import authenticate, authenticate_token
+from batchflow.local.batch.rest.values import parse_body
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
+from batchflow.local.http_server import HttpServer, is_text
+from batchflow.local.internal_errors import InternalErrors
 from batchflow.local.security.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:
@@ -49,8 +52,6 @@ if TYPE_CHECKING:
     from batchflow.local.batch.core.entities import NodeRecord, TaskRun
     from batchflow.local.batch.nodes.files import FileSlice
     from batchflow.local.security.identity_endpoint import Entra
-
-logger = logging.getLogger(__name__)
 
 JSON_TYPE = "application/json;odata=minimalmetadata"
 MAX_BODY = 1 << 20
@@ -69,7 +70,7 @@ class BatchServer:
 
     `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node
     takes `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself.
-    `key` is the account's key in base64.
+    `key` is the account's key in base64. `errors` counts what fails in the server itself.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class BatchServer:
         boot_delay: float = 0.0,
         stop_grace: float = STOP_GRACE,
         entra: Entra | None = None,
+        errors: InternalErrors | None = None,
     ) -> None:
         self.port = 0
         self.url = ""
@@ -93,21 +95,23 @@ class BatchServer:
         self._boot_delay = boot_delay
         self._stop_grace = stop_grace
         self._disks = NodeDirectories(root.resolve())
-        self._state = BatchState(account)
+        self._errors = errors or InternalErrors()
+        self._state = BatchState(account, self._errors.note)
         self._entra = entra
         self._plane = DataPlane(self._state, self._disks, lambda: self.url, self._identity_of)
         self._commands: dict[int, NodeCommand] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._watches: set[asyncio.Task[None]] = set()
         self._alarm: asyncio.TimerHandle | None = None
+        self._server: HttpServer | None = None
         self._runner: web.ServerRunner | None = None
         self._web: NodeDownloads | None = None
         self._closing: asyncio.Task[None] | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Begin to serve; port 0 chooses a free one. Raises OSError when the port cannot be had."""
-        server = web.Server(self._handle, access_log=None)
-        runner = web.ServerRunner(server, shutdown_timeout=SHUTDOWN_TIMEOUT)
+        self._server = HttpServer(self._handle, access_log=None)
+        runner = web.ServerRunner(self._server, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         self._runner = runner
         site = web.TCPSite(runner, host, port, reuse_address=True)
@@ -146,30 +150,44 @@ class BatchServer:
     # HTTP
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        headers = _common_headers(request)
-        try:
-            answer = self._plane.answer(await self._accept(request))
-        except Refused as refused:
-            answer = _refusal(refused)
-        except Exception:
-            logger.exception("batch request failed", extra={"method": request.method, "path": request.path})
-            answer = _refusal(Refused("InternalError"))
+        headers = _common_headers(request) if is_text(request) else {}
+        answer = await self._answer(request)
         self._act()
         if self._latency:
             await asyncio.sleep(self._latency)
         return await self._respond(request, answer, headers)
 
+    async def _answer(self, request: web.BaseRequest) -> BatchResponse:
+        try:
+            answer = self._plane.answer(await self._accept(request))
+            return answer if answer.document is None else replace(answer, body=orjson.dumps(answer.document))
+        except Refused as refused:
+            return _refusal(refused)
+        except (ConnectionError, web.RequestPayloadError):
+            # The client left while it was sending, or sent no body; in the first case nobody reads this.
+            return _refusal(Refused("InvalidRequestBody", Reason="the body is not what the headers say"))
+        except FileNotFoundError as error:
+            # A task took the file away while it was being looked at.
+            return _refusal(Refused("FileNotFound", FilePath=Path(error.filename or "").name))
+        except Exception:
+            self._errors.note(f"a request to Batch: {request.method} {request.path[:100]!r}")
+            return _refusal(Refused("InternalError"))
+
     async def _accept(self, request: web.BaseRequest) -> BatchRequest:
+        if not is_text(request):
+            raise Refused("InvalidHeaderValue", Reason="the request line and the headers must be UTF-8")
+        self._authenticate(request, time.time())
+        if self._server is not None:
+            self._server.known(request)
         body = await _read_body(request)
         now = time.time()
-        self._authenticate(request, now)
         path, _, query = request.raw_path.partition("?")
         return BatchRequest(
             method=request.method,
             names=split_path(unquote(segment) for segment in path.strip("/").split("/")),
             query=dict(parse_qsl(query, keep_blank_values=True)),
             headers=request.headers,
-            body=_parse_body(body),
+            body=parse_body(body),
             now=now,
         )
 
@@ -213,8 +231,8 @@ class BatchServer:
             except FileNotFoundError:
                 answer = _refusal(Refused("FileNotFound", FilePath=answer.content.path.name))
         response = web.Response(status=answer.status, headers=headers | answer.headers)
-        if answer.document is not None:
-            response.body = orjson.dumps(answer.document)
+        if answer.body:
+            response.body = answer.body
             response.headers["Content-Type"] = JSON_TYPE
         return response
 
@@ -236,8 +254,10 @@ class BatchServer:
             self._alarm = loop.call_later(max(0.0, deadline - time.time()), self._tick)
 
     def _tick(self) -> None:
-        self._state.tick(time.time())
-        self._act()
+        try:
+            self._state.tick(time.time())
+        finally:
+            self._act()
 
     def _begin(self, action: Action) -> None:
         match action:
@@ -275,7 +295,7 @@ class BatchServer:
         def ended(task: asyncio.Task[None]) -> None:
             tasks.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("batch node job failed", exc_info=error)
+                self._errors.note("a node of Batch", error)
 
         tasks.add(task)
         task.add_done_callback(ended)
@@ -348,7 +368,7 @@ class BatchServer:
         try:
             return await command.run(self._web, launched)
         except Exception:
-            logger.exception("batch command failed", extra={"run": run})
+            self._errors.note("a command on a node of Batch")
             return Outcome(None, _UNKNOWN)
         finally:
             del self._commands[run]
@@ -367,6 +387,8 @@ def _common_headers(request: web.BaseRequest) -> dict[str, str]:
 
 
 async def _read_body(request: web.BaseRequest) -> bytes:
+    if (request.content_length or 0) > MAX_BODY:
+        raise Refused("RequestBodyTooLarge", MaxLimit=MAX_BODY)
     body = bytearray()
     async for chunk in request.content.iter_chunked(_CHUNK):
         body.extend(chunk)
@@ -375,18 +397,9 @@ async def _read_body(request: web.BaseRequest) -> bytes:
     return bytes(body)
 
 
-def _parse_body(body: bytes) -> Any:
-    if not body:
-        return None
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refused("InvalidRequestBody", Reason=error) from None
-
-
 def _refusal(refused: Refused) -> BatchResponse:
     bare = refused.status == 304
-    return BatchResponse(refused.status, None if bare else refused.body())
+    return BatchResponse(refused.status, body=b"" if bare else orjson.dumps(refused.body()))
 
 
 async def _send_file(

@@ -24,6 +24,8 @@ from batchflow.local.blob.core.index import BlobIndex
 from batchflow.local.blob.core.xml import error_document
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.service import BlobRequest, BlobResponse, BlobService, Rest, find_route
+from batchflow.local.http_server import HttpServer, is_text
+from batchflow.local.internal_errors import InternalErrors
 from batchflow.local.security.identity_endpoint import Entra
 
 _log = logging.getLogger(__name__)
@@ -39,12 +41,22 @@ class BlobServer:
     """One storage account's Blob service over plain HTTP; with `entra` also over TLS, where tokens count.
 
     `key` is base64, as Azure's; content is kept in files under `root`; every answer leaves `latency` seconds
-    late. The server is meant for loopback: it holds its index in memory and starts empty.
+    late. The server is meant for loopback: it holds its index in memory and starts empty. `errors` counts
+    what fails in the server itself.
     """
 
     def __init__(
-        self, *, account: str, key: str, root: Path, latency: float = 0.0, entra: Entra | None = None
+        self,
+        *,
+        account: str,
+        key: str,
+        root: Path,
+        latency: float = 0.0,
+        entra: Entra | None = None,
+        errors: InternalErrors | None = None,
     ) -> None:
+        self._errors = errors or InternalErrors()
+        self._server: HttpServer | None = None
         self._account = account
         self._key = key
         self._latency = latency
@@ -58,8 +70,10 @@ class BlobServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; with port 0 on a free one. Raises OSError when the port is taken."""
-        server = web.Server(self._handle, access_log=None, max_line_size=_MAX_LINE, max_field_size=_MAX_FIELD)
-        runner = web.ServerRunner(server, shutdown_timeout=1.0)
+        self._server = HttpServer(
+            self._handle, access_log=None, max_line_size=_MAX_LINE, max_field_size=_MAX_FIELD
+        )
+        runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
@@ -122,11 +136,15 @@ class BlobServer:
         except OSError as error:
             _log.warning("blob.storage_failed", extra={"error": errno.errorcode.get(error.errno or 0)})
             return _refusal(BlobRefused(BlobErrorCode.INTERNAL_ERROR, error.strerror))
+        except web.RequestPayloadError:
+            return _refusal(BlobRefused(BlobErrorCode.INVALID_INPUT, "The body is not what the headers say."))
         except Exception:
-            _log.exception("blob.request_failed")
+            self._errors.note(f"a request to Blob: {request.method} {request.path[:100]!r}")
             return _refusal(BlobRefused(BlobErrorCode.INTERNAL_ERROR))
 
     async def _perform(self, request: web.BaseRequest) -> BlobResponse:
+        if not is_text(request):
+            raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, "The request must be UTF-8.")
         target, query = http.split_target(request.raw_path)
         original_names = {name.lower(): name for name in request.headers}
         headers = {name: ",".join(request.headers.getall(name)) for name in original_names}
@@ -141,6 +159,8 @@ class BlobServer:
             source_ip=request.remote or "",
         )
         grant = self._authenticator.authenticate(signed, self._index.policy, time.time())
+        if self._server is not None:
+            self._server.known(request)
         if target.account != self._account:
             raise BlobRefused(BlobErrorCode.INVALID_URI, f"The account in the URI must be {self._account!r}.")
         level, route = find_route(request.method, target, query)
@@ -172,8 +192,10 @@ def _refusal(refused: BlobRefused) -> BlobResponse:
 async def _send(request: web.BaseRequest, answer: BlobResponse) -> web.StreamResponse:
     response = web.StreamResponse(status=answer.status, headers=answer.headers)
     response.headers["x-ms-request-id"] = str(uuid4())
-    response.headers["x-ms-version"] = request.headers.get("x-ms-version", _DEFAULT_VERSION)
-    if client_id := request.headers.get("x-ms-client-request-id"):
+    version = request.headers.get("x-ms-version")
+    response.headers["x-ms-version"] = version if version and version.isascii() else _DEFAULT_VERSION
+    client_id = request.headers.get("x-ms-client-request-id")
+    if client_id and is_text(request):
         response.headers["x-ms-client-request-id"] = client_id
     response.content_length = len(answer.body) if answer.size is None else answer.size
     try:

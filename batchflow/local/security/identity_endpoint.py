@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from batchflow.local.http_server import HttpServer, is_text
 from batchflow.local.security.entra import AUDIENCES, Directory, Principal
 from batchflow.support.frozen import frozen
 
@@ -68,12 +69,14 @@ class IdentityEndpoint:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
+        self._server: HttpServer | None = None
         self._runner: web.ServerRunner | None = None
         self._url = ""
 
     async def start(self, host: str, port: int) -> None:
         """Listen; port 0 is any free one."""
-        runner = web.ServerRunner(web.Server(self._handle, access_log=None), shutdown_timeout=1.0)
+        self._server = HttpServer(self._handle, access_log=None)
+        runner = web.ServerRunner(self._server, shutdown_timeout=1.0)
         await runner.setup()
         self._runner = runner
         await web.TCPSite(runner, host, port).start()
@@ -90,11 +93,15 @@ class IdentityEndpoint:
         return {"IDENTITY_ENDPOINT": self._url, "IDENTITY_HEADER": of.secret}
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
+        if not is_text(request):
+            return _refused(400, "the request must be UTF-8")
         asked, query = request.headers.get("X-IDENTITY-HEADER", ""), request.rel_url.query
         found = self._directory.by_secret(asked)
         audience = query.get("resource", "").removesuffix("/.default")
         if request.path != _PATH or found is None:
             return _refused(401, "no principal here has this X-IDENTITY-HEADER")
+        if self._server is not None:
+            self._server.known(request)
         if query.get("client_id", found.client_id) != found.client_id:
             return _refused(400, "no managed identity of that client id is assigned here")
         if audience.rstrip("/") not in AUDIENCES:

@@ -29,7 +29,12 @@ MAX_SKEW: Final = 15 * 60.0
 
 def clock_skew(date: str, now: float) -> float:
     """Return the seconds between a date header and `now`, never negative. Raises ValueError for no date."""
+    return abs(http_time(date) - now)
+
+
+def http_time(date: str) -> float:
+    """Return the seconds since the epoch of a date header. Raises ValueError for what is no date."""
     try:
-        return abs(parsedate_to_datetime(date).timestamp() - now)
-    except OverflowError as error:
-        raise ValueError(f"{date!r} is out of range") from error
+        return parsedate_to_datetime(date).timestamp()
+    except (OverflowError, TypeError, IndexError) as error:
+        raise ValueError(f"{date[:64]!r} is no date") from error

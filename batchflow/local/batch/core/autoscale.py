@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_LENGTH: Final = 8192
 """Characters of a formula."""
 
+MAX_TARGET: Final = 2**31 - 1
+
 _TOKEN = re.compile(r"\s*(?:(?P<number>\d+(?:\.\d+)?)|(?P<name>\$?[A-Za-z_]\w*)|(?P<mark>\S))")
 _COMMENT = re.compile(r"//[^\n]*")
 _BEYOND = frozenset(".?:<>!&|%[]\"'")
@@ -76,8 +78,12 @@ def evaluate(formula: str, current_dedicated: int, current_spot: int) -> Targets
 
 
 def _count(assigned: Mapping[str, float | str], name: str) -> int | None:
-    value = assigned.get(name)
-    return None if value is None else max(0, int(cast("float", value)))
+    value = cast("float | None", assigned.get(name))
+    if value is None:
+        return None
+    if not -MAX_TARGET <= value <= MAX_TARGET:  # nor is what is not a number
+        raise _broken(f"{name} is {value:g}, which is no number of nodes")
+    return max(0, int(value))
 
 
 def _told(value: float | str) -> str:

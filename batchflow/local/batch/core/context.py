@@ -9,13 +9,23 @@ from batchflow.local.batch.core.actions import Action, Stop
 from batchflow.local.batch.core.entities import Versioned
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.local.batch.core.entities import FailureInfo, TaskRun
+
+
+PAUSE = 1.0
+"""Seconds for which all clocks rest after one has failed, so that one that fails always does not spin."""
 
 
 @dataclass(slots=True)
 class AccountContext:
     """One account's pending actions, its runs and its last serial number."""
 
+    on_error: Callable[[str], None] = lambda where: None
+    """Called while an exception is handled that nothing should bring about; says where."""
+    not_before: float = 0.0
+    """When clocks are looked at again, after one of them failed."""
     actions: list[Action] = field(default_factory=list)
     runs: dict[int, TaskRun] = field(default_factory=dict)
     serial: int = 0
@@ -33,6 +43,14 @@ class AccountContext:
     def touch(self, stamp: Versioned, now: float) -> None:
         """Note that a resource was changed."""
         stamp.modified, stamp.version = now, self.next_serial()
+
+    def tick(self, where: str, tick: Callable[[], None], now: float) -> None:
+        """Do what is due in one place. What fails there stops no clock elsewhere."""
+        try:
+            tick()
+        except Exception:
+            self.on_error(f"the clock of {where}")
+            self.not_before = now + PAUSE
 
     def stop(
         self, run: TaskRun, fate: Literal["complete", "requeue"], reason: FailureInfo, *, hard: bool = False

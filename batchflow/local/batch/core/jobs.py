@@ -15,6 +15,7 @@ that ends.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from batchflow.local.batch.core.actions import Discard, RunTask
@@ -71,9 +72,12 @@ class Jobs:
                 run.deadline = None
                 self._context.stop(run, "complete", OUT_OF_TIME)
         for job in list(self.by_id.values()):
-            limit = job.spec.max_seconds
-            if limit is not None and job.state not in _ENDING and job.stamp.created + limit <= now:
-                self._terminate(job, "MaxWallClockTimeExpiry", now)
+            self._context.tick(f"the job {job.spec.id!r}", partial(self._tick, job, now), now)
+
+    def _tick(self, job: JobRecord, now: float) -> None:
+        limit = job.spec.max_seconds
+        if limit is not None and job.state not in _ENDING and job.stamp.created + limit <= now:
+            self._terminate(job, "MaxWallClockTimeExpiry", now)
 
     def active_jobs(self) -> int:
         """Count the jobs that enter the account's quota: all that are not completed."""

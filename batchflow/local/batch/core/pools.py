@@ -13,6 +13,7 @@ Pools   active -> deleting -> (gone, when the last node is). Allocation: steady 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchflow.local.batch.core.autoscale import Targets, evaluate
@@ -76,12 +77,15 @@ class Pools:
     def tick(self, now: float) -> None:
         """Give up the resizes that ran out of time, let nodes come back, evaluate formulas."""
         for pool in list(self.by_id.values()):
-            for node in pool.nodes.values():
-                self._nodes.come_back_when_due(node, now)
-            if pool.resize_deadline is not None and pool.resize_deadline <= now:
-                self._abandon_resize(pool, _TIMED_OUT, now)
-            if (due := _formula_due(pool)) is not None and due <= now:
-                self._scale_again(pool, now)
+            self._context.tick(f"the pool {pool.spec.id!r}", partial(self._tick, pool, now), now)
+
+    def _tick(self, pool: PoolRecord, now: float) -> None:
+        for node in pool.nodes.values():
+            self._nodes.come_back_when_due(node, now)
+        if pool.resize_deadline is not None and pool.resize_deadline <= now:
+            self._abandon_resize(pool, _TIMED_OUT, now)
+        if (due := _formula_due(pool)) is not None and due <= now:
+            self._scale_again(pool, now)
 
     # What users ask of pools
 

@@ -23,14 +23,19 @@ from batchflow.local.batch.core.nodes import Nodes
 from batchflow.local.batch.core.pools import Pools
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.local.batch.core.entities import JobRecord, NodeRecord, Outcome, PoolRecord
 
 
 class BatchState:
-    """Everything that one account holds. Times are seconds since the epoch."""
+    """Everything that one account holds. Times are seconds since the epoch.
 
-    def __init__(self, account: str) -> None:
-        self._context = AccountContext()
+    `on_error` is called while an exception is handled that nothing should bring about; it says where.
+    """
+
+    def __init__(self, account: str, on_error: Callable[[str], None] = lambda where: None) -> None:
+        self._context = AccountContext(on_error)
         self.faults = BatchFaults()
         self.nodes = Nodes(self._context, account, self.faults)
         self.pools = Pools(self._context, self.nodes, self.faults)
@@ -44,7 +49,8 @@ class BatchState:
 
     def next_deadline(self) -> float | None:
         """Return the time at which `tick` is due."""
-        return min(chain(self.pools.deadlines(), self.jobs.deadlines()), default=None)
+        due = min(chain(self.pools.deadlines(), self.jobs.deadlines()), default=None)
+        return None if due is None else max(due, self._context.not_before)
 
     def tick(self, now: float) -> None:
         """Enforce the limits of time that have passed."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "application/octet-stream"
 
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 
 @frozen
@@ -37,7 +37,7 @@ def locate(root: Path, name: str) -> Path:
     """Find a file or directory below `root`. Raises Refused when it is not there, or not below."""
     path = root / name.replace("\\", "/").strip("/")
     inside = os.path.normpath(path).startswith(f"{root}{os.sep}")
-    if not inside or not path.exists():
+    if not inside or not os.path.exists(path):
         raise Refused("FileNotFound", FilePath=name)
     return path
 

@@ -46,7 +46,7 @@ def authenticate(
         raise _failed(f"The account '{name}' is not served here.")
     _check_date(headers, now)
     if not any(
-        hmac.compare_digest(_sign(text, key), signature)
+        hmac.compare_digest(_sign(text, key).encode(), signature.encode())
         for text in strings_to_sign(method, target, headers, account)
     ):
         raise _failed(

@@ -6,11 +6,12 @@ A read whose condition is not met is answered with 304, anything else with 412.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 from batchflow.local.batch.core.errors import Refused
 from batchflow.local.batch.rest.documents import etag
+from batchflow.local.security.sharedkey import http_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +66,6 @@ def _date(header: str | None) -> float | None:
     if header is None:
         return None
     try:
-        return parsedate_to_datetime(header).timestamp()
-    except (ValueError, OverflowError):
+        return http_time(header)
+    except ValueError:
         raise Refused("InvalidHeaderValue", HeaderValue=header) from None

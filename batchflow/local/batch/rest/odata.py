@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     Predicate = Callable[[Document], bool]
 
 MAX_RESULTS = 1000
+MAX_DEPTH = 64
+"""Parentheses and negations of a filter inside one another."""
+
+_MAX_DIGITS = 18
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<datetime>datetime'[^']*')|(?P<text>'(?:[^']|'')*')"
@@ -57,10 +61,7 @@ def parse_filter(text: str, filterable: Mapping[str, frozenset[str]]) -> Predica
 
     `filterable`: the paths that may be compared, each with its operators.
     """
-    try:
-        return _Parser(text, filterable).parse()
-    except RecursionError:
-        raise invalid_query("$filter", text[:100], "The expression is nested too deeply.") from None
+    return _Parser(text, filterable).parse()
 
 
 def select(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def parse_max_results(text: str | None) -> int:
     """Return the size of a page: `maxresults`, 1 to 1000. Raises Refused."""
     if text is None:
         return MAX_RESULTS
-    if not text.isdigit() or not 1 <= int(text) <= MAX_RESULTS:
+    if not _is_number(text) or not 1 <= int(text) <= MAX_RESULTS:
         raise Refused(
             "OutOfRangeQueryParameterValue",
             QueryParameterName="maxresults",
@@ -117,15 +118,21 @@ def paginate(
 def _parse_token(token: str | None) -> int:
     if token is None:
         return -1
-    if not token.isdigit():
+    if not _is_number(token):
         raise invalid_query("$skiptoken", token, "The continuation token is not one that the service gave.")
     return int(token)
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether `int` reads the text, in the digits of ASCII and not endless."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
     position = 0
-    while position < len(text.rstrip()):
+    end = len(text.rstrip())
+    while position < end:
         match = _TOKEN.match(text, position)
         if match is None:
             raise invalid_query("$filter", text, f"Unexpected character at position {position}.")
@@ -143,6 +150,7 @@ class _Parser:
         self._filterable = filterable
         self._tokens = _tokens(text)
         self._position = 0
+        self._depth = 0
 
     def parse(self) -> Predicate:
         predicate = self._alternatives()
@@ -163,6 +171,14 @@ class _Parser:
         return lambda document: all(part(document) for part in parts)
 
     def _term(self) -> Predicate:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise invalid_query("$filter", self._text[:100], "The expression is nested too deeply.")
+        term = self._nested()
+        self._depth -= 1
+        return term
+
+    def _nested(self) -> Predicate:
         if self._accept("not"):
             negated = self._term()
             return lambda document: not negated(document)

@@ -31,6 +31,8 @@ MIN_FORMULA_INTERVAL = 5 * 60.0
 MAX_FORMULA_INTERVAL = 168 * 3600.0
 MAX_TASK_SLOTS = 256
 MAX_TASKS_PER_REQUEST = 100
+MAX_MODE_DIGITS = 5
+"""Of a file's mode, in octal."""
 
 _DEALLOCATIONS = ("requeue", "terminate", "taskcompletion", "retaineddata")
 _POOL_REPEATED = (
@@ -375,12 +377,12 @@ def _resource_file(fields: Fields) -> ResourceFileSpec:
         )
     if url is not None and not path:
         raise Refused("MissingRequiredProperty", PropertyName=fields.name("filePath"))
-    if path.startswith("/") or ".." in path.split("/"):
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise invalid_property(
             fields.name("filePath"), path, "A path within the task's directory is expected."
         )
     mode = fields.text("fileMode", "0770") or "0770"
-    if not (mode.isdigit() and set(mode) <= set("01234567")):
+    if not set(mode) <= set("01234567") or len(mode) > MAX_MODE_DIGITS:
         raise invalid_property(fields.name("fileMode"), mode, "An octal file mode is expected.")
     prefix = fields.text("blobPrefix", "") or ""
     fields.finish()

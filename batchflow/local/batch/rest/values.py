@@ -9,17 +9,24 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from batchflow.local.batch.core.errors import Refused, invalid_property, not_implemented
 from batchflow.local.batch.rest.shapes import SHAPES, check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+MAX_DEPTH = 64
+"""Values of a body inside one another."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DURATION = re.compile(
     r"P(?:(?P<days>\d+(?:\.\d+)?)D)?"
     r"(?:T(?:(?P<hours>\d+(?:\.\d+)?)H)?(?:(?P<minutes>\d+(?:\.\d+)?)M)?(?:(?P<seconds>\d+(?:\.\d+)?)S)?)?"
 )
+_ENVIRONMENTS = ("environmentSettings", "commonEnvironmentSettings")
+_LONGEST = 10_675_200 * 86_400.0
 _SECONDS = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
 
 
@@ -132,7 +139,11 @@ class Fields:
         """Return a list of name and value, as environment settings and metadata are."""
         read: dict[str, str] = {}
         for item in self.each(key):
-            read[item.required_text("name")] = item.text("value", "") or ""
+            name = item.required_text("name")
+            read[name] = item.text("value", "") or ""
+            if key in _ENVIRONMENTS and ("=" in name or "\0" in name + read[name]):
+                reason = "No process has a variable with '=' in its name, or with the character NUL."
+                raise invalid_property(item.name("name"), name, reason)
             item.finish()
         return read
 
@@ -156,12 +167,38 @@ class Fields:
             raise Refused("InvalidRequestBody", PropertyName=self.name(key), Reason=reason)
 
 
+def parse_body(body: bytes) -> Any:
+    """Return the JSON value of a request's body; None for an empty one. Raises Refused."""
+    if not body:
+        return None
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused("InvalidRequestBody", Reason=error) from None
+    if _is_deeper(document, MAX_DEPTH):
+        # It could be read, and not be written again with what is around it.
+        raise Refused("InvalidRequestBody", Reason=f"values are nested more than {MAX_DEPTH} deep")
+    return document
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Tell whether values are inside one another more than so many times."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in inner)
+
+
 def parse_duration(text: str) -> float | None:
-    """Return the seconds of an ISO 8601 duration of days and smaller; None when it is not one."""
+    """Return the seconds of an ISO 8601 duration of days and smaller; None when it is not one.
+
+    The longest that there is takes 10,675,199 days.
+    """
     match = _DURATION.fullmatch(text)
     if match is None or text.endswith(("P", "T")):
         return None
-    return sum(float(match[unit] or 0) * seconds for unit, seconds in _SECONDS.items())
+    duration = sum(float(match[unit] or 0) * seconds for unit, seconds in _SECONDS.items())
+    return duration if duration <= _LONGEST else None
 
 
 def iso_time(seconds: float) -> str:

@@ -7,11 +7,9 @@ this service does not have is refused with 501 (`check_supported`), never ignore
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from typing import overload
 from urllib.parse import unquote
 
@@ -27,14 +25,17 @@ from batchflow.local.blob.core.model import (
     StoredContainer,
 )
 from batchflow.local.blob.core.xml import http_date
+from batchflow.local.security.sharedkey import http_time
 from batchflow.support.frozen import frozen
 
 MAX_METADATA = 8 * 1024
+_MAX_DIGITS = 18
 MAX_MD5_RANGE = 4 * 1024 * 1024
 
 _METADATA_PREFIX = "x-ms-meta-"
 _METADATA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_RANGE = re.compile(r"bytes=(\d+)-(\d*)\Z")
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNSUPPORTED_HEADERS = (
     "x-ms-access-tier",
     "x-ms-content-crc64",
@@ -204,7 +205,7 @@ def parse_md5(headers: Headers, name: str) -> bytes | None:
         return None
     try:
         digest = base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise BlobRefused(BlobErrorCode.INVALID_MD5) from None
     if len(digest) != 16:
         raise BlobRefused(BlobErrorCode.INVALID_MD5)
@@ -216,7 +217,7 @@ def parse_block_id(query: Query) -> str:
     block_id = parameter(query, "blockid")
     try:
         size = len(base64.b64decode(block_id, validate=True))
-    except binascii.Error:
+    except ValueError:
         size = 0
     if not 0 < size <= 64:
         raise BlobRefused(
@@ -229,7 +230,7 @@ def parse_size(headers: Headers, name: str) -> int | None:
     """Read a header that holds a number of bytes."""
     if (value := headers.get(name)) is None:
         return None
-    if not value.isdecimal() or len(value) > 18:
+    if not value.isdecimal() or len(value) > _MAX_DIGITS:
         raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, f"{name} is not a number of bytes.")
     return int(value)
 
@@ -237,7 +238,7 @@ def parse_size(headers: Headers, name: str) -> int | None:
 def parse_list_options(query: Query) -> ListOptions:
     """Read the parameters of a listing."""
     limit = parameter(query, "maxresults")
-    if limit and (not limit.isdecimal() or not 0 < int(limit[:10]) <= MAX_PAGE):
+    if limit and (not limit.isdecimal() or len(limit) > _MAX_DIGITS or not 0 < int(limit) <= MAX_PAGE):
         raise BlobRefused(
             BlobErrorCode.OUT_OF_RANGE_QUERY_PARAMETER_VALUE, f"maxresults goes from 1 to {MAX_PAGE}."
         )
@@ -275,7 +276,7 @@ def _date(headers: Headers, name: str) -> float | None:
     if not (value := headers.get(name)):
         return None
     try:
-        return parsedate_to_datetime(value).timestamp()
+        return http_time(value)
     except ValueError:
         raise BlobRefused(BlobErrorCode.INVALID_HEADER_VALUE, f"{name} is not an HTTP date.") from None
 
@@ -356,6 +357,11 @@ def _metadata_headers(metadata: Metadata) -> dict[str, str]:
 def _overridden(settings: ContentSettings, query: Query) -> ContentSettings:
     if not (parameter(query, "sig") and parameter(query, "sr")):
         return settings
+    for name in ("rsct", "rsce", "rscl", "rscd", "rscc"):
+        if _CONTROL.search(parameter(query, name)):
+            raise BlobRefused(
+                BlobErrorCode.INVALID_QUERY_PARAMETER_VALUE, f"{name} cannot be the value of a header."
+            )
     return replace(
         settings,
         content_type=parameter(query, "rsct") or settings.content_type,

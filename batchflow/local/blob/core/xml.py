@@ -25,6 +25,7 @@ from batchflow.local.blob.core.model import (
     StoredBlob,
     StoredContainer,
 )
+from batchflow.local.xml_reader import NotXml, read_xml
 
 _DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
 # The XML 1.0 "Char" production, turned round.
@@ -129,9 +130,9 @@ def http_date(moment: float) -> str:
 
 def _parse(body: bytes, root: str) -> ElementTree.Element:
     try:
-        document = ElementTree.fromstring(body)
-    except (ElementTree.ParseError, ValueError):
-        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT) from None
+        document = read_xml(body)
+    except NotXml as error:
+        raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, f"The body is not XML: {error}.") from None
     if document.tag != root:
         raise BlobRefused(BlobErrorCode.INVALID_XML_DOCUMENT, f"The document's root must be {root}.")
     return document
