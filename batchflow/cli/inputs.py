@@ -7,7 +7,6 @@ JSON (`3`, `true`, `[1, 2]`), and is text as it stands where it is not.
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import sys
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
+from batchflow.cli import terminal
+from batchflow.cli.tables import SEPARATORS, rows_of, separator_of
 from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
@@ -54,39 +55,35 @@ def from_texts(command: str, texts: Iterable[str], as_text: bool) -> list[Item]:
     return [Item.of(command, text if as_text else value_of(text)) for text in texts]
 
 
-def from_csv(command: str, path: str, as_text: bool, header: bool) -> list[Item]:
+def from_csv(
+    command: str, path: str, as_text: bool, header: bool, separator: str | None = None
+) -> list[Item]:
     """Read a CSV file, one task a row. Raises `ConfigurationError`, naming file and line.
 
     With a header a task's one argument is an object by column names, else its arguments are the cells.
+    `separator`: of the columns; None: the one that the file is seen to have, which is said if it is no comma.
     """
     read = str if as_text else value_of
     items = []
     with _opened(path) as file:
-        names: list[str] | None = None
-        width = 0
-        for line, cells in _rows(path, file):
-            if not width:
-                width = len(cells)
-                if header:
-                    names = _header(path, cells)
-                    continue
-            if len(cells) != width:
-                raise ConfigurationError(
-                    f"{path}:{line}: {counted(len(cells), 'column')}, {width} are expected"
-                )
-            values = [read(cell) for cell in cells]
-            items.append(Item(command, values if names is None else [dict(zip(names, values, strict=True))]))
+        text = file.read()
+    if separator is None:
+        separator = separator_of(path, text)
+        if separator != ",":
+            terminal.note(f"{path}: a {SEPARATORS[separator]} separates its columns (else: --delimiter ,)")
+    names: list[str] | None = None
+    width = 0
+    for line, cells in rows_of(path, text, separator):
+        if not width:
+            width = len(cells)
+            if header:
+                names = _header(path, cells)
+                continue
+        if len(cells) != width:
+            raise ConfigurationError(f"{path}:{line}: {counted(len(cells), 'column')}, {width} are expected")
+        values = [read(cell) for cell in cells]
+        items.append(Item(command, values if names is None else [dict(zip(names, values, strict=True))]))
     return items
-
-
-def _rows(path: str, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, strict=True)
-    try:
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise ConfigurationError(f"{path}:{reader.line_num}: not CSV: {error}") from error
 
 
 def _header(path: str, cells: list[str]) -> list[str]:

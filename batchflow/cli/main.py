@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "run": "run",
     "submit": "run",
     "results": "run",
+    "runs": "runs",
     "cancel": "run",
     "logs": "logs",
     "top": "top",

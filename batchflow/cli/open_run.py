@@ -7,20 +7,21 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Invocation
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
-from batchflow.cli.planning import check_files
+from batchflow.cli.planning import check_files, use_settings_of
 from batchflow.cli.progress import Progress, Silent
 from batchflow.cli.record import RunRecord
 from batchflow.cli.remedies import as_commands
+from batchflow.cli.tables import ResultTable
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.cli.running import Run
+    from batchflow.cli.running import Run, Write
     from batchflow.display.meter import Meter
     from batchflow.pool import Pool
     from batchflow.session import Session
@@ -37,12 +38,6 @@ async def read_results(invocation: Invocation, record: RunRecord, index: int, fo
             await work.run.read_until(index)
         else:
             await work.run.read_what_is_there()
-
-
-def use_settings_of(invocation: Invocation, record: RunRecord) -> None:
-    """Use the configuration file and the profile that the run was begun with, unless others are named."""
-    invocation.config = invocation.config or record.plan.config
-    invocation.profile = invocation.profile or record.plan.profile
 
 
 @frozen
@@ -70,31 +65,45 @@ async def open_run(
     with record.held(), show(meter := record.meter()) as shown:
         async with open_pool(invocation, record) as pool:
             await check_files(pool, record, path)
-            with open_output(record, output) as file:
+            with open_output(record, output) as write:
                 async with _session_of(pool, record) as session:
                     record.begun = True
                     watching = asyncio.create_task(_show_events(session, shown), name="tell events")
                     try:
-                        yield OpenRun(pool, record, Run(session, record, meter, shown, file), meter, shown)
+                        yield OpenRun(pool, record, Run(session, record, meter, shown, write), meter, shown)
                     finally:
                         watching.cancel()
 
 
 @contextlib.contextmanager
-def open_output(record: RunRecord, path: str | None) -> Iterator[IO[str] | None]:
-    """Open the file for the results and write those that the record has; None stands for stdout."""
+def open_output(record: RunRecord, path: str | None) -> Iterator[Write | None]:
+    """Open the file for the results and write those that the record has; None stands for stdout.
+
+    The results are lines of JSON or, in a file whose name ends in `.csv`, rows of a table.
+    """
     if path is None:
         yield None
         return
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "w", encoding="utf-8", errors="backslashreplace"))
+            file = stack.enter_context(
+                open(path, "w", encoding="utf-8", errors="backslashreplace", newline="")
+            )
         except OSError as error:
             raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
         stack.callback(terminal.close, file)
+        encode: Callable[[dict[str, Any]], str] = terminal.encode
+        if path.lower().endswith(".csv"):
+            table = ResultTable(record.items())
+            terminal.write(table.head, file)
+            encode = table.row
+
+        def write(document: dict[str, Any]) -> None:
+            terminal.write(encode(document), file)
+
         for document in record.results():
-            terminal.write(terminal.encode(document), file)
-        yield file
+            write(document)
+        yield write
 
 
 @asynccontextmanager
@@ -109,7 +118,9 @@ async def open_pool(invocation: Invocation, record: RunRecord) -> AsyncIterator[
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         pool = await find_pool(client, plan.pool, configuration)
-        plan.pool = pool.id
+        if plan.pool != pool.id:
+            plan.pool = pool.id
+            record.save()
         yield pool
 
 

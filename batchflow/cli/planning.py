@@ -13,10 +13,12 @@ import click
 from batchflow.cli import terminal
 from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
 from batchflow.cli.local_imports import has_others, with_imports
-from batchflow.cli.record import FileSpec, Plan, RunRecord, named
+from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
+from batchflow.cli.shell_names import job_names, pool_names
 from batchflow.config.loader import nearest
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
+from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,9 @@ class RunOptions:
     csv: str | None = None
     json_lines: str | None = None
     manifest: str | None = None
+    failed_of: str | None = None
     header: bool = True
+    separator: str | None = None
     as_text: bool = False
     pool: str | None = None
     job: str | None = None
@@ -61,12 +65,25 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--csv", type=path, metavar="FILE", help="A row is an input; - is stdin."),
         click.option("--no-header", "header", flag_value=False, default=True, help="The CSV file has none."),
         click.option(
+            "--delimiter",
+            "separator",
+            metavar="CHARACTER",
+            callback=_separator,
+            help="Between the columns of --csv; tab is one. [default: as the file has it]",
+        ),
+        click.option(
             "--jsonl", "json_lines", type=path, metavar="FILE", help="A line is an input; - is stdin."
         ),
         click.option("--manifest", type=path, metavar="FILE", help="A task.json of azure_realtime_batch."),
+        click.option(
+            "--failed-of",
+            metavar="NAME",
+            shell_complete=known_runs,
+            help="Inputs of an earlier run that failed or were cancelled, once more.",
+        ),
         click.option("--text", "as_text", is_flag=True, help="Inputs are text, also where they are JSON."),
-        click.option("--pool", metavar="NAME", help="[default: the only one]"),
-        click.option("--job", metavar="NAME", help="[default: default]"),
+        click.option("--pool", metavar="NAME", shell_complete=pool_names, help="[default: the only one]"),
+        click.option("--job", metavar="NAME", shell_complete=job_names, help="[default: default]"),
         click.option("--session", metavar="NAME", help="The run's name. [default: a new one]"),
         click.option("--file", "files", multiple=True, metavar="PATH", help="What tasks run with; repeat."),
         click.option(
@@ -88,6 +105,65 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _separator(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    value = {"tab": "\t", "\\t": "\t"}.get(value or "", value)
+    if value is not None and (len(value) != 1 or value in '"\r\n'):
+        raise click.BadParameter("one character, or tab, is needed, and it is no quote", context, parameter)
+    return value
+
+
+def use_settings_of(invocation: Invocation, record: RunRecord) -> None:
+    """Use the configuration file and the profile that the run was begun with, unless others are named."""
+    invocation.config = invocation.config or record.plan.config
+    invocation.profile = invocation.profile or record.plan.profile
+
+
+def failed_record(invocation: Invocation, options: RunOptions) -> RunRecord | None:
+    """Record a new run of the inputs that failed or were cancelled in an earlier one; None: there are none.
+
+    What the options leave open is as in the earlier run. Raises `CommandError` when there is no such run.
+    """
+    sources = (options.command, options.texts, options.csv, options.json_lines, options.manifest)
+    if any(sources):
+        raise click.UsageError("--failed-of takes command and inputs of that run; give no others")
+    assert options.failed_of is not None
+    earlier = RunRecord.open(options.failed_of)
+    use_settings_of(invocation, earlier)
+    items, before = earlier.items(), earlier.plan
+    failed = sorted(each["index"] for each in earlier.results() if each["status"] != "succeeded")
+    if left := before.count - earlier.meter().done:
+        terminal.note(f"{left} inputs of run {before.name!r} have no result yet: --resume {before.name}")
+    if not failed:
+        return None
+    given = {
+        name: value
+        for name in ("pool", "job", "timeout", "retries", "memory_limit")
+        if (value := getattr(options, name)) is not None
+    }
+    plan = replace(
+        before,
+        **given,
+        name=_name(options),
+        count=len(failed),
+        local=before.local or options.local,
+        files=[_absolute(each) for each in options.files] or before.files,
+        output=_output(options),
+        stream_output=options.stream_output,
+        started_at=time.time(),
+        accepted=0,
+    )
+    terminal.note(f"{counted(len(failed), 'input')} of {before.count} of run {before.name!r}, once more")
+    return RunRecord.create(plan, [items[index] for index in failed])
+
+
+def _name(options: RunOptions) -> str:
+    return options.session or time.strftime(f"run-%Y%m%d-%H%M%S-{uuid.uuid4().hex[:4]}")
+
+
+def _output(options: RunOptions) -> str | None:
+    return None if options.output in (None, "-") else str(Path(options.output).absolute())
+
+
 def new_record(invocation: Invocation, options: RunOptions, configuration: Configuration) -> RunRecord:
     """Record a new run.
 
@@ -100,7 +176,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
     items, files = _items(options)
     if not items:
         raise ConfigurationError("there are no inputs")
-    name = options.session or time.strftime(f"run-%Y%m%d-%H%M%S-{uuid.uuid4().hex[:4]}")
+    name = _name(options)
     check_name("job name", job.name)
     plan = Plan(
         name,
@@ -112,7 +188,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         config=None if invocation.config is None else str(Path(invocation.config).absolute()),
         profile=invocation.profile,
         files=[_absolute(each) for each in files] or None,
-        output=None if options.output in (None, "-") else str(Path(options.output).absolute()),
+        output=_output(options),
         timeout=options.timeout if options.timeout is not None else job.timeout,
         retries=options.retries if options.retries is not None else job.retries,
         memory_limit=options.memory_limit if options.memory_limit is not None else job.memory_limit,
@@ -153,7 +229,7 @@ def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[FileSp
             )
         files = [_taken_along(local)]
     if options.csv is not None:
-        return from_csv(command, options.csv, options.as_text, options.header), files
+        return from_csv(command, options.csv, options.as_text, options.header, options.separator), files
     if options.json_lines is not None:
         return from_json_lines(command, options.json_lines), files
     return from_texts(command, options.texts or ("[]",), options.as_text), files

@@ -26,6 +26,8 @@ from batchflow.display.meter import Meter
 
 _KEPT: Final = 20
 """Runs that are remembered after their end."""
+_NAMED: Final = 10
+"""Number of inputs that a summary names of each kind."""
 _HINTED: Final = 5
 """Number of runs that the message about an unknown run names."""
 
@@ -158,6 +160,28 @@ class RunRecord:
         draft = self.folder / "run.json.new"
         draft.write_text(json.dumps(asdict(self.plan)), encoding="utf-8")
         os.replace(draft, self.folder / "run.json")
+
+
+def summary(record: RunRecord) -> str:
+    """Return how the run's tasks ended, which of them not well, and what to do about those."""
+    meter = record.meter()
+    lines = [meter.outcome]
+    if left := record.plan.count - meter.done:
+        lines[0] += f", {left} to come"
+    unsuccessful = sorted(
+        (document["status"] != "failed", document["index"], document["status"])
+        for document in record.results()
+        if document["status"] != "succeeded"
+    )
+    for status in dict.fromkeys(status for _, _, status in unsuccessful):
+        indices = [index for _, index, each in unsuccessful if each == status]
+        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        what = "input" if len(indices) == 1 else "inputs"
+        lines.append(f"{status}: {what} {', '.join(map(str, indices[:_NAMED]))}{more}")
+    if unsuccessful:
+        name, first = record.plan.name, unsuccessful[0][1]
+        lines.append(f"why: batchflow logs {first} --run {name}; once more: batchflow run --failed-of {name}")
+    return "\n".join(lines)
 
 
 def exit_code(meter: Meter) -> Exit:

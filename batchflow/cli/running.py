@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import IO, TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
@@ -36,17 +36,22 @@ _LEAVE_TIMEOUT: Final = 5.0
 """Seconds that the broker has, at the end, to accept what was sent."""
 
 
+Write = Callable[[dict[str, Any]], None]
+"""Writes a result, as its document, where it was asked for."""
+
+
 class Run:
     """One process's part of a run."""
 
     def __init__(
-        self, session: Session, record: RunRecord, meter: Meter, progress: Progress, file: IO[str] | None
+        self, session: Session, record: RunRecord, meter: Meter, progress: Progress, write: Write | None
     ) -> None:
+        """`write`: takes each result; None: it goes to stdout."""
         self._session = session
         self._record = record
         self._meter = meter
         self._progress = progress
-        self._file = file
+        self._output = write
         self._items = record.items()
         self._written: set[int] = {document["index"] for document in record.results()}
         self._sent = record.plan.accepted
@@ -182,10 +187,10 @@ class Run:
         self._written.add(index)
         self._meter.ended(document["status"], time.monotonic())
         self._progress.advance()
-        if self._file is None:
+        if self._output is None:
             self._progress.line(terminal.encode(document))
         else:
-            terminal.write(terminal.encode(document), self._file)
+            self._output(document)
 
 
 def document_of(result: Result, index: int, item: Item | None = None) -> dict[str, Any]:

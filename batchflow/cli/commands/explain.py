@@ -11,10 +11,11 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
 from batchflow.cli.remedies import as_commands
+from batchflow.cli.shell_names import pool_names
 
 
 @click.command(cls=Command)
-@click.argument("pool", required=False)
+@click.argument("pool", required=False, shell_complete=pool_names)
 @asynchronous
 async def explain(invocation: Invocation, pool: str | None) -> int:
     """Explain what keeps a POOL from working, and what to do about it."""

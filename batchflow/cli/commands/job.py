@@ -14,6 +14,7 @@ from batchflow.cli.command import Group, Invocation, asynchronous
 from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.cli.shell_names import job_names, pool_names
 from batchflow.errors import ConfigurationError, JobExists
 from batchflow.support.progress_report import counted
 
@@ -29,8 +30,8 @@ def job() -> None:
     """Make, show, close and remove jobs."""
 
 
-_name = click.argument("name")
-_pool = click.option("--pool", metavar="NAME", help="[default: the only one]")
+_name = click.argument("name", shell_complete=job_names)
+_pool = click.option("--pool", metavar="NAME", shell_complete=pool_names, help="[default: the only one]")
 
 
 @asynccontextmanager
@@ -59,7 +60,7 @@ async def create(invocation: Invocation, name: str, pool: str | None) -> int:
 
 
 @job.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=job_names)
 @asynchronous
 async def ensure(invocation: Invocation, name: str | None) -> int:
     """Make the job NAME that the configuration file describes, in its pool, if it is not there.
@@ -148,7 +149,7 @@ async def close(invocation: Invocation, name: str, pool: str | None) -> int:
 
 
 @job.command()
-@click.argument("names", nargs=-1)
+@click.argument("names", nargs=-1, shell_complete=job_names)
 @click.option("--all", "everything", is_flag=True, help="Every job of the pool.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_pool

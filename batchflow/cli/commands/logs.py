@@ -13,6 +13,7 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.record import RunRecord, known_runs, latest
+from batchflow.cli.shell_names import pool_names
 from batchflow.config.loader import nearest
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ _TAIL: Final = 64 * 1024
     shell_complete=known_runs,
     help="The task's run. [default: the latest]",
 )
-@click.option("--pool", metavar="NAME", help="The node's pool. [default: the only one]")
+@click.option(
+    "--pool", metavar="NAME", shell_complete=pool_names, help="The node's pool. [default: the only one]"
+)
 @click.option(
     "--lines",
     "-n",

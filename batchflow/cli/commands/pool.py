@@ -12,6 +12,7 @@ from batchflow.cli.command import Group, Invocation, asynchronous
 from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
+from batchflow.cli.shell_names import pool_names
 from batchflow.errors import ConfigurationError, PoolExists
 from batchflow.support.progress_report import counted
 
@@ -26,15 +27,6 @@ if TYPE_CHECKING:
 @click.group(cls=Group)
 def pool() -> None:
     """Make, show, change and remove pools."""
-
-
-def pool_names(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Complete the names of the pools that the configuration file describes."""
-    try:
-        described = context.ensure_object(Invocation).configuration().pools
-    except ConfigurationError:
-        return []
-    return [name for name in described if name.startswith(incomplete)]
 
 
 _name = click.argument("name", shell_complete=pool_names)

@@ -6,28 +6,33 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
-from batchflow.cli.open_run import OpenRun, open_output, open_pool, open_run, use_settings_of
-from batchflow.cli.planning import RunOptions, new_record, run_options
+from batchflow.cli.open_run import OpenRun, open_output, open_pool, open_run
+from batchflow.cli.planning import RunOptions, failed_record, new_record, run_options, use_settings_of
 from batchflow.cli.progress import progress
-from batchflow.cli.record import RunRecord, exit_code, known_runs, latest
+from batchflow.cli.record import RunRecord, exit_code, known_runs, latest, summary
 from batchflow.errors import BatchflowError
 from batchflow.support.progress_report import counted
 
-if TYPE_CHECKING:
-    from batchflow.display.meter import Meter
+_output = click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Lines of JSON; NAME.csv: a table. [default: stdout]",
+)
 
 
 @click.command(cls=Command)
 @run_options
 @click.option("--resume", metavar="NAME", shell_complete=known_runs, help="Go on with an earlier run.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="[default: stdout]")
+@_output
 @click.option("--local", is_flag=True, help="On a local cloud of its own, which ends with the command.")
 @click.option(
     "--nodes", type=click.IntRange(min=1), metavar="N", default=2, help="With --local. [default: 2]"
@@ -47,10 +52,9 @@ async def run(
     options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
     if resume is not None:
         return await _resume(invocation, resume, options, quiet)
-    configuration = invocation.configuration()
-    return await _carry_out(
-        invocation, new_record(invocation, options, configuration), options.command, quiet
-    )
+    if (record := _planned(invocation, options)) is None:
+        return Exit.OK
+    return await _carry_out(invocation, record, options.command, quiet)
 
 
 @click.command(cls=Command)
@@ -62,7 +66,8 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **given: Any) ->
     Returns when the pool has all of them, and prints the run's name.
     """
     options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
-    record = new_record(invocation, options, invocation.configuration())
+    if (record := _planned(invocation, options)) is None:
+        return Exit.OK
     quiet = partial(progress, quiet=True)
     with _remembered(record):
         async with open_run(invocation, record, quiet, path=options.command) as work:
@@ -81,22 +86,25 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **given: Any) ->
 @click.command(cls=Command)
 @click.argument("name", required=False, shell_complete=known_runs)
 @click.option("--follow", "-f", is_flag=True, help="Return when each input has its result.")
+@_output
 @asynchronous
-async def results(invocation: Invocation, name: str | None, follow: bool) -> int:
+async def results(invocation: Invocation, name: str | None, follow: bool, output: str | None) -> int:
     """Print the results of the run NAME, the latest one by default, that have come until now.
 
     Those that were printed before come first. Exit code 1 when a task failed.
     """
     record = RunRecord.open(name or latest())
-    for document in record.results():
-        terminal.write_json(document)
-    meter = record.meter()
-    if not meter.complete:
+    if output is None:
+        for document in record.results():
+            terminal.write_json(document)
+    if record.meter().complete or record.plan.local:  # no other than --resume makes more of a local one
+        with open_output(record, output):
+            pass
+    else:
         use_settings_of(invocation, record)
-        meter = await _read_more(invocation, record, follow)
-    left = record.plan.count - meter.done
-    terminal.note(f"{meter.outcome}, {left} to come" if left else meter.outcome)
-    return exit_code(meter)
+        await _read_more(invocation, record, follow, output)
+    terminal.note(summary(record))
+    return exit_code(record.meter())
 
 
 @click.command(cls=Command)
@@ -124,27 +132,36 @@ async def cancel(invocation: Invocation, name: str) -> int:
     return Exit.OK
 
 
-async def _read_more(invocation: Invocation, record: RunRecord, follow: bool) -> Meter:
-    if record.plan.local:
-        return record.meter()  # its cloud has ended: only --resume makes more
+def _planned(invocation: Invocation, options: RunOptions) -> RunRecord | None:
+    """Record the run that the options describe; None when nothing is left to run."""
+    if options.failed_of is None:
+        return new_record(invocation, options, invocation.configuration())
+    record = failed_record(invocation, options)
+    if record is None:
+        terminal.note(f"no input of run {options.failed_of!r} failed or was cancelled")
+    return record
+
+
+async def _read_more(invocation: Invocation, record: RunRecord, follow: bool, output: str | None) -> None:
     with _remembered(record):
-        async with open_run(invocation, record, partial(progress, quiet=not follow)) as work:
+        shown = partial(progress, quiet=not follow)
+        async with open_run(invocation, record, shown, output=output) as work:
             if follow:
                 await work.run.complete()
             else:
                 await work.run.read_what_is_there()
-            return work.meter
 
 
 async def _resume(invocation: Invocation, name: str, options: RunOptions, quiet: bool) -> int:
-    if options.command or options.texts or options.csv or options.json_lines or options.manifest:
+    inputs = (options.texts, options.csv, options.json_lines, options.manifest, options.failed_of)
+    if options.command or any(inputs):
         raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
     record = RunRecord.open(name)
     plan = record.plan
     plan.output = options.output or plan.output
     if (meter := record.meter()).complete:
         with open_output(record, plan.output):
-            terminal.note(f"{meter.outcome}; all of them: batchflow results {name}")
+            terminal.note(f"{summary(record)}\nall of them: batchflow results {name}")
         return exit_code(meter)
     if plan.local:
         plan.accepted = 0  # the cloud that had them has ended
@@ -168,7 +185,7 @@ def _remembered(record: RunRecord) -> Iterator[None]:
         if not record.begun:
             record.forget()
         elif isinstance(error, asyncio.CancelledError | BatchflowError):
-            terminal.note(f"to go on with it: batchflow run --resume {record.plan.name}")
+            terminal.note(_ways_on(record))
         raise
 
 
@@ -177,7 +194,7 @@ async def _until_done(invocation: Invocation, work: OpenRun) -> int:
 
     scope = anyio.CancelScope()
     name = work.record.plan.name
-    invocation.interrupts.farewell = f"to go on with it: batchflow run --resume {name}"
+    invocation.interrupts.farewell = _ways_on(work.record)
 
     def interrupted() -> None:
         work.shown.note("interrupted: leaving in order; Ctrl-C again leaves at once")
@@ -186,7 +203,7 @@ async def _until_done(invocation: Invocation, work: OpenRun) -> int:
     try:
         with invocation.interrupts.answered_by(interrupted), scope:
             await work.run.complete()
-            work.shown.note(work.meter.outcome)
+            work.shown.note(summary(work.record))
             return exit_code(work.meter)
     except (StdoutClosed, CommandError):
         work.shown.note(f"{await _leave(work)}. All that has come: batchflow results {name}")
@@ -195,8 +212,15 @@ async def _until_done(invocation: Invocation, work: OpenRun) -> int:
         raise
     if work.record.plan.local:
         await _drain(work)
-    work.shown.note(f"{await _leave(work)}. To go on with it: batchflow run --resume {name}")
+    work.shown.note(f"{await _leave(work)}; {_ways_on(work.record)}")
     return invocation.interrupts.exit_code
+
+
+def _ways_on(record: RunRecord) -> str:
+    """Return what can be done about a run that was left."""
+    name = record.plan.name
+    way = f"to go on with it: batchflow run --resume {name}"
+    return way if record.plan.local else f"{way}; to end what it has in the pool: batchflow cancel {name}"
 
 
 async def _drain(work: OpenRun) -> None:

@@ -15,6 +15,7 @@ from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
+from batchflow.cli.shell_names import pool_names
 from batchflow.printable import printable
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("pool", required=False)
+@click.argument("pool", required=False, shell_complete=pool_names)
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),

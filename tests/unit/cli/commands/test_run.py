@@ -112,6 +112,40 @@ def test_results_into_a_file(cli: Cli) -> None:
     assert [row["value"] for row in parsed((cli.folder / "out.jsonl").read_text())] == [25, 36]
 
 
+def test_inputs_that_failed_are_named_and_run_again(cli: Cli) -> None:
+    """`runs` lists both runs; the results are a table, now and later."""
+    cli.write("in.csv", "path;number\nhere;1\n/;x\n/;2\n")
+    failing = "def do_action(engine, args):\n    return 1 // (args[0]['number'] - 1)\n"
+    cli.write("divide.py", failing)
+    ended = cli("run", "divide.py", "--csv", "in.csv", "--session", "first", "-o", "first.csv")
+    assert ended.returncode == 1
+    assert "in.csv: a semicolon separates its columns" in ended.stderr
+    assert "1 succeeded, 2 failed\nfailed: inputs 0, 1\nwhy: batchflow logs 0 --run first; " in ended.stderr
+    assert "once more: batchflow run --failed-of first\n" in ended.stderr
+    head, *rows = (cli.folder / "first.csv").read_text().splitlines()
+    assert head.startswith("index,command,path,number,status,value,error")
+    assert sorted(rows)[2].startswith("2,divide.py,/,2,succeeded,1,")
+    cli.write("divide.py", failing.replace("[0]['number'] - 1)", "[0] is None or 1)"))
+    again = cli("run", "--failed-of", "first", "--session", "second")
+    assert again.returncode == 0, again.stderr
+    assert "2 inputs of 3 of run 'first', once more" in again.stderr
+    assert [row["arguments"][0]["number"] for row in parsed(again.stdout)] == [1, "x"]
+    nothing = cli("run", "--failed-of", "second")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    second, first = json.loads(cli("runs", "--json").stdout)
+    assert (second["run"], second["pool"], second["succeeded"], second["to_come"]) == ("second", "demo", 2, 0)
+    assert (first["run"], first["failed"], first["commands"]) == ("first", 2, ["divide.py"])
+    assert cli("results", "first", "--output", "again.csv").stdout == ""
+    assert (cli.folder / "again.csv").read_text() == (cli.folder / "first.csv").read_text()
+
+
+def test_names_of_pools_and_jobs_are_completed(cli: Cli) -> None:
+    """As the services have them."""
+    for words, completed in (("run --pool d", "plain,demo\n"), ("job show def", "plain,default\n")):
+        line = {"COMP_WORDS": f"batchflow {words}", "COMP_CWORD": str(len(words.split()))}
+        assert cli(env={"_BATCHFLOW_COMPLETE": "bash_complete", **line}).stdout == completed
+
+
 def test_a_run_that_is_described_in_the_file(cli: Cli) -> None:
     """`--job NAME` takes command, files and limits from `[jobs.NAME]`."""
     cli.write("tasks/word.py", "def do_action(engine, args):\n    return 'described'\n")
