@@ -157,9 +157,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class JobCounts:
-    """The numbers of a job's tasks by state, as its open sessions and the agents report them.
+    """The numbers of a job's tasks by state, as its sessions and the agents report them.
 
-    Tasks of a closed session are known only while they run.
+    How the tasks of a closed session ended is kept for 14 days. Those that it left waiting are known only
+    while they run.
     """
 
     sessions: int = 0

@@ -275,6 +275,7 @@ class Agent:
             running=running,
             completed=self._scheduler.completed,
             failed=self._outgoing.failed,
+            cancelled=self._outgoing.cancelled,
             versions=self._versions,
             load=heartbeat.load(),
             memory_available=heartbeat.memory_available(),

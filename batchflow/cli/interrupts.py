@@ -63,5 +63,5 @@ def leave(code: int, farewell: str) -> None:
     """End the process at once. Child processes see their lifeline end."""
     if terminal.is_live(sys.stderr):
         sys.stderr.write(f"{_SHOW_CURSOR}\n")
-    terminal.note("; ".join(part for part in ("batchflow: left at once", farewell) if part))
+    terminal.note("\n".join(part for part in ("batchflow: left at once", farewell) if part))
     os._exit(code)

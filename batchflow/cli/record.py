@@ -180,7 +180,8 @@ def summary(record: RunRecord) -> str:
         lines.append(f"{status}: {what} {', '.join(map(str, indices[:_NAMED]))}{more}")
     if unsuccessful:
         name, first = record.plan.name, unsuccessful[0][1]
-        lines.append(f"why: batchflow logs {first} --run {name}; once more: batchflow run --failed-of {name}")
+        lines.append(f"why: batchflow logs {first} --run {name}")
+        lines.append(f"once more: batchflow run --failed-of {name}")
     return "\n".join(lines)
 
 

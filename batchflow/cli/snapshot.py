@@ -40,8 +40,13 @@ class Snapshot:
 
     @property
     def failed(self) -> int:
-        """Of these, those that did not succeed."""
-        return sum(beat.failed for beat in self.beats)
+        """Of these, those that failed."""
+        return sum(beat.failed - beat.cancelled for beat in self.beats)
+
+    @property
+    def cancelled(self) -> int:
+        """Of these, those that were cancelled."""
+        return sum(beat.cancelled for beat in self.beats)
 
     @property
     def problems(self) -> list[str]:
@@ -59,6 +64,7 @@ class Snapshot:
             "dead": self.dead,
             "completed": self.completed,
             "failed": self.failed,
+            "cancelled": self.cancelled,
             "troubles": self.problems,
         }
 

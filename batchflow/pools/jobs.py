@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
@@ -116,6 +117,7 @@ class PoolJobs:
             await self._drop_messages(wire.mailbox_id(name, client))
         for container, prefix in (
             (runtime.ctl, f"sessions/{name}/"),
+            (runtime.ctl, layout.ended_prefix(name)),
             (runtime.ctl, f"args/{name}/"),
             (runtime.out, f"results/{name}/"),
             (runtime.out, f"outputs/{name}/"),
@@ -152,9 +154,18 @@ class PoolJobs:
             for session in self._runtime.sessions.of_job(self._runtime.pool_id, name)
         }
         reported: list[Mapping[str, int]] = list(here.values())
-        reported += [counts async for client, counts in self._reported(name) if client not in here]
+        ended = await self._ended(name)
+        async for client, presence, lives in self._presences(name):
+            if client in here or presence.nonce in ended:
+                continue
+            if lives:
+                reported.append(presence.counts)
+            else:
+                ended[presence.nonce] = presence.counts  # what it told last
         running = sum(task.job == name for beat in beats for task in beat.running)
-        total: Counter[str] = sum((Counter(each) for each in reported), Counter())
+        total: Counter[str] = sum(map(Counter, reported), Counter())
+        for counts in ended.values():
+            total.update({state: counts.get(state, 0) for state in layout.ENDED})
         return JobCounts(
             sessions=len(reported),
             waiting=max(0, total["sending"] + total["queued"] - running),
@@ -164,13 +175,22 @@ class PoolJobs:
             cancelled=total["cancelled"],
         )
 
-    async def _reported(self, name: str) -> AsyncIterator[tuple[str, Mapping[str, int]]]:
-        """Return the client and the counts of each session whose presence document is fresh."""
+    async def _ended(self, name: str) -> dict[str, Mapping[str, int]]:
+        """Return how the tasks of the job's closed sessions ended, by the session's incarnation."""
+        found: dict[str, Mapping[str, int]] = {}
+        async for info in self._runtime.ctl.list(layout.ended_prefix(name)):
+            with suppress(ValueError):  # written by a later version
+                incarnation, counts = layout.read_ended(info.name)
+                found[incarnation] = dict(zip(layout.ENDED, counts, strict=True))
+        return found
+
+    async def _presences(self, name: str) -> AsyncIterator[tuple[str, Presence, bool]]:
+        """Return the presence documents of the job's sessions by client, and whether each is fresh."""
         prefix, ctl = f"sessions/{name}/", self._runtime.ctl
         async for info in ctl.list(prefix):
             try:
                 presence = Presence.decode((await ctl.get(info.name)).data)
             except (BlobNotFound, ProtocolError):
                 continue
-            if info.age < gone_after(presence.interval):
-                yield info.name.removeprefix(prefix).removesuffix(".json"), presence.counts
+            client = info.name.removeprefix(prefix).removesuffix(".json")
+            yield client, presence, info.age < gone_after(presence.interval)

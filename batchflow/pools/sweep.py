@@ -146,6 +146,7 @@ async def _sweep_pool(
         for container, prefix, age in (
             (ctl, "args/", _PAYLOAD_AGE),
             (ctl, "cancel/", _PAYLOAD_AGE),
+            (ctl, "ended/", _PAYLOAD_AGE),
             (out, "results/", _PAYLOAD_AGE),
             (out, "agents/", _AGENT_AGE),
             (out, layout.LOGS, _PAYLOAD_AGE),

@@ -265,6 +265,8 @@ class Heartbeat(Document):
     """The problem that keeps it from working, in words; None without one."""
     failed: int = 0
     """Number of the completed tasks that did not succeed."""
+    cancelled: int = 0
+    """Number of these that were cancelled."""
 
 
 @frozen

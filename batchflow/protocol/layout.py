@@ -6,6 +6,7 @@ Where they lie:
   `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
+  `ended/<job>/<client>/<incarnation>-<succeeded>-<failed>-<cancelled>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
@@ -28,6 +29,8 @@ T = TypeVar("T")
 INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
 
+ENDED: Final = ("succeeded", "failed", "cancelled")
+"""The states of a task that has ended, as `ended_blob` counts them."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _OURS: Final = re.compile(r"bf(-[a-z0-9-]{1,32})?-[0-9a-f]{8}-(ctl|out|(tasks|results)[0-9]*)")
 _POOL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -71,6 +74,27 @@ def job_blob(job: str) -> str:
 
 def session_blob(job: str, client: str) -> str:
     return f"sessions/{job}/{client}.json"
+
+
+def ended_prefix(job: str) -> str:
+    """Return the prefix of the blobs that tell of a job's closed sessions."""
+    return f"ended/{job}/"
+
+
+def ended_blob(job: str, client: str, incarnation: str, counts: Sequence[int]) -> str:
+    """Return the blob that tells how a closed session's tasks ended: succeeded, failed, cancelled.
+
+    Its name says all, so that one listing reads those of many sessions.
+    """
+    return f"{ended_prefix(job)}{client}/{'-'.join([incarnation, *map(str, counts)])}"
+
+
+def read_ended(blob: str) -> tuple[str, list[int]]:
+    """Return the incarnation and the counts of a closed session. Raises ValueError for another name."""
+    incarnation, *counts = blob.rpartition("/")[2].split("-")
+    if len(counts) != len(ENDED):
+        raise ValueError(f"{blob!r} does not name a closed session")
+    return incarnation, [int(count) for count in counts]
 
 
 def cancellation_blob(job: str, client: str) -> str:

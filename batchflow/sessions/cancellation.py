@@ -93,6 +93,7 @@ class Cancellations:
         while True:
             await asyncio.sleep(self._context.settings.presence_interval)
             if await self._deleted():
+                self._context.lifetime.job_deleted = True
                 raise JobNotFound(f"job {self._context.job_name!r} was deleted")
 
     async def _deleted(self) -> bool:

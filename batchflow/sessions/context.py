@@ -37,6 +37,8 @@ class Lifetime:
         """Why the session closes: the text of `SessionClosed`."""
         self.ended = False
         """Whether no outcome comes any more."""
+        self.job_deleted = False
+        """Whether another client deleted the job: nothing of it is to remain."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that opened the session."""
 

@@ -94,5 +94,13 @@ class PresenceKeeper:
             logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:
-        """Remove the document."""
-        await self._context.delete_blob(self._ctl, self._blob)
+        """Replace the document by what remains: how the session's tasks ended."""
+        context, counts = self._context, self._context.tracker.counts
+        if counts.done and not context.lifetime.job_deleted:
+            ended = (counts.succeeded, counts.failed, counts.cancelled)
+            blob = layout.ended_blob(context.job_name, context.name, context.incarnation, ended)
+            try:
+                await self._ctl.put(blob, b"")
+            except StorageError as error:
+                logger.warning("counts_not_written", extra={"blob": blob, "error": str(error)})
+        await context.delete_blob(self._ctl, self._blob)

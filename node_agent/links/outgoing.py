@@ -46,6 +46,8 @@ class OutgoingResults:
         called when a link is open."""
         self.failed = 0
         """Results that are no success."""
+        self.cancelled = 0
+        """Of these, those of cancelled tasks."""
         self._host = host
         self._feed = feed
         self._item = item
@@ -89,6 +91,7 @@ class OutgoingResults:
             status = outcome.status
             encoded = results.encode_outcome(item, outcome, self._host)
         self.failed += status is not Status.SUCCEEDED
+        self.cancelled += status is Status.CANCELLED
         mailbox = item.mailbox
         self._sender_for(mailbox).put(task, mailbox, encoded)
 

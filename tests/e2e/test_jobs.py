@@ -127,7 +127,12 @@ async def test_jobs_are_listed_with_their_counts(own: Pool, client: Client) -> N
             await task.cancel()
         await eventually_equal(jobs["busy"].counts, JobCounts(sessions=1, succeeded=1, cancelled=3))
         assert (await jobs["busy"].counts()).done == 4
-    await eventually_equal(jobs["busy"].counts, JobCounts())
+    await eventually_equal(jobs["busy"].counts, JobCounts(succeeded=1, cancelled=3))
+    async with own.session("worker", job="busy") as session:
+        await session.run("echo.py")
+        assert await jobs["busy"].counts() == JobCounts(sessions=1, succeeded=2, cancelled=3)
+    assert await jobs["busy"].counts() == JobCounts(succeeded=2, cancelled=3)
+    assert await jobs["calm"].counts() == JobCounts()
 
 
 async def test_deleting_a_job_leaves_nothing_of_it(own: Pool) -> None:

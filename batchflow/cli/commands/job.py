@@ -91,7 +91,7 @@ async def _ensure(invocation: Invocation, pool: Pool, name: str) -> None:
 @_pool
 @asynchronous
 async def list_(invocation: Invocation, pool: str | None) -> int:
-    """List the jobs of a pool, closed ones too, with the tasks of their open sessions."""
+    """List the jobs of a pool, closed ones too, with how many of their tasks wait, run and are done."""
     from batchflow.pools.jobs import PoolJobs
 
     async with _pool_of(invocation, pool) as found:
@@ -116,7 +116,10 @@ async def list_(invocation: Invocation, pool: str | None) -> int:
 @_pool
 @asynchronous
 async def show(invocation: Invocation, name: str, pool: str | None) -> int:
-    """Show the job NAME, its sessions, and the tasks of those that are open."""
+    """Show the job NAME, its open sessions, and how many of its tasks wait, run and are done.
+
+    Tasks of sessions that were closed count for 14 days.
+    """
     async with _pool_of(invocation, pool, name) as found:
         shown = await found.job(name)
         counts = await shown.counts()
@@ -129,7 +132,7 @@ async def show(invocation: Invocation, name: str, pool: str | None) -> int:
         return Exit.OK
     terminal.write(f"job {name} of pool {row['pool']}: {row['state']}, made at {row['created_at']}")
     states = ", ".join(f"{number} {state}" for state, number in row["counts"].items() if state != "sessions")
-    terminal.write(f"{counted(counts.sessions, 'open session')}, whose tasks are: {states}")
+    terminal.write(f"{counted(counts.sessions, 'open session')}; tasks: {states}")
     for session in sessions:
         terminal.write(f"session {session}")
     return Exit.OK

@@ -212,7 +212,7 @@ async def _until_done(invocation: Invocation, work: OpenRun) -> int:
         raise
     if work.record.plan.local:
         await _drain(work)
-    work.shown.note(f"{await _leave(work)}; {_ways_on(work.record)}")
+    work.shown.note(f"{await _leave(work)}\n{_ways_on(work.record)}")
     return invocation.interrupts.exit_code
 
 
@@ -220,7 +220,7 @@ def _ways_on(record: RunRecord) -> str:
     """Return what can be done about a run that was left."""
     name = record.plan.name
     way = f"to go on with it: batchflow run --resume {name}"
-    return way if record.plan.local else f"{way}; to end what it has in the pool: batchflow cancel {name}"
+    return way if record.plan.local else f"{way}\nto end its tasks: batchflow cancel {name}"
 
 
 async def _drain(work: OpenRun) -> None:

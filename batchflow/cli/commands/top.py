@@ -96,7 +96,8 @@ def _line(seen: Snapshot, rate: float | None) -> str:
     problems = f", {len(seen.problems)} nodes in trouble" if seen.problems else ""
     return (
         f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
-        f"{seen.completed} done{speed}, {seen.failed} failed, {seen.dead} dead{problems}"
+        f"{seen.completed} done{speed}, {seen.failed} failed, "
+        f"{seen.cancelled} cancelled, {seen.dead} dead{problems}"
     )
 
 
@@ -118,20 +119,21 @@ def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
     table.add_column("NODE", no_wrap=True, overflow="ellipsis")
     for head in ("STATE", "AGENT"):
         table.add_column(head, no_wrap=True)
-    for head in ("BUSY", "DONE", "FAILED", "LOAD"):
+    for head in ("BUSY", "DONE", "FAILED", "CANCELLED", "LOAD"):
         table.add_column(head, justify="right", no_wrap=True)
     beats = {beat.node: beat for beat in seen.beats}
     for node in seen.nodes:
         beat = beats.get(node.id)
         load = "-" if beat is None or beat.load is None else f"{beat.load:.1f}"
-        done, failed = ("-", "-") if beat is None else (str(beat.completed), str(beat.failed))
+        ended = ("-", "-", "-")
+        if beat is not None:
+            ended = (str(beat.completed), str(beat.failed - beat.cancelled), str(beat.cancelled))
         cells = (
             node.host or node.id,
             node.state,
             node.agent or "-",
             f"{node.running}/{node.slots}",
-            done,
-            failed,
+            *ended,
             load,
         )
         table.add_row(*(Text(printable(cell)) for cell in cells))

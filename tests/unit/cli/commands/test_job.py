@@ -36,10 +36,12 @@ def test_jobs_are_listed_with_their_counts(cli: Cli) -> None:
     heads, *rows = [line.split() for line in cli("job", "list", "--pool", "demo").stdout.splitlines()]
     assert heads[:5] == ["JOB", "STATE", "SESSIONS", "WAITING", "RUNNING"]
     assert ["counted", "open", "1"] in [cells[:3] for cells in rows]
-    assert "1 open session, whose tasks are: " in cli("job", "show", "--pool", "demo", "counted").stdout
+    assert "1 open session; tasks: " in cli("job", "show", "--pool", "demo", "counted").stdout
     (cli.folder / "gate" / "open").touch()
     running.communicate(timeout=PATIENCE)
     assert running.returncode == 0
+    said = cli("job", "show", "--pool", "demo", "counted").stdout
+    assert "0 open sessions; tasks: 0 waiting, 0 running, 3 succeeded, 0 failed, 0 cancelled" in said
 
 
 def test_jobs_that_a_file_describes(cli: Cli) -> None:

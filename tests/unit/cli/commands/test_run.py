@@ -120,7 +120,7 @@ def test_inputs_that_failed_are_named_and_run_again(cli: Cli) -> None:
     ended = cli("run", "divide.py", "--csv", "in.csv", "--session", "first", "-o", "first.csv")
     assert ended.returncode == 1
     assert "in.csv: a semicolon separates its columns" in ended.stderr
-    assert "1 succeeded, 2 failed\nfailed: inputs 0, 1\nwhy: batchflow logs 0 --run first; " in ended.stderr
+    assert "1 succeeded, 2 failed\nfailed: inputs 0, 1\nwhy: batchflow logs 0 --run first\n" in ended.stderr
     assert "once more: batchflow run --failed-of first\n" in ended.stderr
     head, *rows = (cli.folder / "first.csv").read_text().splitlines()
     assert head.startswith("index,command,path,number,status,value,error")
