@@ -299,9 +299,11 @@ class Cancellation(Document):
     intervals: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     """Intervals by incarnation of the session."""
     everything: bool = False
-    """Whether the job was deleted."""
+    """Whether all tasks of the client are cancelled: the job was deleted, unless `job_stays`."""
     spared: tuple[str, ...] = ()
     """Incarnations of sessions of a later job of the same name."""
+    job_stays: bool = False
+    """Whether `everything` cancels the tasks alone."""
 
     @property
     def cancels_anything(self) -> bool:

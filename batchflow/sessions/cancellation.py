@@ -104,7 +104,9 @@ class Cancellations:
         except (StorageError, ProtocolError) as error:
             logger.info("cancellations_not_read", extra={"blob": self._blob, "error": str(error)})
             return False
-        return found is not None and found.everything and self._context.incarnation not in found.spared
+        if found is None or found.job_stays:
+            return False
+        return found.everything and self._context.incarnation not in found.spared
 
     async def cancel(self, entries: list[Entry]) -> None:
         """Return when every agent can see the cancellation. Raises `StorageError` when writing it fails."""

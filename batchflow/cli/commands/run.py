@@ -125,7 +125,7 @@ async def cancel(invocation: Invocation, name: str) -> int:
         raise CommandError(f"run {name!r} has a local cloud of its own: Ctrl-C ends it there", Exit.USAGE)
     use_settings_of(invocation, record)
     async with open_pool(invocation, record) as pool:
-        document = Cancellation(everything=True).encode()
+        document = Cancellation(everything=True, job_stays=True).encode()
         await pool.runtime.ctl.put(cancellation_blob(plan.job, plan.name), document)
     text = f"the tasks of run {name!r} are cancelled; see them: batchflow run --resume {name}"
     invocation.report(text, run=name, pool=pool.id, job=plan.job, state="cancelled")
