@@ -6,7 +6,8 @@ folder of hard links with the bundle's names.
 Rules:
 
 - Content is checked against its SHA-256 when it is fetched, and when it is found on disk after a restart.
-  Later a look at size and stamp (`system.file_stamps`) is enough; what does not pass is fetched again.
+  Later a look at the stamp (`system.file_stamps`) is enough; what does not pass is fetched again. A task may
+  put a stamp back, so what tasks run with is a copy that is checked against the hash (`workspace`).
 - One fetch for a bundle at a time, shared by all callers. It continues until the last of them is cancelled.
 - Least recently used bundles go when the contents are above the limit, never one that is in use: only what
   is in use may go above the limit.
@@ -15,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 from contextlib import asynccontextmanager
@@ -50,6 +50,7 @@ class _Held:
     users: int = 0
     looked_at: float = 0.0
     """Time of the last use, by the monotonic clock."""
+    is_trusted: bool = True
 
 
 @dataclass(slots=True)
@@ -104,6 +105,12 @@ class BundleCache:
             self._lists[bundle_hash] = known
         return known
 
+    def distrust(self, bundle_hash: str) -> None:
+        """Check the contents of a bundle again at its next use, because one was found to be changed."""
+        if (held := self._held.get(bundle_hash)) is not None:
+            self._verified -= _contents([held.bundle]).keys()
+            held.is_trusted = False
+
     @asynccontextmanager
     async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
         """Return the bundle and the folder of its files, which is kept as long as the block lasts.
@@ -129,6 +136,8 @@ class BundleCache:
         return held
 
     def _unchanged(self, held: _Held) -> bool:
+        if not held.is_trusted:
+            return False
         if held.users or self._clock() - held.looked_at < _LOOK_INTERVAL:
             return True
         if file_stamps.touched([str(held.folder / file.name) for file in held.bundle.files]):
@@ -161,7 +170,9 @@ class BundleCache:
             folder = await asyncio.to_thread(self._lay_out, bundle)
         finally:
             del self._coming[bundle_hash]
-        held = self._held[bundle_hash] = _Held(bundle, folder, looked_at=self._clock())
+        if (held := self._held.get(bundle_hash)) is None:
+            held = self._held[bundle_hash] = _Held(bundle, folder)
+        held.looked_at, held.is_trusted = self._clock(), True
         return held
 
     async def _bring_files(self, bundle: Bundle) -> None:
@@ -179,10 +190,10 @@ class BundleCache:
             if name in self._verified and not file_stamps.touched([str(path)]):
                 return
             self._verified.discard(name)
-            if not await asyncio.to_thread(_is_right, path, file):
+            if not await asyncio.to_thread(file_stamps.holds, str(path), file.size, file.sha256):
                 remove(path)
                 await self._control.download(file.blob, path)
-                if not await asyncio.to_thread(_is_right, path, file):
+                if not await asyncio.to_thread(file_stamps.holds, str(path), file.size, file.sha256):
                     remove(path)
                     raise ProtocolError(f"the content of {file.name!r} is not what its hash says")
             await asyncio.to_thread(_seal, path, file.executable)
@@ -231,18 +242,6 @@ def _content_name(file: BundleFile) -> str:
 def _contents(bundles: Iterable[Bundle]) -> dict[str, int]:
     """Return the contents of some bundles, each once, with their sizes."""
     return {_content_name(file): file.size for bundle in bundles for file in bundle.files}
-
-
-def _is_right(path: Path, file: BundleFile) -> bool:
-    """Tell whether the file exists and has the right content."""
-    try:
-        with path.open("rb") as content:
-            return (
-                os.fstat(content.fileno()).st_size == file.size
-                and hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
-            )
-    except FileNotFoundError:
-        return False
 
 
 def _seal(path: Path, executable: bool) -> None:

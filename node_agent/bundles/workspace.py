@@ -6,8 +6,10 @@ Rules:
   task finds in it exactly the bundle's files and an empty `outputs`; afterwards everything else is removed
   and what was changed or removed is put back, and only when a look at the stamps (`system.file_stamps`) shows
   that there is something to do.
-- No write can reach the cached files, nor another slot. The bundle's files are read-only; where modes do not
-  bind (for root) they are copies, otherwise hard links to the cached files: an open for writing is refused.
+- No write to a place reaches the cached files, nor another slot: the files of a place are copies, read-only.
+  A copy is checked against its SHA-256 after it was made, so a cached file that was changed is never used.
+- Tasks of other slots are of the same user, and can write here. So before the tasks of another session run in
+  a place, and once a second, the agent compares the files' signatures, and restores what differs.
 - What a task leaves in `outputs` is moved out of the way, so that the slot is free while it is uploaded.
   Regular files only; bytes of a name that are no UTF-8 are replaced, for names travel as text.
 
@@ -30,9 +32,9 @@ from batchflow.support.frozen import frozen
 from node_agent.system import file_stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from batchflow.protocol.bundle import Bundle
+    from batchflow.protocol.bundle import Bundle, BundleFile
 
 OUTPUTS: Final = "outputs"
 _KEPT_BUNDLES: Final = 4
@@ -53,11 +55,11 @@ class Place:
 class Workspace:
     """The working directories of one slot."""
 
-    def __init__(self, root: Path, *, copies: bool | None = None) -> None:
-        """`copies`: whether files are copied instead of linked. None: if this process is root."""
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._copies = os.geteuid() == 0 if copies is None else copies
         self._places: dict[str, Place] = {}
+        self._signatures: dict[Path, dict[str, file_stamps.Signature | None]] = {}
+        """Of the files of each place, by its directory."""
         self._moved = 0
 
     async def prepare(self, bundle: Bundle, files: Path) -> Place:
@@ -72,8 +74,24 @@ class Workspace:
         self._places[bundle.hash] = place
         while len(self._places) > _KEPT_BUNDLES:
             oldest = self._places.pop(next(iter(self._places)))
+            self._signatures.pop(oldest.directory, None)
             await asyncio.to_thread(remove, oldest.directory)
         return place
+
+    async def check(self, place: Place) -> bool:
+        """Restore what others than the place's own tasks changed; return whether there was something.
+
+        Then `prepare` returns another place. Raises as `prepare` does.
+        """
+        signatures = self._signatures.get(place.directory, {})
+        if not self.touched(place) and all(
+            file_stamps.signature(path) == found for path, found in signatures.items()
+        ):
+            return False
+        folder, _ = await self.collect(place)
+        if folder is not None:
+            remove(folder)
+        return True
 
     def touched(self, place: Place) -> bool:
         """Tell whether a task changed something."""
@@ -91,6 +109,7 @@ class Workspace:
     def close(self) -> None:
         """Remove everything."""
         self._places.clear()
+        self._signatures.clear()
         remove(self.root)
 
     def _make(self, bundle: Bundle, files: Path) -> Place:
@@ -102,29 +121,31 @@ class Workspace:
         paths = [str(directory), *sorted(str(directory / folder) for folder in folders)]
         for path in paths:
             os.makedirs(path, exist_ok=True)
-        for file in bundle.files:
-            self._place_file(files / file.name, directory / file.name, file.size)
+        self._signatures[directory] = {}
+        self._place_files(files, directory, bundle.files)
         for path in reversed(paths):
             file_stamps.stamp(path)
-        if self._copies:
+        if os.geteuid() == 0:  # for others the mode refuses writes, and there may be thousands
             paths += [str(directory / file.name) for file in bundle.files]
         return Place(bundle, files, directory, paths[1:])
 
-    def _place_file(self, source: Path, target: Path, size: int) -> None:
-        found = os.stat(source, follow_symlinks=False)
-        if (
-            found.st_size != size
-            or found.st_mtime_ns != file_stamps.STAMP_NS
-            or not stat.S_ISREG(found.st_mode)
-        ):
-            raise StorageError(f"the cached file {source.name} was changed on disk", retryable=True)
-        if not self._copies:
-            with suppress(OSError):
-                os.link(source, target)
-                return
-        file_stamps.copy(str(source), str(target))
-        os.chmod(target, stat.S_IMODE(found.st_mode))
-        file_stamps.stamp(str(target))
+    def _place_files(self, source: Path, directory: Path, files: Sequence[BundleFile]) -> None:
+        """Copy files of a bundle into a place, and check the copies. Raises `StorageError`."""
+        targets = [str(directory / file.name) for file in files]
+        for file, target in zip(files, targets, strict=True):
+            try:
+                mode = stat.S_IMODE(os.stat(source / file.name, follow_symlinks=False).st_mode)
+                file_stamps.copy(str(source / file.name), target)
+            except FileNotFoundError as error:
+                raise _damaged(file) from error
+            os.chmod(target, mode)
+            file_stamps.stamp(target)
+        file_stamps.let_clock_go_on(targets)
+        signatures = {target: file_stamps.signature(target) for target in targets}
+        for file, target in zip(files, targets, strict=True):
+            if not file_stamps.holds(target, file.size, file.sha256):
+                raise _damaged(file)
+        self._signatures[directory].update(signatures)
 
     def _collect(self, place: Place) -> tuple[Path | None, tuple[Path, ...]]:
         moved: tuple[Path | None, tuple[Path, ...]] = (None, ())
@@ -164,13 +185,23 @@ class Workspace:
                 kept = path in own or (path in folders and entry.is_dir(follow_symlinks=False))
                 if not kept:
                     remove(path)
-        for file in place.bundle.files:
-            target = place.directory / file.name
-            if file_stamps.touched([str(target)]) or target.is_symlink():
-                remove(target)
-                self._place_file(place.files / file.name, target, file.size)
+        known = self._signatures.get(place.directory, {})
+        changed = [
+            file
+            for file in place.bundle.files
+            if (found := known.get(name := str(place.directory / file.name))) is None
+            or file_stamps.signature(name) != found
+        ]
+        for file in changed:
+            remove(place.directory / file.name)
+        self._signatures.setdefault(place.directory, {})
+        self._place_files(place.files, place.directory, changed)
         for folder in sorted(folders, reverse=True):
             file_stamps.stamp(str(folder))
+
+
+def _damaged(file: BundleFile) -> StorageError:
+    return StorageError(f"the cached file {file.name} was changed on disk", retryable=True)
 
 
 def remove(path: Path) -> None:

@@ -52,6 +52,8 @@ class Bundles(Protocol):
 
     def use(self, bundle_hash: str) -> AbstractAsyncContextManager[tuple[Bundle, Path]]: ...
 
+    def distrust(self, bundle_hash: str) -> None: ...
+
 
 class RunningTasks(Protocol):
     """What outlives the agent: which task runs where."""

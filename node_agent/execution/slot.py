@@ -44,7 +44,7 @@ from node_agent.execution.program import ProgramEnded
 from node_agent.execution.python_worker import Answer, Gone, PythonWorker, Unbegun, WorkerSettings
 from node_agent.execution.slot_processes import SlotProcesses
 from node_agent.execution.task_events import TaskEvents
-from node_agent.execution.warm_workers import WarmWorkers
+from node_agent.execution.warm_workers import Key, WarmWorkers
 from node_agent.system import process_groups
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 CANCEL_GRACE: Final = 0.75
 """Seconds from a cancellation to SIGKILL, at most."""
 
+_CHECK_INTERVAL: Final = 1.0
+"""Seconds for which files that were found unchanged are not compared again for tasks of the same session."""
 _DESCRIPTORS: Final = 6
 """That a worker takes here: its channel, two eventfds, two pipes, and its process."""
 _MOST_DESCRIPTORS: Final = 4096
@@ -86,6 +88,9 @@ class Slot:
         self._events: TaskEvents | None = None
         self._limits: Limits | None = None
         """Of the task that runs."""
+        self._checked_for: Key | None = None
+        self._checked_at = 0.0
+        """Whose tasks the files were checked for, and when, by the monotonic clock."""
         self._kept: set[Path] = set()
         self._closed = False
         processes.on_note = self._on_note
@@ -200,6 +205,7 @@ class Slot:
 
         It has not used up much of the task's memory limit. Raises OSError when none can be started.
         """
+        place = await self._checked(place, execution)
         worker = await self._processes.worker(execution.process_key)
         limit = execution.memory_limit
         if limit is not None and worker.tasks and process_groups.resident([worker.pid]) > limit / 2:
@@ -208,6 +214,19 @@ class Slot:
         await worker.forgotten()
         worker.move(place)
         return worker
+
+    async def _checked(self, place: Place, execution: Execution) -> Place:
+        """Return the place as its bundle has it, whatever the tasks of other sessions did there.
+
+        Raises `StorageError` when a cached file was changed.
+        """
+        now, key = time.monotonic(), execution.process_key
+        if key == self._checked_for and now - self._checked_at < _CHECK_INTERVAL:
+            return place
+        if await self._workspace.check(place):
+            place = await self._workspace.prepare(place.bundle, place.files)
+        self._checked_for, self._checked_at = key, now
+        return place
 
     def room(self, worker: PythonWorker) -> int:
         """Return how many tasks the worker may be sent before it is replaced."""
@@ -320,6 +339,7 @@ class Slot:
 
     async def launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
         """Run a jar or another executable as the task."""
+        place = await self._checked(place, execution)
         started_at = time.time()
         events = self._begin(execution, place)
         running = asyncio.create_task(self._processes.run(argv, place.directory, self._processes.on_output))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio import CancelScope
 
+from batchflow.errors import StorageError
 from batchflow.protocol import wire
 from node_agent.execution.outcomes import Execution, FunctionCall, Outcome, failed
 from node_agent.execution.resources import TaskResources, Unfit
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MOST_DAMAGES: Final = 3
+"""Times that the cached files of a bundle are found to be changed, until its tasks fail."""
 GIVE_WAY: Final = 2
 """Turns of the event loop in which a result leaves before the slot is seen to, because a client waits for
 it."""
@@ -154,9 +157,17 @@ class SlotLoop:
             self._feed(Prepared(self._index))
             await assignment.go.wait()
             self._note(queue)
+            damages = 0
             while queue and not queue.tasks[0].late:
                 async with asyncio.TaskGroup() as assignment.uploads:
-                    await queue.run(bundle, files)
+                    try:
+                        await queue.run(bundle, files)
+                    except StorageError as error:
+                        if (damages := damages + 1) == _MOST_DAMAGES:
+                            raise
+                        logger.warning("bundle_damaged", extra={"bundle": bundle_hash, "error": str(error)})
+                        self._resources.bundles.distrust(bundle_hash)
+                        bundle, files = await self._resources.fetch_bundle(bundle_hash, stack)
             if queue:
                 logger.warning("tasks_late", extra={"slot": self._index, "tasks": len(queue.tasks)})
 

@@ -139,6 +139,9 @@ class FakeBundles:
     async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
         yield Bundle(()), Path()
 
+    def distrust(self, bundle_hash: str) -> None:
+        raise NotImplementedError
+
 
 class FakeRunning:
     """Notes what runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -227,6 +228,23 @@ async def test_files_on_disk_that_were_changed_are_fetched_again(
     (folder / "task.py").write_text("evil")
     async with bundles.use(bundle.hash) as (_, folder):
         assert (folder / "task.py").read_text() == "code"
+
+
+async def test_a_bundle_that_is_not_trusted_is_checked_by_content(tmp_path: Path) -> None:
+    """A task may put back the times of what it changed. What is right is not fetched again."""
+    shelf = Shelf()
+    bundle = shelf.put(bad="code", good="good")
+    bundles = cache(shelf, tmp_path)
+    async with bundles.use(bundle.hash) as (_, folder):
+        before = (folder / "bad").stat()
+        (folder / "bad").chmod(0o644)
+        (folder / "bad").write_text("evil")
+        os.utime(folder / "bad", ns=(before.st_atime_ns, before.st_mtime_ns))
+        shelf.requests.clear()
+        bundles.distrust(bundle.hash)
+        async with bundles.use(bundle.hash) as (_, again):
+            assert (again / "bad").read_text() + (again / "good").read_text() == "codegood"
+    assert shelf.requests == [f"files/{hashlib.sha256(b'code').hexdigest()}"]
 
 
 async def test_a_restarted_agent_checks_what_it_finds_and_keeps_what_is_right(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from tests.support.slot_bench import materialise
 CONTENTS = {"task.py": "code", "data/deep/a.txt": "a", "tool*": "#!/bin/sh\n"}
 
 
-async def prepared(root: Path, *, copies: bool = True) -> tuple[Workspace, Place]:
+async def prepared(root: Path) -> tuple[Workspace, Place]:
     bundle, files = materialise(root, CONTENTS)
-    workspace = Workspace(root / "slot", copies=copies)
+    workspace = Workspace(root / "slot")
     return workspace, await workspace.prepare(bundle, files)
 
 
@@ -41,17 +41,14 @@ CLEAN = {
 }
 
 
-@pytest.mark.parametrize("copies", [True, False])
-async def test_a_place_shows_the_bundle_by_name_and_an_empty_output_folder(
-    tmp_path: Path, copies: bool
-) -> None:
+async def test_a_place_shows_the_bundle_by_name_and_an_empty_output_folder(tmp_path: Path) -> None:
     """Modes are kept, nothing counts as touched, and it is prepared once."""
-    workspace, place = await prepared(tmp_path, copies=copies)
+    workspace, place = await prepared(tmp_path)
     assert tree(place.directory) == CLEAN
     assert not workspace.touched(place)
     assert os.access(place.directory / "tool", os.X_OK)
     assert (place.directory / "task.py").stat().st_mode & 0o777 == 0o444
-    assert (place.directory / "task.py").samefile(place.files / "task.py") is not copies
+    assert (place.directory / "task.py").samefile(place.files / "task.py") is False
     assert await workspace.prepare(place.bundle, place.files) is place
 
 
@@ -170,7 +167,7 @@ async def test_a_watch_sees_what_comes_through_a_file_that_is_open(tmp_path: Pat
 async def test_a_watch_has_a_bounded_number_of_descriptors(tmp_path: Path) -> None:
     """What goes beyond it is watched by its path; a watch that is closed, or saw something, holds none."""
     bundle, files = materialise(tmp_path, {f"f{number:03}": "" for number in range(200)})
-    place = await Workspace(tmp_path / "slot", copies=True).prepare(bundle, files)
+    place = await Workspace(tmp_path / "slot").prepare(bundle, files)
     before = len(os.listdir("/proc/self/fd"))
     watch = file_stamps.Watch(str(place.directory), place.watched)
     assert not watch.touched()
@@ -217,15 +214,44 @@ async def test_an_output_folder_that_is_a_link_is_not_collected(tmp_path: Path) 
     assert tree(place.directory) == CLEAN
 
 
-async def test_hard_links_refuse_writes_by_their_mode(tmp_path: Path) -> None:
-    """Where modes bind, the files are links to the cached ones, and a replaced one is seen."""
-    workspace, place = await prepared(tmp_path, copies=False)
-    (place.directory / "task.py").unlink()
-    (place.directory / "task.py").write_text("mine")
-    assert workspace.touched(place)
-    await workspace.collect(place)
+def _rewrite(path: Path) -> None:
+    """Change a file of the same size, and put its mode and times back."""
+    before = path.stat()
+    path.chmod(0o644)
+    path.write_text("EVIL")
+    path.chmod(before.st_mode)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+async def test_a_file_whose_times_were_put_back_is_restored(tmp_path: Path) -> None:
+    """The stamp says nothing, but the signature does. What was only read stays."""
+    workspace, place = await prepared(tmp_path)
+    assert not await workspace.check(place)
+    _rewrite(place.directory / "task.py")
+    assert not workspace.touched(Place(place.bundle, place.files, place.directory, []))
+    assert await workspace.check(place)
     assert tree(place.directory) == CLEAN
-    assert (place.files / "task.py").read_text() == "code"
+    assert not await workspace.check(place)
+
+
+async def test_a_mode_that_was_changed_is_restored(tmp_path: Path) -> None:
+    """A file that became writable could be changed by a program that means no harm."""
+    workspace, place = await prepared(tmp_path)
+    (place.directory / "task.py").chmod(0o666)
+    assert await workspace.check(place)
+    assert (place.directory / "task.py").stat().st_mode & 0o777 == 0o444
+
+
+async def test_a_cached_file_whose_times_were_put_back_is_not_used(tmp_path: Path) -> None:
+    """Neither for a new place, nor to restore one."""
+    workspace, place = await prepared(tmp_path)
+    _rewrite(place.files / "task.py")
+    with pytest.raises(StorageError, match=r"task.py was changed on disk"):
+        await Workspace(tmp_path / "other").prepare(place.bundle, place.files)
+    _rewrite(place.directory / "task.py")
+    assert await workspace.check(place)
+    with pytest.raises(StorageError, match=r"task.py was changed on disk"):
+        await workspace.prepare(place.bundle, place.files)
 
 
 async def test_a_cached_file_that_was_changed_is_not_used(tmp_path: Path) -> None:

@@ -111,6 +111,35 @@ def _templates() -> list[int]:
     return [pid for pid in ours if b"BATCHFLOW_SLOT=---" in Path(f"/proc/{pid}/environ").read_bytes()]
 
 
+POISONS = """
+import os
+def do_action(engine, args):
+    for folder in args:
+        path = os.path.join(folder, 'victim.py')
+        before = os.stat(path)
+        os.chmod(path, 0o644)
+        with open(path, 'r+') as file:
+            text = file.read()
+            file.seek(0)
+            file.write(text.replace('victim', 'POISON'))
+        os.chmod(path, before.st_mode)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+"""
+
+
+async def test_a_task_cannot_change_the_files_of_another_session(tmp_path: Path) -> None:
+    """Although it puts back their times. The next task of its own session finds them as they were, too."""
+    async with bench(tmp_path) as slot:
+        victim = "def do_action(engine, args):\n    return 'victim'\n"
+        bundle, files = materialise(tmp_path, {"victim.py": victim, "poisons.py": POISONS})
+        assert value(await slot.execute(slot.execution(bundle, "victim.py", [], "b"), files)) == "victim"
+        await slot.execute(slot.execution(bundle, "poisons.py", ["."], "a"), files)
+        for session in ("c", "b", "a"):
+            assert (
+                value(await slot.execute(slot.execution(bundle, "victim.py", [], session), files)) == "victim"
+            )
+
+
 LEAVES = """
 import os, time
 def do_action(engine, args):
