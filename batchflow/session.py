@@ -335,7 +335,8 @@ class Session(Supervised):
     async def update_files(self, files: Files) -> None:
         """Change the files of tasks submitted from now on; tasks submitted before keep theirs."""
         self._context.lifetime.check_open()
-        self._parts.submitter.bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
+        bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
+        self._parts.submitter.use_bundle(bundle)
 
     async def cancel_all(self) -> None:
         """Cancel every task that has no outcome."""
@@ -403,7 +404,7 @@ class Session(Supervised):
             bundle = runtime.manifest.bundle or (await upload([], runtime.ctl)).hash
         else:
             bundle = (await upload(await collect(self._files), runtime.ctl)).hash
-        self._parts.submitter.bundle = bundle
+        self._parts.submitter.use_bundle(bundle)
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
         receiver = self._parts.receiver

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchflow.errors import BatchflowError
+from batchflow.pools.shared_load import PoolLoad
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
 
@@ -44,6 +45,11 @@ class OpenSessions:
 
     def __init__(self) -> None:
         self._sessions: list[OpenSession] = []
+        self._loads: dict[str, PoolLoad] = {}
+
+    def load_of(self, pool_id: str) -> PoolLoad:
+        """What the sessions have learned of a pool, and have under way there."""
+        return self._loads.setdefault(pool_id, PoolLoad())
 
     def __iter__(self) -> Iterator[OpenSession]:
         """Iterate over a copy: sessions leave the registry while they are closed."""

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.pools.connections import Connections
+    from batchflow.pools.shared_load import PoolLoad
     from batchflow.ports.storage import Container
     from batchflow.protocol.documents import PoolManifest
     from batchflow.settings import Settings
@@ -45,6 +46,11 @@ class PoolRuntime:
     def connections(self) -> Connections:
         """The open connections of the client. Raises `SessionClosed` after it was closed."""
         return self._connections()
+
+    @property
+    def load(self) -> PoolLoad:
+        """What the client's sessions have learned of the pool, and have under way there."""
+        return self.sessions.load_of(self.pool_id)
 
     @property
     def open_sessions(self) -> list[OpenSession]:

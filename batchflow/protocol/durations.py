@@ -28,6 +28,10 @@ class Durations:
 
     means: dict[str, float] = field(default_factory=dict)
     """Seconds, by command."""
+    overall: float = 0.0
+    """Seconds that tasks of whatever command take, as the owner of the durations counts them."""
+    probes: dict[str, int] = field(default_factory=dict)
+    """How many tasks of an unknown command were packed, by command."""
 
     def seen(self, command: str, duration: float) -> None:
         """Note that a task of this command took so many seconds."""

@@ -25,6 +25,8 @@ ride together. Rules:
 - `work` and `least` follow the broker's round trip, measured with each send: an agent has one message in
   advance while its tasks are short, so a pack must last about as long as it takes to get the next one; and
   what a task gains by a message of its own is judged against the trips that it makes anyway.
+- Sessions of one client know of each other's work. What they have under way counts as the session's own.
+  While they keep every slot busy a session waits for a pace before each send, so that its packs are filled.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
   `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
   sends begin further apart while the broker has much that is not done, so that packs are filled, and what
@@ -84,7 +86,7 @@ _MEMORY: Final = 1.0
 """Seconds over which the rate of arrivals is taken."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PackingPolicy:
     """How a sender packs, from what it learned of commands, broker and the stream of tasks."""
 
@@ -95,11 +97,8 @@ class PackingPolicy:
     """Seconds that a send takes; None before the first."""
     rate: float = 0.0
     """Tasks a second that have been submitted lately."""
-    _probes: dict[str, int] = field(default_factory=dict)
-    """How many tasks of an unknown command were packed, by command."""
-    _mean: float = 0.0
-    """Seconds that tasks of whatever command have taken; a long one counts as a full pack, so that a few of
-    them do not make a backlog."""
+    elsewhere: float = 0.0
+    """Seconds of work, of all slots together, that other sessions of the client have under way."""
     _submitted: int = 0
     _asked_at: float | None = None
     _latest: float = 0.0
@@ -121,9 +120,11 @@ class PackingPolicy:
 
     def seen(self, command: str, duration: float) -> None:
         """Note that a task of this command took so many seconds."""
-        self.durations.seen(command, duration)
-        self._probes.pop(command, None)
-        self._mean += WEIGHT * (min(max(duration, LEAST_DURATION), MOST_WORK) - self._mean)
+        durations = self.durations
+        durations.seen(command, duration)
+        durations.probes.pop(command, None)
+        # A long one counts as a full pack, so that a few of them do not make a backlog.
+        durations.overall += WEIGHT * (min(max(duration, LEAST_DURATION), MOST_WORK) - durations.overall)
 
     def sent(self, took: float) -> None:
         """Note that a send was accepted after so many seconds. Slow ones weigh little: they tell of load."""
@@ -143,20 +144,23 @@ class PackingPolicy:
     def pause(self, now: float, under_way: int = 0, size: int = 0) -> float:
         """Return the seconds to wait before the next packs. 0 as soon as tasks come one by one again and
         may begin soon. `under_way`: as for `pack`; `size`: bytes that wait."""
+        busy = self._busy(under_way)
+        pace = min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy))
+        if self._is_busy_elsewhere(under_way) and size < MOST_BYTES:
+            return pace
         if self._asked_at is None:
             return 0.0
-        busy = self._busy(under_way)
         is_stream = min(self.rate, self._latest) * PACE >= 2
         if not is_stream and (busy <= self.work or size >= MOST_BYTES):
             return 0.0
-        return max(0.0, self._asked_at + min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy)) - now)
+        return max(0.0, self._asked_at + pace - now)
 
     def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
         """Return how many messages may share the next send. Arguments as for `pack`."""
         most = min(MOST_SENT, 2 * max(1, self.slots))
         if is_last or self._busy(under_way) <= self.work:
             return most
-        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self._mean, LEAST_DURATION)))
+        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self.durations.overall, LEAST_DURATION)))
         return min(most, max(1, waiting // full))
 
     def pack(
@@ -181,13 +185,18 @@ class PackingPolicy:
             room=room,
             busy=busy,
             waiting=share,
-            probes=self._probes,
+            probes=self.durations.probes,
             enough=None if self.round_trip is None else PROBES * max(1, self.slots),
         )
 
+    def _is_busy_elsewhere(self, under_way: int) -> bool:
+        """Whether other sessions keep every slot busy for longer than a pack would, and this one does not."""
+        own = under_way * self.durations.overall / max(1, self.slots)
+        return own <= self.work < self._busy(under_way)
+
     def _busy(self, under_way: int) -> float:
         """Return the seconds that what is under way keeps every slot busy."""
-        return under_way * self._mean / max(1, self.slots)
+        return (under_way * self.durations.overall + self.elsewhere) / max(1, self.slots)
 
 
 @dataclass(slots=True)

@@ -80,15 +80,22 @@ class TaskSender:
         return min((*sending, self._context.tracker.next_unsent()))
 
     async def run(self) -> None:
-        async with task_group() as group:
-            for link in self.links:
-                group.start_soon(self._serve, link)
+        load, policy, tracker = self._context.runtime.load, self._context.policy, self._context.tracker
+        load.join(policy, lambda: tracker.queued)
+        try:
+            async with task_group() as group:
+                for link in self.links:
+                    group.start_soon(self._serve, link)
+        finally:
+            load.leave(policy)
 
     async def _serve(self, link: SendLink) -> None:
         clock = asyncio.get_running_loop().time
         tracker, policy = self._context.tracker, self._context.policy
+        load = self._context.runtime.load
         while True:
             await self._wake.wait()
+            load.inform(policy)
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
             link.sending = self._take(clock())

@@ -64,6 +64,11 @@ class Submitter:
         self._refusal: str | None = None
         """Why no new tasks are taken, although the session lives."""
 
+    def use_bundle(self, bundle: str) -> None:
+        """Run tasks submitted from now on with these files. `bundle`: their hash."""
+        self.bundle = bundle
+        self._context.runtime.load.use_bundle(self._context.policy, bundle)
+
     def refuse(self, reason: str) -> None:
         """Take no new tasks; those that were submitted go on. `reason`: the text of `JobClosed`."""
         self._refusal = reason

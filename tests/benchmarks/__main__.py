@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import compileall
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import batchflow
@@ -34,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--rounds", type=int, help="rounds of the contest")
     found.add_argument("--record", type=Path, metavar="FILE", help="add to what FILE holds of earlier rounds")
+    found.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure idle, sessions and nodes in this other checkout, with its .venv, as well",
+    )
     found.add_argument("--report", action="store_true", help="measure nothing, print the tables of --record")
     found.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join([CONTEST, *ALONE, *WARM])}")
     return found
@@ -94,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if CONTEST in cases:
             run_contest(options, options.record or Path(folder) / "records.jsonl")
-    run_cases(cases, QUICK if options.quick else FULL)
+    run_cases(cases, replace(QUICK if options.quick else FULL, before=options.before))
     print(machine())
 
 

@@ -21,6 +21,7 @@ from batchflow.local.usage import operations as counted_operations
 from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
+from tests.benchmarks.scale import cases as scale
 from tests.support.session_parts import parts_of
 
 HERE = Path(__file__).parent
@@ -50,6 +51,8 @@ class Effort:
     """Seconds that each answer of the services takes."""
     large: int
     """Values of 100 KB."""
+    before: Path | None = None
+    """Another checkout, to measure beside this one."""
 
 
 FULL = Effort(
@@ -357,6 +360,9 @@ ALONE = {
     "latency": latency,
     "outstanding": outstanding,
     "recovery": recovery,
+    "idle": scale.idle,
+    "sessions": scale.sessions,
+    "nodes": scale.nodes,
 }
 """Cases that start processes of their own."""
 WARM = {

@@ -41,6 +41,9 @@ def test_quick_run_prints_a_line_for_each_figure() -> None:
         "with a task of",
         "memory of an outstanding task",
         "recovery of a task",
+        "idle agent",
+        "of the rate of one",
+        "CPU of client and broker",
         "resident",
     ):
         assert figure in finished.stdout
