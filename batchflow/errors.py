@@ -4,6 +4,7 @@
 
     BatchflowError
     ├─ ConfigurationError           names the file, the key and what was expected
+    │  └─ ArgumentNotSerializable   an argument that cannot travel, and where it is
     ├─ ServiceError                 .retryable, .setting; __cause__ is the SDK's error
     │  ├─ BrokerError
     │  │  ├─ LeaseLost              a lock ran out or was taken by another client
@@ -49,6 +50,10 @@ class BatchflowError(Exception):
 
 class ConfigurationError(BatchflowError):
     """Something that the user wrote cannot be used: the text names where, what, and what is allowed."""
+
+
+class ArgumentNotSerializable(ConfigurationError):
+    """An argument cannot travel to a node: the text names the input and the place in it. Nothing was sent."""
 
 
 class ServiceError(BatchflowError):
@@ -216,7 +221,7 @@ class ResultTooLarge(TaskError):
 
 
 class ResultNotSerializable(TaskError):
-    """What the task returned cannot be written as JSON."""
+    """What the task returned cannot travel, or cannot be read here: the text names the place in it."""
 
 
 class TaskImportError(TaskError):

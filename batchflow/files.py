@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from batchflow.errors import BlobConflict, ConfigurationError
-from batchflow.protocol.bundle import Bundle, BundleFile
+from batchflow.protocol.bundle import Bundle, BundleFile, bundle_blob
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
 
@@ -82,6 +82,11 @@ async def upload(
                 group.start_soon(_upload_one, source, container, limiter)
         await container.put(bundle.blob, bundle.document)
     return bundle
+
+
+async def stored(bundle_hash: str, container: Container) -> Bundle:
+    """Read which files a bundle has. Raises `StorageError`, `ProtocolError`. Safe to cancel."""
+    return Bundle.read((await container.get(bundle_blob(bundle_hash))).data, bundle_hash)
 
 
 async def read(source: BundleSource) -> bytes | None:

@@ -80,6 +80,7 @@ class Pool:
         journal: str | PathLike[str] | None = None,
         timeout: float | None = None,
         share_processes: bool | None = None,
+        unpickle: bool = False,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -89,7 +90,9 @@ class Pool:
         So a session that is opened again by its name after a crash shows no result twice; each result costs
         a write to disk. `timeout`: seconds that its tasks may run, where `submit` does not say.
         `share_processes`: whether its tasks may run in one Python process with those of other sessions that
-        say so; None: as the pool's spec says, where the default is that they never do.
+        say so; None: as the pool's spec says, where the default is that they never do. `unpickle`: whether
+        tasks may return any object, as a pickle. Opening one executes code that the task chose, so results
+        execute nothing without it.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -100,6 +103,7 @@ class Pool:
             journal=journal,
             timeout=timeout,
             share_processes=share_processes,
+            unpickle=unpickle,
             ensure_job=self._jobs.ensure,
         )
 

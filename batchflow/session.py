@@ -15,17 +15,18 @@ import anyio
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
 from batchflow.diagnosis.session import explain_session
 from batchflow.errors import BrokerError, ConfigurationError, ServiceError
-from batchflow.files import Files, collect, upload
+from batchflow.files import Files
 from batchflow.functions.calls import as_command
 from batchflow.model import UNSET, Counts, Explanation
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
+from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
 from batchflow.sessions.context import SessionContext
+from batchflow.sessions.counting.stats import SessionStats
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
-from batchflow.sessions.stats import SessionStats
-from batchflow.sessions.submission import Submission, TaskOptions, as_arguments, command_line
+from batchflow.sessions.submission import Submission, TaskOptions
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
 from batchflow.support.task_groups import task_group
@@ -69,6 +70,7 @@ class Session(Supervised):
         journal: str | PathLike[str] | None,
         timeout: float | None,
         share_processes: bool | None,
+        unpickle: bool,
         ensure_job: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
@@ -100,6 +102,7 @@ class Session(Supervised):
             journal=journal,
             timeout=timeout,
             share_processes=share_processes,
+            unpickle=unpickle,
             start_agents=pool.start,
             explain=pool.explain,
         )
@@ -190,12 +193,17 @@ class Session(Supervised):
     async def submit_many(
         self, command: str | Function[Any], inputs: Iterable[Any], **options: Unpack[TaskOptions]
     ) -> list[Task[Any]]:
-        """Submit a task for each input: a list or tuple is the arguments, else the input is the argument."""
-        tasks: list[Task[Any]] = []
+        """Submit a task for each input: a list or tuple is the arguments, else the input is the argument.
+
+        All are encoded before the first is submitted. Raises `ArgumentNotSerializable`, which names the
+        input and the place in it, and what `submit` raises.
+        """
         called = as_command(command)
-        for value in inputs:
-            submission = Submission.of(called, as_arguments(value), **options)
-            tasks.append(self._task(await self._parts.submitter.enqueue(submission)))
+        submissions = [Submission.of(called, as_arguments(value), **options) for value in inputs]
+        self._parts.submitter.prepare(submissions)
+        tasks: list[Task[Any]] = [
+            self._task(await self._parts.submitter.enqueue(each)) for each in submissions
+        ]
         self._context.tracker.end_of_burst = True
         return tasks
 
@@ -335,8 +343,7 @@ class Session(Supervised):
     async def update_files(self, files: Files) -> None:
         """Change the files of tasks submitted from now on; tasks submitted before keep theirs."""
         self._context.lifetime.check_open()
-        bundle = (await upload(await collect(files), self._context.runtime.ctl)).hash
-        self._parts.submitter.use_bundle(bundle)
+        await self._parts.submitter.use(files)
 
     async def cancel_all(self) -> None:
         """Cancel every task that has no outcome."""
@@ -386,7 +393,7 @@ class Session(Supervised):
     async def _acquire(self) -> None:
         try:
             async with task_group() as group:
-                group.start_soon(self._prepare_bundle)
+                group.start_soon(self._parts.submitter.use, self._files)
                 group.start_soon(self._ensure_job, self.job_name)
                 group.start_soon(self._parts.sender.open)
                 group.start_soon(self._parts.presence.open)
@@ -396,15 +403,6 @@ class Session(Supervised):
             await self._context.runtime.refresh()  # raises PoolNotFound when that is why
             raise
         self._holds = True
-
-    async def _prepare_bundle(self) -> None:
-        runtime = self._context.runtime
-        if self._files is None:
-            await runtime.refresh()  # another client may have repurposed it
-            bundle = runtime.manifest.bundle or (await upload([], runtime.ctl)).hash
-        else:
-            bundle = (await upload(await collect(self._files), runtime.ctl)).hash
-        self._parts.submitter.use_bundle(bundle)
 
     async def _work(self, agents: asyncio.Task[None]) -> None:
         receiver = self._parts.receiver

@@ -16,6 +16,7 @@ import anyio
 
 from batchflow.cli import terminal
 from batchflow.model import Result
+from batchflow.protocol.values.json_form import json_form
 from batchflow.retry import RetryPolicy
 from batchflow.support.task_groups import task_group
 
@@ -201,7 +202,7 @@ def document_of(result: Result, index: int, item: Item | None = None) -> dict[st
         "command": result.command or (item.command if item else ""),
         "arguments": item.arguments if item else None,
         "status": result.status.value,
-        "value": result.value,
+        "value": json_form(result.value, otherwise=repr),
         "error": result.error,
         "kind": result.kind,
         "traceback": result.traceback,

@@ -8,6 +8,7 @@ few calls into C; only a record with other fields is read or written field by fi
 from __future__ import annotations
 
 import re
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields, make_dataclass
 from itertools import takewhile
@@ -168,18 +169,43 @@ HISTORY: Final = Kind(
 )
 
 
+NEEDS_NEWER: Final = "this-needs-a-newer-batchflow"
+"""The blob that stands for a container in a message: earlier versions look for it, and say that it is not
+there."""
+
+
 @frozen
 class Reference:
-    """A value that is too large for a message and lies in a blob instead."""
+    """A value that is not JSON, or is too large for a message. It lies in a blob, or is a container here."""
 
     blob: str
     size: int
-    """Bytes of JSON."""
+    """Bytes of the value."""
+    data: bytes | None = None
+    """A container of `values` that travels in the message itself."""
+
+
+def carried(data: bytes) -> Reference:
+    """Return the reference to a container that travels in the message."""
+    return Reference(NEEDS_NEWER, len(data), data)
+
+
+def to_base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode()
+
+
+def from_base64(value: Any) -> bytes:
+    """Read bytes that JSON has as text."""
+    try:
+        return a2b_base64(text(value), strict_mode=True)
+    except ValueError:
+        raise FieldError("a string that is not base64") from None
 
 
 def reference(value: Any) -> Reference:
     fields = table(value)
-    return Reference(_member(fields, "blob", text), _member(fields, "size", whole))
+    data = _member(fields, "data", from_base64) if "data" in fields else None
+    return Reference(_member(fields, "blob", text), _member(fields, "size", whole), data)
 
 
 def _member(fields: dict[str, Any], name: str, read: Callable[[Any], T]) -> T:
@@ -304,7 +330,10 @@ def _general_writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
         made = dict(zip(names, firsts_of(record), strict=True))
         if stored is not None and type(value := made[stored.name]) is Reference:
             made[stored.name] = None
-            made[cast("str", stored.reference)] = {"blob": value.blob, "size": value.size}
+            place: dict[str, Any] = {"blob": value.blob, "size": value.size}
+            if value.data is not None:
+                place["data"] = to_base64(value.data)
+            made[cast("str", stored.reference)] = place
         for (name, default, is_any, convert), value in zip(table_of, others_of(record), strict=False):
             if value is not default and (is_any or value != default):
                 made[name] = value if convert is None else convert(value)

@@ -16,6 +16,8 @@ Rules:
   fields, not change them.
 - Whatever comes in, `decode` returns items whose fields have the types that are written here, or raises
   `ProtocolError`, never anything else.
+- A value that JSON does not hold travels as `values` encodes it: in the field of the reference, so that an
+  earlier version says that it cannot have it. A result has its nearest JSON as well, where it is short.
 - An item does not change once it is made: `replace` makes another. Those that each task has are not frozen
   all the same, because a frozen one takes six times as long to make.
 """
@@ -46,12 +48,14 @@ from batchflow.protocol.fields import (
     FieldError,
     Reference,
     always,
+    carried,
     choice,
+    from_base64,
     optional,
     record,
 )
 
-__all__ = ["EventItem", "Item", "PackType", "Reference", "ResultItem", "TaskItem"]
+__all__ = ["EventItem", "Item", "PackType", "Reference", "ResultItem", "TaskItem", "carried"]
 
 VERSION: Final = 1
 PackType = Literal["tasks", "results", "events"]
@@ -102,6 +106,13 @@ class TaskItem:
     """The hash of the bundle that has the function by value; None: it is imported by its name."""
     keywords: bool = optional("keywords", TRUTH, default=False)
     """Whether the last of the arguments holds the function's arguments by keyword."""
+    pickles: bool = optional("pickles", TRUTH, default=False)
+    """Whether the session opens pickles in results."""
+
+    @property
+    def carries_arguments(self) -> bool:
+        """Whether the arguments are here, and not in a blob."""
+        return type(self.params) is list or self.params.data is not None  # type: ignore[union-attr]
 
     @property
     def mailbox(self) -> str:
@@ -132,6 +143,8 @@ class ResultItem:
     started_at: float | None = optional("started", NUMBER, default=None, usual=True)
     finished_at: float | None = optional("finished", NUMBER, default=None, usual=True)
     files: tuple[str, ...] = optional("files", TEXTS, default=())
+    encoded: str | None = optional("result_data", TEXT, default=None)
+    """The value as a container in base64, when `value` is only its nearest JSON. None once it was read."""
 
     @property
     def error_text(self) -> str:
@@ -263,7 +276,13 @@ def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[At
 
 
 def _settle_result(result: ResultItem) -> None:
-    """Drop the error of a success, and require one of a failure."""
+    """Drop the error of a success, and require one of a failure. A container replaces its nearest JSON."""
+    if result.encoded is not None:
+        try:
+            result.value = carried(from_base64(result.encoded))
+        except FieldError as error:
+            raise error.below(".result_data") from None
+        result.encoded = None
     if result.status is _SUCCEEDED:
         result.error = None
     elif result.error is None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from batchflow.errors import SessionClosed, StorageError
 from batchflow.protocol import wire
 from batchflow.protocol.packing import PackingPolicy
+from batchflow.sessions.counting.stats import LinkCounter
 from batchflow.sessions.health import Problems
 from batchflow.sessions.notices import Notices
-from batchflow.sessions.stats import LinkCounter
 from batchflow.sessions.tracker import Tracker
 from batchflow.support.background import Background
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from batchflow.errors import LeaseLost, ProtocolError, ServiceError
 from batchflow.model import Event
 from batchflow.protocol import wire
+from batchflow.protocol.values.received import ValueReader
 from batchflow.protocol.wire import EventItem, Reference, ResultItem
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled, Tracker
 from batchflow.support.frozen import frozen
@@ -148,11 +149,13 @@ class MailboxState(Generic[Attachment]):
         limits: UnreadLimits,
         record: DeliveryRecord | None,
         on_completable: Callable[[], None],
+        reader: ValueReader | None = None,
     ) -> None:
         """`record`: of a session that can be found again by its name.
 
-        `on_completable` is called whenever a message became completable.
+        `on_completable` is called whenever a message became completable. `reader` opens values.
         """
+        self._reader = reader or ValueReader()
         self.attachment: Attachment | None = None
         """The current attachment; None while the mailbox is lost."""
         self.predecessor_until: float | None = None
@@ -262,6 +265,8 @@ class MailboxState(Generic[Attachment]):
     def _read(
         self, item: wire.Item, message: ResultMessage[Attachment], acknowledgement: Acknowledgement
     ) -> list[MailboxCommand]:
+        if isinstance(item, ResultItem) and isinstance(item.value, Reference) and item.value.data is not None:
+            item = self._reader.opened(item, item.value.data)
         match item:
             case ResultItem(value=Reference() as reference):
                 if reference.blob not in self._blobs:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.functions.command import FunctionCommand, label_of
-from batchflow.sessions.submission import Submission, TaskOptions, as_arguments
+from batchflow.protocol.values.arguments import as_arguments
+from batchflow.sessions.submission import Submission, TaskOptions
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.functions.code import CodeStore
+from batchflow.protocol.values.classes import BundleClasses
+from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
 from batchflow.sessions.checkpoint_store import CheckpointStore
@@ -48,6 +50,7 @@ class SessionParts:
         journal: str | PathLike[str] | None,
         timeout: float | None,
         share_processes: bool | None,
+        unpickle: bool,
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
     ) -> SessionParts:
@@ -55,10 +58,13 @@ class SessionParts:
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
         `share_processes`: of its tasks with those of other sessions; None: as the pool says.
+        `unpickle`: whether pickles in results are opened.
         """
         timeout = task_timeout(timeout, context.settings)
         if share_processes is None:
             share_processes = context.runtime.manifest.share_processes
+        classes = BundleClasses()
+        reader = ValueReader(classes, unpickle=unpickle)
         checkpoint = CheckpointStore(context, journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
         sender = TaskSender(context, outcomes)
@@ -67,6 +73,7 @@ class SessionParts:
             context,
             outcomes,
             checkpoint,
+            reader,
             living_holder=presence.living_holder,
             confirmed=lambda sequence: cancellations.confirmed(sequence),
             passed=lambda: sender.passed,
@@ -79,7 +86,16 @@ class SessionParts:
             outcomes=outcomes,
             checkpoint=checkpoint,
             sender=sender,
-            submitter=Submitter(context, outcomes, sender.wake, timeout, share_processes, code),
+            submitter=Submitter(
+                context,
+                outcomes,
+                sender.wake,
+                classes,
+                code,
+                timeout=timeout,
+                share_processes=share_processes,
+                unpickle=unpickle,
+            ),
             presence=presence,
             receiver=receiver,
             cancellations=cancellations,

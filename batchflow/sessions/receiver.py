@@ -21,9 +21,10 @@ from batchflow.errors import (
     MailboxInUse,
     StorageError,
 )
-from batchflow.model import Status
 from batchflow.ports.broker import Mailbox
 from batchflow.protocol.layout import queue_for
+from batchflow.protocol.values.encoding import is_container
+from batchflow.protocol.values.received import unreadable
 from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.checkpoint_store import SAVE_INTERVAL
 from batchflow.sessions.mailbox_state import (
@@ -45,6 +46,7 @@ from batchflow.support.task_groups import task_group
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from batchflow.protocol.values.received import ValueReader
     from batchflow.sessions.checkpoint_store import CheckpointStore
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.outcomes import Outcomes
@@ -82,12 +84,13 @@ class ResultReceiver:
         context: SessionContext,
         outcomes: Outcomes,
         checkpoint: CheckpointStore | None,
+        reader: ValueReader,
         *,
         living_holder: Callable[[], Awaitable[str | None]],
         confirmed: Callable[[int], None],
         passed: Callable[[], int],
     ) -> None:
-        """`checkpoint`: of a session that can be found again by its name.
+        """`checkpoint`: of a session that can be found again by its name. `reader` opens values.
 
         `living_holder`: names another client that shows signs of life in the mailbox. `confirmed`: called
         with the number of a task for which a message came although it had an outcome. `passed`: how many
@@ -108,7 +111,8 @@ class ResultReceiver:
         self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._health = context.problems.watch("results", "no results could be received")
         self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
-        self._spill = SpillFile()
+        self._reader = reader
+        self._spill = SpillFile(reader)
         settings = context.settings
         self.state = MailboxState[Mailbox](
             context.incarnation,
@@ -116,6 +120,7 @@ class ResultReceiver:
             UnreadLimits(_MOST_UNSETTLED, settings.unclaimed, settings.unclaimed_bytes),
             None if checkpoint is None else checkpoint.record,
             self._on_completable,
+            reader,
         )
 
     @property
@@ -364,7 +369,7 @@ class ResultReceiver:
             async with self._fetches:
                 whole = await self._fetched(item, reference)
         except BlobNotFound as error:
-            failure = _unreadable(item, f"its result cannot be fetched: {error}")
+            failure = unreadable(item, f"its result cannot be fetched: {error}")
             self._take(self.state.not_there(item, failure))
         else:
             self._take(self.state.fetched(whole, reference.size))
@@ -376,6 +381,8 @@ class ResultReceiver:
             try:
                 blob = await self._runtime.out.get(reference.blob)
                 self._storage_health.worked()
+                if is_container(blob.data):
+                    return self._reader.opened(item, blob.data)
                 return replace(item, value=orjson.loads(blob.data))
             except BlobNotFound:
                 if self._is_ours:
@@ -384,11 +391,11 @@ class ResultReceiver:
                 await backoff.wait()
             except StorageError as error:
                 if not error.retryable:
-                    return _unreadable(item, f"its result cannot be fetched: {error}")
+                    return unreadable(item, f"its result cannot be fetched: {error}")
                 self._storage_health.failed(error)
                 await backoff.wait()
             except orjson.JSONDecodeError as error:
-                return _unreadable(item, f"its result is not JSON: {error}")
+                return unreadable(item, f"its result is not JSON: {error}")
 
     def _on_completable(self) -> None:
         self._some_completable.set()
@@ -397,8 +404,3 @@ class ResultReceiver:
             or self.state.completable_bytes >= _COMPLETABLE_BYTES_AT_ONCE
         ):
             self._many_completable.set()
-
-
-def _unreadable(item: ResultItem, why: str) -> ResultItem:
-    error = f"the task {item.status.value}, but {why}"
-    return replace(item, status=Status.FAILED, value=None, error=error, kind="TaskFailed")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
 
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
-from batchflow.model import UNSET
 from batchflow.protocol import wire
+from batchflow.protocol.values import arguments
+from batchflow.protocol.values.encoding import is_finite, to_json
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from batchflow.protocol.values.classes import BundleClasses
+    from batchflow.protocol.values.encoding import Encoded
 
 INLINE: Final = 128 * 1024
 """Bytes of a task above which its arguments travel by reference."""
@@ -35,7 +39,8 @@ class TaskOptions(TypedDict, total=False):
 class Submission:
     """A task as its user wants it. Raises `ConfigurationError` for what can never be sent.
 
-    It does not change once it is made. Like the items of `wire` it is not frozen, because that costs time.
+    It changes only when its arguments are encoded. Like the items of `wire` it is not frozen, because that
+    costs time.
     """
 
     command: str
@@ -48,6 +53,8 @@ class Submission:
     memory_limit: int | None = None
     """Bytes."""
     stream_output: bool = False
+    encoded: Encoded | bytes | None = None
+    """The arguments as they travel: a container, or JSON. None while they are plain texts and numbers."""
     function: FunctionCommand | None = None
     """What the command calls, if it is no file."""
 
@@ -89,19 +96,25 @@ class Submission:
         pickle: str | None = None,
         timeout: float | None = None,
         share_processes: bool = False,
-    ) -> bytes:
-        """Return the task as it travels.
+        unpickle: bool = False,
+    ) -> bytes | None:
+        """Return the task as it travels; None when its arguments need a `prepare` that is strict.
 
         `timeout`: in seconds, for a task submitted without one. `pickle`: the hash of the bundle of a
-        function by value. `share_processes`: see `TaskItem`.
-        Raises `ConfigurationError` when arguments or tag are not JSON.
+        function by value. `share_processes`: see `TaskItem`. `unpickle`: whether the session opens pickles.
+        Raises `ConfigurationError` when the tag is not JSON.
         """
+        params: Any = self.arguments
+        if reference is not None:
+            params = reference
+        elif self.encoded is not None:
+            params = arguments.in_message(self.encoded)
         item = TaskItem(
             client=client,
             job=job,
             task_id=task_id,
             command=self.command,
-            params=self.arguments if reference is None else reference,
+            params=params,
             uid=uid,
             bundle=bundle,
             submitted_at=now,
@@ -114,47 +127,35 @@ class Submission:
             function=self.function is not None,
             pickle=pickle,
             keywords=self.function is not None and bool(self.function.keywords),
+            pickles=unpickle,
         )
         try:
-            # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
-            return bytes(memoryview(wire.encode(item)))
+            data = wire.encode(item)
         except TypeError as error:
-            raise ConfigurationError(f"{self.command}: arguments and tag must be JSON: {error}") from error
+            if self.encoded is None and to_json(self.arguments) is None:
+                return None
+            raise ConfigurationError(f"{self.command}: the tag must be JSON: {error}") from error
+        if b"null" in data:
+            if self.encoded is None and not is_finite(self.arguments):
+                return None
+            if not is_finite(self.tag):
+                raise ConfigurationError(f"{self.command}: the tag must be JSON: it has NaN or infinity")
+        # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
+        return bytes(memoryview(data))
 
-    def encode_arguments(self, size: int) -> bytes:
-        """Encode what travels by reference; `size`: bytes of the whole task."""
-        data = wire.dumps(self.arguments)
-        if size - len(data) > MOST_BESIDE:
-            raise ConfigurationError(
-                f"{self.command}: tag and labels are {size - len(data)} bytes, at most {MOST_BESIDE} are "
-                "allowed; pass what is large as an argument"
-            )
-        return data
+    def prepare(self, classes: BundleClasses, *, index: int | None = None, strict: bool = False) -> None:
+        """Encode the arguments, if they are more than texts and numbers. Raises `ArgumentNotSerializable`.
+
+        `index`: the place among several inputs. Without `strict`, NaN, large integers and lone surrogates
+        among plain arguments are left to `encode`.
+        """
+        if strict or not arguments.are_plain(self.arguments):
+            function = self.function
+            if function is not None:
+                classes.add_modules(function.modules)
+            is_python = function is not None or self.command.endswith(".py")
+            self.encoded = arguments.encode(self.arguments, self.command, classes, index, is_python=is_python)
 
 
 def is_duration(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
-
-
-def command_line(params: tuple[Any, ...], args: Any, *, split: bool = True) -> list[Any]:
-    """Return the arguments of a call. `split`: whether a lone text is a command line, as for a file.
-
-    Raises `ConfigurationError` for both forms at once, or an unclosed quote.
-    """
-    if args is not UNSET:
-        if params:
-            raise ConfigurationError("submit takes either positional arguments or args=, not both")
-        return as_arguments(args)
-    if split and len(params) == 1 and isinstance(params[0], str):
-        try:
-            return [*shlex.split(params[0])]
-        except ValueError as error:
-            raise ConfigurationError(
-                f"the command line {params[0]!r} cannot be split: {error}; pass args=[...] for text as it is"
-            ) from error
-    return list(params)
-
-
-def as_arguments(value: Any) -> list[Any]:
-    """Return the arguments for an input: a list or tuple as it is, anything else as the one argument."""
-    return list(value) if isinstance(value, list | tuple) else [value]

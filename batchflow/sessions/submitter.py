@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, JobClosed
+from batchflow.files import Files, collect, stored, upload
 from batchflow.protocol import layout, wire
+from batchflow.protocol.values import arguments
 from batchflow.protocol.wire import Reference
-from batchflow.sessions.submission import INLINE, Submission, is_duration
+from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.tracker import Entry
 
 if TYPE_CHECKING:
     from batchflow.functions.code import CodeStore, FunctionBundles
+    from batchflow.protocol.values.classes import BundleClasses
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.settings import SessionSettings
@@ -43,15 +46,21 @@ class Submitter:
         context: SessionContext,
         outcomes: Outcomes,
         wake_sender: Callable[[], None],
+        classes: BundleClasses,
+        code: CodeStore,
+        *,
         timeout: float | None,
         share_processes: bool,
-        code: CodeStore,
+        unpickle: bool,
     ) -> None:
         """Make it for one session.
 
-        `timeout`: seconds that a task may run whose submission does not say; None: without a limit.
-        `share_processes`: see `wire.TaskItem`.
+        `classes`: those of the session's files. `timeout`: seconds that a task may run whose submission does
+        not say; None: without a limit. `share_processes`: see `wire.TaskItem`. `unpickle`: whether pickles in
+        results are opened.
         """
+        self.classes = classes
+        self._unpickle = unpickle
         self._context = context
         self._outcomes = outcomes
         self._wake_sender = wake_sender
@@ -64,10 +73,18 @@ class Submitter:
         self._refusal: str | None = None
         """Why no new tasks are taken, although the session lives."""
 
-    def use_bundle(self, bundle: str) -> None:
-        """Run tasks submitted from now on with these files. `bundle`: their hash."""
-        self.bundle = bundle
-        self._context.runtime.load.use_bundle(self._context.policy, bundle)
+    async def use(self, files: Files | None) -> None:
+        """Let the tasks that are submitted from now on run with these files; None: the pool's default."""
+        runtime = self._context.runtime
+        if files is None:
+            await runtime.refresh()  # another client may have repurposed it
+            default = runtime.manifest.bundle
+            bundle = await (upload([], runtime.ctl) if default is None else stored(default, runtime.ctl))
+        else:
+            bundle = await upload(await collect(files), runtime.ctl)
+        self.bundle = bundle.hash
+        self.classes.add(file.name for file in bundle.files)
+        runtime.load.use_bundle(self._context.policy, bundle.hash)
 
     def refuse(self, reason: str) -> None:
         """Take no new tasks; those that were submitted go on. `reason`: the text of `JobClosed`."""
@@ -84,6 +101,8 @@ class Submitter:
 
         A cancelled call has made no task, because nothing is awaited after the task is there.
         """
+        if submission.encoded is None:
+            submission.prepare(self.classes, index=index)
         if self._context.tracker.next_sequence() % _YIELD_EVERY == _YIELD_EVERY - 1:
             await asyncio.sleep(0)
         self._check_takes()
@@ -94,14 +113,32 @@ class Submitter:
         if submission.function is not None:
             code = await self._code.bundles(submission.function, self.bundle)
             self._check_takes()
-        entry = self._entry(submission, None, index, on_done, code)
-        assert entry.item is not None
-        if len(entry.item) > INLINE:
-            reference = await self._store_arguments(submission.encode_arguments(len(entry.item)))
+        entry = None
+        if arguments.size(submission.encoded) <= INLINE:
+            entry = self._entry(submission, None, index, on_done, code)
+        if entry is None or entry.item is None or len(entry.item) > INLINE:
+            self._check_beside(submission)
+            reference = await self._store_arguments(
+                arguments.in_blob(submission.arguments, submission.encoded)
+            )
             entry = self._entry(submission, reference, index, on_done, code)
         self._context.tracker.add(entry)
         self._wake_sender()
         return entry
+
+    def prepare(self, submissions: Sequence[Submission]) -> None:
+        """Encode the arguments of several tasks. Raises `ArgumentNotSerializable`, which names the input."""
+        for index, submission in enumerate(submissions):
+            submission.prepare(self.classes, index=index, strict=True)
+
+    def _check_beside(self, submission: Submission) -> None:
+        """Raises `ConfigurationError` for a task that is too large without its arguments."""
+        size = len(self._entry(submission, Reference("", 0), None, None, None).item or b"")
+        if size > MOST_BESIDE:
+            raise ConfigurationError(
+                f"{submission.command}: tag and labels are {size} bytes, at most {MOST_BESIDE} are "
+                "allowed; pass what is large as an argument"
+            )
 
     def _has_room(self) -> bool:
         settings, tracker = self._settings, self._context.tracker
@@ -121,18 +158,23 @@ class Submitter:
         uid = wire.make_uid(context.incarnation, sequence)
         task_id = str(sequence) if submission.task_id is None else str(submission.task_id)
         now = time.time()
-        item = submission.encode(
-            client=context.name,
-            job=context.job_name,
-            task_id=task_id,
-            uid=uid,
-            bundle=self.bundle if code is None else code.files,
-            now=now,
-            reference=reference,
-            pickle=None if code is None else code.pickle,
-            timeout=self._timeout,
-            share_processes=self._share_processes,
-        )
+        item: bytes | None = None
+        while item is None:
+            item = submission.encode(
+                client=context.name,
+                job=context.job_name,
+                task_id=task_id,
+                uid=uid,
+                bundle=self.bundle if code is None else code.files,
+                now=now,
+                reference=reference,
+                pickle=None if code is None else code.pickle,
+                timeout=self._timeout,
+                share_processes=self._share_processes,
+                unpickle=self._unpickle,
+            )
+            if item is None:
+                submission.prepare(self.classes, index=index, strict=True)
         return Entry(
             sequence=sequence,
             index=sequence if index is None else index,

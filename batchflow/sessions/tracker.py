@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from batchflow.model import Counts, Result, Status
 from batchflow.protocol.packing import Pack
+from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem
 from batchflow.support.frozen import maker
 
@@ -83,6 +84,7 @@ class Entry:
         """Return the public form of the outcome, which must be there."""
         assert self.outcome is not None
         item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
+        value = item.value
         return _result(
             task_id=self.task_id,
             job_id=self.job,
@@ -90,7 +92,7 @@ class Entry:
             command=self.command,
             status=item.status,
             index=self.index,
-            value=item.value,
+            value=value.value if type(value) is ReceivedValue else value,
             error=item.error,
             kind=item.kind,
             traceback=item.traceback,

@@ -25,8 +25,9 @@ import time
 
 import orjson
 
+from batchflow.protocol.values.encoding import Undecodable
 from batchflow.support import linux
-from node_agent.child import frames, runner, template, values
+from node_agent.child import frames, runner, task_values, template
 from node_agent.child.channel import AGENT_GONE, Channel
 from node_agent.child.engine import TaskEngine
 from node_agent.child.modules import Modules, NoAction
@@ -130,7 +131,7 @@ class Child:
                 self._move(orjson.loads(payload))
             elif kind in (frames.TASK, frames.NEXT_TASK):
                 self._channel.ringing = kind == frames.NEXT_TASK
-                task = orjson.loads(payload)
+                task = task_values.read_task(payload)
                 if time.monotonic() > task["start_by"]:
                     self._wait_for_forget()
                     continue
@@ -181,12 +182,15 @@ class Child:
                 call = self._call_of(task, engine)
                 if self._modules.has_loaded():
                     self._accept_imports()
+            except Undecodable as error:
+                text = f"its arguments cannot be opened here: {error}"
+                return frames.FAILURE, _failure_fields("TaskRejected", _cap(text))
             except BaseException as error:
                 return frames.FAILURE, self._import_failure(task["command"], error)
             returned = call()
             if hasattr(type(returned), "__await__"):
                 returned = self._await(returned)
-            return self._answer(returned, may_say_error="function" not in task)
+            return self._answer(returned, task)
         except BaseException as error:
             return frames.FAILURE, self._failure(task["command"], error, task["memory_limit"])
         finally:
@@ -204,14 +208,18 @@ class Child:
         self._state.accept()
 
     def _call_of(self, task: dict[str, Any], engine: TaskEngine) -> Callable[[], Any]:
-        """Return what the task is to call. Raises whatever its module raises when it is imported."""
-        args = task["args"]
+        """Return what the task is to call. Raises whatever its module raises when it is imported.
+
+        Raises `Undecodable` when its arguments cannot be opened.
+        """
         if (called := task.get("function")) is None:
             action = self._modules.action(task["command"])
+            args = task_values.arguments_of(task)
             if (engines := sys.modules.get("batchflow.engine")) is not None:
                 engines.enter(engine)
             return lambda: action(engine, args)
         function = self._modules.function(task["command"], called["pickle"])
+        args = task_values.arguments_of(task)
         keywords = args.pop() if called["keywords"] else {}
         self._modules.own_import("batchflow.engine").enter(engine)
         return lambda: function(*args, **keywords)
@@ -233,14 +241,14 @@ class Child:
             working_dir=directory,
         )
 
-    def _answer(self, returned: Any, *, may_say_error: bool) -> tuple[int, bytes]:
-        """Return the frame for what the task returned.
+    def _answer(self, returned: Any, task: dict[str, Any]) -> tuple[int, bytes]:
+        """Return the frame for what the task returned: of `do_action` (result, error), or the result itself.
 
-        `may_say_error`: whether it is `do_action`'s: (result, error), or the result itself.
+        What a function returns is the result itself.
         """
         error: str | None = None
         if (
-            may_say_error
+            "function" not in task
             and type(returned) is tuple
             and len(returned) == 2
             and isinstance(returned[1], (str, type(None)))
@@ -248,11 +256,10 @@ class Child:
             returned, error = returned
         failed = error not in (None, "", "no error")
         try:
-            value = values.encode(returned, self._result_limit)
-        except (values.NotSerializable, values.TooLarge) as reason:
+            value = task_values.encode(returned, self._result_limit, pickles=task.get("pickles", False))
+        except (task_values.NotSerializable, task_values.TooLarge) as reason:
             if not failed:
-                kind = "ResultTooLarge" if isinstance(reason, values.TooLarge) else "ResultNotSerializable"
-                return frames.FAILURE, _failure_fields(kind, str(reason))
+                return frames.FAILURE, _failure_fields(reason.kind, str(reason))
             value = b"null"
         if not failed:
             return frames.VALUE, value

@@ -8,14 +8,14 @@ kind                  direction   payload
 ====================  ==========  ==================================================================
 SETUP                 to child    JSON: settings that hold for the child's life
 PLACE                 to child    JSON: the working directory of the tasks after it
-TASK                  to child    JSON: one task
-NEXT_TASK             to child    JSON: one of several tasks that are under way
+TASK                  to child    one task: JSON, or the length of that, it, and arguments in a container
+NEXT_TASK             to child    the same: one of several tasks that are under way
 CANCEL                to child    empty: the running task is to end
 GO                    to child    empty: what the last task left is dealt with, start the next one
 REPLY                 to child    JSON: how a program that the task asked for ended
 FORGET                to child    empty: answered by FORGOTTEN, after the tasks that came before it
 READY                 to agent    the child's process id as text: it takes tasks
-VALUE                 to agent    `ANSWER`, then the value as JSON
+VALUE                 to agent    `ANSWER`, then the value as JSON or in a container
 FAILURE               to agent    `ANSWER`, then JSON: how the task failed
 CALL                  to agent    JSON: run a program
 NOTE                  to agent    JSON: a log line or progress

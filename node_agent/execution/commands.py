@@ -49,13 +49,18 @@ ACTION: Final = Action()
 
 
 def resolve(
-    command: str, args: Sequence[Any], bundle: Bundle, files: Path, directory: Path
+    command: str, args: Sequence[Any] | bytes, bundle: Bundle, files: Path, directory: Path
 ) -> Action | RunProgram | Refusal:
-    """Return what a command is. `files`: the cached files, `directory`: where the program will find them."""
+    """Return what a command is. `files`: the cached files, `directory`: where the program will find them.
+
+    `args`: bytes are a container, which only Python opens.
+    """
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
     if command.endswith(".py"):
         return ACTION
+    if isinstance(args, bytes):
+        return Refusal(f"{command}: a program takes texts and numbers, and an argument is neither")
     try:
         words = [word(arg) for arg in args]
     except ValueError as error:

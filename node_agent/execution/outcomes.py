@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from batchflow.model import Status
+from batchflow.protocol.values.encoding import Undecodable, container_size, is_container
 from node_agent.child import frames
 from node_agent.child.runner import start_failure
 from node_agent.execution.startable import failed_start
@@ -53,7 +54,8 @@ class Execution:
     job: str
     command: str
     """The name of a file of the bundle, or `module:qualname` of a function."""
-    args: list[Any]
+    args: list[Any] | bytes
+    """Bytes: a container, which the child opens."""
     bundle: Bundle
     attempt: int
     timeout: float | None = None
@@ -65,6 +67,8 @@ class Execution:
     """None: the command is a file."""
     share_processes: bool = False
     """Whether tasks of other sessions that have this as well may run in the same process."""
+    pickles: bool = False
+    """Whether the session opens pickles in results."""
 
     @property
     def process_key(self) -> Key:
@@ -79,7 +83,7 @@ class Outcome:
     status: Status
     """SUCCEEDED, FAILED or CANCELLED."""
     value: bytes | Reference | None = None
-    """JSON as the child wrote it, or where it was stored; None: null."""
+    """JSON or a container as the child wrote it, or where it was stored; None: null."""
     error: str | None = None
     kind: str | None = None
     """The name of the `TaskError`; None on success."""
@@ -106,8 +110,11 @@ class Outcome:
 
     @property
     def size(self) -> int:
-        """Bytes of a value that is not stored yet."""
-        return len(self.value) if isinstance(self.value, bytes) else 0
+        """Bytes of a value that is not stored yet, as a message has it: a container in base64."""
+        if not isinstance(self.value, bytes):
+            return 0
+        size = len(self.value)
+        return -(-size // 3) * 4 if is_container(self.value) else size
 
     def output_names(self) -> tuple[str, ...]:
         """Return the names of `outputs` as the task knew them, relative to its `outputs` folder."""
@@ -132,7 +139,7 @@ def ended_now(outcome: Outcome) -> Outcome:
 
 def too_large(outcome: Outcome, size: int, limit: int) -> Outcome:
     """Return the outcome of a task whose result is above the limit."""
-    error = f"the result has {size} bytes of JSON, the limit is {limit} (setting: result_limit)"
+    error = f"the result has {size} bytes, the limit is {limit} (setting: result_limit)"
     return replace(outcome, status=Status.FAILED, kind="ResultTooLarge", error=error, value=None)
 
 
@@ -142,11 +149,20 @@ def answered(
     """Return the outcome that a worker answered, with what is known besides."""
     if kind == frames.VALUE:
         outcome = Outcome(Status.SUCCEEDED, None if payload == NULL else payload)
+        if is_container(payload) and not _is_whole(payload):
+            outcome = failed("WorkerDied", "what the child answered cannot be read: a container cut off")
     else:
         outcome = _failure(payload)
     outcome.stdout, outcome.stderr = stdout, stderr
     outcome.started_at, outcome.finished_at = started_at, finished_at
     return outcome
+
+
+def _is_whole(value: bytes) -> bool:
+    try:
+        return container_size(value) <= len(value)
+    except Undecodable:
+        return False
 
 
 def _failure(payload: bytes) -> Outcome:
@@ -155,6 +171,8 @@ def _failure(payload: bytes) -> Outcome:
         length = int.from_bytes(payload[:4], "big")
         fields: dict[str, Any] = orjson.loads(payload[4 : 4 + length])
         value = payload[4 + length :]
+        if is_container(value) and not _is_whole(value):
+            raise ValueError("a container cut off")
         return failed(value=None if value == NULL else value, **fields)
     except (ValueError, TypeError) as error:
         return failed("WorkerDied", f"what the child answered cannot be read: {error!r}")

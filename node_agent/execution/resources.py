@@ -18,6 +18,7 @@ from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
 from batchflow.protocol.functions import PYTHON, python_of
+from batchflow.protocol.values.encoding import container_size, is_container
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.execution.outcomes import Outcome, too_large
@@ -104,13 +105,17 @@ class TaskResources:
             f"function into a module, or use a pool whose nodes have Python {found}",
         )
 
-    async def fetch_arguments(self, item: wire.TaskItem) -> list[Any]:
-        """Return the arguments of a task. Raises `Unfit`."""
+    async def fetch_arguments(self, item: wire.TaskItem) -> list[Any] | bytes:
+        """Return the arguments of a task; bytes are a container. Raises `Unfit`."""
         reference = item.params
         if isinstance(reference, list):
             return reference
+        if reference.data is not None:
+            return reference.data
         try:
             blob = await _patiently(lambda: self.ctl.get(reference.blob))
+            if is_container(blob.data):
+                return blob.data
             arguments = orjson.loads(blob.data)
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its arguments are gone: {error}") from error
@@ -138,8 +143,10 @@ class TaskResources:
         if outcome.outputs:
             outcome = replace(outcome, files=await self._upload(item, outcome))
         value = outcome.value
-        if not isinstance(value, bytes) or len(value) <= self.inline_limit:
+        if not isinstance(value, bytes) or outcome.size <= self.inline_limit:
             return outcome
+        if is_container(value):
+            value = value[: container_size(value)]
         if len(value) > self.result_limit:
             return too_large(outcome, len(value), self.result_limit)
         name = layout.result_blob(item.job, item.client, item.uid, item.attempt, self.agent)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orjson import Fragment
 
 from batchflow.model import Status
 from batchflow.protocol import wire
+from batchflow.protocol.fields import to_base64
 from batchflow.protocol.packing import MOST_BYTES
+from batchflow.protocol.values.encoding import container_size, is_container
 from batchflow.retry import Failure
 
 if TYPE_CHECKING:
@@ -36,12 +38,12 @@ def failure(outcome: Outcome) -> Failure | None:
 
 def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
     """Encode the result of a task that ran, with everything stored."""
-    value = outcome.value
+    value, encoded = _travelling(outcome.value)
     result = wire.result_of(
         item,
         host=host,
         status=outcome.status,
-        value=Fragment(value) if isinstance(value, bytes) else value,
+        value=value,
         error=outcome.error,
         kind=outcome.kind,
         traceback=outcome.traceback,
@@ -51,7 +53,20 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
         finished_at=outcome.finished_at,
         files=outcome.files,
     )
+    result.encoded = encoded
     return fitting(result)
+
+
+def _travelling(value: bytes | wire.Reference | None) -> tuple[Any, str | None]:
+    """Return what a result's message has of a value, and its container if that is not in the reference."""
+    if not isinstance(value, bytes):
+        return value, None
+    if not is_container(value):
+        return Fragment(value), None
+    end = container_size(value)
+    if end == len(value):
+        return wire.carried(value), None
+    return Fragment(value[end:]), to_base64(value[:end])
 
 
 def encode_verdict(item: wire.TaskItem, verdict: Verdict, host: str, at: float) -> bytes:

@@ -423,7 +423,7 @@ def _encode(execution: Execution, start_by: float) -> bytes:
     fields: dict[str, Any] = {
         "start_by": start_by,
         "command": execution.command,
-        "args": execution.args,
+        "args": None if isinstance(execution.args, bytes) else execution.args,
         "task_id": execution.task_id,
         "job": execution.job,
         "client": execution.client,
@@ -434,7 +434,12 @@ def _encode(execution: Execution, start_by: float) -> bytes:
     if (function := execution.function) is not None:
         pickle = None if function.pickle is None else str(function.pickle)
         fields["function"] = {"pickle": pickle, "keywords": function.keywords}
-    return orjson.dumps(fields)
+    if execution.pickles:
+        fields["pickles"] = True
+    head = orjson.dumps(fields)
+    if isinstance(execution.args, bytes):
+        return len(head).to_bytes(4, "big") + head + execution.args
+    return head
 
 
 def _read(answer: Answer) -> Outcome:

@@ -98,9 +98,10 @@ class SlotLoop:
         assert assignment.bundle is not None
         following = []
         for number, item in tasks.items():
-            assert isinstance(item.params, list)
+            arguments = item.params if isinstance(item.params, list) else item.params.data
+            assert arguments is not None
             task = QueuedTask(number, item, start_by)
-            task.execution = _execution(item, assignment.bundle, item.params, assignment.functions)
+            task.execution = _execution(item, assignment.bundle, arguments, assignment.functions)
             following.append(task)
         assignment.queue.add(following)
         self._note(assignment.queue)
@@ -227,7 +228,7 @@ def _event(task: QueuedTask, outcome: Outcome) -> Ended:
 
 
 def _execution(
-    item: wire.TaskItem, bundle: Bundle, arguments: list[Any], functions: Mapping[str, Path]
+    item: wire.TaskItem, bundle: Bundle, arguments: list[Any] | bytes, functions: Mapping[str, Path]
 ) -> Execution:
     function = None
     if item.function:
@@ -246,4 +247,5 @@ def _execution(
         stream_output=item.stream_output,
         share_processes=item.share_processes,
         function=function,
+        pickles=item.pickles,
     )

@@ -149,7 +149,7 @@ class Placement:
     def _may_follow(self, task: Task, slot: SlotState, now: float) -> bool:
         """Return whether a task may follow: nothing is fetched for it, and it waits for no document."""
         item = task.item
-        if task.alone or item.bundle != slot.bundle or not isinstance(item.params, list):
+        if task.alone or item.bundle != slot.bundle or not item.carries_arguments:
             return False
         if item.pickle not in (None, slot.pickle):
             return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,14 @@ async def test_arguments_of_any_json_arrive_unchanged(session: Session) -> None:
     assert await session.run("echo.py", args={"x": [1, {"y": 2.5}]}) == [{"x": [1, {"y": 2.5}]}]
     assert await session.run("echo.py", args=["a b"]) == ["a b"]
     assert await session.run("echo.py") == []
+
+
+async def test_values_keep_their_types_both_ways(session: Session) -> None:
+    """What JSON does not hold, in messages and in blobs."""
+    given = [float("nan"), (1, {2}), b"x", date(2024, 2, 29), {1: Decimal("1.10")}, 2**70, Path("/a")]
+    assert repr(await session.run("echo.py", args=given)) == repr(given)
+    large = [(1, b"x" * 300_000)]
+    assert await session.run("echo.py", args=large) == large
 
 
 async def test_async_do_action_is_awaited(session: Session) -> None:

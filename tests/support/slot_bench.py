@@ -9,11 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.protocol.documents import AgentConfig, ContainerAccess, QueueAccess
+from batchflow.protocol.values.encoding import Decoder, container_size, is_container
 from batchflow.protocol.wire import TaskItem
 from node_agent.bundles.workspace import Workspace
 from node_agent.execution.outcomes import Execution, Outcome
@@ -190,4 +189,5 @@ def value(outcome: Outcome) -> Any:
     if outcome.value is None:
         return None
     assert isinstance(outcome.value, bytes)
-    return orjson.loads(outcome.value)
+    data = outcome.value
+    return Decoder().decode(data[: container_size(data)] if is_container(data) else data)

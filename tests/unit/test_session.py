@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,9 +16,11 @@ import pytest
 
 from batchflow.client import Client
 from batchflow.errors import (
+    ArgumentNotSerializable,
     BrokerError,
     ConfigurationError,
     MessageTooLarge,
+    ResultNotSerializable,
     StorageError,
     SubmitFailed,
     TaskFailed,
@@ -23,6 +28,8 @@ from batchflow.errors import (
 from batchflow.model import Counts, Status
 from batchflow.pool import Pool
 from batchflow.protocol import wire
+from batchflow.protocol.fields import to_base64
+from batchflow.protocol.values.encoding import Decoder, Encoder
 from batchflow.session import Session
 from tests.support.agent import Agent, failure_of, result_of
 from tests.support.services import Doubles, until_empty
@@ -30,6 +37,14 @@ from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
 
 # ---- submitting
+
+
+def _generator() -> Iterator[int]:
+    yield 1
+
+
+class _Own:
+    """A class of a module that no node has."""
 
 
 async def test_a_task_goes_out_and_its_value_comes_back(session: Session, agent: Agent) -> None:
@@ -118,12 +133,13 @@ async def test_a_failure_is_raised_where_it_is_awaited(session: Session, agent: 
     [
         ((("x.py", "a 'b"), {}), "cannot be split"),
         ((("x.py", "a"), {"args": 1}), "not both"),
-        ((("x.py",), {"args": object()}), "JSON"),
-        ((("x.py",), {"args": {1: 2}}), "JSON"),
-        ((("x.py",), {"args": [2**70]}), "JSON"),
-        ((("x.py",), {"args": ["\ud800"]}), "JSON"),
-        ((("x.py",), {"args": ["x" * 200_000, object()]}), "JSON"),
+        ((("x.py",), {"args": object()}), r"x.py: args\[0\] is of type object"),
+        ((("x.py",), {"args": [1, {"surface": [1, 2, 3, _generator()]}]}), r'args\[1\]\["surface"\]\[3\]'),
+        ((("x.py",), {"args": ["x" * 200_000, object()]}), r"args\[1\] is of type object"),
+        ((("x.py",), {"args": [_Own()]}), "args.*class _Own of .* not in the session's files"),
+        ((("x.jar",), {"args": [1, b"x"]}), r"args\[1\] is of type bytes.*a program takes texts"),
         ((("x.py",), {"tag": {1, 2}}), "JSON"),
+        ((("x.py",), {"tag": {"a": float("nan")}}), "JSON"),
         ((("x.py",), {"timeout": 0}), "timeout"),
         ((("x.py",), {"timeout": -1.0}), "timeout"),
         ((("x.py",), {"timeout": float("nan")}), "timeout"),
@@ -144,6 +160,80 @@ async def test_unsendable_submission_is_refused_at_once(
     with pytest.raises(ConfigurationError, match=words):
         await session.submit(*params, **options)
     assert session.counts == Counts()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [math.nan],
+        [None, math.inf],
+        [2**70],
+        ["\ud800"],
+        [{1: 2}],
+        [{"x": -math.inf}],
+        [(1, 2)],
+        [b"x" * 200_000],
+        [[math.nan] * 20_000],
+    ],
+    ids=["nan", "inf", "int", "surrogate", "int key", "nested", "tuple", "large bytes", "large list"],
+)
+async def test_arguments_arrive_as_what_they_are(
+    session: Session, agent: Agent, arguments: list[Any]
+) -> None:
+    """Nothing turns into None, nor into another type."""
+    await session.submit("x.py", args=arguments)
+    (item,) = await agent.take()
+    assert isinstance(item.params, wire.Reference)
+    data = item.params.data
+    if data is None:
+        data = (await parts_of(session).context.runtime.ctl.get(item.params.blob)).data
+    assert item.params.size == len(data)
+    assert repr(Decoder().decode(data)) == repr(arguments)
+
+
+@pytest.mark.parametrize(
+    "bad", [object(), _generator(), [{"a": lambda: 1}]], ids=["object", "generator", "deep"]
+)
+async def test_a_list_of_inputs_goes_whole_or_not_at_all(session: Session, agent: Agent, bad: Any) -> None:
+    """The error names the input."""
+    with pytest.raises(ArgumentNotSerializable, match=r"x.py: inputs\[2\]: args\[0\]"):
+        await session.submit_many("x.py", [1, {1, 2}, bad])
+    assert session.counts == Counts()
+    tasks = await session.submit_many("x.py", [1, math.nan, {1, 2}])
+    assert [task.index for task in tasks] == [0, 1, 2]
+    assert [type(item.params) for item in await agent.take(3)] == [list, wire.Reference, wire.Reference]
+
+
+async def test_a_program_gets_words(session: Session, agent: Agent) -> None:
+    """The nearest text of a number or a path, because it has no other types."""
+    given = [math.nan, 1.5, Path("/a"), Decimal("1.10"), (1, {2}), 2**70]
+    await session.submit("run.sh", args=given)
+    (item,) = await agent.take()
+    assert item.params == ["nan", 1.5, "/a", "1.10", [1, [2]], str(2**70)]
+
+
+@pytest.mark.parametrize("value", [(1, 2), b"x", {1: math.nan}], ids=repr)
+async def test_results_arrive_as_what_they_are(session: Session, agent: Agent, value: Any) -> None:
+    """In the message, beside their nearest JSON or without it; spilled ones too."""
+    tasks = [await session.submit("x.py") for _ in range(2)]
+    container = Encoder().encode(value).join()
+    first, second = await agent.take(2)
+    await agent.answer(first, value=wire.carried(container))
+    await agent.answer(second, value=["nearest"], encoded=to_base64(container))
+    assert [repr(await within(task)) for task in tasks] == [repr(value)] * 2
+
+
+async def test_a_value_that_cannot_be_read_is_a_failure_of_its_task(session: Session, agent: Agent) -> None:
+    """Damaged, or a pickle that the session does not open."""
+    tasks = [await session.submit("x.py") for _ in range(2)]
+    container = Encoder().encode((1, 2)).join()
+    pickled = Encoder(pickle=lambda value, add: b"cos\nsystem\n.").encode(lambda: 1).join()
+    for item, data in zip(await agent.take(2), (container[:-1], pickled), strict=True):
+        await agent.answer(item, value=wire.carried(data))
+    for task, words in zip(tasks, ("container of", "pickle, which can execute code"), strict=True):
+        with pytest.raises(ResultNotSerializable, match=words):
+            await within(task)
+    assert session.counts == Counts(failed=2)
 
 
 # ---- acceptance, and what the broker refuses
@@ -318,7 +408,7 @@ async def test_large_arguments_travel_by_reference(session: Session, agent: Agen
         assert isinstance(item.params, wire.Reference)
         content = await parts_of(session).context.runtime.ctl.get(item.params.blob)
         assert len(content.data) == item.params.size
-        assert orjson.loads(content.data) == orjson.loads(orjson.dumps(arguments))
+        assert Decoder().decode(content.data) == arguments
         await agent.answer(item, value="ok")
         await within(task)
         await eventually(lambda: not doubles.storage.names("args/"))

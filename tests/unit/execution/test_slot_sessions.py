@@ -41,7 +41,7 @@ async def test_nothing_of_one_session_is_seen_by_another(tmp_path: Path) -> None
         "def do_action(engine, args):\n"
         "    builtins.sorted = None\n"
         "    os.environ['MARK'] = 'spoiled'\n"
-        "    sys.modules['node_agent.child.values'].encode = None\n"
+        "    sys.modules['node_agent.child.task_values'].encode = None\n"
     )
     look = "import os\ndef do_action(engine, args):\n    return [sorted([2, 1]), os.environ.get('MARK')]\n"
     async with bench(tmp_path) as slot:

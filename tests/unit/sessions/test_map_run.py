@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from batchflow.errors import ConfigurationError, SessionClosed
+from batchflow.errors import ArgumentNotSerializable, ConfigurationError, SessionClosed
 from batchflow.model import Counts
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Cancellation
@@ -182,11 +182,11 @@ async def test_inputs_that_raise(session: Session, serving: Agent, kind: str) ->
     assert await within(session.run("x.py", args=1)) == [1]
 
 
-async def test_an_input_that_is_no_json(session: Session, serving: Agent) -> None:
+async def test_an_input_that_cannot_travel(session: Session, serving: Agent) -> None:
     """Is told after the results of those before."""
     stream = session.map("x.py", [1, object(), 3], ordered=True)
     assert (await within(anext(stream))).value == [1]
-    with pytest.raises(ConfigurationError, match="JSON"):
+    with pytest.raises(ArgumentNotSerializable, match=r"x.py: inputs\[1\]: args\[0\] is of type object"):
         await within(anext(stream))
 
 

@@ -1,0 +1,1 @@
+"""How arguments and results travel that JSON cannot hold: `encoding` has the rules. Pure."""
