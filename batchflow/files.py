@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -183,15 +184,44 @@ def _existing_file(path: PathLike) -> Path:
 
 
 def walk(top: Path) -> Iterator[tuple[str, Path]]:
-    """Find the files of a directory that belong to a bundle: (relative name, path)."""
-    for folder, folders, names in os.walk(top):
-        here = Path(folder)
-        folders[:] = sorted(
-            name for name in folders if not _left_out(name) and not (here / name / "pyvenv.cfg").exists()
-        )
-        for name in sorted(names):
-            if not _left_out(name) and (here / name).is_file():
-                yield (here / name).relative_to(top).as_posix(), here / name
+    """Find the files of a directory that belong to a bundle: (relative name, path).
+
+    Links are followed. A warning names those that lead nowhere, or back to a folder that holds them, and
+    folders that cannot be read.
+    """
+    left_out: list[str] = []
+    for path in _walk(top, frozenset({os.path.realpath(top)}), left_out):
+        yield path.relative_to(top).as_posix(), path
+    if left_out:
+        links = ", ".join(left_out)
+        warnings.warn(f"files: left out of {str(top)!r}: {links}", stacklevel=2)
+
+
+def _walk(folder: Path, above: frozenset[str], left_out: list[str]) -> Iterator[Path]:
+    """Find the files below a folder. `above`: the real paths of all folders that lead to it, and its own."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if not _left_out(entry.name)]
+    except OSError as error:
+        left_out.append(f"{folder.name} (cannot be read: {error.strerror})")
+        return
+    for entry in sorted(entries, key=_order):
+        path = folder / entry.name
+        if entry.is_dir():
+            if (path / "pyvenv.cfg").exists():
+                continue
+            if (real := os.path.realpath(path)) in above:
+                left_out.append(f"{entry.name} (a link to {real}, which holds it)")
+            else:
+                yield from _walk(path, above | {real}, left_out)
+        elif entry.is_file():
+            yield path
+        elif entry.is_symlink() and not path.exists():
+            left_out.append(f"{entry.name} (a link to {os.readlink(path)}, which is not there)")
+
+
+def _order(entry: os.DirEntry[str]) -> tuple[bool, str]:
+    """Sort files before folders."""
+    return entry.is_dir(), entry.name
 
 
 def _left_out(name: str) -> bool:

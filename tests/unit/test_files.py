@@ -110,12 +110,26 @@ async def test_explicitly_named_credentials_are_taken(tmp_path: Path, name: str)
 
 
 async def test_links_count_as_the_files_they_lead_to(tmp_path: Path) -> None:
-    """A link to a file is a file, one to nowhere is nothing, and nobody walks in circles."""
-    tree(tmp_path, "in/a.py", "out/b.py")
+    """A link to a folder is a folder, too, but hidden ones and those of credentials are left out."""
+    tree(tmp_path, "in/a.py", "out/b.py", "out/deep/c.py", "out/.hidden", "out/my.key")
     (tmp_path / "in/link.py").symlink_to(tmp_path / "out/b.py")
-    (tmp_path / "in/gone.py").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in/data").symlink_to("../out")
+    assert await names(tmp_path / "in") == ["a.py", "link.py", "data/b.py", "data/deep/c.py"]
+
+
+async def test_links_that_lead_nowhere_or_in_circles_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """The warning names each. Two folders may link to each other."""
+    tree(tmp_path, "in/a.py", "in/other/b.py")
+    (tmp_path / "in/gone.py").symlink_to("nowhere")
     (tmp_path / "in/circle").symlink_to(tmp_path / "in")
-    assert await names(tmp_path / "in") == ["a.py", "link.py"]
+    (tmp_path / "in/other/up").symlink_to("..")
+    with pytest.warns(
+        UserWarning, match=r"left out of .*gone.py \(a link to nowhere, which is not there\)"
+    ) as told:
+        assert await names(tmp_path / "in") == ["a.py", "other/b.py"]
+    (text,) = [str(each.message) for each in told]
+    assert "circle (a link to" in text
+    assert "up (a link to" in text
 
 
 async def test_pipes_of_a_directory_are_left_out(tmp_path: Path) -> None:
