@@ -177,7 +177,7 @@ class Agent:
             problems=self._problems,
             feed=self.feed,
             item=self._scheduler.item,
-            hold=lambda: self._scheduler.hold,
+            hold=lambda: self._scheduler.placement.hold,
             opened=self._opened,
         )
 
@@ -259,7 +259,7 @@ class Agent:
             documents.Running(
                 item.uid, item.task_id, item.client, item.job, item.command, since + now - monotonic
             )
-            for item, since in self._scheduler.running()
+            for item, since in self._scheduler.placement.running()
         )
         return documents.Heartbeat(
             agent=self.parts.agent,
@@ -292,10 +292,10 @@ class Agent:
             case to.Prepare(slot, tasks):
                 self._slot_loops[slot].prepare({task: self._scheduler.item(task) for task in tasks})
             case to.Start(slot, tasks):
-                self._slot_loops[slot].start(tasks, self._scheduler.start_by(tasks))
+                self._slot_loops[slot].start(tasks, self._scheduler.settlement.start_by(tasks))
             case to.Follow(slot, tasks):
                 items = {task: self._scheduler.item(task) for task in tasks}
-                self._slot_loops[slot].follow(items, self._scheduler.start_by(tasks))
+                self._slot_loops[slot].follow(items, self._scheduler.settlement.start_by(tasks))
             case to.Stop(slot):
                 self._slot_loops[slot].stop()
             case to.Recall(slot):
@@ -322,6 +322,9 @@ class Agent:
                 logger.info("agent_state", extra={"state": state})
                 self._incoming.completions.flush()
                 self._heartbeats.changed()
+            case to.StepBack(error):
+                logger.error("node_unfit", extra={"error": error})
+                self._problems.begin("node", f"the node cannot run tasks, the agent starts anew: {error}")
             case to.Exit(reason):
                 self._exit(reason)
 

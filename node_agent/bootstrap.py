@@ -46,20 +46,34 @@ def unpack_patiently(archive: Path, shared: Path) -> Path:
 def unpack(archive: Path, shared: Path) -> Path:
     """Return the folder with the archive's content; made if it is not there."""
     site = shared / "batchflow" / archive.stem
-    if not site.is_dir():
+    if not _is_whole(site):
         site.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=site.parent))
         try:
             with zipfile.ZipFile(archive) as content:
                 content.extractall(scratch)
             scratch.chmod(0o755)
+            _clear(site)
             scratch.rename(site)
         except OSError:
-            if not site.is_dir():  # else another start was quicker
+            if not _is_whole(site):  # else another start was quicker
                 raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return site
+
+
+def _is_whole(site: Path) -> bool:
+    """Return whether the agent is there. A task may have removed what is in the folder."""
+    return (site / "node_agent" / "__main__.py").is_file()
+
+
+def _clear(site: Path) -> None:
+    """Put what a task has left of the folder aside, and remove it."""
+    if site.is_dir() and not _is_whole(site):
+        aside = Path(tempfile.mkdtemp(dir=site.parent))
+        site.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ Rules:
   A copy is checked against its SHA-256 after it was made, so a cached file that was changed is never used.
 - Tasks of other slots are of the same user, and can write here. So before the tasks of another session run in
   a place, and once a second, the agent compares the files' signatures, and restores what differs.
+- Beside the directories is `home`, which tasks get as their home and as Batch's working directory. Nothing of
+  the agent is in it.
 - What a task leaves in `outputs` is moved out of the way, so that the slot is free while it is uploaded.
   Regular files only; bytes of a name that are no UTF-8 are replaced, for names travel as text.
 
@@ -57,10 +59,30 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.home = root / "home"
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of the folder that was made."""
         self._places: dict[str, Place] = {}
         self._signatures: dict[Path, dict[str, file_stamps.Signature | None]] = {}
         """Of the files of each place, by its directory."""
         self._moved = 0
+
+    def restore(self) -> None:
+        """Make the slot's folder anew, with nothing in it but an empty home. Raises OSError."""
+        self._places.clear()
+        self._signatures.clear()
+        remove(self.root)
+        self.home.mkdir(parents=True)
+        self._identity = _identity(self.root)
+
+    def is_intact(self) -> bool:
+        """Return whether the slot's folder is the one that was made."""
+        return self._identity is not None and _identity(self.root) == self._identity
+
+    def check(self) -> None:
+        """Raise FileNotFoundError when the slot's folder is gone."""
+        if not self.is_intact():
+            raise FileNotFoundError(f"the slot's folder {self.root} is gone")
 
     async def prepare(self, bundle: Bundle, files: Path) -> Place:
         """Return a clean working directory for a bundle.
@@ -202,6 +224,15 @@ class Workspace:
 
 def _damaged(file: BundleFile) -> StorageError:
     return StorageError(f"the cached file {file.name} was changed on disk", retryable=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from another one of its name; None when there is none."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def remove(path: Path) -> None:

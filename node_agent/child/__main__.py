@@ -192,6 +192,8 @@ class Child:
                 returned = self._await(returned)
             return self._answer(returned, task)
         except BaseException as error:
+            if engine is None and isinstance(error, OSError):
+                return frames.FAILURE, _failure_fields(frames.NODE_UNFIT, describe(error))
             return frames.FAILURE, self._failure(task["command"], error, task["memory_limit"])
         finally:
             self._stop = None

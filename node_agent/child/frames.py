@@ -70,6 +70,10 @@ _HEADER = Struct(">IB")
 HEADER_SIZE = _HEADER.size
 
 
+NODE_UNFIT = "NodeUnfit"
+"""The kind of failure of a task that did not begin, because its directory is not there. It is no outcome."""
+
+
 class FrameError(Exception):
     """Bytes that are no frames of ours."""
 

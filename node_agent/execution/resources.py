@@ -132,10 +132,13 @@ class TaskResources:
         return not outcome.outputs and outcome.size <= self.inline_limit
 
     async def store(self, item: wire.TaskItem, outcome: Outcome) -> Outcome:
-        """Upload what does not fit into the result's message; the outcome as it travels."""
+        """Upload what does not fit into the result's message; the outcome as it travels.
+
+        Raises OSError when a file that the task left cannot be read, unless the task has forbidden it.
+        """
         try:
             return await self._store(item, outcome)
-        except (StorageError, OSError) as error:
+        except (StorageError, PermissionError) as error:
             text = f"what it left could not be stored: {error}"
             return replace(outcome, status=Status.FAILED, kind="TaskFailed", error=text, value=None)
 

@@ -115,12 +115,11 @@ class Slot:
         `most_processes`: see `processes.spawn`.
         """
         process_groups.adopt_orphans()
-        folder = root.absolute() / f"slot-{index}"
-        remove(folder)
-        folder.mkdir(parents=True)
+        workspace = Workspace(root.absolute() / f"slot-{index}")
+        workspace.restore()
         settings = WorkerSettings(
-            env=process_groups.environment(),
-            cwd=folder,
+            env=process_groups.environment(workspace.home),
+            cwd=workspace.root,
             node=socket.gethostname() if node is None else node,
             result_limit=config.result_limit,
             memory_mark=config.child_memory,
@@ -132,7 +131,7 @@ class Slot:
         template.join()
         warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(config.slots or os.cpu_count() or 1))
         processes = SlotProcesses(template, settings, warm)
-        slot = cls(index, Workspace(folder), processes, config, limiter, on_event, template)
+        slot = cls(index, workspace, processes, config, limiter, on_event, template)
         limiter.join(slot)
         processes.prewarm()
         return slot
@@ -148,6 +147,8 @@ class Slot:
         """
         if self._closed:
             raise RuntimeError("the slot is closed")
+        self._workspace.check()
+        self._workspace.home.mkdir(exist_ok=True)
         return await self._workspace.prepare(bundle, files)
 
     def resolve(
@@ -162,6 +163,20 @@ class Slot:
         return commands.resolve(
             execution.command, execution.args, execution.bundle, place.files, place.directory
         )
+
+    def is_intact(self) -> bool:
+        """Return whether the slot's folder is where the slot made it."""
+        return self._workspace.is_intact()
+
+    async def restore(self) -> None:
+        """Make the slot's folder and its worker anew. Raises OSError."""
+        if self._closed:
+            return
+        with CancelScope(shield=True):
+            await self._processes.kill()
+        self._kept.clear()
+        await asyncio.to_thread(self._workspace.restore)
+        self._processes.prewarm()
 
     def clean(self, outcome: Outcome | None = None) -> None:
         """Remove what an outcome left in its outputs (None: all outcomes), once it was uploaded."""
@@ -390,6 +405,7 @@ class Slot:
 
     async def _put_in_order(self, outcome: Outcome, place: Place, flags: int) -> Outcome:
         """Put the working directory in order, and keep what the task left in `outputs`."""
+        self._workspace.check()
         if not flags & frames.TOUCHED and not (flags & frames.RETIRE and self._workspace.touched(place)):
             return outcome
         folder, files = await self._workspace.collect(place)

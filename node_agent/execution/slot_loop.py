@@ -2,6 +2,10 @@
 
 The loop is a service: it takes an assignment, works it off, says that its slot is free, and takes the next
 one. Nothing that a task does ends it.
+
+What is wrong with the node is no task's outcome. An OSError, and a cached file that was changed, mean that
+the node could not run the tasks. These are given back as `Unable`, and the slot is put in order. A failed
+task counts as one of these when the slot's folder is gone, because the agent may be on its way out.
 """
 
 from __future__ import annotations
@@ -19,11 +23,13 @@ from anyio import CancelScope
 
 from batchflow.errors import StorageError
 from batchflow.protocol import wire
+from batchflow.support.task_groups import first_error
+from node_agent.child.frames import NODE_UNFIT
 from node_agent.execution.outcomes import Execution, FunctionCall, Outcome, failed
 from node_agent.execution.resources import TaskResources, Unfit
 from node_agent.execution.results import failure
 from node_agent.execution.slot_queue import QueuedTask, SlotProtocol, SlotQueue
-from node_agent.scheduling.events import Ended, Feed, Freed, Prepared
+from node_agent.scheduling.events import Ended, Feed, Freed, Prepared, Unable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +43,10 @@ _MOST_DAMAGES: Final = 3
 GIVE_WAY: Final = 2
 """Turns of the event loop in which a result leaves before the slot is seen to, because a client waits for
 it."""
+
+
+_LONGEST_REASON: Final = 300
+"""Characters of what is told of the node: it travels with the task."""
 
 
 @dataclass(slots=True)
@@ -67,6 +77,8 @@ class SlotLoop:
         self._feed = feed
         self._assignments: asyncio.Queue[_Assignment] = asyncio.Queue(1)
         self._current: _Assignment | None = None
+        self._damaged = False
+        """Whether the slot's folder was found gone."""
 
     def prepare(self, tasks: Mapping[int, wire.TaskItem]) -> None:
         """Bring what they need to the slot, then wait for `start` or `stop`."""
@@ -142,7 +154,26 @@ class SlotLoop:
             self._fail(queue.take_all(), unfit.kind, str(unfit))
         except Exception as error:
             logger.exception("slot_failed", extra={"slot": self._index})
-            self._fail(queue.take_all(), "WorkerDied", f"the agent could not run the task: {error!r}")
+            reason = first_error(error) if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(reason, (OSError, StorageError)):
+                await self._give_back(queue.take_all(), reason)
+            else:
+                self._fail(queue.take_all(), "WorkerDied", f"the agent could not run the task: {reason!r}")
+        else:
+            if self._damaged:
+                await self._put_in_order()
+
+    async def _give_back(self, tasks: Sequence[QueuedTask], reason: Exception) -> None:
+        """Say that the node could not run these, and put the slot in order for the next ones."""
+        self._feed(*(_unable(task, f"{reason}") for task in tasks))
+        await self._put_in_order()
+
+    async def _put_in_order(self) -> None:
+        self._damaged = False
+        try:
+            await self._slot.restore()
+        except OSError as error:
+            logger.warning("slot_not_restored", extra={"slot": self._index, "error": str(error)})
 
     def _fail(self, tasks: Sequence[QueuedTask], kind: str, error: str) -> None:
         outcome = failed(kind, error, finished_at=time.time())
@@ -194,20 +225,32 @@ class SlotLoop:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""
         assert self._current is not None
         assert self._current.uploads is not None
-        events = []
+        events: list[Ended | Unable] = []
         for task, outcome in ended:
-            if self._resources.fits(outcome):
+            if outcome.kind is not None and (reason := self._damage(outcome)) is not None:
+                self._damaged = True
+                events.append(_unable(task, reason))
+            elif self._resources.fits(outcome):
                 events.append(_event(task, outcome))
             else:
                 self._current.uploads.create_task(self._store(task, outcome))
         self._feed(*events)
 
+    def _damage(self, outcome: Outcome) -> str | None:
+        """Return what is wrong with the node, where that may be why a task failed."""
+        if outcome.kind == NODE_UNFIT:
+            return outcome.error
+        return None if self._slot.is_intact() else "the slot's folder is gone"
+
     async def _store(self, task: QueuedTask, outcome: Outcome) -> None:
+        event: Ended | Unable
         try:
-            stored = await self._resources.store(task.item, outcome)
+            event = _event(task, await self._resources.store(task.item, outcome))
+        except OSError as error:
+            event = _unable(task, f"what the task left could not be stored: {error}")
         finally:
             self._slot.clean(outcome)
-        self._feed(_event(task, stored))
+        self._feed(event)
 
     def _note(self, queue: SlotQueue) -> None:
         self._resources.running.begin(self._index, [task.item.uid for task in queue.tasks])
@@ -225,6 +268,10 @@ def _event(task: QueuedTask, outcome: Outcome) -> Ended:
         chance=random.random(),
         outcome=outcome,
     )
+
+
+def _unable(task: QueuedTask, reason: str) -> Unable:
+    return Unable(task.number, reason[:_LONGEST_REASON], time.time())
 
 
 def _execution(

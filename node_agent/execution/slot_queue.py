@@ -74,6 +74,12 @@ class SlotProtocol(Protocol):
     async def release(self, worker: PythonWorker) -> None:
         """Replace the worker if it has run as many tasks as it may."""
 
+    def is_intact(self) -> bool:
+        """Return whether the slot's folder is where the slot made it."""
+
+    async def restore(self) -> None:
+        """Make the slot's folder and its worker anew. Raises OSError."""
+
     def clean(self, outcome: Outcome | None = None) -> None:
         """Remove what an outcome left in its outputs (None: all outcomes), once it was uploaded."""
 

@@ -54,6 +54,15 @@ class Ended:
 
 
 @frozen
+class Unable:
+    """The node could not run a task, or lost what it left: the task has no outcome. A `Freed` follows."""
+
+    task: int
+    error: str
+    at: float
+
+
+@frozen
 class Freed:
     """Nothing runs in the slot any more. Its tasks that have not ended never will."""
 
@@ -147,6 +156,7 @@ Event = (
     Arrived
     | Prepared
     | Ended
+    | Unable
     | Freed
     | Recalled
     | ResultsAccepted
@@ -212,7 +222,7 @@ class Prepare:
 class Start:
     """Run these, one after another; answered by an `Ended` for each and a `Freed`.
 
-    None begins after `Scheduler.start_by`; then the `Freed` comes without the `Ended` of the rest.
+    None begins after `Settlement.start_by`; then the `Freed` comes without the `Ended` of the rest.
     """
 
     slot: int
@@ -223,7 +233,7 @@ class Start:
 class Follow:
     """Run these, too, after all that was given to the slot: its tasks have not all ended.
 
-    None begins after `Scheduler.start_by`.
+    None begins after `Settlement.start_by`.
     """
 
     slot: int
@@ -265,7 +275,7 @@ class HandBack:
     attempt: int | None = None
     """None: uncharged."""
     history: tuple[Attempt, ...] = ()
-    reason: Literal["retry", "drain", "straggler", "excess", "isolation"] = "isolation"
+    reason: Literal["retry", "drain", "straggler", "excess", "isolation", "node"] = "isolation"
 
 
 @frozen
@@ -297,10 +307,17 @@ class ReadCancellation:
 
 
 @frozen
+class StepBack:
+    """The node cannot run tasks: say why. The agent takes no more, and exits when nothing runs."""
+
+    error: str
+
+
+@frozen
 class Exit:
     """The agent's work is over."""
 
-    reason: Literal["idle", "drained", "drained, some tasks are left to their locks"]
+    reason: Literal["idle", "drained", "drained, some tasks are left to their locks", "unfit"]
 
 
 Command = (
@@ -319,5 +336,6 @@ Command = (
     | Leave
     | ForgetCrashes
     | ReadCancellation
+    | StepBack
     | Exit
 )

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.cancellation import CancellationCache
 from node_agent.scheduling.events import Command, Follow, Prepare
 from node_agent.scheduling.load_policy import LoadPolicy
-from node_agent.scheduling.state import SlotEvent, SlotPhase, SlotState, Task, TaskEvent, alike
+from node_agent.scheduling.state import AT_WORK, SlotEvent, SlotPhase, SlotState, Task, TaskEvent, alike
 
 MOST_FOLLOWING: Final = 500
 """Tasks that may follow in a slot before it is free once."""
@@ -63,7 +64,7 @@ class Placement:
             first = tasks[0]
             slot.bundle, slot.pickle, slot.session = first.item.bundle, first.item.pickle, first.session
             slot.moved_at = now
-            slot.shared, slot.followers, slot.latest = len(tasks) > 1, 0, 0
+            slot.shared, slot.followers, slot.latest, slot.unable = len(tasks) > 1, 0, 0, False
             self.busy += 1
             commands.append(Prepare(slot.index, slot.place(tasks)))
         if self.waiting and self._may_place():
@@ -108,6 +109,17 @@ class Placement:
     def is_full(self) -> bool:
         """Return whether every slot is busy."""
         return self.busy == self.count
+
+    def running(self) -> list[tuple[TaskItem, float]]:
+        """Return what runs at this moment, and since when."""
+        begun = (*AT_WORK, SlotPhase.STOPPING)
+        busy = (slot for slot in self.slots if slot.phase in begun and slot.tasks)
+        return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
+
+    @property
+    def hold(self) -> float:
+        """Seconds that a result waits for others; 0 when none is under way that comes within them."""
+        return self.load.hold(self.slots, len(self.waiting))
 
     def _let_follow(self, now: float) -> list[Command]:
         """Spread what waits over the slots in which it may follow."""

@@ -26,6 +26,8 @@ Rules:
   (`start_by`) comes back, and is looked at anew.
 - Draining: tasks that have not begun are handed back, running ones have the grace, then they are stopped and
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
+- What is wrong with the node is no task's outcome (`node_failures`). An agent that steps back drains, running
+  tasks have all the time, and exits as unfit: another one begins on a node that was looked at.
 - Idle for long enough: announce it, look once more, exit.
 
 `state` has the states that tasks and slots go through, as tables. `placement` decides which task goes to
@@ -38,6 +40,7 @@ message; nothing is pulled while draining.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -78,11 +81,14 @@ from node_agent.scheduling.events import (
     ResultsAccepted,
     Session,
     Start,
+    StepBack,
     Stop,
     Tick,
+    Unable,
     Verdict,
 )
 from node_agent.scheduling.held_messages import HeldMessages
+from node_agent.scheduling.node_failures import NodeFailures
 from node_agent.scheduling.placement import Placement
 from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import (
@@ -125,11 +131,14 @@ class Scheduler:
     _leave_at: float | None = None
     _stuck: bool = False
     """Every slot has run one task for too long."""
+    _failures: NodeFailures = field(init=False)
+    _unfit: bool = False
     _exited: bool = False
 
     def __post_init__(self) -> None:
         self.placement = Placement(self.slots, self.cancellations)
         self.settlement = Settlement(self.placement, self.crashes)
+        self._failures = NodeFailures(self.host)
         self._idle_since = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -150,27 +159,9 @@ class Scheduler:
         """Return the task of that number, from its arrival until it is settled."""
         return self.tasks[task].item
 
-    def start_by(self, tasks: Iterable[int]) -> float:
-        """Return until when these tasks, which their slot was told to run, may begin.
-
-        A slot gives back what has not begun by then: a `Freed` without an `Ended`.
-        """
-        return min([self.tasks[task].start_by for task in tasks])
-
     def delivery(self, task: int) -> int:
         """Return the message that the task of that number came with, last."""
         return self.tasks[task].message.delivery
-
-    def running(self) -> list[tuple[TaskItem, float]]:
-        """Return what runs at this moment, and since when."""
-        begun = (*AT_WORK, SlotPhase.STOPPING)
-        busy = (slot for slot in self.placement.slots if slot.phase in begun and slot.tasks)
-        return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
-
-    @property
-    def hold(self) -> float:
-        """Seconds that a result waits for others; 0 when none is under way that comes within them."""
-        return self.placement.load.hold(self.placement.slots, len(self.placement.waiting))
 
     @property
     def tasks(self) -> Mapping[int, Task]:
@@ -216,6 +207,8 @@ class Scheduler:
                 self._prepared(slots[slot], now)
             case Ended():
                 self._ended(event, now)
+            case Unable():
+                self._unable(event, now)
             case Freed(slot):
                 self._return(self.placement.free(slots[slot]))
             case Recalled(slot, tasks):
@@ -238,6 +231,7 @@ class Scheduler:
             case Blocked(blocked):
                 self._blocked = blocked
             case Drain(grace):
+                self._unfit = False
                 self._drain(grace, now)
             case NothingLeft():
                 self._nothing_left()
@@ -367,6 +361,8 @@ class Scheduler:
         slot.moved_at = now
         task.outcome = event.outcome
         self.placement.load.learn(task, event.duration)
+        if event.failure is None:
+            self._failures.succeeded(slot)
         copy = None if event.failure is None else _retry(task, event, event.failure, self.host)
         if copy is None:
             self.settlement.conclude(task, None)
@@ -374,6 +370,22 @@ class Scheduler:
             task.failure = event.failure
             self.settlement.hand_back(task, copy)
         self._stop_if_cancelled(slot)
+
+    def _unable(self, event: Unable, now: float) -> None:
+        """Hand a task back that the node could not run; step back when there were several in a row."""
+        task = self.tasks[event.task]
+        slot = task.slot
+        assert slot is not None
+        slot.tasks.remove(task)
+        answer = _CANCELLED if self.cancellations.covers(task) else self._failures.answer(task, event)
+        if isinstance(answer, Verdict):
+            self.settlement.conclude(task, answer)
+        else:
+            self.settlement.hand_back(task, answer)
+        if self._failures.failed(slot) and self.state == "ready":
+            self._unfit = True
+            self.settlement.commands.append(StepBack(event.error))
+            self._drain(math.inf, now)
 
     def _copy_refused(self, task: Task, now: float) -> None:
         """End a retry that cannot leave; else the task runs here, or stays with its lock."""
@@ -446,7 +458,7 @@ class Scheduler:
             if is_over or slot.phase in (SlotPhase.PREPARING, SlotPhase.CHECKING):
                 self._stop(slot)
         if not self.messages:
-            self._exit(Exit("drained"))
+            self._exit(Exit("unfit" if self._unfit else "drained"))
         elif self._leave_at is not None and now >= self._leave_at:
             self._exit(Exit("drained, some tasks are left to their locks"))
 

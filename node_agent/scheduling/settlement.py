@@ -6,6 +6,7 @@ of its tasks has an accepted result or an accepted copy. Pure: no I/O, no clock.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from batchflow.protocol.wire import TaskItem
@@ -39,6 +40,13 @@ class Settlement:
         self.tasks[task.number] = task
         self.placement.cancellations.hold(task.session, now)
         return task
+
+    def start_by(self, numbers: Iterable[int]) -> float:
+        """Return until when these tasks, which their slot was told to run, may begin.
+
+        A slot gives back what has not begun by then: a `Freed` without an `Ended`.
+        """
+        return min([self.tasks[number].start_by for number in numbers])
 
     def knows(self, item: TaskItem, message: Message) -> bool:
         """Return whether a redelivered task needs no run: it was settled here before, or is still held.

@@ -194,6 +194,10 @@ class SlotState:
     """Of what ran last."""
     pickle: str | None = None
     """The function by value that its tasks call."""
+    unable: bool = False
+    """Whether the node could not run what it was given last."""
+    failures: int = 0
+    """How many times in a row that was so."""
 
     def move(self, event: SlotEvent) -> None:
         """Go to the phase that the table has for this event."""

@@ -61,7 +61,7 @@ def agent(
     slots = config.slots or os.cpu_count() or 1
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
-    template = ChildTemplate(process_groups.environment())
+    template = ChildTemplate(process_groups.environment(directory / "slots"))
     made = [
         Slot.open(
             index,

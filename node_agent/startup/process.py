@@ -23,7 +23,7 @@ from batchflow.support import process_tuning
 from node_agent.control.log_upload import LogUploader
 from node_agent.startup import callbacks
 from node_agent.startup.early_links import EarlyContainer, EarlyLinks
-from node_agent.supervision.supervisor import EX_CONFIG
+from node_agent.supervision.supervisor import EX_CONFIG, UNFIT
 from node_agent.system import json_log
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ def run(config: bytes, path: str, directory: str) -> int:
     json_log.configure()
     try:
         wanted = AgentConfig.decode(config)
-        asyncio.run(_serve(wanted, Path(directory)))
+        return asyncio.run(_serve(wanted, Path(directory)))
     except (ProtocolError, ConfigurationError) as error:
         logger.error("config_unusable", extra={"path": path, "error": str(error)})
         return EX_CONFIG
-    return 0
 
 
-async def _serve(config: AgentConfig, directory: Path) -> None:
+async def _serve(config: AgentConfig, directory: Path) -> int:
+    """Return the exit code."""
     async with AsyncExitStack() as stack:
         stack.enter_context(callbacks.fatal())
         identity = None
@@ -72,7 +72,7 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         logging.getLogger().addHandler(uploader)
         incarnation = secrets.token_hex(6)
         if not await node_check.NodeCheck(config, incarnation, directory, ctl, out).passed():
-            return
+            return 0
         services = assembly.Adaptors(broker, ctl, out)
         agent = assembly.agent(config, directory, services, stack, log=uploader, incarnation=incarnation)
         loop = asyncio.get_running_loop()
@@ -83,6 +83,7 @@ async def _serve(config: AgentConfig, directory: Path) -> None:
         trimming = asyncio.create_task(process_tuning.trim_heap(), name="trim heap")
         stack.callback(trimming.cancel)
         await agent.run()
+    return UNFIT if agent.exit_reason == "unfit" else 0
 
 
 def _nothing() -> None:

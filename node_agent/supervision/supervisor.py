@@ -9,6 +9,8 @@ Rules:
   longer than it may, ends everything at once.
 - Should the supervisor itself be killed, the kernel tells the agent by SIGHUP, which ends itself and all that
   is below it.
+- An agent whose node cannot run tasks ends by itself (`UNFIT`), and another one begins, after the same waits.
+  When the agent's own files are gone no other can, and the supervisor ends too.
 - Exit code 0 means that the agent's work is over: it was idle, stopped, or drained. A configuration that
   cannot be used (`EX_CONFIG`) ends the supervisor too, and so do `MOST_CRASHES` crashes in a row; a stop that
   was not clean is `STOPPED_HARD`.
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 
 _LOGGER: Final = "node_agent.supervision.supervisor"
 EX_CONFIG: Final = 78
+UNFIT: Final = 75
+"""Exit code of an agent whose node could not run tasks. It has handed all back, and is to begin anew."""
+SITE_GONE: Final = 70
+"""Exit code when the agent's own files are gone: Batch starts the task again, which unpacks them again."""
 STOPPED_HARD: Final = 128 + signal.SIGTERM
 LONG_LIFE: Final = 60.0
 MOST_CRASHES: Final = 100
@@ -128,10 +134,17 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(status)
         if code in (0, EX_CONFIG):
             return code
-        say("ERROR", _LOGGER, "agent_died", exit_code=code, lived=round(lived, 3))
+        if code == UNFIT:
+            say("ERROR", _LOGGER, "agent_unfit", lived=round(lived, 3))
+        else:
+            say("ERROR", _LOGGER, "agent_died", exit_code=code, lived=round(lived, 3))
         if self._stop_by is not None:
-            return STOPPED_HARD
-        self._record_crashes()
+            return 0 if code == UNFIT else STOPPED_HARD
+        if not os.path.exists(__file__):
+            say("ERROR", _LOGGER, "agent_files_gone", path=__file__)
+            return SITE_GONE
+        if code != UNFIT:
+            self._record_crashes()
         self._crashes = 1 if lived >= LONG_LIFE else self._crashes + 1
         if self._crashes >= MOST_CRASHES:
             return code if code > 0 else 128 - code

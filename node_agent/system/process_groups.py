@@ -42,6 +42,8 @@ MARK: Final = "BATCHFLOW_SLOT"
 MARK_LENGTH: Final = 48
 """Bytes of its value: all are of one length, because a fork writes its own over that of its template."""
 _PRIVATE_PREFIX: Final = "BATCHFLOW_"
+_OWN_FOLDERS: Final = ("HOME", "AZ_BATCH_TASK_DIR", "AZ_BATCH_TASK_WORKING_DIR")
+"""The environment variables that lead to the agent's own files."""
 _OOM_SCORE: Final = b"500"
 _KILL_ROUNDS: Final = 100
 _MOST_HELD: Final = 256
@@ -73,9 +75,13 @@ def _wait_by_pidfd() -> None:
         policy.set_child_watcher(watcher)
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a task's processes: the agent's, without the agent's own settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_PREFIX)}
+def environment(home: Path) -> dict[str, str]:
+    """Return the environment of a task's processes: the agent's, without the agent's own settings.
+
+    `home`: what tasks get in place of the folders of the agent's own Batch task.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE_PREFIX)}
+    return kept | dict.fromkeys(_OWN_FOLDERS, str(home))
 
 
 async def spawn(

@@ -183,12 +183,12 @@ class Agent(Process):
                 self._slots[slot] = _Assignment(tasks)
             case to.Start(slot, tasks):
                 if (assignment := self._slots[slot]) is not None:
-                    assignment.give(tasks, self.scheduler.start_by(tasks))
+                    assignment.give(tasks, self.scheduler.settlement.start_by(tasks))
                     assignment.started = True
             case to.Follow(slot, tasks):
                 following = self._slots[slot]
                 assert following is not None
-                following.give(tasks, self.scheduler.start_by(tasks))
+                following.give(tasks, self.scheduler.settlement.start_by(tasks))
                 self.node.running[slot] = self.node.running[slot] + [
                     self.scheduler.item(number).uid for number in tasks
                 ]

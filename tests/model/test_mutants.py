@@ -17,7 +17,7 @@ from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, Incarnatio
 from batchflow.sessions.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
 from node_agent.scheduling.cancellation import CancellationCache
-from node_agent.scheduling.scheduler import Scheduler
+from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import Task
 from tests.model import agents, sessions
 from tests.model.agents import Work
@@ -212,7 +212,7 @@ def reads_no_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begins_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that stood still goes on with what it was told before."""
-    monkeypatch.setattr(Scheduler, "start_by", lambda *_: math.inf)
+    monkeypatch.setattr(Settlement, "start_by", lambda *_: math.inf)
 
 
 ONE_FAULT = [

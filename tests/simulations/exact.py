@@ -418,7 +418,7 @@ class Agent:
     def _hold(self) -> float:
         """What the scheduler says, or what is tried out."""
         hold = self._world.hold
-        return self.scheduler.hold if hold is None else hold * (self.scheduler.hold > 0)
+        return self.scheduler.placement.hold if hold is None else hold * (self.scheduler.placement.hold > 0)
 
     def _let_go(self) -> None:
         self._holding = False

@@ -17,7 +17,7 @@ from pathlib import Path
 from batchflow.protocol import wire
 from node_agent.startup import callbacks
 from node_agent.supervision.crash_record import RunningRecord
-from node_agent.supervision.supervisor import EX_CONFIG, Supervisor
+from node_agent.supervision.supervisor import EX_CONFIG, UNFIT, Supervisor
 from node_agent.system import json_log
 
 DIRECTORY = Path(sys.argv[1]) if len(sys.argv) > 2 else Path()
@@ -84,6 +84,13 @@ def die_at_work() -> int:
     return 1
 
 
+def unfit() -> int:
+    """Ends twice because its node cannot run tasks, with one that it has handed back, then for good."""
+    with RunningRecord(DIRECTORY / "running", 1) as record:
+        record.begin(0, [UID])
+        return UNFIT if note("life") < 3 else 0
+
+
 def fail_in_a_callback() -> int:
     """Raise in a callback of the event loop while a task runs; the second time nothing does."""
     if note("life") == 1:
@@ -119,6 +126,7 @@ BEHAVIOURS: dict[str, Callable[[], int]] = {
         drain,
         ignore,
         die_at_work,
+        unfit,
         fail_in_a_callback,
         fail_and_stay,
     )

@@ -74,6 +74,8 @@ class FakeSlot:
     begun: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     cleaned: int = 0
+    restored: int = 0
+    intact: bool = True
 
     async def prepare(self, bundle: Bundle, files: Path) -> Place:
         return Place(bundle, files, files, [])
@@ -116,6 +118,13 @@ class FakeSlot:
 
     async def release(self, worker: PythonWorker) -> None:
         raise NotImplementedError
+
+    def is_intact(self) -> bool:
+        return self.intact
+
+    async def restore(self) -> None:
+        self.restored += 1
+        self.intact = True
 
     def clean(self, outcome: Outcome | None = None) -> None:
         self.cleaned += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -80,3 +81,12 @@ def test_it_waits_for_room_on_a_full_disk(
     assert "disk is full" in capsys.readouterr().err
     with pytest.raises(PermissionError):
         bootstrap.unpack_patiently(archive, tmp_path / "other")
+
+
+def test_an_agent_that_a_task_has_removed_is_unpacked_again(archive: Path, tmp_path: Path) -> None:
+    """Whatever the task has left of it."""
+    site = bootstrap.unpack(archive, tmp_path / "shared")
+    shutil.rmtree(site / "node_agent")
+    assert bootstrap.unpack(archive, tmp_path / "shared") == site
+    assert (site / "node_agent" / "__main__.py").is_file()
+    assert list(site.parent.iterdir()) == [site]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from node_agent.bundles.workspace import remove
+from node_agent.child.frames import NODE_UNFIT
 from node_agent.system import process_groups
 from tests.support.slot_bench import Bench, bench, materialise, value
 from tests.support.waiting import BOUND, eventually
@@ -319,4 +321,60 @@ def do_action(engine, args):
         await eventually(lambda: slot.messages("log"))
         await slot.slot.aclose()
         async with asyncio.timeout(BOUND):
-            assert (await running).kind == "WorkerDied"
+            with pytest.raises(FileNotFoundError, match="is gone"):
+                await running
+
+
+async def test_a_slot_whose_folder_is_gone_gives_its_task_back_and_is_made_anew(tmp_path: Path) -> None:
+    """Whatever the task said: it may have failed for this reason, or left files that are gone."""
+    source = """
+import os, shutil
+def do_action(engine, args):
+    if args:
+        shutil.rmtree(args[0])
+    open("x", "w")
+    return os.environ["HOME"]
+"""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": source})
+        folder = tmp_path / "slots" / "slot-0"
+        with pytest.raises(FileNotFoundError, match="is gone"):
+            await slot.execute(slot.execution(bundle, "task.py", [str(folder)]), files)
+        assert not slot.slot.is_intact()
+        with pytest.raises(FileNotFoundError, match="is gone"):
+            await slot.execute(slot.execution(bundle, "task.py", []), files)
+        await slot.slot.restore()
+        assert value(await slot.execute(slot.execution(bundle, "task.py", []), files)) == str(folder / "home")
+
+
+async def test_a_task_whose_directory_is_gone_does_not_begin(tmp_path: Path) -> None:
+    """It says that the node is unfit, which is no outcome; the next one runs."""
+    async with bench(tmp_path) as slot:
+        bundle, files = materialise(tmp_path, {"task.py": "def do_action(engine, args):\n    return args"})
+        assert value(await slot.execute(slot.execution(bundle, "task.py", [1]), files)) == [1]
+        for place in (tmp_path / "slots" / "slot-0").iterdir():
+            if place.name != "home":
+                remove(place)
+        outcome = await slot.execute(slot.execution(bundle, "task.py", [2]), files)
+        assert outcome.kind == NODE_UNFIT
+        assert value(await slot.execute(slot.execution(bundle, "task.py", [3]), files)) == [3]
+
+
+async def test_a_task_may_empty_its_home(tmp_path: Path) -> None:
+    """Nothing of the agent is in it, nor in what Batch calls the task's directory."""
+    script = (
+        "#!/bin/sh\nrm -rf ~/* $HOME $AZ_BATCH_TASK_WORKING_DIR/* $AZ_BATCH_TASK_DIR/*\n"
+        "ls -d $AZ_BATCH_TASK_DIR\n"
+    )
+    async with bench(tmp_path) as slot:
+        for _ in range(2):
+            ended = await slot.run(
+                {"clean.sh": script, "x.py": "def do_action(engine, args): pass"}, "clean.sh"
+            )
+            assert ended.exit_code == 2
+            assert slot.slot.is_intact()
+        value(
+            await slot.python(
+                "def do_action(engine, args): open(__import__('os').path.expanduser('~/f'), 'w')"
+            )
+        )

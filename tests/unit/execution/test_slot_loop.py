@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+from pathlib import Path
+from typing import Any, NoReturn
 
+from batchflow.model import Status
+from batchflow.testing import MemoryContainer, MemoryStorage
+from node_agent.execution.outcomes import Execution, Outcome, failed
 from node_agent.execution.resources import TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling import events as to
-from tests.support.agent_world import FakeBundles, FakeRunning, FakeSlot, behave, task
+from tests.support.agent_world import FakeBundles, FakeRunning, FakeSlot, behave, succeed, task
 from tests.support.slot_bench import ANY_TIME
 
 
@@ -42,3 +48,87 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
     serving.cancel()
     assert ended == [1, 3, 4]
     assert slot.begun == [task(number).uid for number in ended]
+
+
+class Played:
+    """A loop whose slot is a double; each task is started as soon as it is prepared."""
+
+    def __init__(self, slot: FakeSlot, out: MemoryContainer | None = None) -> None:
+        self.events: list[to.Event] = []
+        self.free = asyncio.Event()
+        resources = TaskResources("agent", FakeBundles(), None, out, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
+        self.loop = SlotLoop(0, slot, resources, feed=self._feed)
+
+    def _feed(self, *events: to.Event) -> None:
+        self.events += events
+        for event in events:
+            if isinstance(event, to.Prepared):
+                self.loop.start(self._numbers, ANY_TIME)
+            elif isinstance(event, to.Freed):
+                self.free.set()
+
+    async def run(self, *numbers: int) -> list[to.Ended | to.Unable]:
+        """The events of these tasks."""
+        self._numbers = numbers
+        serving = asyncio.create_task(self.loop.serve())
+        self.loop.prepare({number: task(number) for number in numbers})
+        async with asyncio.timeout(20):
+            await self.free.wait()
+        serving.cancel()
+        await asyncio.wait([serving])
+        return [event for event in self.events if isinstance(event, (to.Ended, to.Unable))]
+
+
+async def test_tasks_that_the_node_cannot_run_are_given_back() -> None:
+    """All that have not ended; the slot is put in order before it is free."""
+
+    def no_room(execution: Execution) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    slot = FakeSlot(behave(ok=no_room))
+    events = await Played(slot).run(1, 2)
+    assert [event.task for event in events if isinstance(event, to.Unable)] == [1, 2]
+    assert "No space left" in (events[0].error or "")
+    assert slot.restored == 1
+
+
+async def test_a_failure_in_a_slot_whose_folder_is_gone_is_the_nodes() -> None:
+    """A success is a success."""
+    slot = FakeSlot(behave())
+
+    def fail(execution: Execution) -> Outcome:
+        slot.intact = False
+        return failed("TaskFailed", "FileNotFoundError")
+
+    slot.behaviours["ok"] = fail
+    (event,) = await Played(slot).run(1)
+    assert isinstance(event, to.Unable)
+    assert slot.restored == 1
+    slot.behaviours["ok"] = succeed
+    slot.intact = False
+    (event,) = await Played(slot).run(1)
+    assert isinstance(event, to.Ended)
+
+
+async def test_what_a_task_left_and_the_node_lost_makes_no_outcome(tmp_path: Path) -> None:
+    """A file that the task itself has forbidden to read is the task's own."""
+    storage = MemoryStorage()
+    await storage.create_container("out")
+
+    class Refusing(MemoryContainer):
+        error: OSError = FileNotFoundError("gone")
+
+        async def upload(self, name: str, path: Any, *, create: bool = False) -> None:
+            raise self.error
+
+    out = Refusing(storage, "out")
+
+    def leave(execution: Execution) -> Outcome:
+        return Outcome(Status.SUCCEEDED, outputs=(tmp_path / "file",), output_folder=tmp_path)
+
+    (event,) = await Played(FakeSlot(behave(ok=leave)), out).run(1)
+    assert isinstance(event, to.Unable)
+    out.error = PermissionError("not yours")
+    (event,) = await Played(FakeSlot(behave(ok=leave)), out).run(1)
+    assert isinstance(event, to.Ended)
+    assert event.failure is not None

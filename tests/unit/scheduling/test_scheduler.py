@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.load_policy import COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
+from node_agent.scheduling.node_failures import MAX_UNABLE, UNABLE
 from node_agent.scheduling.scheduler import DIED, MAX_CRASHES, SETTLE, Scheduler
 from tests.support.agent_world import INCARNATION, task
 
@@ -109,14 +110,14 @@ def test_what_was_not_begun_in_time_is_looked_at_anew() -> None:
     play.learn(0.001)
     play.arrive(2.0, task(1), task(2), delivery=2)
     assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
-    assert play.scheduler.start_by((1, 2)) == 2.0 + FRESH
+    assert play.scheduler.settlement.start_by((1, 2)) == 2.0 + FRESH
     back = play.all(77.0, to.Freed(0))
     assert to.Prepare(0, (1, 2)) in back
     assert to.ReadCancellation(SESSION) in back
     assert play.at(77.0, to.Prepared(0)) == []
     commands = play.at(77.1, to.CancellationRead(SESSION, document(2), 77.0))
     assert commands[:2] == [cancelled(2), to.Start(0, (1,))]
-    assert play.scheduler.start_by((1,)) == 77.0 + FRESH
+    assert play.scheduler.settlement.start_by((1,)) == 77.0 + FRESH
 
 
 def test_short_tasks_share_a_slot() -> None:
@@ -132,17 +133,17 @@ def test_results_wait_for_each_other_as_long_as_there_is_work() -> None:
     play = Play()
     play.arrive(1.0, task(0))
     play.run(1.0, 0)
-    assert play.scheduler.hold == 0.0
+    assert play.scheduler.placement.hold == 0.0
     play.at(1.001, ended(0, duration=0.001))
     play.at(1.001, to.Freed(0))
     play.arrive(2.0, *(task(n) for n in range(1, 21)), delivery=2)
-    assert play.scheduler.hold == HOLD
+    assert play.scheduler.placement.hold == HOLD
     play.arrive(2.0, *(task(n) for n in range(21, 41)), delivery=3)
-    assert play.scheduler.hold == 0.03
+    assert play.scheduler.placement.hold == 0.03
     play.arrive(2.0, *(task(n) for n in range(41, 81)), delivery=4)
-    assert play.scheduler.hold == 0.06
+    assert play.scheduler.placement.hold == 0.06
     play.arrive(2.0, *(task(n) for n in range(81, 111)), delivery=5)
-    assert play.scheduler.hold == LOADED_HOLD
+    assert play.scheduler.placement.hold == LOADED_HOLD
 
 
 @pytest.mark.parametrize("duration", [0.045, 0.07])
@@ -153,9 +154,9 @@ def test_longer_results_wait_for_the_next_one_under_load_only(duration: float) -
     play.arrive(2.0, task(1), task(2), delivery=2)
     assert play.at(2.0, to.Prepared(0)) == [to.Start(0, (1, 2))]
     play.at(2.1, ended(1, duration=duration))
-    assert play.scheduler.hold == 0.0
+    assert play.scheduler.placement.hold == 0.0
     play.arrive(2.1, task(3), task(4), delivery=3)
-    assert play.scheduler.hold == LOADED_HOLD
+    assert play.scheduler.placement.hold == LOADED_HOLD
 
 
 def test_results_of_long_tasks_never_wait() -> None:
@@ -165,7 +166,7 @@ def test_results_of_long_tasks_never_wait() -> None:
     play.arrive(2.0, *(task(n) for n in range(1, 5)), delivery=2)
     play.at(2.0, to.Prepared(0))
     play.at(2.11, ended(1, duration=0.11))
-    assert play.scheduler.hold == 0.0
+    assert play.scheduler.placement.hold == 0.0
 
 
 def test_the_next_message_is_pulled_early_for_short_tasks_only() -> None:
@@ -591,3 +592,76 @@ def test_an_idle_agent_looks_once_more_before_it_goes() -> None:
     assert play.at(121.0, to.Tick()) == look
     assert play.at(123.0, to.NothingLeft()) == [to.Exit("idle")]
     assert play.at(124.0, to.Tick()) == []
+
+
+def unable(number: int, error: str = "no room") -> to.Unable:
+    return to.Unable(number, error, 1000.0)
+
+
+def failed_by_node(play: Play, number: int, now: float) -> list[to.Command]:
+    """A message of one task that the node cannot run; what the scheduler says to that."""
+    play.arrive(now, task(number), delivery=10 + number)
+    play.at(now, to.Prepared(0))
+    commands = play.at(now, unable(number))
+    return commands + play.at(now, to.Freed(0))
+
+
+def test_a_task_that_the_node_cannot_run_is_handed_back_uncharged() -> None:
+    """Its history tells; the next one runs here."""
+    play = Play()
+    past = Attempt(1, f"{UNABLE}: no room", "host", 1000.0)
+    assert to.HandBack(0, history=(past,), reason="node") in failed_by_node(play, 0, 1.0)
+    play.at(1.0, to.CopyAccepted(0))
+    play.arrive(1.1, task(1), delivery=2)
+    assert play.at(1.1, to.Prepared(0)) == [to.Start(0, (1,))]
+
+
+def test_an_agent_that_fails_three_times_in_a_row_steps_back() -> None:
+    """It hands back what waits, lets other tasks end, and exits as unfit."""
+    play = Play(slots=2)
+    play.arrive(1.0, task(0))
+    play.run(1.0, 0)
+    play.arrive(1.0, task(1), delivery=2)
+    for number in range(1, 4):
+        if number > 1:
+            play.arrive(1.0, task(number), delivery=1 + number)
+        play.at(1.0, to.Prepared(1))
+        commands = play.at(1.0, unable(number)) + play.at(1.0, to.Freed(1))
+        assert (to.StepBack("no room") in commands) == (number == 3)
+        play.at(1.0, to.CopyAccepted(number))
+        play.at(1.0, to.Completed(1 + number))
+    assert to.Announce("draining") in commands
+    assert to.Stop(0) not in play.at(5000.0, to.Tick())
+    play.at(5000.0, ended(0))
+    play.at(5000.0, to.Freed(0))
+    play.at(5000.0, to.ResultsAccepted([0]))
+    assert to.Exit("unfit") in play.all(5000.0, to.Completed(1))
+
+
+def test_a_success_in_between_proves_the_node() -> None:
+    """Failures that are not in a row have their own reasons."""
+    play = Play()
+    for number in range(8):
+        if number % 3 == 2:
+            play.arrive(1.0, task(number), delivery=10 + number)
+            play.run(1.0, number)
+            play.at(1.0, ended(number))
+            play.at(1.0, to.Freed(0))
+        else:
+            assert not any(isinstance(each, to.StepBack) for each in failed_by_node(play, number, 1.0))
+    assert play.scheduler.state == "ready"
+
+
+def test_a_task_that_no_node_can_run_has_an_outcome_at_last() -> None:
+    """It is tried ever later; twenty times are its own doing."""
+    past = Attempt(1, f"{UNABLE}: no room", "other", 1.0)
+    play = Play()
+    play.arrive(1.0, replace(task(0), history=(past,) * 3))
+    play.at(1.0, to.Prepared(0))
+    back = [each for each in play.at(1.0, unable(0)) if isinstance(each, to.HandBack)]
+    assert [each.delay for each in back] == [8.0]
+    last = Play()
+    last.arrive(1.0, replace(task(0), history=(past,) * (MAX_UNABLE - 1)))
+    last.at(1.0, to.Prepared(0))
+    sent = [each for each in last.at(1.0, unable(0)) if isinstance(each, to.SendResult)]
+    assert [each.verdict.kind for each in sent if each.verdict] == ["WorkerDied"]

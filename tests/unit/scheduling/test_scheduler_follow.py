@@ -60,7 +60,7 @@ def test_what_comes_while_short_tasks_run_follows_them() -> None:
     assert to.Hold() in commands
     commands = play.do(1.02, to.Ended(first, None, None, 0.0, 0.02, 0.5))
     assert to.Pull() in commands
-    assert [item.uid for item, _ in play.scheduler.running()] == [task(2).uid]
+    assert [item.uid for item, _ in play.scheduler.placement.running()] == [task(2).uid]
 
 
 def test_many_follow_when_they_take_next_to_nothing() -> None:

@@ -110,13 +110,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert tasks
                 assert set(tasks) <= set(self.prepared.pop(slot))
                 self.checking.discard(slot)
-                assert self.scheduler.start_by(tasks) >= self.now
+                assert self.scheduler.settlement.start_by(tasks) >= self.now
                 assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task starts"
                 self.running[slot] = list(tasks)
             case to.Follow(slot, tasks):
                 assert tasks
                 assert slot not in self.stopped
-                assert self.scheduler.start_by(tasks) >= self.now
+                assert self.scheduler.settlement.start_by(tasks) >= self.now
                 assert self.running[slot], "nothing runs that could be followed"
                 assert not set(tasks) & (self.placed() | self.accepted | self.sending | self.copying)
                 assert not any(self.is_cancelled(task) for task in tasks), "a cancelled task follows"
@@ -152,6 +152,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             case to.Exit(reason):
                 self.exited = True
                 self.left_some = reason.endswith("locks")
+            case to.StepBack():
+                self.drained = True
             case to.LastLook() | to.Announce() | to.ForgetCrashes():
                 pass
 
@@ -251,11 +253,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         ready = self.stopped | {slot for slot, tasks in self.running.items() if not tasks}
         self.free(choose(data, ready))
 
+    @precondition(lambda self: self.at_work())
+    @rule(data=st.data())
+    def node_cannot_run_what_a_slot_has(self, data: Chance) -> None:
+        """What has not ended is handed back, at last by an agent that steps back."""
+        slot = choose(data, self.at_work())
+        numbers = list(self.prepared.get(slot, ()) or self.running.get(slot, ()))
+        self.feed(*(to.Unable(number, "no room", 1.0) for number in numbers))
+        assert self.exited or set(numbers) <= self.sending | self.copying
+        self.free(slot)
+
     @precondition(lambda self: any(self.running.values()))
     @rule(data=st.data())
     def slot_is_late(self, data: Chance) -> None:
         """It stood still, and gives back what it has not begun."""
         self.free(choose(data, [slot for slot, tasks in self.running.items() if tasks]))
+
+    def at_work(self) -> list[int]:
+        """The slots that prepare their tasks or run them."""
+        slots = (*self.prepared.items(), *self.running.items())
+        return [slot for slot, tasks in slots if tasks and slot not in self.checking]
 
     def free(self, slot: int) -> None:
         self.prepared.pop(slot, None)

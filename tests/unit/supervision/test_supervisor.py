@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from node_agent.supervision.crash_record import (
     read_running,
     write_crashes,
 )
-from node_agent.supervision.supervisor import EX_CONFIG, STOPPED_HARD
+from node_agent.supervision.supervisor import EX_CONFIG, SITE_GONE, STOPPED_HARD
 from node_agent.system.json_log import JsonLines
 from tests.support.processes import is_alive
 from tests.support.waiting import eventually_blocking
@@ -134,6 +135,36 @@ def test_what_ran_when_the_agent_died_is_remembered(start: Start, tmp_path: Path
     deaths = read_crashes(tmp_path / "deaths.json", boot_id())
     found = {uid: (each.alone, each.in_company) for uid, each in deaths.items()}
     assert found == {"abc123:7": (1, 1), "abc123:8": (0, 1), "abc123:9": (0, 1)}
+
+
+def test_an_unfit_agent_is_followed_by_another_one(start: Start, tmp_path: Path) -> None:
+    """It did not die: nothing that ran is suspected of anything."""
+    supervisor = start("unfit")
+    _, said = supervisor.communicate(timeout=PATIENCE)
+    assert supervisor.returncode == 0
+    assert said.count(b'"agent_unfit"') == 2
+    assert len(diary(tmp_path)) == 3
+    assert read_crashes(tmp_path / "deaths.json", boot_id()) == {}
+
+
+def test_a_supervisor_whose_own_files_are_gone_ends(tmp_path: Path) -> None:
+    """No other agent can begin; Batch starts the task again, which unpacks them."""
+    root = Path(__file__).parents[3]
+    for package in ("node_agent", "batchflow"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    program = f"""
+import shutil, sys
+from node_agent.supervision.supervisor import UNFIT, Supervisor
+def agent():
+    shutil.rmtree({str(tmp_path / "node_agent")!r})
+    return UNFIT
+sys.exit(Supervisor(agent, {str(tmp_path)!r}, 60.0).run())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert ended.returncode == SITE_GONE, ended.stderr
+    assert b"agent_files_gone" in ended.stderr
 
 
 @pytest.mark.parametrize("behaviour", ["fail_in_a_callback", "fail_and_stay"])

@@ -32,7 +32,7 @@ def is_gone(pid: int) -> bool:
 async def started(root: Path, script: str, mark: str) -> tuple[Program, asyncio.Task[ProgramEnded]]:
     """A shell script that runs, and has written "ready" to stdout."""
     ready = asyncio.Event()
-    env = {**process_groups.environment(), process_groups.MARK: mark}
+    env = {**process_groups.environment(Path()), process_groups.MARK: mark}
     program = Program(["/bin/sh", "-c", script], cwd=root, env=env, on_output=lambda *_: ready.set())
     task = asyncio.create_task(program.run())
     async with asyncio.timeout(BOUND):
@@ -166,7 +166,7 @@ if not {setpriv}:
 async def main():
     process_groups.adopt_orphans()
     process = await process_groups.spawn(
-        ["sleep", "300"], cwd=pathlib.Path("."), env=process_groups.environment(), stdout=1, stderr=2
+        ["sleep", "300"], cwd=pathlib.Path("."), env={{}}, stdout=1, stderr=2
     )
     print(process.pid, flush=True)
     await process.wait()
@@ -191,10 +191,13 @@ async def test_a_program_has_its_own_session_no_stdin_and_none_of_the_agents_set
     monkeypatch.setenv("BATCHFLOW_SECRET", "key")
     monkeypatch.setenv("USERS_OWN", "kept")
     script = "read line; env; cat /proc/self/oom_score_adj; ls /proc/self/fd | wc -l; ps -o sid= -p $$"
-    program = Program(["/bin/sh", "-c", f"sleep 0; {script}"], cwd=tmp_path, env=process_groups.environment())
+    env = process_groups.environment(tmp_path / "home")
+    program = Program(["/bin/sh", "-c", f"sleep 0; {script}"], cwd=tmp_path, env=env)
     ended = await program.run()
     text = ended.stdout.text()
     assert "BATCHFLOW_SECRET" not in text
+    assert f"HOME={tmp_path / 'home'}\n" in text
+    assert f"AZ_BATCH_TASK_WORKING_DIR={tmp_path / 'home'}\n" in text
     assert "USERS_OWN=kept" in text
     assert int(text.split()[-1]) == ended.pid != os.getsid(0)
 
@@ -202,7 +205,9 @@ async def test_a_program_has_its_own_session_no_stdin_and_none_of_the_agents_set
 async def test_a_program_steps_back_behind_the_agent(tmp_path: Path) -> None:
     """It has a lower priority than whoever renews leases and sends results."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    program = Program(["/bin/sh", "-c", "sleep 0.1; nice"], cwd=tmp_path, env=process_groups.environment())
+    program = Program(
+        ["/bin/sh", "-c", "sleep 0.1; nice"], cwd=tmp_path, env=process_groups.environment(Path())
+    )
     assert int((await program.run()).stdout.text()) == min(own + NICENESS, 19)
 
 
