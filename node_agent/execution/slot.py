@@ -405,6 +405,8 @@ class Slot:
 
     async def _put_in_order(self, outcome: Outcome, place: Place, flags: int) -> Outcome:
         """Put the working directory in order, and keep what the task left in `outputs`."""
+        if self._closed:
+            raise InterruptedError("the slot was closed while the task ran")
         self._workspace.check()
         if not flags & frames.TOUCHED and not (flags & frames.RETIRE and self._workspace.touched(place)):
             return outcome

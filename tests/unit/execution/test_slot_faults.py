@@ -321,7 +321,7 @@ def do_action(engine, args):
         await eventually(lambda: slot.messages("log"))
         await slot.slot.aclose()
         async with asyncio.timeout(BOUND):
-            with pytest.raises(FileNotFoundError, match="is gone"):
+            with pytest.raises(InterruptedError, match="was closed"):
                 await running
 
 
