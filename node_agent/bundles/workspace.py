@@ -79,7 +79,7 @@ class Workspace:
         """Return whether the slot's folder is the one that was made."""
         return self._identity is not None and _identity(self.root) == self._identity
 
-    def check(self) -> None:
+    def require_intact(self) -> None:
         """Raise FileNotFoundError when the slot's folder is gone."""
         if not self.is_intact():
             raise FileNotFoundError(f"the slot's folder {self.root} is gone")

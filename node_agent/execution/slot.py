@@ -147,7 +147,7 @@ class Slot:
         """
         if self._closed:
             raise RuntimeError("the slot is closed")
-        self._workspace.check()
+        self._workspace.require_intact()
         self._workspace.home.mkdir(exist_ok=True)
         return await self._workspace.prepare(bundle, files)
 
@@ -407,7 +407,7 @@ class Slot:
         """Put the working directory in order, and keep what the task left in `outputs`."""
         if self._closed:
             raise InterruptedError("the slot was closed while the task ran")
-        self._workspace.check()
+        self._workspace.require_intact()
         if not flags & frames.TOUCHED and not (flags & frames.RETIRE and self._workspace.touched(place)):
             return outcome
         folder, files = await self._workspace.collect(place)
