@@ -9,7 +9,7 @@ Where they lie:
   `ended/<job>/<client>/<incarnation>-<succeeded>-<failed>-<cancelled>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
-  `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<name>`,
+  `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
   `logs/<pool>/<node>/<agent>.log`.
 
 Each pool gets a new prefix, because the name of a deleted container stays taken for half a minute or more.
@@ -110,9 +110,9 @@ def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> st
     return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"
 
 
-def outputs_prefix(job: str, client: str, uid: str) -> str:
-    """Return the prefix of a task's output folder."""
-    return f"outputs/{job}/{client}/{uid}/"
+def outputs_prefix(job: str, client: str, uid: str, folder: str = "") -> str:
+    """Return the prefix of a task's output folder; `folder`: of one execution's folder in it."""
+    return f"outputs/{job}/{client}/{uid}/{folder}/" if folder else f"outputs/{job}/{client}/{uid}/"
 
 
 def heartbeat_blob(agent: str) -> str:

@@ -100,6 +100,8 @@ class TaskItem:
     """A W3C `traceparent`."""
     share_processes: bool = optional("shared", TRUTH, default=False)
     """Whether it may run in a process with tasks of other sessions that have this as well."""
+    execution_folders: bool = optional("folders", TRUTH, default=False)
+    """Whether its session finds the files that it leaves in a folder of their own for each execution."""
     function: bool = optional("function", TRUTH, default=False)
     """Whether the command is a function, `module:qualname`, and no file."""
     pickle: str | None = optional("pickle", TEXT, default=None)
@@ -143,6 +145,8 @@ class ResultItem:
     started_at: float | None = optional("started", NUMBER, default=None, usual=True)
     finished_at: float | None = optional("finished", NUMBER, default=None, usual=True)
     files: tuple[str, ...] = optional("files", TEXTS, default=())
+    folder: str = optional("folder", TEXT, default="")
+    """The folder of the execution, below the task's, that these files are in; empty: the task's itself."""
     encoded: str | None = optional("result_data", TEXT, default=None)
     """The value as a container in base64, when `value` is only its nearest JSON. None once it was read."""
 
@@ -238,6 +242,7 @@ def result_of(
     started_at: float | None = None,
     finished_at: float | None = None,
     files: tuple[str, ...] = (),
+    folder: str = "",
 ) -> ResultItem:
     """Make the result of a task from what the task itself says."""
     # By position, in the order of the table: 20 keywords take 1 µs longer, and each result is made here.
@@ -262,6 +267,7 @@ def result_of(
         started_at,
         finished_at,
         files,
+        folder,
     )
 
 

@@ -74,7 +74,7 @@ class Outcomes:
         result = entry.result()
         if not result.files:
             return result
-        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid)
+        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid, entry.read().folder)
 
         async def download(name: str) -> BinaryIO:
             return await fetch(self._context.runtime.out, prefix + name)

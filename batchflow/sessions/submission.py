@@ -124,6 +124,7 @@ class Submission:
             retry=None if self.retry is None else self.retry.fields(),
             stream_output=self.stream_output,
             share_processes=share_processes,
+            execution_folders=True,
             function=self.function is not None,
             pickle=pickle,
             keywords=self.function is not None and bool(self.function.keywords),

@@ -80,10 +80,14 @@ class Entry:
     def done(self) -> bool:
         return self.outcome is not None
 
+    def read(self) -> ResultItem:
+        """Return the outcome, which must be there."""
+        assert self.outcome is not None
+        return self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
+
     def result(self) -> Result:
         """Return the public form of the outcome, which must be there."""
-        assert self.outcome is not None
-        item = self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
+        item = self.read()
         value = item.value
         return _result(
             task_id=self.task_id,

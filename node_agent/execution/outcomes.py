@@ -107,6 +107,8 @@ class Outcome:
     """What the names of `outputs` are relative to; None without any."""
     files: tuple[str, ...] = ()
     """The names of what was uploaded of `outputs`."""
+    folder: str = ""
+    """Where it was uploaded to; see `ResultItem.folder`."""
 
     @property
     def size(self) -> int:

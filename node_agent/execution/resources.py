@@ -6,15 +6,16 @@ Blob Storage in trouble is tried again for about half a minute. Then this is the
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 import orjson
 
-from batchflow.errors import BlobNotFound, ProtocolError, StorageError
+from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
 from batchflow.protocol.functions import PYTHON, python_of
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 TRIES: Final = 6
 """Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
+_TOKEN: Final = 8
+"""Random bytes in the name of an execution."""
 UPLOADS: Final = 4
 """Files of a task that are uploaded at once."""
 
@@ -144,7 +147,8 @@ class TaskResources:
 
     async def _store(self, item: wire.TaskItem, outcome: Outcome) -> Outcome:
         if outcome.outputs:
-            outcome = replace(outcome, files=await self._upload(item, outcome))
+            folder = _execution(item, self.agent) if item.execution_folders else ""
+            outcome = replace(outcome, files=await self._upload(item, outcome, folder), folder=folder)
         value = outcome.value
         if not isinstance(value, bytes) or outcome.size <= self.inline_limit:
             return outcome
@@ -152,18 +156,25 @@ class TaskResources:
             value = value[: container_size(value)]
         if len(value) > self.result_limit:
             return too_large(outcome, len(value), self.result_limit)
-        name = layout.result_blob(item.job, item.client, item.uid, item.attempt, self.agent)
-        await _patiently(lambda: self.out.put(name, value))
+        execution = f"{self.agent}-{secrets.token_hex(_TOKEN)}"
+        name = layout.result_blob(item.job, item.client, item.uid, item.attempt, execution)
+        with suppress(BlobConflict):  # an earlier try has written it: no other execution has this name
+            await _patiently(lambda: self.out.put(name, value, create=True))
         return replace(outcome, value=wire.Reference(name, len(value)))
 
-    async def _upload(self, item: wire.TaskItem, outcome: Outcome) -> tuple[str, ...]:
-        prefix = layout.outputs_prefix(item.job, item.client, item.uid)
+    async def _upload(self, item: wire.TaskItem, outcome: Outcome, folder: str) -> tuple[str, ...]:
+        """Upload the task's files. In an execution's own folder, nothing that is there is overwritten.
+
+        A session of an older batchflow looks for them in the task's folder, where the last execution wins.
+        """
+        prefix = layout.outputs_prefix(item.job, item.client, item.uid, folder)
         names = outcome.output_names()
         limiter = anyio.CapacityLimiter(UPLOADS)
 
         async def upload(name: str, path: Path) -> None:
             async with limiter:
-                await _patiently(lambda: self.out.upload(prefix + name, path))
+                with suppress(BlobConflict):  # an earlier try has written it
+                    await _patiently(lambda: self.out.upload(prefix + name, path, create=bool(folder)))
 
         error: Exception | None = None
         try:
@@ -175,6 +186,11 @@ class TaskResources:
         if error is not None:
             raise error
         return names
+
+
+def _execution(item: wire.TaskItem, agent: str) -> str:
+    """Return a name that no other execution has, and that none can know before."""
+    return f"{item.attempt}-{agent}-{secrets.token_hex(_TOKEN)}"
 
 
 async def _patiently(request: Callable[[], Awaitable[T]]) -> T:

@@ -52,6 +52,7 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
         started_at=outcome.started_at,
         finished_at=outcome.finished_at,
         files=outcome.files,
+        folder=outcome.folder,
     )
     result.encoded = encoded
     return fitting(result)

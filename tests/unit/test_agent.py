@@ -229,16 +229,30 @@ def leaving(folder: Path) -> Any:
     return behave
 
 
-async def test_outputs_are_uploaded_and_named(tmp_path: Path) -> None:
-    """Under the task's prefix, by the names that the task gave them; then the slot may remove them."""
+@pytest.mark.parametrize("in_folders", [True, False])
+async def test_outputs_are_uploaded_and_named(tmp_path: Path, in_folders: bool) -> None:
+    """Under the prefix that the session looks in, by the task's own names; then the slot may remove them."""
     world = await World.make(leave=leaving(tmp_path))
     async with world.agent():
-        await world.submit(task(0, "leave"))
+        await world.submit(task(0, "leave", execution_folders=in_folders))
         (result,) = await world.results(1)
     assert sorted(result.files) == ["deep/y.bin", "x.csv"]
-    blob = await world.out.get(layout.outputs_prefix("job", "client", "abc123:0") + "deep/y.bin")
-    assert blob.data == b"y.bin"
+    assert bool(result.folder) is in_folders
+    prefix = layout.outputs_prefix("job", "client", "abc123:0", result.folder)
+    assert (await world.out.get(prefix + "deep/y.bin")).data == b"y.bin"
     assert world.slots[0].cleaned == 1
+
+
+async def test_no_execution_overwrites_the_files_of_another(tmp_path: Path) -> None:
+    """Two executions of one task, as after a lost lock: each result leads to its own files."""
+    world = await World.make(leave=leaving(tmp_path))
+    async with world.agent():
+        for _ in range(2):
+            await world.submit(task(0, "leave", execution_folders=True))
+            await world.results(1)
+    found = [info.name async for info in world.out.list(layout.outputs_prefix("job", "client", "abc123:0"))]
+    assert len({name.split("/")[4] for name in found}) == 2
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize(("failures", "status"), [(2, Status.SUCCEEDED), (100, Status.FAILED)])
