@@ -187,13 +187,15 @@ class Client(Supervised):
         pool.origin = Origin("attached", "of those that have nodes it has most")
         return pool
 
-    async def sweep(self, *, bundle_age: float = 30 * DAY) -> Swept:
+    async def sweep(self, *, bundle_age: float = 30 * DAY, retention: float | None = None) -> Swept:
         """Remove what dead clients and deleted pools left, and return what it was: see `pools.sweep`.
 
-        `bundle_age`: seconds after which a bundle that no session uses is removed. A client sweeps by itself
-        a minute after its opening, if the last sweep of the account is a day old.
+        `bundle_age`: seconds after which a bundle that no session uses is removed. `retention`: seconds for
+        which arguments of tasks of ended sessions are kept, by default `session.retention`. A client sweeps
+        by itself a minute after its opening, if the last sweep of the account is a day old.
         """
-        return await sweep(self.connections, bundle_age=bundle_age)
+        kept = self.settings.session.retention if retention is None else retention
+        return await sweep(self.connections, bundle_age=bundle_age, retention=kept)
 
     async def _sweep_quietly(self) -> None:
         if self.connections.restricted:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 from batchflow.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from batchflow.errors import TaskError
 
@@ -59,6 +59,30 @@ class Attempt:
     finished_at: float
 
 
+class Load(Protocol):
+    """Fetches an argument from its blob."""
+
+    def __call__(self) -> Awaitable[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArgument:
+    """A large argument of a task, which lies in a blob until its session closes.
+
+    The argument of a failed task lies there for `session.retention` seconds.
+    """
+
+    kind: str
+    """The name of its type."""
+    size: int
+    """Bytes."""
+    load: Load = field(repr=False, compare=False)
+
+    async def fetch(self) -> Any:
+        """Return the argument. Raises `StorageError`, `ProtocolError` if it is no value. Safe to cancel."""
+        return await self.load()
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """A task's frozen outcome. Times are seconds since the epoch, by the clock of the recording machine."""
@@ -77,6 +101,9 @@ class Result:
     """The name of the `TaskError` that awaiting the task raises; None on success."""
     traceback: str | None = None
     tag: Any = None
+    args: list[Any] | None = None
+    """The arguments of the task, a large one as a `StoredArgument`; None for a task of an earlier holder of
+    the mailbox."""
     node: str | None = None
     """The host name of the node that ran it; None when no node did."""
     attempt: int = 1

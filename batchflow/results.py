@@ -8,14 +8,13 @@ from batchflow.errors import ConfigurationError
 from batchflow.model import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas
 
 _TIMES: Final = ("submitted_at", "started_at", "finished_at")
 _COLUMNS: Final = (
     "task_id",
     "status",
+    "args",
     "value",
     "error",
     "kind",
@@ -46,7 +45,8 @@ class Results(list[Result]):
     def to_pandas(self, *, expand: bool = False) -> pandas.DataFrame:
         """Return a row for each result, by `index`; times are in UTC, `seconds` is how long the task ran.
 
-        `expand`: a value that is a dict gets a column `value.KEY` for each of its keys instead of one.
+        `args` is the list of what the task was asked. `expand`: a value that is a dict gets a column
+        `value.KEY` for each of its keys instead of one; so does a lone argument that is a dict, `args.KEY`.
         Raises `ConfigurationError` where pandas is not installed.
         """
         try:
@@ -59,8 +59,8 @@ class Results(list[Result]):
             frame[name] = pandas.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
         frame["seconds"] = (frame["finished_at"] - frame["started_at"]).dt.total_seconds()
         if expand:
-            frame = frame.drop(columns="value")
-            parts = [_parts(result.value) for result in self]
+            frame = frame.drop(columns=["value", "args"])
+            parts = [_asked(result.args) | _parts(result.value) for result in self]
             for name in dict.fromkeys(name for part in parts for name in part):
                 frame[name] = [part.get(name) for part in parts]
         return frame
@@ -76,7 +76,13 @@ def _row(result: Result) -> tuple[Any, ...]:
     return tuple(result.status.value if name == "status" else getattr(result, name) for name in _COLUMNS)
 
 
-def _parts(value: Any) -> Mapping[str, Any]:
+def _asked(args: list[Any] | None) -> dict[str, Any]:
+    if args is not None and len(args) == 1 and isinstance(args[0], dict):
+        return {f"args.{key}": part for key, part in args[0].items()}
+    return {} if args is None else {"args": args}
+
+
+def _parts(value: Any) -> dict[str, Any]:
     if isinstance(value, dict):
         return {f"value.{key}": part for key, part in value.items()}
     return {} if value is None else {"value": value}

@@ -23,9 +23,9 @@ from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
 from batchflow.sessions.context import SessionContext
-from batchflow.sessions.counting.stats import SessionStats
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
+from batchflow.sessions.records.stats import SessionStats
 from batchflow.sessions.submission import Submission, TaskOptions
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
@@ -443,6 +443,7 @@ class Session(Supervised):
         await self._parts.receiver.flush_settlements(self.close_timeout)
         if self._parts.checkpoint is not None:
             self._parts.checkpoint.close()
+        self._context.arguments.delete()
         await self._context.background.finish()
         async with task_group() as group:
             group.start_soon(self._parts.sender.aclose)

@@ -145,6 +145,9 @@ class SessionSettings:
     stays, and is tried again."""
     presence_interval: Seconds = 5.0
     """Seconds between two signs of life of the mailbox's holder."""
+    retention: Seconds = 7 * 86400.0
+    """Seconds for which the large arguments of a failed task are kept; 0: until it has failed. Those of
+    other tasks are kept until their session closes."""
 
 
 @dataclass(frozen=True, slots=True)

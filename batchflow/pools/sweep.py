@@ -51,6 +51,11 @@ class Swept:
     removed: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def arguments(self) -> int:
+        """How many of what was removed were arguments of tasks."""
+        return sum("/args/" in name for name in self.removed)
+
     async def note(self, name: str, removal: Awaitable[object]) -> None:
         """Await the removal, and note its outcome under the name."""
         try:
@@ -62,8 +67,13 @@ class Swept:
             self.failed[name] = str(error)
 
 
-async def sweep(connections: Connections, *, bundle_age: float = 30 * DAY) -> Swept:
-    """Sweep the whole account once. `bundle_age`: seconds. Safe to cancel."""
+async def sweep(
+    connections: Connections, *, bundle_age: float = 30 * DAY, retention: float = 7 * DAY
+) -> Swept:
+    """Sweep the whole account once. Safe to cancel.
+
+    `bundle_age`, `retention`: seconds, of bundles that no session uses, and of arguments of ended sessions.
+    """
     swept, index = Swept(), connections.manifests.index
     containers = list(filter(layout.is_ours, await connections.storage.containers(_PREFIX)))
     queues = [
@@ -79,8 +89,9 @@ async def sweep(connections: Connections, *, bundle_age: float = 30 * DAY) -> Sw
     now = await _service_time(index)
     await _sweep_old(index, layout.LOGS, now - _KEPT_LOG_AGE, swept)
     for manifest in manifests:
-        await _sweep_pool(connections, manifest, now, bundle_age, swept)
-    logger.info("swept", extra={"removed": len(swept.removed), "failed": len(swept.failed)})
+        await _sweep_pool(connections, manifest, now, bundle_age, retention, swept)
+    counts = {"removed": len(swept.removed), "failed": len(swept.failed), "arguments": swept.arguments}
+    logger.info("swept", extra=counts)
     return swept
 
 
@@ -138,13 +149,19 @@ def _stem(prefix: str) -> str:
 
 
 async def _sweep_pool(
-    connections: Connections, manifest: PoolManifest, now: float, bundle_age: float, swept: Swept
+    connections: Connections,
+    manifest: PoolManifest,
+    now: float,
+    bundle_age: float,
+    retention: float,
+    swept: Swept,
 ) -> None:
     ctl, out = connections.storage.container(manifest.ctl), connections.storage.container(manifest.out)
     try:
         live = await _sweep_old(ctl, "sessions/", now - _PRESENCE_AGE, swept)
+        held = tuple(layout.arguments_prefix(name) for name in live)
+        await _sweep_old(ctl, "args/", now - retention, swept, held)
         for container, prefix, age in (
-            (ctl, "args/", _PAYLOAD_AGE),
             (ctl, "cancel/", _PAYLOAD_AGE),
             (ctl, "ended/", _PAYLOAD_AGE),
             (out, "results/", _PAYLOAD_AGE),
@@ -158,13 +175,18 @@ async def _sweep_pool(
         swept.failed[f"pool {manifest.pool}"] = str(error)
 
 
-async def _sweep_old(container: Container, prefix: str, before: float, swept: Swept) -> int:
-    """Remove the blobs that are older; return how many are younger."""
+async def _sweep_old(
+    container: Container, prefix: str, before: float, swept: Swept, held: tuple[str, ...] = ()
+) -> list[str]:
+    """Remove the blobs that are older; return the names of those that are younger.
+
+    `held`: the beginnings of names that are in use, however old they are.
+    """
     listed = [info async for info in container.list(prefix)]
-    old = [info for info in listed if info.modified_at < before]
+    old = [info for info in listed if info.modified_at < before and not info.name.startswith(held or "\0")]
     for info in old:
         await swept.note(f"{container.name}/{info.name}", container.delete(info.name, if_match=info.etag))
-    return len(listed) - len(old)
+    return [info.name for info in listed if info.modified_at >= before]
 
 
 async def _sweep_bundles(ctl: Container, default: str | None, before: float, swept: Swept) -> None:

@@ -105,6 +105,11 @@ def arguments_blob(job: str, client: str, uid: str) -> str:
     return f"args/{job}/{client}/{uid}.json"
 
 
+def arguments_prefix(session_blob: str) -> str:
+    """Return what the blobs of a session's arguments begin with. `session_blob`: its presence document."""
+    return f"args/{session_blob.removeprefix('sessions/').removesuffix('.json')}/"
+
+
 def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> str:
     """Return a result's blob, a new one for each execution, so that none is overwritten."""
     return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from batchflow.errors import SessionClosed, StorageError
+from batchflow.errors import SessionClosed
 from batchflow.protocol import wire
 from batchflow.protocol.packing import PackingPolicy
-from batchflow.sessions.counting.stats import LinkCounter
 from batchflow.sessions.health import Problems
 from batchflow.sessions.notices import Notices
+from batchflow.sessions.records.stats import LinkCounter
+from batchflow.sessions.records.stored_arguments import StoredArguments, delete_blob
 from batchflow.sessions.tracker import Tracker
 from batchflow.support.background import Background
 
@@ -80,6 +81,7 @@ class SessionContext:
     policy: PackingPolicy
     counter: LinkCounter
     background: Background
+    arguments: StoredArguments
 
     @classmethod
     def create(
@@ -94,6 +96,7 @@ class SessionContext:
         """Make the records of a new session. `is_opened` and `is_closed`: see `Lifetime`."""
         notices = Notices(f"session {job}/{name}")
         tracker = Tracker()
+        background = Background(notices.warn)
         return cls(
             name=name,
             job_name=job,
@@ -105,7 +108,8 @@ class SessionContext:
             tracker=tracker,
             policy=PackingPolicy(),
             counter=LinkCounter(),
-            background=Background(notices.warn),
+            background=background,
+            arguments=StoredArguments(runtime.ctl, runtime.settings.session.retention, background),
         )
 
     @property
@@ -119,11 +123,8 @@ class SessionContext:
 
     def delete_later(self, container: Container, blob: str, name: str) -> None:
         """Delete a blob in the background. `name`: of the background job. The session's end waits for it."""
-        self.background.start(self.delete_blob(container, blob), name, last=True)
+        self.background.start(delete_blob(container, blob), name, last=True)
 
     async def delete_blob(self, container: Container, blob: str) -> None:
         """Delete a blob; a failure is logged, because a sweep deletes it later."""
-        try:
-            await container.delete(blob)
-        except StorageError as error:
-            logger.warning("blob_not_deleted", extra={"blob": blob, "error": str(error)})
+        await delete_blob(container, blob)

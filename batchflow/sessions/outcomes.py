@@ -143,7 +143,7 @@ class Outcomes:
             entry.on_done = None  # a task that is kept must not keep its map, and all the inputs
             on_done(entry)
         if entry.arguments_blob is not None:
-            self._context.delete_later(self._context.runtime.ctl, entry.arguments_blob, "delete arguments")
+            self._context.arguments.ended(entry.arguments_blob, failed=entry.status is Status.FAILED)
 
     def end(self) -> None:
         """Raise `SessionClosed` in every call that waits: no outcome comes any more."""

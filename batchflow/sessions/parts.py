@@ -92,6 +92,7 @@ class SessionParts:
                 sender.wake,
                 classes,
                 code,
+                reader,
                 timeout=timeout,
                 share_processes=share_processes,
                 unpickle=unpickle,

@@ -6,12 +6,15 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from batchflow.errors import ConfigurationError, JobClosed
+from batchflow.errors import ConfigurationError, JobClosed, ProtocolError
 from batchflow.files import Files, collect, stored, upload
 from batchflow.protocol import layout, wire
 from batchflow.protocol.values import arguments
+from batchflow.protocol.values.encoding import Undecodable
+from batchflow.protocol.values.kept import keep
 from batchflow.protocol.wire import Reference
 from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.tracker import Entry
@@ -19,6 +22,7 @@ from batchflow.sessions.tracker import Entry
 if TYPE_CHECKING:
     from batchflow.functions.code import CodeStore, FunctionBundles
     from batchflow.protocol.values.classes import BundleClasses
+    from batchflow.protocol.values.received import ValueReader
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.settings import SessionSettings
@@ -48,6 +52,7 @@ class Submitter:
         wake_sender: Callable[[], None],
         classes: BundleClasses,
         code: CodeStore,
+        reader: ValueReader,
         *,
         timeout: float | None,
         share_processes: bool,
@@ -55,11 +60,12 @@ class Submitter:
     ) -> None:
         """Make it for one session.
 
-        `classes`: those of the session's files. `timeout`: seconds that a task may run whose submission does
-        not say; None: without a limit. `share_processes`: see `wire.TaskItem`. `unpickle`: whether pickles in
-        results are opened.
+        `classes`: those of the session's files. `reader` opens what is stored. `timeout`: seconds that a task
+        may run whose submission does not say; None: without a limit. `share_processes`: see `wire.TaskItem`.
+        `unpickle`: whether pickles in results are opened.
         """
         self.classes = classes
+        self._reader = reader
         self._unpickle = unpickle
         self._context = context
         self._outcomes = outcomes
@@ -122,6 +128,9 @@ class Submitter:
                 arguments.in_blob(submission.arguments, submission.encoded)
             )
             entry = self._entry(submission, reference, index, on_done, code)
+        blob = entry.arguments_blob
+        fetch = None if blob is None else partial(self._fetch_argument, blob)
+        entry.arguments = keep(submission.arguments, submission.encoded, self.classes, fetch)
         self._context.tracker.add(entry)
         self._wake_sender()
         return entry
@@ -203,6 +212,14 @@ class Submitter:
                 context.delete_later(context.runtime.ctl, blob, "delete arguments")
             raise
         return Reference(blob, len(data))
+
+    async def _fetch_argument(self, blob: str, place: int) -> Any:
+        """Return one of the arguments that lie in a blob. Raises `StorageError`, `ProtocolError`."""
+        stored = await self._context.runtime.ctl.get(blob)
+        try:
+            return self._reader.decode(stored.data)[place]
+        except (Undecodable, LookupError, TypeError) as error:
+            raise ProtocolError(f"the arguments in {blob} cannot be read here: {error}") from error
 
     def _check_takes(self) -> None:
         self._context.lifetime.check_open()

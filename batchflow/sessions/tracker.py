@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from batchflow.model import Counts, Result, Status
 from batchflow.protocol.packing import Pack
+from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem
 from batchflow.support.frozen import maker
@@ -72,6 +73,7 @@ class Entry:
     was_accepted: bool = False
     repeated: bool = False
     """Perhaps shown before, by an earlier holder of the mailbox."""
+    arguments: list[Any] | KeptArguments | None = None
     arguments_blob: str | None = None
     on_done: Callable[[Entry], None] | None = None
     """For one listener, such as the map that submitted it."""
@@ -87,7 +89,7 @@ class Entry:
 
     def result(self) -> Result:
         """Return the public form of the outcome, which must be there."""
-        item = self.read()
+        item, kept = self.read(), self.arguments
         value = item.value
         return _result(
             task_id=self.task_id,
@@ -101,6 +103,7 @@ class Entry:
             kind=item.kind,
             traceback=item.traceback,
             tag=self.tag,
+            args=kept.open() if isinstance(kept, KeptArguments) else kept,
             node=item.host,
             attempt=item.attempt,
             attempts=item.history,

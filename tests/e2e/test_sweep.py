@@ -34,8 +34,9 @@ async def test_sweeping_deletes_what_is_old(client: Client, name: str) -> None:
         await pool.runtime.ctl.put(blob, b"{}")
     for blob in ("results/job/dead/1.json", "agents/dead.json", "logs/dead.log", "outputs/job/dead/1/file"):
         await pool.runtime.out.put(blob, b"{}")
-    swept = await client.sweep(bundle_age=-10.0)
+    swept = await client.sweep(bundle_age=-10.0, retention=-10.0)
     assert swept.failed == {}
+    assert swept.arguments >= 1
     kept = await names(client, pool.runtime.manifest.ctl)
     assert {each.partition("/")[0] for each in kept} == {"bundles", "files", "jobs"}
     assert len(kept) == 3
@@ -47,11 +48,12 @@ async def test_sweeping_deletes_what_is_old(client: Client, name: str) -> None:
 
 
 async def test_sweeping_keeps_what_a_living_session_uses(client: Client, name: str) -> None:
-    """Bundles stay while a session is present, however old they are."""
+    """Bundles and arguments stay while a session is present, however old they are."""
     pool = await client.ensure_pool(name, files=ECHO, nodes=0)
-    async with pool.session(files=OTHER):
+    async with pool.session("living", files=OTHER):
+        await pool.runtime.ctl.put("args/default/living/1.json", b"[]")
         before = await names(client, pool.runtime.manifest.ctl)
-        swept = await client.sweep(bundle_age=-10.0)
+        swept = await client.sweep(bundle_age=-10.0, retention=-10.0)
         assert not [each for each in swept.removed if pool.runtime.manifest.prefix in each]
         assert before <= await names(client, pool.runtime.manifest.ctl)
     await pool.delete()

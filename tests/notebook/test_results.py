@@ -52,6 +52,16 @@ def test_dicts_can_become_columns() -> None:
     assert len(frame) == 3
 
 
+def test_a_frame_shows_what_was_asked() -> None:
+    """As a list, or with `expand` and a lone argument that is a dict by its keys."""
+    pytest.importorskip("pandas")
+    results = Results([a_result(0, value=4, args=[2]), a_result(1, value=9, args=[{"n": 3}])])
+    assert list(results.to_pandas()["args"]) == [[2], [{"n": 3}]]
+    frame = results.to_pandas(expand=True)
+    assert frame["args"].iloc[0] == [2]
+    assert frame["args.n"].iloc[1] == 3
+
+
 def test_no_results_are_an_empty_frame() -> None:
     """The columns are there, with their types."""
     pytest.importorskip("pandas")

@@ -401,7 +401,7 @@ async def test_a_full_outbox_has_room_when_its_tasks_are_cancelled(
 
 
 async def test_large_arguments_travel_by_reference(session: Session, agent: Agent, doubles: Doubles) -> None:
-    """Whether one of them is large or many of them are; deleted after the outcome."""
+    """Whether one of them is large or many of them are."""
     for arguments in (["x" * 200_000], ["y" * 4000] * 50, [list(range(50_000))], [("z" * 150_000,)]):
         task = await session.submit("x.py", args=arguments)
         (item,) = await agent.take()
@@ -411,7 +411,44 @@ async def test_large_arguments_travel_by_reference(session: Session, agent: Agen
         assert Decoder().decode(content.data) == arguments
         await agent.answer(item, value="ok")
         await within(task)
-        await eventually(lambda: not doubles.storage.names("args/"))
+    assert len(doubles.storage.names("args/")) == 4
+
+
+async def test_large_arguments_are_kept_until_the_session_closes_and_those_of_failures_longer(
+    pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
+    """A result shows what was asked: small arguments themselves, and how to fetch large ones."""
+    async with pool.session() as session:
+        tasks = [await session.submit("x.py", args=[(n, "x" * 200_000), {"n": n}]) for n in range(2)]
+        first, second = await agent.take(2)
+        await agent.answer(first, value="ok")
+        await agent.post([failure_of(second)])
+        results = [await within(task.outcome()) for task in tasks]
+        for number, result in enumerate(results):
+            assert result.args is not None
+            large, small = result.args
+            assert (large.kind, large.size > 200_000, small) == ("tuple", True, {"n": number})
+            assert await within(large.fetch()) == (number, "x" * 200_000)
+    assert len(doubles.storage.names("args/")) == 1
+    assert await within(results[1].args[0].fetch()) == (1, "x" * 200_000)  # type: ignore[index]
+
+
+async def test_a_result_has_what_was_asked_though_the_program_changed_it_since(
+    session: Session, agent: Agent
+) -> None:
+    """Of one argument, of several, of what JSON does not hold, and of nothing."""
+    given: dict[str, Any] = {"n": 1}
+    tasks = [
+        await session.submit("x.py", args=given),
+        await session.submit("x.py", "a b"),
+        await session.submit("x.py", 1, (2, {3}), math.inf),
+        await session.submit("x.py"),
+    ]
+    given["n"] = 2
+    for item in await agent.take(4):
+        await agent.answer(item)
+    asked = [(await within(task.outcome())).args for task in tasks]
+    assert asked == [[{"n": 1}], ["a", "b"], [1, (2, {3}), math.inf], []]
 
 
 async def test_small_arguments_travel_with_the_task(session: Session, agent: Agent, doubles: Doubles) -> None:

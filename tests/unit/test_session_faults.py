@@ -156,7 +156,6 @@ class Weather:
                 assert self.shown[task.index] == 1
         await until_empty(self.session)
         await eventually(lambda: not self.doubles.storage.names("results/"))
-        await eventually(lambda: not self.doubles.storage.names("args/"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=25), st.integers(0, 3))

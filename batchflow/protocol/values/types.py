@@ -84,9 +84,14 @@ ADVICE: Final = {
 
 def unknown(value: Any) -> Unencodable:
     """Return the error for a value of a type without an encoding."""
+    advice = ADVICE.get(type(value).__name__, "")
+    return Unencodable(f"is of type {type_name(value)}, which has no encoding", advice)
+
+
+def type_name(value: Any) -> str:
+    """Return the name of a value's type, with its module if it is not built in."""
     kind = type(value)
-    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return Unencodable(f"is of type {name}, which has no encoding", ADVICE.get(kind.__name__, ""))
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 # ---- encoding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchflow.pool import Pool
 from batchflow.session import Session
-from batchflow.sessions.counting.stats import LinkCounter
+from batchflow.sessions.records.stats import LinkCounter
 from tests.support.agent import Agent, argument_of
 from tests.support.waiting import eventually
 

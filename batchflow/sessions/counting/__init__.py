@@ -1,1 +1,0 @@
-"""What a session asks of the broker, counted."""
