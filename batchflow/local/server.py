@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchflow.errors import ConfigurationError
+from batchflow.local.batch.core.samples import AutoscaleTiming
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.directory import locked, make_directory, remove_tree
@@ -64,6 +65,7 @@ class LocalCloud:
     `nodes` and `slots` are what a new pool gets where its spec is silent. `namespaces` is how many of Service
     Bus there are, for pools of several queues; a port that is given is the first one's. Each answer of each
     service leaves `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds.
+    A node takes `boot_delay` seconds to boot, and `timing` says when autoscale formulas are evaluated.
     All that is on disk lies in `directory`, which must be private and is removed in the end; by default a new
     one among the temporary files. `certificate` makes the key and the certificate for TLS.
     """
@@ -75,6 +77,8 @@ class LocalCloud:
         slots: int = 1,
         latency: float = 0.0,
         link_idle_timeout: float = LINK_IDLE_TIMEOUT,
+        boot_delay: float = 0.0,
+        timing: AutoscaleTiming | None = None,
         namespaces: int = 1,
         ports: Ports | None = None,
         directory: Path | None = None,
@@ -91,6 +95,8 @@ class LocalCloud:
         self._namespaces = namespaces
         self._latency = latency
         self._link_idle_timeout = link_idle_timeout
+        self._boot_delay = boot_delay
+        self._timing = timing
         self._ports = ports or Ports()
         self._directory = directory
         self._certificate = certificate
@@ -157,6 +163,8 @@ class LocalCloud:
             key=batch_key,
             root=batch_root,
             latency=self._latency,
+            boot_delay=self._boot_delay,
+            timing=self._timing,
             entra=entra,
             errors=self.errors,
         )

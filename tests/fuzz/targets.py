@@ -29,6 +29,8 @@ from batchflow.local.amqp.message import (
 from batchflow.local.amqp.performatives import AMQP_HEADER, SASL_HEADER, frame
 from batchflow.local.batch.core.autoscale import evaluate
 from batchflow.local.batch.core.errors import Refused
+from batchflow.local.batch.core.formula_values import FormulaFacts
+from batchflow.local.batch.core.samples import METRICS, MetricSample
 from batchflow.local.batch.core.state import BatchState
 from batchflow.local.batch.nodes.directories import NodeDirectories
 from batchflow.local.batch.rest.auth import authenticate
@@ -271,6 +273,12 @@ _SHOWN = tuple(
 )
 
 
+_SAMPLES = [
+    MetricSample(NOW - 30.0 * number, tuple(float(number % 7) for _ in METRICS))
+    for number in range(120, 1, -1)
+]
+
+
 def odata_filters(data: bytes) -> None:
     """Read a filter, a selection and a size of a page."""
     text = data.decode(errors="replace")
@@ -286,7 +294,7 @@ def odata_filters(data: bytes) -> None:
 def formulas(data: bytes) -> None:
     """Evaluate an autoscale formula."""
     with contextlib.suppress(Refused):
-        evaluate(data.decode(errors="replace"), 3, 1)
+        evaluate(data.decode(errors="replace"), FormulaFacts(NOW, 3, 1, samples=_SAMPLES))
 
 
 _XML = (
@@ -354,6 +362,11 @@ TARGETS: dict[str, Target] = {
         (b"(id eq 'a' and not executionInfo/exitCode gt 2) or startswith(id,'b')", b"id,creationTime"),
     ),
     "formulas": Target(
-        formulas, (b"$TargetDedicatedNodes=max(1,min(4,$CurrentDedicatedNodes*2-1));a=(1+2)/3;",)
+        formulas,
+        (
+            b"$TargetDedicatedNodes=max(1,min(4,$CurrentDedicatedNodes*2-1));a=(1+2)/3;",
+            b"p=$PendingTasks.GetSamplePercent(180*TimeInterval_Second);v=[1,2]*2;t=time('2020-01-01')+v;"
+            b"s=p<70&&!0?1:avg($PendingTasks.GetSample(180*TimeInterval_Second,50));$TargetDedicatedNodes=s;",
+        ),
     ),
 }

@@ -251,7 +251,7 @@ def test_a_formula_that_overflows_stops_no_clock(formula: str, tmp_path: Path) -
         assert good["targetDedicatedNodes"] == turn + 1
     bad = plane.ask("GET", "/pools/bad").document
     assert bad is not None
-    assert bad["autoScaleRun"]["error"]["code"]
+    assert bad["autoScaleRun"]["error"]["code"] == "AutoScalingFormulaEvaluationError"
     assert plane.errors == []
 
 
@@ -264,10 +264,10 @@ def test_a_clock_that_fails_is_counted_and_stops_no_other(
         plane.ask("POST", "/pools", scaled(pool_id, "$TargetDedicatedNodes=$CurrentDedicatedNodes+1"))
     evaluate = plane.state.pools.evaluate_formula
 
-    def fail(pool: PoolRecord, text: str) -> Targets:
+    def fail(pool: PoolRecord, text: str, now: float) -> Targets:
         if pool.spec.id == "bad":
             raise ZeroDivisionError
-        return evaluate(pool, text)
+        return evaluate(pool, text, now)
 
     monkeypatch.setattr(plane.state.pools, "evaluate_formula", fail)
     plane.advance(15 * 60 + 5)

@@ -7,7 +7,8 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from batchflow.local.batch.core.actions import Allocate, Boot, Remove
+from batchflow.local.batch.core.actions import Allocate, Boot, Remove, RunTask
+from batchflow.local.batch.core.entities import Outcome
 from batchflow.local.batch.core.state import BatchState
 from batchflow.local.batch.nodes.directories import NodeDirectories
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
@@ -15,16 +16,19 @@ from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane,
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from batchflow.local.batch.core.samples import AutoscaleTiming
+
 START = 1_700_000_000.0
 
 
 class Plane:
     """The data plane and its state; `now` is the account's clock."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, timing: AutoscaleTiming | None = None) -> None:
         self.now = START
+        self._runs: list[int] = []
         self.errors: list[str] = []
-        self.state = BatchState("local", self.errors.append)
+        self.state = BatchState("local", self.errors.append, timing)
         self._plane = DataPlane(self.state, NodeDirectories(root), lambda: "http://local")
 
     def ask(self, method: str, target: str, body: Any = None) -> BatchResponse:
@@ -53,6 +57,16 @@ class Plane:
                         self.state.nodes.booted(node, boot, self.now)
                     case Remove(node):
                         self.state.pools.node_removed(node, self.now)
+                    case RunTask(run):
+                        self._runs.append(run.id)
+                        self.state.run_launched(run.id, self.now)
+
+    def end_runs(self) -> None:
+        """Let all tasks that run end well."""
+        runs, self._runs = self._runs, []
+        for run in runs:
+            self.state.run_ended(run, Outcome(0, None), self.now)
+        self.settle()
 
     def advance(self, seconds: float) -> None:
         """Move the clock, from deadline to deadline."""

@@ -10,9 +10,11 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+from batchflow.local.batch.core.autoscale import check
 from batchflow.local.batch.core.context import id_key
 from batchflow.local.batch.core.entities import AutoscaleRun
 from batchflow.local.batch.core.errors import Refused, not_implemented
+from batchflow.local.batch.core.pools import failure_of
 from batchflow.local.batch.nodes import files
 from batchflow.local.batch.rest import conditions, documents, queries, requests
 from batchflow.local.batch.rest.fault_requests import parse_account_faults, parse_fault
@@ -70,6 +72,7 @@ class DataPlane:
         base: Callable[[], str],
         identity_of: Callable[[str], Document | None] = lambda _: None,
     ) -> None:
+        self._timing = state.timing
         self._pools = state.pools
         self._nodes = state.nodes
         self._jobs = state.jobs
@@ -106,7 +109,9 @@ class DataPlane:
 
     def create_pool(self, request: BatchRequest) -> BatchResponse:
         self._faults.check_quota("pools", len(self._pools.by_id))
-        spec, dedicated, spot = requests.parse_pool(request.body, request.now, self._faults.account.retired)
+        spec, dedicated, spot = requests.parse_pool(
+            request.body, request.now, self._faults.account.retired, self._timing
+        )
         if (identity := self._identity_of(spec.id)) is not None:
             spec = replace(spec, document=spec.document | {"identity": identity})
         pool = self._pools.create_pool(spec, dedicated, spot, request.now)
@@ -157,7 +162,7 @@ class DataPlane:
 
     def enable_autoscale(self, request: BatchRequest) -> BatchResponse:
         pool = self._pool(request)
-        formula, interval = requests.parse_formula(request.body)
+        formula, interval = requests.parse_formula(request.body, self._timing)
         self._pools.enable_formula(pool, formula, interval, request.now)
         return self._changed(pool.stamp, f"pools/{pool.spec.id}/enableautoscale")
 
@@ -171,7 +176,11 @@ class DataPlane:
         formula = requests.parse_evaluation(request.body)
         if pool.spec.formula is None:
             raise Refused("OperationNotValidOnPool", PoolId=pool.spec.id, Reason="it has no formula")
-        run = AutoscaleRun(request.now, self._pools.evaluate_formula(pool, formula).results)
+        check(formula)
+        try:
+            run = AutoscaleRun(request.now, self._pools.evaluate_formula(pool, formula, request.now).results)
+        except Refused as refused:
+            run = AutoscaleRun(request.now, failure=failure_of(refused))
         answer = self._changed(pool.stamp, f"pools/{pool.spec.id}/evaluateautoscale")
         return replace(answer, document=documents.formula_run_document(run))
 

@@ -30,6 +30,7 @@ from batchflow.local.batch.core.actions import (
 )
 from batchflow.local.batch.core.entities import FailureInfo, Outcome
 from batchflow.local.batch.core.errors import Refused
+from batchflow.local.batch.core.samples import AutoscaleTiming
 from batchflow.local.batch.core.state import BatchState
 from batchflow.local.batch.nodes.commands import REAPER_TIMEOUT, STOP_GRACE, NodeCommand
 from batchflow.local.batch.nodes.directories import (
@@ -70,7 +71,8 @@ class BatchServer:
 
     `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node
     takes `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself.
-    `key` is the account's key in base64. `errors` counts what fails in the server itself.
+    `key` is the account's key in base64. `errors` counts what fails in the server itself. `timing` says when
+    autoscale formulas are evaluated; the default is Azure's.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class BatchServer:
         stop_grace: float = STOP_GRACE,
         entra: Entra | None = None,
         errors: InternalErrors | None = None,
+        timing: AutoscaleTiming | None = None,
     ) -> None:
         self.port = 0
         self.url = ""
@@ -96,7 +99,7 @@ class BatchServer:
         self._stop_grace = stop_grace
         self._disks = NodeDirectories(root.resolve())
         self._errors = errors or InternalErrors()
-        self._state = BatchState(account, self._errors.note)
+        self._state = BatchState(account, self._errors.note, timing)
         self._entra = entra
         self._plane = DataPlane(self._state, self._disks, lambda: self.url, self._identity_of)
         self._commands: dict[int, NodeCommand] = {}

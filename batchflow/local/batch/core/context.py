@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from batchflow.local.batch.core.actions import Action, Stop
 from batchflow.local.batch.core.entities import Versioned
+from batchflow.local.batch.core.samples import AutoscaleTiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ class AccountContext:
 
     on_error: Callable[[str], None] = lambda where: None
     """Called while an exception is handled that nothing should bring about; says where."""
+    timing: AutoscaleTiming = field(default_factory=AutoscaleTiming)
     not_before: float = 0.0
     """When clocks are looked at again, after one of them failed."""
     actions: list[Action] = field(default_factory=list)

@@ -6,9 +6,11 @@ Specifications are what a user asked for; they never change in place. Records ar
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from batchflow.local.batch.core.samples import HISTORY, MetricSample
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -195,6 +197,9 @@ class PoolRecord:
     """When the formula was last set."""
     nodes: dict[str, NodeRecord] = field(default_factory=dict)
     nodes_made: int = 0
+    samples: deque[MetricSample] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    sampled: float = 0.0
+    """When the last sample was due."""
 
     def count(self, *, dedicated: bool) -> int:
         """Return the nodes of that kind that there are."""

@@ -23,6 +23,10 @@ CODES: dict[str, tuple[int, str]] = {
         " correctly including the signature.",
     ),
     "AutoScaleFormulaTooLong": (400, "The specified auto-scaling formula exceeds the maximum length."),
+    "AutoScalingFormulaEvaluationError": (
+        400,
+        "The specified auto-scaling formula could not be evaluated.",
+    ),
     "AutoScalingFormulaSyntaxError": (400, "The specified auto-scaling formula has a syntax error."),
     "ConditionNotMet": (412, "The condition specified using HTTP conditional header(s) is not met."),
     "FileNotFound": (404, "The specified file does not exist."),

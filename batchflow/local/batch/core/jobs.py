@@ -83,6 +83,15 @@ class Jobs:
         """Count the jobs that enter the account's quota: all that are not completed."""
         return sum(job.state != "completed" for job in self.by_id.values())
 
+    def counts_of_pool(self, pool_key: str) -> dict[str, int]:
+        """Count the tasks of all jobs of a pool, by state."""
+        totals = dict.fromkeys(("active", "running", "completed", "succeeded", "failed"), 0)
+        for job in self.by_id.values():
+            if id_key(job.spec.pool_id) == pool_key:
+                for state, count in counts(job, slots=False).items():
+                    totals[state] += count
+        return totals
+
     # What users ask of jobs
 
     def job(self, job_id: str) -> JobRecord:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from batchflow.local.batch.core.autoscale import Targets, evaluate
+from batchflow.local.batch.core.autoscale import Targets, check, evaluate
 from batchflow.local.batch.core.context import AccountContext, id_key
 from batchflow.local.batch.core.entities import (
     AutoscaleFormula,
@@ -30,18 +30,14 @@ from batchflow.local.batch.core.entities import (
 )
 from batchflow.local.batch.core.errors import Refused, invalid_property
 from batchflow.local.batch.core.faults import NODE_FAULTS, BatchFaults, InjectedFault
+from batchflow.local.batch.core.formula_values import FormulaFacts
 from batchflow.local.batch.core.nodes import Nodes
+from batchflow.local.batch.core.samples import USABLE, MetricSample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MAX_REMOVED_NODES = 100
-FORMULA_INTERVAL = 15 * 60.0
-"""Seconds between two evaluations of a formula that was set without an interval."""
-
-MIN_FORMULA_PAUSE = 30.0
-"""Seconds that have to lie between two settings of a pool's formula."""
-
 _STOPPED = FailureInfo(
     "usererror",
     "ResizeStopped",
@@ -57,15 +53,23 @@ _TIMED_OUT = FailureInfo(
 class Pools:
     """The pools of one account."""
 
-    def __init__(self, context: AccountContext, nodes: Nodes, faults: BatchFaults) -> None:
+    def __init__(
+        self,
+        context: AccountContext,
+        nodes: Nodes,
+        faults: BatchFaults,
+        count_tasks: Callable[[str], Mapping[str, int]],
+    ) -> None:
+        self._count_tasks = count_tasks
         self.by_id: dict[str, PoolRecord] = {}
         self._context = context
         self._nodes = nodes
         self._faults = faults
 
     def deadlines(self) -> Iterator[float]:
-        """Return the times at which a resize ends, a node comes back or a formula is due."""
+        """Return the times at which a resize ends, a node comes back, a sample or a formula is due."""
         for pool in self.by_id.values():
+            yield pool.sampled + self._context.timing.sample_period
             if pool.resize_deadline is not None:
                 yield pool.resize_deadline
             if (due := _formula_due(pool)) is not None:
@@ -80,6 +84,7 @@ class Pools:
             self._context.tick(f"the pool {pool.spec.id!r}", partial(self._tick, pool, now), now)
 
     def _tick(self, pool: PoolRecord, now: float) -> None:
+        self._sample(pool, now)
         for node in pool.nodes.values():
             self._nodes.come_back_when_due(node, now)
         if pool.resize_deadline is not None and pool.resize_deadline <= now:
@@ -101,15 +106,18 @@ class Pools:
         if (there := self.by_id.get(id_key(spec.id))) is not None:
             self._check_not_deleting(there)
             raise Refused("PoolExists", PoolId=spec.id)
-        targets = None if spec.formula is None else evaluate(spec.formula.text, 0, 0)
+        if spec.formula is not None:
+            check(spec.formula.text)
         stamp = self._context.stamp(now)
-        pool = PoolRecord(spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now)
+        pool = PoolRecord(
+            spec, stamp, wanted, spot_wanted, state_since=now, allocation_since=now, sampled=now
+        )
         self.by_id[id_key(spec.id)] = pool
-        if targets is None:
+        if spec.formula is None:
             self._begin_resize(pool, now)
             self._allocate(pool, "requeue", now)
         else:
-            self._scale(pool, targets, now)
+            self._evaluate_and_scale(pool, spec.formula.text, now)
         return pool
 
     def change_pool(self, pool: PoolRecord, spec: BatchPoolSpec, now: float) -> None:
@@ -179,14 +187,14 @@ class Pools:
         text = text or (old.text if old is not None else None)
         if text is None:
             raise Refused("MissingRequiredProperty", PropertyName="autoScaleFormula")
-        targets = self.evaluate_formula(pool, text)
-        if now - pool.formula_set < MIN_FORMULA_PAUSE:
+        check(text)
+        if now - pool.formula_set < self._context.timing.min_pause:
             raise Refused("TooManyEnableAutoScaleRequests", PoolId=pool.spec.id)
-        kept = old.interval if old is not None else FORMULA_INTERVAL
+        kept = old.interval if old is not None else self._context.timing.interval
         pool.spec = replace(pool.spec, formula=AutoscaleFormula(text, kept if interval is None else interval))
         pool.formula_set = now
         self._context.touch(pool.stamp, now)
-        self._scale(pool, targets, now)
+        self._evaluate_and_scale(pool, text, now)
 
     def disable_formula(self, pool: PoolRecord, now: float) -> None:
         """Leave the pool at its size; resizes are accepted again."""
@@ -194,20 +202,57 @@ class Pools:
         pool.spec, pool.formula_run = replace(pool.spec, formula=None), None
         self._context.touch(pool.stamp, now)
 
-    def evaluate_formula(self, pool: PoolRecord, text: str) -> Targets:
-        """Evaluate a formula with the present counts of nodes. Raises Refused."""
-        return evaluate(text, pool.count(dedicated=True), pool.count(dedicated=False))
+    def evaluate_formula(self, pool: PoolRecord, text: str, now: float) -> Targets:
+        """Evaluate a formula with the pool's nodes and the samples that are seen by now. Raises Refused."""
+        facts = FormulaFacts(
+            now,
+            pool.wanted,
+            pool.spot_wanted,
+            self._metrics(pool),
+            pool.samples,
+            self._context.timing,
+        )
+        return evaluate(text, facts)
+
+    def _metrics(self, pool: PoolRecord) -> tuple[float, ...]:
+        """Measure a pool, in the order of `METRICS`."""
+        tasks = self._count_tasks(id_key(pool.spec.id))
+        nodes = pool.nodes.values()
+        counts = (
+            tasks["active"],
+            tasks["running"],
+            tasks["active"] + tasks["running"],
+            tasks["succeeded"],
+            tasks["failed"],
+            pool.count(dedicated=True),
+            pool.count(dedicated=False),
+            sum(node.state == "preempted" for node in nodes),
+            sum(node.state in USABLE for node in nodes),
+            len(nodes),
+            pool.spec.task_slots,
+        )
+        return tuple(map(float, counts))
+
+    def _sample(self, pool: PoolRecord, now: float) -> None:
+        """Take the sample that is due; those that were missed stay missing."""
+        periods = (now - pool.sampled) // self._context.timing.sample_period
+        if periods >= 1:
+            pool.sampled += periods * self._context.timing.sample_period
+            pool.samples.append(MetricSample(pool.sampled, self._metrics(pool)))
 
     def _scale_again(self, pool: PoolRecord, now: float) -> None:
         """Evaluate the formula, except while the pool resizes. The pool tells an error in it."""
         if pool.spec.formula is None or pool.allocation != "steady":
             pool.formula_run = replace(pool.formula_run, at=now) if pool.formula_run else AutoscaleRun(now)
             return
+        self._evaluate_and_scale(pool, pool.spec.formula.text, now)
+
+    def _evaluate_and_scale(self, pool: PoolRecord, text: str, now: float) -> None:
+        """Scale a pool as its formula says, or note in the pool why that says nothing."""
         try:
-            targets = self.evaluate_formula(pool, pool.spec.formula.text)
+            targets = self.evaluate_formula(pool, text, now)
         except Refused as refused:
-            reason = refused.values.get("Reason", refused.message)
-            pool.formula_run = AutoscaleRun(now, failure=FailureInfo("usererror", refused.code, reason))
+            pool.formula_run = AutoscaleRun(now, failure=failure_of(refused))
             return
         self._scale(pool, targets, now)
 
@@ -312,6 +357,11 @@ class Pools:
         self._check_not_deleting(pool)
         if pool.allocation != "steady":
             raise Refused("PoolBeingResized", PoolId=pool.spec.id)
+
+
+def failure_of(refused: Refused) -> FailureInfo:
+    """Return the error of a formula as a pool shows it."""
+    return FailureInfo("usererror", refused.code, refused.values.get("Reason", refused.message))
 
 
 def _formula_due(pool: PoolRecord) -> float | None:

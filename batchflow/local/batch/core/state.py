@@ -21,6 +21,7 @@ from batchflow.local.batch.core.faults import BatchFaults
 from batchflow.local.batch.core.jobs import Jobs
 from batchflow.local.batch.core.nodes import Nodes
 from batchflow.local.batch.core.pools import Pools
+from batchflow.local.batch.core.samples import AutoscaleTiming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +35,22 @@ class BatchState:
     `on_error` is called while an exception is handled that nothing should bring about; it says where.
     """
 
-    def __init__(self, account: str, on_error: Callable[[str], None] = lambda where: None) -> None:
-        self._context = AccountContext(on_error)
+    def __init__(
+        self,
+        account: str,
+        on_error: Callable[[str], None] = lambda where: None,
+        timing: AutoscaleTiming | None = None,
+    ) -> None:
+        self._context = AccountContext(on_error, timing or AutoscaleTiming())
         self.faults = BatchFaults()
         self.nodes = Nodes(self._context, account, self.faults)
-        self.pools = Pools(self._context, self.nodes, self.faults)
         self.jobs = Jobs(self._context)
+        self.pools = Pools(self._context, self.nodes, self.faults, self.jobs.counts_of_pool)
+
+    @property
+    def timing(self) -> AutoscaleTiming:
+        """When formulas are evaluated, and what they see."""
+        return self._context.timing
 
     def take_actions(self, now: float) -> list[Action]:
         """Give waiting tasks to nodes; then all that must be done since this was last asked, in order."""

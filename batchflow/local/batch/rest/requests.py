@@ -21,13 +21,12 @@ from batchflow.local.batch.core.entities import (
     StartTaskSpec,
 )
 from batchflow.local.batch.core.errors import Refused, invalid_property, not_implemented
-from batchflow.local.batch.core.pools import FORMULA_INTERVAL
+from batchflow.local.batch.core.samples import AutoscaleTiming
 from batchflow.local.batch.rest.values import Fields
 from batchflow.support.frozen import frozen
 
 RESIZE_TIMEOUT = 15 * 60.0
 MIN_RESIZE_TIMEOUT = 5 * 60.0
-MIN_FORMULA_INTERVAL = 5 * 60.0
 MAX_FORMULA_INTERVAL = 168 * 3600.0
 MAX_TASK_SLOTS = 256
 MAX_TASKS_PER_REQUEST = 100
@@ -58,14 +57,14 @@ class Resize:
 
 
 def parse_pool(
-    body: object, now: float, retired: frozenset[str] = frozenset()
+    body: object, now: float, retired: frozenset[str], timing: AutoscaleTiming
 ) -> tuple[BatchPoolSpec, int, int]:
     """Read a pool to create, with the numbers of dedicated and of spot nodes. `retired`: retired images."""
     fields = Fields(body)
     pool_id = fields.identifier("id")
     vm_size = _vm_size(fields)
     machine = _virtual_machine(fields, now, retired)
-    formula = _formula(fields)
+    formula = _formula(fields, timing)
     fields.refuse(*_POOL_REFUSED)
     dedicated = fields.integer("targetDedicatedNodes", 0, low=0)
     spot = fields.integer("targetLowPriorityNodes", 0, low=0)
@@ -132,10 +131,10 @@ def replace_pool_properties(spec: BatchPoolSpec, body: object) -> BatchPoolSpec:
     return replaced
 
 
-def parse_formula(body: object) -> tuple[str | None, float | None]:
+def parse_formula(body: object, timing: AutoscaleTiming) -> tuple[str | None, float | None]:
     """Return a pool's new formula and its interval; None for what stays."""
     fields = Fields(body)
-    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
+    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields, timing)
     fields.finish()
     if formula is None and interval is None:
         raise Refused("MissingRequiredProperty", PropertyName="autoScaleFormula")
@@ -442,9 +441,9 @@ def _fill(fields: Fields) -> Literal["spread", "pack"]:
     return "pack" if fill == "pack" else "spread"
 
 
-def _formula(fields: Fields) -> AutoscaleFormula | None:
+def _formula(fields: Fields, timing: AutoscaleTiming) -> AutoscaleFormula | None:
     """Read a pool's formula. A pool has a formula or counts, never both."""
-    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields)
+    formula, interval = fields.text("autoScaleFormula"), _formula_interval(fields, timing)
     if not fields.boolean("enableAutoScale", default=False):
         for name in ("autoScaleFormula", "autoScaleEvaluationInterval"):
             if fields.get(name) is not None:
@@ -455,14 +454,15 @@ def _formula(fields: Fields) -> AutoscaleFormula | None:
     for name in ("targetDedicatedNodes", "targetLowPriorityNodes"):
         if fields.get(name) is not None:
             raise invalid_property(name, fields.get(name), "It does not go with enableAutoScale.")
-    return AutoscaleFormula(formula, FORMULA_INTERVAL if interval is None else interval)
+    return AutoscaleFormula(formula, timing.interval if interval is None else interval)
 
 
-def _formula_interval(fields: Fields) -> float | None:
+def _formula_interval(fields: Fields, timing: AutoscaleTiming) -> float | None:
     name = "autoScaleEvaluationInterval"
     seconds = fields.seconds(name, None)
-    if seconds is not None and not MIN_FORMULA_INTERVAL <= seconds <= MAX_FORMULA_INTERVAL:
-        raise invalid_property(name, fields.get(name), "Allowed: 5 minutes to 168 hours.")
+    if seconds is not None and not timing.min_interval <= seconds <= MAX_FORMULA_INTERVAL:
+        allowed = f"Allowed: {timing.min_interval / 60:g} minutes to 168 hours."
+        raise invalid_property(name, fields.get(name), allowed)
     return seconds
 
 
