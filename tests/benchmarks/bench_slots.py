@@ -1,4 +1,5 @@
-"""What a slot costs: `python tests/benchmarks/bench_slots.py [--tasks N] [--java N]`; only prints.
+"""What a slot costs: `python tests/benchmarks/bench_slots.py [--tasks N] [--java N] [--switches N]`; only
+prints.
 
 CPU is that of this process and of the warm child together. The Java part runs one JVM a task on two slots
 and compares with `xargs -P2` for the same commands; it is left out where there is no `javac`.
@@ -46,8 +47,8 @@ def cpu(slot: BenchSlot) -> tuple[float, float]:
         return time.process_time(), int(schedstat.read().split()[0]) / 1e9
 
 
-def execution(bundle: Any, command: str, args: list[Any]) -> Execution:
-    return Execution("run:1", "1", "client", "job", command, args, bundle, 1)
+def execution(bundle: Any, command: str, args: list[Any], session: str = "client") -> Execution:
+    return Execution("run:1", "1", session, "job", command, args, bundle, 1)
 
 
 def new_slot(index: int, root: Path) -> BenchSlot:
@@ -81,6 +82,24 @@ async def warm(root: Path, tasks: int) -> None:
     report(f"no-op, packs of {PACK}", slot, tasks // PACK * PACK, begun, used)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"this process's peak memory       {grown / 1024:8.1f} MiB")
+    await slot.aclose()
+
+
+async def switch(root: Path, switches: int) -> None:
+    """From one session's task to another's in one slot: sessions that alternate, and new ones."""
+    bundle, files = materialise(root, {"task.py": NOOP})
+    slot = new_slot(0, root)
+    await slot.ready()
+    names = {"two sessions that alternate": "ab" * (switches // 2), "new sessions": range(switches)}
+    for name, sessions in names.items():
+        times = []
+        for session in map(str, sessions):
+            begun = time.perf_counter()
+            await run(slot, execution(bundle, "task.py", [], session), files)
+            times.append((time.perf_counter() - begun) * 1e3)
+        times = sorted(times[2:])
+        p50, p95 = (times[int(len(times) * share)] for share in (0.5, 0.95))
+        print(f"{name:28} p50 {p50:6.2f} ms, p95 {p95:6.2f} ms from a task to the next one's outcome")
     await slot.aclose()
 
 
@@ -134,9 +153,12 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--java", type=int, default=100)
+    parser.add_argument("--switches", type=int, default=200)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         await warm(Path(folder), options.tasks)
+    with tempfile.TemporaryDirectory() as folder:
+        await switch(Path(folder), options.switches)
     if options.java and shutil.which("javac"):
         with tempfile.TemporaryDirectory() as folder:
             await java(Path(folder), options.java)
