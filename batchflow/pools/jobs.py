@@ -22,9 +22,10 @@ from batchflow.model import JobCounts
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.protocol import layout, wire
 from batchflow.protocol.documents import Cancellation, JobDocument, Presence, gone_after
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.documents import Heartbeat
@@ -33,6 +34,30 @@ logger = logging.getLogger(__name__)
 
 _MAIL_WAIT: Final[float] = 0.5
 """Seconds without a message after which a mailbox counts as empty."""
+
+
+@frozen
+class _Closed:
+    """A session that was closed, and how its tasks had ended, as `layout.ENDED` has them."""
+
+    client: str
+    incarnation: str
+    at: float
+    ended: Sequence[int]
+    unread: Sequence[int]
+    """Those of them that a later session of the name counts, because it is shown them."""
+
+
+def _ended(closed: Sequence[_Closed], open_clients: Collection[str]) -> Counter[str]:
+    """Add up how the tasks of closed sessions ended, each task once."""
+    total: Counter[str] = Counter()
+    counted_again = {*open_clients}
+    for each in sorted(closed, key=lambda each: each.at, reverse=True):
+        total.update(dict(zip(layout.ENDED, each.ended, strict=True)))
+        if each.client in counted_again:
+            total.subtract(dict(zip(layout.ENDED, each.unread, strict=True)))
+        counted_again.add(each.client)
+    return total
 
 
 class PoolJobs:
@@ -154,18 +179,20 @@ class PoolJobs:
             for session in self._runtime.sessions.of_job(self._runtime.pool_id, name)
         }
         reported: list[Mapping[str, int]] = list(here.values())
-        ended = await self._ended(name)
+        closed = await self._closed(name)
+        open_clients = {*here}
         async for client, presence, lives in self._presences(name):
-            if client in here or presence.nonce in ended:
+            if client in here or any(presence.nonce == each.incarnation for each in closed):
                 continue
             if lives:
                 reported.append(presence.counts)
-            else:
-                ended[presence.nonce] = presence.counts  # what it told last
+                open_clients.add(client)
+            else:  # what it told last
+                told = [presence.counts.get(state, 0) for state in layout.ENDED]
+                closed.append(_Closed(client, presence.nonce, presence.beat_at, told, [0] * len(told)))
         running = sum(task.job == name for beat in beats for task in beat.running)
         total: Counter[str] = sum(map(Counter, reported), Counter())
-        for counts in ended.values():
-            total.update({state: counts.get(state, 0) for state in layout.ENDED})
+        total.update(_ended(closed, open_clients))
         return JobCounts(
             sessions=len(reported),
             waiting=max(0, total["sending"] + total["queued"] - running),
@@ -175,13 +202,13 @@ class PoolJobs:
             cancelled=total["cancelled"],
         )
 
-    async def _ended(self, name: str) -> dict[str, Mapping[str, int]]:
-        """Return how the tasks of the job's closed sessions ended, by the session's incarnation."""
-        found: dict[str, Mapping[str, int]] = {}
+    async def _closed(self, name: str) -> list[_Closed]:
+        """Return what the job's closed sessions have left of their counts."""
+        found = []
         async for info in self._runtime.ctl.list(layout.ended_prefix(name)):
             with suppress(ValueError):  # written by a later version
-                incarnation, counts = layout.read_ended(info.name)
-                found[incarnation] = dict(zip(layout.ENDED, counts, strict=True))
+                client, incarnation, ended, unread = layout.read_ended(name, info.name)
+                found.append(_Closed(client, incarnation, info.modified_at, ended, unread))
         return found
 
     async def _presences(self, name: str) -> AsyncIterator[tuple[str, Presence, bool]]:

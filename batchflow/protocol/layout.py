@@ -6,7 +6,7 @@ Where they lie:
   `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
-  `ended/<job>/<client>/<incarnation>-<succeeded>-<failed>-<cancelled>`,
+  `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
@@ -81,20 +81,25 @@ def ended_prefix(job: str) -> str:
     return f"ended/{job}/"
 
 
-def ended_blob(job: str, client: str, incarnation: str, counts: Sequence[int]) -> str:
+def ended_blob(
+    job: str, client: str, incarnation: str, *, ended: Sequence[int], unread: Sequence[int]
+) -> str:
     """Return the blob that tells how a closed session's tasks ended: succeeded, failed, cancelled.
 
-    Its name says all, so that one listing reads those of many sessions.
+    `unread`: those of them that no call had claimed, which a later session of the name is shown. The blob's
+    name says all, so that one listing reads those of many sessions.
     """
-    return f"{ended_prefix(job)}{client}/{'-'.join([incarnation, *map(str, counts)])}"
+    return f"{ended_prefix(job)}{client}/{'-'.join([incarnation, *map(str, [*ended, *unread])])}"
 
 
-def read_ended(blob: str) -> tuple[str, list[int]]:
-    """Return the incarnation and the counts of a closed session. Raises ValueError for another name."""
-    incarnation, *counts = blob.rpartition("/")[2].split("-")
-    if len(counts) != len(ENDED):
+def read_ended(job: str, blob: str) -> tuple[str, str, list[int], list[int]]:
+    """Return client, incarnation, ended and unread of such a blob. Raises ValueError for another name."""
+    client, _, told = blob.removeprefix(ended_prefix(job)).partition("/")
+    incarnation, *counts = told.split("-")
+    numbers = [int(count) for count in counts]
+    if len(numbers) != 2 * len(ENDED):
         raise ValueError(f"{blob!r} does not name a closed session")
-    return incarnation, [int(count) for count in counts]
+    return client, incarnation, numbers[: len(ENDED)], numbers[len(ENDED) :]
 
 
 def cancellation_blob(job: str, client: str) -> str:

@@ -15,6 +15,7 @@ from batchflow.errors import (
     ProtocolError,
     StorageError,
 )
+from batchflow.model import Status
 from batchflow.ports.storage import EXACTNESS
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, gone_after
@@ -97,8 +98,14 @@ class PresenceKeeper:
         """Replace the document by what remains: how the session's tasks ended."""
         context, counts = self._context, self._context.tracker.counts
         if counts.done and not context.lifetime.job_deleted:
-            ended = (counts.succeeded, counts.failed, counts.cancelled)
-            blob = layout.ended_blob(context.job_name, context.name, context.incarnation, ended)
+            unread = context.tracker.unread_by_status()
+            blob = layout.ended_blob(
+                context.job_name,
+                context.name,
+                context.incarnation,
+                ended=[getattr(counts, state) for state in layout.ENDED],
+                unread=[unread[Status(state)] for state in layout.ENDED],
+            )
             try:
                 await self._ctl.put(blob, b"")
             except StorageError as error:

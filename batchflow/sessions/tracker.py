@@ -14,7 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -174,6 +174,10 @@ class Tracker:
     def unread(self) -> int:
         """How many outcomes no call has claimed."""
         return len(self.unclaimed) - self._stale
+
+    def unread_by_status(self) -> Counter[Status]:
+        """Count the outcomes that no call has claimed by their status. A later holder is shown them."""
+        return Counter(entry.status for entry in self.unclaimed if not entry.claimed)
 
     def next_sequence(self) -> int:
         return self._submitted
