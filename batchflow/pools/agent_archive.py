@@ -1,8 +1,9 @@
 """The agent as one archive that a node needs nothing but Python for.
 
 It holds `batchflow`, `node_agent` and what they import there, in the versions that are installed here, as
-built for the node's Python and platform. pip fetches them, once for each combination: the archive is kept in
-the user's cache and is named by its content.
+built for the node's Python and platform. pip fetches them, or uv where an environment has no pip, once for
+each combination; without either they are copied from here if the nodes are alike. The archive is kept in the
+user's cache and is named by its content.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -22,6 +24,7 @@ import anyio
 import anyio.to_thread
 
 from batchflow.errors import ConfigurationError
+from batchflow.support import installed_packages, linux
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +38,8 @@ _EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 """The time of every file in the archive, so that the same content has the same hash."""
 _LOCAL_ONLY: Final = "local"
 """The part of batchflow that no node needs."""
+_MACHINE: Final = "x86_64"
+"""The processors of Azure Batch's nodes."""
 _TAIL: Final = 2000
 
 
@@ -74,36 +79,92 @@ def _pins() -> Iterator[str]:
 
 
 async def _fetch(
-    python: str, platform: str, requirements: Sequence[str], constraints: str, target: Path
+    python: str, platform: str, requirements: tuple[str, ...], constraints: str, target: Path
 ) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pins = Path(scratch) / "constraints.txt"
         pins.write_text(constraints)
         site = Path(scratch) / "site"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-            *("--target", str(site), "--constraint", str(pins), "--no-compile"),
-            *("--python-version", python, "--implementation", "cp", "--only-binary", ":all:"),
-            *("--platform", platform, "--platform", "manylinux2014_x86_64", *requirements),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            _, said = await process.communicate()
-        except asyncio.CancelledError:
-            process.kill()
-            await process.wait()
-            raise
-        if process.returncode != 0:
-            tail = said.decode(errors="replace")[-_TAIL:].strip()
-            raise ConfigurationError(
-                f"agent: its packages for Python {python} on {platform} cannot be fetched (settings "
-                f"agent.node_python, agent.node_platform; or set agent.python to an interpreter on the nodes "
-                f"that has batchflow installed). pip said: {tail}"
-            )
+        common = ("--target", str(site), "--constraint", str(pins), "--only-binary", ":all:")
+        if find_spec("pip") is not None:
+            command = _pip_command(python, platform)
+        elif (uv := shutil.which("uv")) is not None:
+            command = _uv_command(uv, python, platform)
+        else:
+            await anyio.to_thread.run_sync(_copy_installed, python, platform, requirements, site)
+            command = ()
+        if command:
+            await _run((*command, *common, *requirements), python, platform)
         if not target.is_dir():
             site.rename(target)
+
+
+def _pip_command(python: str, platform: str) -> tuple[str, ...]:
+    return (
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
+        *("--python-version", python, "--implementation", "cp"),
+        *("--platform", platform, "--platform", "manylinux2014_x86_64"),
+    )
+
+
+def _uv_command(uv: str, python: str, platform: str) -> tuple[str, ...]:
+    """`uv` makes environments without pip. It names a platform machine first."""
+    libc = platform.removesuffix(f"_{_MACHINE}")
+    return (
+        *(uv, "pip", "install", "--quiet", "--python", sys.executable),
+        *("--python-version", python, "--python-platform", f"{_MACHINE}-{libc}"),
+    )
+
+
+async def _run(command: Sequence[str], python: str, platform: str) -> None:
+    """Run the installer. Raises `ConfigurationError`, with the end of its output, when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if linux.children_are_ignored():
+        raise ConfigurationError(
+            "agent: this program ignores SIGCHLD, so whether its packages were fetched is not known; at the "
+            "program's start: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
+        )
+    if process.returncode != 0:
+        tool = "uv" if command[1] == "pip" else "pip"
+        tail = said.decode(errors="replace")[-_TAIL:].strip()
+        raise _unfetched(python, platform, f"{tool} said: {tail}")
+
+
+def _copy_installed(python: str, platform: str, requirements: tuple[str, ...], site: Path) -> None:
+    """Copy the packages that are installed here, where no installer is and the nodes are alike.
+
+    Raises `ConfigurationError`.
+    """
+    remedy = "install one: uv pip install pip, or python -m ensurepip"
+    if not installed_packages.installed_for(python, platform):
+        raise _unfetched(python, platform, f"this environment has neither pip nor uv: {remedy}")
+    try:
+        files = installed_packages.files_of(requirements)
+    except installed_packages.NotPortable as error:
+        raise _unfetched(python, platform, f"there is neither pip nor uv, and {error}: {remedy}") from error
+    for place, path in files.items():
+        copy = site / place
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def _unfetched(python: str, platform: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"agent: its packages for Python {python} on {platform} cannot be fetched (settings "
+        f"agent.node_python, agent.node_platform; or set agent.python to an interpreter on the nodes "
+        f"that has batchflow installed). {reason}"
+    )
 
 
 def _pack(dependencies: Path) -> Path:
