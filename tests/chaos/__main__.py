@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -17,8 +18,14 @@ def main() -> int:
     options = _options()
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     _say(f"seed {seed}")
+    disk = 0 if os.geteuid() else options.disk  # to mount one needs root
     plan = Plan(
-        options.tasks, options.faults, seed, lock=options.lock, kill_clients=not options.spare_clients
+        options.tasks,
+        options.faults,
+        seed,
+        lock=options.lock,
+        kill_clients=not options.spare_clients,
+        disk=disk,
     )
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -40,6 +47,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: any")
     parser.add_argument("--lock", type=float, default=5.0, help="seconds of the queues' locks (default: 5)")
     parser.add_argument("--spare-clients", action="store_true", help="kill no clients")
+    parser.add_argument("--disk", type=int, default=256, help="MiB of the nodes' disk (root)")
     parser.add_argument("--history", type=Path, help="a file for the history")
     parser.add_argument("--recovery", type=int, metavar="N", help="only measure N recoveries")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""A relay before the Service Bus, so that connections can be cut as a network would."""
+"""A relay before the Service Bus, so that connections can be cut, or stand still, as a network would."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         """Each connection, and the writer to the one who came, not to the service."""
+        self._flows: dict[asyncio.Task[None], asyncio.Event] = {}
+        """By connection: whether it passes anything on."""
         self._closed = False
 
     async def start(self) -> int:
@@ -52,26 +54,40 @@ class Relay:
             writer.transport.abort()
         return len(chosen)
 
+    def stall(self, most: int, chance: random.Random, seconds: float) -> int:
+        """Let so many connections pass nothing on for a while, by chance; how many do so."""
+        chosen = chance.sample(sorted(self._flows.values(), key=id), min(most, len(self._flows)))
+        for flow in chosen:
+            flow.clear()
+            asyncio.get_running_loop().call_later(seconds, flow.set)
+        return len(chosen)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Not a coroutine, so that no connection is ever without its place in the books."""
         if self._closed:
             writer.transport.abort()
             return
-        task = asyncio.create_task(self._serve(reader, writer))
-        self._served[task] = writer
+        flow = asyncio.Event()
+        flow.set()
+        task = asyncio.create_task(self._serve(reader, writer, flow))
+        self._served[task], self._flows[task] = writer, flow
         task.add_done_callback(self._served.pop)
+        task.add_done_callback(self._flows.pop)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError), contextlib.closing(writer):
             other_reader, other = await asyncio.open_connection(*self._target)
             with contextlib.closing(other):
-                await asyncio.gather(_pass_on(reader, other), _pass_on(other_reader, writer))
+                await asyncio.gather(_pass_on(reader, other, flow), _pass_on(other_reader, writer, flow))
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flow: asyncio.Event) -> None:
     """Until one of the two ends."""
     try:
         while data := await reader.read(_CHUNK):
+            await flow.wait()
             writer.write(data)
             await writer.drain()
     except OSError:

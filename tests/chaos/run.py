@@ -1,9 +1,9 @@
 """A run of real processes on the local cloud under fire, and its history.
 
 Clients submit and read, as processes; agents run, as processes of the cloud's nodes. By a seed's chance
-processes are killed with signal 9 or stand still for longer than a lock lasts, and connections to the Service
-Bus are cut. A killed client is followed by another one of the same name, which goes on with what was not
-submitted.
+processes are killed with signal 9 or stand still for longer than a lock lasts, connections to the Service Bus
+are cut or pass nothing on for a while, and the disk of the nodes is full for a while. A killed client is
+followed by another one of the same name, which goes on with what was not submitted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
@@ -57,6 +58,8 @@ class Plan:
     apart: float = 0.5
     """Seconds between two faults, on average."""
     kill_clients: bool = True
+    disk: int = 0
+    """MiB of the nodes' disk, a tmpfs that is filled now and then; it needs root. 0: the host's disk."""
     patience: float = 60.0
     """Seconds without an outcome or a fault after which the run is given up."""
 
@@ -88,12 +91,40 @@ class Log:
                 self.moved_at = time.monotonic()
 
 
+class Disk:
+    """The nodes' disk: a file system of its own, of so many MiB."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._filler = path / "filler"
+        options = f"size={size}m,mode=0700"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], check=True)
+
+    def fill(self) -> bool:
+        """Take all that is left; False when it is full already."""
+        if self._filler.exists():
+            return False
+        with self._filler.open("wb") as file:
+            for size in (1 << 20, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
+        return True
+
+    def free(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-l", str(self._path)], check=True)
+
+
 @dataclass(slots=True, eq=False)
 class Cloud:
     """A local cloud as a process, with a relay before its Service Bus."""
 
     process: Process
     relay: Relay
+    disk: Disk | None
     config: Path
     client: Client
     pool: Pool
@@ -102,8 +133,9 @@ class Cloud:
 @asynccontextmanager
 async def cloud(plan: Plan, directory: Path) -> AsyncIterator[Cloud]:
     """A cloud with the pool of the run, whose agents live."""
-    config = directory / "cloud.toml"
-    command = [sys.executable, "-m", "batchflow.local", "--config", str(config)]
+    config, home = directory / "cloud.toml", directory / "cloud"
+    home.mkdir(mode=0o700)
+    command = [sys.executable, "-m", "batchflow.local", "--config", str(config), "--directory", str(home)]
     command += ["--nodes", str(plan.nodes), "--slots", str(plan.slots)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, cwd=_ROOT)
     assert process.stdout is not None
@@ -112,14 +144,17 @@ async def cloud(plan: Plan, directory: Path) -> AsyncIterator[Cloud]:
             if not line:
                 raise RuntimeError(f"the local cloud ended with status {await process.wait()}")
         relay, relayed = await _relayed(config, plan)
+        disk = Disk(home / "nodes", plan.disk) if plan.disk else None
         try:
             async with Client.from_config(relayed) as client:
                 pool = await client.ensure_pool(POOL, files=[TASKS])
                 await pool.start()
                 await pool.wait_ready(timeout=30)
-                yield Cloud(process, relay, relayed, client, pool)
+                yield Cloud(process, relay, disk, relayed, client, pool)
         finally:
             await relay.aclose()
+            if disk is not None:
+                disk.unmount()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -214,8 +249,15 @@ class Program:
                     self._open -= 1
             self._log.add(record)
 
+    @property
+    def pid(self) -> int | None:
+        """None while no process of it lives."""
+        if self.process is None or self.process.returncode is not None:
+            return None
+        return self.process.pid
+
     def kill(self) -> bool:
-        """False when there is nobody to kill."""
+        """False when none lives that could be killed."""
         if self.process is None or self.process.returncode is not None:
             return False
         self.process.kill()
@@ -259,12 +301,19 @@ class Fire:
             ("agent killed", lambda: self._kill("agent")),
             ("child killed", lambda: self._kill("child")),
             ("supervisor killed", lambda: self._kill("supervisor")),
-            ("agent stalled", self._stall),
+            ("agent stalled", lambda: self._stall("agent")),
+            ("child stalled", lambda: self._stall("child")),
+            ("supervisor stalled", lambda: self._stall("supervisor")),
+            ("connection stalled", lambda: self._cloud.relay.stall(1, self._chance, self._stop) > 0),
+            ("all connections stalled", lambda: self._cloud.relay.stall(1000, self._chance, self._stop) > 0),
             ("connection cut", lambda: self._cloud.relay.cut(1, self._chance) > 0),
             ("all connections cut", lambda: self._cloud.relay.cut(1000, self._chance) > 0),
         ]
         if self._plan.kill_clients:
             kinds.append(("client killed", lambda: self._chance.choice(self._programs).kill()))
+            kinds.append(("client stalled", self._stall_client))
+        if (disk := self._cloud.disk) is not None:
+            kinds.append(("disk full", lambda: self._fill(disk)))
         while self.left:
             await asyncio.sleep(self._chance.uniform(0.2, 1.8) * self._plan.apart)
             what, make = self._chance.choice(kinds)
@@ -287,20 +336,40 @@ class Fire:
         pid = self._chance.choice(pids)
         return pid if _send(pid, number) else None
 
-    def _stall(self) -> bool:
-        pid = self._signal("agent", signal.SIGSTOP)
-        if pid is None:
+    @property
+    def _stop(self) -> float:
+        """Seconds for which something stands still: longer than a lock lasts."""
+        return self._plan.lock * 1.5
+
+    def _stall(self, kind: fleet.Kind) -> bool:
+        pid = self._signal(kind, signal.SIGSTOP)
+        if pid is not None:
+            self._undo_later(lambda: _send(pid, signal.SIGCONT))
+        return pid is not None
+
+    def _stall_client(self) -> bool:
+        pid = self._chance.choice(self._programs).pid
+        if pid is None or not _send(pid, signal.SIGSTOP):
             return False
-        waking = asyncio.create_task(self._wake(pid))
-        self._stalled.add(waking)
-        waking.add_done_callback(self._stalled.discard)
+        self._undo_later(lambda: _send(pid, signal.SIGCONT))
         return True
 
-    async def _wake(self, pid: int) -> None:
+    def _fill(self, disk: Disk) -> bool:
+        if not disk.fill():
+            return False
+        self._undo_later(disk.free)
+        return True
+
+    def _undo_later(self, undo: Callable[[], object]) -> None:
+        waking = asyncio.create_task(self._undo(undo))
+        self._stalled.add(waking)
+        waking.add_done_callback(self._stalled.discard)
+
+    async def _undo(self, undo: Callable[[], object]) -> None:
         try:
-            await asyncio.sleep(self._plan.lock * 1.5)
+            await asyncio.sleep(self._stop)
         finally:
-            _send(pid, signal.SIGCONT)
+            undo()
 
 
 def _send(pid: int, number: signal.Signals) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
+import time
 import warnings
 
 import pytest
@@ -19,6 +21,28 @@ def test_relay_closes_every_connection_when_it_ends(turns: int) -> None:
         asyncio.run(_end_after(turns))
         gc.collect()
     assert [str(each.message) for each in told] == []
+
+
+async def test_a_stalled_connection_passes_nothing_on_until_it_goes_on() -> None:
+    """Nothing that was sent meanwhile is lost."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+
+    target = await asyncio.start_server(echo, "127.0.0.1", 0)
+    relay = Relay("127.0.0.1", target.sockets[0].getsockname()[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", await relay.start())
+    writer.write(b"a")
+    assert await reader.read(1) == b"a"
+    assert relay.stall(5, random.Random(0), 0.2) == 1
+    began = time.monotonic()
+    writer.write(b"b")
+    assert await reader.read(1) == b"b"
+    assert time.monotonic() - began >= 0.15
+    writer.close()
+    await relay.aclose()
+    target.close()
 
 
 async def _end_after(turns: int) -> None:
