@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from batchflow.pools.open_sessions import OpenSession, OpenSessions
+from batchflow.support.shared_call import SharedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,8 +36,13 @@ class PoolRuntime:
         """The sessions that the client has open, in this pool and others."""
         self.ctl: Container = connections().storage.container(manifest.ctl)
         """The control container: clients write, agents read."""
+        self.etags: SharedCalls[str, dict[str, str]] = SharedCalls(self._etags)
+        """The ETags of the blobs below a prefix of the control container, by name."""
         self.out: Container = connections().storage.container(manifest.out)
         """The output container: agents write, clients read."""
+
+    async def _etags(self, prefix: str) -> dict[str, str]:
+        return {info.name: info.etag async for info in self.ctl.list(prefix)}
 
     @property
     def pool_id(self) -> str:

@@ -102,8 +102,13 @@ def read_ended(job: str, blob: str) -> tuple[str, str, list[int], list[int]]:
     return client, incarnation, numbers[: len(ENDED)], numbers[len(ENDED) :]
 
 
+def cancellation_prefix(job: str) -> str:
+    """Return the prefix of the cancellation documents of a job's clients."""
+    return f"cancel/{job}/"
+
+
 def cancellation_blob(job: str, client: str) -> str:
-    return f"cancel/{job}/{client}.json"
+    return f"{cancellation_prefix(job)}{client}.json"
 
 
 def arguments_blob(job: str, client: str, uid: str) -> str:

@@ -19,6 +19,7 @@ from batchflow.errors import (
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
 from batchflow.sessions.tracker import cancelled_result
+from batchflow.support.cadence import sleep_until_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _CONFIRMATION: Final = 5.0
 """Seconds after which a session resolves a cancelled task that no agent has confirmed."""
+_SEVERAL: Final = 3
+"""Sessions of a client in one job, for which a listing costs less than a request for each."""
 KEPT: Final = 1000
 """Confirmed cancellations that stay in the document."""
 
@@ -91,10 +94,24 @@ class Cancellations:
     async def run(self) -> None:
         """Check now and then that the job still exists. Raises `JobNotFound` when it was deleted."""
         while True:
-            await asyncio.sleep(self._context.settings.presence_interval)
-            if await self._deleted():
+            await sleep_until_turn(self._context.settings.presence_interval)
+            if await self._has_changed() and await self._deleted():
                 self._context.lifetime.job_deleted = True
                 raise JobNotFound(f"job {self._context.job_name!r} was deleted")
+
+    async def _has_changed(self) -> bool:
+        """Return whether the document may be another than this session's.
+
+        Several sessions of a job ask by one listing, because their turn comes at the same time.
+        """
+        runtime, job = self._context.runtime, self._context.job_name
+        if len(runtime.sessions.of_job(runtime.pool_id, job)) < _SEVERAL:
+            return True
+        try:
+            etags = await runtime.etags.get(layout.cancellation_prefix(job))
+        except StorageError:
+            return True
+        return etags is None or etags.get(self._blob) != self._etag
 
     async def _deleted(self) -> bool:
         """Return whether the job was deleted: its deletion cancels all tasks of its clients."""

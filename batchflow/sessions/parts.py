@@ -68,7 +68,7 @@ class SessionParts:
         checkpoint = CheckpointStore(context, journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
         sender = TaskSender(context, outcomes)
-        presence = PresenceKeeper(context)
+        presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(
             context,
             outcomes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import socket
 import time
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from batchflow.model import Status
 from batchflow.ports.storage import EXACTNESS
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, gone_after
+from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from batchflow.sessions.context import SessionContext
 
 logger = logging.getLogger(__name__)
+_STRETCH: Final = 4
+"""Intervals that the document of an idle session lasts if no other client can look for the session."""
+_MOST_STRETCH: Final = 60
+"""Intervals that it lasts at most: five minutes, unless the settings say otherwise."""
+_SHARE: Final = 2
+"""Documents of idle sessions that a client writes in an interval, however many sessions it has."""
 _LAST_BREATH: Final = 2
 """Intervals for which a dead holder may have lived after its last sign of life: the next was under way."""
 
@@ -43,21 +51,36 @@ class _Found:
 class PresenceKeeper:
     """Writes which client holds the mailbox, so that a second client can name the first."""
 
-    def __init__(self, context: SessionContext) -> None:
+    def __init__(self, context: SessionContext, *, found_again: bool) -> None:
+        """`found_again`: whether another client may look for the mailbox, by the session's name."""
         self._context = context
+        self._least_stretch = 1 if found_again else _STRETCH
+        self._told: dict[str, int] | None = None
+        """The counts of the document."""
+        self._due_at = 0.0
+        """When the document is written although nothing has changed, by the loop's clock."""
         self._ctl = context.runtime.ctl
         self._blob = layout.session_blob(context.job_name, context.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
-        self.predecessor_until: float | None = None
-        """Until when an earlier holder that was not closed may have lived, by the services' clock.
+        self._predecessor: _Found | None = None
+        self._read_at = 0.0
+        """When that was read, by the monotonic clock."""
 
-        None when there was no such holder.
+    @property
+    def predecessor_until(self) -> float | None:
+        """Until when an earlier holder that was not closed may have held the mailbox, by the services' clock.
+
+        None when there was no such holder. Called when this session holds it, which no other does from then.
         """
+        if (found := self._predecessor) is None:
+            return None
+        last_beat = found.written_at + _LAST_BREATH * found.presence.interval
+        now = found.written_at + found.age + EXACTNESS + time.monotonic() - self._read_at
+        return min(last_beat, now) + EXACTNESS
 
     async def open(self) -> None:
         """Read the presence document of an earlier holder, if any. Raises `StorageError`."""
-        if (found := await self._read()) is not None:
-            self.predecessor_until = found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
+        self._predecessor, self._read_at = await self._read(), time.monotonic()
 
     async def living_holder(self) -> str | None:
         """Return the name of another client that shows signs of life in this mailbox, if any."""
@@ -79,19 +102,32 @@ class PresenceKeeper:
         return None
 
     async def run(self, holds_mailbox: Callable[[], bool]) -> None:
-        """Write the document now and then, while the mailbox is this session's."""
-        interval = self._context.settings.presence_interval
-        while True:
-            if holds_mailbox():
-                await self._write(interval)
-            await asyncio.sleep(interval)
+        """Write the document now and then, while the mailbox is this session's.
 
-    async def _write(self, interval: float) -> None:
-        counts = asdict(self._context.tracker.counts)
+        A session that has nothing to do writes it more seldom, the more so the more of them its client has.
+        """
+        interval, clock = self._context.settings.presence_interval, asyncio.get_running_loop().time
+        while True:
+            counts = asdict(self._context.tracker.counts)
+            is_idle = counts == self._told and not len(self._context.tracker)
+            if holds_mailbox() and not (is_idle and clock() < self._due_at):
+                lasting = interval * (self._stretch() if is_idle else 1)
+                self._due_at = clock() + lasting * random.uniform(0.5, 1.0) if is_idle else 0.0
+                await self._write(lasting, counts)
+            await sleep_until_turn(interval)
+
+    def _stretch(self) -> int:
+        """Return how many intervals the document of an idle session lasts."""
+        sessions = len(self._context.runtime.open_sessions)
+        return min(_MOST_STRETCH, max(self._least_stretch, sessions // _SHARE))
+
+    async def _write(self, interval: float, counts: dict[str, int]) -> None:
         document = Presence(self._holder, self._context.incarnation, time.time(), interval, counts)
         try:
             await self._ctl.put(self._blob, document.encode())
+            self._told = counts
         except StorageError as error:
+            self._told = None
             logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:

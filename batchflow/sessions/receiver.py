@@ -41,6 +41,7 @@ from batchflow.sessions.mailbox_state import (
 from batchflow.sessions.spill_file import SpillFile
 from batchflow.sessions.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
+from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class ResultReceiver:
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
         while True:
-            await asyncio.sleep(self._runtime.manifest.lock_duration / 3)
+            await sleep_until_turn(self._runtime.manifest.lock_duration / 3)
             if self.mailbox is None:
                 continue
             began = time.monotonic()

@@ -11,7 +11,7 @@ from batchflow.errors import PoolError, PoolExists, PoolNotFound, StorageError
 from batchflow.model import Image
 from batchflow.pools.connections import Connections
 from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, PoolDocument, PoolInfo, SupportedImage
-from batchflow.ports.storage import Blob
+from batchflow.ports.storage import Blob, BlobInfo
 from batchflow.session import Session
 from batchflow.settings import (
     AgentSettings,
@@ -68,6 +68,11 @@ class ScriptedContainer(MemoryContainer):
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         await self._scripted.pass_by("delete", name)
         return await super().delete(name, if_match=if_match)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        await self._scripted.pass_by("list", prefix)
+        async for info in super().list(prefix):
+            yield info
 
 
 class ScriptedStorage(MemoryStorage):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
@@ -601,6 +602,38 @@ async def test_a_job_that_another_client_deletes_ends_its_sessions(
             await within(waiting)
     with pytest.raises(JobNotFound):
         await within(session.aclose())
+
+
+async def test_a_job_that_another_client_deletes_ends_each_of_many_sessions(
+    pool: Pool, agent: Agent, connect: Callable[..., Client]
+) -> None:
+    """They ask together, by a listing of the job's documents."""
+    job = await pool.create_job("j")
+    sessions = [await job.session(f"c-{number}") for number in range(5)]
+    waiting = [asyncio.ensure_future((await session.submit("x.py")).outcome()) for session in sessions]
+    await agent.take(5)
+    async with connect() as other:
+        await within((await other.pool("demo")).delete_job("j"))
+        for wait in waiting:
+            with pytest.raises(SessionClosed, match="job 'j' was deleted"):
+                await within(wait)
+    for session in sessions:
+        with pytest.raises(JobNotFound):
+            await within(session.aclose())
+
+
+async def test_many_idle_sessions_ask_together_and_tell_seldom(pool: Pool, doubles: Doubles) -> None:
+    """A hundred of them do not make two requests each in every interval."""
+    async with AsyncExitStack() as stack:
+        for number in range(20):
+            await stack.enter_async_context(pool.session(f"c-{number}"))
+        calls = doubles.storage.calls
+        await eventually(lambda: calls.count(("list", "cancel/default/")) > 2)
+        calls.clear()
+        await eventually(lambda: calls.count(("list", "cancel/default/")) > 3)
+        assert [call for call in calls if call[0] == "get" and call[1].startswith("cancel/")] == []
+        told = [call for call in calls if call[0] == "put" and call[1].startswith("sessions/")]
+        assert len(told) < 20
 
 
 async def test_a_pool_that_another_client_deletes_ends_its_sessions(
