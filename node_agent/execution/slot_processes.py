@@ -37,7 +37,7 @@ NOTICE: Final = 0.25
 _START_TRIES: Final = 3
 _START_BOUND: Final = 60.0
 """Seconds that a child may take to be ready."""
-_REFILL: Final = 0.1
+_REFILL: Final = 0.02
 """Seconds after a child got its first key until the next one is forked, beside the task that it runs."""
 _LEAST_MEMORY: Final = 4 * 1024**2
 """Bytes that a child counts at least: its own pages and the kernel's, such as page tables and pipes."""
