@@ -302,6 +302,7 @@ class Client(Supervised):
             group.start_soon(anyio.to_thread.run_sync, preload, _load_pool)
             config = await cloud.start()
         settings = load_settings(config, environment={})
+        config.unlink(missing_ok=True)  # nothing else needs the keys in it, and tasks could read them
         self._settings = replace(
             self._settings,
             batch=settings.batch,

@@ -209,3 +209,15 @@ async def test_closing_a_session_resolves_what_waits(client: Client) -> None:
         await waiting
     with pytest.raises(SessionClosed):
         await session.submit("echo.py")
+
+
+async def test_a_clients_own_local_cloud_leaves_its_keys_in_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tasks are of the same user, and could read them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    async with Client.local(nodes=1) as client:
+        key = (client.settings.batch.key or "").encode()
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert files
+        assert [path.name for path in files if key in path.read_bytes()] == []
