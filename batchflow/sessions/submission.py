@@ -54,7 +54,7 @@ class Submission:
     """Bytes."""
     stream_output: bool = False
     encoded: Encoded | bytes | None = None
-    """The arguments as they travel: a container, or JSON. None while they are plain texts and numbers."""
+    """The arguments as they travel: a container, or JSON. None while they are texts and whole numbers."""
     function: FunctionCommand | None = None
     """What the command calls, if it is no file."""
 
@@ -98,7 +98,7 @@ class Submission:
         share_processes: bool = False,
         unpickle: bool = False,
     ) -> bytes | None:
-        """Return the task as it travels; None when its arguments need a `prepare` that is strict.
+        """Return the task as it travels; None when its arguments need a `prepare`.
 
         `timeout`: in seconds, for a task submitted without one. `pickle`: the hash of the bundle of a
         function by value. `share_processes`: see `TaskItem`. `unpickle`: whether the session opens pickles.
@@ -136,26 +136,18 @@ class Submission:
             if self.encoded is None and to_json(self.arguments) is None:
                 return None
             raise ConfigurationError(f"{self.command}: the tag must be JSON: {error}") from error
-        if b"null" in data:
-            if self.encoded is None and not is_finite(self.arguments):
-                return None
-            if not is_finite(self.tag):
-                raise ConfigurationError(f"{self.command}: the tag must be JSON: it has NaN or infinity")
+        if self.tag is not None and not is_finite(self.tag):
+            raise ConfigurationError(f"{self.command}: the tag must be JSON: it has NaN or infinity")
         # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
         return bytes(memoryview(data))
 
-    def prepare(self, classes: BundleClasses, *, index: int | None = None, strict: bool = False) -> None:
-        """Encode the arguments, if they are more than texts and numbers. Raises `ArgumentNotSerializable`.
-
-        `index`: the place among several inputs. Without `strict`, NaN, large integers and lone surrogates
-        among plain arguments are left to `encode`.
-        """
-        if strict or not arguments.are_plain(self.arguments):
-            function = self.function
-            if function is not None:
-                classes.add_modules(function.modules)
-            is_python = function is not None or self.command.endswith(".py")
-            self.encoded = arguments.encode(self.arguments, self.command, classes, index, is_python=is_python)
+    def prepare(self, classes: BundleClasses, *, index: int | None = None) -> None:
+        """Encode the arguments. `index`: the place among several inputs. Raises `ArgumentNotSerializable`."""
+        function = self.function
+        if function is not None:
+            classes.add_modules(function.modules)
+        is_python = function is not None or self.command.endswith(".py")
+        self.encoded = arguments.encode(self.arguments, self.command, classes, index, is_python=is_python)
 
 
 def is_duration(value: Any) -> bool:

@@ -14,7 +14,7 @@ from batchflow.files import Files, collect, stored, upload
 from batchflow.protocol import layout, wire
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.encoding import Undecodable
-from batchflow.protocol.values.kept import keep
+from batchflow.protocol.values.kept import KeptArguments, keep
 from batchflow.protocol.wire import Reference
 from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.tracker import Entry
@@ -107,7 +107,7 @@ class Submitter:
 
         A cancelled call has made no task, because nothing is awaited after the task is there.
         """
-        if submission.encoded is None:
+        if submission.encoded is None and not arguments.are_plain(submission.arguments):
             submission.prepare(self.classes, index=index)
         if self._context.tracker.next_sequence() % _YIELD_EVERY == _YIELD_EVERY - 1:
             await asyncio.sleep(0)
@@ -128,9 +128,10 @@ class Submitter:
                 arguments.in_blob(submission.arguments, submission.encoded)
             )
             entry = self._entry(submission, reference, index, on_done, code)
-        blob = entry.arguments_blob
-        fetch = None if blob is None else partial(self._fetch_argument, blob)
-        entry.arguments = keep(submission.arguments, submission.encoded, self.classes, fetch)
+        if submission.encoded is None and entry.arguments_blob is None:
+            entry.arguments = submission.arguments
+        else:
+            entry.arguments = self._kept(submission, entry.arguments_blob)
         self._context.tracker.add(entry)
         self._wake_sender()
         return entry
@@ -138,7 +139,7 @@ class Submitter:
     def prepare(self, submissions: Sequence[Submission]) -> None:
         """Encode the arguments of several tasks. Raises `ArgumentNotSerializable`, which names the input."""
         for index, submission in enumerate(submissions):
-            submission.prepare(self.classes, index=index, strict=True)
+            submission.prepare(self.classes, index=index)
 
     def _check_beside(self, submission: Submission) -> None:
         """Raises `ConfigurationError` for a task that is too large without its arguments."""
@@ -183,7 +184,7 @@ class Submitter:
                 unpickle=self._unpickle,
             )
             if item is None:
-                submission.prepare(self.classes, index=index, strict=True)
+                submission.prepare(self.classes, index=index)
         return Entry(
             sequence=sequence,
             index=sequence if index is None else index,
@@ -212,6 +213,11 @@ class Submitter:
                 context.delete_later(context.runtime.ctl, blob, "delete arguments")
             raise
         return Reference(blob, len(data))
+
+    def _kept(self, submission: Submission, blob: str | None) -> list[Any] | KeptArguments:
+        """Return what the result will show of the arguments."""
+        fetch = None if blob is None else partial(self._fetch_argument, blob)
+        return keep(submission.arguments, submission.encoded, self.classes, fetch)
 
     async def _fetch_argument(self, blob: str, place: int) -> Any:
         """Return one of the arguments that lie in a blob. Raises `StorageError`, `ProtocolError`."""

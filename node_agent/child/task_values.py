@@ -66,7 +66,7 @@ def encode(value: Any, limit: int, *, pickles: bool = False) -> bytes:
 
     `pickles`: whether what has no encoding is pickled, because the session opens pickles.
     """
-    data = values.to_json(value)
+    data = b"null" if value is None else values.to_json(value)
     if data is None:
         data = _container(value, limit, pickles)
     if len(data) > limit:

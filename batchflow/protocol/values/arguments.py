@@ -31,11 +31,11 @@ MOST_BYTES: Final = 2**31 - 2**20
 """Bytes of the arguments of a task: what the agent passes on in one piece."""
 
 
-_PLAIN: Final = frozenset((str, int, float, bool, type(None)))
+_PLAIN: Final = frozenset((str, int, bool, type(None)))
 
 
 def are_plain(arguments: list[Any]) -> bool:
-    """Return whether all arguments are texts and numbers."""
+    """Return whether all arguments are texts and whole numbers, which need no look at their values."""
     return _PLAIN.issuperset(map(type, arguments))
 
 

@@ -39,7 +39,7 @@ import orjson
 
 TYPE_CHECKING = False  # without `typing`, for the processes that run tasks hold little else
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any, Final
 
 MAGIC: Final = b"\xbfBFV\x01"
@@ -121,21 +121,17 @@ def is_json(value: Any, deepest: int = DEEPEST) -> bool:
     For these see `is_finite`, which is needed only when the JSON has a null.
     """
     kind = type(value)
-    if kind is list:
-        kinds = set(map(type, value))
-        items: Iterable[Any] = value
-    elif kind is dict:
-        if not set(map(type, value)) <= _TEXT:
+    if kind is dict:
+        if not _TEXT.issuperset(map(type, value)):
             return False
-        items = value.values()
-        kinds = set(map(type, items))
-    else:
+        value = value.values()
+    elif kind is not list:
         return kind in _ATOMS
-    if kinds <= _ATOMS:
+    if _ATOMS.issuperset(map(type, value)):
         return True
-    if deepest == 0 or not kinds <= _PLAIN:
+    if deepest == 0 or not _PLAIN.issuperset(map(type, value)):
         return False
-    return all(is_json(item, deepest - 1) for item in items if type(item) in _NESTED)
+    return all(is_json(item, deepest - 1) for item in value if type(item) in _NESTED)
 
 
 _TEXT: Final = frozenset((str,))
@@ -163,7 +159,7 @@ def to_json(value: Any) -> bytes | None:
     """Return the JSON of a value that JSON holds exactly, else None."""
     if value is None:
         return b"null"
-    if not is_json(value):
+    if type(value) not in _EXACT and not is_json(value):
         return None
     try:
         data = orjson.dumps(value)
