@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.diagnosis import agent_log
 from batchflow.diagnosis.facts import PoolFacts
@@ -20,6 +20,8 @@ from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.protocol.documents import Heartbeat
@@ -48,10 +50,18 @@ async def explain_pool(runtime: PoolRuntime) -> Explanation:
             if service not in silent:
                 causes.append(unanswered_cause(error))
             silent.add(service)
-    if facts.queued and facts.slots and facts.running is not None and facts.running >= facts.slots:
-        what = f"all {facts.slots} slots are busy and {facts.queued} messages wait"
-        causes.append(Cause(what, "wait, or await pool.resize() to more nodes", "slow"))
+    if (load := load_cause(facts.known())) is not None:
+        causes.append(load)
     return Explanation(_summary(runtime.pool_id, facts), tuple(causes), facts.known())
+
+
+def load_cause(facts: Mapping[str, Any]) -> Cause | None:
+    """Return the cause of tasks that wait for a slot, by the facts of a pool; None when a slot is free."""
+    slots, running, queued = (facts.get(name) for name in ("slots", "running", "queued"))
+    if not slots or not queued or running is None or running < slots:
+        return None
+    what = f"all {slots} slots are busy and {queued} messages wait, those of running tasks included"
+    return Cause(what, "wait, or await pool.resize() to more nodes", "slow")
 
 
 def _summary(pool_id: str, facts: PoolFacts) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from batchflow.diagnosis.pool import load_cause
 from batchflow.diagnosis.remedies import problem_cause
 from batchflow.errors import BlobNotFound, ProtocolError, ServiceError
 from batchflow.model import Cause, Explanation
@@ -22,6 +23,9 @@ async def explain_session(pool: Explanation, session: SessionFacts, ctl: Contain
     as being sent.
     """
     causes = list(pool.causes)
+    if not session.waiting:  # the tasks of other sessions wait: that keeps nothing here
+        load = load_cause(pool.facts)
+        causes = [cause for cause in causes if cause != load]
     try:
         causes = await _file_causes(ctl, session) + causes
     except (ServiceError, ProtocolError) as error:
