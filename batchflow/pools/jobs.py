@@ -17,8 +17,9 @@ from batchflow.errors import (
     JobNotFound,
     MailboxInUse,
     ProtocolError,
+    StorageError,
 )
-from batchflow.model import JobCounts
+from batchflow.model import JobCounts, Status
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.protocol import layout, wire
 from batchflow.protocol.documents import Cancellation, JobDocument, Presence, gone_after
@@ -27,7 +28,9 @@ from batchflow.support.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
+    from batchflow.model import Counts
     from batchflow.pools.runtime import PoolRuntime
+    from batchflow.ports.storage import Container
     from batchflow.protocol.documents import Heartbeat
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,22 @@ def _ended(closed: Sequence[_Closed], open_clients: Collection[str]) -> Counter[
             total.subtract(dict(zip(layout.ENDED, each.unread, strict=True)))
         counted_again.add(each.client)
     return total
+
+
+async def note_closed(
+    ctl: Container, session: tuple[str, str, str], counts: Counts, unread: Mapping[Status, int]
+) -> None:
+    """Keep how the tasks of a session ended; a failure is logged. `session`: job, client, incarnation.
+
+    `unread`: outcomes that no call has claimed, by status.
+    """
+    ended = [getattr(counts, state) for state in layout.ENDED]
+    to_read = [unread.get(Status(state), 0) for state in layout.ENDED]
+    blob = layout.ended_blob(*session, ended=ended, unread=to_read)
+    try:
+        await ctl.put(blob, b"")
+    except StorageError as error:
+        logger.warning("counts_not_written", extra={"blob": blob, "error": str(error)})
 
 
 class PoolJobs:

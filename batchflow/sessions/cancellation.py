@@ -121,7 +121,7 @@ class Cancellations:
         except (StorageError, ProtocolError) as error:
             logger.info("cancellations_not_read", extra={"blob": self._blob, "error": str(error)})
             return False
-        if found is None or found.job_stays:
+        if found is None or found.job_stays:  # only its tasks are cancelled
             return False
         return found.everything and self._context.incarnation not in found.spared
 

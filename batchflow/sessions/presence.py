@@ -11,12 +11,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from batchflow.errors import (
-    BlobNotFound,
-    ProtocolError,
-    StorageError,
-)
-from batchflow.model import Status
+from batchflow.errors import BlobNotFound, ProtocolError, StorageError
+from batchflow.pools.jobs import note_closed
 from batchflow.ports.storage import EXACTNESS
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, gone_after
@@ -132,18 +128,8 @@ class PresenceKeeper:
 
     async def release(self) -> None:
         """Replace the document by what remains: how the session's tasks ended."""
-        context, counts = self._context, self._context.tracker.counts
-        if counts.done and not context.lifetime.job_deleted:
-            unread = context.tracker.unread_by_status()
-            blob = layout.ended_blob(
-                context.job_name,
-                context.name,
-                context.incarnation,
-                ended=[getattr(counts, state) for state in layout.ENDED],
-                unread=[unread[Status(state)] for state in layout.ENDED],
-            )
-            try:
-                await self._ctl.put(blob, b"")
-            except StorageError as error:
-                logger.warning("counts_not_written", extra={"blob": blob, "error": str(error)})
+        context, tracker = self._context, self._context.tracker
+        if tracker.counts.done and not context.lifetime.job_deleted:
+            session = (context.job_name, context.name, context.incarnation)
+            await note_closed(self._ctl, session, tracker.counts, tracker.unread_by_status())
         await context.delete_blob(self._ctl, self._blob)
