@@ -56,6 +56,10 @@ class ArgumentNotSerializable(ConfigurationError):
     """An argument cannot travel to a node: the text names the input and the place in it. Nothing was sent."""
 
 
+class EnvironmentFailed(ConfigurationError):
+    """The packages that tasks require cannot be had; the text has the resolver's own words."""
+
+
 class ServiceError(BatchflowError):
     """A service of Azure (or of the local cloud) refused or failed. `__cause__` is the SDK's error."""
 

@@ -73,7 +73,7 @@ async def upload(
     contents the container has.
     """
     bundle = Bundle.of([*beside, *(source.file for source in sources)])
-    if is_new or not await _is_young(container, bundle.blob):
+    if is_new or not await is_young(container, bundle.blob):
         ask = sources and not is_new
         present = {info.name async for info in container.list("files/")} if ask else set[str]()
         missing = {source.file.blob: source for source in sources if source.file.blob not in present}
@@ -121,7 +121,7 @@ def write_files(files: Files, folder: Path) -> None:
         path.chmod(0o755 if source.file.executable else 0o644)
 
 
-async def _is_young(container: Container, name: str) -> bool:
+async def is_young(container: Container, name: str) -> bool:
     """Tell whether the blob is there and young. An old one is written again: a sweep may remove it."""
     found = [info async for info in container.list(name) if info.name == name]
     return bool(found) and found[0].age < _YOUNG

@@ -266,7 +266,9 @@ class PoolSpec:
     apt: tuple[str, ...] = ()
     """Debian packages, each "name" or "name=version", that the start task installs."""
     pip: tuple[str, ...] = ()
-    """Python packages, as pip's requirements, that the start task installs for the nodes' `python3`."""
+    """Another name of `requirements`."""
+    requirements: tuple[str, ...] = ()
+    """Python packages, such as "numpy>=2", of the tasks of sessions that do not name their own."""
     java: bool | int = False
     """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ..."""
     start_command: str | None = None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    from batchflow.environments.requirements import Requirements
     from batchflow.model import PoolSpec
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.settings import Settings
@@ -81,6 +82,7 @@ class Pool:
         timeout: float | None = None,
         share_processes: bool | None = None,
         unpickle: bool = False,
+        requirements: Requirements | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -92,7 +94,9 @@ class Pool:
         `share_processes`: whether its tasks may run in one Python process with those of other sessions that
         say so; None: as the pool's spec says, where the default is that they never do. `unpickle`: whether
         tasks may return any object, as a pickle. Opening one executes code that the task chose, so results
-        execute nothing without it.
+        execute nothing without it. `requirements`: the Python packages of its tasks: a list, a requirements
+        file, a pyproject.toml, or "current" for what is installed here; None: the pool's. They are locked and
+        built once, and reboot nothing.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -104,6 +108,7 @@ class Pool:
             timeout=timeout,
             share_processes=share_processes,
             unpickle=unpickle,
+            requirements=requirements,
             ensure_job=self._jobs.ensure,
         )
 

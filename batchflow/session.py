@@ -33,6 +33,7 @@ from batchflow.support.task_groups import task_group
 from batchflow.task import Task
 
 if TYPE_CHECKING:
+    from batchflow.environments.requirements import Requirements
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.retry import RetryPolicy
     from batchflow.sessions.tracker import Entry
@@ -71,6 +72,7 @@ class Session(Supervised):
         timeout: float | None,
         share_processes: bool | None,
         unpickle: bool,
+        requirements: Requirements | None,
         ensure_job: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
@@ -103,6 +105,7 @@ class Session(Supervised):
             timeout=timeout,
             share_processes=share_processes,
             unpickle=unpickle,
+            requirements=requirements,
             start_agents=pool.start,
             explain=pool.explain,
         )
@@ -374,6 +377,7 @@ class Session(Supervised):
         registration = self._registration()
         open_sessions.add(registration)
         agents = background.start(self._parts.agents.start(), "start agents")
+        background.start(self._parts.prepare_environment(), "prepare the environment")
         try:
             await self._acquire()
             await self._work(agents)

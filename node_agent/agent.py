@@ -26,7 +26,7 @@ from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.problems import Problems
-from node_agent.execution.resources import TaskResources
+from node_agent.execution.resources import Environments, TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.links.incoming import IncomingMessages
 from node_agent.links.outgoing import OutgoingResults
@@ -71,6 +71,7 @@ class Parts:
     ctl: Container
     out: Container
     bundles: Bundles
+    environments: Environments
     slots: Sequence[SlotProtocol]
     running: RunningTasks
     crashes: Mapping[str, CrashCount]
@@ -186,6 +187,7 @@ class Agent:
         resources = TaskResources(
             agent=parts.agent,
             bundles=parts.bundles,
+            environments=parts.environments,
             ctl=parts.ctl,
             out=parts.out,
             running=parts.running,

@@ -27,7 +27,7 @@ _TAIL: Final = """\
 # [pools.work]
 # nodes = 4
 # files = ["tasks/"]
-# pip = ["numpy>=2"]
+# requirements = ["numpy>=2"]
 #
 # [jobs.nightly]
 # pool = "work"

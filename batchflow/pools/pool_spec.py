@@ -65,6 +65,7 @@ _PATTERNS: Final = {
     "vm_size": (_VM_SIZE, 'a VM size of Azure, such as "standard_d2s_v3"'),
     "apt": (_PACKAGE, 'Debian packages, each "name" or "name=version"'),
     "pip": (_REQUIREMENT, 'requirements as pip takes them, such as "numpy>=2", one in each item'),
+    "requirements": (_REQUIREMENT, 'requirements as pip takes them, such as "numpy>=2", one in each item'),
     "subnet": (_SUBNET, 'the resource id "/subscriptions/.../virtualNetworks/<name>/subnets/<name>"'),
     "identity": (_IDENTITY, "the client id (a UUID) or the resource id of a user-assigned managed identity"),
     "container": (_CONTAINER, 'a container image, such as "python:3.12-slim"'),
@@ -78,7 +79,7 @@ def check(spec: PoolSpec) -> None:
         _check_count(spec, key, least)
     if spec.shards is not None and spec.shards > MOST_SHARDS:
         raise refusal(spec, "shards", spec.shards, f"1 to {MOST_SHARDS}")
-    for key in ("apt", "pip"):
+    for key in ("apt", "pip", "requirements"):
         values = getattr(spec, key)
         if isinstance(values, str) or not all(isinstance(value, str) for value in values):
             raise refusal(spec, key, values, "a tuple or list of strings")
@@ -220,8 +221,8 @@ def _check_image(spec: PoolSpec, image: SupportedImage, now: float, allowed: str
         raise refusal(spec, "image", name, f"{allowed}; the end of this one's life was {end}")
     if spec.container is not None and not image.containers:
         raise refusal(spec, "container", spec.container, f"None with {name}, whose nodes run no containers")
-    if (spec.apt or spec.pip or spec.java) and not any(word in image.node_agent for word in _HAS_APT):
-        key = "apt" if spec.apt else "pip" if spec.pip else "java"
+    if (spec.apt or spec.java) and not any(word in image.node_agent for word in _HAS_APT):
+        key = "apt" if spec.apt else "java"
         text = f"nothing on {name}: packages are installed by apt-get; use start_command there"
         raise refusal(spec, key, getattr(spec, key), text)
     return image
@@ -233,18 +234,15 @@ def start_command(spec: PoolSpec) -> str | None:
     Bash runs it as one script with `set -e`, with packages and without. Batch itself gives a command no
     shell, so `exit 3` would be the name of a program.
     """
-    packages = [*_java_packages(spec), *(["python3-pip"] if spec.pip else []), *spec.apt]
+    packages = [*_java_packages(spec), *spec.apt]
     script = ["set -e"]
     if packages:
         names = " ".join(shlex.quote(name) for name in packages)
         script += [
-            "export DEBIAN_FRONTEND=noninteractive PIP_BREAK_SYSTEM_PACKAGES=1",
+            "export DEBIAN_FRONTEND=noninteractive",
             f"{_APT} update",
             f"{_APT} install --no-install-recommends {names}",
         ]
-    if spec.pip:
-        requirements = " ".join(shlex.quote(requirement) for requirement in spec.pip)
-        script.append(f"python3 -m pip install --disable-pip-version-check {requirements}")
     if spec.start_command is not None:
         script.append(spec.start_command)
     return f"/bin/bash -c {shlex.quote('; '.join(script))}" if len(script) > 1 else None
@@ -277,7 +275,7 @@ def _check_pattern(spec: PoolSpec, key: str, value: Any) -> None:
 def _check_start(spec: PoolSpec) -> None:
     if spec.start_user not in ("admin", "user"):
         raise refusal(spec, "start_user", spec.start_user, '"admin" or "user"')
-    if spec.start_user != "admin" and (spec.apt or spec.pip or spec.java):
+    if spec.start_user != "admin" and (spec.apt or spec.java):
         raise refusal(spec, "start_user", spec.start_user, '"admin", for packages are to be installed')
     command = spec.start_command
     if command is not None and (not isinstance(command, str) or not command.strip()):

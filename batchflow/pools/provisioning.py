@@ -290,6 +290,7 @@ class PoolProvisioner:
             slots=self._defaults.slots if spec.slots is None else spec.slots,
             container=spec.container,
             identity=identity,
+            requirements=tuple(dict.fromkeys((*spec.pip, *spec.requirements))),
             share_processes=spec.share_processes,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchflow.pools.open_sessions import OpenSession, OpenSessions
@@ -10,6 +11,7 @@ from batchflow.support.shared_call import SharedCalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.environments.session import PoolEnvironments
     from batchflow.pools.connections import Connections
     from batchflow.pools.shared_load import PoolLoad
     from batchflow.ports.storage import Container
@@ -52,6 +54,14 @@ class PoolRuntime:
     def connections(self) -> Connections:
         """The open connections of the client. Raises `SessionClosed` after it was closed."""
         return self._connections()
+
+    @cached_property
+    def environments(self) -> PoolEnvironments:
+        """The environments of the pool's tasks."""
+        from batchflow.environments.builder import EnvironmentBuilder, cache_folder
+        from batchflow.environments.session import PoolEnvironments, target_of
+
+        return PoolEnvironments(EnvironmentBuilder(cache_folder()), target_of(self.settings.agent))
 
     @property
     def load(self) -> PoolLoad:

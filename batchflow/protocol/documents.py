@@ -125,6 +125,8 @@ class PoolManifest(Document):
     """The nodes' managed identity that agents use; None: they get restricted keys."""
     shared: bool = False
     """Whether clients without the accounts' keys read a copy of this in the control container."""
+    requirements: tuple[str, ...] = ()
+    """The Python packages of tasks, where the session does not say."""
     share_processes: bool = False
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
 

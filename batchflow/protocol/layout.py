@@ -5,8 +5,8 @@ Where they lie:
 - `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests;
   `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
-  `bundles/<hash>.json`, `files/<hash>`, `jobs/<job>.json`, `sessions/<job>/<client>.json`,
-  `ended/<job>/<client>/<incarnation>-<counts>`,
+  `bundles/<hash>.json`, `files/<hash>`, `environments/<hash>.json`, `jobs/<job>.json`,
+  `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,

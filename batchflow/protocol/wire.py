@@ -106,6 +106,8 @@ class TaskItem:
     """Whether the command is a function, `module:qualname`, and no file."""
     pickle: str | None = optional("pickle", TEXT, default=None)
     """The hash of the bundle that has the function by value; None: it is imported by its name."""
+    environment: str | None = optional("environment", TEXT, default=None)
+    """The hash of the bundle that has the Python packages it runs with."""
     keywords: bool = optional("keywords", TRUTH, default=False)
     """Whether the last of the arguments holds the function's arguments by keyword."""
     pickles: bool = optional("pickles", TRUTH, default=False)

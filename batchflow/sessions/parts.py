@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from batchflow.environments.session import SessionEnvironment
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
@@ -21,6 +22,7 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
+    from batchflow.environments.requirements import Requirements
     from batchflow.model import Explanation
     from batchflow.sessions.context import SessionContext
 
@@ -39,6 +41,7 @@ class SessionParts:
     receiver: ResultReceiver
     cancellations: Cancellations
     agents: AgentsWatch
+    environment: SessionEnvironment
     dead_letters: DeadLetterHandler
 
     @classmethod
@@ -51,6 +54,7 @@ class SessionParts:
         timeout: float | None,
         share_processes: bool | None,
         unpickle: bool,
+        requirements: Requirements | None,
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
     ) -> SessionParts:
@@ -79,6 +83,7 @@ class SessionParts:
             passed=lambda: sender.passed,
         )
         agents = AgentsWatch(context, start=start_agents, explain=explain)
+        environment = SessionEnvironment(requirements)
         code = CodeStore(context.runtime, lambda: agents.pythons)
         cancellations = Cancellations(context, outcomes, receiver.expect_message)
         return cls(
@@ -93,6 +98,7 @@ class SessionParts:
                 classes,
                 code,
                 reader,
+                environment,
                 timeout=timeout,
                 share_processes=share_processes,
                 unpickle=unpickle,
@@ -101,5 +107,16 @@ class SessionParts:
             receiver=receiver,
             cancellations=cancellations,
             agents=agents,
+            environment=environment,
             dead_letters=DeadLetterHandler(context),
+        )
+
+    async def prepare_environment(self) -> None:
+        """Have the packages in the pool that the session's tasks require. A failure is the tasks' outcome."""
+        runtime = self.context.runtime
+        await self.environment.prepare(
+            runtime.manifest.requirements,
+            lambda: runtime.environments,
+            runtime.ctl,
+            self.context.notices.inform,
         )

@@ -17,9 +17,10 @@ from batchflow.protocol.values.encoding import Undecodable
 from batchflow.protocol.values.kept import KeptArguments, keep
 from batchflow.protocol.wire import Reference
 from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
-from batchflow.sessions.tracker import Entry
+from batchflow.sessions.tracker import Entry, submit_failed_result
 
 if TYPE_CHECKING:
+    from batchflow.environments.session import SessionEnvironment
     from batchflow.functions.code import CodeStore, FunctionBundles
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.received import ValueReader
@@ -53,6 +54,7 @@ class Submitter:
         classes: BundleClasses,
         code: CodeStore,
         reader: ValueReader,
+        environment: SessionEnvironment,
         *,
         timeout: float | None,
         share_processes: bool,
@@ -74,6 +76,7 @@ class Submitter:
         self._timeout = timeout
         self._share_processes = share_processes
         self._code = code
+        self._environment = environment
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
         self._refusal: str | None = None
@@ -115,6 +118,9 @@ class Submitter:
         while not self._has_room():
             await self._outcomes.next_room()
             self._check_takes()
+        if not self._environment.settled:
+            await self._environment.wait()
+            self._check_takes()
         code = None
         if submission.function is not None:
             code = await self._code.bundles(submission.function, self.bundle)
@@ -133,6 +139,9 @@ class Submitter:
         else:
             entry.arguments = self._kept(submission, entry.arguments_blob)
         self._context.tracker.add(entry)
+        if self._environment.failure is not None:
+            self._outcomes.resolve(entry, submit_failed_result(entry, self._environment.failure))
+            self._outcomes.change.notify()
         self._wake_sender()
         return entry
 
@@ -179,6 +188,7 @@ class Submitter:
                 now=now,
                 reference=reference,
                 pickle=None if code is None else code.pickle,
+                environment=self._environment.bundle,
                 timeout=self._timeout,
                 share_processes=self._share_processes,
                 unpickle=self._unpickle,

@@ -151,6 +151,8 @@ class Child:
         """Let the tasks from now on run there."""
         self._watch.close()
         self._bundle, self._directory = place["bundle"], place["directory"]
+        if place["packages"] is not None:
+            self._modules.add_packages(place["packages"])
         self._watch = Watch(self._directory, place["watched"])
 
     def _wait_for_forget(self) -> None:

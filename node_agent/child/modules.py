@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PRIVATE = "_task_file_"
+_OWN = ("batchflow", "node_agent")
+"""What runs tasks, which no environment replaces."""
 _KEPT_FUNCTIONS = 100
 """Functions that stay loaded for the tasks after them, those by value most of all."""
 
@@ -45,6 +47,8 @@ class Modules:
         self._base = list(sys.path)
         self._path: list[str] = []
         self._loaded = False
+        self._packages: str | None = None
+        """The folder of the environment."""
 
     def use(self, bundle: str, directory: str) -> bool:
         """Switch to a bundle, unless it is in use already; return whether another one was in use."""
@@ -66,6 +70,28 @@ class Modules:
         if loaded:
             self._path = list(sys.path)
         return loaded
+
+    def add_packages(self, folder: str) -> None:
+        """Let imports find an environment's packages before those of the node. Nothing happens again.
+
+        What this process has loaded of packages that the environment brings as well is forgotten by name: the
+        next import finds the environment's.
+        """
+        if folder == self._packages:
+            return
+        self._packages = folder
+        before = list(sys.path)
+        site = self.own_import("site")
+        site.addsitedir(folder)
+        added = [entry for entry in sys.path if entry not in before]
+        sys.path[:] = before
+        self._base = [*added, *self._base]
+        brought = {entry.partition(".")[0] for entry in os.listdir(folder)}
+        for name in list(sys.modules):
+            top = name.partition(".")[0]
+            if top in brought and top not in sys.stdlib_module_names and top not in _OWN:
+                del sys.modules[name]
+        self._bundle = None  # the next `use` lays the path out
 
     def action(self, command: str) -> Any:
         """Return the `do_action` of a file. Raises `NoAction`, and whatever the file raises when imported."""

@@ -65,6 +65,10 @@ class Execution:
     stream_output: bool = False
     function: FunctionCall | None = None
     """None: the command is a file."""
+    environment: str | None = None
+    """The hash of the environment's bundle."""
+    packages: Path | None = None
+    """The folder of the environment's packages."""
     share_processes: bool = False
     """Whether tasks of other sessions that have this as well may run in the same process."""
     pickles: bool = False
@@ -73,7 +77,8 @@ class Execution:
     @property
     def process_key(self) -> Key:
         """What tells apart the tasks that never run in one process."""
-        return SHARED if self.share_processes else (self.job, self.client)
+        holder = SHARED if self.share_processes else (self.job, self.client)
+        return holder if self.environment is None else (*holder, self.environment)
 
 
 @dataclass(slots=True)

@@ -195,8 +195,11 @@ class PythonWorker:
             self._loop.add_writer(self._socket, self._write)
         self._unsent += data
 
-    def move(self, place: Place) -> None:
-        """Let the tasks that are sent from now on run there."""
+    def move(self, place: Place, packages: Path | None) -> None:
+        """Let the tasks that are sent from now on run there.
+
+        `packages`: the folder of their environment, which is the same for all tasks of a worker.
+        """
         if place is self._place:
             return
         self._place = place
@@ -204,6 +207,7 @@ class PythonWorker:
             "bundle": place.bundle.hash,
             "directory": str(place.directory),
             "watched": place.watched,
+            "packages": None if packages is None else str(packages),
         }
         self.send(frames.encode(frames.PLACE, orjson.dumps(fields)))
 

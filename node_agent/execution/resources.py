@@ -59,6 +59,12 @@ class Bundles(Protocol):
     def distrust(self, bundle_hash: str) -> None: ...
 
 
+class Environments(Protocol):
+    """What a slot needs of the unpacked environments."""
+
+    def use(self, bundle_hash: str) -> AbstractAsyncContextManager[Path]: ...
+
+
 class RunningTasks(Protocol):
     """What outlives the agent: which task runs where."""
 
@@ -73,6 +79,7 @@ class TaskResources:
 
     agent: str
     bundles: Bundles
+    environments: Environments
     ctl: Container
     out: Container
     running: RunningTasks
@@ -91,6 +98,17 @@ class TaskResources:
             raise Unfit("TaskRejected", f"its files cannot be used: {error}") from error
         except StorageError as error:
             raise Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
+
+    async def fetch_environment(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
+        """Have the packages of an environment on the disk until the stack ends. Raises `Unfit`."""
+        try:
+            return await _patiently(lambda: stack.enter_async_context(self.environments.use(bundle_hash)))
+        except BlobNotFound as error:
+            raise Unfit("TaskRejected", f"its environment is not in the pool: {error}") from error
+        except ProtocolError as error:
+            raise Unfit("TaskRejected", f"its environment cannot be used: {error}") from error
+        except StorageError as error:
+            raise Unfit("TaskFailed", f"its environment could not be fetched: {error}") from error
 
     async def fetch_function(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
         """Have a function by value in the cache until the stack ends; return its file. Raises `Unfit`."""

@@ -227,7 +227,7 @@ class Slot:
             await self._replace_worker()
             worker = await self._processes.worker(execution.process_key)
         await worker.forgotten()
-        worker.move(place)
+        worker.move(place, execution.packages)
         return worker
 
     async def _checked(self, place: Place, execution: Execution) -> Place:

@@ -63,6 +63,8 @@ class _Assignment:
     stopped: bool = False
     functions: dict[str, Path] = field(default_factory=dict)
     """The files of functions by value, by the hashes of their bundles."""
+    packages: Path | None = None
+    """The folder of the tasks' environment."""
     uploads: asyncio.TaskGroup | None = None
     """While its tasks run."""
 
@@ -113,7 +115,7 @@ class SlotLoop:
             arguments = item.params if isinstance(item.params, list) else item.params.data
             assert arguments is not None
             task = QueuedTask(number, item, start_by)
-            task.execution = _execution(item, assignment.bundle, arguments, assignment.functions)
+            task.execution = _execution(item, assignment.bundle, arguments, assignment)
             following.append(task)
         assignment.queue.add(following)
         self._note(assignment.queue)
@@ -184,7 +186,9 @@ class SlotLoop:
         async with AsyncExitStack() as stack:
             bundle_hash = queue.tasks[0].item.bundle
             bundle, files = await self._resources.fetch_bundle(bundle_hash, stack)
-            await self._fetch_arguments(queue, bundle, assignment.functions, stack)
+            if (environment := queue.tasks[0].item.environment) is not None:
+                assignment.packages = await self._resources.fetch_environment(environment, stack)
+            await self._fetch_arguments(assignment, bundle, stack)
             assignment.bundle = bundle
             self._feed(Prepared(self._index))
             await assignment.go.wait()
@@ -203,13 +207,9 @@ class SlotLoop:
             if queue:
                 logger.warning("tasks_late", extra={"slot": self._index, "tasks": len(queue.tasks)})
 
-    async def _fetch_arguments(
-        self, queue: SlotQueue, bundle: Bundle, functions: dict[str, Path], stack: AsyncExitStack
-    ) -> None:
-        """Get what each task runs on. A task whose arguments or function cannot be had ends here.
-
-        `functions`: gets the files of the functions by value, by the hashes of their bundles.
-        """
+    async def _fetch_arguments(self, assignment: _Assignment, bundle: Bundle, stack: AsyncExitStack) -> None:
+        """Get what each task runs on. A task whose arguments or function cannot be had ends here."""
+        queue, functions = assignment.queue, assignment.functions
         for task in queue.tasks:
             try:
                 if (pickle := task.item.pickle) is not None and pickle not in functions:
@@ -219,7 +219,7 @@ class SlotLoop:
                 queue.take(task)
                 self._fail([task], unfit.kind, str(unfit))
             else:
-                task.execution = _execution(task.item, bundle, arguments, functions)
+                task.execution = _execution(task.item, bundle, arguments, assignment)
 
     def _ended(self, ended: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""
@@ -275,11 +275,12 @@ def _unable(task: QueuedTask, reason: str) -> Unable:
 
 
 def _execution(
-    item: wire.TaskItem, bundle: Bundle, arguments: list[Any] | bytes, functions: Mapping[str, Path]
+    item: wire.TaskItem, bundle: Bundle, arguments: list[Any] | bytes, assignment: _Assignment
 ) -> Execution:
     function = None
     if item.function:
-        function = FunctionCall(None if item.pickle is None else functions[item.pickle], item.keywords)
+        pickle = None if item.pickle is None else assignment.functions[item.pickle]
+        function = FunctionCall(pickle, item.keywords)
     return Execution(
         uid=item.uid,
         task_id=item.task_id,
@@ -295,4 +296,6 @@ def _execution(
         share_processes=item.share_processes,
         function=function,
         pickles=item.pickles,
+        environment=item.environment,
+        packages=assignment.packages,
     )

@@ -61,9 +61,7 @@ class Placement:
             tasks = self._take_chunk()
             slot = self._free_slot(tasks[0])
             slot.move(SlotEvent.PREPARE)
-            first = tasks[0]
-            slot.bundle, slot.pickle, slot.session = first.item.bundle, first.item.pickle, first.session
-            slot.moved_at = now
+            slot.code, slot.session, slot.moved_at = tasks[0].code, tasks[0].session, now
             slot.shared, slot.followers, slot.latest, slot.unable = len(tasks) > 1, 0, 0, False
             self.busy += 1
             commands.append(Prepare(slot.index, slot.place(tasks)))
@@ -142,7 +140,7 @@ class Placement:
             for slot in self.slots
             if slot.phase is SlotPhase.RUNNING
             and slot.tasks
-            and slot.bundle == task.item.bundle
+            and slot.code == task.code
             and slot.followers < MOST_FOLLOWING
         ]
 
@@ -160,10 +158,7 @@ class Placement:
 
     def _may_follow(self, task: Task, slot: SlotState, now: float) -> bool:
         """Return whether a task may follow: nothing is fetched for it, and it waits for no document."""
-        item = task.item
-        if task.alone or item.bundle != slot.bundle or not item.carries_arguments:
-            return False
-        if item.pickle not in (None, slot.pickle):
+        if task.alone or task.code != slot.code or not task.item.carries_arguments:
             return False
         return self.cancellations.clearance(task, now) == "go"
 
@@ -188,7 +183,7 @@ class Placement:
         return chunk
 
     def _free_slot(self, task: Task) -> SlotState:
-        """Return the free slot that needs least for a task: the last to have run its session, its bundle."""
+        """Return the free slot that needs least for a task: the last to have run its session, its code."""
         free = [slot for slot in self.slots if slot.phase is SlotPhase.FREE]
-        bundle, session = task.item.bundle, task.session
-        return max(free, key=lambda slot: (slot.session == session) + 2 * (slot.bundle == bundle))
+        code, session = task.code, task.session
+        return max(free, key=lambda slot: (slot.session == session) + 2 * (slot.code == code))

@@ -18,6 +18,8 @@ from batchflow.retry import Failure
 from node_agent.scheduling.events import Session
 
 Identity = tuple[str, int, int]
+Code = tuple[str, str | None, str | None]
+"""What a task runs with: the hashes of its bundle, its function by value, its environment."""
 
 
 class TaskState(StrEnum):
@@ -127,6 +129,7 @@ class Task:
     item: TaskItem
     message: Message
     session: Session
+    code: Code
     command: str
     """The key under which its duration is learned."""
     state: TaskState = TaskState.WAITING
@@ -144,7 +147,8 @@ class Task:
     @classmethod
     def of(cls, number: int, item: TaskItem, message: Message) -> Self:
         """Make the record of a task that has arrived."""
-        return cls(number, item, message, (item.job, item.client), f"{item.bundle} {item.command}")
+        code = (item.bundle, item.pickle, item.environment)
+        return cls(number, item, message, (item.job, item.client), code, f"{item.bundle} {item.command}")
 
     @property
     def identity(self) -> Identity:
@@ -189,11 +193,9 @@ class SlotState:
     """How many of them it was given after it had begun."""
     latest: int = 0
     """How many of these came last, together."""
-    bundle: str | None = None
+    code: Code | None = None
     session: Session | None = None
     """Of what ran last."""
-    pickle: str | None = None
-    """The function by value that its tasks call."""
     unable: bool = False
     """Whether the node could not run what it was given last."""
     failures: int = 0
@@ -232,4 +234,4 @@ def alike(first: Task, other: Task) -> bool:
     """Return whether both may share a slot: they are of one message, run the same code, and not alone."""
     if other.message is not first.message or other.alone:
         return False
-    return other.item.bundle == first.item.bundle and other.item.pickle == first.item.pickle
+    return other.code == first.code

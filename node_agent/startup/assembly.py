@@ -17,6 +17,7 @@ from batchflow.support.frozen import frozen
 from node_agent.agent import Agent, Parts
 from node_agent.bundles.cache import BundleCache
 from node_agent.bundles.embedded_files import EmbeddedFiles
+from node_agent.bundles.environments import EnvironmentCache
 from node_agent.control.event_batcher import EventBatcher
 from node_agent.control.heartbeat import host_name
 from node_agent.execution.child_template import ChildTemplate
@@ -77,6 +78,8 @@ def agent(
     ]
     embedded = EmbeddedFiles(config.brought, services.ctl)
     bundles = BundleCache(directory / "cache", embedded, config.cache_limit)
+    environments = EnvironmentCache(directory / "environments", bundles, config.cache_limit)
+    stack.callback(environments.close)
     if config.bundle is not None:
         fetching = asyncio.create_task(_fetch_ahead(bundles, config.bundle), name="fetch ahead")
         stack.callback(fetching.cancel)
@@ -90,6 +93,7 @@ def agent(
         ctl=services.ctl,
         out=services.out,
         bundles=bundles,
+        environments=environments,
         slots=made,
         running=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
         crashes=crashes.known,

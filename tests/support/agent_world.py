@@ -152,6 +152,14 @@ class FakeBundles:
         raise NotImplementedError
 
 
+class FakeEnvironments:
+    """Every environment is there, and empty."""
+
+    @contextlib.asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[Path]:
+        yield Path()
+
+
 class FakeRunning:
     """Notes what runs."""
 
@@ -210,6 +218,7 @@ class World:
             ctl=self.ctl,
             out=self.out,
             bundles=FakeBundles(),
+            environments=FakeEnvironments(),
             slots=self.slots,
             running=self.running,
             crashes=crashes or {},

@@ -54,7 +54,9 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--vm-size", metavar="SIZE", help="As Azure names it, such as standard_d2s_v3."),
         click.option("--image", metavar="PUBLISHER:OFFER:SKU", help="One that Batch supports."),
         click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package; repeat."),
-        click.option("--pip", multiple=True, metavar="REQUIREMENT", help="Python package; repeat."),
+        click.option(
+            "--pip", multiple=True, metavar="REQUIREMENT", help="Python package of its tasks; repeat."
+        ),
         click.option("--java", metavar="VERSION", help='A Java runtime: a version, or "default".'),
         click.option("--start-command", metavar="LINE", help="Run on each node before it takes work."),
     ]

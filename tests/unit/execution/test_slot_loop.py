@@ -13,7 +13,15 @@ from node_agent.execution.outcomes import Execution, Outcome, failed
 from node_agent.execution.resources import TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling import events as to
-from tests.support.agent_world import FakeBundles, FakeRunning, FakeSlot, behave, succeed, task
+from tests.support.agent_world import (
+    FakeBundles,
+    FakeEnvironments,
+    FakeRunning,
+    FakeSlot,
+    behave,
+    succeed,
+    task,
+)
 from tests.support.slot_bench import ANY_TIME
 
 
@@ -39,7 +47,10 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
                 case to.Freed():
                     free.set()
 
-    resources = TaskResources("agent", FakeBundles(), None, None, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
+    nowhere: Any = None
+    resources = TaskResources(
+        "agent", FakeBundles(), FakeEnvironments(), nowhere, nowhere, FakeRunning(), 1024, 1024
+    )
     loop = SlotLoop(0, slot, resources, feed=feed)
     serving = asyncio.create_task(loop.serve())
     loop.prepare({1: task(1), 2: task(2)})
@@ -56,7 +67,10 @@ class Played:
     def __init__(self, slot: FakeSlot, out: MemoryContainer | None = None) -> None:
         self.events: list[to.Event] = []
         self.free = asyncio.Event()
-        resources = TaskResources("agent", FakeBundles(), None, out, FakeRunning(), 1024, 1024)  # type: ignore[arg-type]
+        stored: Any = out
+        resources = TaskResources(
+            "agent", FakeBundles(), FakeEnvironments(), stored, stored, FakeRunning(), 1024, 1024
+        )
         self.loop = SlotLoop(0, slot, resources, feed=self._feed)
 
     def _feed(self, *events: to.Event) -> None:

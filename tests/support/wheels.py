@@ -1,0 +1,35 @@
+"""Wheels that a test makes by itself, so that it needs no index of packages."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zipfile
+from pathlib import Path
+
+
+def make_wheel(folder: Path, name: str, version: str, text: str, *requires: str) -> Path:
+    """Write a wheel with one module of the distribution's name into a folder."""
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    metadata += "".join(f"Requires-Dist: {each}\n" for each in requires)
+    tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {f"{name}.py": text, f"{info}/METADATA": metadata, f"{info}/WHEEL": tag}
+    record = "".join(f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items())
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n"
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as out:
+        for path, content in files.items():
+            out.writestr(path, content)
+    return wheel
+
+
+def _digest(content: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
+
+
+def requirements_file(folder: Path, *requirements: str) -> Path:
+    """Write a requirements file that finds the wheels of its folder, and no others."""
+    file = folder / "requirements.txt"
+    file.write_text("\n".join(("--no-index", f"--find-links {folder}", *requirements)) + "\n")
+    return file
