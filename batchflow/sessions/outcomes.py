@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from batchflow.errors import ServiceError
     from batchflow.protocol.wire import ResultItem
-    from batchflow.sessions.checkpoint import DeliveryRecord
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.health import ProblemSource
+    from batchflow.sessions.receiving.checkpoint import DeliveryRecord
     from batchflow.sessions.tracker import Entry
 
 

@@ -13,11 +13,11 @@ from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
-from batchflow.sessions.checkpoint_store import CheckpointStore
-from batchflow.sessions.dead_letters import DeadLetterHandler
 from batchflow.sessions.outcomes import Outcomes
 from batchflow.sessions.presence import PresenceKeeper
-from batchflow.sessions.receiver import ResultReceiver
+from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
+from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
+from batchflow.sessions.receiving.receiver import ResultReceiver
 from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 

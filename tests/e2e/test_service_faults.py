@@ -176,7 +176,7 @@ async def test_closing_leaves_no_connection_open(
     cloud: Cloud, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The session is closed at different moments; its journal is closed too."""
-    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters._FIRST", 0.0)
     before = set(cloud.bus.broker.peers)
     another = cloud.pool.session("another", journal=tmp_path / "shown")
     opening = asyncio.ensure_future(another)
@@ -223,8 +223,8 @@ async def test_dead_letters_become_outcomes_without_an_agent(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That holds for tasks, and for results that expired in a mailbox before their client came back."""
-    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
-    monkeypatch.setattr("batchflow.sessions.dead_letters.LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters.LOOK_INTERVAL", 0.1)
     pool = await cloud.client.ensure_pool("lonely", files=[TASKS], nodes=0)
     (task_queue,), (results_queue,) = pool.runtime.manifest.task_queues, pool.runtime.manifest.results_queues
     broker = cloud.client.connections.broker

@@ -19,8 +19,8 @@ from batchflow.local import queues as core
 from batchflow.model import Status
 from batchflow.protocol.documents import gone_after
 from batchflow.protocol.wire import Reference, ResultItem
-from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord
-from batchflow.sessions.mailbox_state import (
+from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord
+from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
     Fetch,

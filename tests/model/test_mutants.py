@@ -13,8 +13,8 @@ from batchflow.local import queues as core
 from batchflow.local.queues import Draft
 from batchflow.protocol import wire
 from batchflow.protocol.wire import Reference, ResultItem
-from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
-from batchflow.sessions.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
+from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
+from batchflow.sessions.receiving.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
 from node_agent.scheduling.cancellation import CancellationCache
 from node_agent.scheduling.settlement import Settlement

@@ -265,7 +265,7 @@ async def test_wait_for_a_silent_holders_lock_is_bounded(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody renews the lock and tells nobody who: that is said."""
-    monkeypatch.setattr("batchflow.sessions.receiver._LOCK_GRACE", -1000.0)
+    monkeypatch.setattr("batchflow.sessions.receiving.receiver._LOCK_GRACE", -1000.0)
     async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c"):
         with pytest.raises(MailboxInUse, match="no sign of life"):
             await within(pool.session("c"))

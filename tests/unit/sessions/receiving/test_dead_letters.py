@@ -21,8 +21,8 @@ from tests.support.waiting import eventually, within
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks follow one another at once."""
-    monkeypatch.setattr("batchflow.sessions.dead_letters._FIRST", 0.0)
-    monkeypatch.setattr("batchflow.sessions.dead_letters.LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters.LOOK_INTERVAL", 0.01)
     monkeypatch.setattr("batchflow.protocol.dead_letters.LOOK_TIMEOUT", 0.0)
 
 

@@ -26,8 +26,8 @@ from batchflow.protocol.layout import queue_for
 from batchflow.protocol.values.encoding import is_container
 from batchflow.protocol.values.received import unreadable
 from batchflow.protocol.wire import Reference, ResultItem
-from batchflow.sessions.checkpoint_store import SAVE_INTERVAL
-from batchflow.sessions.mailbox_state import (
+from batchflow.sessions.receiving.checkpoint_store import SAVE_INTERVAL
+from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
     Fetch,
@@ -38,7 +38,7 @@ from batchflow.sessions.mailbox_state import (
     Tell,
     UnreadLimits,
 )
-from batchflow.sessions.spill_file import SpillFile
+from batchflow.sessions.receiving.spill_file import SpillFile
 from batchflow.sessions.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
 from batchflow.support.cadence import sleep_until_turn
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchflow.protocol.values.received import ValueReader
-    from batchflow.sessions.checkpoint_store import CheckpointStore
     from batchflow.sessions.context import SessionContext
     from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Delivery
-    from batchflow.sessions.checkpoint import DeliveryRecord
+    from batchflow.sessions.receiving.checkpoint import DeliveryRecord
 
 Attachment = TypeVar("Attachment")
 """What the shell attaches to the mailbox with, a link; compared by identity."""

@@ -9,7 +9,7 @@ import pytest
 
 from batchflow.model import Attempt, Status
 from batchflow.protocol.wire import ResultItem
-from batchflow.sessions.spill_file import SpillFile
+from batchflow.sessions.receiving.spill_file import SpillFile
 
 FAILED = ResultItem(
     uid="inc:1", client="c", job="j", task_id="1", command="x.py", status=Status.FAILED, host="host",

@@ -16,8 +16,8 @@ from batchflow.model import Event, Status
 from batchflow.ports.broker import Delivery
 from batchflow.protocol import wire
 from batchflow.protocol.wire import EventItem, Reference, ResultItem, make_uid
-from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord
-from batchflow.sessions.mailbox_state import (
+from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord
+from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
     Fetch,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
 from batchflow.protocol.wire import split_uid
-from batchflow.sessions.checkpoint import Checkpoint, DeliveryRecord, Ranges
+from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord, Ranges
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Mailbox

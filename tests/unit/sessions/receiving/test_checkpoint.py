@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.errors import ProtocolError
-from batchflow.sessions.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress, Ranges
+from batchflow.sessions.receiving.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress, Ranges
 
 
 @given(st.lists(st.integers(0, 60)))

@@ -1,0 +1,1 @@
+"""What comes back: results are received, checkpointed, and completed."""
