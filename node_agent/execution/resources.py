@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
+import anyio.to_thread
 import orjson
 
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, StorageError
@@ -23,13 +24,14 @@ from batchflow.protocol.values.encoding import container_size, is_container
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.execution.outcomes import Outcome, too_large
+from node_agent.system import file_stamps
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from batchflow.ports.storage import Container
-    from batchflow.protocol.bundle import Bundle
+    from batchflow.protocol.bundle import Bundle, BundleFile
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +115,10 @@ class TaskResources:
     async def fetch_function(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
         """Have a function by value in the cache until the stack ends; return its file. Raises `Unfit`."""
         bundle, folder = await self.fetch_bundle(bundle_hash, stack)
+        if not all([await _is_right(folder / file.name, file) for file in bundle.files]):
+            logger.warning("function_damaged", extra={"bundle": bundle_hash})
+            self.bundles.distrust(bundle_hash)
+            bundle, folder = await self.fetch_bundle(bundle_hash, stack)
         pythons = {file.name: python_of(file.name) for file in bundle.files}
         for name, python in pythons.items():
             if python == PYTHON:
@@ -204,6 +210,11 @@ class TaskResources:
         if error is not None:
             raise error
         return names
+
+
+async def _is_right(path: Path, file: BundleFile) -> bool:
+    """Check a file that a task reads in the cache itself, where other tasks may have changed it."""
+    return await anyio.to_thread.run_sync(file_stamps.holds, str(path), file.size, file.sha256)
 
 
 def _execution(item: wire.TaskItem, agent: str) -> str:
