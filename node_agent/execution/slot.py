@@ -43,6 +43,7 @@ from node_agent.execution.process_limits import ProcessLimiter
 from node_agent.execution.program import ProgramEnded
 from node_agent.execution.python_worker import Answer, Gone, PythonWorker, Unbegun, WorkerSettings
 from node_agent.execution.slot_processes import SlotProcesses
+from node_agent.execution.slot_queue import SlotGone
 from node_agent.execution.task_events import TaskEvents
 from node_agent.execution.warm_workers import Key, WarmWorkers
 from node_agent.system import process_groups
@@ -406,8 +407,9 @@ class Slot:
     async def _put_in_order(self, outcome: Outcome, place: Place, flags: int) -> Outcome:
         """Put the working directory in order, and keep what the task left in `outputs`."""
         if self._closed:
-            raise InterruptedError("the slot was closed while the task ran")
-        self._workspace.require_intact()
+            raise SlotGone("the slot was closed while the task ran")
+        if not self._workspace.is_intact():
+            raise SlotGone(f"the slot's folder {self._workspace.root} was gone after the task had run")
         if not flags & frames.TOUCHED and not (flags & frames.RETIRE and self._workspace.touched(place)):
             return outcome
         folder, files = await self._workspace.collect(place)

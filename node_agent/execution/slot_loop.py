@@ -28,7 +28,7 @@ from node_agent.child.frames import NODE_UNFIT
 from node_agent.execution.outcomes import Execution, FunctionCall, Outcome, failed
 from node_agent.execution.resources import TaskResources, Unfit
 from node_agent.execution.results import failure
-from node_agent.execution.slot_queue import QueuedTask, SlotProtocol, SlotQueue
+from node_agent.execution.slot_queue import QueuedTask, SlotGone, SlotProtocol, SlotQueue
 from node_agent.scheduling.events import Ended, Feed, Freed, Prepared, Unable
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class SlotLoop:
 
     async def _give_back(self, tasks: Sequence[QueuedTask], reason: Exception) -> None:
         """Say that the node could not run these, and put the slot in order for the next ones."""
-        self._feed(*(_unable(task, f"{reason}") for task in tasks))
+        ran = int(isinstance(reason, SlotGone))
+        self._feed(*(_unable(task, f"{reason}", began=place < ran) for place, task in enumerate(tasks)))
         await self._put_in_order()
 
     async def _put_in_order(self) -> None:
@@ -229,7 +230,7 @@ class SlotLoop:
         for task, outcome in ended:
             if outcome.kind is not None and (reason := self._damage(outcome)) is not None:
                 self._damaged = True
-                events.append(_unable(task, reason))
+                events.append(_unable(task, reason, began=outcome.kind != NODE_UNFIT))
             elif self._resources.fits(outcome):
                 events.append(_event(task, outcome))
             else:
@@ -247,7 +248,7 @@ class SlotLoop:
         try:
             event = _event(task, await self._resources.store(task.item, outcome))
         except OSError as error:
-            event = _unable(task, f"what the task left could not be stored: {error}")
+            event = _unable(task, f"what the task left could not be stored: {error}", began=True)
         finally:
             self._slot.clean(outcome)
         self._feed(event)
@@ -270,8 +271,8 @@ def _event(task: QueuedTask, outcome: Outcome) -> Ended:
     )
 
 
-def _unable(task: QueuedTask, reason: str) -> Unable:
-    return Unable(task.number, reason[:_LONGEST_REASON], time.time())
+def _unable(task: QueuedTask, reason: str, *, began: bool) -> Unable:
+    return Unable(task.number, reason[:_LONGEST_REASON], time.time(), began)
 
 
 def _execution(

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from node_agent.execution.warm_workers import Key
 
 
+class SlotGone(OSError):
+    """The folder of the slot was gone, or the slot was closed, after a task had run."""
+
+
 class SlotProtocol(Protocol):
     """What the loop of a slot needs of it. The slot runs one task at a time."""
 

@@ -60,6 +60,8 @@ class Unable:
     task: int
     error: str
     at: float
+    began: bool = False
+    """Whether the task ran: then it may itself have done what is wrong with the node."""
 
 
 @frozen

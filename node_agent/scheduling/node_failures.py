@@ -3,7 +3,8 @@
 Rules:
 
 - A task that the node could not run is handed back, not charged. Its history counts how often that was so.
-  It is tried ever later. After `MAX_UNABLE` times it is the task's own doing, and its outcome.
+  It is tried ever later. After `MAX_UNABLE` times that is its outcome. A task that ran, and whose node was
+  damaged afterwards, may have done that itself: after `MAX_LOST` times that is its outcome.
 - A run is what a slot was given at once. After `MAX_FAILURES` runs in a row that the node could not do, of
   one slot or of all together, the agent steps back. A task that succeeds proves the node.
 """
@@ -19,8 +20,10 @@ from node_agent.scheduling.state import SlotState, Task
 
 MAX_FAILURES: Final = 3
 MAX_UNABLE: Final = 20
+MAX_LOST: Final = 3
 UNABLE: Final = "the node could not run it"
-"""The beginning of what the history of a task tells of that."""
+LOST: Final = "the node lost its folder while it ran"
+"""The beginnings of what the history of a task tells of that."""
 _DELAY: Final = 0.5
 _LONGEST_DELAY: Final = 30.0
 """Seconds before a task that nodes could not run twice is tried again; the first is doubled each time."""
@@ -48,10 +51,11 @@ class NodeFailures:
 
     def answer(self, task: Task, event: Unable) -> HandBack | Verdict:
         """Return the copy with which a task is tried elsewhere, or its outcome."""
-        times = 1 + sum([past.error.startswith(UNABLE) for past in task.item.history])
-        if times >= MAX_UNABLE:
-            error = f"{UNABLE}, {times} times; the last time: {event.error}"
+        what, most = (LOST, MAX_LOST) if event.began else (UNABLE, MAX_UNABLE)
+        times = 1 + sum([past.error.startswith(what) for past in task.item.history])
+        if times >= most:
+            error = f"{what}, {times} times; the last time: {event.error}"
             return Verdict(Status.FAILED, "WorkerDied", error)
-        past = Attempt(task.item.attempt, f"{UNABLE}: {event.error}", self.host, event.at)
+        past = Attempt(task.item.attempt, f"{what}: {event.error}", self.host, event.at)
         delay = min(_LONGEST_DELAY, _DELAY * 2.0**times) if times > 1 else 0.0
         return HandBack(task.number, delay=delay, history=(past,), reason="node")

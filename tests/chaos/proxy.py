@@ -47,7 +47,8 @@ class Relay:
 
     def cut(self, most: int, chance: random.Random) -> int:
         """Cut so many connections, by chance; how many were."""
-        chosen = chance.sample(sorted(self._served.values(), key=id), min(most, len(self._served)))
+        open_ones = [writer for writer in self._served.values() if not writer.is_closing()]
+        chosen = chance.sample(sorted(open_ones, key=id), min(most, len(open_ones)))
         for writer in chosen:
             end: socket.socket = writer.get_extra_info("socket")
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -152,9 +152,9 @@ async def cloud(plan: Plan, directory: Path) -> AsyncIterator[Cloud]:
                 await pool.wait_ready(timeout=30)
                 yield Cloud(process, relay, disk, relayed, client, pool)
         finally:
-            await relay.aclose()
             if disk is not None:
                 disk.unmount()
+            await relay.aclose()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

@@ -40,7 +40,13 @@ async def test_a_stalled_connection_passes_nothing_on_until_it_goes_on() -> None
     writer.write(b"b")
     assert await reader.read(1) == b"b"
     assert time.monotonic() - began >= 0.15
-    writer.close()
+    assert relay.stall(5, random.Random(0), 30.0) == 1
+    writer.write(b"c")
+    await asyncio.sleep(0)
+    writer.transport.abort()
+    for _ in range(20):
+        relay.cut(5, random.Random(0))
+        await asyncio.sleep(0)
     await relay.aclose()
     target.close()
 

@@ -13,6 +13,7 @@ import pytest
 
 from node_agent.bundles.workspace import remove
 from node_agent.child.frames import NODE_UNFIT
+from node_agent.execution.slot_queue import SlotGone
 from node_agent.system import process_groups
 from tests.support.slot_bench import Bench, bench, materialise, value
 from tests.support.waiting import BOUND, eventually
@@ -321,7 +322,7 @@ def do_action(engine, args):
         await eventually(lambda: slot.messages("log"))
         await slot.slot.aclose()
         async with asyncio.timeout(BOUND):
-            with pytest.raises(InterruptedError, match="was closed"):
+            with pytest.raises(SlotGone, match="was closed"):
                 await running
 
 
@@ -338,7 +339,7 @@ def do_action(engine, args):
     async with bench(tmp_path) as slot:
         bundle, files = materialise(tmp_path, {"task.py": source})
         folder = tmp_path / "slots" / "slot-0"
-        with pytest.raises(FileNotFoundError, match="is gone"):
+        with pytest.raises(SlotGone, match="was gone"):
             await slot.execute(slot.execution(bundle, "task.py", [str(folder)]), files)
         assert not slot.slot.is_intact()
         with pytest.raises(FileNotFoundError, match="is gone"):

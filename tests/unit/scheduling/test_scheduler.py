@@ -17,7 +17,7 @@ from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.load_policy import COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
-from node_agent.scheduling.node_failures import MAX_UNABLE, UNABLE
+from node_agent.scheduling.node_failures import LOST, MAX_LOST, MAX_UNABLE, UNABLE
 from node_agent.scheduling.scheduler import DIED, MAX_CRASHES, SETTLE, Scheduler
 from tests.support.agent_world import INCARNATION, task
 
@@ -665,3 +665,15 @@ def test_a_task_that_no_node_can_run_has_an_outcome_at_last() -> None:
     last.at(1.0, to.Prepared(0))
     sent = [each for each in last.at(1.0, unable(0)) if isinstance(each, to.SendResult)]
     assert [each.verdict.kind for each in sent if each.verdict] == ["WorkerDied"]
+
+
+def test_a_task_after_which_nodes_are_damaged_is_tried_few_times() -> None:
+    """It may have done that itself. Failures of nodes before it began do not count."""
+    lost, past = (Attempt(1, f"{text}: gone", "other", 1.0) for text in (LOST, UNABLE))
+    for times in range(MAX_LOST):
+        play = Play()
+        play.arrive(1.0, replace(task(0), history=(past,) * 5 + (lost,) * times))
+        play.run(1.0)
+        commands = play.at(1.0, to.Unable(0, "gone", 1000.0, began=True))
+        ends = [each.verdict.kind for each in commands if isinstance(each, to.SendResult) and each.verdict]
+        assert ends == (["WorkerDied"] if times == MAX_LOST - 1 else [])
