@@ -15,6 +15,9 @@ ARGS ?=
 # Tests wait more than they compute: more processes than processors pay.
 WORKERS ?= 4
 
+# A machine may forbid byte code, as images of containers do. Then each of a thousand processes compiles anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Where the built pages go.
 PAGES := build/docs
 

@@ -43,6 +43,6 @@ async def test_an_environment_without_installer_says_what_to_do(
     """`uv` makes environments without pip; here neither is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(agent_archive, "find_spec", lambda name: None)
-    monkeypatch.setattr(agent_archive.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"neither pip nor uv: install one: uv pip install pip"):
         await agent_archive.build("3.9", "manylinux_2_28_x86_64")
