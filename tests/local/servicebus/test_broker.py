@@ -7,6 +7,8 @@ from urllib.parse import quote_plus
 from uuid import UUID
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from batchflow.local.amqp.codec import (
     Array,
@@ -728,3 +730,106 @@ def test_a_queue_whose_clock_fails_stops_no_other(world: World, monkeypatch: pyt
     world.advance(START + 65)
     assert outcome_of(client.settle(1, ACCEPTED)) == (REJECTED, "com.microsoft:message-lock-lost")
     assert 1 < len(world.errors) < 10
+
+
+# -- any frames -------------------------------------------------------------------------------------------
+
+_NUMBERS = st.sampled_from([0, 1, 2, 200, 201, 210, 211, 0xFFFF_FFFF])
+_SIMPLE = (
+    st.none()
+    | st.booleans()
+    | _NUMBERS.map(UInt)
+    | st.sampled_from([-1, 1 << 62, Timestamp(1 << 62), Timestamp(-5)])
+    | st.sampled_from(["q", "s", "$cbs", "q/$management", "q/$DeadLetterQueue", "", "\U0001f600"])
+    | st.binary(max_size=20)
+    | st.sampled_from([Symbol("com.microsoft:dead-letter"), UUID(int=1), 1.5, float("nan")])
+)
+_KEYS = st.sampled_from(
+    [
+        "sequence-numbers", "lock-tokens", "session-id", "session-state", "from-sequence-number",
+        "message-count", "messages", "message", "skip", "top", "last-updated-time", "disposition-status",
+        "deadletter-reason", "properties-to-modify", "receiver-settle-mode", "name", "operation",
+        "DeadLetterReason",
+    ]
+)  # fmt: skip
+_VALUE = st.recursive(
+    _SIMPLE,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(_KEYS, inner, max_size=3)
+        | st.dictionaries(_KEYS.map(Symbol), inner, max_size=3)
+        | st.builds(Described, st.sampled_from([ULong(code) for code in range(0x1D, 0x30)]), inner)
+        | st.lists(_NUMBERS, max_size=3).map(lambda numbers: Array(int, numbers))
+        | st.binary(min_size=16, max_size=16).map(lambda raw: Array(UUID, [UUID(bytes=raw)]))
+    ),
+    max_leaves=8,
+)
+_SECTION = st.builds(encode_described, st.sampled_from(range(0x70, 0x79)), _VALUE.map(encode))
+_FRAME = st.builds(
+    lambda channel, code, fields, sections: frame(
+        channel, encode_described(code, encode_list([encode(field) for field in fields])) + b"".join(sections)
+    ),
+    st.sampled_from([1, 1, 1, 2]),
+    st.sampled_from([*range(0x11, 0x18), TRANSFER, DISPOSITION]),
+    st.lists(_VALUE, max_size=14),
+    st.lists(_SECTION, max_size=3),
+)
+_TRANSFER = st.builds(
+    lambda handle, number, sections, batch: frame(
+        1,
+        encode_described(
+            TRANSFER,
+            encode_list(
+                [
+                    encode(field)
+                    for field in (UInt(handle), UInt(number), b"t", UInt(0x80013700 if batch else 0))
+                ]
+            ),
+        )
+        + b"".join(sections),
+    ),
+    st.sampled_from([1, 201, 211]),
+    st.integers(0, 5),
+    st.lists(_SECTION, max_size=4),
+    st.booleans(),
+)
+_OPERATIONS = st.sampled_from(
+    [
+        "renew-lock", "renew-session-lock", "get-session-state", "set-session-state", "get-message-sessions",
+        "peek-message", "schedule-message", "cancel-scheduled-message", "receive-by-sequence-number",
+        "update-disposition",
+    ]
+)  # fmt: skip
+
+
+@given(
+    st.lists(
+        _FRAME | _TRANSFER | st.tuples(_OPERATIONS, st.dictionaries(_KEYS, _VALUE, max_size=4)), max_size=6
+    ),
+    st.sampled_from(["q", "s"]),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_frames_bring_about_an_error_of_the_broker(
+    amqp_client: Any, frames: list[Any], queue: str
+) -> None:
+    """From a client that is known and has links of every kind: it is refused, or served."""
+    world = World(amqp_client)
+    client = world.connect()
+    filters = {Symbol("com.microsoft:session-filter"): "one"} if queue == "s" else None
+    client.attach(0, queue, "x", receives=True, filters=filters)
+    client.attach(1, "x", queue, receives=False)
+    world.management(client, queue)
+    client.credit(0, 5)
+    for number in range(3):
+        client.transfer(1, number, message(message_id=str(number), session="one"))
+    for each in frames:
+        if isinstance(each, bytes):
+            client.send(each)
+            continue
+        operation, body = each
+        properties = {"operation": f"com.microsoft:{operation}"}
+        request = encode_described(0x74, encode(properties)) + encode_described(0x77, encode(body))
+        client.transfer(211, 9, request)
+    for later in (61, 700, 90_000):
+        world.advance(START + later)
+    assert world.errors == []
