@@ -38,6 +38,8 @@ class Status(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    __hash__ = object.__hash__  # members are compared by identity; Enum's own is a Python function
+
     @property
     def final(self) -> bool:
         return self not in (Status.SENDING, Status.QUEUED)
