@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,12 +11,10 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
-
 from batchflow.config.loader import load_settings
 from batchflow.errors import (
     BatchflowError,
+    BrokerError,
     ConfigurationError,
     PoolNotFound,
     SessionClosed,
@@ -31,9 +28,11 @@ from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, last_swept, sweep
 from batchflow.protocol import layout
 from batchflow.settings import PoolSettings, Settings
+from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import Reporter
 from batchflow.support.supervised import Supervised
 from batchflow.support.task_groups import task_group
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +44,9 @@ if TYPE_CHECKING:
     from batchflow.protocol.documents import PoolManifest
     from batchflow.support.progress_report import Progress
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
+_NOT_OPEN = "the client is not open: use `async with` or `await`, and not after aclose()"
 _SWEEP_AFTER = 60.0
 """Seconds from the opening of a client to its sweep, so that the sweep slows no start."""
 
@@ -57,10 +57,15 @@ class Client(Supervised):
     Opened by `async with` or `await`; closed by leaving it or by `aclose`, also from another asyncio task.
 
     ``async with Client.local() as client`` or ``client = await Client.from_config()``.
+
+    It works in the event loop that opened it, as all that comes from it does. In another thread, another
+    `asyncio.run()` or a forked child its methods raise `WrongEventLoop`. Only `settings` and `repr` may be
+    used in any thread.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__("batchflow client")
+        self.close_timeout += settings.session.close_timeout  # that of its sessions, which are closed first
         self._settings = settings
         self._local_options: dict[str, float] = {}
         self._connected: Connections | None = None
@@ -250,9 +255,20 @@ class Client(Supervised):
 
     @property
     def connections(self) -> Connections:
-        """The open connections to the three services. Raises `SessionClosed` when the client is not open."""
-        if self._connected is None or self.closed:
-            raise SessionClosed("the client is not open: use `async with` or `await`, and not after aclose()")
+        """The open connections to the three services.
+
+        Raises `SessionClosed` when the client is not open, `WrongEventLoop` outside of its event loop.
+        """
+        self._affinity.check()
+        if self.closed:
+            raise SessionClosed(_NOT_OPEN)
+        return self._services()
+
+    def _services(self) -> Connections:
+        """The connections for sessions, which are closed before these, and work until then."""
+        self._affinity.check()
+        if self._connected is None:
+            raise SessionClosed(_NOT_OPEN)
         return self._connected
 
     @property
@@ -268,7 +284,7 @@ class Client(Supervised):
         """Make the pool of a manifest. Imports `Pool` this late so that `preload` imports it in a thread."""
         from batchflow.pool import Pool
 
-        runtime = PoolRuntime(lambda: self.connections, self._settings, manifest, self._sessions)
+        runtime = PoolRuntime(self._services, self._settings, manifest, self._sessions)
         return Pool(runtime, origin, sources)
 
     # ---- the supervisor
@@ -277,8 +293,8 @@ class Client(Supervised):
         async with AsyncExitStack() as stack:
             if self._settings.target == "local" and not self._settings.connected:
                 await self._start_local(stack)
-            self._connected = await connect(self._settings, _load_pool)
-            stack.push_async_callback(self._connected.aclose)
+            connected = self._connected = await connect(self._settings, _load_pool)
+            stack.push_async_callback(self._disconnect, connected)
             self._ready()
             sweeping = asyncio.create_task(self._sweep_quietly(), name="batchflow sweep")
             try:
@@ -299,7 +315,7 @@ class Client(Supervised):
         stack.push_async_callback(cloud.aclose)
         self.close_timeout: float = self.close_timeout + CLOSE_TIMEOUT
         async with task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, preload, _load_pool)
+            group.start_soon(in_thread, preload, _load_pool)
             config = await cloud.start()
         settings = load_settings(config, environment={})
         config.unlink(missing_ok=True)  # nothing else needs the keys in it, and tasks could read them
@@ -312,11 +328,22 @@ class Client(Supervised):
         )
 
     async def _close_sessions(self) -> None:
-        closing = [session.close(None) for session in self._sessions]
-        results = await asyncio.gather(*closing, return_exceptions=True)
-        for error in results:
-            if isinstance(error, Exception):
-                logger.warning("session_close_failed", extra={"error": str(error)})
+        """Close the sessions, before the services that they need. Raises what they could not finish."""
+        errors: list[Exception] = []
+        while sessions := list(self._sessions):  # one may have been opening meanwhile
+            results = await asyncio.gather(*(each.close(None) for each in sessions), return_exceptions=True)
+            errors += [error for error in results if isinstance(error, Exception)]
+            for session in sessions:
+                self._sessions.discard(session)
+        for error in errors:
+            logger.warning("session_close_failed", extra={"error": str(error)})
+        if errors:
+            more = f"; {len(errors) - 1} more sessions failed as well" if len(errors) > 1 else ""
+            raise BrokerError(f"{errors[0]}{more}") from errors[0]
+
+    async def _disconnect(self, connected: Connections) -> None:
+        self._connected = None
+        await connected.aclose()
 
 
 def _load_pool() -> None:

@@ -23,6 +23,8 @@
     ├─ JobNotFound  JobExists  JobClosed
     ├─ ProtocolError                a message or document that is not what it should be
     ├─ SessionClosed                .reason
+    ├─ WrongEventLoop               used outside of the event loop, thread or process that opened it
+    ├─ JournalError                 a session's journal cannot be written
     └─ TaskError                    .result
        ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskPoisoned  TaskRejected
        ├─ TaskOutOfMemory  TaskTooManyProcesses
@@ -167,6 +169,20 @@ class SessionClosed(BatchflowError):
     def __init__(self, reason: str = "closed") -> None:
         super().__init__(f"the session is closed: {reason}")
         self.reason = reason
+
+
+class WrongEventLoop(BatchflowError):
+    """A client, or what came from it, was used outside of the event loop that opened the client.
+
+    Also raised in another thread, in a forked child, and in a second `asyncio.run()`.
+    """
+
+
+class JournalError(BatchflowError):
+    """A session's journal cannot be written, so the result is not delivered yet. `__cause__`: the OSError.
+
+    The result stays: the same call delivers it when the disk has space again.
+    """
 
 
 class TaskError(BatchflowError):

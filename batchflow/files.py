@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import anyio
-import anyio.to_thread
 
 from batchflow.errors import BlobConflict, ConfigurationError
 from batchflow.protocol.bundle import Bundle, BundleFile, bundle_blob
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -57,7 +57,7 @@ class BundleSource:
 
 async def collect(files: Files) -> list[BundleSource]:
     """Find and hash the files. Raises `ConfigurationError`, naming the one at fault."""
-    return await anyio.to_thread.run_sync(_collect, files)
+    return await in_thread(_collect, files)
 
 
 async def upload(
@@ -95,7 +95,7 @@ async def read(source: BundleSource) -> bytes | None:
     content = source.content
     if isinstance(content, Path):
         try:
-            content = await anyio.to_thread.run_sync(content.read_bytes)
+            content = await in_thread(content.read_bytes)
         except OSError:
             return None
     return content if hashlib.sha256(content).hexdigest() == source.file.sha256 else None
@@ -141,7 +141,7 @@ async def _upload_one(source: BundleSource, container: Container, limiter: anyio
 
 async def _verify(file: BundleFile, path: Path, container: Container) -> None:
     """Remove what was uploaded if the file was changed after it was hashed."""
-    digest, _ = await anyio.to_thread.run_sync(_hash, path)
+    digest, _ = await in_thread(_hash, path)
     if digest != file.sha256:
         await container.delete(file.blob)
         raise ConfigurationError(f"files: {str(path)!r} was changed while it was uploaded; do it once more")

@@ -43,6 +43,9 @@ T = TypeVar("T")
 Function = Callable[..., T]
 AsyncFunction = Callable[..., Coroutine[Any, Any, T]]
 
+_CLOSING_SHARE = 0.625
+"""Share of the time for closing that sending, saving and completing may take; the rest is for the links."""
+
 
 class SessionPool(Protocol):
     """The pool, as its sessions see it."""
@@ -58,7 +61,8 @@ class SessionPool(Protocol):
 class Session(Supervised):
     """Made by `pool.session()`. Opened by `async with` or `await`, closed by leaving it or by `aclose`.
 
-    All methods belong to the event loop that opened it.
+    All methods belong to the event loop that opened it: elsewhere they raise `WrongEventLoop`. Only `counts`,
+    `stats`, `name` and `repr` may be used in any thread.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Session(Supervised):
             pool.runtime,
             name=self.name,
             job=self.job_name,
+            affinity=self._affinity,
             is_opened=lambda: self._supervisor is not None,
             is_closed=lambda: self.closed,
         )
@@ -303,12 +308,12 @@ class Session(Supervised):
 
     @property
     def counts(self) -> Counts:
-        """How many tasks are where. `done` grows as outcomes arrive, read or not."""
+        """How many tasks are where; `done` grows as outcomes arrive. May be read in any thread."""
         return self._context.tracker.counts
 
     @property
     def stats(self) -> SessionStats:
-        """What it has asked of the broker so far, and how often for each task."""
+        """What it has asked of the broker so far, and how often for each task. May be read in any thread."""
         counts = self.counts
         return self._context.counter.stats(counts.submitted, counts.done)
 
@@ -330,18 +335,17 @@ class Session(Supervised):
     async def flush(self) -> None:
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
-        When a session with a name is opened again after a crash, it then knows of them and waits for them.
-        Raises `SessionClosed` when the session ended before, `BrokerError` when the broker has been away for
-        `session.patience` seconds: what was not accepted is sent when it is back.
+        In a session with a name the checkpoint is saved as well: a later session of this name knows of the
+        tasks, and waits for them. Raises `SessionClosed` when the session ended before, `BrokerError` when
+        the broker has been away for `session.patience` seconds: what was not accepted is sent when it is
+        back, and what was not saved is saved then.
         """
         lifetime, mark = self._context.lifetime, self._context.tracker.next_sequence()
+        lifetime.affinity.check()
         while self._parts.sender.passed < mark:
             lifetime.check_not_ended()
             await self._parts.outcomes.next_room()
-        while self._parts.checkpoint is not None and not self._parts.checkpoint.loaded:
-            lifetime.check_not_ended()
-            await self._parts.outcomes.next_change()
-        await self._parts.receiver.save_checkpoint()
+        await self._parts.receiver.until_saved()
 
     async def update_files(self, files: Files) -> None:
         """Change the files of tasks submitted from now on; tasks submitted before keep theirs."""
@@ -373,7 +377,6 @@ class Session(Supervised):
 
     async def _serve(self) -> None:
         background, open_sessions = self._context.background, self._context.runtime.sessions
-        self._context.lifetime.begin()
         registration = self._registration()
         open_sessions.add(registration)
         agents = background.start(self._parts.agents.start(), "start agents")
@@ -393,6 +396,11 @@ class Session(Supervised):
                 await self._finish()
             open_sessions.discard(registration)
             await background.aclose()
+        if not self._parts.receiver.is_saved:
+            raise BrokerError(
+                f"{self._name} closed before its checkpoint was saved: the next session of this name may "
+                "deliver results again, marked as `repeated`, and may not wait for the newest tasks"
+            )
 
     async def _acquire(self) -> None:
         try:
@@ -418,33 +426,27 @@ class Session(Supervised):
                 self._parts.dead_letters.run,
             ):
                 services.start_soon(service)
-            services.start_soon(receiver.run, self._parts.presence.predecessor_until)
+            services.start_soon(receiver.run)
             services.start_soon(receiver.settle, self.close_timeout)
             services.start_soon(self._parts.presence.run, lambda: receiver.held)
             services.start_soon(self._parts.agents.run, agents)
             self._ready()
             await self._closing.wait()
-            with anyio.move_on_after(self.close_timeout / 2):
-                await self._parts.sender.drain()
-                await self._until_owed_can_be_told()
-                if len(self._context.tracker):
-                    await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
+            with anyio.move_on_after(self.close_timeout * _CLOSING_SHARE):
+                with anyio.move_on_after(self.close_timeout / 2):
+                    await self._parts.sender.drain()
+                    if self._parts.checkpoint is not None and self._parts.sender.passed:
+                        await self._parts.checkpoint.until_loaded()  # saved, it tells of these tasks
+                    if len(self._context.tracker):
+                        await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
+                await receiver.conclude(self.close_timeout)
             services.cancel_scope.cancel()
         if left := self._context.tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
 
-    async def _until_owed_can_be_told(self) -> None:
-        """Wait until the checkpoint was read. Saved, it tells a later holder of the tasks that were sent."""
-        while (
-            self._parts.checkpoint is not None
-            and not self._parts.checkpoint.loaded
-            and self._parts.sender.passed
-        ):
-            await self._parts.outcomes.change.wait()
-
     async def _finish(self) -> None:
         """Complete what was delivered, end the background work, and close the links."""
-        await self._parts.receiver.flush_settlements(self.close_timeout)
+        await self._parts.receiver.flush_settlements(self.close_timeout, last=True)
         if self._parts.checkpoint is not None:
             self._parts.checkpoint.close()
         self._context.arguments.delete()

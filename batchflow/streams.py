@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import SessionClosed
 from batchflow.model import Event, Result
@@ -23,13 +24,26 @@ if TYPE_CHECKING:
     from batchflow.sessions.notices import Notices
     from batchflow.sessions.outcomes import Outcomes
 
+_ONE_WAIT: Final = frozenset({"__anext__", "_wrap_awaitable"})
+"""Coroutines of tasks that wait for one result alone, as `asyncio.wait_for(anext(stream), 1)` makes."""
+
 
 class ResultStream(AsyncIterator[Result], Closes):
     """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
 
     async def collect(self) -> Results:
-        """Return all that come, at the end. Cancelled, it loses those that had come."""
-        return Results([result async for result in self])
+        """Wait for all that come, and return them at the end.
+
+        If cancelled, it loses those that had come, and closes the stream: a `map` cancels the rest.
+        """
+        try:
+            return Results([result async for result in self])
+        except asyncio.CancelledError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Close, and do not wait for it. For functions that cannot await, in the session's event loop."""
 
     def progress(self, *, total: int | None = None, label: str = "") -> ResultStream:
         """Return the same stream, which shows its progress: in a notebook, on a terminal, or on stderr.
@@ -82,10 +96,22 @@ class SessionResults(ResultStream):
 class MapResults(ResultStream):
     """`session.map(...)`: submits as it is read, so that at most `window` tasks are under way or unread.
 
-    Closed or dropped before its end, it cancels what it had submitted.
+    Before its end it cancels what it had submitted: when it is closed, when no variable holds it any more,
+    and when the asyncio task that read it last is cancelled and ends. The last rule holds in a notebook too,
+    which keeps an exception, and with it the stream. After a `break` or a timeout it can be read on.
     """
 
     def __init__(self, run: MapRun, ordered: bool, outcomes: Outcomes, cancellations: Cancellations) -> None:
+        self._reader: asyncio.Task[Any] | None = None
+        """The task that read last."""
+        stream = weakref.ref(self)
+
+        def reader_ended(reader: asyncio.Task[Any]) -> None:
+            if (kept := stream()) is not None:
+                kept.reader_ended(reader)
+
+        self._on_reader_end = reader_ended
+        """Without a reference to the stream: a task that goes on must not keep it."""
         self._outcomes = outcomes
         self._cancellations = cancellations
         self._run = run
@@ -94,14 +120,17 @@ class MapResults(ResultStream):
 
     async def __anext__(self) -> Result:
         """Safe to cancel. Raises what the inputs or `submit` raised, after the results of those before."""
+        self._outcomes.check_home()
         if not self._closed:
             self._run.start()
+            self._watch_reader()
         while not self._closed:
             entry = self._run.take(self._ordered)
             if entry is not None:
                 return self._outcomes.result(entry)
             if self._run.exhausted:
                 self._closed = True
+                self._forget_reader()
                 self._run.raise_error()
                 break
             if self._outcomes.closed:
@@ -111,13 +140,41 @@ class MapResults(ResultStream):
             await self._outcomes.next_change()
         raise StopAsyncIteration
 
+    def _watch_reader(self) -> None:
+        reader = asyncio.current_task()
+        if reader is self._reader:
+            return
+        self._forget_reader()
+        # A task for one `anext` alone is a wait that may be cancelled, and no loop.
+        if reader is not None and getattr(reader.get_coro(), "__name__", "") not in _ONE_WAIT:
+            self._reader = reader
+            reader.add_done_callback(self._on_reader_end)
+
+    def _forget_reader(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.remove_done_callback(self._on_reader_end)
+
+    def reader_ended(self, reader: asyncio.Task[Any]) -> None:
+        """Close, if the task that read last was cancelled. The event loop calls this when it has ended."""
+        self._reader = None
+        if reader.cancelling():  # a timeout has taken its cancellation back
+            self.abandon()
+
+    def abandon(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._cancellations.give_up(self._run.stop())
+
     @property
     def left(self) -> int | None:
         return None if self._run.total is None else self._run.total - self._run.yielded
 
     async def aclose(self) -> None:
         """Cancel what is not done. Idempotent. If cancelled, the work continues in the background."""
+        self._outcomes.check_home()
         self._closed = True
+        self._forget_reader()
         left = self._run.stop()
         if not left or self._outcomes.closed:
             return
@@ -128,6 +185,7 @@ class MapResults(ResultStream):
             raise
 
     def __del__(self) -> None:
+        self._forget_reader()
         if not self._closed and not self._outcomes.closed:
             self._cancellations.abandon(self._run)
 
@@ -148,6 +206,7 @@ class EventStream(AsyncIterator[Event], Closes):
 
     async def __anext__(self) -> Event:
         """Safe to cancel. Ends with the session."""
+        self._lifetime.affinity.check()
         while not self._closed:
             if (event := self._queue.take()) is not None:
                 return event
@@ -193,6 +252,10 @@ class ProgressStream(ResultStream):
     @property
     def left(self) -> int | None:
         return self._stream.left
+
+    def abandon(self) -> None:
+        self._finish()
+        self._stream.abandon()
 
     async def aclose(self) -> None:
         """Close the stream, too. Idempotent."""

@@ -15,18 +15,18 @@ it would be in its way for as long as half a round trip.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from batchflow.azure.sdk_patches import keep_alive
 from batchflow.azure.sdk_reading import reading_of
 from batchflow.support.cadence import next_turn
+from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-_log = logging.getLogger(__name__)
+_log = event_logger(__name__)
 
 KEEP_ALIVE_INTERVAL = 5.0
 """Seconds without a call until a link is read on which something has arrived. A message that arrives while no

@@ -303,6 +303,7 @@ class _Mailbox(_Inbox):
     def __init__(self, link: SdkLink[ServiceBusReceiver], session_id: str) -> None:
         super().__init__(link)
         self.session_id = session_id
+        self.locked_until: float | None = None
 
     @property
     def _is_shared(self) -> bool:
@@ -312,6 +313,7 @@ class _Mailbox(_Inbox):
     async def open(self) -> Self:
         handler = await self._link.open()
         until = handler.session.locked_until_utc
+        self.locked_until = None if until is None else until.timestamp()
         if until is not None and (behind := (datetime.now(UTC) - until).total_seconds()) >= 0:
             await self.aclose()
             raise BrokerError(

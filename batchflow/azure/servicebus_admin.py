@@ -17,6 +17,7 @@ from batchflow.azure.transport import transport, trusting
 from batchflow.errors import BrokerError, ConfigurationError, QueueNotFound
 from batchflow.ports.broker import QueueFigures
 from batchflow.support.closing import Closes
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -126,7 +127,7 @@ class ServiceBusAdmin(Closes):
         from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
         # Certificates are read in a thread, for what else a pool is made of is made at the same time.
-        trust = None if self._ca_file is None else await asyncio.to_thread(trusting, self._ca_file)
+        trust = None if self._ca_file is None else await in_thread(trusting, self._ca_file)
         options: dict[str, Any] = {
             "transport": transport(self.namespace, trust, connect=CONNECT_LIMIT),
             "connection_timeout": CONNECT_LIMIT,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
-import anyio.to_thread
 
 from batchflow.errors import BlobNotFound, ConfigurationError
 from batchflow.files import BundleSource, source_of, upload
@@ -16,6 +15,7 @@ from batchflow.functions.own_code import OwnCode, OwnFile
 from batchflow.protocol.bundle import Bundle, bundle_blob
 from batchflow.protocol.functions import PYTHON, pickle_name
 from batchflow.support.frozen import frozen
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -100,7 +100,7 @@ class CodeStore:
             now = time.monotonic()
             if not any(added) and base in self._bundles and now - self._looked_at < _LOOK_INTERVAL:
                 return self._bundles[base]
-            files = tuple(await anyio.to_thread.run_sync(self._code.files))
+            files = tuple(await in_thread(self._code.files))
             if files != self._files:
                 self._bundles.clear()
                 self._files = files
@@ -118,7 +118,7 @@ class CodeStore:
                 f"the files of the session are not in pool {self._pool.pool_id} any more: {error}; "
                 "`await session.update_files(files)` brings them back"
             ) from error
-        sources = await anyio.to_thread.run_sync(self._hashed)
+        sources = await in_thread(self._hashed)
         own = {source.file.name for source in sources}
         beside = [file for file in listed.files if file.name not in own]
         return (await upload(sources, ctl, beside=beside)).hash

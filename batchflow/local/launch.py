@@ -19,6 +19,7 @@ from pathlib import Path
 from batchflow.errors import ServiceError
 from batchflow.local.directory import make_directory, remove_tree
 from batchflow.support import linux
+from batchflow.support.threads import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ class LocalCloudProcess:
         if self._process is not None:
             await _end(self._process)
         if self._directory is not None:
-            await asyncio.to_thread(remove_tree, self._directory)
+            await in_thread(remove_tree, self._directory)
 
 
 async def _end(process: Process) -> None:

@@ -20,11 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import anyio
-import anyio.to_thread
-
 from batchflow.errors import ConfigurationError
 from batchflow.support import installed_packages, linux
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,7 +53,7 @@ async def build(python: str, platform: str, *, identity: bool = False) -> Path:
     dependencies = _cache() / f"dependencies-{key.hexdigest()[:16]}"
     if not dependencies.is_dir():
         await _fetch(python, platform, requirements, constraints, dependencies)
-    return await anyio.to_thread.run_sync(_pack, dependencies)
+    return await in_thread(_pack, dependencies)
 
 
 def bootstrap() -> bytes:
@@ -91,7 +89,7 @@ async def _fetch(
         elif (uv := shutil.which("uv")) is not None:
             command = _uv_command(uv, python, platform)
         else:
-            await anyio.to_thread.run_sync(_copy_installed, python, platform, requirements, site)
+            await in_thread(_copy_installed, python, platform, requirements, site)
             command = ()
         if command:
             await _run((*command, *common, *requirements), python, platform)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.pools.resize import shrink
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder
+from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import counted
 from batchflow.support.task_groups import task_group
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchflow.protocol.documents import Heartbeat, PoolManifest
     from batchflow.support.progress_report import Reporter
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _POLL: float = 0.25
 """Seconds between two looks at the heartbeats of draining agents."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-import anyio
-import anyio.to_thread
-
 from batchflow.errors import BrokerError, ConfigurationError, PoolError
 from batchflow.pools.manifest_store import ManifestStore
 from batchflow.protocol.layout import INDEX_CONTAINER
 from batchflow.support.frozen import frozen
 from batchflow.support.process_tuning import collector_paused
 from batchflow.support.task_groups import task_group
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +106,7 @@ def preload(load_more: Callable[[], object] | None = None) -> None:
 
     Imports take long, so this runs in a thread beside other waits.
     """
-    beside = threading.Thread(target=_load_http, name="batchflow load http")
+    beside = threading.Thread(target=_load_http, name="batchflow load http", daemon=True)
     with collector_paused():
         beside.start()
         import batchflow.azure.batch
@@ -131,7 +129,7 @@ async def connect(settings: Settings, load_more: Callable[[], object] | None = N
     `load_more`: imports what else the client needs, in the thread that imports the SDKs.
     """
     settings.check()
-    await anyio.to_thread.run_sync(preload, load_more)
+    await in_thread(preload, load_more)
     return _to_one_pool(settings) if settings.access.pool else _to_accounts(settings)
 
 

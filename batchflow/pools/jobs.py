@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from contextlib import suppress
@@ -23,6 +22,7 @@ from batchflow.model import JobCounts, Status
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.protocol import layout, wire
 from batchflow.protocol.documents import Cancellation, JobDocument, Presence, gone_after
+from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from batchflow.protocol.documents import Heartbeat
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _MAIL_WAIT: Final[float] = 0.5
 """Seconds without a message after which a mailbox counts as empty."""

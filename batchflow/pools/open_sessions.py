@@ -5,12 +5,12 @@ The registry holds records of callables, so that it knows no `Session`.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchflow.errors import BatchflowError
 from batchflow.pools.shared_load import PoolLoad
+from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from batchflow.model import Counts
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 
 @frozen

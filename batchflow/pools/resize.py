@@ -6,7 +6,6 @@ their nodes are removed by name when they have left.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -14,6 +13,7 @@ import anyio
 from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder
+from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchflow.protocol.documents import Heartbeat
     from batchflow.support.progress_report import Reporter
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _MOST: Final = 100
 """Nodes that Batch removes in one request."""

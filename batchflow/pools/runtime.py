@@ -36,12 +36,10 @@ class PoolRuntime:
         """The manifest as it was read last."""
         self.sessions: OpenSessions = OpenSessions() if sessions is None else sessions
         """The sessions that the client has open, in this pool and others."""
-        self.ctl: Container = connections().storage.container(manifest.ctl)
-        """The control container: clients write, agents read."""
+        self._ctl = connections().storage.container(manifest.ctl)
+        self._out = connections().storage.container(manifest.out)
         self.etags: SharedCalls[str, dict[str, str]] = SharedCalls(self._etags)
         """The ETags of the blobs below a prefix of the control container, by name."""
-        self.out: Container = connections().storage.container(manifest.out)
-        """The output container: agents write, clients read."""
 
     async def _etags(self, prefix: str) -> dict[str, str]:
         return {info.name: info.etag async for info in self.ctl.list(prefix)}
@@ -52,7 +50,10 @@ class PoolRuntime:
 
     @property
     def connections(self) -> Connections:
-        """The open connections of the client. Raises `SessionClosed` after it was closed."""
+        """The open connections of the client, also while it closes its sessions.
+
+        Raises `SessionClosed` after that, `WrongEventLoop` outside of its event loop.
+        """
         return self._connections()
 
     @cached_property
@@ -67,6 +68,18 @@ class PoolRuntime:
     def load(self) -> PoolLoad:
         """What the client's sessions have learned of the pool, and have under way there."""
         return self.sessions.load_of(self.pool_id)
+
+    @property
+    def ctl(self) -> Container:
+        """The control container: clients write, agents read. Raises as `connections` does."""
+        self._connections()
+        return self._ctl
+
+    @property
+    def out(self) -> Container:
+        """The output container: agents write, clients read. Raises as `connections` does."""
+        self._connections()
+        return self._out
 
     @property
     def open_sessions(self) -> list[OpenSession]:

@@ -13,7 +13,6 @@ Nothing that is in use is removed, however often and from wherever an account is
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +23,7 @@ from batchflow.pools import node_logs
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol import layout
 from batchflow.protocol.documents import PoolManifest
+from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batchflow.pools.connections import Connections
     from batchflow.ports.storage import BlobInfo, Container
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 DAY: Final = 86400.0
 _PRESENCE_AGE: Final = DAY / 24

@@ -154,6 +154,11 @@ class Mailbox(Closable, Protocol):
     """
 
     session_id: str
+    locked_until: float | None
+    """The end of the lock that the opening got: seconds since the epoch, by the broker's clock.
+
+    None when the broker did not say.
+    """
 
     async def receive(self, max_wait: float) -> Delivery | None: ...
 

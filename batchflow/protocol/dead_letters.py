@@ -35,6 +35,19 @@ MAX_LETTERS: Final = 100
 """Dead letters of one look."""
 
 
+_AGAIN: Final = "-again-"
+
+
+def resent_id(sender: str, number: int) -> str:
+    """Make the id of a dead letter of results that is sent again. The broker would drop its first id."""
+    return f"{sender}{_AGAIN}{number}"
+
+
+def is_resent(message_id: str) -> bool:
+    """Return whether a message was a dead letter, so that its date is not that of its results."""
+    return _AGAIN in message_id
+
+
 async def letters(receiver: Receiver) -> AsyncIterator[Delivery]:
     """Receive the dead letters of one look: those that are in the queue, `MAX_LETTERS` at most."""
     for _ in range(MAX_LETTERS):

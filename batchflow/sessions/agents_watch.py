@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from batchflow.errors import (
     ServiceError,
 )
 from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
+from batchflow.support.event_log import event_logger
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from batchflow.protocol.documents import Heartbeat
     from batchflow.sessions.context import SessionContext
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 _SOON: Final = 0.5
 """Seconds to the second look for agents by a session that has found none; then twice as many each time."""
 _AGENTS_PATIENCE: Final = 60.0

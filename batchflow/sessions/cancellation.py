@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
 from batchflow.sessions.tracker import cancelled_result
 from batchflow.support.cadence import sleep_until_turn
+from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.tracker import Entry
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _CONFIRMATION: Final = 5.0
 """Seconds after which a session resolves a cancelled task that no agent has confirmed."""
@@ -127,10 +127,15 @@ class Cancellations:
 
     async def cancel(self, entries: list[Entry]) -> None:
         """Return when every agent can see the cancellation. Raises `StorageError` when writing it fails."""
+        self._context.lifetime.affinity.check()
         if all(entry.done for entry in entries):
             return
         self._context.lifetime.check_open()
         await self._request(self._withdraw(entries))
+
+    def was_cancelled(self, incarnation: str, sequence: int) -> bool:
+        """Return whether an earlier session of this name had cancelled this task of it."""
+        return self._earlier.covers(incarnation, sequence)
 
     def give_up(self, entries: list[Entry]) -> None:
         """Cancel the tasks without waiting for it: the session's end does."""
@@ -138,9 +143,11 @@ class Cancellations:
             self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 
     def abandon(self, run: MapRun) -> None:
-        """Cancel what a dropped `map` had submitted. Called from anywhere, also by the garbage collector."""
-        loop = self._context.lifetime.loop
-        if loop is not None and not loop.is_closed():
+        """Cancel what a dropped `map` had submitted.
+
+        May be called from any thread, as the garbage collector does. Does nothing in a forked child.
+        """
+        if (loop := self._context.lifetime.affinity.loop) is not None:
             loop.call_soon_threadsafe(lambda: self.give_up(run.stop()))
 
     def _withdraw(self, entries: list[Entry]) -> list[Entry]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,21 +15,27 @@ from batchflow.sessions.notices import Notices
 from batchflow.sessions.records.stats import LinkCounter
 from batchflow.sessions.records.stored_arguments import StoredArguments, delete_blob
 from batchflow.sessions.tracker import Tracker
+from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
+from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.storage import Container
     from batchflow.settings import SessionSettings
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 
 class Lifetime:
     """The part of a session's state that decides whether a call on it still makes sense."""
 
-    def __init__(self, *, is_opened: Callable[[], bool], is_closed: Callable[[], bool]) -> None:
+    def __init__(
+        self, *, affinity: LoopAffinity, is_opened: Callable[[], bool], is_closed: Callable[[], bool]
+    ) -> None:
         """`is_opened`: stays true after the closing. `is_closed`: true as soon as the closing has begun."""
+        self.affinity = affinity
+        """The event loop that opened the session, in which everything of it lives."""
         self._is_opened = is_opened
         self._is_closed = is_closed
         self.reason = "closed"
@@ -40,12 +44,6 @@ class Lifetime:
         """Whether no outcome comes any more."""
         self.job_deleted = False
         """Whether another client deleted the job: nothing of it is to remain."""
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """The event loop that opened the session."""
-
-    def begin(self) -> None:
-        """Note the event loop, in which everything of the session lives."""
-        self.loop = asyncio.get_running_loop()
 
     @property
     def closed(self) -> bool:
@@ -53,14 +51,16 @@ class Lifetime:
         return self._is_closed()
 
     def check_open(self) -> None:
-        """Raise `SessionClosed` when the session is closed."""
+        """Raise `SessionClosed`, or `WrongEventLoop` outside of the session's event loop."""
+        self.affinity.check()
         if not self._is_opened():
             raise SessionClosed("it was not opened: use `async with` or `await`")
         if self.closed:
             raise SessionClosed(self.reason)
 
     def check_not_ended(self) -> None:
-        """Raise `SessionClosed` when no outcome comes any more."""
+        """Raise `SessionClosed` when no outcome comes any more, or `WrongEventLoop`."""
+        self.affinity.check()
         if self.ended:
             raise SessionClosed(self.reason)
 
@@ -90,10 +90,12 @@ class SessionContext:
         *,
         name: str,
         job: str,
+        affinity: LoopAffinity | None = None,
         is_opened: Callable[[], bool] = lambda: True,
         is_closed: Callable[[], bool] = lambda: False,
     ) -> SessionContext:
-        """Make the records of a new session. `is_opened` and `is_closed`: see `Lifetime`."""
+        """Make the records of a new session. `affinity`, `is_opened` and `is_closed`: see `Lifetime`."""
+        affinity = affinity or LoopAffinity(f"session {job}/{name}")
         notices = Notices(f"session {job}/{name}")
         tracker = Tracker()
         background = Background(notices.warn)
@@ -102,7 +104,7 @@ class SessionContext:
             job_name=job,
             incarnation=uuid.uuid4().hex[:12],
             runtime=runtime,
-            lifetime=Lifetime(is_opened=is_opened, is_closed=is_closed),
+            lifetime=Lifetime(affinity=affinity, is_opened=is_opened, is_closed=is_closed),
             notices=notices,
             problems=Problems(notices, runtime.settings.session.patience),
             tracker=tracker,

@@ -65,7 +65,7 @@ class MapRun:
         if self._pump is not None:
             self._pump.cancel()
         for entry in (*self._done, *self._early.values()):
-            entry.deliver()
+            entry.drop()
         self._done.clear()
         self._early.clear()
         left = list(self._open)
@@ -73,17 +73,24 @@ class MapRun:
         return left
 
     def take(self, ordered: bool) -> Entry | None:
-        """Return the next task to be read, as delivered; None while its outcome is to come."""
+        """Return the next task to be read, as delivered; None while its outcome is to come.
+
+        Raises `JournalError`; then it stays the next one.
+        """
         if ordered:
             self._early.update((entry.index, entry) for entry in self._done)
             self._done.clear()
-            entry = self._early.pop(self.yielded, None)
+            entry = self._early.get(self.yielded)
         else:
-            entry = self._done.popleft() if self._done else None
+            entry = self._done[0] if self._done else None
         if entry is not None:
+            entry.deliver()
+            if ordered:
+                del self._early[self.yielded]
+            else:
+                self._done.popleft()
             self.yielded += 1
             self._room.notify()
-            entry.deliver()
         return entry
 
     @property
@@ -121,6 +128,6 @@ class MapRun:
     def _completed(self, entry: Entry) -> None:
         self._open.discard(entry)
         if self._stopped:
-            entry.deliver()
+            entry.drop()
         else:
             self._done.append(entry)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import weakref
 from collections import deque
 from typing import Final
 
 from batchflow.model import Event
+from batchflow.support.event_log import event_logger
 from batchflow.support.repeat_filter import RepeatFilter
 from batchflow.support.waiting import ChangeNotifier
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 MAX_EVENTS: Final = 10_000
 """Unread events that one reader keeps; a further one drops the oldest."""

@@ -53,6 +53,10 @@ class Outcomes:
     def close_reason(self) -> str:
         return self._lifetime.reason
 
+    def check_home(self) -> None:
+        """Raise `WrongEventLoop` outside of the session's event loop."""
+        self._lifetime.affinity.check()
+
     @property
     def outstanding(self) -> int:
         """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
@@ -65,7 +69,11 @@ class Outcomes:
         return self._tracker.unread
 
     def next_unclaimed(self) -> Result | None:
-        """Hand out the oldest outcome that no call has claimed; None when there is none."""
+        """Hand out the oldest outcome that no call has claimed; None when there is none.
+
+        Raises `JournalError`; then the outcome stays.
+        """
+        self.check_home()
         entry = self._tracker.next_unclaimed()
         return None if entry is None else self.result(entry)
 
@@ -83,6 +91,7 @@ class Outcomes:
 
     async def until_done(self, entry: Entry) -> None:
         """Claim the task and return when it has its outcome."""
+        self.check_home()
         self._tracker.claim(entry)
         if not entry.done:
             self._lifetime.check_open()
@@ -92,6 +101,7 @@ class Outcomes:
 
     async def until_accepted(self, entry: Entry) -> None:
         """Return when the broker has the task. Raises the task's error when it never will."""
+        self.check_home()
         if entry.status is Status.SENDING:
             self._lifetime.check_open()
             self._problems.check("sending")
@@ -130,7 +140,7 @@ class Outcomes:
         if expect_message is not None:
             expect_message(entry)
         elif self._record is not None:
-            self._record.consume(entry.uid)
+            self._record.withdraw(entry.uid)
         self.announce(entry)
         return True
 

@@ -79,7 +79,9 @@ class SessionParts:
             checkpoint,
             reader,
             living_holder=presence.living_holder,
+            gone_by=presence.gone_by,
             confirmed=lambda sequence: cancellations.confirmed(sequence),
+            was_cancelled=lambda incarnation, sequence: cancellations.was_cancelled(incarnation, sequence),
             passed=lambda: sender.passed,
         )
         agents = AgentsWatch(context, start=start_agents, explain=explain)

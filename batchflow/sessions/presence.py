@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import socket
@@ -16,7 +15,9 @@ from batchflow.pools.jobs import note_closed
 from batchflow.ports.storage import EXACTNESS
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, gone_after
+from batchflow.sessions.receiving.checkpoint import UNKNOWN
 from batchflow.support.cadence import sleep_until_turn
+from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from batchflow.sessions.context import SessionContext
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 _STRETCH: Final = 4
 """Intervals that the document of an idle session lasts if no other client can look for the session."""
 _MOST_STRETCH: Final = 60
@@ -59,30 +60,28 @@ class PresenceKeeper:
         self._blob = layout.session_blob(context.job_name, context.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
         self._predecessor: _Found | None = None
-        self._read_at = 0.0
-        """When that was read, by the monotonic clock."""
-
-    @property
-    def predecessor_until(self) -> float | None:
-        """Until when an earlier holder that was not closed may have held the mailbox, by the services' clock.
-
-        None when there was no such holder. Called when this session holds it, which no other does from then.
-        """
-        if (found := self._predecessor) is None:
-            return None
-        last_beat = found.written_at + _LAST_BREATH * found.presence.interval
-        now = found.written_at + found.age + EXACTNESS + time.monotonic() - self._read_at
-        return min(last_beat, now) + EXACTNESS
+        """The document of another holder that was read last."""
 
     async def open(self) -> None:
         """Read the presence document of an earlier holder, if any. Raises `StorageError`."""
-        self._predecessor, self._read_at = await self._read(), time.monotonic()
+        await self.living_holder()
+
+    def gone_by(self, holder: str) -> float | None:
+        """Return when an earlier holder was dead, by the services' clock; None: its document does not say.
+
+        `holder`: its incarnation, or `UNKNOWN` for any.
+        """
+        found = self._predecessor
+        if found is None or holder not in (found.presence.nonce, UNKNOWN):
+            return None
+        return found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
 
     async def living_holder(self) -> str | None:
         """Return the name of another client that shows signs of life in this mailbox, if any."""
         found = await self._read()
         if found is None or found.presence.nonce == self._context.incarnation:
             return None
+        self._predecessor = found
         alive = found.age < gone_after(found.presence.interval)
         return found.presence.holder if alive else None
 

@@ -12,6 +12,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
 from batchflow.sessions.tracker import Entry, submit_failed_result
 from batchflow.support.backoff import opened, until_accepted
+from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class TaskSender:
 
         def failed(error: BrokerError) -> None:
             nonlocal was_away
-            if not error.retryable:
+            if recovery_of(error) is Recovery.END:
                 raise error
             was_away = True
             text = f"the broker did not take {len(entries)} tasks yet, trying again: {error}"

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from batchflow.errors import JournalError
 from batchflow.model import Counts, Result, Status
 from batchflow.protocol.packing import Pack
 from batchflow.protocol.values.kept import KeptArguments
@@ -45,10 +47,14 @@ class Acknowledgement:
     """Outcomes of the message that are not delivered."""
 
     def deliver(self) -> None:
-        """Note the delivery of one outcome."""
+        """Note the delivery of one outcome. Raises `JournalError`; then it was not delivered."""
         self.remaining -= 1
         if self.remaining == 0:
-            self.on_delivered()
+            try:
+                self.on_delivered()
+            except JournalError:
+                self.remaining += 1
+                raise
 
 
 @dataclass(slots=True, eq=False)
@@ -117,17 +123,29 @@ class Entry:
         )
 
     def deliver(self) -> None:
-        """Note that the user has the outcome. Idempotent."""
+        """Note that the user has the outcome. Idempotent. Raises `JournalError`; then the outcome stays."""
         acknowledgement, self.acknowledgement = self.acknowledgement, None
         if acknowledgement is not None:
-            acknowledgement.deliver()
+            try:
+                acknowledgement.deliver()
+            except JournalError:
+                self.acknowledgement = acknowledgement
+                raise
+
+    def drop(self) -> None:
+        """Let an outcome that no call reads count as delivered.
+
+        If the journal cannot be written, the next session of this name delivers it.
+        """
+        with suppress(JournalError):
+            self.deliver()
 
     def abandon(self) -> None:
-        """Let the outcome count as delivered as soon as there is one, because no call reads it."""
+        """Drop the outcome as soon as there is one."""
         if self.done:
-            self.deliver()
+            self.drop()
         else:
-            self.on_done = Entry.deliver
+            self.on_done = Entry.drop
 
 
 @dataclass(slots=True)
@@ -281,13 +299,18 @@ class Tracker:
         self.unclaimed.append(entry)
 
     def next_unclaimed(self) -> Entry | None:
-        """Return the oldest outcome that no call has claimed, as delivered; None when there is none."""
+        """Return the oldest outcome that no call has claimed, as delivered; None when there is none.
+
+        Raises `JournalError`; then the outcome stays the oldest.
+        """
         while self.unclaimed:
-            entry = self.unclaimed.popleft()
+            entry = self.unclaimed[0]
             if not entry.claimed:
-                entry.claimed = True
                 entry.deliver()
+                entry.claimed = True
+                self.unclaimed.popleft()
                 return entry
+            self.unclaimed.popleft()
             self._stale -= 1
         return None
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from batchflow.errors import BrokerError, MailboxInUse
+from batchflow.support.recovery import Recovery, recovery_of
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ async def opened(opening: Callable[[], Awaitable[T]]) -> T:
     until = clock() + _OPENING
 
     def failed(error: BrokerError) -> None:
-        if isinstance(error, MailboxInUse) or not error.retryable or clock() > until:
+        if isinstance(error, MailboxInUse) or recovery_of(error) is Recovery.END or clock() > until:
             raise error
 
     return await until_accepted(opening, failed)

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 import anyio
 from anyio import CancelScope
 
+from batchflow.errors import BatchflowError
+from batchflow.support.event_log import event_logger
+
 if TYPE_CHECKING:
     from types import TracebackType
+
+logger = event_logger(__name__)
 
 _BOUND: Final = 5.0
 """Seconds that a shielded close may take."""
@@ -31,7 +36,14 @@ class Closes(ABC):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        except BatchflowError as failure:
+            if error is None or isinstance(error, Exception):
+                raise
+            # A cancellation or an interrupt must arrive as such.
+            logger.warning("closing_failed", extra={"what": repr(self), "error": str(failure)})
+            error.add_note(f"closing {self!r} failed as well: {failure}")
 
 
 async def close_shielded(link: _Link | None) -> None:

@@ -8,15 +8,16 @@ different asyncio tasks: two notebook cells, a fixture's two halves, a service's
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Generator
 from typing import Self
 
 from batchflow.errors import BatchflowError, SessionClosed
+from batchflow.support.affinity import LoopAffinity
 from batchflow.support.closing import Closes
+from batchflow.support.event_log import event_logger
 from batchflow.support.task_groups import first_error
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 
 class Supervised(Closes):
@@ -27,6 +28,7 @@ class Supervised(Closes):
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._affinity = LoopAffinity(name)
         self._supervisor: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
         self._closing = asyncio.Event()
@@ -47,7 +49,9 @@ class Supervised(Closes):
 
     async def _open(self) -> Self:
         """Open. Idempotent. If cancelled, it undoes what it began. A closed object does not open again."""
+        self._affinity.check()
         if self._supervisor is None and not self._closing.is_set():
+            self._affinity.bind()
             self._opened = asyncio.get_running_loop().create_future()
             self._supervisor = asyncio.create_task(self._supervise(self._opened), name=self._name)
         if self._opened is not None:
@@ -79,10 +83,16 @@ class Supervised(Closes):
     async def aclose(self) -> None:
         """Close. Idempotent; after `close_timeout` the rest is dropped. If cancelled, closing continues.
 
-        Raises the error that ended the object before, or `BatchflowError` when something had to be dropped.
+        Raises the error that ended the object before, or `BatchflowError` when something had to be dropped;
+        `WrongEventLoop` in another event loop than that of the opening. In a forked child it does nothing,
+        because what is open belongs to the parent.
         """
-        self._closing.set()
         task = self._supervisor
+        if self._affinity.is_forked:
+            return
+        if task is not None and not task.done():
+            self._affinity.check()
+        self._closing.set()
         if task is None or task is asyncio.current_task():
             return
         if self._opened is not None and not self._opened.done():

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
 
+if TYPE_CHECKING:
+    from types import TracebackType
 
-@asynccontextmanager
-async def task_group() -> AsyncIterator[TaskGroup]:
-    """Open anyio's task group, which raises the first error of its tasks instead of an exception group."""
-    try:
-        async with anyio.create_task_group() as group:
-            yield group
-    except BaseExceptionGroup as errors:
-        raise first_error(errors) from errors
+
+class task_group:  # noqa: N801 - used like a function
+    """Open anyio's task group, which raises the first error of its tasks instead of an exception group.
+
+    A class and no generator: `asyncio.run` closes suspended generators, also in a forked child, where the
+    group belongs to the parent.
+    """
+
+    def __init__(self) -> None:
+        self._group = anyio.create_task_group()
+
+    async def __aenter__(self) -> TaskGroup:
+        return await self._group.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        try:
+            return await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from errors
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -182,7 +182,8 @@ class _Mailbox(_Inbox):
         self.session_id = session_id
         self._session_id = session_id
         with _translated():
-            self._state().accept_session(session_id, self, broker.now())
+            lock = self._state().accept_session(session_id, self, broker.now())
+        self.locked_until: float | None = None if lock is None else lock.locked_until
 
     async def renew(self) -> None:
         with _translated():

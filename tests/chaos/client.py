@@ -94,7 +94,8 @@ async def _read(session: Session, mailbox: str, holder: str) -> None:
     async for result in session.results(follow=True):
         answer = result.value.rstrip() if isinstance(result.value, str) else None
         status = result.status.value if result.error is None else f"{result.status.value}: {result.error}"
-        record(history.Shown(time.monotonic(), mailbox, holder, result.tag, status, answer))
+        shown = history.Shown(time.monotonic(), mailbox, holder, result.tag, status, answer, result.repeated)
+        record(shown)
 
 
 if __name__ == "__main__":

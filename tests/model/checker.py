@@ -6,6 +6,7 @@ Rules:
 - twice: no holder is shown a task twice, nor is one shown what a holder before it has been shown, unless that
   one died or was replaced while it stood still; how often that happened is counted. A death excuses nothing
   where both keep a journal.
+- unmarked: what is shown again after a death is marked as such, also when another holder was in between.
 - unknown: nothing is shown that nobody has submitted, and no answer is that of another task.
 - outcome: a task has one of the outcomes that it may have; one during which agents were killed may be taken
   for deadly.
@@ -184,6 +185,8 @@ class Checker:
             self._owed -= 1
         elif self._may_show_again(task.holder, shown.holder):
             self.shown_again += 1
+            if not shown.repeated and shown.holder not in self._replaced:
+                self._break("unmarked", f"{shown} was shown to {task.holder} before")
         else:
             self._break("twice", f"{shown} was shown to {task.holder} before")
         task.holder = shown.holder

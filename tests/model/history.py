@@ -71,6 +71,8 @@ class Shown:
     status: str
     answer: str | None = None
     """What the task's code returned; of a task that succeeded it is the task's own name."""
+    repeated: bool = False
+    """Whether the outcome was marked as perhaps shown before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,11 +67,22 @@ class Mailbox:
         self._cloud = session.world.cloud
         self._id = session.mailbox_id
         self._opening: Holder | None = None
+        self._opened_at = 0.0
+        """When the lock was got, by the broker's clock."""
         self._ours_until = 0.0
         """Until when the mailbox is locked for us."""
         self.record = DeliveryRecord(session.name, session.journal)
         limits = UnreadLimits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
-        self.state = MailboxState[Holder](session.name, session.tracker, limits, self.record, lambda: None)
+        self.state = MailboxState[Holder](
+            session.name,
+            session.tracker,
+            limits,
+            self.record,
+            lambda: None,
+            was_cancelled=lambda incarnation, sequence: session.cancelling.was_cancelled(
+                incarnation, sequence
+            ),
+        )
 
     @property
     def holder(self) -> Holder | None:
@@ -129,6 +140,7 @@ class Mailbox:
     def _lock(self, holder: Holder) -> None:
         self._need(holder)
         self._cloud.results.accept_session(self._id, holder, self._session.now)
+        self._opened_at = self._session.now
 
     def _need(self, holder: Holder | None) -> Holder:
         """The link is there."""
@@ -173,7 +185,7 @@ class Mailbox:
                 checkpoint = Checkpoint.decode((yield Call(lambda: self._read_state(self.holder))))
                 if record.was_replaced(checkpoint):
                     raise TakenOver("another session held the mailbox meanwhile")
-                owed = record.enter(checkpoint)
+                owed = record.enter(checkpoint, lost_by=self._opened_at)
                 yield Call(partial(self._write_state, checkpoint.encode()))
             except LeaseLost:
                 yield from self._reopen()
@@ -251,13 +263,13 @@ class Mailbox:
         for message in batch:
             yield from self._complete(message)
 
-    def save(self) -> StepsTo[bool]:
+    def save(self, *, last: bool = False) -> StepsTo[bool]:
         """Whether what was handed over until now may be completed."""
         if not self.record.loaded or self.holder is None:
             return False
-        if not self._is_behind:
+        if not self.record.is_behind(self._session.passed, last=last):
             return True
-        state = self.record.to_save(self._session.passed)
+        state = self.record.to_save(self._session.passed, last=last)
         saved = False
         try:
             yield Call(lambda: self._write_state(state))

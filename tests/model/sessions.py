@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import BlobConflict, BlobNotFound, ServiceError
 from batchflow.local import queues as core
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import read_tasks, reason_of
+from batchflow.protocol.dead_letters import read_tasks, reason_of, resent_id
 from batchflow.protocol.documents import Cancellation, Presence
 from batchflow.protocol.durations import Durations
 from batchflow.protocol.layout import arguments_blob, cancellation_blob, session_blob
@@ -253,7 +253,7 @@ class Session(Process):
             yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
 
     def _send_again(self, message: core.Message) -> Iterator[core.Draft]:
-        yield core.Draft(message.body, f"{self.name}-again-{message.number}", message.session_id)
+        yield core.Draft(message.body, resent_id(self.name, message.number), message.session_id)
 
     # The program
 
@@ -278,7 +278,10 @@ class Session(Process):
         if outcome.kind is not None:
             status += f" {outcome.kind}"
         assert answer is None or isinstance(answer, str)
-        self.world.note(history.Shown(self.now, self.mailbox_id, self.name, outcome.uid, status, answer))
+        shown = history.Shown(
+            self.now, self.mailbox_id, self.name, outcome.uid, status, answer, entry.repeated
+        )
+        self.world.note(shown)
 
     # Closing
 
@@ -289,7 +292,7 @@ class Session(Process):
         yield Wait(lambda: not tracker.sending, deadline)
         self._end_others()
         yield from self.mailbox.settle_once()
-        saved = yield from self.mailbox.save()
+        saved = yield from self.mailbox.save(last=True)
         yield from self.cancelling.release()
         yield from self.drop_blob(self.presence_blob)
         holder, self.mailbox.state.attachment = self.mailbox.holder, None
@@ -365,6 +368,9 @@ class Cancelling:
             session.resolve(
                 entry, cancelled_result(entry, "no agent confirmed it in time"), result_comes=True
             )
+
+    def was_cancelled(self, incarnation: str, sequence: int) -> bool:
+        return self._earlier.covers(incarnation, sequence)
 
     def confirmed(self, sequence: int) -> None:
         self._unconfirmed.discard(sequence)

@@ -41,8 +41,14 @@ def submitted(
     return Submitted(at, "job/client", holder, task, outcomes)
 
 
-def shown(task: str = "t", holder: str = "h1", at: float = 1.0, mailbox: str = "job/client") -> Shown:
-    return Shown(at, mailbox, holder, task, "succeeded", task)
+def shown(
+    task: str = "t",
+    holder: str = "h1",
+    at: float = 1.0,
+    mailbox: str = "job/client",
+    repeated: bool = False,
+) -> Shown:
+    return Shown(at, mailbox, holder, task, "succeeded", task, repeated)
 
 
 BROKEN = [
@@ -58,6 +64,7 @@ BROKEN = [
         "twice",
         (opened(), submitted(), shown(), Gone(1.5, "h1"), opened("h2"), shown(holder="h2"), Ended(5.0)),
     ),
+    ("unmarked", (submitted(), shown(), Gone(1.5, "h1"), shown(holder="h2", at=2.0), Ended(5.0))),
     ("outcome", (submitted(outcomes=("failed",)), shown(), Ended(5.0))),
     ("started", (submitted(), Accepted(0, "t"), Cancelled(1, "t"), Started(2.1, "t"), shown(), Ended(5))),
     ("unknown", (Started(2.1, "t"), Ended(5.0))),
@@ -79,8 +86,15 @@ def test_a_broken_rule_is_told(rule: str, records: tuple[Record, ...]) -> None:
 KEPT = [
     (submitted(), Accepted(0.5, "t"), shown(), Queue(5.0, "tasks", 0, 0, 0), Ended(5.0)),
     (submitted(), Gone(1.0, "h1"), Ended(5.0)),
-    (submitted(), shown(), Gone(1.5, "h1"), shown(holder="h2", at=2.0), Ended(5.0)),
-    (opened(journalled=False), submitted(), shown(), opened("h2"), shown(holder="h2"), Ended(5.0)),
+    (submitted(), shown(), Gone(1.5, "h1"), shown(holder="h2", at=2.0, repeated=True), Ended(5.0)),
+    (
+        opened(journalled=False),
+        submitted(),
+        shown(),
+        opened("h2"),
+        shown(holder="h2", repeated=True),
+        Ended(5.0),
+    ),
     (opened(), submitted(), opened("h2"), shown(holder="h2"), shown(), Ended(5.0)),
     (submitted(), Accepted(0, "t"), Cancelled(1.0, "t"), Started(1.9, "t"), shown(at=3.0), Ended(5.0)),
     (submitted(), Cancelled(1.0, "t"), Accepted(7, "t"), Started(7.9, "t"), shown(at=8.0), Ended(9.0)),

@@ -115,16 +115,22 @@ def tells_itself_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 def forgets_what_it_consumed_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading the checkpoint drops what the session consumed before."""
     opened = Checkpoint.open
-    monkeypatch.setattr(Checkpoint, "open", lambda self, incarnation, _: opened(self, incarnation))
+
+    def forgetful(self: Checkpoint, incarnation: str, _: IncarnationProgress, *, lost_by: float) -> int:
+        return opened(self, incarnation, lost_by=lost_by)
+
+    monkeypatch.setattr(Checkpoint, "open", forgetful)
 
 
 def forgets_settled_incarnations(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next holder what was settled is no longer known."""
     opened = Checkpoint.open
 
-    def forgetful(self: Checkpoint, incarnation: str, progress: IncarnationProgress) -> int:
+    def forgetful(
+        self: Checkpoint, incarnation: str, progress: IncarnationProgress, *, lost_by: float
+    ) -> int:
         self.incarnations = {name: progress for name, progress in self.incarnations.items() if progress.owed}
-        return opened(self, incarnation, progress)
+        return opened(self, incarnation, progress, lost_by=lost_by)
 
     monkeypatch.setattr(Checkpoint, "open", forgetful)
 
@@ -133,6 +139,18 @@ def overwrites_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused holder takes the mailbox back without looking who had it meanwhile."""
 
     monkeypatch.setattr(DeliveryRecord, "was_replaced", lambda self, found: False)
+
+
+def enters_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint does not say that its holder may deliver more than it counts."""
+    opened = Checkpoint.open
+
+    def nameless(self: Checkpoint, incarnation: str, progress: IncarnationProgress, *, lost_by: float) -> int:
+        owed = opened(self, incarnation, progress, lost_by=lost_by)
+        self.holder = None
+        return owed
+
+    monkeypatch.setattr(Checkpoint, "open", nameless)
 
 
 def prunes_cancellations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +242,7 @@ ONE_FAULT = [
     (tells_itself_too_early, "an unconfirmed cancellation", "lost"),
     (forgets_what_it_consumed_early, "a cancellation", "left"),
     (forgets_settled_incarnations, "a close", "twice"),
+    (enters_without_its_name, "two messages", "unmarked"),
     (prunes_cancellations, "cancellations one after another", "started"),
     (deletes_results_at_once, "payloads by reference", "outcome"),
     (forgets_the_journal, "a journal", "twice"),

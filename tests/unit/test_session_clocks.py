@@ -12,6 +12,7 @@ from batchflow.errors import MailboxInUse, NoAgents
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
+from batchflow.sessions.receiving.checkpoint import Checkpoint
 from tests.support.agent import Agent
 from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
@@ -90,6 +91,10 @@ async def test_only_results_from_before_a_crash_are_marked_repeated(
     async with pool.session("c") as first:
         await first.submit_many("x.py", range(2))
         items = await agent.take(2)
+    async with await doubles.broker.mailbox(pool.runtime.manifest.results_queues[0], "default/c") as mailbox:
+        checkpoint = Checkpoint.decode(await mailbox.get_state())
+        checkpoint.open("dead")
+        await mailbox.set_state(checkpoint.encode())
     await agent.answer(items[0])
     await pool.runtime.ctl.put(session_blob("default", "c"), Presence("x", "dead", 1.0, 5.0).encode())
     doubles.broker.advance(16)

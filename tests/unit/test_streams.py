@@ -375,7 +375,7 @@ async def test_unread_events_are_bounded_and_counted(session: Session, doubles: 
     """The oldest are dropped, and how many."""
     events = session.events()
     for number in range(10_005):
-        parts_of(session).context.notices.warn(str(number))
+        parts_of(session).context.notices.inform(str(number))
     assert events.dropped == 5
     assert (await anext(events)).message == "5"
 

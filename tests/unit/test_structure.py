@@ -150,3 +150,16 @@ def test_no_class_has_outgrown_its_purpose(package: str) -> None:
 def test_what_counts_as_a_foreign_private_member(source: str, count: int) -> None:
     """A module may use the private members that it defines itself."""
     assert len(foreign_private_members(ast.parse(source))) == count
+
+
+def test_log_lines_of_the_client_carry_their_fields() -> None:
+    """A line that says `session_warning` alone helps nobody: each logger is an `EventLogger`."""
+    own = ("batchflow/support/event_log.py", "batchflow/cli/", "batchflow/local/")
+    found = [
+        f"{name} line {node.lineno}"
+        for name, tree in sources("batchflow")
+        if not name.startswith(own)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "getLogger"
+    ]
+    assert found == []

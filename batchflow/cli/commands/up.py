@@ -20,6 +20,7 @@ from batchflow.cli.exits import CommandError, Exit
 from batchflow.config.loader import local_cloud_file
 from batchflow.settings import PREFIX, Settings
 from batchflow.support.progress_report import counted
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from batchflow.local.server import Ports
@@ -111,7 +112,7 @@ async def _keep(
             _print(invocation, variables)
             text = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
             terminal.note(f"ready: {text} each; Ctrl-C ends it")
-            await asyncio.to_thread(remove_abandoned)
+            await in_thread(remove_abandoned)
             await show(settings, stop, cloud.errors)
     finally:
         await cloud.aclose()

@@ -12,6 +12,10 @@ The checkpoint lies in the Service Bus session state. Rules:
   was consumed and not completed is redelivered, and so may be the outcome of a task that ran twice.
 - Until the checkpoint was read it is not known what earlier holders are owed; what this holder is handed
   meanwhile is kept as its own progress, and is saved with the checkpoint.
+- `holder` is the incarnation that may have delivered more than the checkpoint counts. It is entered before
+  the first outcome is received, and taken out by a save after which nothing is delivered. A later holder that
+  finds it marks as `repeated` what the broker got before that holder had certainly lost the mailbox. So the
+  mark depends neither on how a holder ended nor on holders in between.
 - A journal, where there is one, is written before the checkpoint, and what is in it counts as delivered
   even if the checkpoint differs: the checkpoint is saved later, and a crash may come between.
 - What is to be saved is taken together with the promise that it will be: when the saving fails, all of it is
@@ -21,8 +25,6 @@ The checkpoint lies in the Service Bus session state. Rules:
 from __future__ import annotations
 
 import zlib
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -30,6 +32,7 @@ import orjson
 
 from batchflow.errors import ProtocolError
 from batchflow.protocol.wire import split_uid
+from batchflow.support.ranges import Ranges
 
 
 class DeliveryJournal(Protocol):
@@ -38,7 +41,7 @@ class DeliveryJournal(Protocol):
     def __contains__(self, uid: str, /) -> bool: ...
 
     def record(self, uid: str) -> None:
-        """Return when the uid is stored. Raises OSError."""
+        """Return when the uid is stored. Raises `JournalError`."""
 
 
 class DeliveryRecord:
@@ -51,6 +54,8 @@ class DeliveryRecord:
         self.checkpoint: Checkpoint = Checkpoint(incarnations={incarnation: IncarnationProgress()})
         self._journal = journal
         self._dirty = False
+        self._saving_changes = False
+        """Whether the save under way says more than that nothing is delivered any more."""
 
     @property
     def _progress(self) -> IncarnationProgress:
@@ -62,34 +67,49 @@ class DeliveryRecord:
             return found.epoch > self.checkpoint.epoch
         return found.was_replaced(self.incarnation, self._progress)
 
-    def enter(self, found: Checkpoint) -> int:
+    def enter(self, found: Checkpoint, *, lost_by: float = 0.0) -> int:
         """Make this the holder in the checkpoint that was found. Returns the outcomes owed to earlier ones.
 
-        Save it, then `load` it.
+        Save it, then `load` it. `lost_by`: when the holder that was found had lost the mailbox, by the
+        broker's clock.
         """
-        return found.open(self.incarnation, self._progress)
+        return found.open(self.incarnation, self._progress, lost_by=lost_by)
 
     def load(self, entered: Checkpoint) -> None:
         self.checkpoint = entered
         self.loaded = True
 
-    def is_behind(self, submitted: int) -> bool:
-        """Return whether there is something to save. `submitted`: tasks that the broker took or refused."""
-        return self._dirty or self._progress.submitted != submitted
+    def is_behind(self, submitted: int, *, last: bool = False) -> bool:
+        """Return whether there is something to save. `submitted`: tasks that the broker took or refused.
 
-    def to_save(self, submitted: int) -> bytes:
-        """Return the checkpoint to save. Call `not_saved` when the saving failed."""
+        `last`: see `to_save`.
+        """
+        behind = self._dirty or self._progress.submitted != submitted
+        return behind or (last and self.checkpoint.holder is not None)
+
+    def to_save(self, submitted: int, *, last: bool = False) -> bytes:
+        """Return the checkpoint to save. Call `not_saved` when the saving failed.
+
+        `last`: nothing is delivered from now on, so that the checkpoint counts all that was.
+        """
+        self._saving_changes = self.is_behind(submitted)
+        self.checkpoint.holder = None if last else self.incarnation
         self._progress.submitted = submitted
         self._dirty = False
         return self.checkpoint.encode()
 
     def not_saved(self) -> None:
-        self._dirty = True
+        self._dirty |= self._saving_changes
+        self.checkpoint.holder = self.incarnation
 
     def consume(self, uid: str) -> None:
-        """Note that an outcome was delivered, or never comes in a message. With a journal: raises OSError."""
+        """Note that an outcome was delivered. With a journal: raises `JournalError`, and it was not."""
         if self._journal is not None:
             self._journal.record(uid)
+        self.withdraw(uid)
+
+    def withdraw(self, uid: str) -> None:
+        """Note that an outcome never comes in a message, so that no later holder waits for it."""
         self._dirty |= self.checkpoint.consume(*split_uid(uid))
 
     def is_consumed(self, uid: str) -> bool:
@@ -107,70 +127,22 @@ class DeliveryRecord:
         """Return whether `enter` counted it."""
         return self.checkpoint.is_owed(*split_uid(uid))
 
+    def may_be_repeated(self, enqueued_at: float, *, undated: bool) -> bool:
+        """Return whether an earlier holder may have delivered an outcome that the broker got at this moment.
+
+        `undated`: the moment says nothing. The message is a dead letter that was sent again, or that holder
+        had cancelled the task and may have told the outcome itself.
+        """
+        until = self.checkpoint.repeated_until
+        return enqueued_at <= until or (undated and until > 0)
+
 
 VERSION: Final = 1
 """The version of the document that is saved."""
+UNKNOWN: Final = ""
+"""The holder in a checkpoint that does not name it."""
 REMEMBERED: Final = 500
 """Settled incarnations that a checkpoint keeps."""
-
-
-@dataclass(slots=True)
-class Ranges:
-    """A set of whole numbers that mostly stand in rows: disjoint intervals, both ends included, sorted."""
-
-    _firsts: list[int] = field(default_factory=list)
-    _lasts: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, intervals: Iterable[tuple[int, int]]) -> Ranges:
-        """Make a set of intervals. Raises ValueError when they are not sorted or not disjoint."""
-        ranges = cls()
-        for first, last in intervals:
-            if first > last or (ranges._lasts and first <= ranges._lasts[-1] + 1):
-                raise ValueError(f"interval {first}..{last} is out of order")
-            ranges._firsts.append(first)
-            ranges._lasts.append(last)
-        return ranges
-
-    def add(self, number: int) -> bool:
-        """Add a number; return False when it was there already."""
-        firsts, lasts = self._firsts, self._lasts
-        at = bisect_right(firsts, number)
-        if at and number <= lasts[at - 1]:
-            return False
-        after_left = at > 0 and lasts[at - 1] == number - 1
-        before_right = at < len(firsts) and firsts[at] == number + 1
-        if after_left and before_right:
-            lasts[at - 1] = lasts.pop(at)
-            del firsts[at]
-        elif after_left:
-            lasts[at - 1] = number
-        elif before_right:
-            firsts[at] = number
-        else:
-            firsts.insert(at, number)
-            lasts.insert(at, number)
-        return True
-
-    def __contains__(self, number: int) -> bool:
-        at = bisect_right(self._firsts, number)
-        return at > 0 and number <= self._lasts[at - 1]
-
-    def covers(self, other: Ranges) -> bool:
-        """Tell whether all members of the other one are in this."""
-        for first, last in other:
-            at = bisect_right(self._firsts, first)
-            if not at or last > self._lasts[at - 1]:
-                return False
-        return True
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Iterate over the intervals."""
-        return zip(self._firsts, self._lasts, strict=True)
-
-    def count_below(self, limit: int) -> int:
-        """Return how many members are below `limit`."""
-        return sum(min(last, limit - 1) - first + 1 for first, last in self if first < limit)
 
 
 @dataclass(slots=True)
@@ -198,14 +170,27 @@ class Checkpoint:
 
     epoch: int = 0
     incarnations: dict[str, IncarnationProgress] = field(default_factory=dict)
+    holder: str | None = None
+    """The incarnation that may have delivered more than is consumed here; None: there is none.
+
+    `UNKNOWN` in a document of a batchflow that did not write it.
+    """
+    repeated_until: float = 0.0
+    """Earlier holders may have delivered what the broker got until then. By the broker's clock."""
     _adopted: dict[str, Ranges] = field(default_factory=dict)
     """Outcomes for earlier holders that this one has, shown or to be shown. Not saved."""
 
-    def open(self, incarnation: str, progress: IncarnationProgress | None = None) -> int:
+    def open(
+        self, incarnation: str, progress: IncarnationProgress | None = None, *, lost_by: float = 0.0
+    ) -> int:
         """Begin a new holder. Returns how many outcomes earlier ones are owed.
 
-        `progress`: its own, if it consumed outcomes before it could read the checkpoint.
+        `progress`: its own, if it consumed outcomes before it could read the checkpoint. `lost_by`: see
+        `DeliveryRecord.enter`.
         """
+        if self.holder not in (None, incarnation):
+            self.repeated_until = max(self.repeated_until, lost_by)
+        self.holder = incarnation
         self.epoch += 1
         settled = [name for name, progress in self.incarnations.items() if not progress.owed]
         for name in settled[:-REMEMBERED]:
@@ -243,7 +228,13 @@ class Checkpoint:
             name: {"submitted": progress.submitted, "consumed": list(progress.consumed)}
             for name, progress in self.incarnations.items()
         }
-        document = {"v": VERSION, "epoch": self.epoch, "pages": incarnations}
+        document = {
+            "v": VERSION,
+            "epoch": self.epoch,
+            "pages": incarnations,
+            "holder": self.holder,
+            "repeated_until": self.repeated_until,
+        }
         return zlib.compress(orjson.dumps(document), 1)
 
     @classmethod
@@ -260,6 +251,11 @@ class Checkpoint:
             incarnations = {
                 str(name): IncarnationProgress.read(progress) for name, progress in document["pages"].items()
             }
-            return cls(int(document["epoch"]), incarnations)
+            return cls(
+                int(document["epoch"]),
+                incarnations,
+                document.get("holder", UNKNOWN),
+                float(document.get("repeated_until", 0.0)),
+            )
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"a mailbox's checkpoint that cannot be read: {error!r}") from error

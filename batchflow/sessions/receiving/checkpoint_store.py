@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
+import errno
 import os
+import time
 from typing import TYPE_CHECKING, Final
 
-from batchflow.errors import ConfigurationError, MailboxInUse, ProtocolError
+import anyio
+
+from batchflow.errors import BrokerError, ConfigurationError, JournalError, MailboxInUse, ProtocolError
 from batchflow.protocol.wire import split_uid
-from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord, Ranges
+from batchflow.sessions.receiving.checkpoint import UNKNOWN, Checkpoint, DeliveryRecord
+from batchflow.support.backoff import Backoff
+from batchflow.support.event_log import event_logger
+from batchflow.support.ranges import Ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.ports.broker import Mailbox
     from batchflow.sessions.context import SessionContext
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 SAVE_INTERVAL: Final = 1.0
 """Maximum number of seconds between two saves while there is something to save."""
@@ -58,17 +67,28 @@ class Journal:
         return incarnation in self._known and sequence in self._known[incarnation]
 
     def record(self, uid: str) -> None:
-        """Return when the disk has the uid. Raises OSError."""
-        if uid not in self and not self._file.closed:
+        """Return when the disk has the uid. Raises `JournalError`; then the file is as it was."""
+        if uid in self or self._file.closed:
+            return
+        try:
             end = self._file.seek(0, os.SEEK_END)
             try:
-                self._file.write(uid.encode("ascii"))
+                self._write(uid.encode("ascii"))
                 os.fsync(self._file.fileno())
-                self._file.write(b"\n")
+                self._write(b"\n")
             except OSError:
                 self._file.truncate(end)
                 raise
-            self._add(uid)
+        except OSError as error:
+            raise JournalError(
+                f"journal {self._file.name!r} cannot be written: {error}. The result is not delivered: free "
+                "space, and make the call again"
+            ) from error
+        self._add(uid)
+
+    def _write(self, data: bytes) -> None:
+        if self._file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         self._file.close()
@@ -82,28 +102,39 @@ class CheckpointStore:
         self._context = context
         self._journal = None if journal is None else Journal(journal)
         self.record = DeliveryRecord(context.incarnation, self._journal)
+        self._loaded = asyncio.Event()
+        self._saving = anyio.Lock()
+        """One save at a time: a second one waits, because the first may fail and say so too late."""
 
     @property
     def loaded(self) -> bool:
         """Whether it is known what earlier holders are owed."""
         return self.record.loaded
 
-    async def load(self, mailbox: Mailbox) -> None:
+    async def until_loaded(self) -> None:
+        """Return when it is known what earlier holders are owed. Safe to cancel."""
+        await self._loaded.wait()
+
+    async def load(self, mailbox: Mailbox, lost_by: Callable[[str], float]) -> None:
         """Take the mailbox over from its earlier holders.
 
-        Raises `BrokerError`: `MailboxInUse` when a later one had it before this one came to it.
+        `lost_by`: when that holder had certainly lost the mailbox, by the broker's clock. Raises
+        `BrokerError`: `MailboxInUse` when a later holder had it before this one came to it.
         """
         notices, record = self._context.notices, self.record
         try:
             checkpoint = Checkpoint.decode(await mailbox.get_state())
         except ProtocolError as error:
             notices.warn(f"what earlier holders of this mailbox have read is not known: {error}")
-            checkpoint = Checkpoint()
+            checkpoint = Checkpoint(holder=UNKNOWN)
         if record.was_replaced(checkpoint):
             raise self._taken_over()
-        owed = record.enter(checkpoint)
+        owed = record.enter(
+            checkpoint, lost_by=0.0 if checkpoint.holder is None else lost_by(checkpoint.holder)
+        )
         await mailbox.set_state(checkpoint.encode())
         record.load(checkpoint)
+        self._loaded.set()
         self._context.tracker.expect(owed)
         if owed:
             notices.inform(f"{owed} outcomes are owed to earlier holders of this mailbox")
@@ -120,19 +151,61 @@ class CheckpointStore:
     def _taken_over(self) -> MailboxInUse:
         return MailboxInUse(f"taken over: another client has opened {self._context.name!r} meanwhile")
 
-    async def save(self, mailbox: Mailbox, submitted: int) -> None:
+    async def until_saved(self, mailbox: Callable[[], Mailbox], passed: Callable[[], int]) -> None:
+        """Save what is not saved, again while that fails. Safe to cancel. `mailbox` and `passed`: see `save`.
+
+        Raises `BrokerError` when it fails for `session.patience` seconds, `SessionClosed` when the session
+        ends before. An error that does not pass ends the session: see `ResultReceiver`.
+        """
+        if self.is_saved(passed()):
+            return
+        backoff, patience = Backoff(longest=SAVE_INTERVAL), self._context.settings.patience
+        until = time.monotonic() + patience
+        while True:
+            self._context.lifetime.check_not_ended()
+            try:
+                await self.save(mailbox, passed)
+            except BrokerError as error:
+                if time.monotonic() > until:
+                    raise BrokerError(
+                        f"the broker has the tasks, but the session's checkpoint was not saved in "
+                        f"{patience:.0f} s: a later session of this name may not wait for them: {error}",
+                        retryable=True,
+                    ) from error
+            else:
+                return
+            if self.loaded:
+                await backoff.wait()
+            else:
+                with anyio.move_on_after(SAVE_INTERVAL):
+                    await self.until_loaded()
+
+    def is_saved(self, submitted: int) -> bool:
+        """Return whether there is nothing to save. `submitted`: tasks that the broker took or refused."""
+        return not (self._saving.locked() or self.record.is_behind(submitted))
+
+    async def save(
+        self, mailbox: Callable[[], Mailbox], passed: Callable[[], int], *, last: bool = False
+    ) -> None:
         """Return when all that was consumed until now is saved. Raises `BrokerError`.
 
-        `submitted`: tasks that the broker has accepted or refused.
+        `mailbox`: the one that is held, or raises `BrokerError`. `passed`: how many tasks the broker has
+        accepted or refused. `last`: nothing is delivered after this.
         """
-        if not self.record.is_behind(submitted):
-            return
-        state = self.record.to_save(submitted)
-        try:
-            await mailbox.set_state(state)
-        except BaseException:
-            self.record.not_saved()
-            raise
+        async with self._saving:
+            held = mailbox()
+            if not self.loaded:
+                raise BrokerError(
+                    f"the state of mailbox {held.session_id!r} was not read yet", retryable=True
+                )
+            if not self.record.is_behind(passed(), last=last):
+                return
+            state = self.record.to_save(passed(), last=last)
+            try:
+                await held.set_state(state)
+            except BaseException:
+                self.record.not_saved()
+                raise
 
     def close(self) -> None:
         if self._journal is not None:

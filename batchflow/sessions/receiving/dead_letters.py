@@ -8,7 +8,6 @@ queue's dead letters, or send results, leaves them to other clients.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from typing import TYPE_CHECKING, Final
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import BrokerError, ConfigurationError, ProtocolError
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of
+from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of, resent_id
 from batchflow.protocol.layout import queue_for
 from batchflow.support.closing import Closes
+from batchflow.support.event_log import event_logger
+from batchflow.support.recovery import Recovery, recovery_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from batchflow.ports.broker import Delivery, Sender
     from batchflow.sessions.context import SessionContext
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _FIRST: Final = 2.0
 """Seconds from the opening to the first look, so that the look does not delay the first tasks."""
@@ -60,7 +61,7 @@ class DeadLetterHandler:
                 try:
                     await self._empty(queue, tasks=queue in manifest.task_queues)
                 except BrokerError as error:
-                    if not error.retryable:
+                    if recovery_of(error) is Recovery.END:
                         self._closed.add(queue)
                     logger.info("dead_letters_failed", extra={"queue": queue.entity, "error": str(error)})
 
@@ -113,7 +114,7 @@ class DeadLetterHandler:
     def _resend(self, message: Delivery) -> Iterator[OutgoingMessage]:
         """Yield the message under another id: the broker would drop the first id as a duplicate."""
         wire.decode(message.body)
-        message_id = f"{self._context.incarnation}-again-{message.sequence_number}"
+        message_id = resent_id(self._context.incarnation, message.sequence_number)
         yield OutgoingMessage(message.body, message_id, session_id=message.session_id)
 
 

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from batchflow.errors import LeaseLost, ProtocolError, ServiceError
 from batchflow.model import Event
 from batchflow.protocol import wire
+from batchflow.protocol.dead_letters import is_resent
 from batchflow.protocol.values.received import ValueReader
 from batchflow.protocol.wire import EventItem, Reference, ResultItem
 from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled, Tracker
@@ -150,16 +151,15 @@ class MailboxState(Generic[Attachment]):
         record: DeliveryRecord | None,
         on_completable: Callable[[], None],
         reader: ValueReader | None = None,
+        was_cancelled: Callable[[str, int], bool] = lambda _incarnation, _sequence: False,
     ) -> None:
-        """`record`: of a session that can be found again by its name.
-
-        `on_completable` is called whenever a message became completable. `reader` opens values.
+        """`record`: of a session that can be found again by its name. `on_completable` is called whenever a
+        message became completable. `reader` opens values. `was_cancelled`: whether an earlier incarnation
+        had cancelled this task.
         """
         self._reader = reader or ValueReader()
         self.attachment: Attachment | None = None
         """The current attachment; None while the mailbox is lost."""
-        self.predecessor_until: float | None = None
-        """Until when an earlier holder that was not closed may have lived, by the broker's clock."""
         self.held = 0
         """Messages with an outcome that is not delivered."""
         self.held_bytes = 0
@@ -184,6 +184,7 @@ class MailboxState(Generic[Attachment]):
         self._limits = limits
         self._record = record
         self._on_completable = on_completable
+        self._was_cancelled = was_cancelled
         self._compact_at = _COMPACT_FROM
         self._read_bytes = 0
         """Bytes of messages that were delivered since `fresh` was compacted."""
@@ -362,7 +363,8 @@ class MailboxState(Generic[Attachment]):
         acknowledgement: Acknowledgement,
     ) -> None:
         """Record a result for a task that an earlier holder of this mailbox submitted."""
-        until = self.predecessor_until
+        record, delivery = self._record, message.delivery
+        undated = is_resent(delivery.message_id) or self._was_cancelled(*wire.split_uid(item.uid))
         entry = Entry(
             sequence=sequence,
             index=sequence,
@@ -373,9 +375,9 @@ class MailboxState(Generic[Attachment]):
             job=item.job,
             submitted_at=item.submitted_at,
             tag=item.tag,
-            repeated=until is not None and message.delivery.enqueued_at <= until,
+            repeated=record is not None and record.may_be_repeated(delivery.enqueued_at, undated=undated),
         )
-        owed = self._record is not None and self._record.is_owed(item.uid)
+        owed = record is not None and record.is_owed(item.uid)
         self._tracker.adopt(entry, item, self._recorded(item, acknowledgement), owed=owed)
         self._shown(entry, message)
 
@@ -417,6 +419,10 @@ class MailboxState(Generic[Attachment]):
             entry = self.fresh.popleft()
             if entry.acknowledgement is not None and isinstance(entry.outcome, ResultItem):
                 yield entry, entry.outcome
+
+    def keep(self, entry: Entry) -> None:
+        """Note that an outcome that `overflow` yielded last stays in memory."""
+        self.fresh.appendleft(entry)
 
     def spill(self, entry: Entry, place: Spilled) -> None:
         """Note that an outcome is on disk."""

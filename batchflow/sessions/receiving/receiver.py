@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import math
 import random
+import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import anyio
 import orjson
@@ -42,6 +41,8 @@ from batchflow.sessions.receiving.spill_file import SpillFile
 from batchflow.sessions.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
 from batchflow.support.cadence import sleep_until_turn
+from batchflow.support.event_log import event_logger
+from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
     from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
+
+Ts = TypeVarTuple("Ts")
 
 _RECEIVE_WAIT: Final = 30.0
 """Seconds of one wait for a message; after it the next wait begins."""
@@ -64,7 +67,7 @@ _COMPLETABLE_AT_ONCE: Final = 64
 """Completable messages for which the checkpoint is saved at once."""
 _COMPLETABLE_BYTES_AT_ONCE: Final = 1 << 20
 """The same in bytes: the broker's client holds each message until it is completed."""
-_SETTLE_SHARE: Final = 0.25
+_SETTLE_SHARE: Final = 0.125
 """Share of the time for closing that a round of completions may take. The rest is left to the mailbox's
 next attachment."""
 _LOCK_GRACE: Final = 30.0
@@ -88,19 +91,24 @@ class ResultReceiver:
         reader: ValueReader,
         *,
         living_holder: Callable[[], Awaitable[str | None]],
+        gone_by: Callable[[str], float | None],
         confirmed: Callable[[int], None],
+        was_cancelled: Callable[[str, int], bool],
         passed: Callable[[], int],
     ) -> None:
         """`checkpoint`: of a session that can be found again by its name. `reader` opens values.
 
-        `living_holder`: names another client that shows signs of life in the mailbox. `confirmed`: called
-        with the number of a task for which a message came although it had an outcome. `passed`: how many
+        `living_holder`: names another client that shows signs of life in the mailbox. `gone_by`: when an
+        earlier holder was dead, by the services' clock, as far as its signs of life say. `confirmed`: called
+        with the number of a task for which a message came although it had an outcome. `was_cancelled`:
+        whether an earlier session of this name had cancelled a task of its incarnation. `passed`: how many
         tasks the broker has accepted or refused.
         """
         self._context = context
         self._outcomes = outcomes
         self._checkpoint = checkpoint
         self._living_holder = living_holder
+        self._gone_by = gone_by
         self._confirmed = confirmed
         self._passed = passed
         self._runtime = context.runtime
@@ -114,6 +122,7 @@ class ResultReceiver:
         self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
         self._reader = reader
         self._spill = SpillFile(reader)
+        self._spilling_fails = False
         settings = context.settings
         self.state = MailboxState[Mailbox](
             context.incarnation,
@@ -122,6 +131,7 @@ class ResultReceiver:
             None if checkpoint is None else checkpoint.record,
             self._on_completable,
             reader,
+            was_cancelled,
         )
 
     @property
@@ -138,10 +148,12 @@ class ResultReceiver:
         backoff = Backoff(0.5)
         clock = asyncio.get_running_loop().time
         until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
+        waited = False
         while True:
             try:
                 self.state.attachment = await self._open_once()
             except MailboxInUse as error:
+                waited = True
                 if (holder := await self._living_holder()) is not None:
                     what = f"mailbox {self._id!r} is held by {holder}"
                     raise MailboxInUse(f"{what}: close it there, or take another session name") from error
@@ -154,6 +166,8 @@ class ResultReceiver:
                 )
                 await backoff.wait()
             else:
+                if waited:
+                    await self._other_holder()  # it may have lived on meanwhile
                 return
 
     async def _open_once(self) -> Mailbox:
@@ -185,27 +199,34 @@ class ResultReceiver:
         if mailbox is not None:
             await mailbox.aclose()
 
-    async def run(self, predecessor_until: float | None) -> None:
-        """Receive until cancelled; a lost lock or link is opened again.
-
-        `predecessor_until`: until when an earlier holder that was not closed may have lived.
-        """
-        self.state.predecessor_until = predecessor_until
+    async def run(self) -> None:
+        """Receive until cancelled; a lost lock or link is opened again."""
         while self._checkpoint is not None and not self._checkpoint.loaded:
-            async with self._reopening():
-                assert self.mailbox is not None
-                await self._checkpoint.load(self.mailbox)
-                self._outcomes.change.notify()
+            await self._recovering(self._load, self._checkpoint)
         while True:
-            async with self._reopening():
-                assert self.mailbox is not None
-                delivery = await self.mailbox.receive(_RECEIVE_WAIT)
-                self._health.worked()
-                if delivery is not None:
-                    self._check_ours()
-                    message = ResultMessage(delivery, self.mailbox)
-                    del delivery  # with its body, which would be held until the next one comes
-                    self._take(self.state.accept(message))
+            await self._recovering(self._receive)
+
+    async def _load(self, checkpoint: CheckpointStore) -> None:
+        assert self.mailbox is not None
+        await checkpoint.load(self.mailbox, self._lost_by)
+        self._outcomes.change.notify()
+
+    async def _receive(self) -> None:
+        assert self.mailbox is not None
+        delivery = await self.mailbox.receive(_RECEIVE_WAIT)
+        self._health.worked()
+        if delivery is not None:
+            self._check_ours()
+            message = ResultMessage(delivery, self.mailbox)
+            del delivery  # with its body, which would be held until the next one comes
+            self._take(self.state.accept(message))
+
+    def _lost_by(self, holder: str) -> float:
+        """Return when an earlier holder had lost the mailbox for certain, by the broker's clock."""
+        assert self.mailbox is not None
+        locked_until, gone_by = self.mailbox.locked_until, self._gone_by(holder)
+        lost_by = math.inf if locked_until is None else locked_until - self._runtime.manifest.lock_duration
+        return lost_by if gone_by is None else min(lost_by, gone_by)
 
     async def keep(self) -> None:
         """Renew the mailbox's lock at a third of its time."""
@@ -237,26 +258,49 @@ class ResultReceiver:
             self._many_completable.clear()
             await self.flush_settlements(close_timeout)
 
-    async def save_checkpoint(self) -> bool:
-        """Return whether what was delivered until now may be completed. A failed save is tried again."""
-        if self._checkpoint is None:
-            return True
-        if self.mailbox is None or not self._checkpoint.loaded:
-            return False
+    async def _save_checkpoint(self, *, last: bool = False) -> None:
+        """Return when what was delivered until now may be completed. Raises `BrokerError` if it may not."""
+        if self._checkpoint is not None:
+            await self._checkpoint.save(self._attached, self._passed, last=last)
+
+    def _attached(self) -> Mailbox:
+        if self.mailbox is None:
+            raise LeaseLost(f"mailbox {self._id!r} is being opened again", retryable=True)
+        return self.mailbox
+
+    async def until_saved(self) -> None:
+        """Return when the checkpoint counts all tasks that the broker has accepted; see `CheckpointStore`."""
+        if self._checkpoint is not None:
+            await self._checkpoint.until_saved(self._attached, self._passed)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a later session of this name learns all that this one has sent and delivered."""
+        return self._checkpoint is None or self._checkpoint.is_saved(self._passed())
+
+    async def conclude(self, close_timeout: float) -> None:
+        """Save the last checkpoint and complete what was delivered, again while that fails."""
+        backoff = Backoff()
+        while not await self.flush_settlements(close_timeout, last=True) or self.state.completable:
+            await backoff.wait()
+
+    async def flush_settlements(self, close_timeout: float, *, last: bool = False) -> bool:
+        """Complete what is due, and return whether the checkpoint was saved.
+
+        A round that began also ends, because what was delivered must not be redelivered. `last`: nothing is
+        delivered after this.
+        """
+        completable = self.state.take_completable()
         try:
-            await self._checkpoint.save(self.mailbox, self._passed())
+            await self._save_checkpoint(last=last)
         except BrokerError as error:
             # The receiving side meets the same problem, and opens the mailbox again.
-            logger.warning("checkpoint_not_saved", extra={"mailbox": self._id, "error": str(error)})
-            return False
-        return True
-
-    async def flush_settlements(self, close_timeout: float) -> None:
-        """Complete what is due. A round that began also ends: what was delivered must not be redelivered."""
-        completable = self.state.take_completable()
-        if not await self.save_checkpoint():
             self.state.put_back(completable)
-            return
+            logger.info("checkpoint_not_saved", extra={"mailbox": self._id, "error": str(error)})
+            return False
+        except BaseException:
+            self.state.put_back(completable)
+            raise
         while completable:
             batch, completable = completable[:_SETTLE_AT_ONCE], completable[_SETTLE_AT_ONCE:]
             with anyio.move_on_after(close_timeout * _SETTLE_SHARE, shield=True):
@@ -266,6 +310,7 @@ class ResultReceiver:
                 async with task_group() as group:
                     for message in batch:
                         group.start_soon(self._complete, message)
+        return True
 
     async def _complete(self, message: ResultMessage[Mailbox]) -> None:
         try:
@@ -278,19 +323,21 @@ class ResultReceiver:
         for blob in message.blobs:
             self._context.delete_later(self._runtime.out, blob, "delete a result's blob")
 
-    @asynccontextmanager
-    async def _reopening(self) -> AsyncIterator[None]:
+    async def _recovering(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
+        """Make a step. After an error, do what `recovery_of` says, and return for the next step."""
         try:
-            yield
-        except LeaseLost as error:
-            self._context.notices.warn(f"the mailbox was lost and is opened again: {error}")
-            await self._reopen()
+            await step(*args)
         except BrokerError as error:
-            if not error.retryable:
-                raise
-            self._context.notices.warn(f"no results at present, trying again: {error}")
-            self._health.failed(error)
-            await asyncio.sleep(random.uniform(0.1, 1.0))
+            match recovery_of(error):
+                case Recovery.END:
+                    raise
+                case Recovery.REOPEN:
+                    self._context.notices.warn(f"the mailbox was lost and is opened again: {error}")
+                    await self._reopen()
+                case Recovery.RETRY:
+                    self._context.notices.warn(f"no results at present, trying again: {error}")
+                    self._health.failed(error)
+                    await asyncio.sleep(random.uniform(0.1, 1.0))
 
     async def _reopen(self) -> None:
         """Attach again. Raises `MailboxInUse` when another holder lives, or had the mailbox meanwhile."""
@@ -302,16 +349,11 @@ class ResultReceiver:
         while not self.held:
             try:
                 await self._win_back()
-            except MailboxInUse as error:
-                if not error.retryable:
-                    raise
-                if (holder := await self._other_holder()) is not None:
-                    raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
-                self._health.failed(error)
-                await backoff.wait()
             except BrokerError as error:
-                if not error.retryable:
+                if recovery_of(error) is Recovery.END:
                     raise
+                if isinstance(error, MailboxInUse) and (holder := await self._other_holder()) is not None:
+                    raise MailboxInUse(f"mailbox {self._id!r} was taken over by {holder}") from error
                 self._health.failed(error)
                 await backoff.wait()
         self._health.worked()
@@ -340,7 +382,23 @@ class ResultReceiver:
             self._perform(command)
         self._outcomes.change.notify()
         for entry, outcome in self.state.overflow():
-            self.state.spill(entry, self._spill.write(outcome))
+            try:
+                place = self._spill.write(outcome)
+            except OSError as error:
+                self.state.keep(entry)
+                self._tell_spilling(error)
+                return
+            self.state.spill(entry, place)
+            self._spilling_fails = False
+
+    def _tell_spilling(self, error: OSError) -> None:
+        """Warn once that results stay in memory. The next result that comes tries again."""
+        if not self._spilling_fails:
+            self._spilling_fails = True
+            self._context.notices.warn(
+                f"unread results stay in memory, because no temporary file can be written: {error}. Read "
+                f"results, or free space in {tempfile.gettempdir()} (TMPDIR)"
+            )
 
     def _perform(self, command: MailboxCommand) -> None:
         context = self._context

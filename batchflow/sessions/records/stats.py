@@ -117,6 +117,7 @@ class _CountedMailbox(_Counted[Mailbox]):
     def __init__(self, link: Mailbox, counter: LinkCounter) -> None:
         super().__init__(link, counter)
         self.session_id = link.session_id
+        self.locked_until = link.locked_until
 
     async def receive(self, max_wait: float) -> Delivery | None:
         delivery = await self._link.receive(max_wait)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from batchflow.errors import StorageError
+from batchflow.support.event_log import event_logger
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from batchflow.support.background import Background
 
-logger = logging.getLogger(__name__)
+logger = event_logger(__name__)
 
 _DELETIONS: Final = 16
 """Blobs that are deleted at once."""

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.errors import ProtocolError
-from batchflow.sessions.receiving.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress, Ranges
+from batchflow.sessions.receiving.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress
+from batchflow.support.ranges import Ranges
 
 
 @given(st.lists(st.integers(0, 60)))

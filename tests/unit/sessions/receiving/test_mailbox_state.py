@@ -92,13 +92,13 @@ class AttachedMailbox:
         return spilled
 
 
-def a_record(*, submitted: int = 0, journal: Any = None) -> DeliveryRecord:
+def a_record(*, submitted: int = 0, journal: Any = None, lost_by: float = 0.0) -> DeliveryRecord:
     """Loaded; an earlier holder, "old", has submitted so many tasks and read nothing."""
     checkpoint = Checkpoint()
     checkpoint.open("old")
     checkpoint.incarnations["old"].submitted = submitted
     record = DeliveryRecord("me", journal)
-    record.enter(checkpoint)
+    record.enter(checkpoint, lost_by=lost_by)
     record.load(checkpoint)
     return record
 
@@ -227,9 +227,8 @@ def test_own_outcome_takes_the_acknowledgement_of_a_late_message() -> None:
 
 def test_result_of_an_earlier_holder_is_adopted_once() -> None:
     """It is counted among ours where it was owed, and marked where its holder may have shown it."""
-    mailbox = AttachedMailbox(record=a_record(submitted=1))
+    mailbox = AttachedMailbox(record=a_record(submitted=1, lost_by=10.0))
     mailbox.tracker.expect(1)
-    mailbox.state.predecessor_until = 10.0
     received = result(0, "theirs", incarnation="old")
     assert mailbox.state.accept(message("first", received)) == []
     assert mailbox.state.accept(message("first", received)) == []
