@@ -63,6 +63,9 @@ class _Form:
             return self._mapping(dict(dict.items(value)), depth + 1)
         if isinstance(value, (set, frozenset)):
             return self._items(_sorted(value), depth + 1)
+        if isinstance(value, (list, tuple)):
+            base = list if isinstance(value, list) else tuple
+            return self._items(list(base.__iter__(value)), depth + 1)  # what a subclass says is not asked
         if isinstance(value, _LISTED) or type(value).__name__ == "deque":
             return self._items([*value], depth + 1)
         return self._object(value, depth + 1)
@@ -111,8 +114,6 @@ class _NoForm(Exception):
 
 
 _LISTED: Final[tuple[Any, ...]] = (
-    list,
-    tuple,
     range,
     type({}.keys()),
     type({}.values()),
@@ -137,10 +138,11 @@ def _number(value: float) -> float:
 
 
 def _sorted(values: Any) -> list[Any]:
+    items = list((set if isinstance(values, set) else frozenset).__iter__(values))
     try:
-        return sorted(values)
+        return sorted(items)
     except TypeError:
-        return list(values)
+        return items
 
 
 def _key(key: Any) -> str:

@@ -79,6 +79,19 @@ def test_what_would_be_lost_has_no_form(value: Any, place: str) -> None:
     assert caught.value.text("result").startswith(place)
 
 
+class _Liar(list[Any]):
+    def __len__(self) -> int:
+        return 10**12
+
+    def __iter__(self) -> Any:
+        raise AssertionError("its own code does not run")
+
+
+def test_a_list_that_lies_about_its_size_is_what_it_holds() -> None:
+    """What a subclass says of itself is not asked."""
+    assert json_form({"a": _Liar([1, 2])}) == {"a": [1, 2]}
+
+
 def test_another_thing_may_stand_for_what_has_no_form() -> None:
     """For those who show values."""
     assert json_form({"a": (1, b"x"), "b": math.nan}, otherwise=repr) == {"a": [1, "b'x'"], "b": "nan"}
