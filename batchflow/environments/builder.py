@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import anyio.to_thread
 
 from batchflow.environments import uv
 from batchflow.environments.requirements import RequirementSet
 from batchflow.environments.uv import TargetPython
 from batchflow.support.frozen import frozen
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     import tarfile
@@ -73,11 +73,11 @@ class EnvironmentBuilder:
 
     async def _lock(self, requirements: RequirementSet, target: TargetPython) -> str:
         file = self._cache / f"lock-{requirements.digest[:32]}-{target.python}-{target.platform}.txt"
-        if (kept := await anyio.to_thread.run_sync(_read_if_fresh, file)) is not None:
+        if (kept := await in_thread(_read_if_fresh, file)) is not None:
             return kept
         with tempfile.TemporaryDirectory(prefix="batchflow-") as scratch:
             text = await uv.lock(requirements, target, Path(scratch))
-        await anyio.to_thread.run_sync(_write, file, text.encode())
+        await in_thread(_write, file, text.encode())
         return text
 
     async def build(self, locked: LockedEnvironment, report: Callable[[str], object]) -> Path:
@@ -96,7 +96,7 @@ class EnvironmentBuilder:
                 site = Path(scratch) / "site"
                 site.mkdir()
                 await uv.install(locked.text, locked.target, site)
-                await anyio.to_thread.run_sync(_pack, site, archive)
+                await in_thread(_pack, site, archive)
         return archive
 
 

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-import anyio.to_thread
-
 from batchflow.environments.builder import EnvironmentBuilder, LockedEnvironment, summary
 from batchflow.environments.requirements import Requirements, read_requirements
 from batchflow.environments.uv import TargetPython
@@ -17,6 +15,7 @@ from batchflow.errors import BatchflowError, BlobNotFound, EnvironmentFailed
 from batchflow.files import is_young, source_of, upload
 from batchflow.protocol.bundle import bundle_blob
 from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument, environment_blob
+from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -50,7 +49,7 @@ class PoolEnvironments:
         Raises `ConfigurationError` for what is no requirement, `EnvironmentFailed`, `StorageError`. Safe to
         cancel.
         """
-        wanted = await anyio.to_thread.run_sync(read_requirements, requirements)
+        wanted = await in_thread(read_requirements, requirements)
         if wanted is None:
             return None
         locked = await self._builder.lock(wanted, self._target)
@@ -70,7 +69,7 @@ class PoolEnvironments:
             pass  # this is the first client that needs it
         try:
             archive = await self._builder.build(locked, report)
-            source = await anyio.to_thread.run_sync(source_of, ARCHIVE, archive)
+            source = await in_thread(source_of, ARCHIVE, archive)
         except OSError as error:
             raise EnvironmentFailed(f"the environment cannot be built here: {error}") from error
         size = source.file.size

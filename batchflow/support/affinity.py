@@ -100,17 +100,20 @@ def _part_selectors(loop: asyncio.AbstractEventLoop) -> None:
     """Give a forked child an epoll of its own, with all that the parent's has but its connections.
 
     The kernel's one is shared after a fork. What the child removes when it closes its copy of the loop, the
-    parent would wait for in vain, such as the wake-up by other threads. And what the child reads of a
-    connection, the parent would miss.
+    parent would wait for in vain, such as the wake-up by other threads. The connections are replaced by
+    sockets that lead nowhere, because the parent would miss what the child reads, and get answers to what
+    the child asks.
     """
     selector = getattr(loop, "_selector", None)
     if not isinstance(selector, selectors.EpollSelector):
         return
-    with select.epoll() as own:
+    with select.epoll() as own, socket.socket() as nowhere:
         for key in selector.get_map().values():
             reads = select.EPOLLIN if key.events & selectors.EVENT_READ else 0
             writes = select.EPOLLOUT if key.events & selectors.EVENT_WRITE else 0
-            if not _is_connection(key.fd):
+            if _is_connection(key.fd):
+                os.dup2(nowhere.fileno(), key.fd, inheritable=False)
+            else:
                 own.register(key.fd, reads | writes)
         os.dup2(own.fileno(), selector.fileno(), inheritable=False)
 

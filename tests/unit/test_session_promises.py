@@ -129,7 +129,7 @@ async def kill(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(mailbox, name, nothing)
     monkeypatch.setattr(parts_of(session).receiver, "_reopen", away)
     monkeypatch.setattr(parts_of(session).presence, "release", away)
-    session.close_timeout = 0.1
+    session.close_timeout = 0.5
     await asyncio.gather(session.aclose(), return_exceptions=True)
     doubles.broker.advance(60)
 

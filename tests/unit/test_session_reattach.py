@@ -51,7 +51,7 @@ async def die(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(mailbox, name, nothing)
     monkeypatch.setattr(parts_of(session).receiver, "_reopen", nothing)
     monkeypatch.setattr(parts_of(session).presence, "release", nothing_at_all)
-    session.close_timeout = 0.1
+    session.close_timeout = 0.5
     with suppress(BatchflowError):  # its checkpoint was not saved
         await session.aclose()
     doubles.broker.advance(60)
