@@ -63,9 +63,10 @@ class _Form:
             return self._mapping(dict(dict.items(value)), depth + 1)
         if isinstance(value, (set, frozenset)):
             return self._items(_sorted(value), depth + 1)
-        if isinstance(value, (list, tuple)):
-            base = list if isinstance(value, list) else tuple
-            return self._items(list(base.__iter__(value)), depth + 1)  # what a subclass says is not asked
+        if isinstance(value, list):  # what a subclass says of itself is not asked
+            return self._items(list(list.__iter__(value)), depth + 1)
+        if isinstance(value, tuple):
+            return self._items(list(tuple.__iter__(value)), depth + 1)
         if isinstance(value, _LISTED) or type(value).__name__ == "deque":
             return self._items([*value], depth + 1)
         return self._object(value, depth + 1)
