@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from batchflow.cli.snapshot import Snapshot
     from batchflow.client import Client
-    from batchflow.local.internal_errors import InternalErrors
+    from batchflow.local.http.internal_errors import InternalErrors
     from batchflow.settings import Settings
 
 _INTERVAL: Final = 1.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from batchflow.cli import terminal
+from batchflow.cli.items import Item
 from batchflow.cli.tables import SEPARATORS, rows_of, separator_of
 from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
@@ -23,19 +24,6 @@ from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
 _STDIN: Final = "-"
-
-
-@frozen
-class Item:
-    """One task to be: what it runs, and what with."""
-
-    command: str
-    arguments: list[Any]
-
-    @classmethod
-    def of(cls, command: str, value: Any) -> Item:
-        """Make an item. A list is the arguments, any other value is the one argument."""
-        return cls(command, value if isinstance(value, list) else [value])
 
 
 def value_of(text: str) -> Any:

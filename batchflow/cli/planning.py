@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchflow.cli import terminal
-from batchflow.cli.inputs import Item, from_csv, from_json_lines, from_manifest, from_texts
+from batchflow.cli.inputs import from_csv, from_json_lines, from_manifest, from_texts
+from batchflow.cli.items import Item
 from batchflow.cli.local_imports import has_others, with_imports
 from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
 from batchflow.cli.shell_names import job_names, pool_names

@@ -21,7 +21,7 @@ from batchflow.retry import RetryPolicy
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.cli.inputs import Item
+    from batchflow.cli.items import Item
     from batchflow.cli.progress import Progress
     from batchflow.cli.record import RunRecord
     from batchflow.display.meter import Meter

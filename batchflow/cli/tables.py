@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchflow.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from batchflow.cli.inputs import Item
+    from batchflow.cli.items import Item
 
 SEPARATORS: Final = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may separate columns, and its name."""

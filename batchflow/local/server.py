@@ -19,7 +19,7 @@ from batchflow.local.batch.core.samples import AutoscaleTiming
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.directory import locked, make_directory, remove_tree
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.security.certificate import Maker, make, make_server_context
 from batchflow.local.security.entra import Assignment, Directory, Principal
 from batchflow.local.security.identity_endpoint import Entra, IdentityEndpoint, principal

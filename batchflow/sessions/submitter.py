@@ -13,8 +13,8 @@ from batchflow.errors import ConfigurationError, JobClosed, ProtocolError
 from batchflow.files import Files, collect, stored, upload
 from batchflow.protocol import layout, wire
 from batchflow.protocol.values import arguments
-from batchflow.protocol.values.encoding import Undecodable
 from batchflow.protocol.values.kept import KeptArguments, keep
+from batchflow.protocol.values.misfits import Undecodable
 from batchflow.protocol.wire import Reference
 from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.tracker import Entry, submit_failed_result

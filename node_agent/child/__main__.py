@@ -25,7 +25,7 @@ import time
 
 import orjson
 
-from batchflow.protocol.values.encoding import Undecodable
+from batchflow.protocol.values.misfits import Undecodable
 from batchflow.support import linux
 from node_agent.child import frames, runner, task_values, template
 from node_agent.child.channel import AGENT_GONE, Channel

@@ -12,6 +12,7 @@ import sys
 import orjson
 
 from batchflow.protocol.values import encoding as values
+from batchflow.protocol.values import misfits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,16 +49,16 @@ def read_task(payload: bytes) -> dict[str, Any]:
 
 
 def arguments_of(task: dict[str, Any]) -> list[Any]:
-    """Return the arguments of a task. Raises `values.Undecodable`."""
+    """Return the arguments of a task. Raises `misfits.Undecodable`."""
     arguments: list[Any] | bytes = task["args"]
     return open_arguments(arguments) if isinstance(arguments, bytes) else arguments
 
 
 def open_arguments(data: bytes) -> list[Any]:
-    """Return the arguments of a container. Raises `values.Undecodable`."""
+    """Return the arguments of a container. Raises `misfits.Undecodable`."""
     arguments = values.Decoder(resolve=_imported, unpickle=_unpickled).decode(bytearray(data))
     if type(arguments) is not list:
-        raise values.Undecodable("they are not a list")
+        raise misfits.Undecodable("they are not a list")
     return arguments
 
 
@@ -80,10 +81,10 @@ def _container(value: Any, limit: int, pickles: bool) -> bytes:
     encoder = values.Encoder(limit=limit, class_name=_class_name, pickle=_pickle if pickles else None)
     try:
         encoded = encoder.encode(value)
-    except values.TooLarge as error:
+    except misfits.TooLarge as error:
         error.advice = "write it to a file in outputs/"
         raise TooLarge(f"do_action returned too much: {error.text('result')}") from error
-    except values.Misfit as error:
+    except misfits.Misfit as error:
         error.advice = error.advice or (_GENERAL_ADVICE if pickles else _PICKLE_ADVICE)
         raise NotSerializable(f"do_action returned what cannot travel: {error.text('result')}") from error
     if encoded.size > _FORM_LIMIT:
@@ -96,7 +97,7 @@ def _nearest_json(value: Any) -> bytes:
 
     try:
         form = orjson.dumps(json_form(value))
-    except (values.Misfit, TypeError, RecursionError):
+    except (misfits.Misfit, TypeError, RecursionError):
         return b""
     return form if len(form) <= _FORM_LIMIT else b""
 
@@ -112,7 +113,7 @@ def _pickle(value: Any, add_buffer: Callable[[Any], object]) -> bytes:
         return pickle.dumps(value, 5, buffer_callback=add_buffer)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise values.Unencodable(
+        raise misfits.Unencodable(
             f"is of type {type(value).__name__} and cannot be pickled ({reason})", _GENERAL_ADVICE
         ) from error
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 
 from batchflow.model import Status
-from batchflow.protocol.values.encoding import Undecodable, container_size, is_container
+from batchflow.protocol.values.encoding import container_size, is_container
+from batchflow.protocol.values.misfits import Undecodable
 from node_agent.child import frames
 from node_agent.child.runner import start_failure
 from node_agent.execution.startable import failed_start

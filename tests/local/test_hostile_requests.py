@@ -18,8 +18,8 @@ from batchflow.local.batch.rest.auth import signature, strings_to_sign
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.core.auth import SignedRequest, shared_key_strings
 from batchflow.local.blob.server import BlobServer
-from batchflow.local.http_server import HttpServer
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.http_server import HttpServer
+from batchflow.local.http.internal_errors import InternalErrors
 from tests.fuzz.targets import POOL
 from tests.support.batch_plane import Plane
 

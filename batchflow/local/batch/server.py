@@ -43,8 +43,8 @@ from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.local.batch.rest.auth import authenticate, authenticate_token
 from batchflow.local.batch.rest.values import parse_body
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
-from batchflow.local.http_server import HttpServer, is_text
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.http_server import HttpServer, is_text
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.security.entra import BEARER, STORAGE
 
 if TYPE_CHECKING:

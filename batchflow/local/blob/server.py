@@ -24,8 +24,8 @@ from batchflow.local.blob.core.index import BlobIndex
 from batchflow.local.blob.core.xml import error_document
 from batchflow.local.blob.files import CHUNK, BlobFiles
 from batchflow.local.blob.service import BlobRequest, BlobResponse, BlobService, Rest, find_route
-from batchflow.local.http_server import HttpServer, is_text
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.http_server import HttpServer, is_text
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.security.identity_endpoint import Entra
 
 _log = logging.getLogger(__name__)

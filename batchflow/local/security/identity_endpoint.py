@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from batchflow.local.http_server import HttpServer, is_text
+from batchflow.local.http.http_server import HttpServer, is_text
 from batchflow.local.security.entra import AUDIENCES, Directory, Principal
 from batchflow.support.frozen import frozen
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlencode
 
 from aiohttp import web
 
-from batchflow.local.http_server import HttpServer, is_text
+from batchflow.local.http.http_server import HttpServer, is_text
 from batchflow.local.security.sas import Rights, TokenRefused
 from batchflow.local.servicebus.core.atom import (
     read_queue,
@@ -31,7 +31,7 @@ from batchflow.local.servicebus.core.operations import Operations
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.local.internal_errors import InternalErrors
+    from batchflow.local.http.internal_errors import InternalErrors
     from batchflow.local.servicebus.core.broker import BrokerCore
 
 OPERATIONS_PATH = "$operations"

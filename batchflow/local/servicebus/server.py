@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.servicebus.admin import administration
 from batchflow.local.servicebus.core.broker import STRANGER_TIMEOUT, BrokerCore, Peer
 from batchflow.local.servicebus.core.namespace import ROOT_RULE, Namespace

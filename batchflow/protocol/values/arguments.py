@@ -17,8 +17,9 @@ from orjson import Fragment
 from batchflow.errors import ArgumentNotSerializable, ConfigurationError
 from batchflow.model import UNSET
 from batchflow.protocol.fields import carried
-from batchflow.protocol.values.encoding import Encoder, Misfit, TooLarge, Unencodable, to_json
+from batchflow.protocol.values.encoding import Encoder, to_json
 from batchflow.protocol.values.json_form import json_form
+from batchflow.protocol.values.misfits import Misfit, TooLarge, Unencodable
 from batchflow.protocol.values.types import unknown
 
 if TYPE_CHECKING:

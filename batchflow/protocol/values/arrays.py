@@ -26,20 +26,20 @@ import sys
 from functools import partial
 from io import BytesIO
 
-from batchflow.protocol.values.encoding import Misfit, Undecodable, Unencodable, step
+from batchflow.protocol.values.misfits import Misfit, Undecodable, Unencodable, step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-    from batchflow.protocol.values.encoding import Decoder, Encoder
+    from batchflow.protocol.values.trees import TreeReader, TreeWriter
 
 _EXTENSION_NAME: Final = b"ARROW:extension:name"
 _EXTENSION: Final = "an extension type, which only its own code can make again"
 
 
-def encode(encoder: Encoder, value: Any) -> Any:
+def encode(encoder: TreeWriter, value: Any) -> Any:
     """Return the tree of a value of one of the libraries; None when it is none. Raises `Misfit`."""
     for name, write in _LIBRARIES.items():
         library = sys.modules.get(name)
@@ -53,7 +53,7 @@ def encode(encoder: Encoder, value: Any) -> Any:
 # ---- numpy
 
 
-def _write_numpy(encoder: Encoder, numpy: Any, value: Any) -> Any:
+def _write_numpy(encoder: TreeWriter, numpy: Any, value: Any) -> Any:
     if isinstance(value, numpy.ndarray):
         return _write_array(encoder, numpy, value)
     if isinstance(value, numpy.generic):
@@ -64,7 +64,7 @@ def _write_numpy(encoder: Encoder, numpy: Any, value: Any) -> Any:
     return None
 
 
-def _write_array(encoder: Encoder, numpy: Any, value: Any) -> Any:
+def _write_array(encoder: TreeWriter, numpy: Any, value: Any) -> Any:
     if isinstance(value, numpy.ma.MaskedArray):
         raise Unencodable("is a masked array, which has no encoding", "pass its data and its mask")
     value = value.view(numpy.ndarray) if type(value) is not numpy.ndarray else value
@@ -119,7 +119,7 @@ def _descr(content: Any) -> Any:
     return (_descr(kind), tuple(shape) if type(shape) is list else shape)
 
 
-def _read_array(decoder: Decoder, content: Any) -> Any:
+def _read_array(decoder: TreeReader, content: Any) -> Any:
     import numpy
 
     dtype, shape, order, index = content
@@ -132,7 +132,7 @@ def _read_array(decoder: Decoder, content: Any) -> Any:
     return made if made.flags.writeable else made.copy(order="K")
 
 
-def _read_scalar(decoder: Decoder, content: Any) -> Any:
+def _read_scalar(decoder: TreeReader, content: Any) -> Any:
     import numpy
 
     dtype, data = content
@@ -142,7 +142,7 @@ def _read_scalar(decoder: Decoder, content: Any) -> Any:
 # ---- pandas
 
 
-def _write_pandas(encoder: Encoder, pandas: Any, value: Any) -> Any:
+def _write_pandas(encoder: TreeWriter, pandas: Any, value: Any) -> Any:
     if isinstance(value, pandas.DataFrame):
         return {"$pandas": _frame(encoder, pandas, value)}
     if isinstance(value, pandas.Series):
@@ -160,9 +160,9 @@ def _write_pandas(encoder: Encoder, pandas: Any, value: Any) -> Any:
     return _write_pandas_scalar(encoder, pandas, value)
 
 
-def _write_pandas_scalar(encoder: Encoder, pandas: Any, value: Any) -> Any:
+def _write_pandas_scalar(encoder: TreeWriter, pandas: Any, value: Any) -> Any:
     if isinstance(value, pandas.Timestamp):
-        from batchflow.protocol.values.types import zone_of
+        from batchflow.protocol.values.zones import zone_of
 
         moment = value.tz_convert(None) if value.tzinfo is not None else value
         number = int(moment.to_datetime64().astype("int64"))
@@ -176,11 +176,11 @@ def _write_pandas_scalar(encoder: Encoder, pandas: Any, value: Any) -> Any:
     return None
 
 
-def _attrs(encoder: Encoder, value: Any) -> Any:
+def _attrs(encoder: TreeWriter, value: Any) -> Any:
     return encoder.below(".attrs", value.attrs) if value.attrs else None
 
 
-def _frame(encoder: Encoder, pandas: Any, frame: Any) -> list[Any]:
+def _frame(encoder: TreeWriter, pandas: Any, frame: Any) -> list[Any]:
     numpy = sys.modules["numpy"]
     columns = encoder.below(".columns", frame.columns)
     index = encoder.below(".index", frame.index)
@@ -197,7 +197,7 @@ def _frame(encoder: Encoder, pandas: Any, frame: Any) -> list[Any]:
     return ["frame", columns, index, made, attrs]
 
 
-def _index(encoder: Encoder, pandas: Any, index: Any) -> list[Any]:
+def _index(encoder: TreeWriter, pandas: Any, index: Any) -> list[Any]:
     if isinstance(index, pandas.MultiIndex):
         levels = [_index(encoder, pandas, level) for level in index.levels]
         codes = [encoder.tree(sys.modules["numpy"].asarray(code)) for code in index.codes]
@@ -209,7 +209,7 @@ def _index(encoder: Encoder, pandas: Any, index: Any) -> list[Any]:
     return ["index", _column(encoder, pandas, index.array), name, None if freq is None else freq.freqstr]
 
 
-def _column(encoder: Encoder, pandas: Any, array: Any) -> list[Any]:
+def _column(encoder: TreeWriter, pandas: Any, array: Any) -> list[Any]:
     """Return the tree of an array of pandas: its kind and what that needs."""
     kinds = pandas.arrays
     dtype = array.dtype
@@ -245,13 +245,13 @@ def _column(encoder: Encoder, pandas: Any, array: Any) -> list[Any]:
     raise Unencodable(f"has the dtype {dtype}, {_EXTENSION}", "convert it with astype")
 
 
-def _zone(encoder: Encoder, zone: Any) -> Any:
-    from batchflow.protocol.values.types import zone_of
+def _zone(encoder: TreeWriter, zone: Any) -> Any:
+    from batchflow.protocol.values.zones import zone_of
 
     return zone_of(encoder, zone)
 
 
-def _read_pandas(decoder: Decoder, content: Any) -> Any:
+def _read_pandas(decoder: TreeReader, content: Any) -> Any:
     import pandas
 
     kind = content[0]
@@ -264,13 +264,13 @@ def _read_pandas(decoder: Decoder, content: Any) -> Any:
     return read(decoder, pandas, *content[1:])
 
 
-def _with_attrs(decoder: Decoder, made: Any, attrs: Any) -> Any:
+def _with_attrs(decoder: TreeReader, made: Any, attrs: Any) -> Any:
     if attrs is not None:
         made.attrs = decoder.value(attrs)
     return made
 
 
-def _read_frame(decoder: Decoder, pandas: Any, columns: Any, index: Any, trees: Any, attrs: Any) -> Any:
+def _read_frame(decoder: TreeReader, pandas: Any, columns: Any, index: Any, trees: Any, attrs: Any) -> Any:
     made = [_made(decoder, pandas, tree) for tree in trees]
     # A series, because a frame would infer another dtype for an array of objects.
     parts = {place: pandas.Series(part, dtype=part.dtype, copy=False) for place, part in enumerate(made)}
@@ -281,14 +281,14 @@ def _read_frame(decoder: Decoder, pandas: Any, columns: Any, index: Any, trees: 
     return _with_attrs(decoder, frame, attrs)
 
 
-def _read_block(decoder: Decoder, pandas: Any, columns: Any, index: Any, tree: Any, attrs: Any) -> Any:
+def _read_block(decoder: TreeReader, pandas: Any, columns: Any, index: Any, tree: Any, attrs: Any) -> Any:
     frame = pandas.DataFrame(
         decoder.value(tree), index=decoder.value(index), columns=decoder.value(columns), copy=False
     )
     return _with_attrs(decoder, frame, attrs)
 
 
-def _read_series(decoder: Decoder, pandas: Any, index: Any, tree: Any, name: Any, attrs: Any) -> Any:
+def _read_series(decoder: TreeReader, pandas: Any, index: Any, tree: Any, name: Any, attrs: Any) -> Any:
     made = _made(decoder, pandas, tree)
     series = pandas.Series(
         made, index=decoder.value(index), name=decoder.value(name), dtype=made.dtype, copy=False
@@ -296,16 +296,16 @@ def _read_series(decoder: Decoder, pandas: Any, index: Any, tree: Any, name: Any
     return _with_attrs(decoder, series, attrs)
 
 
-def _read_multi(decoder: Decoder, pandas: Any, levels: Any, codes: Any, names: Any) -> Any:
+def _read_multi(decoder: TreeReader, pandas: Any, levels: Any, codes: Any, names: Any) -> Any:
     made = [_read_pandas(decoder, level) for level in levels]
     return pandas.MultiIndex(made, decoder.items(codes), names=decoder.items(names))
 
 
-def _read_range(decoder: Decoder, pandas: Any, start: int, stop: int, step: int, name: Any) -> Any:
+def _read_range(decoder: TreeReader, pandas: Any, start: int, stop: int, step: int, name: Any) -> Any:
     return pandas.RangeIndex(start, stop, step, name=decoder.value(name))
 
 
-def _read_index(decoder: Decoder, pandas: Any, tree: Any, name: Any, freq: str | None) -> Any:
+def _read_index(decoder: TreeReader, pandas: Any, tree: Any, name: Any, freq: str | None) -> Any:
     made = _made(decoder, pandas, tree)
     if freq is not None:
         kind = pandas.DatetimeIndex if tree[0] == "datetime" else pandas.TimedeltaIndex
@@ -313,7 +313,7 @@ def _read_index(decoder: Decoder, pandas: Any, tree: Any, name: Any, freq: str |
     return pandas.Index(made, dtype=made.dtype, name=decoder.value(name), copy=False, tupleize_cols=False)
 
 
-def _made(decoder: Decoder, pandas: Any, content: Any) -> Any:
+def _made(decoder: TreeReader, pandas: Any, content: Any) -> Any:
     """Return the array of pandas that a tree stands for."""
     kind, *parts = content
     if (read := _COLUMNS.get(kind)) is None:
@@ -321,7 +321,7 @@ def _made(decoder: Decoder, pandas: Any, content: Any) -> Any:
     return read(decoder, pandas, *parts)
 
 
-def _made_objects(decoder: Decoder, pandas: Any, trees: Any) -> Any:
+def _made_objects(decoder: TreeReader, pandas: Any, trees: Any) -> Any:
     import numpy
 
     made = numpy.empty(len(trees), object)
@@ -330,8 +330,8 @@ def _made_objects(decoder: Decoder, pandas: Any, trees: Any) -> Any:
     return made
 
 
-def _made_datetime(decoder: Decoder, pandas: Any, tree: Any, unit: str, zone: Any) -> Any:
-    from batchflow.protocol.values.types import zone_from
+def _made_datetime(decoder: TreeReader, pandas: Any, tree: Any, unit: str, zone: Any) -> Any:
+    from batchflow.protocol.values.zones import zone_from
 
     made = pandas.array(decoder.value(tree).view(f"M8[{unit}]"), dtype=f"M8[{unit}]")
     if zone is None:
@@ -339,22 +339,22 @@ def _made_datetime(decoder: Decoder, pandas: Any, tree: Any, unit: str, zone: An
     return pandas.DatetimeIndex(made).tz_localize("UTC").tz_convert(zone_from(decoder, zone)).array
 
 
-def _made_timedelta(decoder: Decoder, pandas: Any, tree: Any, unit: str) -> Any:
+def _made_timedelta(decoder: TreeReader, pandas: Any, tree: Any, unit: str) -> Any:
     return pandas.array(decoder.value(tree).view(f"m8[{unit}]"), dtype=f"m8[{unit}]")
 
 
-def _made_category(decoder: Decoder, pandas: Any, categories: Any, codes: Any, ordered: bool) -> Any:
+def _made_category(decoder: TreeReader, pandas: Any, categories: Any, codes: Any, ordered: bool) -> Any:
     dtype = pandas.CategoricalDtype(_read_pandas(decoder, categories), ordered)
     return pandas.Categorical.from_codes(decoder.value(codes), dtype=dtype)
 
 
-def _made_masked(decoder: Decoder, pandas: Any, values: Any, mask: Any) -> Any:
+def _made_masked(decoder: TreeReader, pandas: Any, values: Any, mask: Any) -> Any:
     plain = decoder.value(values)
     kinds = {"b": pandas.arrays.BooleanArray, "f": pandas.arrays.FloatingArray}
     return kinds.get(plain.dtype.kind, pandas.arrays.IntegerArray)(plain, decoder.value(mask))
 
 
-def _made_string(decoder: Decoder, pandas: Any, texts: Any, storage: str, is_na: bool) -> Any:
+def _made_string(decoder: TreeReader, pandas: Any, texts: Any, storage: str, is_na: bool) -> Any:
     if storage == "pyarrow" and not _is_there("pyarrow"):
         storage = "python"
     dtype = pandas.StringDtype(storage, na_value=pandas.NA if is_na else float("nan"))
@@ -367,21 +367,21 @@ def _is_there(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def _made_arrow(decoder: Decoder, pandas: Any, index: Any) -> Any:
+def _made_arrow(decoder: TreeReader, pandas: Any, index: Any) -> Any:
     return pandas.arrays.ArrowExtensionArray(_arrow_table(decoder, index).column(0))
 
 
-def _made_period(decoder: Decoder, pandas: Any, ordinals: Any, dtype: str) -> Any:
+def _made_period(decoder: TreeReader, pandas: Any, ordinals: Any, dtype: str) -> Any:
     freq = pandas.PeriodDtype(dtype.removeprefix("period[").removesuffix("]")).freq
     return pandas.PeriodIndex.from_ordinals(decoder.value(ordinals), freq=freq).array
 
 
-def _made_interval(decoder: Decoder, pandas: Any, left: Any, right: Any, closed: str) -> Any:
+def _made_interval(decoder: TreeReader, pandas: Any, left: Any, right: Any, closed: str) -> Any:
     ends = [_read_pandas(decoder, end) for end in (left, right)]
     return pandas.arrays.IntervalArray.from_arrays(*ends, closed=closed)
 
 
-def _made_sparse(decoder: Decoder, pandas: Any, dense: Any, fill: Any) -> Any:
+def _made_sparse(decoder: TreeReader, pandas: Any, dense: Any, fill: Any) -> Any:
     return pandas.arrays.SparseArray(decoder.value(dense), fill_value=decoder.value(fill))
 
 
@@ -415,8 +415,8 @@ _COLUMNS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-def _timestamp(decoder: Decoder, pandas: Any, number: int, unit: str, zone: Any) -> Any:
-    from batchflow.protocol.values.types import zone_from
+def _timestamp(decoder: TreeReader, pandas: Any, number: int, unit: str, zone: Any) -> Any:
+    from batchflow.protocol.values.zones import zone_from
 
     made = pandas.Timestamp(_ticks("M8", number, unit))
     return made if zone is None else made.tz_localize("UTC").tz_convert(zone_from(decoder, zone))
@@ -431,7 +431,7 @@ def _ticks(kind: str, number: int, unit: str) -> Any:
 # ---- polars and pyarrow
 
 
-def _write_polars(encoder: Encoder, polars: Any, value: Any) -> Any:
+def _write_polars(encoder: TreeWriter, polars: Any, value: Any) -> Any:
     if isinstance(value, polars.LazyFrame):
         raise Unencodable("is a query that did not run", "pass frame.collect()")
     if isinstance(value, polars.Series):
@@ -450,7 +450,7 @@ def _write_polars(encoder: Encoder, polars: Any, value: Any) -> Any:
     return {"$polars": [kind, encoder.buffer(stream.getbuffer())]}
 
 
-def _read_polars(decoder: Decoder, content: Any) -> Any:
+def _read_polars(decoder: TreeReader, content: Any) -> Any:
     import polars
 
     kind, index = content
@@ -462,7 +462,7 @@ def _read_polars(decoder: Decoder, content: Any) -> Any:
     return frame.to_series() if kind == "series" else frame
 
 
-def _write_arrow(encoder: Encoder, pyarrow: Any, value: Any) -> Any:
+def _write_arrow(encoder: TreeWriter, pyarrow: Any, value: Any) -> Any:
     if isinstance(value, pyarrow.Table):
         return {"$arrow": ["table", _arrow_stream(encoder, pyarrow, value)]}
     if isinstance(value, pyarrow.RecordBatch):
@@ -475,7 +475,7 @@ def _write_arrow(encoder: Encoder, pyarrow: Any, value: Any) -> Any:
     return None
 
 
-def _arrow_stream(encoder: Encoder, pyarrow: Any, value: Any) -> int:
+def _arrow_stream(encoder: TreeWriter, pyarrow: Any, value: Any) -> int:
     """Add an Arrow stream of a table, or of an array as its one column; return the buffer's number."""
     table = value if isinstance(value, pyarrow.Table) else pyarrow.table({"": value})
     for field in table.schema:
@@ -496,7 +496,7 @@ def _is_extension(pyarrow: Any, kind: Any) -> bool:
     return any(_is_extension(pyarrow, kind.field(place).type) for place in range(kind.num_fields))
 
 
-def _arrow_buffer(decoder: Decoder, index: Any) -> memoryview:
+def _arrow_buffer(decoder: TreeReader, index: Any) -> memoryview:
     """Return an Arrow stream whose schema names no extension type, because reading that may run its code."""
     stream = decoder.buffer(index)
     length = int.from_bytes(stream[4:8], "little")
@@ -505,7 +505,7 @@ def _arrow_buffer(decoder: Decoder, index: Any) -> memoryview:
     return stream
 
 
-def _arrow_table(decoder: Decoder, index: Any) -> Any:
+def _arrow_table(decoder: TreeReader, index: Any) -> Any:
     import pyarrow
 
     # Before 14.0.1 a schema could name a pickle, which was opened (CVE-2023-47248).
@@ -518,7 +518,7 @@ def _arrow_table(decoder: Decoder, index: Any) -> Any:
     return table
 
 
-def _read_arrow(decoder: Decoder, content: Any) -> Any:
+def _read_arrow(decoder: TreeReader, content: Any) -> Any:
     kind, index = content
     table = _arrow_table(decoder, index)
     if kind == "table":
@@ -536,13 +536,13 @@ def _empty_batch(table: Any) -> Any:
     )
 
 
-_LIBRARIES: Final[dict[str, Callable[[Encoder, Any, Any], Any]]] = {
+_LIBRARIES: Final[dict[str, Callable[[TreeWriter, Any, Any], Any]]] = {
     "numpy": _write_numpy,
     "pandas": _write_pandas,
     "polars": _write_polars,
     "pyarrow": _write_arrow,
 }
-READERS: Final[dict[str, Callable[[Decoder, Any], Any]]] = {
+READERS: Final[dict[str, Callable[[TreeReader, Any], Any]]] = {
     "$array": _read_array,
     "$scalar": _read_scalar,
     "$dtype": lambda decoder, content: _numpy_dtype(content),

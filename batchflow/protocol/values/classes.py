@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from batchflow.protocol.values.encoding import Unencodable
+from batchflow.protocol.values.misfits import Unencodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -37,10 +37,14 @@ from struct import error as StructError  # noqa: N812 - the standard library's o
 
 import orjson
 
+from batchflow.protocol.values.misfits import Misfit, TooLarge, Undecodable, Unencodable, step
+from batchflow.protocol.values.trees import special_atom
+
 TYPE_CHECKING = False  # without `typing`, for the processes that run tasks hold little else
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
+
 
 MAGIC: Final = b"\xbfBFV\x01"
 _HEADER: Final = Struct("<8sII")
@@ -52,64 +56,6 @@ DEEPEST: Final = 250
 _EXACT: Final = frozenset((str, int, bool, type(None)))
 """Types whose values stand for themselves in JSON, large integers and lone surrogates apart."""
 _ATOMS: Final = _EXACT | {float}
-
-
-class Misfit(Exception):
-    """A value that does not travel. `place` is where in the value, without the name of the whole."""
-
-    def __init__(self, what: str, advice: str = "", place: str = "") -> None:
-        super().__init__(what, advice, place)
-        self.what = what
-        self.advice = advice
-        self.place = place
-
-    def below(self, step: str) -> Misfit:
-        """Return the same error, seen from one level above."""
-        return type(self)(self.what, self.advice, _joined(step, self.place))
-
-    def text(self, root: str) -> str:
-        """Return the error as a sentence. `root`: the name of the whole value."""
-        advice = f": {self.advice}" if self.advice else ""
-        return f"{root}{self.place} {self.what}{advice}"
-
-    def __str__(self) -> str:
-        return self.text("the value")
-
-
-class Unencodable(Misfit):
-    """The value has no encoding."""
-
-
-class TooLarge(Misfit):
-    """The value is above the limit."""
-
-
-class Undecodable(Exception):
-    """Bytes that are no value, or a value that cannot be made here."""
-
-
-def _joined(step: str, place: str) -> str:
-    joined = step + place
-    return joined if len(joined) <= 120 else f"{joined[:117]}..."
-
-
-def step(key: Any) -> str:
-    """Return how a key is written in a place: `["surface"]`."""
-    if type(key) is str:
-        try:
-            return f"[{orjson.dumps(key[:60]).decode()}]"
-        except TypeError:
-            return f"[{key[:60]!r}]"
-    return f"[{shown(key)}]"
-
-
-def shown(value: Any) -> str:
-    """Return a short text of a value, even when its own `__repr__` fails."""
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # ---- what JSON holds
@@ -401,18 +347,6 @@ class Encoder:
 
 
 _FLOAT: Final = {float}
-
-
-def special_atom(value: Any) -> dict[str, Any] | None:
-    """Return the tree of a text or a number that JSON does not hold; None for all others."""
-    if type(value) is int and not -(2**63) <= value < 2**64:
-        return {"$int": hex(value)}
-    if type(value) is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return {"$str": value.encode("utf-8", "surrogatepass").hex()}
-    return None
 
 
 def encode(value: Any, encoder: Encoder) -> bytes | Encoded:

@@ -14,7 +14,7 @@ from math import isfinite
 
 import orjson
 
-from batchflow.protocol.values.encoding import Misfit, Unencodable, shown, step
+from batchflow.protocol.values.misfits import Misfit, Unencodable, shown, step
 from batchflow.protocol.values.types import ObjectFields
 
 TYPE_CHECKING = False

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from batchflow.model import Status
 from batchflow.protocol.values.classes import BundleClasses
-from batchflow.protocol.values.encoding import Decoder, Undecodable
+from batchflow.protocol.values.encoding import Decoder
+from batchflow.protocol.values.misfits import Undecodable
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:

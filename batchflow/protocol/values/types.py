@@ -33,14 +33,16 @@ from __future__ import annotations
 
 import sys
 
-from batchflow.protocol.values.encoding import Undecodable, Unencodable, special_atom, step
+from batchflow.protocol.values.misfits import Undecodable, Unencodable, step
+from batchflow.protocol.values.trees import special_atom
+from batchflow.protocol.values.zones import zone_from, zone_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-    from batchflow.protocol.values.encoding import Decoder, Encoder
+    from batchflow.protocol.values.trees import TreeReader, TreeWriter
 
 
 class ObjectFields(dict[str, "Any"]):
@@ -97,7 +99,7 @@ def type_name(value: Any) -> str:
 # ---- encoding
 
 
-def encode_other(encoder: Encoder, value: Any) -> Any:
+def encode_other(encoder: TreeWriter, value: Any) -> Any:
     """Return the tree of a value that is none of JSON's types. Raises `Misfit`."""
     kind = type(value)
     if (write := _WRITERS.get(kind)) is not None:
@@ -122,7 +124,7 @@ def encode_other(encoder: Encoder, value: Any) -> Any:
 _LIBRARIES: Final = frozenset(("numpy", "pandas", "polars", "pyarrow"))
 
 
-def _write_relative(encoder: Encoder, value: Any) -> Any:
+def _write_relative(encoder: TreeWriter, value: Any) -> Any:
     """Write a pickle where pickles are wanted, else an instance of a subclass as its base."""
     if type(value) is object:
         raise unknown(value)
@@ -139,7 +141,7 @@ def _write_relative(encoder: Encoder, value: Any) -> Any:
     return encoder.pickled(value, unknown(value))
 
 
-def _write_tuple(encoder: Encoder, value: Any) -> Any:
+def _write_tuple(encoder: TreeWriter, value: Any) -> Any:
     fields = getattr(type(value), "_fields", None)
     items = encoder.items([*tuple.__iter__(value)], tags=1)
     if type(value) is not tuple and type(fields) is tuple:
@@ -150,47 +152,47 @@ def _write_tuple(encoder: Encoder, value: Any) -> Any:
     return {"$tuple": items}
 
 
-def _write_set(encoder: Encoder, value: Any) -> Any:
+def _write_set(encoder: TreeWriter, value: Any) -> Any:
     name = "$frozenset" if isinstance(value, frozenset) else "$set"
     base = frozenset if isinstance(value, frozenset) else set
     return {name: encoder.items(list(base.__iter__(value)), tags=1)}
 
 
-def _write_text(encoder: Encoder, value: Any) -> Any:
+def _write_text(encoder: TreeWriter, value: Any) -> Any:
     return encoder.tree(str.__str__(value))
 
 
-def _write_int(encoder: Encoder, value: Any) -> Any:
+def _write_int(encoder: TreeWriter, value: Any) -> Any:
     number = int.__int__(value)
     return special_atom(number) or number
 
 
-def _write_float(encoder: Encoder, value: Any) -> Any:
+def _write_float(encoder: TreeWriter, value: Any) -> Any:
     return encoder.tree(float.__float__(value))
 
 
-def _write_list(encoder: Encoder, value: Any) -> Any:
+def _write_list(encoder: TreeWriter, value: Any) -> Any:
     return encoder.items(list(list.__iter__(value)))
 
 
-def _write_dict(encoder: Encoder, value: Any) -> Any:
+def _write_dict(encoder: TreeWriter, value: Any) -> Any:
     return encoder.mapping(dict(dict.items(value)))
 
 
-def _write_bytes(encoder: Encoder, value: Any) -> Any:
+def _write_bytes(encoder: TreeWriter, value: Any) -> Any:
     return {"$bytes": encoder.buffer(value)}
 
 
-def _write_bytearray(encoder: Encoder, value: Any) -> Any:
+def _write_bytearray(encoder: TreeWriter, value: Any) -> Any:
     return {"$bytearray": encoder.buffer(bytes(value))}
 
 
-def _write_memoryview(encoder: Encoder, value: Any) -> Any:
+def _write_memoryview(encoder: TreeWriter, value: Any) -> Any:
     encoder.fits(value.nbytes)
     return {"$bytes": encoder.buffer(value.tobytes())}
 
 
-def _write_range(encoder: Encoder, value: Any) -> Any:
+def _write_range(encoder: TreeWriter, value: Any) -> Any:
     return {"$range": [_whole(value.start), _whole(value.stop), _whole(value.step)]}
 
 
@@ -198,93 +200,76 @@ def _whole(value: int) -> Any:
     return special_atom(value) or value
 
 
-def _write_slice(encoder: Encoder, value: Any) -> Any:
+def _write_slice(encoder: TreeWriter, value: Any) -> Any:
     return {"$slice": encoder.items([value.start, value.stop, value.step])}
 
 
-def _write_complex(encoder: Encoder, value: Any) -> Any:
+def _write_complex(encoder: TreeWriter, value: Any) -> Any:
     return {"$complex": [repr(value.real), repr(value.imag)]}
 
 
-def _write_view(encoder: Encoder, value: Any) -> Any:
+def _write_view(encoder: TreeWriter, value: Any) -> Any:
     return encoder.items(list(value))
 
 
-def _write_deque(encoder: Encoder, value: Any) -> Any:
+def _write_deque(encoder: TreeWriter, value: Any) -> Any:
     return {"$deque": [encoder.items(list(value)), value.maxlen]}
 
 
-def _write_ordered(encoder: Encoder, value: Any) -> Any:
+def _write_ordered(encoder: TreeWriter, value: Any) -> Any:
     return {"$ordered": _pairs(encoder, value)}
 
 
-def _write_counter(encoder: Encoder, value: Any) -> Any:
+def _write_counter(encoder: TreeWriter, value: Any) -> Any:
     return {"$counter": _pairs(encoder, value)}
 
 
-def _pairs(encoder: Encoder, value: Any) -> list[Any]:
+def _pairs(encoder: TreeWriter, value: Any) -> list[Any]:
     encoder.deepen(3)
     pairs = [[encoder.key(key), encoder.below(step(key), part)] for key, part in dict.items(value)]
     encoder.deepen(-3)
     return pairs
 
 
-def _write_decimal(encoder: Encoder, value: Any) -> Any:
+def _write_decimal(encoder: TreeWriter, value: Any) -> Any:
     return {"$decimal": str(value)}
 
 
-def _write_fraction(encoder: Encoder, value: Any) -> Any:
+def _write_fraction(encoder: TreeWriter, value: Any) -> Any:
     return {"$fraction": [_whole(value.numerator), _whole(value.denominator)]}
 
 
-def _write_uuid(encoder: Encoder, value: Any) -> Any:
+def _write_uuid(encoder: TreeWriter, value: Any) -> Any:
     return {"$uuid": value.hex}
 
 
-def _write_path(encoder: Encoder, value: Any) -> Any:
+def _write_path(encoder: TreeWriter, value: Any) -> Any:
     return {"$path": [type(value).__name__, encoder.tree(str(value))]}
 
 
-def _write_date(encoder: Encoder, value: Any) -> Any:
+def _write_date(encoder: TreeWriter, value: Any) -> Any:
     return {"$date": value.isoformat()}
 
 
-def _write_datetime(encoder: Encoder, value: Any) -> Any:
+def _write_datetime(encoder: TreeWriter, value: Any) -> Any:
     plain = value.replace(tzinfo=None)
     return {"$datetime": [type(plain).isoformat(plain), zone_of(encoder, value.tzinfo), value.fold]}
 
 
-def _write_time(encoder: Encoder, value: Any) -> Any:
+def _write_time(encoder: TreeWriter, value: Any) -> Any:
     plain = value.replace(tzinfo=None)
     return {"$time": [plain.isoformat(), zone_of(encoder, value.tzinfo), value.fold]}
 
 
-def _write_timedelta(encoder: Encoder, value: Any) -> Any:
+def _write_timedelta(encoder: TreeWriter, value: Any) -> Any:
     return {"$timedelta": [value.days, value.seconds, value.microseconds]}
 
 
-def _write_zone(encoder: Encoder, value: Any) -> Any:
+def _write_zone(encoder: TreeWriter, value: Any) -> Any:
     return {"$zone": zone_of(encoder, value)}
 
 
-def zone_of(encoder: Encoder, zone: Any) -> Any:
-    """Return the tree of a time zone. Raises `Unencodable` for one of another library."""
-    if zone is None:
-        return None
-    name = type(zone).__module__.partition(".")[0], type(zone).__name__
-    if name == ("datetime", "timezone"):
-        offset, label = zone.utcoffset(None), zone.tzname(None)
-        if offset or label != "UTC":
-            return [offset.days, offset.seconds, offset.microseconds, label]
-        return "utc"
-    if name == ("zoneinfo", "ZoneInfo") and zone.key is not None:
-        return {"key": zone.key}
-    raise Unencodable(
-        f"has a time zone of type {'.'.join(name)}, which has no encoding", "use zoneinfo.ZoneInfo"
-    )
-
-
-def _write_enum(encoder: Encoder, value: Any) -> Any:
+def _write_enum(encoder: TreeWriter, value: Any) -> Any:
     name = None if value.name is None else str(value.name)
     raw = value.value
     if isinstance(raw, type(value)):  # a Flag of Python 3.11 whose value is a member itself
@@ -292,7 +277,7 @@ def _write_enum(encoder: Encoder, value: Any) -> Any:
     return {"$enum": [encoder.class_name(type(value)), name, encoder.below(".value", raw)]}
 
 
-def _write_object(encoder: Encoder, value: Any) -> Any:
+def _write_object(encoder: TreeWriter, value: Any) -> Any:
     fields = {}
     for field in sys.modules["dataclasses"].fields(value):
         try:
@@ -302,18 +287,18 @@ def _write_object(encoder: Encoder, value: Any) -> Any:
     return _object(encoder, encoder.class_name(type(value)), fields)
 
 
-def _write_fields(encoder: Encoder, value: Any) -> Any:
+def _write_fields(encoder: TreeWriter, value: Any) -> Any:
     return _object(encoder, value.class_name, value)
 
 
-def _object(encoder: Encoder, name: str, fields: dict[str, Any]) -> Any:
+def _object(encoder: TreeWriter, name: str, fields: dict[str, Any]) -> Any:
     encoder.deepen(3)
     trees = {key: encoder.below(f".{key}", part) for key, part in fields.items()}
     encoder.deepen(-3)
     return {"$object": [name, trees]}
 
 
-_WRITERS: Final[dict[type, Callable[[Encoder, Any], Any]]] = {
+_WRITERS: Final[dict[type, Callable[[TreeWriter, Any], Any]]] = {
     tuple: _write_tuple,
     set: _write_set,
     frozenset: _write_set,
@@ -328,7 +313,7 @@ _WRITERS: Final[dict[type, Callable[[Encoder, Any], Any]]] = {
     type({}.items()): _write_view,
     ObjectFields: _write_fields,
 }
-_BY_NAME: Final[dict[tuple[str, str], Callable[[Encoder, Any], Any]]] = {
+_BY_NAME: Final[dict[tuple[str, str], Callable[[TreeWriter, Any], Any]]] = {
     ("collections", "deque"): _write_deque,
     ("collections", "OrderedDict"): _write_ordered,
     ("collections", "Counter"): _write_counter,
@@ -347,7 +332,7 @@ _BY_NAME: Final[dict[tuple[str, str], Callable[[Encoder, Any], Any]]] = {
     },
 }
 """By the first part of the module and the name of the class, so that encoding imports nothing."""
-_BASES: Final[dict[type, Callable[[Encoder, Any], Any]]] = {
+_BASES: Final[dict[type, Callable[[TreeWriter, Any], Any]]] = {
     str: _write_text,
     int: _write_int,
     float: _write_float,
@@ -366,7 +351,7 @@ _BASES: Final[dict[type, Callable[[Encoder, Any], Any]]] = {
 # ---- decoding
 
 
-def decode_other(decoder: Decoder, name: str, content: Any) -> Any:
+def decode_other(decoder: TreeReader, name: str, content: Any) -> Any:
     """Return the value of a tag. Raises `Undecodable` for one that is not known, and what readers raise."""
     if (read := _READERS.get(name)) is not None:
         return read(decoder, content)
@@ -377,14 +362,14 @@ def decode_other(decoder: Decoder, name: str, content: Any) -> Any:
     raise Undecodable(f"a value of the kind {name[:40]!r}, which this batchflow does not know")
 
 
-def _read_whole(decoder: Decoder, content: Any) -> int:
+def _read_whole(decoder: TreeReader, content: Any) -> int:
     value = decoder.value(content)
     if type(value) is not int:
         raise Undecodable(f"{type(value).__name__} is no integer")
     return value
 
 
-def _read_named(decoder: Decoder, content: Any) -> Any:
+def _read_named(decoder: TreeReader, content: Any) -> Any:
     name, items = content
     made = tuple(decoder.items(items))
     kind = decoder.resolve(name)
@@ -394,20 +379,20 @@ def _read_named(decoder: Decoder, content: Any) -> Any:
     return made
 
 
-def _read_deque(decoder: Decoder, content: Any) -> Any:
+def _read_deque(decoder: TreeReader, content: Any) -> Any:
     from collections import deque
 
     items, length = content
     return deque(decoder.items(items), length)
 
 
-def _read_ordered(decoder: Decoder, content: Any) -> Any:
+def _read_ordered(decoder: TreeReader, content: Any) -> Any:
     from collections import OrderedDict
 
     return OrderedDict((decoder.value(key), decoder.value(part)) for key, part in content)
 
 
-def _read_counter(decoder: Decoder, content: Any) -> Any:
+def _read_counter(decoder: TreeReader, content: Any) -> Any:
     from collections import Counter
 
     made: Counter[Any] = Counter()
@@ -416,26 +401,26 @@ def _read_counter(decoder: Decoder, content: Any) -> Any:
     return made
 
 
-def _read_decimal(decoder: Decoder, content: Any) -> Any:
+def _read_decimal(decoder: TreeReader, content: Any) -> Any:
     from decimal import Decimal
 
     return Decimal(content)
 
 
-def _read_fraction(decoder: Decoder, content: Any) -> Any:
+def _read_fraction(decoder: TreeReader, content: Any) -> Any:
     from fractions import Fraction
 
     numerator, denominator = content
     return Fraction(_read_whole(decoder, numerator), _read_whole(decoder, denominator))
 
 
-def _read_uuid(decoder: Decoder, content: Any) -> Any:
+def _read_uuid(decoder: TreeReader, content: Any) -> Any:
     from uuid import UUID
 
     return UUID(hex=content)
 
 
-def _read_path(decoder: Decoder, content: Any) -> Any:
+def _read_path(decoder: TreeReader, content: Any) -> Any:
     import pathlib
 
     name, text = content[0], decoder.value(content[1])
@@ -449,52 +434,34 @@ def _read_path(decoder: Decoder, content: Any) -> Any:
     return kinds.get(name, other)(text)
 
 
-def _read_date(decoder: Decoder, content: Any) -> Any:
+def _read_date(decoder: TreeReader, content: Any) -> Any:
     from datetime import date
 
     return date.fromisoformat(content)
 
 
-def _read_datetime(decoder: Decoder, content: Any) -> Any:
+def _read_datetime(decoder: TreeReader, content: Any) -> Any:
     from datetime import datetime
 
     text, zone, fold = content
     return datetime.fromisoformat(text).replace(tzinfo=zone_from(decoder, zone), fold=fold)
 
 
-def _read_time(decoder: Decoder, content: Any) -> Any:
+def _read_time(decoder: TreeReader, content: Any) -> Any:
     from datetime import time
 
     text, zone, fold = content
     return time.fromisoformat(text).replace(tzinfo=zone_from(decoder, zone), fold=fold)
 
 
-def _read_timedelta(decoder: Decoder, content: Any) -> Any:
+def _read_timedelta(decoder: TreeReader, content: Any) -> Any:
     from datetime import timedelta
 
     days, seconds, microseconds = content
     return timedelta(days, seconds, microseconds)
 
 
-def zone_from(decoder: Decoder, content: Any) -> Any:
-    """Return the time zone of a tree."""
-    if content is None:
-        return None
-    from datetime import UTC, timedelta, timezone
-
-    if content == "utc":
-        return UTC
-    if type(content) is dict:
-        from zoneinfo import ZoneInfo
-
-        return ZoneInfo(content["key"])
-    days, seconds, microseconds, name = content
-    offset = timedelta(days, seconds, microseconds)
-    made = timezone(offset)
-    return made if made.tzname(None) == name else timezone(offset, name)
-
-
-def _read_enum(decoder: Decoder, content: Any) -> Any:
+def _read_enum(decoder: TreeReader, content: Any) -> Any:
     name, member, raw = content
     kind = decoder.resolve(name)
     value = decoder.value(raw)
@@ -518,7 +485,7 @@ def _member(kind: Any, name: str | None, value: Any) -> Any:
     return None
 
 
-def _read_object(decoder: Decoder, content: Any) -> Any:
+def _read_object(decoder: TreeReader, content: Any) -> Any:
     name, trees = content
     fields = {field: decoder.value(tree) for field, tree in trees.items()}
     kind = decoder.resolve(name)
@@ -554,7 +521,7 @@ def _filled(kind: Any, fields: dict[str, Any]) -> Any:
     return made
 
 
-_READERS: Final[dict[str, Callable[[Decoder, Any], Any]]] = {
+_READERS: Final[dict[str, Callable[[TreeReader, Any], Any]]] = {
     "$int": lambda decoder, content: int(content, 16),
     "$str": lambda decoder, content: bytes.fromhex(content).decode("utf-8", "surrogatepass"),
     "$bytes": lambda decoder, content: bytes(decoder.buffer(content)),

@@ -15,7 +15,7 @@ from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.management import AccessRights, AuthorizationRule
 
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.security.certificate import make_server_context
 from batchflow.local.servicebus.server import ServiceBusServer
 

@@ -18,7 +18,7 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.exceptions import ServiceBusServerBusyError
 
 from batchflow.local.amqp.performatives import AMQP_HEADER
-from batchflow.local.internal_errors import InternalErrors
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.local.security.sas import sign
 from batchflow.local.servicebus.core.namespace import QueueSettings
 from batchflow.local.servicebus.server import ServiceBusServer

@@ -9,7 +9,8 @@ import pytest
 
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.classes import BundleClasses
-from batchflow.protocol.values.encoding import Decoder, Undecodable, container_size, is_container
+from batchflow.protocol.values.encoding import Decoder, container_size, is_container
+from batchflow.protocol.values.misfits import Undecodable
 from node_agent.child.task_values import NotSerializable, TooLarge, encode, open_arguments, read_task
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.cli.inputs import Item
+from batchflow.cli.items import Item
 from batchflow.cli.tables import ResultTable, rows_of, separator_of
 from batchflow.errors import ConfigurationError
 

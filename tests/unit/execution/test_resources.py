@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from batchflow.protocol.functions import PYTHON, pickle_name
 from node_agent.execution.resources import TaskResources
-from tests.support.agent_world import FakeRunning
+from tests.support.agent_world import FakeEnvironments, FakeRunning
 from tests.support.slot_bench import materialise
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ async def test_a_function_by_value_is_checked_before_a_task_opens_it(
     cache = Cache(tmp_path)
     cache.file.chmod(0o644)
     cache.file.write_text(content)
-    resources = TaskResources("agent", cache, None, None, FakeRunning(), 1, 1)  # type: ignore[arg-type]
+    nowhere: Any = None
+    resources = TaskResources("agent", cache, FakeEnvironments(), nowhere, nowhere, FakeRunning(), 1, 1)
     async with AsyncExitStack() as stack:
         assert await resources.fetch_function(cache.bundle.hash, stack) == cache.file
     assert (cache.file.read_text(), cache.fetched) == ("a pickle", fetched)

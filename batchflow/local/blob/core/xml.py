@@ -25,7 +25,7 @@ from batchflow.local.blob.core.model import (
     StoredBlob,
     StoredContainer,
 )
-from batchflow.local.xml_reader import NotXml, read_xml
+from batchflow.local.http.xml_reader import NotXml, read_xml
 
 _DECLARATION = '<?xml version="1.0" encoding="utf-8"?>'
 # The XML 1.0 "Char" production, turned round.

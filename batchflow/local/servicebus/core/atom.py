@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
+from batchflow.local.http.xml_reader import NotXml, read_xml
 from batchflow.local.security.sas import Rights, SasRule
 from batchflow.local.servicebus.core.namespace import AdministrationRefused, QueueSettings
-from batchflow.local.xml_reader import NotXml, read_xml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

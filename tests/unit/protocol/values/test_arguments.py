@@ -15,7 +15,8 @@ import pytest
 from batchflow.errors import ArgumentNotSerializable
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.classes import BundleClasses
-from batchflow.protocol.values.encoding import Decoder, Undecodable
+from batchflow.protocol.values.encoding import Decoder
+from batchflow.protocol.values.misfits import Undecodable
 
 
 def _unpickled(data: bytes, buffers: list[memoryview]) -> Any:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.extra import pandas as hpd
 
-from batchflow.protocol.values.encoding import Decoder, Encoded, Encoder, TooLarge, Undecodable, Unencodable
+from batchflow.protocol.values.encoding import Decoder, Encoded, Encoder
+from batchflow.protocol.values.misfits import TooLarge, Undecodable, Unencodable
 
 if TYPE_CHECKING:
     import numpy as np

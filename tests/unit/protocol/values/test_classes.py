@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchflow.protocol.values.classes import BundleClasses
-from batchflow.protocol.values.encoding import Unencodable
+from batchflow.protocol.values.misfits import Unencodable
 
 
 @pytest.fixture

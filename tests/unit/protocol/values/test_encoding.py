@@ -26,15 +26,12 @@ from batchflow.protocol.values.encoding import (
     Decoder,
     Encoded,
     Encoder,
-    Misfit,
-    TooLarge,
-    Undecodable,
-    Unencodable,
     encode,
     is_container,
     is_json,
     to_json,
 )
+from batchflow.protocol.values.misfits import Misfit, TooLarge, Undecodable, Unencodable
 from batchflow.protocol.values.types import ObjectFields
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchflow.protocol.values.encoding import Unencodable
 from batchflow.protocol.values.json_form import json_form
+from batchflow.protocol.values.misfits import Unencodable
 
 
 @dataclasses.dataclass
