@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from batchflow.cli import terminal
-from batchflow.cli.items import Item
-from batchflow.cli.tables import SEPARATORS, rows_of, separator_of
+from batchflow.cli.tables import SEPARATORS, Item, rows_of, separator_of
 from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen

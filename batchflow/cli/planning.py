@@ -12,10 +12,10 @@ import click
 
 from batchflow.cli import terminal
 from batchflow.cli.inputs import from_csv, from_json_lines, from_manifest, from_texts
-from batchflow.cli.items import Item
 from batchflow.cli.local_imports import has_others, with_imports
 from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
 from batchflow.cli.shell_names import job_names, pool_names
+from batchflow.cli.tables import Item
 from batchflow.config.loader import nearest
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen

@@ -21,9 +21,9 @@ from batchflow.retry import RetryPolicy
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.cli.items import Item
     from batchflow.cli.progress import Progress
     from batchflow.cli.record import RunRecord
+    from batchflow.cli.tables import Item
     from batchflow.display.meter import Meter
     from batchflow.session import Session
 

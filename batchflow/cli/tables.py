@@ -1,5 +1,11 @@
-"""Tables of text: which character separates the columns of one, and the results of a run as one (CSV)."""
+"""What the tasks of a run get, from wherever it is written. All of it is read and checked before any is sent.
 
+An input is an item: the command, and its arguments. As everywhere in batchflow a list is the arguments, and
+anything else is the one argument. Text from the command line and from a CSV file is read as JSON where it is
+JSON (`3`, `true`, `[1, 2]`), and is text as it stands where it is not.
+ (split) (split)"""
+
+# MERGED DOC """Tables of text: which character separates the columns of one, and the results of a run as one (CSV)."""
 from __future__ import annotations
 
 import csv
@@ -10,9 +16,24 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import ConfigurationError
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.cli.items import Item
+    pass  # SELF
+
+
+@frozen
+class Item:
+    """One task to be: what it runs, and what with."""
+
+    command: str
+    arguments: list[Any]
+
+    @classmethod
+    def of(cls, command: str, value: Any) -> Item:
+        """Make an item. A list is the arguments, any other value is the one argument."""
+        return cls(command, value if isinstance(value, list) else [value])
+
 
 SEPARATORS: Final = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What may separate columns, and its name."""
