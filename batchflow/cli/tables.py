@@ -1,11 +1,5 @@
-"""What the tasks of a run get, from wherever it is written. All of it is read and checked before any is sent.
+"""Items of a run, and tables of text: what separates the columns of one, and results as one (CSV)."""
 
-An input is an item: the command, and its arguments. As everywhere in batchflow a list is the arguments, and
-anything else is the one argument. Text from the command line and from a CSV file is read as JSON where it is
-JSON (`3`, `true`, `[1, 2]`), and is text as it stands where it is not.
- (split) (split)"""
-
-# MERGED DOC """Tables of text: which character separates the columns of one, and the results of a run as one (CSV)."""
 from __future__ import annotations
 
 import csv
@@ -13,13 +7,10 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
-
-if TYPE_CHECKING:
-    pass  # SELF
 
 
 @frozen
