@@ -22,9 +22,9 @@ from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
-from batchflow.sessions.context import SessionContext
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
+from batchflow.sessions.records.context import SessionContext
 from batchflow.sessions.records.stats import SessionStats
 from batchflow.sessions.submission import Submission, TaskOptions
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.retry import RetryPolicy
-    from batchflow.sessions.tracker import Entry
+    from batchflow.sessions.records.tracker import Entry
 
 
 T = TypeVar("T")

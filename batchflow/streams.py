@@ -19,10 +19,10 @@ from batchflow.support.closing import Closes
 if TYPE_CHECKING:
     from batchflow.display.progress import Display
     from batchflow.sessions.cancellation import Cancellations
-    from batchflow.sessions.context import Lifetime
     from batchflow.sessions.map_run import MapRun
-    from batchflow.sessions.notices import Notices
-    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.records.context import Lifetime
+    from batchflow.sessions.records.notices import Notices
+    from batchflow.sessions.records.outcomes import Outcomes
 
 _ONE_WAIT: Final = frozenset({"__anext__", "_wrap_awaitable"})
 """Coroutines of tasks that wait for one result alone, as `asyncio.wait_for(anext(stream), 1)` makes."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from batchflow.sessions.cancellation import Cancellations
-    from batchflow.sessions.outcomes import Outcomes
-    from batchflow.sessions.tracker import Entry
+    from batchflow.sessions.records.outcomes import Outcomes
+    from batchflow.sessions.records.tracker import Entry
 
     T_co = TypeVar("T_co", covariant=True, default=Any)
 else:

@@ -18,8 +18,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
-from batchflow.azure.sdk_patches import keep_alive
-from batchflow.azure.sdk_reading import reading_of
+from batchflow.azure.sdk_patches import keep_alive, reading_of
 from batchflow.support.cadence import next_turn
 from batchflow.support.event_log import event_logger
 

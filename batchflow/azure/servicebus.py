@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from batchflow.azure.amqp_handler import Handler, SdkCall
 from batchflow.azure.amqp_link import SdkLink
 from batchflow.azure.namespaces import each_of, endpoint_of, host_of, is_encrypted, malformed, namespace_of
-from batchflow.azure.sdk_patches import patched, without_requests
-from batchflow.azure.sdk_reading import reading_of
+from batchflow.azure.sdk_patches import patched, reading_of, without_requests
 from batchflow.azure.servicebus_admin import ServiceBusAdmin
 from batchflow.azure.transport import trusting
 from batchflow.errors import (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from batchflow.model import Explanation
     from batchflow.protocol.documents import Heartbeat
-    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.records.context import SessionContext
 
 logger = event_logger(__name__)
 _SOON: Final = 0.5

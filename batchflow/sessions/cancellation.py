@@ -17,17 +17,17 @@ from batchflow.errors import (
 )
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
-from batchflow.sessions.tracker import cancelled_result
+from batchflow.sessions.records.tracker import cancelled_result
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.sessions.context import SessionContext
     from batchflow.sessions.map_run import MapRun
-    from batchflow.sessions.outcomes import Outcomes
-    from batchflow.sessions.tracker import Entry
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.outcomes import Outcomes
+    from batchflow.sessions.records.tracker import Entry
 
 logger = event_logger(__name__)
 

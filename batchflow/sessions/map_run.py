@@ -13,10 +13,10 @@ from batchflow.sessions.submission import Submission, TaskOptions
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:
-    from batchflow.sessions.context import SessionContext
-    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.outcomes import Outcomes
+    from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.submitter import Submitter
-    from batchflow.sessions.tracker import Entry
 
 DEFAULT_WINDOW: Final = 10_000
 """Maximum number of tasks of a `map` that are under way or unread."""

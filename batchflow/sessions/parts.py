@@ -13,18 +13,18 @@ from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
-from batchflow.sessions.outcomes import Outcomes
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
 from batchflow.sessions.receiving.receiver import ResultReceiver
+from batchflow.sessions.records.outcomes import Outcomes
 from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
     from batchflow.model import Explanation
-    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.records.context import SessionContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

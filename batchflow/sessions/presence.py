@@ -15,7 +15,7 @@ from batchflow.pools.jobs import note_closed
 from batchflow.ports.storage import EXACTNESS
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, gone_after
-from batchflow.sessions.receiving.checkpoint import UNKNOWN
+from batchflow.sessions.records.checkpoint import UNKNOWN
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
@@ -23,7 +23,7 @@ from batchflow.support.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.records.context import SessionContext
 
 logger = event_logger(__name__)
 _STRETCH: Final = 4

@@ -10,15 +10,15 @@ from batchflow.errors import BrokerError
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
-from batchflow.sessions.tracker import Entry, submit_failed_result
+from batchflow.sessions.records.tracker import Entry, submit_failed_result
 from batchflow.support.backoff import opened, until_accepted
 from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.sessions.context import SessionContext
-    from batchflow.sessions.health import ServiceHealth
-    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.health import ServiceHealth
+    from batchflow.sessions.records.outcomes import Outcomes
 
 
 @dataclass(slots=True, eq=False)

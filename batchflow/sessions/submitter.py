@@ -16,16 +16,16 @@ from batchflow.protocol.values import arguments
 from batchflow.protocol.values.kept import KeptArguments, keep
 from batchflow.protocol.values.misfits import Undecodable
 from batchflow.protocol.wire import Reference
+from batchflow.sessions.records.tracker import Entry, submit_failed_result
 from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
-from batchflow.sessions.tracker import Entry, submit_failed_result
 
 if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
     from batchflow.functions.code import CodeStore, FunctionBundles
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.received import ValueReader
-    from batchflow.sessions.context import SessionContext
-    from batchflow.sessions.outcomes import Outcomes
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.settings import SessionSettings
 
 _YIELD_EVERY: Final = 64

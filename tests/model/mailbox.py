@@ -19,7 +19,6 @@ from batchflow.local import queues as core
 from batchflow.model import Status
 from batchflow.protocol.documents import gone_after
 from batchflow.protocol.wire import Reference, ResultItem
-from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord
 from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
@@ -31,6 +30,7 @@ from batchflow.sessions.receiving.mailbox_state import (
     Tell,
     UnreadLimits,
 )
+from batchflow.sessions.records.checkpoint import Checkpoint, DeliveryRecord
 from tests.model.cloud import as_delivery
 from tests.model.world import Backoff, Call, Steps, StepsTo, Wait, sleep
 

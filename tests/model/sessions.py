@@ -23,7 +23,7 @@ from batchflow.protocol.layout import arguments_blob, cancellation_blob, session
 from batchflow.protocol.packing import PackingPolicy
 from batchflow.protocol.wire import Reference, ResultItem, TaskItem
 from batchflow.sessions.cancellation import KEPT, intervals
-from batchflow.sessions.tracker import Entry, Tracker, cancelled_result
+from batchflow.sessions.records.tracker import Entry, Tracker, cancelled_result
 from tests.model import history
 from tests.model.cloud import as_delivery
 from tests.model.mailbox import Mailbox, TakenOver

@@ -13,9 +13,9 @@ from batchflow.local import queues as core
 from batchflow.local.queues import Draft
 from batchflow.protocol import wire
 from batchflow.protocol.wire import Reference, ResultItem
-from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
 from batchflow.sessions.receiving.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
-from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled
+from batchflow.sessions.records.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
+from batchflow.sessions.records.tracker import Acknowledgement, Entry, Spilled
 from node_agent.scheduling.cancellation import CancellationCache
 from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import Task

@@ -19,7 +19,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, PackingPolicy
 from batchflow.protocol.wire import TaskItem
-from batchflow.sessions.tracker import Entry, Tracker
+from batchflow.sessions.records.tracker import Entry, Tracker
 from node_agent.scheduling import events as to
 from node_agent.scheduling.scheduler import Scheduler
 from tests.simulations.costs import LOCAL, Costs, Tier

@@ -12,7 +12,7 @@ from batchflow.errors import MailboxInUse, NoAgents
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
-from batchflow.sessions.receiving.checkpoint import Checkpoint
+from batchflow.sessions.records.checkpoint import Checkpoint
 from tests.support.agent import Agent
 from tests.support.services import Doubles
 from tests.support.session_parts import parts_of

@@ -23,8 +23,8 @@ from batchflow.model import Counts, Result, Status
 from batchflow.pool import Pool
 from batchflow.ports.broker import Mailbox
 from batchflow.session import Session
-from batchflow.sessions.receiving.checkpoint import Checkpoint
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore, Journal
+from batchflow.sessions.records.checkpoint import Checkpoint
 from tests.support.agent import Agent, result_of
 from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of

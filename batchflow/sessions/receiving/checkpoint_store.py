@@ -12,7 +12,7 @@ import anyio
 
 from batchflow.errors import BrokerError, ConfigurationError, JournalError, MailboxInUse, ProtocolError
 from batchflow.protocol.wire import split_uid
-from batchflow.sessions.receiving.checkpoint import UNKNOWN, Checkpoint, DeliveryRecord
+from batchflow.sessions.records.checkpoint import UNKNOWN, Checkpoint, DeliveryRecord
 from batchflow.support.backoff import Backoff
 from batchflow.support.event_log import event_logger
 from batchflow.support.ranges import Ranges
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from batchflow.ports.broker import Mailbox
-    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.records.context import SessionContext
 
 logger = event_logger(__name__)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.broker import Delivery, Sender
-    from batchflow.sessions.context import SessionContext
+    from batchflow.sessions.records.context import SessionContext
 
 logger = event_logger(__name__)
 

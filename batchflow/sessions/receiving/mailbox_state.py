@@ -36,12 +36,12 @@ from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import is_resent
 from batchflow.protocol.values.received import ValueReader
 from batchflow.protocol.wire import EventItem, Reference, ResultItem
-from batchflow.sessions.tracker import Acknowledgement, Entry, Spilled, Tracker
+from batchflow.sessions.records.tracker import Acknowledgement, Entry, Spilled, Tracker
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Delivery
-    from batchflow.sessions.receiving.checkpoint import DeliveryRecord
+    from batchflow.sessions.records.checkpoint import DeliveryRecord
 
 Attachment = TypeVar("Attachment")
 """What the shell attaches to the mailbox with, a link; compared by identity."""

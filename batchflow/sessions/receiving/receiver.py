@@ -38,7 +38,7 @@ from batchflow.sessions.receiving.mailbox_state import (
     UnreadLimits,
 )
 from batchflow.sessions.receiving.spill_file import SpillFile
-from batchflow.sessions.tracker import Entry
+from batchflow.sessions.records.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchflow.protocol.values.received import ValueReader
-    from batchflow.sessions.context import SessionContext
-    from batchflow.sessions.outcomes import Outcomes
     from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.outcomes import Outcomes
 
 logger = event_logger(__name__)
 

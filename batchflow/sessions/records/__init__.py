@@ -1,1 +1,1 @@
-"""What a session records beside its tasks: what it has asked of the broker, and what it has stored."""
+"""What the parts of a session share and record: its tasks, outcomes, problems, notices, and counts."""

@@ -10,8 +10,7 @@ import pytest
 from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure import amqp_handler, servicebus
-from batchflow.azure.sdk_patches import MAX_QUESTIONS, keep_alive, patched
-from batchflow.azure.sdk_reading import FrameReading
+from batchflow.azure.sdk_patches import MAX_QUESTIONS, FrameReading, keep_alive, patched
 from batchflow.errors import QueueNotFound
 from batchflow.local.amqp import engine
 from batchflow.ports.broker import OutgoingMessage

@@ -6,7 +6,7 @@ from functools import partial
 
 from batchflow.pools.shared_load import PoolLoad
 from batchflow.protocol.packing import MOST_TASKS, PackingPolicy
-from batchflow.sessions.tracker import Entry, Tracker
+from batchflow.sessions.records.tracker import Entry, Tracker
 
 NEAR = 0.002
 """Seconds of a round trip."""

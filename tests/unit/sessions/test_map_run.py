@@ -18,7 +18,7 @@ from batchflow.pool import Pool
 from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.layout import cancellation_blob
 from batchflow.session import Session
-from batchflow.sessions.tracker import Entry
+from batchflow.sessions.records.tracker import Entry
 from tests.support.agent import Agent, argument_of, failure_of
 from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of

@@ -10,13 +10,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.unit.sessions.test_tracker import make_entry
 
 from batchflow.errors import BrokerError, LeaseLost
 from batchflow.model import Event, Status
 from batchflow.ports.broker import Delivery
 from batchflow.protocol import wire
 from batchflow.protocol.wire import EventItem, Reference, ResultItem, make_uid
-from batchflow.sessions.receiving.checkpoint import Checkpoint, DeliveryRecord
 from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
@@ -27,8 +27,8 @@ from batchflow.sessions.receiving.mailbox_state import (
     Tell,
     UnreadLimits,
 )
-from batchflow.sessions.tracker import Entry, Tracker
-from tests.unit.sessions.test_tracker import make_entry
+from batchflow.sessions.records.checkpoint import Checkpoint, DeliveryRecord
+from batchflow.sessions.records.tracker import Entry, Tracker
 
 PLENTY = UnreadLimits(1000, 1000, 10**9)
 _numbers = count(1)

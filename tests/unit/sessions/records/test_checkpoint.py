@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow.errors import ProtocolError
-from batchflow.sessions.receiving.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress
+from batchflow.sessions.records.checkpoint import REMEMBERED, Checkpoint, IncarnationProgress
 from batchflow.support.ranges import Ranges
 
 

@@ -14,7 +14,7 @@ from batchflow.model import Status
 from batchflow.protocol.durations import Durations
 from batchflow.protocol.packing import PackingPolicy
 from batchflow.protocol.wire import ResultItem
-from batchflow.sessions.tracker import Acknowledgement, Entry, Tracker
+from batchflow.sessions.records.tracker import Acknowledgement, Entry, Tracker
 
 FINAL = [Status.SUCCEEDED, Status.FAILED, Status.CANCELLED]
 

@@ -12,8 +12,7 @@ from azure.servicebus._pyamqp.aio._transport_async import AsyncTransport
 from azure.servicebus.aio import ServiceBusClient
 
 from batchflow.azure import amqp_handler, servicebus
-from batchflow.azure.sdk_patches import patched
-from batchflow.azure.sdk_reading import FrameReading, reading_of, take_over
+from batchflow.azure.sdk_patches import FrameReading, patched, reading_of, take_over
 from batchflow.ports.broker import OutgoingMessage
 from tests.support.broker import next_of
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from batchflow.errors import SessionClosed
 from batchflow.protocol import wire
 from batchflow.protocol.packing import PackingPolicy
-from batchflow.sessions.health import Problems
-from batchflow.sessions.notices import Notices
+from batchflow.sessions.records.health import Problems
+from batchflow.sessions.records.notices import Notices
 from batchflow.sessions.records.stats import LinkCounter
 from batchflow.sessions.records.stored_arguments import StoredArguments, delete_blob
-from batchflow.sessions.tracker import Tracker
+from batchflow.sessions.records.tracker import Tracker
 from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
 from batchflow.support.event_log import event_logger

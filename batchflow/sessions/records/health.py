@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from batchflow.errors import BrokerError, ServiceError
 
 if TYPE_CHECKING:
-    from batchflow.sessions.notices import Notices
+    from batchflow.sessions.records.notices import Notices
 
 ProblemSource = Literal["agents", "sending", "results", "storage"]
 """What may make waiting pointless."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from batchflow.errors import ServiceError
     from batchflow.protocol.wire import ResultItem
-    from batchflow.sessions.context import SessionContext
-    from batchflow.sessions.health import ProblemSource
-    from batchflow.sessions.receiving.checkpoint import DeliveryRecord
-    from batchflow.sessions.tracker import Entry
+    from batchflow.sessions.records.checkpoint import DeliveryRecord
+    from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.health import ProblemSource
+    from batchflow.sessions.records.tracker import Entry
 
 
 class Outcomes:

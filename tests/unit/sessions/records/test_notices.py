@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchflow.sessions.notices import Notices
+from batchflow.sessions.records.notices import Notices
 
 
 def test_readers_get_a_repeated_warning_once() -> None:
