@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from batchflow.local.internal_errors import InternalErrors
 
 from batchflow.cli.cloud_status import show
+from batchflow.local.http.internal_errors import InternalErrors
 from batchflow.settings import Settings
 
 

@@ -10,7 +10,6 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.unit.sessions.test_tracker import make_entry
 
 from batchflow.errors import BrokerError, LeaseLost
 from batchflow.model import Event, Status
@@ -29,6 +28,7 @@ from batchflow.sessions.receiving.mailbox_state import (
 )
 from batchflow.sessions.records.checkpoint import Checkpoint, DeliveryRecord
 from batchflow.sessions.records.tracker import Entry, Tracker
+from tests.unit.sessions.records.test_tracker import make_entry
 
 PLENTY = UnreadLimits(1000, 1000, 10**9)
 _numbers = count(1)
