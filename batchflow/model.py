@@ -38,11 +38,13 @@ class Status(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    __hash__ = object.__hash__  # members are compared by identity; Enum's own is a Python function
-
     @property
     def final(self) -> bool:
         return self not in (Status.SENDING, Status.QUEUED)
+
+
+# Members are compared by identity. Enum's own is a Python function, and asked for several times a task.
+Status.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 class Download(Protocol):

@@ -16,7 +16,7 @@ class FunctionCommand:
     label: str
     """`module:qualname`: the command, as results, errors and the wire have it."""
     args: tuple[Any, ...] = ()
-    keywords: Mapping[str, Any] = field(default_factory=dict)
+    keywords: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The arguments that a `functools.partial` brought along."""
     modules: frozenset[str] = frozenset()
     """The modules of the user's project that it needs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 
@@ -24,7 +24,6 @@ from batchflow.support.event_log import event_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.sessions.map_run import MapRun
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.sessions.records.tracker import Entry
@@ -37,6 +36,13 @@ _SEVERAL: Final = 3
 """Sessions of a client in one job, for which a listing costs less than a request for each."""
 KEPT: Final = 1000
 """Confirmed cancellations that stay in the document."""
+
+
+class Stoppable(Protocol):
+    """What has submitted tasks, and submits no more once it is stopped."""
+
+    def stop(self) -> list[Entry]:
+        """Return the tasks without an outcome."""
 
 
 class Cancellations:
@@ -142,7 +148,7 @@ class Cancellations:
         if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
             self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 
-    def abandon(self, run: MapRun) -> None:
+    def abandon(self, run: Stoppable) -> None:
         """Cancel what a dropped `map` had submitted.
 
         May be called from any thread, as the garbage collector does. Does nothing in a forked child.

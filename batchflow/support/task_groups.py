@@ -18,10 +18,10 @@ class task_group:  # noqa: N801 - used like a function
     group belongs to the parent.
     """
 
-    def __init__(self) -> None:
-        self._group = anyio.create_task_group()
+    _group: TaskGroup
 
     async def __aenter__(self) -> TaskGroup:
+        self._group = anyio.create_task_group()
         return await self._group.__aenter__()
 
     async def __aexit__(

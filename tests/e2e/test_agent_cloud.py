@@ -138,15 +138,19 @@ async def orphan(session: Session, path: Path) -> tuple[object, int]:
 
 
 def threads(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    """Count the threads of a process; 1 when it has ended, as a spare child may."""
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except FileNotFoundError:
+        return 1
 
 
 async def test_agent_uses_threads_for_files_alone(cloud: subprocess.Popen[str], session: Session) -> None:
-    """The supervisor and the children have one thread; the agent also has those of its loop's executor, which
-    work on files and look up names. It is so idle, and with both slots and all links at work."""
+    """The supervisor, the template and the children have one thread. The agent has those of its executor, too,
+    which work on files and look up names. It is so idle, and with both slots and all links at work."""
     supervisor, agent = processes(cloud)
     family = [supervisor, agent, *linux.descendants(agent)]
-    assert len(family) == 4
+    assert len(family) >= 5
     idle = {pid: threads(pid) for pid in family}
     tasks = [await session.submit("slow.py", args=0.001 * number) for number in range(100)]
     most = dict(idle)

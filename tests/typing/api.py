@@ -90,7 +90,7 @@ async def submitting(pool: Pool) -> None:
         assert_type(await session.submit_many("x.py", range(9), memory_limit=1 << 30), list[Task])
         assert_type(await session.run("x.py", 1, stream_output=True), Any)
         assert_type(session.map("x.py", [1, 2], ordered=True, window=10, tag="t"), ResultStream)
-        await session.submit("x.py", timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+        await session.submit("x.py", timeout="3")  # type: ignore[call-overload]  # pyright: ignore
         await session.run("x.py", time_limit=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
         session.map("x.py", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         session.map("x.py", [], retry=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -113,7 +113,7 @@ async def calling_functions(session: Session) -> None:
     assert_type(await session.run(quote, "AAPL"), tuple[str, float])
     assert_type(await session.submit_many(quote, ["AAPL"]), list[Task[tuple[str, float]]])
     assert_type(session.map(price, [1.0, 2.0]), ResultStream)
-    await session.run(price, 100.0, timeout="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    await session.run(price, 100.0, timeout="3")  # type: ignore[call-overload]  # pyright: ignore
 
 
 async def reading(session: Session, task: Task) -> None:

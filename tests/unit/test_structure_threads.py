@@ -11,6 +11,10 @@ ROOM = Path(node_agent.__file__).parent
 WHY = {
     "cache": "hashes and copies files: the kernel offers no waiting for a disk",
     "workspace": "copies and removes folders",
+    "slot": "puts a folder in order",
+    "environments": "unpacks archives",
+    "resources": "hashes files",
+    "process_state": "ends what a task of multiprocessing left, which may hang, in the process of the task",
     "process": "imports, while the links are being opened",
 }
 STARTERS = {"to_thread", "run_in_executor", "Thread", "ThreadPoolExecutor", "Timer", "run_sync"}

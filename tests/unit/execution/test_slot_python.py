@@ -600,6 +600,7 @@ async def test_a_child_carries_only_what_it_needs(tmp_path: Path) -> None:
             )
         ),
         *("batchflow.protocol", "batchflow.protocol.values", "batchflow.protocol.values.encoding"),
+        *("batchflow.protocol.values.misfits", "batchflow.protocol.values.trees"),
     }
 
 
