@@ -103,5 +103,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo 'Installing batchflow, what it needs and what its tests need ...'
-	@$(INSTALL) --editable '.[dev]'
+	@$(INSTALL) 'uv>=0.9'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --link-mode copy --editable '.[dev]' \
+		|| $(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import contest, table
+from tests.benchmarks.cases import ALONE, WARM
 from tests.benchmarks.contest import Record
 from tests.benchmarks.harness import Figure
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(180)
-def test_quick_run_prints_a_line_for_each_figure() -> None:
+SCALE = ("idle", "sessions", "nodes")
+"""Cases that run beside the others in a test of their own, because each takes a cloud or several."""
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("cases", "figures"),
+    [
+        (
+            sorted({"contest", *ALONE, *WARM} - set(SCALE)),
+            (
+                *("| batchflow |", "| no peer |", "import batchflow", "first result", "round trip"),
+                *("the SDK alone", "lone submit", "no-ops through map", "credits of a no-op"),
+                *("with a task of", "memory of an outstanding task", "recovery of a task", "resident"),
+            ),
+        ),
+        (SCALE, ("idle agent", "of the rate of one", "CPU of client and broker")),
+    ],
+    ids=["speed", "scale"],
+)
+def test_quick_run_prints_a_line_for_each_figure(cases: Sequence[str], figures: Sequence[str]) -> None:
     """Every case runs, on little work."""
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", "--quick", "--peers", "none"],
+        [sys.executable, "-m", "tests.benchmarks", "--quick", *cases, "--peers", "none"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -28,24 +49,7 @@ def test_quick_run_prints_a_line_for_each_figure() -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    for figure in (
-        "| batchflow |",
-        "| no peer |",
-        "import batchflow",
-        "first result",
-        "round trip",
-        "the SDK alone",
-        "lone submit",
-        "no-ops through map",
-        "credits of a no-op",
-        "with a task of",
-        "memory of an outstanding task",
-        "recovery of a task",
-        "idle agent",
-        "of the rate of one",
-        "CPU of client and broker",
-        "resident",
-    ):
+    for figure in figures:
         assert figure in finished.stdout
 
 

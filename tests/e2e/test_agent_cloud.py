@@ -146,7 +146,7 @@ def threads(pid: int) -> int:
 
 
 async def test_agent_uses_threads_for_files_alone(cloud: subprocess.Popen[str], session: Session) -> None:
-    """The supervisor, the template and the children have one thread. The agent has those of its executor, too,
+    """The supervisor, the template and the children have one thread. The agent also has its executor's,
     which work on files and look up names. It is so idle, and with both slots and all links at work."""
     supervisor, agent = processes(cloud)
     family = [supervisor, agent, *linux.descendants(agent)]

@@ -42,32 +42,22 @@ def _versions() -> list[Any]:
     return [price_u.VERSION, price_u.twice(21), price_u.__file__]
 
 
-async def test_tasks_find_the_packages_that_their_session_requires(pool: Pool, wheels: Path) -> None:
-    async with _session(pool, requirements_file(wheels, "price_u==1.0")) as session:
-        version, value, file = await session.run(_versions)
-
-    assert (version, value) == (1, 42)
-    assert "environments" in file
-
-
-async def test_two_sessions_with_other_versions_never_see_each_others(pool: Pool, wheels: Path) -> None:
+async def test_tasks_find_what_their_session_requires_and_never_what_another_does(
+    pool: Pool, wheels: Path
+) -> None:
     async with (
-        _session(pool, requirements_file(wheels, "price_u==1.0")) as first,
-        _session(pool, requirements_file(wheels.parent / "wheels", "price_u==1.0")) as same,
+        _session(pool, requirements_file(wheels, "price_u==1.0")) as same,
+        _session(pool, None) as without,
     ):
-        assert (await first.run(_versions))[0] == 1
-        async with _session(pool, requirements_file(wheels, "price_u==2.0")) as second:
-            for _ in range(3):
-                assert (await second.run(_versions))[0] == 2
-                assert (await same.run(_versions))[0] == 1
-
-
-async def test_a_session_without_requirements_does_not_find_them(pool: Pool, wheels: Path) -> None:
-    async with _session(pool, requirements_file(wheels, "price_u")) as with_them:
-        assert (await with_them.run(_versions))[0] == 2
-    async with _session(pool, None) as without:
+        version, value, file = await same.run(_versions)
+        assert (version, value) == (1, 42)
+        assert "environments" in file
         with pytest.raises(TaskError, match="No module named 'price_u'"):
             await without.run(_versions)
+        async with _session(pool, requirements_file(wheels, "price_u==2.0")) as second:
+            for _ in range(2):
+                assert (await second.run(_versions))[0] == 2
+                assert (await same.run(_versions))[0] == 1
 
 
 async def test_what_cannot_be_resolved_is_each_tasks_outcome_in_the_resolvers_words(
