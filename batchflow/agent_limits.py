@@ -38,6 +38,6 @@ class AgentLimits:
     output_limit: Bytes = 64 * 1024
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
     result_limit: Bytes = 256 * 1024**2
-    """Bytes of JSON that a task may return; more is `ResultTooLarge`."""
+    """Bytes that what a task returns may have, encoded; more is `ResultTooLarge`."""
     cache_limit: Bytes = 10 * 1024**3
     """Bytes of task files that an agent keeps on its disk."""

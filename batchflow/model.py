@@ -99,7 +99,7 @@ class Result:
     index: int
     """The task's place in its session (or, from `map`, among its inputs), from 0."""
     value: Any = None
-    """The return value of the task: any JSON; for a jar or another executable, the lines of its stdout."""
+    """The return value of the task; of a jar or another executable, the lines of its stdout."""
     error: str | None = None
     kind: str | None = None
     """The name of the `TaskError` that awaiting the task raises; None on success."""

@@ -139,7 +139,7 @@ class SessionSettings:
     outbox_bytes: Bytes = 64 * 1024**2
     """Bytes of tasks that `submit` takes before it waits for the broker, as they travel."""
     unclaimed_bytes: Bytes = 64 * 1024**2
-    """Bytes of unread results, as JSON, that are held in memory."""
+    """Bytes of unread results, as they travel, that are held in memory."""
     patience: Seconds = 60.0
     """Seconds that a service may be away before a call that waits for it raises an error; what is under way
     stays, and is tried again."""

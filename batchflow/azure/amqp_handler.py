@@ -214,7 +214,7 @@ class Attached(Generic[H]):
         """Make the queued calls, then close the handler. A wait for a message ends."""
         self._closing = True
         if self._receiving and not self._interrupt() and not self._line:
-            self._closing = self._given_up = True
+            self._given_up = True
         else:
             await self.end(patience)
         await close_handler(self.handler)

@@ -254,7 +254,11 @@ def _proxy_at_fault(text: str) -> str:
 
     for kind, url in proxies().items():
         proxy = urlsplit(url if "://" in url else f"//{url}")
-        if proxy.hostname and f"host {proxy.hostname}:{proxy.port} " in text:
+        try:
+            where = f"host {proxy.hostname}:{proxy.port} "
+        except ValueError:
+            continue  # a port that is none, of which aiohttp tells
+        if proxy.hostname and where in text:
             return f"; that is the proxy of {kind.upper()}_PROXY, which NO_PROXY can except hosts from"
     return ""
 

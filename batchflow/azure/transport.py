@@ -57,7 +57,9 @@ def proxies() -> dict[str, str]:
     """
     from urllib.request import getproxies
 
-    return getproxies()
+    found = getproxies()
+    found.pop("no", None)  # NO_PROXY, which names hosts and no proxy
+    return found
 
 
 def _is_there_a_proxy(address: str) -> bool:

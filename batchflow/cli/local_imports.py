@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,29 +34,23 @@ def has_others(task: Path, taken: dict[str, str]) -> bool:
     )
 
 
-def _imported(path: Path) -> set[str]:
+def _imported(path: Path) -> frozenset[str]:
     """Return the names at the top of what a file imports; none of a file that is no Python source."""
+    from batchflow.functions.own_code import imports_of
+
     if path.suffix != ".py":
-        return set()
+        return frozenset()
     try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return set()  # the node tells, when it imports it
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+        return imports_of(path)
+    except OSError:
+        return frozenset()  # the node tells, when it imports it
 
 
 def _files_of(folder: Path, name: str) -> Iterator[Path]:
-    """Return the files of the module or package of that name in a folder."""
+    """Return the files of the module or package of that name, as a bundle takes them from a directory."""
+    from batchflow.files import walk
+
     if (module := folder / f"{name}.py").is_file():
         yield module
     elif (package := folder / name).is_dir():
-        for path in sorted(package.rglob("*")):
-            parts = path.relative_to(folder).parts
-            if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
-                yield path
+        yield from sorted(path for _, path in walk(package))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
@@ -92,18 +91,14 @@ class EnvironmentBuilder:
                 return archive
             report(f"building an environment: {summary(locked.packages)}")
             self._cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._cache, prefix="build-") as scratch:
-                site = Path(scratch) / "site"
-                site.mkdir()
-                await uv.install(locked.text, locked.target, site)
-                await in_thread(_pack, site, archive)
+            folder = Path(tempfile.mkdtemp(dir=self._cache, prefix="build-"))
+            try:
+                await uv.install(locked.text, locked.target, folder / "site")
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            await in_thread(pack, folder, archive)
         return archive
-
-
-def cache_folder() -> Path:
-    """Return the folder of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "batchflow" / "environments"
 
 
 def summary(packages: tuple[str, ...]) -> str:
@@ -129,22 +124,22 @@ def _write(file: Path, data: bytes) -> None:
     Path(scratch.name).replace(file)
 
 
-def _pack(site: Path, archive: Path) -> None:
-    """Write the regular files of a folder, in the order of their names and without times."""
+def pack(folder: Path, archive: Path) -> None:
+    """Write the regular files of `site` in a folder, in the order of their names and without times.
+
+    The folder is removed here, and not by who waits: a thread goes on when its caller is cancelled.
+    """
     from tarfile import open as open_archive  # takes 20 ms, and few programs need it
 
-    scratch = archive.with_suffix(f".{os.getpid()}")
+    site, draft = folder / "site", folder / "archive"
     try:
-        with open_archive(scratch, "w:gz", compresslevel=_COMPRESSION) as out:
+        with open_archive(draft, "w:gz", compresslevel=_COMPRESSION) as out:
             for path in sorted(site.rglob("*")):
                 if path.is_file() and "__pycache__" not in path.parts and path.name != ".lock":
                     out.add(path, path.relative_to(site).as_posix(), filter=_plain)
-        scratch.replace(archive)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+        draft.replace(archive)
     finally:
-        shutil.rmtree(site, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

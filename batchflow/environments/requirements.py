@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
-import orjson
-
+from batchflow.environments.installed_packages import pins
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
-
-if TYPE_CHECKING:
-    from importlib.metadata import Distribution
 
 Requirements = str | os.PathLike[str] | Iterable[str]
 """A list of requirements, the path of a requirements file or of a pyproject.toml, or `"current"`."""
@@ -47,8 +43,8 @@ def read_requirements(requirements: Requirements) -> RequirementSet | None:
     Raises `ConfigurationError` for what is no requirement, and for a file that cannot be read.
     """
     if isinstance(requirements, str) and requirements == CURRENT:
-        pins = "\n".join(sorted(_installed()))
-        return RequirementSet("list", pins, pinned=True) if pins else None
+        text = "\n".join(sorted(pins(local=False)))
+        return RequirementSet("list", text, pinned=True) if text else None
     if isinstance(requirements, str | os.PathLike):
         return _read_file(Path(requirements))
     if not isinstance(requirements, Iterable) or isinstance(requirements, bytes):
@@ -82,24 +78,3 @@ def _read_file(path: Path) -> RequirementSet | None:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         hint = "" if os.sep in str(path) or path.suffix else '; for one package write a list: ["numpy"]'
         raise ConfigurationError(f"requirements: {str(path)!r} cannot be read: {reason}{hint}") from error
-
-
-def _installed() -> Iterator[str]:
-    """Return what is installed here at its version, without batchflow and what is local."""
-    from importlib.metadata import distributions
-
-    for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name and not name.lower().startswith("batchflow") and not _is_local(distribution):
-            yield f"{name}=={distribution.version}"
-
-
-def _is_local(distribution: Distribution) -> bool:
-    """Return whether a distribution was installed from a folder here, and so has no wheel elsewhere."""
-    told = distribution.read_text("direct_url.json")
-    if not told:
-        return False
-    try:
-        return str(orjson.loads(told).get("url", "")).startswith("file:")
-    except (orjson.JSONDecodeError, AttributeError):
-        return False

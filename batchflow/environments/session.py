@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -15,20 +14,20 @@ from batchflow.errors import BatchflowError, BlobNotFound, EnvironmentFailed
 from batchflow.files import is_young, source_of, upload
 from batchflow.protocol.bundle import bundle_blob
 from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument, environment_blob
+from batchflow.protocol.functions import PYTHON
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from batchflow.settings import AgentSettings
 
-_OWN_PLATFORM: Final = "manylinux_2_28_x86_64"
 _MB: Final = 1e6
 
 
 def target_of(agent: AgentSettings) -> TargetPython:
     """Return what the nodes run: our own Python where it is the agents', else what the settings say."""
     if agent.python is not None:
-        return TargetPython(f"{sys.version_info[0]}.{sys.version_info[1]}", agent.node_platform)
+        return TargetPython(PYTHON, agent.node_platform)
     return TargetPython(agent.node_python, agent.node_platform)
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
+from batchflow.environments.commands import CommandFailed, run_command
 from batchflow.environments.requirements import RequirementSet
 from batchflow.errors import ConfigurationError, EnvironmentFailed
 from batchflow.support.frozen import frozen
 
-_LONGEST_SAID: Final = 4000
-"""Characters of the end of what uv said that an error repeats."""
 _MANYLINUX: Final = "manylinux"
 
 
@@ -83,21 +80,10 @@ async def install(locked: str, target: TargetPython, site: Path) -> None:
 
 async def run_uv(arguments: Sequence[str]) -> str:
     """Run uv and return what it printed. Raises `EnvironmentFailed` with what it said. Safe to cancel."""
-    process = await asyncio.create_subprocess_exec(
-        *(_program(), *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        printed, said = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        raise EnvironmentFailed(said.decode(errors="replace").strip()[-_LONGEST_SAID:])
-    return printed.decode()
+        return await run_command((_program(), *arguments))
+    except CommandFailed as error:
+        raise EnvironmentFailed(str(error)) from error
 
 
 def _program() -> str:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import anyio
 
 from batchflow.errors import BlobNotFound, ConfigurationError
-from batchflow.files import BundleSource, source_of, upload
+from batchflow.files import BundleSource, source_of, stored, upload
 from batchflow.functions.command import FunctionCommand
 from batchflow.functions.own_code import OwnCode, OwnFile
-from batchflow.protocol.bundle import Bundle, bundle_blob
 from batchflow.protocol.functions import PYTHON, pickle_name
 from batchflow.support.frozen import frozen
 from batchflow.support.threads import in_thread
@@ -76,13 +75,18 @@ class CodeStore:
 
     async def _pickle(self, label: str, data: bytes) -> str:
         self._check_python(label)
+        if (known := self._uploaded(data)) is not None:
+            return known
+        async with self._changing:
+            if (known := self._uploaded(data)) is not None:
+                return known  # another task of the same function was first
+            made = await upload([source_of(pickle_name(PYTHON), data)], self._pool.ctl)
+            self._pickles[data] = (made.hash, time.monotonic())
+            return made.hash
+
+    def _uploaded(self, data: bytes) -> str | None:
         known = self._pickles.get(data)
-        if known is not None and time.monotonic() - known[1] < _UPLOADED_FOR:
-            return known[0]
-        source = source_of(pickle_name(PYTHON), data)
-        made = await upload([source], self._pool.ctl)
-        self._pickles[data] = (made.hash, time.monotonic())
-        return made.hash
+        return known[0] if known is not None and time.monotonic() - known[1] < _UPLOADED_FOR else None
 
     def _check_python(self, label: str) -> None:
         others = sorted(self._node_pythons() - {PYTHON})
@@ -112,7 +116,7 @@ class CodeStore:
     async def _upload(self, base: str) -> str:
         ctl = self._pool.ctl
         try:
-            listed = Bundle.read((await ctl.get(bundle_blob(base))).data, base)
+            listed = await stored(base, ctl)
         except BlobNotFound as error:
             raise ConfigurationError(
                 f"the files of the session are not in pool {self._pool.pool_id} any more: {error}; "

@@ -124,6 +124,7 @@ def found_by_name(module_name: str, qualname: str) -> Any:
     return found
 
 
+@functools.lru_cache(maxsize=4096)
 def is_installed(path: str) -> bool:
     """Return whether a path belongs to the interpreter or to its installed distributions."""
     return os.path.realpath(path).startswith(_installed_folders())

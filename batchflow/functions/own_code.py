@@ -81,7 +81,7 @@ class OwnCode:
             return frozenset()
         known = self._imports.get(file.path)
         if known is None or known[0] != file.stamp:
-            known = self._imports[file.path] = (file.stamp, _imports(file.path))
+            known = self._imports[file.path] = (file.stamp, imports_of(file.path))
         return known[1]
 
 
@@ -145,7 +145,7 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _imports(path: Path) -> frozenset[str]:
+def imports_of(path: Path) -> frozenset[str]:
     """Return the top-level modules that a source file imports; none when it is not Python."""
     try:
         tree = ast.parse(path.read_bytes())

@@ -8,20 +8,19 @@ user's cache and is named by its content.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import os
 import shutil
 import sys
 import tempfile
 import zipfile
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from batchflow.environments import installed_packages
+from batchflow.environments.commands import CommandFailed, run_command
+from batchflow.environments.user_cache import user_cache
 from batchflow.errors import ConfigurationError
-from batchflow.support import installed_packages, linux
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ _LOCAL_ONLY: Final = "local"
 """The part of batchflow that no node needs."""
 _MACHINE: Final = "x86_64"
 """The processors of Azure Batch's nodes."""
-_TAIL: Final = 2000
 
 
 async def build(python: str, platform: str, *, identity: bool = False) -> Path:
@@ -47,33 +45,20 @@ async def build(python: str, platform: str, *, identity: bool = False) -> Path:
     `identity`: whether agents use a managed identity instead of keys. Raises `ConfigurationError`, with the
     end of pip's output, when a package cannot be fetched. Safe to cancel.
     """
-    constraints = "\n".join(sorted(_pins())) + "\n"
+    constraints = "\n".join(sorted(installed_packages.pins())) + "\n"
     requirements = (*REQUIREMENTS, IDENTITY) if identity else REQUIREMENTS
     key = hashlib.sha256("\n".join([python, platform, *requirements, constraints]).encode())
-    dependencies = _cache() / f"dependencies-{key.hexdigest()[:16]}"
+    cache = user_cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    dependencies = cache / f"dependencies-{key.hexdigest()[:16]}"
     if not dependencies.is_dir():
         await _fetch(python, platform, requirements, constraints, dependencies)
-    return await in_thread(_pack, dependencies)
+    return await in_thread(_pack, dependencies, cache)
 
 
 def bootstrap() -> bytes:
     """Read the script that unpacks the archive on a node and becomes the agent."""
     return (_package("node_agent") / "bootstrap.py").read_bytes()
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "batchflow"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _pins() -> Iterator[str]:
-    """Return every distribution installed here, at its version."""
-    for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name and not name.lower().startswith("batchflow"):
-            yield f"{name.lower()}=={distribution.version}"
 
 
 async def _fetch(
@@ -116,27 +101,11 @@ def _uv_command(uv: str, python: str, platform: str) -> tuple[str, ...]:
 
 async def _run(command: Sequence[str], python: str, platform: str) -> None:
     """Run the installer. Raises `ConfigurationError`, with the end of its output, when it fails."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
     try:
-        _, said = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if linux.children_are_ignored():
-        raise ConfigurationError(
-            "agent: this program ignores SIGCHLD, so whether its packages were fetched is not known; at the "
-            "program's start: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
-        )
-    if process.returncode != 0:
+        await run_command(command)
+    except CommandFailed as error:
         tool = "uv" if command[1] == "pip" else "pip"
-        tail = said.decode(errors="replace")[-_TAIL:].strip()
-        raise _unfetched(python, platform, f"{tool} said: {tail}")
+        raise _unfetched(python, platform, f"{tool} said: {error}") from error
 
 
 def _copy_installed(python: str, platform: str, requirements: tuple[str, ...], site: Path) -> None:
@@ -165,7 +134,7 @@ def _unfetched(python: str, platform: str, reason: str) -> ConfigurationError:
     )
 
 
-def _pack(dependencies: Path) -> Path:
+def _pack(dependencies: Path, cache: Path) -> Path:
     files = {path.relative_to(dependencies).as_posix(): path for path in _files(dependencies)}
     for name in OWN_PACKAGES:
         package = _package(name)
@@ -176,7 +145,7 @@ def _pack(dependencies: Path) -> Path:
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    archive = _cache() / f"agent-{digest.hexdigest()[:32]}.zip"
+    archive = cache / f"agent-{digest.hexdigest()[:32]}.zip"
     if not archive.is_file():
         _write(archive, files)
     return archive

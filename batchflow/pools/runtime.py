@@ -59,10 +59,13 @@ class PoolRuntime:
     @cached_property
     def environments(self) -> PoolEnvironments:
         """The environments of the pool's tasks."""
-        from batchflow.environments.builder import EnvironmentBuilder, cache_folder
+        from batchflow.environments.builder import EnvironmentBuilder
         from batchflow.environments.session import PoolEnvironments, target_of
+        from batchflow.environments.user_cache import user_cache
 
-        return PoolEnvironments(EnvironmentBuilder(cache_folder()), target_of(self.settings.agent))
+        return PoolEnvironments(
+            EnvironmentBuilder(user_cache() / "environments"), target_of(self.settings.agent)
+        )
 
     @property
     def load(self) -> PoolLoad:

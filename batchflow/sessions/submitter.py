@@ -115,15 +115,15 @@ class Submitter:
         if self._context.tracker.next_sequence() % _YIELD_EVERY == _YIELD_EVERY - 1:
             await asyncio.sleep(0)
         self._check_takes()
-        while not self._has_room():
-            await self._outcomes.next_room()
-            self._check_takes()
         if not self._environment.settled:
             await self._environment.wait()
             self._check_takes()
         code = None
         if submission.function is not None:
             code = await self._code.bundles(submission.function, self.bundle)
+            self._check_takes()
+        while not self._has_room():
+            await self._outcomes.next_room()
             self._check_takes()
         entry = None
         if arguments.size(submission.encoded) <= INLINE:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+import anyio.to_thread
+
 from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import check_name
 from batchflow.protocol.environments import ARCHIVE
@@ -94,7 +96,8 @@ class EnvironmentCache:
             if ARCHIVE not in bundle:
                 raise ProtocolError(f"the bundle {bundle_hash[:12]} is no environment: it has no {ARCHIVE}")
             folder = self._root / bundle_hash
-            size = await asyncio.to_thread(_unpack, files / ARCHIVE, folder)
+            # A cancellation waits for the thread, so that the folder is known, or not there.
+            size = await anyio.to_thread.run_sync(unpack, files / ARCHIVE, folder)
         task = asyncio.create_task(_compile(folder), name=f"compile environment {bundle_hash[:12]}")
         self._compiling.add(task)
         task.add_done_callback(self._compiling.discard)
@@ -110,7 +113,7 @@ class EnvironmentCache:
                 shutil.rmtree(found.folder, ignore_errors=True)
 
 
-def _unpack(archive: Path, folder: Path) -> int:
+def unpack(archive: Path, folder: Path) -> int:
     """Unpack the regular files of an archive; return their bytes. Nothing is left when it fails."""
     import tarfile  # takes 20 ms, and few agents need it
 
@@ -130,6 +133,7 @@ def _unpack(archive: Path, folder: Path) -> int:
                     shutil.copyfileobj(content, out)
                 target.chmod(0o555 if member.mode & stat.S_IXUSR else 0o444)
                 size += member.size
+        shutil.rmtree(folder, ignore_errors=True)  # byte code may have been made in it after it was evicted
         scratch.rename(folder)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise ProtocolError(f"the environment's archive cannot be read: {error}") from error
@@ -139,16 +143,23 @@ def _unpack(archive: Path, folder: Path) -> int:
 
 
 async def _compile(folder: Path) -> None:
-    """Make the byte code of all modules. It never becomes stale, because the files never change."""
+    """Make the byte code of all modules. It never becomes stale, because the files never change.
+
+    Tasks run without it as well, so a folder that went meanwhile, or a node without memory, is only logged.
+    """
     command = (sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash")
-    process = await process_groups.spawn(
-        (*command, str(folder)),
-        cwd=folder,
-        env=process_groups.environment(folder),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        niceness=_NICENESS,
-    )
+    try:
+        process = await process_groups.spawn(
+            (*command, str(folder)),
+            cwd=folder,
+            env=process_groups.environment(folder),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            niceness=_NICENESS,
+        )
+    except OSError as error:
+        logger.info("environment_not_compiled", extra={"folder": folder.name, "error": str(error)})
+        return
     try:
         await process.wait()
     except asyncio.CancelledError:

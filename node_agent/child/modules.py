@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from operator import attrgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,10 +129,7 @@ class Modules:
                 f"the module {top.__name__} of the bundle has the name of a module that is here already, "
                 f"{getattr(top, '__file__', None) or 'one of the interpreter'}: rename yours"
             )
-        found: Any = module
-        for part in qualname.split("."):
-            found = getattr(found, part)
-        return found
+        return attrgetter(qualname)(module)
 
     def missing(self, command: str, error: BaseException) -> str:
         """Return what to do about a module that a task did not find; nothing for any other error."""

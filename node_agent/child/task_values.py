@@ -8,6 +8,7 @@ clients that read nothing else.
 from __future__ import annotations
 
 import sys
+from operator import attrgetter
 
 import orjson
 
@@ -132,6 +133,4 @@ def _imported(name: str) -> Any:
         from importlib import import_module
 
         found = import_module(module)
-    for part in qualname.split("."):
-        found = getattr(found, part)
-    return found
+    return attrgetter(qualname)(found)

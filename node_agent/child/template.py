@@ -19,6 +19,7 @@ import resource
 import select
 import struct
 import time
+from contextlib import suppress
 
 import orjson
 
@@ -91,7 +92,8 @@ def _fork(request: dict[str, Any], descriptors: list[int], agent: int) -> bool:
 
 
 def _complain(stderr: int, error: BaseException) -> None:
-    os.write(stderr, f"the child could not be forked: {type(error).__name__}: {error}\n".encode())
+    with suppress(OSError):  # the agent may wait for this child no longer
+        os.write(stderr, f"the child could not be forked: {type(error).__name__}: {error}\n".encode())
 
 
 def _become_child(request: dict[str, Any], descriptors: list[int], first: int, agent: int) -> None:
@@ -103,13 +105,13 @@ def _become_child(request: dict[str, Any], descriptors: list[int], first: int, a
         os._exit(AGENT_GONE)
     os.dup2(descriptors[STDOUT], 1)
     os.dup2(descriptors[STDERR], 2)
-    os.close(descriptors[STDOUT])
-    os.close(descriptors[STDERR])
     _mark(request["variable"], request["mark"])
     if (most := request["most_processes"]) is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    os.close(descriptors[STDOUT])
+    os.close(descriptors[STDERR])  # last, because what goes wrong is written to it
 
 
 def _mark(variable: str, mark: str) -> None:

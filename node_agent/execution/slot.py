@@ -89,9 +89,9 @@ class Slot:
         self._events: TaskEvents | None = None
         self._limits: Limits | None = None
         """Of the task that runs."""
-        self._checked_for: Key | None = None
+        self._checked_for: tuple[Key, Path] | None = None
         self._checked_at = 0.0
-        """Whose tasks the files were checked for, and when, by the monotonic clock."""
+        """Whose tasks the files were checked for, where, and when by the monotonic clock."""
         self._kept: set[Path] = set()
         self._closed = False
         processes.on_note = self._on_note
@@ -236,12 +236,12 @@ class Slot:
 
         Raises `StorageError` when a cached file was changed.
         """
-        now, key = time.monotonic(), execution.process_key
-        if key == self._checked_for and now - self._checked_at < _CHECK_INTERVAL:
+        now, wanted = time.monotonic(), (execution.process_key, place.directory)
+        if wanted == self._checked_for and now - self._checked_at < _CHECK_INTERVAL:
             return place
         if await self._workspace.check(place):
             place = await self._workspace.prepare(place.bundle, place.files)
-        self._checked_for, self._checked_at = key, now
+        self._checked_for, self._checked_at = wanted, now
         return place
 
     def room(self, worker: PythonWorker) -> int:

@@ -24,7 +24,7 @@ MAX_LOST: Final = 3
 UNABLE: Final = "the node could not run it"
 LOST: Final = "the node lost its folder while it ran"
 """The beginnings of what the history of a task tells of that."""
-_DELAY: Final = 0.5
+_DELAY: Final = 2.0
 _LONGEST_DELAY: Final = 30.0
 """Seconds before a task that nodes could not run twice is tried again; the first is doubled each time."""
 
@@ -57,5 +57,5 @@ class NodeFailures:
             error = f"{what}, {times} times; the last time: {event.error}"
             return Verdict(Status.FAILED, "WorkerDied", error)
         past = Attempt(task.item.attempt, f"{what}: {event.error}", self.host, event.at)
-        delay = min(_LONGEST_DELAY, _DELAY * 2.0**times) if times > 1 else 0.0
+        delay = min(_LONGEST_DELAY, _DELAY * 2.0 ** (times - 2)) if times > 1 else 0.0
         return HandBack(task.number, delay=delay, history=(past,), reason="node")

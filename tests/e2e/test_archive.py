@@ -67,7 +67,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The archive, fetched by pip into a cache of these tests' own; skips where pip reaches no index."""
-    monkeypatch.setattr(agent_archive, "_cache", lambda: cache)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     try:
         return await agent_archive.build(VERSION, PLATFORM)
     except ConfigurationError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from batchflow.support.progress_report import counted
+
 _log = logging.getLogger(__name__)
 
 
@@ -28,5 +30,6 @@ class InternalErrors:
         _log.error("cloud.internal_error", extra={"where": where}, exc_info=error)
 
     def __str__(self) -> str:
-        many = "1 internal error" if self.count == 1 else f"{self.count} internal errors"
-        return f"{many}, each a bug of the local cloud; the last in {self.last}"
+        return (
+            f"{counted(self.count, 'internal error')}, each a bug of the local cloud; the last in {self.last}"
+        )

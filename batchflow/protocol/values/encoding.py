@@ -260,28 +260,25 @@ class Encoder:
 
     def mapping(self, values: dict[Any, Any]) -> Any:
         """Return the tree of a dictionary."""
+        if self._careful or not _TEXT.issuperset(map(type, values)) or any(key[:1] == "$" for key in values):
+            return {"$dict": self.pairs(values)}
         self.deepen(1)
         made: dict[str, Any] = {}
-        key: Any = None
-        plain = True
+        key = ""
         try:
             for key, value in values.items():
-                plain = plain and type(key) is str and key[:1] != "$" and not self._careful
-                if not plain:
-                    break
                 made[key] = self.tree(value)
         except Misfit as error:
             raise error.below(step(key)) from None
-        if not plain:
-            return self._pairs(values)
         self._depth -= 1
         return made
 
-    def _pairs(self, values: dict[Any, Any]) -> Any:
-        self.deepen(2)
-        pairs = [[self.key(key), self.below(step(key), value)] for key, value in values.items()]
+    def pairs(self, values: dict[Any, Any]) -> list[Any]:
+        """Return the trees of keys and values, for keys of any type."""
+        self.deepen(3)
+        pairs = [[self.key(key), self.below(step(key), value)] for key, value in dict.items(values)]
         self.deepen(-3)
-        return {"$dict": pairs}
+        return pairs
 
     def key(self, key: Any) -> Any:
         """Return the tree of a key. Raises `Unencodable`, which says that it is one."""

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import sys
 
-from batchflow.protocol.values.misfits import Undecodable, Unencodable, step
+from batchflow.protocol.values.misfits import Undecodable, Unencodable
 from batchflow.protocol.values.trees import special_atom
 from batchflow.protocol.values.zones import zone_from, zone_of
 
@@ -217,18 +217,11 @@ def _write_deque(encoder: TreeWriter, value: Any) -> Any:
 
 
 def _write_ordered(encoder: TreeWriter, value: Any) -> Any:
-    return {"$ordered": _pairs(encoder, value)}
+    return {"$ordered": encoder.pairs(value)}
 
 
 def _write_counter(encoder: TreeWriter, value: Any) -> Any:
-    return {"$counter": _pairs(encoder, value)}
-
-
-def _pairs(encoder: TreeWriter, value: Any) -> list[Any]:
-    encoder.deepen(3)
-    pairs = [[encoder.key(key), encoder.below(step(key), part)] for key, part in dict.items(value)]
-    encoder.deepen(-3)
-    return pairs
+    return {"$counter": encoder.pairs(value)}
 
 
 def _write_decimal(encoder: TreeWriter, value: Any) -> Any:

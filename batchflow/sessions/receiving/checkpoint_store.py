@@ -14,7 +14,6 @@ from batchflow.errors import BrokerError, ConfigurationError, JournalError, Mail
 from batchflow.protocol.wire import split_uid
 from batchflow.sessions.records.checkpoint import UNKNOWN, Checkpoint, DeliveryRecord
 from batchflow.support.backoff import Backoff
-from batchflow.support.event_log import event_logger
 from batchflow.support.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from batchflow.ports.broker import Mailbox
     from batchflow.sessions.records.context import SessionContext
 
-logger = event_logger(__name__)
 
 SAVE_INTERVAL: Final = 1.0
 """Maximum number of seconds between two saves while there is something to save."""

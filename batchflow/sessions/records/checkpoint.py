@@ -115,7 +115,7 @@ class DeliveryRecord:
     def is_consumed(self, uid: str) -> bool:
         """Return whether an outcome was delivered before; then it is not delivered again."""
         if self._journal is not None and uid in self._journal:
-            self._dirty |= self.checkpoint.consume(*split_uid(uid))
+            self.withdraw(uid)
             return True
         return self.checkpoint.is_consumed(*split_uid(uid))
 

@@ -17,14 +17,11 @@ from batchflow.sessions.records.stored_arguments import StoredArguments, delete_
 from batchflow.sessions.records.tracker import Tracker
 from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
-from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.storage import Container
     from batchflow.settings import SessionSettings
-
-logger = event_logger(__name__)
 
 
 class Lifetime:

@@ -79,10 +79,11 @@ class Outcomes:
 
     def result(self, entry: Entry) -> Result:
         """Return the public form of an outcome, with the way to the files that the task left."""
-        result = entry.result()
+        item = entry.read()
+        result = entry.result(item)
         if not result.files:
             return result
-        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid, entry.read().folder)
+        prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid, item.folder)
 
         async def download(name: str) -> BinaryIO:
             return await fetch(self._context.runtime.out, prefix + name)
@@ -107,7 +108,7 @@ class Outcomes:
             self._problems.check("sending")
             await self._accepting.wait(entry.sequence)
         if entry.done and entry.status is not Status.SUCCEEDED and not entry.was_accepted:
-            entry.result().unwrap()
+            entry.result(entry.read()).unwrap()
 
     async def next_change(self) -> None:
         """Wait until something happened that a reader of results may care for."""

@@ -93,9 +93,9 @@ class Entry:
         assert self.outcome is not None
         return self.outcome if isinstance(self.outcome, ResultItem) else self.outcome.read()
 
-    def result(self) -> Result:
-        """Return the public form of the outcome, which must be there."""
-        item, kept = self.read(), self.arguments
+    def result(self, item: ResultItem) -> Result:
+        """Return the public form of the outcome, as `read` gave it."""
+        kept = self.arguments
         value = item.value
         return _result(
             task_id=self.task_id,

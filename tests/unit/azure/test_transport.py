@@ -13,6 +13,7 @@ from azure.core.exceptions import ServiceRequestError
 
 from batchflow.azure.blob import BlobStorage
 from batchflow.azure.errors import storage_error
+from batchflow.azure.transport import proxies
 
 ACCOUNT = "DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:{port}/a"
 ANSWER = (
@@ -121,3 +122,16 @@ def test_an_unreachable_proxy_is_told_from_the_service(monkeypatch: pytest.Monke
         "Cannot connect to host storage.example:443 ssl:default [Connect call failed]"
     )
     assert "HTTPS_PROXY" not in str(storage_error(refused, "cannot list"))
+
+
+@pytest.mark.parametrize("value", ["localhost,127.0.0.1,::1", "localhost:8080,x"])
+def test_hosts_without_a_proxy_and_a_proxy_without_a_port_do_not_hide_an_error(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """`NO_PROXY` names hosts and is no proxy. A proxy that cannot be read is aiohttp's to complain of."""
+    for name in PROXIES:
+        monkeypatch.setenv(name.upper(), value)
+    refused = ServiceRequestError("Cannot connect to host storage.example:443 ssl:default [refused]")
+
+    assert "storage.example:443" in str(storage_error(refused, "cannot list"))
+    assert "no" not in proxies()

@@ -44,3 +44,14 @@ def test_a_program_is_taken_alone(tmp_path: Path) -> None:
     (tmp_path / "tool.sh").write_text("import x\n")
     assert with_imports(tmp_path / "tool.sh") == {"tool.sh": str(tmp_path / "tool.sh")}
     assert not has_others(tmp_path / "tool.sh", {"tool.sh": ""})
+
+
+def test_a_package_leaves_its_credentials_and_its_environment_here(tmp_path: Path) -> None:
+    """As a directory of a bundle does: these files are for this machine."""
+    for name in ("core.py", "service.pem", "id_rsa", "credentials.json", "venv/pyvenv.cfg", "venv/lib.py"):
+        path = tmp_path / "pack" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    (tmp_path / "task.py").write_text("import pack.core\n")
+
+    assert sorted(with_imports(tmp_path / "task.py")) == ["pack/core.py", "task.py"]

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
+from batchflow.local.batch.core.entities import Deallocation
 from batchflow.local.batch.core.errors import Refused, not_implemented
 from batchflow.local.batch.core.formula_values import (
     CONSTANTS,
@@ -56,7 +57,7 @@ MAX_DEPTH: Final = 24
 DEDICATED: Final = "$TargetDedicatedNodes"
 SPOT: Final = "$TargetLowPriorityNodes"
 OPTION: Final = "$NodeDeallocationOption"
-OPTIONS: Final = ("requeue", "terminate", "taskcompletion", "retaineddata")
+OPTIONS: Final = get_args(Deallocation)
 _ALIASES: Final = {
     "$TargetDedicated": DEDICATED,
     "$TargetLowPriority": SPOT,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from batchflow.local.batch.core.catalogue import CORES, PAST, find_image
 from batchflow.local.batch.core.entities import (
@@ -33,7 +33,7 @@ MAX_TASKS_PER_REQUEST = 100
 MAX_MODE_DIGITS = 5
 """Of a file's mode, in octal."""
 
-_DEALLOCATIONS = ("requeue", "terminate", "taskcompletion", "retaineddata")
+_DEALLOCATIONS = get_args(Deallocation)
 _POOL_REPEATED = (
     "displayName", "metadata", "networkConfiguration", "userAccounts", "upgradePolicy", "startTask",
     "targetNodeCommunicationMode", "resourceTags",

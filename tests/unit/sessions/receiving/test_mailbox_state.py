@@ -80,7 +80,7 @@ class AttachedMailbox:
         """Return the values of all unread results, which are delivered with this."""
         shown = []
         while (entry := self.tracker.next_unclaimed()) is not None:
-            shown.append(entry.result().value)
+            shown.append(entry.result(entry.read()).value)
         return shown
 
     def spill(self) -> int:
@@ -236,7 +236,7 @@ def test_result_of_an_earlier_holder_is_adopted_once() -> None:
     entry = mailbox.tracker.next_unclaimed()
     assert entry is not None
     assert entry.repeated
-    assert entry.result().value == "theirs"
+    assert entry.result(entry.read()).value == "theirs"
     assert mailbox.read() == []
     assert len(mailbox.tracker) == 0
 

@@ -129,7 +129,7 @@ class TrackerMachine(RuleBasedStateMachine):
             self.tracker.claim(entry)
             self.claimed.add(entry.sequence)
             entry.deliver()
-            assert entry.result().value == self.values[entry.sequence]
+            assert entry.result(entry.read()).value == self.values[entry.sequence]
 
     @rule()
     def read_results(self) -> None:
@@ -139,7 +139,7 @@ class TrackerMachine(RuleBasedStateMachine):
             assert not expected
             return
         assert entry.sequence == expected[0]
-        assert entry.result().value == self.values[entry.sequence]
+        assert entry.result(entry.read()).value == self.values[entry.sequence]
         self.read.append(entry.sequence)
         self.claimed.add(entry.sequence)
 
@@ -257,7 +257,7 @@ def test_adopted_outcome_is_delivered_like_an_own_one(tracker: Tracker) -> None:
     assert not completed
     entry = tracker.next_unclaimed()
     assert entry is earlier
-    assert entry.result().value == "old"
+    assert entry.result(entry.read()).value == "old"
     assert completed == ["due"]
     assert tracker.next_unclaimed() is None
 
@@ -271,7 +271,7 @@ def test_a_result_tells_what_the_client_knows_and_what_the_agent_says(tracker: T
         host="host", value=42, error=None, tag="forged", stdout="out",
     )  # fmt: skip
     tracker.resolve(entry, item)
-    result = entry.result()
+    result = entry.result(entry.read())
     assert (result.task_id, result.job_id, result.client, result.command) == ("label", "j", "c", "x.py")
     assert (result.tag, result.index, result.submitted_at) == ({"k": 1}, 5, 1.0)
     assert (result.value, result.node, result.stdout) == (42, "host", "out")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from typing import Final
+
+import orjson
 
 _REQUIREMENT: Final = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
 _EXTRA: Final = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -21,6 +24,27 @@ def installed_for(python: str, machine_platform: str) -> bool:
     """Return whether what is installed here fits a Python (`3.12`) and platform (`manylinux_2_28_x86_64`)."""
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     return python == here and sys.platform == "linux" and machine_platform.endswith(platform.machine())
+
+
+def pins(*, local: bool = True) -> Iterator[str]:
+    """Return every distribution that is installed here, at its version (`numpy==2.1.0`), without batchflow.
+
+    `local`: with those that were installed from a folder here, and so have no wheel elsewhere.
+    """
+    for package in distributions():
+        name = package.metadata["Name"]
+        if name and not name.lower().startswith("batchflow") and (local or not _is_local(package)):
+            yield f"{name.lower()}=={package.version}"
+
+
+def _is_local(package: Distribution) -> bool:
+    told = package.read_text("direct_url.json")
+    if not told:
+        return False
+    try:
+        return str(orjson.loads(told).get("url", "")).startswith("file:")
+    except (orjson.JSONDecodeError, AttributeError):
+        return False
 
 
 def files_of(requirements: tuple[str, ...]) -> dict[str, Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from batchflow.environments.installed_packages import NotPortable, files_of, installed_for
 from batchflow.errors import ConfigurationError
 from batchflow.pools import agent_archive
-from batchflow.support.installed_packages import NotPortable, files_of, installed_for
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -1,0 +1,47 @@
+"""Runs a program to its end and returns what it printed: an installer, a compiler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from batchflow.errors import ConfigurationError
+from batchflow.support import linux
+
+_LONGEST_SAID: Final = 4000
+"""Characters of the end of what a program said that an error repeats."""
+
+
+class CommandFailed(Exception):
+    """A program that ended with another exit code than 0; the text is the end of its stderr."""
+
+
+async def run_command(command: Sequence[str]) -> str:
+    """Run a program without input and return its stdout.
+
+    Raises `CommandFailed`, and `ConfigurationError` in a program that ignores SIGCHLD, where no exit code can
+    be had. Safe to cancel: the program is killed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        printed, said = await process.communicate()
+    except asyncio.CancelledError:
+        with suppress(ProcessLookupError):  # it may have ended by itself just now
+            process.kill()
+        await process.wait()
+        raise
+    if linux.children_are_ignored():
+        raise ConfigurationError(
+            f"this program ignores SIGCHLD, so whether {command[0]} succeeded is not known; at the program's "
+            f"start: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
+        )
+    if process.returncode != 0:
+        raise CommandFailed(said.decode(errors="replace").strip()[-_LONGEST_SAID:])
+    return printed.decode(errors="replace")

@@ -1,0 +1,108 @@
+"""Environments on a node: unpacked once, whatever is cancelled meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from anyio import CancelScope
+
+from batchflow.errors import ProtocolError
+from batchflow.protocol.bundle import Bundle, BundleFile
+from batchflow.protocol.environments import ARCHIVE
+from node_agent.bundles import environments
+from node_agent.bundles.environments import EnvironmentCache
+
+HASH = "e" * 64
+
+
+class OneBundle:
+    """A cache of bundles that has one, whose only file is an archive."""
+
+    def __init__(self, folder: Path, members: dict[str, str], kind: bytes = tarfile.REGTYPE) -> None:
+        self._folder = folder
+        folder.mkdir()
+        with tarfile.open(folder / ARCHIVE, "w:gz") as out:
+            for name, text in members.items():
+                member = tarfile.TarInfo(name)
+                member.type, member.size = kind, len(text)
+                out.addfile(member, io.BytesIO(text.encode()))
+
+    @asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
+        yield Bundle((BundleFile(ARCHIVE, "0" * 64, 1),)), self._folder
+
+
+def _cache(tmp_path: Path, members: dict[str, str], *, limit: int = 1000) -> EnvironmentCache:
+    return EnvironmentCache(tmp_path / "environments", OneBundle(tmp_path / "bundle", members), limit)
+
+
+async def test_an_environment_is_unpacked_and_cannot_be_written(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, {"pack/core.py": "x = 1\n"})
+    async with cache.use(HASH) as folder:
+        assert (folder / "pack/core.py").read_text() == "x = 1\n"
+        assert (folder / "pack/core.py").stat().st_mode & 0o777 == 0o444
+    cache.close()
+
+
+async def test_what_is_unused_goes_when_there_is_too_much_and_comes_again(tmp_path: Path) -> None:
+    cache = _cache(tmp_path, {"core.py": "x = 1\n"}, limit=1)
+    for _ in range(2):
+        async with cache.use(HASH) as folder:
+            assert (folder / "core.py").is_file()
+        assert not (folder / "core.py").exists()
+    cache.close()
+
+
+async def test_a_cancelled_unpacking_leaves_an_environment_that_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that unpacks cannot be cancelled, so the next use must find what it made."""
+    cache = _cache(tmp_path, {"core.py": "x = 1\n"})
+    begun, go_on, unpack = threading.Event(), threading.Event(), environments.unpack
+
+    def slow(archive: Path, folder: Path) -> int:
+        begun.set()
+        go_on.wait(20)
+        return unpack(archive, folder)
+
+    monkeypatch.setattr(environments, "unpack", slow)
+
+    async def use() -> str:
+        async with cache.use(HASH) as folder:
+            return (folder / "core.py").read_text()
+
+    with CancelScope() as scope:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+
+            async def cancel() -> None:
+                await asyncio.to_thread(begun.wait, 20)
+                scope.cancel()
+                go_on.set()
+
+            group.create_task(cancel())
+            await use()
+
+    assert await use() == "x = 1\n"
+    cache.close()
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"), [({"../out.py": ""}, tarfile.REGTYPE), ({"link": ""}, tarfile.SYMTYPE)]
+)
+async def test_an_archive_that_leads_out_of_its_folder_is_refused(
+    tmp_path: Path, members: dict[str, str], kind: bytes
+) -> None:
+    source = OneBundle(tmp_path / "bundle", members, kind)
+    cache = EnvironmentCache(tmp_path / "environments", source, 1000)
+    with pytest.raises(ProtocolError):
+        async with cache.use(HASH):
+            pass
+    assert not list((tmp_path / "environments").glob("*"))
+    assert not (tmp_path / "out.py").exists()
