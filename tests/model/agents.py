@@ -498,15 +498,18 @@ class Agent(Process):
         if work.crashes_agent:
             self.world.kill(self)
             return
+        began = self.now - work.duration
         if item.attempt <= work.failures:
             outcome = Outcome(Status.FAILED, error="again", kind="TaskFailed", request="retry", delay=1.0)
+            outcome.started_at = began
             self._over(number, outcome, work.duration)
         elif self.world.child_dies():
             outcome = Outcome(Status.FAILED, error="killed", kind="WorkerDied", exit_code=-9)
+            outcome.started_at = began
             self._over(number, outcome, work.duration)
         else:
             value = orjson.dumps(item.uid)
-            outcome = Outcome(Status.SUCCEEDED, value)
+            outcome = Outcome(Status.SUCCEEDED, value, started_at=began)
             if work.large_result:
                 outcome.value = yield from self._store(item, value, assignment)
                 if assignment.stopped:

@@ -364,7 +364,12 @@ class MailboxState(Generic[Attachment]):
     ) -> None:
         """Record a result for a task that an earlier holder of this mailbox submitted."""
         record, delivery = self._record, message.delivery
-        undated = is_resent(delivery.message_id) or self._was_cancelled(*wire.split_uid(item.uid))
+        # What did not run, such as a dead letter, may have had another outcome long before this one.
+        undated = (
+            is_resent(delivery.message_id)
+            or item.started_at is None
+            or self._was_cancelled(*wire.split_uid(item.uid))
+        )
         entry = Entry(
             sequence=sequence,
             index=sequence,

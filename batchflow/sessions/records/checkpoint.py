@@ -130,8 +130,8 @@ class DeliveryRecord:
     def may_be_repeated(self, enqueued_at: float, *, undated: bool) -> bool:
         """Return whether an earlier holder may have delivered an outcome that the broker got at this moment.
 
-        `undated`: the moment says nothing. The message is a dead letter that was sent again, or that holder
-        had cancelled the task and may have told the outcome itself.
+        `undated`: the moment says nothing. The message is a dead letter that was sent again, the outcome is
+        not that of a run, or that holder had cancelled the task and may have told the outcome itself.
         """
         until = self.checkpoint.repeated_until
         return enqueued_at <= until or (undated and until > 0)

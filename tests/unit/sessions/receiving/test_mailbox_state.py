@@ -48,7 +48,7 @@ def result(sequence: int, value: Any = None, *, incarnation: str = "me") -> Resu
     uid = make_uid(incarnation, sequence)
     return ResultItem(
         uid=uid, client="c", job="j", task_id=str(sequence), command="x.py", status=Status.SUCCEEDED,
-        host="host", value=value, error=None,
+        host="host", value=value, error=None, started_at=9.0,
     )  # fmt: skip
 
 
@@ -239,6 +239,16 @@ def test_result_of_an_earlier_holder_is_adopted_once() -> None:
     assert entry.result(entry.read()).value == "theirs"
     assert mailbox.read() == []
     assert len(mailbox.tracker) == 0
+
+
+def test_outcome_of_a_task_that_did_not_run_is_marked_whenever_it_was_made() -> None:
+    """It may have run before its message became a dead letter, and a holder that crashed have shown that."""
+    mailbox = AttachedMailbox(record=a_record(submitted=2, lost_by=5.0))
+    mailbox.tracker.expect(2)
+    ran, died = result(0, incarnation="old"), replace(result(1, incarnation="old"), started_at=None)
+    mailbox.state.accept(message("first", ran, died))
+    marks = {entry.task_id: entry.repeated for entry in iter(mailbox.tracker.next_unclaimed, None)}
+    assert marks == {"0": False, "1": True}
 
 
 def test_unnamed_session_drops_results_of_earlier_holders() -> None:
