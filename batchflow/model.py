@@ -268,13 +268,19 @@ class PoolSpec:
     files: tuple[Any, ...] = ()
     """The default bundle of the pool's sessions."""
     apt: tuple[str, ...] = ()
-    """Debian packages, each "name" or "name=version", that the start task installs."""
+    """Debian packages, each "name" or "name=version", that the start task installs.
+
+    The local cloud installs nothing on your machine: its nodes fail, and say which are missing there.
+    """
     pip: tuple[str, ...] = ()
     """Another name of `requirements`."""
     requirements: tuple[str, ...] = ()
     """Python packages, such as "numpy>=2", of the tasks of sessions that do not name their own."""
     java: bool | int = False
-    """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ..."""
+    """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ...
+
+    The local cloud checks for this version, or a newer one, and does not install it.
+    """
     start_command: str | None = None
     """Run on each node before it takes work, at every boot, after the packages: it must be idempotent.
 

@@ -7,12 +7,14 @@ import itertools
 import uuid
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 import anyio
 
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
+from batchflow.diagnosis.readiness import cannot_become_ready
 from batchflow.diagnosis.session import explain_session
 from batchflow.errors import BrokerError, ConfigurationError, ServiceError
 from batchflow.files import Files
@@ -113,6 +115,7 @@ class Session(Supervised):
             requirements=requirements,
             start_agents=pool.start,
             explain=pool.explain,
+            hopeless=partial(cannot_become_ready, pool.runtime, 1),
         )
 
     @property

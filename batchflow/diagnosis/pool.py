@@ -151,7 +151,8 @@ async def _node_causes(runtime: PoolRuntime, node: NodeInfo) -> list[Cause]:
         said = await compute.node_output(runtime.pool_id, node.id, "startup/stderr.txt", _TAIL)
         words = f"; its stderr ends: {said.strip()}" if said.strip() else "; its stderr is empty"
         what = f"the start task failed on node {node.id}: {node.start_task_error.message}{words}"
-        return [Cause(what, "mend the start task: pool.repurpose(files, reset=True, spec=...)")]
+        remedy = "mend what it names or the start task, then pool.repurpose(files, reset=True, spec=...)"
+        return [Cause(what, remedy)]
     match node.state:
         case "unusable":
             told = (

@@ -4,7 +4,8 @@ Pure. `check` refuses what can be seen to be wrong by itself, `build` what the a
 before anything is created. A refusal names the pool, the field, its value and what is allowed.
 
 The start task is one script when packages are asked for: it can run again at every boot, waits for the
-machine's own upgrades instead of failing on their lock, and ends at the first command that fails.
+machine's own upgrades instead of failing on their lock, and ends at the first command that fails. On a node
+of the local cloud, which is the user's own machine, it installs nothing and fails where a package is missing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
+from batchflow.support.local_node import LOCAL_NODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +45,23 @@ MADE_BY: Final = {"batchflow": "1"}
 
 _APT: Final = "apt-get -q -y -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3"
 """The lock is held by unattended upgrades for minutes after a boot."""
+_UPDATE: Final = (
+    f"while ! said=$(LC_ALL=C {_APT} update 2>&1); do "
+    'if [[ $said != *"Could not get lock"* || $SECONDS -gt 600 ]]; then echo "$said" >&2; exit 100; fi; '
+    'sleep 5; done; [ -z "$said" ] || echo "$said"'
+)
+"""The option waits for the lock of the packages alone: apt-get fails at once where the lists are locked."""
+_PRESENT: Final = (
+    "present() { "
+    r"""dpkg-query -W -f '${db:Status-Status}=${Version}\n' "$1" 2>/dev/null """
+    '| grep -qx "installed=${2:-.*}" || { [ -z "$2" ] && command -v "$1" >/dev/null; }; }'
+)
+"""Whether a Debian package, or a command of its name, is there. The second argument: its version, or ""."""
+_JAVA_PRESENT: Final = (
+    r"""java_present() { has=$(java -version 2>&1 | sed -n 's/.* version "\(1\.\)*\([0-9]*\).*/\2/p'); """
+    '[ "${has:-0}" -ge "$1" ]; }'
+)
+"""Whether there is a Java runtime of this version or a newer one."""
 _HAS_APT: Final = ("ubuntu", "debian")
 _JAVA: Final = range(8, 100)
 
@@ -234,18 +253,35 @@ def start_command(spec: PoolSpec) -> str | None:
     Bash runs it as one script with `set -e`, with packages and without. Batch itself gives a command no
     shell, so `exit 3` would be the name of a program.
     """
-    packages = [*_java_packages(spec), *spec.apt]
     script = ["set -e"]
-    if packages:
-        names = " ".join(shlex.quote(name) for name in packages)
-        script += [
-            "export DEBIAN_FRONTEND=noninteractive",
-            f"{_APT} update",
-            f"{_APT} install --no-install-recommends {names}",
-        ]
+    if spec.apt or spec.java:
+        local, other = _check_packages(spec), _install_packages(spec)
+        script.append(f'if [ -n "${{{LOCAL_NODE}:-}}" ]; then {local}; else {other}; fi')
     if spec.start_command is not None:
         script.append(spec.start_command)
     return f"/bin/bash -c {shlex.quote('; '.join(script))}" if len(script) > 1 else None
+
+
+def _install_packages(spec: PoolSpec) -> str:
+    names = shlex.join([*_java_packages(spec), *spec.apt])
+    install = f"{_APT} install --no-install-recommends {names}"
+    return f"export DEBIAN_FRONTEND=noninteractive; {_UPDATE}; {install}"
+
+
+def _check_packages(spec: PoolSpec) -> str:
+    """Return a script that fails, and says how to install by hand what is missing."""
+    checks = [_PRESENT, "missing="]
+    if spec.java:
+        (package,) = _java_packages(spec)
+        checks += [_JAVA_PRESENT, f'java_present {int(spec.java)} || missing="$missing {package}"']
+    for name in spec.apt:
+        package, _, version = name.partition("=")
+        checks.append(f'present {shlex.quote(package)} {shlex.quote(version)} || missing="$missing {name}"')
+    told = (
+        "the local cloud installs nothing on this machine, where these packages are missing:$missing; "
+        "install them by hand (on Debian and Ubuntu: sudo apt-get install$missing)"
+    )
+    return "; ".join([*checks, f'if [ -n "$missing" ]; then echo "{told}" >&2; exit 1; fi'])
 
 
 def _java_packages(spec: PoolSpec) -> Iterator[str]:

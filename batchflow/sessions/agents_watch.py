@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import (
     BatchflowError,
     NoAgents,
+    PoolError,
     ServiceError,
 )
 from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 logger = event_logger(__name__)
 _SOON: Final = 0.5
 """Seconds to the second look for agents by a session that has found none; then twice as many each time."""
+_LATER: Final = 2.0
+"""Seconds after which a look also asks whether agents can come at all: most pools have theirs by then."""
 _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
@@ -39,11 +42,16 @@ class AgentsWatch:
         *,
         start: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
+        hopeless: Callable[[], Awaitable[Callable[[str], PoolError] | None]],
     ) -> None:
-        """`start`: starts the pool's agents where none live. `explain`: says why none do."""
+        """`start`: starts the pool's agents where none live. `explain`: says why none do.
+
+        `hopeless`: chooses the error for a pool whose nodes can never have an agent; None while they can.
+        """
         self._context = context
         self._start_agents = start
         self._explain = explain
+        self._hopeless = hopeless
         self._alone_since: float | None = None
         """When it was first seen that no agent lives; None while some do."""
         self._strange = set[str]()
@@ -78,7 +86,7 @@ class AgentsWatch:
         while not self._context.policy.slots and soon < interval:
             await asyncio.sleep(soon)
             soon *= 2
-            await self._try(self.meet)
+            await self._try(self._look if soon > _LATER and len(self._context.tracker) else self.meet)
         while True:
             await asyncio.sleep(interval)
             if len(self._context.tracker):
@@ -121,8 +129,12 @@ class AgentsWatch:
         if self._alone_since is None:
             self._alone_since = now
         await self.start()  # agents that lived may have gone: drained, idle or dead
-        problems = self._context.problems
-        if "agents" not in problems and now - self._alone_since > _AGENTS_PATIENCE:
+        if "agents" in self._context.problems:
+            return
+        error = await self._hopeless()
+        if error is None and now - self._alone_since > _AGENTS_PATIENCE:
+            error = NoAgents
+        if error is not None:
             explanation = await self._explain()
-            pool_id = self._context.runtime.pool_id
-            problems.set("agents", NoAgents(f"no agent of pool {pool_id} is alive. {explanation}"))
+            text = f"no agent of pool {self._context.runtime.pool_id} is alive. {explanation}"
+            self._context.problems.set("agents", error(text))

@@ -23,6 +23,7 @@ from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
+    from batchflow.errors import PoolError
     from batchflow.model import Explanation
     from batchflow.sessions.records.context import SessionContext
 
@@ -57,12 +58,14 @@ class SessionParts:
         requirements: Requirements | None,
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
+        hopeless: Callable[[], Awaitable[Callable[[str], PoolError] | None]],
     ) -> SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
         `share_processes`: of its tasks with those of other sessions; None: as the pool says.
-        `unpickle`: whether pickles in results are opened.
+        `unpickle`: whether pickles in results are opened. `hopeless`: chooses the error for a pool whose
+        nodes can never have an agent.
         """
         timeout = task_timeout(timeout, context.settings)
         if share_processes is None:
@@ -84,7 +87,7 @@ class SessionParts:
             was_cancelled=lambda incarnation, sequence: cancellations.was_cancelled(incarnation, sequence),
             passed=lambda: sender.passed,
         )
-        agents = AgentsWatch(context, start=start_agents, explain=explain)
+        agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
         environment = SessionEnvironment(requirements)
         code = CodeStore(context.runtime, lambda: agents.pythons)
         cancellations = Cancellations(context, outcomes, receiver.expect_message)

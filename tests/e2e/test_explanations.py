@@ -158,6 +158,17 @@ async def test_explanation_has_the_end_of_a_failed_start_task(
     await fails(pool, StartTaskFailed, "the start task failed on node", "Unable to locate package libfoo")
 
 
+async def test_session_is_told_soon_that_a_package_is_missing_on_this_machine(
+    client: Client, name: str
+) -> None:
+    """The local cloud installs nothing: the tasks' waiter learns what is missing, and how to install it."""
+    spec = PoolSpec(name, nodes=1, apt=("batchflow-absent",))
+    pool = await client.ensure_pool(name, files=ECHO, spec=spec)
+    async with pool.session() as session:
+        with pytest.raises(StartTaskFailed, match="sudo apt-get install batchflow-absent"):
+            await session.run("echo.py", "x")
+
+
 async def test_explanation_has_the_reason_of_an_unusable_node(
     client: Client, faults: Faults, name: str
 ) -> None:

@@ -21,6 +21,7 @@ from batchflow.ports.broker import QueueRef
 from batchflow.ports.compute import PoolInfo, ResourceFile, SupportedImage
 from batchflow.protocol.documents import PoolManifest
 from batchflow.settings import PoolSettings
+from batchflow.support.local_node import LOCAL_NODE
 from tests.support.contract import Contract, at_hand
 
 NOW = 1_800_000_000.0
@@ -230,3 +231,71 @@ def test_start_script_ends_at_the_first_failure(tmp_path: Path) -> None:
     assert command is not None
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     assert subprocess.run(shlex.split(command), env=environment, check=False, timeout=20).returncode == 100
+
+
+def _shim(folder: Path, name: str, script: str) -> None:
+    shim = folder / name
+    shim.write_text(f"#!/bin/sh\n{script}\n")
+    shim.chmod(0o755)
+
+
+def test_update_is_tried_again_while_the_lists_are_locked_and_for_no_other_failure(tmp_path: Path) -> None:
+    """The machine's own upgrades hold the lock of the lists, for which apt-get itself does not wait."""
+    log = tmp_path / "log"
+    locked = 'echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7" >&2; exit 100'
+    tries = f"[ $(grep -c update {log}) -ge 3 ] || {{ {locked}; }}"
+    _shim(tmp_path, "apt-get", f'case "$*" in *update) echo update >> {log}; {tries};; esac')
+    _shim(tmp_path, "sleep", f"echo sleep >> {log}")
+    command = start_command(PoolSpec("p", apt=("git",)))
+    assert command is not None
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(shlex.split(command), env=environment, check=True, timeout=20)
+    assert log.read_text().split() == ["update", "sleep", "update", "sleep", "update"]
+
+    _shim(tmp_path, "apt-get", f'echo "$@" >> {log}; echo "E: no permission" >&2; exit 100')
+    log.write_text("")
+    done = subprocess.run(
+        shlex.split(command), env=environment, check=False, timeout=20, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (100, "E: no permission\n")
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ({"apt": ("there", "there=1:2+b~1", "command-x"), "java": 17}, ""),
+        ({"java": True}, ""),
+        (
+            {"apt": ("there=2", "absent", "removed"), "java": 21},
+            "openjdk-21-jre-headless there=2 absent removed",
+        ),
+    ],
+)
+def test_node_of_the_local_cloud_checks_for_packages_and_installs_none(
+    tmp_path: Path, asked: dict[str, Any], missing: str
+) -> None:
+    """It is the user's own machine: what is missing is named, with how to install it by hand."""
+    log = tmp_path / "log"
+    for name in ("apt-get", "sudo"):
+        _shim(tmp_path, name, f"echo {name} >> {log}; exit 100")
+    _shim(tmp_path, "command-x", "exit 1")
+    known = 'there) printf "installed=1:2+b~1\\n";; removed) printf "config-files=1\\n";; *) exit 1'
+    _shim(tmp_path, "dpkg-query", f'for name; do :; done; case "$name" in {known};; esac')
+    _shim(tmp_path, "java", "echo 'Picked up X' >&2; echo 'openjdk version \"17.0.9\" 2023-10-17' >&2")
+    command = start_command(PoolSpec("p", start_command="echo went on", **asked))
+    assert command is not None
+    done = subprocess.run(
+        shlex.split(command),
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", LOCAL_NODE: "1"},
+        check=False,
+        timeout=20,
+        capture_output=True,
+        text=True,
+    )
+    assert not log.exists()
+    assert done.stdout == ("" if missing else "went on\n")
+    assert done.returncode == (1 if missing else 0)
+    if missing:
+        assert f"are missing: {missing};" in done.stderr
+        assert f"sudo apt-get install {missing})" in done.stderr

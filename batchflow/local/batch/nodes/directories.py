@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchflow.support.frozen import frozen
+from batchflow.support.local_node import LOCAL_NODE
 
 if TYPE_CHECKING:
     from batchflow.local.batch.core.entities import CommandSpec, NodeRecord, TaskRecord
@@ -91,8 +92,9 @@ def task_environment(
 def start_task_environment(
     account: NodeAccount, disks: NodeDirectories, node: NodeRecord, command: CommandSpec
 ) -> dict[str, str]:
-    """Return the environment of a start task."""
-    return {**_common_environment(account, disks, node, disks.startup(node)), **command.environment}
+    """Return the environment of a start task. It tells that the node is the user's own machine."""
+    common = _common_environment(account, disks, node, disks.startup(node))
+    return {**common, **command.environment, LOCAL_NODE: "1"}
 
 
 def _common_environment(
