@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import (
     BatchflowError,
     NoAgents,
-    PoolError,
     ServiceError,
 )
 from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
@@ -42,7 +41,7 @@ class AgentsWatch:
         *,
         start: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
-        hopeless: Callable[[], Awaitable[Callable[[str], PoolError] | None]],
+        hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
     ) -> None:
         """`start`: starts the pool's agents where none live. `explain`: says why none do.
 

@@ -23,7 +23,7 @@ from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
-    from batchflow.errors import PoolError
+    from batchflow.errors import ServiceError
     from batchflow.model import Explanation
     from batchflow.sessions.records.context import SessionContext
 
@@ -58,7 +58,7 @@ class SessionParts:
         requirements: Requirements | None,
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
-        hopeless: Callable[[], Awaitable[Callable[[str], PoolError] | None]],
+        hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
     ) -> SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
