@@ -4,7 +4,7 @@ Rules:
 
 - What the import of the task's files changed stays, as their modules do. What the task itself changed is put
   back: timers, signal handlers and the signal mask, descriptors 0 to 2, limits, umask, environment, recursion
-  limit, asyncio's policy, and the default timeout of sockets.
+  limit, asyncio's policy, the default timeout of sockets, and the folder of temporary files.
 - What cannot be put back makes the child retire, such as a hard limit that only root may raise.
 - The helpers of multiprocessing end with their task: the resource tracker and the fork server. The tracker
   removes the shared memory that the task left behind.
@@ -58,7 +58,7 @@ _HELPER_BOUND: Final = 1.0
 class _Baseline:
     """The present state, to return to."""
 
-    __slots__ = ("handlers", "limits", "mask", "recursion", "timeout", "variables")
+    __slots__ = ("handlers", "limits", "mask", "recursion", "temporary", "timeout", "variables")
 
     def __init__(self) -> None:
         self.handlers = list(map(_signal.getsignal, _SIGNALS))
@@ -67,6 +67,7 @@ class _Baseline:
         self.variables = dict(_variables())
         self.recursion = sys.getrecursionlimit()
         self.timeout = _socket.getdefaulttimeout()
+        self.temporary = getattr(sys.modules.get("tempfile"), "tempdir", None)
 
 
 class ProcessState:
@@ -150,6 +151,10 @@ class ProcessState:
             sys.setrecursionlimit(baseline.recursion)
         if _socket.getdefaulttimeout() != baseline.timeout:
             _socket.setdefaulttimeout(baseline.timeout)
+        tempfile: Any = sys.modules.get("tempfile")
+        if tempfile is not None:
+            # Where /tmp is full, this is the working directory of the first task that asked for it.
+            tempfile.tempdir = baseline.temporary
         _restore_policy()
 
 

@@ -1,6 +1,7 @@
 """What tasks need from Blob Storage, and what they leave there.
 
-Blob Storage in trouble is tried again for about half a minute. Then this is the task's outcome.
+Blob Storage in trouble is tried again for about half a minute. What the node does not reach then is no task's
+outcome: `StorageError` says that the node cannot run the task.
 """
 
 from __future__ import annotations
@@ -91,29 +92,31 @@ class TaskResources:
     """Bytes that a value may have."""
 
     async def fetch_bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
-        """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`."""
+        """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`, `StorageError`."""
         try:
             return await _patiently(lambda: stack.enter_async_context(self.bundles.use(bundle_hash)))
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its files are not in the pool: {error}") from error
         except ProtocolError as error:
             raise Unfit("TaskRejected", f"its files cannot be used: {error}") from error
-        except StorageError as error:
-            raise Unfit("TaskFailed", f"its files could not be fetched: {error}") from error
 
     async def fetch_environment(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
-        """Have the packages of an environment on the disk until the stack ends. Raises `Unfit`."""
+        """Have the packages of an environment on the disk until the stack ends.
+
+        Raises `Unfit`, `StorageError`.
+        """
         try:
             return await _patiently(lambda: stack.enter_async_context(self.environments.use(bundle_hash)))
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its environment is not in the pool: {error}") from error
         except ProtocolError as error:
             raise Unfit("TaskRejected", f"its environment cannot be used: {error}") from error
-        except StorageError as error:
-            raise Unfit("TaskFailed", f"its environment could not be fetched: {error}") from error
 
     async def fetch_function(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
-        """Have a function by value in the cache until the stack ends; return its file. Raises `Unfit`."""
+        """Have a function by value in the cache until the stack ends; return its file.
+
+        Raises `Unfit`, `StorageError`.
+        """
         bundle, folder = await self.fetch_bundle(bundle_hash, stack)
         if not all([await _is_right(folder / file.name, file) for file in bundle.files]):
             logger.warning("function_damaged", extra={"bundle": bundle_hash})
@@ -133,7 +136,7 @@ class TaskResources:
         )
 
     async def fetch_arguments(self, item: wire.TaskItem) -> list[Any] | bytes:
-        """Return the arguments of a task; bytes are a container. Raises `Unfit`."""
+        """Return the arguments of a task; bytes are a container. Raises `Unfit`, `StorageError`."""
         reference = item.params
         if isinstance(reference, list):
             return reference
@@ -146,8 +149,6 @@ class TaskResources:
             arguments = orjson.loads(blob.data)
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its arguments are gone: {error}") from error
-        except StorageError as error:
-            raise Unfit("TaskFailed", f"its arguments could not be fetched: {error}") from error
         except orjson.JSONDecodeError as error:
             raise Unfit("TaskRejected", f"its arguments are not JSON: {error}") from error
         if not isinstance(arguments, list):
@@ -162,10 +163,13 @@ class TaskResources:
         """Upload what does not fit into the result's message; the outcome as it travels.
 
         Raises OSError when a file that the task left cannot be read, unless the task has forbidden it.
+        Raises `StorageError` when Blob Storage is in trouble, and not when it refuses what is stored.
         """
         try:
             return await self._store(item, outcome)
         except (StorageError, PermissionError) as error:
+            if isinstance(error, StorageError) and error.retryable:
+                raise
             text = f"what it left could not be stored: {error}"
             return replace(outcome, status=Status.FAILED, kind="TaskFailed", error=text, value=None)
 

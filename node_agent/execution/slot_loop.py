@@ -3,9 +3,10 @@
 The loop is a service: it takes an assignment, works it off, says that its slot is free, and takes the next
 one. Nothing that a task does ends it.
 
-What is wrong with the node is no task's outcome. An OSError, and a cached file that was changed, mean that
-the node could not run the tasks. These are given back as `Unable`, and the slot is put in order. A failed
-task counts as one of these when the slot's folder is gone, because the agent may be on its way out.
+What is wrong with the node is no task's outcome. An OSError, a cached file that was changed, and a Blob
+Storage that the node does not reach mean that the node could not run the tasks. These are given back as
+`Unable`, and the slot is put in order. A failed task counts as one of these when the slot's folder is gone,
+because the agent may be on its way out.
 """
 
 from __future__ import annotations
@@ -247,8 +248,9 @@ class SlotLoop:
         event: Ended | Unable
         try:
             event = _event(task, await self._resources.store(task.item, outcome))
-        except OSError as error:
-            event = _unable(task, f"what the task left could not be stored: {error}", began=True)
+        except (OSError, StorageError) as error:
+            lost = isinstance(error, OSError)  # else the task has done nothing to the node
+            event = _unable(task, f"what the task left could not be stored: {error}", began=lost)
         finally:
             self._slot.clean(outcome)
         self._feed(event)

@@ -61,7 +61,7 @@ class Unable:
     error: str
     at: float
     began: bool = False
-    """Whether the task ran: then it may itself have done what is wrong with the node."""
+    """Whether the task ran, and may itself have done what is wrong with the node."""
 
 
 @frozen

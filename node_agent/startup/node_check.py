@@ -1,7 +1,8 @@
 """Whether the node can run tasks: the agent's folder can be written, and its disk has room.
 
 An agent that begins on a node that cannot says so in its heartbeat and pulls no task. It looks again every
-`INTERVAL` seconds, and goes on by itself when the node can.
+`INTERVAL` seconds, and goes on by itself when the node can. After an agent that stepped back, the next one
+also looks whether the node reaches Blob Storage. Others do not, because a look takes a round trip.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import errno
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from batchflow.protocol import documents
+from batchflow.errors import BlobNotFound, StorageError
+from batchflow.protocol import documents, layout
 from node_agent.control import heartbeat
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.supervision.crash_record import boot_id
@@ -31,6 +34,10 @@ INTERVAL: Final = 1.0
 ROOM: Final = 1024**2
 """Bytes of disk that an agent needs to begin: its records, and the folders of its slots."""
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+STEPPED_BACK: Final = "stepped-back"
+"""The file in the agent's folder that tells the next agent to look at Blob Storage, too."""
+_ANSWER: Final = 20.0
+"""Seconds that Blob Storage may take to answer."""
 
 
 def problem(directory: Path) -> str | None:
@@ -61,6 +68,25 @@ def told(error: OSError, directory: Path) -> str:
     return f"the agent's folder {directory} cannot be used: {error}"
 
 
+def note_step_back(directory: Path) -> None:
+    """Tell the next agent that this one stepped back."""
+    with suppress(OSError):  # the disk is full, at which the next one looks first
+        (directory / STEPPED_BACK).touch()
+
+
+async def storage_problem(ctl: Container) -> str | None:
+    """Return why the node does not reach Blob Storage, in words; None when it does."""
+    try:
+        async with asyncio.timeout(_ANSWER):
+            await ctl.get(layout.DRAIN_BLOB)
+    except BlobNotFound:
+        return None
+    except (StorageError, TimeoutError) as error:
+        said = str(error) or f"no answer in {_ANSWER:g} s"
+        return f"the node does not reach Blob Storage: {said}; check its network, or reboot the node"
+    return None
+
+
 class NodeCheck:
     """Holds an agent back until its node can run tasks."""
 
@@ -74,11 +100,12 @@ class NodeCheck:
         self._ctl = ctl
         self._out = out
         self._problem: str | None = None
+        self._stepped_back = directory / STEPPED_BACK
         self._started_at = time.time()
 
     async def passed(self) -> bool:
         """Return True when the node can run tasks, False when the agent is told to drain before."""
-        self._problem = problem(self._directory)
+        self._problem = await self._look()
         if self._problem is None:
             return True
         logger.error("node_unfit", extra={"error": self._problem})
@@ -91,7 +118,7 @@ class NodeCheck:
             group.start_soon(DrainWatcher(self._ctl, interval, lambda _: stop()).run)
             while not fit:
                 await asyncio.sleep(INTERVAL)
-                if (found := problem(self._directory)) != self._problem:
+                if (found := await self._look()) != self._problem:
                     self._problem = found
                     writer.changed()
                 fit = found is None
@@ -99,6 +126,15 @@ class NodeCheck:
         if fit:
             logger.info("node_fit", extra={"after": round(time.time() - self._started_at, 1)})
         return fit
+
+    async def _look(self) -> str | None:
+        """Return what keeps the agent from working; forget the step back when nothing does."""
+        found = problem(self._directory)
+        if found is None and self._stepped_back.exists():
+            found = await storage_problem(self._ctl)
+            if found is None:
+                self._stepped_back.unlink(missing_ok=True)
+        return found
 
     def _heartbeat(self) -> documents.Heartbeat:
         return documents.Heartbeat(

@@ -83,7 +83,10 @@ async def _serve(config: AgentConfig, directory: Path) -> int:
         trimming = asyncio.create_task(process_tuning.trim_heap(), name="trim heap")
         stack.callback(trimming.cancel)
         await agent.run()
-    return UNFIT if agent.exit_reason == "unfit" else 0
+    if agent.exit_reason != "unfit":
+        return 0
+    node_check.note_step_back(directory)
+    return UNFIT
 
 
 def _nothing() -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
+
+from batchflow.errors import StorageError
 from batchflow.model import Status
+from batchflow.protocol import wire
 from batchflow.testing import MemoryContainer, MemoryStorage
 from node_agent.execution.outcomes import Execution, Outcome, failed
 from node_agent.execution.resources import TaskResources
@@ -64,12 +71,25 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
 class Played:
     """A loop whose slot is a double; each task is started as soon as it is prepared."""
 
-    def __init__(self, slot: FakeSlot, out: MemoryContainer | None = None) -> None:
+    def __init__(
+        self,
+        slot: FakeSlot,
+        out: MemoryContainer | None = None,
+        bundles: FakeBundles | None = None,
+        environments: FakeEnvironments | None = None,
+    ) -> None:
         self.events: list[to.Event] = []
         self.free = asyncio.Event()
         stored: Any = out
         resources = TaskResources(
-            "agent", FakeBundles(), FakeEnvironments(), stored, stored, FakeRunning(), 1024, 1024
+            agent="agent",
+            bundles=bundles or FakeBundles(),
+            environments=environments or FakeEnvironments(),
+            ctl=stored,
+            out=stored,
+            running=FakeRunning(),
+            inline_limit=1024,
+            result_limit=4096,
         )
         self.loop = SlotLoop(0, slot, resources, feed=self._feed)
 
@@ -83,9 +103,13 @@ class Played:
 
     async def run(self, *numbers: int) -> list[to.Ended | to.Unable]:
         """The events of these tasks."""
-        self._numbers = numbers
+        return await self.run_items({number: task(number) for number in numbers})
+
+    async def run_items(self, items: dict[int, wire.TaskItem]) -> list[to.Ended | to.Unable]:
+        """The events of these tasks."""
+        self._numbers = tuple(items)
         serving = asyncio.create_task(self.loop.serve())
-        self.loop.prepare({number: task(number) for number in numbers})
+        self.loop.prepare(items)
         async with asyncio.timeout(20):
             await self.free.wait()
         serving.cancel()
@@ -130,7 +154,7 @@ async def test_what_a_task_left_and_the_node_lost_makes_no_outcome(tmp_path: Pat
     await storage.create_container("out")
 
     class Refusing(MemoryContainer):
-        error: OSError = FileNotFoundError("gone")
+        error: Exception = FileNotFoundError("gone")
 
         async def upload(self, name: str, path: Any, *, create: bool = False) -> None:
             raise self.error
@@ -142,7 +166,71 @@ async def test_what_a_task_left_and_the_node_lost_makes_no_outcome(tmp_path: Pat
 
     (event,) = await Played(FakeSlot(behave(ok=leave)), out).run(1)
     assert isinstance(event, to.Unable)
+    out.error = StorageError("the name is too long")
+    (event,) = await Played(FakeSlot(behave(ok=leave)), out).run(1)
+    assert isinstance(event, to.Ended)
+    assert event.failure is not None
     out.error = PermissionError("not yours")
     (event,) = await Played(FakeSlot(behave(ok=leave)), out).run(1)
     assert isinstance(event, to.Ended)
     assert event.failure is not None
+
+
+class Unreachable(MemoryContainer):
+    """Blob Storage, from a node that does not reach it."""
+
+    async def get(self, name: str) -> Any:
+        raise StorageError("connection refused", retryable=True)
+
+    async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
+        raise StorageError("connection refused", retryable=True)
+
+    async def upload(self, name: str, path: Any, *, create: bool = False) -> None:
+        raise StorageError("connection refused", retryable=True)
+
+
+@contextlib.asynccontextmanager
+async def unreachable(bundle_hash: str) -> AsyncIterator[NoReturn]:
+    """A bundle that the node cannot fetch."""
+    raise StorageError("connection refused", retryable=True)
+    yield
+
+
+class UnreachableBundles(FakeBundles):
+    use = staticmethod(unreachable)
+
+
+class UnreachableEnvironments(FakeEnvironments):
+    use = staticmethod(unreachable)
+
+
+def leaves_a_file(execution: Execution) -> Outcome:
+    return Outcome(Status.SUCCEEDED, outputs=(Path("/file"),), output_folder=Path("/"))
+
+
+def returns_much(execution: Execution) -> Outcome:
+    return Outcome(Status.SUCCEEDED, b"1" * 2000)
+
+
+@pytest.mark.parametrize(
+    ("item", "parts"),
+    [
+        (task(1), {"bundles": UnreachableBundles()}),
+        (task(1, environment="e" * 64), {"environments": UnreachableEnvironments()}),
+        (replace(task(1), params=wire.Reference("arguments", 10)), {}),
+        (task(1, "file"), {}),
+        (task(1, "much"), {}),
+    ],
+    ids=["bundle", "environment", "arguments", "output file", "large result"],
+)
+async def test_blob_storage_that_a_node_does_not_reach_makes_no_outcome(
+    item: wire.TaskItem, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the task needed of it; another node tries, as often as for a node that cannot run tasks."""
+    monkeypatch.setattr("node_agent.execution.resources.TRIES", 1)
+    slot = FakeSlot(behave(file=leaves_a_file, much=returns_much))
+    played = Played(slot, Unreachable(MemoryStorage(), "all"), **parts)
+    (event,) = await played.run_items({1: item})
+    assert isinstance(event, to.Unable)
+    assert not event.began
+    assert "connection refused" in event.error

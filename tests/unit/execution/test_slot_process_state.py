@@ -11,7 +11,7 @@ import pytest
 from tests.support.slot_bench import Bench, bench, materialise, value
 
 LOOK = """
-import asyncio, os, resource, signal, socket, sys
+import asyncio, os, resource, signal, socket, sys, tempfile
 def do_action(engine, args):
     limits = [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)]
     timers = [signal.getitimer(timer)[0] for timer in (signal.ITIMER_REAL, signal.ITIMER_PROF)]
@@ -23,6 +23,7 @@ def do_action(engine, args):
         sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))), files, limits, umask,
         sorted(os.environ.items()), os.getcwd(), sys.getrecursionlimit(),
         type(asyncio.get_event_loop_policy()).__name__, socket.getdefaulttimeout(), sys.path,
+        tempfile.gettempdir(),
     ]
 """
 CHANGES = {
@@ -40,9 +41,10 @@ CHANGES = {
     "policy": "asyncio.set_event_loop_policy(type('Other', (asyncio.DefaultEventLoopPolicy,), {})())",
     "socket timeout": "socket.setdefaulttimeout(0.001)",
     "path": "sys.path.clear()",
+    "temporary folder": "tempfile.tempdir = os.getcwd()",
     "hard limit": "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))",
 }
-HEAD = "import asyncio, os, resource, signal, socket, sys\ndef do_action(engine, args):\n    "
+HEAD = "import asyncio, os, resource, signal, socket, sys, tempfile\ndef do_action(engine, args):\n    "
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

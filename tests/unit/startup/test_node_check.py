@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from batchflow.errors import StorageError
 from batchflow.protocol import documents, layout
-from batchflow.testing import MemoryStorage
+from batchflow.testing import MemoryContainer, MemoryStorage
 from node_agent.startup import node_check
 from node_agent.startup.node_check import NodeCheck, problem
 from tests.support.agent_world import config
@@ -19,7 +20,7 @@ from tests.support.waiting import BOUND, eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from batchflow.testing import MemoryContainer
+    from batchflow.ports.storage import Blob
 
 
 class Disk:
@@ -50,7 +51,9 @@ async def container() -> MemoryContainer:
 
 async def beat(out: MemoryContainer) -> documents.Heartbeat | None:
     found = [info.name async for info in out.list("agents/")]
-    return documents.Heartbeat.decode((await out.get(found[0])).data) if found else None
+    if not found:
+        return None
+    return documents.Heartbeat.decode((await MemoryContainer.get(out, found[0])).data)
 
 
 async def test_a_full_disk_is_told_until_there_is_room(disk: Disk, tmp_path: Path) -> None:
@@ -89,6 +92,38 @@ async def test_an_agent_that_waits_for_room_can_be_drained(
     check = NodeCheck(config(heartbeat_interval=0.5), "agent1", tmp_path, all_of_it, all_of_it)
     async with asyncio.timeout(BOUND):
         assert not await check.passed()
+
+
+class Unreachable(MemoryContainer):
+    """A Blob Storage that does not answer, until it does."""
+
+    down = True
+
+    async def get(self, name: str) -> Blob:
+        if self.down:
+            raise StorageError("get: connection refused", retryable=True)
+        return await super().get(name)
+
+
+async def test_after_a_step_back_an_agent_waits_until_its_node_reaches_blob_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It pulls no task meanwhile. The agent after the next one does not look."""
+    monkeypatch.setattr(node_check, "INTERVAL", 0.02)
+    storage = MemoryStorage()
+    await storage.create_container("all")
+    ctl = Unreachable(storage, "all")
+    assert await NodeCheck(config(), "first", tmp_path, ctl, ctl).passed()
+    node_check.note_step_back(tmp_path)
+    waiting = asyncio.create_task(NodeCheck(config(), "second", tmp_path, ctl, ctl).passed())
+    told = await eventually_beat(ctl)
+    assert "does not reach Blob Storage" in (told.trouble or "")
+    assert not waiting.done()
+    ctl.down = False
+    async with asyncio.timeout(BOUND):
+        assert await waiting
+    ctl.down = True
+    assert await NodeCheck(config(), "third", tmp_path, ctl, ctl).passed()
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
