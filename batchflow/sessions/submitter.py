@@ -146,9 +146,13 @@ class Submitter:
         return entry
 
     def prepare(self, submissions: Sequence[Submission]) -> None:
-        """Encode the arguments of several tasks. Raises `ArgumentNotSerializable`, which names the input."""
+        """Encode the arguments of several tasks. Raises `ArgumentNotSerializable`, which names the input.
+
+        Texts and whole numbers can always be sent, and are encoded with the rest of their task.
+        """
         for index, submission in enumerate(submissions):
-            submission.prepare(self.classes, index=index)
+            if not arguments.are_plain(submission.arguments):
+                submission.prepare(self.classes, index=index)
 
     def _check_beside(self, submission: Submission) -> None:
         """Raises `ConfigurationError` for a task that is too large without its arguments."""

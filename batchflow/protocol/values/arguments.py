@@ -54,7 +54,8 @@ def encode(
     `ArgumentNotSerializable`.
     """
     if (data := to_json(arguments)) is not None:
-        return data
+        # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the text
+        return bytes(memoryview(data))
     what = command if index is None else f"{command}: inputs[{index}]"
     if not is_python:
         return orjson.dumps(_words(arguments, what))
