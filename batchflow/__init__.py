@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from batchflow.client import Client
+    from batchflow.costs.budget import Budget
+    from batchflow.costs.cost import Cost
     from batchflow.engine import Engine, current_engine
     from batchflow.errors import (
         BatchflowError,
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchflowError",
+    "Budget",
     "Client",
     "ConfigurationError",
+    "Cost",
     "Counts",
     "Engine",
     "Event",
@@ -61,6 +65,8 @@ __all__ = [
 
 _ROOMS: Final = {
     "client": ("Client",),
+    "costs.budget": ("Budget",),
+    "costs.cost": ("Cost",),
     "engine": ("Engine", "current_engine"),
     "errors": (
         "BatchflowError",

@@ -21,6 +21,7 @@ from batchflow.pools.jobs import PoolJobs
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.pools.reboot import change_start_task, reboot_all
+from batchflow.pools.spending.cost import measure_cost
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, JobDocument
 from batchflow.session import Session
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
+    from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
     from batchflow.model import PoolSpec
     from batchflow.pools.runtime import PoolRuntime
@@ -67,7 +69,8 @@ class Pool:
         from batchflow.display.html import card, fact_table, session_table
 
         sessions = [session.summary() for session in self.runtime.open_sessions]
-        facts = [("came here as", str(self.origin))]
+        cost = self.runtime.cost
+        facts = [("came here as", str(self.origin)), ("cost", None if cost is None else cost.short)]
         return card("Pool", self.id, fact_table(facts), session_table(sessions))
 
     # ---- sessions and jobs
@@ -240,6 +243,15 @@ class Pool:
     async def explain(self) -> Explanation:
         """Say why nothing happens, if nothing does, and what to do about it."""
         return await explain_pool(self.runtime)
+
+    async def cost(self) -> Cost:
+        """Add up what the pool has cost: node-seconds so far, and money where the prices are known.
+
+        Its agents count their own seconds, and record them with their heartbeats. Raises
+        `ConfigurationError` for a price file that is none, `StorageError`. Safe to cancel.
+        """
+        self.runtime.cost = await measure_cost(self.runtime)
+        return self.runtime.cost
 
     async def client_settings(self) -> Settings:
         """Make the settings for a program that may use this pool and do nothing else.

@@ -102,6 +102,8 @@ class PoolSettings:
     shards: Queues = 1
     """Task queues of a pool, and as many results queues, spread over the namespaces of `servicebus`: where
     one does not carry the load. At most 20."""
+    prices: str | None = None
+    """The file of what nodes cost, which `batchflow prices` writes. None: costs are node-hours alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.problems import Problems
+from node_agent.control.usage import UsageWriter, is_dedicated
 from node_agent.execution.resources import Environments, TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.links.incoming import IncomingMessages
@@ -143,6 +144,7 @@ class Agent:
         self._heartbeats = heartbeat.HeartbeatWriter(
             parts.out, parts.agent, config.heartbeat_interval, self.heartbeat, self._ticker.tick
         )
+        self._usage = UsageWriter(parts.out, parts.agent, self.usage)
         self._problems = Problems(self._heartbeats.changed)
         self._incoming = self._make_incoming(config)
         self._outgoing = self._make_outgoing(config)
@@ -207,6 +209,7 @@ class Agent:
         self._incoming.close()
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._heartbeats.write()
+            await self._usage.write()
             if self.parts.log is not None:
                 await self.parts.log.flush_to(self.parts.out, self._log)
 
@@ -221,6 +224,7 @@ class Agent:
             "heartbeat": self._heartbeats.run,
             "drain": watcher.run,
             "events": partial(parts.events.run, self._outgoing.send_events),
+            "usage": self._usage.run,
         }
         if parts.log is not None:
             services["log"] = partial(parts.log.run, parts.out, self._log)
@@ -284,6 +288,16 @@ class Agent:
             disk_free=heartbeat.disk_free(),
             clock_skew=self._incoming.clock.ahead,
             trouble=self._problems.text,
+            usage=self.usage(),
+        )
+
+    def usage(self) -> documents.Usage:
+        """Return what the agent has used of its node until now."""
+        return documents.Usage(
+            dedicated=is_dedicated(),
+            seconds=round(time.monotonic() - self._scheduler.started_at, 3),
+            busy=round(self._scheduler.busy_time.seconds, 3),
+            tasks=self._scheduler.completed,
         )
 
     def _execute(self, command: to.Command) -> None:

@@ -30,6 +30,8 @@ _COMMANDS: Final = {
     "cancel": "run",
     "logs": "logs",
     "top": "top",
+    "cost": "cost",
+    "prices": "prices",
     "explain": "explain",
     "completion": "completion",
 }

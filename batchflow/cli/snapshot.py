@@ -9,6 +9,7 @@ from batchflow.model import BROKEN
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
+    from batchflow.costs.cost import Cost
     from batchflow.model import Node
     from batchflow.pool import Pool
     from batchflow.protocol.documents import Heartbeat
@@ -24,6 +25,7 @@ class Snapshot:
     queued: int
     """Messages that wait; each holds one or more tasks."""
     dead: int
+    cost: Cost
 
     @property
     def slots(self) -> int:
@@ -66,11 +68,33 @@ class Snapshot:
             "failed": self.failed,
             "cancelled": self.cancelled,
             "troubles": self.problems,
+            "cost": cost_document(self.cost),
         }
 
 
-async def look(pool: Pool) -> Snapshot:
-    """Take a snapshot of a pool. Raises `ServiceError`."""
+def cost_document(cost: Cost) -> dict[str, Any]:
+    """Return a cost for a program."""
+    budget = cost.budget
+    return {
+        "node_hours": cost.node_hours,
+        "dedicated_seconds": cost.dedicated_seconds,
+        "spot_seconds": cost.spot_seconds,
+        "idle_share": cost.idle_share,
+        "amount": cost.amount,
+        "currency": cost.currency,
+        "tasks": cost.tasks,
+        "remaining": cost.remaining,
+        "seconds_per_task": cost.seconds_per_task,
+        "per_task": cost.per_task,
+        "seconds_to_finish": cost.seconds_to_finish,
+        "to_finish": cost.to_finish,
+        "budget": None if budget is None else {"limit": budget.limit, "currency": budget.currency},
+        "spent": cost.spent,
+    }
+
+
+async def look(pool: Pool, cost: Cost | None = None) -> Snapshot:
+    """Take a snapshot of a pool. Raises `ServiceError`. `cost`: what is known of it; None: it is asked."""
     admin = pool.runtime.connections.admin
     figures = [await admin.figures(queue.entity) for queue in pool.runtime.manifest.task_queues]
     return Snapshot(
@@ -79,4 +103,5 @@ async def look(pool: Pool) -> Snapshot:
         tuple(await pool.heartbeats()),
         sum(each.active for each in figures),
         sum(each.dead for each in figures),
+        await pool.cost() if cost is None else cost,
     )

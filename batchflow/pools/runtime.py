@@ -6,11 +6,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchflow.pools.open_sessions import OpenSession, OpenSessions
+from batchflow.pools.spending.usage import UsageReader
 from batchflow.support.shared_call import SharedCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.costs.cost import Cost
     from batchflow.environments.session import PoolEnvironments
     from batchflow.pools.connections import Connections
     from batchflow.pools.shared_load import PoolLoad
@@ -38,6 +40,10 @@ class PoolRuntime:
         """The sessions that the client has open, in this pool and others."""
         self._ctl = connections().storage.container(manifest.ctl)
         self._out = connections().storage.container(manifest.out)
+        self.usage: UsageReader = UsageReader(self._out)
+        """What its agents have used of their nodes."""
+        self.cost: Cost | None = None
+        """What the pool had cost when that was asked for last, for views that cannot ask."""
         self.etags: SharedCalls[str, dict[str, str]] = SharedCalls(self._etags)
         """The ETags of the blobs below a prefix of the control container, by name."""
 

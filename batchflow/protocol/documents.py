@@ -236,6 +236,29 @@ class Running:
 
 
 @frozen
+class Usage:
+    """What an agent has used of its node since its start."""
+
+    dedicated: bool = True
+    """Whether its node is a dedicated one; else it is a spot node."""
+    seconds: float = 0.0
+    """Node-seconds."""
+    busy: float = 0.0
+    """Node-seconds in which tasks ran: that of a slot is its share of the node."""
+    tasks: int = 0
+    """Number of tasks ended."""
+
+
+@frozen
+class UsageRecord(Document):
+    """What an agent has used, kept as long as the pool. Heartbeats are newer, and are removed."""
+
+    agent: str
+    node: str
+    usage: Usage
+
+
+@frozen
 class Heartbeat(Document):
     """An agent's heartbeat, every few seconds. Times are seconds since the epoch, by the node's clock."""
 
@@ -269,6 +292,8 @@ class Heartbeat(Document):
     """Number of the completed tasks that did not succeed."""
     cancelled: int = 0
     """Number of these that were cancelled."""
+    usage: Usage | None = None
+    """What it has used of its node; None from agents of earlier versions."""
 
 
 @frozen

@@ -9,8 +9,8 @@ Where they lie:
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
-  `agents/<agent>.json`, `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
-  `logs/<pool>/<node>/<agent>.log`.
+  `agents/<agent>.json`, `usage/<agent>.json`, `results/<job>/<client>/<name>`,
+  `outputs/<job>/<client>/<uid>/<execution>/<name>`, `logs/<pool>/<node>/<agent>.log`.
 
 Each pool gets a new prefix, because the name of a deleted container stays taken for half a minute or more.
 """
@@ -132,6 +132,14 @@ def outputs_prefix(job: str, client: str, uid: str, folder: str = "") -> str:
 
 def heartbeat_blob(agent: str) -> str:
     return f"agents/{agent}.json"
+
+
+USAGE: Final = "usage/"
+
+
+def usage_blob(agent: str) -> str:
+    """Return the blob in which an agent keeps what it has used of its node."""
+    return f"{USAGE}{agent}.json"
 
 
 DRAIN_BLOB: Final = "agent/drain.json"

@@ -50,6 +50,7 @@ from batchflow.model import Attempt, Status
 from batchflow.protocol.documents import AgentState, Cancellation
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
+from node_agent.scheduling.busy_time import BusyTime
 from node_agent.scheduling.cancellation import FRESH, CancellationCache
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import (
@@ -131,6 +132,7 @@ class Scheduler:
     _leave_at: float | None = None
     _stuck: bool = False
     """Every slot has run one task for too long."""
+    busy_time: BusyTime = field(init=False)
     _failures: NodeFailures = field(init=False)
     _unfit: bool = False
     _exited: bool = False
@@ -138,6 +140,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         self.placement = Placement(self.slots, self.cancellations)
         self.settlement = Settlement(self.placement, self.crashes)
+        self.busy_time = BusyTime(self.slots, self.started_at)
         self._failures = NodeFailures(self.host)
         self._idle_since = self.started_at
 
@@ -147,6 +150,7 @@ class Scheduler:
 
     def handle_all(self, events: Iterable[Event], now: float) -> list[Command]:
         """Take events; return what is to be done after all of them. This is cheaper than one by one."""
+        self.busy_time.advance(now, self.placement.busy)
         for event in events:
             if not self._exited:
                 self._apply(event, now)

@@ -162,9 +162,16 @@ async def list_(invocation: Invocation) -> int:
     if invocation.as_json:
         terminal.write_json([row.document() for row in rows])
     elif rows:
-        heads = ("POOL", "NODES", "AGENTS", "BUSY", "QUEUED")
+        heads = ("POOL", "NODES", "AGENTS", "BUSY", "QUEUED", "COST")
         cells = [
-            (each.pool, len(each.nodes), len(each.beats), f"{each.running}/{each.slots}", each.queued)
+            (
+                each.pool,
+                len(each.nodes),
+                len(each.beats),
+                f"{each.running}/{each.slots}",
+                each.queued,
+                each.cost.short,
+            )
             for each in rows
         ]
         terminal.write_table(heads, cells)

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from batchflow.cli.snapshot import Snapshot
     from batchflow.pool import Pool
+
+
+_COST_EVERY: Final = 10.0
+"""Seconds between two looks at the cost, which reads a document of each agent."""
 
 
 @click.command(cls=Command)
@@ -72,8 +76,12 @@ async def _looks(pool: Pool, interval: float, stop: asyncio.Event) -> Any:
     from batchflow.cli.snapshot import look
 
     before: Rate | None = None
+    cost, asked_at = None, 0.0
     while not stop.is_set():
-        seen = await look(pool)
+        now = time.monotonic()
+        if now - asked_at >= _COST_EVERY:
+            cost, asked_at = await pool.cost(), now
+        seen = await look(pool, cost)
         yield seen, None if before is None else before.between(seen)
         before = Rate.begin(seen)
         with contextlib.suppress(TimeoutError):
@@ -97,7 +105,7 @@ def _line(seen: Snapshot, rate: float | None) -> str:
     return (
         f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
         f"{seen.completed} done{speed}, {seen.failed} failed, "
-        f"{seen.cancelled} cancelled, {seen.dead} dead{problems}"
+        f"{seen.cancelled} cancelled, {seen.dead} dead, cost {seen.cost.short}{problems}"
     )
 
 

@@ -1,0 +1,1 @@
+"""What pools and sessions may cost, and what a pool has cost. Pure."""

@@ -1,0 +1,1 @@
+"""What a pool costs: what its agents have used, prices, and budgets."""

@@ -1,0 +1,68 @@
+"""What a pool has cost: what its agents have used, at the prices of the price file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from batchflow.costs.cost import HOUR, Cost
+from batchflow.pools.spending.prices import UNKNOWN, NodePrice, read_prices
+from batchflow.pools.spending.usage import total, unfinished_tasks
+from batchflow.support.task_groups import task_group
+
+if TYPE_CHECKING:
+    from batchflow.pools.runtime import PoolRuntime
+    from batchflow.pools.spending.prices import Prices
+    from batchflow.protocol.documents import Usage
+    from batchflow.settings import Settings
+
+
+def configured_prices(settings: Settings) -> Prices | None:
+    """Read the price file of the settings; None: there is none. Raises `ConfigurationError`."""
+    path = settings.pool.prices
+    return None if path is None else read_prices(path, settings.batch.url)
+
+
+async def measure_cost(runtime: PoolRuntime) -> Cost:
+    """Return what the pool has cost. Raises `ConfigurationError` for a price file that is none,
+    `PoolNotFound`, `StorageError`. Safe to cancel."""
+    prices = configured_prices(runtime.settings)
+    used: list[Usage] = []
+    remaining, vm_size = 0, None
+
+    async def count() -> None:
+        nonlocal remaining
+        remaining = await unfinished_tasks(runtime.ctl)
+
+    async def find_size() -> None:
+        nonlocal vm_size
+        if prices is not None and not runtime.connections.restricted:
+            vm_size = (await runtime.connections.compute.pool(runtime.pool_id)).vm_size
+
+    async with task_group() as group:
+        group.start_soon(count)
+        group.start_soon(find_size)
+        used += await runtime.usage.read()
+    price = UNKNOWN if prices is None or vm_size is None else prices.of(vm_size)
+    return cost_of(total(used), price, None if prices is None else prices.currency, remaining)
+
+
+def cost_of(used: tuple[Usage, Usage], price: NodePrice, currency: str | None, remaining: int = 0) -> Cost:
+    """Return the cost of what was used, on dedicated nodes and on spot nodes. Pure."""
+    dedicated, spot = used
+    parts = [
+        None if rate is None else usage.seconds / HOUR * rate
+        for usage, rate in ((dedicated, price.dedicated), (spot, price.spot))
+        if usage.seconds
+    ]
+    is_known = currency is not None and price != UNKNOWN and None not in parts
+    return Cost(
+        dedicated_seconds=dedicated.seconds,
+        spot_seconds=spot.seconds,
+        busy_seconds=dedicated.busy + spot.busy,
+        tasks=dedicated.tasks + spot.tasks,
+        remaining=remaining,
+        amount=sum(part for part in parts if part is not None) if is_known else None,
+        currency=currency if is_known else None,
+        dedicated_price=price.dedicated,
+        spot_price=price.spot,
+    )
