@@ -4,7 +4,8 @@
 
     BatchflowError
     ├─ ConfigurationError           names the file, the key and what was expected
-    │  └─ ArgumentNotSerializable   an argument that cannot travel, and where it is
+    │  ├─ ArgumentNotSerializable   an argument that cannot travel, and where it is
+    │  └─ InvalidDependency         a task that another one cannot wait for
     ├─ ServiceError                 .retryable, .setting; __cause__ is the SDK's error
     │  ├─ BrokerError
     │  │  ├─ LeaseLost              a lock ran out or was taken by another client
@@ -21,14 +22,17 @@
     │     ├─ PoolNotFound  PoolExists  QuotaExceeded
     │     └─ AllocationFailed  StartTaskFailed  NodeUnusable
     ├─ JobNotFound  JobExists  JobClosed
+    ├─ TaskNotFound                 the session has no task of that label
     ├─ ProtocolError                a message or document that is not what it should be
     ├─ SessionClosed                .reason
+    ├─ TasksLeftWaiting             the session closed while tasks of it waited for others
     ├─ WrongEventLoop               used outside of the event loop, thread or process that opened it
     ├─ JournalError                 a session's journal cannot be written
     └─ TaskError                    .result
        ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskPoisoned  TaskRejected
        ├─ TaskOutOfMemory  TaskTooManyProcesses
-       └─ ResultTooLarge  ResultNotSerializable  TaskImportError  SubmitFailed
+       ├─ ResultTooLarge  ResultNotSerializable  TaskImportError  SubmitFailed
+       └─ DependencyFailed          a task that it waited for failed
 
     for code inside do_action: Retry(delay), Permanent
 """
@@ -56,6 +60,10 @@ class ConfigurationError(BatchflowError):
 
 class ArgumentNotSerializable(ConfigurationError):
     """An argument cannot travel to a node: the text names the input and the place in it. Nothing was sent."""
+
+
+class InvalidDependency(ConfigurationError):
+    """A task that another one cannot wait for: of another session, or of a closed one. Nothing was sent."""
 
 
 class EnvironmentFailed(ConfigurationError):
@@ -159,6 +167,10 @@ class JobClosed(BatchflowError):
     """The job takes no new tasks."""
 
 
+class TaskNotFound(BatchflowError):
+    """The session knows no task of that label."""
+
+
 class ProtocolError(BatchflowError):
     """A message or a document that cannot be understood."""
 
@@ -169,6 +181,10 @@ class SessionClosed(BatchflowError):
     def __init__(self, reason: str = "closed") -> None:
         super().__init__(f"the session is closed: {reason}")
         self.reason = reason
+
+
+class TasksLeftWaiting(BatchflowError):
+    """The session was closed while tasks of it waited for others: these never run."""
 
 
 class WrongEventLoop(BatchflowError):
@@ -250,6 +266,10 @@ class TaskImportError(TaskError):
 
 class SubmitFailed(TaskError):
     """The broker did not take the task, for good."""
+
+
+class DependencyFailed(TaskError):
+    """A task that it waited for failed, so it never ran. The text names the first that failed, and why."""
 
 
 class Retry(Exception):

@@ -28,8 +28,10 @@ UNSET: Final = Unset.UNSET
 
 
 class Status(Enum):
-    """The state of a task. The first two are under way, the others are final."""
+    """The state of a task. The first three are under way, the others are final."""
 
+    WAITING = "waiting"
+    """The session holds it until the tasks that it waits for have ended."""
     SENDING = "sending"
     """Waiting to be sent: the broker does not have it yet."""
     QUEUED = "queued"
@@ -40,7 +42,7 @@ class Status(Enum):
 
     @property
     def final(self) -> bool:
-        return self not in (Status.SENDING, Status.QUEUED)
+        return self not in (Status.WAITING, Status.SENDING, Status.QUEUED)
 
 
 # Members are compared by identity. Enum's own is a Python function, and asked for several times a task.
@@ -164,17 +166,19 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The numbers of a session's tasks by state. `sending` and `queued` are under way."""
+    """The numbers of a session's tasks by state. `waiting`, `sending` and `queued` are under way."""
 
     sending: int = 0
     queued: int = 0
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    waiting: int = 0
+    """Tasks that wait for others."""
 
     @property
     def submitted(self) -> int:
-        return self.sending + self.queued + self.done
+        return self.waiting + self.sending + self.queued + self.done
 
     @property
     def done(self) -> int:

@@ -9,30 +9,30 @@ from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import anyio
 
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
 from batchflow.diagnosis.readiness import cannot_become_ready
 from batchflow.diagnosis.session import explain_session
-from batchflow.errors import BrokerError, ConfigurationError, ServiceError
+from batchflow.errors import BrokerError, ConfigurationError, ServiceError, TaskNotFound
 from batchflow.files import Files
 from batchflow.functions.calls import as_command
-from batchflow.model import UNSET, Counts, Explanation
+from batchflow.model import UNSET, Counts, Explanation, Status
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
+from batchflow.sessions.lifecycle import SessionLifecycle
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
 from batchflow.sessions.records.context import SessionContext
 from batchflow.sessions.records.stats import SessionStats
-from batchflow.sessions.submission import Submission, TaskOptions
+from batchflow.sessions.submission import Submission, TaskOptions, repeatable
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
-from batchflow.support.task_groups import task_group
-from batchflow.task import Task
+from batchflow.task import Task, entry_of
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Function = Callable[..., T]
 AsyncFunction = Callable[..., Coroutine[Any, Any, T]]
-
-_CLOSING_SHARE = 0.625
-"""Share of the time for closing that sending, saving and completing may take; the rest is for the links."""
 
 
 class SessionPool(Protocol):
@@ -92,8 +89,6 @@ class Session(Supervised):
         self.job_name: str = layout.check_name("job name", job)
         self._files = files
         self._ensure_job = ensure_job
-        self._holds = False
-        """Whether the mailbox, and the documents that go with it, have been this session's."""
         self._context = context = SessionContext.create(
             pool.runtime,
             name=self.name,
@@ -113,10 +108,13 @@ class Session(Supervised):
             share_processes=share_processes,
             unpickle=unpickle,
             requirements=requirements,
+            entry_of=lambda value: entry_of(value, self._parts.outcomes),
+            task_of=self._task,
             start_agents=pool.start,
             explain=pool.explain,
             hopeless=partial(cannot_become_ready, pool.runtime, 1),
         )
+        self._lifecycle = SessionLifecycle(self._parts, self._name, lambda: self.close_timeout)
 
     @property
     def pool_id(self) -> str:
@@ -161,6 +159,8 @@ class Session(Supervised):
         retry: RetryPolicy | None = None,
         memory_limit: int | None = None,
         stream_output: bool = False,
+        after: Task[Any] | Iterable[Task[Any]] = (),
+        on_failure: Literal["pass"] | None = None,
     ) -> Task[Any]:
         """Put a task into the outbox; wait only when that is full, never for the reader of results.
 
@@ -169,9 +169,13 @@ class Session(Supervised):
         of a function come by `functools.partial`. `timeout`: seconds of running time.
         `memory_limit`: bytes. `tag`: any JSON, given back in the result.
 
-        Raises `ConfigurationError` for what can never be sent, `SessionClosed`, `JobClosed`, `StorageError`
-        when large arguments cannot be stored, `BrokerError` when there is no room and the broker has been
-        away for `session.patience` seconds. Cancelled, it has submitted no task.
+        A task anywhere in the arguments is waited for, and its value takes its place; the tasks of `after`
+        are waited for as well. When one fails, this one ends as `DependencyFailed` and never runs; with
+        `on_failure="pass"` it runs, and gets the failed `Result`.
+
+        Raises `ConfigurationError` for what can never be sent, `InvalidDependency`, `SessionClosed`,
+        `JobClosed`, `StorageError` when large arguments cannot be stored, `BrokerError` when there is no
+        room and the broker has been away for `session.patience` seconds. Cancelled, it has submitted no task.
         """
         called = as_command(command)
         submission = Submission.of(
@@ -183,6 +187,8 @@ class Session(Supervised):
             retry=retry,
             memory_limit=memory_limit,
             stream_output=stream_output,
+            after=after,
+            on_failure=on_failure,
         )
         return self._task(await self._parts.submitter.enqueue(submission))
 
@@ -209,7 +215,7 @@ class Session(Supervised):
         All are encoded before the first is submitted. Raises `ArgumentNotSerializable`, which names the
         input and the place in it, and what `submit` raises.
         """
-        called = as_command(command)
+        called, options = as_command(command), repeatable(options)
         submissions = [Submission.of(called, as_arguments(value), **options) for value in inputs]
         self._parts.submitter.prepare(submissions)
         tasks: list[Task[Any]] = [
@@ -233,7 +239,7 @@ class Session(Supervised):
         the place among the inputs. Leaving it early cancels what it had submitted. Raises
         `ConfigurationError` at once for options that can never be sent.
         """
-        called = as_command(command)
+        called, options = as_command(command), repeatable(options)
         Submission.of(called, [], **options)
         if window is not None and window < 1:
             raise ConfigurationError(f"map: window is {window}, at least 1 is needed")
@@ -288,6 +294,19 @@ class Session(Supervised):
             self._parts.cancellations.give_up([entry])
             raise
 
+    def task(self, task_id: str) -> Task[Any]:
+        """Return the newest task of that label.
+
+        Known are those without an outcome, those whose result is unread, and those with a handle that lives.
+        Raises `TaskNotFound`.
+        """
+        if (entry := self._context.tracker.labelled(task_id)) is None:
+            raise TaskNotFound(
+                f"{self._name} knows no task {task_id!r}: a task whose result was read is forgotten with its "
+                "last handle"
+            )
+        return self._task(entry)
+
     def _task(self, entry: Entry) -> Task[Any]:
         return Task(entry, self._parts.outcomes, self._parts.cancellations)
 
@@ -338,14 +357,18 @@ class Session(Supervised):
     async def flush(self) -> None:
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
+        It does not wait for tasks that wait for others: the session sends these later.
         In a session with a name the checkpoint is saved as well: a later session of this name knows of the
         tasks, and waits for them. Raises `SessionClosed` when the session ended before, `BrokerError` when
         the broker has been away for `session.patience` seconds: what was not accepted is sent when it is
         back, and what was not saved is saved then.
         """
-        lifetime, mark = self._context.lifetime, self._context.tracker.next_sequence()
+        lifetime, unsent = self._context.lifetime, self._parts.sender.unsent()
         lifetime.affinity.check()
-        while self._parts.sender.passed < mark:
+        while unsent:
+            if unsent[-1].status is not Status.SENDING:
+                unsent.pop()
+                continue
             lifetime.check_not_ended()
             await self._parts.outcomes.next_room()
         await self._parts.receiver.until_saved()
@@ -385,8 +408,8 @@ class Session(Supervised):
         agents = background.start(self._parts.agents.start(), "start agents")
         background.start(self._parts.prepare_environment(), "prepare the environment")
         try:
-            await self._acquire()
-            await self._work(agents)
+            await self._lifecycle.acquire(self._files, self._ensure_job)
+            await self._lifecycle.work(agents, self._ready, self._closing)
         except Exception as error:
             self._context.lifetime.reason = str(error)
             raise
@@ -396,7 +419,7 @@ class Session(Supervised):
             self._context.notices.end()
             background.cancel()
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
-                await self._finish()
+                await self._lifecycle.finish()
             open_sessions.discard(registration)
             await background.aclose()
         if not self._parts.receiver.is_saved:
@@ -404,59 +427,3 @@ class Session(Supervised):
                 f"{self._name} closed before its checkpoint was saved: the next session of this name may "
                 "deliver results again, marked as `repeated`, and may not wait for the newest tasks"
             )
-
-    async def _acquire(self) -> None:
-        try:
-            async with task_group() as group:
-                group.start_soon(self._parts.submitter.use, self._files)
-                group.start_soon(self._ensure_job, self.job_name)
-                group.start_soon(self._parts.sender.open)
-                group.start_soon(self._parts.presence.open)
-                group.start_soon(self._parts.receiver.open)
-                group.start_soon(self._parts.cancellations.open)
-        except ServiceError:
-            await self._context.runtime.refresh()  # raises PoolNotFound when that is why
-            raise
-        self._holds = True
-
-    async def _work(self, agents: asyncio.Task[None]) -> None:
-        receiver = self._parts.receiver
-        async with task_group() as services:
-            for service in (
-                self._parts.sender.run,
-                receiver.keep,
-                self._parts.cancellations.run,
-                self._parts.dead_letters.run,
-            ):
-                services.start_soon(service)
-            services.start_soon(receiver.run)
-            services.start_soon(receiver.settle, self.close_timeout)
-            services.start_soon(self._parts.presence.run, lambda: receiver.held)
-            services.start_soon(self._parts.agents.run, agents)
-            self._ready()
-            await self._closing.wait()
-            with anyio.move_on_after(self.close_timeout * _CLOSING_SHARE):
-                with anyio.move_on_after(self.close_timeout / 2):
-                    await self._parts.sender.drain()
-                    if self._parts.checkpoint is not None and self._parts.sender.passed:
-                        await self._parts.checkpoint.until_loaded()  # saved, it tells of these tasks
-                    if len(self._context.tracker):
-                        await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
-                await receiver.conclude(self.close_timeout)
-            services.cancel_scope.cancel()
-        if left := self._context.tracker.sending:
-            raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
-
-    async def _finish(self) -> None:
-        """Complete what was delivered, end the background work, and close the links."""
-        await self._parts.receiver.flush_settlements(self.close_timeout, last=True)
-        if self._parts.checkpoint is not None:
-            self._parts.checkpoint.close()
-        self._context.arguments.delete()
-        await self._context.background.finish()
-        async with task_group() as group:
-            group.start_soon(self._parts.sender.aclose)
-            group.start_soon(self._parts.receiver.aclose)
-            if self._holds:
-                group.start_soon(self._parts.presence.release)
-                group.start_soon(self._parts.cancellations.release)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic
 
+from batchflow.errors import InvalidDependency
 from batchflow.model import Result, Status
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ class Task(Generic[T_co]):
         return self._entry.task_id
 
     @property
+    def task_id(self) -> str:
+        """The user's label, as the result has it; it may repeat."""
+        return self._entry.task_id
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self._entry.done
+
+    @property
     def status(self) -> Status:
         return self._entry.status
 
@@ -75,13 +86,14 @@ class Task(Generic[T_co]):
         value: T_co = (await self.outcome()).unwrap()
         return value
 
-    async def cancel(self) -> None:
+    async def cancel(self, *, inputs: bool = False) -> None:
         """Ask for its end; idempotent. Returns when the request is written where every agent looks.
 
         Not started a second later, it never starts; running, it is killed. Its outcome is `TaskCancelled`,
-        unless it ends by itself before.
+        unless it ends by itself before. Tasks that wait for it are cancelled with it. `inputs`: those that it
+        waits for are cancelled as well, unless others wait for them, too.
         """
-        await self._cancellations.cancel([self._entry])
+        await self._cancellations.cancel([self._entry], inputs=inputs)
 
     def __repr__(self) -> str:
         return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
@@ -91,3 +103,20 @@ class Task(Generic[T_co]):
 
         facts = [("command", self._entry.command), ("number", self.index)]
         return card("Task", self.id, fact_table(facts), badge=self.status.value)
+
+
+def entry_of(value: Any, outcomes: Outcomes) -> Entry | None:
+    """Return the task that a handle stands for; None for what is no handle.
+
+    `outcomes`: of the session in which it is to be waited for. Raises `InvalidDependency` for the handle of
+    another session.
+    """
+    if not isinstance(value, Task):
+        return None
+    if value._outcomes is not outcomes:
+        raise InvalidDependency(
+            f"task {value.id} ({value._entry.command}) is of session {value._entry.job}/{value._entry.client}"
+            f"{', which is closed' if value._outcomes.closed else ''}: a task can wait for tasks of its own "
+            "session alone; await that one, and pass its value"
+        )
+    return value._entry

@@ -31,11 +31,12 @@ _COLOURS: Final = {
     "cancelled": "#b08a2e",
     "queued": "#3b82c4",
     "sending": "#8a8f98",
+    "waiting": "#b9bdc4",
     "blocking": "#d64545",
     "slow": "#b08a2e",
     "note": "#8a8f98",
 }
-_TASK_STATES: Final = ("succeeded", "failed", "cancelled", "queued", "sending")
+_TASK_STATES: Final = ("succeeded", "failed", "cancelled", "queued", "sending", "waiting")
 _CELL: Final = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 _BAR: Final = (
     "display:flex;height:8px;max-width:480px;margin:4px 0;border-radius:4px;overflow:hidden;"

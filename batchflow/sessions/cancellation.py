@@ -15,6 +15,7 @@ from batchflow.errors import (
     ProtocolError,
     StorageError,
 )
+from batchflow.model import Status
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
 from batchflow.sessions.records.tracker import cancelled_result
@@ -55,9 +56,17 @@ class Cancellations:
     """
 
     def __init__(
-        self, context: SessionContext, outcomes: Outcomes, expect_message: Callable[[Entry], None]
+        self,
+        context: SessionContext,
+        outcomes: Outcomes,
+        expect_message: Callable[[Entry], None],
+        inputs_of: Callable[[list[Entry]], list[Entry]] = lambda _: [],
     ) -> None:
-        """`expect_message`: called with a task that has an outcome although an agent's is still to come."""
+        """`expect_message`: called with a task that has an outcome although an agent's is still to come.
+
+        `inputs_of`: returns the tasks that only these wait for.
+        """
+        self._inputs_of = inputs_of
         self._context = context
         self._outcomes = outcomes
         self._expect_message = expect_message
@@ -131,9 +140,14 @@ class Cancellations:
             return False
         return found.everything and self._context.incarnation not in found.spared
 
-    async def cancel(self, entries: list[Entry]) -> None:
-        """Return when every agent can see the cancellation. Raises `StorageError` when writing it fails."""
+    async def cancel(self, entries: list[Entry], *, inputs: bool = False) -> None:
+        """Return when every agent can see the cancellation. Raises `StorageError` when writing it fails.
+
+        `inputs`: also of the tasks that these wait for, and no others.
+        """
         self._context.lifetime.affinity.check()
+        if inputs:
+            entries = [*entries, *self._inputs_of(entries)]
         if all(entry.done for entry in entries):
             return
         self._context.lifetime.check_open()
@@ -159,7 +173,9 @@ class Cancellations:
     def _withdraw(self, entries: list[Entry]) -> list[Entry]:
         """End the tasks that were not sent. Return those that were, and have no outcome."""
         for entry in entries:
-            if entry.item is not None and not entry.done:
+            if entry.done:
+                continue
+            if entry.item is not None or entry.status is Status.WAITING:
                 self._outcomes.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
         self._outcomes.change.notify()
         return [entry for entry in entries if not entry.done]

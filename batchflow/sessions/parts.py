@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchflow.environments.session import SessionEnvironment
 from batchflow.functions.code import CodeStore
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from batchflow.errors import ServiceError
     from batchflow.model import Explanation
     from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.tracker import Entry
+    from batchflow.sessions.workflows.inputs import EntryOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,6 +58,8 @@ class SessionParts:
         share_processes: bool | None,
         unpickle: bool,
         requirements: Requirements | None,
+        entry_of: EntryOf,
+        task_of: Callable[[Entry], Any],
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
@@ -64,8 +68,8 @@ class SessionParts:
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
         `share_processes`: of its tasks with those of other sessions; None: as the pool says.
-        `unpickle`: whether pickles in results are opened. `hopeless`: chooses the error for a pool whose
-        nodes can never have an agent.
+        `unpickle`: whether pickles in results are opened. `entry_of`, `task_of`: see `Submitter`.
+        `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
         timeout = task_timeout(timeout, context.settings)
         if share_processes is None:
@@ -90,24 +94,32 @@ class SessionParts:
         agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
         environment = SessionEnvironment(requirements)
         code = CodeStore(context.runtime, lambda: agents.pythons)
-        cancellations = Cancellations(context, outcomes, receiver.expect_message)
+        submitter = Submitter(
+            context,
+            outcomes,
+            sender.wake,
+            classes,
+            code,
+            reader,
+            environment,
+            entry_of=entry_of,
+            task_of=task_of,
+            timeout=timeout,
+            share_processes=share_processes,
+            unpickle=unpickle,
+        )
+        cancellations = Cancellations(
+            context,
+            outcomes,
+            receiver.expect_message,
+            submitter.dependents.graph.needed_by_none_but,
+        )
         return cls(
             context=context,
             outcomes=outcomes,
             checkpoint=checkpoint,
             sender=sender,
-            submitter=Submitter(
-                context,
-                outcomes,
-                sender.wake,
-                classes,
-                code,
-                reader,
-                environment,
-                timeout=timeout,
-                share_processes=share_processes,
-                unpickle=unpickle,
-            ),
+            submitter=submitter,
             presence=presence,
             receiver=receiver,
             cancellations=cancellations,

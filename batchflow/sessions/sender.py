@@ -77,8 +77,14 @@ class TaskSender:
     @property
     def passed(self) -> int:
         """Every task with a lower sequence number is accepted, or has failed."""
-        sending = [link.sending[0].entries[0].sequence for link in self.links if link.sending]
-        return min((*sending, self._context.tracker.next_unsent()))
+        return min((*(entry.sequence for entry in self._in_flight()), self._context.tracker.next_unsent()))
+
+    def unsent(self) -> list[Entry]:
+        """Return the tasks that wait in the outbox, or are being sent."""
+        return [*self._in_flight(), *self._context.tracker.unsent()]
+
+    def _in_flight(self) -> list[Entry]:
+        return [entry for link in self.links for packed in link.sending for entry in packed.entries]
 
     async def run(self) -> None:
         load, policy, tracker = self._context.runtime.load, self._context.policy, self._context.tracker

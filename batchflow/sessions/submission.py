@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack
 
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
@@ -17,6 +18,7 @@ from batchflow.retry import RetryPolicy
 if TYPE_CHECKING:
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
+    from batchflow.sessions.records.tracker import Entry
 
 INLINE: Final = 128 * 1024
 """Bytes of a task above which its arguments travel by reference."""
@@ -33,6 +35,17 @@ class TaskOptions(TypedDict, total=False):
     retry: RetryPolicy | None
     memory_limit: int | None
     stream_output: bool
+    after: Any
+    on_failure: Literal["pass"] | None
+
+
+class InputMarks(Protocol):
+    """Numbers the tasks among arguments; see `arguments.encode`."""
+
+    @property
+    def entries(self) -> list[Entry]: ...
+
+    def __call__(self, value: Any, /) -> int | None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +70,12 @@ class Submission:
     """The arguments as they travel: a container, or JSON. None while they are texts and whole numbers."""
     function: FunctionCommand | None = None
     """What the command calls, if it is no file."""
+    after: Any = ()
+    """The tasks that end before it begins."""
+    on_failure: Literal["pass"] | None = None
+    """`"pass"`: it also begins when a task that it waits for failed, and gets the failed `Result`."""
+    inputs: tuple[Entry, ...] = ()
+    """The tasks whose values stand in the arguments, in the order of their numbers there."""
 
     @classmethod
     def of(
@@ -82,6 +101,10 @@ class Submission:
             )
         if self.retry is not None and not isinstance(self.retry, RetryPolicy):
             raise ConfigurationError(f"{command}: retry is {self.retry!r}; a RetryPolicy is needed")
+        if self.on_failure not in (None, "pass"):
+            raise ConfigurationError(
+                f"{command}: on_failure is {self.on_failure!r}; None or 'pass' is needed"
+            )
 
     def encode(
         self,
@@ -143,13 +166,28 @@ class Submission:
         # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the task
         return bytes(memoryview(data))
 
-    def prepare(self, classes: BundleClasses, *, index: int | None = None) -> None:
-        """Encode the arguments. `index`: the place among several inputs. Raises `ArgumentNotSerializable`."""
+    def prepare(
+        self, classes: BundleClasses, *, index: int | None = None, marks: InputMarks | None = None
+    ) -> None:
+        """Encode the arguments. `index`: the place among several inputs.
+
+        `marks`: finds the tasks among them. Raises `ArgumentNotSerializable`, `InvalidDependency`.
+        """
         function = self.function
         if function is not None:
             classes.add_modules(function.modules)
         is_python = function is not None or self.command.endswith(".py")
-        self.encoded = arguments.encode(self.arguments, self.command, classes, index, is_python=is_python)
+        self.encoded = arguments.encode(
+            self.arguments, self.command, classes, index, is_python=is_python, mark=marks
+        )
+        if marks is not None:
+            self.inputs = tuple(marks.entries)
+
+
+def repeatable(options: TaskOptions) -> TaskOptions:
+    """Return options for several tasks: an iterator of tasks in `after` is read once."""
+    after = options.get("after", ())
+    return options | {"after": tuple(after)} if isinstance(after, Iterator) else options
 
 
 def is_duration(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 import anyio
 from anyio import CancelScope
 
-from batchflow.errors import BatchflowError
+from batchflow.errors import BatchflowError, TasksLeftWaiting
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Closes(ABC):
         try:
             await self.aclose()
         except BatchflowError as failure:
-            if error is None or isinstance(error, Exception):
+            follows = isinstance(failure, TasksLeftWaiting)  # from the block's own error, which tells more
+            if error is None or (isinstance(error, Exception) and not follows):
                 raise
             # A cancellation or an interrupt must arrive as such.
             logger.warning("closing_failed", extra={"what": repr(self), "error": str(failure)})

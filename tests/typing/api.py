@@ -90,6 +90,10 @@ async def submitting(pool: Pool) -> None:
         assert_type(await session.submit_many("x.py", range(9), memory_limit=1 << 30), list[Task])
         assert_type(await session.run("x.py", 1, stream_output=True), Any)
         assert_type(session.map("x.py", [1, 2], ordered=True, window=10, tag="t"), ResultStream)
+        await session.submit("x.py", [task], after=[task, task], on_failure="pass")
+        assert_type(session.task("1"), Task)
+        assert_type((task.task_id, task.done), tuple[str, bool])
+        await task.cancel(inputs=True)
         await session.submit("x.py", timeout="3")  # type: ignore[call-overload]  # pyright: ignore
         await session.run("x.py", time_limit=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
         session.map("x.py", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

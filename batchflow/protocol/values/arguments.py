@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import shlex
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +24,6 @@ from batchflow.protocol.values.misfits import Misfit, TooLarge, Unencodable
 from batchflow.protocol.values.types import unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
 
@@ -33,6 +32,10 @@ MOST_BYTES: Final = 2**31 - 2**20
 
 
 _PLAIN: Final = frozenset((str, int, bool, type(None)))
+_DEEPEST_MARK: Final = 100
+
+Mark = Callable[[Any], "int | None"]
+"""Numbers what stands for a value that is not known yet; returns None for anything else."""
 
 
 def are_plain(arguments: list[Any]) -> bool:
@@ -47,25 +50,39 @@ def encode(
     index: int | None = None,
     *,
     is_python: bool = True,
+    mark: Mark | None = None,
 ) -> bytes | Encoded:
     """Encode the arguments of a task: JSON where JSON holds them, else a container.
 
-    `index`: their place among several inputs. `is_python`: whether Python gets them, and no program. Raises
-    `ArgumentNotSerializable`.
+    `index`: their place among several inputs. `is_python`: whether Python gets them, and no program. `mark`:
+    of arguments that are filled in later. Raises `ArgumentNotSerializable`.
     """
     if (data := to_json(arguments)) is not None:
         # a copy, because it is kept: the encoder's own buffer is of kilobytes, however short the text
         return bytes(memoryview(data))
     what = command if index is None else f"{command}: inputs[{index}]"
-    if not is_python:
+    if not is_python and (mark is None or not _has_mark(arguments, mark)):
         return orjson.dumps(_words(arguments, what))
-    encoder = Encoder(limit=MOST_BYTES, class_name=classes.name_of, pickle=_Pickles(classes).write)
+    encoder = Encoder(
+        limit=MOST_BYTES, class_name=classes.name_of, pickle=_Pickles(classes, mark).write, mark=mark
+    )
     try:
         return encoder.encode(arguments)
     except Misfit as error:
         if isinstance(error, TooLarge) and not error.advice:
             error.advice = "put it into a file of the bundle, or into storage that the task reads"
         raise ArgumentNotSerializable(f"{what}: {error.text('args')}") from error
+
+
+def _has_mark(value: Any, mark: Mark, depth: int = 0) -> bool:
+    """Return whether a list, tuple, set or dictionary of a program's arguments holds what `mark` numbers."""
+    if depth > _DEEPEST_MARK:
+        return False
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return mark(value) is not None
+    return any(_has_mark(part, mark, depth + 1) for part in value)
 
 
 def _words(arguments: list[Any], what: str) -> list[Any]:
@@ -135,15 +152,19 @@ def as_arguments(value: Any) -> list[Any]:
 class _Pickles:
     """Writes pickles that the nodes can open."""
 
-    def __init__(self, classes: BundleClasses) -> None:
+    def __init__(self, classes: BundleClasses, mark: Mark | None = None) -> None:
         self._classes = classes
+        self._mark = mark
 
     def write(self, value: Any, add_buffer: Callable[[Any], object]) -> bytes:
         """Return a pickle. Raises `Unencodable`, naming what the nodes do not have."""
         stream = io.BytesIO()
         try:
-            _Pickler(stream, add_buffer, self._classes).dump(value)
-        except Misfit:
+            if self._mark is None:
+                _Pickler(stream, add_buffer, self._classes).dump(value)
+            else:
+                _MarkingPickler(stream, add_buffer, self._classes, self._mark).dump(value)
+        except (Misfit, ConfigurationError):
             raise
         except Exception as error:
             reason = f"it cannot be pickled: {type(error).__name__}: {error}"[:200]
@@ -162,3 +183,15 @@ class _Pickler(pickle.Pickler):
         if isinstance(value, (type, FunctionType)) and not isinstance(value, BuiltinFunctionType):
             self._classes.name_of(value)  # type: ignore[arg-type]
         return NotImplemented
+
+
+class _MarkingPickler(_Pickler):
+    def __init__(
+        self, stream: Any, add_buffer: Callable[[Any], object], classes: BundleClasses, mark: Mark
+    ) -> None:
+        super().__init__(stream, add_buffer, classes)
+        self._mark = mark
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Return the number of what is filled in later; None: the value itself is pickled."""
+        return self._mark(value)

@@ -14,6 +14,8 @@ from batchflow.protocol.values.misfits import Unencodable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_MODEL: Final = "batchflow.model"
+"""The module of `Result`, which agents have."""
 _INSTALLED: Final = ("/site-packages/", "/dist-packages/")
 
 
@@ -36,6 +38,8 @@ class BundleClasses:
         """Return a class's name on the nodes, as `module:name`. Raises `Unencodable` when they lack it."""
         module = kind.__module__
         parts = module.split(".")
+        if module == _MODEL:
+            return f"{module}:{kind.__qualname__}"
         if parts[0] in self._packages:
             return f"{module}:{kind.__qualname__}"
         for start in range(len(parts)):

@@ -190,12 +190,14 @@ class Encoder:
         limit: int | None = None,
         class_name: Callable[[type], str] | None = None,
         pickle: Callable[[Any, Callable[[Any], object]], bytes] | None = None,
+        mark: Callable[[Any], int | None] | None = None,
     ) -> None:
         """`limit`: bytes. `class_name` names a class as the reader knows it, and may raise `Unencodable`.
 
         `pickle` writes what has no encoding of its own: it gets the value, and what takes its buffers. It
-        raises `Unencodable`.
+        raises `Unencodable`. `mark` numbers what the reader fills in, and returns None for anything else.
         """
+        self._mark = mark
         self.buffers: list[memoryview] = []
         self._depth = 0
         """Levels of the tree."""
@@ -238,6 +240,8 @@ class Encoder:
             return self.items(value)
         if kind is dict:
             return self.mapping(value)
+        if self._mark is not None and (number := self._mark(value)) is not None:
+            return {"$input": number}
         from batchflow.protocol.values.types import encode_other
 
         return encode_other(self, value)
@@ -363,11 +367,14 @@ class Decoder:
         *,
         resolve: Callable[[str], Any] | None = None,
         unpickle: Callable[[bytes, list[memoryview]], Any] | None = None,
+        fill: Callable[[int], Any] | None = None,
     ) -> None:
         """`resolve` returns the class of a name, or None for one that is not to be used here.
 
-        `unpickle` opens pickles; without it they are refused.
+        `unpickle` opens pickles; without it they are refused. `fill` returns what has a number instead of an
+        encoding; without it such a place is refused.
         """
+        self._fill = fill
         self.buffers: list[memoryview] = []
         self.resolve = resolve or _no_class
         self._unpickle = unpickle
@@ -414,6 +421,8 @@ class Decoder:
             return {self.value(key): self.value(part) for key, part in content}
         if name == "$pickle":
             return self._unpickled(content)
+        if name == "$input" and self._fill is not None:
+            return self._fill(content)
         from batchflow.protocol.values.types import decode_other
 
         return decode_other(self, name, content)

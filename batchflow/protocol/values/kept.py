@@ -7,6 +7,7 @@ memory as well.
 
 from __future__ import annotations
 
+import io
 import pickle
 import sys
 from collections.abc import Awaitable, Callable
@@ -39,9 +40,13 @@ class KeptArguments:
     stored: dict[int, StoredArgument]
     """Those that are in a blob, by their number; None stands for them in the data."""
 
+    fill: Callable[[int], Any] | None = None
+    """Returns what stands in the place of an argument that was not known at the submit."""
+
     def open(self) -> list[Any]:
         """Return the arguments, made anew. They never left this process, so their pickles are opened."""
-        made: list[Any] = Decoder(resolve=self._resolve, unpickle=_unpickled).decode(self.data)
+        unpickle = partial(_unpickled, self.fill)
+        made: list[Any] = Decoder(resolve=self._resolve, unpickle=unpickle, fill=self.fill).decode(self.data)
         for place, argument in self.stored.items():
             made[place] = argument
         return made
@@ -89,5 +94,16 @@ def _size(argument: Any, classes: BundleClasses) -> int:
     return len(encoded) if isinstance(encoded, bytes) else encoded.size
 
 
-def _unpickled(data: bytes, buffers: list[memoryview]) -> Any:
-    return pickle.loads(data, buffers=buffers)
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, buffers: list[memoryview], fill: Callable[[int], Any]) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self._fill = fill
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._fill(pid)
+
+
+def _unpickled(fill: Callable[[int], Any] | None, data: bytes, buffers: list[memoryview]) -> Any:
+    if fill is None:
+        return pickle.loads(data, buffers=buffers)
+    return _Unpickler(data, buffers, fill).load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from batchflow.errors import SessionClosed
 from batchflow.files import fetch
@@ -38,6 +38,8 @@ class Outcomes:
         """Notified when something has left the outbox, or never will."""
         self._waiters = Waiters()
         """Calls that wait for a task's outcome."""
+        self.on_ended: Callable[[Entry], None] | None = None
+        """Called with each task that has its outcome, for the tasks that wait for it."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
         self._problems.subscribe(self._fail_waiters)
@@ -90,6 +92,15 @@ class Outcomes:
 
         return replace(result, download=download)
 
+    def passed_value(self, entry: Entry) -> Any:
+        """Return what a task that has ended hands to those that take it as an argument.
+
+        Its value; of one that failed, the `Result` without what only this process can open. Raises OSError
+        when it cannot be read from the temporary file.
+        """
+        result = entry.result(entry.read())
+        return result.value if result.ok else replace(result, args=None, tag=None, download=None)
+
     async def until_done(self, entry: Entry) -> None:
         """Claim the task and return when it has its outcome."""
         self.check_home()
@@ -103,7 +114,7 @@ class Outcomes:
     async def until_accepted(self, entry: Entry) -> None:
         """Return when the broker has the task. Raises the task's error when it never will."""
         self.check_home()
-        if entry.status is Status.SENDING:
+        if entry.status in (Status.WAITING, Status.SENDING):
             self._lifetime.check_open()
             self._problems.check("sending")
             await self._accepting.wait(entry.sequence)
@@ -153,6 +164,8 @@ class Outcomes:
         if (on_done := entry.on_done) is not None:
             entry.on_done = None  # a task that is kept must not keep its map, and all the inputs
             on_done(entry)
+        if self.on_ended is not None:
+            self.on_ended(entry)
         if entry.arguments_blob is not None:
             self._context.arguments.ended(entry.arguments_blob, failed=entry.status is Status.FAILED)
 

@@ -1,7 +1,8 @@
 """What a session knows of its tasks, and the outcomes that it gives to tasks by itself. Pure.
 
 States of a task: in the outbox (sending) -> taken for a send -> queued -> done; from any of the first three
-straight to done, by a result, a cancellation or a send that failed for good.
+straight to done, by a result, a cancellation or a send that failed for good. A task that waits for others is
+held (waiting) before it comes into the outbox, and may be done straight from there.
 
 Invariants:
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+from weakref import WeakValueDictionary
 
 from batchflow.errors import JournalError
 from batchflow.model import Counts, Result, Status
@@ -57,7 +59,7 @@ class Acknowledgement:
                 raise
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Entry:
     """A task, as its session sees it."""
 
@@ -153,7 +155,7 @@ class Tracker:
     """All tasks of a session that have no outcome, and the outcomes that no call has claimed."""
 
     outbox: deque[Entry] = field(default_factory=deque)
-    """In the order of submission; may hold entries that are done meanwhile."""
+    """In the order in which they became ready; may hold entries that are done meanwhile."""
     outbox_bytes: int = 0
     """Of what waits in the outbox, as it travels."""
     end_of_burst: bool = False
@@ -162,6 +164,10 @@ class Tracker:
     """In the order of arrival; may hold entries that were claimed meanwhile."""
     _stale: int = 0
     """How many of those."""
+    labels: WeakValueDictionary[str, Entry] = field(default_factory=WeakValueDictionary)
+    """The newest task of each label that the user gave, as long as anything holds the task."""
+    _held: deque[Entry] = field(default_factory=deque)
+    """Tasks that waited for others, in the order of submission, until they are taken for a send."""
     _open: dict[int, Entry] = field(default_factory=dict)
     _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     _submitted: int = 0
@@ -184,6 +190,11 @@ class Tracker:
         return self._tally[Status.SENDING]
 
     @property
+    def waiting(self) -> int:
+        """How many tasks wait for others."""
+        return self._tally[Status.WAITING]
+
+    @property
     def queued(self) -> int:
         """How many tasks the broker has accepted that have no outcome."""
         return self._tally[Status.QUEUED]
@@ -201,18 +212,44 @@ class Tracker:
         return self._submitted
 
     def next_unsent(self) -> int:
-        """Return the lowest sequence number of a task that may still be taken for a send."""
-        return self.outbox[0].sequence if self.outbox else self._submitted
+        """Return the lowest sequence number of a task that may still be taken for a send.
+
+        In the outbox only those that were held are out of order: what stands behind one was submitted later.
+        """
+        first = self.outbox[0].sequence if self.outbox else self._submitted
+        while self._held and self._held[0].item is None and self._held[0].status is not Status.WAITING:
+            self._held.popleft()
+        return min(first, self._held[0].sequence) if self._held else first
+
+    def unsent(self) -> list[Entry]:
+        """Return the tasks in the outbox."""
+        return [entry for entry in self.outbox if entry.item is not None]
 
     def add(self, entry: Entry) -> None:
         """Put a new task, with the next sequence number, into the outbox."""
+        self._count(entry)
+        self.outbox_bytes += 0 if entry.item is None else len(entry.item)
+        self.outbox.append(entry)
+        self.end_of_burst = False
+
+    def hold(self, entry: Entry) -> None:
+        """Note a new task, with the next sequence number, that waits for others."""
+        entry.status = Status.WAITING
+        self._count(entry)
+        self._held.append(entry)
+
+    def release(self, entry: Entry, item: bytes) -> None:
+        """Put a task that was held into the outbox. `item`: what travels."""
+        entry.item = item
+        self._move(entry, Status.SENDING)
+        self.outbox_bytes += len(item)
+        self.outbox.append(entry)
+
+    def _count(self, entry: Entry) -> None:
         assert entry.sequence == self._submitted
         self._submitted += 1
         self._open[entry.sequence] = entry
         self._tally[entry.status] += 1
-        self.outbox_bytes += 0 if entry.item is None else len(entry.item)
-        self.outbox.append(entry)
-        self.end_of_burst = False
 
     def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
         """Remove and return the next entries that share a message, and their items."""
@@ -239,6 +276,15 @@ class Tracker:
     def find(self, sequence: int) -> Entry | None:
         """Return the task of that number, if it has no outcome yet."""
         return self._open.get(sequence)
+
+    def labelled(self, task_id: str) -> Entry | None:
+        """Return the newest task of that label that is under way, unread, or held by a handle."""
+        entry = self.labels.get(task_id)
+        if entry is None and task_id.isdecimal():
+            entry = self._open.get(int(task_id))
+        if entry is None:
+            entry = next((each for each in reversed(self.unclaimed) if each.task_id == task_id), None)
+        return entry
 
     def resolve(
         self, entry: Entry, outcome: ResultItem, acknowledgement: Acknowledgement | None = None
@@ -332,6 +378,15 @@ def cancelled_result(entry: Entry, reason: str) -> ResultItem:
 
 def submit_failed_result(entry: Entry, reason: str) -> ResultItem:
     return _outcome(entry, Status.FAILED, "SubmitFailed", reason)
+
+
+def dependency_failed_result(entry: Entry, failed: Entry) -> ResultItem:
+    """Return the outcome of a task for which another one, that failed, was to end first."""
+    item = failed.read()
+    if item.kind == "DependencyFailed":
+        return _outcome(entry, Status.FAILED, "DependencyFailed", item.error or "")
+    what = f"it waited for task {failed.task_id} ({failed.command}), which failed"
+    return _outcome(entry, Status.FAILED, "DependencyFailed", f"{what}: {item.error}")
 
 
 def _outcome(entry: Entry, status: Status, kind: str, reason: str) -> ResultItem:
