@@ -8,10 +8,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.config.loader import load_settings
+from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
     BatchflowError,
     BrokerError,
@@ -148,7 +150,8 @@ class Client(Supervised):
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
         Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
-        existing pool keeps its VM size, image and start task; `nodes` resizes it. `progress` is called with
+        existing pool keeps its VM size, image and start task; `nodes` resizes it, and sessions that are
+        opened from now on have the spec's `env` and `secrets`. `progress` is called with
         a line that says what is waited for.
         """
         report = Reporter(progress)
@@ -165,6 +168,8 @@ class Client(Supervised):
             if bundle.hash != found.manifest.bundle:
                 await pool.runtime.change(lambda current: replace(current, bundle=bundle.hash))
                 pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
+        if spec.env is not None or spec.secrets is not None:
+            await change_pool_variables(pool.runtime, partial(pool_spec.variables_of, spec))
         info = found.info
         if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
             await pool.resize(nodes, spot=info.spot_wanted, progress=report)

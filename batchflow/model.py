@@ -280,6 +280,12 @@ class PoolSpec:
     """Another name of `requirements`."""
     requirements: tuple[str, ...] = ()
     """Python packages, such as "numpy>=2", of the tasks of sessions that do not name their own."""
+    env: Mapping[str, str] | None = None
+    """Environment variables of all tasks, whatever they run; Azure Batch does not see them. None: none, or
+    those that a pool which is there has."""
+    secrets: Mapping[str, str] | None = field(default=None, repr=False)
+    """Environment variables of all tasks, whose values stay out of logs, errors and every `repr`. None: as
+    for `env`."""
     java: bool | int = False
     """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ...
 
@@ -293,7 +299,8 @@ class PoolSpec:
     start_user: Literal["admin", "user"] = "admin"
     """The account that runs the start task. Packages need "admin"."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Plain settings for the start task; never secrets: anyone who reads the pool reads them."""
+    """Variables of the start task alone; tasks get those of `env`. Never secrets: anyone who reads the Batch
+    pool reads them."""
     subnet: str | None = None
     """The resource id of the virtual network's subnet that the nodes are in. Needs Entra ID: Batch takes no
     account key for it."""

@@ -108,6 +108,8 @@ class TaskItem:
     """The hash of the bundle that has the function by value; None: it is imported by its name."""
     environment: str | None = optional("environment", TEXT, default=None)
     """The hash of the bundle that has the Python packages it runs with."""
+    variables: str | None = optional("variables", TEXT, default=None)
+    """The blob of the control container with its environment variables; None: it has none of its own."""
     keywords: bool = optional("keywords", TRUTH, default=False)
     """Whether the last of the arguments holds the function's arguments by keyword."""
     pickles: bool = optional("pickles", TRUTH, default=False)

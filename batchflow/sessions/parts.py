@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from batchflow.environments.session import SessionEnvironment
+from batchflow.environments.variables import SessionVariables
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
@@ -22,9 +22,10 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
-    from batchflow.environments.requirements import Requirements
     from batchflow.errors import ServiceError
     from batchflow.model import Explanation
+    from batchflow.protocol.documents import JobDocument
+    from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.inputs import EntryOf
@@ -45,6 +46,7 @@ class SessionParts:
     cancellations: Cancellations
     agents: AgentsWatch
     environment: SessionEnvironment
+    variables: SessionVariables
     dead_letters: DeadLetterHandler
 
     @classmethod
@@ -53,11 +55,7 @@ class SessionParts:
         context: SessionContext,
         *,
         found_again: bool,
-        journal: str | PathLike[str] | None,
-        timeout: float | None,
-        share_processes: bool | None,
-        unpickle: bool,
-        requirements: Requirements | None,
+        options: SessionOptions,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
         start_agents: Callable[[], Awaitable[None]],
@@ -67,16 +65,16 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `share_processes`: of its tasks with those of other sessions; None: as the pool says.
-        `unpickle`: whether pickles in results are opened. `entry_of`, `task_of`: see `Submitter`.
+        `entry_of`, `task_of`: see `Submitter`.
         `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
-        timeout = task_timeout(timeout, context.settings)
+        timeout = task_timeout(options.timeout, context.settings)
+        share_processes = options.share_processes
         if share_processes is None:
             share_processes = context.runtime.manifest.share_processes
         classes = BundleClasses()
-        reader = ValueReader(classes, unpickle=unpickle)
-        checkpoint = CheckpointStore(context, journal) if found_again else None
+        reader = ValueReader(classes, unpickle=options.unpickle)
+        checkpoint = CheckpointStore(context, options.journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
         sender = TaskSender(context, outcomes)
         presence = PresenceKeeper(context, found_again=found_again)
@@ -92,7 +90,8 @@ class SessionParts:
             passed=lambda: sender.passed,
         )
         agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
-        environment = SessionEnvironment(requirements)
+        environment = SessionEnvironment(options.requirements)
+        variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
         code = CodeStore(context.runtime, lambda: agents.pythons)
         submitter = Submitter(
             context,
@@ -102,11 +101,12 @@ class SessionParts:
             code,
             reader,
             environment,
+            variables,
             entry_of=entry_of,
             task_of=task_of,
             timeout=timeout,
             share_processes=share_processes,
-            unpickle=unpickle,
+            unpickle=options.unpickle,
         )
         cancellations = Cancellations(
             context,
@@ -125,6 +125,7 @@ class SessionParts:
             cancellations=cancellations,
             agents=agents,
             environment=environment,
+            variables=variables,
             dead_letters=DeadLetterHandler(context),
         )
 
@@ -137,3 +138,16 @@ class SessionParts:
             runtime.ctl,
             self.context.notices.inform,
         )
+
+    async def join_job(self, ensure: Callable[[str], Awaitable[JobDocument]]) -> None:
+        """Make the job if there is none of that name, and bring the variables of tasks into the pool."""
+        job = await ensure(self.context.job_name)
+        await self.variables.prepare(job.variables)
+
+    def forget_variables(self) -> None:
+        """Delete the variables in the background, unless a task that was sent may need them: a sweep does
+        it then."""
+        context, blob = self.context, self.variables.blob
+        waiting = any(not entry.done for entry in context.tracker)
+        if blob is not None and (context.lifetime.job_deleted or not waiting):
+            context.delete_later(context.runtime.ctl, blob, "delete variables")

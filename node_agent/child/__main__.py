@@ -153,6 +153,8 @@ class Child:
         self._bundle, self._directory = place["bundle"], place["directory"]
         if place["packages"] is not None:
             self._modules.add_packages(place["packages"])
+        if (variables := place.get("variables")) is not None:
+            self._state.set_variables(variables)
         self._watch = Watch(self._directory, place["watched"])
 
     def _wait_for_forget(self) -> None:
