@@ -106,6 +106,10 @@ class Result:
     kind: str | None = None
     """The name of the `TaskError` that awaiting the task raises; None on success."""
     traceback: str | None = None
+    raised: str | None = None
+    """The class of the exception that the task raised, `module:name`; None where it raised none."""
+    original: Exception | None = field(default=None, repr=False, compare=False)
+    """That exception, rebuilt without running code of a task; None where this cannot be done safely."""
     tag: Any = None
     args: list[Any] | None = None
     """The arguments of the task, a large one as a `StoredArgument`; None for a task of an earlier holder of

@@ -20,8 +20,8 @@ from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
-from batchflow.support.local_node import LOCAL_NODE
 from batchflow.protocol.variables import TaskVariables, task_variables
+from batchflow.support.local_node import LOCAL_NODE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

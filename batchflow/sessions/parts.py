@@ -75,7 +75,7 @@ class SessionParts:
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
         checkpoint = CheckpointStore(context, options.journal) if found_again else None
-        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
+        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
         sender = TaskSender(context, outcomes)
         presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(

@@ -320,7 +320,9 @@ class Child:
             self._retire = True
             return _failure_fields("WorkerDied", f"the task raised {describe(error)}", **fields)
         text = describe(error) + self._modules.missing(command, error)
-        return _failure_fields("TaskFailed", text, **fields, **_request(error))
+        return _failure_fields(
+            "TaskFailed", text, **fields, **_request(error), **task_values.tell_raised(error)
+        )
 
     def _traceback(self, error: BaseException) -> str:
         """Return the text of an exception and its causes, the user's own frames only."""

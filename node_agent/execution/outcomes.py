@@ -101,6 +101,9 @@ class Outcome:
     traceback: str | None = None
     exception: str | None = None
     """The name of the type of what was raised."""
+    raised: str | None = None
+    raised_data: str | None = None
+    """What was raised, as `batchflow.protocol.values.raised` tells it."""
     exit_code: int | None = None
     """Of a process that ended; negative: the number of the signal."""
     request: Literal["retry", "permanent"] | None = None
