@@ -137,6 +137,7 @@ class Submitter:
             await self._environment.wait()
             self._check_takes()
         if submission.function is not None:
+            self.classes.add_modules(submission.function.modules)  # those of what it returns or raises
             code = await self._code.bundles(submission.function, self.bundle)
             self._check_takes()
             runs_with = RunsWith(code.files, code.pickle, self._environment.bundle)

@@ -124,8 +124,11 @@ async def test_an_exception_of_the_sessions_files_is_rebuilt_and_others_are_not(
         "    def __init__(self, symbol):\n"
         "        super().__init__('no price of ' + symbol)\n"
         "        self.symbol = symbol\n"
-        "def price(symbol):\n    raise NoPrice(symbol)\n",
+        "def price(symbol):\n    raise NoPrice(symbol)\n"
+        "from dataclasses import dataclass\n@dataclass\nclass Quote:\n    symbol: str\n"
+        "def quote(symbol):\n    return Quote(symbol)\n",
     )
+    assert await session.run(module.quote, "AAPL") == module.Quote("AAPL")
     with pytest.raises(TaskError, match="NoPrice: no price of AAPL") as caught:
         await session.run(module.price, "AAPL")
     original: Any = caught.value.original
