@@ -18,6 +18,7 @@ from pathlib import Path
 
 from batchflow import Client, Session
 from batchflow.local.usage import operations as counted_operations
+from tests.benchmarks import own_code
 from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
@@ -51,6 +52,12 @@ class Effort:
     """Seconds that each answer of the services takes."""
     large: int
     """Values of 100 KB."""
+    arrays: int
+    """Arrays of 1 MB."""
+    large_array: int
+    """Bytes of the large array."""
+    numpy_calls: int
+    """Calls of 5 ms."""
     before: Path | None = None
     """Another checkout, to measure beside this one."""
 
@@ -67,6 +74,9 @@ FULL = Effort(
     long=20.0,
     latencies=(0.0, 0.02),
     large=200,
+    arrays=200,
+    large_array=100_000_000,
+    numpy_calls=2000,
 )
 QUICK = Effort(
     processes=1,
@@ -80,6 +90,9 @@ QUICK = Effort(
     long=5.0,
     latencies=(0.02,),
     large=10,
+    arrays=4,
+    large_array=2_000_000,
+    numpy_calls=20,
 )
 
 
@@ -357,6 +370,8 @@ ALONE = {
     "imports": imports,
     "start": start,
     "sdk": sdk,
+    "arrays": own_code.arrays,
+    "packages": own_code.packages,
     "latency": latency,
     "outstanding": outstanding,
     "recovery": recovery,
@@ -370,6 +385,8 @@ WARM = {
     "lone_submit": lone_submit,
     "cancellation": cancellation,
     "throughput": throughput,
+    "functions": own_code.functions,
+    "numpy": own_code.numpy_calls,
     "operations": operations,
     "long": long,
     "memory": memory,

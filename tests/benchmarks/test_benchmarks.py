@@ -21,16 +21,26 @@ SCALE = ("idle", "sessions", "nodes")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
 
+NETWORK = ("packages",)
+"""Cases that need an index of packages, which a test has not."""
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("cases", "figures"),
     [
         (
-            sorted({"contest", *ALONE, *WARM} - set(SCALE)),
+            sorted({"contest", *ALONE, *WARM} - {*SCALE, *NETWORK}),
             (
                 *("| batchflow |", "| no peer |", "import batchflow", "first result", "round trip"),
                 *("the SDK alone", "lone submit", "no-ops through map", "credits of a no-op"),
                 *("with a task of", "memory of an outstanding task", "recovery of a task", "resident"),
+                *(
+                    "function of the file's rate",
+                    "arrays of 1 MB",
+                    "the Blob SDK alone",
+                    "two plain processes",
+                ),
             ),
         ),
         (SCALE, ("idle agent", "of the rate of one", "CPU of client and broker")),

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TextIO
 
 WORKERS = 2
 """Each with one slot."""
+ARRAY_BYTES = 1_000_000
 
 
 class Contender(Protocol):
@@ -96,7 +97,23 @@ async def echo(contender: Contender, count: int) -> float:
     return taken
 
 
-WORKLOADS = {workload.__name__: workload for workload in (bulk, one_by_one, round_trip, spin, nap, echo)}
+async def array(contender: Contender, count: int) -> float:
+    """An array of 1 MB in, the same one out. Those of the contenders that take arrays have it."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal(ARRAY_BYTES // 8) for _ in range(count)]
+    started = time.perf_counter()
+    values = await contender.map("echo", arrays)
+    taken = time.perf_counter() - started
+    if sorted(float(value[-1]) for value in values) != sorted(float(value[-1]) for value in arrays):
+        raise AssertionError("what came back is not what was sent")
+    return taken
+
+
+WORKLOADS = {
+    workload.__name__: workload for workload in (bulk, one_by_one, round_trip, spin, nap, echo, array)
+}
 
 
 def _checked(values: Sequence[Any], count: int, taken: float) -> float:

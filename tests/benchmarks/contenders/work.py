@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 TASK_SECONDS = 0.001
+NUMPY_SECONDS = 0.005
 
 
 def noop(argument: object) -> None:
@@ -27,4 +28,25 @@ def echo(argument: Any) -> Any:
     return argument
 
 
-TASKS: dict[str, Callable[[Any], Any]] = {function.__name__: function for function in (noop, spin, nap, echo)}
+def compute(argument: object) -> float:
+    """Compute with numpy for 5 ms of this thread's CPU time."""
+    import numpy as np
+
+    values, total = np.arange(10_000, dtype=np.float64), 0.0
+    end = time.thread_time() + NUMPY_SECONDS
+    while time.thread_time() < end:
+        total += float(np.sqrt(values + total).sum())
+    return total
+
+
+def series_sum(count: int) -> int:
+    """Use what was required."""
+    import numpy as np
+    import pandas as pd
+
+    return int(pd.Series(np.arange(count)).sum())
+
+
+TASKS: dict[str, Callable[[Any], Any]] = {
+    function.__name__: function for function in (noop, spin, nap, echo, compute)
+}
