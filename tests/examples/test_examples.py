@@ -159,3 +159,15 @@ def test_jar_is_built_from_its_source_to_the_byte(tmp_path: Path) -> None:
     subprocess.run(["make", "-s", "-f", str(root / "Makefile"), "jar"], cwd=tmp_path, check=True)
     built = (tmp_path / "examples/02_pi/tasks/pi.jar").read_bytes()
     assert built == (EXAMPLES / "02_pi/tasks/pi.jar").read_bytes()
+
+
+def test_options_are_priced_into_a_table_and_a_plot(tmp_path: Path) -> None:
+    """The package beside the program travels by itself; the prices are near those of Black and Scholes."""
+    pytest.importorskip("matplotlib")
+    lines = run("09_options/options.py", "--plot", "prices.png", cwd=tmp_path)
+    assert lines[0].split() == ["strike", "volatility", "years", "price", "error"]
+    table = {(float(row[0]), float(row[1])): float(row[3]) for row in map(str.split, lines[1:-1])}
+    assert len(table) == 27
+    assert abs(table[100.0, 0.2] - 8.916) < 0.2
+    assert lines[-1] == "plot: prices.png"
+    assert (tmp_path / "prices.png").read_bytes().startswith(b"\x89PNG")
