@@ -8,12 +8,10 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.config.loader import load_settings
-from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
     BatchflowError,
     BrokerError,
@@ -29,6 +27,7 @@ from batchflow.pools.open_sessions import OpenSessions
 from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, last_swept, sweep
 from batchflow.protocol import layout
+from batchflow.protocol.documents import DefaultPackages
 from batchflow.settings import PoolSettings, Settings
 from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import Reporter
@@ -125,7 +124,7 @@ class Client(Supervised):
         """Create machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
         pool_spec.check(spec)
         sources = await collect(spec.files)
-        manifest = await self.provisioner.create(spec, sources)
+        manifest = await self._provisioner(await self._packages(spec)).create(spec, sources)
         return self._known(manifest, Origin("created", "it was asked for"), sources)
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
@@ -150,16 +149,18 @@ class Client(Supervised):
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
         Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
-        existing pool keeps its VM size, image and start task; `nodes` resizes it, and sessions that are
-        opened from now on have the spec's `env` and `secrets`. `progress` is called with
-        a line that says what is waited for.
+        existing pool keeps its VM size, image and start task; `nodes` resizes it. Its requirements become
+        those of the spec, for sessions opened from now on; nothing is rebooted. A file of requirements is
+        locked here: this raises `EnvironmentFailed` in the resolver's words. `progress` is called with a line
+        that says what is waited for.
         """
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
         pool_spec.check(spec)
         sources = await collect(files or spec.files)
-        found = await self.provisioner.ensure(spec, sources, report)
+        packages = await self._packages(spec)
+        found = await self._provisioner(packages).ensure(spec, sources, report)
         if found.created:
             return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
         pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)), sources)
@@ -168,8 +169,9 @@ class Client(Supervised):
             if bundle.hash != found.manifest.bundle:
                 await pool.runtime.change(lambda current: replace(current, bundle=bundle.hash))
                 pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
-        if spec.env is not None or spec.secrets is not None:
-            await change_pool_variables(pool.runtime, partial(pool_spec.variables_of, spec))
+        if packages is not None and packages != found.manifest.packages:
+            await pool.runtime.change(lambda current: current.requiring(packages))
+            pool.origin = Origin("repurposed", f"other requirements than before; {pool.origin.why}")
         info = found.info
         if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
             await pool.resize(nodes, spot=info.spot_wanted, progress=report)
@@ -279,9 +281,22 @@ class Client(Supervised):
     @property
     def provisioner(self) -> PoolProvisioner:
         """The part that creates, finds and removes pools."""
+        return self._provisioner(None)
+
+    def _provisioner(self, packages: DefaultPackages | None) -> PoolProvisioner:
         from batchflow.pools.provisioning import PoolProvisioner
 
-        return PoolProvisioner(self.connections, self._settings.pool)
+        return PoolProvisioner(self.connections, self._settings.pool, packages)
+
+    async def _packages(self, spec: PoolSpec) -> DefaultPackages | None:
+        """Return what a spec requires; None: it does not say. A file is read and locked here."""
+        if (required := pool_spec.required(spec)) is None:
+            return None
+        if isinstance(required, tuple):
+            return DefaultPackages(required)
+        from batchflow.environments.session import environments_for
+
+        return await environments_for(self._settings.agent).defaults(required)
 
     def _known(
         self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[BundleSource] = ()

@@ -23,14 +23,12 @@ from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.pools.reboot import change_start_task, reboot_all
 from batchflow.pools.spending.cost import measure_cost
 from batchflow.protocol import layout
-from batchflow.protocol.documents import Heartbeat, JobDocument
-from batchflow.protocol.variables import task_variables
+from batchflow.protocol.documents import Heartbeat, JobDocument, PoolManifest
 from batchflow.session import Session
-from batchflow.sessions.options import SessionOptions
 from batchflow.support.progress_report import Reporter, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
     from batchflow.costs.cost import Cost
@@ -88,8 +86,6 @@ class Pool:
         share_processes: bool | None = None,
         unpickle: bool = False,
         requirements: Requirements | None = None,
-        env: Mapping[str, str] | None = None,
-        secrets: Mapping[str, str] | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -103,9 +99,7 @@ class Pool:
         tasks may return any object, as a pickle. Opening one executes code that the task chose, so results
         execute nothing without it. `requirements`: the Python packages of its tasks: a list, a requirements
         file, a pyproject.toml, or "current" for what is installed here; None: the pool's. They are locked and
-        built once, and reboot nothing. `env`, `secrets`: environment variables of its tasks, over those of
-        the job and the pool; the values of secrets stay out of logs, errors and every `repr`. Raises
-        `ConfigurationError` for what no session can have.
+        built once, and reboot nothing.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -113,30 +107,17 @@ class Pool:
             name=name,
             job=layout.DEFAULT_JOB if job_name is None else job_name,
             files=files,
-            options=SessionOptions(
-                journal=journal,
-                timeout=timeout,
-                share_processes=share_processes,
-                unpickle=unpickle,
-                requirements=requirements,
-                variables=task_variables(env, secrets, "session"),
-            ),
+            journal=journal,
+            timeout=timeout,
+            share_processes=share_processes,
+            unpickle=unpickle,
+            requirements=requirements,
             ensure_job=self._jobs.ensure,
         )
 
-    async def create_job(
-        self,
-        name: str,
-        *,
-        env: Mapping[str, str] | None = None,
-        secrets: Mapping[str, str] | None = None,
-    ) -> Job:
-        """Create a job. Raises `JobExists`.
-
-        `env`, `secrets`: environment variables of its tasks, over those of the pool; the values of secrets
-        stay out of logs, errors and every `repr`. Raises `ConfigurationError` for what cannot be a variable.
-        """
-        return self._job(await self._jobs.create(name, task_variables(env, secrets, f"job {name!r}")))
+    async def create_job(self, name: str) -> Job:
+        """Create a job. Raises `JobExists`."""
+        return self._job(await self._jobs.create(name))
 
     async def job(self, name: str) -> Job:
         """Find a job. Raises `JobNotFound`."""
@@ -185,11 +166,15 @@ class Pool:
         self,
         files: Files,
         *,
+        requirements: Requirements | None = None,
         reset: bool = False,
         spec: PoolSpec | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Make these files the default bundle of sessions opened from now on; nodes stay as they are.
+
+        `requirements`: the default Python packages of their tasks; None: these stay. A file is locked here,
+        so that other clients do not need it: this raises `EnvironmentFailed` in the resolver's words.
 
         With `reset` each node is rebooted, one after the other, and runs its start task again: that of
         `spec`, if one is given. This returns when all nodes work, and raises `StartTaskFailed` when one does
@@ -197,10 +182,16 @@ class Pool:
         """
         if spec is not None and not reset:
             raise ConfigurationError("repurpose: a spec changes the start task: it needs reset=True")
+        packages = None if requirements is None else await self.runtime.environments.defaults(requirements)
         bundle = await upload(await collect(files), self.runtime.ctl)
         if spec is not None:
             await change_start_task(self.runtime, spec)
-        await self.runtime.change(lambda manifest: replace(manifest, bundle=bundle.hash))
+
+        def change(manifest: PoolManifest) -> PoolManifest:
+            manifest = replace(manifest, bundle=bundle.hash)
+            return manifest if packages is None else manifest.requiring(packages)
+
+        await self.runtime.change(change)
         if reset:
             await reboot_all(self.runtime, Reporter(progress), self.explain)
             if self.runtime.open_sessions:

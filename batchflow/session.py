@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
 from functools import partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import anyio
@@ -34,10 +35,9 @@ from batchflow.support.supervised import Supervised
 from batchflow.task import Task, entry_of
 
 if TYPE_CHECKING:
+    from batchflow.environments.requirements import Requirements
     from batchflow.pools.runtime import PoolRuntime
-    from batchflow.protocol.documents import JobDocument
     from batchflow.retry import RetryPolicy
-    from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.tracker import Entry
 
 
@@ -71,12 +71,16 @@ class Session(Supervised):
         name: str | None,
         job: str,
         files: Files | None,
-        options: SessionOptions,
-        ensure_job: Callable[[str], Coroutine[Any, Any, JobDocument]],
+        journal: str | PathLike[str] | None,
+        timeout: float | None,
+        share_processes: bool | None,
+        unpickle: bool,
+        requirements: Requirements | None,
+        ensure_job: Callable[[str], Coroutine[Any, Any, None]],
     ) -> None:
         """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
         found_again = name is not None
-        if options.journal is not None and not found_again:
+        if journal is not None and not found_again:
             raise ConfigurationError("a journal needs a session with a name: only that is found again")
         name = f"c-{uuid.uuid4().hex[:12]}" if name is None else name
         super().__init__(f"session {job}/{name}")
@@ -99,7 +103,11 @@ class Session(Supervised):
         self._parts = SessionParts.create(
             context,
             found_again=found_again,
-            options=options,
+            journal=journal,
+            timeout=timeout,
+            share_processes=share_processes,
+            unpickle=unpickle,
+            requirements=requirements,
             entry_of=lambda value: entry_of(value, self._parts.outcomes),
             task_of=self._task,
             start_agents=pool.start,
@@ -341,6 +349,8 @@ class Session(Supervised):
             waiting=[WaitingTask(entry.uid, entry.task_id, entry.command) for entry in context.tracker],
             bundle=self._parts.submitter.bundle,
             problem=context.problems.first,
+            environment=self._parts.environment.progress,
+            environment_failure=self._parts.environment.failure,
         )
         return await explain_session(pool, facts, context.runtime.ctl)
 
@@ -365,10 +375,14 @@ class Session(Supervised):
             await self._parts.outcomes.next_room()
         await self._parts.receiver.until_saved()
 
-    async def update_files(self, files: Files) -> None:
-        """Change the files of tasks submitted from now on; tasks submitted before keep theirs."""
+    async def update_files(self, files: Files, *, requirements: Requirements | None = None) -> None:
+        """Change the files of tasks submitted from now on; tasks submitted before keep theirs.
+
+        `requirements`: their Python packages; None: those until now. Raises `ConfigurationError`, or
+        `EnvironmentFailed` in the resolver's words; then both stay as they are. Safe to cancel.
+        """
         self._context.lifetime.check_open()
-        await self._parts.submitter.use(files)
+        await self._parts.change(files, requirements)
 
     async def cancel_all(self) -> None:
         """Cancel every task that has no outcome."""

@@ -17,6 +17,8 @@ from batchflow.errors import ConfigurationError
 Target = Literal["local", "azure"]
 
 PREFIX: Final = "BATCHFLOW_"
+LOCAL_NODE: Final = "BATCHFLOW_LOCAL_NODE"
+"""A variable that start tasks of the local cloud find set: their node is the user's own machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.cli.running import Run, Write
-    from batchflow.config.project_file import Configuration
     from batchflow.display.meter import Meter
     from batchflow.pool import Pool
     from batchflow.session import Session
@@ -67,7 +66,7 @@ async def open_run(
         async with open_pool(invocation, record) as pool:
             await check_files(pool, record, path)
             with open_output(record, output) as write:
-                async with _session_of(pool, record, invocation.configuration()) as session:
+                async with _session_of(pool, record) as session:
                     record.begun = True
                     watching = asyncio.create_task(_show_events(session, shown), name="tell events")
                     try:
@@ -125,11 +124,9 @@ async def open_pool(invocation: Invocation, record: RunRecord) -> AsyncIterator[
         yield pool
 
 
-def _session_of(pool: Pool, record: RunRecord, configuration: Configuration) -> Session:
-    """Make the run's session. The record has no variables, because secrets are to lie in no further file."""
+def _session_of(pool: Pool, record: RunRecord) -> Session:
     plan = record.plan
-    job = configuration.job(plan.job)
-    return pool.session(plan.name, job=plan.job, files=plan.files, env=job.env, secrets=job.secrets)
+    return pool.session(plan.name, job=plan.job, files=plan.files, requirements=plan.requirements)
 
 
 async def _show_events(session: Session, shown: Progress) -> None:
@@ -137,5 +134,7 @@ async def _show_events(session: Session, shown: Progress) -> None:
     async for event in session.events():
         if event.kind in ("stdout", "stderr"):
             shown.note(f"[{event.task_id}] {event.message}")
+        elif event.kind == "progress" and event.task_id is None:
+            shown.note(event.message)
         elif event.kind != "info":
             shown.note(f"{event.kind}: {as_commands(event.message, session.pool_id)}")

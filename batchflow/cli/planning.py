@@ -17,12 +17,13 @@ from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
 from batchflow.cli.shell_names import job_names, pool_names
 from batchflow.cli.tables import Item
 from batchflow.config.loader import nearest
+from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from batchflow.cli.command import Invocation
     from batchflow.config.project_file import Configuration
@@ -47,6 +48,7 @@ class RunOptions:
     job: str | None = None
     session: str | None = None
     files: tuple[str, ...] = ()
+    requirements: tuple[str, ...] = ()
     local: bool = False
     nodes: int = 2
     output: str | None = None
@@ -87,6 +89,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--job", metavar="NAME", shell_complete=job_names, help="[default: default]"),
         click.option("--session", metavar="NAME", help="The run's name. [default: a new one]"),
         click.option("--file", "files", multiple=True, metavar="PATH", help="What tasks run with; repeat."),
+        click.option(
+            "--requirements",
+            multiple=True,
+            metavar="REQUIREMENT",
+            help='Python package of its tasks, repeat; or a file of them; or "current".',
+        ),
         click.option(
             "--timeout",
             type=click.FloatRange(min=0, min_open=True),
@@ -148,6 +156,7 @@ def failed_record(invocation: Invocation, options: RunOptions) -> RunRecord | No
         count=len(failed),
         local=before.local or options.local,
         files=[_absolute(each) for each in options.files] or before.files,
+        requirements=named_requirements(options.requirements) or before.requirements,
         output=_output(options),
         stream_output=options.stream_output,
         started_at=time.time(),
@@ -189,6 +198,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         config=None if invocation.config is None else str(Path(invocation.config).absolute()),
         profile=invocation.profile,
         files=[_absolute(each) for each in files] or None,
+        requirements=named_requirements(options.requirements) or _listed(job.requirements),
         output=_output(options),
         timeout=options.timeout if options.timeout is not None else job.timeout,
         retries=options.retries if options.retries is not None else job.retries,
@@ -196,6 +206,10 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         stream_output=options.stream_output,
     )
     return RunRecord.create(plan, items)
+
+
+def _listed(requirements: str | Sequence[str] | None) -> str | list[str] | None:
+    return requirements if requirements is None or isinstance(requirements, str) else list(requirements)
 
 
 def _absolute(spec: FileSpec) -> FileSpec:

@@ -56,6 +56,8 @@ class Plan:
     profile: str | None = None
     files: list[FileSpec] | None = None
     """None: the pool's own."""
+    requirements: str | list[str] | None = None
+    """The Python packages of its tasks: a list, an absolute path, or "current"; None: the pool's."""
     output: str | None = None
     timeout: float | None = None
     retries: int = 0

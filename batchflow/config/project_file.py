@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from batchflow.config.loader import find_file, load_settings, nearest, read_document
+from batchflow.environments.requirements import CURRENT
 from batchflow.errors import ConfigurationError
 from batchflow.model import PoolSpec
 from batchflow.pools import pool_spec
-from batchflow.protocol.variables import task_variables
 from batchflow.settings import Settings
 from batchflow.support.frozen import frozen
 
@@ -34,16 +34,14 @@ class JobSpec:
     """The file of the bundle that its tasks run."""
     files: tuple[str, ...] = ()
     """The files that its tasks run with; empty: the pool's own files."""
+    requirements: str | Sequence[str] | None = None
+    """The Python packages of its tasks: a list, a file, or "current"; None: the pool's."""
     timeout: float | None = None
     """Seconds that a task may run."""
     retries: int = 0
     """Further attempts of a task that fails."""
     memory_limit: int | None = None
     """Bytes that a task may take."""
-    env: Mapping[str, str] | None = None
-    """Environment variables of its tasks, over those of the pool."""
-    secrets: Mapping[str, str] | None = field(default=None, repr=False)
-    """Environment variables of its tasks, whose values are never shown."""
 
 
 @frozen
@@ -88,7 +86,7 @@ def load_configuration(
         source,
         profile,
         {name: _pool(name, values, source) for name, values in pools.items()},
-        {name: _job(name, values, source) for name, values in jobs.items()},
+        {name: _made(JobSpec, name, values, source) for name, values in jobs.items()},
     )
 
 
@@ -97,6 +95,7 @@ _NAMED_BY: Final = {PoolSpec: "id", JobSpec: "name"}
 
 _KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
     tuple: (list,),
+    Sequence: (list,),
     Mapping: (dict,),
     Literal: (str,),
     float: (float, int),
@@ -147,7 +146,7 @@ def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> Non
 
 def _accepted(kind: type[Any]) -> Mapping[str, tuple[type, ...]]:
     """Return the types that a file may give each field, by the field's annotation."""
-    hints = get_type_hints(kind, localns={"Mapping": Mapping})
+    hints = get_type_hints(kind, localns={"Mapping": Mapping, "PurePath": PurePath, "Sequence": Sequence})
     return {name: tuple(_types(hint)) for name, hint in hints.items()}
 
 
@@ -161,13 +160,10 @@ def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "files" in given:
         given["files"] = tuple(str(source.parent / each) for each in given["files"])
+    wanted = given.get("requirements")
+    if isinstance(wanted, str) and wanted != CURRENT:
+        given["requirements"] = str(source.parent / wanted)
     return kind(name, **given)
-
-
-def _job(name: str, values: Mapping[str, Any], source: Path) -> JobSpec:
-    spec: JobSpec = _made(JobSpec, name, values, source)
-    task_variables(spec.env, spec.secrets, f"{source}: job {name!r}")
-    return spec
 
 
 def _pool(name: str, values: Mapping[str, Any], source: Path) -> PoolSpec:

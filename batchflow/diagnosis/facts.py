@@ -64,3 +64,7 @@ class SessionFacts:
     """The hash of the bundle that tasks submitted now run with."""
     problem: ServiceError | None
     """The error that makes waiting for an outcome pointless."""
+    environment: str | None = None
+    """What is done for the packages that its tasks require; None: they are there, or failed."""
+    environment_failure: str | None = None
+    """Why the packages that its tasks require cannot be had."""

@@ -30,6 +30,14 @@ async def explain_session(pool: Explanation, session: SessionFacts, ctl: Contain
         causes = await _file_causes(ctl, session) + causes
     except (ServiceError, ProtocolError) as error:
         causes.insert(0, Cause(f"the bundle cannot be read: {error}", "await session.update_files(files)"))
+    if session.environment is not None:
+        remedy = "wait: it is built once, and later sessions find it in the pool"
+        causes.insert(0, Cause(f"its tasks wait for their packages: {session.environment}", remedy, "slow"))
+    if session.environment_failure is not None:
+        remedy = (
+            "await session.update_files(files, requirements=...), then submit anew; or open another session"
+        )
+        causes.insert(0, Cause(session.environment_failure, remedy))
     if session.problem is not None:
         causes.insert(0, problem_cause(session.problem))
     running = _own_running(session, pool.facts.get("tasks", {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -12,17 +12,19 @@ from batchflow.support import linux
 
 _LONGEST_SAID: Final = 4000
 """Characters of the end of what a program said that an error repeats."""
+_PIECE: Final = 1 << 16
 
 
 class CommandFailed(Exception):
     """A program that ended with another exit code than 0; the text is the end of its stderr."""
 
 
-async def run_command(command: Sequence[str]) -> str:
+async def run_command(command: Sequence[str], heard: Callable[[str], object] | None = None) -> str:
     """Run a program without input and return its stdout.
 
-    Raises `CommandFailed`, and `ConfigurationError` in a program that ignores SIGCHLD, where no exit code can
-    be had. Safe to cancel: the program is killed.
+    `heard` gets each line that the program writes to stderr, when it does. Raises `CommandFailed`, and
+    `ConfigurationError` in a program that ignores SIGCHLD, where no exit code can be had. Safe to cancel: the
+    program is killed.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -30,9 +32,12 @@ async def run_command(command: Sequence[str]) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
-        printed, said = await process.communicate()
-    except asyncio.CancelledError:
+        printed, said = await asyncio.gather(process.stdout.read(), _listen(process.stderr, heard))
+        await process.wait()
+    except BaseException:
         with suppress(ProcessLookupError):  # it may have ended by itself just now
             process.kill()
         await process.wait()
@@ -43,5 +48,16 @@ async def run_command(command: Sequence[str]) -> str:
             f"start: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
         )
     if process.returncode != 0:
-        raise CommandFailed(said.decode(errors="replace").strip()[-_LONGEST_SAID:])
+        raise CommandFailed(said.strip()[-_LONGEST_SAID:])
     return printed.decode(errors="replace")
+
+
+async def _listen(stream: asyncio.StreamReader, heard: Callable[[str], object] | None) -> str:
+    said = rest = ""
+    while piece := (await stream.read(_PIECE)).decode(errors="replace"):
+        said = (said + piece)[-2 * _LONGEST_SAID :]
+        *lines, rest = (rest + piece).split("\n")
+        if heard is not None:
+            for line in lines:
+                heard(line)
+    return said

@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution,
 from pathlib import Path
 from typing import Final
 
-import orjson
+from batchflow.support.distributions import is_local
 
 _REQUIREMENT: Final = re.compile(r"\s*([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
 _EXTRA: Final = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
@@ -33,18 +33,8 @@ def pins(*, local: bool = True) -> Iterator[str]:
     """
     for package in distributions():
         name = package.metadata["Name"]
-        if name and not name.lower().startswith("batchflow") and (local or not _is_local(package)):
+        if name and not name.lower().startswith("batchflow") and (local or not is_local(package)):
             yield f"{name.lower()}=={package.version}"
-
-
-def _is_local(package: Distribution) -> bool:
-    told = package.read_text("direct_url.json")
-    if not told:
-        return False
-    try:
-        return str(orjson.loads(told).get("url", "")).startswith("file:")
-    except (orjson.JSONDecodeError, AttributeError):
-        return False
 
 
 def files_of(requirements: tuple[str, ...]) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,6 +16,8 @@ Requirements = str | os.PathLike[str] | Iterable[str]
 """A list of requirements, the path of a requirements file or of a pyproject.toml, or `"current"`."""
 
 CURRENT: Final = "current"
+_FILES: Final = (".txt", ".toml", ".in")
+"""How the names of files end on a command line."""
 _LOCK_FILE: Final = "uv.lock"
 
 
@@ -35,6 +37,20 @@ class RequirementSet:
     def digest(self) -> str:
         where = "" if self.path is None else str(self.path.absolute())
         return hashlib.sha256("\0".join((self.kind, where, self.text, str(self.pinned))).encode()).hexdigest()
+
+
+def named_requirements(words: Sequence[str]) -> str | list[str] | None:
+    """Return what the words of a command line name; None: nothing.
+
+    They are packages, or one file, whose absolute path is returned, or `current`. Raises `ConfigurationError`
+    for a file among others.
+    """
+    named = [word for word in words if word == CURRENT or (word.endswith(_FILES) and "@" not in word)]
+    if not named:
+        return list(words) or None
+    if len(words) > 1:
+        raise ConfigurationError(f"--requirements {named[0]} names all packages; give it alone")
+    return CURRENT if named[0] == CURRENT else str(Path(named[0]).absolute())
 
 
 def read_requirements(requirements: Requirements) -> RequirementSet | None:

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from batchflow.environments.builder import EnvironmentBuilder, LockedEnvironment, summary
 from batchflow.environments.requirements import Requirements, read_requirements
+from batchflow.environments.user_cache import user_cache
 from batchflow.environments.uv import TargetPython
 from batchflow.errors import BatchflowError, BlobNotFound, EnvironmentFailed
 from batchflow.files import is_young, source_of, upload
 from batchflow.protocol.bundle import bundle_blob
-from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument, environment_blob
+from batchflow.protocol.documents import DefaultPackages, PackageLock
+from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument, environment_blob, target_name
 from batchflow.protocol.functions import PYTHON
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
+    from batchflow.environments.requirements import RequirementSet
     from batchflow.ports.storage import Container
     from batchflow.settings import AgentSettings
 
 _MB: Final = 1e6
+
+
+def environments_for(agent: AgentSettings) -> PoolEnvironments:
+    """Return the environments of a pool, built with this user's cache."""
+    return PoolEnvironments(EnvironmentBuilder(user_cache() / "environments"), target_of(agent))
 
 
 def target_of(agent: AgentSettings) -> TargetPython:
@@ -39,6 +47,8 @@ class PoolEnvironments:
         self._target = target
         self._present: dict[str, str] = {}
         """The bundles of environments that are known to be in the pool, by their keys."""
+        self._busy = asyncio.Lock()
+        """Held while an environment is brought, so that none is uploaded twice."""
 
     async def bundle(
         self, requirements: Requirements, ctl: Container, report: Callable[[str], object]
@@ -51,11 +61,45 @@ class PoolEnvironments:
         wanted = await in_thread(read_requirements, requirements)
         if wanted is None:
             return None
-        locked = await self._builder.lock(wanted, self._target)
+        return await self._bundle_of(await self._lock(wanted, report), ctl, report)
+
+    async def default_bundle(
+        self, default: DefaultPackages, ctl: Container, report: Callable[[str], object]
+    ) -> str | None:
+        """Do as `bundle` for the packages of a pool or a job."""
+        if (lock := default.lock) is None:
+            return await self.bundle(default.requirements, ctl, report)
+        target = TargetPython(lock.python, lock.platform)
+        return await self._bundle_of(LockedEnvironment(lock.text, target), ctl, report)
+
+    async def defaults(self, requirements: Requirements) -> DefaultPackages:
+        """Return the packages of a pool or a job, for clients that do not have its file: that is locked here.
+
+        Raises `ConfigurationError` for what is no requirement, `EnvironmentFailed`. Safe to cancel.
+        """
+        wanted = await in_thread(read_requirements, requirements)
+        if wanted is None:
+            return DefaultPackages()
+        if wanted.kind == "list" and not wanted.pinned:
+            return DefaultPackages(tuple(wanted.text.splitlines()))
+        locked = await self._lock(wanted, lambda line: None)
+        lock = PackageLock(locked.public_text, locked.target.python, locked.target.platform)
+        return DefaultPackages(lock=lock)
+
+    async def _lock(self, wanted: RequirementSet, report: Callable[[str], object]) -> LockedEnvironment:
+        try:
+            return await self._builder.lock(wanted, self._target, report)
+        except OSError as error:
+            raise EnvironmentFailed(f"the required packages cannot be resolved here: {error}") from error
+
+    async def _bundle_of(
+        self, locked: LockedEnvironment, ctl: Container, report: Callable[[str], object]
+    ) -> str | None:
         if not locked.packages:
             return None
-        if (known := self._present.get(locked.key)) is None:
-            known = self._present[locked.key] = await self._bring(locked, ctl, report)
+        async with self._busy:
+            if (known := self._present.get(locked.key)) is None:
+                known = self._present[locked.key] = await self._bring(locked, ctl, report)
         return known
 
     async def _bring(self, locked: LockedEnvironment, ctl: Container, report: Callable[[str], object]) -> str:
@@ -73,7 +117,8 @@ class PoolEnvironments:
             raise EnvironmentFailed(f"the environment cannot be built here: {error}") from error
         size = source.file.size
         report(f"uploading an environment: {summary(locked.packages)}, {size / _MB:.0f} MB")
-        bundle = await upload([source], ctl)
+        target = target_name(locked.target.python, locked.target.platform)
+        bundle = await upload([source, source_of(target, b"")], ctl)
         document = EnvironmentDocument(
             bundle.hash, locked.target.python, locked.target.platform, locked.packages, size
         )
@@ -87,15 +132,14 @@ class SessionEnvironment:
 
     def __init__(self, requirements: Requirements | None) -> None:
         """Raises `ConfigurationError` for a list that holds what is no requirement."""
-        if requirements is not None and not isinstance(requirements, str | os.PathLike):
-            requirements = tuple(requirements) if isinstance(requirements, Iterable) else requirements
-            read_requirements(requirements)
-        self._requirements = requirements
+        self._requirements = None if requirements is None else checked(requirements)
         self._settled = asyncio.Event()
         self.bundle: str | None = None
         """The hash of the environment's bundle; None: tasks run with what the nodes have."""
         self.failure: str | None = None
         """Why no task can be sent."""
+        self.progress: str | None = None
+        """What is done at this moment, until it is settled."""
 
     @property
     def settled(self) -> bool:
@@ -108,25 +152,61 @@ class SessionEnvironment:
 
     async def prepare(
         self,
-        default: Requirements | None,
+        default: Callable[[], Awaitable[DefaultPackages]],
         environments: Callable[[], PoolEnvironments],
         ctl: Container,
         report: Callable[[str], object],
     ) -> None:
         """Have the environment in the pool. A failure is kept, because it is the tasks' outcome.
 
-        `default`: the pool's requirements, for a session that has none of its own. `report` gets a line for
-        each step that takes long.
+        `default`: the packages of the job or the pool, for a session that has none of its own. `report` gets
+        a line for each step that takes long.
         """
-        requirements = default if self._requirements is None else self._requirements
+
+        def tell(line: str) -> None:
+            self.progress = line
+            report(line)
+
         try:
-            if requirements is not None and requirements != ():
-                self.bundle = await environments().bundle(requirements, ctl, report)
+            if self._requirements is not None:
+                if self._requirements != ():
+                    self.bundle = await environments().bundle(self._requirements, ctl, tell)
+            elif (packages := await default()) != DefaultPackages():
+                self.bundle = await environments().default_bundle(packages, ctl, tell)
         except BatchflowError as error:
             self.failure = f"its environment failed: {error}"
-            report(self.failure)
         except BaseException:
             self.failure = "its environment was not ready when the session ended"
             raise
         finally:
+            self.progress = None
             self._settled.set()
+
+    async def change(
+        self,
+        requirements: Requirements,
+        environments: PoolEnvironments,
+        ctl: Container,
+        report: Callable[[str], object],
+    ) -> None:
+        """Have other packages in the pool, for the tasks that are submitted after the return.
+
+        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`; then the packages are as before.
+        Safe to cancel.
+        """
+        wanted = checked(requirements)
+        await self.wait()
+        self.bundle = None if wanted == () else await environments.bundle(wanted, ctl, report)
+        self.failure = None
+
+
+def checked(requirements: Requirements) -> Requirements:
+    """Return requirements that can be read more than once.
+
+    Raises `ConfigurationError` for a list that holds what is no requirement. Files are not read.
+    """
+    if isinstance(requirements, str | os.PathLike):
+        return requirements
+    requirements = tuple(requirements) if isinstance(requirements, Iterable) else requirements
+    read_requirements(requirements)
+    return requirements

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from batchflow.errors import ConfigurationError
+from batchflow.support.distributions import local_places
 from batchflow.support.frozen import frozen
 
 _BY_VALUE_ONLY: Final = ("__main__", "__mp_main__")
@@ -34,7 +35,7 @@ class Home(enum.Enum):
     INSTALLED = "installed"
     """Part of an installed distribution, of the standard library, or built into the interpreter."""
     OWN = "own"
-    """A file or a package of the user's own project."""
+    """A file or a package of the user's own project, also one that was installed from its folder."""
     NOWHERE = "nowhere"
     """Made while the program runs: no file that another process could import."""
 
@@ -126,8 +127,16 @@ def found_by_name(module_name: str, qualname: str) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def is_installed(path: str) -> bool:
-    """Return whether a path belongs to the interpreter or to its installed distributions."""
-    return os.path.realpath(path).startswith(_installed_folders())
+    """Return whether a path belongs to the interpreter or to its installed distributions.
+
+    A distribution that was installed from a folder here is the user's own project: no index has it.
+    """
+    real = os.path.realpath(path)
+    within = [folder for folder in _installed_folders() if real.startswith(folder)]
+    if not within:
+        return False
+    place = real.removeprefix(max(within, key=len)).partition(os.sep)[0]
+    return place not in local_places()
 
 
 @functools.cache

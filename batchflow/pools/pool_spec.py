@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
-from batchflow.protocol.variables import TaskVariables, task_variables
-from batchflow.support.local_node import LOCAL_NODE
+from batchflow.settings import LOCAL_NODE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from batchflow.model import ManagedIdentity
     from batchflow.ports.compute import PoolInfo, SupportedImage
@@ -99,12 +99,9 @@ def check(spec: PoolSpec) -> None:
         _check_count(spec, key, least)
     if spec.shards is not None and spec.shards > MOST_SHARDS:
         raise refusal(spec, "shards", spec.shards, f"1 to {MOST_SHARDS}")
-    for key in ("apt", "pip", "requirements"):
-        values = getattr(spec, key)
-        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-            raise refusal(spec, key, values, "a tuple or list of strings")
-        for value in values:
-            _check_pattern(spec, key, value)
+    for key in ("apt", "pip"):
+        _check_list(spec, key)
+    _check_requirements(spec)
     for key in ("vm_size", "subnet", "container", "identity"):
         if (value := getattr(spec, key)) is not None:
             _check_pattern(spec, key, value)
@@ -115,20 +112,7 @@ def check(spec: PoolSpec) -> None:
     if not isinstance(spec.share_processes, bool):
         raise refusal(spec, "share_processes", spec.share_processes, "True or False")
     _check_start(spec)
-    variables_of(spec)
     image_of(spec)
-
-
-def variables_of(spec: PoolSpec, present: TaskVariables | None = None) -> TaskVariables:
-    """Return the variables of the pool's tasks. Raises `ConfigurationError`, without any value.
-
-    `present`: those that the pool has, for what the spec does not say.
-    """
-    env, secrets = spec.env, spec.secrets
-    if present is not None:
-        env = present.env if env is None else env
-        secrets = present.secrets if secrets is None else secrets
-    return task_variables(env, secrets, f"pool {spec.id!r}")
 
 
 def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
@@ -314,6 +298,38 @@ def _check_count(spec: PoolSpec, key: str, least: int) -> None:
     value = getattr(spec, key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise refusal(spec, key, value, f"a whole number that is not negative, {least} or more")
+
+
+def _check_list(spec: PoolSpec, key: str) -> None:
+    values = getattr(spec, key)
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise refusal(spec, key, values, "a tuple or list of strings")
+    for value in values:
+        _check_pattern(spec, key, value)
+
+
+def _check_requirements(spec: PoolSpec) -> None:
+    wanted = spec.requirements
+    if wanted is None:
+        return
+    if not isinstance(wanted, str | PurePath):
+        if not isinstance(wanted, Sequence):
+            raise refusal(spec, "requirements", wanted, 'a list of requirements, a file, or "current"')
+        _check_list(spec, "requirements")
+    elif spec.pip:
+        allowed = "a list beside pip, which is another name for it; or write all into the file"
+        raise refusal(spec, "requirements", wanted, allowed)
+    elif not str(wanted).strip():
+        raise refusal(spec, "requirements", wanted, 'a list of requirements, a file, or "current"')
+
+
+def required(spec: PoolSpec) -> str | PurePath | tuple[str, ...] | None:
+    """Return what a spec requires, with `pip`, the other name of it; None: it does not say."""
+    if isinstance(spec.requirements, str | PurePath):
+        return spec.requirements
+    if spec.requirements is None and not spec.pip:
+        return None
+    return tuple(dict.fromkeys((*spec.pip, *(spec.requirements or ()))))
 
 
 def _check_pattern(spec: PoolSpec, key: str, value: Any) -> None:

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from batchflow.environments.variables import store_variables
 from batchflow.errors import (
     BatchflowError,
     ConfigurationError,
@@ -41,7 +40,7 @@ from batchflow.model import PoolSpec
 from batchflow.pools import access, agent_job, node_logs, pool_spec
 from batchflow.ports.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.protocol import layout
-from batchflow.protocol.documents import PoolManifest
+from batchflow.protocol.documents import DefaultPackages, PoolManifest
 from batchflow.protocol.layout import INDEX_CONTAINER
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
@@ -87,7 +86,14 @@ class EnsuredPool:
 class PoolProvisioner:
     """Creates, finds and removes the pools of an account. A cancelled method undoes what it began."""
 
-    def __init__(self, connections: Connections, defaults: PoolSettings) -> None:
+    def __init__(
+        self,
+        connections: Connections,
+        defaults: PoolSettings,
+        packages: DefaultPackages | None = None,
+    ) -> None:
+        """`packages`: those of the tasks of pools that are created, as their specs require."""
+        self._packages = packages or DefaultPackages()
         self._connections = connections
         self._defaults = defaults
         self._manifests = connections.manifests
@@ -267,12 +273,8 @@ class PoolProvisioner:
                 group.start_soon(connections.storage.create_container, INDEX_CONTAINER)
                 group.start_soon(connections.storage.create_container, manifest.out, access.out_policies())
                 await connections.storage.create_container(manifest.ctl, access.ctl_policies())
-                ctl = connections.storage.container(manifest.ctl)
-                bundle = await upload(sources or [], ctl, is_new=True)
-                variables = await store_variables(
-                    ctl, layout.pool_variables_prefix(), pool_spec.variables_of(spec)
-                )
-            manifest = replace(manifest, bundle=bundle.hash, variables=variables)
+                bundle = await upload(sources or [], connections.storage.container(manifest.ctl), is_new=True)
+            manifest = replace(manifest, bundle=bundle.hash)
             await self._manifests.publish(manifest)
         except BaseException as error:
             published = {f"manifest of pool {spec.id!r}": partial(self._manifests.withdraw, manifest)}
@@ -295,7 +297,8 @@ class PoolProvisioner:
             slots=self._defaults.slots if spec.slots is None else spec.slots,
             container=spec.container,
             identity=identity,
-            requirements=tuple(dict.fromkeys((*spec.pip, *spec.requirements))),
+            requirements=self._packages.requirements,
+            lock=self._packages.lock,
             share_processes=spec.share_processes,
         )
 

@@ -65,13 +65,9 @@ class PoolRuntime:
     @cached_property
     def environments(self) -> PoolEnvironments:
         """The environments of the pool's tasks."""
-        from batchflow.environments.builder import EnvironmentBuilder
-        from batchflow.environments.session import PoolEnvironments, target_of
-        from batchflow.environments.user_cache import user_cache
+        from batchflow.environments.session import environments_for
 
-        return PoolEnvironments(
-            EnvironmentBuilder(user_cache() / "environments"), target_of(self.settings.agent)
-        )
+        return environments_for(self.settings.agent)
 
     @property
     def load(self) -> PoolLoad:

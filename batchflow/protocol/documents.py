@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -100,6 +100,28 @@ def _annotations(kind: Any) -> Mapping[str, Any]:
 
 
 @frozen
+class PackageLock:
+    """Packages that a client has locked for all clients, because only that client has the file of them."""
+
+    text: str = field(repr=False)
+    """Every package at its version, with hashes, one to a line, without credentials."""
+    python: str
+    """The minor version of Python that they are for."""
+    platform: str
+    """The platform, as wheels name it."""
+
+
+@frozen
+class DefaultPackages:
+    """The Python packages of tasks, where nothing nearer to the task says."""
+
+    requirements: tuple[str, ...] = ()
+    """Each as pip takes it; locked by the client that needs them first."""
+    lock: PackageLock | None = None
+    """What a file, or what was installed on a client, came to; in place of `requirements`."""
+
+
+@frozen
 class PoolManifest(Document):
     """The manifest of a pool: what makes a Batch pool a pool of batchflow."""
 
@@ -126,11 +148,11 @@ class PoolManifest(Document):
     shared: bool = False
     """Whether clients without the accounts' keys read a copy of this in the control container."""
     requirements: tuple[str, ...] = ()
-    """The Python packages of tasks, where the session does not say."""
+    """The Python packages of tasks, where neither session nor job says."""
+    lock: PackageLock | None = None
+    """What a file of requirements came to, in place of `requirements`."""
     share_processes: bool = False
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
-    variables: str | None = None
-    """The blob of the control container with the variables of all tasks of the pool."""
 
     @property
     def ctl(self) -> str:
@@ -139,6 +161,15 @@ class PoolManifest(Document):
     @property
     def out(self) -> str:
         return f"{self.prefix}-out"
+
+    @property
+    def packages(self) -> DefaultPackages:
+        """The Python packages of tasks, where neither session nor job says."""
+        return DefaultPackages(self.requirements, self.lock)
+
+    def requiring(self, packages: DefaultPackages) -> PoolManifest:
+        """Return the manifest with other packages."""
+        return replace(self, requirements=packages.requirements, lock=packages.lock)
 
     @property
     def queues(self) -> tuple[QueueRef, ...]:
@@ -319,8 +350,6 @@ class JobDocument(Document):
     name: str
     created_at: float
     state: Literal["open", "closed", "deleted"] = "open"
-    variables: str | None = None
-    """The blob of the control container with the variables of the job's tasks."""
 
 
 @frozen

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from batchflow.protocol.documents import Document
 from batchflow.support.frozen import frozen
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 ARCHIVE: Final = "environment.tar.gz"
-"""The one file of an environment's bundle: regular files, as they lie in `site-packages`."""
+"""The file of an environment's bundle with its packages: regular files, as they lie in `site-packages`."""
+
+
+_TARGET: Final = "target-"
+
+
+def target_name(python: str, platform: str) -> str:
+    """Return the name of the empty file that says what an environment's bundle was built for.
+
+    `python`: a minor version, `3.12`. `platform`: as wheels name it.
+    """
+    return f"{_TARGET}{python}-{platform}"
+
+
+def misfit_of(names: Iterable[str], python: str, machine: str) -> str | None:
+    """Return why an environment's bundle with these files is not for a node; None when it is.
+
+    The bundles of earlier versions do not say what they are for.
+    """
+    for name in names:
+        if not name.startswith(_TARGET):
+            continue
+        built_for, _, platform = name.removeprefix(_TARGET).partition("-")
+        if built_for != python or not platform.endswith(f"_{machine}"):
+            return (
+                f"it was built for Python {built_for} on {platform}, and this node has Python {python} on "
+                f"{machine}: the client's agent.node_python and agent.node_platform say what the nodes have"
+            )
+    return None
 
 
 @frozen

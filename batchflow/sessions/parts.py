@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from batchflow.environments.session import SessionEnvironment
-from batchflow.environments.variables import SessionVariables
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
@@ -22,10 +23,11 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
+    from batchflow.environments.requirements import Requirements
     from batchflow.errors import ServiceError
+    from batchflow.files import Files
     from batchflow.model import Explanation
-    from batchflow.protocol.documents import JobDocument
-    from batchflow.sessions.options import SessionOptions
+    from batchflow.protocol.documents import DefaultPackages
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.inputs import EntryOf
@@ -46,8 +48,9 @@ class SessionParts:
     cancellations: Cancellations
     agents: AgentsWatch
     environment: SessionEnvironment
-    variables: SessionVariables
     dead_letters: DeadLetterHandler
+    acquired: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the mailbox and the job are the session's, and the pool's manifest was read."""
 
     @classmethod
     def create(
@@ -55,7 +58,11 @@ class SessionParts:
         context: SessionContext,
         *,
         found_again: bool,
-        options: SessionOptions,
+        journal: str | PathLike[str] | None,
+        timeout: float | None,
+        share_processes: bool | None,
+        unpickle: bool,
+        requirements: Requirements | None,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
         start_agents: Callable[[], Awaitable[None]],
@@ -65,17 +72,17 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `entry_of`, `task_of`: see `Submitter`.
+        `share_processes`: of its tasks with those of other sessions; None: as the pool says.
+        `unpickle`: whether pickles in results are opened. `entry_of`, `task_of`: see `Submitter`.
         `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
-        timeout = task_timeout(options.timeout, context.settings)
-        share_processes = options.share_processes
+        timeout = task_timeout(timeout, context.settings)
         if share_processes is None:
             share_processes = context.runtime.manifest.share_processes
         classes = BundleClasses()
-        reader = ValueReader(classes, unpickle=options.unpickle)
-        checkpoint = CheckpointStore(context, options.journal) if found_again else None
-        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
+        reader = ValueReader(classes, unpickle=unpickle)
+        checkpoint = CheckpointStore(context, journal) if found_again else None
+        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
         sender = TaskSender(context, outcomes)
         presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(
@@ -90,8 +97,7 @@ class SessionParts:
             passed=lambda: sender.passed,
         )
         agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
-        environment = SessionEnvironment(options.requirements)
-        variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
+        environment = SessionEnvironment(requirements)
         code = CodeStore(context.runtime, lambda: agents.pythons)
         submitter = Submitter(
             context,
@@ -101,12 +107,11 @@ class SessionParts:
             code,
             reader,
             environment,
-            variables,
             entry_of=entry_of,
             task_of=task_of,
             timeout=timeout,
             share_processes=share_processes,
-            unpickle=options.unpickle,
+            unpickle=unpickle,
         )
         cancellations = Cancellations(
             context,
@@ -125,29 +130,33 @@ class SessionParts:
             cancellations=cancellations,
             agents=agents,
             environment=environment,
-            variables=variables,
             dead_letters=DeadLetterHandler(context),
         )
 
     async def prepare_environment(self) -> None:
         """Have the packages in the pool that the session's tasks require. A failure is the tasks' outcome."""
-        runtime = self.context.runtime
-        await self.environment.prepare(
-            runtime.manifest.requirements,
-            lambda: runtime.environments,
-            runtime.ctl,
-            self.context.notices.inform,
-        )
+        runtime, notices, environment = self.context.runtime, self.context.notices, self.environment
 
-    async def join_job(self, ensure: Callable[[str], Awaitable[JobDocument]]) -> None:
-        """Make the job if there is none of that name, and bring the variables of tasks into the pool."""
-        job = await ensure(self.context.job_name)
-        await self.variables.prepare(job.variables)
+        async def default() -> DefaultPackages:
+            await self.acquired.wait()
+            return runtime.manifest.packages
 
-    def forget_variables(self) -> None:
-        """Delete the variables in the background, unless a task that was sent may need them: a sweep does
-        it then."""
-        context, blob = self.context, self.variables.blob
-        waiting = any(not entry.done for entry in context.tracker)
-        if blob is not None and (context.lifetime.job_deleted or not waiting):
-            context.delete_later(context.runtime.ctl, blob, "delete variables")
+        await environment.prepare(default, lambda: runtime.environments, runtime.ctl, notices.progress)
+        notices.end_progress()
+        if environment.failure is not None:
+            notices.warn(environment.failure)
+
+    async def change(self, files: Files, requirements: Requirements | None) -> None:
+        """Let tasks that are submitted from now on have other files, and other packages if they are given.
+
+        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`; then the packages stay as they are.
+        """
+        runtime, notices = self.context.runtime, self.context.notices
+        if requirements is not None:
+            try:
+                await self.environment.change(
+                    requirements, runtime.environments, runtime.ctl, notices.progress
+                )
+            finally:
+                notices.end_progress()
+        await self.submitter.use(files)

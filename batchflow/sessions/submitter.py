@@ -25,7 +25,6 @@ from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
-    from batchflow.environments.variables import SessionVariables
     from batchflow.functions.code import CodeStore
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.received import ValueReader
@@ -60,7 +59,6 @@ class Submitter:
         code: CodeStore,
         reader: ValueReader,
         environment: SessionEnvironment,
-        variables: SessionVariables,
         *,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
@@ -86,7 +84,6 @@ class Submitter:
         self._share_processes = share_processes
         self._code = code
         self._environment = environment
-        self._variables = variables
         self._entry_of = entry_of
         self._task_of = task_of
         self.dependents: Dependents = Dependents(outcomes, self)
@@ -101,8 +98,8 @@ class Submitter:
     async def use(self, files: Files | None) -> None:
         """Let the tasks that are submitted from now on run with these files; None: the pool's default."""
         runtime = self._context.runtime
+        await runtime.refresh()  # another client may have repurposed it
         if files is None:
-            await runtime.refresh()  # another client may have repurposed it
             default = runtime.manifest.bundle
             bundle = await (upload([], runtime.ctl) if default is None else stored(default, runtime.ctl))
         else:
@@ -137,7 +134,6 @@ class Submitter:
             await self._environment.wait()
             self._check_takes()
         if submission.function is not None:
-            self.classes.add_modules(submission.function.modules)  # those of what it returns or raises
             code = await self._code.bundles(submission.function, self.bundle)
             self._check_takes()
             runs_with = RunsWith(code.files, code.pickle, self._environment.bundle)
@@ -312,7 +308,6 @@ class Submitter:
                 reference=reference,
                 pickle=runs_with.pickle,
                 environment=runs_with.environment,
-                variables=self._variables.blob,
                 timeout=self._timeout,
                 share_processes=self._share_processes,
                 unpickle=self._unpickle,

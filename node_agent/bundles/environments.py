@@ -8,6 +8,7 @@ first tasks.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -22,7 +23,8 @@ import anyio.to_thread
 
 from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import check_name
-from batchflow.protocol.environments import ARCHIVE
+from batchflow.protocol.environments import ARCHIVE, misfit_of
+from batchflow.protocol.functions import PYTHON
 from node_agent.system import process_groups
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk that is full."""
 _NICENESS: Final = 10
 """Of the process that makes byte code, which tasks need not wait for."""
 
@@ -95,22 +99,40 @@ class EnvironmentCache:
             bundle, files = await stack.enter_async_context(self._bundles.use(bundle_hash))
             if ARCHIVE not in bundle:
                 raise ProtocolError(f"the bundle {bundle_hash[:12]} is no environment: it has no {ARCHIVE}")
+            if (misfit := misfit_of(_names(bundle), PYTHON, os.uname().machine)) is not None:
+                raise ProtocolError(misfit)
             folder = self._root / bundle_hash
-            # A cancellation waits for the thread, so that the folder is known, or not there.
-            size = await anyio.to_thread.run_sync(unpack, files / ARCHIVE, folder)
+            size = await self._unpack_where_there_is_room(files / ARCHIVE, folder)
         task = asyncio.create_task(_compile(folder), name=f"compile environment {bundle_hash[:12]}")
         self._compiling.add(task)
         task.add_done_callback(self._compiling.discard)
         return _Unpacked(folder, size)
 
-    def _evict(self) -> None:
+    async def _unpack_where_there_is_room(self, archive: Path, folder: Path) -> int:
+        """Unpack, in place of what is unused if the disk is full. Raises OSError when that is not enough."""
+        try:
+            return await anyio.to_thread.run_sync(unpack, archive, folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            logger.warning("environments_evicted", extra={"error": str(error)})
+        self._evict(limit=0)
+        # A cancellation waits for the thread, so that the folder is known, or not there.
+        return await anyio.to_thread.run_sync(unpack, archive, folder)
+
+    def _evict(self, limit: int | None = None) -> None:
         """Remove what is unused, the least recently used first, until the rest is within the limit."""
+        limit = self._limit if limit is None else limit
         for bundle_hash, found in list(self._unpacked.items()):
-            if sum(each.size for each in self._unpacked.values()) <= self._limit:
+            if sum(each.size for each in self._unpacked.values()) <= limit:
                 return
             if not found.users:
                 del self._unpacked[bundle_hash]
                 shutil.rmtree(found.folder, ignore_errors=True)
+
+
+def _names(bundle: Bundle) -> list[str]:
+    return [file.name for file in bundle.files]
 
 
 def unpack(archive: Path, folder: Path) -> int:

@@ -19,7 +19,7 @@ from node_agent.child import java
 from node_agent.execution.startable import obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 _NAMES_SHOWN: Final = 8
@@ -49,17 +49,11 @@ ACTION: Final = Action()
 
 
 def resolve(
-    command: str,
-    args: Sequence[Any] | bytes,
-    bundle: Bundle,
-    files: Path,
-    directory: Path,
-    env: Mapping[str, str] | None = None,
+    command: str, args: Sequence[Any] | bytes, bundle: Bundle, files: Path, directory: Path
 ) -> Action | RunProgram | Refusal:
     """Return what a command is. `files`: the cached files, `directory`: where the program will find them.
 
-    `args`: bytes are a container, which only Python opens. `env`: what the program will have;
-    None: this process's.
+    `args`: bytes are a container, which only Python opens.
     """
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
@@ -73,7 +67,7 @@ def resolve(
         return Refusal(f"{command}: {error}")
     path = str(directory / command)
     if command.endswith(".jar"):
-        found = java.find(env)
+        found = java.find()
         if found is None:
             return Refusal(f"{command}: {java.MISSING}", "TaskFailed")
         return RunProgram((found, "-jar", path, *words))
@@ -81,8 +75,7 @@ def resolve(
         return Refusal(
             f"{command!r} cannot be run: it is neither .py nor .jar, not executable, and has no '#!' line"
         )
-    path_there = None if env is None else env.get("PATH")
-    if (found_obstacle := obstacle(files / command, directory, path_there)) is not None:
+    if (found_obstacle := obstacle(files / command, directory)) is not None:
         kind = "TaskFailed" if found_obstacle.on_this_node else "TaskRejected"
         return Refusal(f"{command} cannot be started: {found_obstacle.reason}", kind)
     return RunProgram((path, *words))

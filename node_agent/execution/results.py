@@ -55,7 +55,6 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
         folder=outcome.folder,
     )
     result.encoded = encoded
-    result.raised, result.raised_data = outcome.raised, outcome.raised_data
     return fitting(result)
 
 
@@ -106,7 +105,7 @@ def _without_tag(result: wire.ResultItem) -> wire.ResultItem:
 
 
 def _without_extras(result: wire.ResultItem) -> wire.ResultItem:
-    return replace(result, stdout="", stderr="", traceback=None, history=(), files=(), raised_data=None)
+    return replace(result, stdout="", stderr="", traceback=None, history=(), files=())
 
 
 _SHORTER: Final[tuple[Callable[[wire.ResultItem], wire.ResultItem], ...]] = (

@@ -46,7 +46,7 @@ from node_agent.execution.slot_processes import SlotProcesses
 from node_agent.execution.slot_queue import SlotGone
 from node_agent.execution.task_events import TaskEvents
 from node_agent.execution.warm_workers import Key, WarmWorkers
-from node_agent.system import process_groups, thread_limits
+from node_agent.system import process_groups
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,9 +118,8 @@ class Slot:
         process_groups.adopt_orphans()
         workspace = Workspace(root.absolute() / f"slot-{index}")
         workspace.restore()
-        slots = config.slots or os.cpu_count() or 1
         settings = WorkerSettings(
-            env=thread_limits.task_environment(workspace.home, slots),
+            env=process_groups.environment(workspace.home),
             cwd=workspace.root,
             node=socket.gethostname() if node is None else node,
             result_limit=config.result_limit,
@@ -131,7 +130,7 @@ class Slot:
         limiter = limiter or ProcessLimiter(config.process_limit)
         template = template or ChildTemplate(settings.env)
         template.join()
-        warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(slots))
+        warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(config.slots or os.cpu_count() or 1))
         processes = SlotProcesses(template, settings, warm)
         slot = cls(index, workspace, processes, config, limiter, on_event, template)
         limiter.join(slot)
@@ -163,12 +162,7 @@ class Slot:
         if execution.function is not None:
             return commands.ACTION
         return commands.resolve(
-            execution.command,
-            execution.args,
-            execution.bundle,
-            place.files,
-            place.directory,
-            self._processes.env_with(execution.variables),
+            execution.command, execution.args, execution.bundle, place.files, place.directory
         )
 
     def is_intact(self) -> bool:
@@ -234,7 +228,7 @@ class Slot:
             await self._replace_worker()
             worker = await self._processes.worker(execution.process_key)
         await worker.forgotten()
-        worker.move(place, execution.packages, execution.variables)
+        worker.move(place, execution.packages)
         return worker
 
     async def _checked(self, place: Place, execution: Execution) -> Place:
@@ -398,7 +392,6 @@ class Slot:
     def _begin(self, execution: Execution, place: Place) -> TaskEvents:
         events = self._events = TaskEvents(execution, self._on_event)
         self._processes.cwd = place.directory
-        self._processes.variables = execution.variables
         self._processes.on_output = events.on_output if execution.stream_output else None
         return events
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchflow import ConfigurationError, Pool, Session, TaskError
+from batchflow import Client, ConfigurationError, Pool, PoolSpec, Session, TaskError
+from batchflow.errors import EnvironmentFailed
 from tests.support.wheels import make_wheel, requirements_file
 
 
@@ -36,10 +37,20 @@ async def _session(pool: Pool, requirements: Any) -> AsyncIterator[Session]:
         yield session
 
 
-def _versions() -> list[Any]:
-    import price_u  # type: ignore[import-not-found]
+def _by_value() -> Callable[[], list[Any]]:
+    """Return a function that takes no files along: of one of this module, all tests would travel."""
 
-    return [price_u.VERSION, price_u.twice(21), price_u.__file__]
+    def versions() -> list[Any]:
+        import os
+
+        import price_u  # type: ignore[import-not-found]
+
+        return [price_u.VERSION, price_u.twice(21), price_u.__file__, os.getpid()]
+
+    return versions
+
+
+_versions = _by_value()
 
 
 async def test_tasks_find_what_their_session_requires_and_never_what_another_does(
@@ -49,15 +60,19 @@ async def test_tasks_find_what_their_session_requires_and_never_what_another_doe
         _session(pool, requirements_file(wheels, "price_u==1.0")) as same,
         _session(pool, None) as without,
     ):
-        version, value, file = await same.run(_versions)
+        version, value, file, _ = await same.run(_versions)
         assert (version, value) == (1, 42)
         assert "environments" in file
         with pytest.raises(TaskError, match="No module named 'price_u'"):
             await without.run(_versions)
         async with _session(pool, requirements_file(wheels, "price_u==2.0")) as second:
-            for _ in range(2):
-                assert (await second.run(_versions))[0] == 2
-                assert (await same.run(_versions))[0] == 1
+            processes = set[int]()
+            for _ in range(4):
+                for session, expected in ((second, 2), (same, 1)):
+                    version, _, _, process = await session.run(_versions)
+                    assert version == expected
+                    processes.add(process)
+            assert len(processes) <= 4  # one for each environment and slot: none is started anew
 
 
 async def test_what_cannot_be_resolved_is_each_tasks_outcome_in_the_resolvers_words(
@@ -78,3 +93,61 @@ async def test_what_is_no_requirement_is_refused_at_once(pool: Pool) -> None:
         pool.session(requirements=["numpy", ""])
     with pytest.raises(ConfigurationError, match=r'"current" is needed'):
         pool.session(requirements=3)  # type: ignore[arg-type]
+
+
+async def test_other_requirements_of_a_pool_are_those_of_new_sessions_and_reboot_nothing(
+    client: Client, cloud_config: Path, name: str, wheels: Path
+) -> None:
+    """The file is locked by who names it: other clients do not have it."""
+    file = requirements_file(wheels, "price_u==1.0")
+    pool = await client.ensure_pool(name, nodes=1, spec=PoolSpec(name, requirements=file))
+    async with _session(pool, None) as old:
+        assert (await old.run(_versions))[0] == 1
+        before = await client.connections.compute.nodes(name)
+
+        file.write_text(file.read_text().replace("==1.0", "==2.0"))
+        changed = await client.ensure_pool(name, spec=PoolSpec(name, requirements=str(file)))
+        assert "other requirements than before" in changed.origin.why
+        assert (await client.ensure_pool(name, spec=PoolSpec(name))).origin.choice == "reused"
+        file.unlink()
+        async with (
+            Client.from_config(cloud_config) as other,
+            _session(await other.pool(name), None) as new,
+        ):
+            assert (await new.run(_versions))[0] == 2
+            assert (await old.run(_versions))[0] == 1
+        assert await client.connections.compute.nodes(name) == before
+
+    await client.ensure_pool(name, spec=PoolSpec(name, requirements=[]))
+    async with _session(pool, None) as bare:
+        with pytest.raises(TaskError, match="No module named 'price_u'"):
+            await bare.run(_versions)
+
+
+async def test_files_are_changed_together_with_their_requirements(pool: Pool, wheels: Path) -> None:
+    files = {"version.py": b"import price_u\ndef do_action(engine, args): return price_u.VERSION\n"}
+    async with _session(pool, None) as session:
+        await session.update_files(files, requirements=requirements_file(wheels, "price_u==1.0"))
+        assert await session.run("version.py") == 1
+        with pytest.raises(EnvironmentFailed, match="price-u==7"):
+            await session.update_files(files, requirements=requirements_file(wheels, "price_u==7"))
+        assert await session.run("version.py") == 1
+        with pytest.raises(ConfigurationError, match="a requirement such as"):
+            await session.update_files(files, requirements=[""])
+
+
+async def test_building_is_told_in_events_and_explained_where_it_fails(pool: Pool, wheels: Path) -> None:
+    async with _session(pool, requirements_file(wheels, "price_u")) as session:
+        events = session.events()
+        await session.run(_versions)
+        told = [await anext(events)]
+        while not told[-1].message.startswith("the environment is in the pool: depth-u, price-u"):
+            told.append(await anext(events))
+        assert {event.kind for event in told} == {"progress"}
+        assert "uploading an environment: depth-u, price-u, 0 MB" in [event.message for event in told]
+    async with _session(pool, requirements_file(wheels, "absent_u")) as session:
+        await (await session.submit(_versions)).outcome()
+        explanation = str(await session.explain())
+    assert "its environment failed" in explanation
+    assert "absent-u" in explanation
+    assert "update_files(files, requirements=...)" in explanation

@@ -33,3 +33,18 @@ def requirements_file(folder: Path, *requirements: str) -> Path:
     file = folder / "requirements.txt"
     file.write_text("\n".join(("--no-index", f"--find-links {folder}", *requirements)) + "\n")
     return file
+
+
+def index_folder(folder: Path, *, yanked: str | None = None) -> str:
+    """Make an index of packages from the wheels of a folder; return the option that names it.
+
+    `yanked`: the version of each package that was yanked.
+    """
+    for wheel in folder.glob("*.whl"):
+        name, version, _ = wheel.name.split("-", 2)
+        page = folder / "simple" / name.replace("_", "-") / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        mark = ' data-yanked="it loses digits"' if version == yanked else ""
+        with page.open("a") as out:
+            out.write(f'<a href="{wheel.as_uri()}"{mark}>{wheel.name}</a><br>\n')
+    return f"--index-url {(folder / 'simple').as_uri()}"

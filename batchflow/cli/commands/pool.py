@@ -13,6 +13,7 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.shell_names import pool_names
+from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError, PoolExists
 from batchflow.support.progress_report import counted
 
@@ -55,7 +56,16 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--image", metavar="PUBLISHER:OFFER:SKU", help="One that Batch supports."),
         click.option("--apt", multiple=True, metavar="PACKAGE", help="Debian package; repeat."),
         click.option(
-            "--pip", multiple=True, metavar="REQUIREMENT", help="Python package of its tasks; repeat."
+            "--requirements",
+            multiple=True,
+            metavar="REQUIREMENT",
+            help='Python package of its tasks, repeat; or a file of them; or "current".',
+        ),
+        click.option(
+            "--pip",
+            multiple=True,
+            metavar="REQUIREMENT",
+            help="Another name of --requirements, for packages.",
         ),
         click.option("--java", metavar="VERSION", help='A Java runtime: a version, or "default".'),
         click.option("--start-command", metavar="LINE", help="Run on each node before it takes work."),
@@ -71,6 +81,8 @@ def _spec(configuration: Configuration, name: str, given: dict[str, Any]) -> Poo
     java = changes.get("java")
     if java is not None and java != "default" and not java.isdigit():
         raise ConfigurationError(f'--java: {java!r} is not a version, such as 17, nor "default"')
+    if "requirements" in changes:
+        changes["requirements"] = named_requirements(changes["requirements"])
     if java is not None:
         changes["java"] = True if java == "default" else int(java)
     return replace(configuration.pool(name), **changes)

@@ -50,14 +50,21 @@ class Notices:
         self._session = session
         self._queues = weakref.WeakSet[EventQueue]()
         self._repeats = RepeatFilter()
+        self._progress: Event | None = None
+        """What is done at this moment, for readers that come later."""
 
     def __len__(self) -> int:
         """Return how many readers there are."""
         return len(self._queues)
 
     def subscribe(self) -> EventQueue:
-        """Return a queue of the events from now on. A queue that is dropped is forgotten."""
+        """Return a queue of the events from now on, with the progress that was told last.
+
+        A queue that is dropped is forgotten.
+        """
         queue = EventQueue()
+        if self._progress is not None:
+            queue.put(self._progress)
         self._queues.add(queue)
         return queue
 
@@ -72,6 +79,15 @@ class Notices:
 
     def inform(self, message: str) -> None:
         self.tell(Event("info", message, time.time()))
+
+    def progress(self, message: str) -> None:
+        """Tell the readers how far the session itself is with what its tasks wait for."""
+        self._progress = Event("progress", message, time.time())
+        self.tell(self._progress)
+
+    def end_progress(self) -> None:
+        """Tell later readers nothing of it: the tasks wait for nothing any more."""
+        self._progress = None
 
     def warn(self, message: str) -> None:
         """Tell the readers and the log. A warning that repeats is told at growing intervals."""

@@ -110,7 +110,6 @@ class Entry:
             error=item.error,
             kind=item.kind,
             traceback=item.traceback,
-            raised=item.raised,
             tag=self.tag,
             args=kept.open() if isinstance(kept, KeptArguments) else kept,
             node=item.host,

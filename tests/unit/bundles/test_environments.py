@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
+import re
 import tarfile
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,17 +18,38 @@ from anyio import CancelScope
 
 from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import Bundle, BundleFile
-from batchflow.protocol.environments import ARCHIVE
+from batchflow.protocol.environments import ARCHIVE, target_name
+from batchflow.protocol.functions import PYTHON
 from node_agent.bundles import environments
 from node_agent.bundles.environments import EnvironmentCache
+from node_agent.system import process_groups
 
 HASH = "e" * 64
+MACHINE = os.uname().machine
+
+
+@pytest.fixture(autouse=True)
+def _no_byte_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process makes byte code, which would outlive its test's event loop."""
+
+    async def spawn(*arguments: object, **options: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(process_groups, "spawn", spawn)
 
 
 class OneBundle:
     """A cache of bundles that has one, whose only file is an archive."""
 
-    def __init__(self, folder: Path, members: dict[str, str], kind: bytes = tarfile.REGTYPE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        members: dict[str, str],
+        kind: bytes = tarfile.REGTYPE,
+        names: tuple[str, ...] = (),
+    ) -> None:
+        """`names`: of further files."""
+        self._names = (ARCHIVE, *names)
         self._folder = folder
         folder.mkdir()
         with tarfile.open(folder / ARCHIVE, "w:gz") as out:
@@ -36,7 +60,7 @@ class OneBundle:
 
     @asynccontextmanager
     async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
-        yield Bundle((BundleFile(ARCHIVE, "0" * 64, 1),)), self._folder
+        yield Bundle(tuple(BundleFile(name, "0" * 64, 1) for name in self._names)), self._folder
 
 
 def _cache(tmp_path: Path, members: dict[str, str], *, limit: int = 1000) -> EnvironmentCache:
@@ -106,3 +130,48 @@ async def test_an_archive_that_leads_out_of_its_folder_is_refused(
             pass
     assert not list((tmp_path / "environments").glob("*"))
     assert not (tmp_path / "out.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("python", "platform", "said"),
+    [
+        (PYTHON, f"manylinux_2_28_{MACHINE}", None),
+        ("3.7", f"manylinux_2_28_{MACHINE}", f"built for Python 3.7 on manylinux_2_28_{MACHINE}"),
+        (PYTHON, "manylinux_2_28_pdp11", f"and this node has Python {PYTHON} on {MACHINE}: the client's"),
+    ],
+)
+async def test_an_environment_of_another_platform_is_refused_by_name(
+    tmp_path: Path, python: str, platform: str, said: str | None
+) -> None:
+    bundle = OneBundle(tmp_path / "bundle", {"core.py": ""}, names=(target_name(python, platform),))
+    cache = EnvironmentCache(tmp_path / "environments", bundle, 1000)
+    with pytest.raises(ProtocolError, match=re.escape(said)) if said else nullcontext():
+        async with cache.use(HASH) as folder:
+            assert (folder / "core.py").exists()
+    cache.close()
+
+
+async def test_unused_environments_make_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is not enough, the disk's error says so, and what was unpacked before is still there."""
+    cache, unpack = _cache(tmp_path, {"core.py": "x = 1\n"}), environments.unpack
+    old, used = "a" * 64, "b" * 64
+    room = 2
+
+    def unpack_where_there_is_room(archive: Path, folder: Path) -> int:
+        if len([*folder.parent.glob("*")]) >= room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return unpack(archive, folder)
+
+    monkeypatch.setattr(environments, "unpack", unpack_where_there_is_room)
+    async with cache.use(old):
+        pass
+    async with cache.use(used) as folder:
+        async with cache.use(HASH) as other:
+            assert (other / "core.py").exists()
+            with pytest.raises(OSError, match="No space left on device"):
+                async with cache.use("c" * 64):
+                    pass
+        assert (folder / "core.py").exists()
+    cache.close()

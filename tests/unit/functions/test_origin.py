@@ -9,13 +9,17 @@ import math
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import orjson
 import pytest
 
+from batchflow.environments.installed_packages import pins
 from batchflow.errors import ConfigurationError
+from batchflow.functions import origin
 from batchflow.functions.origin import Home, home_of, origin_of, unwrap
+from batchflow.support.distributions import local_places
 
 Make = Callable[[str, str], ModuleType]
 
@@ -85,3 +89,40 @@ def test_partials_are_taken_off_with_the_outer_ones_winning() -> None:
 def test_what_cannot_be_called_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="17 cannot be called"):
         origin_of(17)  # type: ignore[arg-type]
+
+
+def test_a_distribution_that_was_installed_from_a_folder_here_is_the_users_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No index has it, so an environment of what is installed cannot: its files travel."""
+    monkeypatch.setattr(origin, "local_places", lambda: frozenset({"orjson"}))
+    origin.is_installed.cache_clear()
+    try:
+        assert home_of(orjson) is Home.OWN
+        assert home_of(json) is Home.INSTALLED
+        assert home_of(pytest) is Home.INSTALLED
+    finally:
+        origin.is_installed.cache_clear()
+
+
+def test_local_distributions_are_told_by_where_they_were_installed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, url in (
+        ("mine", "file:///home/me/mine"),
+        ("theirs", "https://x.test/theirs.whl"),
+        ("plain", ""),
+    ):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "RECORD").write_text(f"{name}/__init__.py,,\n{name}_extra.py,,\n../../bin/{name},,\n")
+        if url:
+            (info / "direct_url.json").write_text(json.dumps({"url": url, "dir_info": {}}))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    local_places.cache_clear()
+    try:
+        assert local_places() == {"mine", "mine_extra.py"}
+        assert [pin for pin in pins(local=False) if pin.startswith(("mine", "plain"))] == ["plain==1.0"]
+    finally:
+        local_places.cache_clear()

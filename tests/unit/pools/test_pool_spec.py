@@ -20,8 +20,7 @@ from batchflow.pools.pool_spec import build, check, differences, start_command
 from batchflow.ports.broker import QueueRef
 from batchflow.ports.compute import PoolInfo, ResourceFile, SupportedImage
 from batchflow.protocol.documents import PoolManifest
-from batchflow.settings import PoolSettings
-from batchflow.support.local_node import LOCAL_NODE
+from batchflow.settings import LOCAL_NODE, PoolSettings
 from tests.support.contract import Contract, at_hand
 
 NOW = 1_800_000_000.0

@@ -14,8 +14,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchflow.settings import LOCAL_NODE
 from batchflow.support.frozen import frozen
-from batchflow.support.local_node import LOCAL_NODE
 
 if TYPE_CHECKING:
     from batchflow.local.batch.core.entities import CommandSpec, NodeRecord, TaskRecord

@@ -6,6 +6,7 @@ import json
 import subprocess
 
 from tests.support.command_line import PATIENCE, PROGRAM, Cli, parsed
+from tests.support.wheels import make_wheel, requirements_file
 
 
 def test_inputs_of_the_command_line(cli: Cli) -> None:
@@ -103,6 +104,16 @@ def test_text_of_any_kind(cli: Cli) -> None:
     ended = cli("run", "echo.py", '"ä→"', env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
     assert ended.returncode == 0, ended.stderr
     assert parsed(ended.stdout)[0]["value"] == ["ä→"]
+
+
+def test_a_run_with_packages_of_its_own(cli: Cli) -> None:
+    """What is built is told; the run remembers the file, wherever it is resumed."""
+    make_wheel(cli.folder, "tiny_u", "1.0", "VALUE = 7\n")
+    requirements_file(cli.folder, "tiny_u")
+    cli.write("tiny.py", "import tiny_u\ndef do_action(engine, args): return tiny_u.VALUE\n")
+    ended = cli("run", "tiny.py", "--requirements", "requirements.txt", "--session", "packed", "1")
+    assert [row["value"] for row in parsed(ended.stdout)] == [7], ended.stderr
+    assert "building an environment: tiny-u" in ended.stderr
 
 
 def test_results_into_a_file(cli: Cli) -> None:
