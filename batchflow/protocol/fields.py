@@ -229,7 +229,7 @@ class Field:
     always: bool = False
     """Whether it is written when the attribute has its default, too."""
     usual: bool = False
-    """Whether nearly every record has it."""
+    """Whether nearly every record has it. The default of an optional one is None or a truth value."""
     source: str | None = None
     """The attribute that is written, if not the one that is read."""
     reference: str | None = None
@@ -296,7 +296,7 @@ def _writer(cls: type[T], rows: _Rows) -> Callable[[T], dict[str, Any]]:
     # An InitVar is an argument that does not become an attribute.
     names[extra] = (names[extra], InitVar[Any])
     without_extra = make_dataclass("WithoutExtra", names)
-    removable = tuple(row.name for _, row in written if row.usual and not row.always)
+    removable = tuple((row.name, row.absent) for _, row in written if row.usual and not row.always)
     has_equal = cast("Callable[[T, T], bool]", make_dataclass("Rare", rare).__eq__)
     blank = cls(*(None if row.absent is MISSING else row.absent for _, row in rows))
     stored = next((row.name for _, row in written if row.reference), written[0][1].name)
@@ -309,8 +309,8 @@ def _writer(cls: type[T], rows: _Rows) -> Callable[[T], dict[str, Any]]:
         made: dict[str, Any] = (without_extra if values[extra] is None else with_extra)(*values).__dict__
         if type(made[stored]) is Reference:
             return write_each(record)
-        for name in removable:
-            if made[name] is None:
+        for name, absent in removable:
+            if made[name] is absent:
                 del made[name]
         return made
 

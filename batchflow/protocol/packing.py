@@ -27,6 +27,10 @@ ride together. Rules:
   what a task gains by a message of its own is judged against the trips that it makes anyway.
 - Sessions of one client know of each other's work. What they have under way counts as the session's own.
   While they keep every slot busy a session waits for a pace before each send, so that its packs are filled.
+- What keeps every slot busy is judged by the durations of tasks. Client, broker and agents may be slower than
+  the slots, above all where these are many. So in a stream of tasks the time that a task is under way counts
+  as well, by Little's law: how many are under way, by the rate at which they come. While it is longer than a
+  pack, tasks wait for a pack to be filled, and are not spread: idle slots would not make them come sooner.
 - Messages that are ready together leave in one send: at most two for each slot, `MOST_SENT` in all, and
   `MOST_BYTES` bytes, so that the rate at which slots are filled does not depend on the round trip. Under load
   sends begin further apart while the broker has much that is not done, so that packs are filled, and what
@@ -75,7 +79,9 @@ _OF_BACKLOG: Final = 0.1
 _LOADED_PACE: Final = 0.02
 """The most seconds between the beginnings of two sends: by then a pack of no-ops is full."""
 _OF_UNDER_WAY: Final = 0.05
-"""How far sends begin apart, of the work that every slot has under way, as far as this is more."""
+"""How far sends begin apart, of the time that what is under way takes, as far as this is more."""
+_STREAM: Final = 2 / PACE
+"""Tasks a second from which on they are a stream."""
 _LEAST: Final = (PACE, 0.01)
 """The least and the most seconds of work below which tasks are not spread."""
 _LONG: Final = 1.0
@@ -145,20 +151,19 @@ class PackingPolicy:
         """Return the seconds to wait before the next packs. 0 as soon as tasks come one by one again and
         may begin soon. `under_way`: as for `pack`; `size`: bytes that wait."""
         busy = self._busy(under_way)
-        pace = min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * busy))
+        pace = min(_LOADED_PACE, max(PACE, _OF_UNDER_WAY * self._delay(under_way)))
         if self._is_busy_elsewhere(under_way) and size < MOST_BYTES:
             return pace
         if self._asked_at is None:
             return 0.0
-        is_stream = min(self.rate, self._latest) * PACE >= 2
-        if not is_stream and (busy <= self.work or size >= MOST_BYTES):
+        if not self._is_stream and (busy <= self.work or size >= MOST_BYTES):
             return 0.0
         return max(0.0, self._asked_at + pace - now)
 
     def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
         """Return how many messages may share the next send. Arguments as for `pack`."""
         most = min(MOST_SENT, 2 * max(1, self.slots))
-        if is_last or self._busy(under_way) <= self.work:
+        if is_last or self._delay(under_way) <= self.work:
             return most
         full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self.durations.overall, LEAST_DURATION)))
         return min(most, max(1, waiting // full))
@@ -171,7 +176,7 @@ class PackingPolicy:
         more tasks are coming after these, as far as is known."""
         busy, share = self._busy(under_way), waiting / max(1, self.slots)
         least = self.least
-        if self.round_trip is None or busy <= self.work:
+        if self.round_trip is None or self._delay(under_way) <= self.work:
             most = max(math.ceil(share), math.ceil(self.rate / MOST_MESSAGES))
         elif is_last:
             most, least = math.ceil(share / 2), max(least, LAST)
@@ -193,6 +198,15 @@ class PackingPolicy:
         """Whether other sessions keep every slot busy for longer than a pack would, and this one does not."""
         own = under_way * self.durations.overall / max(1, self.slots)
         return own <= self.work < self._busy(under_way)
+
+    @property
+    def _is_stream(self) -> bool:
+        return min(self.rate, self._latest) >= _STREAM
+
+    def _delay(self, under_way: int) -> float:
+        """Return the seconds until a task that is sent now has its turn."""
+        busy = self._busy(under_way)
+        return max(busy, under_way / max(self.rate, self._latest)) if self._is_stream else busy
 
     def _busy(self, under_way: int) -> float:
         """Return the seconds that what is under way keeps every slot busy."""

@@ -100,7 +100,7 @@ class TaskItem:
     """A W3C `traceparent`."""
     share_processes: bool = optional("shared", TRUTH, default=False)
     """Whether it may run in a process with tasks of other sessions that have this as well."""
-    execution_folders: bool = optional("folders", TRUTH, default=False)
+    execution_folders: bool = optional("folders", TRUTH, default=False, usual=True)
     """Whether its session finds the files that it leaves in a folder of their own for each execution."""
     function: bool = optional("function", TRUTH, default=False)
     """Whether the command is a function, `module:qualname`, and no file."""

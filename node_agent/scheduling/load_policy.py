@@ -14,7 +14,8 @@ Rules:
 - While every slot is busy `MOST_WAIT` seconds of work for each may wait, as far as it is known.
 - Tasks are spread over the free slots, because that costs no messages here. Otherwise a pack stays whole.
 - Results leave as they come, but wait up to `HOLD` seconds while short companions are worked off, and longer,
-  up to `LOADED_HOLD`, while there are more of these to do: the tasks themselves have waited longer.
+  up to `LOADED_HOLD`, while there are more of these to do: the tasks themselves have waited longer. So they
+  do, for a share of that time, while messages lie in the queue for long before an agent takes them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ LOADED_HOLD: Final = 0.1
 PACK_WORK: Final = 2 * MOST_WORK
 """Seconds of work that a slot is given at once: more than a message holds, so that packs stay whole."""
 
+OF_AGE: Final = 0.1
+"""What a result waits for others, of the seconds that the latest message was in the queue."""
+AGED_HOLD: Final = 0.25
+"""Seconds that it waits at most for that reason."""
 _HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
 """Seconds: what is chosen from while there is short work for longer; else `HOLD`."""
 _ROUNDING: Final = 1 + 1e-9
@@ -72,6 +77,8 @@ class LoadPolicy:
 
     slots: int
     _durations: Durations = field(default_factory=Durations)
+    age: float = 0.0
+    """Seconds that the latest message was in the broker."""
     _mean: float | None = None
     """Seconds that tasks have taken."""
 
@@ -91,7 +98,7 @@ class LoadPolicy:
         them."""
         busy = [slot for slot in slots if slot.tasks]
         standing = waiting + sum(len(slot.tasks) for slot in busy)
-        seconds = hold(standing * (self._mean or 0.0) / self.slots)
+        seconds = max(hold(standing * (self._mean or 0.0) / self.slots), min(AGED_HOLD, OF_AGE * self.age))
         shared = (slot for slot in busy if slot.shared)
         return seconds if any(self.expected(slot.tasks[0]) <= seconds for slot in shared) else 0.0
 

@@ -266,6 +266,7 @@ class Scheduler:
     def _arrived(self, event: Arrived, now: float) -> None:
         message = Message(event.delivery, now + FRESH - event.age, len(event.tasks))
         self.messages.add(message)
+        self.placement.load.age = event.age
         if self._looking:
             self._looking = False
             self._announce("ready")

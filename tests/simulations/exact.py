@@ -99,8 +99,11 @@ class World:
         tier: Tier = LOCAL,
         policy: PackingPolicy | None = None,
         hold: float | None = None,
+        window: int | None = None,
     ) -> None:
+        """`window`: how many tasks are submitted and have no result, at most, as in a `map`."""
         self.hold = hold
+        self.window = len(jobs) if window is None else window
         self.time = Timeline()
         self.costs = costs or Costs()
         self.credits = Credits(tier.credits, tier.burst)
@@ -173,6 +176,7 @@ class Client:
     def __init__(self, world: World, jobs: Sequence[Job], policy: PackingPolicy) -> None:
         self._world = world
         self._jobs = sorted(jobs, key=lambda job: job.at)
+        self._next = 0
         self.tracker = Tracker()
         self.policy = policy
         self.processor = Processor()
@@ -186,21 +190,20 @@ class Client:
         return len(self.latencies) == len(self._jobs)
 
     def start(self) -> None:
-        self._submit(0)
-
-    def _submit(self, first: int) -> None:
-        """All that is due, then wait for the next."""
+        """Submit all that is due, then wait for the next."""
         world, now = self._world, self._world.time.now
-        number = first
-        while number < len(self._jobs) and self._jobs[number].at <= now:
-            job = self._jobs[number]
+        while self._has_room() and self._jobs[self._next].at <= now:
+            number, job = self._next, self._jobs[self._next]
             self.tracker.add(
                 Entry(number, number, str(number), str(number), job.command, "c", "j", job.at, item=ITEM)
             )
-            number += 1
-        if number < len(self._jobs):
-            world.time.at(self._jobs[number].at, self._submit, number)
+            self._next += 1
+        if self._has_room():
+            world.time.at(self._jobs[self._next].at, self.start)
         self._send()
+
+    def _has_room(self) -> bool:
+        return self._next < len(self._jobs) and self._next - len(self.latencies) < self._world.window
 
     def _send(self) -> None:
         if self._sending or not self.tracker.outbox:
@@ -264,6 +267,7 @@ class Client:
 
     def _read(self, results: list[tuple[TaskItem, float]]) -> None:
         now = self._world.time.now
+        was_full = not self._has_room()
         for item, duration in results:
             entry = self.tracker.find(wire.split_uid(item.uid)[1])
             if entry is None:
@@ -273,6 +277,8 @@ class Client:
             self.tracker.resolve(entry, outcome)
             self.tracker.next_unclaimed()
             self.latencies.append(now - self._jobs[entry.sequence].at)
+        if was_full and self._has_room():
+            self.start()
 
 
 class Agent:

@@ -13,8 +13,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,24 @@ async def _measured(client: Client, sessions: Sequence[Any], tasks: int) -> dict
         "broker": processes(CLOUD),
         "agents": processes(AGENT),
     }
-    before = {name: sum(map(cpu_seconds, pids)) for name, pids in parts.items()}
+    before = {name: _spent(pids) for name, pids in parts.items()}
     counted = await operations(client.settings)
     took = await _through_map(sessions, tasks)
     spent = await operations(client.settings) - counted
-    costs = {name: (sum(map(cpu_seconds, pids)) - before[name]) / tasks * 1e6 for name, pids in parts.items()}
+    costs = {}
+    for name, first in before.items():
+        spent_by = _spent(first)  # a child may have ended meanwhile: it is left out
+        costs[name] = sum(spent_by[pid] - first[pid] for pid in spent_by) / tasks * 1e6
     return {"rate": tasks / took, "credits": spent.credits / tasks, **costs}
+
+
+def _spent(pids: Iterable[int]) -> dict[int, float]:
+    """The processor time of each of these processes that lives."""
+    found = {}
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found[pid] = cpu_seconds(pid)
+    return found
 
 
 async def _through_map(sessions: Sequence[Any], tasks: int) -> float:

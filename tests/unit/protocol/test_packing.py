@@ -334,13 +334,16 @@ def test_sends_are_paced_only_under_load() -> None:
 
 @given(st.integers(0, 20_000), st.integers(1, 64))
 def test_sends_are_further_apart_while_much_is_under_way(under_way: int, slots: int) -> None:
-    """So that packs are filled: a twentieth of what every slot has under way, 20 ms at most."""
+    """So that packs are filled: a twentieth of the time that this takes, 20 ms at most."""
     busy = loaded(slots, "small")
     assert busy.pause(1.0, under_way) == 0.0
     busy.submitted(5000, 1.0)
     left = under_way * 0.001 / slots
+    by_rate = under_way / 5000
+    assert busy.pause(1.0, under_way) == pytest.approx(
+        min(0.02, max(PACE, left / 20, by_rate / 20)), rel=0.001
+    )
     apart = pytest.approx(min(0.02, max(PACE, left / 20)), rel=0.001)
-    assert busy.pause(1.0, under_way) == apart
     busy.submitted(5001, 1.01)
     alone = busy.pause(1.01, under_way)
     if left < busy.work * 0.999:
@@ -348,6 +351,42 @@ def test_sends_are_further_apart_while_much_is_under_way(under_way: int, slots: 
     elif left > busy.work * 1.001:
         assert alone == apart, "one behind many"
         assert busy.pause(1.01, under_way, MOST_BYTES) == 0.0, "nothing more would fit"
+
+
+def streaming(slots: int, rate: int) -> PackingPolicy:
+    """Has seen a stream of no-ops for a while; the last send was at 3.0 s."""
+    deciding = loaded(slots, "tiny")
+    for hundredth in range(301):
+        deciding.submitted(rate * hundredth // 100, hundredth / 100)
+    return deciding
+
+
+@given(st.integers(1, 300), st.integers(2000, 20_000))
+def test_packs_of_a_stream_are_as_full_with_many_slots_as_with_two(slots: int, rate: int) -> None:
+    """While the slots are faster than what brings them tasks, more of them do not make messages smaller."""
+    deciding = streaming(slots, rate)
+    assert deciding.pause(3.0, 10_000) == pytest.approx(0.02)
+    assert deciding.messages(400, 10_000) == 2
+    assert len(fill(deciding, [("tiny", 1)] * 400, 10_000)) == MOST_TASKS
+
+
+@given(st.integers(2, 300), st.integers(2000, 20_000))
+def test_tasks_of_a_stream_are_spread_while_few_are_under_way(slots: int, rate: int) -> None:
+    """Then each is back soon, and what waits for a full pack would be missed."""
+    deciding = streaming(slots, rate)
+    few = int(deciding.work * rate / 2)
+    share = max(1, few // slots)
+    taken = len(fill(deciding, [("tiny", 1)] * few, few))
+    assert taken <= max(share + 1, int(deciding.least / 0.0001) + 1, rate / MOST_MESSAGES + 1)
+    assert deciding.pause(3.0, few) == pytest.approx(PACE, abs=0.0005)
+
+
+def test_long_tasks_under_way_do_not_hold_up_a_few_short_ones() -> None:
+    """Only a stream has a time that its tasks are under way."""
+    deciding = loaded(1000, "small")
+    deciding.submitted(5, 1.0)
+    assert deciding.pause(1.0, 5000) == 0.0
+    assert len(fill(deciding, [("small", 1)] * 5, 5000)) <= 2
 
 
 def test_a_map_does_not_come_down_to_tasks_that_ride_alone() -> None:

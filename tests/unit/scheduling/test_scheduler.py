@@ -16,7 +16,7 @@ from batchflow.retry import Failure
 from node_agent.scheduling import events as to
 from node_agent.scheduling.cancellation import FRESH
 from node_agent.scheduling.crash_history import CrashCount
-from node_agent.scheduling.load_policy import COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
+from node_agent.scheduling.load_policy import AGED_HOLD, COPY, HOLD, LOADED_HOLD, MOST_WAIT, STRAGGLER
 from node_agent.scheduling.node_failures import LOST, MAX_LOST, MAX_UNABLE, UNABLE
 from node_agent.scheduling.scheduler import DIED, MAX_CRASHES, SETTLE, Scheduler
 from tests.support.agent_world import INCARNATION, task
@@ -157,6 +157,21 @@ def test_longer_results_wait_for_the_next_one_under_load_only(duration: float) -
     assert play.scheduler.placement.hold == 0.0
     play.arrive(2.1, task(3), task(4), delivery=3)
     assert play.scheduler.placement.hold == LOADED_HOLD
+
+
+@pytest.mark.parametrize(
+    ("age", "hold"), [(0.0, HOLD), (0.05, HOLD), (1.0, 0.1), (2.0, 0.2), (60.0, AGED_HOLD)]
+)
+def test_results_wait_for_a_share_of_the_time_that_their_tasks_waited(age: float, hold: float) -> None:
+    """The results of a pack are one message where messages wait in the queue anyway."""
+    play = Play()
+    play.learn(0.001)
+    play.arrive(2.0, *(task(n) for n in range(1, 6)), delivery=2, age=age)
+    assert play.scheduler.placement.hold == pytest.approx(hold)
+    play.at(2.0, to.Prepared(0))
+    for number in range(1, 6):
+        play.at(2.1, ended(number, duration=0.001))
+    assert play.scheduler.placement.hold == 0.0, "no companion is left"
 
 
 def test_results_of_long_tasks_never_wait() -> None:
