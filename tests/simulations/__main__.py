@@ -13,6 +13,7 @@ from tests.simulations.costs import PREMIUM, Costs
 from tests.simulations.exact import Job, World
 from tests.simulations.fleet import Fleet, FleetWorld
 from tests.simulations.limits import uses
+from tests.simulations.scaling import DEFAULT_IDLE_EXIT, removal_rows, scaling_rows
 
 TRIPS = (0.0001, 0.005, 0.02)
 
@@ -159,6 +160,21 @@ def largest() -> Iterator[Row]:
     yield from fleets(LARGEST)
 
 
+def scaling() -> Iterator[Row]:
+    """Elastic pools: 200 traces under the policy and beside others, with the default `agent.idle_exit`."""
+    yield from scaling_rows(DEFAULT_IDLE_EXIT)
+
+
+def scaling_short() -> Iterator[Row]:
+    """The same with an `agent.idle_exit` of a minute."""
+    yield from scaling_rows(60.0)
+
+
+def removals() -> Iterator[Row]:
+    """Elastic pools: which nodes Batch takes, beside the best case."""
+    yield from removal_rows()
+
+
 TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "packs": packs,
     "backlogs": backlogs,
@@ -167,6 +183,9 @@ TABLES: dict[str, Callable[[], Iterator[Row]]] = {
     "fleets": fleets,
     "steady": steady,
     "largest": largest,
+    "scaling": scaling,
+    "scaling_short": scaling_short,
+    "removals": removals,
 }
 
 

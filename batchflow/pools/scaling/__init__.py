@@ -1,7 +1,8 @@
 """How many nodes an elastic pool is to have: what clients see goes in, a number and its reason come out.
 
-Pure. `values` has what goes in and comes out, `policy` the decision, `spot` its split into dedicated and spot
-nodes. `wishes` has the documents by which clients agree, `formula` the text that Azure Batch evaluates.
+Pure. `values` has what goes in and comes out, `policy` the decision, `arrivals` the rate at which tasks come,
+`spot` the split into dedicated and spot nodes. `wishes` has the documents by which clients agree, `formula`
+the text that Azure Batch evaluates.
 
 A client that may act on Batch does this every few seconds, and so does each of its peers:
 

@@ -8,7 +8,8 @@ wait. For a burst of W node-seconds on n nodes that boot in b, with tasks of d s
 and their product is least where each node has `sqrt(2 (b + i) (b + d))` seconds of work: more nodes cost more
 than they gain, fewer gain less than they save. So that is the time in which the work is to be done that will
 still wait when a node asked for now is ready. What nodes that are there and nodes on their way do until then
-counts first. A task that would get a slot sooner than a new node boots gets none.
+counts first. What comes meanwhile is added, where tasks come steadily (`arrivals`). A task that would get a
+slot sooner than a new node boots gets none.
 
 Bounds on being wrong:
 
@@ -16,8 +17,10 @@ Bounds on being wrong:
 - Where no duration is known, the nodes grow with the square root of the tasks, and with the time that tasks
   have run without an end.
 - The number rises at most four times in a boot time, and in between when it would double.
-- It falls by the agents that leave, which were idle for `agent.idle_exit`, and never faster. Nodes that have
-  not booted are given up when they have been too many for half a boot time.
+- It falls by the agents that leave, which were idle for `agent.idle_exit`. A few tasks that are spread over
+  many agents keep each of them from being idle for so long. So agents that the pool could have been without
+  for that time, and for a boot time, are told to drain (`Decision.drain`).
+- Nodes that have not booted are given up when they have been too many for half a boot time.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from batchflow.pools.scaling.arrivals import arrival_rate, remember_arrivals
 from batchflow.pools.scaling.spot import remember_spot, split
 from batchflow.pools.scaling.values import UNKNOWN_BOOT, Decision
 
@@ -48,18 +52,21 @@ def decide(observation: Observation, memory: ScalingMemory) -> Decision:
     """
     boot, task = boot_time(observation), task_time(observation)
     memory = remember_spot(observation, memory, boot, task)
-    aim, reason = _aim(observation, boot, task)
+    memory = remember_arrivals(observation, memory, boot, task)
+    aim, reason = _aim(observation, boot, task, arrival_rate(memory))
     there = observation.ready + len(observation.booting)
     agents, memory = _steadied(aim, there, observation, memory, boot)
     limits = observation.limits
     bounded = max(limits.least, min(limits.most, agents))
-    dedicated, spot = split(bounded, observation, memory)
+    staying = max(bounded, min(limits.most, observation.ready))
+    dedicated, spot = split(staying, observation, memory)
     return Decision(
-        agents=bounded,
+        agents=staying,
         dedicated=dedicated,
         spot=spot,
         why=f"{reason}; {_bounds(agents, bounded)}" if bounded != agents else reason,
-        memory=replace(memory, agents=bounded, seen_at=observation.now),
+        memory=replace(memory, agents=staying, seen_at=observation.now),
+        drain=max(0, observation.ready - bounded),
     )
 
 
@@ -80,8 +87,11 @@ def task_time(observation: Observation) -> float:
     return max(0.0, seen.mean)
 
 
-def _aim(observation: Observation, boot: float, task: float) -> tuple[int, str]:
-    """Return the number of agents that would be best, with the reason. Not bounded by limits."""
+def _aim(observation: Observation, boot: float, task: float, rate: float) -> tuple[int, str]:
+    """Return the number of agents that would be best, with the reason. Not bounded by limits.
+
+    `rate`: tasks that come in a second.
+    """
     tasks = observation.waiting + observation.running
     if not tasks:
         return 0, "no task waits or runs"
@@ -92,20 +102,19 @@ def _aim(observation: Observation, boot: float, task: float) -> tuple[int, str]:
     if observation.task_seconds is None and task == 0.0:
         guess = math.ceil(math.sqrt(most))
         return max(busy, guess), f"{observation.waiting} tasks wait, of unknown duration"
-    left = _left_after_boot(observation, boot, task)
-    rate = observation.arrivals * task / observation.slots
+    left = _left_after_boot(observation, boot, task, rate)
     share = math.sqrt(2.0 * (boot + _IDLE_WEIGHT * observation.idle_exit) * (boot + task))
-    aim = math.floor(rate + left / share + 0.5) if left > 0 else busy
+    aim = math.floor(rate * task / observation.slots + left / share + 0.5) if left > 0 else busy
     why = (
         f"{observation.waiting} tasks of about {task:.3g} s wait, and a node takes about {boot:.0f} s to boot"
     )
     return max(1, busy, min(most, aim)), why
 
 
-def _left_after_boot(observation: Observation, boot: float, task: float) -> float:
+def _left_after_boot(observation: Observation, boot: float, task: float, rate: float) -> float:
     """Return the node-seconds of work that will wait when a node that is asked for now is ready."""
     slots = observation.slots
-    work = observation.waiting * task + observation.arrivals * boot * task
+    work = (observation.waiting + rate * boot) * task
     free = max(0, observation.ready * slots - observation.running)
     until_free = min(boot, max(task / 2, 0.0))
     done = free * boot + (observation.ready * slots - free) * (boot - until_free)
@@ -123,14 +132,18 @@ def _steadied(
         if not due:
             return max(there, last), replace(memory, low_since=None)
         return aim, replace(memory, raised_at=now, low_since=None)
-    kept = max(there, aim)
-    surplus = there - max(aim, observation.ready)
+    surplus = there - aim
     if surplus <= 0:
-        return kept, replace(memory, low_since=None)
+        return aim, replace(memory, low_since=None)
+    held = there if memory.low_since is None else max(aim, min(there, last))
     since = now if memory.low_since is None else memory.low_since
-    if now - since < _PATIENCE * boot:
-        return kept, replace(memory, low_since=since)
-    return max(aim, observation.ready), replace(memory, low_since=since)
+    peak = aim if memory.low_since is None else max(memory.low_peak, aim)
+    memory = replace(memory, low_since=since, low_peak=peak)
+    if now - since >= max(observation.idle_exit, boot):
+        return peak, replace(memory, low_since=now, low_peak=aim)
+    if observation.booting and now - since >= _PATIENCE * boot:
+        return max(peak, observation.ready), memory
+    return held, memory
 
 
 def _bounds(agents: int, bounded: int) -> str:

@@ -10,6 +10,8 @@ from batchflow.support.frozen import frozen
 
 UNKNOWN_BOOT: Final = 180.0
 """Seconds from asking for a node to its agent's first heartbeat, where none has been seen."""
+TASK_WEIGHT: Final = 0.02
+"""Weight of a task's duration in the mean of `Observation.task_seconds`."""
 _WEIGHT: Final = 0.2
 """Weight of a new value in the running mean, once there are several."""
 
@@ -24,9 +26,13 @@ class Estimate:
     count: int = 1
     """Number of values that were seen."""
 
-    def with_value(self, value: float) -> Estimate:
-        """Return the estimate that also knows this value."""
-        weight = max(_WEIGHT, 1.0 / (self.count + 1))
+    def with_value(self, value: float, weight: float = _WEIGHT) -> Estimate:
+        """Return the estimate that also knows this value.
+
+        `weight`: of the new value, once there are several. Durations of tasks spread more than boots, so
+        their weight is `TASK_WEIGHT`.
+        """
+        weight = max(weight, 1.0 / (self.count + 1))
         distance = abs(value - self.mean)
         return Estimate(
             self.mean + weight * (value - self.mean),
@@ -35,9 +41,9 @@ class Estimate:
         )
 
 
-def learn(estimate: Estimate | None, value: float) -> Estimate:
+def learn(estimate: Estimate | None, value: float, weight: float = _WEIGHT) -> Estimate:
     """Add a value to an estimate, or begin one with it."""
-    return Estimate(value) if estimate is None else estimate.with_value(value)
+    return Estimate(value) if estimate is None else estimate.with_value(value, weight)
 
 
 @frozen
@@ -90,8 +96,6 @@ class Observation:
     """How long the waiting tasks will run, from the durations of their commands; None: none has ended yet."""
     running_seconds: float = 0.0
     """How long the running tasks have run, on average. It tells something before the first one has ended."""
-    arrivals: float = 0.0
-    """Tasks that were submitted in a second, on average over the last boot time or so; 0 where unknown."""
     boot_seconds: Estimate | None = None
     """From asking for a node to its agent's first heartbeat, from boots seen; None: `UNKNOWN_BOOT`."""
     idle_exit: float = 600.0
@@ -120,9 +124,21 @@ class ScalingMemory(Document):
     raised_at: float = 0.0
     """When that number rose last; 0: never."""
     low_since: float | None = None
-    """Since when fewer agents would do than are wanted; None: they would not."""
+    """Since when fewer agents would do than are there; None: they would not."""
+    low_peak: int = 0
+    """The most agents that were needed since then."""
     seen_at: float = 0.0
     """When the last observation was made; 0: never."""
+    tasks: int = 0
+    """Tasks that waited or ran then."""
+    running: int = 0
+    """Tasks that ran then."""
+    half_since: float = 0.0
+    """When the present half of a boot time began, in which arrivals are counted; 0: never."""
+    arrived: float = 0.0
+    """Tasks that have come since."""
+    rates: tuple[float, float] = (0.0, 0.0)
+    """Tasks that came in a second, in the half before and in the one before that."""
     spot_hours: float = 0.0
     """Hours that spot nodes were there, lately: older ones count less."""
     spot_losses: float = 0.0
@@ -142,3 +158,9 @@ class Decision:
     """The reason in words, with its numbers, as `explain()` shows it."""
     memory: ScalingMemory = field(default_factory=ScalingMemory)
     """What to give to the next decision."""
+    drain: int = 0
+    """How many agents are to be told to drain, the least busy first, because the pool had too many for long.
+
+    They finish what they run, take nothing new, and leave. They count as ready, and among the agents that are
+    wanted, until they drain.
+    """

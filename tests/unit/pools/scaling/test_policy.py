@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchflow.pools.scaling.arrivals import arrival_rate
 from batchflow.pools.scaling.policy import decide
 from batchflow.pools.scaling.values import (
     Decision,
@@ -97,6 +98,42 @@ def test_idle_agents_leave_by_themselves() -> None:
     assert wanted(0, ScalingMemory(agents=5), ready=2, idle=(50.0,) * 2) == 2
 
 
+def test_agents_that_the_pool_could_do_without_for_long_are_told_to_drain() -> None:
+    """Two tasks that go from agent to agent keep ten of them busy now and then."""
+    light = seen(0, ready=10, running=2)
+    first = decide(light, ScalingMemory(agents=10))
+    assert (first.agents, first.drain) == (10, 0)
+    peak = decide(replace(light, now=NOW + 60, running=4), first.memory)
+    later = decide(replace(light, now=NOW + 100), peak.memory)
+    assert (later.agents, later.drain) == (10, 6)
+
+
+def test_agents_above_a_lowered_limit_are_told_to_drain() -> None:
+    """The user resized the pool."""
+    decision = decide(seen(50, ready=10, running=10, limits=ScalingLimits(max_nodes=4)), FRESH)
+    assert (decision.agents, decision.drain) == (4, 6)
+
+
+def test_tasks_that_keep_coming_are_reckoned_with() -> None:
+    """One of ten seconds every second, on five nodes that are busy: ten are needed, whatever waits now."""
+    memory, now = FRESH, NOW
+    for look in range(40):
+        now += 10.0
+        busy = seen(5 * look, now=now, ready=5, running=5)
+        memory = decide(busy, replace(memory, agents=5)).memory
+    assert arrival_rate(memory) == pytest.approx(1.0, rel=0.1)
+    assert decide(seen(50, now=now, ready=5, running=5), replace(memory, agents=5)).agents >= 10
+
+
+def test_burst_is_no_rate() -> None:
+    """A thousand tasks at once are over when they are seen."""
+    memory, now = decide(seen(0), FRESH).memory, NOW
+    for _ in range(10):
+        now += 10.0
+        memory = decide(seen(1000, now=now), memory).memory
+        assert arrival_rate(memory) == 0.0
+
+
 def test_reason_has_its_numbers() -> None:
     """And says so when limits decide."""
     assert "1000 tasks of about 10 s" in decide(seen(1000), FRESH).why
@@ -158,6 +195,11 @@ memories = st.builds(
     agents=st.integers(0, 600),
     raised_at=st.floats(NOW - 1000, NOW),
     low_since=st.none() | st.floats(NOW - 1000, NOW),
+    tasks=counts,
+    running=counts,
+    half_since=st.floats(NOW - 1000, NOW),
+    arrived=st.floats(0.0, 1000.0),
+    rates=st.tuples(st.floats(0.0, 100.0), st.floats(0.0, 100.0)),
     seen_at=st.floats(NOW - 1000, NOW),
     spot_hours=st.floats(0.0, 1000.0),
     spot_losses=st.floats(0.0, 100.0),
@@ -178,7 +220,6 @@ def observations(draw: st.DrawFn) -> Observation:
         slots=slots,
         task_seconds=draw(estimates),
         running_seconds=draw(ages),
-        arrivals=draw(st.floats(0.0, 100.0)),
         boot_seconds=draw(st.none() | st.builds(Estimate, st.floats(1.0, 600.0))),
         idle_exit=draw(st.floats(1.0, 3600.0)),
         spot=draw(st.integers(0, 300)),
