@@ -8,10 +8,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.config.loader import load_settings
+from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
     BatchflowError,
     BrokerError,
@@ -149,10 +151,10 @@ class Client(Supervised):
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
         Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
-        existing pool keeps its VM size, image and start task; `nodes` resizes it. Its requirements become
-        those of the spec, for sessions opened from now on; nothing is rebooted. A file of requirements is
-        locked here: this raises `EnvironmentFailed` in the resolver's words. `progress` is called with a line
-        that says what is waited for.
+        existing pool keeps its VM size, image and start task; `nodes` resizes it, and sessions that are
+        opened from now on have the spec's `env`, `secrets` and requirements; nothing is rebooted. A file of
+        requirements is locked here: this raises `EnvironmentFailed` in the resolver's words. `progress` is
+        called with a line that says what is waited for.
         """
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
@@ -169,6 +171,8 @@ class Client(Supervised):
             if bundle.hash != found.manifest.bundle:
                 await pool.runtime.change(lambda current: replace(current, bundle=bundle.hash))
                 pool.origin = Origin("repurposed", f"other files than before; {pool.origin.why}")
+        if spec.env is not None or spec.secrets is not None:
+            await change_pool_variables(pool.runtime, partial(pool_spec.variables_of, spec))
         if packages is not None and packages != found.manifest.packages:
             await pool.runtime.change(lambda current: current.requiring(packages))
             pool.origin = Origin("repurposed", f"other requirements than before; {pool.origin.why}")

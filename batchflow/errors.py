@@ -212,6 +212,15 @@ class TaskError(BatchflowError):
         text = f"task {self.result.task_id} ({self.result.command}): {super().__str__()}"
         return printable(f"{text}\n{self.result.traceback}" if self.result.traceback else text)
 
+    @property
+    def original(self) -> Exception | None:
+        """The exception that the task raised, rebuilt here; None where that cannot be done safely.
+
+        Builtin exceptions are rebuilt, and those of classes in the session's files that this program has
+        imported, when their arguments can travel. The text has type, message and traceback in any case.
+        """
+        return self.result.original
+
     by_kind: ClassVar[dict[str, type[TaskError]]] = {}
     """The classes by their name on the wire."""
 

@@ -8,6 +8,8 @@ from batchflow.model import JobCounts
 from batchflow.pools.heartbeats import read_heartbeats
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batchflow.files import Files
     from batchflow.pools.jobs import PoolJobs
     from batchflow.pools.runtime import PoolRuntime
@@ -16,7 +18,15 @@ if TYPE_CHECKING:
 
 
 class _MakeSession(Protocol):
-    def __call__(self, name: str | None, *, job: str, files: Files | None) -> Session: ...
+    def __call__(
+        self,
+        name: str | None,
+        *,
+        job: str,
+        files: Files | None,
+        env: Mapping[str, str] | None,
+        secrets: Mapping[str, str] | None,
+    ) -> Session: ...
 
 
 class Job:
@@ -48,9 +58,19 @@ class Job:
         """Seconds since the epoch."""
         return self._document.created_at
 
-    def session(self, client_name: str | None = None, files: Files | None = None) -> Session:
-        """Make a session in this job; open it with `async with` or `await`."""
-        return self._make_session(client_name, job=self.name, files=files)
+    def session(
+        self,
+        client_name: str | None = None,
+        files: Files | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Make a session in this job; open it with `async with` or `await`.
+
+        `env`, `secrets`: environment variables of its tasks, over those of the job and the pool.
+        """
+        return self._make_session(client_name, job=self.name, files=files, env=env, secrets=secrets)
 
     async def counts(self) -> JobCounts:
         """Count the job's tasks by their state, from what its sessions and the agents last reported.

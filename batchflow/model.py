@@ -107,6 +107,10 @@ class Result:
     kind: str | None = None
     """The name of the `TaskError` that awaiting the task raises; None on success."""
     traceback: str | None = None
+    raised: str | None = None
+    """The class of the exception that the task raised, `module:name`; None where it raised none."""
+    original: Exception | None = field(default=None, repr=False, compare=False)
+    """That exception, rebuilt without running code of a task; None where this cannot be done safely."""
     tag: Any = None
     args: list[Any] | None = None
     """The arguments of the task, a large one as a `StoredArgument`; None for a task of an earlier holder of
@@ -282,6 +286,12 @@ class PoolSpec:
     requirements: str | PurePath | Sequence[str] | None = None
     """The Python packages of tasks, where neither session nor job names them: a list such as ["numpy>=2"], a
     requirements file, a pyproject.toml, or "current". None: none, or those that an existing pool has."""
+    env: Mapping[str, str] | None = None
+    """Environment variables of all tasks, whatever they run; Azure Batch does not see them. None: none, or
+    those that a pool which is there has."""
+    secrets: Mapping[str, str] | None = field(default=None, repr=False)
+    """Environment variables of all tasks, whose values stay out of logs, errors and every `repr`. None: as
+    for `env`."""
     java: bool | int = False
     """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ...
 
@@ -295,7 +305,8 @@ class PoolSpec:
     start_user: Literal["admin", "user"] = "admin"
     """The account that runs the start task. Packages need "admin"."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Plain settings for the start task; never secrets: anyone who reads the pool reads them."""
+    """Variables of the start task alone; tasks get those of `env`. Never secrets: anyone who reads the Batch
+    pool reads them."""
     subnet: str | None = None
     """The resource id of the virtual network's subnet that the nodes are in. Needs Entra ID: Batch takes no
     account key for it."""

@@ -24,11 +24,13 @@ from batchflow.pools.reboot import change_start_task, reboot_all
 from batchflow.pools.spending.cost import measure_cost
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, JobDocument, PoolManifest
+from batchflow.protocol.variables import task_variables
 from batchflow.session import Session
+from batchflow.sessions.options import SessionOptions
 from batchflow.support.progress_report import Reporter, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from batchflow.costs.cost import Cost
@@ -86,6 +88,8 @@ class Pool:
         share_processes: bool | None = None,
         unpickle: bool = False,
         requirements: Requirements | None = None,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -99,7 +103,9 @@ class Pool:
         tasks may return any object, as a pickle. Opening one executes code that the task chose, so results
         execute nothing without it. `requirements`: the Python packages of its tasks: a list, a requirements
         file, a pyproject.toml, or "current" for what is installed here; None: the pool's. They are locked and
-        built once, and reboot nothing.
+        built once, and reboot nothing. `env`, `secrets`: environment variables of its tasks, over those of
+        the job and the pool; the values of secrets stay out of logs, errors and every `repr`. Raises
+        `ConfigurationError` for what no session can have.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -107,17 +113,30 @@ class Pool:
             name=name,
             job=layout.DEFAULT_JOB if job_name is None else job_name,
             files=files,
-            journal=journal,
-            timeout=timeout,
-            share_processes=share_processes,
-            unpickle=unpickle,
-            requirements=requirements,
+            options=SessionOptions(
+                journal=journal,
+                timeout=timeout,
+                share_processes=share_processes,
+                unpickle=unpickle,
+                requirements=requirements,
+                variables=task_variables(env, secrets, "session"),
+            ),
             ensure_job=self._jobs.ensure,
         )
 
-    async def create_job(self, name: str) -> Job:
-        """Create a job. Raises `JobExists`."""
-        return self._job(await self._jobs.create(name))
+    async def create_job(
+        self,
+        name: str,
+        *,
+        env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Create a job. Raises `JobExists`.
+
+        `env`, `secrets`: environment variables of its tasks, over those of the pool; the values of secrets
+        stay out of logs, errors and every `repr`. Raises `ConfigurationError` for what cannot be a variable.
+        """
+        return self._job(await self._jobs.create(name, task_variables(env, secrets, f"job {name!r}")))
 
     async def job(self, name: str) -> Job:
         """Find a job. Raises `JobNotFound`."""

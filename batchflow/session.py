@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import anyio
@@ -37,7 +36,9 @@ from batchflow.task import Task, entry_of
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
     from batchflow.pools.runtime import PoolRuntime
+    from batchflow.protocol.documents import JobDocument
     from batchflow.retry import RetryPolicy
+    from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.tracker import Entry
 
 
@@ -71,16 +72,12 @@ class Session(Supervised):
         name: str | None,
         job: str,
         files: Files | None,
-        journal: str | PathLike[str] | None,
-        timeout: float | None,
-        share_processes: bool | None,
-        unpickle: bool,
-        requirements: Requirements | None,
-        ensure_job: Callable[[str], Coroutine[Any, Any, None]],
+        options: SessionOptions,
+        ensure_job: Callable[[str], Coroutine[Any, Any, JobDocument]],
     ) -> None:
         """`ensure_job`: makes the job of that name if there is none; raises `JobClosed`."""
         found_again = name is not None
-        if journal is not None and not found_again:
+        if options.journal is not None and not found_again:
             raise ConfigurationError("a journal needs a session with a name: only that is found again")
         name = f"c-{uuid.uuid4().hex[:12]}" if name is None else name
         super().__init__(f"session {job}/{name}")
@@ -103,11 +100,7 @@ class Session(Supervised):
         self._parts = SessionParts.create(
             context,
             found_again=found_again,
-            journal=journal,
-            timeout=timeout,
-            share_processes=share_processes,
-            unpickle=unpickle,
-            requirements=requirements,
+            options=options,
             entry_of=lambda value: entry_of(value, self._parts.outcomes),
             task_of=self._task,
             start_agents=pool.start,

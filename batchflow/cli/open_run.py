@@ -22,6 +22,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.cli.running import Run, Write
+    from batchflow.config.project_file import Configuration
     from batchflow.display.meter import Meter
     from batchflow.pool import Pool
     from batchflow.session import Session
@@ -66,7 +67,7 @@ async def open_run(
         async with open_pool(invocation, record) as pool:
             await check_files(pool, record, path)
             with open_output(record, output) as write:
-                async with _session_of(pool, record) as session:
+                async with _session_of(pool, record, invocation.configuration()) as session:
                     record.begun = True
                     watching = asyncio.create_task(_show_events(session, shown), name="tell events")
                     try:
@@ -124,9 +125,18 @@ async def open_pool(invocation: Invocation, record: RunRecord) -> AsyncIterator[
         yield pool
 
 
-def _session_of(pool: Pool, record: RunRecord) -> Session:
+def _session_of(pool: Pool, record: RunRecord, configuration: Configuration) -> Session:
+    """Make the run's session. The record has no variables, because secrets are to lie in no further file."""
     plan = record.plan
-    return pool.session(plan.name, job=plan.job, files=plan.files, requirements=plan.requirements)
+    job = configuration.job(plan.job)
+    return pool.session(
+        plan.name,
+        job=plan.job,
+        files=plan.files,
+        requirements=plan.requirements,
+        env=job.env,
+        secrets=job.secrets,
+    )
 
 
 async def _show_events(session: Session, shown: Progress) -> None:

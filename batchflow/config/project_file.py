@@ -19,6 +19,7 @@ from batchflow.environments.requirements import CURRENT
 from batchflow.errors import ConfigurationError
 from batchflow.model import PoolSpec
 from batchflow.pools import pool_spec
+from batchflow.protocol.variables import task_variables
 from batchflow.settings import Settings
 from batchflow.support.frozen import frozen
 
@@ -42,6 +43,10 @@ class JobSpec:
     """Further attempts of a task that fails."""
     memory_limit: int | None = None
     """Bytes that a task may take."""
+    env: Mapping[str, str] | None = None
+    """Environment variables of its tasks, over those of the pool."""
+    secrets: Mapping[str, str] | None = field(default=None, repr=False)
+    """Environment variables of its tasks, whose values are never shown."""
 
 
 @frozen
@@ -86,7 +91,7 @@ def load_configuration(
         source,
         profile,
         {name: _pool(name, values, source) for name, values in pools.items()},
-        {name: _made(JobSpec, name, values, source) for name, values in jobs.items()},
+        {name: _job(name, values, source) for name, values in jobs.items()},
     )
 
 
@@ -164,6 +169,12 @@ def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -
     if isinstance(wanted, str) and wanted != CURRENT:
         given["requirements"] = str(source.parent / wanted)
     return kind(name, **given)
+
+
+def _job(name: str, values: Mapping[str, Any], source: Path) -> JobSpec:
+    spec: JobSpec = _made(JobSpec, name, values, source)
+    task_variables(spec.env, spec.secrets, f"{source}: job {name!r}")
+    return spec
 
 
 def _pool(name: str, values: Mapping[str, Any], source: Path) -> PoolSpec:

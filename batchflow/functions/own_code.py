@@ -27,6 +27,10 @@ from batchflow.support.frozen import frozen
 Stamp = tuple[int, int, int]
 """Size, time of the last change in ns, inode."""
 _SOURCE: Final = ".py"
+_HERE_AND_THERE: Final = "batchflow"
+"""Each node has it."""
+_AGENT: Final = "node_agent"
+"""What runs tasks on a node."""
 
 
 @frozen
@@ -49,11 +53,16 @@ class OwnCode:
     def add(self, module: str) -> bool:
         """Include a module of the project. Returns whether its top was not included before.
 
-        Raises `ConfigurationError` for a module that shadows one of the standard library.
+        Raises `ConfigurationError` for a module that shadows one of the standard library, or of the agent.
         """
         top = module.partition(".")[0]
-        if top in self._tops:
+        if top in self._tops or top == _HERE_AND_THERE:
             return False
+        if top == _AGENT:
+            raise ConfigurationError(
+                f"the module {top} of your project has the name of a package that runs the tasks on a node, "
+                "which would be imported instead: rename it"
+            )
         if top in sys.stdlib_module_names:
             raise ConfigurationError(
                 f"the module {top} of your project has the name of a module of the standard library, which a "
@@ -96,7 +105,7 @@ def _places(top: str) -> tuple[Path, ...]:
 
 def _own_places(top: str) -> tuple[Path, ...]:
     """Return where a top-level module of the project lies; nothing for all others, or none."""
-    if top in sys.stdlib_module_names or top == "batchflow":
+    if top in sys.stdlib_module_names or top == _HERE_AND_THERE:
         return ()
     if (module := sys.modules.get(top)) is not None:
         found = tuple(Path(folder) for folder in getattr(module, "__path__", ())) or _file_of(module)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
+from batchflow.environments.variables import store_variables
 from batchflow.errors import (
     BlobConflict,
     BlobNotFound,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.storage import Container
     from batchflow.protocol.documents import Heartbeat
+    from batchflow.protocol.variables import TaskVariables
 
 logger = event_logger(__name__)
 
@@ -79,23 +81,45 @@ async def note_closed(
         logger.warning("counts_not_written", extra={"blob": blob, "error": str(error)})
 
 
+async def read_jobs(ctl: Container) -> AsyncIterator[JobDocument]:
+    """Read the documents of all jobs of a pool, closed ones included.
+
+    An unreadable one is logged and left out.
+    """
+    async for info in ctl.list("jobs/"):
+        try:
+            document = JobDocument.decode((await ctl.get(info.name)).data)
+        except BlobNotFound:
+            continue
+        except ProtocolError as error:
+            logger.warning("job_not_read", extra={"blob": info.name, "error": str(error)})
+            continue
+        if document.state != "deleted":
+            yield document
+
+
 class PoolJobs:
     """Creates, reads, closes and deletes the jobs of one pool."""
 
     def __init__(self, runtime: PoolRuntime) -> None:
         self._runtime = runtime
-        self._known_open: set[str] = set()
+        self._known_open: dict[str, JobDocument] = {}
         """Jobs that this object made, and that need not be read again."""
 
-    async def create(self, name: str) -> JobDocument:
-        """Write the document of a new job. Raises `JobExists`."""
+    async def create(self, name: str, variables: TaskVariables | None = None) -> JobDocument:
+        """Write the document of a new job. `variables`: of its tasks. Raises `JobExists`."""
         layout.check_name("job name", name)
-        document = JobDocument(name, time.time())
+        ctl, stored = self._runtime.ctl, None
+        if variables:
+            stored = await store_variables(ctl, layout.job_variables_prefix(name), variables)
+        document = JobDocument(name, time.time(), variables=stored)
         try:
-            await self._runtime.ctl.put(layout.job_blob(name), document.encode(), create=True)
+            await ctl.put(layout.job_blob(name), document.encode(), create=True)
         except BlobConflict as error:
+            if stored is not None:
+                await ctl.delete(stored)
             raise JobExists(f"pool {self._runtime.pool_id!r} has a job {name!r} already") from error
-        self._known_open.add(name)
+        self._known_open[name] = document
         return document
 
     async def read(self, name: str) -> JobDocument:
@@ -109,36 +133,29 @@ class PoolJobs:
             raise JobNotFound(f"job {name!r} of pool {self._runtime.pool_id!r} was deleted")
         return document
 
-    async def read_all(self) -> AsyncIterator[JobDocument]:
+    def read_all(self) -> AsyncIterator[JobDocument]:
         """Read the documents of all jobs, closed ones included; an unreadable one is logged and left out."""
-        async for info in self._runtime.ctl.list("jobs/"):
-            try:
-                document = JobDocument.decode((await self._runtime.ctl.get(info.name)).data)
-            except BlobNotFound:
-                continue
-            except ProtocolError as error:
-                logger.warning("job_not_read", extra={"blob": info.name, "error": str(error)})
-                continue
-            if document.state != "deleted":
-                yield document
+        return read_jobs(self._runtime.ctl)
 
-    async def ensure(self, name: str) -> None:
-        """Create the job if there is none of that name. Raises `JobClosed`."""
-        if name in self._known_open:
-            return
+    async def ensure(self, name: str) -> JobDocument:
+        """Create the job if there is none of that name; return its document. Raises `JobClosed`."""
+        if (known := self._known_open.get(name)) is not None:
+            return known
         try:
-            await self.create(name)
+            return await self.create(name)
         except JobExists:
-            if (await self.read(name)).state != "open":
-                raise JobClosed(
-                    f"job {name!r} of pool {self._runtime.pool_id!r} is closed: it takes no new tasks"
-                ) from None
+            document = await self.read(name)
+        if document.state != "open":
+            raise JobClosed(
+                f"job {name!r} of pool {self._runtime.pool_id!r} is closed: it takes no new tasks"
+            )
+        return document
 
     async def close(self, name: str) -> JobDocument:
         """Mark the job as closed, and refuse new tasks of its sessions here. Raises `JobNotFound`."""
         document = replace(await self.read(name), state="closed")
         await self._runtime.ctl.put(layout.job_blob(name), document.encode())
-        self._known_open.discard(name)
+        self._known_open.pop(name, None)
         for session in self._runtime.sessions.of_job(self._runtime.pool_id, name):
             session.refuse(f"job {name!r} is closed: it takes no new tasks")
         return document
@@ -163,13 +180,15 @@ class PoolJobs:
             (runtime.ctl, f"sessions/{name}/"),
             (runtime.ctl, layout.ended_prefix(name)),
             (runtime.ctl, f"args/{name}/"),
+            (runtime.ctl, layout.job_variables_prefix(name)),
+            (runtime.ctl, layout.session_variables_prefix(f"sessions/{name}/")),
             (runtime.out, f"results/{name}/"),
             (runtime.out, f"outputs/{name}/"),
         ):
             async for info in container.list(prefix):
                 await container.delete(info.name)
         await runtime.ctl.delete(layout.job_blob(name))
-        self._known_open.discard(name)
+        self._known_open.pop(name, None)
 
     async def _clients(self, name: str) -> set[str]:
         """Return the clients that have documents in the job."""

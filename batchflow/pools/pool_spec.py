@@ -21,6 +21,7 @@ from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
+from batchflow.protocol.variables import TaskVariables, task_variables
 from batchflow.settings import LOCAL_NODE
 
 if TYPE_CHECKING:
@@ -112,7 +113,20 @@ def check(spec: PoolSpec) -> None:
     if not isinstance(spec.share_processes, bool):
         raise refusal(spec, "share_processes", spec.share_processes, "True or False")
     _check_start(spec)
+    variables_of(spec)
     image_of(spec)
+
+
+def variables_of(spec: PoolSpec, present: TaskVariables | None = None) -> TaskVariables:
+    """Return the variables of the pool's tasks. Raises `ConfigurationError`, without any value.
+
+    `present`: those that the pool has, for what the spec does not say.
+    """
+    env, secrets = spec.env, spec.secrets
+    if present is not None:
+        env = present.env if env is None else env
+        secrets = present.secrets if secrets is None else secrets
+    return task_variables(env, secrets, f"pool {spec.id!r}")
 
 
 def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:

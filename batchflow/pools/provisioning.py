@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from batchflow.environments.variables import store_variables
 from batchflow.errors import (
     BatchflowError,
     ConfigurationError,
@@ -273,8 +274,12 @@ class PoolProvisioner:
                 group.start_soon(connections.storage.create_container, INDEX_CONTAINER)
                 group.start_soon(connections.storage.create_container, manifest.out, access.out_policies())
                 await connections.storage.create_container(manifest.ctl, access.ctl_policies())
-                bundle = await upload(sources or [], connections.storage.container(manifest.ctl), is_new=True)
-            manifest = replace(manifest, bundle=bundle.hash)
+                ctl = connections.storage.container(manifest.ctl)
+                bundle = await upload(sources or [], ctl, is_new=True)
+                variables = await store_variables(
+                    ctl, layout.pool_variables_prefix(), pool_spec.variables_of(spec)
+                )
+            manifest = replace(manifest, bundle=bundle.hash, variables=variables)
             await self._manifests.publish(manifest)
         except BaseException as error:
             published = {f"manifest of pool {spec.id!r}": partial(self._manifests.withdraw, manifest)}

@@ -20,6 +20,7 @@ import orjson
 
 from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, ServiceError
 from batchflow.pools import node_logs
+from batchflow.pools.jobs import read_jobs
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol import layout
 from batchflow.protocol.documents import PoolManifest
@@ -161,6 +162,8 @@ async def _sweep_pool(
         live = await _sweep_old(ctl, "sessions/", now - _PRESENCE_AGE, swept)
         held = tuple(layout.arguments_prefix(name) for name in live)
         await _sweep_old(ctl, "args/", now - retention, swept, held)
+        held = tuple(layout.session_variables_prefix(name) for name in live)
+        await _sweep_variables(ctl, manifest, held, now, retention, swept)
         for container, prefix, age in (
             (ctl, "cancel/", _PAYLOAD_AGE),
             (ctl, "ended/", _PAYLOAD_AGE),
@@ -173,6 +176,26 @@ async def _sweep_pool(
             await _sweep_bundles(ctl, manifest.bundle, now - bundle_age, swept)
     except ServiceError as error:
         swept.failed[f"pool {manifest.pool}"] = str(error)
+
+
+async def _sweep_variables(
+    ctl: Container, manifest: PoolManifest, held: tuple[str, ...], now: float, retention: float, swept: Swept
+) -> None:
+    """Remove variables of ended sessions, and those that the pool and its jobs name no longer.
+
+    `held`: what those of living sessions begin with. The tasks of an ended session may be queued yet, so its
+    variables are kept as long as arguments are, and for a day at least.
+    """
+    of_sessions = layout.session_variables_prefix()
+    await _sweep_old(ctl, of_sessions, now - max(retention, DAY), swept, held)
+    listed = [info async for info in ctl.list(layout.VARIABLES)]
+    old = {
+        info.name for info in listed if info.modified_at < now - DAY and not info.name.startswith(of_sessions)
+    }
+    if unnamed := old - {manifest.variables}:
+        unnamed -= {job.variables async for job in read_jobs(ctl)}
+    for name in unnamed:
+        await swept.note(f"{ctl.name}/{name}", ctl.delete(name))
 
 
 async def _sweep_old(

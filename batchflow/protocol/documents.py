@@ -153,6 +153,8 @@ class PoolManifest(Document):
     """What a file of requirements came to, in place of `requirements`."""
     share_processes: bool = False
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
+    variables: str | None = None
+    """The blob of the control container with the variables of all tasks of the pool."""
 
     @property
     def ctl(self) -> str:
@@ -350,6 +352,8 @@ class JobDocument(Document):
     name: str
     created_at: float
     state: Literal["open", "closed", "deleted"] = "open"
+    variables: str | None = None
+    """The blob of the control container with the variables of the job's tasks."""
 
 
 @frozen

@@ -7,7 +7,8 @@ Where they lie:
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `environments/<hash>.json`, `jobs/<job>.json`,
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
-  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`.
+  `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
+  `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `usage/<agent>.json`, `results/<job>/<client>/<name>`,
   `outputs/<job>/<client>/<uid>/<execution>/<name>`, `logs/<pool>/<node>/<agent>.log`.
@@ -118,6 +119,26 @@ def arguments_blob(job: str, client: str, uid: str) -> str:
 def arguments_prefix(session_blob: str) -> str:
     """Return what the blobs of a session's arguments begin with. `session_blob`: its presence document."""
     return f"args/{session_blob.removeprefix('sessions/').removesuffix('.json')}/"
+
+
+VARIABLES: Final = "variables/"
+"""What the names of all blobs with variables of tasks begin with."""
+
+
+def pool_variables_prefix() -> str:
+    return f"{VARIABLES}pool/"
+
+
+def job_variables_prefix(job: str) -> str:
+    return f"{VARIABLES}jobs/{job}/"
+
+
+def session_variables_prefix(session_blob: str = "sessions/") -> str:
+    """Return what the blobs with variables of a session's tasks begin with.
+
+    `session_blob`: its presence document, or what the documents of several begin with.
+    """
+    return f"{VARIABLES}{session_blob.removesuffix('.json').removesuffix('/')}/"
 
 
 def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> str:

@@ -108,6 +108,8 @@ class TaskItem:
     """The hash of the bundle that has the function by value; None: it is imported by its name."""
     environment: str | None = optional("environment", TEXT, default=None)
     """The hash of the bundle that has the Python packages it runs with."""
+    variables: str | None = optional("variables", TEXT, default=None)
+    """The blob of the control container with its environment variables; None: it has none of its own."""
     keywords: bool = optional("keywords", TRUTH, default=False)
     """Whether the last of the arguments holds the function's arguments by keyword."""
     pickles: bool = optional("pickles", TRUTH, default=False)
@@ -151,6 +153,10 @@ class ResultItem:
     """The folder of the execution, below the task's, that these files are in; empty: the task's itself."""
     encoded: str | None = optional("result_data", TEXT, default=None)
     """The value as a container in base64, when `value` is only its nearest JSON. None once it was read."""
+    raised: str | None = optional("raised", TEXT, default=None)
+    """The class of the exception that the task raised, `module:name`."""
+    raised_data: str | None = optional("raised_data", TEXT, default=None)
+    """What the exception is rebuilt from, in base64; see `values.raised`."""
 
     @property
     def error_text(self) -> str:

@@ -13,6 +13,7 @@ from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.files import Files
+    from batchflow.protocol.documents import JobDocument
     from batchflow.sessions.parts import SessionParts
 
 _CLOSING_SHARE: Final = 0.625
@@ -36,14 +37,14 @@ class SessionLifecycle:
         return self._given_timeout()
 
     async def acquire(
-        self, files: Files | None, ensure_job: Callable[[str], Coroutine[Any, Any, None]]
+        self, files: Files | None, ensure_job: Callable[[str], Coroutine[Any, Any, JobDocument]]
     ) -> None:
         """Open the parts. `ensure_job`: makes the job of that name. Raises `ServiceError`, `JobClosed`."""
         parts = self._parts
         try:
             async with task_group() as group:
                 group.start_soon(parts.submitter.use, files)
-                group.start_soon(ensure_job, self._context.job_name)
+                group.start_soon(parts.join_job, ensure_job)
                 group.start_soon(parts.sender.open)
                 group.start_soon(parts.presence.open)
                 group.start_soon(parts.receiver.open)
@@ -112,6 +113,7 @@ class SessionLifecycle:
         if parts.checkpoint is not None:
             parts.checkpoint.close()
         self._context.arguments.delete()
+        parts.forget_variables()
         await self._context.background.finish()
         async with task_group() as group:
             group.start_soon(parts.sender.aclose)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from batchflow.environments.session import SessionEnvironment
+from batchflow.environments.variables import SessionVariables
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from batchflow.errors import ServiceError
     from batchflow.files import Files
     from batchflow.model import Explanation
-    from batchflow.protocol.documents import DefaultPackages
+    from batchflow.protocol.documents import DefaultPackages, JobDocument
+    from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.inputs import EntryOf
@@ -48,6 +49,7 @@ class SessionParts:
     cancellations: Cancellations
     agents: AgentsWatch
     environment: SessionEnvironment
+    variables: SessionVariables
     dead_letters: DeadLetterHandler
     acquired: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the mailbox and the job are the session's, and the pool's manifest was read."""
@@ -58,11 +60,7 @@ class SessionParts:
         context: SessionContext,
         *,
         found_again: bool,
-        journal: str | PathLike[str] | None,
-        timeout: float | None,
-        share_processes: bool | None,
-        unpickle: bool,
-        requirements: Requirements | None,
+        options: SessionOptions,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
         start_agents: Callable[[], Awaitable[None]],
@@ -72,17 +70,17 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `share_processes`: of its tasks with those of other sessions; None: as the pool says.
-        `unpickle`: whether pickles in results are opened. `entry_of`, `task_of`: see `Submitter`.
+        `entry_of`, `task_of`: see `Submitter`.
         `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
-        timeout = task_timeout(timeout, context.settings)
+        timeout = task_timeout(options.timeout, context.settings)
+        share_processes = options.share_processes
         if share_processes is None:
             share_processes = context.runtime.manifest.share_processes
         classes = BundleClasses()
-        reader = ValueReader(classes, unpickle=unpickle)
-        checkpoint = CheckpointStore(context, journal) if found_again else None
-        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record)
+        reader = ValueReader(classes, unpickle=options.unpickle)
+        checkpoint = CheckpointStore(context, options.journal) if found_again else None
+        outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
         sender = TaskSender(context, outcomes)
         presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(
@@ -97,7 +95,8 @@ class SessionParts:
             passed=lambda: sender.passed,
         )
         agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
-        environment = SessionEnvironment(requirements)
+        environment = SessionEnvironment(options.requirements)
+        variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
         code = CodeStore(context.runtime, lambda: agents.pythons)
         submitter = Submitter(
             context,
@@ -107,11 +106,12 @@ class SessionParts:
             code,
             reader,
             environment,
+            variables,
             entry_of=entry_of,
             task_of=task_of,
             timeout=timeout,
             share_processes=share_processes,
-            unpickle=unpickle,
+            unpickle=options.unpickle,
         )
         cancellations = Cancellations(
             context,
@@ -130,6 +130,7 @@ class SessionParts:
             cancellations=cancellations,
             agents=agents,
             environment=environment,
+            variables=variables,
             dead_letters=DeadLetterHandler(context),
         )
 
@@ -160,3 +161,16 @@ class SessionParts:
             finally:
                 notices.end_progress()
         await self.submitter.use(files)
+
+    async def join_job(self, ensure: Callable[[str], Awaitable[JobDocument]]) -> None:
+        """Make the job if there is none of that name, and bring the variables of tasks into the pool."""
+        job = await ensure(self.context.job_name)
+        await self.variables.prepare(job.variables)
+
+    def forget_variables(self) -> None:
+        """Delete the variables in the background, unless a task that was sent may need them: a sweep does
+        it then."""
+        context, blob = self.context, self.variables.blob
+        waiting = any(not entry.done for entry in context.tracker)
+        if blob is not None and (context.lifetime.job_deleted or not waiting):
+            context.delete_later(context.runtime.ctl, blob, "delete variables")

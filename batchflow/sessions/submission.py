@@ -118,6 +118,7 @@ class Submission:
         reference: Reference | None,
         pickle: str | None = None,
         environment: str | None = None,
+        variables: str | None = None,
         timeout: float | None = None,
         share_processes: bool = False,
         unpickle: bool = False,
@@ -125,8 +126,8 @@ class Submission:
         """Return the task as it travels; None when its arguments need a `prepare`.
 
         `timeout`: in seconds, for a task submitted without one. `pickle`: the hash of the bundle of a
-        function by value. `environment`, `share_processes`: see `TaskItem`. `unpickle`: whether the session
-        opens pickles. Raises `ConfigurationError` when the tag is not JSON.
+        function by value. `environment`, `variables`, `share_processes`: see `TaskItem`. `unpickle`: whether
+        the session opens pickles. Raises `ConfigurationError` when the tag is not JSON.
         """
         params: Any = self.arguments
         if reference is not None:
@@ -152,6 +153,7 @@ class Submission:
             function=self.function is not None,
             pickle=pickle,
             environment=environment,
+            variables=variables,
             keywords=self.function is not None and bool(self.function.keywords),
             pickles=unpickle,
         )

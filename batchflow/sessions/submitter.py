@@ -25,6 +25,7 @@ from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
+    from batchflow.environments.variables import SessionVariables
     from batchflow.functions.code import CodeStore
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.received import ValueReader
@@ -59,6 +60,7 @@ class Submitter:
         code: CodeStore,
         reader: ValueReader,
         environment: SessionEnvironment,
+        variables: SessionVariables,
         *,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
@@ -84,6 +86,7 @@ class Submitter:
         self._share_processes = share_processes
         self._code = code
         self._environment = environment
+        self._variables = variables
         self._entry_of = entry_of
         self._task_of = task_of
         self.dependents: Dependents = Dependents(outcomes, self)
@@ -134,6 +137,7 @@ class Submitter:
             await self._environment.wait()
             self._check_takes()
         if submission.function is not None:
+            self.classes.add_modules(submission.function.modules)  # those of what it returns or raises
             code = await self._code.bundles(submission.function, self.bundle)
             self._check_takes()
             runs_with = RunsWith(code.files, code.pickle, self._environment.bundle)
@@ -308,6 +312,7 @@ class Submitter:
                 reference=reference,
                 pickle=runs_with.pickle,
                 environment=runs_with.environment,
+                variables=self._variables.blob,
                 timeout=self._timeout,
                 share_processes=self._share_processes,
                 unpickle=self._unpickle,

@@ -153,6 +153,8 @@ class Child:
         self._bundle, self._directory = place["bundle"], place["directory"]
         if place["packages"] is not None:
             self._modules.add_packages(place["packages"])
+        if (variables := place.get("variables")) is not None:
+            self._state.set_variables(variables)
         self._watch = Watch(self._directory, place["watched"])
 
     def _wait_for_forget(self) -> None:
@@ -318,7 +320,9 @@ class Child:
             self._retire = True
             return _failure_fields("WorkerDied", f"the task raised {describe(error)}", **fields)
         text = describe(error) + self._modules.missing(command, error)
-        return _failure_fields("TaskFailed", text, **fields, **_request(error))
+        return _failure_fields(
+            "TaskFailed", text, **fields, **_request(error), **task_values.tell_raised(error)
+        )
 
     def _traceback(self, error: BaseException) -> str:
         """Return the text of an exception and its causes, the user's own frames only."""

@@ -11,7 +11,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _TAIL = 4096
@@ -48,20 +48,24 @@ def _word(part: Any) -> str:
     raise ValueError(f"an argument of java is text, a number or a path without NUL, not {part!r:.80}")
 
 
-def find() -> str | None:
-    """Return where `java` is: JAVA_HOME's, else the first on PATH; None without one."""
-    home = os.environ.get("JAVA_HOME")
+def find(env: Mapping[str, str] | None = None) -> str | None:
+    """Return where `java` is: JAVA_HOME's, else the first on PATH; None without one.
+
+    `env`: the environment to look in; None: this process's.
+    """
+    env = os.environ if env is None else env
+    home = env.get("JAVA_HOME")
     places = [os.path.join(home, "bin")] if home else []
-    for place in places + os.environ.get("PATH", os.defpath).split(os.pathsep):
+    for place in places + env.get("PATH", os.defpath).split(os.pathsep):
         candidate = os.path.join(place, "java")
         if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
             return candidate
     return None
 
 
-def program(name: str) -> str | None:
+def program(name: str, env: Mapping[str, str] | None = None) -> str | None:
     """Return what to start: Java wherever it is, None without one; anything else as it is named."""
-    return find() if name == "java" else name
+    return find(env) if name == "java" else name
 
 
 def lines(text: str) -> list[str]:

@@ -87,6 +87,11 @@ class ProcessState:
         for module, name in _CHANGING:
             setattr(module, name, self._noting(getattr(module, name)))
 
+    def set_variables(self, variables: dict[str, str]) -> None:
+        """Add to the environment of all tasks, before the first of them runs."""
+        os.environ.update(variables)
+        self._first.variables = dict(_variables())
+
     def accept(self) -> None:
         """Take the present state, which the import of a task's files has made, as the one to return to."""
         data = self._baseline.limits[_DATA]

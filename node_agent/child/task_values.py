@@ -78,6 +78,13 @@ def encode(value: Any, limit: int, *, pickles: bool = False) -> bytes:
     return data
 
 
+def tell_raised(error: BaseException) -> dict[str, Any]:
+    """Return what the client can rebuild an exception from; see `batchflow.protocol.values.raised`."""
+    from batchflow.protocol.values.raised import tell
+
+    return tell(error)
+
+
 def _container(value: Any, limit: int, pickles: bool) -> bytes:
     encoder = values.Encoder(limit=limit, class_name=_class_name, pickle=_pickle if pickles else None)
     try:

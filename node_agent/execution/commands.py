@@ -19,7 +19,7 @@ from node_agent.child import java
 from node_agent.execution.startable import obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _NAMES_SHOWN: Final = 8
@@ -49,11 +49,17 @@ ACTION: Final = Action()
 
 
 def resolve(
-    command: str, args: Sequence[Any] | bytes, bundle: Bundle, files: Path, directory: Path
+    command: str,
+    args: Sequence[Any] | bytes,
+    bundle: Bundle,
+    files: Path,
+    directory: Path,
+    env: Mapping[str, str] | None = None,
 ) -> Action | RunProgram | Refusal:
     """Return what a command is. `files`: the cached files, `directory`: where the program will find them.
 
-    `args`: bytes are a container, which only Python opens.
+    `args`: bytes are a container, which only Python opens. `env`: what the program will have;
+    None: this process's.
     """
     if (refusal := _refuse(command, bundle)) is not None:
         return refusal
@@ -67,7 +73,7 @@ def resolve(
         return Refusal(f"{command}: {error}")
     path = str(directory / command)
     if command.endswith(".jar"):
-        found = java.find()
+        found = java.find(env)
         if found is None:
             return Refusal(f"{command}: {java.MISSING}", "TaskFailed")
         return RunProgram((found, "-jar", path, *words))
@@ -75,7 +81,8 @@ def resolve(
         return Refusal(
             f"{command!r} cannot be run: it is neither .py nor .jar, not executable, and has no '#!' line"
         )
-    if (found_obstacle := obstacle(files / command, directory)) is not None:
+    path_there = None if env is None else env.get("PATH")
+    if (found_obstacle := obstacle(files / command, directory, path_there)) is not None:
         kind = "TaskFailed" if found_obstacle.on_this_node else "TaskRejected"
         return Refusal(f"{command} cannot be started: {found_obstacle.reason}", kind)
     return RunProgram((path, *words))

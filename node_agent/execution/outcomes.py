@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
@@ -23,7 +23,7 @@ from node_agent.execution.warm_workers import Key
 from node_agent.system.process_groups import signal_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from batchflow.protocol.bundle import Bundle
@@ -70,6 +70,9 @@ class Execution:
     """The hash of the environment's bundle."""
     packages: Path | None = None
     """The folder of the environment's packages."""
+    variables_blob: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The environment variables of the task, besides those that the tasks of all sessions have."""
     share_processes: bool = False
     """Whether tasks of other sessions that have this as well may run in the same process."""
     pickles: bool = False
@@ -79,7 +82,9 @@ class Execution:
     def process_key(self) -> Key:
         """What tells apart the tasks that never run in one process."""
         holder = SHARED if self.share_processes else (self.job, self.client)
-        return holder if self.environment is None else (*holder, self.environment)
+        if self.environment is None and self.variables_blob is None:
+            return holder
+        return (*holder, self.environment or "", self.variables_blob or "")
 
 
 @dataclass(slots=True)
@@ -96,6 +101,9 @@ class Outcome:
     traceback: str | None = None
     exception: str | None = None
     """The name of the type of what was raised."""
+    raised: str | None = None
+    raised_data: str | None = None
+    """What was raised, as `batchflow.protocol.values.raised` tells it."""
     exit_code: int | None = None
     """Of a process that ended; negative: the number of the signal."""
     request: Literal["retry", "permanent"] | None = None

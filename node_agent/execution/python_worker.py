@@ -195,20 +195,23 @@ class PythonWorker:
             self._loop.add_writer(self._socket, self._write)
         self._unsent += data
 
-    def move(self, place: Place, packages: Path | None) -> None:
+    def move(self, place: Place, packages: Path | None, variables: Mapping[str, str]) -> None:
         """Let the tasks that are sent from now on run there.
 
-        `packages`: the folder of their environment, which is the same for all tasks of a worker.
+        `packages`: the folder of their environment; `variables`: those of their process's environment. Both
+        are the same for all tasks of a worker.
         """
         if place is self._place:
             return
-        self._place = place
-        fields = {
+        first, self._place = self._place is None, place
+        fields: dict[str, Any] = {
             "bundle": place.bundle.hash,
             "directory": str(place.directory),
             "watched": place.watched,
             "packages": None if packages is None else str(packages),
         }
+        if first and variables:
+            fields["variables"] = dict(variables)
         self.send(frames.encode(frames.PLACE, orjson.dumps(fields)))
 
     def dispatch(self, tasks: Sequence[bytes]) -> None:

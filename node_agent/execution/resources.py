@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
 import orjson
 
-from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, StorageError
+from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
 from batchflow.protocol.functions import PYTHON, python_of
 from batchflow.protocol.values.encoding import container_size, is_container
+from batchflow.protocol.variables import TaskVariables, task_variables
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.bundles.environments import NO_ROOM
 from node_agent.execution.outcomes import Outcome, too_large
-from node_agent.system import file_stamps
+from node_agent.execution.variables import VariablesCache
+from node_agent.system import file_stamps, thread_limits
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -91,6 +93,7 @@ class TaskResources:
     """Bytes of a value that travel in the result's message."""
     result_limit: int
     """Bytes that a value may have."""
+    variables: VariablesCache = field(default_factory=VariablesCache)
 
     async def fetch_bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
         """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`, `StorageError`."""
@@ -117,6 +120,25 @@ class TaskResources:
                 raise
             # Nodes are alike, and the other sessions go on: this is no failure of the node.
             raise Unfit("TaskFailed", f"its environment does not fit on the node's disk: {error}") from error
+
+    async def fetch_variables(self, blob: str) -> Mapping[str, str]:
+        """Return the environment variables that a task names, from memory when known. Raises `Unfit`."""
+        if (known := self.variables.get(blob)) is not None:
+            return known
+        try:
+            if not blob.startswith(layout.VARIABLES):
+                raise ProtocolError(f"{blob[:80]!r} is no blob of variables")
+            stored = TaskVariables.decode((await _patiently(lambda: self.ctl.get(blob))).data)
+            found = task_variables(stored.env, stored.secrets, "the task").all
+        except BlobNotFound as error:
+            raise Unfit("TaskRejected", f"its environment variables are gone: {error}") from error
+        except (ProtocolError, ConfigurationError) as error:
+            raise Unfit("TaskRejected", f"its environment variables cannot be used: {error}") from error
+        except StorageError as error:
+            raise Unfit("TaskFailed", f"its environment variables could not be fetched: {error}") from error
+        variables = thread_limits.followed(found)
+        self.variables.add(blob, variables)
+        return variables
 
     async def fetch_function(self, bundle_hash: str, stack: AsyncExitStack) -> Path:
         """Have a function by value in the cache until the stack ends; return its file.

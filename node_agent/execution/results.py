@@ -55,6 +55,7 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
         folder=outcome.folder,
     )
     result.encoded = encoded
+    result.raised, result.raised_data = outcome.raised, outcome.raised_data
     return fitting(result)
 
 
@@ -105,7 +106,7 @@ def _without_tag(result: wire.ResultItem) -> wire.ResultItem:
 
 
 def _without_extras(result: wire.ResultItem) -> wire.ResultItem:
-    return replace(result, stdout="", stderr="", traceback=None, history=(), files=())
+    return replace(result, stdout="", stderr="", traceback=None, history=(), files=(), raised_data=None)
 
 
 _SHORTER: Final[tuple[Callable[[wire.ResultItem], wire.ResultItem], ...]] = (

@@ -46,7 +46,7 @@ from node_agent.execution.slot_processes import SlotProcesses
 from node_agent.execution.slot_queue import SlotGone
 from node_agent.execution.task_events import TaskEvents
 from node_agent.execution.warm_workers import Key, WarmWorkers
-from node_agent.system import process_groups
+from node_agent.system import process_groups, thread_limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,8 +118,9 @@ class Slot:
         process_groups.adopt_orphans()
         workspace = Workspace(root.absolute() / f"slot-{index}")
         workspace.restore()
+        slots = config.slots or os.cpu_count() or 1
         settings = WorkerSettings(
-            env=process_groups.environment(workspace.home),
+            env=thread_limits.task_environment(workspace.home, slots),
             cwd=workspace.root,
             node=socket.gethostname() if node is None else node,
             result_limit=config.result_limit,
@@ -130,7 +131,7 @@ class Slot:
         limiter = limiter or ProcessLimiter(config.process_limit)
         template = template or ChildTemplate(settings.env)
         template.join()
-        warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(config.slots or os.cpu_count() or 1))
+        warm = WarmWorkers[PythonWorker](config.warm_memory, _most_warm(slots))
         processes = SlotProcesses(template, settings, warm)
         slot = cls(index, workspace, processes, config, limiter, on_event, template)
         limiter.join(slot)
@@ -162,7 +163,12 @@ class Slot:
         if execution.function is not None:
             return commands.ACTION
         return commands.resolve(
-            execution.command, execution.args, execution.bundle, place.files, place.directory
+            execution.command,
+            execution.args,
+            execution.bundle,
+            place.files,
+            place.directory,
+            self._processes.env_with(execution.variables),
         )
 
     def is_intact(self) -> bool:
@@ -228,7 +234,7 @@ class Slot:
             await self._replace_worker()
             worker = await self._processes.worker(execution.process_key)
         await worker.forgotten()
-        worker.move(place, execution.packages)
+        worker.move(place, execution.packages, execution.variables)
         return worker
 
     async def _checked(self, place: Place, execution: Execution) -> Place:
@@ -392,6 +398,7 @@ class Slot:
     def _begin(self, execution: Execution, place: Place) -> TaskEvents:
         events = self._events = TaskEvents(execution, self._on_event)
         self._processes.cwd = place.directory
+        self._processes.variables = execution.variables
         self._processes.on_output = events.on_output if execution.stream_output else None
         return events
 

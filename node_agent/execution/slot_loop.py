@@ -66,6 +66,8 @@ class _Assignment:
     """The files of functions by value, by the hashes of their bundles."""
     packages: Path | None = None
     """The folder of the tasks' environment."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The tasks' environment variables."""
     uploads: asyncio.TaskGroup | None = None
     """While its tasks run."""
 
@@ -190,6 +192,8 @@ class SlotLoop:
             bundle, files = await self._resources.fetch_bundle(bundle_hash, stack)
             if (environment := queue.tasks[0].item.environment) is not None:
                 assignment.packages = await self._resources.fetch_environment(environment, stack)
+            if (variables := queue.tasks[0].item.variables) is not None:
+                assignment.variables = await self._resources.fetch_variables(variables)
             await self._fetch_arguments(assignment, bundle, stack)
             assignment.bundle = bundle
             self._feed(Prepared(self._index))
@@ -301,4 +305,6 @@ def _execution(
         pickles=item.pickles,
         environment=item.environment,
         packages=assignment.packages,
+        variables_blob=item.variables,
+        variables=assignment.variables,
     )

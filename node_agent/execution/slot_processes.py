@@ -58,6 +58,8 @@ class SlotProcesses:
         """Gets what the task reports, as it comes."""
         self.cwd = settings.cwd
         """Where the programs of `java_runner` run."""
+        self.variables: Mapping[str, str] = {}
+        """The environment variables of the task that runs."""
         self._template = template
         self._settings = settings
         self._key: Key | None = None
@@ -168,7 +170,7 @@ class SlotProcesses:
         Not to be cancelled: `kill` ends it.
         """
         mark = self._new_mark()
-        env = {**self._settings.env, process_groups.MARK: mark}
+        env = {**self.env_with(self.variables), process_groups.MARK: mark}
         most = self._settings.most_processes
         program = self._programs[mark] = Program(
             argv, cwd=cwd, env=env, on_output=on_output, most_processes=most
@@ -180,6 +182,10 @@ class SlotProcesses:
         finally:
             del self._programs[mark]
         return ended
+
+    def env_with(self, variables: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the environment of the programs of a task with these variables."""
+        return {**self._settings.env, **variables} if variables else self._settings.env
 
     def roots(self) -> set[int]:
         """Return the processes that were started here and live."""
@@ -307,7 +313,7 @@ class SlotProcesses:
         child.send(frames.encode(frames.REPLY, orjson.dumps({**reply, "call": call["call"]})))
 
     async def _run_call(self, command: list[str]) -> dict[str, Any]:
-        if (found := java.program(command[0])) is None:
+        if (found := java.program(command[0], self.env_with(self.variables))) is None:
             return {"error": java.MISSING}
         command[0] = found
         try:

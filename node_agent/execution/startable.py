@@ -41,12 +41,15 @@ class Obstacle:
     """Another node may be able to."""
 
 
-def obstacle(file: Path, directory: Path) -> Obstacle | None:
-    """Return what keeps a file from being started in a directory, if anything is seen. Raises OSError."""
+def obstacle(file: Path, directory: Path, path: str | None = None) -> Obstacle | None:
+    """Return what keeps a file from being started in a directory, if anything is seen. Raises OSError.
+
+    `path`: the PATH that it will have; None: that of this process.
+    """
     with file.open("rb") as opened:
         head = opened.read(_HEAD)
     if head.startswith(b"#!"):
-        return _script_obstacle(head[2:], directory)
+        return _script_obstacle(head[2:], directory, path)
     if head.startswith(_BYTE_ORDER_MARK + b"#!"):
         return Obstacle("a byte order mark is before its '#!', so Linux does not see it: save it without one")
     if head.startswith(_ELF):
@@ -73,7 +76,7 @@ def failed_start(exit_code: int, stderr: str) -> str | None:
     return reason
 
 
-def _script_obstacle(head: bytes, directory: Path) -> Obstacle | None:
+def _script_obstacle(head: bytes, directory: Path, path: str | None) -> Obstacle | None:
     line = head.partition(b"\n")[0].decode(errors="replace")
     if line.endswith("\r"):
         return Obstacle(
@@ -87,10 +90,10 @@ def _script_obstacle(head: bytes, directory: Path) -> Obstacle | None:
         return Obstacle(
             f"its first line wants {interpreter!r}, which this node does not have: {_INSTALL}", True
         )
-    return _env_obstacle(rest.strip()) if os.path.basename(interpreter) == "env" else None
+    return _env_obstacle(rest.strip(), path) if os.path.basename(interpreter) == "env" else None
 
 
-def _env_obstacle(rest: str) -> Obstacle | None:
+def _env_obstacle(rest: str, path: str | None) -> Obstacle | None:
     """`rest`: what follows `/usr/bin/env`. The kernel hands it over as one word, which -S splits."""
     if rest.startswith("-S"):
         words = [word for word in _split(rest[2:]) if "=" not in word]
@@ -99,7 +102,7 @@ def _env_obstacle(rest: str) -> Obstacle | None:
         return Obstacle(f"Linux hands {rest!r} to env as one word: write '#!/usr/bin/env -S {rest}'")
     else:
         name = rest
-    if not name or name.startswith("-") or shutil.which(name) is not None:
+    if not name or name.startswith("-") or shutil.which(name, path=path) is not None:
         return None
     return Obstacle(f"its first line wants {name!r}, which is not on this node's PATH: {_INSTALL}", True)
 

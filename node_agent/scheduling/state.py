@@ -18,8 +18,9 @@ from batchflow.retry import Failure
 from node_agent.scheduling.events import Session
 
 Identity = tuple[str, int, int]
-Code = tuple[str, str | None, str | None]
-"""What a task runs with: the hashes of its bundle, its function by value, its environment."""
+Code = tuple[str, str | None, str | None, str | None]
+"""What a task runs with: the hashes of its bundle, its function by value and its environment, and the blob of
+its environment variables."""
 
 
 class TaskState(StrEnum):
@@ -147,7 +148,7 @@ class Task:
     @classmethod
     def of(cls, number: int, item: TaskItem, message: Message) -> Self:
         """Make the record of a task that has arrived."""
-        code = (item.bundle, item.pickle, item.environment)
+        code = (item.bundle, item.pickle, item.environment, item.variables)
         return cls(number, item, message, (item.job, item.client), code, f"{item.bundle} {item.command}")
 
     @property

@@ -24,7 +24,7 @@ from node_agent.execution.child_template import ChildTemplate
 from node_agent.execution.process_limits import ProcessLimiter, most_processes
 from node_agent.execution.slot import Slot
 from node_agent.supervision import crash_record
-from node_agent.system import process_groups
+from node_agent.system import thread_limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ def agent(
     slots = config.slots or os.cpu_count() or 1
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
-    template = ChildTemplate(process_groups.environment(directory / "slots"))
+    template = ChildTemplate(thread_limits.task_environment(directory / "slots", slots))
     made = [
         Slot.open(
             index,

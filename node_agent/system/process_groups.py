@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from batchflow.protocol import variables
 from batchflow.support import linux
 from batchflow.support.linux import ProcessStat
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-MARK: Final = "BATCHFLOW_SLOT"
+MARK: Final = variables.MARK
 """The environment variable by which the orphans of a slot are known."""
 MARK_LENGTH: Final = 48
 """Bytes of its value: all are of one length, because a fork writes its own over that of its template."""

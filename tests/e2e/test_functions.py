@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,31 @@ async def test_a_raised_exception_fails_the_task_with_its_traceback(session: Ses
     with pytest.raises(TaskError, match=r"ValueError: no price for 1.5") as caught:
         await session.run(price, 1.5)
     assert ", in price\n" in (caught.value.result.traceback or "")
+    assert repr(caught.value.original) == "ValueError('no price for 1.5')"
+    assert caught.value.result.raised == "builtins:ValueError"
+
+
+async def test_an_exception_of_the_sessions_files_is_rebuilt_and_others_are_not(
+    session: Session, write: Write
+) -> None:
+    module = write(
+        "errors_k",
+        "class NoPrice(LookupError):\n"
+        "    def __init__(self, symbol):\n"
+        "        super().__init__('no price of ' + symbol)\n"
+        "        self.symbol = symbol\n"
+        "def price(symbol):\n    raise NoPrice(symbol)\n"
+        "from dataclasses import dataclass\n@dataclass\nclass Quote:\n    symbol: str\n"
+        "def quote(symbol):\n    return Quote(symbol)\n",
+    )
+    assert await session.run(module.quote, "AAPL") == module.Quote("AAPL")
+    with pytest.raises(TaskError, match="NoPrice: no price of AAPL") as caught:
+        await session.run(module.price, "AAPL")
+    original: Any = caught.value.original
+    assert (type(original), original.symbol) == (module.NoPrice, "AAPL")
+    with pytest.raises(TaskError, match="JSONDecodeError") as caught:
+        await session.run(json.loads, "{")
+    assert (caught.value.original, caught.value.result.raised) == (None, "json.decoder:JSONDecodeError")
 
 
 async def test_a_function_that_holds_what_cannot_travel_is_refused_before_anything_is_sent(

@@ -9,6 +9,7 @@ from batchflow.model import Status
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.encoding import Decoder
 from batchflow.protocol.values.misfits import Undecodable
+from batchflow.protocol.values.raised import rebuild
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class ValueReader:
     def decode(self, data: bytes | bytearray) -> Any:
         """Return a value. Raises `Undecodable`."""
         return Decoder(resolve=self._classes.find, unpickle=self._unpickle).decode(data)
+
+    def raised(self, item: ResultItem) -> Exception | None:
+        """Return what the task raised; None where it raised nothing, or where it cannot be rebuilt safely."""
+        return rebuild(item.raised, item.raised_data, self._classes.find)
 
     def opened(self, item: ResultItem, data: bytes) -> ResultItem:
         """Return a result with its value opened, or the failure that stands for it."""

@@ -25,8 +25,14 @@ if TYPE_CHECKING:
 class Outcomes:
     """Gives tasks their outcomes, and wakes the calls that wait for an outcome or for room in the outbox."""
 
-    def __init__(self, context: SessionContext, record: DeliveryRecord | None) -> None:
-        """`record`: of a session that can be found again by its name."""
+    def __init__(
+        self,
+        context: SessionContext,
+        record: DeliveryRecord | None,
+        raised: Callable[[ResultItem], Exception | None],
+    ) -> None:
+        """`record`: of a session that can be found again by its name. `raised` rebuilds an exception."""
+        self._raised = raised
         self._context = context
         self._tracker = context.tracker
         self._lifetime = context.lifetime
@@ -83,6 +89,8 @@ class Outcomes:
         """Return the public form of an outcome, with the way to the files that the task left."""
         item = entry.read()
         result = entry.result(item)
+        if result.raised is not None:
+            result = replace(result, original=self._raised(item))
         if not result.files:
             return result
         prefix = layout.outputs_prefix(entry.job, entry.client, entry.uid, item.folder)

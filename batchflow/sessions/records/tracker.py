@@ -110,6 +110,7 @@ class Entry:
             error=item.error,
             kind=item.kind,
             traceback=item.traceback,
+            raised=item.raised,
             tag=self.tag,
             args=kept.open() if isinstance(kept, KeptArguments) else kept,
             node=item.host,

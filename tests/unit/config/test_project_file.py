@@ -16,13 +16,27 @@ def test_pools_and_jobs_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "batchflow.toml"
     path.write_text(
         '[pools.work]\nnodes = 4\nfiles = ["tasks/"]\njava = 17\nenvironment = {A = "b"}\n'
-        '[jobs.night]\npool = "work"\ncommand = "x.py"\ntimeout = 5\nretries = 2\n'
+        'env = {B = "c"}\n[pools.work.secrets]\nC = "hidden"\n'
+        '[jobs.night]\npool = "work"\ncommand = "x.py"\ntimeout = 5\nretries = 2\nsecrets = {D = "hidden"}\n'
         "[profiles.small.pools.work]\nnodes = 1\n[profiles.small.pools.more]\nspot = 2\n"
     )
     read = load_configuration(path, environment={})
     files = (str(tmp_path / "tasks"),)
-    assert read.pools == {"work": PoolSpec("work", nodes=4, files=files, java=17, environment={"A": "b"})}
-    assert read.job("night") == JobSpec("night", "work", "x.py", timeout=5, retries=2)
+    assert read.pools == {
+        "work": PoolSpec(
+            "work",
+            nodes=4,
+            files=files,
+            java=17,
+            environment={"A": "b"},
+            env={"B": "c"},
+            secrets={"C": "hidden"},
+        )
+    }
+    assert read.job("night") == JobSpec(
+        "night", "work", "x.py", timeout=5, retries=2, secrets={"D": "hidden"}
+    )
+    assert "hidden" not in repr(read)
     assert read.job("other") == JobSpec("other")
     small = load_configuration(path, profile="small", environment={})
     assert {name: spec.nodes for name, spec in small.pools.items()} == {"work": 1, "more": None}
@@ -39,6 +53,10 @@ def test_pools_and_jobs_of_a_file(tmp_path: Path) -> None:
         ('[pools.a]\nid = "b"', "unknown key pools.a.id"),
         ('[jobs.a]\npol = "b"', "unknown key jobs.a.pol; did you mean 'pool'?"),
         ('[pools.a]\nvm_size = "-"', "pool 'a': vm_size is '-'"),
+        ('[pools.a]\nenv = "A=hidden"', "pools.a.env must be a table, not str"),
+        ("[pools.a]\nenv = {A = 1}", "pool 'a': env: A is of type int"),
+        ('[pools.a]\nsecrets = {"A B" = "hidden"}', "pool 'a': secrets: 'A B' cannot"),
+        ('[jobs.a]\nsecrets = {"A B" = "hidden"}', "job 'a': secrets: 'A B' cannot"),
     ],
 )
 def test_a_description_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
@@ -49,6 +67,7 @@ def test_a_description_that_cannot_be_used(tmp_path: Path, text: str, said: str)
         load_configuration(path, environment={})
     assert str(path) in str(refused.value)
     assert said in str(refused.value)
+    assert "hidden" not in str(refused.value)
 
 
 def test_requirements_of_a_file_are_a_list_a_path_beside_it_or_what_is_installed(tmp_path: Path) -> None:

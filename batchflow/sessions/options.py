@@ -1,0 +1,29 @@
+"""How a session was asked to be: what `Pool.session` takes beside names and files."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from batchflow.protocol.variables import TaskVariables
+from batchflow.support.frozen import frozen
+
+if TYPE_CHECKING:
+    from batchflow.environments.requirements import Requirements
+
+
+@frozen
+class SessionOptions:
+    """Each as `Pool.session` tells it."""
+
+    journal: str | PathLike[str] | None = None
+    timeout: float | None = None
+    """Seconds that a task may run; None: as the settings say."""
+    share_processes: bool | None = None
+    """None: as the pool says."""
+    unpickle: bool = False
+    requirements: Requirements | None = None
+    """None: the pool's."""
+    variables: TaskVariables = field(default_factory=TaskVariables)
+    """The environment variables of its tasks, beside those of its job and its pool."""
