@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 import uuid
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from dataclasses import asdict
 from functools import partial
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import anyio
@@ -346,6 +349,28 @@ class Session(Supervised):
             environment_failure=self._parts.environment.failure,
         )
         return await explain_session(pool, facts, context.runtime.ctl)
+
+    def report(self, path: str | PathLike[str]) -> Path:
+        """Write a page about the tasks that have ended: when and where they ran, and what limited them.
+
+        The file is HTML that needs nothing else and executes nothing; what is there is replaced. It shows the
+        last 20,000 tasks. Task ids, commands and the first lines of errors are in it, arguments and values
+        are not. Returns the path. Raises OSError when it cannot be written. Works when the session is closed.
+        """
+        from batchflow.display.report.page import ReportFacts, page
+
+        history = self._parts.outcomes.history
+        facts = ReportFacts(
+            title=f"Session {self.name}",
+            place=f"pool {self.pool_id}, job {self.job_name}",
+            counts=asdict(self.counts),
+            ended=history.total,
+            slots=self._context.policy.slots or None,
+            made_at=time.time(),
+        )
+        target = Path(path)
+        target.write_text(page(facts, history.runs()), encoding="utf-8")
+        return target
 
     # ---- steering
 

@@ -36,6 +36,8 @@ _COLOURS: Final = {
     "slow": "#b08a2e",
     "note": "#8a8f98",
 }
+_VOID: Final = frozenset({"meta", "link", "input", "br"})
+"""Elements without an end and without children."""
 _TASK_STATES: Final = ("succeeded", "failed", "cancelled", "queued", "sending", "waiting")
 _CELL: Final = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 _BAR: Final = (
@@ -62,7 +64,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     inside = "".join(
         each if isinstance(each, Html) else html.escape(str(each)) for each in children if each is not None
     )
-    return Html(f"<{tag}{written}>{inside}</{tag}>")
+    return Html(f"<{tag}{written}>" if tag in _VOID else f"<{tag}{written}>{inside}</{tag}>")
 
 
 def bar(parts: Mapping[str, int], total: int) -> Html:
@@ -81,6 +83,11 @@ def task_counts(counts: Mapping[str, int]) -> Html:
     words = [mark(state, f"{number:,} {state}") for state, number in numbers.items() if number]
     nothing = element("span", "no tasks yet", style=FAINT)
     return element("div", bar(numbers, sum(numbers.values())), *(words or [nothing]))
+
+
+def task_numbers(counts: Mapping[str, int]) -> str:
+    """Return the numbers of tasks by their state in words: `2 succeeded, 1 failed`."""
+    return ", ".join(f"{counts[state]:,} {state}" for state in _TASK_STATES if counts[state])
 
 
 def result_card(result: Mapping[str, Any]) -> Html:

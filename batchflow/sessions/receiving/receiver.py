@@ -405,6 +405,7 @@ class ResultReceiver:
         match command:
             case Resolved(entry, outcome):
                 self._learn(outcome)
+                self._outcomes.history.add(entry, outcome)
                 self._outcomes.announce(entry)
             case Confirmed(sequence):
                 self._confirmed(sequence)

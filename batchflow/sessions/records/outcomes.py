@@ -9,6 +9,7 @@ from batchflow.errors import SessionClosed
 from batchflow.files import fetch
 from batchflow.model import Result, Status
 from batchflow.protocol import layout
+from batchflow.sessions.records.history import TaskHistory
 from batchflow.support.waiting import ChangeNotifier, Waiters
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Outcomes:
         """Called with each task that has its outcome, for the tasks that wait for it."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
+        self.history = TaskHistory()
         self._problems.subscribe(self._fail_waiters)
 
     # ---- what tasks and streams ask for
@@ -157,6 +159,7 @@ class Outcomes:
         """
         if not self._tracker.resolve(entry, outcome):
             return False
+        self.history.add(entry, outcome)
         if expect_message is not None:
             expect_message(entry)
         elif self._record is not None:

@@ -1,0 +1,1 @@
+"""A report of the tasks that a session ran: one page of HTML without scripts, to read after the fact."""
