@@ -47,6 +47,7 @@ class OpenRun:
 
     pool: Pool
     record: RunRecord
+    session: Session
     run: Run
     meter: Meter
     shown: Progress
@@ -71,7 +72,8 @@ async def open_run(
                     record.begun = True
                     watching = asyncio.create_task(_show_events(session, shown), name="tell events")
                     try:
-                        yield OpenRun(pool, record, Run(session, record, meter, shown, write), meter, shown)
+                        run = Run(session, record, meter, shown, write)
+                        yield OpenRun(pool, record, session, run, meter, shown)
                     finally:
                         watching.cancel()
 
@@ -105,6 +107,33 @@ def open_output(record: RunRecord, path: str | None) -> Iterator[Write | None]:
         for document in record.results():
             write(document)
         yield write
+
+
+@contextlib.contextmanager
+def reporting(work: OpenRun, path: str | None) -> Iterator[None]:
+    """Write a report of what has ended when the block ends, also when it is interrupted.
+
+    Raises `CommandError` at the beginning for a file that cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    with _writing(path), open(path, "a", encoding="utf-8"):
+        pass
+    try:
+        yield
+    finally:
+        with _writing(path):
+            work.session.report(path)
+        work.shown.note(f"report: {path}")
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}", Exit.OUTPUT) from error
 
 
 @asynccontextmanager

@@ -61,6 +61,21 @@ async def test_a_task_goes_out_and_its_value_comes_back(session: Session, agent:
     assert session.counts == Counts(succeeded=1)
 
 
+async def test_a_report_is_written_while_the_session_is_open_and_afterwards(
+    pool: Pool, agent: Agent, tmp_path: Path
+) -> None:
+    async with pool.session("client_1") as session:
+        task = await session.submit("x.py")
+        (item,) = await agent.take()
+        await agent.answer(item, value=1)
+        await within(task)
+        written = session.report(tmp_path / "run.html")
+        assert "1 succeeded" in written.read_text()
+    assert "x.py" in session.report(written).read_text()
+    with pytest.raises(OSError, match="nowhere"):
+        session.report(tmp_path / "nowhere" / "run.html")
+
+
 async def test_sessions_share_processes_when_they_or_their_pool_say_so(pool: Pool, agent: Agent) -> None:
     """The session's word counts before its pool's; without either they do not."""
     sharing = replace(pool.runtime.manifest, share_processes=True)

@@ -13,7 +13,7 @@ import click
 from batchflow.cli import terminal
 from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.exits import CommandError, Exit, StdoutClosed
-from batchflow.cli.open_run import OpenRun, open_output, open_pool, open_run
+from batchflow.cli.open_run import OpenRun, open_output, open_pool, open_run, reporting
 from batchflow.cli.planning import RunOptions, failed_record, new_record, run_options, use_settings_of
 from batchflow.cli.progress import progress
 from batchflow.cli.record import RunRecord, exit_code, known_runs, latest, summary
@@ -38,9 +38,20 @@ _output = click.option(
     "--nodes", type=click.IntRange(min=1), metavar="N", default=2, help="With --local. [default: 2]"
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write a page of HTML about what ran when and where, and what limited it.",
+)
 @asynchronous
 async def run(
-    invocation: Invocation, resume: str | None, quiet: bool, more: tuple[str, ...], **given: Any
+    invocation: Invocation,
+    resume: str | None,
+    quiet: bool,
+    report: str | None,
+    more: tuple[str, ...],
+    **given: Any,
 ) -> int:
     """Run COMMAND, a file of the pool, over the inputs. Each result is a line of JSON, as it comes.
 
@@ -51,10 +62,10 @@ async def run(
     """
     options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
     if resume is not None:
-        return await _resume(invocation, resume, options, quiet)
+        return await _resume(invocation, resume, options, quiet, report)
     if (record := _planned(invocation, options)) is None:
         return Exit.OK
-    return await _carry_out(invocation, record, options.command, quiet)
+    return await _carry_out(invocation, record, options.command, quiet, report)
 
 
 @click.command(cls=Command)
@@ -152,7 +163,9 @@ async def _read_more(invocation: Invocation, record: RunRecord, follow: bool, ou
                 await work.run.read_what_is_there()
 
 
-async def _resume(invocation: Invocation, name: str, options: RunOptions, quiet: bool) -> int:
+async def _resume(
+    invocation: Invocation, name: str, options: RunOptions, quiet: bool, report: str | None
+) -> int:
     inputs = (options.texts, options.csv, options.json_lines, options.manifest, options.failed_of)
     if options.command or any(inputs):
         raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
@@ -166,14 +179,17 @@ async def _resume(invocation: Invocation, name: str, options: RunOptions, quiet:
     if plan.local:
         plan.accepted = 0  # the cloud that had them has ended
     use_settings_of(invocation, record)
-    return await _carry_out(invocation, record, None, quiet)
+    return await _carry_out(invocation, record, None, quiet, report)
 
 
-async def _carry_out(invocation: Invocation, record: RunRecord, path: str | None, quiet: bool) -> int:
+async def _carry_out(
+    invocation: Invocation, record: RunRecord, path: str | None, quiet: bool, report: str | None
+) -> int:
     with _remembered(record):
         shown, output = partial(progress, quiet=quiet), record.plan.output
         async with open_run(invocation, record, shown, path=path, output=output) as work:
-            return await _until_done(invocation, work)
+            with reporting(work, report):
+                return await _until_done(invocation, work)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def _grouped(nodes: Mapping[str, Sequence[Bar]]) -> dict[str, tuple[list[Bar], i
     groups = {}
     for first in range(0, len(names), size):
         members = names[first : first + size]
-        label = members[0] if len(members) == 1 else f"{members[0]} and {len(members) - 1} more"
+        label = members[0] if len(members) == 1 else f"{cut(members[0], 10)} +{len(members) - 1}"
         bars = [bar for name in members for bar in nodes[name]]
         groups[label] = bars, sum(1 + max(bar.lane for bar in nodes[name]) for name in members)
     return groups
@@ -97,21 +97,22 @@ def _share_rows(groups: Mapping[str, tuple[list[Bar], int]], start: float, end: 
         failed = parallelism((bar.run for bar in bars if bar.run.status == "failed"), start, end, _BINS)
         for index, number in enumerate(busy):
             if number:
-                drawn.append(
-                    element(
-                        "rect",
-                        x=f"{_LABEL + index * _PLOT / _BINS:.1f}",
-                        y=top,
-                        width=f"{_PLOT / _BINS:.1f}",
-                        height=_LANE,
-                        **{
-                            "class": "bad" if failed[index] else "c0",
-                            "fill-opacity": f"{number / depth:.2f}",
-                        },
-                    )
-                )
+                drawn.append(_cell(index, top, _LANE, "c0", number / depth))
+            if failed[index]:  # a strip as high as the share of the tasks that failed
+                drawn.append(_cell(index, top, max(2, round(_LANE * failed[index] / number)), "bad", 1.0))
         top += _LANE + _GAP
     return drawn
+
+
+def _cell(index: int, top: int, height: int, colour: str, opacity: float) -> Html:
+    return element(
+        "rect",
+        x=f"{_LABEL + index * _PLOT / _BINS:.1f}",
+        y=top,
+        width=f"{_PLOT / _BINS:.1f}",
+        height=height,
+        **{"class": colour, "fill-opacity": f"{opacity:.2f}"},
+    )
 
 
 def concurrency(runs: Sequence[TaskRun], start: float, end: float, slots: int | None) -> Html:

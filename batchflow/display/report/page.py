@@ -105,8 +105,12 @@ def _rate(runs: Sequence[TaskRun], span: tuple[float, float]) -> str:
     seconds = span[1] - span[0]
     ran = sum(run.ran for run in runs)
     nodes = len({run.node for run in runs if run.node is not None})
-    rate = f", {ran / seconds:,.3g} a second" if seconds > 0 else ""
+    rate = f", {_per_second(ran / seconds)} a second" if seconds > 0 else ""
     return f"{ran:,} tasks ran on {nodes:,} nodes in {duration(seconds)}{rate}"
+
+
+def _per_second(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _forgotten(facts: ReportFacts, runs: Sequence[TaskRun]) -> Html | None:
@@ -160,7 +164,7 @@ def _failures(groups: Sequence[FailureGroup]) -> tuple[Html, ...]:
         )
         for group in groups[:_MOST_ROWS]
     ]
-    heads = ("number", "what they say", "the first tasks", "commands", "nodes")
+    heads = ("tasks", "what they say", "the first", "commands", "nodes")
     head = element("tr", *(element("th", name) for name in heads))
     left = len(groups) - _MOST_ROWS
     return (

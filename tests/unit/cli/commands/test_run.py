@@ -123,6 +123,17 @@ def test_results_into_a_file(cli: Cli) -> None:
     assert [row["value"] for row in parsed((cli.folder / "out.jsonl").read_text())] == [25, 36]
 
 
+def test_report_of_a_run(cli: Cli) -> None:
+    """It is a page; a file that cannot be written is refused before anything runs."""
+    ended = cli("run", "square.py", "5", "6", "--report", "run.html")
+    assert ended.returncode == 0, ended.stderr
+    assert "report: run.html" in ended.stderr
+    assert "2 tasks ran on" in (cli.folder / "run.html").read_text()
+    refused = cli("run", "square.py", "5", "--report", "nowhere/run.html")
+    assert (refused.returncode, refused.stdout) == (6, "")
+    assert "cannot write nowhere/run.html: No such file or directory" in refused.stderr
+
+
 def test_inputs_that_failed_are_named_and_run_again(cli: Cli) -> None:
     """`runs` lists both runs; the results are a table, now and later."""
     cli.write("in.csv", "path;number\nhere;1\n/;x\n/;2\n")
