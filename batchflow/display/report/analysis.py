@@ -83,7 +83,7 @@ class FailureGroup:
 
 
 @frozen
-class Bar:
+class TimelineBar:
     """A task in a lane of its node."""
 
     lane: int
@@ -168,7 +168,7 @@ def parallelism(runs: Iterable[TaskRun], start: float, end: float, bins: int) ->
     return busy
 
 
-def lanes(runs: Iterable[TaskRun]) -> dict[str, list[Bar]]:
+def lanes(runs: Iterable[TaskRun]) -> dict[str, list[TimelineBar]]:
     """Return the tasks of each node in lanes, in none of which two tasks overlap."""
     nodes: dict[str, list[TaskRun]] = defaultdict(list)
     for run in runs:
@@ -177,7 +177,7 @@ def lanes(runs: Iterable[TaskRun]) -> dict[str, list[Bar]]:
     return {node: _placed(nodes[node]) for node in sorted(nodes)}
 
 
-def _placed(runs: list[TaskRun]) -> list[Bar]:
+def _placed(runs: list[TaskRun]) -> list[TimelineBar]:
     free_from: list[float] = []
     placed = []
     for run in sorted(runs, key=lambda run: (run.started_at or 0.0, run.finished_at or 0.0)):
@@ -186,7 +186,7 @@ def _placed(runs: list[TaskRun]) -> list[Bar]:
         if lane == len(free_from):
             free_from.append(ended)
         free_from[lane] = ended
-        placed.append(Bar(lane, run))
+        placed.append(TimelineBar(lane, run))
     return placed
 
 

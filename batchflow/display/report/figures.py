@@ -7,7 +7,7 @@ from typing import Final
 
 from batchflow.display.html import Html, cut, element
 from batchflow.display.meter import duration
-from batchflow.display.report.analysis import Bar, TaskRun, parallelism
+from batchflow.display.report.analysis import TaskRun, TimelineBar, parallelism
 
 WIDTH: Final = 1000
 """Units of a drawing, which is as wide as the page."""
@@ -32,7 +32,7 @@ def colours(commands: Sequence[str]) -> dict[str, str]:
 
 
 def timeline(
-    nodes: Mapping[str, Sequence[Bar]], start: float, end: float, palette: Mapping[str, str]
+    nodes: Mapping[str, Sequence[TimelineBar]], start: float, end: float, palette: Mapping[str, str]
 ) -> Html:
     """Draw what each node ran: a bar for each task, or the share of busy time where there are too many."""
     depths = {node: 1 + max(bar.lane for bar in bars) for node, bars in nodes.items()}
@@ -48,7 +48,7 @@ def timeline(
 
 
 def _bar_rows(
-    nodes: Mapping[str, Sequence[Bar]],
+    nodes: Mapping[str, Sequence[TimelineBar]],
     depths: Mapping[str, int],
     start: float,
     end: float,
@@ -76,7 +76,7 @@ def _bar_rows(
     return drawn
 
 
-def _grouped(nodes: Mapping[str, Sequence[Bar]]) -> dict[str, tuple[list[Bar], int]]:
+def _grouped(nodes: Mapping[str, Sequence[TimelineBar]]) -> dict[str, tuple[list[TimelineBar], int]]:
     """Return the tasks and the lanes of rows of as many nodes as keep the drawing short."""
     names = list(nodes)
     size = -(-len(names) // _MOST_LANES)
@@ -89,7 +89,7 @@ def _grouped(nodes: Mapping[str, Sequence[Bar]]) -> dict[str, tuple[list[Bar], i
     return groups
 
 
-def _share_rows(groups: Mapping[str, tuple[list[Bar], int]], start: float, end: float) -> list[Html]:
+def _share_rows(groups: Mapping[str, tuple[list[TimelineBar], int]], start: float, end: float) -> list[Html]:
     drawn, top = [], 0
     for label, (bars, depth) in groups.items():
         drawn.append(_node_label(label, top))

@@ -130,7 +130,7 @@ def test_report_of_a_run(cli: Cli) -> None:
     assert "report: run.html" in ended.stderr
     assert "2 tasks ran on" in (cli.folder / "run.html").read_text()
     refused = cli("run", "square.py", "5", "--report", "nowhere/run.html")
-    assert (refused.returncode, refused.stdout) == (6, "")
+    assert (refused.returncode, refused.stdout) == (74, "")
     assert "cannot write nowhere/run.html: No such file or directory" in refused.stderr
 
 
