@@ -20,7 +20,7 @@ _SHORT: Final = 0.005
 
 
 @frozen
-class TaskRun:
+class EndedTask:
     """One task that has ended."""
 
     task_id: str
@@ -87,7 +87,7 @@ class TimelineBar:
     """A task in a lane of its node."""
 
     lane: int
-    run: TaskRun
+    run: EndedTask
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -97,15 +97,15 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return values[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def by_command(runs: Iterable[TaskRun]) -> list[CommandFigures]:
+def by_command(runs: Iterable[EndedTask]) -> list[CommandFigures]:
     """Return the figures of each command, that with the most time first."""
-    groups: dict[str, list[TaskRun]] = defaultdict(list)
+    groups: dict[str, list[EndedTask]] = defaultdict(list)
     for run in runs:
         groups[run.command].append(run)
     return sorted(map(_figures, groups.values()), key=lambda each: (-each.total, each.command))
 
 
-def _figures(runs: list[TaskRun]) -> CommandFigures:
+def _figures(runs: list[EndedTask]) -> CommandFigures:
     took = sorted(run.seconds for run in runs if run.ran)
     waited = sorted(run.waited for run in runs if run.ran)
     return CommandFigures(
@@ -120,9 +120,9 @@ def _figures(runs: list[TaskRun]) -> CommandFigures:
     )
 
 
-def failure_groups(runs: Iterable[TaskRun]) -> list[FailureGroup]:
+def failure_groups(runs: Iterable[EndedTask]) -> list[FailureGroup]:
     """Return the failures by what they say, the most frequent first."""
-    groups: dict[tuple[str, str], list[TaskRun]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[EndedTask]] = defaultdict(list)
     for run in runs:
         if run.status == "failed":
             groups[run.kind or "", _without_numbers(run.error or "")].append(run)
@@ -144,7 +144,7 @@ def _without_numbers(text: str) -> str:
     return "".join("0" if character.isdigit() else character for character in text)
 
 
-def period(runs: Iterable[TaskRun]) -> tuple[float, float] | None:
+def period(runs: Iterable[EndedTask]) -> tuple[float, float] | None:
     """Return when the first task began and the last one ended; None when none ran."""
     ran = [run for run in runs if run.ran]
     if not ran:
@@ -153,7 +153,7 @@ def period(runs: Iterable[TaskRun]) -> tuple[float, float] | None:
     return start, max(start, max(run.finished_at or 0.0 for run in ran))
 
 
-def parallelism(runs: Iterable[TaskRun], start: float, end: float, bins: int) -> list[float]:
+def parallelism(runs: Iterable[EndedTask], start: float, end: float, bins: int) -> list[float]:
     """Return the mean number of tasks that ran in each of equal parts of a period."""
     if end <= start:
         return [0.0] * bins
@@ -168,16 +168,16 @@ def parallelism(runs: Iterable[TaskRun], start: float, end: float, bins: int) ->
     return busy
 
 
-def lanes(runs: Iterable[TaskRun]) -> dict[str, list[TimelineBar]]:
+def lanes(runs: Iterable[EndedTask]) -> dict[str, list[TimelineBar]]:
     """Return the tasks of each node in lanes, in none of which two tasks overlap."""
-    nodes: dict[str, list[TaskRun]] = defaultdict(list)
+    nodes: dict[str, list[EndedTask]] = defaultdict(list)
     for run in runs:
         if run.ran and run.node is not None:
             nodes[run.node].append(run)
     return {node: _placed(nodes[node]) for node in sorted(nodes)}
 
 
-def _placed(runs: list[TaskRun]) -> list[TimelineBar]:
+def _placed(runs: list[EndedTask]) -> list[TimelineBar]:
     free_from: list[float] = []
     placed = []
     for run in sorted(runs, key=lambda run: (run.started_at or 0.0, run.finished_at or 0.0)):
@@ -190,7 +190,7 @@ def _placed(runs: list[TaskRun]) -> list[TimelineBar]:
     return placed
 
 
-def limits(runs: Sequence[TaskRun], slots: int | None) -> list[str]:
+def limits(runs: Sequence[EndedTask], slots: int | None) -> list[str]:
     """Say in sentences what kept the tasks from ending sooner, the most important first.
 
     `slots`: of the pool; None, or too few: as many as were ever seen busy at once.
@@ -230,7 +230,7 @@ def limits(runs: Sequence[TaskRun], slots: int | None) -> list[str]:
     return said
 
 
-def most_at_once(runs: Iterable[TaskRun]) -> int:
+def most_at_once(runs: Iterable[EndedTask]) -> int:
     """Return the greatest number of tasks that ran at the same time; at least 1."""
     moments = []
     for run in runs:
@@ -243,7 +243,7 @@ def most_at_once(runs: Iterable[TaskRun]) -> int:
     return max(1, most)
 
 
-def _tail(ran: Sequence[TaskRun], start: float, end: float, places: int) -> float:
+def _tail(ran: Sequence[EndedTask], start: float, end: float, places: int) -> float:
     """Return how long before the end fewer than half of the slots were busy without a break."""
     if places < 2:
         return 0.0

@@ -7,7 +7,7 @@ from typing import Final
 
 from batchflow.display.html import Html, cut, element
 from batchflow.display.meter import duration
-from batchflow.display.report.analysis import TaskRun, TimelineBar, parallelism
+from batchflow.display.report.analysis import EndedTask, TimelineBar, parallelism
 
 WIDTH: Final = 1000
 """Units of a drawing, which is as wide as the page."""
@@ -115,7 +115,7 @@ def _cell(index: int, top: int, height: int, colour: str, opacity: float) -> Htm
     )
 
 
-def concurrency(runs: Sequence[TaskRun], start: float, end: float, slots: int | None) -> Html:
+def concurrency(runs: Sequence[EndedTask], start: float, end: float, slots: int | None) -> Html:
     """Draw how many tasks ran at once, and a line at the number of slots if it is known."""
     busy = parallelism(runs, start, end, _BINS)
     most = max(*busy, float(slots or 1))
@@ -168,7 +168,7 @@ def _x(at: float, start: float, end: float) -> float:
     return _LABEL + _PLOT * (at - start) / ((end - start) or 1.0)
 
 
-def _told(run: TaskRun) -> str:
+def _told(run: EndedTask) -> str:
     error = "" if run.error is None else f": {cut(run.error, 120)}"
     return f"{cut(run.task_id, 60)}, {cut(run.command, 60)}, {_seconds(run.seconds)}, {run.status}{error}"
 

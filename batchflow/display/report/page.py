@@ -12,8 +12,8 @@ from batchflow.display.meter import duration
 from batchflow.display.report import figures
 from batchflow.display.report.analysis import (
     CommandFigures,
+    EndedTask,
     FailureGroup,
-    TaskRun,
     by_command,
     failure_groups,
     lanes,
@@ -59,7 +59,7 @@ class ReportFacts:
     made_at: float
 
 
-def page(facts: ReportFacts, runs: Sequence[TaskRun]) -> str:
+def page(facts: ReportFacts, runs: Sequence[EndedTask]) -> str:
     """Return the report as HTML."""
     commands = by_command(runs)
     palette = figures.colours([each.command for each in commands])
@@ -91,7 +91,7 @@ def page(facts: ReportFacts, runs: Sequence[TaskRun]) -> str:
 
 
 def _drawings(
-    facts: ReportFacts, runs: Sequence[TaskRun], span: tuple[float, float], palette: dict[str, str]
+    facts: ReportFacts, runs: Sequence[EndedTask], span: tuple[float, float], palette: dict[str, str]
 ) -> tuple[Html, ...]:
     return (
         element("h2", "Tasks at once"),
@@ -101,7 +101,7 @@ def _drawings(
     )
 
 
-def _rate(runs: Sequence[TaskRun], span: tuple[float, float]) -> str:
+def _rate(runs: Sequence[EndedTask], span: tuple[float, float]) -> str:
     seconds = span[1] - span[0]
     ran = sum(run.ran for run in runs)
     nodes = len({run.node for run in runs if run.node is not None})
@@ -113,7 +113,7 @@ def _per_second(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _forgotten(facts: ReportFacts, runs: Sequence[TaskRun]) -> Html | None:
+def _forgotten(facts: ReportFacts, runs: Sequence[EndedTask]) -> Html | None:
     if facts.ended <= len(runs):
         return None
     return element("p", f"What follows is of the last {len(runs):,} of {facts.ended:,} tasks that ended.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from batchflow.display.report.analysis import TaskRun
+from batchflow.display.report.analysis import EndedTask
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
@@ -44,6 +44,6 @@ class TaskHistory:
             )
         )
 
-    def runs(self) -> list[TaskRun]:
+    def runs(self) -> list[EndedTask]:
         """Return the tasks that are remembered, in the order in which they ended."""
-        return [TaskRun(*row) for row in self._rows]
+        return [EndedTask(*row) for row in self._rows]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from batchflow.display.report.analysis import (
-    TaskRun,
+    EndedTask,
     by_command,
     failure_groups,
     lanes,
@@ -22,8 +22,8 @@ from batchflow.display.report.analysis import (
 )
 
 
-def a_run(start: float, seconds: float = 1.0, *, number: int = 0, submitted: float = 0.0) -> TaskRun:
-    return TaskRun(
+def a_run(start: float, seconds: float = 1.0, *, number: int = 0, submitted: float = 0.0) -> EndedTask:
+    return EndedTask(
         task_id=str(number),
         command="price.py",
         node="node1",
@@ -49,7 +49,7 @@ _runs = st.lists(
 
 @given(_runs)
 def test_tasks_of_one_lane_never_overlap_and_there_are_as_many_lanes_as_tasks_at_once(
-    runs: list[TaskRun],
+    runs: list[EndedTask],
 ) -> None:
     placed = [bar for bars in lanes(runs).values() for bar in bars]
     assert sorted((bar.run.started_at, bar.run.task_id) for bar in placed) == sorted(
@@ -64,7 +64,7 @@ def test_tasks_of_one_lane_never_overlap_and_there_are_as_many_lanes_as_tasks_at
 
 
 @given(_runs, st.integers(1, 40))
-def test_parallelism_adds_up_to_the_seconds_that_tasks_ran(runs: list[TaskRun], bins: int) -> None:
+def test_parallelism_adds_up_to_the_seconds_that_tasks_ran(runs: list[EndedTask], bins: int) -> None:
     if (span := period(runs)) is None or span[0] == span[1]:
         return
     start, end = span
@@ -74,7 +74,7 @@ def test_parallelism_adds_up_to_the_seconds_that_tasks_ran(runs: list[TaskRun], 
 
 
 @given(_runs, st.none() | st.integers(1, 8))
-def test_something_is_said_of_any_tasks(runs: list[TaskRun], slots: int | None) -> None:
+def test_something_is_said_of_any_tasks(runs: list[EndedTask], slots: int | None) -> None:
     assert limits(runs, slots)
 
 
@@ -113,5 +113,5 @@ def test_failures_that_differ_in_numbers_alone_are_one_group() -> None:
         ([a_run(n * 10.0, 1.0) for n in range(10)], 1, "submitted more slowly than they could run"),
     ],
 )
-def test_what_limited_a_run_is_said(runs: list[TaskRun], slots: int, said: str) -> None:
+def test_what_limited_a_run_is_said(runs: list[EndedTask], slots: int, said: str) -> None:
     assert said in " ".join(limits(runs, slots))

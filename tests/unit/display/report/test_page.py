@@ -7,7 +7,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
-from batchflow.display.report.analysis import TaskRun
+from batchflow.display.report.analysis import EndedTask
 from batchflow.display.report.page import ReportFacts, page
 
 COUNTS = {"succeeded": 1, "failed": 1, "cancelled": 0, "queued": 0, "sending": 0, "waiting": 0}
@@ -18,9 +18,9 @@ def _facts(*, ended: int = 2, title: str = "Session c-1") -> ReportFacts:
     return ReportFacts(title, "pool demo, job main", COUNTS, ended, slots=2, made_at=1.79e9)
 
 
-def _runs(number: int, nodes: int = 2) -> list[TaskRun]:
+def _runs(number: int, nodes: int = 2) -> list[EndedTask]:
     return [
-        TaskRun(
+        EndedTask(
             task_id=str(n),
             command="price.py",
             node=f"node{n % nodes}",
@@ -50,7 +50,7 @@ class _Elements(HTMLParser):
 
 
 def test_texts_of_tasks_are_never_read_as_html() -> None:
-    hostile = TaskRun(HOSTILE, HOSTILE, HOSTILE, "failed", HOSTILE, HOSTILE, 0.0, 1.0, 2.0)
+    hostile = EndedTask(HOSTILE, HOSTILE, HOSTILE, "failed", HOSTILE, HOSTILE, 0.0, 1.0, 2.0)
     found = _Elements(page(_facts(title=HOSTILE), [hostile, *_runs(30)]))
     assert not found.tags & {"script", "img", "iframe", "link", "a"}
     assert not any(name.startswith("on") or name in ("src", "href", "style") for name in found.attributes)
