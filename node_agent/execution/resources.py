@@ -26,8 +26,8 @@ from batchflow.protocol.variables import TaskVariables, task_variables
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.bundles.environments import NO_ROOM
+from node_agent.bundles.variables import VariablesCache
 from node_agent.execution.outcomes import Outcome, too_large
-from node_agent.execution.variables import VariablesCache
 from node_agent.system import file_stamps, thread_limits
 
 if TYPE_CHECKING:

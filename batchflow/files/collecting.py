@@ -1,4 +1,4 @@
-"""Turns the files that a user names into a bundle in the pool's control container, and fetches files back."""
+"""Finds the files that a user names, and hashes them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import Final
 
-import anyio
-
-from batchflow.errors import BlobConflict, ConfigurationError
-from batchflow.protocol.bundle import Bundle, BundleFile, bundle_blob
+from batchflow.errors import ConfigurationError
+from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.support.frozen import frozen
-from batchflow.support.task_groups import task_group
 from batchflow.support.threads import in_thread
-
-if TYPE_CHECKING:
-    from batchflow.ports.storage import Container
 
 PathLike = str | os.PathLike[str]
 FileSpec = PathLike | Mapping[str, PathLike | bytes]
@@ -39,12 +32,7 @@ _LEFT_OUT: Final = (
     "id_ed25519*",
 )
 """Patterns of names that are left out of a directory: hidden files, caches, known credential files."""
-
-_UPLOADS: Final = 8
-"""Number of files that are uploaded at the same time."""
 _PIECE: Final = 1 << 20
-_YOUNG: Final = 7 * 86400.0
-"""Seconds for which an existing bundle is not written again."""
 
 
 @frozen
@@ -60,36 +48,6 @@ async def collect(files: Files) -> list[BundleSource]:
     return await in_thread(_collect, files)
 
 
-async def upload(
-    sources: list[BundleSource],
-    container: Container,
-    *,
-    is_new: bool = False,
-    beside: Iterable[BundleFile] = (),
-) -> Bundle:
-    """Make the bundle, and upload what the container does not have yet. Safe to cancel and to repeat.
-
-    `is_new`: the container is known to be empty, so it is not asked. `beside`: files of the bundle whose
-    contents the container has.
-    """
-    bundle = Bundle.of([*beside, *(source.file for source in sources)])
-    if is_new or not await is_young(container, bundle.blob):
-        ask = sources and not is_new
-        present = {info.name async for info in container.list("files/")} if ask else set[str]()
-        missing = {source.file.blob: source for source in sources if source.file.blob not in present}
-        limiter = anyio.CapacityLimiter(_UPLOADS)
-        async with task_group() as group:
-            for source in missing.values():
-                group.start_soon(_upload_one, source, container, limiter)
-        await container.put(bundle.blob, bundle.document)
-    return bundle
-
-
-async def stored(bundle_hash: str, container: Container) -> Bundle:
-    """Read which files a bundle has. Raises `StorageError`, `ProtocolError`. Safe to cancel."""
-    return Bundle.read((await container.get(bundle_blob(bundle_hash))).data, bundle_hash)
-
-
 async def read(source: BundleSource) -> bytes | None:
     """Read the content that was hashed; None when it has changed since, or is gone."""
     content = source.content
@@ -99,14 +57,6 @@ async def read(source: BundleSource) -> bytes | None:
         except OSError:
             return None
     return content if hashlib.sha256(content).hexdigest() == source.file.sha256 else None
-
-
-async def fetch(container: Container, blob: str) -> BinaryIO:
-    """Download a blob of any size, open for reading; closing it removes it. Safe to cancel."""
-    with TemporaryDirectory(prefix="batchflow-") as folder:
-        path = Path(folder) / "file"
-        await container.download(blob, path)
-        return path.open("rb")
 
 
 def write_files(files: Files, folder: Path) -> None:
@@ -119,32 +69,6 @@ def write_files(files: Files, folder: Path) -> None:
         content = source.content if isinstance(source.content, bytes) else source.content.read_bytes()
         path.write_bytes(content)
         path.chmod(0o755 if source.file.executable else 0o644)
-
-
-async def is_young(container: Container, name: str) -> bool:
-    """Tell whether the blob is there and young. An old one is written again: a sweep may remove it."""
-    found = [info async for info in container.list(name) if info.name == name]
-    return bool(found) and found[0].age < _YOUNG
-
-
-async def _upload_one(source: BundleSource, container: Container, limiter: anyio.CapacityLimiter) -> None:
-    async with limiter:
-        try:
-            if isinstance(source.content, bytes):
-                await container.put(source.file.blob, source.content, create=True)
-            else:
-                await container.upload(source.file.blob, source.content, create=True)
-                await _verify(source.file, source.content, container)
-        except BlobConflict:
-            return  # another client uploaded the same content meanwhile
-
-
-async def _verify(file: BundleFile, path: Path, container: Container) -> None:
-    """Remove what was uploaded if the file was changed after it was hashed."""
-    digest, _ = await in_thread(_hash, path)
-    if digest != file.sha256:
-        await container.delete(file.blob)
-        raise ConfigurationError(f"files: {str(path)!r} was changed while it was uploaded; do it once more")
 
 
 def _collect(files: Files) -> list[BundleSource]:
@@ -234,14 +158,15 @@ def source_of(name: str, content: Path | bytes) -> BundleSource:
         digest = hashlib.sha256(content).hexdigest()
         return BundleSource(BundleFile(name, digest, len(content), content.startswith(b"#!")), content)
     try:
-        digest, size = _hash(content)
+        digest, size = file_digest(content)
         executable = os.access(content, os.X_OK)
     except OSError as error:
         raise ConfigurationError(f"files: {str(content)!r} cannot be read: {error.strerror}") from error
     return BundleSource(BundleFile(name, digest, size, executable), content)
 
 
-def _hash(path: Path) -> tuple[str, int]:
+def file_digest(path: Path) -> tuple[str, int]:
+    """Return a file's SHA-256 in hexadecimal, and its bytes. Raises OSError."""
     digest = hashlib.sha256()
     size = 0
     with path.open("rb") as file:
