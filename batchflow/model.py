@@ -29,21 +29,23 @@ UNSET: Final = Unset.UNSET
 
 
 class Status(Enum):
-    """The state of a task. The first three are under way, the others are final."""
+    """The state of a task. The first four are under way, the others are final."""
 
     WAITING = "waiting"
     """The session holds it until the tasks that it waits for have ended."""
     SENDING = "sending"
     """Waiting to be sent: the broker does not have it yet."""
     QUEUED = "queued"
-    """The broker has it; it waits or runs."""
+    """The broker has it; it waits, or has begun since the agents' last heartbeat."""
+    RUNNING = "running"
+    """An agent ran it at its last heartbeat."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
     @property
     def final(self) -> bool:
-        return self not in (Status.WAITING, Status.SENDING, Status.QUEUED)
+        return self not in (Status.WAITING, Status.SENDING, Status.QUEUED, Status.RUNNING)
 
 
 # Members are compared by identity. Enum's own is a Python function, and asked for several times a task.
@@ -171,7 +173,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The numbers of a session's tasks by state. `waiting`, `sending` and `queued` are under way."""
+    """The numbers of a session's tasks by state.
+
+    `waiting`, `sending`, `queued` and `running` are under way.
+    """
 
     sending: int = 0
     queued: int = 0
@@ -180,10 +185,12 @@ class Counts:
     cancelled: int = 0
     waiting: int = 0
     """Tasks that wait for others."""
+    running: int = 0
+    """Tasks that the agents ran at their last heartbeats; those that began later are among `queued`."""
 
     @property
     def submitted(self) -> int:
-        return self.waiting + self.sending + self.queued + self.done
+        return self.waiting + self.sending + self.queued + self.running + self.done
 
     @property
     def done(self) -> int:

@@ -13,15 +13,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
 
-import anyio
-
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
 from batchflow.diagnosis.readiness import cannot_become_ready
 from batchflow.diagnosis.session import explain_session
-from batchflow.errors import BrokerError, ConfigurationError, ServiceError, TaskNotFound
+from batchflow.display.workflow import WorkflowGraph
+from batchflow.errors import ConfigurationError, ServiceError, TaskNotFound
 from batchflow.files import Files
 from batchflow.functions.calls import as_command
-from batchflow.model import UNSET, Counts, Explanation, Status
+from batchflow.model import UNSET, Counts, Explanation
 from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
@@ -324,6 +323,14 @@ class Session(Supervised):
         """Read output lines, logs and progress of tasks, and warnings of the session, from now on."""
         return EventStream(self._context.notices, self._context.lifetime)
 
+    def graph(self) -> WorkflowGraph:
+        """Draw the tasks that wait or waited for others, and these, as they are now; the newest 1,000.
+
+        May be called in any thread.
+        """
+        record = self._parts.submitter.dependents.record
+        return WorkflowGraph(record.nodes(), record.forgotten)
+
     @property
     def counts(self) -> Counts:
         """How many tasks are where; `done` grows as outcomes arrive. May be read in any thread."""
@@ -383,14 +390,7 @@ class Session(Supervised):
         the broker has been away for `session.patience` seconds: what was not accepted is sent when it is
         back, and what was not saved is saved then.
         """
-        lifetime, unsent = self._context.lifetime, self._parts.sender.unsent()
-        lifetime.affinity.check()
-        while unsent:
-            if unsent[-1].status is not Status.SENDING:
-                unsent.pop()
-                continue
-            lifetime.check_not_ended()
-            await self._parts.outcomes.next_room()
+        await self._parts.sender.until_sent()
         await self._parts.receiver.until_saved()
 
     async def update_files(self, files: Files, *, requirements: Requirements | None = None) -> None:
@@ -426,28 +426,6 @@ class Session(Supervised):
         await self.aclose()
 
     async def _serve(self) -> None:
-        background, open_sessions = self._context.background, self._context.runtime.sessions
-        registration = self._registration()
-        open_sessions.add(registration)
-        agents = background.start(self._parts.agents.start(), "start agents")
-        background.start(self._parts.prepare_environment(), "prepare the environment")
-        try:
-            await self._lifecycle.acquire(self._files, self._ensure_job)
-            await self._lifecycle.work(agents, self._ready, self._closing)
-        except Exception as error:
-            self._context.lifetime.reason = str(error)
-            raise
-        finally:
-            self._closing.set()
-            self._parts.outcomes.end()
-            self._context.notices.end()
-            background.cancel()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.close_timeout / 4):
-                await self._lifecycle.finish()
-            open_sessions.discard(registration)
-            await background.aclose()
-        if not self._parts.receiver.is_saved:
-            raise BrokerError(
-                f"{self._name} closed before its checkpoint was saved: the next session of this name may "
-                "deliver results again, marked as `repeated`, and may not wait for the newest tasks"
-            )
+        await self._lifecycle.run(
+            self._registration(), self._files, self._ensure_job, ready=self._ready, closing=self._closing
+        )

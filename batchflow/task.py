@@ -56,6 +56,22 @@ class Task(Generic[T_co]):
         return self._entry.status
 
     @property
+    def node(self) -> str | None:
+        """The host name of the node that runs it, as the last heartbeat says, or that ran it."""
+        entry = self._entry
+        if entry.done:
+            return entry.read().host
+        return None if entry.running_on is None else entry.running_on.host
+
+    @property
+    def started_at(self) -> float | None:
+        """When it began, in seconds since the epoch by the node's clock; None while that is not known."""
+        entry = self._entry
+        if entry.done:
+            return entry.read().started_at
+        return None if entry.running_on is None else entry.running_on.since
+
+    @property
     def index(self) -> int:
         """Its place in the session, from 0."""
         return self._entry.index

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from batchflow.cli import terminal
-from batchflow.cli.inputs import from_csv, from_json_lines, from_manifest, from_texts
 from batchflow.cli.local_imports import has_others, with_imports
 from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
 from batchflow.cli.shell_names import job_names, pool_names
+from batchflow.cli.sources.inputs import from_csv, from_json_lines, from_manifest, from_texts
+from batchflow.cli.sources.workflows import from_workflow, part_of
 from batchflow.cli.tables import Item
 from batchflow.config.loader import nearest
 from batchflow.environments.requirements import named_requirements
@@ -40,6 +41,7 @@ class RunOptions:
     csv: str | None = None
     json_lines: str | None = None
     manifest: str | None = None
+    workflow: str | None = None
     failed_of: str | None = None
     header: bool = True
     separator: str | None = None
@@ -78,6 +80,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--jsonl", "json_lines", type=path, metavar="FILE", help="A line is an input; - is stdin."
         ),
         click.option("--manifest", type=path, metavar="FILE", help="A task.json of azure_realtime_batch."),
+        click.option(
+            "--workflow", type=path, metavar="FILE", help="Tasks that wait for others: TOML or JSON lines."
+        ),
         click.option(
             "--failed-of",
             metavar="NAME",
@@ -132,7 +137,8 @@ def failed_record(invocation: Invocation, options: RunOptions) -> RunRecord | No
 
     What the options leave open is as in the earlier run. Raises `CommandError` when there is no such run.
     """
-    sources = (options.command, options.texts, options.csv, options.json_lines, options.manifest)
+    sources: list[Any] = [options.command, options.texts, options.csv, options.json_lines, options.manifest]
+    sources.append(options.workflow)
     if any(sources):
         raise click.UsageError("--failed-of takes command and inputs of that run; give no others")
     assert options.failed_of is not None
@@ -163,7 +169,8 @@ def failed_record(invocation: Invocation, options: RunOptions) -> RunRecord | No
         accepted=0,
     )
     terminal.note(f"{counted(len(failed), 'input')} of {before.count} of run {before.name!r}, once more")
-    return RunRecord.create(plan, [items[index] for index in failed])
+    values = {each["index"]: each.get("value") for each in earlier.results()}
+    return RunRecord.create(plan, part_of(items, failed, values))
 
 
 def _name(options: RunOptions) -> str:
@@ -218,11 +225,13 @@ def _absolute(spec: FileSpec) -> FileSpec:
 
 def _items(options: RunOptions) -> tuple[list[Item], list[FileSpec]]:
     """Return the items, and the files that they need beside those of the pool."""
-    sources = [bool(options.texts), options.csv, options.json_lines, options.manifest]
+    sources = [bool(options.texts), options.csv, options.json_lines, options.manifest, options.workflow]
     if sum(map(bool, sources)) > 1:
         raise click.UsageError(
-            "inputs come from the command line, --csv, --jsonl or --manifest: from one of them"
+            "inputs come from the command line, --csv, --jsonl, --manifest or --workflow: from one of them"
         )
+    if options.workflow is not None:
+        return _workflow_items(options, options.workflow)
     if options.manifest is not None:
         if options.command is not None:
             raise click.UsageError(f"a manifest names its commands itself; {options.command!r} is too much")
@@ -231,6 +240,16 @@ def _items(options: RunOptions) -> tuple[list[Item], list[FileSpec]]:
     if options.command is None:
         raise click.UsageError("say which COMMAND to run, or --manifest FILE")
     return _with_files(options, options.command)
+
+
+def _workflow_items(options: RunOptions, path: str) -> tuple[list[Item], list[FileSpec]]:
+    if options.command is not None:
+        raise click.UsageError(f"a workflow names its commands itself; {options.command!r} is too much")
+    workflow = from_workflow(path)
+    files: list[FileSpec] = [*(options.files or workflow.files)]
+    if options.local and not files:
+        files = [str(Path(path).parent)]
+    return workflow.items, files
 
 
 def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[FileSpec]]:

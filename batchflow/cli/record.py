@@ -96,7 +96,7 @@ class RunRecord:
         except OSError as error:
             raise CommandError(f"cannot keep the run: {folder}: {error.strerror}", Exit.OUTPUT) from error
         with (folder / "inputs.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps([item.command, item.arguments])}\n" for item in items)
+            file.writelines(f"{json.dumps(_fields(item))}\n" for item in items)
         record = cls(folder, plan)
         record.save()
         _forget_old(folder.parent)
@@ -239,3 +239,9 @@ def _is_complete(folder: Path) -> bool:
         return RunRecord.open(folder.name).meter().complete
     except CommandError:
         return False
+
+
+def _fields(item: Item) -> list[Any]:
+    """Return an item as a line of the record has it. What no workflow has is left out."""
+    fields: list[Any] = [item.command, item.arguments]
+    return [*fields, item.after, item.label] if item.after or item.label is not None else fields

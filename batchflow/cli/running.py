@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from batchflow.cli import terminal
-from batchflow.model import Result
+from batchflow.cli.sources.workflows import is_workflow, with_values
+from batchflow.model import Result, Status
 from batchflow.protocol.values.json_form import json_form
 from batchflow.retry import RetryPolicy
 from batchflow.support.task_groups import task_group
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from batchflow.cli.tables import Item
     from batchflow.display.meter import Meter
     from batchflow.session import Session
+    from batchflow.task import Task
 
 _WINDOW: Final = 20_000
 """Maximum number of tasks under way while results are read."""
@@ -54,7 +56,14 @@ class Run:
         self._progress = progress
         self._output = write
         self._items = record.items()
-        self._written: set[int] = {document["index"] for document in record.results()}
+        self._waits = is_workflow(self._items)
+        self._tasks: dict[int, Task] = {}
+        """Of a workflow: the tasks that this process has submitted, by the numbers of their inputs."""
+        self._documents: dict[int, dict[str, Any]] = {}
+        """Of a workflow: the results that were written."""
+        self._written: set[int] = set()
+        for document in record.results():
+            self._note(document)
         self._sent = record.plan.accepted
         self._moved = asyncio.Event()
         """A task was sent, or the last one."""
@@ -68,7 +77,17 @@ class Run:
     async def complete(self) -> None:
         """Return when each input has its result. Cancelled, what was sent goes on: see `leave`."""
         self._progress.advance()
-        to_send: Iterable[int] = [index for index in self.missing if index >= self._record.plan.accepted]
+        accepted = self._record.plan.accepted
+        to_send: Iterable[int] = [index for index in self.missing if index >= accepted]
+        if self._waits and accepted:
+            to_send = []  # what was sent before comes first, for others wait for it
+        try:
+            await self._complete(to_send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._drop_waiting()
+
+    async def _complete(self, to_send: Iterable[int]) -> None:
         while self.missing:
             async with task_group() as group:
                 group.start_soon(self._save_now_and_then)
@@ -79,8 +98,15 @@ class Run:
                     sending.cancel()
                     await asyncio.wait([sending])
                 group.cancel_scope.cancel()
-            if to_send := self.missing:
-                self._progress.note(f"{len(to_send)} tasks are unknown to the pool and are sent anew")
+            to_send = self.missing
+            if unknown := [index for index in to_send if index < self._sent]:
+                self._progress.note(f"{len(unknown)} tasks are unknown to the pool and are sent anew")
+
+    async def _drop_waiting(self) -> None:
+        """Drop what was not sent because it waits: who goes on with the run submits it again."""
+        for task in self._tasks.values():
+            if task.status is Status.WAITING:
+                await task.cancel()
 
     async def send_all(self) -> None:
         """Return when the broker has accepted every input."""
@@ -132,24 +158,42 @@ class Run:
 
     async def _until_room(self) -> None:
         counts = self._session.counts
-        while counts.sending + counts.queued >= _WINDOW:
+        while counts.submitted - counts.done >= _WINDOW:
             self._room.clear()
             await self._room.wait()
             counts = self._session.counts
 
     async def _send_one(self, index: int) -> None:
         item, plan = self._items[index], self._record.plan
-        await self._session.submit(
+        if (failed := self._failed_before(item)) is not None:
+            self._add(failed_dependency(index, item, failed))
+            return
+        task = await self._session.submit(
             item.command,
-            args=item.arguments,
+            args=with_values(item.arguments, self._input) if item.after else item.arguments,
+            after=[self._tasks[each] for each in item.after if each in self._tasks],
             task_id=str(index),
             timeout=plan.timeout,
             retry=RetryPolicy(max_attempts=1 + plan.retries) if plan.retries else None,
             memory_limit=plan.memory_limit,
             stream_output=plan.stream_output,
         )
+        if self._waits:
+            self._tasks[index] = task
         self._sent = max(self._sent, index + 1)
         self._moved.set()
+
+    def _failed_before(self, item: Item) -> dict[str, Any] | None:
+        """Return the result of the first task that it waits for, and that failed in an earlier process."""
+        for each in item.after:
+            document = self._documents.get(each)
+            if each not in self._tasks and document is not None and document["status"] != "succeeded":
+                return document
+        return None
+
+    def _input(self, number: int) -> Any:
+        """Return what stands for a task's value: the task, or its value if an earlier process has that."""
+        return self._tasks[number] if number in self._tasks else self._documents[number]["value"]
 
     async def _save_now_and_then(self) -> None:
         while True:
@@ -158,7 +202,8 @@ class Run:
 
     async def _save_accepted(self) -> None:
         """Note how much was sent, once the broker has it."""
-        sent = self._sent
+        waiting = (index for index, task in self._tasks.items() if task.status is Status.WAITING)
+        sent = min((self._sent, *waiting))
         await self._session.flush()
         if self._record.plan.accepted != sent:
             self._record.plan.accepted = sent
@@ -183,9 +228,16 @@ class Run:
         index = int(result.task_id) if result.task_id.isdecimal() else -1
         if not 0 <= index < len(self._items) or index in self._written:
             return
-        document = document_of(result, index, self._items[index])
+        self._add(document_of(result, index, self._items[index]))
+
+    def _note(self, document: dict[str, Any]) -> None:
+        self._written.add(document["index"])
+        if self._waits:
+            self._documents[document["index"]] = document
+
+    def _add(self, document: dict[str, Any]) -> None:
         self._record.add(document)
-        self._written.add(index)
+        self._note(document)
         self._meter.ended(document["status"], time.monotonic())
         self._progress.advance()
         if self._output is None:
@@ -194,11 +246,23 @@ class Run:
             self._output(document)
 
 
+def failed_dependency(index: int, item: Item, failed: dict[str, Any]) -> dict[str, Any]:
+    """Return the result of a task for which another one, that failed, was to end first."""
+    error = failed.get("error")
+    if failed.get("kind") != "DependencyFailed":
+        name = failed.get("task", failed["index"])
+        error = f"it waited for task {name} ({failed.get('command', '')}), which {failed['status']}: {error}"
+    document = {"index": index, "task": item.label, "command": item.command, "arguments": item.arguments}
+    document |= {"status": "failed", "error": error, "kind": "DependencyFailed"}
+    return {key: value for key, value in document.items() if value is not None}
+
+
 def document_of(result: Result, index: int, item: Item | None = None) -> dict[str, Any]:
     """Return a result as a line of JSON; what is empty is left out."""
     times = (result.started_at, result.finished_at)
     document = {
         "index": index,
+        "task": item.label if item else None,
         "command": result.command or (item.command if item else ""),
         "arguments": item.arguments if item else None,
         "status": result.status.value,

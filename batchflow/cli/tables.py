@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import field
 from typing import Any, Final
 
 from batchflow.errors import ConfigurationError
@@ -19,6 +20,10 @@ class Item:
 
     command: str
     arguments: list[Any]
+    after: list[int] = field(default_factory=list)
+    """The items that it waits for, by their numbers; they stand before it."""
+    label: str | None = None
+    """The name that a workflow gives it."""
 
     @classmethod
     def of(cls, command: str, value: Any) -> Item:

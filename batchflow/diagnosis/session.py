@@ -59,7 +59,7 @@ def _state(session: SessionFacts, running: dict[str, list[str]]) -> str:
     counts = session.counts
     number = sum(map(len, running.values()))
     where = ", ".join(f"{len(labels)} on {host}" for host, labels in sorted(running.items()))
-    told = f"{counts.sending} being sent, {counts.queued - number} queued, {number} running"
+    told = f"{counts.sending} being sent, {counts.queued + counts.running - number} queued, {number} running"
     if counts.waiting:
         told = f"{counts.waiting} waiting for others, {told}"
     return f"{told}{f' ({where})' if where else ''}, {counts.done} done"

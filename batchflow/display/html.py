@@ -25,20 +25,21 @@ MOST_CELL: Final = 120
 MOST_ROWS: Final = 50
 """Rows that a table shows."""
 
-_COLOURS: Final = {
+STATE_COLOURS: Final = {
     "succeeded": "#2e9e5b",
     "failed": "#d64545",
     "cancelled": "#b08a2e",
     "queued": "#3b82c4",
     "sending": "#8a8f98",
     "waiting": "#b9bdc4",
+    "running": "#7b5cc4",
     "blocking": "#d64545",
     "slow": "#b08a2e",
     "note": "#8a8f98",
 }
 _VOID: Final = frozenset({"meta", "link", "input", "br"})
 """Elements without an end and without children."""
-_TASK_STATES: Final = ("succeeded", "failed", "cancelled", "queued", "sending", "waiting")
+_TASK_STATES: Final = ("succeeded", "failed", "cancelled", "running", "queued", "sending", "waiting")
 _CELL: Final = "text-align:left;vertical-align:top;padding:2px 10px 2px 0"
 _BAR: Final = (
     "display:flex;height:8px;max-width:480px;margin:4px 0;border-radius:4px;overflow:hidden;"
@@ -70,7 +71,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
 def bar(parts: Mapping[str, int], total: int) -> Html:
     """Return a bar of that many parts, of as much of it as they are of `total`."""
     pieces = [
-        element("div", style=f"width:{100 * number / total:.2f}%;background:{_COLOURS[state]}")
+        element("div", style=f"width:{100 * number / total:.2f}%;background:{STATE_COLOURS[state]}")
         for state, number in parts.items()
         if number and total
     ]
@@ -178,7 +179,7 @@ def folded(name: str, text: str) -> Html:
 
 
 def mark(state: str, text: str) -> Html:
-    return element("span", text, style=f"color:{_COLOURS[state]};margin-right:10px")
+    return element("span", text, style=f"color:{STATE_COLOURS[state]};margin-right:10px")
 
 
 def short(value: Any) -> str:

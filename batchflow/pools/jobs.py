@@ -233,7 +233,7 @@ class PoolJobs:
         total.update(_ended(closed, open_clients))
         return JobCounts(
             sessions=len(reported),
-            waiting=max(0, total["waiting"] + total["sending"] + total["queued"] - running),
+            waiting=max(0, sum(total[state] for state in layout.UNDER_WAY) - running),
             running=running,
             succeeded=total["succeeded"],
             failed=total["failed"],

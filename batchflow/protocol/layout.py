@@ -30,6 +30,8 @@ T = TypeVar("T")
 INDEX_CONTAINER: Final = "batchflow"
 DEFAULT_JOB: Final = "default"
 
+UNDER_WAY: Final = ("waiting", "sending", "queued", "running")
+"""The states of tasks that have not ended, as `Counts` names them."""
 ENDED: Final = ("succeeded", "failed", "cancelled")
 """The states of a task that has ended, as `ended_blob` counts them."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")

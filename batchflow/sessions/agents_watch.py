@@ -12,7 +12,8 @@ from batchflow.errors import (
     NoAgents,
     ServiceError,
 )
-from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
+from batchflow.pools.heartbeats import Sample, read_heartbeats, sample_heartbeats
+from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.event_log import event_logger
 from batchflow.support.version import own_version
 
@@ -104,8 +105,22 @@ class AgentsWatch:
         if sample.alive:
             self._alone_since = None
             self._tell_versions(sample.beats)
+            self._note_running(sample)
             self._context.problems.clear("agents", f"{sample.alive} agents are alive")
         return bool(sample.alive)
+
+    def _note_running(self, sample: Sample) -> None:
+        """Note which of the session's tasks run where, as the heartbeats say."""
+        context = self._context
+        seen: dict[int, RunningOn] = {}
+        for beat in sample.beats:
+            for task in beat.running:
+                incarnation, _, number = task.uid.rpartition(":")
+                if incarnation == context.incarnation and number.isdecimal():
+                    seen[int(number)] = RunningOn(beat.host, task.since)
+        read = {beat.host for beat in sample.beats}
+        all_read = sample.alive == len(sample.beats)
+        context.tracker.seen_running(seen, lambda host: all_read or host in read)
 
     def _tell_versions(self, beats: list[Heartbeat]) -> None:
         """Warn of each other version once, and note the versions of Python."""

@@ -13,6 +13,7 @@ from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.files import Files
+    from batchflow.pools.open_sessions import OpenSession
     from batchflow.protocol.documents import JobDocument
     from batchflow.sessions.parts import SessionParts
 
@@ -36,10 +37,49 @@ class SessionLifecycle:
     def _close_timeout(self) -> float:
         return self._given_timeout()
 
-    async def acquire(
+    async def run(
+        self,
+        registration: OpenSession,
+        files: Files | None,
+        ensure_job: Callable[[str], Coroutine[Any, Any, JobDocument]],
+        *,
+        ready: Callable[[], None],
+        closing: asyncio.Event,
+    ) -> None:
+        """Open the parts, run them until the session closes, and close them.
+
+        `ensure_job`: makes the job of that name. `ready` is called once the parts run. Raises `ServiceError`,
+        `JobClosed`, and what the closing could not do: `BrokerError`, `TasksLeftWaiting`.
+        """
+        parts, context = self._parts, self._context
+        background, open_sessions = context.background, context.runtime.sessions
+        open_sessions.add(registration)
+        agents = background.start(parts.agents.start(), "start agents")
+        background.start(parts.prepare_environment(), "prepare the environment")
+        try:
+            await self._acquire(files, ensure_job)
+            await self._work(agents, ready, closing)
+        except Exception as error:
+            context.lifetime.reason = str(error)
+            raise
+        finally:
+            closing.set()
+            parts.outcomes.end()
+            context.notices.end()
+            background.cancel()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self._close_timeout / 4):
+                await self._finish()
+            open_sessions.discard(registration)
+            await background.aclose()
+        if not parts.receiver.is_saved:
+            raise BrokerError(
+                f"{self._name} closed before its checkpoint was saved: the next session of this name may "
+                "deliver results again, marked as `repeated`, and may not wait for the newest tasks"
+            )
+
+    async def _acquire(
         self, files: Files | None, ensure_job: Callable[[str], Coroutine[Any, Any, JobDocument]]
     ) -> None:
-        """Open the parts. `ensure_job`: makes the job of that name. Raises `ServiceError`, `JobClosed`."""
         parts = self._parts
         try:
             async with task_group() as group:
@@ -55,13 +95,9 @@ class SessionLifecycle:
         self._holds = True
         parts.acquired.set()
 
-    async def work(
+    async def _work(
         self, agents: asyncio.Task[None], ready: Callable[[], None], closing: asyncio.Event
     ) -> None:
-        """Run the parts until the session closes. `agents`: starts them. `ready` is called once they run.
-
-        Raises `BrokerError` when tasks are left that were not sent, `TasksLeftWaiting`.
-        """
         parts, receiver = self._parts, self._parts.receiver
         async with task_group() as services:
             for service in (
@@ -106,7 +142,7 @@ class SessionLifecycle:
                 "them, or cancel them, before the session closes"
             )
 
-    async def finish(self) -> None:
+    async def _finish(self) -> None:
         """Complete what was delivered, end the background work, and close the links."""
         parts = self._parts
         await parts.receiver.flush_settlements(self._close_timeout, last=True)

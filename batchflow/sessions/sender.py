@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from batchflow.errors import BrokerError
+from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
@@ -79,9 +80,17 @@ class TaskSender:
         """Every task with a lower sequence number is accepted, or has failed."""
         return min((*(entry.sequence for entry in self._in_flight()), self._context.tracker.next_unsent()))
 
-    def unsent(self) -> list[Entry]:
-        """Return the tasks that wait in the outbox, or are being sent."""
-        return [*self._in_flight(), *self._context.tracker.unsent()]
+    async def until_sent(self) -> None:
+        """Return when the broker has the tasks in the outbox, or they failed. Raises as `Session.flush`."""
+        lifetime = self._context.lifetime
+        lifetime.affinity.check()
+        left = [*self._in_flight(), *self._context.tracker.unsent()]
+        while left:
+            if left[-1].status is not Status.SENDING:
+                left.pop()
+                continue
+            lifetime.check_not_ended()
+            await self._outcomes.next_room()
 
     def _in_flight(self) -> list[Entry]:
         return [entry for link in self.links for packed in link.sending for entry in packed.entries]

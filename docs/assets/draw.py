@@ -276,6 +276,39 @@ def local() -> Drawing:
     return d
 
 
+def workflow() -> Drawing:
+    d = Drawing(760, 250, "A task waits for those that are its arguments; what waits for a failed one fails")
+    for number, y in enumerate((28, 86, 144, 202)):
+        failed = number == 3
+        d.box(
+            20,
+            y - 18,
+            150,
+            40,
+            f"count {number + 1}",
+            "failed" if failed else "succeeded",
+            kind="bad" if failed else "node",
+        )
+    for number, y in enumerate((57, 173)):
+        failed = number == 1
+        d.box(
+            290,
+            y - 18,
+            170,
+            40,
+            f"merge {number + 1}",
+            "DependencyFailed" if failed else "running",
+            kind="bad" if failed else "mine",
+        )
+        d.arrow(170, y - 28, 288, y - 4, "value" if not number else "", above=6)
+        d.arrow(170, y + 32, 288, y + 6)
+    d.box(570, 95, 170, 42, "total", "DependencyFailed", kind="bad")
+    d.arrow(460, 59, 568, 106)
+    d.arrow(460, 174, 568, 126)
+    d.text(655, 160, "names count 4, and what it said", "small")
+    return d
+
+
 PICTURES: Final[tuple[Callable[[], Drawing], ...]] = (
     overview,
     client,
@@ -287,6 +320,7 @@ PICTURES: Final[tuple[Callable[[], Drawing], ...]] = (
     pack,
     once,
     local,
+    workflow,
 )
 
 

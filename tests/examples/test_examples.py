@@ -91,6 +91,12 @@ def test_two_clients_get_their_own_results(tmp_path: Path) -> None:
     assert lines == expected
 
 
+def test_a_workflow_counts_each_word_once(tmp_path: Path) -> None:
+    """A hundred files, in pairs, reduced."""
+    lines = run("10_workflow/workflow.py", cwd=tmp_path)
+    assert lines == ["100 files, 50 pairs, 550 words", " 160 to", " 140 be", "  80 or"]
+
+
 @needs_java
 def test_demo_counts_results_and_nodes(tmp_path: Path) -> None:
     """It says how many distinct results there were and that both nodes worked."""

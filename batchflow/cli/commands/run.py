@@ -77,6 +77,8 @@ async def submit(invocation: Invocation, more: tuple[str, ...], **given: Any) ->
     Returns when the pool has all of them, and prints the run's name.
     """
     options = RunOptions(**{**given, "texts": (*more, *given["texts"])})
+    if options.workflow is not None:
+        raise click.UsageError("this command sends tasks that wait for others: batchflow run --workflow FILE")
     if (record := _planned(invocation, options)) is None:
         return Exit.OK
     quiet = partial(progress, quiet=True)
@@ -166,7 +168,8 @@ async def _read_more(invocation: Invocation, record: RunRecord, follow: bool, ou
 async def _resume(
     invocation: Invocation, name: str, options: RunOptions, quiet: bool, report: str | None
 ) -> int:
-    inputs = (options.texts, options.csv, options.json_lines, options.manifest, options.failed_of)
+    files = (options.csv, options.json_lines, options.manifest, options.workflow)
+    inputs = (options.texts, *files, options.failed_of)
     if options.command or any(inputs):
         raise click.UsageError("--resume goes on with the inputs that the run has; give no others")
     record = RunRecord.open(name)

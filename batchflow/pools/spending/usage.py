@@ -83,5 +83,5 @@ async def unfinished_tasks(ctl: Container) -> int:
         except (BlobNotFound, ProtocolError):
             continue
         if info.age < gone_after(presence.interval):
-            found += presence.counts.get("sending", 0) + presence.counts.get("queued", 0)
+            found += sum(presence.counts.get(state, 0) for state in layout.UNDER_WAY)
     return found

@@ -2,7 +2,8 @@
 
 States of a task: in the outbox (sending) -> taken for a send -> queued -> done; from any of the first three
 straight to done, by a result, a cancellation or a send that failed for good. A task that waits for others is
-held (waiting) before it comes into the outbox, and may be done straight from there.
+held (waiting) before it comes into the outbox, and may be done straight from there. A queued one that a
+heartbeat names is running, until a later heartbeat does not.
 
 Invariants:
 
@@ -16,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -28,7 +29,7 @@ from batchflow.protocol.packing import Pack
 from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem
-from batchflow.support.frozen import maker
+from batchflow.support.frozen import frozen, maker
 
 _result: Final = maker(Result)
 
@@ -59,6 +60,15 @@ class Acknowledgement:
                 raise
 
 
+@frozen
+class RunningOn:
+    """Where a task runs, and since when, as its agent's heartbeat says."""
+
+    host: str
+    since: float
+    """Seconds since the epoch, by the node's clock."""
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Entry:
     """A task, as its session sees it."""
@@ -81,6 +91,8 @@ class Entry:
     was_accepted: bool = False
     repeated: bool = False
     """Perhaps shown before, by an earlier holder of the mailbox."""
+    running_on: RunningOn | None = None
+    """Where it ran at an agent's last heartbeat."""
     arguments: list[Any] | KeptArguments | None = None
     arguments_blob: str | None = None
     on_done: Callable[[Entry], None] | None = None
@@ -172,6 +184,8 @@ class Tracker:
     _open: dict[int, Entry] = field(default_factory=dict)
     _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     _submitted: int = 0
+    _running: dict[int, Entry] = field(default_factory=dict)
+    """Tasks that were seen running."""
     _owed: int = 0
     """Tasks of earlier holders of the mailbox that have no outcome."""
 
@@ -198,7 +212,7 @@ class Tracker:
     @property
     def queued(self) -> int:
         """How many tasks the broker has accepted that have no outcome."""
-        return self._tally[Status.QUEUED]
+        return self._tally[Status.QUEUED] + self._tally[Status.RUNNING]
 
     @property
     def unread(self) -> int:
@@ -274,6 +288,24 @@ class Tracker:
             if not entry.done:
                 self._move(entry, Status.QUEUED)
 
+    def seen_running(self, seen: Mapping[int, RunningOn], is_known: Callable[[str], bool]) -> None:
+        """Note which tasks run where. `seen`: by their numbers.
+
+        `is_known`: whether all that runs on this host is in `seen`. What is not is queued again.
+        """
+        for entry in list(self._running.values()):
+            assert entry.running_on is not None
+            if entry.sequence not in seen and is_known(entry.running_on.host):
+                del self._running[entry.sequence]
+                entry.running_on = None
+                self._move(entry, Status.QUEUED)
+        for sequence, where in seen.items():
+            found = self._open.get(sequence)
+            if found is not None and found.status in (Status.QUEUED, Status.RUNNING):
+                found.running_on = where
+                self._running[sequence] = found
+                self._move(found, Status.RUNNING)
+
     def find(self, sequence: int) -> Entry | None:
         """Return the task of that number, if it has no outcome yet."""
         return self._open.get(sequence)
@@ -298,6 +330,8 @@ class Tracker:
             return False
         entry.was_accepted |= acknowledgement is not None
         self._open.pop(entry.sequence, None)
+        if entry.status is Status.RUNNING:
+            del self._running[entry.sequence]
         entry.outcome = outcome
         entry.acknowledgement = acknowledgement
         self._forget_item(entry)

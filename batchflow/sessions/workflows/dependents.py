@@ -15,6 +15,7 @@ from batchflow.sessions.records.tracker import (
     submit_failed_result,
 )
 from batchflow.sessions.workflows.graph import DependencyGraph, GraphCommand, Ready, Unreachable, Waiting
+from batchflow.sessions.workflows.record import WorkflowRecord
 
 if TYPE_CHECKING:
     from batchflow.sessions.records.outcomes import Outcomes
@@ -50,6 +51,7 @@ class Dependents:
 
     def __init__(self, outcomes: Outcomes, releaser: TaskReleaser) -> None:
         self.graph: DependencyGraph = DependencyGraph()
+        self.record: WorkflowRecord = WorkflowRecord()
         self._outcomes = outcomes
         self._releaser = releaser
         self._ended: deque[Entry] = deque()
@@ -62,12 +64,14 @@ class Dependents:
 
     def hold(self, waiting: Waiting) -> None:
         """Take in a task that waits for others. It may have its outcome when this returns."""
+        self.record.add(waiting.entry, waiting.inputs)
         self._perform(self.graph.hold(waiting))
         self._work()
         self._outcomes.change.notify()
 
     def ended(self, entry: Entry) -> None:
         """Note that a task has its outcome."""
+        self.record.ended(entry)
         self._ended.append(entry)
         self._work()
 
