@@ -30,7 +30,7 @@
     ├─ JournalError                 a session's journal cannot be written
     └─ TaskError                    .result
        ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskPoisoned  TaskRejected
-       ├─ TaskOutOfMemory  TaskTooManyProcesses
+       ├─ TaskOutOfMemory  TaskTooManyProcesses  BudgetExceeded
        ├─ ResultTooLarge  ResultNotSerializable  TaskImportError  SubmitFailed
        └─ DependencyFailed          a task that it waited for failed
 
@@ -271,6 +271,10 @@ class ResultNotSerializable(TaskError):
 
 class TaskImportError(TaskError):
     """The task's file does not import, or has no `do_action`."""
+
+
+class BudgetExceeded(TaskError):
+    """The budget of the pool or of the session was spent before the task began."""
 
 
 class SubmitFailed(TaskError):

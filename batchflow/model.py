@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
 
+from batchflow.costs.budget import Budget
 from batchflow.printable import printable
 
 if TYPE_CHECKING:
@@ -325,6 +326,8 @@ class PoolSpec:
     id or its resource id. Batch gives a pool identities only when it is made through Azure's management."""
     share_processes: bool = False
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
+    budget: Budget | None = None
+    """What the pool may cost over its life. Then nothing new begins, and the agents leave."""
 
 
 @dataclass(frozen=True, slots=True)

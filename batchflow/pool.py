@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
+    from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
     from batchflow.model import PoolSpec
@@ -90,6 +91,7 @@ class Pool:
         requirements: Requirements | None = None,
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        budget: Budget | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -104,8 +106,10 @@ class Pool:
         execute nothing without it. `requirements`: the Python packages of its tasks: a list, a requirements
         file, a pyproject.toml, or "current" for what is installed here; None: the pool's. They are locked and
         built once, and reboot nothing. `env`, `secrets`: environment variables of its tasks, over those of
-        the job and the pool; the values of secrets stay out of logs, errors and every `repr`. Raises
-        `ConfigurationError` for what no session can have.
+        the job and the pool; the values of secrets stay out of logs, errors and every `repr`.
+        `budget`: what its tasks may cost, by the time of their slots. When it is spent nothing new of it
+        begins, and those tasks end as `BudgetExceeded`. Raises `ConfigurationError` for what no session can
+        have.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -119,6 +123,7 @@ class Pool:
                 share_processes=share_processes,
                 unpickle=unpickle,
                 requirements=requirements,
+                budget=budget,
                 variables=task_variables(env, secrets, "session"),
             ),
             ensure_job=self._jobs.ensure,

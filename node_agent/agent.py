@@ -26,6 +26,7 @@ from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.problems import Problems
+from node_agent.control.spending import SpendingReporter
 from node_agent.control.usage import UsageWriter, is_dedicated
 from node_agent.execution.resources import Environments, TaskResources
 from node_agent.execution.slot_loop import SlotLoop
@@ -33,6 +34,7 @@ from node_agent.links.incoming import IncomingMessages
 from node_agent.links.outgoing import OutgoingResults
 from node_agent.links.task_queue import Copy
 from node_agent.scheduling import events as to
+from node_agent.scheduling.budgets import Budgets
 from node_agent.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -137,8 +139,10 @@ class Agent:
         self._host = heartbeat.host_name()
         self._log = layout.log_blob(config.pool, heartbeat.node_id(), parts.agent)
         self._started_at = time.time()
+        interval = config.heartbeat_interval / 2  # all know of a report within two of them
+        budgets = Budgets(config.budget, is_dedicated(), config.agents, interval)
         self._scheduler = Scheduler(
-            len(parts.slots), self._host, config.idle_exit, time.monotonic(), dict(parts.crashes)
+            len(parts.slots), self._host, config.idle_exit, time.monotonic(), dict(parts.crashes), budgets
         )
         self._ticker = Ticker(self._scheduler, lambda: self.feed(to.Tick()))
         self._heartbeats = heartbeat.HeartbeatWriter(
@@ -149,6 +153,7 @@ class Agent:
         self._incoming = self._make_incoming(config)
         self._outgoing = self._make_outgoing(config)
         self._cancellations = CancellationReader(parts.ctl, self._problems, self.feed)
+        self._spending = SpendingReporter(parts.out, self._problems, self.feed)
         self._slot_loops = self._make_slot_loops(config)
         self._unopened = len(config.task_queues) + len(config.results_queues)
         """Links that are not open yet."""
@@ -328,6 +333,8 @@ class Agent:
                 self._incoming.pull(False)
             case to.ReadCancellation(session):
                 self._job(self._cancellations.read, session)
+            case to.ReportSpending(ledger, grains):
+                self._job(self._spending.report, ledger, grains)
             case to.Leave(delivery):
                 self._incoming.forget(delivery)
             case to.ForgetCrashes(uid):

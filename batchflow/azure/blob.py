@@ -119,19 +119,20 @@ class BlobContainer(Closes):
             )
         return _quoted(answer["etag"])
 
-    async def append(self, name: str, data: bytes) -> None:
+    async def append(self, name: str, data: bytes) -> int:
         blob = self._blob(name)
         with self._failing("append to", name):
             if not data:
-                return await self._make_append_blob(blob)
+                await self._make_append_blob(blob)
+                return 0
             try:
-                await blob.append_block(data)
+                answer = await blob.append_block(data)
             except ResourceNotFoundError as error:
                 if code_of(error) != "BlobNotFound":
                     raise
                 await self._make_append_blob(blob)
-                await blob.append_block(data)
-        return None
+                answer = await blob.append_block(data)
+        return int(str(answer["blob_append_offset"])) + len(data)
 
     @staticmethod
     async def _make_append_blob(blob: BlobClient) -> None:

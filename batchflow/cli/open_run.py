@@ -18,6 +18,7 @@ from batchflow.cli.progress import Progress, Silent
 from batchflow.cli.record import RunRecord
 from batchflow.cli.remedies import as_commands
 from batchflow.cli.tables import ResultTable
+from batchflow.costs.budget import Budget
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ async def open_pool(invocation: Invocation, record: RunRecord) -> AsyncIterator[
 def _session_of(pool: Pool, record: RunRecord, configuration: Configuration) -> Session:
     """Make the run's session. The record has no variables, because secrets are to lie in no further file."""
     plan = record.plan
+    budget = None if plan.budget is None else Budget.parse(plan.budget)
     job = configuration.job(plan.job)
     return pool.session(
         plan.name,
@@ -165,6 +167,7 @@ def _session_of(pool: Pool, record: RunRecord, configuration: Configuration) -> 
         requirements=plan.requirements,
         env=job.env,
         secrets=job.secrets,
+        budget=budget,
     )
 
 

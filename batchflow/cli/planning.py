@@ -18,6 +18,7 @@ from batchflow.cli.sources.inputs import from_csv, from_json_lines, from_manifes
 from batchflow.cli.sources.workflows import from_workflow, part_of
 from batchflow.cli.tables import Item
 from batchflow.config.loader import nearest
+from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
@@ -58,6 +59,7 @@ class RunOptions:
     retries: int | None = None
     memory_limit: int | None = None
     stream_output: bool = False
+    budget: str | None = None
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,6 +113,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--memory", "memory_limit", type=click.IntRange(min=1), metavar="BYTES", help="Bytes for a task."
+        ),
+        click.option(
+            "--budget",
+            metavar="BUDGET",
+            help='What its tasks may cost: node-hours (12) or money ("20 EUR").',
         ),
         click.option("--stream", "stream_output", is_flag=True, help="Show what tasks print as they do."),
     ]
@@ -211,12 +218,20 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         retries=options.retries if options.retries is not None else job.retries,
         memory_limit=options.memory_limit if options.memory_limit is not None else job.memory_limit,
         stream_output=options.stream_output,
+        budget=_budget(options.budget),
     )
     return RunRecord.create(plan, items)
 
 
 def _listed(requirements: str | Sequence[str] | None) -> str | list[str] | None:
     return requirements if requirements is None or isinstance(requirements, str) else list(requirements)
+
+
+def _budget(text: str | None) -> str | None:
+    """Return a budget as it was given. Raises `ConfigurationError` when it is none."""
+    if text is not None:
+        Budget.parse(text)
+    return text
 
 
 def _absolute(spec: FileSpec) -> FileSpec:

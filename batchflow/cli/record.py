@@ -63,6 +63,7 @@ class Plan:
     retries: int = 0
     memory_limit: int | None = None
     stream_output: bool = False
+    budget: str | None = None
     started_at: float = field(default_factory=time.time)
     accepted: int = 0
     """Inputs that the broker has accepted: the first ones."""

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from batchflow.config.loader import find_file, load_settings, nearest, read_document
+from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import CURRENT
 from batchflow.errors import ConfigurationError
 from batchflow.model import PoolSpec
@@ -102,6 +103,7 @@ _KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
     tuple: (list,),
     Sequence: (list,),
     Mapping: (dict,),
+    Budget: (dict,),
     Literal: (str,),
     float: (float, int),
     int: (int,),
@@ -168,6 +170,8 @@ def _made(kind: type[Any], name: str, values: Mapping[str, Any], source: Path) -
     wanted = given.get("requirements")
     if isinstance(wanted, str) and wanted != CURRENT:
         given["requirements"] = str(source.parent / wanted)
+    if isinstance(budget := given.get("budget"), dict):
+        given["budget"] = _budget(budget, f"{source}: pools.{name}.budget")
     return kind(name, **given)
 
 
@@ -175,6 +179,17 @@ def _job(name: str, values: Mapping[str, Any], source: Path) -> JobSpec:
     spec: JobSpec = _made(JobSpec, name, values, source)
     task_variables(spec.env, spec.secrets, f"{source}: job {name!r}")
     return spec
+
+
+def _budget(values: Mapping[str, Any], where: str) -> Budget:
+    known = [item.name for item in fields(Budget)]
+    for key in values:
+        if key not in known:
+            raise ConfigurationError(f"{where}: unknown key {key}{nearest(key, known)}")
+    try:
+        return Budget(**values)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _pool(name: str, values: Mapping[str, Any], source: Path) -> PoolSpec:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from batchflow.errors import ConfigurationError
 
+_WORDS: Final = re.compile(r"(-?\d+(?:\.\d+)?) *(h|node-hours|[A-Za-z]{3}|)")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
 
@@ -41,6 +42,21 @@ class Budget:
             raise ConfigurationError(
                 f"budget.currency is {self.currency!r}; it goes with amount, not with node_hours"
             )
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget as the command line has it: "12" (node-hours) or "20 EUR".
+
+        Raises `ConfigurationError`.
+        """
+        if (found := _WORDS.fullmatch(text.strip())) is None:
+            raise ConfigurationError(
+                f'budget: {text!r} is neither node-hours, such as 12, nor money, "20 EUR"'
+            )
+        number, unit = float(found[1]), found[2]
+        if unit in ("", "h", "node-hours"):
+            return cls(node_hours=number)
+        return cls(amount=number, currency=unit.upper())
 
     def __str__(self) -> str:
         return budget_text(self.limit, self.currency)

@@ -60,6 +60,8 @@ class LaunchContext:
     """Whether this client created the pool, and so the containers with their policies."""
     sources: Sequence[BundleSource] = ()
     """Files of the default bundle that this client has, so that they need not be fetched."""
+    agents: int = 1
+    """Number of agents that there may be."""
 
 
 async def prepare(
@@ -163,6 +165,8 @@ async def _write_config(connections: Connections, settings: Settings, context: L
         idle_exit=agent.idle_exit or None,
         bundle=manifest.bundle,
         brought=embedded,
+        budget=manifest.budget,
+        agents=context.agents,
         **{item.name: getattr(agent, item.name) for item in fields(AgentLimits)},
     )
     data = config.encode()

@@ -11,6 +11,7 @@ from batchflow.errors import PoolError, PoolNotFound
 from batchflow.pools import agent_job, agent_launch
 from batchflow.pools.heartbeats import read_heartbeats
 from batchflow.pools.resize import shrink
+from batchflow.pools.spending.budgets import spent_reason
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder
 from batchflow.support.event_log import event_logger
@@ -54,6 +55,8 @@ class PoolAgents:
         self._sources = sources
         """Kept until agents are started, or found alive."""
         self._launch: agent_launch.LaunchCommand | None = None
+        self._launched_for = 0
+        """Number of agents that the launch knows of: they share budgets."""
         self._changing = anyio.Lock()
         """Held while the number of agents or nodes changes."""
 
@@ -91,9 +94,11 @@ class PoolAgents:
         sources, self._sources = self._sources, ()
         alive = sum(task.state != "completed" for task in tasks)
         missing = info.wanted + info.spot_wanted - alive
+        if not alive and (spent := await spent_reason(runtime)) is not None:
+            raise PoolError(f"no agents are started: {spent}")
         if missing <= 0:
             return
-        launch = await self._prepare(sources, report)
+        launch = await self._prepare(sources, report, info.wanted + info.spot_wanted)
         if tasks and not alive:
             # The client that started them may have died before it could say so.
             await compute.end_job_when_idle(runtime.manifest.agents_job)
@@ -109,12 +114,20 @@ class PoolAgents:
         await compute.end_job_when_idle(job)
         logger.info("agents_started", extra={"pool": runtime.pool_id, "job": job, "count": len(more)})
 
-    async def _prepare(self, sources: Sequence[BundleSource], report: Reporter) -> agent_launch.LaunchCommand:
+    async def _prepare(
+        self, sources: Sequence[BundleSource], report: Reporter, agents: int
+    ) -> agent_launch.LaunchCommand:
         """Upload what agents start from, unless an earlier launch can be used again."""
-        if self._launch is None or not self._launch.lasting:
+        if self._launch is None or not self._launch.lasting or agents > self._launched_for:
+            self._launched_for = agents
             runtime = self._runtime
             context = agent_launch.LaunchContext(
-                runtime.manifest, runtime.ctl, runtime.out, made_here=self._made_here, sources=sources
+                runtime.manifest,
+                runtime.ctl,
+                runtime.out,
+                made_here=self._made_here,
+                sources=sources,
+                agents=agents,
             )
             self._launch = await agent_launch.prepare(runtime.connections, runtime.settings, context, report)
         return self._launch

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from batchflow.costs.budget import Budget
 from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
@@ -112,6 +113,8 @@ def check(spec: PoolSpec) -> None:
         raise refusal(spec, "java", spec.java, "True, or a version such as 17 or 21")
     if not isinstance(spec.share_processes, bool):
         raise refusal(spec, "share_processes", spec.share_processes, "True or False")
+    if spec.budget is not None and not isinstance(spec.budget, Budget):
+        raise refusal(spec, "budget", spec.budget, "a Budget, such as Budget(node_hours=10)")
     _check_start(spec)
     variables_of(spec)
     image_of(spec)
@@ -191,6 +194,9 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
             yield f"its {key} is {has}, not {wanted}"
     if spec.share_processes and not manifest.share_processes:
         yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
+    budget = None if manifest.budget is None else manifest.budget.budget
+    if spec.budget is not None and spec.budget != budget:
+        yield f"its budget is {budget or 'without a limit'}, as it was created, not {spec.budget}"
     names = () if identity is None else (identity.client_id.lower(), identity.resource_id.lower())
     if spec.identity is not None and spec.identity.lower() not in names:
         yield f"its agents use {identity.resource_id if identity else 'keys'}, not {spec.identity}"

@@ -39,6 +39,7 @@ from batchflow.errors import (
 from batchflow.files import upload
 from batchflow.model import PoolSpec
 from batchflow.pools import access, agent_job, node_logs, pool_spec
+from batchflow.pools.spending.budgets import pool_terms
 from batchflow.ports.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DefaultPackages, PoolManifest
@@ -126,6 +127,7 @@ class PoolProvisioner:
             raise PoolExists(
                 f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
             )
+        pool_terms(spec, self._defaults)  # raises before anything is created
         images = await self._connections.compute.images()
         document = pool_spec.build(spec, self._defaults, images, time.time())
         creator = {_CREATOR: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
@@ -305,6 +307,7 @@ class PoolProvisioner:
             requirements=self._packages.requirements,
             lock=self._packages.lock,
             share_processes=spec.share_processes,
+            budget=pool_terms(spec, self._defaults),
         )
 
     def _queues(self, name: str, shards: int) -> tuple[QueueRef, ...]:

@@ -23,6 +23,7 @@ from batchflow.pools import node_logs
 from batchflow.pools.jobs import read_jobs
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol import layout
+from batchflow.protocol.budgets import SESSION_LEDGERS
 from batchflow.protocol.documents import PoolManifest
 from batchflow.support.event_log import event_logger
 
@@ -169,6 +170,7 @@ async def _sweep_pool(
             (ctl, "ended/", _PAYLOAD_AGE),
             (out, "results/", _PAYLOAD_AGE),
             (out, "agents/", _AGENT_AGE),
+            (out, SESSION_LEDGERS, _PAYLOAD_AGE),
             (out, layout.LOGS, _PAYLOAD_AGE),
         ):
             await _sweep_old(container, prefix, now - age, swept)

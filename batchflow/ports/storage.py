@@ -74,8 +74,11 @@ class Container(Closable, Protocol):
         `if_match`: only over that version; `create`: only if it does not exist. Else raises `BlobConflict`.
         """
 
-    async def append(self, name: str, data: bytes) -> None:
-        """Add to an append blob, which the first call creates."""
+    async def append(self, name: str, data: bytes) -> int:
+        """Add to an append blob, which the first call creates; return where the data ends in it.
+
+        Appends of several writers come one after the other. One whose answer got lost may be made again.
+        """
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         """Upload a file's content, streamed. `create`: raises `BlobConflict` if the blob exists."""

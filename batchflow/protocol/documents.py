@@ -19,6 +19,7 @@ from batchflow.agent_limits import AgentLimits
 from batchflow.errors import ProtocolError
 from batchflow.model import ManagedIdentity
 from batchflow.ports.broker import QueueRef
+from batchflow.protocol.budgets import BudgetTerms
 from batchflow.protocol.fields import FieldError, misfit
 from batchflow.support.frozen import frozen
 
@@ -155,6 +156,8 @@ class PoolManifest(Document):
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
     variables: str | None = None
     """The blob of the control container with the variables of all tasks of the pool."""
+    budget: BudgetTerms | None = None
+    """What the pool may cost over its life; None: without a limit."""
 
     @property
     def ctl(self) -> str:
@@ -239,6 +242,10 @@ class AgentConfig(AgentLimits, AgentConnections):
     """
     bundle: str | None = None
     """The hash of the pool's default bundle, which an agent fetches before a task asks for it."""
+    budget: BudgetTerms | None = None
+    """What the pool may cost over its life; None: without a limit."""
+    agents: int = 1
+    """Number of agents that may spend of a budget at the same time, when this was written."""
     brought: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The bundle's embedded files (`batchflow.pools.embedded_files`): contents in base64, by SHA-256."""
 

@@ -10,8 +10,9 @@ Where they lie:
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
   `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
-  `agents/<agent>.json`, `usage/<agent>.json`, `results/<job>/<client>/<name>`,
-  `outputs/<job>/<client>/<uid>/<execution>/<name>`, `logs/<pool>/<node>/<agent>.log`.
+  `agents/<agent>.json`, `usage/<agent>.json`, `budgets/...` (`protocol.budgets`),
+  `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
+  `logs/<pool>/<node>/<agent>.log`.
 
 Each pool gets a new prefix, because the name of a deleted container stays taken for half a minute or more.
 """

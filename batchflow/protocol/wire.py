@@ -114,6 +114,8 @@ class TaskItem:
     """Whether the last of the arguments holds the function's arguments by keyword."""
     pickles: bool = optional("pickles", TRUTH, default=False)
     """Whether the session opens pickles in results."""
+    budget: Mapping[str, Any] | None = optional("budget", TABLE, default=None)
+    """The session's budget, as `budgets.BudgetTerms` has it; None: it has none."""
 
     @property
     def carries_arguments(self) -> bool:

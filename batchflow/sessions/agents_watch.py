@@ -13,6 +13,7 @@ from batchflow.errors import (
     ServiceError,
 )
 from batchflow.pools.heartbeats import Sample, read_heartbeats, sample_heartbeats
+from batchflow.pools.spending.budgets import shrink_spent, spent_reason
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.event_log import event_logger
 from batchflow.support.version import own_version
@@ -43,11 +44,14 @@ class AgentsWatch:
         start: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
+        refuse: Callable[[str], Awaitable[None]],
     ) -> None:
         """`start`: starts the pool's agents where none live. `explain`: says why none do.
 
         `hopeless`: chooses the error for a pool whose nodes can never have an agent; None while they can.
+        `refuse`: ends the session's tasks, because the pool's budget is spent; called with those words.
         """
+        self._refuse = refuse
         self._context = context
         self._start_agents = start
         self._explain = explain
@@ -67,10 +71,25 @@ class AgentsWatch:
             if await self._alive():
                 logger.info("agents_not_started", extra={"error": str(error)})
                 return
+            if await self._refuse_unpaid():
+                return
             retryable = isinstance(error, ServiceError) and error.retryable
             problem = NoAgents(f"the pool's agents cannot be started: {error}", retryable=retryable)
             problem.__cause__ = error
             self._context.problems.set("agents", problem)
+
+    async def _refuse_unpaid(self) -> bool:
+        """Return whether the pool's budget is spent. Then end the session's tasks, and shrink the pool."""
+        runtime = self._context.runtime
+        try:
+            if (reason := await spent_reason(runtime)) is None:
+                return False
+            await self._refuse(reason)
+            await shrink_spent(runtime)
+        except ServiceError as error:
+            logger.info("spent_pool_not_left", extra={"error": str(error)})
+            return False
+        return True
 
     async def _alive(self) -> bool:
         """Return whether agents live, whichever client started them."""
@@ -89,8 +108,8 @@ class AgentsWatch:
             await self._try(self._look if soon > _LATER and len(self._context.tracker) else self.meet)
         while True:
             await asyncio.sleep(interval)
-            if len(self._context.tracker):
-                await self._try(self._look)
+            if len(self._context.tracker) or self._context.runtime.manifest.budget is not None:
+                await self._try(self._look)  # of a pool with a budget also because it may be spent
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
         try:

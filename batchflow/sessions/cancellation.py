@@ -18,13 +18,14 @@ from batchflow.errors import (
 from batchflow.model import Status
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
-from batchflow.sessions.records.tracker import cancelled_result
+from batchflow.sessions.records.tracker import budget_exceeded_result, cancelled_result
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.protocol.wire import ResultItem
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.sessions.records.tracker import Entry
@@ -162,6 +163,21 @@ class Cancellations:
         if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
             self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 
+    async def refuse(self, entries: list[Entry], reason: str) -> None:
+        """End tasks as `BudgetExceeded`, because no agent lives to say so. Those that were sent never run.
+
+        Raises `StorageError` when the cancellation cannot be written; then those that were sent stay.
+        """
+        for entry in entries:
+            if entry.item is not None and not entry.done:
+                self._outcomes.resolve(entry, budget_exceeded_result(entry, reason))
+        if sent := [entry for entry in entries if not entry.done]:
+            self._wanted.update((entry.sequence, entry) for entry in sent)
+            async with self._lock:
+                await self._write()
+            self._resolve(sent, lambda entry: budget_exceeded_result(entry, reason))
+        self._outcomes.change.notify()
+
     def abandon(self, run: Stoppable) -> None:
         """Cancel what a dropped `map` had submitted.
 
@@ -213,12 +229,15 @@ class Cancellations:
 
     async def _confirm(self, entries: list[Entry]) -> None:
         await asyncio.sleep(_CONFIRMATION)
+        self._resolve(entries, lambda entry: cancelled_result(entry, "no agent confirmed it in time"))
+        self._outcomes.change.notify()
+
+    def _resolve(self, entries: list[Entry], outcome: Callable[[Entry], ResultItem]) -> None:
+        """Give tasks that were sent an outcome of the session's own. An agent's may still come."""
         for entry in entries:
             if not entry.done:
                 self._unconfirmed.add(entry.sequence)
-                outcome = cancelled_result(entry, "no agent confirmed it in time")
-                self._outcomes.resolve(entry, outcome, expect_message=self._expect_message)
-        self._outcomes.change.notify()
+                self._outcomes.resolve(entry, outcome(entry), expect_message=self._expect_message)
 
 
 def intervals(numbers: list[int]) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
+    from batchflow.costs.budget import Budget
     from batchflow.environments.requirements import Requirements
 
 
@@ -27,3 +28,5 @@ class SessionOptions:
     """None: the pool's."""
     variables: TaskVariables = field(default_factory=TaskVariables)
     """The environment variables of its tasks, beside those of its job and its pool."""
+    budget: Budget | None = None
+    """What its tasks may cost; None: without a limit of its own."""

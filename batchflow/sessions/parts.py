@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from batchflow.costs.budget import Budget
 from batchflow.environments.session import SessionEnvironment
 from batchflow.environments.variables import SessionVariables
+from batchflow.errors import ConfigurationError
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
@@ -67,7 +69,7 @@ class SessionParts:
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
     ) -> SessionParts:
-        """Make the parts. Raises `ConfigurationError` for a timeout or a journal that cannot be used.
+        """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
         `entry_of`, `task_of`: see `Submitter`.
@@ -75,6 +77,8 @@ class SessionParts:
         """
         timeout = task_timeout(options.timeout, context.settings)
         share_processes = options.share_processes
+        if options.budget is not None and not isinstance(options.budget, Budget):
+            raise ConfigurationError(f"budget is {options.budget!r}; it must be a Budget(node_hours=10)")
         if share_processes is None:
             share_processes = context.runtime.manifest.share_processes
         classes = BundleClasses()
@@ -94,7 +98,13 @@ class SessionParts:
             was_cancelled=lambda incarnation, sequence: cancellations.was_cancelled(incarnation, sequence),
             passed=lambda: sender.passed,
         )
-        agents = AgentsWatch(context, start=start_agents, explain=explain, hopeless=hopeless)
+        agents = AgentsWatch(
+            context,
+            start=start_agents,
+            explain=explain,
+            hopeless=hopeless,
+            refuse=lambda reason: cancellations.refuse(list(context.tracker), reason),
+        )
         environment = SessionEnvironment(options.requirements)
         variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
         code = CodeStore(context.runtime, lambda: agents.pythons)
@@ -112,6 +122,7 @@ class SessionParts:
             timeout=timeout,
             share_processes=share_processes,
             unpickle=options.unpickle,
+            budget=options.budget,
         )
         cancellations = Cancellations(
             context,

@@ -16,6 +16,8 @@ from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
     from batchflow.sessions.records.tracker import Entry
@@ -122,6 +124,7 @@ class Submission:
         timeout: float | None = None,
         share_processes: bool = False,
         unpickle: bool = False,
+        budget: Mapping[str, Any] | None = None,
     ) -> bytes | None:
         """Return the task as it travels; None when its arguments need a `prepare`.
 
@@ -156,6 +159,7 @@ class Submission:
             variables=variables,
             keywords=self.function is not None and bool(self.function.keywords),
             pickles=unpickle,
+            budget=budget,
         )
         try:
             data = wire.encode(item)

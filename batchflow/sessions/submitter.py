@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import ConfigurationError, JobClosed, ProtocolError, StorageError
 from batchflow.files import Files, collect, stored, upload
+from batchflow.pools.spending.budgets import session_terms
 from batchflow.protocol import layout, wire
+from batchflow.protocol.budgets import session_ledger
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.kept import KeptArguments, keep
 from batchflow.protocol.values.misfits import Undecodable
@@ -24,6 +26,7 @@ from batchflow.sessions.workflows.inputs import EntryOf, TaskMarks, entries_of
 from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
+    from batchflow.costs.budget import Budget
     from batchflow.environments.session import SessionEnvironment
     from batchflow.environments.variables import SessionVariables
     from batchflow.functions.code import CodeStore
@@ -67,6 +70,7 @@ class Submitter:
         timeout: float | None,
         share_processes: bool,
         unpickle: bool,
+        budget: Budget | None,
     ) -> None:
         """Make it for one session.
 
@@ -78,6 +82,9 @@ class Submitter:
         self.classes = classes
         self._reader = reader
         self._unpickle = unpickle
+        self._budget = budget
+        self._terms: dict[str, Any] | None = None
+        """The budget as it travels; None until it is known, and without one."""
         self._context = context
         self._outcomes = outcomes
         self._wake_sender = wake_sender
@@ -102,6 +109,8 @@ class Submitter:
         """Let the tasks that are submitted from now on run with these files; None: the pool's default."""
         runtime = self._context.runtime
         await runtime.refresh()  # another client may have repurposed it
+        if self._budget is not None and self._terms is None:
+            await self._make_terms(self._budget)
         if files is None:
             default = runtime.manifest.bundle
             bundle = await (upload([], runtime.ctl) if default is None else stored(default, runtime.ctl))
@@ -111,6 +120,11 @@ class Submitter:
         self._runs_with = None
         self.classes.add(file.name for file in bundle.files)
         runtime.load.use_bundle(self._context.policy, bundle.hash)
+
+    async def _make_terms(self, budget: Budget) -> None:
+        context = self._context
+        ledger = session_ledger(context.job_name, context.name, context.incarnation)
+        self._terms = (await session_terms(context.runtime, budget, ledger)).fields()
 
     def refuse(self, reason: str) -> None:
         """Take no new tasks; those that were submitted go on. `reason`: the text of `JobClosed`."""
@@ -316,6 +330,7 @@ class Submitter:
                 timeout=self._timeout,
                 share_processes=self._share_processes,
                 unpickle=self._unpickle,
+                budget=self._terms,
             )
             if item is None:
                 submission.prepare(self.classes)

@@ -62,9 +62,11 @@ class MemoryContainer(CheckedClosing):
         blob = self._blobs()[name] = _MemoryBlob(data, self._storage.next_etag(), self._storage.now())
         return blob.etag
 
-    async def append(self, name: str, data: bytes) -> None:
+    async def append(self, name: str, data: bytes) -> int:
         there = self._blobs().get(name)
-        self._write(name, data if there is None else there.data + data)
+        whole = data if there is None else there.data + data
+        self._write(name, whole)
+        return len(whole)
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         await self.put(name, Path(path).read_bytes(), create=create)

@@ -131,6 +131,21 @@ class CancellationUnread:
 
 
 @frozen
+class SpendingRead:
+    """The ledger of a budget has so many bytes, this agent's report included."""
+
+    ledger: str
+    size: int
+
+
+@frozen
+class SpendingUnread:
+    """The report of what was spent did not arrive."""
+
+    ledger: str
+
+
+@frozen
 class Blocked:
     """Whether the broker takes no results for the moment."""
 
@@ -168,6 +183,8 @@ Event = (
     | LeaseGone
     | CancellationRead
     | CancellationUnread
+    | SpendingRead
+    | SpendingUnread
     | Blocked
     | Drain
     | NothingLeft
@@ -309,6 +326,14 @@ class ReadCancellation:
 
 
 @frozen
+class ReportSpending:
+    """Add so many grains to the ledger of a budget; answered by `SpendingRead` or `SpendingUnread`."""
+
+    ledger: str
+    grains: int
+
+
+@frozen
 class StepBack:
     """The node cannot run tasks: say why. The agent takes no more, and exits when nothing runs."""
 
@@ -338,6 +363,7 @@ Command = (
     | Leave
     | ForgetCrashes
     | ReadCancellation
+    | ReportSpending
     | StepBack
     | Exit
 )

@@ -25,7 +25,7 @@ from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.cancellation import CancellationCache
 from node_agent.scheduling.events import Command, Follow, Prepare
 from node_agent.scheduling.load_policy import LoadPolicy
-from node_agent.scheduling.state import AT_WORK, SlotEvent, SlotPhase, SlotState, Task, TaskEvent, alike
+from node_agent.scheduling.state import BEGUN, SlotEvent, SlotPhase, SlotState, Task, TaskEvent, alike
 
 MOST_FOLLOWING: Final = 500
 """Tasks that may follow in a slot before it is free once."""
@@ -110,8 +110,7 @@ class Placement:
 
     def running(self) -> list[tuple[TaskItem, float]]:
         """Return what runs at this moment, and since when."""
-        begun = (*AT_WORK, SlotPhase.STOPPING)
-        busy = (slot for slot in self.slots if slot.phase in begun and slot.tasks)
+        busy = (slot for slot in self.slots if slot.phase in BEGUN and slot.tasks)
         return [(slot.tasks[0].item, slot.moved_at) for slot in busy]
 
     @property

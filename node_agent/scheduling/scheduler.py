@@ -28,6 +28,8 @@ Rules:
   handed back. Whatever is not settled `SETTLE` seconds later is left to its lock.
 - What is wrong with the node is no task's outcome (`node_failures`). An agent that steps back drains, running
   tasks have all the time, and exits as unfit: another one begins on a node that was looked at.
+- A task whose budget is spent ends as `BudgetExceeded` and never begins (`budgets`). What runs goes on, and
+  is not retried. An agent whose pool's budget is spent answers what is queued, then leaves.
 - Idle for long enough: announce it, look once more, exit.
 
 `state` has the states that tasks and slots go through, as tables. `placement` decides which task goes to
@@ -50,6 +52,7 @@ from batchflow.model import Attempt, Status
 from batchflow.protocol.documents import AgentState, Cancellation
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
+from node_agent.scheduling.budgets import Budgets
 from node_agent.scheduling.busy_time import BusyTime
 from node_agent.scheduling.cancellation import FRESH, CancellationCache
 from node_agent.scheduling.crash_history import CrashCount
@@ -77,13 +80,13 @@ from node_agent.scheduling.events import (
     Prepared,
     Pull,
     ReadCancellation,
-    Recall,
     Recalled,
     ResultsAccepted,
     Session,
+    SpendingRead,
+    SpendingUnread,
     Start,
     StepBack,
-    Stop,
     Tick,
     Unable,
     Verdict,
@@ -106,6 +109,8 @@ MAX_CRASHES: Final = 3
 SETTLE: Final = 10.0
 MOST_HELD: Final = 4096
 """Tasks; more are not pulled, however slowly results leave."""
+UNPAID_IDLE: Final = 1.0
+"""Seconds without a task after which an agent leaves whose pool's budget is spent."""
 DIED: Final = "the agent died while it ran this task alone"
 
 
@@ -119,6 +124,7 @@ class Scheduler:
     started_at: float
     crashes: dict[str, CrashCount] = field(default_factory=dict)
     """What this boot of the node remembers, by uid."""
+    budgets: Budgets = field(default_factory=Budgets)
     state: AgentState = "ready"
     cancellations: CancellationCache = field(default_factory=CancellationCache)
     placement: Placement = field(init=False)
@@ -151,13 +157,14 @@ class Scheduler:
     def handle_all(self, events: Iterable[Event], now: float) -> list[Command]:
         """Take events; return what is to be done after all of them. This is cheaper than one by one."""
         self.busy_time.advance(now, self.placement.busy)
+        if self.budgets.advance(now, self.placement.slots):
+            self.settlement.refuse(self.budgets.refusal)
         for event in events:
             if not self._exited:
                 self._apply(event, now)
         if not self._exited:
             self._advance(now)
-        commands, self.settlement.commands = self.settlement.commands, []
-        return commands
+        return self.settlement.take_commands()
 
     def item(self, task: int) -> TaskItem:
         """Return the task of that number, from its arrival until it is settled."""
@@ -197,6 +204,7 @@ class Scheduler:
             self.placement.straggler_deadline() if may_get_stuck else None,
             *map(self.placement.load.lag_deadline, self.placement.slots),
             self._idle_deadline(),
+            self.budgets.next_deadline(self.placement.slots),
             self._stop_at,
             self._leave_at,
         )
@@ -232,6 +240,10 @@ class Scheduler:
                 self._cancellation_read(session, document, asked_at, now)
             case CancellationUnread(session):
                 self.cancellations.failed(session, now)
+            case SpendingRead(ledger, size) if self.budgets.read(ledger, size, now):
+                self.settlement.refuse(self.budgets.refusal)
+            case SpendingUnread(ledger):
+                self.budgets.unread(ledger, now)
             case Blocked(blocked):
                 self._blocked = blocked
             case Drain(grace):
@@ -239,7 +251,7 @@ class Scheduler:
                 self._drain(grace, now)
             case NothingLeft():
                 self._nothing_left()
-            case Tick():
+            case Tick() | SpendingRead():
                 pass
 
     def _advance(self, now: float) -> None:
@@ -250,15 +262,15 @@ class Scheduler:
                 return
         for slot in self.placement.slots:
             if (deadline := self.placement.load.lag_deadline(slot)) is not None and now >= deadline:
-                self._recall(slot)
+                self.settlement.recall(slot)
         if self.placement.waiting and not self.messages.is_splitting:
             self.settlement.commands += self.placement.assign(now)
         if self._stuck or self.placement.is_full():
             self._hand_back_excess(now)
         for session in self.cancellations.due(now):
             self.settlement.commands.append(ReadCancellation(session))
-        if self.idle_exit is not None:
-            self._watch_idleness(now)
+        self.settlement.commands += self.budgets.due(now, self.placement.slots)
+        self._watch_idleness(now)
         self._set_pulling()
 
     # Arrival
@@ -280,8 +292,8 @@ class Scheduler:
 
     def _admit(self, task: Task, redelivered: bool, companions: int) -> None:
         """Let a task that has just arrived wait for a slot, or say why it does not."""
-        if (refusal := _refusal(task.item)) is not None:
-            self.settlement.conclude(task, Verdict(Status.FAILED, "TaskRejected", refusal))
+        if (refusal := _refusal(task.item) or self.budgets.admit(task.item)) is not None:
+            self.settlement.conclude(task, refusal)
         elif self.cancellations.covers(task):
             self.settlement.conclude(task, _CANCELLED)
         elif self.state == "draining":
@@ -332,15 +344,7 @@ class Scheduler:
             slot.moved_at = now
             self.settlement.commands.append(Start(slot.index, tuple([task.number for task in slot.tasks])))
         else:
-            self._stop(slot)
-
-    def _stop(self, slot: SlotState) -> None:
-        slot.move(SlotEvent.STOP)
-        self.settlement.commands.append(Stop(slot.index))
-
-    def _recall(self, slot: SlotState) -> None:
-        slot.move(SlotEvent.RECALL)
-        self.settlement.commands.append(Recall(slot.index))
+            self.settlement.stop(slot)
 
     def _take_back(self, slot: SlotState, numbers: Iterable[int]) -> None:
         tasks = [self.tasks[number] for number in numbers]
@@ -351,8 +355,9 @@ class Scheduler:
     def _return(self, tasks: list[Task]) -> None:
         """Take tasks out of their slot that were stopped, or have never begun. They have no outcome."""
         for task in reversed(tasks):
-            if self.cancellations.covers(task):
-                self.settlement.conclude(task, _CANCELLED)
+            covered = self.cancellations.covers(task)
+            if (verdict := _CANCELLED if covered else self.budgets.refusal(task.item)) is not None:
+                self.settlement.conclude(task, verdict)
             elif self.state == "draining":
                 self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
             else:
@@ -369,7 +374,7 @@ class Scheduler:
         if event.failure is None:
             self._failures.succeeded(slot)
         copy = None if event.failure is None else _retry(task, event, event.failure, self.host)
-        if copy is None:
+        if copy is None or self.budgets.refusal(task.item) is not None:
             self.settlement.conclude(task, None)
         else:
             task.failure = event.failure
@@ -427,12 +432,12 @@ class Scheduler:
 
     def _stop_if_cancelled(self, slot: SlotState) -> None:
         if slot.phase in AT_WORK and slot.tasks and self.cancellations.covers(slot.tasks[0]):
-            self._stop(slot)
+            self.settlement.stop(slot)
 
     def _recall_if_cancelled(self, slot: SlotState) -> None:
         """Take back what is cancelled: the child begins what it was given by itself, too late to stop it."""
         if can_recall(slot) and any(self.cancellations.covers(task) for task in slot.tasks):
-            self._recall(slot)
+            self.settlement.recall(slot)
 
     # Time
 
@@ -461,16 +466,17 @@ class Scheduler:
         for slot in self.placement.slots:
             is_over = slot.phase in AT_WORK and self._stop_at is None
             if is_over or slot.phase in (SlotPhase.PREPARING, SlotPhase.CHECKING):
-                self._stop(slot)
+                self.settlement.stop(slot)
         if not self.messages:
             self._exit(Exit("unfit" if self._unfit else "drained"))
         elif self._leave_at is not None and now >= self._leave_at:
             self._exit(Exit("drained, some tasks are left to their locks"))
 
     def _idle_deadline(self) -> float | None:
-        if self.idle_exit is None or self.messages or self._looking or self.state != "ready":
+        patience = UNPAID_IDLE if self.budgets.pool_is_spent else self.idle_exit
+        if patience is None or self.messages or self._looking or self.state != "ready":
             return None
-        return self._idle_since + self.idle_exit
+        return self._idle_since + patience
 
     def _watch_idleness(self, now: float) -> None:
         if self.messages:
@@ -505,7 +511,7 @@ class Scheduler:
         placement = self.placement
         if self.state != "ready" or self._blocked or placement.waiting or len(self.tasks) >= MOST_HELD:
             return False
-        if self.messages.is_splitting or placement.has_loner():
+        if self.budgets.is_waiting or self.messages.is_splitting or placement.has_loner():
             return False
         if not placement.is_full():
             return True
@@ -522,16 +528,20 @@ def _poisoned(crashes: int) -> Verdict:
     )
 
 
-def _refusal(item: TaskItem) -> str | None:
-    """Return why the task cannot run as it stands."""
+def _rejected(reason: str) -> Verdict:
+    return Verdict(Status.FAILED, "TaskRejected", reason)
+
+
+def _refusal(item: TaskItem) -> Verdict | None:
+    """Return the outcome of a task that cannot run as it stands."""
     if item.timeout is not None and not item.timeout > 0:
-        return f"timeout is {item.timeout}: it is more than 0 seconds, or not set"
+        return _rejected(f"timeout is {item.timeout}: it is more than 0 seconds, or not set")
     if item.memory_limit is not None and item.memory_limit <= 0:
-        return f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set"
+        return _rejected(f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set")
     try:
         RetryPolicy.read(item.retry)
     except (ConfigurationError, TypeError, AttributeError, ValueError) as error:
-        return f"its retry policy cannot be used: {error}"
+        return _rejected(f"its retry policy cannot be used: {error}")
     return None
 
 

@@ -6,15 +6,25 @@ of its tasks has an accepted result or an accepted copy. Pure: no I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.crash_history import CrashCount
-from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, SendResult, Verdict
+from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, Recall, SendResult, Stop, Verdict
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.placement import Placement
-from node_agent.scheduling.state import Message, Task, TaskEvent, TaskState, identity
+from node_agent.scheduling.state import (
+    Message,
+    SlotEvent,
+    SlotPhase,
+    SlotState,
+    Task,
+    TaskEvent,
+    TaskState,
+    can_recall,
+    identity,
+)
 
 
 @dataclass(slots=True)
@@ -32,6 +42,11 @@ class Settlement:
     completed: int = 0
     """Tasks that were settled with a result."""
     _next_number: int = 0
+
+    def take_commands(self) -> list[Command]:
+        """Return what is to be done, and forget it."""
+        commands, self.commands = self.commands, []
+        return commands
 
     def take_in(self, item: TaskItem, message: Message, now: float) -> Task:
         """Hold a task that has arrived."""
@@ -95,6 +110,29 @@ class Settlement:
         """Settle a task whose result or copy the broker has."""
         self._drop(task)
         self._note(self.messages.settle(task))
+
+    def refuse(self, refusal: Callable[[TaskItem], Verdict | None]) -> None:
+        """Let nothing begin that is refused. What runs goes on."""
+        for task in list(self.placement.waiting):
+            if (verdict := refusal(task.item)) is not None:
+                self.placement.drop([task])
+                self.conclude(task, verdict)
+        for slot in self.placement.slots:
+            if slot.tasks and refusal(slot.tasks[-1].item) is not None:
+                if slot.phase in (SlotPhase.PREPARING, SlotPhase.CHECKING):
+                    self.stop(slot)
+                elif can_recall(slot):
+                    self.recall(slot)
+
+    def stop(self, slot: SlotState) -> None:
+        """Kill what runs in a slot, or let nothing begin in it."""
+        slot.move(SlotEvent.STOP)
+        self.commands.append(Stop(slot.index))
+
+    def recall(self, slot: SlotState) -> None:
+        """Take back what has not begun in a slot."""
+        slot.move(SlotEvent.RECALL)
+        self.commands.append(Recall(slot.index))
 
     def abandon(self, task: Task) -> None:
         """Leave a task to its lock, which will run out."""

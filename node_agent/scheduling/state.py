@@ -121,6 +121,9 @@ SLOT_TRANSITIONS: Final[Mapping[tuple[SlotPhase, SlotEvent], SlotPhase]] = {
 AT_WORK: Final = (SlotPhase.RUNNING, SlotPhase.RECALLED)
 """The phases of a slot whose first task runs, with no stop on its way."""
 
+BEGUN: Final = (*AT_WORK, SlotPhase.STOPPING)
+"""The phases of a slot whose first task runs."""
+
 
 @dataclass(slots=True, eq=False)
 class Task:

@@ -13,6 +13,7 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.shell_names import pool_names
+from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError, PoolExists
 from batchflow.support.progress_report import counted
@@ -68,6 +69,9 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Another name of --requirements, for packages.",
         ),
         click.option("--java", metavar="VERSION", help='A Java runtime: a version, or "default".'),
+        click.option(
+            "--budget", metavar="BUDGET", help='Over its life: node-hours (12) or money ("20 EUR").'
+        ),
         click.option("--start-command", metavar="LINE", help="Run on each node before it takes work."),
     ]
     for option in reversed(options):
@@ -85,6 +89,8 @@ def _spec(configuration: Configuration, name: str, given: dict[str, Any]) -> Poo
         changes["requirements"] = named_requirements(changes["requirements"])
     if java is not None:
         changes["java"] = True if java == "default" else int(java)
+    if (budget := changes.get("budget")) is not None:
+        changes["budget"] = Budget.parse(budget)
     return replace(configuration.pool(name), **changes)
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchflow.costs.cost import HOUR, Cost
-from batchflow.pools.spending.prices import UNKNOWN, NodePrice, read_prices
+from batchflow.pools.spending.budgets import configured_prices, spent_of_pool
+from batchflow.pools.spending.prices import UNKNOWN, NodePrice
 from batchflow.pools.spending.usage import total, unfinished_tasks
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
-    from batchflow.pools.spending.prices import Prices
     from batchflow.protocol.documents import Usage
-    from batchflow.settings import Settings
-
-
-def configured_prices(settings: Settings) -> Prices | None:
-    """Read the price file of the settings; None: there is none. Raises `ConfigurationError`."""
-    path = settings.pool.prices
-    return None if path is None else read_prices(path, settings.batch.url)
 
 
 async def measure_cost(runtime: PoolRuntime) -> Cost:
@@ -43,7 +37,9 @@ async def measure_cost(runtime: PoolRuntime) -> Cost:
         group.start_soon(find_size)
         used += await runtime.usage.read()
     price = UNKNOWN if prices is None or vm_size is None else prices.of(vm_size)
-    return cost_of(total(used), price, None if prices is None else prices.currency, remaining)
+    cost = cost_of(total(used), price, None if prices is None else prices.currency, remaining)
+    terms = runtime.manifest.budget
+    return cost if terms is None else replace(cost, budget=terms.budget, spent=await spent_of_pool(runtime))
 
 
 def cost_of(used: tuple[Usage, Usage], price: NodePrice, currency: str | None, remaining: int = 0) -> Cost:

@@ -424,6 +424,10 @@ def dependency_failed_result(entry: Entry, failed: Entry) -> ResultItem:
     return _outcome(entry, Status.FAILED, "DependencyFailed", f"{what}: {item.error}")
 
 
+def budget_exceeded_result(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.FAILED, "BudgetExceeded", reason)
+
+
 def _outcome(entry: Entry, status: Status, kind: str, reason: str) -> ResultItem:
     return ResultItem(
         uid=entry.uid,
