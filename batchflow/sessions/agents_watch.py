@@ -58,6 +58,8 @@ class AgentsWatch:
         self._hopeless = hopeless
         self._alone_since: float | None = None
         """When it was first seen that no agent lives; None while some do."""
+        self._spent = False
+        """Whether no agent lives because the pool's budget is spent."""
         self._strange = set[str]()
         """Other versions than ours, of agents that were told of."""
         self.pythons: frozenset[str] = frozenset()
@@ -84,6 +86,7 @@ class AgentsWatch:
         try:
             if (reason := await spent_reason(runtime)) is None:
                 return False
+            self._spent = True
             await self._refuse(reason)
             await shrink_spent(runtime)
         except ServiceError as error:
@@ -162,7 +165,7 @@ class AgentsWatch:
         if self._alone_since is None:
             self._alone_since = now
         await self.start()  # agents that lived may have gone: drained, idle or dead
-        if "agents" in self._context.problems:
+        if self._spent or "agents" in self._context.problems:
             return
         error = await self._hopeless()
         if error is None and now - self._alone_since > _AGENTS_PATIENCE:
