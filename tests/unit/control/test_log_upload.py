@@ -23,12 +23,13 @@ class Blobs:
         self.gate.set()
         self.begun = asyncio.Event()
 
-    async def append(self, name: str, data: bytes) -> None:
+    async def append(self, name: str, data: bytes) -> int:
         self.begun.set()
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         self.texts[name] = self.texts.get(name, b"") + data
+        return len(self.texts[name])
 
 
 def keeper(*events: str) -> LogUploader:
