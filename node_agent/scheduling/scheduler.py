@@ -249,9 +249,9 @@ class Scheduler:
             case Drain(grace):
                 self._unfit = False
                 self._drain(grace, now)
-            case NothingLeft():
-                self._nothing_left()
-            case Tick() | SpendingRead():
+            case NothingLeft() if self._looking:
+                self._exit(Exit("idle"))
+            case Tick() | SpendingRead() | NothingLeft():
                 pass
 
     def _advance(self, now: float) -> None:
@@ -485,10 +485,6 @@ class Scheduler:
             self._looking = True
             self._announce("exiting")
             self.settlement.commands.append(LastLook())
-
-    def _nothing_left(self) -> None:
-        if self._looking:
-            self._exit(Exit("idle"))
 
     def _exit(self, command: Exit) -> None:
         self._exited = True
