@@ -39,5 +39,8 @@ class AgentLimits:
     """Bytes of stdout, and of stderr, that a result carries: the last ones."""
     result_limit: Bytes = 256 * 1024**2
     """Bytes that what a task returns may have, encoded; more is `ResultTooLarge`."""
+    scheduled_events: str = "http://169.254.169.254/metadata/scheduledevents"
+    """Where agents on spot nodes read that their node is about to be taken away; empty: nowhere. Nodes of the
+    local cloud have an address of their own."""
     cache_limit: Bytes = 10 * 1024**3
     """Bytes of task files that an agent keeps on its disk."""

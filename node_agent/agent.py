@@ -25,6 +25,7 @@ from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
+from node_agent.control.preemption import PreemptionWatcher, address_of
 from node_agent.control.problems import Problems
 from node_agent.control.spending import SpendingReporter
 from node_agent.control.usage import UsageWriter, is_dedicated
@@ -149,6 +150,8 @@ class Agent:
             parts.out, parts.agent, config.heartbeat_interval, self.heartbeat, self._ticker.tick
         )
         self._usage = UsageWriter(parts.out, parts.agent, self.usage)
+        address = "" if is_dedicated() else address_of(config.scheduled_events)
+        self.preemption = PreemptionWatcher(address, self.drain) if address else None
         self._problems = Problems(self._heartbeats.changed)
         self._incoming = self._make_incoming(config)
         self._outgoing = self._make_outgoing(config)
@@ -231,6 +234,8 @@ class Agent:
             "events": partial(parts.events.run, self._outgoing.send_events),
             "usage": self._usage.run,
         }
+        if self.preemption is not None:
+            services["preemption"] = self.preemption.run
         if parts.log is not None:
             services["log"] = partial(parts.log.run, parts.out, self._log)
         for name, service in services.items():
@@ -255,6 +260,8 @@ class Agent:
 
     def stop(self) -> None:
         """Drain; called again, exit at once."""
+        if self.preemption is not None:
+            self.preemption.release()
         self.drain(self.parts.config.drain_grace if self._scheduler.state != "draining" else 0.0)
 
     def drain(self, grace: float) -> None:

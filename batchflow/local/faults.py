@@ -77,10 +77,15 @@ class Faults:
         """Make a node, or all, unusable; its tasks run again elsewhere. A reboot heals it."""
         await self.inject(pool_id, fault="unusable", node=node_id, code=code)
 
-    async def preempt(self, pool_id: str, node_id: str | None = None, *, seconds: float = 0.0) -> None:
+    async def preempt(
+        self, pool_id: str, node_id: str | None = None, *, seconds: float = 0.0, notice: float = 0.0
+    ) -> None:
         """Preempt a spot node, or all; it comes back after so many seconds with the same id
-        and an empty disk."""
-        await self.inject(pool_id, fault="preempted", node=node_id, seconds=seconds)
+        and an empty disk.
+
+        `notice`: seconds before that at which the node can read of it in its scheduled events; 0: it cannot.
+        """
+        await self.inject(pool_id, fault="preempted", node=node_id, seconds=seconds, notice=notice)
 
     async def lose(self, pool_id: str, node_id: str | None = None, *, seconds: float | None = None) -> None:
         """Lose a node, or all: its state is unknown until it boots again after `seconds`, None for never."""

@@ -80,6 +80,11 @@ class AgentsWatch:
             problem.__cause__ = error
             self._context.problems.set("agents", problem)
 
+    async def _leave_if_spent(self) -> None:
+        """Shrink the pool if its agents have left because its budget is spent. It starts no agents."""
+        if not await self.meet():
+            await self._refuse_unpaid()
+
     async def _refuse_unpaid(self) -> bool:
         """Return whether the pool's budget is spent. Then end the session's tasks, and shrink the pool."""
         runtime = self._context.runtime
@@ -111,8 +116,10 @@ class AgentsWatch:
             await self._try(self._look if soon > _LATER and len(self._context.tracker) else self.meet)
         while True:
             await asyncio.sleep(interval)
-            if len(self._context.tracker) or self._context.runtime.manifest.budget is not None:
-                await self._try(self._look)  # of a pool with a budget also because it may be spent
+            if len(self._context.tracker):
+                await self._try(self._look)
+            elif self._context.runtime.manifest.budget is not None and not self._spent:
+                await self._try(self._leave_if_spent)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
         try:

@@ -83,6 +83,9 @@ async def _serve(config: AgentConfig, directory: Path) -> int:
         trimming = asyncio.create_task(process_tuning.trim_heap(), name="trim heap")
         stack.callback(trimming.cancel)
         await agent.run()
+        if agent.preemption is not None and agent.preemption.announced:
+            await agent.preemption.until_over()  # Batch starts a task again that its node took along
+            return UNFIT
     if agent.exit_reason != "unfit":
         return 0
     node_check.note_step_back(directory)

@@ -41,6 +41,8 @@ from batchflow.local.batch.nodes.directories import (
 )
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.local.batch.rest.auth import authenticate, authenticate_token
+from batchflow.local.batch.rest.metadata import PREFIX as METADATA
+from batchflow.local.batch.rest.metadata import metadata
 from batchflow.local.batch.rest.values import parse_body
 from batchflow.local.batch.routes import BatchRequest, BatchResponse, DataPlane, split_path
 from batchflow.local.http.http_server import HttpServer, is_text
@@ -153,12 +155,24 @@ class BatchServer:
     # HTTP
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.startswith(METADATA):
+            return self._metadata(request)
         headers = _common_headers(request) if is_text(request) else {}
         answer = await self._answer(request)
         self._act()
         if self._latency:
             await asyncio.sleep(self._latency)
         return await self._respond(request, answer, headers)
+
+    def _metadata(self, request: web.BaseRequest) -> web.Response:
+        """Answer a node about itself. There is no login, because on Azure only the machine reaches this."""
+        pools = self._state.pools.by_id.values()
+        nodes = [node for pool in pools for node in pool.nodes.values()]
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        status, answer = metadata(request.path, headers, request.query, nodes)
+        if isinstance(answer, str):
+            return web.Response(status=status, text=answer)
+        return web.json_response(answer, status=status)
 
     async def _answer(self, request: web.BaseRequest) -> BatchResponse:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import aiohttp
 import pytest
 from azure.batch import models
 from azure.core.exceptions import HttpResponseError, ResourceExistsError
@@ -167,6 +168,33 @@ async def test_preempted_node_comes_back(batch: Any, faults: Faults) -> None:
     await batch.until_task("long", "running")
     assert [node.id async for node in batch.client.list_nodes("pool")] == before
     assert not kept.exists()
+
+
+async def test_preemption_with_a_notice(batch: Any, faults: Faults) -> None:
+    """The node reads of it before, as Azure's metadata service tells it; then it goes."""
+    await batch.pool(nodes=0, ready=False, **SPOT)
+    await batch.until(batch.node_states, ["idle"])
+    (node,) = [node async for node in batch.client.list_nodes("pool")]
+    address = f"{batch.server.url}/metadata/pool/{node.id}"
+
+    async def ask(what: str, **headers: str) -> tuple[int, Any]:
+        query = {"api-version": "2020-07-01"}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"{address}/{what}", params=query, headers=headers) as answer,
+        ):
+            return answer.status, await (answer.json() if what == "scheduledevents" else answer.text())
+
+    assert await ask("scheduledevents", metadata="true") == (200, {"DocumentIncarnation": 0, "Events": []})
+    await faults.preempt("pool", seconds=600, notice=1.5)
+    status, document = await ask("scheduledevents", metadata="true")
+    (event,) = document["Events"]
+    assert (status, event["EventType"], event["EventStatus"]) == (200, "Preempt", "Scheduled")
+    assert await ask("instance/compute/name", metadata="true") == (200, event["Resources"][0])
+    assert (await ask("scheduledevents"))[0] == 400
+    assert (await ask("elsewhere", metadata="true"))[0] == 404
+    await batch.until(batch.node_states, ["preempted"])
+    assert (await ask("scheduledevents", metadata="true"))[1]["Events"] == []
 
 
 async def requeues(batch: Any) -> int:

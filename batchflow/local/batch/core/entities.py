@@ -230,6 +230,7 @@ class NodeRecord:
     leaving_for: Departure | None = None
     errors: tuple[FailureInfo, ...] = ()
     outage: NodeOutage | None = None
+    notice: PreemptionNotice | None = None
     start_task: StartTaskRecord | None = None
     runs: dict[int, TaskRun] = field(default_factory=dict)
     start_run: int | None = None
@@ -253,6 +254,16 @@ class NodeRecord:
         """Remember a task among the recent ones."""
         others = [other for other in self.recent if other is not task]
         self.recent = [task, *others][:RECENT_TASKS]
+
+
+@frozen
+class PreemptionNotice:
+    """The notice that a spot node is about to be taken away."""
+
+    id: str
+    not_before: float
+    outage: float
+    """Seconds until it comes back."""
 
 
 @frozen

@@ -46,6 +46,8 @@ class InjectedFault:
     """Of an allocation: nodes that can be had all the same."""
     seconds: float | None = None
     """How much longer a boot takes; when a node comes back, None: at once, or of a lost one never."""
+    notice: float = 0.0
+    """Seconds before a preemption at which its node can read of it; 0: it cannot."""
     node: str | None = None
     """None: every node that it can happen to."""
     exit_code: int = 1

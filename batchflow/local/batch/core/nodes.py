@@ -27,6 +27,7 @@ from batchflow.local.batch.core.entities import (
     NodeState,
     Outcome,
     PoolRecord,
+    PreemptionNotice,
     StartTaskRecord,
 )
 from batchflow.local.batch.core.errors import Refused
@@ -122,6 +123,20 @@ class Nodes:
             node.ready, node.errors = False, (fault.failure,)
             _set_state(node, "unusable", now)
             self._cut(node)
+
+    def announce_preemption(self, node: NodeRecord, notice: PreemptionNotice) -> None:
+        """Let a node read that it will be preempted."""
+        if node.leaving_for is not None or node.outage is not None or node.state == "creating":
+            raise Refused("OperationNotValidOnNode", NodeId=node.id, NodeState=node.state)
+        node.notice = notice
+
+    def preempt_when_due(self, node: NodeRecord, now: float) -> None:
+        notice = node.notice
+        if notice is None or notice.not_before > now:
+            return
+        node.notice = None
+        if node.leaving_for is None and node.outage is None:
+            self.take_out(node, NodeOutage("preempted", now + notice.outage, wipe=True), now)
 
     def take_out(self, node: NodeRecord, outage: NodeOutage, now: float) -> None:
         if node.leaving_for is not None or node.outage is not None or node.state == "creating":

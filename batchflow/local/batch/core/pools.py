@@ -27,6 +27,7 @@ from batchflow.local.batch.core.entities import (
     NodeOutage,
     NodeRecord,
     PoolRecord,
+    PreemptionNotice,
 )
 from batchflow.local.batch.core.errors import Refused, invalid_property
 from batchflow.local.batch.core.faults import NODE_FAULTS, BatchFaults, InjectedFault
@@ -77,6 +78,8 @@ class Pools:
             for node in pool.nodes.values():
                 if node.outage is not None and node.leaving_for is None and node.outage.until is not None:
                     yield node.outage.until
+                if node.notice is not None:
+                    yield node.notice.not_before
 
     def tick(self, now: float) -> None:
         """Give up the resizes that ran out of time, let nodes come back, evaluate formulas."""
@@ -86,6 +89,7 @@ class Pools:
     def _tick(self, pool: PoolRecord, now: float) -> None:
         self._sample(pool, now)
         for node in pool.nodes.values():
+            self._nodes.preempt_when_due(node, now)
             self._nodes.come_back_when_due(node, now)
         if pool.resize_deadline is not None and pool.resize_deadline <= now:
             self._abandon_resize(pool, _TIMED_OUT, now)
@@ -277,6 +281,9 @@ class Pools:
         for node in chosen:
             if fault.kind != "preempted":
                 self._nodes.fail(node, fault, now)
+            elif not node.dedicated and fault.notice:
+                event, away = f"preempt-{node.id}-{now}", fault.seconds or 0.0
+                self._nodes.announce_preemption(node, PreemptionNotice(event, now + fault.notice, away))
             elif not node.dedicated:
                 self._nodes.take_out(
                     node, NodeOutage("preempted", now + (fault.seconds or 0.0), wipe=True), now

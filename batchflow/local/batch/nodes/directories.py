@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchflow.local.batch.rest.metadata import path_of
 from batchflow.settings import LOCAL_NODE
 from batchflow.support.frozen import frozen
 
@@ -108,6 +109,7 @@ def _common_environment(
         "AZ_BATCH_ACCOUNT_NAME": account.name,
         "AZ_BATCH_ACCOUNT_URL": f"{account.url}/",
         "AZ_BATCH_POOL_ID": node.pool.spec.id,
+        "BATCHFLOW_SCHEDULED_EVENTS": f"{account.url}{path_of(node.pool.spec.id, node.id)}",
         "AZ_BATCH_NODE_ID": node.id,
         "AZ_BATCH_NODE_IS_DEDICATED": "true" if node.dedicated else "false",
         "AZ_BATCH_NODE_ROOT_DIR": str(root),

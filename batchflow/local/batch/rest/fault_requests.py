@@ -20,22 +20,26 @@ def parse_fault(body: object) -> InjectedFault:
     kind = fields.choice("fault", KINDS, "")
     code = fields.text("code") or ("NodeUnusable" if kind == "unusable" else "AllocationFailed")
     message = fields.text("message") or MESSAGES.get(code, code)
-    seconds = fields.get("seconds")
-    if seconds is not None and (
-        isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0
-    ):
-        raise invalid_property("seconds", seconds, "A number that is not negative is expected.")
+    seconds, notice = _seconds(fields, "seconds"), _seconds(fields, "notice")
     fault = InjectedFault(
         kind=cast("Kind", kind),
         failure=FailureInfo("servererror", code, message),
         limit=fields.integer("nodes", 0, low=0),
         seconds=seconds,
+        notice=notice or 0.0,
         node=fields.text("node"),
         exit_code=fields.integer("exitCode", 1, low=1, high=255),
         stderr=fields.text("stderr", "") or "",
     )
     fields.finish()
     return fault
+
+
+def _seconds(fields: Fields, key: str) -> float | None:
+    value = fields.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+        raise invalid_property(key, value, "A number that is not negative is expected.")
+    return value
 
 
 def parse_account_faults(body: object) -> AccountFaults:
