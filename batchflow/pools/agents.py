@@ -94,7 +94,7 @@ class PoolAgents:
         sources, self._sources = self._sources, ()
         alive = sum(task.state != "completed" for task in tasks)
         missing = info.wanted + info.spot_wanted - alive
-        if not alive and (spent := await spent_reason(runtime)) is not None:
+        if (spent := await spent_reason(runtime)) is not None:
             raise PoolError(f"no agents are started: {spent}")
         if missing <= 0:
             return
