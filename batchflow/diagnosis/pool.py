@@ -17,6 +17,7 @@ from batchflow.errors import ServiceError
 from batchflow.model import Cause, Explanation
 from batchflow.pools.agents import read_stderr
 from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.spending.budgets import spent_reason
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ async def explain_pool(runtime: PoolRuntime) -> Explanation:
     causes: list[Cause] = []
     facts = PoolFacts()
     silent: set[str] = set()
-    for ask in (_ask_batch, _ask_agents, _ask_queue):
+    for ask in (_ask_budget, _ask_batch, _ask_agents, _ask_queue):
         try:
             causes += await ask(runtime, facts)
         except ServiceError as error:
@@ -76,6 +77,11 @@ def _summary(pool_id: str, facts: PoolFacts) -> str:
 
 
 # ---- Batch
+
+
+async def _ask_budget(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
+    reason = await spent_reason(runtime)
+    return [] if reason is None else [Cause(reason, "make another pool: its budget is for its whole life")]
 
 
 async def _ask_batch(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:

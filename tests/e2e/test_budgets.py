@@ -44,6 +44,7 @@ async def test_a_pools_budget_ends_its_tasks_and_shrinks_it(client: Client, name
             await eventually(shrunk, pause=0.2)
             with pytest.raises(PoolError, match="budget"):
                 await pool.start()
+            assert "the pool's budget of" in str(await pool.explain())
     finally:
         await pool.delete()
 
