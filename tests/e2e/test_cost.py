@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from batchflow import Client, ConfigurationError, Pool, Session
+from tests.e2e.conftest import TASKS
 from tests.support.waiting import eventually
 
 
@@ -23,6 +26,29 @@ async def test_counts_the_agents_seconds_and_tasks(pool: Pool, session: Session)
     assert cost.dedicated_seconds == cost.node_seconds
     assert (cost.amount, cost.currency) == (None, None)
     assert cost.short in pool._repr_html_()
+
+
+async def test_keeps_the_seconds_of_an_agent_that_is_killed(client: Client, name: str) -> None:
+    pool = await client.ensure_pool(name, nodes=1, files=[TASKS])
+    try:
+        async with pool.session() as session:
+            await session.run("echo.py", 1)
+
+            async def counted() -> bool:
+                return (await pool.cost()).tasks == 1
+
+            await eventually(counted, pause=0.1)
+            before, (beat,) = await pool.cost(), await pool.heartbeats()
+            os.kill(beat.pid, signal.SIGKILL)
+            await session.run("echo.py", 2)
+
+            async def counted_again() -> bool:
+                return (await pool.cost()).tasks == 2
+
+            await eventually(counted_again, pause=0.1)
+            assert (await pool.cost()).node_seconds > before.node_seconds
+    finally:
+        await pool.delete()
 
 
 async def test_knows_the_amount_by_the_price_file(
