@@ -25,7 +25,7 @@ from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.events import ReportSpending, Verdict
 from node_agent.scheduling.state import BEGUN, SlotState
 
-_MOST_KEPT: Final = 1024
+_MOST_KEPT: Final = 8192
 """Budgets of sessions that are remembered."""
 _PARTS: Final = 8
 """An agent spends its share of this part of what is left without looking. What it saw is older than what the
@@ -107,11 +107,13 @@ class Budgets:
 
     def admit(self, item: TaskItem) -> Verdict | None:
         """Know the budget of a task that has arrived; return its outcome if it may not begin."""
-        if item.budget is not None and item.budget.get("ledger") not in self.sessions:
+        if item.budget is not None:
             try:
                 terms = BudgetTerms.read(item.budget)
             except ValueError as error:
                 return Verdict(Status.FAILED, "TaskRejected", f"its budget cannot be used: {error}")
+            if terms.ledger in self.sessions:
+                return self.refusal(item)
             if len(self.sessions) >= _MOST_KEPT:
                 del self.sessions[next(iter(self.sessions))]
             self.sessions[terms.ledger] = self._meter(terms)

@@ -117,6 +117,7 @@ def test_an_agent_alone_spends_no_more_than_there_is() -> None:
         {},
         {**SESSION.fields(), "ledger": POOL_LEDGER},
         {**SESSION.fields(), "ledger": "budgets/sessions/../../agents/x"},
+        {**SESSION.fields(), "ledger": ["x"]},
         {**SESSION.fields(), "limit": 0},
         {**SESSION.fields(), "limit": "10"},
         {**SESSION.fields(), "dedicated": -1},
