@@ -10,6 +10,7 @@ from batchflow.pools.heartbeats import read_heartbeats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batchflow.environments.requirements import Requirements
     from batchflow.files import Files
     from batchflow.pools.jobs import PoolJobs
     from batchflow.pools.runtime import PoolRuntime
@@ -26,6 +27,7 @@ class _MakeSession(Protocol):
         files: Files | None,
         env: Mapping[str, str] | None,
         secrets: Mapping[str, str] | None,
+        requirements: Requirements | None,
     ) -> Session: ...
 
 
@@ -65,12 +67,16 @@ class Job:
         *,
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        requirements: Requirements | None = None,
     ) -> Session:
         """Make a session in this job; open it with `async with` or `await`.
 
         `env`, `secrets`: environment variables of its tasks, over those of the job and the pool.
+        `requirements`: the Python packages of its tasks; None: those of the job, or the pool.
         """
-        return self._make_session(client_name, job=self.name, files=files, env=env, secrets=secrets)
+        return self._make_session(
+            client_name, job=self.name, files=files, env=env, secrets=secrets, requirements=requirements
+        )
 
     async def counts(self) -> JobCounts:
         """Count the job's tasks by their state, from what its sessions and the agents last reported.

@@ -135,13 +135,19 @@ class Pool:
         *,
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
+        requirements: Requirements | None = None,
     ) -> Job:
         """Create a job. Raises `JobExists`.
+
+        `requirements`: the Python packages of its tasks, where the session does not say; None: the pool's. A
+        file is locked here: this raises `EnvironmentFailed` in the resolver's words.
 
         `env`, `secrets`: environment variables of its tasks, over those of the pool; the values of secrets
         stay out of logs, errors and every `repr`. Raises `ConfigurationError` for what cannot be a variable.
         """
-        return self._job(await self._jobs.create(name, task_variables(env, secrets, f"job {name!r}")))
+        variables = task_variables(env, secrets, f"job {name!r}")
+        packages = None if requirements is None else await self.runtime.environments.defaults(requirements)
+        return self._job(await self._jobs.create(name, variables, packages))
 
     async def job(self, name: str) -> Job:
         """Find a job. Raises `JobNotFound`."""

@@ -57,6 +57,8 @@ class SessionPool(Protocol):
 
     async def start(self) -> None: ...
 
+    def session(self, *, job: str, files: Files, requirements: Requirements) -> Session: ...
+
     async def explain(self) -> Explanation: ...
 
 
@@ -108,6 +110,7 @@ class Session(Supervised):
             start_agents=pool.start,
             explain=pool.explain,
             hopeless=partial(cannot_become_ready, pool.runtime, 1),
+            open_session=pool.session,
         )
         self._lifecycle = SessionLifecycle(self._parts, self._name, lambda: self.close_timeout)
 

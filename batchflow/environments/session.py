@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from batchflow.environments.builder import EnvironmentBuilder, LockedEnvironment, summary
+import anyio
+
+from batchflow.environments.builder import EnvironmentBuilder, LockedEnvironment, pack, summary
 from batchflow.environments.requirements import Requirements, read_requirements
+from batchflow.environments.sources import SourceDistribution
 from batchflow.environments.user_cache import user_cache
-from batchflow.environments.uv import TargetPython
+from batchflow.environments.uv import NoWheel, TargetPython
 from batchflow.errors import BatchflowError, BlobNotFound, EnvironmentFailed
 from batchflow.files import is_young, source_of, upload
 from batchflow.protocol.bundle import bundle_blob
@@ -23,6 +28,9 @@ if TYPE_CHECKING:
     from batchflow.environments.requirements import RequirementSet
     from batchflow.ports.storage import Container
     from batchflow.settings import AgentSettings
+
+NodeBuild = Callable[[SourceDistribution], Awaitable[tuple[str, bytes]]]
+"""Builds a wheel on a node of the pool; returns its name and content. Raises `EnvironmentFailed`."""
 
 _MB: Final = 1e6
 
@@ -47,30 +55,38 @@ class PoolEnvironments:
         self._target = target
         self._present: dict[str, str] = {}
         """The bundles of environments that are known to be in the pool, by their keys."""
-        self._busy = asyncio.Lock()
-        """Held while an environment is brought, so that none is uploaded twice."""
+        self._arriving: dict[str, asyncio.Lock] = {}
+        """Held while an environment is brought, by its key, so that none is uploaded twice."""
 
     async def bundle(
-        self, requirements: Requirements, ctl: Container, report: Callable[[str], object]
+        self,
+        requirements: Requirements,
+        ctl: Container,
+        report: Callable[[str], object],
+        build: NodeBuild | None = None,
     ) -> str | None:
         """Return the hash of the bundle of an environment that is in the pool; None when nothing is required.
 
-        Raises `ConfigurationError` for what is no requirement, `EnvironmentFailed`, `StorageError`. Safe to
-        cancel.
+        `build`: builds what has no wheel, on a node; None: that is refused. Raises `ConfigurationError` for
+        what is no requirement, `EnvironmentFailed`, `StorageError`. Safe to cancel.
         """
         wanted = await in_thread(read_requirements, requirements)
         if wanted is None:
             return None
-        return await self._bundle_of(await self._lock(wanted, report), ctl, report)
+        return await self._bundle_of(await self._lock(wanted, report), ctl, report, build)
 
     async def default_bundle(
-        self, default: DefaultPackages, ctl: Container, report: Callable[[str], object]
+        self,
+        default: DefaultPackages,
+        ctl: Container,
+        report: Callable[[str], object],
+        build: NodeBuild | None = None,
     ) -> str | None:
         """Do as `bundle` for the packages of a pool or a job."""
         if (lock := default.lock) is None:
-            return await self.bundle(default.requirements, ctl, report)
+            return await self.bundle(default.requirements, ctl, report, build)
         target = TargetPython(lock.python, lock.platform)
-        return await self._bundle_of(LockedEnvironment(lock.text, target), ctl, report)
+        return await self._bundle_of(LockedEnvironment(lock.text, target), ctl, report, build)
 
     async def defaults(self, requirements: Requirements) -> DefaultPackages:
         """Return the packages of a pool or a job, for clients that do not have its file: that is locked here.
@@ -93,38 +109,94 @@ class PoolEnvironments:
             raise EnvironmentFailed(f"the required packages cannot be resolved here: {error}") from error
 
     async def _bundle_of(
-        self, locked: LockedEnvironment, ctl: Container, report: Callable[[str], object]
+        self,
+        locked: LockedEnvironment,
+        ctl: Container,
+        report: Callable[[str], object],
+        build: NodeBuild | None,
     ) -> str | None:
         if not locked.packages:
             return None
-        async with self._busy:
+        async with self._arriving.setdefault(locked.key, asyncio.Lock()):
             if (known := self._present.get(locked.key)) is None:
-                known = self._present[locked.key] = await self._bring(locked, ctl, report)
+                known = self._present[locked.key] = await self._bring(locked, ctl, report, build)
         return known
 
-    async def _bring(self, locked: LockedEnvironment, ctl: Container, report: Callable[[str], object]) -> str:
-        blob = environment_blob(locked.key)
+    async def _bring(
+        self,
+        locked: LockedEnvironment,
+        ctl: Container,
+        report: Callable[[str], object],
+        build: NodeBuild | None,
+    ) -> str:
         try:
-            found = EnvironmentDocument.decode((await ctl.get(blob)).data).bundle
+            found = EnvironmentDocument.decode((await ctl.get(environment_blob(locked.key))).data).bundle
             if await is_young(ctl, bundle_blob(found)):
                 return found
         except BlobNotFound:
             pass  # this is the first client that needs it
         try:
-            archive = await self._builder.build(locked, report)
-            source = await in_thread(source_of, ARCHIVE, archive)
+            return await _upload(locked, await self._builder.build(locked, report), ctl, report)
+        except NoWheel as error:
+            if build is None:
+                raise
+            missing = error
         except OSError as error:
             raise EnvironmentFailed(f"the environment cannot be built here: {error}") from error
-        size = source.file.size
-        report(f"uploading an environment: {summary(locked.packages)}, {size / _MB:.0f} MB")
-        target = target_name(locked.target.python, locked.target.platform)
-        bundle = await upload([source, source_of(target, b"")], ctl)
-        document = EnvironmentDocument(
-            bundle.hash, locked.target.python, locked.target.platform, locked.packages, size
-        )
-        await ctl.put(blob, document.encode())
-        report(f"the environment is in the pool: {summary(locked.packages)}")
-        return bundle.hash
+        with tempfile.TemporaryDirectory(prefix="batchflow-") as folder:
+            archive = await self._build_on_node(locked, missing, Path(folder), ctl, report, build)
+            return await _upload(locked, archive, ctl, report)
+
+    async def _build_on_node(
+        self,
+        locked: LockedEnvironment,
+        missing: NoWheel,
+        folder: Path,
+        ctl: Container,
+        report: Callable[[str], object],
+        build: NodeBuild,
+    ) -> Path:
+        """Return an archive with wheels that nodes built. It is of use in their pool alone.
+
+        The user's cache never has it: code on a node can forge what it builds, within its pool.
+        """
+        wheels: dict[str, Path] = {}
+        while True:
+            for package in missing.packages:
+                if package in wheels:
+                    raise missing
+                source = await self._builder.source_of(package, locked, folder)
+                await self.bundle(source.requires, ctl, report)  # refused, if it has no wheel itself
+                report(f"building {package} on a node, from its source")
+                name, content = await build(source)
+                wheels[package] = folder / Path(name).name
+                await anyio.Path(wheels[package]).write_bytes(content)
+            site = folder / f"environment-{len(wheels)}"
+            site.mkdir()
+            try:
+                await self._builder.install(locked, site, report, wheels)
+                break
+            except NoWheel as error:
+                missing = error
+        await in_thread(pack, site, folder / ARCHIVE)
+        return folder / ARCHIVE
+
+
+async def _upload(
+    locked: LockedEnvironment, archive: Path, ctl: Container, report: Callable[[str], object]
+) -> str:
+    """Bring an archive into the pool, and the document that names it; return the hash of its bundle."""
+    source = await in_thread(source_of, ARCHIVE, archive)
+    size = source.file.size
+    report(f"uploading an environment: {summary(locked.packages)}, {size / _MB:.0f} MB")
+    target = target_name(locked.target.python, locked.target.platform)
+    bundle = await upload([source, source_of(target, b"")], ctl)
+    document = EnvironmentDocument(
+        bundle.hash, locked.target.python, locked.target.platform, locked.packages, size
+    )
+    await ctl.put(environment_blob(locked.key), document.encode())
+    report(f"the environment is in the pool: {summary(locked.packages)}")
+    return bundle.hash
 
 
 class SessionEnvironment:
@@ -138,6 +210,8 @@ class SessionEnvironment:
         """The hash of the environment's bundle; None: tasks run with what the nodes have."""
         self.failure: str | None = None
         """Why no task can be sent."""
+        self.job_default: DefaultPackages | None = None
+        """The packages of the job; None: the job does not say."""
         self.progress: str | None = None
         """What is done at this moment, until it is settled."""
 
@@ -156,11 +230,12 @@ class SessionEnvironment:
         environments: Callable[[], PoolEnvironments],
         ctl: Container,
         report: Callable[[str], object],
+        build: NodeBuild,
     ) -> None:
         """Have the environment in the pool. A failure is kept, because it is the tasks' outcome.
 
         `default`: the packages of the job or the pool, for a session that has none of its own. `report` gets
-        a line for each step that takes long.
+        a line for each step that takes long. `build`: builds on a node what has no wheel.
         """
 
         def tell(line: str) -> None:
@@ -170,9 +245,9 @@ class SessionEnvironment:
         try:
             if self._requirements is not None:
                 if self._requirements != ():
-                    self.bundle = await environments().bundle(self._requirements, ctl, tell)
+                    self.bundle = await environments().bundle(self._requirements, ctl, tell, build)
             elif (packages := await default()) != DefaultPackages():
-                self.bundle = await environments().default_bundle(packages, ctl, tell)
+                self.bundle = await environments().default_bundle(packages, ctl, tell, build)
         except BatchflowError as error:
             self.failure = f"its environment failed: {error}"
         except BaseException:
@@ -188,6 +263,7 @@ class SessionEnvironment:
         environments: PoolEnvironments,
         ctl: Container,
         report: Callable[[str], object],
+        build: NodeBuild,
     ) -> None:
         """Have other packages in the pool, for the tasks that are submitted after the return.
 
@@ -196,7 +272,7 @@ class SessionEnvironment:
         """
         wanted = checked(requirements)
         await self.wait()
-        self.bundle = None if wanted == () else await environments.bundle(wanted, ctl, report)
+        self.bundle = None if wanted == () else await environments.bundle(wanted, ctl, report, build)
         self.failure = None
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from batchflow.model import Counts
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.storage import Container
-    from batchflow.protocol.documents import Heartbeat
+    from batchflow.protocol.documents import DefaultPackages, Heartbeat
     from batchflow.protocol.variables import TaskVariables
 
 logger = event_logger(__name__)
@@ -106,13 +106,15 @@ class PoolJobs:
         self._known_open: dict[str, JobDocument] = {}
         """Jobs that this object made, and that need not be read again."""
 
-    async def create(self, name: str, variables: TaskVariables | None = None) -> JobDocument:
-        """Write the document of a new job. `variables`: of its tasks. Raises `JobExists`."""
+    async def create(
+        self, name: str, variables: TaskVariables | None = None, packages: DefaultPackages | None = None
+    ) -> JobDocument:
+        """Write the document of a new job. `variables`, `packages`: of its tasks. Raises `JobExists`."""
         layout.check_name("job name", name)
         ctl, stored = self._runtime.ctl, None
         if variables:
             stored = await store_variables(ctl, layout.job_variables_prefix(name), variables)
-        document = JobDocument(name, time.time(), variables=stored)
+        document = JobDocument(name, time.time(), variables=stored, packages=packages)
         try:
             await ctl.put(layout.job_blob(name), document.encode(), create=True)
         except BlobConflict as error:

@@ -361,6 +361,8 @@ class JobDocument(Document):
     state: Literal["open", "closed", "deleted"] = "open"
     variables: str | None = None
     """The blob of the control container with the variables of the job's tasks."""
+    packages: DefaultPackages | None = None
+    """The Python packages of its tasks, where the session does not say; None: the pool's."""
 
 
 @frozen

@@ -16,6 +16,7 @@ from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
+from batchflow.sessions.node_build import SessionMaker, build_wheel
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
@@ -26,6 +27,7 @@ from batchflow.sessions.submitter import Submitter, task_timeout
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
+    from batchflow.environments.sources import SourceDistribution
     from batchflow.errors import ServiceError
     from batchflow.files import Files
     from batchflow.model import Explanation
@@ -53,6 +55,8 @@ class SessionParts:
     environment: SessionEnvironment
     variables: SessionVariables
     dead_letters: DeadLetterHandler
+    open_session: SessionMaker
+    """Makes another session of the pool."""
     acquired: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the mailbox and the job are the session's, and the pool's manifest was read."""
 
@@ -68,6 +72,7 @@ class SessionParts:
         start_agents: Callable[[], Awaitable[None]],
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
+        open_session: SessionMaker,
     ) -> SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
@@ -141,6 +146,7 @@ class SessionParts:
             cancellations=cancellations,
             agents=agents,
             environment=environment,
+            open_session=open_session,
             variables=variables,
             dead_letters=DeadLetterHandler(context),
         )
@@ -151,9 +157,12 @@ class SessionParts:
 
         async def default() -> DefaultPackages:
             await self.acquired.wait()
-            return runtime.manifest.packages
+            packages = environment.job_default
+            return runtime.manifest.packages if packages is None else packages
 
-        await environment.prepare(default, lambda: runtime.environments, runtime.ctl, notices.progress)
+        await environment.prepare(
+            default, lambda: runtime.environments, runtime.ctl, notices.progress, self._build_on_node
+        )
         notices.end_progress()
         if environment.failure is not None:
             notices.warn(environment.failure)
@@ -167,7 +176,11 @@ class SessionParts:
         if requirements is not None:
             try:
                 await self.environment.change(
-                    requirements, runtime.environments, runtime.ctl, notices.progress
+                    requirements,
+                    runtime.environments,
+                    runtime.ctl,
+                    notices.progress,
+                    self._build_on_node,
                 )
             finally:
                 notices.end_progress()
@@ -176,6 +189,7 @@ class SessionParts:
     async def join_job(self, ensure: Callable[[str], Awaitable[JobDocument]]) -> None:
         """Make the job if there is none of that name, and bring the variables of tasks into the pool."""
         job = await ensure(self.context.job_name)
+        self.environment.job_default = job.packages
         await self.variables.prepare(job.variables)
 
     def forget_variables(self) -> None:
@@ -185,3 +199,6 @@ class SessionParts:
         waiting = any(not entry.done for entry in context.tracker)
         if blob is not None and (context.lifetime.job_deleted or not waiting):
             context.delete_later(context.runtime.ctl, blob, "delete variables")
+
+    async def _build_on_node(self, source: SourceDistribution) -> tuple[str, bytes]:
+        return await build_wheel(self.open_session, self.context.job_name, source)

@@ -12,7 +12,7 @@ import pytest
 
 from batchflow import Client, ConfigurationError, Pool, PoolSpec, Session, TaskError
 from batchflow.errors import EnvironmentFailed
-from tests.support.wheels import make_wheel, requirements_file
+from tests.support.wheels import make_source, make_wheel, requirements_file
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +151,50 @@ async def test_building_is_told_in_events_and_explained_where_it_fails(pool: Poo
     assert "its environment failed" in explanation
     assert "absent-u" in explanation
     assert "update_files(files, requirements=...)" in explanation
+
+
+async def test_what_has_no_wheel_is_built_on_a_node_from_the_source_that_the_client_fetched(
+    pool: Pool, wheels: Path
+) -> None:
+    """As an ordinary task. Without a compiler it is refused by name."""
+    wheel = make_wheel(wheels, "built_u", "1.0", "VERSION = 5\nfrom depth_u import twice\n")
+    content = wheel.read_bytes()
+    wheel.unlink()
+    make_source(
+        wheels,
+        "built_u",
+        "1.0",
+        f"open(out + '/{wheel.name}', 'wb').write({content!r})\nreturn {wheel.name!r}",
+    )
+    make_source(wheels, "compiled_u", "1.0", "import subprocess\nsubprocess.run(['no-such-gcc'], check=True)")
+
+    def built() -> list[Any]:
+        import built_u  # type: ignore[import-not-found]
+
+        return [built_u.VERSION, built_u.twice(4)]
+
+    async with _session(pool, requirements_file(wheels, "built_u", "depth_u")) as session:
+        events = session.events()
+        assert await session.run(built) == [5, 8]
+        while (await anext(events)).message != "building built-u==1.0 on a node, from its source":
+            pass
+    async with _session(pool, requirements_file(wheels, "compiled_u")) as session:
+        outcome = await (await session.submit(built)).outcome()
+    assert outcome.kind == "SubmitFailed"
+    assert "compiled-u==1.0 has no wheel for the nodes" in (outcome.error or "")
+    assert "a compiler that they have not (no-such-gcc)" in (outcome.error or "")
+
+
+async def test_requirements_of_a_job_are_those_of_its_sessions_that_do_not_say(
+    pool: Pool, wheels: Path
+) -> None:
+    """The file is needed no more when the job has been made."""
+    file = requirements_file(wheels, "price_u==2.0")
+    job = await pool.create_job(f"job-{uuid.uuid4().hex[:8]}", requirements=file)
+    file.unlink()
+    async with job.session() as session:
+        assert (await session.run(_versions))[0] == 2
+    async with job.session(requirements=[]) as session:
+        with pytest.raises(TaskError, match="No module named 'price_u'"):
+            await session.run(_versions)
+    await job.delete()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -33,6 +35,24 @@ def requirements_file(folder: Path, *requirements: str) -> Path:
     file = folder / "requirements.txt"
     file.write_text("\n".join(("--no-index", f"--find-links {folder}", *requirements)) + "\n")
     return file
+
+
+def make_source(folder: Path, name: str, version: str, build: str) -> Path:
+    """Write a source distribution; `build` is the body of the function that builds its wheel in `out`."""
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        f'[project]\nname = "{name}"\nversion = "{version}"\n',
+        "backend.py": "def build_wheel(out, config_settings=None, metadata_directory=None):\n"
+        + "".join(f"    {line}\n" for line in build.splitlines()),
+    }
+    source = folder / f"{name}-{version}.tar.gz"
+    with tarfile.open(source, "w:gz") as out:
+        for path, content in files.items():
+            member = tarfile.TarInfo(f"{name}-{version}/{path}")
+            member.size = len(content)
+            out.addfile(member, io.BytesIO(content.encode()))
+    return source
 
 
 def index_folder(folder: Path, *, yanked: str | None = None) -> str:
