@@ -53,6 +53,8 @@ class CodeStore:
         self._pool = pool
         self._node_pythons = node_pythons
         self._code = OwnCode()
+        self._modules = frozenset[str]()
+        """Those whose files are looked at."""
         self._bundles: dict[str, str] = {}
         """The bundle with the project's files, by the bundle that tasks without functions run with."""
         self._files: tuple[OwnFile, ...] = ()
@@ -98,12 +100,20 @@ class CodeStore:
             )
 
     async def _with_code(self, modules: frozenset[str], base: str) -> str:
-        """Return the bundle of the base's files and the project's, as they are now."""
+        """Return the bundle of the base's files and the project's, as they are now.
+
+        Where they were looked at just now, this gives the event loop no turn, which would cost more than the
+        task, and would send each task of many in a message of its own.
+        """
+        if (known := self._looked_up(modules, base)) is not None:
+            return known
         async with self._changing:
-            added = [self._code.add(module) for module in sorted(modules)]
+            if (known := self._looked_up(modules, base)) is not None:
+                return known
+            for module in sorted(modules):
+                self._code.add(module)
+            self._modules |= modules
             now = time.monotonic()
-            if not any(added) and base in self._bundles and now - self._looked_at < _LOOK_INTERVAL:
-                return self._bundles[base]
             files = tuple(await in_thread(self._code.files))
             if files != self._files:
                 self._bundles.clear()
@@ -112,6 +122,12 @@ class CodeStore:
                 self._bundles[base] = await self._upload(base)
             self._looked_at = now
             return self._bundles[base]
+
+    def _looked_up(self, modules: frozenset[str], base: str) -> str | None:
+        """Return the bundle if the files were looked at just now; None: they are to be looked at again."""
+        if not modules <= self._modules or time.monotonic() - self._looked_at >= _LOOK_INTERVAL:
+            return None
+        return self._bundles.get(base)
 
     async def _upload(self, base: str) -> str:
         ctl = self._pool.ctl
