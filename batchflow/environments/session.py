@@ -257,23 +257,25 @@ class SessionEnvironment:
             self.progress = None
             self._settled.set()
 
-    async def change(
+    async def bring(
         self,
         requirements: Requirements,
         environments: PoolEnvironments,
         ctl: Container,
         report: Callable[[str], object],
         build: NodeBuild,
-    ) -> None:
-        """Have other packages in the pool, for the tasks that are submitted after the return.
+    ) -> str | None:
+        """Have other packages in the pool; return their bundle for `use`. Tasks run with those until now.
 
-        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`; then the packages are as before.
-        Safe to cancel.
+        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`. Safe to cancel.
         """
         wanted = checked(requirements)
         await self.wait()
-        self.bundle = None if wanted == () else await environments.bundle(wanted, ctl, report, build)
-        self.failure = None
+        return None if wanted == () else await environments.bundle(wanted, ctl, report, build)
+
+    def use(self, bundle: str | None) -> None:
+        """Let the tasks that are submitted from now on run with what `bring` returned."""
+        self.bundle, self.failure = bundle, None
 
 
 def checked(requirements: Requirements) -> Requirements:

@@ -170,21 +170,20 @@ class SessionParts:
     async def change(self, files: Files, requirements: Requirements | None) -> None:
         """Let tasks that are submitted from now on have other files, and other packages if they are given.
 
-        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`; then the packages stay as they are.
+        Raises `ConfigurationError`, `EnvironmentFailed`, `StorageError`; then both stay as they are.
         """
         runtime, notices = self.context.runtime, self.context.notices
-        if requirements is not None:
-            try:
-                await self.environment.change(
-                    requirements,
-                    runtime.environments,
-                    runtime.ctl,
-                    notices.progress,
-                    self._build_on_node,
-                )
-            finally:
-                notices.end_progress()
+        if requirements is None:
+            await self.submitter.use(files)
+            return
+        try:
+            bundle = await self.environment.bring(
+                requirements, runtime.environments, runtime.ctl, notices.progress, self._build_on_node
+            )
+        finally:
+            notices.end_progress()
         await self.submitter.use(files)
+        self.environment.use(bundle)
 
     async def join_job(self, ensure: Callable[[str], Awaitable[JobDocument]]) -> None:
         """Make the job if there is none of that name, and bring the variables of tasks into the pool."""
