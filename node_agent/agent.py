@@ -25,7 +25,7 @@ from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
-from node_agent.control.preemption import PreemptionWatcher, address_of
+from node_agent.control.preemption import PreemptionWatcher, address_of, stop_grace
 from node_agent.control.problems import Problems
 from node_agent.control.spending import SpendingReporter
 from node_agent.control.usage import UsageWriter, is_dedicated
@@ -262,7 +262,8 @@ class Agent:
         """Drain; called again, exit at once."""
         if self.preemption is not None:
             self.preemption.release()
-        self.drain(self.parts.config.drain_grace if self._scheduler.state != "draining" else 0.0)
+        grace = stop_grace(self.parts.config.drain_grace, dedicated=is_dedicated())
+        self.drain(grace if self._scheduler.state != "draining" else 0.0)
 
     def drain(self, grace: float) -> None:
         """Stop: let tasks finish for `grace` seconds, hand back the rest."""

@@ -27,6 +27,8 @@ INTERVAL: Final = 5.0
 """Seconds between two looks."""
 MARGIN: Final = 3.0
 """Seconds before the end in which what still runs is stopped and handed back."""
+_SPOT_GRACE: Final = 20.0
+"""Seconds that tasks on a spot node may run after SIGTERM: it may be the machine's end, 30 seconds before."""
 _API: Final = "2020-07-01"
 _TIMEOUT: Final = 5.0
 _LONGEST_INTERVAL: Final = 60.0
@@ -39,6 +41,11 @@ _OURS: Final = ("Preempt", "Terminate")
 def address_of(setting: str) -> str:
     """Return where the document is: the local cloud tells its nodes, elsewhere it is the setting."""
     return (os.environ.get("BATCHFLOW_SCHEDULED_EVENTS") or setting) if setting else ""
+
+
+def stop_grace(drain_grace: float, *, dedicated: bool) -> float:
+    """Return the seconds that tasks may run when the agent is told to stop by a signal."""
+    return drain_grace if dedicated else min(drain_grace, _SPOT_GRACE)
 
 
 def seconds_left(document: Any, machine: str, now: float) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from node_agent.control.preemption import address_of, seconds_left
+from node_agent.control.preemption import address_of, seconds_left, stop_grace
 
 NOW = 1474313387.0
 """Mon, 19 Sep 2016 19:29:47 GMT"""
@@ -62,3 +62,9 @@ def test_the_local_clouds_nodes_have_an_address_of_their_own(monkeypatch: pytest
     monkeypatch.setenv("BATCHFLOW_SCHEDULED_EVENTS", "http://local")
     assert address_of("http://azure") == "http://local"
     assert address_of("") == ""
+
+
+def test_a_signal_on_a_spot_node_leaves_time_to_hand_tasks_back() -> None:
+    assert stop_grace(30.0, dedicated=True) == 30.0
+    assert stop_grace(30.0, dedicated=False) < 30.0
+    assert stop_grace(5.0, dedicated=False) == 5.0
