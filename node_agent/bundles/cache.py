@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import Bundle, BundleFile, bundle_blob
 from batchflow.support.task_groups import first_error
+from node_agent.bundles.removal import FolderRemoval
 from node_agent.bundles.workspace import remove
 from node_agent.system import file_stamps
 
@@ -78,6 +79,7 @@ class BundleCache:
         self._downloads: dict[str, asyncio.Lock] = {}
         self._gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
         self._clock = asyncio.get_running_loop().time
+        self._removal = FolderRemoval(root / "removed")
         self._files.mkdir(parents=True, exist_ok=True)
         remove(self._folders)
         self._folders.mkdir(parents=True)
@@ -129,21 +131,25 @@ class BundleCache:
     async def _hold(self, bundle_hash: str) -> _Held:
         """Have a bundle on disk and count one user more."""
         held = self._held.get(bundle_hash)
-        while held is None or not self._unchanged(held) or self._held.get(bundle_hash) is not held:
+        while held is None or not await self._unchanged(held) or self._held.get(bundle_hash) is not held:
             held = await self._fetch(bundle_hash)
         self._held[bundle_hash] = self._held.pop(bundle_hash)
         held.users += 1
         return held
 
-    def _unchanged(self, held: _Held) -> bool:
+    async def _unchanged(self, held: _Held) -> bool:
         if not held.is_trusted:
             return False
         if held.users or self._clock() - held.looked_at < _LOOK_INTERVAL:
             return True
-        if file_stamps.touched([str(held.folder / file.name) for file in held.bundle.files]):
-            return False
-        held.looked_at = self._clock()
-        return True
+        paths = [str(held.folder / file.name) for file in held.bundle.files]
+        if len(paths) <= file_stamps.QUICK:
+            touched = file_stamps.touched(paths)
+        else:
+            touched = await asyncio.to_thread(file_stamps.touched, paths)
+        if not touched:
+            held.looked_at = self._clock()
+        return not touched
 
     async def _fetch(self, bundle_hash: str) -> _Held:
         """Join the fetch of a bundle, or start it. The fetch ends when its last waiter is cancelled."""
@@ -166,6 +172,7 @@ class BundleCache:
         self._coming[bundle_hash] = bundle
         try:
             self._evict()
+            await self._removal.emptied()
             await self._bring_files(bundle)
             folder = await asyncio.to_thread(self._lay_out, bundle)
         finally:
@@ -229,7 +236,7 @@ class BundleCache:
         needed = [other.bundle for other in self._held.values()] + list(self._coming.values())
         doomed = _contents([held.bundle]).keys() - _contents(needed).keys()
         self._verified -= doomed
-        remove(held.folder)
+        self._removal.take(held.folder)
         for name in doomed:
             remove(self._files / name)
             self._downloads.pop(name, None)

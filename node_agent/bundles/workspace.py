@@ -106,14 +106,19 @@ class Workspace:
         Then `prepare` returns another place. Raises as `prepare` does.
         """
         signatures = self._signatures.get(place.directory, {})
-        if not self.touched(place) and all(
-            file_stamps.signature(path) == found for path, found in signatures.items()
-        ):
+        if len(signatures) <= file_stamps.QUICK:
+            differs = self._differs(place, signatures)
+        else:
+            differs = await asyncio.to_thread(self._differs, place, dict(signatures))
+        if not differs:
             return False
         folder, _ = await self.collect(place)
         if folder is not None:
-            remove(folder)
+            await asyncio.to_thread(remove, folder)
         return True
+
+    def _differs(self, place: Place, signatures: dict[str, file_stamps.Signature | None]) -> bool:
+        return self.touched(place) or file_stamps.differ(signatures)
 
     def touched(self, place: Place) -> bool:
         """Tell whether a task changed something."""

@@ -45,6 +45,15 @@ def signature(path: str) -> Signature | None:
     return found.st_ino, found.st_size, found.st_mode, found.st_mtime_ns, found.st_ctime_ns
 
 
+QUICK: Final = 200
+"""Files that are looked at in less than a millisecond. For more, a look belongs into a thread."""
+
+
+def differ(signatures: dict[str, Signature | None]) -> bool:
+    """Tell whether one of these files is not as its signature says."""
+    return any(signature(path) != found for path, found in signatures.items())
+
+
 def let_clock_go_on(paths: list[str]) -> None:
     """Return when later changes of these files have later times than they have now."""
     latest = max((os.lstat(path).st_ctime_ns for path in paths), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio import CancelScope
@@ -23,8 +25,10 @@ from batchflow.protocol.functions import PYTHON
 from node_agent.bundles import environments
 from node_agent.bundles.environments import EnvironmentCache
 from node_agent.system import process_groups
+from tests.support.waiting import eventually
 
 HASH = "e" * 64
+SPAWN = process_groups.spawn
 MACHINE = os.uname().machine
 
 
@@ -52,15 +56,22 @@ class OneBundle:
         self._names = (ARCHIVE, *names)
         self._folder = folder
         folder.mkdir()
-        with tarfile.open(folder / ARCHIVE, "w:gz") as out:
+        self.archive = folder / ARCHIVE
+        with tarfile.open(self.archive, "w:gz") as out:
             for name, text in members.items():
                 member = tarfile.TarInfo(name)
                 member.type, member.size = kind, len(text)
                 out.addfile(member, io.BytesIO(text.encode()))
+        self._content = self.archive.read_bytes()
 
     @asynccontextmanager
     async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
-        yield Bundle(tuple(BundleFile(name, "0" * 64, 1) for name in self._names)), self._folder
+        digest, size = hashlib.sha256(self._content).hexdigest(), len(self._content)
+        yield Bundle(tuple(BundleFile(name, digest, size) for name in self._names)), self._folder
+
+    def distrust(self, bundle_hash: str) -> None:
+        """Fetch it again."""
+        self.archive.write_bytes(self._content)
 
 
 def _cache(tmp_path: Path, members: dict[str, str], *, limit: int = 1000) -> EnvironmentCache:
@@ -72,7 +83,7 @@ async def test_an_environment_is_unpacked_and_cannot_be_written(tmp_path: Path) 
     async with cache.use(HASH) as folder:
         assert (folder / "pack/core.py").read_text() == "x = 1\n"
         assert (folder / "pack/core.py").stat().st_mode & 0o777 == 0o444
-    cache.close()
+    await close(cache)
 
 
 async def test_what_is_unused_goes_when_there_is_too_much_and_comes_again(tmp_path: Path) -> None:
@@ -81,7 +92,7 @@ async def test_what_is_unused_goes_when_there_is_too_much_and_comes_again(tmp_pa
         async with cache.use(HASH) as folder:
             assert (folder / "core.py").is_file()
         assert not (folder / "core.py").exists()
-    cache.close()
+    await close(cache)
 
 
 async def test_a_cancelled_unpacking_leaves_an_environment_that_can_be_used(
@@ -91,10 +102,10 @@ async def test_a_cancelled_unpacking_leaves_an_environment_that_can_be_used(
     cache = _cache(tmp_path, {"core.py": "x = 1\n"})
     begun, go_on, unpack = threading.Event(), threading.Event(), environments.unpack
 
-    def slow(archive: Path, folder: Path) -> int:
+    def slow(archive: Path, folder: Path, sha256: str) -> tuple[int, environments.Signatures]:
         begun.set()
         go_on.wait(20)
-        return unpack(archive, folder)
+        return unpack(archive, folder, sha256)
 
     monkeypatch.setattr(environments, "unpack", slow)
 
@@ -114,7 +125,7 @@ async def test_a_cancelled_unpacking_leaves_an_environment_that_can_be_used(
             await use()
 
     assert await use() == "x = 1\n"
-    cache.close()
+    await close(cache)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +170,12 @@ async def test_unused_environments_make_room_on_a_full_disk(
     old, used = "a" * 64, "b" * 64
     room = 2
 
-    def unpack_where_there_is_room(archive: Path, folder: Path) -> int:
-        if len([*folder.parent.glob("*")]) >= room:
+    def unpack_where_there_is_room(
+        archive: Path, folder: Path, sha256: str
+    ) -> tuple[int, environments.Signatures]:
+        if len([*folder.parent.glob("*-*")]) >= room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return unpack(archive, folder)
+        return unpack(archive, folder, sha256)
 
     monkeypatch.setattr(environments, "unpack", unpack_where_there_is_room)
     async with cache.use(old):
@@ -175,3 +188,69 @@ async def test_unused_environments_make_room_on_a_full_disk(
                     pass
         assert (folder / "core.py").exists()
     cache.close()
+
+
+@pytest.mark.parametrize("forged", ["archive", "no archive"])
+async def test_an_archive_that_was_changed_in_the_cache_is_fetched_again(tmp_path: Path, forged: str) -> None:
+    """Whether what another task wrote there can be unpacked or not."""
+    source = OneBundle(tmp_path / "bundle", {"core.py": "x = 1\n"})
+    other = OneBundle(tmp_path / "other", {"core.py": "x = 'forged'\n"})
+    source.archive.write_bytes(other.archive.read_bytes() if forged == "archive" else b"no archive")
+    cache = EnvironmentCache(tmp_path / "environments", source, 1000)
+    async with cache.use(HASH) as folder:
+        assert (folder / "core.py").read_text() == "x = 1\n"
+    await close(cache)
+
+
+async def compiled(folder: Path) -> None:
+    async def is_there() -> bool:
+        return bool(list(folder.glob("__pycache__/*.pyc")))
+
+    await eventually(is_there)
+    await asyncio.gather(*_compilations())
+
+
+async def close(cache: EnvironmentCache) -> None:
+    """Leave no process that makes byte code."""
+    cache.close()
+    await asyncio.gather(*_compilations(), return_exceptions=True)
+
+
+def _compilations() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("compile environment")]
+
+
+@pytest.mark.parametrize("change", ["a file", "byte code", "a new file"])
+async def test_an_environment_that_a_task_changed_is_unpacked_again(
+    tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the task has put times and modes back; what runs in the old one keeps it till its end."""
+    monkeypatch.setattr(process_groups, "spawn", SPAWN)
+    monkeypatch.setattr(environments, "_LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(environments, "_LOOK_SHARE", 0.0)
+    cache = _cache(tmp_path, {"core.py": "x = 1\n"})
+    async with cache.use(HASH) as old:
+        await compiled(old)
+        (code,) = old.glob("__pycache__/*.pyc")
+        victim = {"a file": old / "core.py", "byte code": code, "a new file": old / "json.py"}[change]
+        _forge(victim)
+        async with cache.use(HASH) as new:
+            assert new != old
+            assert (new / "core.py").read_text() == "x = 1\n"
+            assert not (new / "json.py").exists()
+        assert old.exists()
+        async with cache.use(HASH) as again:
+            assert again == new
+    assert not old.exists()
+    await close(cache)
+
+
+def _forge(path: Path) -> None:
+    """Change a file as a task might, who has the rights of the agent."""
+    before = path.stat() if path.exists() else None
+    if before is not None:
+        path.chmod(0o644)
+    path.write_bytes(b"x = 2\n")
+    if before is not None:
+        path.chmod(before.st_mode)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

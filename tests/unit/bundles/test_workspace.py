@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import tempfile
+import traceback
+from collections.abc import Callable
 from mmap import mmap
 from pathlib import Path
 
@@ -223,8 +227,12 @@ def _rewrite(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-async def test_a_file_whose_times_were_put_back_is_restored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quick", [0, file_stamps.QUICK], ids=["in a thread", "at once"])
+async def test_a_file_whose_times_were_put_back_is_restored(
+    tmp_path: Path, quick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stamp says nothing, but the signature does. What was only read stays."""
+    monkeypatch.setattr(file_stamps, "QUICK", quick)
     workspace, place = await prepared(tmp_path)
     assert not await workspace.check(place)
     _rewrite(place.directory / "task.py")
@@ -252,6 +260,56 @@ async def test_a_cached_file_whose_times_were_put_back_is_not_used(tmp_path: Pat
     assert await workspace.check(place)
     with pytest.raises(StorageError, match=r"task.py was changed on disk"):
         await workspace.prepare(place.bundle, place.files)
+
+
+@pytest.mark.parametrize("user", [0, 65534], ids=["root", "another user"])
+def test_what_a_task_writes_into_its_files_reaches_no_other_slot(user: int) -> None:
+    """Neither what it appends to its own copies, nor, with the agent's rights, to the cached files."""
+    if os.geteuid():
+        pytest.skip("needs root to become another user")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        os.chown(folder, user, user)
+        _run_as(user, lambda: asyncio.run(_append_everywhere(folder)))
+    finally:
+        shutil.rmtree(folder)
+
+
+def _run_as(user: int, work: Callable[[], None]) -> None:
+    """Run it in a forked child, as that user. Its error is shown on stderr."""
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+async def _append_everywhere(root: Path) -> None:
+    workspace, place = await prepared(root)
+    other = Workspace(root / "other")
+    _append(place.directory / "task.py")
+    second = await other.prepare(place.bundle, place.files)
+    assert tree(second.directory) == CLEAN
+    assert tree(place.files)["task.py"] == "code"
+    _append(place.files / "task.py")
+    assert tree(second.directory) == CLEAN
+    assert await workspace.check(place)
+    with pytest.raises(StorageError, match=r"task.py was changed on disk"):
+        await Workspace(root / "third").prepare(place.bundle, place.files)
+
+
+def _append(path: Path) -> None:
+    path.chmod(0o644)
+    with path.open("a") as file:
+        file.write("evil")
 
 
 async def test_a_cached_file_that_was_changed_is_not_used(tmp_path: Path) -> None:
