@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchflow.cli import terminal
 from batchflow.cli.command import Invocation
-from batchflow.cli.connecting import find_pool
+from batchflow.cli.connecting import CloudWatch, find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.planning import check_files, use_settings_of
 from batchflow.cli.progress import Progress, Silent
@@ -63,15 +63,20 @@ async def open_run(
     path: str | None = None,
     output: str | None = None,
 ) -> AsyncIterator[OpenRun]:
+    """Open a run. Its block ends as soon as the local cloud of `batchflow up` does: then `CommandError`."""
     from batchflow.cli.running import Run
 
-    with record.held(), show(meter := record.meter()) as shown:
+    cloud = CloudWatch(invocation.configuration(), record)
+    with record.held(), show(meter := record.meter()) as shown, cloud.told():
         async with open_pool(invocation, record) as pool:
             await check_files(pool, record, path)
             with open_output(record, output) as write:
-                async with _session_of(pool, record, invocation.configuration()) as session:
+                async with (
+                    _session_of(pool, record, invocation.configuration()) as session,
+                    cloud.watched(session),
+                ):
                     record.begun = True
-                    watching = asyncio.create_task(_show_events(session, shown), name="tell events")
+                    watching = asyncio.create_task(_show_events(session, shown, cloud), name="tell events")
                     try:
                         run = Run(session, record, meter, shown, write)
                         yield OpenRun(pool, record, session, run, meter, shown)
@@ -171,7 +176,7 @@ def _session_of(pool: Pool, record: RunRecord, configuration: Configuration) -> 
     )
 
 
-async def _show_events(session: Session, shown: Progress) -> None:
+async def _show_events(session: Session, shown: Progress, cloud: CloudWatch) -> None:
     """Show warnings of the session, and the output of tasks where it was asked for."""
     async for event in session.events():
         if event.kind in ("stdout", "stderr"):
@@ -179,4 +184,5 @@ async def _show_events(session: Session, shown: Progress) -> None:
         elif event.kind == "progress" and event.task_id is None:
             shown.note(event.message)
         elif event.kind != "info":
+            await cloud.settled()
             shown.note(f"{event.kind}: {as_commands(event.message, session.pool_id)}")

@@ -6,7 +6,7 @@ import shlex
 import signal
 import stat
 
-from tests.support.command_line import PATIENCE, Cli, interrupted
+from tests.support.command_line import PATIENCE, TASKS, Cli, interrupted
 
 
 def test_the_settings_of_a_cloud_are_for_its_owner_alone(alone: Cli) -> None:
@@ -51,13 +51,24 @@ def test_a_port_that_is_taken(cli: Cli, alone: Cli) -> None:
     assert f"127.0.0.1:{port}: the port is taken" in ended.stderr
 
 
-def test_a_cloud_that_was_killed_is_not_in_the_way(alone: Cli) -> None:
-    """Its file is stale: commands say that nothing answers; the next cloud takes its place."""
+def test_a_cloud_that_was_killed_is_told_by_its_run_and_is_not_in_the_way(alone: Cli) -> None:
+    """The run says once what to do. The file is stale, so commands say that nothing answers; the next cloud
+    takes its place."""
+    alone.write("nap.py", TASKS["nap.py"])
     process = alone.start("up")
     assert process.stdout is not None
     process.stdout.readline()
+    assert alone("pool", "create", "demo", "--file", "nap.py", "--nodes", "1").returncode == 0
+    run = alone.start("run", "--pool", "demo", "--session", "kept", "nap.py", "0", "60")
+    assert run.stdout is not None
+    assert '"value":0' in run.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
+    _, said = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 4
+    assert said.count("the local cloud of `batchflow up` has ended") == 1
+    assert "batchflow run --resume kept" in said
+    assert "warning" not in said
     ended = alone("pool", "list")
     assert ended.returncode == 2
     assert "no local cloud is up" in ended.stderr
