@@ -69,6 +69,7 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
         nodes=options.nodes,
         slots=options.slots,
         latency=options.latency,
+        node_user=options.node_user,
         namespaces=options.namespaces,
         ports=Ports(options.servicebus_port, options.batch_port, options.blob_port),
         directory=options.directory,
@@ -181,6 +182,7 @@ def _parser() -> _Parser:
         metavar="POOL",
         help="a pool whose nodes have a managed identity; repeat",
     )
+    parser.add_argument("--node-user", metavar="NAME", help="whom the nodes run as, if root starts the cloud")
     parser.add_argument("--directory", type=Path, help="empty private directory to use, removed at the end")
     parser.add_argument(
         "--lifeline", type=_count, metavar="PID", help="exit when standard input ends or process PID does"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from batchflow.errors import ConfigurationError
 from batchflow.local.batch.core.samples import AutoscaleTiming
+from batchflow.local.batch.nodes.node_user import check_agents, find
 from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.directory import locked, make_directory, remove_tree
@@ -67,7 +68,9 @@ class LocalCloud:
     service leaves `latency` seconds late; links without traffic are closed after `link_idle_timeout` seconds.
     A node takes `boot_delay` seconds to boot, and `timing` says when autoscale formulas are evaluated.
     All that is on disk lies in `directory`, which must be private and is removed in the end; by default a new
-    one among the temporary files. `certificate` makes the key and the certificate for TLS.
+    one among the temporary files. `certificate` makes the key and the certificate for TLS. `node_user` names
+    the user of this machine that the nodes' commands run as, so that tasks cannot read the cloud's keys; it
+    takes a cloud that root starts.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class LocalCloud:
         namespaces: int = 1,
         ports: Ports | None = None,
         directory: Path | None = None,
+        node_user: str | None = None,
         roles: Mapping[str, Sequence[Assignment]] | None = None,
         identities: Mapping[str, str] | None = None,
         certificate: Maker = make,
@@ -99,6 +103,7 @@ class LocalCloud:
         self._timing = timing
         self._ports = ports or Ports()
         self._directory = directory
+        self._node_user = None if node_user is None else find(node_user)
         self._certificate = certificate
         self.errors = InternalErrors()
         """What failed in the services themselves since they were started."""
@@ -155,6 +160,10 @@ class LocalCloud:
         batch_key, storage_key = _new_key(), _new_key()
         batch_root = directory / "nodes"
         batch_root.mkdir(mode=0o700)
+        if self._node_user is not None:
+            for path in (directory, batch_root):
+                path.chmod(0o711)  # the user may go through it, to the nodes and to the certificate
+            await asyncio.to_thread(check_agents, self._node_user, batch_root)
         context = make_server_context(ca_file, self._certificate)
         entra = self._entra = await self._start_entra(context, ca_file) if self._roles else None
         buses = self._make_buses(context, entra)
@@ -165,6 +174,7 @@ class LocalCloud:
             latency=self._latency,
             boot_delay=self._boot_delay,
             timing=self._timing,
+            node_user=self._node_user,
             entra=entra,
             errors=self.errors,
         )

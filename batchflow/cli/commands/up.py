@@ -23,7 +23,7 @@ from batchflow.support.progress_report import counted
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
-    from batchflow.local.server import Ports
+    from batchflow.local.server import LocalCloud
 
 _PORT = click.IntRange(0, 65535)
 _HEARTBEAT_INTERVAL = 1.0
@@ -53,6 +53,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--servicebus-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
 @click.option("--batch-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
 @click.option("--blob-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
+@click.option("--node-user", metavar="NAME", help="Whom the nodes run as, if root starts the cloud.")
 @click.option("--write-config", type=_FILE, help="A configuration file to write as well.")
 @click.option("--write-env", type=_FILE, help="A file of variables to write as well.")
 @asynchronous
@@ -64,6 +65,7 @@ async def up(
     servicebus_port: int,
     batch_port: int,
     blob_port: int,
+    node_user: str | None,
     write_config: Path | None,
     write_env: Path | None,
 ) -> int:
@@ -73,31 +75,36 @@ async def up(
     other programs its settings are printed, as variables or with --json; the files that --write-config and
     --write-env name have them too. The files are for their owner alone, and are removed at the end.
     """
-    from batchflow.local.server import Ports
+    from batchflow.local.server import LocalCloud, Ports
 
     ports = Ports(servicebus_port, batch_port, blob_port)
     stop = asyncio.Event()
     place = local_cloud_file(os.environ)
     with _the_only_one(place), invocation.interrupts.answered_by(stop.set):
-        await _keep(invocation, (nodes, slots, latency), ports, place, (write_config, write_env), stop)
+        cloud = LocalCloud(nodes=nodes, slots=slots, latency=latency, ports=ports, node_user=node_user)
+        await _keep(
+            invocation,
+            cloud,
+            f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}",
+            place,
+            (write_config, write_env),
+            stop,
+        )
     terminal.note("the local cloud has ended")
     return Exit.OK
 
 
 async def _keep(
     invocation: Invocation,
-    size: tuple[int, int, float],
-    ports: Ports,
+    cloud: LocalCloud,
+    size: str,
     place: Path,
     copies: tuple[Path | None, Path | None],
     stop: asyncio.Event,
 ) -> None:
     from batchflow.cli.cloud_status import show
     from batchflow.local.directory import remove_abandoned
-    from batchflow.local.server import LocalCloud
 
-    nodes, slots, latency = size
-    cloud = LocalCloud(nodes=nodes, slots=slots, latency=latency, ports=ports)
     settings = await cloud.start()
     settings = replace(settings, agent=replace(settings.agent, heartbeat_interval=_HEARTBEAT_INTERVAL))
     variables = _variables(settings, place)
@@ -110,8 +117,7 @@ async def _keep(
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
             _print(invocation, variables)
-            text = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}"
-            terminal.note(f"ready: {text} each; Ctrl-C ends it")
+            terminal.note(f"ready: {size} each; Ctrl-C ends it")
             await in_thread(remove_abandoned)
             await show(settings, stop, cloud.errors)
     finally:

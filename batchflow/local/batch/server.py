@@ -39,6 +39,7 @@ from batchflow.local.batch.nodes.directories import (
     start_task_environment,
     task_environment,
 )
+from batchflow.local.batch.nodes.node_user import NodeUser
 from batchflow.local.batch.nodes.resource_files import NodeDownloads
 from batchflow.local.batch.rest.auth import authenticate, authenticate_token
 from batchflow.local.batch.rest.metadata import PREFIX as METADATA
@@ -74,7 +75,7 @@ class BatchServer:
     `root` is an existing directory for the nodes' disks. Every answer waits `latency` seconds, every node
     takes `boot_delay` seconds to boot, and a task that is ended has `stop_grace` seconds to do so by itself.
     `key` is the account's key in base64. `errors` counts what fails in the server itself. `timing` says when
-    autoscale formulas are evaluated; the default is Azure's.
+    autoscale formulas are evaluated; the default is Azure's. `node_user` is whom the nodes' commands run as.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class BatchServer:
         entra: Entra | None = None,
         errors: InternalErrors | None = None,
         timing: AutoscaleTiming | None = None,
+        node_user: NodeUser | None = None,
     ) -> None:
         self.port = 0
         self.url = ""
@@ -99,7 +101,7 @@ class BatchServer:
         self._latency = latency
         self._boot_delay = boot_delay
         self._stop_grace = stop_grace
-        self._disks = NodeDirectories(root.resolve())
+        self._disks = NodeDirectories(root.resolve(), node_user)
         self._errors = errors or InternalErrors()
         self._state = BatchState(account, self._errors.note, timing)
         self._entra = entra
@@ -348,6 +350,7 @@ class BatchServer:
             node.host_name,
             grace=self._stop_grace,
             authorization=self._authorization(node),
+            user=self._disks.user,
         )
         self._commands[run] = command
         self._watch(self._keep_start_task(run, command))
@@ -367,6 +370,7 @@ class BatchServer:
             node.host_name,
             grace=self._stop_grace,
             authorization=self._authorization(node),
+            user=self._disks.user,
         )
         self._commands[run.id] = command
         self._watch(self._keep_task(run, command))

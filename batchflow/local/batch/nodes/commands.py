@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from batchflow.local.batch.core.entities import CommandSpec
+    from batchflow.local.batch.nodes.node_user import NodeUser
 
 STOP_GRACE = 5.0
 """Seconds between asking a task's command to end and killing its tree."""
@@ -57,9 +58,12 @@ class NodeCommand:
         *,
         grace: float = STOP_GRACE,
         authorization: Callable[[str], str | None] = lambda _: None,
+        user: NodeUser | None = None,
     ) -> None:
+        """`user`: whom the command runs as; None: the user of this process."""
         self._spec = spec
         self._authorization = authorization
+        self._user = user
         self._directory = directory
         self._environment = environment
         self._host_name = host_name
@@ -110,6 +114,8 @@ class NodeCommand:
             async with asyncio.timeout(None) as self._preparation:
                 for file in self._spec.files:
                     await fetch(source, file, self._directory / "wd")
+            if self._user is not None:
+                await asyncio.to_thread(self._user.own, self._directory)
         except TimeoutError:
             if not self._stopped:
                 raise
@@ -139,7 +145,8 @@ class NodeCommand:
             stdout, stderr = (stack.enter_context((self._directory / name).open("ab")) for name in _OUTPUTS)
             return await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", "-c", _REAPER, _PACKAGE_ROOT,
-                str(os.getpid()), str(status), str(self._grace), self._host_name, *arguments,
+                str(os.getpid()), str(status), str(self._grace), self._host_name,
+                "" if self._user is None else str(self._user), *arguments,
                 cwd=self._directory / "wd", env=dict(self._environment), stdin=asyncio.subprocess.DEVNULL,
                 stdout=stdout, stderr=stderr, pass_fds=(status,), start_new_session=True,
             )  # fmt: skip

@@ -20,6 +20,7 @@ from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.local.batch.core.entities import CommandSpec, NodeRecord, TaskRecord
+    from batchflow.local.batch.nodes.node_user import NodeUser
 
 _MACHINE_VARIABLES = ("PATH", "LANG")
 """Variables of this machine that every command sees."""
@@ -37,8 +38,10 @@ class NodeAccount:
 class NodeDirectories:
     """The nodes' directories below one root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, user: NodeUser | None = None) -> None:
+        """`user`: whom the nodes' commands run as; None: the user of this process."""
         self._root = root
+        self.user = user
         self._trash = root / "trash"
 
     def of(self, node: NodeRecord) -> Path:
@@ -61,6 +64,8 @@ class NodeDirectories:
         """Make the directories that every node has."""
         for name in ("shared", "startup/wd", "workitems", "fsmounts"):
             (self.of(node) / name).mkdir(parents=True, exist_ok=True)
+        if self.user is not None:
+            self.user.own(self.of(node))
 
     async def discard(self, path: Path) -> None:
         """Rename a directory away at once, if it exists, and then delete it."""

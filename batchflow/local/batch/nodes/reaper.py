@@ -39,8 +39,11 @@ _WATCHED = frozenset({signal.SIGCHLD, STOP, KILL})
 
 
 def main(arguments: list[str]) -> int:
-    """Run `PARENT STATUS_FD GRACE HOST_NAME COMMAND...`; the command's exit status."""
-    parent, status_fd, grace, host_name, *command = arguments
+    """Run `PARENT STATUS_FD GRACE HOST_NAME USER COMMAND...`; the command's exit status.
+
+    `USER`: the command's user and group by number, `UID:GID`; empty: those of the reaper.
+    """
+    parent, status_fd, grace, host_name, user, *command = arguments
     linux.heed_children()
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     linux.enter_uts_namespace(host_name)
@@ -48,33 +51,39 @@ def main(arguments: list[str]) -> int:
     linux.set_parent_death_signal(KILL)
     if os.getppid() != int(parent):
         return NOT_STARTED
-    child = _start(command, int(status_fd))
+    child = _start(command, int(status_fd), user)
     try:
         return _keep(child, int(parent), float(grace))
     finally:
         linux.kill_descendants(within=float("inf"))
 
 
-def _start(command: list[str], status_fd: int) -> int:
+def _start(command: list[str], status_fd: int, user: str) -> int:
     os.set_inheritable(status_fd, False)
     reaper = os.getpid()
     child = os.fork()
     if child == 0:
-        _become(command, reaper, status_fd)
+        _become(command, reaper, status_fd, user)
     os.close(status_fd)
     return child
 
 
-def _become(command: list[str], reaper: int, status_fd: int) -> NoReturn:
+def _become(command: list[str], reaper: int, status_fd: int, user: str) -> NoReturn:
     try:
         os.setsid()
+        _empty_outputs()
+        if user:
+            uid, gid = map(int, user.split(":"))
+            os.get_exec_path()  # imports what the user may not be able to read, and `execvp` needs
+            os.setgroups([])
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)  # before the next line, which it would undo
         linux.set_parent_death_signal(signal.SIGKILL)
         if os.getppid() != reaper:
             os._exit(NOT_STARTED)
         for signum in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _empty_outputs()
         os.execvp(command[0], command)
     except OSError as error:
         os.write(status_fd, str(error.errno).encode())

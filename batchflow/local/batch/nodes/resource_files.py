@@ -150,7 +150,8 @@ async def _download_once(web: NodeDownloads, url: str, headers: Mapping[str, str
         if response.status >= 500:
             raise aiohttp.ClientResponseError(response.request_info, (), status=response.status)
         _check(response.status, url)
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # what a task has put there may be a link
+        with partial.open("xb") as file:
             async for chunk in response.content.iter_chunked(_CHUNK):
                 file.write(chunk)
     partial.replace(target)
