@@ -388,12 +388,14 @@ class Session(Supervised):
         """Return when the broker has accepted all tasks submitted so far, or they failed. Safe to cancel.
 
         It does not wait for tasks that wait for others: the session sends these later.
-        In a session with a name the checkpoint is saved as well: a later session of this name knows of the
-        tasks, and waits for them. Raises `SessionClosed` when the session ended before, `BrokerError` when
-        the broker has been away for `session.patience` seconds: what was not accepted is sent when it is
-        back, and what was not saved is saved then.
+        In a session with a name the checkpoint is saved as well, and so are the tasks that wait for others: a
+        later session of this name knows of all of them, and goes on. Raises `SessionClosed` when the session
+        ended before, `StorageError`, `BrokerError` when the broker has been away for `session.patience`
+        seconds: what was not accepted is sent when it is back, and what was not saved is saved then.
         """
         await self._parts.sender.until_sent()
+        if (keeper := self._parts.submitter.dependents.keeper) is not None:
+            await keeper.until_saved()
         await self._parts.receiver.until_saved()
 
     async def update_files(self, files: Files, *, requirements: Requirements | None = None) -> None:

@@ -119,6 +119,11 @@ def arguments_blob(job: str, client: str, uid: str) -> str:
     return f"args/{job}/{client}/{uid}.json"
 
 
+def waiting_prefix(job: str, client: str) -> str:
+    """Return what the documents with tasks that wait begin with: they are kept as arguments are."""
+    return f"args/{job}/{client}/waiting-"
+
+
 def arguments_prefix(session_blob: str) -> str:
     """Return what the blobs of a session's arguments begin with. `session_blob`: its presence document."""
     return f"args/{session_blob.removeprefix('sessions/').removesuffix('.json')}/"

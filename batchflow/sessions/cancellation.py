@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -18,6 +19,7 @@ from batchflow.errors import (
 from batchflow.model import Status
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
+from batchflow.protocol.wire import split_uid
 from batchflow.sessions.records.tracker import budget_exceeded_result, cancelled_result
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
@@ -214,10 +216,13 @@ class Cancellations:
         confirmed = [n for n, entry in self._wanted.items() if entry.done and n not in self._unconfirmed]
         for number in confirmed[:-KEPT]:
             del self._wanted[number]
-        numbers = sorted(self._wanted)
-        own = {self._context.incarnation: tuple(intervals(numbers))} if numbers else {}
+        numbers = set(self._wanted)
+        wanted: dict[str, list[int]] = {}
+        for entry in self._wanted.values():  # one that this session goes on with is of an earlier incarnation
+            incarnation, number = split_uid(entry.uid)
+            wanted.setdefault(incarnation, []).append(number)
         while True:
-            document = replace(self._earlier, intervals={**self._earlier.intervals, **own})
+            document = replace(self._earlier, intervals=self._with_earlier(wanted))
             try:
                 data = document.encode()
                 self._etag = await self._ctl.put(self._blob, data, if_match=self._etag)
@@ -225,7 +230,15 @@ class Cancellations:
                 await self._load()  # the job was deleted, or an earlier holder left
             else:
                 break
-        self.written = set(numbers)
+        self.written = numbers
+
+    def _with_earlier(self, wanted: dict[str, list[int]]) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Return the numbers to cancel by incarnation, with those of earlier holders."""
+        merged = dict(self._earlier.intervals)
+        for incarnation, numbers in wanted.items():
+            earlier = (range(first, last + 1) for first, last in merged.get(incarnation, ()))
+            merged[incarnation] = tuple(intervals(sorted({*numbers, *itertools.chain(*earlier)})))
+        return merged
 
     async def _confirm(self, entries: list[Entry]) -> None:
         await asyncio.sleep(_CONFIRMATION)

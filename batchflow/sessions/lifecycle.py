@@ -108,6 +108,8 @@ class SessionLifecycle:
                 parts.submitter.dependents.run,
             ):
                 services.start_soon(service)
+            if (keeper := parts.submitter.dependents.keeper) is not None:
+                services.start_soon(keeper.run)
             services.start_soon(receiver.run)
             services.start_soon(receiver.settle, self._close_timeout)
             services.start_soon(parts.presence.run, lambda: receiver.held)
@@ -126,6 +128,8 @@ class SessionLifecycle:
         await parts.submitter.dependents.drain()
         parts.submitter.dependents.stop()
         await parts.sender.drain()
+        if parts.submitter.dependents.keeper is not None:
+            await parts.submitter.dependents.keeper.close()
         if parts.checkpoint is not None and parts.sender.passed:
             await parts.checkpoint.until_loaded()  # saved, it tells of these tasks
         if len(tracker) - tracker.waiting:
@@ -136,7 +140,8 @@ class SessionLifecycle:
         tracker = self._context.tracker
         if left := tracker.sending:
             raise BrokerError(f"{self._name} closed before the broker had accepted {left} of its tasks")
-        if left := tracker.waiting:
+        keeper = self._parts.submitter.dependents.keeper
+        if left := tracker.waiting if keeper is None else keeper.unsaved:
             raise TasksLeftWaiting(
                 f"{self._name} closed while {left} of its tasks waited for others: these never run. Await "
                 "them, or cancel them, before the session closes"
@@ -148,6 +153,8 @@ class SessionLifecycle:
         await parts.receiver.flush_settlements(self._close_timeout, last=True)
         if parts.checkpoint is not None:
             parts.checkpoint.close()
+        if parts.submitter.dependents.keeper is not None:
+            parts.submitter.dependents.keeper.delete_documents()
         self._context.arguments.delete()
         parts.forget_variables()
         await self._context.background.finish()

@@ -24,6 +24,7 @@ from batchflow.sessions.receiving.receiver import ResultReceiver
 from batchflow.sessions.records.outcomes import Outcomes
 from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
+from batchflow.sessions.workflows.keeper import WorkflowKeeper
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
@@ -129,6 +130,13 @@ class SessionParts:
             unpickle=options.unpickle,
             budget=options.budget,
         )
+        if checkpoint is not None:
+            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state)
+            submitter.dependents.keeper = keeper
+            checkpoint.record.beyond = lambda: sender.beyond
+            outcomes.on_accepted = keeper.sent
+            outcomes.is_restored = lambda: keeper.restored
+            receiver.before_receiving = lambda: keeper.restore(submitter.dependents.hold, outcomes.tell_ended)
         cancellations = Cancellations(
             context,
             outcomes,

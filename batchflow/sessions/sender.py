@@ -80,6 +80,12 @@ class TaskSender:
         """Every task with a lower sequence number is accepted, or has failed."""
         return min((*(entry.sequence for entry in self._in_flight()), self._context.tracker.next_unsent()))
 
+    @property
+    def beyond(self) -> list[tuple[int, int]]:
+        """The numbers above `passed` that are accepted, or have failed, as intervals."""
+        tracker, in_flight = self._context.tracker, self._in_flight()
+        return tracker.sent_beyond(self.passed, in_flight)
+
     async def until_sent(self) -> None:
         """Return when the broker has the tasks in the outbox, or they failed. Raises as `Session.flush`."""
         lifetime = self._context.lifetime

@@ -163,7 +163,7 @@ class Submitter:
             await self._outcomes.next_room()
             self._check_takes()
         entry = self._new_entry(submission, index, on_done)
-        if inputs and self._environment.failure is None:
+        if inputs:
             self._hold(Waiting(entry, submission, inputs, runs_with))
             return entry
         item = self._inline(submission, entry, runs_with)
@@ -211,7 +211,12 @@ class Submitter:
             waiting.size = len(submission.encoded)
         self._context.tracker.hold(waiting.entry)
         self._label(submission, waiting.entry)
-        self.dependents.hold(waiting)
+        if self._environment.failure is None:
+            self.dependents.hold(waiting)
+            return
+        self.keep_unsent(waiting)
+        self._outcomes.resolve(waiting.entry, submit_failed_result(waiting.entry, self._environment.failure))
+        self._outcomes.change.notify()
 
     def has_room(self) -> bool:
         """Return whether the outbox takes one more task."""

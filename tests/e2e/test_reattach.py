@@ -39,6 +39,31 @@ async def test_killed_client_finds_all_outcomes_when_it_returns(
     assert all(result.repeated for result in again)
 
 
+@pytest.mark.parametrize("shown_before", [2, 20])
+async def test_a_workflow_goes_on_after_its_client_was_killed(
+    pool: Pool, cloud_config: Path, shown_before: int
+) -> None:
+    """Each task is shown once, or again and marked; those that waited get the values of what was shown."""
+    name, program = f"killed-{uuid.uuid4().hex[:8]}", PROGRAM.with_name("crashing_workflow.py")
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(program), str(cloud_config), name), stdout=asyncio.subprocess.PIPE
+    )
+    assert client.stdout is not None
+    shown: list[str] = []
+    async for line in client.stdout:
+        shown.append(line.decode().strip())
+        if len(shown) == shown_before:
+            client.kill()
+    await client.wait()
+    async with pool.session(name, job="crash") as session:
+        results = [result async for result in session.results()]
+    expected = {*(f"a{n}" for n in range(24)), *(f"b{n}" for n in range(0, 24, 2)), "sum"}
+    assert {*shown, *(result.task_id for result in results)} == expected
+    assert len(results) == len({result.task_id for result in results})
+    assert all(result.repeated for result in results if result.task_id in shown)
+    assert {result.task_id: result.value for result in results}["sum"] == sum(range(24))
+
+
 async def test_session_with_a_journal_shows_no_outcome_twice_after_a_kill(
     pool: Pool, cloud_config: Path, tmp_path: Path
 ) -> None:

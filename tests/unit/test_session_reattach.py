@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from batchflow.client import Client
 from batchflow.errors import (
-    BatchflowError,
     ConfigurationError,
     JournalError,
-    LeaseLost,
     MailboxInUse,
     SessionClosed,
 )
@@ -26,6 +23,7 @@ from batchflow.session import Session
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore, Journal
 from batchflow.sessions.records.checkpoint import Checkpoint
 from tests.support.agent import Agent, result_of
+from tests.support.crash import die
 from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
 from tests.support.waiting import eventually, within
@@ -34,27 +32,6 @@ from tests.support.waiting import eventually, within
 async def read(session: Session, number: int) -> list[Result]:
     stream = session.results(follow=True)
     return [await within(anext(stream)) for _ in range(number)]
-
-
-async def nothing_at_all() -> None:
-    """What a killed process does."""
-
-
-async def die(session: Session, doubles: Doubles, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the process had been killed: nothing is saved or completed any more, the lock runs out."""
-    mailbox = parts_of(session).receiver.mailbox
-
-    async def nothing(*_: object) -> None:
-        raise LeaseLost("the process was killed")
-
-    for name in ("complete", "renew", "get_state", "set_state"):
-        monkeypatch.setattr(mailbox, name, nothing)
-    monkeypatch.setattr(parts_of(session).receiver, "_reopen", nothing)
-    monkeypatch.setattr(parts_of(session).presence, "release", nothing_at_all)
-    session.close_timeout = 0.5
-    with suppress(BatchflowError):  # its checkpoint was not saved
-        await session.aclose()
-    doubles.broker.advance(60)
 
 
 async def test_results_end_when_all_owed_outcomes_came(pool: Pool, agent: Agent) -> None:

@@ -80,6 +80,13 @@ class Resolved:
 
 
 @frozen
+class Ended:
+    """Command: let tasks go on that wait for this one of an earlier session, which has its outcome."""
+
+    entry: Entry
+
+
+@frozen
 class Confirmed:
     """Command: note that an agent has sent an outcome of a task that had one already."""
 
@@ -108,7 +115,7 @@ class Dropped:
     reason: ProtocolError
 
 
-MailboxCommand = Resolved | Confirmed | Fetch | Tell | Dropped
+MailboxCommand = Resolved | Ended | Confirmed | Fetch | Tell | Dropped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,6 +184,12 @@ class MailboxState(Generic[Attachment]):
         """Outcomes, by uid, that were not delivered when the mailbox was lost."""
         self.fetching: dict[str, _Fetching[Attachment]] = {}
         """Results by reference that are being fetched, by uid."""
+        self.known: dict[str, Entry] = {}
+        """Tasks of earlier holders that this one goes on with, and what these wait for, by uid."""
+        self._retained: dict[str, Acknowledgement] = {}
+        """Of messages that stay although their outcomes were delivered, by uid: tasks wait for these."""
+        self._coming_again: set[str] = set()
+        """Those of them that were lost with the mailbox, and are redelivered."""
         self._blobs: set[str] = set()
         """The blobs that held messages refer to."""
         self._incarnation = incarnation
@@ -200,6 +213,7 @@ class MailboxState(Generic[Attachment]):
         self._blobs.clear()
         fresh = {entry.uid: entry for entry in self.fresh if entry.acknowledgement is not None}
         self.undelivered = fresh | self.spilled
+        self._coming_again = set(self._retained)
 
     def take_completable(self) -> list[ResultMessage[Attachment]]:
         """Remove and return the completable messages. With a record, save it before completing them."""
@@ -263,6 +277,20 @@ class MailboxState(Generic[Attachment]):
             entry.acknowledgement = Acknowledgement(lambda: record.consume(entry.uid), 1)
             self.expecting_message[entry.uid] = entry
 
+    def retain(self, entry: Entry) -> None:
+        """Keep the message of an outcome until `release`, also when the outcome was delivered."""
+        acknowledgement = entry.acknowledgement
+        if acknowledgement is not None and isinstance(acknowledgement.on_delivered, _Consumption):
+            message: Acknowledgement = acknowledgement.on_delivered.acknowledgement
+            message.remaining += 1
+            self._retained[entry.uid] = message
+
+    def release(self, uid: str) -> None:
+        """Let a message go that was kept."""
+        self._coming_again.discard(uid)
+        if (message := self._retained.pop(uid, None)) is not None:
+            message.deliver()
+
     def _read(
         self, item: wire.Item, message: ResultMessage[Attachment], acknowledgement: Acknowledgement
     ) -> list[MailboxCommand]:
@@ -311,17 +339,32 @@ class MailboxState(Generic[Attachment]):
     ) -> list[MailboxCommand]:
         incarnation, sequence = wire.split_uid(item.uid)
         own = incarnation == self._incarnation
-        entry = self._tracker.find(sequence) if own else None
+        expected = None if own else self.known.get(item.uid)
+        entry = self._tracker.find(sequence if own else expected.sequence if expected is not None else -1)
+        if not own and entry is not expected:
+            entry = None  # another task of this session has that number
         if entry is not None and self._tracker.resolve(entry, item, self._recorded(item, acknowledgement)):
+            if not own and self._record is not None:
+                self._record.adopt(item.uid)
+                entry.repeated = self._may_be_repeated(item, message)
             self._shown(entry, message)
             return [Resolved(entry, item)]
+        if expected is not None and expected.done:
+            expected = None
         current = message.attachment is self.attachment  # else its message is redelivered
         if current and (unread := self._unread(item.uid)) is not None:
             unread.acknowledgement = self._recorded(item, acknowledgement)
         elif not own and self._is_adopted(item.uid):
-            self._adopt(item, sequence, message, acknowledgement)
+            self._adopt(item, sequence, message, acknowledgement, expected)
+        elif current and (expected is not None or item.uid in self._coming_again):
+            self._coming_again.discard(item.uid)
+            self._retained[item.uid] = acknowledgement  # it was shown before, and is only passed on
+            if expected is not None:
+                expected.learn(item)
         else:
             acknowledgement.deliver()
+        if expected is not None and expected.done:
+            return [Ended(expected)]
         return [Confirmed(sequence)] if own else []
 
     def _recorded(self, item: ResultItem, acknowledgement: Acknowledgement) -> Acknowledgement:
@@ -361,16 +404,14 @@ class MailboxState(Generic[Attachment]):
         sequence: int,
         message: ResultMessage[Attachment],
         acknowledgement: Acknowledgement,
+        expected: Entry | None,
     ) -> None:
-        """Record a result for a task that an earlier holder of this mailbox submitted."""
-        record, delivery = self._record, message.delivery
-        # What did not run, such as a dead letter, may have had another outcome long before this one.
-        undated = (
-            is_resent(delivery.message_id)
-            or item.started_at is None
-            or self._was_cancelled(*wire.split_uid(item.uid))
-        )
-        entry = Entry(
+        """Record a result for a task that an earlier holder of this mailbox submitted.
+
+        `expected`: the task, if others wait for it.
+        """
+        record = self._record
+        entry = expected or Entry(
             sequence=sequence,
             index=sequence,
             uid=item.uid,
@@ -380,11 +421,23 @@ class MailboxState(Generic[Attachment]):
             job=item.job,
             submitted_at=item.submitted_at,
             tag=item.tag,
-            repeated=record is not None and record.may_be_repeated(delivery.enqueued_at, undated=undated),
         )
+        entry.learn(item)
+        entry.repeated = self._may_be_repeated(item, message)
         owed = record is not None and record.is_owed(item.uid)
         self._tracker.adopt(entry, item, self._recorded(item, acknowledgement), owed=owed)
         self._shown(entry, message)
+
+    def _may_be_repeated(self, item: ResultItem, message: ResultMessage[Attachment]) -> bool:
+        """Return whether an earlier holder may have shown this outcome."""
+        record, delivery = self._record, message.delivery
+        # What did not run, such as a dead letter, may have had another outcome long before this one.
+        undated = (
+            is_resent(delivery.message_id)
+            or item.started_at is None
+            or self._was_cancelled(*wire.split_uid(item.uid))
+        )
+        return record is not None and record.may_be_repeated(delivery.enqueued_at, undated=undated)
 
     # ---- what goes
 

@@ -29,6 +29,7 @@ from batchflow.sessions.receiving.checkpoint_store import SAVE_INTERVAL
 from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
+    Ended,
     Fetch,
     MailboxCommand,
     MailboxState,
@@ -111,6 +112,8 @@ class ResultReceiver:
         self._gone_by = gone_by
         self._confirmed = confirmed
         self._passed = passed
+        self.before_receiving: Callable[[], Awaitable[None]] = _nothing
+        """Called once, when the checkpoint was loaded and before the first result is received."""
         self._runtime = context.runtime
         self._id = context.mailbox_id
         self.ours_until = 0.0
@@ -203,6 +206,8 @@ class ResultReceiver:
         """Receive until cancelled; a lost lock or link is opened again."""
         while self._checkpoint is not None and not self._checkpoint.loaded:
             await self._recovering(self._load, self._checkpoint)
+        await self.before_receiving()
+        self._outcomes.change.notify()
         while True:
             await self._recovering(self._receive)
 
@@ -407,6 +412,8 @@ class ResultReceiver:
                 self._learn(outcome)
                 self._outcomes.history.add(entry, outcome)
                 self._outcomes.announce(entry)
+            case Ended(entry):
+                self._outcomes.tell_ended(entry)
             case Confirmed(sequence):
                 self._confirmed(sequence)
             case Fetch(item, reference):
@@ -464,3 +471,7 @@ class ResultReceiver:
             or self.state.completable_bytes >= _COMPLETABLE_BYTES_AT_ONCE
         ):
             self._many_completable.set()
+
+
+async def _nothing() -> None:
+    pass

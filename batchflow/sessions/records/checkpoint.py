@@ -25,6 +25,7 @@ The checkpoint lies in the Service Bus session state. Rules:
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -53,6 +54,8 @@ class DeliveryRecord:
         """Whether it is known what earlier holders are owed."""
         self.checkpoint: Checkpoint = Checkpoint(incarnations={incarnation: IncarnationProgress()})
         self._journal = journal
+        self.beyond: Callable[[], list[tuple[int, int]]] = list
+        """Returns the intervals of tasks above `submitted` that the broker has: others wait below them."""
         self._dirty = False
         self._saving_changes = False
         """Whether the save under way says more than that nothing is delivered any more."""
@@ -84,7 +87,8 @@ class DeliveryRecord:
 
         `last`: see `to_save`.
         """
-        behind = self._dirty or self._progress.submitted != submitted
+        progress = self._progress
+        behind = self._dirty or progress.submitted != submitted or progress.beyond != self.beyond()
         return behind or (last and self.checkpoint.holder is not None)
 
     def to_save(self, submitted: int, *, last: bool = False) -> bytes:
@@ -95,6 +99,7 @@ class DeliveryRecord:
         self._saving_changes = self.is_behind(submitted)
         self.checkpoint.holder = None if last else self.incarnation
         self._progress.submitted = submitted
+        self._progress.beyond = self.beyond()
         self._dirty = False
         return self.checkpoint.encode()
 
@@ -152,16 +157,28 @@ class IncarnationProgress:
     submitted: int = 0
     """Tasks that the broker has accepted or refused."""
     consumed: Ranges = field(default_factory=Ranges)
+    beyond: list[tuple[int, int]] = field(default_factory=list)
+    """Tasks above `submitted` that the broker has accepted or refused, while one below waits for others."""
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> IncarnationProgress:
         consumed = Ranges.of((int(first), int(last)) for first, last in fields["consumed"])
-        return cls(int(fields["submitted"]), consumed)
+        beyond = [(int(first), int(last)) for first, last in fields.get("beyond", ())]
+        return cls(int(fields["submitted"]), consumed, beyond)
 
     @property
     def owed(self) -> int:
         """Outcomes that are still to come."""
-        return self.submitted - self.consumed.count_below(self.submitted)
+        owed = self.submitted - self.consumed.count_below(self.submitted)
+        for first, last in self.beyond:
+            consumed = self.consumed.count_below(last + 1) - self.consumed.count_below(first)
+            owed += last - first + 1 - consumed
+        return owed
+
+    def is_owed(self, sequence: int) -> bool:
+        """Return whether the broker had the task, and its outcome was not delivered."""
+        sent = sequence < self.submitted or any(first <= sequence <= last for first, last in self.beyond)
+        return sent and sequence not in self.consumed
 
 
 @dataclass(slots=True)
@@ -215,7 +232,7 @@ class Checkpoint:
     def is_owed(self, incarnation: str, sequence: int) -> bool:
         """Return whether it was counted as to come when this holder began."""
         progress = self.incarnations.get(incarnation)
-        return progress is not None and sequence < progress.submitted and sequence not in progress.consumed
+        return progress is not None and progress.is_owed(sequence)
 
     def adopt(self, incarnation: str, sequence: int) -> bool:
         """Note an outcome for an earlier holder. False when it had come, or had been consumed, before."""
@@ -226,6 +243,7 @@ class Checkpoint:
     def encode(self) -> bytes:
         incarnations = {
             name: {"submitted": progress.submitted, "consumed": list(progress.consumed)}
+            | ({"beyond": progress.beyond} if progress.beyond else {})
             for name, progress in self.incarnations.items()
         }
         document = {

@@ -47,6 +47,10 @@ class Outcomes:
         """Calls that wait for a task's outcome."""
         self.on_ended: Callable[[Entry], None] | None = None
         """Called with each task that has its outcome, for the tasks that wait for it."""
+        self.on_accepted: Callable[[Entry], None] | None = None
+        """Called with each task that the broker has, where tasks that wait outlive the session."""
+        self.is_restored: Callable[[], bool] = lambda: True
+        """Whether it is known what waits since earlier sessions."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
         self.history = TaskHistory()
@@ -70,7 +74,7 @@ class Outcomes:
     @property
     def outstanding(self) -> int:
         """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
-        unknown = self._record is not None and not self._record.loaded
+        unknown = self._record is not None and not (self._record.loaded and self.is_restored())
         return len(self._tracker) + unknown
 
     @property
@@ -148,6 +152,8 @@ class Outcomes:
         self._tracker.accepted(entries)
         for entry in entries:
             self._accepting.wake(entry.sequence)
+            if self.on_accepted is not None:
+                self.on_accepted(entry)
 
     def resolve(
         self, entry: Entry, outcome: ResultItem, *, expect_message: Callable[[Entry], None] | None = None
@@ -172,13 +178,17 @@ class Outcomes:
         self.room.notify()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
+        self.tell_ended(entry)
         if (on_done := entry.on_done) is not None:
             entry.on_done = None  # a task that is kept must not keep its map, and all the inputs
             on_done(entry)
-        if self.on_ended is not None:
-            self.on_ended(entry)
         if entry.arguments_blob is not None:
             self._context.arguments.ended(entry.arguments_blob, failed=entry.status is Status.FAILED)
+
+    def tell_ended(self, entry: Entry) -> None:
+        """Let the tasks that wait for one that has its outcome go on; before that outcome is delivered."""
+        if self.on_ended is not None:
+            self.on_ended(entry)
 
     def end(self) -> None:
         """Raise `SessionClosed` in every call that waits: no outcome comes any more."""

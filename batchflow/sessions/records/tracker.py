@@ -137,6 +137,11 @@ class Entry:
             repeated=self.repeated,
         )
 
+    def learn(self, item: ResultItem) -> None:
+        """Take the outcome of a task of an earlier session, of which nothing else may be known."""
+        self.task_id, self.command, self.tag = item.task_id, item.command, item.tag
+        self.submitted_at, self.status, self.outcome = item.submitted_at, item.status, item
+
     def deliver(self) -> None:
         """Note that the user has the outcome. Idempotent. Raises `JournalError`; then the outcome stays."""
         acknowledgement, self.acknowledgement = self.acknowledgement, None
@@ -239,6 +244,22 @@ class Tracker:
     def unsent(self) -> list[Entry]:
         """Return the tasks in the outbox."""
         return [entry for entry in self.outbox if entry.item is not None]
+
+    def sent_beyond(self, first: int, in_flight: list[Entry]) -> list[tuple[int, int]]:
+        """Return the numbers from `first` on that the broker has, as intervals: those that are not held back.
+
+        `in_flight`: what is being sent.
+        """
+        if not self._held:
+            return []
+        waiting = [entry for entry in self._held if entry.status is Status.WAITING]
+        unsent = {entry.sequence for entry in (*waiting, *self.unsent(), *in_flight)}
+        found: list[tuple[int, int]] = []
+        for number in sorted({*unsent, self._submitted}):
+            if number > first:
+                found.append((first, number - 1))
+            first = number + 1
+        return found
 
     def add(self, entry: Entry) -> None:
         """Put a new task, with the next sequence number, into the outbox."""
@@ -413,6 +434,12 @@ def cancelled_result(entry: Entry, reason: str) -> ResultItem:
 
 def submit_failed_result(entry: Entry, reason: str) -> ResultItem:
     return _outcome(entry, Status.FAILED, "SubmitFailed", reason)
+
+
+def lost_result(entry: Entry) -> ResultItem:
+    """Return the outcome of a task that ended in an earlier session, and of which no result is left."""
+    text = "it ended in an earlier session, and its result is gone"
+    return _outcome(entry, Status.FAILED, "TaskFailed", text)
 
 
 def dependency_failed_result(entry: Entry, failed: Entry) -> ResultItem:

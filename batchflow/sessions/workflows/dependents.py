@@ -18,7 +18,9 @@ from batchflow.sessions.workflows.graph import DependencyGraph, GraphCommand, Re
 from batchflow.sessions.workflows.record import WorkflowRecord
 
 if TYPE_CHECKING:
+    from batchflow.protocol.wire import ResultItem
     from batchflow.sessions.records.outcomes import Outcomes
+    from batchflow.sessions.workflows.keeper import WorkflowKeeper
 
 _AT_ONCE: Final = 64
 """Tasks that are sent or ended in one go. After them the event loop has a turn."""
@@ -50,6 +52,8 @@ class Dependents:
     """
 
     def __init__(self, outcomes: Outcomes, releaser: TaskReleaser) -> None:
+        self.keeper: WorkflowKeeper | None = None
+        """Keeps what waits beyond the session; None in one that cannot be found again."""
         self.graph: DependencyGraph = DependencyGraph()
         self.record: WorkflowRecord = WorkflowRecord()
         self._outcomes = outcomes
@@ -65,6 +69,8 @@ class Dependents:
     def hold(self, waiting: Waiting) -> None:
         """Take in a task that waits for others. It may have its outcome when this returns."""
         self.record.add(waiting.entry, waiting.inputs)
+        if self.keeper is not None:
+            self.keeper.hold(waiting)
         self._perform(self.graph.hold(waiting))
         self._work()
         self._outcomes.change.notify()
@@ -72,6 +78,8 @@ class Dependents:
     def ended(self, entry: Entry) -> None:
         """Note that a task has its outcome."""
         self.record.ended(entry)
+        if self.keeper is not None:
+            self.keeper.ended(entry)
         self._ended.append(entry)
         self._work()
 
@@ -135,9 +143,14 @@ class Dependents:
     def _end(self, entry: Entry, because: Entry) -> None:
         if because.status is Status.CANCELLED:
             text = f"task {because.task_id} ({because.command}), which it waited for, was cancelled"
-            self._outcomes.resolve(entry, cancelled_result(entry, text))
+            self._resolve(entry, cancelled_result(entry, text))
         else:
-            self._outcomes.resolve(entry, dependency_failed_result(entry, because))
+            self._resolve(entry, dependency_failed_result(entry, because))
+
+    def _resolve(self, entry: Entry, outcome: ResultItem) -> None:
+        """Give a task an outcome. A later session gives it again if it was not shown before."""
+        owe = None if self.keeper is None else self.keeper.owe
+        self._outcomes.resolve(entry, outcome, expect_message=owe)
 
     def _release(self) -> bool:
         """Send the first one that is ready. False when that is for `run` to do."""
@@ -165,4 +178,4 @@ class Dependents:
     def _fail(self, waiting: Waiting, error: Exception) -> None:
         entry = waiting.entry
         text = f"its inputs have ended, but it cannot be sent: {error}"
-        self._outcomes.resolve(entry, submit_failed_result(entry, text))
+        self._resolve(entry, submit_failed_result(entry, text))
