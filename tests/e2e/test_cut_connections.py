@@ -187,6 +187,7 @@ def uses(client: Client, pool: Pool, job: Job, session: Session, task: Task[Any]
         "Pool.explain": pool.explain,
         "Pool.resize": lambda: pool.resize(1),
         "Pool.repurpose": lambda: pool.repurpose([TASKS]),
+        "Pool.cost": pool.cost,
         "Pool.client_settings": pool.client_settings,
         "Pool.wait_ready": lambda: pool.wait_ready(timeout=BOUND),
         "Job.counts": job.counts,
@@ -210,7 +211,8 @@ def ends(client: Client, pool: Pool, other: Pool, job: Job, session: Session) ->
 
 SENDS_NOTHING = {
     *("Client.__await__", "Client.from_config", "Client.local"),
-    *("Job.session", "Session.__await__", "Session.events", "Session.take"),
+    *("Job.session", "Session.__await__", "Session.events", "Session.take", "Session.task"),
+    *("Session.graph", "Session.report"),
     *("Result.exception", "Result.unwrap"),
     *("EventStream.__anext__", "EventStream.aclose"),
     *(f"{kind}.abandon" for kind in ("MapResults", "SessionResults", "ProgressStream")),
