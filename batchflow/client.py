@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from batchflow.config.loader import load_settings
 from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
-    BatchflowError,
     BrokerError,
     ConfigurationError,
     PoolNotFound,
@@ -27,7 +26,7 @@ from batchflow.pools import node_logs, pool_spec
 from batchflow.pools.connections import connect, preload
 from batchflow.pools.open_sessions import OpenSessions
 from batchflow.pools.runtime import PoolRuntime
-from batchflow.pools.sweep import DAY, Swept, last_swept, sweep
+from batchflow.pools.sweep import DAY, Swept, sweep, sweep_when_due
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DefaultPackages
 from batchflow.settings import PoolSettings, Settings
@@ -43,15 +42,13 @@ if TYPE_CHECKING:
     from batchflow.pool import Pool
     from batchflow.pools.connections import Connections
     from batchflow.pools.node_logs import NodeLog
-    from batchflow.pools.provisioning import EnsuredPool, PoolProvisioner
+    from batchflow.pools.provisioning import PoolProvisioner
     from batchflow.protocol.documents import PoolManifest
     from batchflow.support.progress_report import Progress
 
 logger = event_logger(__name__)
 
 _NOT_OPEN = "the client is not open: use `async with` or `await`, and not after aclose()"
-_SWEEP_AFTER = 60.0
-"""Seconds from the opening of a client to its sweep, so that the sweep slows no start."""
 
 
 class Client(Supervised):
@@ -76,16 +73,28 @@ class Client(Supervised):
         """The sessions that are open, in all pools."""
 
     @classmethod
-    def local(cls, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> Client:
+    def local(
+        cls,
+        *,
+        nodes: int = 2,
+        slots: int = 1,
+        latency: float = 0.0,
+        boot_time: float = 0.0,
+        autoscale_interval: float = 300.0,
+    ) -> Client:
         """Make a client of a local cloud of its own, which starts and ends with the client.
 
         `nodes`: the number for pools that do not say otherwise. `slots`: tasks at once on a node; 0: one for
-        each core of this machine. `latency`: seconds by which the cloud delays each answer.
+        each core of this machine. `latency`: seconds by which the cloud delays each answer. For elastic
+        pools, `boot_time`: seconds that a node takes to boot; `autoscale_interval`: seconds between two
+        evaluations of their formula, as on Azure by default.
         """
-        if nodes < 1 or slots < 0 or latency < 0:
-            raise ConfigurationError("Client.local: nodes is 1 or more, slots and latency are not negative")
-        client = cls(Settings(target="local", pool=PoolSettings(nodes=nodes, slots=slots)))
-        client._local_options = {"latency": latency}
+        if min(nodes, slots, latency, boot_time) < 0 or autoscale_interval < 1:
+            text = "nodes, slots, latency and boot_time are not negative, autoscale_interval is 1 or more"
+            raise ConfigurationError(f"Client.local: {text}")
+        pool = PoolSettings(nodes=nodes, slots=slots, autoscale_interval=autoscale_interval)
+        client = cls(Settings(target="local", pool=pool))
+        client._local_options = {"latency": latency, "boot_time": boot_time}
         return client
 
     @classmethod
@@ -124,10 +133,14 @@ class Client(Supervised):
 
     async def create_pool(self, spec: PoolSpec) -> Pool:
         """Create machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
-        pool_spec.check(spec)
+        self._check_spec(spec)
         sources = await collect(spec.files)
         manifest = await self._provisioner(await self._packages(spec)).create(spec, sources)
         return self._known(manifest, Origin("created", "it was asked for"), sources)
+
+    def _check_spec(self, spec: PoolSpec) -> None:
+        pool_spec.check(spec)
+        pool_spec.check_idle_exit(spec, self._settings.agent.idle_exit)
 
     async def pool(self, pool_id: str, *, progress: Progress | None = None) -> Pool:
         """Attach to a pool without changing its machines and what runs there. Raises `PoolNotFound`.
@@ -151,21 +164,22 @@ class Client(Supervised):
         """Create the pool, or reuse it, or repurpose it for these files: `pool.origin` says which and why.
 
         Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
-        existing pool keeps its VM size, image and start task; `nodes` resizes it, and sessions that are
-        opened from now on have the spec's `env`, `secrets` and requirements; nothing is rebooted. A file of
+        existing pool keeps its VM size, image and start task; `nodes` resizes it unless it is elastic, and
+        sessions that are opened from now on have the spec's `env`, `secrets` and requirements; nothing is
+        rebooted. A file of
         requirements is locked here: this raises `EnvironmentFailed` in the resolver's words. `progress` is
         called with a line that says what is waited for.
         """
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
         spec = replace(spec, nodes=spec.nodes if nodes is None else nodes)
-        pool_spec.check(spec)
+        self._check_spec(spec)
         sources = await collect(files or spec.files)
         packages = await self._packages(spec)
         found = await self._provisioner(packages).ensure(spec, sources, report)
         if found.created:
             return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
-        pool = self._known(found.manifest, Origin("reused", _why_reused(spec, found)), sources)
+        pool = self._known(found.manifest, Origin("reused", found.why_reused(spec)), sources)
         if sources:
             bundle = await upload(sources, pool.runtime.ctl)
             if bundle.hash != found.manifest.bundle:
@@ -177,7 +191,8 @@ class Client(Supervised):
             await pool.runtime.change(lambda current: current.requiring(packages))
             pool.origin = Origin("repurposed", f"other requirements than before; {pool.origin.why}")
         info = found.info
-        if nodes is not None and info is not None and info.wanted != nodes and info.allocation == "steady":
+        fixed = info is not None and info.allocation == "steady" and not info.autoscale
+        if nodes is not None and info is not None and fixed and info.wanted != nodes:
             await pool.resize(nodes, spot=info.spot_wanted, progress=report)
         logger.info("pool_found", extra={"pool": pool_id, "origin": str(pool.origin)})
         return pool
@@ -195,7 +210,7 @@ class Client(Supervised):
                 info = await self.connections.compute.pool(pool.id)
             except PoolNotFound:
                 continue
-            if info.state == "active" and info.wanted + info.spot_wanted:
+            if info.state == "active" and (info.wanted + info.spot_wanted or pool.runtime.manifest.elastic):
                 found.append((info.nodes + info.spot, pool))
         if not found:
             raise PoolNotFound("no pool of batchflow has nodes: make one with client.ensure_pool()")
@@ -212,17 +227,6 @@ class Client(Supervised):
         """
         kept = self.settings.session.retention if retention is None else retention
         return await sweep(self.connections, bundle_age=bundle_age, retention=kept)
-
-    async def _sweep_quietly(self) -> None:
-        if self.connections.restricted:
-            return
-        await asyncio.sleep(_SWEEP_AFTER)
-        try:
-            since = await last_swept(self.connections.manifests.index)
-            if since is None or since > DAY:
-                await self.sweep()
-        except BatchflowError as error:
-            logger.warning("sweep_failed", extra={"error": str(error)})
 
     async def delete_pool(
         self, pool_id: str, *, wait: bool = False, progress: Progress | None = None
@@ -320,7 +324,7 @@ class Client(Supervised):
             connected = self._connected = await connect(self._settings, _load_pool)
             stack.push_async_callback(self._disconnect, connected)
             self._ready()
-            sweeping = asyncio.create_task(self._sweep_quietly(), name="batchflow sweep")
+            sweeping = asyncio.create_task(sweep_when_due(connected, self._settings), name="batchflow sweep")
             try:
                 await self._closing.wait()
                 await self._close_sessions()
@@ -331,11 +335,14 @@ class Client(Supervised):
     async def _start_local(self, stack: AsyncExitStack) -> None:
         from batchflow.local.launch import CLOSE_TIMEOUT, LocalCloudProcess
 
-        pool, latency = self._settings.pool, self._local_options.get("latency", 0.0)
-        if pool.nodes < 1:
-            raise ConfigurationError(f"pool.nodes is {pool.nodes}: the local cloud takes 1 or more")
+        pool = self._settings.pool
         slots = pool.slots or os.cpu_count() or 1  # a local node has all of this machine's cores
-        cloud = LocalCloudProcess(nodes=pool.nodes, slots=slots, latency=latency)
+        cloud = LocalCloudProcess(
+            nodes=pool.nodes,
+            slots=slots,
+            autoscale_interval=pool.autoscale_interval,
+            **self._local_options,
+        )
         stack.push_async_callback(cloud.aclose)
         self.close_timeout: float = self.close_timeout + CLOSE_TIMEOUT
         async with task_group() as group:
@@ -374,9 +381,3 @@ def _load_pool() -> None:
     """Import what pools are made with."""
     import batchflow.pool
     import batchflow.pools.provisioning  # noqa: F401
-
-
-def _why_reused(spec: PoolSpec, found: EnsuredPool) -> str:
-    info = found.info
-    differ = "; ".join(pool_spec.differences(spec, info, found.manifest)) if info is not None else ""
-    return f"it is there; {differ}" if differ else "it is there"

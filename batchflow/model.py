@@ -272,9 +272,21 @@ class PoolSpec:
 
     id: str
     nodes: int | None = None
-    """Dedicated nodes; None: the settings' default."""
-    spot: int = 0
-    """Spot nodes: cheap, taken away at any time; their tasks run again elsewhere."""
+    """Dedicated nodes of a pool of a fixed size; None: the settings' default."""
+    min_nodes: int | None = None
+    """The least dedicated nodes of an elastic pool, 0 by default. It goes with `max_nodes`."""
+    max_nodes: int | None = None
+    """The most dedicated nodes of an elastic pool, which grows with its work and shrinks without it.
+
+    None: the pool has a fixed size.
+    """
+    spot: int | tuple[int, int] = 0
+    """Spot nodes: cheap, taken away at any time; their tasks run again elsewhere.
+
+    In an elastic pool the least and the most of them, or the most alone.
+    """
+    dedicated_share: float = 0.2
+    """The part of an elastic pool's nodes, from 0 to 1, that is dedicated as far as `max_nodes` allows."""
     slots: int | None = None
     """Tasks that run at once on a node; None: the settings' default, there 0 means the node's cores."""
     shards: int | None = None

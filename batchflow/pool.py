@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
-
-import anyio
+from functools import partial
+from typing import TYPE_CHECKING
 
 from batchflow.diagnosis.pool import explain_pool
-from batchflow.diagnosis.readiness import cannot_become_ready, measure_readiness
-from batchflow.errors import ConfigurationError, PoolNotFound
+from batchflow.diagnosis.readiness import until_ready
+from batchflow.errors import ConfigurationError
 from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
-from batchflow.model import Explanation, Node, Origin
-from batchflow.pools import access
+from batchflow.model import Explanation, Node, Origin, PoolSpec
+from batchflow.pools import access, pool_spec
 from batchflow.pools.agents import PoolAgents
+from batchflow.pools.elastic.scaler import PoolScaler
 from batchflow.pools.jobs import PoolJobs
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.pools.provisioning import PoolProvisioner
@@ -36,15 +35,9 @@ if TYPE_CHECKING:
     from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
-    from batchflow.model import PoolSpec
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.settings import Settings
     from batchflow.support.progress_report import Progress
-
-_POLL: float = 0.25
-"""Seconds between two looks at what is awaited."""
-_LOOKS: Final = 20
-"""Looks after which a wait for agents starts again those that are missing."""
 
 
 class Pool:
@@ -60,6 +53,8 @@ class Pool:
         """How this object came to its pool (create, reuse, repurpose, attach), and why."""
         self._agents = PoolAgents(runtime, made_here=self.origin.choice == "created", sources=sources)
         self._jobs = PoolJobs(runtime)
+        self.scaler: PoolScaler = PoolScaler(runtime, partial(self._agents.start, Reporter(None)))
+        """This client's part in the size of an elastic pool."""
 
     @property
     def id(self) -> str:
@@ -178,8 +173,9 @@ class Pool:
     async def start(self, *, progress: Progress | None = None) -> None:
         """Start the agents that are missing: one for each node. Idempotent; does not wait for them.
 
-        Two clients that start agents at the same moment start one set. `progress` is called with a line that
-        says what is done: for a new Python and platform, the agents' packages are fetched first.
+        An elastic pool gets those of its least size; its work brings the others. Two clients that start
+        agents at the same moment start one set. `progress` is called with a line that says what is done: for
+        a new Python and platform, the agents' packages are fetched first.
         """
         await self._agents.start(Reporter(progress))
 
@@ -227,15 +223,32 @@ class Pool:
             if self.runtime.open_sessions:
                 await self.start(progress=progress)
 
-    async def resize(self, nodes: int, *, spot: int = 0, progress: Progress | None = None) -> None:
-        """Ask Batch for so many nodes; return when Batch has accepted the request.
+    async def resize(
+        self,
+        nodes: int | None = None,
+        *,
+        spot: int | tuple[int, int] = 0,
+        min_nodes: int | None = None,
+        max_nodes: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Ask Batch for so many nodes, or make the pool elastic; return when Batch has accepted the request.
 
-        Where there are agents or sessions, new nodes get their agent. A pool that shrinks loses its idlest
-        nodes, after their agents have finished or handed back their tasks (`agent.drain_grace`). `progress`
-        is called with a line whenever the number of agents that are still to leave changes.
+        With `max_nodes` the pool grows from `min_nodes` (0) up to it with its work, and shrinks without it;
+        `spot` is then the most of its spot nodes, or the least and the most. With `nodes` the pool has a
+        fixed size. Where there are agents or sessions, new nodes get their agent. A pool that shrinks so
+        loses its idlest nodes, after their agents have finished or handed back their tasks
+        (`agent.drain_grace`). `progress` is called with a line whenever the number of agents that are still
+        to leave changes. Raises `PoolError` for a pool with a formula that batchflow did not write.
         """
-        if nodes < 0 or spot < 0:
-            raise ConfigurationError(f"resize: {nodes} nodes and {spot} spot nodes; neither can be negative")
+        size = PoolSpec(self.id, nodes=nodes, min_nodes=min_nodes, max_nodes=max_nodes, spot=spot)
+        pool_spec.check(size)
+        if (limits := pool_spec.limits_of(size)) is not None:
+            pool_spec.check_idle_exit(size, self.runtime.settings.agent.idle_exit)
+            await self._agents.make_elastic(limits, Reporter(progress))
+            return
+        if nodes is None or isinstance(spot, tuple):
+            raise ConfigurationError(f"pool {self.id!r}: resize takes nodes, or max_nodes of an elastic pool")
         await self._agents.resize(nodes, spot, Reporter(progress))
         if self.runtime.open_sessions or await self._agents.exist():
             await self.start(progress=progress)
@@ -264,21 +277,13 @@ class Pool:
         both holds the pool's explanation. Safe to cancel.
         """
         report = Reporter(progress)
+        await until_ready(self.runtime, nodes, timeout, report, partial(self._start, nodes, report))
+
+    async def _start(self, nodes: int | None, report: Reporter) -> None:
+        """Start so many agents, nodes included where the pool is elastic."""
         await self.start(progress=report)
-        try:
-            with anyio.fail_after(timeout):
-                for look in itertools.count(1):
-                    readiness = await measure_readiness(self.runtime, nodes)
-                    report(readiness.text)
-                    if readiness.reached:
-                        return
-                    if (kind := await cannot_become_ready(self.runtime, nodes)) is not None:
-                        raise kind(f"pool {self.id!r} cannot become ready. {await self.explain()}")
-                    await anyio.sleep(_POLL)
-                    if look % _LOOKS == 0:
-                        await self.start(progress=report)  # some may have gone since: idle, drained
-        except TimeoutError:
-            raise TimeoutError(f"pool {self.id!r} is not ready. {await self.explain()}") from None
+        if nodes is not None and self.runtime.manifest.elastic is not None:
+            await self.scaler.want(nodes)
 
     async def explain(self) -> Explanation:
         """Say why nothing happens, if nothing does, and what to do about it."""
@@ -321,18 +326,7 @@ class Pool:
         provisioner = PoolProvisioner(self.runtime.connections, self.runtime.settings.pool)
         await provisioner.remove(self.runtime.manifest)
         if wait:
-            await self._until_gone(report)
-
-    async def _until_gone(self, report: Reporter) -> None:
-        """Return when Batch no longer deletes a pool of that name."""
-        compute = self.runtime.connections.compute
-        try:
-            while (await compute.pool(self.id)).state == "deleting":
-                left = len(await compute.nodes(self.id))
-                report(f"Batch removes the machines: {counted(left, 'node')} left")
-                await anyio.sleep(_POLL)
-        except PoolNotFound:
-            return
+            await provisioner.until_gone(self.id, report)
 
 
 def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> Node:

@@ -37,6 +37,7 @@ from batchflow.task import Task, entry_of
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
+    from batchflow.pools.elastic.scaler import PoolScaler
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.documents import JobDocument
     from batchflow.retry import RetryPolicy
@@ -54,6 +55,9 @@ class SessionPool(Protocol):
 
     @property
     def runtime(self) -> PoolRuntime: ...
+
+    @property
+    def scaler(self) -> PoolScaler: ...
 
     async def start(self) -> None: ...
 
@@ -108,6 +112,7 @@ class Session(Supervised):
             entry_of=lambda value: entry_of(value, self._parts.outcomes),
             task_of=self._task,
             start_agents=pool.start,
+            scaler=pool.scaler,
             explain=pool.explain,
             hopeless=partial(cannot_become_ready, pool.runtime, 1),
             open_session=pool.session,

@@ -101,6 +101,8 @@ class PoolSettings:
     queue_idle: Seconds = 90 * 86400.0
     """Seconds without a send or receive after which Service Bus removes the pool's queues, with what is in
     them; 0: never, else 300 at least. Ensuring the pool creates them again."""
+    autoscale_interval: Seconds = 300.0
+    """Seconds between two evaluations of an elastic pool's formula; Azure takes 300 or more."""
     shards: Queues = 1
     """Task queues of a pool, and as many results queues, spread over the namespaces of `servicebus`: where
     one does not carry the load. At most 20."""
@@ -119,8 +121,9 @@ class AgentProgram:
     """The version of `python3` on the nodes, for the archive; Ubuntu 24.04 has 3.12."""
     node_platform: str = "manylinux_2_28_x86_64"
     """The nodes' platform, as wheels name it, for the archive."""
-    idle_exit: Seconds = 1800.0
-    """Seconds without a task after which an agent exits, so that Batch can end its job; 0: never."""
+    idle_exit: Seconds | None = None
+    """Seconds without a task after which an agent exits; 0: never, which elastic pools refuse. By default
+    1800, so that Batch can end its job; 600 in elastic pools, where its node leaves too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,7 @@ DESCRIPTIONS: Final = ("pools", "jobs")
 
 RANGES: Final = {
     "pool.lock_duration": (5.0, 300.0),
+    "pool.autoscale_interval": (1.0, 604_800.0),
     "pool.shards": (1, 20),
     "agent.heartbeat_interval": (0.1, math.inf),
     "agent.child_tasks": (1, math.inf),

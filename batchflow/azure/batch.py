@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -29,6 +30,7 @@ from batchflow.support.closing import Closes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
 
     from batchflow.azure.identity import Credential
     from batchflow.ports.compute import BatchTask, PoolDocument
@@ -50,6 +52,8 @@ _NO_FILE = {404, 409, 416}
 shorter than it was when it was listed."""
 _ENDED_JOB = {"JobCompleted", "JobTerminating", "JobBeingTerminated", "JobBeingDeleted"}
 """Error codes for a change to a job that no longer needs it."""
+_NOT_NOW = {"PoolBeingResized", "TooManyEnableAutoScaleRequests"}
+"""Error codes for a formula that may be set a little later."""
 _USABLE_JOB = {"active", "disabled", "disabling", "enabling"}
 
 
@@ -112,6 +116,23 @@ class BatchCompute(Closes):
     async def images(self) -> list[SupportedImage]:
         with self._failing("cannot list the supported images"):
             return [supported_image(image) async for image in self._client.list_supported_images()]
+
+    async def enable_autoscale(self, pool_id: str, formula: str, interval: float) -> bool:
+        options = models.BatchPoolEnableAutoScaleOptions(
+            auto_scale_formula=formula, auto_scale_evaluation_interval=timedelta(seconds=interval)
+        )
+        with self._failing(f"cannot set the formula of pool {pool_id}"):
+            try:
+                await self._client.enable_pool_auto_scale(pool_id, options)
+            except HttpResponseError as error:
+                if code_of(error) not in _NOT_NOW:
+                    raise
+                return False
+        return True
+
+    async def disable_autoscale(self, pool_id: str) -> None:
+        with self._failing(f"cannot take the formula from pool {pool_id}"):
+            await self._client.disable_pool_auto_scale(pool_id)
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         options = models.BatchPoolResizeOptions(target_dedicated_nodes=nodes, target_low_priority_nodes=spot)
@@ -324,8 +345,14 @@ def _pool_info(pool: models.BatchPool) -> PoolInfo:
         image=_image(pool.virtual_machine_configuration),
         start_command=None if pool.start_task is None else pool.start_task.command_line,
         autoscale=bool(pool.enable_auto_scale),
+        formula=pool.auto_scale_formula if pool.enable_auto_scale else None,
+        formula_error=_formula_error(pool.auto_scale_run),
         identities=_identities(pool.identity),
     )
+
+
+def _formula_error(run: models.AutoScaleRun | None) -> ReportedFault | None:
+    return None if run is None or run.error is None else _fault(run.error)
 
 
 def _identities(identity: models.BatchPoolIdentity | None) -> tuple[ManagedIdentity, ...]:
@@ -347,6 +374,7 @@ def _node_info(node: models.BatchNode) -> NodeInfo:
         id=node.id,
         state=_word(node.state),
         dedicated=node.is_dedicated is not False,
+        allocated_at=_seconds(node.allocation_time),
         errors=tuple(_fault(error) for error in node.errors or ()),
         start_task_error=None if failure is None else _fault(failure),
     )
@@ -362,12 +390,18 @@ def _task_info(task: models.BatchTask) -> BatchTaskInfo:
         exit_code=run.exit_code if run is not None else None,
         failure=None if failure is None else _fault(failure),
         retries=(run.retry_count or 0) if run is not None else 0,
+        created_at=_seconds(task.creation_time),
+        started_at=_seconds(run.start_time) if run is not None else None,
     )
 
 
 def _fault(error: Any) -> ReportedFault:
     """Make a fault from any of the SDK's three classes that have a code and a message."""
     return ReportedFault(error.code or "Unknown", error.message or "")
+
+
+def _seconds(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()
 
 
 def _word(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from azure.batch import models
@@ -19,12 +20,17 @@ DEFAULT_NODE_AGENT = "batch.node.ubuntu 24.04"
 
 def pool_options(document: PoolDocument) -> models.BatchPoolCreateOptions:
     """Translate the document of a new pool."""
+    fixed = document.formula is None
+    interval = None if fixed else timedelta(seconds=document.formula_interval)
     return models.BatchPoolCreateOptions(
         id=document.id,
         vm_size=document.vm_size,
         virtual_machine_configuration=_machine(document),
-        target_dedicated_nodes=document.nodes,
-        target_low_priority_nodes=document.spot,
+        target_dedicated_nodes=document.nodes if fixed else None,
+        target_low_priority_nodes=document.spot if fixed else None,
+        enable_auto_scale=None if fixed else True,
+        auto_scale_formula=document.formula,
+        auto_scale_evaluation_interval=interval,
         task_slots_per_node=document.task_slots,
         start_task=start_task(document),
         metadata=[models.BatchMetadataItem(name=k, value=v) for k, v in document.metadata.items()],

@@ -254,7 +254,7 @@ _WORDS: Final = {str: "a string", bool: "true or false", int: "a whole number", 
 def _kind(group: type, name: str) -> type:
     """Return the type of a setting, without its "or None"."""
     hint = typing.get_type_hints(group)[name]
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(option for option in get_args(hint) if option is not type(None))
     return typing.cast("type", hint)
 

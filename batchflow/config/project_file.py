@@ -99,6 +99,9 @@ def load_configuration(
 _NAMED_BY: Final = {PoolSpec: "id", JobSpec: "name"}
 """The field that is the table's name."""
 
+_COUNTS: Final = frozenset({"spot"})
+"""The fields that may be a list of whole numbers; other lists are of strings."""
+
 _KINDS: Final[Mapping[Any, tuple[type, ...]]] = {
     tuple: (list,),
     Sequence: (list,),
@@ -145,7 +148,10 @@ def _check(kind: type[Any], table: str, key: str, value: Any, where: str) -> Non
     kinds = _accepted(kind)[key]
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if isinstance(value, list):
-        fits = fits and all(isinstance(item, str) for item in value)
+        items = (int,) if key in _COUNTS else (str,)
+        fits = fits and all(isinstance(item, items) and not isinstance(item, bool) for item in value)
+    if not fits and key in _COUNTS:
+        raise ConfigurationError(f"{where}: {table}.{key} must be a whole number, or a list of two")
     if not fits:
         words = " or ".join(_WORDS[each] for each in kinds if each is not int or float not in kinds)
         raise ConfigurationError(f"{where}: {table}.{key} must be {words}, not {type(value).__name__}")

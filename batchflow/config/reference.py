@@ -108,9 +108,17 @@ def _settings(group: str, values: Any) -> Iterator[Setting]:
     texts = docstrings(type(values))
     hints = typing.get_type_hints(type(values), include_extras=True)
     for item in fields(values):
-        unit = next(iter(getattr(hints[item.name], "__metadata__", ())), "")
+        unit = next(_units(hints[item.name]), "")
         default = getattr(values, item.name)
         yield Setting(f"{group}.{item.name}", default, unit, texts.get(item.name, ""))
+
+
+def _units(hint: Any) -> Iterator[str]:
+    """Yield the units of an annotation, and of its options."""
+    yield from getattr(hint, "__metadata__", ())
+    if typing.get_origin(hint) is typing.Union:
+        for option in typing.get_args(hint):
+            yield from _units(option)
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:

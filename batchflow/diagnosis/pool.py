@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.diagnosis import agent_log
+from batchflow.diagnosis.elastic import explain_elastic
 from batchflow.diagnosis.facts import PoolFacts
 from batchflow.diagnosis.remedies import service_of, unanswered_cause
 from batchflow.errors import ServiceError
@@ -90,8 +91,9 @@ async def _ask_batch(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
     nodes = await compute.nodes(runtime.pool_id)
     facts.nodes = {node.id: node.state for node in nodes}
     facts.wanted = info.wanted + info.spot_wanted
-    causes = _pool_causes(info, len(nodes)) + await _image_causes(runtime, info)
-    return causes + await _causes_of_nodes(runtime, nodes)
+    elastic = [] if runtime.manifest.elastic is None else await explain_elastic(runtime, info, len(nodes))
+    causes = elastic + _pool_causes(info, len(nodes), elastic=runtime.manifest.elastic is not None)
+    return causes + await _image_causes(runtime, info) + await _causes_of_nodes(runtime, nodes)
 
 
 async def _causes_of_nodes(runtime: PoolRuntime, nodes: list[NodeInfo]) -> list[Cause]:
@@ -106,7 +108,7 @@ async def _causes_of_nodes(runtime: PoolRuntime, nodes: list[NodeInfo]) -> list[
     return causes
 
 
-def _pool_causes(info: PoolInfo, there: int) -> list[Cause]:
+def _pool_causes(info: PoolInfo, there: int, *, elastic: bool) -> list[Cause]:
     wanted = info.wanted + info.spot_wanted
     causes = [
         Cause(
@@ -116,6 +118,8 @@ def _pool_causes(info: PoolInfo, there: int) -> list[Cause]:
     ]
     if info.state == "deleting":
         causes.append(Cause("the pool is being deleted", "make another one"))
+    elif not wanted and elastic:
+        pass  # it has nodes when it has work
     elif not wanted and info.autoscale:
         remedy = "change the pool's formula: it cannot see a Service Bus queue"
         causes.append(Cause("the pool's formula wants no nodes", remedy))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import anyio
+
 from batchflow.diagnosis import agent_log
+from batchflow.diagnosis.pool import explain_pool
 from batchflow.errors import (
     AllocationFailed,
     NodeUnusable,
@@ -17,15 +21,21 @@ from batchflow.errors import (
 from batchflow.model import BROKEN
 from batchflow.pools.agents import read_stderr
 from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.scaling.formula import is_ours
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from batchflow.pools.runtime import PoolRuntime
-    from batchflow.ports.compute import BatchTaskInfo
+    from batchflow.ports.compute import BatchTaskInfo, PoolInfo
+    from batchflow.support.progress_report import Reporter
 
+_POLL: float = 0.25
+"""Seconds between two looks at what is awaited."""
+_LOOKS: Final = 20
+"""Looks after which a wait for agents starts again those that are missing."""
 _AGENT_GONE: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
 """The states of a node whose agent is gone, although its last heartbeat may be fresh."""
 _IN_VAIN: Final = 5
@@ -49,12 +59,20 @@ async def measure_readiness(runtime: PoolRuntime, nodes: int | None) -> Readines
     """Count the agents that are ready, of `nodes`, or of all that the pool wants."""
     compute = runtime.connections.compute
     info = await compute.pool(runtime.pool_id)
-    wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+    wanted = _wanted(runtime, info) if nodes is None else nodes
     gone = {node.id for node in await compute.nodes(runtime.pool_id) if node.state in _AGENT_GONE}
     beats = await read_heartbeats(runtime.out)
     ready = sum(beat.state == "ready" and beat.node not in gone for beat in beats)
     there = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes"
     return Readiness(ready, wanted, f"{there}, {ready} agents ready of {wanted}")
+
+
+def _wanted(runtime: PoolRuntime, info: PoolInfo) -> int:
+    """Return the nodes that are to be there without work."""
+    limits = runtime.manifest.elastic
+    if limits is not None and is_ours(info.formula):
+        return limits.least
+    return info.wanted + info.spot_wanted
 
 
 async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callable[[str], PoolError] | None:
@@ -64,7 +82,7 @@ async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callab
     if info.state == "deleting":
         return PoolNotFound
     there = await compute.nodes(runtime.pool_id)
-    wanted = info.wanted + info.spot_wanted if nodes is None else nodes
+    wanted = _wanted(runtime, info) if nodes is None else nodes
     if info.allocation == "steady" and info.resize_errors and len(there) < wanted:
         quota = any("quota" in fault.code.lower() for fault in info.resize_errors)
         return QuotaExceeded if quota else AllocationFailed
@@ -77,6 +95,35 @@ async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callab
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
     return PoolError if await _start_in_vain(runtime, tasks) else None
+
+
+async def until_ready(
+    runtime: PoolRuntime,
+    nodes: int | None,
+    timeout: float | None,
+    report: Reporter,
+    start: Callable[[], Awaitable[None]],
+) -> None:
+    """Return when so many nodes have a ready agent. `start`: starts the agents that are missing.
+
+    Raises a `PoolError` as soon as that can no longer be, TimeoutError after `timeout` seconds, both with the
+    pool's explanation.
+    """
+    await start()
+    try:
+        with anyio.fail_after(timeout):
+            for look in itertools.count(1):
+                readiness = await measure_readiness(runtime, nodes)
+                report(readiness.text)
+                if readiness.reached:
+                    return
+                if (kind := await cannot_become_ready(runtime, nodes)) is not None:
+                    raise kind(f"pool {runtime.pool_id!r} cannot become ready. {await explain_pool(runtime)}")
+                await anyio.sleep(_POLL)
+                if look % _LOOKS == 0:
+                    await start()  # some may have gone since: idle, drained
+    except TimeoutError:
+        raise TimeoutError(f"pool {runtime.pool_id!r} is not ready. {await explain_pool(runtime)}") from None
 
 
 def _too_small(asked: int, wanted: int, text: str) -> PoolError:

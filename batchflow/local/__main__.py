@@ -19,7 +19,7 @@ from batchflow.local.directory import remove_abandoned
 from batchflow.local.publishing import published
 from batchflow.local.security.certificate import Maker, MakerAside
 from batchflow.local.security.entra import CREATOR_ROLES, NODE_ROLES, ROLES, Assignment
-from batchflow.local.server import LocalCloud, Ports
+from batchflow.local.server import AUTOSCALE_INTERVAL, LocalCloud, Ports
 from batchflow.settings import Settings
 from batchflow.support import linux, process_tuning
 
@@ -70,6 +70,8 @@ async def _serve(options: argparse.Namespace, certificate: Maker) -> None:
         slots=options.slots,
         latency=options.latency,
         node_user=options.node_user,
+        boot_delay=options.boot_time,
+        autoscale_interval=options.autoscale_interval,
         namespaces=options.namespaces,
         ports=Ports(options.servicebus_port, options.batch_port, options.blob_port),
         directory=options.directory,
@@ -158,9 +160,18 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _parser() -> _Parser:
     parser = _Parser(prog="batchflow.local", description="A local cloud: Service Bus, Batch and Blob.")
     parser.add_argument("--config", type=_file, required=True, help="file to write the configuration to")
-    parser.add_argument("--nodes", type=_count, default=2, help="nodes of a new pool (default: 2)")
+    parser.add_argument("--nodes", type=_nodes, default=2, help="nodes of a new pool (default: 2)")
     parser.add_argument("--slots", type=_count, default=1, help="tasks at once on a node (default: 1)")
     parser.add_argument("--latency", type=_seconds, default=0.0, help="delay of each answer, in seconds")
+    parser.add_argument(
+        "--boot-time", type=_seconds, default=0.0, help="seconds that a node takes to boot (default: 0)"
+    )
+    parser.add_argument(
+        "--autoscale-interval",
+        type=_interval,
+        default=AUTOSCALE_INTERVAL,
+        help="seconds between two evaluations of a formula (default: 300, as on Azure)",
+    )
     parser.add_argument("--namespaces", type=_count, default=1, help="of Service Bus (default: 1)")
     for service in ("servicebus", "batch", "blob"):
         parser.add_argument(f"--{service}-port", type=_port, default=0, help="default: any free port")
@@ -206,6 +217,14 @@ def _role(text: str) -> Assignment:
 
 def _count(text: str) -> int:
     return _number(int, text, 1, 1_000_000_000)
+
+
+def _nodes(text: str) -> int:
+    return _number(int, text, 0, 1_000_000)
+
+
+def _interval(text: str) -> float:
+    return _number(float, text, 1, 604_800)
 
 
 def _port(text: str) -> int:

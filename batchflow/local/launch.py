@@ -45,12 +45,16 @@ class LocalCloudProcess:
 
     Both give the configuration file that the cloud wrote.
 
-    `start` and `aclose` may run in different tasks of one event loop. `nodes` and `slots` are what a new pool
-    gets where its spec is silent; every answer of the cloud leaves `latency` seconds late.
+    `start` and `aclose` may run in different tasks of one event loop. `nodes` and `slots` are what a new
+    pool gets where its spec is silent. `options`: others of `python -m batchflow.local`, by their names:
+    `latency`, `boot_time` and `autoscale_interval`, in seconds.
     """
 
-    def __init__(self, *, nodes: int = 2, slots: int = 1, latency: float = 0.0) -> None:
-        self._arguments = ("--nodes", str(nodes), "--slots", str(slots), "--latency", str(latency))
+    def __init__(self, *, nodes: int = 2, slots: int = 1, **options: float) -> None:
+        named = {"nodes": nodes, "slots": slots, **options}
+        self._arguments = [
+            part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", str(value))
+        ]
         self._directory: Path | None = None
         self._process: Process | None = None
         self._closing: asyncio.Task[None] | None = None

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 CONFIG_FILE: Final = "agent.json"
 BOOTSTRAP_FILE: Final = "bootstrap.py"
 
+_IDLE_EXIT: Final = 1800.0
+_IDLE_EXIT_IF_ELASTIC: Final = 600.0
+"""Seconds without a task after which an agent exits by default."""
 _BEFORE_THE_END: Final = 3600.0
 """Seconds before the end of their signatures at which agents leave; the next ones get new signatures."""
 
@@ -162,7 +165,7 @@ async def _write_config(connections: Connections, settings: Settings, context: L
         ca_file=settings.servicebus.ca_file,
         storage_ca_file=settings.storage.ca_file,
         websockets=settings.servicebus.websockets,
-        idle_exit=agent.idle_exit or None,
+        idle_exit=idle_exit(agent.idle_exit, elastic=manifest.elastic is not None),
         bundle=manifest.bundle,
         brought=embedded,
         budget=manifest.budget,
@@ -171,6 +174,16 @@ async def _write_config(connections: Connections, settings: Settings, context: L
     )
     data = config.encode()
     return _Config(f"agent/{hashlib.sha256(data).hexdigest()}.json", data)
+
+
+def idle_exit(setting: float | None, *, elastic: bool) -> float | None:
+    """Return the seconds without a task after which an agent exits; None: never.
+
+    `setting`: the setting `agent.idle_exit`; None: the default. Agents of an elastic pool always exit.
+    """
+    if elastic:
+        return setting or _IDLE_EXIT_IF_ELASTIC
+    return _IDLE_EXIT if setting is None else setting or None
 
 
 async def _container(

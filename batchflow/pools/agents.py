@@ -10,7 +10,8 @@ import anyio
 from batchflow.errors import PoolError, PoolNotFound
 from batchflow.pools import agent_job, agent_launch
 from batchflow.pools.heartbeats import read_heartbeats
-from batchflow.pools.resize import shrink
+from batchflow.pools.resize import set_limits, shrink, take_formula
+from batchflow.pools.scaling.formula import is_ours
 from batchflow.pools.spending.budgets import spent_reason
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from batchflow.files import BundleSource
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.compute import BatchTaskInfo, PoolInfo
-    from batchflow.protocol.documents import Heartbeat, PoolManifest
+    from batchflow.protocol.documents import Heartbeat, PoolManifest, ScalingLimits
     from batchflow.support.progress_report import Reporter
 
 logger = event_logger(__name__)
@@ -75,12 +76,15 @@ class PoolAgents:
 
     # ---- starting
 
-    async def start(self, report: Reporter) -> None:
-        """Start the agents that are missing: one for each node. Idempotent; does not wait for them."""
+    async def start(self, report: Reporter, least: int = 0) -> None:
+        """Start the agents that are missing: one for each node. Idempotent; does not wait for them.
+
+        `least`: how many an elastic pool is to have; it has as many as its least size at any time.
+        """
         async with self._changing:
             for last in (False, False, True):
                 try:
-                    await self._start_missing(report)
+                    await self._start_missing(report, least)
                     return
                 except PoolNotFound:
                     raise
@@ -88,17 +92,21 @@ class PoolAgents:
                     if last:
                         raise  # else the agents' job ended at this moment: it is begun anew
 
-    async def _start_missing(self, report: Reporter) -> None:
+    async def _start_missing(self, report: Reporter, least: int) -> None:
         runtime, compute = self._runtime, self._runtime.connections.compute
         info, tasks = await self._survey()
         sources, self._sources = self._sources, ()
         alive = sum(task.state != "completed" for task in tasks)
-        missing = info.wanted + info.spot_wanted - alive
+        limits, wanted = runtime.manifest.elastic, info.wanted + info.spot_wanted
+        most = wanted
+        if limits is not None and is_ours(info.formula):
+            wanted, most = max(limits.least, min(limits.most, least)), limits.most
+        missing = wanted - alive
         if (spent := await spent_reason(runtime)) is not None:
             raise PoolError(f"no agents are started: {spent}")
         if missing <= 0:
             return
-        launch = await self._prepare(sources, report, info.wanted + info.spot_wanted)
+        launch = await self._prepare(sources, report, most)
         if tasks and not alive:
             # The client that started them may have died before it could say so.
             await compute.end_job_when_idle(runtime.manifest.agents_job)
@@ -188,11 +196,22 @@ class PoolAgents:
     # ---- the size of the pool
 
     async def resize(self, nodes: int, spot: int, report: Reporter) -> None:
-        """Ask Batch for so many nodes. A pool that shrinks loses its idlest nodes, after a drain."""
+        """Ask Batch for so many nodes. A pool that shrinks loses its idlest nodes, after a drain.
+
+        An elastic pool has a fixed size then.
+        """
         compute, pool_id = self._runtime.connections.compute, self._runtime.pool_id
         async with self._changing:
-            if not await shrink(self._runtime, await compute.pool(pool_id), (nodes, spot), report):
+            info = await take_formula(self._runtime, await compute.pool(pool_id))
+            if not await shrink(self._runtime, info, (nodes, spot), report):
                 await compute.resize_pool(pool_id, nodes, spot)
+            self._launch = None  # agents of the other kind of pool leave at another time
+
+    async def make_elastic(self, limits: ScalingLimits, report: Reporter) -> None:
+        """Let the pool grow and shrink between these limits from now on."""
+        async with self._changing:
+            await set_limits(self._runtime, limits, report)
+            self._launch = None
 
 
 async def read_stderr(runtime: PoolRuntime, task: BatchTaskInfo) -> str:

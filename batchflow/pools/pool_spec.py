@@ -39,6 +39,8 @@ class Defaults(Protocol):
     def nodes(self) -> int: ...
     @property
     def vm_size(self) -> str: ...
+    @property
+    def autoscale_interval(self) -> float: ...
 
 
 MOST_SHARDS: Final = 20
@@ -97,8 +99,9 @@ _PATTERNS: Final = {
 def check(spec: PoolSpec) -> None:
     """Check a spec without an account. Raises `ConfigurationError` for what no account would accept."""
     layout.check_pool_id(spec.id)
-    for key, least in (("nodes", 0), ("spot", 0), ("slots", 0), ("shards", 1)):
+    for key, least in (("nodes", 0), ("min_nodes", 0), ("max_nodes", 0), ("slots", 0), ("shards", 1)):
         _check_count(spec, key, least)
+    _check_size(spec)
     if spec.shards is not None and spec.shards > MOST_SHARDS:
         raise refusal(spec, "shards", spec.shards, f"1 to {MOST_SHARDS}")
     for key in ("apt", "pip"):
@@ -132,8 +135,32 @@ def variables_of(spec: PoolSpec, present: TaskVariables | None = None) -> TaskVa
     return task_variables(env, secrets, f"pool {spec.id!r}")
 
 
-def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], now: float) -> PoolDocument:
-    """Make the document of a pool. `images`: those that the account supports. Raises `ConfigurationError`."""
+def limits_of(spec: PoolSpec) -> documents.ScalingLimits | None:
+    """Return the bounds of an elastic pool; None for a pool of a fixed size."""
+    if spec.max_nodes is None:
+        return None
+    low, high = _spot_range(spec)
+    return documents.ScalingLimits(spec.min_nodes or 0, spec.max_nodes, low, high, spec.dedicated_share)
+
+
+def check_idle_exit(spec: PoolSpec, idle_exit: float | None) -> None:
+    """Raise `ConfigurationError` for an elastic pool whose agents would never leave."""
+    if spec.max_nodes is not None and idle_exit == 0:
+        text = "agent.idle_exit is 0: agents never leave, so the pool never shrinks; allowed: 1 or more"
+        raise ConfigurationError(f"pool {spec.id!r}: {text} (600 by default)")
+
+
+def build(
+    spec: PoolSpec,
+    defaults: Defaults,
+    images: Sequence[SupportedImage],
+    now: float,
+    formula: str | None = None,
+) -> PoolDocument:
+    """Make the document of a pool. Raises `ConfigurationError`.
+
+    `images`: those that the account supports. `formula`: what decides the size of an elastic pool.
+    """
     check(spec)
     if spec.identity is not None:
         allowed = (
@@ -149,7 +176,9 @@ def build(spec: PoolSpec, defaults: Defaults, images: Sequence[SupportedImage], 
             supported.publisher, supported.offer, supported.sku, image_of(spec).version, supported.node_agent
         ),
         nodes=defaults.nodes if spec.nodes is None else spec.nodes,
-        spot=spec.spot,
+        spot=0 if isinstance(spec.spot, tuple) else spec.spot,
+        formula=formula,
+        formula_interval=defaults.autoscale_interval,
         start_command=start_command(spec),
         start_admin=spec.start_user == "admin",
         environment=spec.environment,
@@ -192,6 +221,10 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
     for key, has in (("slots", manifest.slots), ("container", manifest.container)):
         if (wanted := getattr(spec, key)) not in (None, has):
             yield f"its {key} is {has}, not {wanted}"
+    limits = limits_of(spec)
+    if limits != manifest.elastic and (limits is not None or spec.nodes is not None):
+        wanted_size = limits or f"{spec.nodes} nodes"
+        yield f"its size is {manifest.elastic or 'fixed'}, not {wanted_size}: pool.resize() changes it"
     if spec.share_processes and not manifest.share_processes:
         yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
     budget = None if manifest.budget is None else manifest.budget.budget
@@ -350,6 +383,37 @@ def required(spec: PoolSpec) -> str | PurePath | tuple[str, ...] | None:
     if spec.requirements is None and not spec.pip:
         return None
     return tuple(dict.fromkeys((*spec.pip, *(spec.requirements or ()))))
+
+
+def _check_size(spec: PoolSpec) -> None:
+    """Refuse a size that is neither fixed nor elastic."""
+    low_spot, high_spot = _spot_range(spec)
+    share = spec.dedicated_share
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0.0 <= share <= 1.0:
+        raise refusal(spec, "dedicated_share", share, "a number from 0 to 1")
+    if spec.max_nodes is None:
+        if spec.min_nodes is not None:
+            raise refusal(spec, "min_nodes", spec.min_nodes, "None without max_nodes, which is not given")
+        if isinstance(spec.spot, tuple):
+            raise refusal(spec, "spot", spec.spot, "a range in an elastic pool alone: give max_nodes")
+        return
+    if spec.nodes is not None:
+        allowed = "None beside max_nodes: a pool has a fixed size, or grows from min_nodes to max_nodes"
+        raise refusal(spec, "nodes", spec.nodes, allowed)
+    if (spec.min_nodes or 0) > spec.max_nodes:
+        raise refusal(spec, "min_nodes", spec.min_nodes, f"at most max_nodes, which is {spec.max_nodes}")
+    if low_spot > high_spot:
+        raise refusal(spec, "spot", spec.spot, "the least, then the most")
+    if not spec.max_nodes and not high_spot:
+        raise refusal(spec, "max_nodes", 0, "1 or more, where there are no spot nodes")
+
+
+def _spot_range(spec: PoolSpec) -> tuple[int, int]:
+    counts = spec.spot if isinstance(spec.spot, tuple | list) else (0, spec.spot)
+    whole = all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in counts)
+    if len(counts) != 2 or not whole:
+        raise refusal(spec, "spot", spec.spot, "a whole number that is not negative, or two of them")
+    return counts[0], counts[1]
 
 
 def _check_pattern(spec: PoolSpec, key: str, value: Any) -> None:

@@ -39,6 +39,7 @@ from batchflow.errors import (
 from batchflow.files import upload
 from batchflow.model import PoolSpec
 from batchflow.pools import access, agent_job, node_logs, pool_spec
+from batchflow.pools.scaling.formula import FormulaWish, scaling_formula
 from batchflow.pools.spending.budgets import pool_terms
 from batchflow.ports.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.protocol import layout
@@ -69,6 +70,8 @@ _UNDO_TIMEOUT: Final = 20.0
 """Seconds for removing all that a failed creation left."""
 _UNDO_STEP_TIMEOUT: Final = 1.0
 """Seconds for removing one resource where a service is out of reach: it was waited for once already."""
+_POLL: float = 0.25
+"""Seconds between two looks at a pool that is being deleted."""
 _POLLS: Final = (0.1, 2.0)
 """The first and the longest pause, in seconds, between two looks at what another client does."""
 
@@ -83,6 +86,12 @@ class EnsuredPool:
     created: bool
     info: PoolInfo | None = None
     """The pool as Batch reports it; None when it was created just now."""
+
+    def why_reused(self, spec: PoolSpec) -> str:
+        """Say why a pool that was there is used, and in what it differs from the spec."""
+        if self.info is None:
+            return "it is there"
+        return "; ".join(("it is there", *pool_spec.differences(spec, self.info, self.manifest)))
 
 
 class PoolProvisioner:
@@ -129,7 +138,9 @@ class PoolProvisioner:
             )
         pool_terms(spec, self._defaults)  # raises before anything is created
         images = await self._connections.compute.images()
-        document = pool_spec.build(spec, self._defaults, images, time.time())
+        limits = pool_spec.limits_of(spec)
+        formula = None if limits is None else scaling_formula(limits, FormulaWish())
+        document = pool_spec.build(spec, self._defaults, images, time.time(), formula)
         creator = {_CREATOR: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
         undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._delete_own, spec.id, creator)}
         try:
@@ -308,6 +319,7 @@ class PoolProvisioner:
             lock=self._packages.lock,
             share_processes=spec.share_processes,
             budget=pool_terms(spec, self._defaults),
+            elastic=pool_spec.limits_of(spec) if owned else None,  # machines of others are never changed
         )
 
     def _queues(self, name: str, shards: int) -> tuple[QueueRef, ...]:
@@ -336,6 +348,17 @@ class PoolProvisioner:
                 for name in (manifest.ctl, manifest.out)
             },
         }
+
+    async def until_gone(self, pool_id: str, report: Reporter) -> None:
+        """Return when Batch no longer deletes a pool of that name."""
+        compute = self._connections.compute
+        try:
+            while (await compute.pool(pool_id)).state == "deleting":
+                left = len(await compute.nodes(pool_id))
+                report(f"Batch removes the machines: {counted(left, 'node')} left")
+                await anyio.sleep(_POLL)
+        except PoolNotFound:
+            return
 
     async def remove(self, manifest: PoolManifest) -> None:
         """Remove all that batchflow created for a pool. Idempotent; can be repeated after an interruption.

@@ -47,6 +47,13 @@ class PoolLoad:
         if len(self._durations) > _MOST_BUNDLES:
             del self._durations[next(iter(self._durations))]
 
+    @property
+    def task_seconds(self) -> float | None:
+        """Return how long the tasks of the sessions' commands take, on average; None: none has ended yet."""
+        means = {id(policy.durations): policy.durations.means for policy in self._members}
+        seen = [seconds for each in means.values() for seconds in each.values()]
+        return sum(seen) / len(seen) if seen else None
+
     def inform(self, policy: PackingPolicy) -> None:
         """Tell a session what the others know and have under way. Called before it makes packs."""
         if len(self._members) < 2:

@@ -13,12 +13,13 @@ Nothing that is in use is removed, however often and from wherever an account is
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError, ServiceError
+from batchflow.errors import BatchflowError, BlobConflict, BlobNotFound, ProtocolError, ServiceError
 from batchflow.pools import node_logs
 from batchflow.pools.jobs import read_jobs
 from batchflow.ports.broker import QueueRef
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from batchflow.pools.connections import Connections
     from batchflow.ports.storage import BlobInfo, Container
+    from batchflow.settings import Settings
 
 logger = event_logger(__name__)
 
@@ -40,6 +42,8 @@ _PRESENCE_AGE: Final = DAY / 24
 _AGENT_AGE: Final = DAY
 _PAYLOAD_AGE: Final = 14 * DAY
 _KEPT_LOG_AGE: Final = node_logs.KEPT
+_SWEEP_AFTER = 60.0
+"""Seconds from the opening of a client to its sweep, so that the sweep slows no start."""
 _CLOCK: Final = "swept"
 _PREFIX: Final = "bf-"
 _NONCE: Final = 8
@@ -95,6 +99,19 @@ async def sweep(
     counts = {"removed": len(swept.removed), "failed": len(swept.failed), "arguments": swept.arguments}
     logger.info("swept", extra=counts)
     return swept
+
+
+async def sweep_when_due(connections: Connections, settings: Settings) -> None:
+    """Sweep a minute from now, if the last sweep of the account is a day old. An error is logged."""
+    if connections.restricted:
+        return
+    await asyncio.sleep(_SWEEP_AFTER)
+    try:
+        since = await last_swept(connections.manifests.index)
+        if since is None or since > DAY:
+            await sweep(connections, retention=settings.session.retention)
+    except BatchflowError as error:
+        logger.warning("sweep_failed", extra={"error": str(error)})
 
 
 async def last_swept(index: Container) -> float | None:
@@ -168,6 +185,7 @@ async def _sweep_pool(
         for container, prefix, age in (
             (ctl, "cancel/", _PAYLOAD_AGE),
             (ctl, "ended/", _PAYLOAD_AGE),
+            (ctl, layout.WISHES, _AGENT_AGE),
             (out, "results/", _PAYLOAD_AGE),
             (out, "agents/", _AGENT_AGE),
             (out, SESSION_LEDGERS, _PAYLOAD_AGE),

@@ -26,6 +26,10 @@ class PoolDocument:
     image: Image
     nodes: int
     spot: int = 0
+    formula: str | None = None
+    """The autoscale formula that decides the size, instead of `nodes` and `spot`; None: the size is fixed."""
+    formula_interval: float = 300.0
+    """Seconds between two evaluations of the formula."""
     task_slots: int = 1
     """Batch's own slots for Batch tasks: one, for the agent. The agent has its own slots."""
     start_command: str | None = None
@@ -83,6 +87,10 @@ class PoolInfo:
     start_command: str | None = None
     autoscale: bool = False
     """Whether a formula sets the target number of nodes."""
+    formula: str | None = None
+    """The formula."""
+    formula_error: ReportedFault | None = None
+    """Why the last evaluation of the formula came to nothing."""
     identities: tuple[ManagedIdentity, ...] = ()
     """The user-assigned managed identities of its nodes."""
 
@@ -96,6 +104,8 @@ class NodeInfo:
     dedicated: bool
     errors: tuple[ReportedFault, ...] = ()
     start_task_error: ReportedFault | None = None
+    allocated_at: float | None = None
+    """When Batch allocated the node, in seconds since the epoch."""
 
 
 @frozen
@@ -138,6 +148,9 @@ class BatchTaskInfo:
     failure: ReportedFault | None = None
     retries: int = 0
     """Number of times that Batch has started it again after it failed."""
+    created_at: float | None = None
+    started_at: float | None = None
+    """When it was added, and when it began to run, in seconds since the epoch."""
 
 
 class Compute(Closable, Protocol):
@@ -153,6 +166,15 @@ class Compute(Closable, Protocol):
 
     async def images(self) -> list[SupportedImage]:
         """Return the images that Batch supports."""
+
+    async def enable_autoscale(self, pool_id: str, formula: str, interval: float) -> bool:
+        """Let a formula decide the size from now on; it is evaluated at once, then every `interval` seconds.
+
+        False: Batch does not take it now, because the pool resizes or a formula was set within 30 s.
+        """
+
+    async def disable_autoscale(self, pool_id: str) -> None:
+        """Leave the pool at its size; it can be resized again."""
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         """Request a resize; return when Batch has accepted it. The resize may take minutes."""

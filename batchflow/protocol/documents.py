@@ -123,6 +123,33 @@ class DefaultPackages:
 
 
 @frozen
+class ScalingLimits:
+    """The bounds between which an elastic pool grows and shrinks with its work, in nodes."""
+
+    min_nodes: int = 0
+    max_nodes: int = 0
+    """Dedicated nodes."""
+    min_spot: int = 0
+    max_spot: int = 0
+    dedicated_share: float = 0.2
+    """The part of all nodes that are dedicated at least, as far as `max_nodes` allows."""
+
+    @property
+    def least(self) -> int:
+        """The nodes of both kinds that the pool always has."""
+        return self.min_nodes + self.min_spot
+
+    @property
+    def most(self) -> int:
+        """The nodes of both kinds that the pool has at most."""
+        return self.max_nodes + self.max_spot
+
+    def __str__(self) -> str:
+        spot = f" and {self.min_spot} to {self.max_spot} spot nodes" if self.max_spot else ""
+        return f"{self.min_nodes} to {self.max_nodes} nodes{spot}"
+
+
+@frozen
 class PoolManifest(Document):
     """The manifest of a pool: what makes a Batch pool a pool of batchflow."""
 
@@ -158,6 +185,8 @@ class PoolManifest(Document):
     """The blob of the control container with the variables of all tasks of the pool."""
     budget: BudgetTerms | None = None
     """What the pool may cost over its life; None: without a limit."""
+    elastic: ScalingLimits | None = None
+    """The bounds of the pool's size; None: the size is fixed, or not batchflow's to choose."""
 
     @property
     def ctl(self) -> str:
@@ -350,6 +379,8 @@ class Presence(Document):
     interval: float
     counts: Mapping[str, int] = field(default_factory=dict)
     """Numbers of its tasks by state: the fields of `Counts`, by name."""
+    starts_nodes: bool = False
+    """Whether its client starts nodes of an elastic pool, also for clients without rights on Batch."""
 
 
 @frozen

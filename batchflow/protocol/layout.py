@@ -3,12 +3,14 @@
 Where they lie:
 
 - `batchflow`, one container for the account: `pools/<pool>.json`, the pool manifests;
-  `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools.
+  `logs/<pool>/<generation>/<node>/<agent>.log`, the logs of agents of deleted pools;
+  `boots/<kind>.json`, how long nodes of a kind take to boot.
 - `<prefix>-ctl`, one for a pool: agents read; clients read and write.
   `bundles/<hash>.json`, `files/<hash>`, `environments/<hash>.json`, `jobs/<job>.json`,
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
-  `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`.
+  `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`,
+  `scaling/<client>.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `usage/<agent>.json`, `budgets/...` (`protocol.budgets`),
   `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
@@ -169,6 +171,20 @@ USAGE: Final = "usage/"
 def usage_blob(agent: str) -> str:
     """Return the blob in which an agent keeps what it has used of its node."""
     return f"{USAGE}{agent}.json"
+
+
+WISHES: Final = "scaling/"
+"""The prefix of the documents in which clients say how many agents they want."""
+
+
+def wish_blob(who: str) -> str:
+    """Return the blob of a client's wish. `who`: the client, as its wishes name it."""
+    return f"{WISHES}{who}.json"
+
+
+def boots_blob(kind: str) -> str:
+    """Return the blob of the boots of a kind of node."""
+    return f"boots/{kind}.json"
 
 
 DRAIN_BLOB: Final = "agent/drain.json"

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchflow.model import Explanation
+    from batchflow.pools.heartbeats import Sample
     from batchflow.protocol.documents import Heartbeat
     from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.scaling_watch import ScalingWatch
 
 logger = event_logger(__name__)
 _SOON: Final = 0.5
@@ -45,17 +47,22 @@ class AgentsWatch:
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
         refuse: Callable[[str], Awaitable[None]],
+        scaling: ScalingWatch,
     ) -> None:
         """`start`: starts the pool's agents where none live. `explain`: says why none do.
 
         `hopeless`: chooses the error for a pool whose nodes can never have an agent; None while they can.
         `refuse`: ends the session's tasks, because the pool's budget is spent; called with those words.
+        `scaling`: has an elastic pool scaled.
         """
         self._refuse = refuse
         self._context = context
         self._start_agents = start
         self._explain = explain
         self._hopeless = hopeless
+        self._scaling = scaling
+        self._sample: Sample | None = None
+        """The heartbeats that were read last."""
         self._alone_since: float | None = None
         """When it was first seen that no agent lives; None while some do."""
         self._spent = False
@@ -67,6 +74,8 @@ class AgentsWatch:
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's problem."""
+        if self._scaling.concerns and self._context.runtime.connections.restricted:
+            return  # a client with rights on Batch does so, as the first task's wish asks it to
         try:
             await self._start_agents()
         except BatchflowError as error:
@@ -109,17 +118,29 @@ class AgentsWatch:
     async def run(self, starting: asyncio.Task[None]) -> None:
         await starting
         interval, soon = self._context.runtime.settings.agent.heartbeat_interval, _SOON
-        await self._try(self.meet)
-        while not self._context.policy.slots and soon < interval:
+        await self._try(self._look if self._scaling.concerns else self.meet)
+        while not self._context.policy.slots and soon < interval and not self._scaling.concerns:
             await asyncio.sleep(soon)
             soon *= 2
             await self._try(self._look if soon > _LATER and len(self._context.tracker) else self.meet)
         while True:
-            await asyncio.sleep(interval)
+            if self._scaling.concerns:
+                await self._scaling.until_due(interval)
+            else:
+                await asyncio.sleep(interval)
             if len(self._context.tracker):
                 await self._try(self._look)
-            elif self._context.runtime.manifest.budget is not None and not self._spent:
+                continue
+            if self._context.runtime.manifest.budget is not None and not self._spent:
                 await self._try(self._leave_if_spent)
+            if self._scaling.concerns:
+                await self._try(self._scaling.look_idle)
+
+    async def before_leaving(self, starting: asyncio.Task[None]) -> None:
+        """Have agents for the tasks that stay: a user who leaves at once still wants them run."""
+        await asyncio.wait({starting})
+        if self._scaling.concerns:
+            await self._try(self._look)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -129,7 +150,7 @@ class AgentsWatch:
 
     async def meet(self) -> bool:
         """Return whether there are agents, and note their free slots and versions."""
-        sample = await sample_heartbeats(self._context.runtime.out)
+        sample = self._sample = await sample_heartbeats(self._context.runtime.out)
         self._context.policy.slots = sample.open_slots
         if sample.alive:
             self._alone_since = None
@@ -166,18 +187,36 @@ class AgentsWatch:
             )
 
     async def _look(self) -> None:
-        if await self.meet():
+        is_alive, limited = await self.meet(), self._context.runtime.manifest.budget is not None
+        if self._scaling.concerns and self._sample is not None:
+            if limited and not is_alive and await self._refuse_unpaid():
+                return
+            await self._scaling.look(self._sample)
+        if is_alive:
+            return
+        if not len(self._context.tracker):
+            self._alone_since = None
             return
         now = time.monotonic()
         if self._alone_since is None:
             self._alone_since = now
-        await self.start()  # agents that lived may have gone: drained, idle or dead
+        if not self._scaling.concerns:
+            await self.start()  # agents that lived may have gone: drained, idle or dead
         if self._spent or "agents" in self._context.problems:
             return
-        error = await self._hopeless()
-        if error is None and now - self._alone_since > _AGENTS_PATIENCE:
-            error = NoAgents
+        standing, restricted = self._scaling.standing, self._context.runtime.connections.restricted
+        cause = None if standing is None else standing.problem
+        is_late = now - self._alone_since > self._patience
+        error: Callable[[str], ServiceError] | None = NoAgents if is_late or cause is not None else None
+        if error is None and not restricted:
+            error = await self._hopeless()
         if error is not None:
-            explanation = await self._explain()
-            text = f"no agent of pool {self._context.runtime.pool_id} is alive. {explanation}"
-            self._context.problems.set("agents", error(text))
+            why = cause if cause is not None and restricted else await self._explain()
+            problem = error(f"no agent of pool {self._context.runtime.pool_id} is alive. {why}")
+            problem.__cause__ = cause
+            self._context.problems.set("agents", problem)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that agents have for their first sign of life before that is told."""
+        return self._scaling.patience if self._scaling.concerns else _AGENTS_PATIENCE

@@ -133,7 +133,7 @@ class SessionLifecycle:
         if parts.checkpoint is not None and parts.sender.passed:
             await parts.checkpoint.until_loaded()  # saved, it tells of these tasks
         if len(tracker) - tracker.waiting:
-            await asyncio.wait({agents})  # a user who leaves at once still wants the tasks run
+            await parts.agents.before_leaving(agents)
 
     def _tell_unsent(self) -> None:
         """Raise `BrokerError` or `TasksLeftWaiting` for tasks that the broker does not have."""

@@ -22,6 +22,7 @@ from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
 from batchflow.sessions.receiving.receiver import ResultReceiver
 from batchflow.sessions.records.outcomes import Outcomes
+from batchflow.sessions.scaling_watch import ScalingWatch
 from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter, task_timeout
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from batchflow.errors import ServiceError
     from batchflow.files import Files
     from batchflow.model import Explanation
+    from batchflow.pools.elastic.scaler import PoolScaler
     from batchflow.protocol.documents import DefaultPackages, JobDocument
     from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.context import SessionContext
@@ -74,6 +76,7 @@ class SessionParts:
         explain: Callable[[], Awaitable[Explanation]],
         hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
         open_session: SessionMaker,
+        scaler: PoolScaler,
     ) -> SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
@@ -104,20 +107,27 @@ class SessionParts:
             was_cancelled=lambda incarnation, sequence: cancellations.was_cancelled(incarnation, sequence),
             passed=lambda: sender.passed,
         )
+        scaling = ScalingWatch(context, scaler)
         agents = AgentsWatch(
             context,
             start=start_agents,
             explain=explain,
             hopeless=hopeless,
             refuse=lambda reason: cancellations.refuse(list(context.tracker), reason),
+            scaling=scaling,
         )
         environment = SessionEnvironment(options.requirements)
         variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
+
+        def wake() -> None:
+            sender.wake()
+            scaling.wake()
+
         code = CodeStore(context.runtime, lambda: agents.pythons)
         submitter = Submitter(
             context,
             outcomes,
-            sender.wake,
+            wake,
             classes,
             code,
             reader,

@@ -117,7 +117,10 @@ class PresenceKeeper:
         return min(_MOST_STRETCH, max(self._least_stretch, sessions // _SHARE))
 
     async def _write(self, interval: float, counts: dict[str, int]) -> None:
-        document = Presence(self._holder, self._context.incarnation, time.time(), interval, counts)
+        starts_nodes = not self._context.runtime.connections.restricted
+        document = Presence(
+            self._holder, self._context.incarnation, time.time(), interval, counts, starts_nodes
+        )
         try:
             await self._ctl.put(self._blob, document.encode())
             self._told = counts

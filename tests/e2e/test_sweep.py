@@ -6,7 +6,7 @@ import pytest
 
 from batchflow import Client
 from batchflow.pools import sweep as sweeping
-from batchflow.pools.sweep import DAY, last_swept
+from batchflow.pools.sweep import DAY, last_swept, sweep_when_due
 from batchflow.ports.broker import QueueSpec
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
@@ -93,15 +93,15 @@ async def test_account_is_swept_once_a_day(client: Client, monkeypatch: pytest.M
     since = await last_swept(client.connections.manifests.index)
     assert since is not None
     assert since < 60
-    monkeypatch.setattr("batchflow.client._SWEEP_AFTER", 0.0)
+    monkeypatch.setattr("batchflow.pools.sweep._SWEEP_AFTER", 0.0)
     swept: list[str] = []
 
     async def note(*_: object, **__: object) -> None:
         swept.append("swept")
 
-    monkeypatch.setattr("batchflow.client.sweep", note)
-    await client._sweep_quietly()
+    monkeypatch.setattr("batchflow.pools.sweep.sweep", note)
+    await sweep_when_due(client.connections, client.settings)
     assert swept == []
-    monkeypatch.setattr("batchflow.client.DAY", since - DAY)
-    await client._sweep_quietly()
+    monkeypatch.setattr("batchflow.pools.sweep.DAY", since - DAY)
+    await sweep_when_due(client.connections, client.settings)
     assert swept == ["swept"]

@@ -210,7 +210,7 @@ class TestProgram:
         [
             (),
             ("--config", "/nowhere/at/all.toml"),
-            ("--config", "x", "--nodes", "0"),
+            ("--config", "x", "--nodes", "-1"),
             ("--config", "x", "--latency", "soon"),
             ("--config", "x", "--batch-port", "70000"),
             ("--config", "x", "--nonsense"),
@@ -322,7 +322,7 @@ class TestChild:
     async def test_refused_start_raises_the_reason(self, temporary_files: Path) -> None:
         """A child that refuses to start gives its reason, and leaves nothing."""
         with pytest.raises(ServiceError, match="--nodes"):
-            await LocalCloudProcess(nodes=0).start()
+            await LocalCloudProcess(nodes=-1).start()
         assert list(temporary_files.iterdir()) == []
 
     async def test_late_child_is_ended_and_raises_an_error(

@@ -10,14 +10,8 @@ from batchflow.local.batch.core.formula import DEDICATED, Program
 from batchflow.local.batch.core.formula_values import FormulaFacts
 from batchflow.local.batch.core.samples import METRICS, AutoscaleTiming, MetricSample
 from batchflow.pools.scaling.policy import decide
-from batchflow.pools.scaling.values import (
-    TASK_WEIGHT,
-    Estimate,
-    Observation,
-    ScalingLimits,
-    ScalingMemory,
-    learn,
-)
+from batchflow.pools.scaling.values import TASK_WEIGHT, Estimate, Observation, ScalingMemory, learn
+from batchflow.protocol.documents import ScalingLimits
 from tests.simulations.elastic import SET_PAUSE, ElasticPool, ElasticReport, shuffled
 from tests.simulations.traces import Trace
 

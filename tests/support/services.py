@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from batchflow.errors import PoolError, PoolExists, PoolNotFound, StorageError
+from batchflow.local.batch.core.autoscale import evaluate
+from batchflow.local.batch.core.formula_values import FormulaFacts
 from batchflow.model import Image
 from batchflow.pools.connections import Connections
 from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, PoolDocument, PoolInfo, SupportedImage
@@ -113,6 +116,10 @@ class MemoryCompute:
         self.jobs: dict[str, list[BatchTask]] = {}
         self.node_infos: list[NodeInfo] = []
         self.fault: PoolError | None = None
+        self.formulas: list[str] = []
+        """The formulas that were to be set."""
+        self.refuses_formulas = False
+        """Whether the pools resize, so that no formula is taken."""
         self.containers = False
         """Whether nodes can run them."""
 
@@ -124,10 +131,22 @@ class MemoryCompute:
         self._check()
         if document.id.lower() in self.known:
             raise PoolExists(f"pool {document.id} exists")
+        fixed = document.formula is None
+        nodes, spot = (document.nodes, document.spot) if fixed else (0, 0)
         self.known[document.id.lower()] = PoolInfo(
-            document.id, "active", "steady", document.vm_size, document.nodes, document.nodes,
-            document.spot, document.spot, document.task_slots, document.metadata,
-        )  # fmt: skip
+            id=document.id,
+            state="active",
+            allocation="steady",
+            vm_size=document.vm_size,
+            nodes=nodes,
+            wanted=nodes,
+            spot=spot,
+            spot_wanted=spot,
+            task_slots=document.task_slots,
+            metadata=document.metadata,
+            autoscale=not fixed,
+            formula=document.formula,
+        )
 
     async def pool(self, pool_id: str) -> PoolInfo:
         self._check()
@@ -148,6 +167,24 @@ class MemoryCompute:
                 image.publisher, image.offer, image.sku, "batch.node.ubuntu 24.04", containers=able
             )
         ]
+
+    async def enable_autoscale(self, pool_id: str, formula: str, interval: float) -> bool:
+        """Take the formula, unless `refuses_formulas`; the size is what it says now."""
+        info = await self.pool(pool_id)
+        self.formulas.append(formula)
+        if self.refuses_formulas:
+            return False
+        facts = FormulaFacts(time.time(), info.wanted, info.spot_wanted)
+        targets = evaluate(formula, facts)
+        nodes, spot = targets.dedicated or 0, targets.spot or 0
+        self.known[pool_id.lower()] = replace(
+            info, nodes=nodes, wanted=nodes, spot=spot, spot_wanted=spot, autoscale=True, formula=formula
+        )
+        return True
+
+    async def disable_autoscale(self, pool_id: str) -> None:
+        info = await self.pool(pool_id)
+        self.known[pool_id.lower()] = replace(info, autoscale=False, formula=None)
 
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         info = await self.pool(pool_id)

@@ -145,7 +145,9 @@ async def test_tasks_and_results_of_two_pools_do_not_mix(client: Client, doubles
     assert answers == [["one"], ["two"]]
 
 
-@pytest.mark.parametrize("options", [{"nodes": 0}, {"nodes": -1}, {"slots": -1}, {"latency": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"nodes": -1}, {"slots": -1}, {"latency": -0.1}, {"autoscale_interval": 0}]
+)
 def test_impossible_options_of_a_local_cloud_are_refused(options: dict[str, float]) -> None:
     """Refused where it is written."""
     with pytest.raises(ConfigurationError, match="negative"):

@@ -167,7 +167,7 @@ async def test_wait_ready_returns_when_the_wanted_agents_are_ready(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All nodes that are wanted, or as many as one asks for; the agents are started."""
-    monkeypatch.setattr("batchflow.pool._POLL", 0.001)
+    monkeypatch.setattr("batchflow.diagnosis.readiness._POLL", 0.001)
     one, two = Agent(doubles, pool, "one"), Agent(doubles, pool, "two")
     await one.beat()
     await within(pool.wait_ready(1))
@@ -185,7 +185,7 @@ async def test_agent_of_a_lost_node_is_not_ready(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     """Its last heartbeat may still be fresh: Batch knows better."""
-    monkeypatch.setattr("batchflow.pool._POLL", 0.001)
+    monkeypatch.setattr("batchflow.diagnosis.readiness._POLL", 0.001)
     await Agent(doubles, pool).beat()
     doubles.compute.node_infos = [NodeInfo("node-1", state, True), NodeInfo("node-2", "idle", True)]
     lines: list[str] = []
@@ -200,7 +200,7 @@ async def test_agents_that_exit_during_wait_ready_are_started_again(
     pool: Pool, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was idle for its time ends in order, and nothing has failed: it was waited for without end."""
-    monkeypatch.setattr("batchflow.pool._POLL", 0.001)
+    monkeypatch.setattr("batchflow.diagnosis.readiness._POLL", 0.001)
     await pool.start()
     first, plain = pool.runtime.manifest.agents_job, doubles.compute.tasks
 

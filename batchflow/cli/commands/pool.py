@@ -44,12 +44,39 @@ _timeout = click.option(
 )
 
 
+class Spot(click.ParamType[Any]):
+    """A number of spot nodes, or two of them with a colon between."""
+
+    name = "spot"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.split(":")
+        if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+            self.fail(f"{value!r} is neither a number, such as 4, nor two, such as 0:4", param, ctx)
+        counts = tuple(map(int, parts))
+        return counts if len(counts) == 2 else counts[0]
+
+
+_elastic_options = [
+    click.option("--min-nodes", type=click.IntRange(min=0), metavar="N", help="Of an elastic pool."),
+    click.option(
+        "--max-nodes",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="The pool is elastic: it grows up to N nodes with its work.",
+    ),
+]
+
+
 def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a new pool."""
     count = click.IntRange(min=0)
     options = [
-        click.option("--nodes", type=count, metavar="N", help="Dedicated nodes."),
-        click.option("--spot", type=count, metavar="N", help="Spot nodes."),
+        click.option("--nodes", type=count, metavar="N", help="Dedicated nodes, of a fixed number."),
+        *_elastic_options,
+        click.option("--spot", type=Spot(), metavar="N", help="Spot nodes; MIN:MAX of an elastic pool."),
         click.option(
             "--slots", type=count, metavar="N", help="Tasks at once on a node; 0: as many as it has cores."
         ),
@@ -91,7 +118,12 @@ def _spec(configuration: Configuration, name: str, given: dict[str, Any]) -> Poo
         changes["java"] = True if java == "default" else int(java)
     if (budget := changes.get("budget")) is not None:
         changes["budget"] = Budget.parse(budget)
-    return replace(configuration.pool(name), **changes)
+    described = configuration.pool(name)
+    if "max_nodes" in changes and "nodes" not in changes:
+        described = replace(described, nodes=None)
+    elif "nodes" in changes and not changes.keys() & {"min_nodes", "max_nodes"}:
+        described = replace(described, min_nodes=None, max_nodes=None)
+    return replace(described, **changes)
 
 
 @pool.command()
@@ -231,23 +263,42 @@ async def show(invocation: Invocation, name: str) -> int:
 
 @pool.command()
 @_name
-@click.argument("nodes", type=click.IntRange(min=0))
+@click.argument("nodes", type=click.IntRange(min=0), required=False)
+@_elastic_options[0]
+@_elastic_options[1]
 @click.option(
-    "--spot", type=click.IntRange(min=0), metavar="N", default=0, show_default=True, help="Spot nodes."
+    "--spot", type=Spot(), metavar="N", default=0, show_default=True, help="Spot nodes; MIN:MAX if elastic."
 )
 @_wait
 @_timeout
 @asynchronous
 async def resize(
-    invocation: Invocation, name: str, nodes: int, spot: int, wait: bool, wait_timeout: float | None
+    invocation: Invocation,
+    name: str,
+    nodes: int | None,
+    min_nodes: int | None,
+    max_nodes: int | None,
+    spot: int | tuple[int, int],
+    wait: bool,
+    wait_timeout: float | None,
 ) -> int:
-    """Ask for so many NODES. A pool that shrinks loses its idlest ones."""
+    """Ask for so many NODES, or let the pool grow and shrink with its work: --max-nodes.
+
+    A pool that shrinks loses its idlest nodes.
+    """
+    if nodes is None and max_nodes is None:
+        raise click.UsageError("say how many NODES, or --max-nodes for an elastic pool")
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
         found = await find_pool(client, name, configuration)
-        await found.resize(nodes, spot=spot, progress=terminal.note)
-        asked = f"{counted(nodes, 'node')} and {counted(spot, 'spot node')}"
-        invocation.report(f"pool {name!r}: {asked} are asked for", pool=name, nodes=nodes, spot=spot)
+        await found.resize(nodes, min_nodes=min_nodes, max_nodes=max_nodes, spot=spot, progress=terminal.note)
+        bounds = found.runtime.manifest.elastic
+        if bounds is None and isinstance(spot, int):
+            told = f"{counted(nodes or 0, 'node')} and {counted(spot, 'spot node')} are asked for"
+        else:
+            told = f"it grows and shrinks with its work: {bounds}"
+        size = {"nodes": nodes, "min_nodes": min_nodes, "max_nodes": max_nodes, "spot": spot}
+        invocation.report(f"pool {name!r}: {told}", pool=name, **size)
         if wait:
             await _wait_ready(found, wait_timeout)
     return Exit.OK

@@ -33,7 +33,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(cls=Command)
 @click.option(
-    "--nodes", type=click.IntRange(min=1), metavar="N", default=2, show_default=True, help="Of a new pool."
+    "--nodes", type=click.IntRange(min=0), metavar="N", default=2, show_default=True, help="Of a new pool."
 )
 @click.option(
     "--slots",
@@ -50,6 +50,21 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     default=0.0,
     help="Seconds of delay of each answer.",
 )
+@click.option(
+    "--boot-time",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    default=0.0,
+    help="Seconds that a node takes to boot.",
+)
+@click.option(
+    "--autoscale-interval",
+    type=click.FloatRange(1, 604_800),
+    metavar="SECONDS",
+    default=300.0,
+    show_default=True,
+    help="Seconds between two evaluations of the formula of an elastic pool.",
+)
 @click.option("--servicebus-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
 @click.option("--batch-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
 @click.option("--blob-port", type=_PORT, metavar="PORT", default=0, help="[default: any that is free]")
@@ -62,6 +77,8 @@ async def up(
     nodes: int,
     slots: int,
     latency: float,
+    boot_time: float,
+    autoscale_interval: float,
     servicebus_port: int,
     batch_port: int,
     blob_port: int,
@@ -77,19 +94,20 @@ async def up(
     """
     from batchflow.local.server import LocalCloud, Ports
 
-    ports = Ports(servicebus_port, batch_port, blob_port)
+    cloud = LocalCloud(
+        nodes=nodes,
+        slots=slots,
+        latency=latency,
+        boot_delay=boot_time,
+        autoscale_interval=autoscale_interval,
+        ports=Ports(servicebus_port, batch_port, blob_port),
+        node_user=node_user,
+    )
+    size = f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')} each"
     stop = asyncio.Event()
     place = local_cloud_file(os.environ)
     with _the_only_one(place), invocation.interrupts.answered_by(stop.set):
-        cloud = LocalCloud(nodes=nodes, slots=slots, latency=latency, ports=ports, node_user=node_user)
-        await _keep(
-            invocation,
-            cloud,
-            f"{counted(nodes, 'node')} for a new pool, {counted(slots, 'slot')}",
-            place,
-            (write_config, write_env),
-            stop,
-        )
+        await _keep(invocation, cloud, size, place, (write_config, write_env), stop)
     terminal.note("the local cloud has ended")
     return Exit.OK
 
@@ -117,7 +135,7 @@ async def _keep(
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
             _print(invocation, variables)
-            terminal.note(f"ready: {size} each; Ctrl-C ends it")
+            terminal.note(f"ready: {size}; Ctrl-C ends it")
             await in_thread(remove_abandoned)
             await show(settings, stop, cloud.errors)
     finally:

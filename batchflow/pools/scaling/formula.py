@@ -15,14 +15,16 @@ The third stage is what ends a pool whose clients are dead: agent tasks that can
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.pools.scaling.values import ScalingLimits
+    from batchflow.protocol.documents import ScalingLimits
 
+_DATE: Final = re.compile(r'time\(\) < time\("([^"]+)"\)')
 MARK: Final = "// batchflow elastic pool 1"
 """The first line of our formulas. One without it was put there by another program, and is left alone."""
 LOOK_BACK: Final = 300.0
@@ -36,11 +38,11 @@ samples are a minute late."""
 class FormulaWish:
     """What clients want of the formula, and until when."""
 
-    dedicated: int
-    spot: int
-    until: float
+    dedicated: int = 0
+    spot: int = 0
+    until: float = 0.0
     """Until when these numbers count, in seconds since the epoch."""
-    counted_until: float
+    counted_until: float = 0.0
     """Until when agents are counted, in seconds since the epoch."""
 
 
@@ -70,6 +72,21 @@ def scaling_formula(limits: ScalingLimits, wish: FormulaWish, look_back: float =
 def _dedicated_first(limits: ScalingLimits, wish: FormulaWish) -> int:
     """Return how many agents are counted as those of dedicated nodes before any is counted as spot."""
     return wish.dedicated if limits.max_spot else limits.max_nodes
+
+
+@frozen
+class FormulaDates:
+    """Until when a formula's numbers count, in seconds since the epoch; 0: it is not ours."""
+
+    until: float = 0.0
+    counted_until: float = 0.0
+
+
+def dates_of(formula: str | None) -> FormulaDates:
+    """Read the two dates of our own formula."""
+    found = _DATE.findall(formula or "") if is_ours(formula) else []
+    dates = [datetime.fromisoformat(each).timestamp() for each in found]
+    return FormulaDates(*dates) if len(dates) == 2 else FormulaDates()
 
 
 def is_ours(formula: str | None) -> bool:

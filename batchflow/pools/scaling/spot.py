@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from batchflow.pools.scaling.values import Observation, ScalingLimits, ScalingMemory
+    from batchflow.pools.scaling.values import Observation, ScalingMemory
+    from batchflow.protocol.documents import ScalingLimits
 
 _HALF_LIFE: Final = 3600.0
 """Seconds after which hours and losses count half."""

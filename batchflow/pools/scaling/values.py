@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Final
 
-from batchflow.protocol.documents import Document
+from batchflow.protocol.documents import Document, ScalingLimits
 from batchflow.support.frozen import frozen
 
 UNKNOWN_BOOT: Final = 180.0
@@ -44,27 +44,6 @@ class Estimate:
 def learn(estimate: Estimate | None, value: float, weight: float = _WEIGHT) -> Estimate:
     """Add a value to an estimate, or begin one with it."""
     return Estimate(value) if estimate is None else estimate.with_value(value, weight)
-
-
-@frozen
-class ScalingLimits:
-    """What the user allows: the fields of `PoolSpec`, numbers of nodes."""
-
-    min_nodes: int = 0
-    max_nodes: int = 0
-    """Dedicated nodes."""
-    min_spot: int = 0
-    max_spot: int = 0
-    dedicated_share: float = 0.2
-    """The part of all nodes that are dedicated at least, as far as `max_nodes` allows."""
-
-    @property
-    def least(self) -> int:
-        return self.min_nodes + self.min_spot
-
-    @property
-    def most(self) -> int:
-        return self.max_nodes + self.max_spot
 
 
 @frozen

@@ -50,6 +50,8 @@ def test_pools_and_jobs_of_a_file(tmp_path: Path) -> None:
         ("[pools]\na = 3", "pools.a is a table"),
         ("[pools.a]\nnodes = true", "pools.a.nodes must be a whole number, not bool"),
         ("[pools.a]\nfiles = [1]", "pools.a.files must be a list of strings"),
+        ('[pools.a]\nspot = ["1"]', "pools.a.spot must be a whole number, or a list of two"),
+        ("[pools.a]\nmin_nodes = 3\nmax_nodes = 2", "min_nodes is 3; allowed: at most max_nodes"),
         ('[pools.a]\nid = "b"', "unknown key pools.a.id"),
         ('[jobs.a]\npol = "b"', "unknown key jobs.a.pol; did you mean 'pool'?"),
         ('[pools.a]\nvm_size = "-"', "pool 'a': vm_size is '-'"),
@@ -83,3 +85,11 @@ def test_requirements_of_a_file_are_a_list_a_path_beside_it_or_what_is_installed
     path.write_text('[pools.a]\nrequirements = "x.txt"\npip = ["numpy"]\n')
     with pytest.raises(ConfigurationError, match="another name for it"):
         load_configuration(path, environment={})
+
+
+def test_elastic_pool_of_a_file(tmp_path: Path) -> None:
+    """Its spot nodes may be a list of two numbers."""
+    file = tmp_path / "batchflow.toml"
+    file.write_text("[pools.work]\nmin_nodes = 1\nmax_nodes = 9\nspot = [0, 4]\n")
+    read = load_configuration(file, environment={})
+    assert read.pools == {"work": PoolSpec("work", min_nodes=1, max_nodes=9, spot=(0, 4))}

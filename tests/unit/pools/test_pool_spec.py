@@ -15,11 +15,18 @@ from batchflow.azure.batch_models import pool_options, task_options
 from batchflow.errors import ConfigurationError
 from batchflow.model import ManagedIdentity
 from batchflow.pools.agent_job import agent_tasks
-from batchflow.pools.agent_launch import LaunchCommand
-from batchflow.pools.pool_spec import build, check, differences, start_command
+from batchflow.pools.agent_launch import LaunchCommand, idle_exit
+from batchflow.pools.pool_spec import (
+    build,
+    check,
+    check_idle_exit,
+    differences,
+    limits_of,
+    start_command,
+)
 from batchflow.ports.broker import QueueRef
 from batchflow.ports.compute import PoolInfo, ResourceFile, SupportedImage
-from batchflow.protocol.documents import PoolManifest
+from batchflow.protocol.documents import PoolManifest, ScalingLimits
 from batchflow.settings import LOCAL_NODE, PoolSettings
 from tests.support.contract import Contract, at_hand
 
@@ -298,3 +305,43 @@ def test_node_of_the_local_cloud_checks_for_packages_and_installs_none(
     if missing:
         assert f"are missing: {missing};" in done.stderr
         assert f"sudo apt-get install {missing})" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"min_nodes": 3, "max_nodes": 2}, "min_nodes is 3; allowed: at most max_nodes, which is 2"),
+        ({"nodes": 2, "max_nodes": 3}, "nodes is 2; allowed: None beside max_nodes"),
+        ({"min_nodes": 1}, "min_nodes is 1; allowed: None without max_nodes"),
+        ({"max_nodes": 0}, "max_nodes is 0; allowed: 1 or more"),
+        ({"max_nodes": -1}, "max_nodes is -1"),
+        ({"spot": (0, 2)}, r"spot is \(0, 2\); allowed: a range in an elastic pool alone"),
+        ({"max_nodes": 1, "spot": (3, 2)}, "the least, then the most"),
+        ({"max_nodes": 1, "spot": (3,)}, "or two of them"),
+        ({"spot": True}, "spot is True"),
+        ({"max_nodes": 1, "dedicated_share": 2}, "dedicated_share is 2; allowed: a number from 0 to 1"),
+    ],
+)
+def test_size_that_is_neither_fixed_nor_elastic_is_refused(given: dict[str, Any], words: str) -> None:
+    """The refusal names the field."""
+    with pytest.raises(ConfigurationError, match=words):
+        check(PoolSpec("p", **given))
+
+
+def test_bounds_of_an_elastic_pool() -> None:
+    """Spot nodes have a least number where two are given; a formula takes the place of the counts."""
+    assert limits_of(PoolSpec("p", nodes=3)) is None
+    assert limits_of(PoolSpec("p", max_nodes=5, spot=2)) == ScalingLimits(0, 5, 0, 2)
+    spec = PoolSpec("p", min_nodes=1, max_nodes=5, spot=(1, 3))
+    assert limits_of(spec) == ScalingLimits(1, 5, 1, 3)
+    assert build(spec, PoolSettings(), IMAGES, NOW, "a formula").formula == "a formula"
+
+
+def test_agents_of_an_elastic_pool_have_to_leave() -> None:
+    """By default after ten minutes; those of another pool after half an hour, or never."""
+    with pytest.raises(ConfigurationError, match=r"agent\.idle_exit is 0"):
+        check_idle_exit(PoolSpec("p", max_nodes=5), 0.0)
+    check_idle_exit(PoolSpec("p", nodes=5), 0.0)
+    assert [idle_exit(None, elastic=True), idle_exit(None, elastic=False)] == [600.0, 1800.0]
+    assert [idle_exit(0.0, elastic=True), idle_exit(0.0, elastic=False)] == [600.0, None]
+    assert [idle_exit(9.0, elastic=True), idle_exit(9.0, elastic=False)] == [9.0, 9.0]

@@ -23,7 +23,13 @@ from tests.support.waiting import eventually, within
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("pool", "pools.agents", "pools.resize", "pools.reboot"):
+    for module in (
+        "pools.agents",
+        "pools.resize",
+        "pools.reboot",
+        "pools.provisioning",
+        "diagnosis.readiness",
+    ):
         monkeypatch.setattr(f"batchflow.{module}._POLL", 0.001)
     monkeypatch.setattr("batchflow.pools.provisioning._POLLS", (0.001, 0.001))
 

@@ -6,7 +6,7 @@ Azure samples every 30 seconds, and a sample takes about a minute until formulas
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from batchflow.support.frozen import frozen
 
@@ -47,3 +47,16 @@ class AutoscaleTiming:
     min_interval: float = 5 * 60.0
     min_pause: float = 30.0
     """Between two settings of a pool's formula."""
+
+    @classmethod
+    def scaled(cls, min_interval: float) -> Self:
+        """Return Azure's times, all shortened as much as its least interval of 300 s."""
+        azure = cls()
+        factor = min_interval / azure.min_interval
+        return cls(
+            sample_period=azure.sample_period * factor,
+            sample_delay=azure.sample_delay * factor,
+            interval=azure.interval * factor,
+            min_interval=min_interval,
+            min_pause=azure.min_pause * factor,
+        )

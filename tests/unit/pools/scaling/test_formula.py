@@ -11,7 +11,7 @@ from batchflow.local.batch.core.formula import MAX_LENGTH
 from batchflow.local.batch.core.formula_values import FormulaFacts
 from batchflow.local.batch.core.samples import METRICS, MetricSample
 from batchflow.pools.scaling.formula import FormulaWish, is_ours, scaling_formula
-from batchflow.pools.scaling.values import ScalingLimits
+from batchflow.protocol.documents import ScalingLimits
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC).timestamp()
 SAMPLES = (18,) * 9

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from batchflow.pools.scaling.arrivals import arrival_rate
 from batchflow.pools.scaling.policy import decide
-from batchflow.pools.scaling.values import (
-    Decision,
-    Estimate,
-    Observation,
-    ScalingLimits,
-    ScalingMemory,
-    learn,
-)
+from batchflow.pools.scaling.values import Decision, Estimate, Observation, ScalingMemory, learn
+from batchflow.protocol.documents import ScalingLimits
 
 NOW = 1_000_000.0
 FRESH = ScalingMemory()
