@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchflow.model import JobCounts
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

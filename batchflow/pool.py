@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
-    from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
+    from batchflow.model import Budget
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.settings import Settings
     from batchflow.support.progress_report import Progress

@@ -15,12 +15,12 @@ from batchflow.cli.local_imports import has_others, with_imports
 from batchflow.cli.record import FileSpec, Plan, RunRecord, known_runs, named
 from batchflow.cli.shell_names import job_names, pool_names
 from batchflow.cli.sources.inputs import from_csv, from_json_lines, from_manifest, from_texts
+from batchflow.cli.sources.tables import Item
 from batchflow.cli.sources.workflows import from_workflow, part_of
-from batchflow.cli.tables import Item
 from batchflow.config.loader import nearest
-from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError
+from batchflow.model import Budget
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
@@ -278,7 +278,10 @@ def _with_files(options: RunOptions, path: str) -> tuple[list[Item], list[FileSp
             )
         files = [_taken_along(local)]
     if options.csv is not None:
-        return from_csv(command, options.csv, options.as_text, options.header, options.separator), files
+        rows = from_csv(
+            command, options.csv, options.as_text, options.header, options.separator, terminal.note
+        )
+        return rows, files
     if options.json_lines is not None:
         return from_json_lines(command, options.json_lines), files
     return from_texts(command, options.texts or ("[]",), options.as_text), files

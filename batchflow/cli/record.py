@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from batchflow.cli.exits import CommandError, Exit
-from batchflow.cli.tables import Item
+from batchflow.cli.sources.tables import Item
 from batchflow.config.loader import nearest
 from batchflow.display.meter import Meter
 

@@ -24,7 +24,7 @@ from batchflow.support.task_groups import task_group
 if TYPE_CHECKING:
     from batchflow.cli.progress import Progress
     from batchflow.cli.record import RunRecord
-    from batchflow.cli.tables import Item
+    from batchflow.cli.sources.tables import Item
     from batchflow.display.meter import Meter
     from batchflow.session import Session
     from batchflow.task import Task

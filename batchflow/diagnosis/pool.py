@@ -17,7 +17,7 @@ from batchflow.diagnosis.remedies import service_of, unanswered_cause
 from batchflow.errors import ServiceError
 from batchflow.model import Cause, Explanation
 from batchflow.pools.agents import read_stderr
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import spent_reason
 from batchflow.support.version import own_version
 

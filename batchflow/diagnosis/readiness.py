@@ -20,7 +20,7 @@ from batchflow.errors import (
 )
 from batchflow.model import BROKEN
 from batchflow.pools.agents import read_stderr
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.scaling.formula import is_ours
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted

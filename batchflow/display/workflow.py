@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from batchflow.display.html import STATE_COLOURS, cut
-from batchflow.support.frozen import frozen
 
 _WIDTH, _HEIGHT, _ACROSS, _DOWN, _EDGE = 150, 34, 60, 12, 16
 """Pixels: of a task, between columns, between rows, around all."""
@@ -21,7 +21,7 @@ _STYLE: Final = (
 )
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class WorkflowNode:
     """A task in the picture."""
 

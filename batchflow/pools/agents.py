@@ -9,7 +9,7 @@ import anyio
 
 from batchflow.errors import PoolError, PoolNotFound
 from batchflow.pools import agent_job, agent_launch
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.resize import set_limits, shrink, take_formula
 from batchflow.pools.scaling.formula import is_ours
 from batchflow.pools.spending.budgets import spent_reason

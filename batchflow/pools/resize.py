@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow.errors import PoolError
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.scaling.formula import FormulaWish, is_ours, scaling_formula
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchflow.pools.open_sessions import OpenSession, OpenSessions
-from batchflow.pools.spending.usage import UsageReader
+from batchflow.pools.reports.usage import UsageReader
 from batchflow.support.shared_call import SharedCalls
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from batchflow.errors import (
     NoAgents,
     ServiceError,
 )
-from batchflow.pools.heartbeats import Sample, read_heartbeats, sample_heartbeats
+from batchflow.pools.reports.heartbeats import Sample, read_heartbeats, sample_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.event_log import event_logger
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from batchflow.model import Explanation
-    from batchflow.pools.heartbeats import Sample
+    from batchflow.pools.reports.heartbeats import Sample
     from batchflow.protocol.documents import Heartbeat
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.scaling_watch import ScalingWatch

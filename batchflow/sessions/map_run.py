@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.functions.command import FunctionCommand, label_of
 from batchflow.protocol.values.arguments import as_arguments
-from batchflow.sessions.submission import Submission, TaskOptions
+from batchflow.sessions.records.submission import Submission, TaskOptions
 from batchflow.support.waiting import ChangeNotifier
 
 if TYPE_CHECKING:

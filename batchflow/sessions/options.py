@@ -10,8 +10,8 @@ from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.costs.budget import Budget
     from batchflow.environments.requirements import Requirements
+    from batchflow.model import Budget
 
 
 @frozen

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchflow.costs.budget import Budget
 from batchflow.environments.session import SessionEnvironment
 from batchflow.environments.variables import SessionVariables
 from batchflow.errors import ConfigurationError
 from batchflow.functions.code import CodeStore
+from batchflow.model import Budget
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch

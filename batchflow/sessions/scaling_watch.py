@@ -6,12 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from batchflow.pools.heartbeats import sample_heartbeats
+from batchflow.pools.reports.heartbeats import sample_heartbeats
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from batchflow.pools.elastic.scaler import PoolScaler, Standing
-    from batchflow.pools.heartbeats import Sample
+    from batchflow.pools.reports.heartbeats import Sample
     from batchflow.sessions.records.context import SessionContext
 
 logger = event_logger(__name__)

@@ -18,18 +18,18 @@ from batchflow.protocol.values import arguments
 from batchflow.protocol.values.kept import KeptArguments, keep
 from batchflow.protocol.values.misfits import Undecodable
 from batchflow.protocol.wire import Reference
+from batchflow.sessions.records.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.records.tracker import Entry, submit_failed_result
-from batchflow.sessions.submission import INLINE, MOST_BESIDE, Submission, is_duration
 from batchflow.sessions.workflows.dependents import Dependents
 from batchflow.sessions.workflows.graph import RunsWith, Waiting
 from batchflow.sessions.workflows.inputs import EntryOf, TaskMarks, entries_of
 from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
-    from batchflow.costs.budget import Budget
     from batchflow.environments.session import SessionEnvironment
     from batchflow.environments.variables import SessionVariables
     from batchflow.functions.code import CodeStore
+    from batchflow.model import Budget
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.received import ValueReader
     from batchflow.sessions.records.context import SessionContext

@@ -22,6 +22,7 @@ from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.receiving.mailbox_state import (
     Confirmed,
     Dropped,
+    Ended,
     Fetch,
     MailboxCommand,
     MailboxState,
@@ -312,7 +313,7 @@ class Mailbox:
                 self._session.cancelling.confirmed(sequence)
             case Fetch(item, reference):
                 self._session.spawn(self._fetch(item, reference))
-            case Dropped() | Tell():
+            case Dropped() | Ended() | Tell():
                 raise AssertionError(f"no message of the model causes this: {command}")
             case _:
                 assert_never(command)

@@ -54,7 +54,7 @@ def believes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         entry = self._tracker.find(sequence)
         if entry is not None and self._tracker.resolve(entry, item, self._recorded(item, acknowledgement)):
             return [Resolved(entry, item)]
-        self._adopt(item, sequence, message, acknowledgement)
+        self._adopt(item, sequence, message, acknowledgement, None)
         return []
 
     monkeypatch.setattr(MailboxState, "_accept_outcome", deliver)

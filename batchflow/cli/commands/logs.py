@@ -170,7 +170,7 @@ async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: C
 async def _find_node(pool: Pool, target: str) -> tuple[str, list[str]]:
     """Find the node's id, and the logs of the agents that it has had. Raises `CommandError`."""
     from batchflow.pools import node_logs
-    from batchflow.pools.heartbeats import read_heartbeats
+    from batchflow.pools.reports.heartbeats import read_heartbeats
 
     beats = await read_heartbeats(pool.runtime.out, fresh_only=False)
     beats.sort(key=lambda beat: beat.started_at)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-from batchflow.cli import terminal
-from batchflow.cli.tables import SEPARATORS, Item, rows_of, separator_of
+from batchflow.cli.sources.tables import SEPARATORS, Item, rows_of, separator_of
 from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
@@ -43,12 +42,18 @@ def from_texts(command: str, texts: Iterable[str], as_text: bool) -> list[Item]:
 
 
 def from_csv(
-    command: str, path: str, as_text: bool, header: bool, separator: str | None = None
+    command: str,
+    path: str,
+    as_text: bool,
+    header: bool,
+    separator: str | None = None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> list[Item]:
     """Read a CSV file, one task a row. Raises `ConfigurationError`, naming file and line.
 
     With a header a task's one argument is an object by column names, else its arguments are the cells.
-    `separator`: of the columns; None: the one that the file is seen to have, which is said if it is no comma.
+    `separator`: of the columns; None: the one that the file is seen to have, which `say` gets if it is no
+    comma.
     """
     read = str if as_text else value_of
     items = []
@@ -57,7 +62,7 @@ def from_csv(
     if separator is None:
         separator = separator_of(path, text)
         if separator != ",":
-            terminal.note(f"{path}: a {SEPARATORS[separator]} separates its columns (else: --delimiter ,)")
+            say(f"{path}: a {SEPARATORS[separator]} separates its columns (else: --delimiter ,)")
     names: list[str] | None = None
     width = 0
     for line, cells in rows_of(path, text, separator):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from batchflow.cli.tables import Item
+from batchflow.cli.sources.tables import Item
 from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
-
-from batchflow.support.frozen import frozen
 
 _MOST_NAMES: Final = 3
 """Tasks that a group of failures names."""
@@ -19,7 +18,7 @@ _SHORT: Final = 0.005
 """Seconds below which a task costs about as much on its way as where it runs."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class EndedTask:
     """One task that has ended."""
 
@@ -54,7 +53,7 @@ class EndedTask:
         return 0.0 if self.started_at is None else max(0.0, self.started_at - self.submitted_at)
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class CommandFigures:
     """The tasks of one command. Times are in seconds; `None` where no task ran."""
 
@@ -69,7 +68,7 @@ class CommandFigures:
     """The median of the seconds from submit to start."""
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class FailureGroup:
     """Tasks that failed with the same words, numbers aside."""
 
@@ -82,7 +81,7 @@ class FailureGroup:
     nodes: tuple[str, ...]
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class TimelineBar:
     """A task in a lane of its node."""
 

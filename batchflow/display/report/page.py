@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from batchflow.display.html import Html, cut, element, moment, task_numbers
@@ -20,7 +21,6 @@ from batchflow.display.report.analysis import (
     limits,
     period,
 )
-from batchflow.support.frozen import frozen
 
 _MOST_ROWS: Final = 30
 _STYLE: Final = """
@@ -44,7 +44,7 @@ _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).
 _POLICY: Final = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'"
 
 
-@frozen
+@dataclass(frozen=True, slots=True)
 class ReportFacts:
     """What a report says besides the tasks that ran."""
 

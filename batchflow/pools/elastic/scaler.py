@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from batchflow.pools.elastic.boots import BootHistory
-    from batchflow.pools.heartbeats import Sample
+    from batchflow.pools.reports.heartbeats import Sample
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo
     from batchflow.protocol.documents import ScalingLimits

@@ -10,9 +10,8 @@ from batchflow.protocol.budgets import POOL_LEDGER, BudgetTerms, spent_text
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
-    from batchflow.costs.budget import Budget
-    from batchflow.model import PoolSpec
-    from batchflow.pools.runtime import PoolRuntime
+    from batchflow.model import Budget, PoolSpec
+    from batchflow.pools.spending.pool import SpendingPool
     from batchflow.settings import PoolSettings, Settings
 
 logger = event_logger(__name__)
@@ -34,7 +33,7 @@ def pool_terms(spec: PoolSpec, defaults: PoolSettings) -> BudgetTerms | None:
     return _terms(spec.budget, POOL_LEDGER, prices, spec.vm_size or defaults.vm_size)
 
 
-async def session_terms(runtime: PoolRuntime, budget: Budget, ledger: str) -> BudgetTerms:
+async def session_terms(runtime: SpendingPool, budget: Budget, ledger: str) -> BudgetTerms:
     """Make the terms of a session's budget.
 
     Raises `ConfigurationError` when its price is not known, `PoolError`.
@@ -70,7 +69,7 @@ def _terms(budget: Budget, ledger: str, prices: Prices | None, vm_size: str) -> 
     return BudgetTerms.of(budget, ledger, price.dedicated, price.spot)
 
 
-async def spent_of_pool(runtime: PoolRuntime) -> float | None:
+async def spent_of_pool(runtime: SpendingPool) -> float | None:
     """Return what the agents have reported of the pool's budget; None: it has none.
 
     Raises `StorageError`.
@@ -82,7 +81,7 @@ async def spent_of_pool(runtime: PoolRuntime) -> float | None:
     return terms.spent(max(sizes, default=0))
 
 
-async def spent_reason(runtime: PoolRuntime) -> str | None:
+async def spent_reason(runtime: SpendingPool) -> str | None:
     """Return why no agent of the pool begins a task: its budget is spent; None: it is not.
 
     Raises `StorageError`.
@@ -93,7 +92,7 @@ async def spent_reason(runtime: PoolRuntime) -> str | None:
     return spent_text(terms.budget, "the pool's")
 
 
-async def shrink_spent(runtime: PoolRuntime) -> None:
+async def shrink_spent(runtime: SpendingPool) -> None:
     """Ask for no nodes in a pool of fixed size whose budget is spent, where this client may.
 
     Raises `PoolError`. A pool with a formula shrinks by itself, because its agents have left.

@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from batchflow.costs.cost import HOUR, Cost
+from batchflow.pools.reports.usage import total, unfinished_tasks
 from batchflow.pools.spending.budgets import configured_prices, spent_of_pool
 from batchflow.pools.spending.prices import UNKNOWN, NodePrice
-from batchflow.pools.spending.usage import total, unfinished_tasks
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from batchflow.pools.runtime import PoolRuntime
+    from batchflow.pools.spending.pool import SpendingPool
     from batchflow.protocol.documents import Usage
 
 
-async def measure_cost(runtime: PoolRuntime) -> Cost:
+async def measure_cost(runtime: SpendingPool) -> Cost:
     """Return what the pool has cost. Raises `ConfigurationError` for a price file that is none,
     `PoolNotFound`, `StorageError`. Safe to cancel."""
     prices = configured_prices(runtime.settings)

@@ -23,7 +23,7 @@ from batchflow.sessions.records.tracker import Entry
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from batchflow.sessions.submission import Submission
+    from batchflow.sessions.records.submission import Submission
 
 
 @frozen

@@ -21,8 +21,8 @@ from batchflow.protocol.values.encoding import Encoded
 from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem
 from batchflow.retry import RetryPolicy
+from batchflow.sessions.records.submission import Submission
 from batchflow.sessions.records.tracker import Entry
-from batchflow.sessions.submission import Submission
 from batchflow.sessions.workflows.graph import RunsWith, Waiting
 from batchflow.support.frozen import frozen
 

@@ -17,7 +17,7 @@ from batchflow.errors import ProtocolError
 from batchflow.model import Attempt, Status
 from batchflow.protocol import wire
 from batchflow.protocol.wire import EventItem, Item, Reference, ResultItem, TaskItem
-from batchflow.sessions.submission import Submission
+from batchflow.sessions.records.submission import Submission
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)

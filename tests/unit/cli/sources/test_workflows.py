@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from batchflow.cli.sources.tables import Item
 from batchflow.cli.sources.workflows import from_workflow, is_workflow, part_of
-from batchflow.cli.tables import Item
 from batchflow.errors import ConfigurationError
 from tests.support.command_line import Cli
 from tests.support.waiting import eventually_blocking

@@ -11,7 +11,7 @@ from batchflow.client import Client
 from batchflow.errors import ConfigurationError, PoolError, StartTaskFailed
 from batchflow.model import PoolSpec
 from batchflow.pool import Pool
-from batchflow.pools.heartbeats import Sample
+from batchflow.pools.reports.heartbeats import Sample
 from batchflow.pools.scaling.formula import dates_of, is_ours
 from batchflow.pools.scaling.wishes import Wish
 from batchflow.ports.compute import NodeInfo, ReportedFault

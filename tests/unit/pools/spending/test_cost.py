@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from batchflow import Budget, ConfigurationError, Cost
+from batchflow.pools.reports.usage import UsageReader, newest, total
 from batchflow.pools.spending.cost import cost_of
 from batchflow.pools.spending.prices import NodePrice
-from batchflow.pools.spending.usage import UsageReader, newest, total
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, Usage, UsageRecord
 from batchflow.testing.storage import MemoryStorage

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from batchflow.model import Status
 from batchflow.protocol.wire import ResultItem
+from batchflow.sessions.records.submission import Submission
 from batchflow.sessions.records.tracker import Entry
-from batchflow.sessions.submission import Submission
 from batchflow.sessions.workflows.graph import (
     DependencyGraph,
     GraphCommand,

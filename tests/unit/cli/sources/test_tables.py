@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.cli.tables import Item, ResultTable, rows_of, separator_of
+from batchflow.cli.sources.tables import Item, ResultTable, rows_of, separator_of
 from batchflow.errors import ConfigurationError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow.errors import BlobNotFound, ProtocolError
-from batchflow.pools.heartbeats import read_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, Usage, UsageRecord, gone_after
 from batchflow.support.task_groups import task_group

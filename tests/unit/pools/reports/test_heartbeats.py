@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchflow.pools.heartbeats import read_heartbeats, sample_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats, sample_heartbeats
 from batchflow.protocol.documents import Heartbeat
 from batchflow.protocol.layout import heartbeat_blob
 from batchflow.testing import MemoryContainer, MemoryStorage

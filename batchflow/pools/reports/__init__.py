@@ -1,0 +1,1 @@
+"""What agents tell of themselves in the pool's containers, as clients read it."""
