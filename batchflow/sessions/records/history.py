@@ -23,7 +23,7 @@ class TaskHistory:
 
     def __init__(self, most: int = MOST_RUNS) -> None:
         self._rows: deque[_Row] = deque(maxlen=most)
-        self.total = 0
+        self.total: int = 0
         """Tasks that ended, also those that are not remembered any more."""
 
     def add(self, entry: Entry, item: ResultItem) -> None:

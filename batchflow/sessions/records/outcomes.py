@@ -53,7 +53,7 @@ class Outcomes:
         """Whether it is known what waits since earlier sessions."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
-        self.history = TaskHistory()
+        self.history: TaskHistory = TaskHistory()
         self._problems.subscribe(self._fail_waiters)
 
     # ---- what tasks and streams ask for
