@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from batchflow.ports.broker import Delivery, Receiver
 
 LOOK_INTERVAL: Final = 30.0
-"""Seconds between two looks, at least."""
+"""Seconds between two looks; the time between two may be half as long."""
 JITTER: Final = 0.5
 """Share of the interval that is added by chance, at most, so that readers do not look all at once."""
 LOOK_TIMEOUT: Final = 0.5

@@ -15,6 +15,7 @@ from batchflow.errors import (
 from batchflow.pools.reports.heartbeats import Sample, read_heartbeats, sample_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
 from batchflow.sessions.records.tracker import RunningOn
+from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
 from batchflow.support.version import own_version
 
@@ -127,7 +128,7 @@ class AgentsWatch:
             if self._scaling.concerns:
                 await self._scaling.until_due(interval)
             else:
-                await asyncio.sleep(interval)
+                await sleep_until_turn(interval)
             if len(self._context.tracker):
                 await self._try(self._look)
                 continue

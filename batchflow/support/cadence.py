@@ -23,8 +23,15 @@ def next_turn(interval: float, now: float, shift: float = _SHIFT) -> float:
     return (math.floor((now - shift) / interval + 0.5) + 1) * interval + shift
 
 
+def until_turn(interval: float) -> float:
+    """Return the seconds until work of this interval is due: between a half and one and a half intervals.
+
+    Requires a running event loop.
+    """
+    now = asyncio.get_running_loop().time()
+    return next_turn(interval, now) - now
+
+
 async def sleep_until_turn(interval: float) -> None:
     """Sleep until work of this interval is due, between a half and one and a half intervals from now."""
-    loop = asyncio.get_running_loop()
-    now = loop.time()
-    await asyncio.sleep(next_turn(interval, now) - now)
+    await asyncio.sleep(until_turn(interval))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -758,3 +759,25 @@ async def test_a_name_that_cannot_be_one_is_refused(pool: Pool, name: str) -> No
         pool.session(name)
     with pytest.raises(ConfigurationError, match="name"):
         pool.session("c", job=name)
+
+
+async def test_periodic_work_of_many_idle_sessions_is_due_together(
+    pool: Pool, serving: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a hundred sessions wake their program hardly more often than one."""
+    clock, sleep = asyncio.get_running_loop().time, asyncio.sleep
+    due: list[float] = []
+
+    async def recorded(delay: float) -> None:
+        if delay > 1.0:
+            due.append(clock() + delay)
+        await sleep(delay)
+
+    monkeypatch.setattr("batchflow.sessions.receiving.dead_letters._FIRST", 0.0)
+    monkeypatch.setattr(asyncio, "sleep", recorded)
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            session = await stack.enter_async_context(pool.session())
+            await session.run("x.py", args=1)
+        moments = 1 + sum(later - sooner > 0.002 for sooner, later in pairwise(sorted(due)))
+    assert len(due) > 20 > 2 * moments

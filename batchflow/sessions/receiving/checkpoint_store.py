@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 SAVE_INTERVAL: Final = 1.0
-"""Maximum number of seconds between two saves while there is something to save."""
+"""Seconds between two saves while there is something to save. All sessions of a client save together, so the
+time between two may be half as long again."""
 
 
 class Journal:

@@ -17,6 +17,7 @@ from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of, resent_id
 from batchflow.protocol.layout import queue_for
+from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.closing import Closes
 from batchflow.support.event_log import event_logger
 from batchflow.support.recovery import Recovery, recovery_of
@@ -49,8 +50,9 @@ class DeadLetterHandler:
         await asyncio.sleep(_FIRST)
         await self.look()
         while True:
-            await asyncio.sleep(LOOK_INTERVAL * random.uniform(1.0, 1.0 + JITTER))
+            await sleep_until_turn(LOOK_INTERVAL)
             if len(self._context.tracker):
+                await asyncio.sleep(LOOK_INTERVAL * random.uniform(0.0, JITTER))
                 await self.look()
 
     async def look(self) -> None:

@@ -41,7 +41,7 @@ from batchflow.sessions.receiving.mailbox_state import (
 from batchflow.sessions.receiving.spill_file import SpillFile
 from batchflow.sessions.records.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
-from batchflow.support.cadence import sleep_until_turn
+from batchflow.support.cadence import sleep_until_turn, until_turn
 from batchflow.support.event_log import event_logger
 from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
@@ -58,8 +58,8 @@ logger = event_logger(__name__)
 
 Ts = TypeVarTuple("Ts")
 
-_RECEIVE_WAIT: Final = 30.0
-"""Seconds of one wait for a message; after it the next wait begins."""
+_RECEIVE_INTERVAL: Final = 20.0
+"""Seconds between the ends of two waits for a message. Those of all sessions end together."""
 _MOST_UNSETTLED: Final = 500
 """Messages of unread results that are held; past this number results spill to disk."""
 _SETTLE_AT_ONCE: Final = 16
@@ -218,7 +218,7 @@ class ResultReceiver:
 
     async def _receive(self) -> None:
         assert self.mailbox is not None
-        delivery = await self.mailbox.receive(_RECEIVE_WAIT)
+        delivery = await self.mailbox.receive(until_turn(_RECEIVE_INTERVAL))
         self._health.worked()
         if delivery is not None:
             self._check_ours()
@@ -257,7 +257,7 @@ class ResultReceiver:
             if self._checkpoint is None:
                 await self._some_completable.wait()
             else:
-                with anyio.move_on_after(SAVE_INTERVAL):
+                with anyio.move_on_after(until_turn(SAVE_INTERVAL)):
                     await self._many_completable.wait()
             self._some_completable.clear()
             self._many_completable.clear()
