@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-import anyio
-
 from batchflow.cli import terminal
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.config.loader import is_local_cloud_up, nearest, over_local_cloud
@@ -107,6 +105,8 @@ class CloudWatch:
         if self._address is None:
             yield
             return
+        import anyio  # takes a tenth of a second, and completion in a shell does without
+
         with anyio.CancelScope() as scope:
             watching = asyncio.create_task(self._until_ended(), name="watch the local cloud")
             watching.add_done_callback(lambda task: None if task.cancelled() else scope.cancel())

@@ -14,6 +14,7 @@ WHY = {
     "slot": "puts a folder in order",
     "environments": "unpacks archives",
     "resources": "hashes files",
+    "removal": "removes folders of tens of thousands of files",
     "process_state": "ends what a task of multiprocessing left, which may hang, in the process of the task",
     "process": "imports, while the links are being opened",
 }

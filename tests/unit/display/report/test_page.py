@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 from batchflow.display.report.analysis import EndedTask
 from batchflow.display.report.page import ReportFacts, page
+from batchflow.model import Counts
 
-COUNTS = {"succeeded": 1, "failed": 1, "cancelled": 0, "queued": 0, "sending": 0, "waiting": 0}
+COUNTS = asdict(Counts(succeeded=1, failed=1))
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
