@@ -117,8 +117,9 @@ class AgentProgram:
     python: str | None = None
     """The interpreter, with batchflow installed, that starts the agent on a node. None: the agent is carried
     there in an archive with all that it needs. The local cloud's nodes use the one that runs the client."""
-    node_python: str = "3.12"
-    """The version of `python3` on the nodes, for the archive; Ubuntu 24.04 has 3.12."""
+    node_python: str | None = None
+    """The minor version of `python3` on the nodes, for the archive. None: that of the pool's image where
+    batchflow has chosen it, else 3.12."""
     node_platform: str = "manylinux_2_28_x86_64"
     """The nodes' platform, as wheels name it, for the archive."""
     idle_exit: Seconds | None = None

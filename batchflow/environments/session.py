@@ -35,16 +35,26 @@ NodeBuild = Callable[[SourceDistribution], Awaitable[tuple[str, bytes]]]
 _MB: Final = 1e6
 
 
-def environments_for(agent: AgentSettings) -> PoolEnvironments:
-    """Return the environments of a pool, built with this user's cache."""
-    return PoolEnvironments(EnvironmentBuilder(user_cache() / "environments"), target_of(agent))
+_USUAL_PYTHON: Final = "3.12"
+"""The version on nodes of which nothing is known: that of Ubuntu 24.04."""
 
 
-def target_of(agent: AgentSettings) -> TargetPython:
-    """Return what the nodes run: our own Python where it is the agents', else what the settings say."""
-    if agent.python is not None:
-        return TargetPython(PYTHON, agent.node_platform)
-    return TargetPython(agent.node_python, agent.node_platform)
+def environments_for(agent: AgentSettings, of_pool: str | None) -> PoolEnvironments:
+    """Return the environments of a pool, built with this user's cache. `of_pool`: see `target_of`."""
+    return PoolEnvironments(EnvironmentBuilder(user_cache() / "environments"), target_of(agent, of_pool))
+
+
+def known_python(agent: AgentSettings, of_pool: str | None) -> str | None:
+    """Return the minor version of Python on a pool's nodes; None when it is not known.
+
+    `of_pool`: that of its manifest. It is our own where the settings name the agents' interpreter.
+    """
+    return PYTHON if agent.python is not None else agent.node_python or of_pool
+
+
+def target_of(agent: AgentSettings, of_pool: str | None) -> TargetPython:
+    """Return what a pool's nodes run, as far as it is known. `of_pool`: the version in its manifest."""
+    return TargetPython(known_python(agent, of_pool) or _USUAL_PYTHON, agent.node_platform)
 
 
 class PoolEnvironments:

@@ -49,7 +49,7 @@ class CodeStore:
     """The code of the functions that a session's tasks call: what is new, and what has changed since."""
 
     def __init__(self, pool: CodePool, node_pythons: Callable[[], frozenset[str]]) -> None:
-        """`node_pythons`: the minor versions of Python of the agents that are known to live."""
+        """`node_pythons`: the minor versions of Python of the nodes, as far as they are known."""
         self._pool = pool
         self._node_pythons = node_pythons
         self._code = OwnCode()
@@ -96,7 +96,8 @@ class CodeStore:
             raise ConfigurationError(
                 f"the function {label} has no module that a node could import, so it travels as byte code of "
                 f"Python {PYTHON}; the nodes have Python {', '.join(others)}: put the function into a "
-                f"module, or use a pool whose nodes have Python {PYTHON}"
+                f"module, or use a pool whose nodes have Python {PYTHON}: "
+                f"PoolSpec(python={PYTHON!r}) makes one"
             )
 
     async def _with_code(self, modules: frozenset[str], base: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import field, fields
 from typing import TYPE_CHECKING, Final
 
 from batchflow.agent_limits import AgentLimits
+from batchflow.environments.session import target_of
 from batchflow.errors import BlobConflict
 from batchflow.pools import access, agent_archive, embedded_files
 from batchflow.ports.compute import ResourceFile
@@ -87,10 +88,10 @@ async def prepare(
     if settings.agent.python is not None:
         python = shlex.quote(settings.agent.python)
         return LaunchCommand(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files), source.lasting)
-    agent = settings.agent
-    report(f"making the agents' archive, for Python {agent.node_python} on {agent.node_platform}")
+    target = target_of(settings.agent, manifest.python)
+    report(f"making the agents' archive, for Python {target.python} on {target.platform}")
     archive = await agent_archive.build(
-        agent.node_python, agent.node_platform, identity=manifest.identity is not None
+        target.python, target.platform, identity=manifest.identity is not None
     )
     blob = f"agent/{archive.name}"
     await _upload_archive(ctl, blob, archive, report)

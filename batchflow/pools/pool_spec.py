@@ -84,7 +84,21 @@ _IDENTITY: Final = re.compile(
     r"userAssignedIdentities/[^/]+",
     re.IGNORECASE,
 )
+_PYTHON: Final = re.compile(r"3\.(1[1-9]|[2-9][0-9])")
+_IMAGE_WITH: Final[Mapping[str, Image]] = {
+    "3.11": Image("debian", "debian-12", "12-gen2"),
+    "3.12": Image(),
+    "3.13": Image("debian", "debian-13", "13-gen2"),
+}
+"""The image of a pool by the minor version of its `python3`."""
+_PYTHON_OF: Final[Mapping[str, str]] = {
+    "batch.node.debian 12": "3.11",
+    "batch.node.ubuntu 24.04": "3.12",
+    "batch.node.debian 13": "3.13",
+}
+"""The minor version of `python3` by the node agent of an image."""
 _PATTERNS: Final = {
+    "python": (_PYTHON, 'a minor version that agents run on, such as "3.12"; 3.11 is the oldest'),
     "vm_size": (_VM_SIZE, 'a VM size of Azure, such as "standard_d2s_v3"'),
     "apt": (_PACKAGE, 'Debian packages, each "name" or "name=version"'),
     "pip": (_REQUIREMENT, 'requirements as pip takes them, such as "numpy>=2", one in each item'),
@@ -106,7 +120,7 @@ def check(spec: PoolSpec) -> None:
     for key in ("apt", "pip"):
         _check_list(spec, key)
     _check_requirements(spec)
-    for key in ("vm_size", "subnet", "container", "identity"):
+    for key in ("vm_size", "subnet", "container", "identity", "python"):
         if (value := getattr(spec, key)) is not None:
             _check_pattern(spec, key, value)
     if not isinstance(spec.java, bool | int) or (
@@ -155,10 +169,12 @@ def build(
     images: Sequence[SupportedImage],
     now: float,
     formula: str | None = None,
+    python: str | None = None,
 ) -> PoolDocument:
     """Make the document of a pool. Raises `ConfigurationError`.
 
-    `images`: those that the account supports. `formula`: what decides the size of an elastic pool.
+    `images`: those that the account supports. `formula`: what decides the size of an elastic pool. `python`:
+    the minor version that its image is to have, where the spec does not say.
     """
     check(spec)
     if spec.identity is not None:
@@ -167,7 +183,7 @@ def build(
             "Azure's management (docs/azure.md); make it there, then attach"
         )
         raise refusal(spec, "identity", spec.identity, allowed)
-    supported = choose_image(spec, images, now)
+    supported = choose_image(spec, images, now, python)
     return PoolDocument(
         id=spec.id,
         vm_size=spec.vm_size or defaults.vm_size,
@@ -224,6 +240,8 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
     if limits != manifest.elastic and (limits is not None or spec.nodes is not None):
         wanted_size = limits or f"{spec.nodes} nodes"
         yield f"its size is {manifest.elastic or 'fixed'}, not {wanted_size}: pool.resize() changes it"
+    if manifest.python is not None and spec.python not in (None, manifest.python):
+        yield f"its nodes have Python {manifest.python}, not {spec.python}"
     if spec.share_processes and not manifest.share_processes:
         yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
     budget = None if manifest.budget is None else manifest.budget.budget
@@ -245,13 +263,25 @@ def image_of(spec: PoolSpec) -> Image:
     return Image(*parts)
 
 
-def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> SupportedImage:
+def choose_image(
+    spec: PoolSpec, images: Sequence[SupportedImage], now: float, python: str | None = None
+) -> SupportedImage:
     """Choose the entry of Batch's list that the spec's image stands for. Raises `ConfigurationError`.
 
-    A spec with a container and without an image gets the newest Ubuntu that runs containers.
+    A spec with a container and without an image gets the newest Ubuntu that runs containers. One with neither
+    gets an image with its Python; else one with `python`, where Batch has it and nothing asks for Ubuntu.
     """
     if spec.container is not None and spec.image is None:
         return _image_for_containers(spec, images, now)
+    if spec.image is None:
+        usable_with = dict(_images_by_python(images, now))
+        if spec.python is not None and spec.python not in usable_with:
+            has = ", ".join(sorted(usable_with)) or "none"
+            allowed = f"{has}, of which this Batch account has an image; or name an `image` with it"
+            raise refusal(spec, "python", spec.python, allowed)
+        version = spec.python or (None if _asks_for_ubuntu(spec) else python)
+        if version is not None and version in usable_with:
+            return _check_image(spec, usable_with[version], now, "another image")
     image = image_of(spec)
     wanted = _name(image)
     usable = [each for each in images if _is_usable(each, now)]
@@ -265,6 +295,24 @@ def choose_image(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -
         agents = ", ".join(each.node_agent for each in found)
         raise refusal(spec, "image.node_agent", agent, f"{agents} with the image {':'.join(wanted)}")
     return _check_image(spec, matching[0], now, allowed)
+
+
+def python_of(spec: PoolSpec, image: Image) -> str | None:
+    """Return the minor version of `python3` where the agents of a pool run; None when it is not known."""
+    known = None if spec.container is not None else _PYTHON_OF.get((image.node_agent or "").lower())
+    return spec.python or known
+
+
+def _images_by_python(images: Sequence[SupportedImage], now: float) -> Iterator[tuple[str, SupportedImage]]:
+    for python, image in _IMAGE_WITH.items():
+        for each in images:
+            if _name(each) == _name(image) and _is_usable(each, now):
+                yield python, each
+
+
+def _asks_for_ubuntu(spec: PoolSpec) -> bool:
+    """Return whether a spec names packages that another distribution may not have."""
+    return spec.java not in (True, False) or any("=" in package for package in spec.apt)
 
 
 def _is_usable(image: SupportedImage, now: float) -> bool:

@@ -44,6 +44,7 @@ from batchflow.pools.spending.budgets import pool_terms
 from batchflow.ports.broker import LEAST_IDLE, QueueRef, QueueSpec
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DefaultPackages, PoolManifest
+from batchflow.protocol.functions import PYTHON
 from batchflow.protocol.layout import INDEX_CONTAINER
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from batchflow.files import BundleSource
     from batchflow.model import ManagedIdentity
     from batchflow.pools.connections import Connections
-    from batchflow.ports.compute import PoolInfo
+    from batchflow.ports.compute import PoolDocument, PoolInfo
     from batchflow.settings import PoolSettings
     from batchflow.support.progress_report import Reporter
 
@@ -102,9 +103,16 @@ class PoolProvisioner:
         connections: Connections,
         defaults: PoolSettings,
         packages: DefaultPackages | None = None,
+        *,
+        python: str | None = None,
     ) -> None:
-        """`packages`: those of the tasks of pools that are created, as their specs require."""
+        """`packages`: those of the tasks of pools that are created, as their specs require.
+
+        `python`: the minor version that a new pool's image is to have, where its spec does not say. None: the
+        settings name the nodes' interpreter, whatever their image.
+        """
         self._packages = packages or DefaultPackages()
+        self._python = python
         self._connections = connections
         self._defaults = defaults
         self._manifests = connections.manifests
@@ -137,22 +145,39 @@ class PoolProvisioner:
                 f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
             )
         pool_terms(spec, self._defaults)  # raises before anything is created
-        images = await self._connections.compute.images()
-        limits = pool_spec.limits_of(spec)
-        formula = None if limits is None else scaling_formula(limits, FormulaWish())
-        document = pool_spec.build(spec, self._defaults, images, time.time(), formula)
+        document, python = await self._choose(spec)
         creator = {_CREATOR: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
         undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._delete_own, spec.id, creator)}
         try:
             await self._connections.compute.create_pool(
                 replace(document, metadata={**document.metadata, **creator})
             )
-            return await self._create_resources(spec, sources, owned=True)
+            return await self._create_resources(spec, sources, owned=True, python=python)
         except (PoolExists, ConfigurationError):
             raise  # another client's pool, or none
         except BaseException as error:
             await _undo(error, undo)
             raise
+
+    async def python_of_new(self, spec: PoolSpec) -> str | None:
+        """Return the minor version of Python of the nodes of a new pool; None when it is not known."""
+        return (await self._choose(spec))[1]
+
+    async def _choose(self, spec: PoolSpec) -> tuple[PoolDocument, str | None]:
+        """Return what Batch is asked for, and the Python of its nodes. Raises `ConfigurationError`."""
+        images = await self._connections.compute.images()
+        limits = pool_spec.limits_of(spec)
+        formula = None if limits is None else scaling_formula(limits, FormulaWish())
+        if self._python is not None:
+            document = pool_spec.build(
+                spec, self._defaults, images, time.time(), formula, python=self._python
+            )
+            return document, pool_spec.python_of(spec, document.image)
+        if spec.python not in (None, PYTHON):
+            allowed = f"{PYTHON}, because `agent.python` names the interpreter of the nodes"
+            raise pool_spec.refusal(spec, "python", spec.python, allowed)
+        any_image = replace(spec, python=None)
+        return pool_spec.build(any_image, self._defaults, images, time.time(), formula), None
 
     async def _delete_own(self, pool_id: str, creator: Mapping[str, str]) -> None:
         """Delete the Batch pool if this client created it: a request that was cut off may have succeeded."""
@@ -255,7 +280,9 @@ class PoolProvisioner:
         if ours and (manifest := await self._await_creator(info.id, report)) is not None:
             return manifest
         identity = pool_spec.choose_identity(spec, info.identities, wanted=self._connections.keyless)
-        return await self._create_resources(replace(spec, id=info.id), None, owned=ours, identity=identity)
+        return await self._create_resources(
+            replace(spec, id=info.id), None, owned=ours, python=spec.python, identity=identity
+        )
 
     async def _await_creator(self, pool_id: str, report: Reporter) -> PoolManifest | None:
         pause = _POLLS[0]
@@ -276,10 +303,12 @@ class PoolProvisioner:
         sources: list[BundleSource] | None,
         *,
         owned: bool,
+        python: str | None,
         identity: ManagedIdentity | None = None,
     ) -> PoolManifest:
         """Create queues, containers and the bundle, then the manifest: now other clients see the pool."""
-        connections, manifest = self._connections, self._plan(spec, owned, identity)
+        connections = self._connections
+        manifest = replace(self._plan(spec, owned, identity), python=python)
         try:
             async with task_group() as group:
                 for queue, queue_spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):

@@ -67,7 +67,7 @@ class PoolRuntime:
         """The environments of the pool's tasks."""
         from batchflow.environments.session import environments_for
 
-        return environments_for(self.settings.agent)
+        return environments_for(self.settings.agent, self.manifest.python)
 
     @property
     def load(self) -> PoolLoad:

@@ -187,6 +187,8 @@ class PoolManifest(Document):
     """What the pool may cost over its life; None: without a limit."""
     elastic: ScalingLimits | None = None
     """The bounds of the pool's size; None: the size is fixed, or not batchflow's to choose."""
+    python: str | None = None
+    """The minor version of `python3` on the nodes, such as 3.12; None: it is not known."""
 
     @property
     def ctl(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchflow.environments.session import SessionEnvironment
+from batchflow.environments.session import SessionEnvironment, known_python
 from batchflow.environments.variables import SessionVariables
 from batchflow.errors import ConfigurationError
 from batchflow.functions.code import CodeStore
@@ -123,7 +123,10 @@ class SessionParts:
             sender.wake()
             scaling.wake()
 
-        code = CodeStore(context.runtime, lambda: agents.pythons)
+        expected = known_python(context.runtime.settings.agent, context.runtime.manifest.python)
+        code = CodeStore(
+            context.runtime, lambda: agents.pythons or frozenset([] if expected is None else [expected])
+        )
         submitter = Submitter(
             context,
             outcomes,

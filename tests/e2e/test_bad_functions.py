@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from batchflow import ConfigurationError, Session
+from batchflow import ConfigurationError, PoolSpec, Session
+from batchflow.protocol.functions import PYTHON
 
 
 @dataclass
@@ -81,6 +82,12 @@ async def test_a_function_that_cannot_travel_is_refused_and_nothing_is_sent(
         await session.submit(function)
     assert session.counts.submitted == 0
     assert await session.run(len, "goes on") == 7
+
+
+async def test_a_pool_whose_nodes_cannot_have_that_python_is_refused(client: Any) -> None:
+    other = "3.12" if PYTHON != "3.12" else "3.11"
+    with pytest.raises(ConfigurationError, match=f"python is '{other}'; allowed: {PYTHON}, because"):
+        await client.create_pool(PoolSpec("never", python=other))
 
 
 async def test_a_module_that_shadows_an_installed_package_runs_as_it_does_here(

@@ -63,7 +63,9 @@ async def pools(client: Client) -> None:
     assert_type(pool.id, str)
     assert_type(await pool.nodes(), list[Node])
     assert_type(await pool.explain(), Explanation)
-    assert_type(await pool.create_job("report"), Job)
+    assert_type(await pool.create_job("report", env={"A": "b"}, secrets={"TOKEN": "x"}), Job)
+    PoolSpec("work", python="3.12", env={"A": "b"}, secrets={"TOKEN": "x"})
+    pool.session(env={"A": 1})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     await pool.wait_ready(2, timeout=60, progress=print)
     await pool.resize(4, spot=2)
     PoolSpec("work", java=21, start_user="root")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -72,7 +74,7 @@ async def pools(client: Client) -> None:
 
 
 async def jobs(job: Job) -> None:
-    assert_type(job.session("me"), Session)
+    assert_type(job.session("me", env={"A": "b"}), Session)
     assert_type(job.name, str)
     if job.state == "closed":
         await job.delete()
@@ -145,6 +147,9 @@ async def results(result: Result, several: Results) -> None:
     assert_type(result.error, str | None)
     assert_type(result.files, tuple[str, ...])
     assert_type(result.exception(), TaskError | None)
+    assert_type(result.args, list[Any] | None)
+    if (error := result.exception()) is not None:
+        assert_type(error.original, Exception | None)
     assert_type(result.unwrap(), Any)
     assert_type(await result.open("report.txt"), BinaryIO)
     assert_type(several.failed, Results)

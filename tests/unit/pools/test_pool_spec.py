@@ -22,6 +22,7 @@ from batchflow.pools.pool_spec import (
     check_idle_exit,
     differences,
     limits_of,
+    python_of,
     start_command,
 )
 from batchflow.ports.broker import QueueRef
@@ -62,6 +63,47 @@ def test_full_spec_reaches_the_document() -> None:
     assert (document.image.offer, document.image.node_agent) == ("almalinux-x86_64", "batch.node.el 9")
     assert (document.start_command, document.start_admin) == ("/bin/bash -c 'set -e; /bin/true'", False)
     assert (document.environment, document.subnet) == ({"A": "b"}, SUBNET)
+
+
+DEBIAN = SupportedImage("debian", "debian-12", "12-gen2", "batch.node.debian 12")
+
+
+@pytest.mark.parametrize(
+    ("fields", "python", "offer", "has"),
+    [
+        ({}, "3.11", "debian-12", "3.11"),
+        ({}, "3.12", "ubuntu-24_04-lts", "3.12"),
+        ({}, "3.13", "ubuntu-24_04-lts", "3.12"),
+        ({"python": "3.12"}, "3.11", "ubuntu-24_04-lts", "3.12"),
+        ({"java": 21}, "3.11", "ubuntu-24_04-lts", "3.12"),
+        ({"apt": ("jq=1.7",)}, "3.11", "ubuntu-24_04-lts", "3.12"),
+        ({"apt": ("jq",), "java": True}, "3.11", "debian-12", "3.11"),
+        ({"image": "almalinux:almalinux-x86_64:9-gen2"}, "3.11", "almalinux-x86_64", None),
+        (
+            {"image": "almalinux:almalinux-x86_64:9-gen2", "python": "3.14"},
+            "3.11",
+            "almalinux-x86_64",
+            "3.14",
+        ),
+        ({"container": "mine"}, "3.11", "ubuntu-hpc", None),
+        ({"container": "mine", "python": "3.13"}, "3.11", "ubuntu-hpc", "3.13"),
+        ({}, None, "ubuntu-24_04-lts", "3.12"),
+    ],
+)
+def test_the_image_has_the_python_that_is_wanted_where_batch_has_one(
+    fields: dict[str, Any], python: str | None, offer: str, has: str | None
+) -> None:
+    spec = PoolSpec("p", **fields)
+    image = build(spec, PoolSettings(), (*IMAGES, DEBIAN), NOW, python=python).image
+    assert (image.offer, python_of(spec, image)) == (offer, has)
+
+
+def test_a_python_that_no_image_has_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"python is '3\.13'; allowed: 3\.11, 3\.12, of which"):
+        build(PoolSpec("p", python="3.13"), PoolSettings(), (*IMAGES, DEBIAN), NOW, python="3.11")
+    for python in ("3.10", "3", "3.12.1", ""):
+        with pytest.raises(ConfigurationError, match="python is"):
+            check(PoolSpec("p", python=python))
 
 
 def test_container_gets_an_image_that_runs_containers() -> None:
