@@ -167,9 +167,8 @@ class Client(Supervised):
         Does not wait for nodes, but waits until a pool of that name that is being deleted is gone. An
         existing pool keeps its VM size, image and start task; `nodes` resizes it unless it is elastic, and
         sessions that are opened from now on have the spec's `env`, `secrets` and requirements; nothing is
-        rebooted. A file of
-        requirements is locked here: this raises `EnvironmentFailed` in the resolver's words. `progress` is
-        called with a line that says what is waited for.
+        rebooted. A file of requirements is locked here: this raises `EnvironmentFailed` in the resolver's
+        words. `progress` is called with a line that says what is waited for.
         """
         report = Reporter(progress)
         spec = replace(spec or PoolSpec(pool_id), id=pool_id)
@@ -211,8 +210,8 @@ class Client(Supervised):
                 info = await self.connections.compute.pool(pool.id)
             except PoolNotFound:
                 continue
-            if info.state == "active" and (info.wanted + info.spot_wanted or pool.runtime.manifest.elastic):
-                found.append((info.nodes + info.spot, pool))
+            if info.state == "active" and (info.target or pool.runtime.manifest.elastic):
+                found.append((info.size, pool))
         if not found:
             raise PoolNotFound("no pool of batchflow has nodes: make one with client.ensure_pool()")
         pool = max(found, key=lambda each: each[0])[1]

@@ -34,7 +34,7 @@ async def explain_elastic(runtime: PoolRuntime, info: PoolInfo, there: int) -> l
         causes.append(Cause(quota_note(limits, history.refused), "the pool grows as far as it goes", "note"))
     tasks = await runtime.connections.compute.tasks(runtime.manifest.agents_job)
     now = time.time()
-    ages = [now - (task.created_at or now) for task in tasks if task.state == "active" and not task.retries]
+    ages = [now - (task.created_at or now) for task in tasks if task.waits_for_node]
     if ages:
         boot = "no boot of a node of this kind was seen here yet"
         if history.seconds is not None:

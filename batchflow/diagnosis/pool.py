@@ -19,13 +19,14 @@ from batchflow.model import Cause, Explanation
 from batchflow.pools.agents import read_stderr
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import spent_reason
+from batchflow.ports.compute import START_TASK_FAILED
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from batchflow.pools.runtime import PoolRuntime
-    from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo
+    from batchflow.ports.compute import BatchTaskInfo, NodeInfo, PoolInfo, ReportedFault
     from batchflow.protocol.documents import Heartbeat
 
 _TAIL: Final = 2000
@@ -90,7 +91,7 @@ async def _ask_batch(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
     info = await compute.pool(runtime.pool_id)
     nodes = await compute.nodes(runtime.pool_id)
     facts.nodes = {node.id: node.state for node in nodes}
-    facts.wanted = info.wanted + info.spot_wanted
+    facts.wanted = info.target
     elastic = [] if runtime.manifest.elastic is None else await explain_elastic(runtime, info, len(nodes))
     causes = elastic + _pool_causes(info, len(nodes), elastic=runtime.manifest.elastic is not None)
     return causes + await _image_causes(runtime, info) + await _causes_of_nodes(runtime, nodes)
@@ -109,11 +110,9 @@ async def _causes_of_nodes(runtime: PoolRuntime, nodes: list[NodeInfo]) -> list[
 
 
 def _pool_causes(info: PoolInfo, there: int, *, elastic: bool) -> list[Cause]:
-    wanted = info.wanted + info.spot_wanted
+    wanted = info.target
     causes = [
-        Cause(
-            f"Batch could not allocate nodes: {fault.code}: {fault.message}", _allocation_remedy(fault.code)
-        )
+        Cause(f"Batch could not allocate nodes: {fault.code}: {fault.message}", _allocation_remedy(fault))
         for fault in info.resize_errors
     ]
     if info.state == "deleting":
@@ -130,8 +129,8 @@ def _pool_causes(info: PoolInfo, there: int, *, elastic: bool) -> list[Cause]:
     return causes
 
 
-def _allocation_remedy(code: str) -> str:
-    if "quota" in code.lower():
+def _allocation_remedy(fault: ReportedFault) -> str:
+    if fault.is_quota:
         return "raise the account's quota of cores, or ask for fewer nodes or another VM size"
     return "ask for another VM size or fewer nodes, then resize again"
 
@@ -156,7 +155,7 @@ async def _image_causes(runtime: PoolRuntime, info: PoolInfo) -> list[Cause]:
 
 
 async def _node_causes(runtime: PoolRuntime, node: NodeInfo) -> list[Cause]:
-    if node.state == "starttaskfailed" and node.start_task_error is not None:
+    if node.state == START_TASK_FAILED and node.start_task_error is not None:
         compute = runtime.connections.compute
         said = await compute.node_output(runtime.pool_id, node.id, "startup/stderr.txt", _TAIL)
         words = f"; its stderr ends: {said.strip()}" if said.strip() else "; its stderr is empty"
@@ -212,10 +211,10 @@ async def _own_clock_causes(runtime: PoolRuntime) -> list[Cause]:
 async def _absence_causes(runtime: PoolRuntime) -> list[Cause]:
     """Explain why no agent is alive, by the Batch tasks that start agents."""
     tasks = await runtime.connections.compute.tasks(runtime.manifest.agents_job)
-    under_way = any(task.state != "completed" for task in tasks)
+    under_way = any(task.is_alive for task in tasks)
     remedy = "see what follows" if under_way else "await pool.start(); a session does it by itself"
     causes = [Cause("no agent is alive", remedy)]
-    waiting = [task.id for task in tasks if task.state == "active" and not task.retries]
+    waiting = [task.id for task in tasks if task.waits_for_node]
     if waiting:
         what = f"{_listed(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for a node"
         causes.append(Cause(what, "wait, or resize the pool", "slow"))

@@ -22,6 +22,7 @@ from batchflow.model import BROKEN
 from batchflow.pools.agents import read_stderr
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.scaling.formula import is_ours
+from batchflow.ports.compute import START_TASK_FAILED
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 
@@ -63,7 +64,7 @@ async def measure_readiness(runtime: PoolRuntime, nodes: int | None) -> Readines
     gone = {node.id for node in await compute.nodes(runtime.pool_id) if node.state in _AGENT_GONE}
     beats = await read_heartbeats(runtime.out)
     ready = sum(beat.state == "ready" and beat.node not in gone for beat in beats)
-    there = f"{info.nodes + info.spot} of {info.wanted + info.spot_wanted} nodes"
+    there = f"{info.size} of {info.target} nodes"
     return Readiness(ready, wanted, f"{there}, {ready} agents ready of {wanted}")
 
 
@@ -72,7 +73,7 @@ def _wanted(runtime: PoolRuntime, info: PoolInfo) -> int:
     limits = runtime.manifest.elastic
     if limits is not None and is_ours(info.formula):
         return limits.least
-    return info.wanted + info.spot_wanted
+    return info.target
 
 
 async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callable[[str], PoolError] | None:
@@ -84,13 +85,13 @@ async def cannot_become_ready(runtime: PoolRuntime, nodes: int | None) -> Callab
     there = await compute.nodes(runtime.pool_id)
     wanted = _wanted(runtime, info) if nodes is None else nodes
     if info.allocation == "steady" and info.resize_errors and len(there) < wanted:
-        quota = any("quota" in fault.code.lower() for fault in info.resize_errors)
+        quota = any(fault.is_quota for fault in info.resize_errors)
         return QuotaExceeded if quota else AllocationFailed
-    failed = [node for node in there if node.state in ("starttaskfailed", "unusable")]
+    failed = [node for node in there if node.has_failed]
     if failed and max(len(there), wanted) - len(failed) < wanted:
-        return StartTaskFailed if failed[0].state == "starttaskfailed" else NodeUnusable
-    if info.allocation == "steady" and not info.autoscale and info.wanted + info.spot_wanted < wanted:
-        return partial(_too_small, info.wanted + info.spot_wanted, wanted)
+        return StartTaskFailed if failed[0].state == START_TASK_FAILED else NodeUnusable
+    if info.allocation == "steady" and not info.autoscale and info.target < wanted:
+        return partial(_too_small, info.target, wanted)
     tasks = await compute.tasks(runtime.manifest.agents_job)
     if tasks and all(task.failure is not None and task.state == "completed" for task in tasks):
         return PoolError
@@ -133,7 +134,7 @@ def _too_small(asked: int, wanted: int, text: str) -> PoolError:
 
 async def _start_in_vain(runtime: PoolRuntime, tasks: list[BatchTaskInfo]) -> bool:
     """Tell whether no agent ever lived and each dies again and again, by the log of one that runs."""
-    alive = [task for task in tasks if task.state != "completed"]
+    alive = [task for task in tasks if task.is_alive]
     if not alive or await read_heartbeats(runtime.out):
         return False
     if all(task.retries >= _IN_VAIN for task in alive):

@@ -68,7 +68,7 @@ class PoolAgents:
     async def exist(self) -> bool:
         """Tell whether Batch has tasks of agents that have not ended, whichever client started them."""
         await self._runtime.refresh()
-        return any(task.state != "completed" for task in await self._tasks())
+        return any(task.is_alive for task in await self._tasks())
 
     async def _tasks(self) -> list[BatchTaskInfo]:
         """Return the tasks of the agents' job, as the manifest names it now."""
@@ -96,8 +96,8 @@ class PoolAgents:
         runtime, compute = self._runtime, self._runtime.connections.compute
         info, tasks = await self._survey()
         sources, self._sources = self._sources, ()
-        alive = sum(task.state != "completed" for task in tasks)
-        limits, wanted = runtime.manifest.elastic, info.wanted + info.spot_wanted
+        alive = sum(task.is_alive for task in tasks)
+        limits, wanted = runtime.manifest.elastic, info.target
         most = wanted
         if limits is not None and is_ours(info.formula):
             wanted, most = max(limits.least, min(limits.most, least)), limits.most
@@ -174,7 +174,7 @@ class PoolAgents:
         await runtime.refresh()
         if drain:
             await self._drain(report)
-        alive = [task for task in await self._tasks() if task.state != "completed"]
+        alive = [task for task in await self._tasks() if task.is_alive]
         if alive:
             report(f"ending {counted(len(alive), 'agent')}")
         for task in alive:

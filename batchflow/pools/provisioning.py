@@ -232,7 +232,7 @@ class PoolProvisioner:
                     elif not await self._restore(manifest):
                         continue
                     return EnsuredPool(manifest, created=False, info=info)
-                report(f"pool {spec.id!r} is being deleted, {counted(info.nodes + info.spot, 'node')} left")
+                report(f"pool {spec.id!r} is being deleted, {counted(info.size, 'node')} left")
             except PoolExists:
                 report(f"another client creates pool {spec.id!r}")
             await anyio.sleep(pause)

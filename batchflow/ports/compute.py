@@ -6,7 +6,7 @@ Implemented by `batchflow.azure.batch`. Failures are `PoolError`s.
 from __future__ import annotations
 
 from dataclasses import field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from batchflow.ports.broker import Closable
 from batchflow.support.frozen import frozen
@@ -64,6 +64,11 @@ class ReportedFault:
     code: str
     message: str
 
+    @property
+    def is_quota(self) -> bool:
+        """Whether a quota of the account was reached."""
+        return "quota" in self.code.lower()
+
 
 @frozen
 class PoolInfo:
@@ -94,6 +99,21 @@ class PoolInfo:
     identities: tuple[ManagedIdentity, ...] = ()
     """The user-assigned managed identities of its nodes."""
 
+    @property
+    def size(self) -> int:
+        """Current number of nodes."""
+        return self.nodes + self.spot
+
+    @property
+    def target(self) -> int:
+        """Target number of nodes."""
+        return self.wanted + self.spot_wanted
+
+
+START_TASK_FAILED: Final = "starttaskfailed"
+FAILED_STATES: Final = (START_TASK_FAILED, "unusable")
+"""The states of nodes that run no agent until they are rebooted or removed."""
+
 
 @frozen
 class NodeInfo:
@@ -106,6 +126,11 @@ class NodeInfo:
     start_task_error: ReportedFault | None = None
     allocated_at: float | None = None
     """When Batch allocated the node, in seconds since the epoch."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it can run no agent, and is billed all the same."""
+        return self.state in FAILED_STATES
 
 
 @frozen
@@ -151,6 +176,16 @@ class BatchTaskInfo:
     created_at: float | None = None
     started_at: float | None = None
     """When it was added, and when it began to run, in seconds since the epoch."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it waits, runs, or will be started again."""
+        return self.state != "completed"
+
+    @property
+    def waits_for_node(self) -> bool:
+        """Whether no node has begun with it."""
+        return self.state == "active" and not self.retries
 
 
 class Compute(Closable, Protocol):

@@ -245,7 +245,7 @@ async def show(invocation: Invocation, name: str) -> int:
     if invocation.as_json:
         terminal.write_json({**seen.document(), "vm_size": info.vm_size, "state": info.state})
         return Exit.OK
-    wanted = info.wanted + info.spot_wanted
+    wanted = info.target
     terminal.write(f"pool {seen.pool}: {len(seen.nodes)} of {wanted} nodes {info.vm_size}, {info.allocation}")
     terminal.write(
         f"{seen.running} of {seen.slots} slots busy, {seen.queued} messages queued, {seen.dead} dead"

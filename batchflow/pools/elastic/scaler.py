@@ -23,6 +23,7 @@ from batchflow.pools.scaling.formula import FormulaWish, dates_of, is_ours, scal
 from batchflow.pools.scaling.policy import decide
 from batchflow.pools.scaling.values import Estimate, Observation, ScalingMemory
 from batchflow.pools.scaling.wishes import MergedWish, Wish, merge
+from batchflow.ports.compute import START_TASK_FAILED
 from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = event_logger(__name__)
 
-BROKEN: Final = ("starttaskfailed", "unusable")
-"""The states of nodes that run no agent and are billed all the same."""
 _FEWEST_SECONDS: Final = 0.5
 """Seconds for which what one session of the client has found serves its other sessions."""
 _COUNTED_INTERVALS: Final = 2
@@ -68,10 +67,6 @@ class _Seen:
     tasks: list[BatchTaskInfo]
     nodes: list[NodeInfo]
     history: BootHistory
-
-    @property
-    def target(self) -> int:
-        return self.info.wanted + self.info.spot_wanted
 
 
 class PoolScaler:
@@ -162,7 +157,7 @@ class PoolScaler:
             now = time.time()
             compute, pool_id = self._runtime.connections.compute, self._runtime.pool_id
             info = await compute.pool(pool_id)
-            if not is_ours(info.formula) or info.wanted + info.spot_wanted <= limits.least:
+            if not is_ours(info.formula) or info.target <= limits.least:
                 return True
             if (await self._merged(now)).agents > limits.least:
                 return True
@@ -283,7 +278,7 @@ class PoolScaler:
         wanted = max(limits.least, min(limits.most, merged.agents))
         if not is_ours(seen.info.formula):
             await self._start_agents(wanted)
-            return Standing(seen.target, notes=(foreign_size(seen.info),))
+            return Standing(seen.info.target, notes=(foreign_size(seen.info),))
         if (problem := self._broken(seen, ready)) is not None:
             return Standing(wanted, problem)
         await self._remove_broken(seen)
@@ -298,10 +293,10 @@ class PoolScaler:
 
     async def _drop_waiting(self, tasks: list[BatchTaskInfo], wanted: int) -> None:
         """Delete the agents that wait for a node and are wanted no more: Batch would count them."""
-        alive = [task for task in tasks if task.state != "completed"]
-        waiting = [task for task in alive if task.state == "active" and not task.retries]
+        alive = sum(task.is_alive for task in tasks)
+        waiting = [task for task in tasks if task.waits_for_node]
         compute, job = self._runtime.connections.compute, self._runtime.manifest.agents_job
-        for task in waiting[: max(0, len(alive) - wanted)]:
+        for task in waiting[: max(0, alive - wanted)]:
             await compute.delete_task(job, task.id)
 
     async def _set_formula(
@@ -309,7 +304,7 @@ class PoolScaler:
     ) -> None:
         """Enable the formula anew when it asks for too few nodes, or counts agents for too short a time."""
         counted_until = dates_of(seen.info.formula).counted_until
-        if wanted <= seen.target and counted_until - now > self._interval:
+        if wanted <= seen.info.target and counted_until - now > self._interval:
             return
         spot = min(merged.spot, limits.max_spot)
         wish = FormulaWish(
@@ -324,28 +319,28 @@ class PoolScaler:
 
     def _broken(self, seen: _Seen, ready: int) -> ServiceError | None:
         """Return the error of a pool whose nodes are all broken: then no more of them are asked for."""
-        broken = [node for node in seen.nodes if node.state in BROKEN]
+        broken = [node for node in seen.nodes if node.has_failed]
         if ready or (seen.nodes and len(broken) < len(seen.nodes)):
             self._gave_up = False
         elif broken:
             self._gave_up = True
         if not self._gave_up:
             return None
-        kind = StartTaskFailed if any(node.state == BROKEN[0] for node in broken) else NodeUnusable
+        kind = StartTaskFailed if any(node.state == START_TASK_FAILED for node in broken) else NodeUnusable
         return kind(f"all nodes of pool {self._runtime.pool_id!r} are broken, and no more are asked for")
 
     async def _remove_broken(self, seen: _Seen) -> None:
         """Remove the broken nodes of a pool that has others: they cost money and run nothing."""
-        broken = [node.id for node in seen.nodes if node.state in BROKEN]
+        broken = [node.id for node in seen.nodes if node.has_failed]
         if broken and seen.info.allocation == "steady":
             await self._runtime.connections.compute.remove_nodes(self._runtime.pool_id, broken)
             logger.info("broken_nodes_removed", extra={"pool": self._runtime.pool_id, "nodes": len(broken)})
 
     async def _quota_notes(self, seen: _Seen, limits: ScalingLimits) -> tuple[str, ...]:
         """Note where the account's quota ends, for pools that are made later."""
-        info, there = seen.info, seen.info.nodes + seen.info.spot
+        info, there = seen.info, seen.info.size
         index = self._runtime.connections.manifests.index
-        if not _refused(info) or not any("quota" in fault.code.lower() for fault in info.resize_errors):
+        if not _refused(info) or not any(fault.is_quota for fault in info.resize_errors):
             if seen.history.refused is not None and there > seen.history.refused:
                 await self._boots.note_refusal(index, info, None)
             return ()
@@ -359,17 +354,17 @@ def _refused(info: PoolInfo) -> bool:
 
 def _booting(tasks: list[BatchTaskInfo], ready: int, now: float) -> tuple[float, ...]:
     """Return the ages of the agents that have no heartbeat yet: the youngest, as many as are missing."""
-    alive = [task for task in tasks if task.state != "completed"]
+    alive = [task for task in tasks if task.is_alive]
     ages = sorted(max(0.0, now - (task.created_at or now)) for task in alive)
     return tuple(ages[: max(0, len(alive) - ready)])
 
 
 def foreign_size(info: PoolInfo) -> str:
     """Say why batchflow does not choose the size of an elastic pool."""
-    size = info.wanted + info.spot_wanted
     if info.autoscale:
         return "the pool has a formula that batchflow did not write: it is left alone, and decides the size"
-    return f"the pool was resized by hand: it keeps its {size} nodes until await pool.resize(max_nodes=...)"
+    kept = f"it keeps its {info.target} nodes until await pool.resize(max_nodes=...)"
+    return f"the pool was resized by hand: {kept}"
 
 
 def quota_note(limits: ScalingLimits, there: int) -> str:

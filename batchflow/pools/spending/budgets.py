@@ -101,6 +101,6 @@ async def shrink_spent(runtime: SpendingPool) -> None:
         return
     compute = runtime.connections.compute
     info = await compute.pool(runtime.pool_id)
-    if not info.autoscale and info.state == "active" and info.wanted + info.spot_wanted:
+    if not info.autoscale and info.state == "active" and info.target:
         await compute.resize_pool(runtime.pool_id, 0, 0)
         logger.info("spent_pool_shrinks", extra={"pool": runtime.pool_id, "nodes": info.wanted})

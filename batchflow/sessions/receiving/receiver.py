@@ -410,7 +410,6 @@ class ResultReceiver:
         match command:
             case Resolved(entry, outcome):
                 self._learn(outcome)
-                self._outcomes.history.add(entry, outcome)
                 self._outcomes.announce(entry)
             case Ended(entry):
                 self._outcomes.tell_ended(entry)

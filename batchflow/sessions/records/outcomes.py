@@ -165,7 +165,6 @@ class Outcomes:
         """
         if not self._tracker.resolve(entry, outcome):
             return False
-        self.history.add(entry, outcome)
         if expect_message is not None:
             expect_message(entry)
         elif self._record is not None:
@@ -175,6 +174,7 @@ class Outcomes:
 
     def announce(self, entry: Entry) -> None:
         """Wake the calls that wait for a task which has its outcome now, or for room in the outbox."""
+        self.history.add(entry, entry.read())
         self.room.notify()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
