@@ -6,12 +6,13 @@ from dataclasses import field
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from batchflow.errors import ConfigurationError
+from batchflow.model import Budget
 from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
-    from batchflow.model import Budget
 
 
 @frozen
@@ -30,3 +31,7 @@ class SessionOptions:
     """The environment variables of its tasks, beside those of its job and its pool."""
     budget: Budget | None = None
     """What its tasks may cost; None: without a limit of its own."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not isinstance(self.budget, Budget):
+            raise ConfigurationError(f"budget is {self.budget!r}; it must be a Budget(node_hours=10)")

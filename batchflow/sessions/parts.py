@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchflow.environments.session import SessionEnvironment, known_python
 from batchflow.environments.variables import SessionVariables
-from batchflow.errors import ConfigurationError
 from batchflow.functions.code import CodeStore
-from batchflow.model import Budget
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
@@ -24,7 +22,8 @@ from batchflow.sessions.receiving.receiver import ResultReceiver
 from batchflow.sessions.records.outcomes import Outcomes
 from batchflow.sessions.scaling_watch import ScalingWatch
 from batchflow.sessions.sender import TaskSender
-from batchflow.sessions.submitter import Submitter, task_timeout
+from batchflow.sessions.submitter import Submitter
+from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
 
 if TYPE_CHECKING:
@@ -39,6 +38,16 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.inputs import EntryOf
+
+
+def _keep_workflows(
+    keeper: WorkflowKeeper, submitter: Submitter, outcomes: Outcomes, receiver: ResultReceiver
+) -> None:
+    """Let what waits in a session outlive it, and go on with what waits since earlier ones."""
+    submitter.dependents.keeper = keeper
+    outcomes.on_accepted = keeper.sent
+    outcomes.is_restored = lambda: keeper.restored
+    receiver.before_receiving = lambda: keeper.restore(submitter.dependents.hold, outcomes.tell_ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,14 +93,10 @@ class SessionParts:
         `entry_of`, `task_of`: see `Submitter`.
         `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
-        timeout = task_timeout(options.timeout, context.settings)
-        share_processes = options.share_processes
-        if options.budget is not None and not isinstance(options.budget, Budget):
-            raise ConfigurationError(f"budget is {options.budget!r}; it must be a Budget(node_hours=10)")
-        if share_processes is None:
-            share_processes = context.runtime.manifest.share_processes
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
+        variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
+        encoder = TaskEncoder(context, options, classes, reader, variables)
         checkpoint = CheckpointStore(context, options.journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
         sender = TaskSender(context, outcomes)
@@ -117,7 +122,6 @@ class SessionParts:
             scaling=scaling,
         )
         environment = SessionEnvironment(options.requirements)
-        variables = SessionVariables(options.variables, context.runtime, context.job_name, context.name)
 
         def wake() -> None:
             sender.wake()
@@ -131,25 +135,17 @@ class SessionParts:
             context,
             outcomes,
             wake,
+            encoder,
             classes,
             code,
-            reader,
             environment,
-            variables,
             entry_of=entry_of,
             task_of=task_of,
-            timeout=timeout,
-            share_processes=share_processes,
-            unpickle=options.unpickle,
-            budget=options.budget,
         )
         if checkpoint is not None:
-            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state)
-            submitter.dependents.keeper = keeper
             checkpoint.record.beyond = lambda: sender.beyond
-            outcomes.on_accepted = keeper.sent
-            outcomes.is_restored = lambda: keeper.restored
-            receiver.before_receiving = lambda: keeper.restore(submitter.dependents.hold, outcomes.tell_ended)
+            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state)
+            _keep_workflows(keeper, submitter, outcomes, receiver)
         cancellations = Cancellations(
             context,
             outcomes,
