@@ -15,22 +15,26 @@ from batchflow.errors import MailboxInUse
 PROGRAM = Path(__file__).parent / "crashing_client.py"
 
 
+async def _shown_until_killed(*command: str, after: int) -> list[str]:
+    """Run a Python program, kill it when it has shown so many tasks; return all that it has shown."""
+    client = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
+    assert client.stdout is not None
+    shown: list[str] = []
+    async for line in client.stdout:
+        shown.append(line.decode().strip())
+        if len(shown) == after:
+            client.kill()
+    await client.wait()
+    return shown
+
+
 @pytest.mark.parametrize("shown_before", [1, 25])
 async def test_killed_client_finds_all_outcomes_when_it_returns(
     pool: Pool, cloud_config: Path, shown_before: int
 ) -> None:
     """After kill -9 only the outcomes of its last moment are shown again, and marked."""
     name, tasks = f"killed-{uuid.uuid4().hex[:8]}", 60
-    client = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROGRAM), str(cloud_config), name, str(tasks)), stdout=asyncio.subprocess.PIPE
-    )
-    assert client.stdout is not None
-    shown: list[str] = []
-    async for line in client.stdout:
-        shown.append(line.decode().strip())
-        if len(shown) == shown_before:
-            client.kill()
-    await client.wait()
+    shown = await _shown_until_killed(str(PROGRAM), str(cloud_config), name, str(tasks), after=shown_before)
     async with pool.session(name, job="crash") as session:
         results = [result async for result in session.results()]
     again = [result for result in results if result.task_id in shown]
@@ -45,16 +49,7 @@ async def test_a_workflow_goes_on_after_its_client_was_killed(
 ) -> None:
     """Each task is shown once, or again and marked; those that waited get the values of what was shown."""
     name, program = f"killed-{uuid.uuid4().hex[:8]}", PROGRAM.with_name("crashing_workflow.py")
-    client = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(program), str(cloud_config), name), stdout=asyncio.subprocess.PIPE
-    )
-    assert client.stdout is not None
-    shown: list[str] = []
-    async for line in client.stdout:
-        shown.append(line.decode().strip())
-        if len(shown) == shown_before:
-            client.kill()
-    await client.wait()
+    shown = await _shown_until_killed(str(program), str(cloud_config), name, after=shown_before)
     async with pool.session(name, job="crash") as session:
         results = [result async for result in session.results()]
     expected = {*(f"a{n}" for n in range(24)), *(f"b{n}" for n in range(0, 24, 2)), "sum"}

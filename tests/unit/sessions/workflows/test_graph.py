@@ -22,21 +22,14 @@ from batchflow.sessions.workflows.graph import (
     Unreachable,
     Waiting,
 )
+from tests.unit.sessions.records.test_tracker import make_entry
 
 RUNS_WITH = RunsWith("bundle")
 
 
 def entry_of(number: int) -> Entry:
-    return Entry(
-        sequence=number,
-        index=number,
-        uid=f"s:{number}",
-        task_id=str(number),
-        command="x.py",
-        client="c",
-        job="j",
-        submitted_at=0.0,
-    )
+    """A task that waits, and has nothing that could be sent."""
+    return make_entry(number, uid=f"s:{number}", item=None)
 
 
 def end(entry: Entry, status: Status) -> None:

@@ -8,23 +8,10 @@ from xml.etree import ElementTree
 from batchflow.display.workflow import WorkflowGraph, WorkflowNode
 from batchflow.model import Status
 from batchflow.pool import Pool
-from batchflow.sessions.records.tracker import Entry
 from batchflow.sessions.workflows.record import MOST, WorkflowRecord
 from tests.support.agent import Agent, failure_of
 from tests.support.waiting import eventually
-
-
-def entry_of(number: int) -> Entry:
-    return Entry(
-        sequence=number,
-        index=number,
-        uid=f"s:{number}",
-        task_id=str(number),
-        command="x.py",
-        client="c",
-        job="j",
-        submitted_at=0.0,
-    )
+from tests.unit.sessions.workflows.test_graph import entry_of
 
 
 async def test_a_session_draws_its_workflow(pool: Pool, agent: Agent, tmp_path: Path) -> None:
