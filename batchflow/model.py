@@ -9,7 +9,7 @@ import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Generic, Literal, Protocol, final
 
 from batchflow.errors import ConfigurationError
 from batchflow.printable import printable
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence
     from pathlib import PurePath
 
+    from typing_extensions import TypeVar
+
     from batchflow.errors import TaskError
+
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+    """What a task returns; of a file's task, anything."""
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)  # a default needs Python 3.13
 
 
 @final
@@ -96,8 +105,11 @@ class StoredArgument:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """A task's frozen outcome. Times are seconds since the epoch, by the clock of the recording machine."""
+class Result(Generic[T_co]):
+    """A task's frozen outcome. Times are seconds since the epoch, by the clock of the recording machine.
+
+    Its value is of the type that the function returns; of a file's task, of any.
+    """
 
     task_id: str
     job_id: str
@@ -106,8 +118,10 @@ class Result:
     status: Status
     index: int
     """The task's place in its session (or, from `map`, among its inputs), from 0."""
-    value: Any = None
-    """The return value of the task; of a jar or another executable, the lines of its stdout."""
+    value: T_co = None  # type: ignore[assignment]  # so it is only where the task did not succeed
+    """The return value of the task; of a jar or another executable, the lines of its stdout.
+
+    None of a task that did not succeed, whatever the function's type."""
     error: str | None = None
     kind: str | None = None
     """The name of the `TaskError` that awaiting the task raises; None on success."""
@@ -161,7 +175,7 @@ class Result:
 
         return TaskError.by_kind.get(self.kind or "", TaskFailed)(self)
 
-    def unwrap(self) -> Any:
+    def unwrap(self) -> T_co:
         """Return the value, or raise the outcome's `TaskError`."""
         if (error := self.exception()) is not None:
             raise error

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from batchflow.errors import ConfigurationError
 from batchflow.model import Result
 
 if TYPE_CHECKING:
     import pandas
+    from typing_extensions import TypeVar
+
+    T = TypeVar("T", default=Any)
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")  # a default needs Python 3.13
 
 _TIMES: Final = ("submitted_at", "started_at", "finished_at")
 _COLUMNS: Final = (
@@ -29,16 +36,16 @@ _COLUMNS: Final = (
 )
 
 
-class Results(list[Result]):
+class Results(list[Result[T]], Generic[T]):
     """What `session.take()` and `stream.collect()` return."""
 
     @property
-    def failed(self) -> Results:
+    def failed(self) -> Results[T]:
         """Those that did not succeed."""
         return Results(result for result in self if not result.ok)
 
     @property
-    def values(self) -> list[Any]:
+    def values(self) -> list[T]:
         """The values, in the order of the list. Raises the first `TaskError`, if any task failed."""
         return [result.unwrap() for result in self]
 

@@ -30,7 +30,7 @@ from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
 from batchflow.sessions.records.context import SessionContext
 from batchflow.sessions.records.stats import SessionStats
-from batchflow.sessions.records.submission import Submission, TaskOptions, repeatable
+from batchflow.sessions.records.submission import MapOptions, Submission, TaskOptions, repeatable
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
 from batchflow.task import Task, entry_of
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Function = Callable[..., T]
 AsyncFunction = Callable[..., Coroutine[Any, Any, T]]
+Inputs = Iterable[Any] | AsyncIterable[Any]
 
 
 class SessionPool(Protocol):
@@ -227,15 +228,26 @@ class Session(Supervised):
         self._context.tracker.end_of_burst = True
         return tasks
 
+    @overload
+    def map(
+        self, command: AsyncFunction[T], inputs: Inputs, **options: Unpack[MapOptions]
+    ) -> ResultStream[T]: ...
+
+    @overload
+    def map(self, command: Function[T], inputs: Inputs, **options: Unpack[MapOptions]) -> ResultStream[T]: ...
+
+    @overload
+    def map(self, command: str, inputs: Inputs, **options: Unpack[MapOptions]) -> ResultStream[Any]: ...
+
     def map(
         self,
         command: str | Function[Any],
-        inputs: Iterable[Any] | AsyncIterable[Any],
+        inputs: Inputs,
         *,
         ordered: bool = False,
         window: int | None = None,
         **options: Unpack[TaskOptions],
-    ) -> ResultStream:
+    ) -> ResultStream[Any]:
         """Run the command over the inputs and stream the results, as they come or in the inputs' order.
 
         Lazy: begins when it is read, and has at most `window` tasks under way or unread. `Result.index` is

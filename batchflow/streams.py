@@ -9,10 +9,10 @@ import asyncio
 import time
 import weakref
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic
 
 from batchflow.errors import SessionClosed
-from batchflow.model import Event, Result
+from batchflow.model import Event, Result, T_co
 from batchflow.results import Results
 from batchflow.support.closing import Closes
 
@@ -28,10 +28,13 @@ _ONE_WAIT: Final = frozenset({"__anext__", "_wrap_awaitable"})
 """Coroutines of tasks that wait for one result alone, as `asyncio.wait_for(anext(stream), 1)` makes."""
 
 
-class ResultStream(AsyncIterator[Result], Closes):
-    """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays."""
+class ResultStream(AsyncIterator[Result[T_co]], Closes, Generic[T_co]):
+    """Results as they come. Closing it, or leaving its `async with`, ends it; what it left stays.
 
-    async def collect(self) -> Results:
+    Their values are of the type that the function returns; of a file's tasks, of any.
+    """
+
+    async def collect(self) -> Results[T_co]:
         """Wait for all that come, and return them at the end.
 
         If cancelled, it loses those that had come, and closes the stream: a `map` cancels the rest.
@@ -45,7 +48,7 @@ class ResultStream(AsyncIterator[Result], Closes):
     def abandon(self) -> None:
         """Close, and do not wait for it. For functions that cannot await, in the session's event loop."""
 
-    def progress(self, *, total: int | None = None, label: str = "") -> ResultStream:
+    def progress(self, *, total: int | None = None, label: str = "") -> ResultStream[T_co]:
         """Return the same stream, which shows its progress: in a notebook, on a terminal, or on stderr.
 
         `total`: how many will come, where the stream cannot tell.
@@ -221,11 +224,11 @@ class EventStream(AsyncIterator[Event], Closes):
         self._notices.unsubscribe(self._queue)
 
 
-class ProgressStream(ResultStream):
+class ProgressStream(ResultStream[T_co]):
     """`stream.progress()`: the same results, shown as they are read."""
 
     def __init__(
-        self, stream: ResultStream, total: int | None, label: str, display: Display | None = None
+        self, stream: ResultStream[T_co], total: int | None, label: str, display: Display | None = None
     ) -> None:
         from batchflow.display.meter import Meter
         from batchflow.display.progress import choose_display
@@ -237,7 +240,7 @@ class ProgressStream(ResultStream):
         self._shown = -float("inf")
         self._finished = False
 
-    async def __anext__(self) -> Result:
+    async def __anext__(self) -> Result[T_co]:
         """Safe to cancel. Raises what the stream raises."""
         self._meter.start(time.monotonic())
         self._show()

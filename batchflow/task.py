@@ -6,20 +6,12 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Generic
 
 from batchflow.errors import InvalidDependency
-from batchflow.model import Result, Status
+from batchflow.model import Result, Status, T_co
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
     from batchflow.sessions.cancellation import Cancellations
     from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.sessions.records.tracker import Entry
-
-    T_co = TypeVar("T_co", covariant=True, default=Any)
-else:
-    from typing import TypeVar
-
-    T_co = TypeVar("T_co", covariant=True)  # a default needs Python 3.13
 
 
 class Task(Generic[T_co]):
@@ -85,7 +77,7 @@ class Task(Generic[T_co]):
         """
         await self._outcomes.until_accepted(self._entry)
 
-    async def outcome(self) -> Result:
+    async def outcome(self) -> Result[T_co]:
         """Return the task's result, also of a failure; never raises for the task's own failure.
 
         Raises `SessionClosed` when the session ends first, `NoAgents` when no agent lives, another
@@ -99,8 +91,7 @@ class Task(Generic[T_co]):
         return self._value().__await__()
 
     async def _value(self) -> T_co:
-        value: T_co = (await self.outcome()).unwrap()
-        return value
+        return (await self.outcome()).unwrap()
 
     async def cancel(self, *, inputs: bool = False) -> None:
         """Ask for its end; idempotent. Returns when the request is written where every agent looks.

@@ -47,7 +47,13 @@ def maker(cls: type[T]) -> type[T]:
     return cast(
         "type[T]",
         dataclasses.make_dataclass(
-            cls.__name__, fields, namespace={"__post_init__": become}, slots=True, eq=False, repr=False
+            cls.__name__,
+            fields,
+            bases=cls.__dict__.get("__orig_bases__", cls.__bases__),  # another base is another layout
+            namespace={"__post_init__": become},
+            slots=True,
+            eq=False,
+            repr=False,
         ),
     )
 

@@ -98,8 +98,8 @@ async def submitting(pool: Pool) -> None:
         await task.cancel(inputs=True)
         await session.submit("x.py", timeout="3")  # type: ignore[call-overload]  # pyright: ignore
         await session.run("x.py", time_limit=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-        session.map("x.py", 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        session.map("x.py", [], retry=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        session.map("x.py", 3)  # type: ignore[call-overload]  # pyright: ignore
+        session.map("x.py", [], retry=3)  # type: ignore[call-overload]  # pyright: ignore
         await session.submit()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
@@ -118,7 +118,23 @@ async def calling_functions(session: Session) -> None:
     assert_type(await session.run(partial(price, volatility=0.3), 100.0), float)
     assert_type(await session.run(quote, "AAPL"), tuple[str, float])
     assert_type(await session.submit_many(quote, ["AAPL"]), list[Task[tuple[str, float]]])
-    assert_type(session.map(price, [1.0, 2.0]), ResultStream)
+    assert_type(await (await session.submit(price, 100.0)).outcome(), Result[float])
+    assert_type(session.map(price, [1.0, 2.0]), ResultStream[float])
+    async with session.map(quote, ["AAPL"], ordered=True, window=3, timeout=3) as stream:
+        async for result in stream:
+            assert_type(result, Result[tuple[str, float]])
+            assert_type(result.value, tuple[str, float])
+            assert_type(result.unwrap(), tuple[str, float])
+    several = await session.map(partial(price, volatility=0.3), [1.0]).progress().collect()
+    assert_type(several, Results[float])
+    assert_type(several.failed, Results[float])
+    assert_type(several.values, list[float])
+    assert_type([each.value for each in several], list[float])
+    assert_type(several.values[0] + 1.0, float)
+    anything: ResultStream = session.map(price, [1.0])
+    assert_type(anything, ResultStream[Any])
+    several.values[0].upper()  # type: ignore[attr-defined]  # pyright: ignore
+    session.map(price, [1.0], windw=3)  # type: ignore[call-overload]  # pyright: ignore
     await session.run(price, 100.0, timeout="3")  # type: ignore[call-overload]  # pyright: ignore
 
 

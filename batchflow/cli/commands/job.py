@@ -15,6 +15,7 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
 from batchflow.cli.shell_names import job_names, pool_names
+from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError, JobExists
 from batchflow.support.progress_report import counted
 
@@ -50,11 +51,21 @@ def _document(found: Job) -> dict[str, Any]:
 @job.command()
 @_name
 @_pool
+@click.option(
+    "--requirements",
+    multiple=True,
+    metavar="REQUIREMENT",
+    help='Python package of its tasks, repeat; or a file of them; or "current".',
+)
 @asynchronous
-async def create(invocation: Invocation, name: str, pool: str | None) -> int:
-    """Make the job NAME. A run does it by itself."""
+async def create(invocation: Invocation, name: str, pool: str | None, requirements: tuple[str, ...]) -> int:
+    """Make the job NAME. A run does it by itself.
+
+    A file of requirements is locked now, so that others need not have it.
+    """
+    packages = named_requirements(requirements)
     async with _pool_of(invocation, pool, name) as found:
-        made = await found.create_job(name)
+        made = await found.create_job(name, requirements=packages)
     invocation.report(f"job {name!r} is made in pool {found.id!r}", **_document(made))
     return Exit.OK
 

@@ -29,7 +29,7 @@ MOST_BESIDE: Final = 64 * 1024
 
 
 class TaskOptions(TypedDict, total=False):
-    """What `run`, `map` and `submit_many` take beside the command: each as `Session.submit` has it."""
+    """What `run` and `submit_many` take beside the command: each as `Session.submit` has it."""
 
     task_id: str | None
     tag: Any
@@ -39,6 +39,13 @@ class TaskOptions(TypedDict, total=False):
     stream_output: bool
     after: Any
     on_failure: Literal["pass"] | None
+
+
+class MapOptions(TaskOptions, total=False):
+    """What `map` takes beside the command and the inputs: each as `Session.map` has it."""
+
+    ordered: bool
+    window: int | None
 
 
 class InputMarks(Protocol):

@@ -196,7 +196,7 @@ async def test_options_that_can_never_be_sent_are_refused_at_once(session: Sessi
     with pytest.raises(ConfigurationError):
         session.map("x.py", [1], **options)
     with pytest.raises(TypeError):
-        session.map("x.py", [1], no_such_option=1)  # type: ignore[call-arg]
+        session.map("x.py", [1], no_such_option=1)  # type: ignore[call-overload]
 
 
 async def test_map_results_do_not_come_to_other_readers(session: Session, agent: Agent) -> None:

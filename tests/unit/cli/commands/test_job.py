@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.support.command_line import PATIENCE, Cli
+from tests.support.command_line import PATIENCE, Cli, Inside
+from tests.support.wheels import make_wheel, requirements_file
 
 
 def test_the_life_of_a_job(cli: Cli) -> None:
@@ -58,3 +59,20 @@ def test_jobs_that_a_file_describes(cli: Cli) -> None:
     for name in ("night", "day"):
         deleted = json.loads(cli("job", "delete", name, "--pool", "demo", "--json").stdout)
         assert deleted == {"job": name, "pool": "demo", "state": "deleted"}
+
+
+def test_requirements_of_a_job_are_locked_when_it_is_made_and_those_of_its_runs(
+    cli: Cli, inside: Inside
+) -> None:
+    """What cannot be resolved makes no job; afterwards the file is needed no more."""
+    make_wheel(cli.folder, "jobs_u", "1.0", "VERSION = 1\n")
+    file = requirements_file(cli.folder, "absent_u")
+    create = ("job", "create", "packed", "--pool", "demo", "--requirements", "requirements.txt")
+    refused = inside(cli, *create)
+    assert (refused.returncode, "absent-u" in refused.stderr) == (2, True)
+    requirements_file(cli.folder, "jobs_u")
+    assert inside(cli, *create).returncode == 0
+    file.unlink()
+    cli.write("version.py", "import jobs_u\ndef do_action(engine, args): return jobs_u.VERSION\n")
+    (row,) = cli.rows("run", "version.py", "--pool", "demo", "--job", "packed", "--json", "1")
+    assert row["value"] == 1
