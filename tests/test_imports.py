@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ LIGHT = [
     "from batchflow import Client",
 ]
 
+AGENT = Path(__file__).parents[1] / "node_agent"
 REPORT = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 
 
@@ -42,3 +45,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     """The lazy re-exports refuse what is not there, as any module does."""
     with pytest.raises(AttributeError, match="no_such_name"):
         batchflow.no_such_name  # noqa: B018
+
+
+def test_only_the_process_of_a_task_can_unpickle() -> None:
+    """A pickle executes what it names, so nothing of the agent outside of its children opens one."""
+    importing = {
+        path.relative_to(AGENT).parts[0]
+        for path in AGENT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (*(alias.name for alias in node.names), getattr(node, "module", None) or "")
+        if name.partition(".")[0] in ("pickle", "cloudpickle", "shelve", "marshal")
+    }
+    assert importing == {"child"}

@@ -68,6 +68,59 @@ PROMISES = {
             "tests/e2e/test_rights.py",
             "test_renewing_the_keys_of_guests_shuts_out_the_old_ones",
         ),
+        "They are made with the pool and deleted with it": (
+            "tests/e2e/test_pools.py",
+            "test_deleting_a_pool_leaves_nothing",
+        ),
+        "If its nodes have a managed identity, it gets no keys": (
+            "tests/e2e/test_entra.py",
+            "test_pool_with_a_managed_identity_runs_tasks_without_any_key",
+        ),
+        "No module, variable or environment of one reaches the other": (
+            "tests/unit/execution/test_slot_sessions.py",
+            "test_nothing_of_one_session_is_seen_by_another",
+        ),
+        "Such a client can open sessions, submit tasks, read results": (
+            "tests/e2e/test_rights.py",
+            "test_guest_submits_tasks_and_gets_results",
+        ),
+        "it cannot start agents": (
+            "tests/e2e/test_rights.py",
+            "test_guest_without_agents_is_told_whom_to_ask",
+        ),
+        "a file of the agent on the node with mode 0600": (
+            "tests/e2e/test_rights.py",
+            "test_batch_shows_no_secret",
+        ),
+        "The blob of a session goes with the session": (
+            "tests/e2e/test_variables.py",
+            "test_a_secret_is_in_a_blob_alone_which_goes_with_the_session",
+        ),
+        "checks the type and size of everything that it reads": (
+            "tests/fuzz/test_targets.py",
+            "test_a_parser_answers_or_refuses_within_its_budget",
+        ),
+        "Agents unpickle nothing": ("tests/test_imports.py", "test_only_the_process_of_a_task_can_unpickle"),
+        "checks bundles against their hash when it fetches them": (
+            "tests/unit/bundles/test_cache.py",
+            "test_wrong_content_and_wrong_lists_are_refused",
+        ),
+        "A message or document that cannot be read is dropped": (
+            "tests/unit/test_session.py",
+            "test_undecodable_message_is_dropped_and_reported",
+        ),
+        "batchflow sends a token over HTTPS only": (
+            "tests/unit/azure/test_identity.py",
+            "test_a_token_goes_over_https_only",
+        ),
+        "and only to the configured namespace": (
+            "tests/unit/azure/test_identity.py",
+            "test_a_token_goes_to_no_other_namespace",
+        ),
+        "exits an hour before its signatures expire": (
+            "tests/e2e/test_entra.py",
+            "test_agents_leave_before_their_lent_signatures_expire",
+        ),
     },
     "reliability.md": {
         "Only one outcome is delivered": (
@@ -109,6 +162,38 @@ PROMISES = {
         "its tasks go to another agent when their locks expire": (
             "tests/e2e/test_agent_cloud.py",
             "test_killed_agent_loses_no_task",
+        ),
+        "has exactly one outcome": (
+            "tests/unit/test_session_faults.py",
+            "test_every_task_has_one_outcome_under_random_faults",
+        ),
+        "With `journal=`, on the same host, it does not deliver them": (
+            "tests/e2e/test_reattach.py",
+            "test_session_with_a_journal_shows_no_outcome_twice_after_a_kill",
+        ),
+        "has not begun within that second is looked at again": (
+            "tests/unit/scheduling/test_scheduler.py",
+            "test_what_was_not_begun_in_time_is_looked_at_anew",
+        ),
+        "After three such runs in a row the agent steps back": (
+            "tests/unit/scheduling/test_scheduler.py",
+            "test_an_agent_that_fails_three_times_in_a_row_steps_back",
+        ),
+        "A task that nodes could not run 20 times ends as `WorkerDied`": (
+            "tests/unit/scheduling/test_scheduler.py",
+            "test_a_task_that_no_node_can_run_has_an_outcome_at_last",
+        ),
+        "unpacks itself again where its own files are gone": (
+            "tests/unit/test_bootstrap.py",
+            "test_an_agent_that_a_task_has_removed_is_unpacked_again",
+        ),
+        "A run is a sequence of decisions": (
+            "tests/model/test_small.py",
+            "test_the_same_decisions_give_the_same_history",
+        ),
+        "A history without an end proves nothing": (
+            "tests/model/test_checker.py",
+            "test_a_history_that_does_not_end_is_no_proof",
         ),
     },
     "sessions.md": {
@@ -189,6 +274,122 @@ PROMISES = {
             "tests/unit/test_session_promises.py",
             "test_closing_a_client_sends_what_its_sessions_still_hold",
         ),
+        "Opening and closing may happen in different asyncio tasks": (
+            "tests/e2e/test_connecting.py",
+            "test_session_opened_in_one_task_closes_in_another",
+        ),
+        "at most `session.outbox` tasks and `session.outbox_bytes` bytes": (
+            "tests/unit/test_session.py",
+            "test_an_outbox_is_full_of_few_large_tasks_too",
+        ),
+        "it ends as `SubmitFailed`": (
+            "tests/unit/test_session.py",
+            "test_a_send_that_fails_for_good_is_the_tasks_outcome",
+        ),
+        "A task is `RUNNING` when the agents' last heartbeats say so": (
+            "tests/unit/sessions/test_agents_watch.py",
+            "test_a_running_task_has_its_node_and_since_when",
+        ),
+        "any number of times": (
+            "tests/unit/test_streams.py",
+            "test_task_holder_reads_an_outcome_that_a_stream_yielded",
+        ),
+        "`session.results()` yields each result once": (
+            "tests/unit/test_streams.py",
+            "test_results_come_once_and_end",
+        ),
+        "It leaves out results of tasks that are awaited": (
+            "tests/unit/test_streams.py",
+            "test_a_claimed_result_does_not_come",
+        ),
+        "with `follow=True` it ends with the session": (
+            "tests/unit/test_streams.py",
+            "test_a_followed_stream_ends_with_the_session",
+        ),
+        "`session.take()` returns the results that have arrived": (
+            "tests/unit/test_streams.py",
+            "test_take_gives_what_has_come",
+        ),
+        "You can `break` out of a loop and read on later": (
+            "tests/unit/sessions/test_map_run.py",
+            "test_break_and_come_back",
+        ),
+        "closes the stream at the end of the block, and `aclose()` at once": (
+            "tests/unit/sessions/test_map_run.py",
+            "test_leaving_it_cancels_what_it_had_submitted",
+        ),
+        "A stream that no variable holds any more is closed": (
+            "tests/unit/sessions/test_map_run.py",
+            "test_a_dropped_stream_cancels_what_it_had_submitted",
+        ),
+        "unread results spill to a temporary file": (
+            "tests/unit/test_streams.py",
+            "test_unread_results_past_the_bound_go_to_disk",
+        ),
+        "raises `BrokerError` or `StorageError` in every wait": (
+            "tests/unit/sessions/records/test_health.py",
+            "test_failed_receives_fail_every_waiting_call",
+        ),
+        "raises `NoAgents` in every wait, until an agent is alive": (
+            "tests/unit/test_session_lifetime.py",
+            "test_missing_agents_fail_every_waiting_call",
+        ),
+        "gives one warning with both versions": (
+            "tests/unit/test_session_lifetime.py",
+            "test_agents_of_another_version_are_warned_of_once",
+        ),
+        "ends with `SessionClosed` and the reason": (
+            "tests/unit/test_session_lifetime.py",
+            "test_a_job_that_another_client_deletes_ends_its_sessions",
+        ),
+        "and which tasks run where": (
+            "tests/unit/test_session_lifetime.py",
+            "test_explain_says_where_ones_tasks_run",
+        ),
+        "returns when the request is stored where all agents read it": (
+            "tests/unit/sessions/test_cancellation.py",
+            "test_failed_write_of_a_cancellation_is_raised",
+        ),
+        "unless the task ended before": (
+            "tests/unit/sessions/test_cancellation.py",
+            "test_a_task_that_ends_by_itself_before_keeps_its_outcome",
+        ),
+        "Deleting the job cancels those of all clients": (
+            "tests/unit/test_session_lifetime.py",
+            "test_a_deleted_job_cancels_its_tasks",
+        ),
+        "Cancelling a coroutine that awaits a task does not cancel the task": (
+            "tests/unit/sessions/test_cancellation.py",
+            "test_cancelling_an_awaiting_coroutine_does_not_cancel_the_task",
+        ),
+        "after its client was closed or killed": (
+            "tests/e2e/test_reattach.py",
+            "test_killed_client_finds_all_outcomes_when_it_returns",
+        ),
+        "`results()` waits for tasks that are still under way": (
+            "tests/unit/test_session_reattach.py",
+            "test_results_end_when_all_owed_outcomes_came",
+        ),
+        "waits until the holder's lock has expired": (
+            "tests/unit/test_session_lifetime.py",
+            "test_lock_of_a_dead_client_is_waited_for",
+        ),
+        'ends with `SessionClosed`, "taken over"': (
+            "tests/unit/test_session_reattach.py",
+            "test_replaced_holder_ends_as_taken_over",
+        ),
+        "acknowledges the results that were read": (
+            "tests/unit/test_session_lifetime.py",
+            "test_delivered_messages_are_completed_before_the_end",
+        ),
+        "ends all other waits with `SessionClosed`": (
+            "tests/unit/test_session_lifetime.py",
+            "test_closing_resolves_everything_that_waits",
+        ),
+        "seconds what is left is dropped": (
+            "tests/unit/test_session_lifetime.py",
+            "test_closing_is_bounded_when_a_service_hangs",
+        ),
     },
     "tasks.md": {
         "A failing task does not end its agent, nor other tasks": (
@@ -230,6 +431,94 @@ PROMISES = {
         "Sessions that trust each other may share processes": (
             "tests/unit/execution/test_slot_sessions.py",
             "test_sessions_that_say_so_share_a_process",
+        ),
+        "`do_action` may be a coroutine function": (
+            "tests/e2e/test_tasks.py",
+            "test_async_do_action_is_awaited",
+        ),
+        "means success. Any other string makes the task fail with that error; the result is kept": (
+            "tests/unit/execution/test_slot_python.py",
+            "test_an_error_fails_the_task_and_keeps_the_result",
+        ),
+        "All are subclasses of `batchflow.TaskError`": (
+            "tests/e2e/test_tasks.py",
+            "test_each_fault_of_a_task_is_a_typed_outcome",
+        ),
+        "the task ran longer than its `timeout` and was killed": (
+            "tests/unit/execution/test_slot_limits.py",
+            "test_a_task_that_hangs_is_ended_at_its_limit",
+        ),
+        "the task exceeded its `memory_limit` and was killed": (
+            "tests/unit/execution/test_slot_limits.py",
+            "test_memory_above_the_limit_ends_the_task_as_out_of_memory",
+        ),
+        "the agent crashed each time it ran the task": (
+            "tests/unit/scheduling/test_scheduler.py",
+            "test_a_task_that_killed_three_agents_ends_as_poisoned",
+        ),
+        "`raise Permanent(...)` says that another attempt would not help": (
+            "tests/unit/execution/test_slot_python.py",
+            "test_retry_and_permanent_are_wishes",
+        ),
+        "Cancelling `session.run` does": (
+            "tests/unit/sessions/test_cancellation.py",
+            "test_cancelling_run_cancels_the_task",
+        ),
+        "the modules of the former files are dropped": (
+            "tests/unit/execution/test_slot_python.py",
+            "test_a_changed_bundle_never_meets_an_old_module",
+        ),
+        "All other files in it are removed after the task": (
+            "tests/unit/execution/test_slot_python.py",
+            "test_the_working_directory_is_clean_for_each_task",
+        ),
+        "Its files are kept and listed in `result.files`": (
+            "tests/e2e/test_tasks.py",
+            "test_files_that_a_task_leaves_are_named_in_its_result",
+        ),
+        "True when the task should end: it was cancelled, or its time is up": (
+            "tests/unit/execution/test_slot_limits.py",
+            "test_engine_cancelled_is_true_before_a_task_is_ended",
+        ),
+        "until the job or the pool is deleted": (
+            "tests/e2e/test_jobs.py",
+            "test_deleting_a_job_leaves_nothing_of_it",
+        ),
+        "each line that the task prints is an event too, while the task runs": (
+            "tests/unit/test_agent.py",
+            "test_events_of_a_task_arrive_while_it_runs",
+        ),
+        "It raises an error when the node has no Java": (
+            "tests/unit/execution/test_slot_programs.py",
+            "test_no_java_is_told",
+        ),
+        "With `check=False`, the exit code is ignored": (
+            "tests/unit/execution/test_slot_programs.py",
+            "test_java_that_fails_fails_the_task_unless_it_is_caught",
+        ),
+        "the last 64 KiB of each": (
+            "tests/unit/execution/test_slot_faults.py",
+            "test_gigabytes_on_stdout_are_drained_and_their_tail_is_kept",
+        ),
+        "known credential files": (
+            "tests/unit/files/test_storing.py",
+            "test_hidden_files_and_credentials_of_a_directory_are_left_out",
+        ),
+        "a warning names those that lead nowhere or back to a folder above them": (
+            "tests/unit/files/test_storing.py",
+            "test_links_that_lead_nowhere_or_in_circles_are_left_out_with_a_warning",
+        ),
+        "Two files with the same name raise a `ConfigurationError`": (
+            "tests/unit/files/test_storing.py",
+            "test_two_files_of_one_name_are_refused",
+        ),
+        "An unchanged file is not uploaded again": (
+            "tests/unit/files/test_storing.py",
+            "test_an_unchanged_file_is_never_uploaded_twice",
+        ),
+        "A task keeps the files that it was submitted with": (
+            "tests/unit/test_session_lifetime.py",
+            "test_a_task_keeps_the_bundle_that_it_was_submitted_with",
         ),
     },
 }

@@ -17,6 +17,7 @@ from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 from batchflow.config.loader import load_settings
 from batchflow.errors import BrokerError, ConfigurationError, PoolError, ServiceError, StorageError
 from batchflow.pools import access as rights
+from batchflow.pools.agent_launch import CONFIG_FILE
 from batchflow.pools.restricted import queues_of
 from batchflow.ports.broker import Broker, QueueRef, QueueSpec
 from batchflow.protocol.documents import AgentConfig
@@ -241,7 +242,7 @@ def fresh_key() -> str:
 
 async def test_batch_shows_no_secret(mine: Pool) -> None:
     """The pool, the agents' job and their tasks hold no key, and no signature but in addresses of files;
-    of settings of the environment there are none."""
+    of settings of the environment there are none. The file with an agent's keys is its user's alone."""
     await mine.start()
     (name,) = [info.name async for info in mine.runtime.ctl.list("agent/") if info.name.endswith(".json")]
     config = AgentConfig.decode((await mine.runtime.ctl.get(name)).data)
@@ -261,6 +262,8 @@ async def test_batch_shows_no_secret(mine: Pool) -> None:
     assert not [word for word in ("sig=", "SharedAccess", "AccountKey") if word in shown]
     assert not any(task.get("environmentSettings") for task in tasks)
     assert "sig=" in str(files)
+    modes = [file.get("fileMode") for each in files for file in each if file["filePath"] == CONFIG_FILE]
+    assert modes == ["0600"] * len(tasks)
 
 
 def test_bad_access_setting_is_named_and_not_quoted() -> None:
