@@ -25,6 +25,7 @@ from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
+from node_agent.control.failed_tasks import FailedTasks
 from node_agent.control.preemption import PreemptionWatcher, address_of, stop_grace
 from node_agent.control.problems import Problems
 from node_agent.control.spending import SpendingReporter
@@ -154,6 +155,7 @@ class Agent:
         self.preemption = PreemptionWatcher(address, self.drain) if address else None
         self._problems = Problems(self._heartbeats.changed)
         self._incoming = self._make_incoming(config)
+        self._failed = FailedTasks()
         self._outgoing = self._make_outgoing(config)
         self._cancellations = CancellationReader(parts.ctl, self._problems, self.feed)
         self._spending = SpendingReporter(parts.out, self._problems, self.feed)
@@ -190,6 +192,7 @@ class Agent:
             item=self._scheduler.item,
             hold=lambda: self._scheduler.placement.hold,
             opened=self._opened,
+            keep=self._failed.keep,
         )
 
     def _make_slot_loops(self, config: documents.AgentConfig) -> list[SlotLoop]:
@@ -233,6 +236,7 @@ class Agent:
             "drain": watcher.run,
             "events": partial(parts.events.run, self._outgoing.send_events),
             "usage": self._usage.run,
+            "failed tasks": partial(self._failed.run, parts.out),
         }
         if self.preemption is not None:
             services["preemption"] = self.preemption.run

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "runs": "runs",
     "cancel": "run",
     "logs": "logs",
+    "replay": "replay",
     "top": "top",
     "cost": "cost",
     "prices": "prices",

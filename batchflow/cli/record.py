@@ -184,6 +184,7 @@ def summary(record: RunRecord) -> str:
     if unsuccessful:
         name, first = record.plan.name, unsuccessful[0][1]
         lines.append(f"why: batchflow logs {first} --run {name}")
+        lines.append(f"here, in a debugger: batchflow replay {first} --run {name} --pdb")
         lines.append(f"once more: batchflow run --failed-of {name}")
     return "\n".join(lines)
 

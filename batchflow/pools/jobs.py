@@ -23,6 +23,7 @@ from batchflow.model import JobCounts, Status
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.protocol import layout, wire
 from batchflow.protocol.documents import Cancellation, JobDocument, Presence, gone_after
+from batchflow.protocol.failed_tasks import failed_prefix
 from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
 
@@ -186,6 +187,8 @@ class PoolJobs:
             (runtime.ctl, layout.session_variables_prefix(f"sessions/{name}/")),
             (runtime.out, f"results/{name}/"),
             (runtime.out, f"outputs/{name}/"),
+            (runtime.out, failed_prefix(name)),
+            (runtime.ctl, failed_prefix(name)),
         ):
             async for info in container.list(prefix):
                 await container.delete(info.name)

@@ -26,6 +26,7 @@ from batchflow.ports.broker import QueueRef
 from batchflow.protocol import layout
 from batchflow.protocol.budgets import SESSION_LEDGERS
 from batchflow.protocol.documents import PoolManifest
+from batchflow.protocol.failed_tasks import FAILED
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ async def _sweep_pool(
             (out, "agents/", _AGENT_AGE),
             (out, SESSION_LEDGERS, _PAYLOAD_AGE),
             (out, layout.LOGS, _PAYLOAD_AGE),
+            (out, FAILED, max(retention, DAY)),
+            (ctl, FAILED, max(retention, DAY)),
         ):
             await _sweep_old(container, prefix, now - age, swept)
         if not live:

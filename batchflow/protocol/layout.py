@@ -10,11 +10,11 @@ Where they lie:
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
   `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`,
-  `scaling/<client>.json`.
+  `scaling/<client>.json`, `failed/...` as below.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `usage/<agent>.json`, `budgets/...` (`protocol.budgets`),
   `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
-  `logs/<pool>/<node>/<agent>.log`.
+  `logs/<pool>/<node>/<agent>.log`, `failed/<job>/<client>/<uid>-<attempt>.json` (`protocol.failed_tasks`).
 
 Each pool gets a new prefix, because the name of a deleted container stays taken for half a minute or more.
 """
@@ -115,6 +115,10 @@ def cancellation_prefix(job: str) -> str:
 
 def cancellation_blob(job: str, client: str) -> str:
     return f"{cancellation_prefix(job)}{client}.json"
+
+
+ARGUMENTS: Final = "args/"
+"""What the names of all blobs with arguments begin with."""
 
 
 def arguments_blob(job: str, client: str, uid: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
+from batchflow.protocol.failed_tasks import FailedTask
 from node_agent.execution import results
 from node_agent.execution.outcomes import Outcome
 from node_agent.links.dead_letters import DeadLetterHandler
@@ -41,9 +42,10 @@ class OutgoingResults:
         item: Callable[[int], wire.TaskItem],
         hold: Callable[[], float],
         opened: Callable[[], None],
+        keep: Callable[[FailedTask], None],
     ) -> None:
         """`item` gives the task of a number; `hold` the seconds that a result waits for others; `opened` is
-        called when a link is open."""
+        called when a link is open; `keep` gets each task that fails."""
         self.failed = 0
         """Results that are no success."""
         self.cancelled = 0
@@ -51,6 +53,7 @@ class OutgoingResults:
         self._host = host
         self._feed = feed
         self._item = item
+        self._keep = keep
         self._blocked: set[QueueRef] = set()
         numbers = count(-1, -1)
         self._handlers = [
@@ -83,17 +86,29 @@ class OutgoingResults:
     def send(self, task: int, verdict: Verdict | None, outcome: object) -> None:
         """Send the result of a task: the verdict, or else the outcome."""
         item = self._item(task)
+        ended: Verdict | Outcome
         if verdict is not None:
-            status = verdict.status
+            ended, status = verdict, verdict.status
             encoded = results.encode_verdict(item, verdict, self._host, time.time())
         else:
             assert isinstance(outcome, Outcome)
-            status = outcome.status
+            ended, status = outcome, outcome.status
             encoded = results.encode_outcome(item, outcome, self._host)
-        self.failed += status is not Status.SUCCEEDED
-        self.cancelled += status is Status.CANCELLED
+        if status is not Status.SUCCEEDED:
+            self._count_failure(item, ended, status)
         mailbox = item.mailbox
         self._sender_for(mailbox).put(task, mailbox, encoded)
+
+    def _count_failure(self, item: wire.TaskItem, ended: Verdict | Outcome, status: Status) -> None:
+        self.failed += 1
+        if status is Status.CANCELLED:
+            self.cancelled += 1
+        else:
+            self._keep_failed(item, ended)
+
+    def _keep_failed(self, item: wire.TaskItem, ended: Verdict | Outcome) -> None:
+        kind, error = ended.kind or "TaskFailed", ended.error or ""
+        self._keep(FailedTask(item, kind, error, self._host, time.time()))
 
     def send_events(self, mailbox: str, items: Sequence[bytes]) -> None:
         """Send what tasks report, which nothing waits for."""
@@ -110,6 +125,7 @@ class OutgoingResults:
     def _fail_task(self, number: int, item: wire.TaskItem, verdict: Verdict) -> None:
         """Send the result of a dead letter's task."""
         encoded = results.encode_verdict(item, verdict, self._host, time.time())
+        self._keep_failed(item, verdict)
         mailbox = item.mailbox
         sender = self._sender_for(mailbox)
         sender.put(number, mailbox, encoded)

@@ -12,10 +12,11 @@ import random
 import time
 from typing import TYPE_CHECKING, Final
 
-from batchflow.errors import BrokerError, ConfigurationError, ProtocolError
+from batchflow.errors import BrokerError, ConfigurationError, ProtocolError, StorageError
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of, resent_id
+from batchflow.protocol.failed_tasks import FailedTask
 from batchflow.protocol.layout import queue_for
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.closing import Closes
@@ -33,6 +34,9 @@ logger = event_logger(__name__)
 
 _FIRST: Final = 2.0
 """Seconds from the opening to the first look, so that the look does not delay the first tasks."""
+
+_MOST_KEPT: Final = 20
+"""Tasks of a dead letter that are kept."""
 
 
 class DeadLetterHandler:
@@ -103,7 +107,21 @@ class DeadLetterHandler:
             return False
         for each in outgoing:
             await links.send(each)
+        if tasks:
+            await self._keep(message)
         return True
+
+    async def _keep(self, message: Delivery) -> None:
+        """Keep the tasks of a dead letter, so that `batchflow replay` finds them."""
+        now = time.time()
+        reason = reason_of(message, now)
+        for task in read_tasks(message.body)[:_MOST_KEPT]:
+            failed = FailedTask(task, reason.kind, reason.error, None, now)
+            try:
+                await self._runtime.ctl.put(failed.blob, failed.encode())
+            except StorageError as error:
+                logger.info("failed_task_not_kept", extra={"uid": task.uid, "error": str(error)})
+                return
 
     def _failure_results(self, message: Delivery) -> Iterator[OutgoingMessage]:
         """Yield a result for each task, in a message of its own: a tag may be as large as a task."""

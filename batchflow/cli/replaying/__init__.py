@@ -1,0 +1,1 @@
+"""`batchflow replay`: finds a task, fetches what it ran with, and runs it here."""
