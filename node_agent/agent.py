@@ -226,7 +226,7 @@ class Agent:
 
     def _start_services(self, group: TaskGroup) -> None:
         parts = self.parts
-        watcher = DrainWatcher(parts.ctl, parts.config.heartbeat_interval, self.drain)
+        watcher = DrainWatcher(parts.ctl, parts.agent, parts.config.heartbeat_interval, self.drain)
         services: dict[str, Callable[[], Awaitable[None]]] = {
             **self._incoming.services(),
             **self._outgoing.services(),

@@ -139,6 +139,14 @@ class BatchCompute(Closes):
         with self._failing(f"cannot resize pool {pool_id}"):
             await self._client.begin_resize_pool(pool_id, options)
 
+    async def stop_resize(self, pool_id: str) -> None:
+        with self._failing(f"cannot stop the resize of pool {pool_id}"):
+            try:
+                await self._client.begin_stop_pool_resize(pool_id)
+            except ResourceExistsError as error:
+                if code_of(error) != "OperationInvalidForCurrentState":  # else it has ended meanwhile
+                    raise
+
     async def delete_pool(self, pool_id: str) -> bool:
         with self._failing(f"cannot delete pool {pool_id}"):
             try:

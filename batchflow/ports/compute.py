@@ -214,6 +214,12 @@ class Compute(Closable, Protocol):
     async def resize_pool(self, pool_id: str, nodes: int, spot: int) -> None:
         """Request a resize; return when Batch has accepted it. The resize may take minutes."""
 
+    async def stop_resize(self, pool_id: str) -> None:
+        """Leave the pool at the nodes that it has, those included that wait for their tasks to leave.
+
+        Nothing happens to a pool that does not resize.
+        """
+
     async def delete_pool(self, pool_id: str) -> bool:
         """Request a deletion; return when Batch has accepted it. False when there was no pool."""
 

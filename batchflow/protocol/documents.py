@@ -294,6 +294,8 @@ class DrainOrder(Document):
     """Maximum number of seconds that their tasks may still run."""
     nodes: tuple[str, ...] = ()
     """The Batch ids of their nodes; empty: all."""
+    agents: tuple[str, ...] = ()
+    """Their incarnations; empty: all on these nodes. An agent that starts there later is not meant."""
 
 
 @frozen

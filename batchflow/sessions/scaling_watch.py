@@ -10,7 +10,8 @@ from batchflow.pools.reports.heartbeats import sample_heartbeats
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
-    from batchflow.pools.elastic.scaler import PoolScaler, Standing
+    from batchflow.pools.elastic.acting import Standing
+    from batchflow.pools.elastic.scaler import PoolScaler
     from batchflow.pools.reports.heartbeats import Sample
     from batchflow.sessions.records.context import SessionContext
 

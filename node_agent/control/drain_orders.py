@@ -23,7 +23,9 @@ logger = logging.getLogger(__name__)
 class DrainWatcher:
     """Looks for an order that means this agent, once every `interval` seconds."""
 
-    def __init__(self, ctl: Container, interval: float, drain: Callable[[float], None]) -> None:
+    def __init__(self, ctl: Container, agent: str, interval: float, drain: Callable[[float], None]) -> None:
+        """`agent`: its incarnation."""
+        self._agent = agent
         self._ctl = ctl
         self._interval = interval
         self._drain = drain
@@ -53,4 +55,8 @@ class DrainWatcher:
         return DrainOrder.decode(blob.data)
 
     def _concerns_us(self, order: DrainOrder) -> bool:
-        return order.job == self._job and (not order.nodes or node_id() in order.nodes)
+        return (
+            order.job == self._job
+            and (not order.nodes or node_id() in order.nodes)
+            and (not order.agents or self._agent in order.agents)
+        )

@@ -115,7 +115,7 @@ class NodeCheck:
             interval = self._config.heartbeat_interval
             writer = heartbeat.HeartbeatWriter(self._out, self._agent, interval, self._heartbeat, _now)
             group.start_soon(writer.run)
-            group.start_soon(DrainWatcher(self._ctl, interval, lambda _: stop()).run)
+            group.start_soon(DrainWatcher(self._ctl, self._agent, interval, lambda _: stop()).run)
             while not fit:
                 await asyncio.sleep(INTERVAL)
                 if (found := await self._look()) != self._problem:

@@ -142,10 +142,12 @@ async def compute(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 
 
 async def batch_service(stack: AsyncExitStack, directory: Path) -> tuple[str, str, str]:
+    from batchflow.local.batch.core.samples import AutoscaleTiming
     from batchflow.local.batch.server import BatchServer
 
     key = new_key()
-    server = BatchServer(account="conformance", key=key, root=directory)
+    timing = AutoscaleTiming(min_pause=1.0)  # as Azure's 30 s are, without the wait
+    server = BatchServer(account="conformance", key=key, root=directory, timing=timing)
     stack.push_async_callback(server.aclose)
     await server.start()
     return "conformance", key, server.url

@@ -190,6 +190,12 @@ class MemoryCompute:
         info = await self.pool(pool_id)
         self.known[pool_id.lower()] = replace(info, nodes=nodes, wanted=nodes, spot=spot, spot_wanted=spot)
 
+    async def stop_resize(self, pool_id: str) -> None:
+        """Leave the pool at the nodes that it has; formulas are taken again."""
+        info = await self.pool(pool_id)
+        self.known[pool_id.lower()] = replace(info, allocation="steady")
+        self.refuses_formulas = False
+
     async def remove_nodes(self, pool_id: str, node_ids: Sequence[str]) -> None:
         info = await self.pool(pool_id)
         self.node_infos = [node for node in self.node_infos if node.id not in node_ids]

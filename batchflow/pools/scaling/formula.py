@@ -2,14 +2,17 @@
 
 An agent is a Batch task, so Batch can count agents: `$PendingTasks` is the number of tasks that wait or run,
 and each has a node of its own. Batch evaluates a formula every five minutes at the fastest, and at once when
-it is set. Its samples come a minute late. So the formula has three stages:
+it is set. Its samples come a minute late. So the formula has four stages:
 
 1. Until the wish ends, the size is the number that clients wish.
 2. Until `counted_until`, which living clients renew, the size is the number of agents.
-3. After that the pool has its minimum size. Agents that still run finish: their
-   nodes wait for them.
+3. After that, for `WORKING` seconds, the size is the number of agents that run. They work off what is queued,
+   leave when they are idle, and each takes a node with it. Without this stage all nodes would leave at once,
+   and those with a long task would keep the pool resizing until Batch gives that up.
+4. Then the pool has its minimum size. Agents that still run finish: their nodes wait for them.
 
-The third stage is what ends a pool whose clients are dead: agent tasks that can never run would hold nodes.
+The last two stages are what ends a pool whose clients are dead: agent tasks that can never run do not count
+in the third, and agents that fail and are started again without end do not count in the fourth.
 (https://learn.microsoft.com/azure/batch/batch-automatic-scaling)
 """
 
@@ -34,6 +37,10 @@ LEAST_PERCENT: Final = 60
 samples are a minute late."""
 
 
+WORKING: Final = 86_400.0
+"""Seconds for which agents that run are counted when no client lives any more."""
+
+
 @frozen
 class FormulaWish:
     """What clients want of the formula, and until when."""
@@ -47,7 +54,7 @@ class FormulaWish:
 
 
 def scaling_formula(limits: ScalingLimits, wish: FormulaWish, look_back: float = LOOK_BACK) -> str:
-    """Return the text of the formula, some 900 characters of the 8,192 that Azure allows.
+    """Return the text of the formula, some 1,100 characters of the 8,192 that Azure allows.
 
     `look_back`: ten times the period of samples, in seconds; less than Azure's only on a local cloud.
     """
@@ -56,12 +63,15 @@ def scaling_formula(limits: ScalingLimits, wish: FormulaWish, look_back: float =
             MARK,
             f'wished = time() < time("{_utc(wish.until)}");',
             f'counted = time() < time("{_utc(wish.counted_until)}");',
+            f'working = time("{_utc(wish.counted_until + WORKING)}") > time();',
             f"percent = $PendingTasks.GetSamplePercent({look_back:g} * TimeInterval_Second);",
             f"agents = percent < {LEAST_PERCENT} ? $TargetDedicatedNodes + $TargetLowPriorityNodes"
             " : max($PendingTasks.GetSample(1));",
-            f"kept = min({_dedicated_first(limits, wish)}, agents);",
-            f"dedicated = wished ? {wish.dedicated} : (counted ? kept : 0);",
-            f"spot = wished ? {wish.spot} : (counted ? agents - kept : 0);",
+            f"running = percent < {LEAST_PERCENT} ? 0 : max($RunningTasks.GetSample(1));",
+            "staying = counted ? agents : (working ? running : 0);",
+            f"kept = min({_dedicated_first(limits, wish)}, staying);",
+            f"dedicated = wished ? {wish.dedicated} : kept;",
+            f"spot = wished ? {wish.spot} : staying - kept;",
             f"$TargetDedicatedNodes = max({limits.min_nodes}, min({limits.max_nodes}, dedicated));",
             f"$TargetLowPriorityNodes = max({limits.min_spot}, min({limits.max_spot}, spot));",
             "$NodeDeallocationOption = taskcompletion;",

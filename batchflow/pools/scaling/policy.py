@@ -67,6 +67,8 @@ def decide(observation: Observation, memory: ScalingMemory) -> Decision:
         why=f"{reason}; {_bounds(agents, bounded)}" if bounded != agents else reason,
         memory=replace(memory, agents=staying, seen_at=observation.now),
         drain=max(0, observation.ready - bounded),
+        needed=bounded,
+        needed_dedicated=split(bounded, observation, memory)[0],
     )
 
 

@@ -143,3 +143,7 @@ class Decision:
     They finish what they run, take nothing new, and leave. They count as ready, and among the agents that are
     wanted, until they drain.
     """
+    needed: int = 0
+    """How many agents are wanted when these have left."""
+    needed_dedicated: int = 0
+    """How many of them have dedicated nodes."""

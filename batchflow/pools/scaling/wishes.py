@@ -39,6 +39,18 @@ class Wish(Document):
     why: str = ""
     memory: ScalingMemory = field(default_factory=ScalingMemory)
     """What the client's next decision needs, or that of another client that goes on."""
+    surplus: int = 0
+    """How many of the agents may drain; 0 in wishes of versions that let none."""
+
+    @property
+    def needed(self) -> int:
+        """Return how many agents are wanted when those have left that may drain."""
+        return max(0, self.agents - self.surplus)
+
+    @property
+    def asks_for(self) -> tuple[int, int, int]:
+        """Return the numbers by which two wishes differ for those who carry them out."""
+        return self.agents, self.dedicated, self.surplus
 
     def lives_at(self, now: float) -> bool:
         """Return whether the wish counts at a time."""
@@ -63,6 +75,8 @@ class MergedWish:
     why: str = ""
     memory: ScalingMemory = field(default_factory=ScalingMemory)
     """The newest memory of any wish, ended ones too: how a client that comes now goes on."""
+    needed: int = 0
+    """How many agents every client can do with, once those have left that all would let drain."""
 
     @property
     def spot(self) -> int:
@@ -92,8 +106,9 @@ def merge(wishes: Iterable[Wish], now: float) -> MergedWish:
         until=largest.ends_at,
         why=largest.why,
         memory=last.memory,
+        needed=max(wish.needed for wish in living),
     )
 
 
-def _order(wish: Wish) -> tuple[float, float, str, int, int]:
-    return wish.written_at, wish.until, wish.who, wish.agents, wish.dedicated
+def _order(wish: Wish) -> tuple[float, float, str, int, int, int]:
+    return wish.written_at, wish.until, wish.who, wish.agents, wish.dedicated, wish.surplus

@@ -16,6 +16,7 @@ from batchflow.pools.scaling.formula import dates_of, is_ours
 from batchflow.pools.scaling.wishes import Wish
 from batchflow.ports.compute import NodeInfo, ReportedFault
 from batchflow.protocol import layout
+from batchflow.protocol.documents import AgentState, DrainOrder, Heartbeat, Running
 from tests.support.services import Doubles
 from tests.support.waiting import eventually
 
@@ -87,6 +88,57 @@ async def test_refused_formula_is_set_at_the_next_look(pool: Pool, doubles: Doub
     doubles.compute.refuses_formulas = False
     await pool.scaler.serve()
     assert (agents(doubles, pool), target(doubles)) == (2, 2)
+
+
+def beating(*states: tuple[AgentState, int]) -> Sample:
+    """The heartbeats of agents in these states, with so many running tasks each."""
+    task = Running("a:1", "1", "c", "default", "x.py", 0.0)
+    beats = [
+        Heartbeat(f"a{i}", f"n{i}", "h", "b", 1, state, 1, 0.0, 0.0, 5.0, running=(task,) * tasks)
+        for i, (state, tasks) in enumerate(states)
+    ]
+    return Sample(beats, len(beats))
+
+
+async def drained(pool: Pool) -> tuple[str, ...]:
+    return DrainOrder.decode((await pool.runtime.ctl.get(layout.DRAIN_BLOB)).data).agents
+
+
+async def test_agents_that_are_too_many_drain_the_least_busy_first(pool: Pool, doubles: Doubles) -> None:
+    """Here the pool's maximum was lowered. No other client needs them either."""
+    await pool.resize(max_nodes=2)
+    await pool.scaler.step(beating(("ready", 1), ("ready", 0), ("ready", 1)))
+    assert await drained(pool) == ("a1",)
+
+
+async def test_agents_that_another_client_needs_do_not_drain(pool: Pool, doubles: Doubles) -> None:
+    """Its wish may be of a version that lets none drain."""
+    await pool.resize(max_nodes=1)
+    await wish_of_another(pool, 3)
+    await pool.scaler.step(beating(("ready", 0), ("ready", 0), ("ready", 0)))
+    assert not doubles.storage.names(layout.DRAIN_BLOB)
+
+
+async def test_draining_agents_are_replaced_where_more_are_wanted(pool: Pool, doubles: Doubles) -> None:
+    """They hold their nodes, and take no tasks."""
+    await wish_of_another(pool, 2)
+    await pool.scaler.step(beating(("draining", 1), ("ready", 0)))
+    assert (agents(doubles, pool), target(doubles)) == (3, 3)
+
+
+async def test_resize_that_waits_for_leaving_nodes_is_stopped_for_growth(
+    pool: Pool, doubles: Doubles
+) -> None:
+    """Batch takes no formula meanwhile. One that grows goes on."""
+    known = doubles.compute.known
+    await pool.scaler.want(1)
+    doubles.compute.refuses_formulas = True
+    known["grows"] = replace(known["grows"], allocation="resizing", nodes=0)
+    await pool.scaler.want(3)
+    assert (known["grows"].allocation, target(doubles)) == ("resizing", 1)
+    known["grows"] = replace(known["grows"], nodes=2)
+    await pool.scaler.want(3)
+    assert (known["grows"].allocation, target(doubles)) == ("steady", 3)
 
 
 async def test_pool_without_agents_is_let_go(pool: Pool, doubles: Doubles) -> None:

@@ -10,7 +10,14 @@ from batchflow.local.batch.core.autoscale import Targets, evaluate
 from batchflow.local.batch.core.formula import MAX_LENGTH
 from batchflow.local.batch.core.formula_values import FormulaFacts
 from batchflow.local.batch.core.samples import METRICS, MetricSample
-from batchflow.pools.scaling.formula import FormulaWish, is_ours, scaling_formula
+from batchflow.pools.scaling.formula import (
+    WORKING,
+    FormulaDates,
+    FormulaWish,
+    dates_of,
+    is_ours,
+    scaling_formula,
+)
 from batchflow.protocol.documents import ScalingLimits
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC).timestamp()
@@ -24,13 +31,17 @@ def size(
     *pending: int,
     there: tuple[int, int] = (0, 0),
     late: float = 0.0,
+    running: int = 0,
 ) -> tuple[int | None, int | None]:
     """The size that the formula gives. `pending`: samples of every half minute, the newest last, which is as
     old as samples are and `late` seconds more."""
     samples = [
         MetricSample(
             NOW - 60.0 - late - 30.0 * (len(pending) - 1 - place),
-            tuple(float(count) if name == "$PendingTasks" else 0.0 for name in METRICS),
+            tuple(
+                {"$PendingTasks": float(count), "$RunningTasks": float(running)}.get(name, 0.0)
+                for name in METRICS
+            ),
         )
         for place, count in enumerate(pending)
     ]
@@ -68,6 +79,26 @@ def test_pool_has_its_minimum_when_no_client_has_renewed_the_date() -> None:
     wish = FormulaWish(12, 6, until=NOW - 700, counted_until=NOW)
     assert size(LIMITS, wish, *SAMPLES, 18, there=(12, 6)) == (1, 0)
     assert size(ScalingLimits(max_nodes=5), wish, *SAMPLES, 18) == (0, 0)
+
+
+def test_agents_that_run_are_counted_when_no_client_lives() -> None:
+    """They end their tasks, and those that are queued; each takes a node with it."""
+    wish = FormulaWish(12, 6, until=NOW - 700, counted_until=NOW)
+    assert size(LIMITS, wish, *SAMPLES, 18, there=(12, 6), running=15) == (12, 3)
+    assert size(LIMITS, wish, *SAMPLES, 18, there=(12, 6), running=4) == (4, 0)
+    assert size(LIMITS, wish, there=(12, 6), running=4) == (1, 0)
+
+
+def test_agents_that_fail_without_end_hold_no_nodes_without_end() -> None:
+    """After a day the pool has its minimum; nodes with an agent that works wait for it."""
+    wish = FormulaWish(12, 6, until=NOW - 700, counted_until=NOW - WORKING)
+    assert size(LIMITS, wish, *SAMPLES, 18, there=(12, 6), running=15) == (1, 0)
+
+
+def test_dates_are_read_from_the_text() -> None:
+    """Those that clients renew: earlier versions know these two as well."""
+    text = scaling_formula(LIMITS, FormulaWish(1, 0, NOW + 60, NOW + 600))
+    assert dates_of(text) == FormulaDates(NOW + 60, NOW + 600)
 
 
 def test_limits_bound_every_stage() -> None:

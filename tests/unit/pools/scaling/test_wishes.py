@@ -17,6 +17,7 @@ wishes = st.builds(
     written_at=st.floats(NOW - 5000, NOW + 1000),
     until=st.floats(NOW - 5000, NOW + 100_000),
     dedicated=st.integers(0, 50),
+    surplus=st.integers(0, 60),
 )
 
 
@@ -39,6 +40,13 @@ def test_wish_of_a_dead_client_ends() -> None:
     assert merged == MergedWish(memory=memory)
 
 
+def test_agents_drain_that_no_client_needs() -> None:
+    """A wish of an earlier version lets none drain."""
+    wishes = [Wish("a", 9, NOW, NOW + 60, surplus=6), Wish("b", 9, NOW, NOW + 60, surplus=4)]
+    assert (merge(wishes, NOW).agents, merge(wishes, NOW).needed) == (9, 5)
+    assert merge([*wishes, Wish("c", 8, NOW, NOW + 60)], NOW).needed == 8
+
+
 def test_wish_travels_as_a_document() -> None:
     """With the memory."""
     wish = Wish("a", 7, NOW, NOW + 1, 3, "why", ScalingMemory(agents=7, low_since=5.0))
@@ -52,6 +60,7 @@ def test_clients_agree_whatever_the_order(given_wishes: list[Wish]) -> None:
     merged, again = merge(given_wishes, NOW), merge(shuffled, NOW)
     assert (merged.agents, merged.dedicated, merged.until) == (again.agents, again.dedicated, again.until)
     assert 0 <= merged.dedicated <= merged.agents
+    assert 0 <= merged.needed <= merged.agents
 
 
 @given(st.lists(wishes))
