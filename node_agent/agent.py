@@ -23,6 +23,7 @@ from anyio import CancelScope
 from batchflow.protocol import documents, layout, wire
 from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
+from node_agent.control.activity import ActivityWriter
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.failed_tasks import FailedTasks
@@ -151,6 +152,7 @@ class Agent:
             parts.out, parts.agent, config.heartbeat_interval, self.heartbeat, self._ticker.tick
         )
         self._usage = UsageWriter(parts.out, parts.agent, self.usage)
+        self._activity = ActivityWriter(parts.out, parts.agent, config.heartbeat_interval)
         address = "" if is_dedicated() else address_of(config.scheduled_events)
         self.preemption = PreemptionWatcher(address, self.drain) if address else None
         self._problems = Problems(self._heartbeats.changed)
@@ -193,6 +195,7 @@ class Agent:
             hold=lambda: self._scheduler.placement.hold,
             opened=self._opened,
             keep=self._failed.keep,
+            ended=self._activity.record.ended,
         )
 
     def _make_slot_loops(self, config: documents.AgentConfig) -> list[SlotLoop]:
@@ -221,6 +224,7 @@ class Agent:
         with CancelScope(shield=True), anyio.move_on_after(_LAST_BEAT):
             await self._heartbeats.write()
             await self._usage.write()
+            await self._activity.write()
             if self.parts.log is not None:
                 await self.parts.log.flush_to(self.parts.out, self._log)
 
@@ -236,6 +240,7 @@ class Agent:
             "drain": watcher.run,
             "events": partial(parts.events.run, self._outgoing.send_events),
             "usage": self._usage.run,
+            "activity": self._activity.run,
             "failed tasks": partial(self._failed.run, parts.out),
         }
         if self.preemption is not None:

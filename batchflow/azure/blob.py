@@ -11,6 +11,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +120,21 @@ class BlobContainer(Closes):
             )
         return _quoted(answer["etag"])
 
-    async def append(self, name: str, data: bytes) -> int:
+    async def get_from(self, name: str, start: int) -> bytes:
+        with self._failing("read", name):
+            try:
+                stream = await self._blob(name).download_blob(offset=start)
+                return await stream.readall()
+            except HttpResponseError as error:
+                if error.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    return b""
+                raise
+
+    async def append(self, name: str, data: bytes, *, anew: bool = False) -> int:
         blob = self._blob(name)
         with self._failing("append to", name):
+            if anew:
+                await blob.create_append_blob()
             if not data:
                 await self._make_append_blob(blob)
                 return 0

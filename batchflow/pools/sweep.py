@@ -41,6 +41,7 @@ logger = event_logger(__name__)
 DAY: Final = 86400.0
 _PRESENCE_AGE: Final = DAY / 24
 _AGENT_AGE: Final = DAY
+_ACTIVITY_AGE: Final = DAY / 24
 _PAYLOAD_AGE: Final = 14 * DAY
 _KEPT_LOG_AGE: Final = node_logs.KEPT
 _SWEEP_AFTER = 60.0
@@ -189,6 +190,7 @@ async def _sweep_pool(
             (ctl, layout.WISHES, _AGENT_AGE),
             (out, "results/", _PAYLOAD_AGE),
             (out, "agents/", _AGENT_AGE),
+            (out, layout.ACTIVITY, _ACTIVITY_AGE),
             (out, SESSION_LEDGERS, _PAYLOAD_AGE),
             (out, layout.LOGS, _PAYLOAD_AGE),
             (out, FAILED, max(retention, DAY)),

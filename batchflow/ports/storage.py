@@ -74,10 +74,14 @@ class Container(Closable, Protocol):
         `if_match`: only over that version; `create`: only if it does not exist. Else raises `BlobConflict`.
         """
 
-    async def append(self, name: str, data: bytes) -> int:
+    async def get_from(self, name: str, start: int) -> bytes:
+        """Read a blob from a place on; empty when it ends there or before. Raises `BlobNotFound`."""
+
+    async def append(self, name: str, data: bytes, *, anew: bool = False) -> int:
         """Add to an append blob, which the first call creates; return where the data ends in it.
 
         Appends of several writers come one after the other. One whose answer got lost may be made again.
+        `anew`: what the blob held is dropped first.
         """
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:

@@ -13,6 +13,7 @@ Where they lie:
   `scaling/<client>.json`, `failed/...` as below.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `usage/<agent>.json`, `budgets/...` (`protocol.budgets`),
+  `activity/<agent>/<segment>.jsonl` (`protocol.activity`),
   `results/<job>/<client>/<name>`, `outputs/<job>/<client>/<uid>/<execution>/<name>`,
   `logs/<pool>/<node>/<agent>.log`, `failed/<job>/<client>/<uid>-<attempt>.json` (`protocol.failed_tasks`).
 
@@ -169,6 +170,8 @@ def heartbeat_blob(agent: str) -> str:
     return f"agents/{agent}.json"
 
 
+ACTIVITY: Final = "activity/"
+"""What the names of the blobs begin with in which agents record what their slots did."""
 USAGE: Final = "usage/"
 
 

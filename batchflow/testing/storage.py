@@ -62,8 +62,11 @@ class MemoryContainer(CheckedClosing):
         blob = self._blobs()[name] = _MemoryBlob(data, self._storage.next_etag(), self._storage.now())
         return blob.etag
 
-    async def append(self, name: str, data: bytes) -> int:
-        there = self._blobs().get(name)
+    async def get_from(self, name: str, start: int) -> bytes:
+        return self._blob(name).data[start:]
+
+    async def append(self, name: str, data: bytes, *, anew: bool = False) -> int:
+        there = None if anew else self._blobs().get(name)
         whole = data if there is None else there.data + data
         self._write(name, whole)
         return len(whole)

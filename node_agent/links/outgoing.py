@@ -43,9 +43,11 @@ class OutgoingResults:
         hold: Callable[[], float],
         opened: Callable[[], None],
         keep: Callable[[FailedTask], None],
+        ended: Callable[[wire.TaskItem, Status, str | None, float | None, float], None],
     ) -> None:
         """`item` gives the task of a number; `hold` the seconds that a result waits for others; `opened` is
-        called when a link is open; `keep` gets each task that fails."""
+        called when a link is open; `keep` gets each task that fails; `ended` gets each task with its status,
+        error, start and end."""
         self.failed = 0
         """Results that are no success."""
         self.cancelled = 0
@@ -54,6 +56,7 @@ class OutgoingResults:
         self._feed = feed
         self._item = item
         self._keep = keep
+        self._ended = ended
         self._blocked: set[QueueRef] = set()
         numbers = count(-1, -1)
         self._handlers = [
@@ -88,12 +91,15 @@ class OutgoingResults:
         item = self._item(task)
         ended: Verdict | Outcome
         if verdict is not None:
-            ended, status = verdict, verdict.status
-            encoded = results.encode_verdict(item, verdict, self._host, time.time())
+            ended, status, now = verdict, verdict.status, time.time()
+            encoded = results.encode_verdict(item, verdict, self._host, now)
+            self._ended(item, status, verdict.error, None, now)
         else:
             assert isinstance(outcome, Outcome)
             ended, status = outcome, outcome.status
             encoded = results.encode_outcome(item, outcome, self._host)
+            finished = time.time() if outcome.finished_at is None else outcome.finished_at
+            self._ended(item, status, outcome.error, outcome.started_at, finished)
         if status is not Status.SUCCEEDED:
             self._count_failure(item, ended, status)
         mailbox = item.mailbox

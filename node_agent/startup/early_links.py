@@ -53,8 +53,11 @@ class EarlyContainer(Closes):
     async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
         return await (await self._made()).put(name, data, if_match=if_match, create=create)
 
-    async def append(self, name: str, data: bytes) -> int:
-        return await (await self._made()).append(name, data)
+    async def get_from(self, name: str, start: int) -> bytes:
+        return await (await self._made()).get_from(name, start)
+
+    async def append(self, name: str, data: bytes, *, anew: bool = False) -> int:
+        return await (await self._made()).append(name, data, anew=anew)
 
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         await (await self._made()).upload(name, path, create=create)

@@ -101,6 +101,25 @@ async def test_appending_makes_the_blob_and_adds_to_it(container: Container) -> 
     assert (await container.get("log")).data == b"one two"
 
 
+async def test_appending_anew_drops_what_the_blob_held(container: Container) -> None:
+    """Also where there was no blob."""
+    assert await container.append("ring", b"first", anew=True) == 5
+    await container.append("ring", b" second")
+    assert await container.append("ring", b"third", anew=True) == 5
+    assert (await container.get("ring")).data == b"third"
+
+
+async def test_reading_from_a_place_gives_the_rest_of_the_blob(container: Container) -> None:
+    """Nothing where it ends there, or before."""
+    await container.append("log", b"one two")
+    assert await container.get_from("log", 0) == b"one two"
+    assert await container.get_from("log", 4) == b"two"
+    assert await container.get_from("log", 7) == b""
+    assert await container.get_from("log", 70) == b""
+    with pytest.raises(BlobNotFound):
+        await container.get_from("none", 3)
+
+
 async def test_listing_tells_size_etag_and_time_of_blobs_under_a_prefix(container: Container) -> None:
     """The ETags are those that reading tells."""
     for name in ("a/1", "a/2", "b/1"):
