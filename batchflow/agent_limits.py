@@ -12,6 +12,7 @@ Tasks = Annotated[int, "tasks"]
 Results = Annotated[int, "results"]
 Nodes = Annotated[int, "nodes"]
 Queues = Annotated[int, "queues"]
+Percent = Annotated[float, "%"]
 Processes = Annotated[int, "processes"]
 
 

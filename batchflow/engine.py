@@ -13,6 +13,7 @@ Importing this loads nothing but the standard library; a task's file needs it fo
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,6 +79,20 @@ class Engine(Protocol):
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Report how far the task is to the session's events; same rate as `log`."""
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C `traceparent` of the task's trace, for libraries that trace by themselves.
+
+        None for a task that is not traced.
+        """
+
+    def span(self, name: str, **attributes: str | bool | int | float) -> AbstractContextManager[Any]:
+        """Add a span to the task's trace: the time that the block takes. Spans in a block are its children.
+
+        An exception in the block marks it as failed. Does nothing in a task that is not traced. A task adds
+        at most 64 spans.
+        """
 
     def upload(self, path: str | Path, name: str | None = None) -> str:
         """Keep a file as it is now: copied to `outputs` under its base name, or under `name`.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Queues, Results, Seconds, Tasks
+from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Percent, Queues, Results, Seconds, Tasks
 from batchflow.errors import ConfigurationError
 
 Target = Literal["local", "azure"]
@@ -159,6 +159,15 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetrySettings:
+    """Traces and metrics, where the program has set up OpenTelemetry. Without that, nothing is traced."""
+
+    sample: Percent = 100.0
+    """Which part of the tasks is traced. It is applied before the SDK's own sampler, which
+    costs as much as a small task."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of them. Secrets are left out of the repr."""
 
@@ -171,6 +180,7 @@ class Settings:
     pool: PoolSettings = field(default_factory=PoolSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
     @property
     def connected(self) -> bool:
@@ -221,7 +231,7 @@ class Settings:
         return "\n".join(lines) + "\n"
 
 
-GROUPS: Final = ("batch", "storage", "servicebus", "access", "pool", "agent", "session")
+GROUPS: Final = ("batch", "storage", "servicebus", "access", "pool", "agent", "session", "telemetry")
 DESCRIPTIONS: Final = ("pools", "jobs")
 """Tables of the file that are no settings."""
 
@@ -232,6 +242,7 @@ RANGES: Final = {
     "agent.heartbeat_interval": (0.1, math.inf),
     "agent.child_tasks": (1, math.inf),
     "session.outbox": (1.0, math.inf),
+    "telemetry.sample": (0.0, 100.0),
     "session.presence_interval": (0.1, math.inf),
 }
 """What a number may be, where that is not simply 0 or more."""

@@ -159,6 +159,8 @@ class ResultItem:
     """The class of the exception that the task raised, `module:name`."""
     raised_data: str | None = optional("raised_data", TEXT, default=None)
     """What the exception is rebuilt from, in base64; see `values.raised`."""
+    spans: Any = optional("spans", ANY, default=None)
+    """The spans that a traced task has added to its trace, as `engine.span` tells them."""
 
     @property
     def error_text(self) -> str:

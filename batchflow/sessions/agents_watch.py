@@ -153,6 +153,11 @@ class AgentsWatch:
         """Return whether there are agents, and note their free slots and versions."""
         sample = self._sample = await sample_heartbeats(self._context.runtime.out)
         self._context.policy.slots = sample.open_slots
+        telemetry = self._context.telemetry
+        if telemetry is not None and telemetry.meters is not None:
+            busy = sum(len(beat.running) for beat in sample.beats)
+            slots = sum(beat.slots for beat in sample.beats)
+            telemetry.meters.slots(self._context.runtime.pool_id, busy, slots)
         if sample.alive:
             self._alone_since = None
             self._tell_versions(sample.beats)

@@ -171,8 +171,13 @@ class TaskSender:
             self._context.notices.warn(text)
             link.health.failed(error)
 
+        telemetry = self._context.telemetry
         try:
-            await until_accepted(lambda: self._send_once(link), failed)
+            if telemetry is None:
+                await until_accepted(lambda: self._send_once(link), failed)
+            else:
+                with telemetry.sending(entries, len(link.sending), link.queue.entity):
+                    await until_accepted(lambda: self._send_once(link), failed)
         except BrokerError as error:
             self._failed(entries, error)
         else:

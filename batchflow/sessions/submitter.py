@@ -123,17 +123,22 @@ class Submitter:
             await self._outcomes.next_room()
             self._check_takes()
         entry = self._new_entry(submission, index, on_done)
+        if (telemetry := self._context.telemetry) is not None:
+            entry.trace = telemetry.begin(entry, inputs)
         if inputs:
             self._hold(Waiting(entry, submission, inputs, runs_with))
+            self._submitted(entry)
             return entry
         item = self._encoder.inline(submission, entry, runs_with)
         if item is None:
             reference = await self._encoder.store_arguments(submission, self._check_takes)
-            entry = self._new_entry(submission, index, on_done)
+            trace, entry = entry.trace, self._new_entry(submission, index, on_done)
+            entry.trace = trace
             item = self._encoder.by_reference(submission, entry, runs_with, reference)
         entry.item = item
         self._encoder.keep_arguments(submission, entry)
         self._context.tracker.add(entry)
+        self._submitted(entry)
         self._label(submission, entry)
         if self._environment.failure is not None:
             self._outcomes.resolve(entry, submit_failed_result(entry, self._environment.failure))
@@ -272,6 +277,11 @@ class Submitter:
             claimed=on_done is not None,
             on_done=on_done,
         )
+
+    @staticmethod
+    def _submitted(entry: Entry) -> None:
+        if entry.trace is not None:
+            entry.trace.submitted()
 
     def _label(self, submission: Submission, entry: Entry) -> None:
         """Let the task be found by the label that the user gave it."""

@@ -117,6 +117,7 @@ class TaskEncoder:
                 share_processes=self._share_processes,
                 unpickle=self._options.unpickle,
                 budget=self._terms,
+                trace=None if entry.trace is None else entry.trace.traceparent,
             )
             if item is None:
                 submission.prepare(self._classes)

@@ -245,6 +245,7 @@ class Child:
             attempt=task["attempt"],
             node=self._node,
             working_dir=directory,
+            trace=task.get("trace"),
         )
 
     def _answer(self, returned: Any, task: dict[str, Any]) -> tuple[int, bytes]:

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from node_agent.child.spans import TaskSpan
+
     class Line(Protocol):
         """What an engine needs of what runs the task."""
 
@@ -33,7 +35,16 @@ class TaskEngine:
     """The engine of one task; it refuses to work after the task's end, and in forks of its process."""
 
     def __init__(
-        self, line: Line, *, task_id: str, job_id: str, client: str, attempt: int, node: str, working_dir: str
+        self,
+        line: Line,
+        *,
+        task_id: str,
+        job_id: str,
+        client: str,
+        attempt: int,
+        node: str,
+        working_dir: str,
+        trace: str | None = None,
     ) -> None:
         self._line: Line | None = line
         self._pid = os.getpid()
@@ -43,6 +54,7 @@ class TaskEngine:
         self.attempt = attempt
         self.node = node
         self._working_dir = working_dir
+        self.traceparent = trace
 
     def __repr__(self) -> str:
         return f"<engine of task {self.task_id!r}, attempt {self.attempt}>"
@@ -69,6 +81,13 @@ class TaskEngine:
     def progress(self, done: float, total: float | None = None) -> None:
         text = f"{done}" if total is None else f"{done}/{total}"
         self._open_line().note("progress", text, {"done": done, "total": total})
+
+    def span(self, name: str, **attributes: Any) -> TaskSpan:
+        from node_agent.child.spans import TaskSpan
+
+        line = self._open_line()
+        note = None if self.traceparent is None else lambda data: line.note("span", data["name"], data)
+        return TaskSpan(note, name, attributes)
 
     def upload(self, path: str | Path, name: str | None = None) -> str:
         self._open_line()

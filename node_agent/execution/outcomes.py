@@ -77,6 +77,8 @@ class Execution:
     """Whether tasks of other sessions that have this as well may run in the same process."""
     pickles: bool = False
     """Whether the session opens pickles in results."""
+    trace: str | None = None
+    """The W3C `traceparent` of a task that is traced."""
 
     @property
     def process_key(self) -> Key:
@@ -119,6 +121,8 @@ class Outcome:
     """Files that the task left in its `outputs` folder, in a folder of their own until `Slot.clean`."""
     output_folder: Path | None = None
     """What the names of `outputs` are relative to; None without any."""
+    spans: list[dict[str, Any]] | None = None
+    """What a traced task has added to its trace."""
     files: tuple[str, ...] = ()
     """The names of what was uploaded of `outputs`."""
     folder: str = ""

@@ -56,6 +56,7 @@ def encode_outcome(item: wire.TaskItem, outcome: Outcome, host: str) -> bytes:
     )
     result.encoded = encoded
     result.raised, result.raised_data = outcome.raised, outcome.raised_data
+    result.spans = outcome.spans
     return fitting(result)
 
 
@@ -106,7 +107,8 @@ def _without_tag(result: wire.ResultItem) -> wire.ResultItem:
 
 
 def _without_extras(result: wire.ResultItem) -> wire.ResultItem:
-    return replace(result, stdout="", stderr="", traceback=None, history=(), files=(), raised_data=None)
+    kept = replace(result, stdout="", stderr="", traceback=None, history=(), files=())
+    return replace(kept, raised_data=None, spans=None)
 
 
 _SHORTER: Final[tuple[Callable[[wire.ResultItem], wire.ResultItem], ...]] = (

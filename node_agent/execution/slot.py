@@ -304,14 +304,16 @@ class Slot:
             flags, began_at = end.flags, end.began_at
         if not flags:
             events.finish()
-            return [_read(end), *map(_read, worker.answered())]
+            outcome = _read(end)
+            outcome.spans = events.spans
+            return [outcome, *map(_read, worker.answered())]
         with CancelScope(shield=True):
             outcome = await self._settle(worker, end, execution, limits)
             outcome = await self._put_in_order(outcome, place, flags)
         events.finish()
         if self.has(worker):
             worker.send(frames.encode(frames.GO))
-        return [replace(outcome, started_at=began_at, finished_at=time.time())]
+        return [replace(outcome, started_at=began_at, finished_at=time.time(), spans=events.spans)]
 
     def _begin_limits(self, waiter: asyncio.Future[Any], execution: Execution) -> Limits:
         limits = self._limits = Limits(self._processes, waiter, execution.timeout, execution.memory_limit)
@@ -463,6 +465,8 @@ def _encode(execution: Execution, start_by: float) -> bytes:
         fields["function"] = {"pickle": pickle, "keywords": function.keywords}
     if execution.pickles:
         fields["pickles"] = True
+    if execution.trace is not None:
+        fields["trace"] = execution.trace
     head = orjson.dumps(fields)
     if isinstance(execution.args, bytes):
         return len(head).to_bytes(4, "big") + head + execution.args

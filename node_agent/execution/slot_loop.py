@@ -307,4 +307,5 @@ def _execution(
         packages=assignment.packages,
         variables_blob=item.variables,
         variables=assignment.variables,
+        trace=item.trace,
     )

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from batchflow.protocol.wire import EventItem
+from node_agent.child.spans import MOST_SPANS, SPAN
 from node_agent.execution.capture import Lines, Rate
 
 if TYPE_CHECKING:
@@ -19,13 +20,15 @@ Kind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
 class TaskEvents:
     """The events of one task. What is above the rate is left out, counted, and the count told at the end."""
 
-    __slots__ = ("_emit", "_execution", "_lines", "_rate")
+    __slots__ = ("_emit", "_execution", "_lines", "_rate", "spans")
 
     def __init__(self, execution: Execution, emit: Callable[[Execution, EventItem], None]) -> None:
         self._execution = execution
         self._emit = emit
         self._rate = Rate()
         self._lines: dict[str, Lines] = {}
+        self.spans: list[dict[str, Any]] | None = None
+        """What the task has added to its trace."""
 
     def on_output(self, name: str, data: bytes) -> None:
         """Take bytes of stdout or stderr."""
@@ -35,8 +38,18 @@ class TaskEvents:
 
     def on_note(self, note: dict[str, Any]) -> None:
         """Take what the task told its engine: `kind`, `message`, `data`."""
+        if note.get("kind") == SPAN:
+            self._add_span(note.get("data"))
+            return
         kind: Kind = "progress" if note.get("kind") == "progress" else "log"
         self._tell(kind, str(note.get("message", "")), note.get("data"))
+
+    def _add_span(self, span: Any) -> None:
+        if self._execution.trace is None or not isinstance(span, dict):
+            return
+        self.spans = self.spans or []
+        if len(self.spans) < MOST_SPANS:
+            self.spans.append(span)
 
     def finish(self) -> None:
         """Send what is left, for the task is over."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from batchflow import Client, Pool, Session
+from batchflow.config.loader import load_settings
+from batchflow.settings import Settings
 from tests.support.cloud import running_cloud
 
 TASKS = Path(__file__).parent / "tasks"
@@ -20,6 +22,12 @@ def cloud_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     config = tmp_path_factory.mktemp("cloud") / "cloud.toml"
     with running_cloud(config, "--nodes", "2", "--slots", "1") as written:
         yield written
+
+
+@pytest.fixture
+def cloud_settings(cloud_config: Path) -> Settings:
+    """The settings of a client of that cloud."""
+    return load_settings(cloud_config)
 
 
 @pytest.fixture

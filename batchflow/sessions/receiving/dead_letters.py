@@ -89,6 +89,9 @@ class DeadLetterHandler:
                     await receiver.complete(message)
                     dealt_with += 1
         if dealt_with:
+            telemetry = self._context.telemetry
+            if tasks and telemetry is not None and telemetry.meters is not None:
+                telemetry.meters.letters(self._runtime.pool_id, dealt_with)
             what = "of tasks became results" if tasks else "of results were sent again"
             self._context.notices.inform(f"{dealt_with} dead letters {what}")
 

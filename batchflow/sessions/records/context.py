@@ -15,6 +15,7 @@ from batchflow.sessions.records.notices import Notices
 from batchflow.sessions.records.stats import LinkCounter
 from batchflow.sessions.records.stored_arguments import StoredArguments, delete_blob
 from batchflow.sessions.records.tracker import Tracker
+from batchflow.sessions.tracing.task_traces import SessionTelemetry
 from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
 
@@ -79,6 +80,8 @@ class SessionContext:
     counter: LinkCounter
     background: Background
     arguments: StoredArguments
+    telemetry: SessionTelemetry | None = None
+    """What traces and counts tasks; None where the program has not set up OpenTelemetry."""
 
     @classmethod
     def create(
@@ -109,6 +112,7 @@ class SessionContext:
             counter=LinkCounter(),
             background=background,
             arguments=StoredArguments(runtime.ctl, runtime.settings.session.retention, background),
+            telemetry=SessionTelemetry.of(runtime, job, name),
         )
 
     @property

@@ -174,7 +174,10 @@ class Outcomes:
 
     def announce(self, entry: Entry) -> None:
         """Wake the calls that wait for a task which has its outcome now, or for room in the outbox."""
-        self.history.add(entry, entry.read())
+        item = entry.read()
+        self.history.add(entry, item)
+        if self._context.telemetry is not None:
+            self._context.telemetry.ended(entry, item)
         self.room.notify()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)

@@ -132,6 +132,7 @@ class Submission:
         share_processes: bool = False,
         unpickle: bool = False,
         budget: Mapping[str, Any] | None = None,
+        trace: str | None = None,
     ) -> bytes | None:
         """Return the task as it travels; None when its arguments need a `prepare`.
 
@@ -167,6 +168,7 @@ class Submission:
             keywords=self.function is not None and bool(self.function.keywords),
             pickles=unpickle,
             budget=budget,
+            trace=trace,
         )
         try:
             data = wire.encode(item)

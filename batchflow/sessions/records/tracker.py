@@ -95,6 +95,8 @@ class Entry:
     """Where it ran at an agent's last heartbeat."""
     arguments: list[Any] | KeptArguments | None = None
     arguments_blob: str | None = None
+    trace: Any = None
+    """Its `TaskTrace`; None for one that is not traced."""
     on_done: Callable[[Entry], None] | None = None
     """For one listener, such as the map that submitted it."""
 
@@ -144,6 +146,8 @@ class Entry:
 
     def deliver(self) -> None:
         """Note that the user has the outcome. Idempotent. Raises `JournalError`; then the outcome stays."""
+        if self.trace is not None:
+            self.trace.delivered()
         acknowledgement, self.acknowledgement = self.acknowledgement, None
         if acknowledgement is not None:
             try:

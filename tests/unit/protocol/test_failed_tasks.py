@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,5 +51,5 @@ def test_anything_else_is_refused(data: bytes) -> None:
         FailedTask.decode(data)
 
 
-def _fields(task: TaskItem) -> dict[str, object]:
+def _fields(task: TaskItem) -> dict[str, Any]:
     return {name: getattr(task, name) for name in TaskItem.__dataclass_fields__}

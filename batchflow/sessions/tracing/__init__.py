@@ -1,0 +1,1 @@
+"""Traces, metrics and logs of a session's tasks, by OpenTelemetry's API, where the program has set it up."""
