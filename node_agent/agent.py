@@ -305,6 +305,7 @@ class Agent:
             failed=self._outgoing.failed,
             cancelled=self._outgoing.cancelled,
             versions=self._versions,
+            takes_wheels=True,
             load=heartbeat.load(),
             memory_available=heartbeat.memory_available(),
             disk_free=heartbeat.disk_free(),

@@ -21,6 +21,7 @@ from batchflow.environments.exclusion import exclusive
 from batchflow.environments.requirements import RequirementSet
 from batchflow.environments.sources import SourceDistribution, fetch_source
 from batchflow.environments.uv import TargetPython
+from batchflow.environments.wheels import Wheel, WheelCache, locked_wheels
 from batchflow.support.frozen import frozen
 from batchflow.support.threads import in_thread
 
@@ -71,6 +72,7 @@ class EnvironmentBuilder:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
+        self._wheels = WheelCache(cache / "wheels")
         self._locks: dict[tuple[str, TargetPython], LockedEnvironment] = {}
         self._busy = anyio.Lock()
         """Held while uv runs or an archive is made, so that none is made twice."""
@@ -157,15 +159,35 @@ class EnvironmentBuilder:
                 size += more
                 report(f"building an environment: {names}, {size / _MB:.0f} MB")
 
+        await uv.install(_with_wheels(self._text(locked), wheels), locked.target, folder / "site", heard)
+
+    async def wheels(self, locked: LockedEnvironment, report: Callable[[str], object]) -> dict[Wheel, Path]:
+        """Return the files of an environment's wheels. Safe to cancel.
+
+        `report` gets a line for what is to be fetched. Raises `WheelsUnknown` where some cannot be,
+        `EnvironmentFailed`, OSError when there is no room.
+        """
+        names, size = summary(locked.packages), 0
+        report(f"building an environment: {names}")
+
+        def heard(more: int) -> None:
+            nonlocal size
+            size += more
+            report(f"building an environment: {names}, {size / _MB:.0f} MB")
+
+        with tempfile.TemporaryDirectory(prefix="batchflow-") as scratch:
+            text = await in_thread(self._text, locked)
+            found = await locked_wheels(text, locked.target, Path(scratch))
+        return await self._wheels.fetch(found, heard)
+
+    def _text(self, locked: LockedEnvironment) -> str:
+        """Return the text of a lock, with credentials if this user has them."""
         file = self._text_file(locked)
-        text = file.read_text(encoding="utf-8") if file.is_file() else locked.text
-        await uv.install(_with_wheels(text, wheels), locked.target, folder / "site", heard)
+        return file.read_text(encoding="utf-8") if file.is_file() else locked.text
 
     async def source_of(self, package: str, locked: LockedEnvironment, scratch: Path) -> SourceDistribution:
         """Fetch the source of a package of an environment. Raises `EnvironmentFailed`. Safe to cancel."""
-        file = self._text_file(locked)
-        text = file.read_text(encoding="utf-8") if file.is_file() else locked.text
-        return await fetch_source(package, text, locked.target, scratch)
+        return await fetch_source(package, self._text(locked), locked.target, scratch)
 
 
 def _with_wheels(text: str, wheels: Mapping[str, Path]) -> str:

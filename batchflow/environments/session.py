@@ -16,12 +16,20 @@ from batchflow.environments.requirements import Requirements, read_requirements
 from batchflow.environments.sources import SourceDistribution
 from batchflow.environments.user_cache import user_cache
 from batchflow.environments.uv import NoWheel, TargetPython
+from batchflow.environments.wheels import WheelsUnknown
 from batchflow.errors import BatchflowError, BlobNotFound, EnvironmentFailed
-from batchflow.files import is_young, source_of, upload
-from batchflow.protocol.bundle import bundle_blob
+from batchflow.files import BundleSource, is_young, source_of, upload
+from batchflow.protocol.bundle import BundleFile, bundle_blob
 from batchflow.protocol.documents import DefaultPackages, PackageLock
-from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument, environment_blob, target_name
+from batchflow.protocol.environments import (
+    ARCHIVE,
+    EnvironmentDocument,
+    environment_blob,
+    is_wheel,
+    target_name,
+)
 from batchflow.protocol.functions import PYTHON
+from batchflow.support.event_log import event_logger
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
@@ -31,17 +39,31 @@ if TYPE_CHECKING:
 
 NodeBuild = Callable[[SourceDistribution], Awaitable[tuple[str, bytes]]]
 """Builds a wheel on a node of the pool; returns its name and content. Raises `EnvironmentFailed`."""
+AskAgents = Callable[[], Awaitable[bool | None]]
+
+logger = event_logger(__name__)
 
 _MB: Final = 1e6
-
 
 _USUAL_PYTHON: Final = "3.12"
 """The version on nodes of which nothing is known: that of Ubuntu 24.04."""
 
 
-def environments_for(agent: AgentSettings, of_pool: str | None) -> PoolEnvironments:
-    """Return the environments of a pool, built with this user's cache. `of_pool`: see `target_of`."""
-    return PoolEnvironments(EnvironmentBuilder(user_cache() / "environments"), target_of(agent, of_pool))
+async def _no_agents() -> None:
+    return None
+
+
+def environments_for(
+    agent: AgentSettings,
+    of_pool: str | None,
+    agents_take_wheels: AskAgents = _no_agents,
+) -> PoolEnvironments:
+    """Return the environments of a pool, built with this user's cache. `of_pool`: see `target_of`.
+
+    `agents_take_wheels`: asks whether all living agents install wheels; None: no agent lives.
+    """
+    builder = EnvironmentBuilder(user_cache() / "environments")
+    return PoolEnvironments(builder, target_of(agent, of_pool), agents_take_wheels)
 
 
 def known_python(agent: AgentSettings, of_pool: str | None) -> str | None:
@@ -60,9 +82,15 @@ def target_of(agent: AgentSettings, of_pool: str | None) -> TargetPython:
 class PoolEnvironments:
     """The environments of one pool: each is built and uploaded by whoever needs it first."""
 
-    def __init__(self, builder: EnvironmentBuilder, target: TargetPython) -> None:
+    def __init__(
+        self,
+        builder: EnvironmentBuilder,
+        target: TargetPython,
+        agents_take_wheels: AskAgents,
+    ) -> None:
         self._builder = builder
         self._target = target
+        self._agents_take_wheels = agents_take_wheels
         self._present: dict[str, str] = {}
         """The bundles of environments that are known to be in the pool, by their keys."""
         self._arriving: dict[str, asyncio.Lock] = {}
@@ -140,13 +168,16 @@ class PoolEnvironments:
         build: NodeBuild | None,
     ) -> str:
         try:
-            found = EnvironmentDocument.decode((await ctl.get(environment_blob(locked.key))).data).bundle
-            if await is_young(ctl, bundle_blob(found)):
-                return found
+            found = EnvironmentDocument.decode((await ctl.get(environment_blob(locked.key))).data)
+            unfit = found.wheels and await self._agents_take_wheels() is False
+            if not unfit and await is_young(ctl, bundle_blob(found.bundle)):
+                return found.bundle
         except BlobNotFound:
             pass  # this is the first client that needs it
         try:
-            return await _upload(locked, await self._builder.build(locked, report), ctl, report)
+            if (wheels := await self._wheels(locked, report)) is not None:
+                return await _upload(locked, wheels, ctl, report)
+            return await _upload_archive(locked, await self._builder.build(locked, report), ctl, report)
         except NoWheel as error:
             if build is None:
                 raise
@@ -155,7 +186,27 @@ class PoolEnvironments:
             raise EnvironmentFailed(f"the environment cannot be built here: {error}") from error
         with tempfile.TemporaryDirectory(prefix="batchflow-") as folder:
             archive = await self._build_on_node(locked, missing, Path(folder), ctl, report, build)
-            return await _upload(locked, archive, ctl, report)
+            return await _upload_archive(locked, archive, ctl, report)
+
+    async def _wheels(
+        self, locked: LockedEnvironment, report: Callable[[str], object]
+    ) -> list[BundleSource] | None:
+        """Return the wheels for nodes to install; None where an archive is to be made of them here.
+
+        An archive is for agents of earlier versions, and for packages whose wheels only uv can fetch. While
+        no agent lives, it is not known what they install, and there is time.
+        """
+        if not await self._agents_take_wheels():
+            return None
+        try:
+            found = await self._builder.wheels(locked, report)
+        except (WheelsUnknown, EnvironmentFailed) as error:
+            logger.info("wheels_unknown", extra={"error": str(error)})
+            return None
+        return [
+            BundleSource(BundleFile(wheel.name, wheel.sha256, (await anyio.Path(path).stat()).st_size), path)
+            for wheel, path in found.items()
+        ]
 
     async def _build_on_node(
         self,
@@ -192,17 +243,27 @@ class PoolEnvironments:
         return folder / ARCHIVE
 
 
-async def _upload(
+async def _upload_archive(
     locked: LockedEnvironment, archive: Path, ctl: Container, report: Callable[[str], object]
 ) -> str:
-    """Bring an archive into the pool, and the document that names it; return the hash of its bundle."""
-    source = await in_thread(source_of, ARCHIVE, archive)
-    size = source.file.size
+    return await _upload(locked, [await in_thread(source_of, ARCHIVE, archive)], ctl, report)
+
+
+async def _upload(
+    locked: LockedEnvironment, sources: list[BundleSource], ctl: Container, report: Callable[[str], object]
+) -> str:
+    """Bring packages into the pool, and the document that names them; return the hash of their bundle."""
+    size = sum(source.file.size for source in sources)
     report(f"uploading an environment: {summary(locked.packages)}, {size / _MB:.0f} MB")
     target = target_name(locked.target.python, locked.target.platform)
-    bundle = await upload([source, source_of(target, b"")], ctl)
+    bundle = await upload([*sources, source_of(target, b"")], ctl)
     document = EnvironmentDocument(
-        bundle.hash, locked.target.python, locked.target.platform, locked.packages, size
+        bundle.hash,
+        locked.target.python,
+        locked.target.platform,
+        locked.packages,
+        size,
+        wheels=any(is_wheel(source.file.name) for source in sources),
     )
     await ctl.put(environment_blob(locked.key), document.encode())
     report(f"the environment is in the pool: {summary(locked.packages)}")

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from batchflow.pools.open_sessions import OpenSession, OpenSessions
+from batchflow.pools.reports.heartbeats import sample_heartbeats
 from batchflow.pools.reports.usage import UsageReader
 from batchflow.support.shared_call import SharedCalls
 
@@ -67,7 +68,12 @@ class PoolRuntime:
         """The environments of the pool's tasks."""
         from batchflow.environments.session import environments_for
 
-        return environments_for(self.settings.agent, self.manifest.python)
+        return environments_for(self.settings.agent, self.manifest.python, self._agents_take_wheels)
+
+    async def _agents_take_wheels(self) -> bool | None:
+        """Tell whether all living agents install environments from wheels; None when no agent lives."""
+        beats = (await sample_heartbeats(self.out)).beats
+        return all(beat.takes_wheels for beat in beats) if beats else None
 
     @property
     def load(self) -> PoolLoad:

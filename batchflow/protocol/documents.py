@@ -369,6 +369,8 @@ class Heartbeat(Document):
     """Number of these that were cancelled."""
     usage: Usage | None = None
     """What it has used of its node; None from agents of earlier versions."""
+    takes_wheels: bool = False
+    """Whether it installs environments from wheels; False from agents of earlier versions."""
 
 
 @frozen

@@ -11,10 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 ARCHIVE: Final = "environment.tar.gz"
-"""The file of an environment's bundle with its packages: regular files, as they lie in `site-packages`."""
+"""The file of an environment's bundle with its packages: regular files, as they lie in `site-packages`.
 
+The bundle has wheels in its place where all agents of the pool install these (`Heartbeat.takes_wheels`)."""
+_WHEEL: Final = ".whl"
 
 _TARGET: Final = "target-"
+
+
+def is_wheel(name: str) -> bool:
+    """Tell whether a file of an environment's bundle is a wheel, by its name."""
+    return name.endswith(_WHEEL)
 
 
 def target_name(python: str, platform: str) -> str:
@@ -49,7 +56,7 @@ class EnvironmentDocument(Document):
     VERSION: ClassVar[int] = 1
 
     bundle: str
-    """The hash of the bundle that has the archive."""
+    """The hash of the bundle that has the packages."""
     python: str
     """The minor version of Python that it was built for."""
     platform: str
@@ -57,7 +64,9 @@ class EnvironmentDocument(Document):
     packages: tuple[str, ...]
     """Each as `name==version`."""
     size: int
-    """Bytes of the archive."""
+    """Bytes of the bundle's files."""
+    wheels: bool = False
+    """Whether the bundle has wheels, which agents of earlier versions do not install."""
 
 
 def environment_blob(key: str) -> str:

@@ -1,11 +1,11 @@
 """The Python packages that tasks asked for, unpacked on the node once for each environment.
 
-An environment arrives as a bundle of one archive. It is unpacked into a folder of its own, which is read-only
-and shared by all slots. The byte code is made afterwards, beside the first tasks.
+An environment arrives as a bundle of wheels, or of one archive. It is unpacked into a folder of its own,
+which is read-only and shared by all slots. The byte code is made afterwards, beside the first tasks.
 
 Tasks are of the same user as the agent, so what is read-only can be changed all the same:
 
-- An archive is hashed as it is unpacked. One that was changed in the cache is fetched again.
+- An archive is hashed as it is unpacked, a wheel before that. What was changed in the cache is fetched again.
 - The signatures of the files (`system.file_stamps`) are looked at before a slot's next tasks use them, once a
   second at most. Once the byte code is there, they cover it and the folders as well. An environment that was
   changed is unpacked again, into another folder; tasks that run keep the old one.
@@ -24,6 +24,7 @@ import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
@@ -31,15 +32,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 import anyio
 import anyio.to_thread
 
-from batchflow.errors import ProtocolError, StorageError
+from batchflow.errors import ProtocolError
 from batchflow.protocol.bundle import check_name
-from batchflow.protocol.environments import ARCHIVE, misfit_of
+from batchflow.protocol.environments import ARCHIVE, is_wheel, misfit_of
 from batchflow.protocol.functions import PYTHON
+from node_agent.bundles.damage import ArchiveDamaged
 from node_agent.bundles.removal import FolderRemoval
+from node_agent.bundles.wheels import install_wheels
 from node_agent.system import file_stamps, process_groups
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from batchflow.protocol.bundle import Bundle
@@ -50,6 +53,10 @@ NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 """The errors of a disk that is full."""
 _NICENESS: Final = 10
 """Of the process that makes byte code, which tasks need not wait for."""
+_HOW: Final = ("-q", "-j", "0", "--invalidation-mode", "unchecked-hash")
+_TESTS: Final = r"/tests?/"
+"""Matches the paths of modules that belong to a package's tests."""
+_NO_TESTS: Final = rf"^(?!.*{_TESTS})"
 _PIECE: Final = 1 << 16
 _LOOK_INTERVAL: Final = 1.0
 """Seconds for which an environment that was found unchanged is not looked at again."""
@@ -141,13 +148,20 @@ class EnvironmentCache:
     async def _unpack_once(self, bundle_hash: str) -> _Unpacked:
         async with AsyncExitStack() as stack:
             bundle, files = await stack.enter_async_context(self._bundles.use(bundle_hash))
-            if ARCHIVE not in bundle:
-                raise ProtocolError(f"the bundle {bundle_hash[:12]} is no environment: it has no {ARCHIVE}")
-            if (misfit := misfit_of(_names(bundle), PYTHON, os.uname().machine)) is not None:
+            hashes = {file.name: file.sha256 for file in bundle.files}
+            wheels = {files / name: digest for name, digest in hashes.items() if is_wheel(name)}
+            if ARCHIVE not in hashes and not wheels:
+                raise ProtocolError(
+                    f"the bundle {bundle_hash[:12]} is no environment: it has neither {ARCHIVE} nor wheels"
+                )
+            if (misfit := misfit_of(hashes, PYTHON, os.uname().machine)) is not None:
                 raise ProtocolError(misfit)
             folder = self._root / f"{bundle_hash}-{next(self._numbers)}"
-            (wanted,) = (file.sha256 for file in bundle.files if file.name == ARCHIVE)
-            size, signatures = await self._unpack_where_there_is_room(files / ARCHIVE, folder, wanted)
+            if wheels:
+                install = partial(_install, wheels, folder)
+            else:
+                install = partial(unpack, files / ARCHIVE, folder, hashes[ARCHIVE])
+            size, signatures = await self._unpack_where_there_is_room(install)
         return _Unpacked(folder, size, signatures)
 
     def _drop(self, bundle_hash: str) -> None:
@@ -161,11 +175,11 @@ class EnvironmentCache:
             self._removal.take(found.folder)
 
     async def _unpack_where_there_is_room(
-        self, archive: Path, folder: Path, sha256: str
+        self, install: Callable[[], tuple[int, Signatures]]
     ) -> tuple[int, Signatures]:
         """Unpack, in place of what is unused if the disk is full. Raises OSError when that is not enough."""
         try:
-            return await anyio.to_thread.run_sync(unpack, archive, folder, sha256)
+            return await anyio.to_thread.run_sync(install)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -173,7 +187,7 @@ class EnvironmentCache:
         self._evict(limit=0)
         await self._removal.emptied()
         # A cancellation waits for the thread, so that the folder is known, or not there.
-        return await anyio.to_thread.run_sync(unpack, archive, folder, sha256)
+        return await anyio.to_thread.run_sync(install)
 
     def _evict(self, limit: int | None = None) -> None:
         """Remove what is unused, the least recently used first, until the rest is within the limit."""
@@ -185,10 +199,6 @@ class EnvironmentCache:
                 self._drop(bundle_hash)
 
 
-def _names(bundle: Bundle) -> list[str]:
-    return [file.name for file in bundle.files]
-
-
 async def _was_changed(found: _Unpacked) -> bool:
     """Tell whether a task changed an environment. A look takes at most a fiftieth of the time."""
     began = time.monotonic()
@@ -198,10 +208,6 @@ async def _was_changed(found: _Unpacked) -> bool:
     took = time.monotonic() - began
     found.look_at = began + max(_LOOK_INTERVAL, _LOOK_SHARE * took)
     return changed
-
-
-class ArchiveDamaged(StorageError):
-    """An archive in the cache is not what its hash says. It was so when it was fetched."""
 
 
 class _Hashing:
@@ -223,6 +229,12 @@ class _Hashing:
         return self._hash.hexdigest()
 
 
+def _install(wheels: Mapping[Path, str], folder: Path) -> tuple[int, Signatures]:
+    """Install wheels; return the bytes of their files, and the signatures."""
+    installed = install_wheels(wheels, folder)
+    return sum(installed.values()), {path: file_stamps.signature(path) for path in installed}
+
+
 def unpack(archive: Path, folder: Path, sha256: str) -> tuple[int, Signatures]:
     """Unpack the regular files of an archive; return their bytes, and their signatures.
 
@@ -240,21 +252,17 @@ def unpack(archive: Path, folder: Path, sha256: str) -> tuple[int, Signatures]:
                 size, names = _extract(tarfile, content, scratch)
             except (tarfile.TarError, EOFError, ValueError, ProtocolError) as error:
                 if content.digest() != sha256:
-                    raise _damaged(archive) from error
+                    raise ArchiveDamaged(archive.name) from error
                 if isinstance(error, ProtocolError):
                     raise
                 raise ProtocolError(f"the environment's archive cannot be read: {error}") from error
             if content.digest() != sha256:
-                raise _damaged(archive)
+                raise ArchiveDamaged(archive.name)
         scratch.rename(folder)
         paths = [str(folder / name) for name in names]
         return size, {path: file_stamps.signature(path) for path in paths}
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _damaged(archive: Path) -> ArchiveDamaged:
-    return ArchiveDamaged(f"the cached archive {archive.name} was changed on disk", retryable=True)
 
 
 def _extract(tarfile: Any, archive: _Hashing, folder: Path) -> tuple[int, list[str]]:
@@ -289,22 +297,31 @@ def _signatures(folder: Path) -> Signatures:
 async def _compile(environment: _Unpacked) -> None:
     """Make the byte code of all modules. It never becomes stale, because the files never change.
 
-    Tasks run without it as well, so a folder that went meanwhile, or a node without memory, is only logged.
+    The modules of tests come last, because tasks that begin meanwhile import the others. Tasks run without it
+    as well, so a folder that went meanwhile, or a node without memory, is only logged.
     """
     folder = environment.folder
-    command = (sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash")
-    try:
-        process = await process_groups.spawn(
-            (*command, str(folder)),
-            cwd=folder,
-            env=process_groups.environment(folder),
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            niceness=_NICENESS,
-        )
-    except OSError as error:
-        logger.info("environment_not_compiled", extra={"folder": folder.name, "error": str(error)})
-        return
+    for left_out in (_TESTS, _NO_TESTS):
+        try:
+            exit_code = await _compile_but(left_out, folder)
+        except OSError as error:
+            logger.info("environment_not_compiled", extra={"folder": folder.name, "error": str(error)})
+            return
+    if not await anyio.to_thread.run_sync(file_stamps.differ, environment.signatures):
+        environment.signatures = await anyio.to_thread.run_sync(_signatures, folder)
+    logger.info("environment_compiled", extra={"folder": folder.name, "exit_code": exit_code})
+
+
+async def _compile_but(left_out: str, folder: Path) -> int | None:
+    """Make the byte code of the modules whose paths do not match; return the exit code. Raises OSError."""
+    process = await process_groups.spawn(
+        (*(sys.executable, "-m", "compileall", *_HOW), "-x", left_out, str(folder)),
+        cwd=folder,
+        env=process_groups.environment(folder),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        niceness=_NICENESS,
+    )
     try:
         await process.wait()
     except asyncio.CancelledError:
@@ -312,6 +329,4 @@ async def _compile(environment: _Unpacked) -> None:
         with anyio.CancelScope(shield=True):
             await process.wait()
         raise
-    if not await anyio.to_thread.run_sync(file_stamps.differ, environment.signatures):
-        environment.signatures = await anyio.to_thread.run_sync(_signatures, folder)
-    logger.info("environment_compiled", extra={"folder": folder.name, "exit_code": process.returncode})
+    return process.returncode

@@ -149,6 +149,7 @@ class NodeCheck:
             beat_at=time.time(),
             interval=self._config.heartbeat_interval,
             versions=heartbeat.versions(),
+            takes_wheels=True,
             load=heartbeat.load(),
             memory_available=heartbeat.memory_available(),
             disk_free=heartbeat.disk_free(),

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from batchflow import Client, ConfigurationError, Pool, PoolSpec, Session, TaskError
+from batchflow.environments.session import environments_for
 from batchflow.errors import EnvironmentFailed
+from batchflow.files import stored
+from batchflow.protocol.environments import ARCHIVE, EnvironmentDocument
 from tests.support.wheels import make_source, make_wheel, requirements_file
 
 
@@ -73,6 +76,47 @@ async def test_tasks_find_what_their_session_requires_and_never_what_another_doe
                     assert version == expected
                     processes.add(process)
             assert len(processes) <= 4  # one for each environment and slot: none is started anew
+
+
+async def test_agents_of_earlier_versions_get_an_archive_and_others_wheels(
+    pool: Pool, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the pool for the ones is of use for the others, but not the other way round."""
+    runtime = pool.runtime
+    for version in ("1.0", "2.0"):
+        make_wheel(wheels, "form_u", version, f"VERSION = {version}\n")
+
+    def imported() -> float:
+        import form_u  # type: ignore[import-not-found]
+
+        return float(form_u.VERSION)
+
+    async def _earlier() -> bool:
+        return False
+
+    async def run(version: int, *, earlier: bool) -> set[str]:
+        with monkeypatch.context() as patched:
+            if earlier:
+                agent, python = runtime.settings.agent, runtime.manifest.python
+                patched.setattr(runtime, "environments", environments_for(agent, python, _earlier))
+            async with _session(pool, requirements_file(wheels, f"form_u=={version}.0")) as session:
+                assert await session.run(imported) == version
+        return await _files_of_environments(pool)
+
+    first, second = (f"form_u-{version}.0-py3-none-any.whl" for version in (1, 2))
+    found = await run(2, earlier=True)
+    assert (ARCHIVE in found, second in found) == (True, False)
+    assert second not in await run(2, earlier=False)
+    assert first in await run(1, earlier=False)
+    assert first not in await run(1, earlier=True)
+
+
+async def _files_of_environments(pool: Pool) -> set[str]:
+    ctl, found = pool.runtime.ctl, set[str]()
+    async for info in ctl.list("environments/"):
+        bundle = await stored(EnvironmentDocument.decode((await ctl.get(info.name)).data).bundle, ctl)
+        found |= {file.name for file in bundle.files}
+    return found
 
 
 async def test_what_cannot_be_resolved_is_each_tasks_outcome_in_the_resolvers_words(

@@ -26,6 +26,17 @@ def make_wheel(folder: Path, name: str, version: str, text: str, *requires: str)
     return wheel
 
 
+def zip_of(path: Path, files: dict[str, bytes], modes: dict[str, int] | None = None) -> tuple[Path, str]:
+    """Write a zip file, as a wheel is one; return it and its hash. `modes`: of some of its files."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name)
+            member.compress_type = zipfile.ZIP_DEFLATED if len(content) > 20 else zipfile.ZIP_STORED
+            member.external_attr = (modes or {}).get(name, 0o100644) << 16
+            out.writestr(member, content)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _digest(content: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(content.encode()).digest()).rstrip(b"=").decode()
 

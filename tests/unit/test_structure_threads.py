@@ -13,6 +13,7 @@ WHY = {
     "workspace": "copies and removes folders",
     "slot": "puts a folder in order",
     "environments": "unpacks archives",
+    "wheels": "inflates files on several processors",
     "resources": "hashes files",
     "removal": "removes folders of tens of thousands of files",
     "process_state": "ends what a task of multiprocessing left, which may hang, in the process of the task",

@@ -26,6 +26,7 @@ from node_agent.bundles import environments
 from node_agent.bundles.environments import EnvironmentCache
 from node_agent.system import process_groups
 from tests.support.waiting import eventually
+from tests.support.wheels import zip_of
 
 HASH = "e" * 64
 SPAWN = process_groups.spawn
@@ -199,6 +200,40 @@ async def test_an_archive_that_was_changed_in_the_cache_is_fetched_again(tmp_pat
     cache = EnvironmentCache(tmp_path / "environments", source, 1000)
     async with cache.use(HASH) as folder:
         assert (folder / "core.py").read_text() == "x = 1\n"
+    await close(cache)
+
+
+class Wheels:
+    """A cache of bundles that has one, of wheels."""
+
+    def __init__(self, folder: Path, *contents: dict[str, bytes]) -> None:
+        self._folder = folder
+        folder.mkdir()
+        self._made = [zip_of(folder / f"w{number}.whl", files) for number, files in enumerate(contents)]
+        self._contents = {path: path.read_bytes() for path, _ in self._made}
+
+    @asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[tuple[Bundle, Path]]:
+        files = [BundleFile(path.name, digest, 1) for path, digest in self._made]
+        yield (
+            Bundle((*files, BundleFile(target_name(PYTHON, f"manylinux_2_28_{MACHINE}"), "", 0))),
+            self._folder,
+        )
+
+    def distrust(self, bundle_hash: str) -> None:
+        for path, content in self._contents.items():
+            path.write_bytes(content)
+
+
+async def test_wheels_are_installed_side_by_side_and_fetched_again_when_one_was_changed(
+    tmp_path: Path,
+) -> None:
+    source = Wheels(tmp_path / "bundle", {"a.py": b"x = 1\n"}, {"b/c.py": b"y = 2\n"})
+    (tmp_path / "bundle" / "w1.whl").write_bytes(b"no wheel")
+    cache = EnvironmentCache(tmp_path / "environments", source, 1000)
+    async with cache.use(HASH) as folder:
+        assert ((folder / "a.py").read_text(), (folder / "b/c.py").read_text()) == ("x = 1\n", "y = 2\n")
+        assert (folder / "a.py").stat().st_mode & 0o777 == 0o444
     await close(cache)
 
 
