@@ -159,7 +159,8 @@ class Pool:
     async def delete_job(self, name: str) -> None:
         """Cancel the job's tasks, end its sessions, and delete its messages and files. Idempotent.
 
-        Sessions in other programs end within `session.presence_interval` seconds.
+        Sessions in other programs end within `session.presence_interval` seconds, those without tasks within
+        12 times that.
         """
         await self._jobs.delete(name)
 

@@ -45,6 +45,9 @@ class PoolRuntime:
         """What its agents have used of their nodes."""
         self.cost: Cost | None = None
         """What the pool had cost when that was asked for last, for views that cannot ask."""
+        self.at_rest = False
+        """Whether the pool, an elastic one, had no agents and this client no tasks in it, when that was seen
+        last. Then its sessions ask and tell seldom."""
         self.etags: SharedCalls[str, dict[str, str]] = SharedCalls(self._etags)
         """The ETags of the blobs below a prefix of the control container, by name."""
 

@@ -132,7 +132,8 @@ class AgentsWatch:
             if len(self._context.tracker):
                 await self._try(self._look)
                 continue
-            if self._context.runtime.manifest.budget is not None and not self._spent:
+            runtime = self._context.runtime
+            if runtime.manifest.budget is not None and not self._spent and not runtime.at_rest:
                 await self._try(self._leave_if_spent)
             if self._scaling.concerns:
                 await self._try(self._scaling.look_idle)

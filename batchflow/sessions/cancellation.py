@@ -21,7 +21,7 @@ from batchflow.protocol import layout
 from batchflow.protocol.documents import Cancellation
 from batchflow.protocol.wire import split_uid
 from batchflow.sessions.records.tracker import budget_exceeded_result, cancelled_result
-from batchflow.support.cadence import sleep_until_turn
+from batchflow.support.cadence import sleep_until_turn, until_turn
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ logger = event_logger(__name__)
 
 _CONFIRMATION: Final = 5.0
 """Seconds after which a session resolves a cancelled task that no agent has confirmed."""
+_IDLE_TURNS: Final = 12
+"""Intervals between two looks at the document of a session without tasks: a minute by the default settings.
+Agents heed it at once, whatever the session knows."""
 _SEVERAL: Final = 3
 """Sessions of a client in one job, for which a listing costs less than a request for each."""
 KEPT: Final = 1000
@@ -110,9 +113,17 @@ class Cancellations:
             await self._context.delete_blob(self._ctl, self._blob)
 
     async def run(self) -> None:
-        """Check now and then that the job still exists. Raises `JobNotFound` when it was deleted."""
+        """Check now and then that the job still exists. Raises `JobNotFound` when it was deleted.
+
+        Seldom while the session has no tasks.
+        """
+        interval, clock = self._context.settings.presence_interval, asyncio.get_running_loop().time
+        idle_until = clock() + until_turn(_IDLE_TURNS * interval)
         while True:
-            await sleep_until_turn(self._context.settings.presence_interval)
+            await sleep_until_turn(interval)
+            if not len(self._context.tracker) and clock() < idle_until - interval / 2:
+                continue
+            idle_until = clock() + until_turn(_IDLE_TURNS * interval)
             if await self._has_changed() and await self._deleted():
                 self._context.lifetime.job_deleted = True
                 raise JobNotFound(f"job {self._context.job_name!r} was deleted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import socket
@@ -30,8 +31,12 @@ _STRETCH: Final = 4
 """Intervals that the document of an idle session lasts if no other client can look for the session."""
 _MOST_STRETCH: Final = 60
 """Intervals that it lasts at most: five minutes, unless the settings say otherwise."""
+_STRETCH_AT_REST: Final = 24
+"""Intervals that it lasts while the pool has no agents: two minutes."""
 _SHARE: Final = 2
 """Documents of idle sessions that a client writes in an interval, however many sessions it has."""
+_LOCK_SLACK: Final = 5.0
+"""Seconds beyond the duration of a lock in which the broker has ended it."""
 _LAST_BREATH: Final = 2
 """Intervals for which a dead holder may have lived after its last sign of life: the next was under way."""
 
@@ -76,14 +81,20 @@ class PresenceKeeper:
             return None
         return found.written_at + _LAST_BREATH * found.presence.interval + EXACTNESS
 
-    async def living_holder(self) -> str | None:
-        """Return the name of another client that shows signs of life in this mailbox, if any."""
+    async def living_holder(self, locked: float = math.inf) -> str | None:
+        """Return the name of another client that shows signs of life in this mailbox, if any.
+
+        `locked`: seconds for which the mailbox was seen locked. A holder whose signs of life come seldom is
+        dead or alive: it lives if its lock outlasts a lock's duration.
+        """
         found = await self._read()
         if found is None or found.presence.nonce == self._context.incarnation:
             return None
         self._predecessor = found
-        alive = found.age < gone_after(found.presence.interval)
-        return found.presence.holder if alive else None
+        interval = found.presence.interval
+        if locked < self._context.runtime.manifest.lock_duration + _LOCK_SLACK:
+            interval = min(interval, self._context.settings.presence_interval)
+        return found.presence.holder if found.age < gone_after(interval) else None
 
     async def _read(self) -> _Found | None:
         """Read the document, and its age by the storage's clock, which all clients go by."""
@@ -113,8 +124,9 @@ class PresenceKeeper:
 
     def _stretch(self) -> int:
         """Return how many intervals the document of an idle session lasts."""
-        sessions = len(self._context.runtime.open_sessions)
-        return min(_MOST_STRETCH, max(self._least_stretch, sessions // _SHARE))
+        runtime = self._context.runtime
+        least = _STRETCH_AT_REST if runtime.at_rest else self._least_stretch
+        return min(_MOST_STRETCH, max(least, len(runtime.open_sessions) // _SHARE))
 
     async def _write(self, interval: float, counts: dict[str, int]) -> None:
         starts_nodes = not self._context.runtime.connections.restricted

@@ -25,6 +25,8 @@ _UNKNOWN_BOOT: Final = 300.0
 """Seconds that stand for a boot where none has been seen."""
 _IDLE_LOOK: Final = 60.0
 """Seconds between two looks, of a session without tasks, at what other clients wish for."""
+_SERVED: Final = 0.9 * _IDLE_LOOK
+"""Seconds for which such a look of one session of the client serves its other sessions."""
 _LEAVING_LOOK: Final = 10.0
 """Seconds between two looks, of a session without tasks, for agents that are about to leave."""
 
@@ -36,7 +38,7 @@ class ScalingWatch:
         self._context = context
         self._scaler = scaler
         self._woken = asyncio.Event()
-        self._worked_at = time.monotonic()
+        self._worked_at = float("-inf")
         """When the session had tasks last."""
         self._left = False
         """Whether the pool was seen at its least size since then."""
@@ -77,16 +79,19 @@ class ScalingWatch:
         """Have the pool scaled for the session's tasks. Raises `ServiceError`."""
         if len(self._context.tracker):
             self._worked_at, self._left = time.monotonic(), False
+            self._context.runtime.at_rest = False
         self._tell(await self._scaler.step(sample))
 
     async def look_idle(self) -> None:
-        """Do what is due without tasks: let nodes go whose agents left, or serve other clients."""
-        if self._left:
-            if not self._context.runtime.connections.restricted:
-                self._tell(await self._scaler.serve())
-        elif time.monotonic() - self._worked_at >= self._scaler.idle_exit:
-            sample = await sample_heartbeats(self._context.runtime.out)
+        """Do what is due without tasks: let nodes go whose agents left, and serve other clients."""
+        runtime = self._context.runtime
+        if not self._left and time.monotonic() - self._worked_at >= self._scaler.idle_exit:
+            sample = await sample_heartbeats(runtime.out)
             self._left = not sample.alive and await self._scaler.let_go()
+            counts = [session.counts() for session in runtime.open_sessions]
+            runtime.at_rest = self._left and all(each.submitted == each.done for each in counts)
+        if not runtime.connections.restricted:
+            self._tell(await self._scaler.serve(_SERVED))
 
     def _tell(self, standing: Standing) -> None:
         self.standing = standing

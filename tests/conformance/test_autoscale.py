@@ -77,7 +77,8 @@ async def test_our_formula_is_taken_once_in_thirty_seconds_and_told(compute: Com
 async def test_node_waits_for_its_task_and_stays_when_the_resize_is_stopped(
     compute: Compute, name: str
 ) -> None:
-    """The pool takes a formula again at once, and the task has run all the time."""
+    """The pool takes a formula again at once, and the task has run all the time. Nodes can be removed by name
+    although a formula decides."""
     text = formula(1)
     await compute.create_pool(PoolDocument(name, SIZE, IMAGE, 0, formula=text, formula_interval=INTERVAL))
     try:
@@ -98,6 +99,9 @@ async def test_node_waits_for_its_task_and_stays_when_the_resize_is_stopped(
         assert (await steady(compute, name)).size == 2
         (task,) = await compute.tasks(name)
         assert (task.state, task.retries) == ("running", 0)
+        (other,) = [node.id for node in await compute.nodes(name) if node.id != task.node]
+        await compute.remove_nodes(name, [other])
+        assert (await steady(compute, name)).size == 1
     finally:
         await compute.delete_job(name)
         await compute.delete_pool(name)

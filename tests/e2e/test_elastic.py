@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -12,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from batchflow import Client, Pool, PoolSpec
+from batchflow import Budget, Client, Pool, PoolSpec
 from batchflow.config.loader import load_settings
 from batchflow.errors import NoAgents
+from batchflow.pools.elastic.keepers import keeper_lives
 from tests.support.cloud import running_cloud
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, within
 
 TASKS = Path(__file__).parent / "tasks"
-BOOT, IDLE, INTERVAL = 1.0, 2.0, 3.0
+BOOT, IDLE, INTERVAL = 1.0, 1.0, 2.0
 """Seconds that a node boots, that an agent stays, and between two evaluations of the formula."""
 
 
@@ -31,7 +30,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with running_cloud(file, *options) as written:
         settings = load_settings(written, environment={})
         agent = replace(settings.agent, idle_exit=IDLE, heartbeat_interval=0.5)
-        file.write_text(replace(settings, agent=agent).to_toml())
+        locks = replace(settings.pool, lock_duration=5.0)
+        file.write_text(replace(settings, agent=agent, pool=locks).to_toml())
         yield file
 
 
@@ -68,37 +68,11 @@ async def test_pool_grows_with_its_first_task_and_vanishes_after_its_last(pool: 
         assert "0 nodes: no task waits" in str(await session.explain())
         assert await is_empty(pool)
         task = await session.submit("echo.py", "first")
-        await eventually(lambda: nodes(pool), pause=0.05)
+        await eventually(lambda: nodes(pool), pause=0.1)
         await eventually(lambda: asked_for(pool), pause=0.05)
         assert await task == ["first"]
         await eventually(lambda: is_empty(pool), pause=0.2)
         assert await session.run("echo.py", "second") == ["second"]
-
-
-async def test_killed_client_leaves_no_node_and_loses_no_task(pool: Pool, config: Path) -> None:
-    """The agents finish what is queued, and leave; the formula lets their nodes go."""
-    program = str(Path(__file__).with_name("elastic_client.py"))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, program, str(config), pool.id, "8", stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"flushed\n"
-    await eventually(lambda: nodes(pool), pause=0.05)
-    process.kill()
-    await process.wait()
-    killed_at = time.monotonic()
-    await eventually(lambda: is_empty(pool), pause=0.2)
-    assert time.monotonic() - killed_at < 40.0
-    async with pool.session("mine") as session:
-        async with asyncio.timeout(40.0):
-            found = {result.task_id async for result in _some(session, 8)}
-    assert found == {str(number) for number in range(8)}
-
-
-async def _some(session, count: int):  # type: ignore[no-untyped-def]
-    results = session.results(follow=True)
-    for _ in range(count):
-        yield await anext(results)
 
 
 async def test_client_without_rights_on_batch_needs_one_that_has_them(pool: Pool, tmp_path: Path) -> None:
@@ -110,3 +84,48 @@ async def test_client_without_rights_on_batch_needs_one_that_has_them(pool: Pool
         async with found.session() as session:
             with pytest.raises(NoAgents, match="this client may not start nodes"):
                 await asyncio.wait_for(session.run("echo.py", "alone"), 10.0)
+
+
+async def test_wish_of_a_client_without_rights_is_carried_out_by_another(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has a session open and wants nothing itself."""
+    monkeypatch.setattr("batchflow.sessions.scaling_watch._IDLE_LOOK", 0.5)
+    monkeypatch.setattr("batchflow.sessions.scaling_watch._SERVED", 0.4)
+    file = tmp_path / "guest.toml"
+    file.write_text((await pool.client_settings()).to_toml())
+    async with pool.session() as keeper, Client.from_config(file) as guest:
+        found = await guest.pool(pool.id)
+        await eventually(lambda: keeper_lives(pool.runtime.ctl), pause=0.05)
+        async with found.session() as session:
+            assert await within(session.run("echo.py", "helped")) == ["helped"]
+        assert keeper.counts.submitted == 0
+
+
+async def test_spent_budget_takes_the_pool_to_no_nodes(client: Client) -> None:
+    """Its agents leave, and no client has to shrink it."""
+    name = f"elastic-{uuid.uuid4().hex[:8]}"
+    spec = PoolSpec(name, max_nodes=1, budget=Budget(node_hours=4 / 3600), files=(str(TASKS),))
+    pool = await client.create_pool(spec)
+    async with pool.session("poor") as session:
+        tasks = await session.submit_many("sleeps.py", [0.5] * 20)
+        outcomes = [await within(task.outcome()) for task in tasks]
+        assert outcomes[0].ok
+        assert {each.kind for each in outcomes if not each.ok} == {"BudgetExceeded"}
+    await eventually(lambda: is_empty(pool), pause=0.2)
+    assert (await pool.cost()).is_spent
+    await pool.delete()
+
+
+async def test_node_that_is_taken_costs_its_task_one_redelivery(pool: Pool, tmp_path: Path) -> None:
+    """It runs again on another node, which the pool grows for."""
+    runs = tmp_path / "runs"
+    async with pool.session() as session:
+        task = await session.submit("first_time_sleeps.py", str(runs))
+        await eventually(runs.exists, pause=0.05)
+        compute = pool.runtime.connections.compute
+        (node,) = await compute.nodes(pool.id)
+        await compute.remove_nodes(pool.id, [node.id])
+        result = await within(task.outcome())
+    assert result.value == 2
+    assert result.attempts == ()

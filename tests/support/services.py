@@ -64,6 +64,10 @@ class ScriptedContainer(MemoryContainer):
         await self._scripted.pass_by("get", name)
         return await super().get(name)
 
+    async def get_if_changed(self, name: str, etag: str | None) -> Blob | None:
+        await self._scripted.pass_by("get_if_changed", name)
+        return await super().get_if_changed(name, etag)
+
     async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
         await self._scripted.pass_by("put", name)
         return await super().put(name, data, if_match=if_match, create=create)

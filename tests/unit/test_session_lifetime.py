@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -30,7 +29,6 @@ from batchflow.protocol import wire
 from batchflow.protocol.documents import Cancellation, Presence, Running
 from batchflow.protocol.layout import cancellation_blob, session_blob
 from batchflow.session import Session
-from batchflow.settings import PoolSettings
 from tests.support.agent import Agent, argument_of
 from tests.support.services import Doubles, until_empty
 from tests.support.session_parts import parts_of
@@ -289,30 +287,6 @@ async def lose_mailbox(session: Session, doubles: Doubles) -> None:
     lost = parts_of(session).receiver.mailbox
     doubles.broker.advance(60)
     await eventually(lambda: parts_of(session).receiver.mailbox not in (None, lost))
-
-
-async def test_the_mailbox_is_held_by_renewing_its_lock(
-    connect: Callable[..., Client], doubles: Doubles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At a third of its time; quiet for many locks, the session has the same mailbox as in the beginning."""
-    client = connect()
-    client._settings = replace(client._settings, pool=PoolSettings(lock_duration=2.0))
-    async with client:
-        pool = await client.ensure_pool("quiet", files={"x.py": b""})
-        async with pool.session("c") as session:
-            mailbox = parts_of(session).receiver.mailbox
-            assert mailbox is not None
-            renewals = 0
-            renew = mailbox.renew
-
-            async def counted() -> None:
-                nonlocal renewals
-                await renew()
-                renewals += 1
-
-            monkeypatch.setattr(mailbox, "renew", counted)
-            await eventually(lambda: renewals >= 4)
-            assert parts_of(session).receiver.mailbox is mailbox
 
 
 async def test_unread_results_survive_the_loss_of_the_mailbox(
@@ -634,7 +608,7 @@ async def test_many_idle_sessions_ask_together_and_tell_seldom(pool: Pool, doubl
         await eventually(lambda: calls.count(("list", "cancel/default/")) > 3)
         assert [call for call in calls if call[0] == "get" and call[1].startswith("cancel/")] == []
         told = [call for call in calls if call[0] == "put" and call[1].startswith("sessions/")]
-        assert len(told) < 20
+        assert len(told) < 20 * 4  # in twelve intervals at most
 
 
 async def test_a_pool_that_another_client_deletes_ends_its_sessions(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from batchflow.errors import NodeUnusable, ServiceError, StartTaskFailed
+from batchflow.errors import NodeUnusable, PoolError, ServiceError, StartTaskFailed
 from batchflow.pools.elastic.draining import order_to_drain
 from batchflow.pools.elastic.observing import AgentsView, BatchView, refused
 from batchflow.pools.scaling.formula import FormulaWish, dates_of, is_ours, scaling_formula
@@ -154,9 +154,15 @@ class WishExecutor:
     async def _remove_broken(self, seen: BatchView) -> None:
         """Remove the broken nodes of a pool that has others: they cost money and run nothing."""
         broken = [node.id for node in seen.nodes if node.has_failed]
-        if broken and seen.info.allocation == "steady":
+        if not broken or seen.info.allocation != "steady":
+            return
+        told = {"pool": self._runtime.pool_id, "nodes": len(broken)}
+        try:
             await self._runtime.connections.compute.remove_nodes(self._runtime.pool_id, broken)
-            logger.info("broken_nodes_removed", extra={"pool": self._runtime.pool_id, "nodes": len(broken)})
+        except PoolError as error:  # they are left to the formula; the pool grows all the same
+            logger.warning("broken_nodes_stay", extra=told | {"error": str(error)})
+        else:
+            logger.info("broken_nodes_removed", extra=told)
 
     async def _quota_notes(self, seen: BatchView, limits: ScalingLimits) -> tuple[str, ...]:
         """Note where the account's quota ends, for pools that are made later."""

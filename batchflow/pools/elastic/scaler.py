@@ -53,6 +53,7 @@ class PoolScaler:
         self._last = Standing()
         self._last_at = float("-inf")
         self._last_outstanding = 0
+        self._served_at = float("-inf")
 
     @property
     def limits(self) -> ScalingLimits | None:
@@ -100,10 +101,15 @@ class PoolScaler:
             await self._write(decision, now)
             return await self._carry_out(await self._merged(now), now)
 
-    async def serve(self) -> Standing:
-        """Carry out what other clients wish for, of a client that wants nothing itself."""
+    async def serve(self, pause: float = 0.0) -> Standing:
+        """Carry out what other clients wish for, of a client that wants nothing itself.
+
+        `pause`: seconds for which what one session of the client has done serves its other sessions.
+        """
         async with self._turn:
-            now = time.time()
+            if time.monotonic() - self._served_at < pause:
+                return self._last
+            now, self._served_at = time.time(), time.monotonic()
             merged = await self._merged(now)
             if not merged.agents:
                 return Standing()

@@ -8,7 +8,7 @@ it is set. Its samples come a minute late. So the formula has four stages:
 2. Until `counted_until`, which living clients renew, the size is the number of agents.
 3. After that, for `WORKING` seconds, the size is the number of agents that run. They work off what is queued,
    leave when they are idle, and each takes a node with it. Without this stage all nodes would leave at once,
-   and those with a long task would keep the pool resizing until Batch gives that up.
+   and one with a long task would keep the pool resizing, in which it takes no formula.
 4. Then the pool has its minimum size. Agents that still run finish: their nodes wait for them.
 
 The last two stages are what ends a pool whose clients are dead: agent tasks that can never run do not count

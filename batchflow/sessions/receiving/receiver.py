@@ -41,7 +41,7 @@ from batchflow.sessions.receiving.mailbox_state import (
 from batchflow.sessions.receiving.spill_file import SpillFile
 from batchflow.sessions.records.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
-from batchflow.support.cadence import sleep_until_turn, until_turn
+from batchflow.support.cadence import until_turn
 from batchflow.support.event_log import event_logger
 from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
@@ -91,7 +91,7 @@ class ResultReceiver:
         checkpoint: CheckpointStore | None,
         reader: ValueReader,
         *,
-        living_holder: Callable[[], Awaitable[str | None]],
+        living_holder: Callable[[float], Awaitable[str | None]],
         gone_by: Callable[[str], float | None],
         confirmed: Callable[[int], None],
         was_cancelled: Callable[[str, int], bool],
@@ -99,7 +99,8 @@ class ResultReceiver:
     ) -> None:
         """`checkpoint`: of a session that can be found again by its name. `reader` opens values.
 
-        `living_holder`: names another client that shows signs of life in the mailbox. `gone_by`: when an
+        `living_holder`: names another client that shows signs of life in the mailbox, which was seen locked
+        for so many seconds. `gone_by`: when an
         earlier holder was dead, by the services' clock, as far as its signs of life say. `confirmed`: called
         with the number of a task for which a message came although it had an outcome. `was_cancelled`:
         whether an earlier session of this name had cancelled a task of its incarnation. `passed`: how many
@@ -150,14 +151,15 @@ class ResultReceiver:
         """Attach, once a dead holder's lock has run out. Raises `MailboxInUse` when a living one has it."""
         backoff = Backoff(0.5)
         clock = asyncio.get_running_loop().time
-        until = clock() + self._runtime.manifest.lock_duration + _LOCK_GRACE
+        began = clock()
+        until = began + self._runtime.manifest.lock_duration + _LOCK_GRACE
         waited = False
         while True:
             try:
                 self.state.attachment = await self._open_once()
             except MailboxInUse as error:
                 waited = True
-                if (holder := await self._living_holder()) is not None:
+                if (holder := await self._living_holder(clock() - began)) is not None:
                     what = f"mailbox {self._id!r} is held by {holder}"
                     raise MailboxInUse(f"{what}: close it there, or take another session name") from error
                 if clock() > until:
@@ -234,10 +236,14 @@ class ResultReceiver:
         return lost_by if gone_by is None else min(lost_by, gone_by)
 
     async def keep(self) -> None:
-        """Renew the mailbox's lock at a third of its time."""
+        """Renew the mailbox's lock at a third of its time; at two thirds while the session has no tasks."""
+        lock = self._runtime.manifest.lock_duration
+        pause = until_turn(lock / 3)
         while True:
-            await sleep_until_turn(self._runtime.manifest.lock_duration / 3)
-            if self.mailbox is None:
+            await asyncio.sleep(pause)
+            pause = until_turn(lock / 3)
+            left = self.ours_until - time.monotonic()
+            if self.mailbox is None or (left > lock / 2 and not len(self._context.tracker)):
                 continue
             began = time.monotonic()
             try:
@@ -246,6 +252,7 @@ class ResultReceiver:
             except BrokerError as error:
                 # The receiving side meets the same problem, and opens the mailbox again.
                 logger.warning("mailbox_not_renewed", extra={"mailbox": self._id, "error": str(error)})
+                pause = min(pause, lock / 10)
 
     async def settle(self, close_timeout: float) -> None:
         """Complete the messages that were delivered; with a checkpoint, once that was saved.
@@ -376,7 +383,7 @@ class ResultReceiver:
 
     async def _other_holder(self) -> str | None:
         try:
-            return await self._living_holder()
+            return await self._living_holder(math.inf)
         except StorageError as error:
             logger.warning("presence_not_read", extra={"mailbox": self._id, "error": str(error)})
             return None

@@ -12,6 +12,7 @@ Pools   active -> deleting -> (gone, when the last node is). Allocation: steady 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -266,7 +267,7 @@ class Pools:
         pool.spot_wanted = pool.spot_wanted if targets.spot is None else targets.spot
         pool.formula_run = AutoscaleRun(now, targets.results)
         if (pool.wanted, pool.spot_wanted) != before:
-            self._begin_resize(pool, now)
+            self._begin_resize(pool, now, math.inf)  # the pool's timeout is for manual scaling alone
             self._allocate(pool, targets.option, now)
 
     # Faults, as a test asks for them
@@ -310,7 +311,8 @@ class Pools:
     def _begin_resize(self, pool: PoolRecord, now: float, timeout: float | None = None) -> None:
         pool.allocation, pool.allocation_since = "resizing", now
         pool.resize_errors = ()
-        pool.resize_deadline = now + (pool.spec.resize_timeout if timeout is None else timeout)
+        patience = pool.spec.resize_timeout if timeout is None else timeout
+        pool.resize_deadline = None if patience == math.inf else now + patience
 
     def _allocate(self, pool: PoolRecord, option: Deallocation, now: float) -> None:
         """Make the nodes that are missing, and let those leave that are too many: the least busy first."""

@@ -6,15 +6,15 @@ import sys
 from batchflow import Client
 
 
-async def main(config: str, pool_id: str, tasks: int) -> None:
+async def main(config: str, pool_id: str, tasks: int, seconds: str, name: str) -> None:
     async with Client.from_config(config) as client:
         pool = await client.pool(pool_id)
-        async with pool.session("mine") as session:
+        async with pool.session(name) as session:
             for number in range(tasks):
-                await session.submit("sleeps.py", "0.05", task_id=str(number))
+                await session.submit("sleeps.py", seconds, task_id=str(number))
             await session.flush()
             print("flushed", flush=True)  # noqa: T201
             await asyncio.sleep(600)
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:]))
