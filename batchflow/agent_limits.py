@@ -12,7 +12,6 @@ Tasks = Annotated[int, "tasks"]
 Results = Annotated[int, "results"]
 Nodes = Annotated[int, "nodes"]
 Queues = Annotated[int, "queues"]
-Percent = Annotated[float, "%"]
 Processes = Annotated[int, "processes"]
 
 

@@ -13,6 +13,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.config.loader import load_settings
+from batchflow.display.live_view import LiveView
 from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
     BrokerError,
@@ -25,6 +26,7 @@ from batchflow.model import Origin, PoolSpec
 from batchflow.pools import node_logs, pool_spec
 from batchflow.pools.connections import connect, preload
 from batchflow.pools.open_sessions import OpenSessions
+from batchflow.pools.reports.figures import look_at_all
 from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, sweep, sweep_when_due
 from batchflow.protocol import layout
@@ -52,7 +54,7 @@ logger = event_logger(__name__)
 _NOT_OPEN = "the client is not open: use `async with` or `await`, and not after aclose()"
 
 
-class Client(Supervised):
+class Client(LiveView, Supervised):
     """A connection to one deployment: creates, finds and deletes pools.
 
     Opened by `async with` or `await`; closed by leaving it or by `aclose`, also from another asyncio task.
@@ -122,13 +124,18 @@ class Client(Supervised):
         return f"<Client on {self._settings.target}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.html import card, fact_table, session_table
+        from batchflow.display.html import card, fact_table, pool_table, session_table
 
         settings = self._settings
         where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
         facts = [("state", "closed" if self.closed else "open"), ("target", settings.target)]
         sessions = sorted(self._sessions, key=lambda session: (session.pool_id, session.name))
-        return card("Client", where, fact_table(facts), session_table([each.summary() for each in sessions]))
+        pools = {name: seen.facts() for name, seen in sorted(self._sessions.figures.items())}
+        shown = session_table([each.summary() for each in sessions])
+        return card("Client", where, fact_table(facts), pool_table(pools), shown)
+
+    async def _ask(self) -> None:
+        await look_at_all(self._sessions.figures, [(pool.runtime, pool.cost) async for pool in self.pools()])
 
     # ---- pools
 

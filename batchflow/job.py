@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from batchflow.display.live_view import LiveView
 from batchflow.model import JobCounts
 from batchflow.pools.reports.heartbeats import read_heartbeats
 
@@ -31,7 +32,7 @@ class _MakeSession(Protocol):
     ) -> Session: ...
 
 
-class Job:
+class Job(LiveView):
     """A job; made by `pool.create_job` or `pool.job`. It costs nothing while no task runs in it."""
 
     def __init__(
@@ -41,6 +42,7 @@ class Job:
         self._jobs = jobs
         self._runtime = runtime
         self._make_session = make_session
+        self._seen: JobCounts | None = None  # for views, which cannot ask
 
     @property
     def pool_id(self) -> str:
@@ -84,7 +86,8 @@ class Job:
         Reports of sessions in other programs are up to `session.presence_interval` seconds old, those of
         agents up to a heartbeat. Raises `StorageError`. Safe to cancel.
         """
-        return await self._jobs.counts(self.name, await read_heartbeats(self._runtime.out))
+        self._seen = await self._jobs.counts(self.name, await read_heartbeats(self._runtime.out))
+        return self._seen
 
     async def close(self) -> None:
         """Refuse new sessions and tasks; submitted tasks go on. Idempotent. Raises `JobNotFound`."""
@@ -98,7 +101,10 @@ class Job:
         return f"<Job {self.name!r} of pool {self.pool_id!r}, {self.state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.html import card, fact_table, moment
+        from batchflow.display.html import job_card
 
-        facts = [("pool", self.pool_id), ("state", self.state), ("made", moment(self.created_at))]
-        return card("Job", self.name, fact_table(facts))
+        sessions = [each.summary() for each in self._runtime.sessions.of_job(self.pool_id, self.name)]
+        return job_card(self.name, self.pool_id, self.state, self.created_at, self._seen, sessions)
+
+    async def _ask(self) -> None:
+        await self.counts()

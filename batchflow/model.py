@@ -181,6 +181,11 @@ class Result(Generic[T_co]):
             raise error
         return self.value
 
+    def __repr__(self) -> str:
+        from batchflow.display.result_text import result_line
+
+        return result_line(self)
+
     def _repr_html_(self) -> str:
         from batchflow.display.html import result_card
 

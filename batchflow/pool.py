@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from batchflow.diagnosis.pool import explain_pool
 from batchflow.diagnosis.readiness import until_ready
+from batchflow.display.live_view import LiveView
 from batchflow.errors import ConfigurationError
 from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
@@ -20,6 +21,7 @@ from batchflow.pools.jobs import PoolJobs
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.pools.reboot import change_start_task, reboot_all
+from batchflow.pools.reports.figures import look, node_of
 from batchflow.pools.spending.cost import measure_cost
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, JobDocument, PoolManifest
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from batchflow.support.progress_report import Progress
 
 
-class Pool:
+class Pool(LiveView):
     """A pool; made by `client.ensure_pool`, `client.create_pool` or `client.pool`."""
 
     def __init__(
@@ -67,9 +69,13 @@ class Pool:
         from batchflow.display.html import card, fact_table, session_table
 
         sessions = [session.summary() for session in self.runtime.open_sessions]
-        cost = self.runtime.cost
-        facts = [("came here as", str(self.origin)), ("cost", None if cost is None else cost.short)]
+        seen, cost = self.runtime.sessions.figures.get(self.id), self.runtime.cost
+        facts: list[tuple[str, object]] = [("came here as", str(self.origin))]
+        facts += [("cost", None if cost is None else cost.short)] if seen is None else seen.facts()
         return card("Pool", self.id, fact_table(facts), session_table(sessions))
+
+    async def _ask(self) -> None:
+        await look(self.runtime, self.cost)
 
     # ---- sessions and jobs
 
@@ -262,7 +268,7 @@ class Pool:
         """List the machines, as Batch and the agents report them. Raises `PoolNotFound`."""
         beats = {beat.node: beat for beat in await self.heartbeats()}
         nodes = await self.runtime.connections.compute.nodes(self.id)
-        return [_node(info.id, info.state, info.dedicated, beats.get(info.id)) for info in nodes]
+        return [node_of(info, beats.get(info.id)) for info in nodes]
 
     async def wait_ready(
         self,
@@ -328,17 +334,3 @@ class Pool:
         await provisioner.remove(self.runtime.manifest)
         if wait:
             await provisioner.until_gone(self.id, report)
-
-
-def _node(node_id: str, state: str, dedicated: bool, beat: Heartbeat | None) -> Node:
-    if beat is None:
-        return Node(node_id, state, dedicated=dedicated)
-    return Node(
-        node_id,
-        state,
-        host=beat.host,
-        dedicated=dedicated,
-        slots=beat.slots,
-        running=len(beat.running),
-        agent=beat.state,
-    )

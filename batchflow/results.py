@@ -66,30 +66,26 @@ class Results(list[Result[T]], Generic[T]):
             frame[name] = pandas.to_datetime(frame[name].astype("float64"), unit="s", utc=True)
         frame["seconds"] = (frame["finished_at"] - frame["started_at"]).dt.total_seconds()
         if expand:
+            from batchflow.display.result_text import asked_parts, value_parts
+
             frame = frame.drop(columns=["value", "args"])
-            parts = [_asked(result.args) | _parts(result.value) for result in self]
+            parts = [asked_parts(result.args) | value_parts(result.value) for result in self]
             for name in dict.fromkeys(name for part in parts for name in part):
                 frame[name] = [part.get(name) for part in parts]
         return frame
 
+    def __repr__(self) -> str:
+        from batchflow.display.result_text import result_lines
+
+        return result_lines(self)
+
     def _repr_html_(self) -> str:
         from batchflow.display.html import MOST_ROWS, result_table
+        from batchflow.display.result_text import summary
 
         rows = [dict(zip(_COLUMNS, _row(result), strict=True)) for result in self[:MOST_ROWS]]
-        return result_table(rows, len(self))
+        return result_table(rows, len(self), summary(self))
 
 
 def _row(result: Result) -> tuple[Any, ...]:
     return tuple(result.status.value if name == "status" else getattr(result, name) for name in _COLUMNS)
-
-
-def _asked(args: list[Any] | None) -> dict[str, Any]:
-    if args is not None and len(args) == 1 and isinstance(args[0], dict):
-        return {f"args.{key}": part for key, part in args[0].items()}
-    return {} if args is None else {"args": args}
-
-
-def _parts(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {f"value.{key}": part for key, part in value.items()}
-    return {} if value is None else {"value": value}

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Percent, Queues, Results, Seconds, Tasks
+from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Queues, Results, Seconds, Tasks
 from batchflow.errors import ConfigurationError
+from batchflow.support.setting_groups.observing import MonitorSettings, TelemetrySettings
 
 Target = Literal["local", "azure"]
 
@@ -159,15 +160,6 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TelemetrySettings:
-    """Traces and metrics, where the program has set up OpenTelemetry. Without that, nothing is traced."""
-
-    sample: Percent = 100.0
-    """Which part of the tasks is traced. It is applied before the SDK's own sampler, which
-    costs as much as a small task."""
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """All of them. Secrets are left out of the repr."""
 
@@ -181,6 +173,7 @@ class Settings:
     agent: AgentSettings = field(default_factory=AgentSettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    monitor: MonitorSettings = field(default_factory=MonitorSettings)
 
     @property
     def connected(self) -> bool:
@@ -231,7 +224,17 @@ class Settings:
         return "\n".join(lines) + "\n"
 
 
-GROUPS: Final = ("batch", "storage", "servicebus", "access", "pool", "agent", "session", "telemetry")
+GROUPS: Final = (
+    "batch",
+    "storage",
+    "servicebus",
+    "access",
+    "pool",
+    "agent",
+    "session",
+    "telemetry",
+    "monitor",
+)
 DESCRIPTIONS: Final = ("pools", "jobs")
 """Tables of the file that are no settings."""
 

@@ -106,10 +106,9 @@ class Task(Generic[T_co]):
         return f"<Task {self.id!r} {self._entry.command!r} {self.status.value}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.html import card, fact_table
+        from batchflow.display.html import task_card
 
-        facts = [("command", self._entry.command), ("number", self.index)]
-        return card("Task", self.id, fact_table(facts), badge=self.status.value)
+        return task_card(self._entry, self.node, self.started_at)
 
 
 def entry_of(value: Any, outcomes: Outcomes) -> Entry | None:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 _LINE_EVERY: Final = 10.0
 """Seconds between two plain lines, at least."""
-_BAR: Final = 40
-"""Columns of the bar, and of what must be left beside it."""
+_BAR: Final = 20
+"""Columns of the bar."""
+_BESIDE: Final = 56
+"""Columns that the counts and the time left may take beside it."""
 
 
 class Progress(Protocol):
@@ -94,7 +96,7 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         console = Console(stderr=True)
-        wide = console.width >= 2 * _BAR
+        wide = console.width >= _BAR + _BESIDE
 
         class Facts(ProgressColumn):
             def render(self, task: Task) -> Text:

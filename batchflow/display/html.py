@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import html
 import reprlib
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,11 +47,6 @@ _BAR: Final = (
     "background:rgba(128,128,128,.25)"
 )
 FAINT: Final = "opacity:.65"
-
-_shorten: Final = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = MOST_CELL
-_shorten.maxlist = _shorten.maxtuple = _shorten.maxdict = 8
-_shorten.maxlevel = 4
 
 
 class Html(str):
@@ -97,6 +93,7 @@ def result_card(result: Mapping[str, Any]) -> Html:
     value, error, tag = result["value"], result["error"], result["tag"]
     facts = [
         ("command", result["command"]),
+        ("arguments", inputs(result["args"])),
         ("node", result["node"]),
         ("attempt", attempt if attempt > 1 else None),
         ("took", span(result["started_at"], result["finished_at"])),
@@ -109,24 +106,47 @@ def result_card(result: Mapping[str, Any]) -> Html:
     return card("Result", result["task_id"], fact_table(facts), *texts, badge=result["status"])
 
 
-def result_table(results: Sequence[Mapping[str, Any]], total: int) -> Html:
-    """Return a table of the first results, as for `result_card`; `total` is how many there are."""
+def task_card(task: Any, node: str | None, started: float | None) -> Html:
+    """Return a card of a task. `task`: its entry in the session; `started`: seconds since the epoch."""
+    outcome = task.read() if task.done else None
+    args = task.arguments if isinstance(task.arguments, list) else None
+    facts = [
+        ("command", task.command),
+        ("number", task.index),
+        ("arguments", inputs(args)),
+        ("node", node),
+        ("submitted", moment(task.submitted_at)),
+        ("waited", None if started is None else seconds(max(0.0, started - task.submitted_at))),
+        ("started", None if started is None else moment(started)),
+        ("ran", None if outcome is None else span(started, outcome.finished_at)),
+        ("error", None if outcome is None or outcome.error is None else cut(outcome.error)),
+    ]
+    return card("Task", task.task_id, fact_table(facts), badge=task.status.value)
+
+
+def result_table(results: Sequence[Mapping[str, Any]], total: int, summary: str) -> Html:
+    """Return a summary of the results and a table of the first ones, as for `result_card`.
+
+    `summary`: in words, of all of them; `total` is how many there are.
+    """
     rows = [
         (
             result["task_id"],
             mark(result["status"], result["status"]),
+            inputs(result["args"]) or "",
             short(result["value"])
             if result["status"] == "succeeded"
             else cut(result["error"] or "", MOST_CELL),
             result["node"] or "",
-            span(result["started_at"], result["finished_at"]) or "",
+            unwrapped(span(result["started_at"], result["finished_at"]) or ""),
         )
         for result in results[:MOST_ROWS]
     ]
     left = total - MOST_ROWS
     return element(
         "div",
-        table(("task", "status", "value or error", "node", "took"), rows),
+        element("div", summary),
+        table(("task", "status", "input", "value or error", "node", "took"), rows),
         element("div", f"and {left:,} more", style=FAINT) if left > 0 else None,
     )
 
@@ -148,7 +168,7 @@ def session_table(sessions: Sequence[tuple[str, str, Mapping[str, int]]]) -> Htm
     return table(("pool", "session", "tasks"), rows)
 
 
-def card(kind: str, name: str, *parts: Html, badge: str | None = None) -> Html:
+def card(kind: str, name: str, *parts: Html | None, badge: str | None = None) -> Html:
     head = element(
         "div",
         element("span", f"{kind} ", style=FAINT),
@@ -174,6 +194,34 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
     return element("table", element("thead", head), element("tbody", *lines))
 
 
+def pool_table(pools: Mapping[str, Sequence[tuple[str, object]]]) -> Html | None:
+    """Return a table of pools: their facts, as `PoolFigures` has them."""
+    if not pools:
+        return None
+    heads = [name for name, _ in next(iter(pools.values()))]
+    rows = [(pool, *("" if value is None else value for _, value in facts)) for pool, facts in pools.items()]
+    return table(("pool", *heads), rows)
+
+
+def job_card(
+    name: str,
+    pool: str,
+    state: str,
+    made: float,
+    counts: Any,
+    sessions: Sequence[tuple[str, str, Mapping[str, int]]],
+) -> Html:
+    """Return a card of a job. `counts`: its `JobCounts`; None: they are not known."""
+    facts = fact_table([("pool", pool), ("state", state), ("made", moment(made))])
+    numbers = None if counts is None else task_counts({"queued": 0, "sending": 0, **asdict(counts)})
+    return card("Job", name, facts, numbers, session_table(sessions))
+
+
+def unwrapped(text: str) -> Html:
+    """Return a text that stays on one line: a number and its unit."""
+    return element("span", text, style="white-space:nowrap")
+
+
 def folded(name: str, text: str) -> Html:
     return element("details", element("summary", name), element("pre", cut(text)))
 
@@ -183,7 +231,24 @@ def mark(state: str, text: str) -> Html:
 
 
 def short(value: Any) -> str:
+    """Return a value in a line, numbers with five significant digits."""
     return cut(_shorten.repr(value), MOST_CELL)
+
+
+def inputs(args: list[Any] | None) -> str | None:
+    """Return what a task was asked in a line: a lone argument without its list."""
+    if not args:
+        return None
+    return short(args[0]) if len(args) == 1 else cut(", ".join(map(short, args[:8])), MOST_CELL)
+
+
+class _Shortened(reprlib.Repr):
+    """Representations of a bounded length, in which a number has five significant digits."""
+
+    def repr1(self, value: Any, level: int) -> str:
+        if isinstance(value, float):
+            return format(value, ".5g")
+        return super().repr1(value, level)
 
 
 def cut(text: str, most: int = _MOST_TEXT) -> str:
@@ -193,8 +258,24 @@ def cut(text: str, most: int = _MOST_TEXT) -> str:
 def span(start: float | None, end: float | None) -> str | None:
     if start is None or end is None:
         return None
-    return f"{end - start:.3g} s"
+    return seconds(end - start)
+
+
+def seconds(value: float) -> str:
+    """Return a time as people write it: `3.2 ms`, `1.25 s`, `4 min 05 s`."""
+    if value < 0.9995:
+        return f"{value * 1000:.3g} ms"
+    if value < 100:
+        return f"{value:.3g} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+_shorten: Final = _Shortened()
+_shorten.maxstring = _shorten.maxother = MOST_CELL
+_shorten.maxlist = _shorten.maxtuple = _shorten.maxdict = 8
+_shorten.maxlevel = 4

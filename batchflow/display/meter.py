@@ -83,14 +83,17 @@ class Meter:
         elapsed = until - self.started if self.started is not None else 0.0
         if self.done > self._before and elapsed > 0:
             rate = (self.done - self._before) / elapsed
-            said.append(f"{rate:,.3g}/s")
             if self.total is not None and not self.complete:
                 said.append(f"{duration((self.total - self.done) / rate)} left")
+            said.append(rate_text(rate))
         said.append(duration(elapsed))
         return said
 
     def line(self, now: float, width: int = 0) -> str:
-        """Return one line of at most `width` characters, 0 for any; the bar is left out first."""
+        """Return one line of at most `width` characters, 0 for any.
+
+        The bar is left out first, then the end of the label; what is left of the time stays.
+        """
         label = [self.label] if self.label else []
         facts = self.facts(now)
         if self.total:
@@ -98,6 +101,11 @@ class Meter:
             whole = "  ".join((*label, "█" * full + "░" * (_BAR - full), *facts))
             if not width or len(whole) <= width:
                 return whole
+        left = next((place for place, fact in enumerate(facts) if fact.endswith(" left")), 0)
+        needed = len("  ".join(facts[: left + 1]))
+        if label and width and width - needed - 2 < len(self.label):
+            room = width - needed - 2
+            label = [f"{self.label[: room - 1]}…"] if room > 1 else []
         return fitting([*label, *facts], width)
 
     def view(self, now: float) -> Html:
@@ -115,6 +123,15 @@ def fitting(parts: Sequence[str], width: int) -> str:
             break
         text += f"  {part}"
     return text[:width] if width else text
+
+
+def rate_text(rate: float) -> str:
+    """Format tasks a second as people write them: "12,300/s", "4.2/s", "12/min", "3/h"."""
+    if rate >= 0.95:
+        return f"{rate:,.0f}/s" if rate >= 99.5 else f"{rate:.3g}/s" if rate >= 10 else f"{rate:.2g}/s"
+    if rate * 60 >= 0.95:
+        return f"{rate * 60:.2g}/min"
+    return f"{rate * 3600:.2g}/h"
 
 
 def duration(seconds: float) -> str:

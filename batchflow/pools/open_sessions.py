@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from batchflow.model import Counts
+    from batchflow.pools.reports.figures import PoolFigures
 
 logger = event_logger(__name__)
 
@@ -46,6 +47,8 @@ class OpenSessions:
     def __init__(self) -> None:
         self._sessions: list[OpenSession] = []
         self._loads: dict[str, PoolLoad] = {}
+        self.figures: dict[str, PoolFigures] = {}
+        """What pools looked like when that was asked for last, by their ids, for views that cannot ask."""
 
     def load_of(self, pool_id: str) -> PoolLoad:
         """What the sessions have learned of a pool, and have under way there."""

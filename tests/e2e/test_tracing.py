@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from batchflow import Client
-from batchflow.settings import Settings, TelemetrySettings
+from batchflow.settings import Settings
+from batchflow.support.setting_groups.observing import TelemetrySettings
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
 

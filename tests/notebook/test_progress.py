@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from batchflow import Client, Result, Status
-from batchflow.display.meter import Meter, duration
+from batchflow.display.meter import Meter, duration, rate_text
 from batchflow.display.progress import Log, Terminal, choose_display
 from batchflow.streams import ProgressStream, ResultStream
 from tests.support.results import a_result
@@ -64,9 +64,9 @@ def test_a_meter_says_how_far_it_is() -> None:
     meter.start(100.0)
     for status in (Status.SUCCEEDED, Status.FAILED):
         meter.ended(a_result(status=status).status.value, 101.0)
-    assert meter.line(101.0) == "pi  ██████░░░░░░░░░░░░░░░░░░  2 of 8  1 failed  2/s  3 s left  1 s"
-    assert meter.line(101.0, 30) == "pi  2 of 8  1 failed  2/s"
-    assert meter.line(101.0, 5) == "pi"
+    assert meter.line(101.0) == "pi  ██████░░░░░░░░░░░░░░░░░░  2 of 8  1 failed  3 s left  2/s  1 s"
+    assert meter.line(101.0, 30) == "pi  2 of 8  1 failed  3 s left"
+    assert meter.line(101.0, 26) == "2 of 8  1 failed  3 s left"
     assert meter.outcome == "1 succeeded, 1 failed"
     assert "2 of 8 · 1 failed" in meter.view(101.0)
     assert "width:12.50%" in meter.view(101.0)
@@ -77,7 +77,7 @@ def test_a_meter_that_knows_no_total_counts() -> None:
     meter = Meter()
     assert meter.line(5.0) == "0 results  0 s"
     meter.ended(a_result().status.value, 5.0)
-    assert meter.line(7.0) == "1 result  0.5/s  2 s"
+    assert meter.line(7.0) == "1 result  30/min  2 s"
     assert not meter.complete
 
 
@@ -89,7 +89,7 @@ def test_what_was_done_before_says_nothing_of_the_speed() -> None:
     meter.start(0.0)
     assert meter.facts(2.0) == ["90 of 100", "2 s"]
     meter.ended(a_result().status.value, 2.0)
-    assert meter.facts(2.0) == ["91 of 100", "0.5/s", "18 s left", "2 s"]
+    assert meter.facts(2.0) == ["91 of 100", "18 s left", "30/min", "2 s"]
 
 
 def test_the_last_result_ends_the_time() -> None:
@@ -97,7 +97,27 @@ def test_the_last_result_ends_the_time() -> None:
     meter = Meter(total=1)
     meter.start(0.0)
     meter.ended(a_result().status.value, 2.0)
-    assert meter.facts(9.0) == ["1 of 1", "0.5/s", "2 s"]
+    assert meter.facts(9.0) == ["1 of 1", "30/min", "2 s"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"),
+    [(12345.6, "12,346/s"), (42.26, "42.3/s"), (4.24, "4.2/s"), (0.5, "30/min"), (0.001, "3.6/h")],
+)
+def test_rates_are_written_as_people_do(rate: float, said: str) -> None:
+    assert rate_text(rate) == said
+
+
+def test_time_left_stays_at_80_columns() -> None:
+    """The bar goes first, then the end of the label."""
+    meter = Meter("a label that says more than it has to say, for a bar of progress", 2_000_000)
+    meter.start(0.0)
+    for status, number in (("succeeded", 1_000_000), ("failed", 1_234), ("cancelled", 99)):
+        meter.counts[status] = number
+    line = meter.line(5_000.0, 80)
+    assert len(line) <= 80
+    assert "1 h 23 min left" in line
+    assert "1,001,333 of 2,000,000" in line
 
 
 def test_a_label_is_text() -> None:

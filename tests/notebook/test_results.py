@@ -81,3 +81,28 @@ def test_without_pandas_it_says_what_to_install() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout == "pandas is not installed: pip install pandas\n"
+
+
+def test_plain_representation_has_at_most_ten_lines() -> None:
+    """A summary, then inputs beside values with five significant digits, and how many are left."""
+    results = Results(
+        a_result(
+            number,
+            value=number / 3,
+            args=[number],
+            node="n",
+            started_at=10.0,
+            finished_at=10.0 + number / 1000,
+        )
+        for number in range(2_000)
+    )
+    lines = repr(results).splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "<Results: 2,000 results, 0 failed, p50 1 s, p99 1.98 s, 1 node>"
+    assert lines[3] == "  2: 2 -> 0.66667"
+    assert lines[-1] == "  and 1,992 more"
+    assert repr(results[2]) == "<Result '2' 'x.py' succeeded, 0.66667, 2 ms on n>"
+    view = results._repr_html_()
+    assert "2,000 results, 0 failed" in view
+    assert "and 1,950 more" in view
+    assert len(view) < 40_000

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from batchflow import Client, Counts, Explanation, Result, Status
 from batchflow.display.html import MOST_CELL, MOST_ROWS, element
 from batchflow.model import Attempt, Cause
+from batchflow.pools.reports.figures import look
 from batchflow.results import Results
 from tests.support.results import a_result
 
@@ -164,6 +165,13 @@ async def test_what_is_open_is_shown_without_its_secrets() -> None:
         assert "created: there was none of that name" in texts[1]
         assert "1 succeeded" in texts[3]
         assert HOSTILE[0] in texts[4]
+        assert "submitted" in texts[4]
+        figures = await look(pool.runtime, pool.cost)
+        assert figures.facts()[2] == ("slots", f"0 of {figures.slots} busy")
+        assert "1 ready" in Seen(repr_html(pool)).text
+        assert " message" in Seen(repr_html(client)).text
+        assert (await job.counts()).succeeded == 1
+        assert "1 succeeded" in Seen(repr_html(job)).text
         assert "closed" in Seen(repr_html(session)).text
         assert repr(session) == "<Session 'reader' in job 'report' of pool 'views', closed>"
         assert "no open session" in Seen(repr_html(client)).text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -71,7 +73,8 @@ async def logs(
         return await _task_logs(invocation, _run_of(run_name), int(target), follow)
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
-        write = _write_object if invocation.as_json else terminal.write
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        write = _write_object if invocation.as_json else _write_text if on_terminal else terminal.write
         try:
             await _node_logs(await find_pool(client, pool, configuration), target, lines, follow, write)
         except CommandError as error:
@@ -147,6 +150,29 @@ def _write_object(line: str) -> None:
         terminal.write_json(json.loads(line))
     except ValueError:
         terminal.write_json({"line": line})
+
+
+def _write_text(line: str) -> None:
+    """Write an agent's line of JSON as text: when, how grave, what, and its fields."""
+    terminal.write(log_text(line))
+
+
+def log_text(line: str) -> str:
+    """Return an agent's line of JSON as text; any other line as it is."""
+    try:
+        fields = json.loads(line)
+        at, level, event = (str(fields.pop(name)) for name in ("at", "level", "event"))
+        when = datetime.fromisoformat(at).astimezone().strftime("%m-%d %H:%M:%S.%f")[:-3]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return line
+    exception = fields.pop("exception", None)
+    told = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in fields.items()
+        if name not in ("logger", "pid")
+    ]
+    text = "  ".join([when, f"{level:7}", event, *told])
+    return text if exception is None else f"{text}\n{exception}"
 
 
 async def _node_logs(pool: Pool, target: str, lines: int, follow: bool, write: Callable[[str], None]) -> None:

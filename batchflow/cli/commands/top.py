@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
+import termios
 import time
+import tty
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +20,7 @@ from batchflow.cli.command import Command, Invocation, asynchronous
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import Exit
 from batchflow.cli.shell_names import pool_names
+from batchflow.display.meter import rate_text
 from batchflow.printable import printable
 
 if TYPE_CHECKING:
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from batchflow.pool import Pool
 
 
+_STATE: Final = 8
+_AGENT: Final = 8
+"""Columns of these words that are left where the terminal is narrow."""
 _COST_EVERY: Final = 10.0
 """Seconds between two looks at the cost, which reads a document of each agent."""
 
@@ -42,7 +50,7 @@ _COST_EVERY: Final = 10.0
 @click.option("--once", is_flag=True, help="One look, and no more.")
 @asynchronous
 async def top(invocation: Invocation, pool: str | None, interval: float, once: bool) -> int:
-    """Watch a POOL until Ctrl-C: live on a terminal, lines elsewhere, with --json objects."""
+    """Watch a POOL until q or Ctrl-C: live on a terminal, lines elsewhere, with --json objects."""
     configuration = invocation.configuration()
     stop = asyncio.Event()
     async with invocation.client(configuration) as client:
@@ -100,7 +108,7 @@ async def _print(pool: Pool, interval: float, once: bool, as_json: bool, stop: a
 
 def _line(seen: Snapshot, rate: float | None) -> str:
     busy = f"{seen.running}/{seen.slots} slots"
-    speed = "" if rate is None else f", {rate:.1f}/s"
+    speed = "" if rate is None else f", {rate_text(rate)}"
     problems = f", {len(seen.problems)} nodes in trouble" if seen.problems else ""
     return (
         f"{seen.pool}: {len(seen.beats)}/{len(seen.nodes)} nodes, {busy}, {seen.queued} queued, "
@@ -113,9 +121,31 @@ async def _watch(pool: Pool, interval: float, stop: asyncio.Event) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(), auto_refresh=False, screen=True) as live:
+    with _left_by_q(stop), Live(console=Console(), auto_refresh=False, screen=True) as live:
         async for seen, rate in _looks(pool, interval, stop):
             live.update(_drawn(seen, rate), refresh=True)
+
+
+@contextlib.contextmanager
+def _left_by_q(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` when `q` is typed, without waiting for the end of a line and without showing it."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield
+        return
+    descriptor, loop = sys.stdin.fileno(), asyncio.get_running_loop()
+    before = termios.tcgetattr(descriptor)
+
+    def typed() -> None:
+        if b"q" in os.read(descriptor, 64).lower():
+            stop.set()
+
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, typed)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
@@ -125,10 +155,10 @@ def _drawn(seen: Snapshot, rate: float | None) -> RenderableType:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("NODE", no_wrap=True, overflow="ellipsis")
-    for head in ("STATE", "AGENT"):
-        table.add_column(head, no_wrap=True)
-    for head in ("BUSY", "DONE", "FAILED", "CANCELLED", "LOAD"):
-        table.add_column(head, justify="right", no_wrap=True)
+    for head, width in (("STATE", _STATE), ("AGENT", _AGENT)):
+        table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=width)
+    for head, width in (("BUSY", 5), ("DONE", 7), ("FAILED", 6), ("CANCELLED", 9), ("LOAD", 5)):
+        table.add_column(head, justify="right", no_wrap=True, min_width=width)
     beats = {beat.node: beat for beat in seen.beats}
     for node in seen.nodes:
         beat = beats.get(node.id)

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--node-user", metavar="NAME", help="Whom the nodes run as, if root starts the cloud.")
 @click.option("--write-config", type=_FILE, help="A configuration file to write as well.")
 @click.option("--write-env", type=_FILE, help="A file of variables to write as well.")
+@click.option("--show-keys", is_flag=True, help="Print the settings with their keys on a terminal as well.")
 @asynchronous
 async def up(
     invocation: Invocation,
@@ -85,11 +87,13 @@ async def up(
     node_user: str | None,
     write_config: Path | None,
     write_env: Path | None,
+    show_keys: bool,
 ) -> int:
     """Keep a local cloud up until Ctrl-C.
 
-    Other commands find it by themselves where no configuration names Azure, or by --profile local. For
-    other programs its settings are printed, as variables or with --json; the files that --write-config and
+    Other commands find it by themselves where no configuration names Azure, or by --profile local. On a
+    terminal its addresses are printed. For other programs its settings are printed into a pipe, as variables
+    or with --json, and they hold its keys; the files that --write-config and
     --write-env name have them too. The files are for their owner alone, and are removed at the end.
     """
     from batchflow.local.server import LocalCloud, Ports
@@ -107,7 +111,7 @@ async def up(
     stop = asyncio.Event()
     place = local_cloud_file(os.environ)
     with _the_only_one(place), invocation.interrupts.answered_by(stop.set):
-        await _keep(invocation, cloud, size, place, (write_config, write_env), stop)
+        await _keep(invocation, cloud, size, place, (write_config, write_env), stop, show_keys)
     terminal.note("the local cloud has ended")
     return Exit.OK
 
@@ -119,6 +123,7 @@ async def _keep(
     place: Path,
     copies: tuple[Path | None, Path | None],
     stop: asyncio.Event,
+    show_keys: bool,
 ) -> None:
     from batchflow.cli.cloud_status import show
     from batchflow.local.directory import remove_abandoned
@@ -134,7 +139,9 @@ async def _keep(
                 files.enter_context(_kept(config, settings.to_toml()))
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
-            _print(invocation, variables)
+            _print_addresses(settings, place)
+            if invocation.as_json or show_keys or sys.stdout is None or not sys.stdout.isatty():
+                _print(invocation, variables)
             terminal.note(f"ready: {size}; Ctrl-C ends it")
             await in_thread(remove_abandoned)
             await show(settings, stop, cloud.errors)
@@ -187,6 +194,27 @@ def _variables(settings: Settings, place: Path) -> dict[str, str]:
 
 def _lines(variables: dict[str, str]) -> str:
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def _print_addresses(settings: Settings, place: Path) -> None:
+    """Write on stderr where the services are. No key is among it."""
+    bus = settings.servicebus.connection_string or ""
+    blob = settings.storage.connection_string or ""
+    rows = (
+        ("Batch", settings.batch.url),
+        ("Service Bus", _part(bus, "Endpoint=")),
+        ("Blob Storage", settings.storage.account_url or _part(blob, "BlobEndpoint=")),
+        ("settings", f"{place} (--show-keys prints them)"),
+    )
+    for name, value in rows:
+        if value:
+            terminal.note(f"{name:13} {value}")
+
+
+def _part(connection_string: str, name: str) -> str | None:
+    return next(
+        (part.removeprefix(name) for part in connection_string.split(";") if part.startswith(name)), None
+    )
 
 
 def _print(invocation: Invocation, variables: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+from batchflow.cli.commands.logs import log_text
 from batchflow.cli.remedies import as_commands
 from tests.support.command_line import Cli, interrupted, parsed
 
@@ -103,11 +104,12 @@ def test_no_standard_streams_at_all(cli: Cli) -> None:
 
 
 def test_a_live_view_of_a_pool(cli: Cli) -> None:
-    """`top` draws nodes, slots, queue and rate until Ctrl-C, and gives the screen back."""
+    """`top` draws nodes, slots, queue and rate until q or Ctrl-C, and gives the screen back."""
     terminal = cli.on_terminal("top", "demo", "--interval", "0.2")
     terminal.until("NODE")
     terminal.until("queued")
-    terminal.type("\x03")
+    assert "LOAD" in terminal.said  # the last column, at 80 characters
+    terminal.type("q")
     assert terminal.end() == 0
     assert "\x1b[?1049l" in terminal.said
 
@@ -118,6 +120,19 @@ def test_a_view_of_a_pool_for_programs(cli: Cli) -> None:
     assert line.startswith("demo: 2/2 nodes, ")
     seen = json.loads(cli("top", "--once", "--json").stdout)
     assert (seen["pool"], len(seen["nodes"]), seen["slots"], seen["dead"]) == ("demo", 2, 2, 0)
+
+
+def test_line_of_a_log_is_text_on_a_terminal() -> None:
+    """When, how grave, what, its fields, then a traceback; what is no JSON stays as it is."""
+    line = (
+        '{"at": "2026-11-30T12:00:00.125+00:00", "level": "WARNING", "event": "drain", "logger": "a",'
+        ' "pid": 1, "grace": 3.5, "why": "asked", "exception": "Traceback"}'
+    )
+    text = log_text(line)
+    assert text.endswith("  WARNING  drain  grace=3.5  why=asked\nTraceback")
+    assert ":00.125" in text
+    for other in ("plain", "{}", "[1]", '{"at": 1, "level": 2, "event": 3}'):
+        assert log_text(other) == other
 
 
 def test_the_logs_of_a_node(cli: Cli) -> None:

@@ -29,9 +29,12 @@ def test_the_settings_of_a_cloud_are_for_its_owner_alone(alone: Cli) -> None:
 
 
 def test_a_cloud_shows_what_is_on_it(alone: Cli) -> None:
-    """On a terminal: how long it is up, and its pools, until Ctrl-C."""
+    """On a terminal: its addresses without keys, how long it is up, and its pools, until Ctrl-C."""
     terminal = alone.on_terminal("up", columns=60)
     terminal.until("no pools yet")
+    assert "Batch         http://127.0.0.1:" in terminal.said
+    assert "KEY" not in terminal.said
+    assert "AccountKey" not in terminal.said
     assert alone("pool", "create", "seen", "--nodes", "1").returncode == 0
     terminal.until("seen: ")
     terminal.type("\x03")

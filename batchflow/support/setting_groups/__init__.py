@@ -1,0 +1,1 @@
+"""Groups of settings that `batchflow.settings` puts together with the others."""
