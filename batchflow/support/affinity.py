@@ -50,18 +50,18 @@ class LoopAffinity:
 
         Where no event loop runs, the thread of the opening passes.
         """
-        if self._loop is None:
-            return
+        try:
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if self._loop is None or loop is self._loop:
+            return  # a forked child has no running loop: asyncio sees to that
         if os.getpid() != self._pid:
             raise WrongEventLoop(
                 f"{self._what} was opened in process {self._pid} and is used in process {os.getpid()}, a "
                 "forked child: open a client in the child, or start it by multiprocessing's 'spawn' method"
             )
-        try:
-            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is self._loop or (loop is None and threading.get_ident() == self._thread):
+        if loop is None and threading.get_ident() == self._thread:
             return
         if self._loop.is_closed():
             raise WrongEventLoop(

@@ -80,8 +80,9 @@ class Dependents:
         self.record.ended(entry)
         if self.keeper is not None:
             self.keeper.ended(entry)
-        self._ended.append(entry)
-        self._work()
+        if self._ended or self._ready or self.graph.concerns(entry):
+            self._ended.append(entry)
+            self._work()
 
     async def run(self) -> None:
         """Send and end what could not be at once, until cancelled."""

@@ -92,6 +92,10 @@ class DependencyGraph:
         """Return the task with what it waits for; None when it does not wait any more."""
         return self._waiting.get(entry)
 
+    def concerns(self, entry: Entry) -> bool:
+        """Return whether a task waits for others, or others for it."""
+        return entry in self._waiting or entry in self._consumers
+
     def hold(self, waiting: Waiting) -> list[GraphCommand]:
         """Take in a task that waits for others, some or all of which may have ended."""
         self._waiting[waiting.entry] = waiting
