@@ -130,7 +130,6 @@ class Child:
             elif kind == frames.PLACE:
                 self._move(orjson.loads(payload))
             elif kind in (frames.TASK, frames.NEXT_TASK):
-                self._channel.ringing = kind == frames.NEXT_TASK
                 task = task_values.read_task(payload)
                 if time.monotonic() > task["start_by"]:
                     self._wait_for_forget()
@@ -143,7 +142,7 @@ class Child:
                     os._exit(0)
                 flags = self._flags()
                 head = frames.ANSWER.pack(flags, began_at, time.time())
-                self._channel.send(kind, head + answer, quiet=not flags and self._channel.more)
+                self._channel.send(kind, head + answer)
                 if flags:
                     self._channel.go()
 
@@ -504,7 +503,7 @@ def main() -> None:
     faulthandler.enable()
     descriptors = template.serve(line)
     linux.become_subreaper()  # so that the processes that a task leaves behind can be found
-    channel = Channel(descriptors[template.LINE], descriptors[template.BELL])
+    channel = Channel(descriptors[template.LINE])
     kind, payload = channel.next_frame()
     if kind != frames.SETUP:
         os._exit(AGENT_GONE)

@@ -35,15 +35,9 @@ AGENT_GONE: Final = 120
 class Channel:
     """Frames over a blocking descriptor."""
 
-    def __init__(self, descriptor: int, bell: int) -> None:
+    def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
-        os.set_inheritable(bell, False)
         self._fd = descriptor
-        self._bell = bell
-        self.ringing = False
-        """Whether the agent listens to the bell."""
-        self._unheard = 0
-        """Bytes sent since the bell was rung."""
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
@@ -65,22 +59,12 @@ class Channel:
         """The process that may use this channel."""
         return self._pid
 
-    @property
-    def more(self) -> bool:
-        """Whether frames wait here."""
-        return bool(self._frames)
-
-    def send(self, kind: int, payload: bytes = b"", *, quiet: bool = False) -> None:
-        """Send a frame. `quiet`: more follows soon, so that the agent need not be woken."""
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        """Send a frame."""
         view = memoryview(frames.encode(kind, payload))
         with self._send_lock:
-            self._unheard += len(view)
             while view:
                 view = view[os.write(self._fd, view) :]
-            if not quiet or self._unheard > frames.MOST_UNHEARD:
-                self._unheard = 0
-                if self.ringing:
-                    os.eventfd_write(self._bell, 1)
 
     def next_frame(self) -> tuple[int, bytes]:
         """Wait for the next frame that is neither a reply, a GO nor a CANCEL."""

@@ -37,10 +37,8 @@ still, begins neither this task nor those after it: it says LATE and passes over
 with which the agent takes them back.
 
 Being woken for each answer would cost the agent, and the task that runs meanwhile, more than a short task
-does. So while several tasks are under way the agent does not watch the line, but a bell, another eventfd, and
-looks by itself, `LOOK` seconds after it has last found something or, while many answers are due, somewhat
-later. During a NEXT_TASK the child rings the bell for all that it says, except for an answer that needs no GO
-while more tasks wait with it, up to `MOST_UNHEARD` bytes of them.
+does. So while several answers are due the agent does not watch the line, but reads it every `LOOK` seconds.
+What one of these tasks says or asks waits so long at most.
 """
 
 from __future__ import annotations
@@ -59,10 +57,7 @@ PRINTED = 4
 RETIRE = 8
 """Flag: the child is to be replaced."""
 
-LOOK, LATEST_LOOK = 0.005, 0.03
-DECISIVE = 0.05
-"""Seconds of work before its end that the agent wants to know of: then it asks for its next message."""
-MOST_UNHEARD = 64 * 1024
+LOOK = 0.005
 
 ANSWER = Struct(">Bdd")
 """Flags; when the task began and ended, in seconds since the epoch."""
@@ -76,19 +71,6 @@ NODE_UNFIT = "NodeUnfit"
 
 class FrameError(Exception):
     """Bytes that are no frames of ours."""
-
-
-def next_look(passed: float, found: int, due: int) -> float:
-    """Return the seconds until the next look, after one that found so many answers, `passed` seconds after
-    the last one.
-
-    At this pace, when what is due takes `DECISIVE` seconds more; from there on after a sixth of it. Each one
-    that finds nothing is followed later.
-    """
-    if not found:
-        return min(LATEST_LOOK, max(LOOK, 2 * passed))
-    left = passed * due / found
-    return min(LATEST_LOOK, max(LOOK, left - DECISIVE, left / 6))
 
 
 def encode(kind: int, payload: bytes = b"") -> bytes:

@@ -30,7 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-LINE, BELL, PERMITS, STDOUT, STDERR = range(5)
+LINE, PERMITS, STDOUT, STDERR = range(4)
 """The places of the descriptors that come with a request."""
 _LARGEST_REQUEST: Final = 4096
 _QUIET: Final = 300

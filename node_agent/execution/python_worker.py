@@ -123,17 +123,12 @@ class PythonWorker:
         for end in (self._socket, self._theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self._permits = os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._place: Place | None = None
         """Where its tasks run."""
         self._due = 0
         """Answers to tasks that were sent."""
-        self._rings = True
-        """Whether the child rings for all of them."""
         self._look: asyncio.TimerHandle | None = None
-        """While the bell is listened to, and not the line."""
-        self._pause = frames.LOOK
-        """Before this look."""
+        """The next reading of the line, while it is not watched."""
         self._forgotten: asyncio.Future[None] | None = None
         self._unsent = bytearray()
         self._waiter: asyncio.Future[Answer | Unbegun | Gone] | None = None
@@ -164,10 +159,9 @@ class PythonWorker:
         """Have the process forked. Raises OSError when it cannot be. Does not wait for `ready`."""
         self._socket.setblocking(False)
         self._loop.add_reader(self._socket, self._read)
-        self._loop.add_reader(self._bell, self._rung)
         writers = [pipe.writer for pipe in self._pipes.values()]
         with self._theirs:
-            shared = (self._theirs.fileno(), self._bell, self._permits, *writers)
+            shared = (self._theirs.fileno(), self._permits, *writers)
             await self._template.fork(self.mark, shared, self._settings.most_processes)
         for pipe in self._pipes.values():
             pipe.close_writer()
@@ -216,8 +210,6 @@ class PythonWorker:
 
     def dispatch(self, tasks: Sequence[bytes]) -> None:
         """Send tasks, as JSON, to be run one after the other."""
-        if not self._due:
-            self._rings = len(tasks) > 1
         self._due += len(tasks)
         kind = frames.NEXT_TASK if self._due > 1 else frames.TASK
         os.eventfd_write(self._permits, len(tasks))
@@ -290,7 +282,6 @@ class PythonWorker:
         self._socket.close()
         self._theirs.close()
         os.close(self._permits)
-        os.close(self._bell)
         for pipe in self._pipes.values():
             pipe.close()
         if not self.ready.done():
@@ -338,28 +329,19 @@ class PythonWorker:
             self._choose_what_to_watch()
 
     def _choose_what_to_watch(self) -> None:
-        """Watch the bell while several answers are due, the socket otherwise."""
-        if self._rings and self._due > 1:
+        """Read the socket from time to time while several answers are due, else whenever it is readable."""
+        if self._due > 1:
             if self._look is None and self._loop.remove_reader(self._socket):
-                self._look_in(frames.LOOK)
+                self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
         elif self._look is not None:
             self._look.cancel()
             self._look = None
             self._loop.add_reader(self._socket, self._read)
 
     def _have_a_look(self) -> None:
-        answered = self.tasks
         self._read()
         if self._look is not None:
-            self._look_in(frames.next_look(self._pause, self.tasks - answered, self._due))
-
-    def _look_in(self, seconds: float) -> None:
-        self._pause = seconds
-        self._look = self._loop.call_later(seconds, self._have_a_look)
-
-    def _rung(self) -> None:
-        os.eventfd_read(self._bell)
-        self._catch_up()
+            self._look = self._loop.call_later(frames.LOOK, self._have_a_look)
 
     def _catch_up(self) -> None:
         """Take in the answers that came, so that what is printed after them belongs to the next task."""
@@ -368,7 +350,6 @@ class PythonWorker:
 
     def _stop_reading(self) -> None:
         self._loop.remove_reader(self._socket)
-        self._loop.remove_reader(self._bell)
         if self._look is not None:
             self._look.cancel()
             self._look = None
@@ -403,7 +384,6 @@ class PythonWorker:
     def _answered(self, kind: int, payload: bytes) -> None:
         self.tasks += 1
         self._due -= 1
-        self._rings = True
         flags, began_at, ended_at = frames.ANSWER.unpack_from(payload)
         if flags & frames.PRINTED:
             self._drain()

@@ -31,19 +31,3 @@ def test_a_frame_above_the_limit_is_refused_by_its_header() -> None:
     assert decoder.feed(frames.encode(frames.NOTE, b"x" * 10)) == [(frames.NOTE, b"x" * 10)]
     with pytest.raises(frames.FrameError, match="11 bytes, above the limit of 10"):
         decoder.feed(frames.encode(frames.NOTE, b"x" * 11)[: frames.HEADER_SIZE])
-
-
-@given(st.floats(frames.LOOK, frames.LATEST_LOOK), st.integers(0, 500), st.integers(0, 500))
-def test_the_next_look_comes_later_only_while_many_answers_are_due(
-    passed: float, found: int, due: int
-) -> None:
-    """When what is decisive is left of them, then a sixth of it; later and later while nothing comes."""
-    seconds = frames.next_look(passed, found, due)
-    assert frames.LOOK <= seconds <= frames.LATEST_LOOK
-    if found and seconds > frames.LOOK:
-        left = passed * due / found
-        assert seconds <= max(left - frames.DECISIVE, left / 6)
-    assert frames.next_look(passed, 0, due) == min(frames.LATEST_LOOK, 2 * passed)
-    assert frames.next_look(0.005, 5, 90) == 0.03
-    assert frames.next_look(0.005, 5, 60) == pytest.approx(0.01)
-    assert frames.next_look(0.005, 5, 48) == pytest.approx(0.008)
