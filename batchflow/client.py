@@ -130,9 +130,8 @@ class Client(LiveView, Supervised):
         where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
         facts = [("state", "closed" if self.closed else "open"), ("target", settings.target)]
         sessions = sorted(self._sessions, key=lambda session: (session.pool_id, session.name))
-        pools = {name: seen.facts() for name, seen in sorted(self._sessions.figures.items())}
-        shown = session_table([each.summary() for each in sessions])
-        return card("Client", where, fact_table(facts), pool_table(pools), shown)
+        shown = (pool_table(self._sessions.figures), session_table([each.summary() for each in sessions]))
+        return card("Client", where, fact_table(facts), *shown)
 
     async def _ask(self) -> None:
         await look_at_all(self._sessions.figures, [(pool.runtime, pool.cost) async for pool in self.pools()])

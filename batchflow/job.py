@@ -103,8 +103,8 @@ class Job(LiveView):
     def _repr_html_(self) -> str:
         from batchflow.display.html import job_card
 
-        sessions = [each.summary() for each in self._runtime.sessions.of_job(self.pool_id, self.name)]
-        return job_card(self.name, self.pool_id, self.state, self.created_at, self._seen, sessions)
+        sessions = self._runtime.sessions.of_job(self.pool_id, self.name)
+        return job_card(self, self._seen, [each.summary() for each in sessions])
 
     async def _ask(self) -> None:
         await self.counts()

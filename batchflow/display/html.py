@@ -194,27 +194,20 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
     return element("table", element("thead", head), element("tbody", *lines))
 
 
-def pool_table(pools: Mapping[str, Sequence[tuple[str, object]]]) -> Html | None:
-    """Return a table of pools: their facts, as `PoolFigures` has them."""
+def pool_table(figures: Mapping[str, Any]) -> Html | None:
+    """Return a table of pools: their `PoolFigures`."""
+    pools = [(name, dict(seen.facts())) for name, seen in sorted(figures.items())]
     if not pools:
         return None
-    heads = [name for name, _ in next(iter(pools.values()))]
-    rows = [(pool, *("" if value is None else value for _, value in facts)) for pool, facts in pools.items()]
-    return table(("pool", *heads), rows)
+    rows = [(name, *("" if value is None else value for value in facts.values())) for name, facts in pools]
+    return table(("pool", *pools[0][1]), rows)
 
 
-def job_card(
-    name: str,
-    pool: str,
-    state: str,
-    made: float,
-    counts: Any,
-    sessions: Sequence[tuple[str, str, Mapping[str, int]]],
-) -> Html:
+def job_card(job: Any, counts: Any, sessions: Sequence[tuple[str, str, Mapping[str, int]]]) -> Html:
     """Return a card of a job. `counts`: its `JobCounts`; None: they are not known."""
-    facts = fact_table([("pool", pool), ("state", state), ("made", moment(made))])
+    facts = fact_table([("pool", job.pool_id), ("state", job.state), ("made", moment(job.created_at))])
     numbers = None if counts is None else task_counts({"queued": 0, "sending": 0, **asdict(counts)})
-    return card("Job", name, facts, numbers, session_table(sessions))
+    return card("Job", job.name, facts, numbers, session_table(sessions))
 
 
 def unwrapped(text: str) -> Html:

@@ -9,14 +9,12 @@ from batchflow.display.html import cut, inputs, seconds, short
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from batchflow.model import Result
-
 _MOST_LINES: Final = 8
 """Results that the plain representation of a list shows."""
 _LONGEST_LINE: Final = 100
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[Any]) -> str:
     """Return how many there are, how many failed, their durations (the median and p99), and their nodes."""
     times = sorted(
         result.finished_at - result.started_at
@@ -31,7 +29,7 @@ def summary(results: Sequence[Result]) -> str:
     return ", ".join([*words, f"{nodes:,} node{'' if nodes == 1 else 's'}"])
 
 
-def result_lines(results: Sequence[Result]) -> str:
+def result_lines(results: Sequence[Any]) -> str:
     """Return the summary and the first results, each on a line."""
     lines = [f"<Results: {summary(results)}>"]
     for result in results[:_MOST_LINES]:
@@ -43,7 +41,7 @@ def result_lines(results: Sequence[Result]) -> str:
     return "\n".join(cut(line.replace("\n", " "), _LONGEST_LINE) for line in lines)
 
 
-def result_line(result: Result) -> str:
+def result_line(result: Any) -> str:
     """Return one result on a line."""
     words = [f"Result {result.task_id!r} {result.command!r} {result.status.value}"]
     words.append(short(result.value) if result.ok else cut(f"{result.kind}: {result.error}", 200))

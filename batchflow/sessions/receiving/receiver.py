@@ -425,9 +425,7 @@ class ResultReceiver:
             case Fetch(item, reference):
                 context.background.start(self._fetch(item, reference), f"fetch the result of {item.task_id}")
             case Tell(event):
-                if context.telemetry is not None:
-                    context.telemetry.log(context.tracker, event)
-                context.notices.tell(event)
+                context.tell(event)
             case Dropped(reason):
                 context.notices.warn(f"a message in the mailbox was dropped: {reason}")
 

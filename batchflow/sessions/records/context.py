@@ -20,6 +20,7 @@ from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
 
 if TYPE_CHECKING:
+    from batchflow.model import Event
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.storage import Container
     from batchflow.settings import SessionSettings
@@ -123,6 +124,12 @@ class SessionContext:
     @property
     def settings(self) -> SessionSettings:
         return self.runtime.settings.session
+
+    def tell(self, event: Event) -> None:
+        """Tell readers of events, and the log, what a task reports."""
+        if self.telemetry is not None:
+            self.telemetry.log(self.tracker, event)
+        self.notices.tell(event)
 
     def delete_later(self, container: Container, blob: str, name: str) -> None:
         """Delete a blob in the background. `name`: of the background job. The session's end waits for it."""
