@@ -31,7 +31,6 @@ from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, sweep, sweep_when_due
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DefaultPackages
-from batchflow.protocol.functions import PYTHON
 from batchflow.settings import PoolSettings, Settings
 from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import Reporter
@@ -300,9 +299,7 @@ class Client(LiveView, Supervised):
     def _provisioner(self, packages: DefaultPackages | None) -> PoolProvisioner:
         from batchflow.pools.provisioning import PoolProvisioner
 
-        agent = self._settings.agent
-        python = None if agent.python is not None else agent.node_python or PYTHON
-        return PoolProvisioner(self.connections, self._settings.pool, packages, python=python)
+        return PoolProvisioner(self.connections, self._settings.pool, packages, agent=self._settings.agent)
 
     async def _packages(self, spec: PoolSpec) -> DefaultPackages | None:
         """Return what a spec requires; None: it does not say. A file is read and locked here."""
@@ -312,9 +309,8 @@ class Client(LiveView, Supervised):
             return DefaultPackages(required)
         from batchflow.environments.session import environments_for
 
-        manifest = await self.connections.manifests.read(spec.id)
-        python = await self.provisioner.python_of_new(spec) if manifest is None else manifest.python
-        return await environments_for(self._settings.agent, python).defaults(required)
+        python, carried = await self.provisioner.python_of(spec)
+        return await environments_for(self._settings.agent, python, carried=carried).defaults(required)
 
     def _known(
         self, manifest: PoolManifest, origin: Origin | None = None, sources: Sequence[BundleSource] = ()

@@ -401,9 +401,9 @@ class PoolSpec:
     """The Python packages of tasks, where neither session nor job names them: a list such as ["numpy>=2"], a
     requirements file, a pyproject.toml, or "current". None: none, or those that an existing pool has."""
     python: str | None = None
-    """The minor version of Python of the nodes, such as "3.12". It chooses the image, where none is named; of
-    an image or a container that is named it says what `python3` is there. None: the version of this program,
-    where Batch has an image with it."""
+    """The minor version of Python of the nodes, such as "3.12". It chooses the image, or says what is in the
+    `image` or `container` that is named. What no image has, agents bring (setting `agent.python_mirror`).
+    None: the version of this program, where Batch has an image with it."""
     env: Mapping[str, str] | None = None
     """Environment variables of all tasks, whatever they run; Azure Batch does not see them. None: none, or
     those that a pool which is there has."""

@@ -330,7 +330,8 @@ class Pool(LiveView):
             report(f"closing {counted(len(sessions), 'session')}")
         await close_sessions(sessions, f"pool {self.id!r} was deleted")
         report("removing its agents, queues and files")
-        provisioner = PoolProvisioner(self.runtime.connections, self.runtime.settings.pool)
+        settings = self.runtime.settings
+        provisioner = PoolProvisioner(self.runtime.connections, settings.pool, agent=settings.agent)
         await provisioner.remove(self.runtime.manifest)
         if wait:
             await provisioner.until_gone(self.id, report)

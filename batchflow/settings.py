@@ -121,6 +121,9 @@ class AgentProgram:
     node_python: str | None = None
     """The minor version of `python3` on the nodes, for the archive. None: that of the pool's image where
     batchflow has chosen it, else 3.12."""
+    python_mirror: str | None = None
+    """Where uv fetches the Python of `PoolSpec.python` from, for nodes that have another one: the URL of a
+    mirror of python-build-standalone's releases. None: an image must have it."""
     node_platform: str = "manylinux_2_28_x86_64"
     """The nodes' platform, as wheels name it, for the archive."""
     idle_exit: Seconds | None = None

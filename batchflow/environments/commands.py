@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -19,10 +20,16 @@ class CommandFailed(Exception):
     """A program that ended with another exit code than 0; the text is the end of its stderr."""
 
 
-async def run_command(command: Sequence[str], heard: Callable[[str], object] | None = None) -> str:
+async def run_command(
+    command: Sequence[str],
+    heard: Callable[[str], object] | None = None,
+    *,
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """Run a program without input and return its stdout.
 
-    `heard` gets each line that the program writes to stderr, when it does. Raises `CommandFailed`, and
+    `heard` gets each line that the program writes to stderr, when it does. `variables`: of its environment,
+    beside ours. Raises `CommandFailed`, and
     `ConfigurationError` in a program that ignores SIGCHLD, where no exit code can be had. Safe to cancel: the
     program is killed.
     """
@@ -31,6 +38,7 @@ async def run_command(command: Sequence[str], heard: Callable[[str], object] | N
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(variables or {})},
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -57,26 +57,32 @@ def environments_for(
     agent: AgentSettings,
     of_pool: str | None,
     agents_take_wheels: AskAgents = _no_agents,
+    *,
+    carried: bool = False,
 ) -> PoolEnvironments:
-    """Return the environments of a pool, built with this user's cache. `of_pool`: see `target_of`.
+    """Return the environments of a pool, built with this user's cache.
 
-    `agents_take_wheels`: asks whether all living agents install wheels; None: no agent lives.
+    `of_pool`, `carried`: see `known_python`. `agents_take_wheels`: asks whether all living agents install
+    wheels; None: no agent lives.
     """
     builder = EnvironmentBuilder(user_cache() / "environments")
-    return PoolEnvironments(builder, target_of(agent, of_pool), agents_take_wheels)
+    return PoolEnvironments(builder, target_of(agent, of_pool, carried=carried), agents_take_wheels)
 
 
-def known_python(agent: AgentSettings, of_pool: str | None) -> str | None:
+def known_python(agent: AgentSettings, of_pool: str | None, *, carried: bool = False) -> str | None:
     """Return the minor version of Python on a pool's nodes; None when it is not known.
 
     `of_pool`: that of its manifest. It is our own where the settings name the agents' interpreter.
+    `carried`: whether agents bring that of the manifest, whatever the settings say.
     """
+    if carried:
+        return of_pool
     return PYTHON if agent.python is not None else agent.node_python or of_pool
 
 
-def target_of(agent: AgentSettings, of_pool: str | None) -> TargetPython:
-    """Return what a pool's nodes run, as far as it is known. `of_pool`: the version in its manifest."""
-    return TargetPython(known_python(agent, of_pool) or _USUAL_PYTHON, agent.node_platform)
+def target_of(agent: AgentSettings, of_pool: str | None, *, carried: bool = False) -> TargetPython:
+    """Return what a pool's nodes run, as far as it is known. The arguments are those of `known_python`."""
+    return TargetPython(known_python(agent, of_pool, carried=carried) or _USUAL_PYTHON, agent.node_platform)
 
 
 class PoolEnvironments:

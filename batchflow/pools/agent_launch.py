@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import shlex
 from dataclasses import field, fields
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from batchflow.agent_limits import AgentLimits
@@ -85,10 +86,10 @@ async def prepare(
     await ctl.put(config.blob, config.data)
     source = await _source(connections, manifest, ctl)
     files = [source.file(config.blob, CONFIG_FILE, mode="0600")]
-    if settings.agent.python is not None:
+    if settings.agent.python is not None and manifest.interpreter is None:
         python = shlex.quote(settings.agent.python)
         return LaunchCommand(f"{python} -m node_agent --config {CONFIG_FILE}", tuple(files), source.lasting)
-    target = target_of(settings.agent, manifest.python)
+    target = target_of(settings.agent, manifest.python, carried=manifest.interpreter is not None)
     report(f"making the agents' archive, for Python {target.python} on {target.platform}")
     archive = await agent_archive.build(
         target.python, target.platform, identity=manifest.identity is not None
@@ -99,7 +100,12 @@ async def prepare(
     script_blob = f"agent/{hashlib.sha256(script).hexdigest()}.py"
     await ctl.put(script_blob, script)
     files += [source.file(blob, archive.name), source.file(script_blob, BOOTSTRAP_FILE)]
-    command = f"python3 {BOOTSTRAP_FILE} {archive.name} --config {CONFIG_FILE}"
+    command = f"python3 {BOOTSTRAP_FILE} {archive.name}"
+    if manifest.interpreter is not None:
+        name = PurePosixPath(manifest.interpreter).name
+        files.append(source.file(manifest.interpreter, name))
+        command += f" --python {name}"
+    command += f" --config {CONFIG_FILE}"
     return LaunchCommand(command, tuple(files), source.lasting)
 
 

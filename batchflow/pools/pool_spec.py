@@ -277,7 +277,8 @@ def choose_image(
         usable_with = dict(_images_by_python(images, now))
         if spec.python is not None and spec.python not in usable_with:
             has = ", ".join(sorted(usable_with)) or "none"
-            allowed = f"{has}, of which this Batch account has an image; or name an `image` with it"
+            allowed = f"{has}, of which this Batch account has an image; or name an `image` with it, or a "
+            allowed += "mirror that has it in agent.python_mirror"
             raise refusal(spec, "python", spec.python, allowed)
         version = spec.python or (None if _asks_for_ubuntu(spec) else python)
         if version is not None and version in usable_with:
@@ -295,6 +296,13 @@ def choose_image(
         agents = ", ".join(each.node_agent for each in found)
         raise refusal(spec, "image.node_agent", agent, f"{agents} with the image {':'.join(wanted)}")
     return _check_image(spec, matching[0], now, allowed)
+
+
+def must_be_carried(spec: PoolSpec, images: Sequence[SupportedImage], now: float) -> bool:
+    """Tell whether no image has the Python of a spec, which names neither an image nor a container."""
+    has = dict(_images_by_python(images, now))
+    own = spec.image is None and spec.container is None
+    return own and spec.python is not None and spec.python not in has
 
 
 def python_of(spec: PoolSpec, image: Image) -> str | None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from batchflow.environments import interpreters
 from batchflow.environments.variables import store_variables
 from batchflow.errors import (
     BatchflowError,
@@ -51,11 +52,13 @@ from batchflow.support.progress_report import counted
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from batchflow.files import BundleSource
     from batchflow.model import ManagedIdentity
     from batchflow.pools.connections import Connections
     from batchflow.ports.compute import PoolDocument, PoolInfo
-    from batchflow.settings import PoolSettings
+    from batchflow.settings import AgentSettings, PoolSettings
     from batchflow.support.progress_report import Reporter
 
 _CREATION_TIMEOUT: Final = 30.0
@@ -104,15 +107,18 @@ class PoolProvisioner:
         defaults: PoolSettings,
         packages: DefaultPackages | None = None,
         *,
-        python: str | None = None,
+        agent: AgentSettings,
     ) -> None:
         """`packages`: those of the tasks of pools that are created, as their specs require.
 
-        `python`: the minor version that a new pool's image is to have, where its spec does not say. None: the
-        settings name the nodes' interpreter, whatever their image.
+        `agent`: the settings say what Python the nodes of a new pool have, and where one comes from that they
+        have not.
         """
+        self._agent = agent
+        self._python = None if agent.python is not None else agent.node_python or PYTHON
+        """What a new pool's image is to have, where its spec does not say. None: the settings name the nodes'
+        interpreter, whatever their image."""
         self._packages = packages or DefaultPackages()
-        self._python = python
         self._connections = connections
         self._defaults = defaults
         self._manifests = connections.manifests
@@ -145,39 +151,62 @@ class PoolProvisioner:
                 f"there is a pool {spec.id!r} already: attach with client.pool() or ensure_pool()"
             )
         pool_terms(spec, self._defaults)  # raises before anything is created
-        document, python = await self._choose(spec)
+        document, python, carried = await self._choose(spec)
+        interpreter = None
+        if carried:
+            assert python is not None
+            assert self._agent.python_mirror is not None
+            interpreter = await interpreters.build(
+                python, self._agent.node_platform, self._agent.python_mirror
+            )
         creator = {_CREATOR: uuid.uuid4().hex, _INDEX: self._manifests.index.url}
         undo: UndoSteps = {f"Batch pool {spec.id!r}": partial(self._delete_own, spec.id, creator)}
         try:
             await self._connections.compute.create_pool(
                 replace(document, metadata={**document.metadata, **creator})
             )
-            return await self._create_resources(spec, sources, owned=True, python=python)
+            return await self._create_resources(
+                spec, sources, owned=True, python=python, interpreter=interpreter
+            )
         except (PoolExists, ConfigurationError):
             raise  # another client's pool, or none
         except BaseException as error:
             await _undo(error, undo)
             raise
 
-    async def python_of_new(self, spec: PoolSpec) -> str | None:
-        """Return the minor version of Python of the nodes of a new pool; None when it is not known."""
-        return (await self._choose(spec))[1]
+    async def python_of(self, spec: PoolSpec) -> tuple[str | None, bool]:
+        """Return the minor version of Python of a pool's nodes, and whether agents bring it.
 
-    async def _choose(self, spec: PoolSpec) -> tuple[PoolDocument, str | None]:
-        """Return what Batch is asked for, and the Python of its nodes. Raises `ConfigurationError`."""
+        None: it is not known. The pool need not be there yet.
+        """
+        if (manifest := await self._manifests.read(spec.id)) is not None:
+            return manifest.python, manifest.interpreter is not None
+        return (await self._choose(spec))[1:]
+
+    async def _choose(self, spec: PoolSpec) -> tuple[PoolDocument, str | None, bool]:
+        """Return what Batch is asked for, the Python of the nodes, and whether agents bring it.
+
+        Raises `ConfigurationError`.
+        """
         images = await self._connections.compute.images()
         limits = pool_spec.limits_of(spec)
         formula = None if limits is None else scaling_formula(limits, FormulaWish())
-        if self._python is not None:
-            document = pool_spec.build(
-                spec, self._defaults, images, time.time(), formula, python=self._python
+        now, any_image = time.time(), replace(spec, python=None)
+        if self._python is None:
+            carried = spec.python not in (None, PYTHON)
+        else:
+            carried = self._agent.python_mirror is not None and pool_spec.must_be_carried(spec, images, now)
+        if self._python is not None and not carried:
+            document = pool_spec.build(spec, self._defaults, images, now, formula, python=self._python)
+            return document, pool_spec.python_of(spec, document.image), False
+        if carried and self._agent.python_mirror is None:
+            allowed = (
+                f"{PYTHON}, because `agent.python` names the interpreter of the nodes; or name a mirror "
             )
-            return document, pool_spec.python_of(spec, document.image)
-        if spec.python not in (None, PYTHON):
-            allowed = f"{PYTHON}, because `agent.python` names the interpreter of the nodes"
+            allowed += "that has it in agent.python_mirror"
             raise pool_spec.refusal(spec, "python", spec.python, allowed)
-        any_image = replace(spec, python=None)
-        return pool_spec.build(any_image, self._defaults, images, time.time(), formula), None
+        document = pool_spec.build(any_image, self._defaults, images, now, formula)
+        return document, spec.python if carried else None, carried
 
     async def _delete_own(self, pool_id: str, creator: Mapping[str, str]) -> None:
         """Delete the Batch pool if this client created it: a request that was cut off may have succeeded."""
@@ -305,10 +334,12 @@ class PoolProvisioner:
         owned: bool,
         python: str | None,
         identity: ManagedIdentity | None = None,
+        interpreter: Path | None = None,
     ) -> PoolManifest:
         """Create queues, containers and the bundle, then the manifest: now other clients see the pool."""
         connections = self._connections
-        manifest = replace(self._plan(spec, owned, identity), python=python)
+        carried = None if interpreter is None else layout.interpreter_blob(interpreter.name)
+        manifest = replace(self._plan(spec, owned, identity), python=python, interpreter=carried)
         try:
             async with task_group() as group:
                 for queue, queue_spec in zip(manifest.queues, self._queue_specs(manifest), strict=True):
@@ -317,6 +348,8 @@ class PoolProvisioner:
                 group.start_soon(connections.storage.create_container, manifest.out, access.out_policies())
                 await connections.storage.create_container(manifest.ctl, access.ctl_policies())
                 ctl = connections.storage.container(manifest.ctl)
+                if interpreter is not None and carried is not None:
+                    await ctl.upload(carried, interpreter)
                 bundle = await upload(sources or [], ctl, is_new=True)
                 variables = await store_variables(
                     ctl, layout.pool_variables_prefix(), pool_spec.variables_of(spec)

@@ -71,7 +71,12 @@ class PoolRuntime:
         """The environments of the pool's tasks."""
         from batchflow.environments.session import environments_for
 
-        return environments_for(self.settings.agent, self.manifest.python, self._agents_take_wheels)
+        return environments_for(
+            self.settings.agent,
+            self.manifest.python,
+            self._agents_take_wheels,
+            carried=self.manifest.interpreter is not None,
+        )
 
     async def _agents_take_wheels(self) -> bool | None:
         """Tell whether all living agents install environments from wheels; None when no agent lives."""

@@ -188,7 +188,9 @@ class PoolManifest(Document):
     elastic: ScalingLimits | None = None
     """The bounds of the pool's size; None: the size is fixed, or not batchflow's to choose."""
     python: str | None = None
-    """The minor version of `python3` on the nodes, such as 3.12; None: it is not known."""
+    """The minor version of Python that agents run with, such as 3.12; None: it is not known."""
+    interpreter: str | None = None
+    """The blob of the control container with that Python; None: it is the `python3` of the nodes."""
 
     @property
     def ctl(self) -> str:

@@ -197,6 +197,11 @@ def boots_blob(kind: str) -> str:
 DRAIN_BLOB: Final = "agent/drain.json"
 
 
+def interpreter_blob(archive: str) -> str:
+    """Return the blob of a Python that agents bring. `archive`: its name, which tells its content."""
+    return f"agent/{archive}"
+
+
 LOGS: Final = "logs/"
 
 

@@ -127,7 +127,11 @@ class SessionParts:
             sender.wake()
             scaling.wake()
 
-        expected = known_python(context.runtime.settings.agent, context.runtime.manifest.python)
+        expected = known_python(
+            context.runtime.settings.agent,
+            context.runtime.manifest.python,
+            carried=context.runtime.manifest.interpreter is not None,
+        )
         code = CodeStore(
             context.runtime, lambda: agents.pythons or frozenset([] if expected is None else [expected])
         )

@@ -7,13 +7,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from batchflow import ConfigurationError, PoolSpec, Session
+from batchflow import Client, ConfigurationError, PoolSpec, Session
 from batchflow.protocol.functions import PYTHON
 
 
@@ -84,10 +84,21 @@ async def test_a_function_that_cannot_travel_is_refused_and_nothing_is_sent(
     assert await session.run(len, "goes on") == 7
 
 
-async def test_a_pool_whose_nodes_cannot_have_that_python_is_refused(client: Any) -> None:
+async def test_a_pool_whose_nodes_cannot_have_that_python_is_refused_and_nothing_is_made(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a mirror, and with one that is not there."""
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     other = "3.12" if PYTHON != "3.12" else "3.11"
     with pytest.raises(ConfigurationError, match=f"python is '{other}'; allowed: {PYTHON}, because"):
         await client.create_pool(PoolSpec("never", python=other))
+    agent = replace(client.settings.agent, python_mirror="http://127.0.0.1:1")
+    async with Client(replace(client.settings, agent=agent)) as asking:
+        with pytest.raises(
+            ConfigurationError, match=rf"(?s)python is '{other}'.*\(http://127\.0\.0\.1:1\) does"
+        ):
+            await asking.create_pool(PoolSpec("never", python=other))
+        assert "never" not in [pool.id async for pool in asking.pools()]
 
 
 async def test_a_module_that_shadows_an_installed_package_runs_as_it_does_here(

@@ -102,7 +102,9 @@ async def test_interrupted_creation_is_undone_at_each_step(
     sources = await collect(FILES)
     for at in range(1, MOST):
         steps = Steps(at, late, fail)
-        maker = PoolProvisioner(stepping(client.connections, steps), client.settings.pool)
+        maker = PoolProvisioner(
+            stepping(client.connections, steps), client.settings.pool, agent=client.settings.agent
+        )
         making = asyncio.create_task(maker.create(PoolSpec(f"{name}-{at}", nodes=0), sources))
         if how == "cancelled":
             steps.act = making.cancel
@@ -138,7 +140,7 @@ async def test_resource_that_cannot_be_undone_is_noted_on_the_error(client: Clie
     steps = Steps(MOST, False, fail)
     stubborn = Stubborn(client.connections.storage, steps)
     services = replace(stepping(client.connections, steps), storage=stubborn)
-    maker = PoolProvisioner(services, client.settings.pool)
+    maker = PoolProvisioner(services, client.settings.pool, agent=client.settings.agent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ManifestStore, "publish", lost)
         with pytest.raises(PoolError, match="lost") as caught:
@@ -161,7 +163,9 @@ async def test_undo_leaves_the_pool_of_another_client_alone(client: Client, name
     for late in (False, True):
         for cancelled in (False, True):
             steps = Steps(3, late, fail)  # after the manifest and the images: the Batch pool
-            maker = PoolProvisioner(stepping(client.connections, steps), client.settings.pool)
+            maker = PoolProvisioner(
+                stepping(client.connections, steps), client.settings.pool, agent=client.settings.agent
+            )
             making = asyncio.create_task(maker.create(PoolSpec(name, nodes=0), []))
             if cancelled:
                 steps.act = making.cancel

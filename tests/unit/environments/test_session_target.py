@@ -27,3 +27,4 @@ def test_the_settings_outweigh_the_pool_and_an_interpreter_that_is_named_is_ours
 ) -> None:
     assert known_python(settings, of_pool) == known
     assert target_of(settings, of_pool).python == (known or "3.12")
+    assert target_of(settings, "3.15", carried=True).python == "3.15"

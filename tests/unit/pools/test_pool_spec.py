@@ -22,6 +22,7 @@ from batchflow.pools.pool_spec import (
     check_idle_exit,
     differences,
     limits_of,
+    must_be_carried,
     python_of,
     start_command,
 )
@@ -96,6 +97,22 @@ def test_the_image_has_the_python_that_is_wanted_where_batch_has_one(
     spec = PoolSpec("p", **fields)
     image = build(spec, PoolSettings(), (*IMAGES, DEBIAN), NOW, python=python).image
     assert (image.offer, python_of(spec, image)) == (offer, has)
+
+
+@pytest.mark.parametrize(
+    ("fields", "carried"),
+    [
+        ({}, False),
+        ({"python": "3.12"}, False),
+        ({"python": "3.14"}, True),
+        ({"python": "3.14", "image": "almalinux:almalinux-x86_64:9-gen2"}, False),
+        ({"python": "3.14", "container": "python:3.14-slim"}, False),
+    ],
+)
+def test_a_python_that_no_image_has_is_carried_where_neither_image_nor_container_is_named(
+    fields: dict[str, Any], carried: bool
+) -> None:
+    assert must_be_carried(PoolSpec("p", **fields), (*IMAGES, DEBIAN), NOW) is carried
 
 
 def test_a_python_that_no_image_has_is_refused_with_those_that_there_are() -> None:
