@@ -30,7 +30,7 @@
     ├─ JournalError                 a session's journal cannot be written
     └─ TaskError                    .result
        ├─ TaskFailed  TaskTimeout  TaskCancelled  WorkerDied  TaskPoisoned  TaskRejected
-       ├─ TaskOutOfMemory  TaskTooManyProcesses  BudgetExceeded
+       ├─ TaskOutOfMemory  TaskTooManyProcesses  BudgetExceeded  TaskExpired
        ├─ ResultTooLarge  ResultNotSerializable  TaskImportError  SubmitFailed
        └─ DependencyFailed          a task that it waited for failed
 
@@ -275,6 +275,10 @@ class TaskImportError(TaskError):
 
 class BudgetExceeded(TaskError):
     """The budget of the pool or of the session was spent before the task began."""
+
+
+class TaskExpired(TaskError):
+    """The task had not begun when the time of its `expires` was over, and never will."""
 
 
 class SubmitFailed(TaskError):

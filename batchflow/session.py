@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, overload
 
 from batchflow.diagnosis.facts import SessionFacts, WaitingTask
 from batchflow.diagnosis.readiness import cannot_become_ready
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from batchflow.pools.elastic.scaler import PoolScaler
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.documents import JobDocument
-    from batchflow.retry import RetryPolicy
     from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.tracker import Entry
 
@@ -157,14 +156,7 @@ class Session(Supervised):
         command: str | Function[Any],
         *params: Any,
         args: Any = UNSET,
-        task_id: str | None = None,
-        tag: Any = None,
-        timeout: float | None = None,
-        retry: RetryPolicy | None = None,
-        memory_limit: int | None = None,
-        stream_output: bool = False,
-        after: Task[Any] | Iterable[Task[Any]] = (),
-        on_failure: Literal["pass"] | None = None,
+        **options: Unpack[TaskOptions],
     ) -> Task[Any]:
         """Put a task into the outbox; wait only when that is full, never for the reader of results.
 
@@ -177,23 +169,16 @@ class Session(Supervised):
         are waited for as well. When one fails, this one ends as `DependencyFailed` and never runs; with
         `on_failure="pass"` it runs, and gets the failed `Result`.
 
+        `expires`: seconds from now, or a `timedelta`. A task that has not begun by then, by the broker's
+        clock, never does, and ends as `TaskExpired`.
+
         Raises `ConfigurationError` for what can never be sent, `InvalidDependency`, `SessionClosed`,
         `JobClosed`, `StorageError` when large arguments cannot be stored, `BrokerError` when there is no
         room and the broker has been away for `session.patience` seconds. Cancelled, it has submitted no task.
         """
         called = as_command(command)
-        submission = Submission.of(
-            called,
-            command_line(params, args, split=isinstance(called, str)),
-            task_id=task_id,
-            tag=tag,
-            timeout=timeout,
-            retry=retry,
-            memory_limit=memory_limit,
-            stream_output=stream_output,
-            after=after,
-            on_failure=on_failure,
-        )
+        given = command_line(params, args, split=isinstance(called, str))
+        submission = Submission.of(called, given, **options)
         return self._task(await self._parts.submitter.enqueue(submission))
 
     @overload

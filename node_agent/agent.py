@@ -371,7 +371,9 @@ class Agent:
 
     def _hand_back(self, command: to.HandBack) -> None:
         item = self._scheduler.item(command.task)
-        copy = wire.handed_back(item, attempt=command.attempt, history=command.history)
+        copy = wire.handed_back(
+            item, attempt=command.attempt, history=command.history, expires=command.expires
+        )
         logger.info("hand_back", extra={"uid": item.uid, "reason": command.reason, "hop": copy.hop})
         delivery = self._scheduler.delivery(command.task)
         self._incoming.hand_back(delivery, Copy(command.task, copy, command.delay))

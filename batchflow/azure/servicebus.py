@@ -192,9 +192,8 @@ class _Inbox(_End["ServiceBusReceiver"]):
 
     def _hold(self, message: ServiceBusReceivedMessage) -> Delivery:
         annotations = message.raw_amqp_message.annotations
-        if annotations:
-            annotations.pop(_LOCKED_UNTIL, None)
-        delivery = _delivery(message)
+        locked_until = annotations.pop(_LOCKED_UNTIL, None) if annotations else None
+        delivery = _delivery(message, None if locked_until is None else locked_until / 1000)
         self._held[delivery.lock_token] = message
         return delivery
 
@@ -232,7 +231,7 @@ def _one(wait: float, uninterrupted: float) -> Callable[[ServiceBusReceiver, boo
     return receive
 
 
-def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
+def _delivery(message: ServiceBusReceivedMessage, locked_until: float | None) -> Delivery:
     annotations = message.raw_amqp_message.annotations or {}
     return Delivery(
         body=b"".join(message.body),
@@ -244,6 +243,7 @@ def _delivery(message: ServiceBusReceivedMessage) -> Delivery:
         session_id=message.session_id,
         dead_letter_reason=message.dead_letter_reason,
         dead_letter_description=message.dead_letter_error_description,
+        locked_until=locked_until,
     )
 
 

@@ -60,6 +60,7 @@ class RunOptions:
     memory_limit: int | None = None
     stream_output: bool = False
     budget: str | None = None
+    expires: float | None = None
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +120,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="BUDGET",
             help='What its tasks may cost: node-hours (12) or money ("20 EUR").',
         ),
+        click.option(
+            "--expires",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Seconds after which a task does not begin any more.",
+        ),
         click.option("--stream", "stream_output", is_flag=True, help="Show what tasks print as they do."),
     ]
     for option in reversed(options):
@@ -159,7 +166,7 @@ def failed_record(invocation: Invocation, options: RunOptions) -> RunRecord | No
         return None
     given = {
         name: value
-        for name in ("pool", "job", "timeout", "retries", "memory_limit")
+        for name in ("pool", "job", "timeout", "retries", "memory_limit", "expires")
         if (value := getattr(options, name)) is not None
     }
     plan = replace(
@@ -219,6 +226,7 @@ def new_record(invocation: Invocation, options: RunOptions, configuration: Confi
         memory_limit=options.memory_limit if options.memory_limit is not None else job.memory_limit,
         stream_output=options.stream_output,
         budget=_budget(options.budget),
+        expires=options.expires if options.expires is not None else job.expires,
     )
     return RunRecord.create(plan, items)
 

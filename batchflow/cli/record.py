@@ -64,6 +64,7 @@ class Plan:
     memory_limit: int | None = None
     stream_output: bool = False
     budget: str | None = None
+    expires: float | None = None
     started_at: float = field(default_factory=time.time)
     accepted: int = 0
     """Inputs that the broker has accepted: the first ones."""
@@ -246,4 +247,6 @@ def _is_complete(folder: Path) -> bool:
 def _fields(item: Item) -> list[Any]:
     """Return an item as a line of the record has it. What no workflow has is left out."""
     fields: list[Any] = [item.command, item.arguments]
+    if item.expires is not None:
+        return [*fields, item.after, item.label, item.expires]
     return [*fields, item.after, item.label] if item.after or item.label is not None else fields

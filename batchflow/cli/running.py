@@ -177,6 +177,7 @@ class Run:
             retry=RetryPolicy(max_attempts=1 + plan.retries) if plan.retries else None,
             memory_limit=plan.memory_limit,
             stream_output=plan.stream_output,
+            expires=plan.expires if item.expires is None else item.expires,
         )
         if self._waits:
             self._tasks[index] = task

@@ -43,6 +43,8 @@ class JobSpec:
     """Further attempts of a task that fails."""
     memory_limit: int | None = None
     """Bytes that a task may take."""
+    expires: float | None = None
+    """Seconds from its submit after which a task does not begin any more."""
     env: Mapping[str, str] | None = None
     """Environment variables of its tasks, over those of the pool."""
     secrets: Mapping[str, str] | None = field(default=None, repr=False)

@@ -49,6 +49,8 @@ class Delivery:
     session_id: str | None = None
     dead_letter_reason: str | None = None
     dead_letter_description: str | None = None
+    locked_until: float | None = None
+    """The end of the lock that the delivery got, as `enqueued_at`; None: the broker did not say."""
 
 
 @frozen

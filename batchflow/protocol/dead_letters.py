@@ -83,14 +83,20 @@ class DeadLetterReason:
         return wire.result_of(task, status=Status.FAILED, host=None, error=self.error, kind=self.kind)
 
 
-def reason_of(letter: Delivery, now: float) -> DeadLetterReason:
-    """Translate the reason that the letter carries. `now`: seconds since the epoch."""
+EXPIRED: Final = DeadLetterReason("TaskExpired", "it had not begun when the time of its `expires` was over")
+"""The outcome of a task that was not begun in time."""
+
+
+def reason_of(letter: Delivery, task: TaskItem, now: float) -> DeadLetterReason:
+    """Translate the reason that the letter of a task carries. `now`: seconds since the epoch."""
     match letter.dead_letter_reason:
         case "MaxDeliveryCountExceeded":
             return DeadLetterReason(
                 "TaskPoisoned", f"no agent got to the end of it in {letter.delivery_count} deliveries"
             )
         case "TTLExpiredException":
+            if task.expires is not None:
+                return EXPIRED
             age = max(0.0, now - letter.enqueued_at)
             return DeadLetterReason("TaskFailed", f"it expired in the queue, {age:.0f} s old, before it ran")
         case reason:

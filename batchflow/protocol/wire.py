@@ -116,6 +116,8 @@ class TaskItem:
     """Whether the session opens pickles in results."""
     budget: Mapping[str, Any] | None = optional("budget", TABLE, default=None)
     """The session's budget, as `budgets.BudgetTerms` has it; None: it has none."""
+    expires: float | None = optional("expires", NUMBER, default=None)
+    """Seconds from the moment that its message was enqueued, after which it does not begin; None: it does."""
 
     @property
     def carries_arguments(self) -> bool:
@@ -283,14 +285,26 @@ def result_of(
     )
 
 
-def handed_back(task: TaskItem, *, attempt: int | None = None, history: tuple[Attempt, ...] = ()) -> TaskItem:
-    """Copy a task that is returned without an outcome."""
+def handed_back(
+    task: TaskItem,
+    *,
+    attempt: int | None = None,
+    history: tuple[Attempt, ...] = (),
+    expires: float | None = None,
+) -> TaskItem:
+    """Copy a task that is returned without an outcome. `expires`: seconds that are left of that field."""
     return replace(
         task,
         hop=task.hop + 1,
         attempt=task.attempt if attempt is None else attempt,
         history=task.history + history,
+        expires=expires,
     )
+
+
+def with_expiry(item: bytes, seconds: float) -> bytes:
+    """Add the field `expires` to a task that is encoded."""
+    return item[:-1] + b',"expires":%.3f}' % max(0.001, seconds)
 
 
 def _settle_result(result: ResultItem) -> None:

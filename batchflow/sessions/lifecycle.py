@@ -106,6 +106,7 @@ class SessionLifecycle:
                 parts.cancellations.run,
                 parts.dead_letters.run,
                 parts.submitter.dependents.run,
+                parts.submitter.expiries.run,
             ):
                 services.start_soon(service)
             if (keeper := parts.submitter.dependents.keeper) is not None:

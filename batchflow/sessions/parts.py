@@ -14,6 +14,7 @@ from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
+from batchflow.sessions.expiry import ExpiryWatch
 from batchflow.sessions.node_build import SessionMaker, build_wheel
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
@@ -135,6 +136,8 @@ class SessionParts:
         code = CodeStore(
             context.runtime, lambda: agents.pythons or frozenset([] if expected is None else [expected])
         )
+        dead_letters = DeadLetterHandler(context)
+        expiries = ExpiryWatch(outcomes, dead_letters.look_for_tasks)
         submitter = Submitter(
             context,
             outcomes,
@@ -143,12 +146,13 @@ class SessionParts:
             classes,
             code,
             environment,
+            expiries=expiries,
             entry_of=entry_of,
             task_of=task_of,
         )
         if checkpoint is not None:
             checkpoint.record.beyond = lambda: sender.beyond
-            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state)
+            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state, expiries)
             _keep_workflows(keeper, submitter, outcomes, receiver)
         cancellations = Cancellations(
             context,
@@ -169,7 +173,7 @@ class SessionParts:
             environment=environment,
             open_session=open_session,
             variables=variables,
-            dead_letters=DeadLetterHandler(context),
+            dead_letters=dead_letters,
         )
 
     async def prepare_environment(self) -> None:

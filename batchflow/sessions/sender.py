@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import BrokerError
 from batchflow.model import Status
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.health import ServiceHealth
     from batchflow.sessions.records.outcomes import Outcomes
+
+_LONGEST_LIFE: Final = 4_294_967.0
+"""Seconds that a message can be told to live."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,18 +146,18 @@ class TaskSender:
         messages = policy.messages(len(tracker.outbox), tracker.queued, is_last=is_last)
         for _ in range(-(-messages // len(self.links))):
             pack = policy.pack(len(tracker.outbox), tracker.queued, room, is_last=is_last)
-            entries, items = tracker.take(pack)
+            entries, items = tracker.take(pack, now)
             if not entries:
                 break
-            taken.append(self._packed(entries, items))
+            taken.append(self._packed(entries, items, now))
             room -= len(taken[-1].message.body) + ENVELOPE
         return taken
 
-    def _packed(self, entries: list[Entry], items: list[bytes]) -> _Packed:
+    def _packed(self, entries: list[Entry], items: list[bytes], now: float) -> _Packed:
         self._messages += 1
         message_id = f"{self._context.incarnation}-{self._messages}"
         body = wire.join("tasks", items)
-        return _Packed(entries, OutgoingMessage(body, message_id))
+        return _Packed(entries, OutgoingMessage(body, message_id, time_to_live=_time_to_live(entries, now)))
 
     async def _send(self, link: SendLink) -> None:
         """Send the messages until the broker takes or refuses them, with the same bytes and ids each time."""
@@ -196,3 +199,15 @@ class TaskSender:
         for entry in entries:
             self._outcomes.resolve(entry, submit_failed_result(entry, str(error)))
         self._outcomes.change.notify()
+
+
+def _time_to_live(entries: list[Entry], now: float) -> float | None:
+    """Return after how many seconds none of these may begin any more; None: some may at any time.
+
+    The broker dead-letters the message then. Service Bus counts milliseconds in 32 bits.
+    """
+    moments = [entry.begin_by for entry in entries if entry.begin_by is not None]
+    if len(moments) < len(entries):
+        return None
+    left = max(0.001, max(moments) - now)
+    return left if left < _LONGEST_LIFE else None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
     from batchflow.functions.code import CodeStore
     from batchflow.protocol.values.classes import BundleClasses
+    from batchflow.sessions.expiry import ExpiryWatch
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.outcomes import Outcomes
 
@@ -44,6 +45,7 @@ class Submitter:
         code: CodeStore,
         environment: SessionEnvironment,
         *,
+        expiries: ExpiryWatch,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
     ) -> None:
@@ -53,6 +55,7 @@ class Submitter:
         `classes`: those of the session's files.
         """
         self.classes = classes
+        self.expiries = expiries
         self._encoder = encoder
         self._context = context
         self._outcomes = outcomes
@@ -101,6 +104,7 @@ class Submitter:
 
         A cancelled call has made no task, because nothing is awaited after the task is there.
         """
+        begin_by = submission.begin_by(asyncio.get_running_loop().time())
         if submission.encoded is None and not arguments.are_plain(submission.arguments):
             self._prepare(submission, index)
         inputs = self._inputs_of(submission)
@@ -122,7 +126,7 @@ class Submitter:
         while not self._has_room_for_more():
             await self._outcomes.next_room()
             self._check_takes()
-        entry = self._new_entry(submission, index, on_done)
+        entry = self._new_entry(submission, index, on_done, begin_by)
         if (telemetry := self._context.telemetry) is not None:
             entry.trace = telemetry.begin(entry, inputs)
         if inputs:
@@ -132,13 +136,14 @@ class Submitter:
         item = self._encoder.inline(submission, entry, runs_with)
         if item is None:
             reference = await self._encoder.store_arguments(submission, self._check_takes)
-            trace, entry = entry.trace, self._new_entry(submission, index, on_done)
+            trace, entry = entry.trace, self._new_entry(submission, index, on_done, begin_by)
             entry.trace = trace
             item = self._encoder.by_reference(submission, entry, runs_with, reference)
         entry.item = item
         self._encoder.keep_arguments(submission, entry)
         self._context.tracker.add(entry)
         self._submitted(entry)
+        self.expiries.add(entry)
         self._label(submission, entry)
         if self._environment.failure is not None:
             self._outcomes.resolve(entry, submit_failed_result(entry, self._environment.failure))
@@ -175,6 +180,7 @@ class Submitter:
             submission.arguments = []
             waiting.size = len(submission.encoded)
         self._context.tracker.hold(waiting.entry)
+        self.expiries.add(waiting.entry)
         self._label(submission, waiting.entry)
         if self._environment.failure is None:
             self.dependents.hold(waiting)
@@ -259,7 +265,11 @@ class Submitter:
     # ---- entries
 
     def _new_entry(
-        self, submission: Submission, index: int | None, on_done: Callable[[Entry], None] | None
+        self,
+        submission: Submission,
+        index: int | None,
+        on_done: Callable[[Entry], None] | None,
+        begin_by: float | None,
     ) -> Entry:
         """Return the next task, to be added."""
         context = self._context
@@ -274,6 +284,7 @@ class Submitter:
             job=context.job_name,
             submitted_at=time.time(),
             tag=submission.tag,
+            begin_by=begin_by,
             claimed=on_done is not None,
             on_done=on_done,
         )

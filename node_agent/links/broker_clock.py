@@ -29,6 +29,16 @@ class BrokerClock:
         """Return the seconds since then, at least 0. Where the clocks differ it is rather too much."""
         return max(0.0, self.broker_time(self.now()) - enqueued_at)
 
+    def age_at_arrival(self, enqueued_at: float, locked_until: float | None, lock_duration: float) -> float:
+        """Return how many seconds old a message is that has just arrived.
+
+        The broker locked it a moment ago, so the end of the lock tells the broker's time, where it is known.
+        """
+        age = self.age(enqueued_at)
+        if locked_until is None:
+            return age
+        return min(age, max(0.0, locked_until - lock_duration - enqueued_at))
+
     def broker_time(self, at: float) -> float:
         """Return the broker's time: later than ours where ours is certainly behind, else the same."""
         return at if self.ahead is None else at - min(0.0, self.ahead)

@@ -92,11 +92,12 @@ class DeadLetterHandler:
                 "dead_letter_unreadable", extra={"message_id": letter.message_id, "error": str(error)}
             )
             return
-        verdict = verdict_on(letter, time.time())
+        now = time.time()
+        verdicts = [verdict_on(letter, item, now) for item in tasks]
         logger.warning(
-            "dead_letter", extra={"uids": [item.uid for item in tasks[:20]], "error": verdict.error}
+            "dead_letter", extra={"uids": [item.uid for item in tasks[:20]], "error": verdicts[0].error}
         )
-        events = [self._send_result(item, verdict) for item in tasks]
+        events = [self._send_result(item, verdict) for item, verdict in zip(tasks, verdicts, strict=True)]
         with anyio.fail_after(_RESULT_TIMEOUT):
             for event in events:
                 await event.wait()
@@ -109,7 +110,7 @@ class DeadLetterHandler:
         return event
 
 
-def verdict_on(letter: Delivery, now: float) -> Verdict:
-    """Translate the reason that a dead letter carries; `now`: seconds since the epoch."""
-    reason = reason_of(letter, now)
+def verdict_on(letter: Delivery, item: wire.TaskItem, now: float) -> Verdict:
+    """Translate the reason that the dead letter of a task carries; `now`: seconds since the epoch."""
+    reason = reason_of(letter, item, now)
     return Verdict(Status.FAILED, reason.kind, reason.error)

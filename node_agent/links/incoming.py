@@ -60,6 +60,7 @@ class IncomingMessages:
         self.clock = BrokerClock()
         self.completions = Completions(self._complete)
         self._feed = feed
+        self._lock_duration = lock_duration
         self._renewals = LockRenewal(lock_duration, renew=self._renew, lost=self._lock_lost)
         self._queues = [
             TaskQueue(
@@ -128,7 +129,7 @@ class IncomingMessages:
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
-        age = self.clock.age(delivery.enqueued_at)
+        age = self.clock.age_at_arrival(delivery.enqueued_at, delivery.locked_until, self._lock_duration)
         self._feed(Arrived(delivery=number, tasks=tasks, redelivered=delivery.delivery_count > 0, age=age))
 
     def _nothing_left(self) -> None:

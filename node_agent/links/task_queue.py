@@ -257,4 +257,4 @@ def copy_message(item: wire.TaskItem) -> OutgoingMessage:
     """Make the message of a task that is handed back. The same hop always gets the same message id."""
     name = f"{item.uid} {item.attempt} {item.hop}"
     message_id = hashlib.sha256(name.encode()).hexdigest()[:32]
-    return OutgoingMessage(wire.join("tasks", [wire.encode(item)]), message_id)
+    return OutgoingMessage(wire.join("tasks", [wire.encode(item)]), message_id, time_to_live=item.expires)

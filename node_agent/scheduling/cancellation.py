@@ -89,7 +89,7 @@ class CancellationCache:
             start_by = max(start_by, copy.asked_at + FRESH)
         if now > start_by:
             return "wait"
-        task.start_by = start_by
+        task.start_by = min(start_by, task.expires_at)
         return "go"
 
     def covers(self, task: Task) -> bool:

@@ -295,6 +295,8 @@ class HandBack:
     """None: uncharged."""
     history: tuple[Attempt, ...] = ()
     reason: Literal["retry", "drain", "straggler", "excess", "isolation", "node"] = "isolation"
+    expires: float | None = None
+    """Seconds within which the copy may begin; None: without a limit."""
 
 
 @frozen

@@ -30,6 +30,7 @@ Rules:
   tasks have all the time, and exits as unfit: another one begins on a node that was looked at.
 - A task whose budget is spent ends as `BudgetExceeded` and never begins (`budgets`). What runs goes on, and
   is not retried. An agent whose pool's budget is spent answers what is queued, then leaves.
+- A task that has not begun when its time is over ends as `TaskExpired` (`expiry`).
 - Idle for long enough: announce it, look once more, exit.
 
 `state` has the states that tasks and slots go through, as tables. `placement` decides which task goes to
@@ -102,7 +103,6 @@ from node_agent.scheduling.state import (
     SlotPhase,
     SlotState,
     Task,
-    can_recall,
 )
 
 MAX_CRASHES: Final = 3
@@ -159,6 +159,7 @@ class Scheduler:
         self.busy_time.advance(now, self.placement.busy)
         if self.budgets.advance(now, self.placement.slots):
             self.settlement.refuse(self.budgets.refusal)
+        self.settlement.now = now
         for event in events:
             if not self._exited:
                 self._apply(event, now)
@@ -201,6 +202,7 @@ class Scheduler:
         may_get_stuck = not self._stuck and (self.placement.waiting or self._pulling)
         moments = (
             self.cancellations.next_deadline(),
+            self.settlement.expiries.next_deadline(),
             self.placement.straggler_deadline() if may_get_stuck else None,
             *map(self.placement.load.lag_deadline, self.placement.slots),
             self._idle_deadline(),
@@ -222,6 +224,7 @@ class Scheduler:
             case Unable():
                 self._unable(event, now)
             case Freed(slot):
+                _note_what_ran(slots[slot])
                 self._return(self.placement.free(slots[slot]))
             case Recalled(slot, tasks):
                 self._take_back(slots[slot], tasks)
@@ -256,6 +259,7 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         """Do what follows from the state and the time."""
+        self.settlement.expire(now)
         if self.state == "draining":
             self._keep_draining(now)
             if self._exited:
@@ -285,14 +289,15 @@ class Scheduler:
         fresh = [
             item for item in event.tasks if not (event.redelivered and self.settlement.knows(item, message))
         ]
-        for task in [self.settlement.take_in(item, message, now) for item in fresh]:
+        for task in [self.settlement.take_in(item, message, now, event.age) for item in fresh]:
             self._admit(task, event.redelivered, len(event.tasks))
         if not message.open:
             self.settlement.commands.append(Complete(message.delivery))
 
     def _admit(self, task: Task, redelivered: bool, companions: int) -> None:
         """Let a task that has just arrived wait for a slot, or say why it does not."""
-        if (refusal := _refusal(task.item) or self.budgets.admit(task.item)) is not None:
+        refusal = _refusal(task.item) or self.budgets.admit(task.item) or self.settlement.lateness(task)
+        if refusal is not None:
             self.settlement.conclude(task, refusal)
         elif self.cancellations.covers(task):
             self.settlement.conclude(task, _CANCELLED)
@@ -329,6 +334,7 @@ class Scheduler:
 
     def _check(self, slot: SlotState, now: float) -> None:
         """Start what may start. Cancelled tasks end here; one that is not known to be free holds all up."""
+        self.settlement.end_late(slot)
         for task in list(slot.tasks):
             match self.cancellations.clearance(task, now):
                 case "stop":
@@ -355,8 +361,8 @@ class Scheduler:
     def _return(self, tasks: list[Task]) -> None:
         """Take tasks out of their slot that were stopped, or have never begun. They have no outcome."""
         for task in reversed(tasks):
-            covered = self.cancellations.covers(task)
-            if (verdict := _CANCELLED if covered else self.budgets.refusal(task.item)) is not None:
+            refusal = self.budgets.refusal(task.item) or self.settlement.lateness(task)
+            if (verdict := _CANCELLED if self.cancellations.covers(task) else refusal) is not None:
                 self.settlement.conclude(task, verdict)
             elif self.state == "draining":
                 self.settlement.hand_back(task, HandBack(task.number, reason="drain"))
@@ -369,7 +375,7 @@ class Scheduler:
         assert slot is not None
         slot.tasks.remove(task)
         slot.moved_at = now
-        task.outcome = event.outcome
+        task.outcome, task.expires_at = event.outcome, math.inf
         self.placement.load.learn(task, event.duration)
         if event.failure is None:
             self._failures.succeeded(slot)
@@ -379,7 +385,7 @@ class Scheduler:
         else:
             task.failure = event.failure
             self.settlement.hand_back(task, copy)
-        self._stop_if_cancelled(slot)
+        self.settlement.stop_if_cancelled(slot)
 
     def _unable(self, event: Unable, now: float) -> None:
         """Hand a task back that the node could not run; step back when there were several in a row."""
@@ -387,6 +393,8 @@ class Scheduler:
         slot = task.slot
         assert slot is not None
         slot.tasks.remove(task)
+        if event.began:
+            task.expires_at = math.inf
         answer = _CANCELLED if self.cancellations.covers(task) else self._failures.answer(task, event)
         if isinstance(answer, Verdict):
             self.settlement.conclude(task, answer)
@@ -427,17 +435,8 @@ class Scheduler:
             self.settlement.conclude(task, _CANCELLED)
         for slot in self.placement.slots:
             if slot.tasks and slot.tasks[0].session == session:
-                self._stop_if_cancelled(slot)
-                self._recall_if_cancelled(slot)
-
-    def _stop_if_cancelled(self, slot: SlotState) -> None:
-        if slot.phase in AT_WORK and slot.tasks and self.cancellations.covers(slot.tasks[0]):
-            self.settlement.stop(slot)
-
-    def _recall_if_cancelled(self, slot: SlotState) -> None:
-        """Take back what is cancelled: the child begins what it was given by itself, too late to stop it."""
-        if can_recall(slot) and any(self.cancellations.covers(task) for task in slot.tasks):
-            self.settlement.recall(slot)
+                self.settlement.stop_if_cancelled(slot)
+                self.settlement.recall_if_cancelled(slot)
 
     # Time
 
@@ -516,6 +515,15 @@ class Scheduler:
 
 _NO_CRASHES: Final = CrashCount()
 _CANCELLED: Final = Verdict(Status.CANCELLED, "TaskCancelled", "the task was cancelled")
+
+
+def _note_what_ran(slot: SlotState) -> None:
+    """Note before a slot is freed that what it was told to stop had begun: its time does not matter any more.
+
+    What a slot gives back by itself has not begun.
+    """
+    if slot.phase is SlotPhase.STOPPING and slot.tasks:
+        slot.tasks[0].expires_at = math.inf
 
 
 def _poisoned(crashes: int) -> Verdict:

@@ -7,14 +7,17 @@ of its tasks has an accepted result or an accepted copy. Pure: no I/O, no clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, Recall, SendResult, Stop, Verdict
+from node_agent.scheduling.expiry import TOO_LATE, Expiries, is_expired
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.placement import Placement
 from node_agent.scheduling.state import (
+    AT_WORK,
     Message,
     SlotEvent,
     SlotPhase,
@@ -41,6 +44,9 @@ class Settlement:
     """By their numbers."""
     completed: int = 0
     """Tasks that were settled with a result."""
+    now: float = 0.0
+    """The moment of the latest events."""
+    expiries: Expiries = field(default_factory=Expiries)
     _next_number: int = 0
 
     def take_commands(self) -> list[Command]:
@@ -48,12 +54,13 @@ class Settlement:
         commands, self.commands = self.commands, []
         return commands
 
-    def take_in(self, item: TaskItem, message: Message, now: float) -> Task:
-        """Hold a task that has arrived."""
+    def take_in(self, item: TaskItem, message: Message, now: float, age: float) -> Task:
+        """Hold a task that has arrived. `age`: seconds that its message is old."""
         task = Task.of(self._next_number, item, message)
         self._next_number += 1
         self.tasks[task.number] = task
         self.placement.cancellations.hold(task.session, now)
+        self.expiries.take_in(task, age, now)
         return task
 
     def start_by(self, numbers: Iterable[int]) -> float:
@@ -89,6 +96,8 @@ class Settlement:
         """Send a copy of a task to the queue."""
         if command.reason == "isolation":
             self.messages.split(task.message)
+        if task.expires_at < inf:
+            command = replace(command, expires=max(0.0, task.expires_at - self.now - command.delay))
         self._release(task)
         task.move(TaskEvent.HAND_BACK)
         self.commands.append(command)
@@ -99,6 +108,7 @@ class Settlement:
         self.placement.cancellations.hold(task.session, now)
         task.move(TaskEvent.KEEP)
         self.placement.add(task)
+        self.expiries.watch(task)
 
     def accept_result(self, task: Task) -> None:
         """Settle a task whose result the broker has."""
@@ -124,6 +134,31 @@ class Settlement:
                 elif can_recall(slot):
                     self.recall(slot)
 
+    def lateness(self, task: Task) -> Verdict | None:
+        """Return the outcome of a task that has not begun, and is too late; None: it is in time."""
+        return TOO_LATE if is_expired(task, self.now) else None
+
+    def end_late(self, slot: SlotState) -> None:
+        """End those tasks of a slot in which none has begun that are too late."""
+        for task in [each for each in slot.tasks if is_expired(each, self.now)]:
+            slot.tasks.remove(task)
+            self.conclude(task, TOO_LATE)
+
+    def expire(self, now: float) -> None:
+        """End the tasks whose time is over, as far as they have not begun."""
+        for number in self.expiries.due(now):
+            task = self.tasks.get(number)
+            if task is None or not is_expired(task, now):
+                continue
+            if task.state is TaskState.WAITING:
+                self.placement.drop([task])
+                self.conclude(task, TOO_LATE)
+            elif task.state is TaskState.PLACED and (slot := task.slot) is not None:
+                if slot.phase in (SlotPhase.PREPARING, SlotPhase.CHECKING):
+                    self.stop(slot)
+                elif task is not slot.tasks[0] and can_recall(slot):
+                    self.recall(slot)
+
     def stop(self, slot: SlotState) -> None:
         """Kill what runs in a slot, or let nothing begin in it."""
         slot.move(SlotEvent.STOP)
@@ -133,6 +168,16 @@ class Settlement:
         """Take back what has not begun in a slot."""
         slot.move(SlotEvent.RECALL)
         self.commands.append(Recall(slot.index))
+
+    def stop_if_cancelled(self, slot: SlotState) -> None:
+        """Kill what runs in a slot if it is known to be cancelled."""
+        if slot.phase in AT_WORK and slot.tasks and self.placement.cancellations.covers(slot.tasks[0]):
+            self.stop(slot)
+
+    def recall_if_cancelled(self, slot: SlotState) -> None:
+        """Take back what is cancelled: the child begins what it was given by itself, too late to stop it."""
+        if can_recall(slot) and any(self.placement.cancellations.covers(task) for task in slot.tasks):
+            self.recall(slot)
 
     def abandon(self, task: Task) -> None:
         """Leave a task to its lock, which will run out."""

@@ -143,6 +143,8 @@ class Task:
     """Runs only while nothing else does."""
     start_by: float = float("-inf")
     """Until when it may begin in its slot, by what was known of its cancellation when it was let go."""
+    expires_at: float = float("inf")
+    """Until when it may begin at all; infinite once it has begun."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
     outcome: object = None

@@ -372,7 +372,9 @@ class Agent(Process):
             yield Wait(lambda: bool(self._copies))
             command = self._copies[0]
             item = self.scheduler.item(command.task)
-            copy = wire.handed_back(item, attempt=command.attempt, history=command.history)
+            copy = wire.handed_back(
+                item, attempt=command.attempt, history=command.history, expires=command.expires
+            )
             message = copy_message(copy)
             at = self.now + command.delay if command.delay > 0 else None
             yield from self._send_copy(core.Draft(message.body, message.message_id, scheduled_for=at))
@@ -407,11 +409,11 @@ class Agent(Process):
                     break
 
     def _fail_dead_letter(self, message: core.Message, numbers: Iterator[int]) -> Steps:
-        verdict = verdict_on(as_delivery(message), self.now)
         awaited = set()
         for item in read_tasks(message.body):
             number = next(numbers)
             awaited.add(number)
+            verdict = verdict_on(as_delivery(message), item, self.now)
             encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
             self._post(number, item.mailbox, encoded)
         self._failing |= awaited

@@ -144,6 +144,7 @@ def as_delivery(message: core.Message) -> Delivery:
         session_id=message.session_id,
         dead_letter_reason=message.dead_letter_reason,
         dead_letter_description=message.dead_letter_description,
+        locked_until=message.locked_until or None,
     )
 
 

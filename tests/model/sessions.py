@@ -247,9 +247,10 @@ class Session(Process):
                 return
 
     def _failure_results(self, message: core.Message) -> Iterator[core.Draft]:
-        reason = reason_of(as_delivery(message), self.now)
         for task in read_tasks(message.body):
-            body = wire.join("results", [wire.encode(reason.outcome(task))])
+            body = wire.join(
+                "results", [wire.encode(reason_of(as_delivery(message), task, self.now).outcome(task))]
+            )
             yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
 
     def _send_again(self, message: core.Message) -> Iterator[core.Draft]:

@@ -80,10 +80,12 @@ async def _dead_letters(pool: Pool) -> list[FailedTask]:
             continue
         for letter in held:
             try:
-                tasks, reason = read_tasks(letter.body), reason_of(letter, letter.enqueued_at)
+                tasks = read_tasks(letter.body)
             except ProtocolError:
                 continue
-            found += [FailedTask(task, reason.kind, reason.error, None, letter.enqueued_at) for task in tasks]
+            for task in tasks:
+                reason = reason_of(letter, task, letter.enqueued_at)
+                found.append(FailedTask(task, reason.kind, reason.error, None, letter.enqueued_at))
     return found
 
 

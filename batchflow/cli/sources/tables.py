@@ -24,6 +24,8 @@ class Item:
     """The items that it waits for, by their numbers; they stand before it."""
     label: str | None = None
     """The name that a workflow gives it."""
+    expires: float | None = None
+    """Seconds from its submit after which it does not begin; None: as the run says."""
 
     @classmethod
     def of(cls, command: str, value: Any) -> Item:

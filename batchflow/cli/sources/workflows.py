@@ -1,12 +1,13 @@
 """Workflows of `batchflow run`: tasks with names that wait for each other, as TOML or as JSON lines.
 
-A task has `command`, and optionally `id`, `args` and `after`. In `args` the object `{"$task": "id"}` stands
-for the value of that task, which is waited for as well. Tasks may stand in any order.
+A task has `command`, and optionally `id`, `args`, `after` and `expires` (seconds). In `args` the object
+`{"$task": "id"}` stands for the value of that task, which is waited for as well. The order is free.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from batchflow.config.loader import nearest, unreadable
 from batchflow.errors import ConfigurationError
 from batchflow.support.frozen import frozen
 
-_KEYS: Final = ("id", "command", "args", "after")
+_KEYS: Final = ("id", "command", "args", "after", "expires")
 _FILE_KEYS: Final = ("files", "task")
 _VALUE_OF: Final = "$task"
 """The one key of an object that stands for the value of a task."""
@@ -87,6 +88,7 @@ class _Entry:
     arguments: list[Any]
     after: list[str]
     """The tasks that it waits for, those whose values it takes included."""
+    expires: float | None = None
 
 
 def _entry(where: str, found: Any) -> _Entry:
@@ -106,7 +108,10 @@ def _entry(where: str, found: Any) -> _Entry:
     with_values(arguments, lambda label: named.append(label))
     if not all(isinstance(each, str) for each in named):
         raise ConfigurationError(f"{where}: {_VALUE_OF} has the id of a task, a text")
-    return _Entry(where, label, found["command"], arguments, list(dict.fromkeys([*after, *named])))
+    expires = found.get("expires")
+    if expires is not None and not (type(expires) in (int, float) and 0 < expires < math.inf):
+        raise ConfigurationError(f"{where}: expires is {expires!r}; seconds above 0 are needed")
+    return _Entry(where, label, found["command"], arguments, list(dict.fromkeys([*after, *named])), expires)
 
 
 def with_values(arguments: Any, value_of: Callable[[Any], Any]) -> Any:
@@ -151,6 +156,7 @@ def _ordered(path: str, entries: list[_Entry]) -> list[Item]:
             with_values(entry.arguments, lambda label: {_VALUE_OF: numbers[label]}),
             [numbers[label] for label in entry.after],
             entry.label,
+            entry.expires,
         )
         for entry in line
     ]
@@ -169,7 +175,7 @@ def part_of(items: list[Item], chosen: list[int], values: Mapping[int, Any]) -> 
     def part(item: Item) -> Item:
         arguments = with_values(item.arguments, value_of) if item.after else item.arguments
         after = [numbers[each] for each in item.after if each in numbers]
-        return Item(item.command, arguments, after, item.label)
+        return Item(item.command, arguments, after, item.label, item.expires)
 
     return [part(items[number]) for number in chosen]
 

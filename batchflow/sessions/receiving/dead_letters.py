@@ -24,7 +24,7 @@ from batchflow.support.event_log import event_logger
 from batchflow.support.recovery import Recovery, recovery_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.broker import Delivery, Sender
@@ -62,7 +62,15 @@ class DeadLetterHandler:
     async def look(self) -> None:
         """Handle the dead letters that are there now."""
         manifest = self._runtime.manifest
-        for queue in (*manifest.task_queues, *manifest.results_queues):
+        await self._look_into((*manifest.task_queues, *manifest.results_queues))
+
+    async def look_for_tasks(self) -> None:
+        """Handle the dead letters of the task queues that are there now."""
+        await self._look_into(self._runtime.manifest.task_queues)
+
+    async def _look_into(self, queues: Sequence[QueueRef]) -> None:
+        manifest = self._runtime.manifest
+        for queue in queues:
             if queue not in self._closed and await self._anything_dead(queue):
                 try:
                     await self._empty(queue, tasks=queue in manifest.task_queues)
@@ -117,8 +125,8 @@ class DeadLetterHandler:
     async def _keep(self, message: Delivery) -> None:
         """Keep the tasks of a dead letter, so that `batchflow replay` finds them."""
         now = time.time()
-        reason = reason_of(message, now)
         for task in read_tasks(message.body)[:_MOST_KEPT]:
+            reason = reason_of(message, task, now)
             failed = FailedTask(task, reason.kind, reason.error, None, now)
             try:
                 await self._runtime.ctl.put(failed.blob, failed.encode())
@@ -128,8 +136,9 @@ class DeadLetterHandler:
 
     def _failure_results(self, message: Delivery) -> Iterator[OutgoingMessage]:
         """Yield a result for each task, in a message of its own: a tag may be as large as a task."""
-        reason = reason_of(message, time.time())
+        now = time.time()
         for task in read_tasks(message.body):
+            reason = reason_of(message, task, now)
             body = wire.join("results", [wire.encode(reason.outcome(task))])
             message_id = f"dead-{task.uid}-{task.attempt}-{task.hop}"
             yield OutgoingMessage(body, message_id, session_id=task.mailbox)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
@@ -29,7 +30,7 @@ MOST_BESIDE: Final = 64 * 1024
 
 
 class TaskOptions(TypedDict, total=False):
-    """What `run` and `submit_many` take beside the command: each as `Session.submit` has it."""
+    """What `submit`, `run` and `submit_many` take beside the command; `Session.submit` tells of each."""
 
     task_id: str | None
     tag: Any
@@ -39,6 +40,7 @@ class TaskOptions(TypedDict, total=False):
     stream_output: bool
     after: Any
     on_failure: Literal["pass"] | None
+    expires: float | timedelta | None
 
 
 class MapOptions(TaskOptions, total=False):
@@ -83,6 +85,8 @@ class Submission:
     """The tasks that end before it begins."""
     on_failure: Literal["pass"] | None = None
     """`"pass"`: it also begins when a task that it waits for failed, and gets the failed `Result`."""
+    expires: float | timedelta | None = None
+    """Seconds from the submit; what has not begun by then never does. None: without a limit."""
     inputs: tuple[Entry, ...] = ()
     """The tasks whose values stand in the arguments, in the order of their numbers there."""
 
@@ -114,6 +118,17 @@ class Submission:
             raise ConfigurationError(
                 f"{command}: on_failure is {self.on_failure!r}; None or 'pass' is needed"
             )
+        if self.expires is not None:
+            seconds = self.expires.total_seconds() if isinstance(self.expires, timedelta) else self.expires
+            if not is_duration(seconds):
+                raise ConfigurationError(
+                    f"{command}: expires is {self.expires!r}; seconds above 0, or a timedelta, are needed"
+                )
+            self.expires = seconds
+
+    def begin_by(self, now: float) -> float | None:
+        """Return when it expires if it is submitted now; None: never."""
+        return None if self.expires is None else now + cast("float", self.expires)
 
     def encode(
         self,

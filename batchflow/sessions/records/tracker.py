@@ -25,10 +25,11 @@ from weakref import WeakValueDictionary
 
 from batchflow.errors import JournalError
 from batchflow.model import Counts, Result, Status
+from batchflow.protocol.dead_letters import EXPIRED
 from batchflow.protocol.packing import Pack
 from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
-from batchflow.protocol.wire import ResultItem
+from batchflow.protocol.wire import ResultItem, with_expiry
 from batchflow.support.frozen import frozen, maker
 
 _result: Final = maker(Result)
@@ -97,6 +98,8 @@ class Entry:
     arguments_blob: str | None = None
     trace: Any = None
     """Its `TaskTrace`; None for one that is not traced."""
+    begin_by: float | None = None
+    """When it expires, by the clock of the event loop; None: never."""
     on_done: Callable[[Entry], None] | None = None
     """For one listener, such as the map that submitted it."""
 
@@ -291,8 +294,11 @@ class Tracker:
         self._open[entry.sequence] = entry
         self._tally[entry.status] += 1
 
-    def take(self, pack: Pack) -> tuple[list[Entry], list[bytes]]:
-        """Remove and return the next entries that share a message, and their items."""
+    def take(self, pack: Pack, now: float = 0.0) -> tuple[list[Entry], list[bytes]]:
+        """Remove and return the next entries that share a message, and their items.
+
+        `now`: by the clock of the event loop; what is left until a task expires travels with it.
+        """
         taken: list[Entry] = []
         items: list[bytes] = []
         while self.outbox:
@@ -301,7 +307,9 @@ class Tracker:
                 if not pack.admits(entry.command, len(entry.item) + 1):
                     break
                 taken.append(entry)
-                items.append(entry.item)
+                items.append(
+                    entry.item if entry.begin_by is None else with_expiry(entry.item, entry.begin_by - now)
+                )
                 self._forget_item(entry)
             self.outbox.popleft()
         return taken, items
@@ -453,6 +461,10 @@ def dependency_failed_result(entry: Entry, failed: Entry) -> ResultItem:
         return _outcome(entry, Status.FAILED, "DependencyFailed", item.error or "")
     what = f"it waited for task {failed.task_id} ({failed.command}), which failed"
     return _outcome(entry, Status.FAILED, "DependencyFailed", f"{what}: {item.error}")
+
+
+def expired_result(entry: Entry) -> ResultItem:
+    return _outcome(entry, Status.FAILED, EXPIRED.kind, EXPIRED.error)
 
 
 def budget_exceeded_result(entry: Entry, reason: str) -> ResultItem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from batchflow.support.waiting import ChangeNotifier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from batchflow.sessions.expiry import ExpiryWatch
     from batchflow.sessions.records.checkpoint import DeliveryRecord
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.workflows.graph import Waiting
@@ -69,8 +71,11 @@ class _Document:
 class WorkflowKeeper:
     """Writes down the tasks of one session that wait, and finds those of the sessions before."""
 
-    def __init__(self, context: SessionContext, record: DeliveryRecord, mail: KeptMail) -> None:
+    def __init__(
+        self, context: SessionContext, record: DeliveryRecord, mail: KeptMail, expiries: ExpiryWatch
+    ) -> None:
         self._context = context
+        self._expiries = expiries
         self._record = record
         self._mail = mail
         self._ctl = context.runtime.ctl
@@ -322,6 +327,7 @@ class WorkflowKeeper:
         """Return a task of an earlier session as one of this, under its own uid."""
         context = self._context
         tracker, sequence = context.tracker, context.tracker.next_sequence()
+        submitted = asyncio.get_running_loop().time() + task.submitted_at - time.time()
         entry = Entry(
             sequence=sequence,
             index=task.index,
@@ -332,8 +338,10 @@ class WorkflowKeeper:
             job=context.job_name,
             submitted_at=task.submitted_at,
             tag=task.submission.tag,
+            begin_by=task.submission.begin_by(submitted),
         )
         tracker.hold(entry)
+        self._expiries.add(entry)
         tracker.labels.setdefault(entry.task_id, entry)
         # its outcome comes under its first uid, and none under this number
         self._record.withdraw(make_uid(context.incarnation, sequence))

@@ -91,6 +91,7 @@ def _written(waiting: Waiting) -> dict[str, Any]:
         "retry": None if submission.retry is None else submission.retry.fields(),
         "stream": submission.stream_output,
         "on_failure": submission.on_failure,
+        "expires": submission.expires,
         "keywords": None if function is None else bool(function.keywords),
         "inputs": [each.uid for each in submission.inputs],
         "waits": [each.uid for each in waiting.inputs],
@@ -126,6 +127,7 @@ def _read(fields: dict[str, Any]) -> StoredTask:
         retry=None if retry is None else RetryPolicy.read(retry),
         stream_output=fields["stream"],
         on_failure=fields["on_failure"],
+        expires=fields.get("expires"),
         function=function,
     )
     results = [item for each in fields["values"] for item in wire.decode(orjson.dumps(each))]

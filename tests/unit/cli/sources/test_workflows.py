@@ -145,3 +145,15 @@ def test_a_run_that_was_killed_goes_on_with_its_workflow(cli: Cli) -> None:
     assert ended.returncode == 0, ended.stderr
     rows = {row["task"]: row for row in map(json.loads, cli("results", "killed").stdout.splitlines())}
     assert {name: row["value"] for name, row in rows.items()} == {"a": 4, "b": 4, "c": [4, 4]}
+
+
+def test_a_task_of_a_workflow_may_expire(tmp_path: Path) -> None:
+    """Its seconds stay with it when only some of the tasks run again; what is none is refused."""
+    path = tmp_path / "w.jsonl"
+    path.write_text(lines({"id": "a", "command": "x.py"}, {"command": "y.py", "after": "a", "expires": 2.5}))
+    items = from_workflow(str(path)).items
+    assert [item.expires for item in items] == [None, 2.5]
+    assert [item.expires for item in part_of(items, [1], {0: 1})] == [2.5]
+    path.write_text(lines({"command": "x.py", "expires": "soon"}))
+    with pytest.raises(ConfigurationError, match=r"w\.jsonl:1: expires is 'soon'"):
+        from_workflow(str(path))

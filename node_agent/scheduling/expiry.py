@@ -1,0 +1,54 @@
+"""When the tasks that an agent holds expire: those that have not begun until then never do. Pure.
+
+A task expires by the broker's clock: the agent knows how old its message was when it came, and counts from
+there. A task that has begun expires no more, also where it is handed back or tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
+from typing import Final
+
+from batchflow.model import Status
+from batchflow.protocol.dead_letters import EXPIRED
+from node_agent.scheduling.events import Verdict
+from node_agent.scheduling.state import Task
+
+TOO_LATE: Final = Verdict(Status.FAILED, EXPIRED.kind, EXPIRED.error)
+
+
+@dataclass(slots=True)
+class Expiries:
+    """The moments at which tasks expire."""
+
+    _moments: list[tuple[float, int]] = field(default_factory=list)
+    """A heap of moments and numbers of tasks. Tasks that began, or are settled, stay until their moment."""
+
+    def take_in(self, task: Task, age: float, now: float) -> None:
+        """Note when a task expires that has just arrived. `age`: seconds that its message is old."""
+        if task.item.expires is not None:
+            task.expires_at = now + task.item.expires - age
+            self.watch(task)
+
+    def watch(self, task: Task) -> None:
+        """Have `due` name a task when it expires."""
+        if task.expires_at < inf:
+            heappush(self._moments, (task.expires_at, task.number))
+
+    def due(self, now: float) -> list[int]:
+        """Return the numbers of the tasks whose moment has come, and forget these."""
+        found: list[int] = []
+        while self._moments and self._moments[0][0] <= now:
+            found.append(heappop(self._moments)[1])
+        return found
+
+    def next_deadline(self) -> float | None:
+        """Return when the next task expires."""
+        return self._moments[0][0] if self._moments else None
+
+
+def is_expired(task: Task, now: float) -> bool:
+    """Return whether a task that has not begun is too late."""
+    return task.expires_at <= now
