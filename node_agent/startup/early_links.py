@@ -27,18 +27,26 @@ class EarlyContainer(Closes):
     """A container that can be used before its SDK is imported.
 
     When `load` has ended, `make` is called in the event loop and returns the real container. Each request
-    waits for that, and raises what `load` or `make` raised.
+    waits for that, and raises what `load` or `make` raised. The first one calls `hurry`.
     """
 
-    def __init__(self, url: str, load: asyncio.Future[None], make: Callable[[], Container]) -> None:
+    def __init__(
+        self,
+        url: str,
+        load: asyncio.Future[None],
+        make: Callable[[], Container],
+        hurry: Callable[[], None] = lambda: None,
+    ) -> None:
         self.url = url
         self.name = url.rpartition("/")[2]
         self._load = load
+        self._hurry = hurry
         self._make = make
         self._container: Container | None = None
 
     async def _made(self) -> Container:
         if self._container is None:
+            self._hurry()
             await asyncio.shield(self._load)
         if self._container is None:
             self._container = self._make()

@@ -2,7 +2,8 @@
 
 The start lasts as long as the opening of the links, which is mostly waiting. So the links are opened first.
 Meanwhile a thread imports the rest: the agent, which starts the slots' children, and the Blob SDK. An agent
-with embedded files needs no container for its first task. It imports the Blob SDK after that task.
+with embedded files needs no container for its first task, unless that has waited for a second. It imports
+the Blob SDK after that task.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import secrets
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,8 @@ from node_agent.supervision.supervisor import EX_CONFIG, UNFIT
 from node_agent.system import json_log
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from batchflow.azure.blob import BlobContainer
     from batchflow.azure.identity import Credential
     from batchflow.protocol.documents import ContainerAccess
@@ -34,7 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("node_agent")
 
 _PASS: Final = 0.25
-"""Seconds to wait for the first task before the Blob SDK is imported. The first heartbeat follows."""
+"""Seconds to wait for the first task before the Blob SDK is imported, unless that is wanted before. The first
+heartbeat follows."""
 
 
 def run(config: bytes, path: str, directory: str) -> int:
@@ -65,8 +69,12 @@ async def _serve(config: AgentConfig, directory: Path) -> int:
         await asyncio.to_thread(_load_agent)
         from node_agent.startup import assembly, node_check
 
-        load = asyncio.create_task(_load_blobs_after(_PASS if config.brought else 0.0), name="load blobs")
-        containers = (_container(each, identity, config, load) for each in (config.ctl, config.out))
+        wanted = asyncio.Event()
+        load = asyncio.create_task(_load_blobs(wanted, _PASS if config.brought else 0.0), name="load blobs")
+        # The first task may have waited for this agent: then it is asked in `ctl` whether it was cancelled.
+        # What goes to `out` is a sign of life, for which no task waits.
+        hurries = ((config.ctl, wanted.set), (config.out, _no_hurry))
+        containers = (_container(each, identity, config, load, hurry) for each, hurry in hurries)
         ctl, out = [await stack.enter_async_context(each) for each in containers]
         uploader = LogUploader(json_log.JsonLines())
         logging.getLogger().addHandler(uploader)
@@ -96,6 +104,10 @@ def _nothing() -> None:
     """Ignore an interrupt from the terminal. The supervisor gets it too, and passes it on as SIGTERM."""
 
 
+def _no_hurry() -> None:
+    """Let the import wait for its time."""
+
+
 def _broker(config: AgentConfig, identity: Credential | None) -> EarlyLinks:
     from batchflow.azure.servicebus import ServiceBusBroker
 
@@ -119,12 +131,15 @@ def _load_agent() -> None:
         import node_agent.startup.assembly  # noqa: F401
 
 
-async def _load_blobs_after(seconds: float) -> None:
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(_load_blobs)
+async def _load_blobs(wanted: asyncio.Event, seconds: float) -> None:
+    """Import the Blob SDK after so many seconds, or when it is wanted."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wanted.wait()
+    await asyncio.to_thread(_import_blobs)
 
 
-def _load_blobs() -> None:
+def _import_blobs() -> None:
     """Do the last imports, and exempt all imported objects from garbage collection."""
     with process_tuning.quick_switching():
         import batchflow.azure.blob  # noqa: F401
@@ -133,7 +148,11 @@ def _load_blobs() -> None:
 
 
 def _container(
-    access: ContainerAccess, identity: Credential | None, config: AgentConfig, load: asyncio.Future[None]
+    access: ContainerAccess,
+    identity: Credential | None,
+    config: AgentConfig,
+    load: asyncio.Future[None],
+    hurry: Callable[[], None],
 ) -> EarlyContainer:
     url, signature, ca_file = access.url, access.signature, config.storage_ca_file
     if signature is None and identity is None:
@@ -149,4 +168,4 @@ def _container(
         assert identity is not None
         return IdentityContainer(url, identity, ca_file=ca_file)
 
-    return EarlyContainer(url, load, make)
+    return EarlyContainer(url, load, make, hurry)

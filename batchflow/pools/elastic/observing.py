@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from batchflow.pools.elastic.boots import BootRecords, boots_of
 from batchflow.pools.scaling.values import Estimate, Observation
 from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.pools.elastic.boots import BootHistory
@@ -71,31 +72,40 @@ class PoolObserver:
     async def look(self) -> BatchView:
         """Return what Batch says of the pool now. Raises `ServiceError`."""
         runtime, compute = self._runtime, self._runtime.connections.compute
-        info = await compute.pool(runtime.pool_id)
-        tasks = await compute.tasks(runtime.manifest.agents_job)
-        nodes = await compute.nodes(runtime.pool_id)
+        tasks: list[BatchTaskInfo] = []
+        nodes: list[NodeInfo] = []
+
+        async def list_tasks() -> None:
+            tasks.extend(await compute.tasks(runtime.manifest.agents_job))
+
+        async def list_nodes() -> None:
+            nodes.extend(await compute.nodes(runtime.pool_id))
+
+        async with task_group() as group:  # at once, because the first task of a pool waits for it
+            group.start_soon(list_tasks)
+            group.start_soon(list_nodes)
+            info = await compute.pool(runtime.pool_id)
         index = runtime.connections.manifests.index
         await self.boots.note(index, info, boots_of(tasks, nodes), runtime.manifest.slots)
         return BatchView(info, tasks, nodes, await self.boots.history(index, info))
 
-    async def observe(
+    def observe(
         self,
         limits: ScalingLimits,
         agents: AgentsView,
         seen: BatchView | None,
         *,
+        queued: int,
         outstanding: int,
         idle_exit: float,
         now: float,
     ) -> Observation:
         """Return what the policy decides on. `seen`: None for a client without rights on Batch.
 
-        `outstanding`: tasks of the client's own sessions. Raises `ServiceError`.
+        `queued`: messages of the task queues. `outstanding`: tasks of the client's own sessions.
         """
         runtime, running = self._runtime, agents.running
-        total = max(outstanding, running)
-        if seen is not None:
-            total = max(total, await self._queued())
+        total = max(outstanding, running, queued)
         seconds = runtime.load.task_seconds
         slots = runtime.manifest.slots or max((beat.slots for beat in agents.beats), default=0)
         history = None if seen is None else seen.history
@@ -116,8 +126,8 @@ class PoolObserver:
             spot_refused=seen is not None and seen.info.spot < seen.info.spot_wanted and refused(seen.info),
         )
 
-    async def _queued(self) -> int:
-        """Return the messages of the task queues, those that agents hold included."""
+    async def queued(self) -> int:
+        """Return the messages of the task queues, those that agents hold included. Raises `BrokerError`."""
         services, queues = self._runtime.connections, self._runtime.manifest.task_queues
         return sum([(await services.admin_of(queue).figures(queue.entity)).active for queue in queues])
 

@@ -23,10 +23,12 @@ from batchflow.pools.scaling.formula import FormulaWish, is_ours, scaling_formul
 from batchflow.pools.scaling.policy import decide
 from batchflow.pools.scaling.values import Decision, ScalingMemory
 from batchflow.pools.scaling.wishes import MergedWish, Wish, merge
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from batchflow.pools.elastic.observing import BatchView
     from batchflow.pools.reports.heartbeats import Sample
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.documents import ScalingLimits
@@ -148,9 +150,9 @@ class PoolScaler:
         if limits is None:
             return Standing()
         agents = AgentsView.of(sample)
-        seen = None if self._runtime.connections.restricted else await self._observer.look()
-        observation = await self._observer.observe(
-            limits, agents, seen, outstanding=outstanding, idle_exit=self.idle_exit, now=now
+        seen, queued = await self._look()
+        observation = self._observer.observe(
+            limits, agents, seen, queued=queued, outstanding=outstanding, idle_exit=self.idle_exit, now=now
         )
         decision = decide(observation, self._memory)
         self._memory = decision.memory
@@ -162,6 +164,21 @@ class PoolScaler:
         surplus = agents.ready - max(decision.needed, merged.needed)
         await self._executor.drain(agents, seen, surplus, decision.needed_dedicated)
         return await self._executor.carry_out(merged, seen, agents, now)
+
+    async def _look(self) -> tuple[BatchView | None, int]:
+        """Return what Batch says and the messages of the task queues, as far as this client may ask."""
+        if self._runtime.connections.restricted:
+            return None, 0
+        queued = 0
+
+        async def count() -> None:
+            nonlocal queued
+            queued = await self._observer.queued()
+
+        async with task_group() as group:
+            group.start_soon(count)
+            seen = await self._observer.look()
+        return seen, queued
 
     async def _stand_by(self, merged: MergedWish, sample: Sample) -> Standing:
         """Return how far a client is that must leave Batch to others."""

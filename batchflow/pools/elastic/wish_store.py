@@ -24,8 +24,9 @@ class WishStore:
         """The ETag and the content of each document that was read, by its name; None: it cannot be read."""
 
     async def write(self, ctl: Container, wish: Wish) -> None:
-        """Replace this client's wish."""
-        await ctl.put(layout.wish_blob(wish.who), wish.encode())
+        """Replace this client's wish. It is not read again by this client."""
+        name = layout.wish_blob(wish.who)
+        self._known[name] = await ctl.put(name, wish.encode()), wish
 
     async def read_all(self, ctl: Container) -> list[Wish]:
         """Return the wishes of the last day. One that has not changed is not read again."""

@@ -87,12 +87,15 @@ async def test_a_container_can_be_used_before_its_sdk_is_there() -> None:
         made.append(storage.container("ctl"))
         return made[-1]
 
-    async with EarlyContainer("https://here/ctl", load, make) as late:
+    hurried: list[bool] = []
+    async with EarlyContainer("https://here/ctl", load, make, lambda: hurried.append(load.done())) as late:
         assert late.name == "ctl"
         writing, given_up = (asyncio.create_task(late.put(name, b"x")) for name in "ab")
         await asyncio.sleep(0)
         given_up.cancel()
         assert not made
+        assert hurried
+        assert not any(hurried)
         load.set_result(None)
         etag = await writing
         assert (await late.get("a")).data == b"x"
