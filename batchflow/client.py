@@ -25,6 +25,7 @@ from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.model import Origin, PoolSpec
 from batchflow.pools import node_logs, pool_spec
 from batchflow.pools.connections import connect, preload
+from batchflow.pools.monitoring.shipper import shipping
 from batchflow.pools.open_sessions import OpenSessions
 from batchflow.pools.reports.figures import look_at_all
 from batchflow.pools.runtime import PoolRuntime
@@ -123,14 +124,11 @@ class Client(LiveView, Supervised):
         return f"<Client on {self._settings.target}, {state}>"
 
     def _repr_html_(self) -> str:
-        from batchflow.display.html import card, fact_table, pool_table, session_table
+        from batchflow.display.html import client_card
 
-        settings = self._settings
-        where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
-        facts = [("state", "closed" if self.closed else "open"), ("target", settings.target)]
         sessions = sorted(self._sessions, key=lambda session: (session.pool_id, session.name))
-        shown = (pool_table(self._sessions.figures), session_table([each.summary() for each in sessions]))
-        return card("Client", where, fact_table(facts), *shown)
+        shown = [each.summary() for each in sessions]
+        return client_card(self._settings, self.closed, self._sessions.figures, shown)
 
     async def _ask(self) -> None:
         await look_at_all(self._sessions.figures, [(pool.runtime, pool.cost) async for pool in self.pools()])
@@ -329,6 +327,7 @@ class Client(LiveView, Supervised):
                 await self._start_local(stack)
             connected = self._connected = await connect(self._settings, _load_pool)
             stack.push_async_callback(self._disconnect, connected)
+            await stack.enter_async_context(shipping(self._settings, self._sessions))
             self._ready()
             sweeping = asyncio.create_task(sweep_when_due(connected, self._settings), name="batchflow sweep")
             try:

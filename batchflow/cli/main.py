@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "top": "top",
     "cost": "cost",
     "prices": "prices",
+    "monitor": "monitor",
     "explain": "explain",
     "completion": "completion",
 }

@@ -106,6 +106,18 @@ def result_card(result: Mapping[str, Any]) -> Html:
     return card("Result", result["task_id"], fact_table(facts), *texts, badge=result["status"])
 
 
+def client_card(
+    settings: Any,
+    closed: bool,
+    figures: Mapping[str, Any],
+    sessions: Sequence[tuple[str, str, Mapping[str, int]]],
+) -> Html:
+    """Return a card of a client. `figures`: the `PoolFigures` of its pools."""
+    where = "the local cloud" if settings.target == "local" else settings.batch.account or "Azure"
+    facts = [("state", "closed" if closed else "open"), ("target", settings.target)]
+    return card("Client", where, fact_table(facts), pool_table(figures), session_table(sessions))
+
+
 def task_card(task: Any, node: str | None, started: float | None) -> Html:
     """Return a card of a task. `task`: its entry in the session; `started`: seconds since the epoch."""
     outcome = task.read() if task.done else None

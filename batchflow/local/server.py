@@ -21,6 +21,7 @@ from batchflow.local.batch.server import BatchServer
 from batchflow.local.blob.server import BlobServer
 from batchflow.local.directory import locked, make_directory, remove_tree
 from batchflow.local.http.internal_errors import InternalErrors
+from batchflow.local.monitor.server import IngestionServer
 from batchflow.local.security.certificate import Maker, make, make_server_context
 from batchflow.local.security.entra import Assignment, Directory, Principal
 from batchflow.local.security.identity_endpoint import Entra, IdentityEndpoint, principal
@@ -34,6 +35,7 @@ from batchflow.settings import (
     StorageSettings,
 )
 from batchflow.support.frozen import frozen
+from batchflow.support.setting_groups.observing import MonitorSettings
 
 HOST = "127.0.0.1"
 ACCOUNT = "local"
@@ -99,6 +101,8 @@ class LocalCloud:
         self._principals: dict[str, Principal] = {}
         self._entra: Entra | None = None
         self._keyless: Settings | None = None
+        self.ingestion: IngestionServer | None = None
+        """The endpoint for logs, in a cloud that was started with roles."""
         self._pool = PoolSettings(nodes=nodes, slots=slots, autoscale_interval=autoscale_interval)
         self._namespaces = namespaces
         self._latency = latency
@@ -113,6 +117,9 @@ class LocalCloud:
         """What failed in the services themselves since they were started."""
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._lock = ExitStack()
+
+    monitor_settings: MonitorSettings
+    """What sends logs to `ingestion`."""
 
     @property
     def keyless_settings(self) -> Settings:
@@ -213,6 +220,9 @@ class LocalCloud:
             agent=AgentSettings(python=sys.executable),
         )
         if entra is not None:
+            self.ingestion = IngestionServer(entra, errors=self.errors)
+            self._closers.append(self.ingestion.aclose)
+            await self.ingestion.start(HOST)
             namespaces = " ".join(f"{HOST}:{bus.port}" for bus in buses)
             self._keyless = replace(
                 settings,
@@ -220,6 +230,7 @@ class LocalCloud:
                 storage=StorageSettings(account_url=blob.secure_url, ca_file=ca),
                 servicebus=ServiceBusSettings(namespace=namespaces, ca_file=ca),
             )
+            self.monitor_settings = MonitorSettings(self.ingestion.url, self.ingestion.rule, ca_file=ca)
         return settings
 
     def _make_buses(self, context: ssl.SSLContext, entra: Entra | None) -> list[ServiceBusServer]:

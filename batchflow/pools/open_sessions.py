@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from batchflow.model import Counts
+    from batchflow.pools.monitoring.shipper import Shipper
     from batchflow.pools.reports.figures import PoolFigures
 
 logger = event_logger(__name__)
@@ -47,6 +48,8 @@ class OpenSessions:
     def __init__(self) -> None:
         self._sessions: list[OpenSession] = []
         self._loads: dict[str, PoolLoad] = {}
+        self.monitor: Shipper | None = None
+        """What sends to Log Analytics; None where no endpoint is set."""
         self.figures: dict[str, PoolFigures] = {}
         """What pools looked like when that was asked for last, by their ids, for views that cannot ask."""
 

@@ -10,7 +10,7 @@ Where they lie:
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
   `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`,
-  `scaling/<client>.json`, `failed/...` as below.
+  `scaling/<client>.json`, `failed/...` as below, `monitor/logs.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
   `agents/<agent>.json`, `usage/<agent>.json`, `budgets/...` (`protocol.budgets`),
   `activity/<agent>/<segment>.jsonl` (`protocol.activity`),

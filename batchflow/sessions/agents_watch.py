@@ -154,6 +154,8 @@ class AgentsWatch:
         """Return whether there are agents, and note their free slots and versions."""
         sample = self._sample = await sample_heartbeats(self._context.runtime.out)
         self._context.policy.slots = sample.open_slots
+        if (monitor := self._context.runtime.sessions.monitor) is not None:
+            monitor.see(self._context.runtime)
         telemetry = self._context.telemetry
         if telemetry is not None and telemetry.meters is not None:
             busy = sum(len(beat.running) for beat in sample.beats)

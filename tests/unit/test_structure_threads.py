@@ -17,6 +17,7 @@ WHY = {
     "resources": "hashes files",
     "removal": "removes folders of tens of thousands of files",
     "process_state": "ends what a task of multiprocessing left, which may hang, in the process of the task",
+    "replay": "waits for the Java of an async task in the foreground, in a process of its own",
     "process": "imports, while the links are being opened",
 }
 STARTERS = {"to_thread", "run_in_executor", "Thread", "ThreadPoolExecutor", "Timer", "run_sync"}

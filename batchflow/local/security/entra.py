@@ -1,6 +1,6 @@
 """Entra ID of the local cloud (pure): who there is, the tokens that say so, and the roles that open things.
 
-- A token is a JWT for one audience (one of the three services), signed by a key that the cloud alone has.
+- A token is a JWT for one audience (one of the services), signed by a key that the cloud alone has.
 - A token names a principal and not its rights: roles are looked up at each use, so that a role that is
   taken away counts at once.
 - A role holds for a scope and what is below it: the whole account or namespace (the empty path), one
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SERVICE_BUS: Final = "https://servicebus.azure.net"
 STORAGE: Final = "https://storage.azure.com"
 BATCH: Final = "https://batch.core.windows.net"
-AUDIENCES: Final = (SERVICE_BUS, STORAGE, BATCH)
+MONITOR: Final = "https://monitor.azure.com"
+AUDIENCES: Final = (SERVICE_BUS, STORAGE, BATCH, MONITOR)
 
 TENANT: Final = "00000000-0000-4000-8000-000000000001"
 LIFETIME: Final = 3600.0
@@ -44,6 +45,7 @@ BUS_RECEIVER: Final = "Azure Service Bus Data Receiver"
 BLOB_CONTRIBUTOR: Final = "Storage Blob Data Contributor"
 BLOB_READER: Final = "Storage Blob Data Reader"
 BLOB_DELEGATOR: Final = "Storage Blob Delegator"
+METRICS_PUBLISHER: Final = "Monitoring Metrics Publisher"
 
 CREATOR_ROLES: Final = (BATCH_CONTRIBUTOR, BUS_OWNER, BLOB_CONTRIBUTOR)
 """The role of a client that creates pools."""
@@ -57,6 +59,7 @@ ROLES: Final = (
     BLOB_CONTRIBUTOR,
     BLOB_READER,
     BLOB_DELEGATOR,
+    METRICS_PUBLISHER,
 )
 
 _ON_QUEUES: Final[Mapping[str, Rights]] = {
@@ -125,6 +128,10 @@ class Principal:
         """Whether it may use the Batch account."""
         return BATCH_CONTRIBUTOR in self.roles("")
 
+    def may_send_to(self, rule: str) -> bool:
+        """Tell whether it may send logs to a data collection rule."""
+        return METRICS_PUBLISHER in self.roles(rule)
+
 
 class Known(NamedTuple):
     """The principal of a token, and its expiry in seconds since the epoch."""
@@ -152,7 +159,7 @@ class Directory:
         return self._by_object.get(object_id)
 
     def issue(self, principal: Principal, audience: str, now: float) -> str:
-        """Return a token. Raises KeyError for an audience that is none of the three services."""
+        """Return a token. Raises KeyError for an audience that is none of the services."""
         if audience.rstrip("/") not in AUDIENCES:
             raise KeyError(audience)
         claims = {

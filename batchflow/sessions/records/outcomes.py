@@ -178,6 +178,8 @@ class Outcomes:
         self.history.add(entry, item)
         if self._context.telemetry is not None:
             self._context.telemetry.ended(entry, item)
+        if (monitor := self._context.runtime.sessions.monitor) is not None:
+            monitor.task(self._context.runtime, item, entry.trace)
         self.room.notify()
         self._waiters.wake(entry.sequence)
         self._accepting.wake(entry.sequence)
