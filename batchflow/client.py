@@ -13,7 +13,8 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from batchflow.config.loader import load_settings
-from batchflow.display.live_view import LiveView
+from batchflow.diagnosis.figures import look_at_all
+from batchflow.diagnosis.live_view import LiveView
 from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
     BrokerError,
@@ -27,7 +28,6 @@ from batchflow.pools import node_logs, pool_spec
 from batchflow.pools.connections import connect, preload
 from batchflow.pools.monitoring.shipper import shipping
 from batchflow.pools.open_sessions import OpenSessions
-from batchflow.pools.reports.figures import look_at_all
 from batchflow.pools.runtime import PoolRuntime
 from batchflow.pools.sweep import DAY, Swept, sweep, sweep_when_due
 from batchflow.protocol import layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from batchflow.display.live_view import LiveView
+from batchflow.diagnosis.live_view import LiveView
 from batchflow.model import JobCounts
 from batchflow.pools.reports.heartbeats import read_heartbeats
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from batchflow.diagnosis.figures import look
+from batchflow.diagnosis.live_view import LiveView
 from batchflow.diagnosis.pool import explain_pool
 from batchflow.diagnosis.readiness import until_ready
-from batchflow.display.live_view import LiveView
 from batchflow.errors import ConfigurationError
 from batchflow.files import BundleSource, Files, collect, upload
 from batchflow.job import Job
@@ -21,7 +22,7 @@ from batchflow.pools.jobs import PoolJobs
 from batchflow.pools.open_sessions import close_sessions
 from batchflow.pools.provisioning import PoolProvisioner
 from batchflow.pools.reboot import change_start_task, reboot_all
-from batchflow.pools.reports.figures import look, node_of
+from batchflow.pools.reports.figures import node_of
 from batchflow.pools.spending.cost import measure_cost
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, JobDocument, PoolManifest

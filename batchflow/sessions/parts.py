@@ -14,12 +14,12 @@ from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
 from batchflow.sessions.cancellation import Cancellations
-from batchflow.sessions.expiry import ExpiryWatch
 from batchflow.sessions.node_build import SessionMaker, build_wheel
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
 from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
 from batchflow.sessions.receiving.receiver import ResultReceiver
+from batchflow.sessions.records.expiry import ExpiryWatch
 from batchflow.sessions.records.outcomes import Outcomes
 from batchflow.sessions.scaling_watch import ScalingWatch
 from batchflow.sessions.sender import TaskSender

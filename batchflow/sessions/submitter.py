@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
     from batchflow.functions.code import CodeStore
     from batchflow.protocol.values.classes import BundleClasses
-    from batchflow.sessions.expiry import ExpiryWatch
     from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.expiry import ExpiryWatch
     from batchflow.sessions.records.outcomes import Outcomes
 
 _YIELD_EVERY: Final = 64

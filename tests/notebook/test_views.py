@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchflow import Client, Counts, Explanation, Result, Status
+from batchflow.diagnosis.figures import look
 from batchflow.display.html import MOST_CELL, MOST_ROWS, element
 from batchflow.model import Attempt, Cause
-from batchflow.pools.reports.figures import look
 from batchflow.results import Results
 from tests.support.results import a_result
 

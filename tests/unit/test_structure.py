@@ -1,6 +1,6 @@
 """The structure of the two packages, read from their sources: private members, names, sizes.
 
-Which folder may import which is import-linter's matter: see `pyproject.toml`.
+Which layer may import which is import-linter's matter: see `pyproject.toml`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,42 @@ def test_tests_use_few_private_members() -> None:
     """The SDKs' own in tests of their patches, and some that no public name leads to."""
     found = {name: uses for name, tree in sources("tests") if (uses := foreign_private_members(tree))}
     assert sum(map(len, found.values())) <= MOST_IN_TESTS, found
+
+
+def room_of(module: str) -> str | None:
+    """Return the folder that a module is in; the module itself at the top of a package. None: not ours."""
+    path = ROOT / module.replace(".", "/")
+    if path.with_suffix(".py").exists():
+        return module if "." not in (folder := module.rpartition(".")[0]) else folder
+    return module if "." in module and path.is_dir() else None
+
+
+def imported_by(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module imports, also within functions and for annotations alone."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names):
+                for alias in names:
+                    name = f"{module}.{alias.name}"
+                    yield name if room_of(name) else module
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_folders_do_not_import_each_other_in_a_circle(package: str) -> None:
+    """Only an error carries the outcome that it tells of, which in turn raises it."""
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for name, tree in sources(package):
+        module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        if (own := room_of(module)) is not None:
+            found = {room for each in imported_by(tree) if (room := room_of(each)) is not None}
+            rooms[own] |= {room for room in found if room.startswith(package)} - {own}
+    rooms["batchflow.errors"].discard("batchflow.model")
+    try:
+        TopologicalSorter(rooms).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

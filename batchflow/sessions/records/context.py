@@ -14,8 +14,8 @@ from batchflow.sessions.records.health import Problems
 from batchflow.sessions.records.notices import Notices
 from batchflow.sessions.records.stats import LinkCounter
 from batchflow.sessions.records.stored_arguments import StoredArguments, delete_blob
+from batchflow.sessions.records.task_traces import SessionTelemetry
 from batchflow.sessions.records.tracker import Tracker
-from batchflow.sessions.tracing.task_traces import SessionTelemetry
 from batchflow.support.affinity import LoopAffinity
 from batchflow.support.background import Background
 

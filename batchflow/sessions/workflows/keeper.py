@@ -33,9 +33,9 @@ from batchflow.support.waiting import ChangeNotifier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from batchflow.sessions.expiry import ExpiryWatch
     from batchflow.sessions.records.checkpoint import DeliveryRecord
     from batchflow.sessions.records.context import SessionContext
+    from batchflow.sessions.records.expiry import ExpiryWatch
     from batchflow.sessions.workflows.graph import Waiting
     from batchflow.sessions.workflows.stored import StoredTask
 
