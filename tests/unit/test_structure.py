@@ -119,6 +119,22 @@ def test_folders_do_not_import_each_other_in_a_circle(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_the_tour_names_each_folder(package: str) -> None:
+    """Those of the local cloud have a page of their own."""
+    tour = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## What is where")[2]
+    rows = [line for line in tour.splitlines() if line.startswith("|")]
+    unnamed = []
+    for path in (ROOT / package).rglob("__init__.py"):
+        folder = path.parent.relative_to(ROOT)
+        if len(folder.parts) == 1 or (folder.parts[1] == "local" and len(folder.parts) > 2):
+            continue
+        own = any(f"`{folder}`" in row for row in rows)
+        if not own and not any(f"`{folder.parent}`" in row and f"`{folder.name}`" in row for row in rows):
+            unnamed.append(str(folder))
+    assert unnamed == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_each_class_name_is_used_once(package: str) -> None:
     """So that a name in a traceback or in a conversation means one thing."""
     names = Counter(
