@@ -6,7 +6,7 @@ The registry holds records of callables, so that it knows no `Session`.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from batchflow.errors import BatchflowError
 from batchflow.pools.shared_load import PoolLoad
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from batchflow.model import Counts
-    from batchflow.pools.monitoring.shipper import Shipper
     from batchflow.pools.reports.figures import PoolFigures
+    from batchflow.protocol.wire import ResultItem
 
 logger = event_logger(__name__)
 
@@ -42,13 +42,23 @@ class OpenSession:
         return self.pool_id, f"{self.job}/{self.name}", asdict(self.counts())
 
 
+class Monitor(Protocol):
+    """What is told of tasks and pools, and never waits. `runtime`: a `PoolRuntime`."""
+
+    def task(self, runtime: Any, item: ResultItem, trace: Any) -> None:
+        """Take the outcome of a task. `trace`: its `TaskTrace`, if it has one."""
+
+    def see(self, runtime: Any) -> None:
+        """Note a pool, of whose agents this client may have to tell."""
+
+
 class OpenSessions:
     """The open sessions of a client, in the order of their opening, across its pools."""
 
     def __init__(self) -> None:
         self._sessions: list[OpenSession] = []
         self._loads: dict[str, PoolLoad] = {}
-        self.monitor: Shipper | None = None
+        self.monitor: Monitor | None = None
         """What sends to Log Analytics; None where no endpoint is set."""
         self.figures: dict[str, PoolFigures] = {}
         """What pools looked like when that was asked for last, by their ids, for views that cannot ask."""
