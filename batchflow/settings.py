@@ -156,7 +156,8 @@ class SessionSettings:
     """Seconds that a service may be away before a call that waits for it raises an error; what is under way
     stays, and is tried again."""
     presence_interval: Seconds = 5.0
-    """Seconds between two signs of life of the mailbox's holder; an idle session's come more seldom."""
+    """Seconds between two signs of life of the mailbox's holder. Those of idle sessions, and of many sessions
+    of a client, come more seldom."""
     retention: Seconds = 7 * 86400.0
     """Seconds for which the large arguments of a failed task are kept; 0: until it has failed. Those of
     other tasks are kept until their session closes."""

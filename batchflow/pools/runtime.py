@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from batchflow.costs.cost import Cost
     from batchflow.environments.session import PoolEnvironments
     from batchflow.pools.connections import Connections
+    from batchflow.pools.reports.heartbeats import Sample
     from batchflow.pools.shared_load import PoolLoad
     from batchflow.ports.storage import Container
     from batchflow.protocol.documents import PoolManifest
@@ -50,9 +51,18 @@ class PoolRuntime:
         last. Then its sessions ask and tell seldom."""
         self.etags: SharedCalls[str, dict[str, str]] = SharedCalls(self._etags)
         """The ETags of the blobs below a prefix of the control container, by name."""
+        self._samples: SharedCalls[str, Sample] = SharedCalls(lambda _: sample_heartbeats(self._out))
 
     async def _etags(self, prefix: str) -> dict[str, str]:
         return {info.name: info.etag async for info in self.ctl.list(prefix)}
+
+    async def sample(self) -> Sample:
+        """Read the heartbeats of some agents. Sessions that do so at the same time share the requests.
+
+        Raises `StorageError`.
+        """
+        found = await self._samples.get(self.pool_id)
+        return await sample_heartbeats(self._out) if found is None else found
 
     @property
     def pool_id(self) -> str:

@@ -12,7 +12,7 @@ from batchflow.errors import (
     NoAgents,
     ServiceError,
 )
-from batchflow.pools.reports.heartbeats import Sample, read_heartbeats, sample_heartbeats
+from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.cadence import sleep_until_turn
@@ -152,7 +152,7 @@ class AgentsWatch:
 
     async def meet(self) -> bool:
         """Return whether there are agents, and note their free slots and versions."""
-        sample = self._sample = await sample_heartbeats(self._context.runtime.out)
+        sample = self._sample = await self._context.runtime.sample()
         self._context.policy.slots = sample.open_slots
         if (monitor := self._context.runtime.sessions.monitor) is not None:
             monitor.see(self._context.runtime)

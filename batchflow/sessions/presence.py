@@ -33,8 +33,10 @@ _MOST_STRETCH: Final = 60
 """Intervals that it lasts at most: five minutes, unless the settings say otherwise."""
 _STRETCH_AT_REST: Final = 24
 """Intervals that it lasts while the pool has no agents: two minutes."""
-_SHARE: Final = 2
+_IDLE_SHARE: Final = 2
 """Documents of idle sessions that a client writes in an interval, however many sessions it has."""
+_BUSY_SHARE: Final = 20
+"""The same of sessions that have tasks, or new results."""
 _LOCK_SLACK: Final = 5.0
 """Seconds beyond the duration of a lock in which the broker has ended it."""
 _LAST_BREATH: Final = 2
@@ -59,8 +61,12 @@ class PresenceKeeper:
         self._least_stretch = 1 if found_again else _STRETCH
         self._told: dict[str, int] | None = None
         """The counts of the document."""
-        self._due_at = 0.0
-        """When the document is written although nothing has changed, by the loop's clock."""
+        self._written_at = -math.inf
+        """When the document was written last, by the loop's clock."""
+        self._lasting = 0.0
+        """Seconds that it lasts: the next one is written before."""
+        self._part = 1.0
+        """The part of its time after which that is."""
         self._ctl = context.runtime.ctl
         self._blob = layout.session_blob(context.job_name, context.name)
         self._holder = f"{socket.gethostname()}, process {os.getpid()}"
@@ -110,23 +116,27 @@ class PresenceKeeper:
     async def run(self, holds_mailbox: Callable[[], bool]) -> None:
         """Write the document now and then, while the mailbox is this session's.
 
-        A session that has nothing to do writes it more seldom, the more so the more of them its client has.
+        A session that has nothing to do writes it more seldom. So does each of many sessions of a client.
         """
         interval, clock = self._context.settings.presence_interval, asyncio.get_running_loop().time
         while True:
             counts = asdict(self._context.tracker.counts)
             is_idle = counts == self._told and not len(self._context.tracker)
-            if holds_mailbox() and not (is_idle and clock() < self._due_at):
-                lasting = interval * (self._stretch() if is_idle else 1)
-                self._due_at = clock() + lasting * random.uniform(0.5, 1.0) if is_idle else 0.0
+            lasting = interval * self._stretch(is_idle)
+            due_at = self._written_at + self._part * min(lasting, self._lasting)
+            if holds_mailbox() and clock() >= due_at:
+                self._lasting, self._part = lasting, random.uniform(0.5, 1.0)
                 await self._write(lasting, counts)
             await sleep_until_turn(interval)
 
-    def _stretch(self) -> int:
-        """Return how many intervals the document of an idle session lasts."""
+    def _stretch(self, is_idle: bool) -> int:
+        """Return how many intervals the document lasts."""
         runtime = self._context.runtime
-        least = _STRETCH_AT_REST if runtime.at_rest else self._least_stretch
-        return min(_MOST_STRETCH, max(least, len(runtime.open_sessions) // _SHARE))
+        sessions = len(runtime.open_sessions)
+        if is_idle:
+            least = _STRETCH_AT_REST if runtime.at_rest else self._least_stretch
+            return min(_MOST_STRETCH, max(least, sessions // _IDLE_SHARE))
+        return min(_MOST_STRETCH, max(1, sessions // _BUSY_SHARE))
 
     async def _write(self, interval: float, counts: dict[str, int]) -> None:
         starts_nodes = not self._context.runtime.connections.restricted
@@ -135,9 +145,9 @@ class PresenceKeeper:
         )
         try:
             await self._ctl.put(self._blob, document.encode())
-            self._told = counts
+            self._told, self._written_at = counts, asyncio.get_running_loop().time()
         except StorageError as error:
-            self._told = None
+            self._told, self._written_at = None, -math.inf
             logger.warning("presence_not_written", extra={"blob": self._blob, "error": str(error)})
 
     async def release(self) -> None:

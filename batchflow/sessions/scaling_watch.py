@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from batchflow.pools.reports.heartbeats import sample_heartbeats
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class ScalingWatch:
         """Do what is due without tasks: let nodes go whose agents left, and serve other clients."""
         runtime = self._context.runtime
         if not self._left and time.monotonic() - self._worked_at >= self._scaler.idle_exit:
-            sample = await sample_heartbeats(runtime.out)
+            sample = await runtime.sample()
             self._left = not sample.alive and await self._scaler.let_go()
             counts = [session.counts() for session in runtime.open_sessions]
             runtime.at_rest = self._left and all(each.submitted == each.done for each in counts)

@@ -85,22 +85,28 @@ async def warm(root: Path, tasks: int) -> None:
     await slot.aclose()
 
 
-async def switch(root: Path, switches: int) -> None:
-    """From one session's task to another's in one slot: sessions that alternate, and new ones."""
+async def switch_times(root: Path, switches: int) -> dict[str, list[float]]:
+    """Milliseconds from one session's task to the next one's outcome, in one slot."""
     bundle, files = materialise(root, {"task.py": NOOP})
     slot = new_slot(0, root)
     await slot.ready()
     names = {"two sessions that alternate": "ab" * (switches // 2), "new sessions": range(switches)}
+    found = {}
     for name, sessions in names.items():
         times = []
         for session in map(str, sessions):
             begun = time.perf_counter()
             await run(slot, execution(bundle, "task.py", [], session), files)
             times.append((time.perf_counter() - begun) * 1e3)
-        times = sorted(times[2:])
-        p50, p95 = (times[int(len(times) * share)] for share in (0.5, 0.95))
-        print(f"{name:28} p50 {p50:6.2f} ms, p95 {p95:6.2f} ms from a task to the next one's outcome")
+        found[name] = times[2:]
     await slot.aclose()
+    return found
+
+
+async def switch(root: Path, switches: int) -> None:
+    for name, times in (await switch_times(root, switches)).items():
+        p50, p95 = (sorted(times)[int(len(times) * share)] for share in (0.5, 0.95))
+        print(f"{name:28} p50 {p50:6.2f} ms, p95 {p95:6.2f} ms from a task to the next one's outcome")
 
 
 def report(name: str, slot: BenchSlot, tasks: int, begun: float, used: tuple[float, float]) -> None:

@@ -377,6 +377,7 @@ ALONE = {
     "recovery": recovery,
     "idle": scale.idle,
     "sessions": scale.sessions,
+    "switch": scale.switch,
     "nodes": scale.nodes,
 }
 """Cases that start processes of their own."""

@@ -17,7 +17,7 @@ from tests.benchmarks.harness import Figure
 ROOT = Path(__file__).parents[2]
 
 
-SCALE = ("idle", "sessions", "nodes")
+SCALE = ("idle", "sessions", "switch", "nodes")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
 
@@ -43,7 +43,7 @@ NETWORK = ("packages",)
                 ),
             ),
         ),
-        (SCALE, ("idle agent", "of the rate of one", "CPU of client and broker")),
+        (SCALE, ("idle agent", "of the rate of one", "new sessions", "CPU of client and broker")),
     ],
     ids=["speed", "scale"],
 )

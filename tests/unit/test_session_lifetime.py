@@ -611,6 +611,33 @@ async def test_many_idle_sessions_ask_together_and_tell_seldom(pool: Pool, doubl
         assert len(told) < 20 * 4  # in twelve intervals at most
 
 
+async def test_many_busy_sessions_tell_seldom(pool: Pool, agent: Agent, doubles: Doubles) -> None:
+    """Eighty of them, whose tasks run, write fewer documents than one in each interval."""
+    async with AsyncExitStack() as stack:
+        for number in range(80):
+            session = await stack.enter_async_context(pool.session(f"c-{number}"))
+            await session.submit("x.py")
+        calls = doubles.storage.calls
+        calls.clear()
+        await eventually(lambda: calls.count(("list", "cancel/default/")) > 4)
+        told = [call for call in calls if call[0] == "put" and call[1].startswith("sessions/")]
+        assert len(told) < 80 * 4 * 0.7
+
+
+async def test_sessions_that_look_for_agents_at_once_share_the_requests(
+    pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
+    """One that gives up leaves the others to ask by themselves."""
+    calls, runtime = doubles.storage.calls, pool.runtime
+    samples = await asyncio.gather(*(runtime.sample() for _ in range(10)))
+    assert [sample.alive for sample in samples] == [1] * 10
+    assert calls.count(("list", "agents/")) == 1
+    first, second = (asyncio.create_task(runtime.sample()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).alive == 1
+
+
 async def test_a_pool_that_another_client_deletes_ends_its_sessions(
     pool: Pool, agent: Agent, connect: Callable[..., Client]
 ) -> None:

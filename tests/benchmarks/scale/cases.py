@@ -1,4 +1,4 @@
-"""What grows with the number of sessions and nodes: wake-ups at rest, the rate, what a task costs.
+"""What grows with the number of sessions and nodes: wake-ups at rest, the rate, what a task costs, switches.
 
 Each measurement is a program of its own. With `--before` each is made in that checkout as well, in
 alternation: the figures of both are of one run. Processor time is not steady on a shared machine, so what is
@@ -7,14 +7,17 @@ counted (wake-ups, credits) says more.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.benchmarks.bench_slots import switch_times
 from tests.benchmarks.harness import Figure
 
 if TYPE_CHECKING:
@@ -37,10 +40,12 @@ class Scale:
     rounds: int = 3
     seconds: float = 30.0
     """Of rest that is watched, each time."""
+    switches: int = 200
+    """Of a slot, from one session to another."""
 
 
 FULL = Scale()
-QUICK = Scale(sessions=2, nodes=(1,), tasks=200, rounds=1, seconds=0.5)
+QUICK = Scale(sessions=2, nodes=(1,), tasks=200, rounds=1, seconds=0.5, switches=6)
 
 
 def _scale(effort: Effort) -> Scale:
@@ -106,6 +111,14 @@ PARTS = ("client", "broker", "agents")
 
 def _ratios(found: dict[str, list[float]], one: str, other: str) -> Sequence[float]:
     return [value / base for value, base in zip(found[one], found[other], strict=True)]
+
+
+def switch(effort: Effort) -> Iterator[Figure]:
+    """From one session's task to another's in the same slot."""
+    with tempfile.TemporaryDirectory() as folder:
+        times = asyncio.run(switch_times(Path(folder), _scale(effort).switches))
+    for name, found in times.items():
+        yield Figure(f"one slot, {name}: to the next task's outcome", found, "ms", at_most=15.0)
 
 
 def nodes(effort: Effort) -> Iterator[Figure]:

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ def wake_ups(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The processor time of a process."""
+    """The processor time of a process, and of those of its children that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def processes(words: str) -> list[int]:
@@ -134,29 +134,27 @@ async def rate(options: argparse.Namespace) -> dict[str, Any]:
 
 async def _measured(client: Client, sessions: Sequence[Any], tasks: int) -> dict[str, float]:
     """The rate of so many no-ops, and for each the processor time in microseconds and the credits."""
-    parts = {
-        "client": [os.getpid()],
-        "broker": processes(CLOUD),
-        "agents": processes(AGENT),
-    }
-    before = {name: _spent(pids) for name, pids in parts.items()}
+    before = _spent()
     counted = await operations(client.settings)
     took = await _through_map(sessions, tasks)
     spent = await operations(client.settings) - counted
-    costs = {}
-    for name, first in before.items():
-        spent_by = _spent(first)  # a child may have ended meanwhile: it is left out
-        costs[name] = sum(spent_by[pid] - first[pid] for pid in spent_by) / tasks * 1e6
+    costs = {name: (seconds - before[name]) / tasks * 1e6 for name, seconds in _spent().items()}
     return {"rate": tasks / took, "credits": spent.credits / tasks, **costs}
 
 
-def _spent(pids: Iterable[int]) -> dict[int, float]:
-    """The processor time of each of these processes that lives."""
-    found = {}
+def _spent() -> dict[str, float]:
+    """The processor time of client, broker and agents until now.
+
+    An agent's children are replaced now and then. What has ended is in the time of its parent.
+    """
+    parts = {"client": [os.getpid()], "broker": processes(CLOUD), "agents": processes(AGENT)}
+    return {name: sum(_seconds(pids)) for name, pids in parts.items()}
+
+
+def _seconds(pids: Iterable[int]) -> Iterator[float]:
     for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
-            found[pid] = cpu_seconds(pid)
-    return found
+            yield cpu_seconds(pid)
 
 
 async def _through_map(sessions: Sequence[Any], tasks: int) -> float:

@@ -24,14 +24,29 @@ async def run_as(slot: Bench, session: str, source: str, **limits: Any) -> Outco
 
 
 async def test_sessions_never_share_a_process_and_each_finds_its_own_again(tmp_path: Path) -> None:
-    """The process of the session whose tasks do not run stands still."""
+    """In turns, in one slot."""
     async with bench(tmp_path) as slot:
         pids = [value(await run_as(slot, session, PID)) for session in ("a", "b", "a", "b")]
         assert pids[:2] == pids[2:]
         assert pids[0] != pids[1]
         assert slot.slot.child_pid == pids[1]
-        await eventually(lambda: (stat := read_stat(pids[0])) is not None and stat.state == b"T")
     assert not any(is_alive(pid) for pid in pids)
+
+
+async def test_threads_that_a_session_left_stand_still_while_another_runs(tmp_path: Path) -> None:
+    """They go on with the session's next task."""
+    leave = (
+        "import os, threading, time\n"
+        "def do_action(engine, args):\n"
+        "    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+        "    return os.getpid()\n"
+    )
+    async with bench(tmp_path) as slot:
+        pid = value(await run_as(slot, "a", leave))
+        for _ in range(2):
+            await run_as(slot, "b", PID)
+            await eventually(lambda: (stat := read_stat(pid)) is not None and stat.state == b"T")
+            assert value(await run_as(slot, "a", leave)) == pid
 
 
 async def test_nothing_of_one_session_is_seen_by_another(tmp_path: Path) -> None:
