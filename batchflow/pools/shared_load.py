@@ -7,6 +7,8 @@ others, with messages of a few tasks. So they learn together, and know of each o
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from batchflow.protocol.durations import Durations
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 _MOST_BUNDLES: Final = 64
 """Bundles whose durations are remembered."""
+_AT_ONCE: Final = 8
+"""Sessions that submit many tasks at the same time."""
+_LONGEST_TURN: Final = 0.2
+"""Seconds after which another session submits as well, although a turn has not ended: it may wait."""
 
 
 class PoolLoad:
@@ -27,6 +33,8 @@ class PoolLoad:
         self._members: dict[PackingPolicy, Callable[[], int]] = {}
         self._durations: dict[str, Durations] = {}
         self._round_trip: float | None = None
+        self.submitting: SubmitTurns = SubmitTurns()
+        """Turns of sessions that submit many tasks: each fills its messages before the next one begins."""
 
     def join(self, policy: PackingPolicy, queued: Callable[[], int]) -> None:
         """Add a session. `queued`: returns how many tasks the broker has that have no outcome."""
@@ -66,3 +74,42 @@ class PoolLoad:
         )
         self._round_trip = self._round_trip if policy.round_trip is None else policy.round_trip
         policy.round_trip = self._round_trip
+
+
+class SubmitTurns:
+    """Which sessions submit many tasks now, and which wait for that. Of one event loop."""
+
+    def __init__(self, at_once: int = _AT_ONCE) -> None:
+        self._at_once = at_once
+        self._ends: dict[object, asyncio.TimerHandle] = {}
+        """When the turns that go on end."""
+        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
+
+    async def take(self, who: object) -> None:
+        """End a turn, and return when the next one comes: at once where few want one. Safe to cancel."""
+        self.leave(who)
+        if len(self._ends) < self._at_once:
+            self._begin(who)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((who, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.leave(who)
+            raise
+
+    def leave(self, who: object) -> None:
+        """End a turn, so that another begins. Idempotent."""
+        if (end := self._ends.pop(who, None)) is None:
+            return
+        end.cancel()
+        while self._waiting:
+            following, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._begin(following)
+                return
+
+    def _begin(self, who: object) -> None:
+        self._ends[who] = asyncio.get_running_loop().call_later(_LONGEST_TURN, self.leave, who)

@@ -27,6 +27,8 @@ ride together. Rules:
   what a task gains by a message of its own is judged against the trips that it makes anyway.
 - Sessions of one client know of each other's work. What they have under way counts as the session's own.
   While they keep every slot busy a session waits for a pace before each send, so that its packs are filled.
+  While they do, the tasks of a map that is being submitted wait until they fill a message, and the end of a
+  session's burst is no end: it is not cut finer.
 - What keeps every slot busy is judged by the durations of tasks. Client, broker and agents may be slower than
   the slots, above all where these are many. So in a stream of tasks the time that a task is under way counts
   as well, by Little's law: how many are under way, by the rate at which they come. While it is longer than a
@@ -160,13 +162,19 @@ class PackingPolicy:
             return 0.0
         return max(0.0, self._asked_at + pace - now)
 
+    def gathers(self, waiting: int, size: int) -> bool:
+        """Return whether a message is to be filled with tasks that are being submitted.
+
+        So it is while other sessions keep every slot busy. Arguments: the tasks and bytes that wait.
+        """
+        return self.others_are_busy and waiting < self._full and size < MOST_BYTES
+
     def messages(self, waiting: int, under_way: int = 0, *, is_last: bool = False) -> int:
         """Return how many messages may share the next send. Arguments as for `pack`."""
         most = min(MOST_SENT, 2 * max(1, self.slots))
         if is_last or self._delay(under_way) <= self.work:
             return most
-        full = min(MOST_TASKS, math.ceil(MOST_WORK / max(self.durations.overall, LEAST_DURATION)))
-        return min(most, max(1, waiting // full))
+        return min(most, max(1, waiting // self._full))
 
     def pack(
         self, waiting: int, under_way: int = 0, room: int = MOST_BYTES, *, is_last: bool = False
@@ -193,6 +201,16 @@ class PackingPolicy:
             probes=self.durations.probes,
             enough=None if self.round_trip is None else PROBES * max(1, self.slots),
         )
+
+    @property
+    def others_are_busy(self) -> bool:
+        """Whether other sessions keep every slot busy for longer than a pack would."""
+        return self.elsewhere / max(1, self.slots) > self.work
+
+    @property
+    def _full(self) -> int:
+        """The tasks of a full pack."""
+        return min(MOST_TASKS, math.ceil(MOST_WORK / max(self.durations.overall, LEAST_DURATION)))
 
     def _is_busy_elsewhere(self, under_way: int) -> bool:
         """Whether other sessions keep every slot busy for longer than a pack would, and this one does not."""

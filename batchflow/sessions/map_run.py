@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, Iterable, Sized
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.functions.command import FunctionCommand, label_of
+from batchflow.protocol.packing import MOST_TASKS
 from batchflow.protocol.values.arguments import as_arguments
 from batchflow.sessions.records.submission import Submission, TaskOptions
 from batchflow.support.waiting import ChangeNotifier
@@ -44,6 +45,9 @@ class MapRun:
         self._window = window
         self._options = options
         self._room = ChangeNotifier()
+        self._turns = context.runtime.load.submitting
+        self._filling = False
+        """Whether this one has a turn, and is counted among those that fill messages."""
         self._pump: asyncio.Task[None] | None = None
         self._stopped = False
         self._done: deque[Entry] = deque()
@@ -111,14 +115,30 @@ class MapRun:
                     await self._submit_one(value)
             else:
                 for value in self._inputs:
+                    if self.submitted % MOST_TASKS == 0:
+                        await self._take_turn()
                     await self._submit_one(value)
             self._context.tracker.end_of_burst = True
         finally:
+            self._leave_turn()
             self._inputs = ()  # they may be large, and the stream may be kept
             asyncio.get_running_loop().call_soon(self._outcomes.change.notify)
 
+    async def _take_turn(self) -> None:
+        """Submit as many tasks as fill a message when few other sessions of the client do so."""
+        self._leave_turn()
+        await self._turns.take(self)
+        self._filling = True
+        self._context.tracker.filling += 1
+
+    def _leave_turn(self) -> None:
+        self._turns.leave(self)
+        self._context.tracker.filling -= self._filling
+        self._filling = False
+
     async def _submit_one(self, value: Any) -> None:
         while self.submitted - self.yielded >= self._window:
+            self._leave_turn()
             await self._room.wait()
         submission = Submission.of(self._command, as_arguments(value), **self._options)
         entry = await self._submitter.enqueue(submission, index=self.submitted, on_done=self._completed)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _LONGEST_LIFE: Final = 4_294_967.0
 """Seconds that a message can be told to live."""
+_GATHERING: Final = 0.01
+"""Seconds between two looks at whether a message is full."""
+_LONGEST_GATHERING: Final = 0.5
+"""Seconds that a message waits for tasks that are being submitted."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +110,7 @@ class TaskSender:
 
     async def run(self) -> None:
         load, policy, tracker = self._context.runtime.load, self._context.policy, self._context.tracker
-        load.join(policy, lambda: tracker.queued)
+        load.join(policy, lambda: tracker.under_way)
         try:
             async with task_group() as group:
                 for link in self.links:
@@ -123,6 +127,7 @@ class TaskSender:
             load.inform(policy)
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
+            await self._gather()
             link.sending = self._take(clock())
             if link.sending:
                 await self._send(link)
@@ -130,6 +135,20 @@ class TaskSender:
             else:
                 self._wake.clear()
             self._outcomes.room.notify()
+
+    async def _gather(self) -> None:
+        """Wait for tasks that are being submitted, while those of other sessions are done."""
+        clock, context = asyncio.get_running_loop().time, self._context
+        tracker, policy, settings = context.tracker, context.policy, context.settings
+        until = clock() + _LONGEST_GATHERING
+        while (
+            tracker.filling
+            and policy.gathers(len(tracker.outbox), tracker.outbox_bytes)
+            and tracker.has_room(settings)
+            and clock() < until
+        ):
+            await asyncio.sleep(_GATHERING)
+            context.runtime.load.inform(policy)
 
     async def drain(self) -> None:
         """Return when everything was sent."""
@@ -139,7 +158,7 @@ class TaskSender:
     def _take(self, now: float) -> list[_Packed]:
         """Take the messages of the next send from the outbox."""
         tracker, policy = self._context.tracker, self._context.policy
-        is_last = tracker.end_of_burst
+        is_last = tracker.end_of_burst and not policy.others_are_busy
         policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES

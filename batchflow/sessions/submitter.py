@@ -191,8 +191,7 @@ class Submitter:
 
     def has_room(self) -> bool:
         """Return whether the outbox takes one more task."""
-        settings, tracker = self._settings, self._context.tracker
-        return tracker.sending < settings.outbox and tracker.outbox_bytes < settings.outbox_bytes
+        return self._context.tracker.has_room(self._settings)
 
     def _has_room_for_more(self) -> bool:
         """Return whether the session takes one more task. Those that wait count by their bytes alone."""

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from batchflow.support import linux
 from batchflow.support.frozen import frozen
 from node_agent.child import frames
 from node_agent.execution.capture import Pipe
@@ -138,7 +137,6 @@ class PythonWorker:
         later ones said before theirs."""
         self._gone: Gone | None = None
         self._process: process_groups.Adopted | None = None
-        self._is_frozen = False
         self._exit: asyncio.Task[None] | None = None
         self.ready: asyncio.Future[bool] = self._loop.create_future()
         """True when it takes tasks, False when it ended before."""
@@ -170,19 +168,14 @@ class PythonWorker:
         self.send(frames.encode(frames.SETUP, orjson.dumps(self._setup())))
 
     def freeze(self) -> None:
-        """Make the threads that its tasks left stand still until `thaw`. Without any it waits anyway."""
-        if self._process is None:
-            return
-        stat = linux.read_stat(self.pid)
-        self._is_frozen = stat is None or stat.threads > 1
-        if self._is_frozen:
-            self._process.send_signal(signal.SIGSTOP)
+        """Make the process stand still, threads that its tasks left included, until `thaw`."""
+        if self._process is not None:
+            self._process.freeze()
 
     def thaw(self) -> None:
         """Let the process go on."""
-        if self._process is not None and self._is_frozen:
-            self._process.send_signal(signal.SIGCONT)
-            self._is_frozen = False
+        if self._process is not None:
+            self._process.thaw()
 
     def send(self, data: bytes) -> None:
         """Send frames; what the socket does not take at once follows by itself. No-op once it is closed."""

@@ -139,6 +139,7 @@ class Adopted:
         self.returncode: int | None = None
         """As in `asyncio.subprocess.Process`; 255 when another part has reaped it."""
         self._descriptor = os.pidfd_open(pid)
+        self._is_frozen = False
         _spawned.pids.add(pid)
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
@@ -165,6 +166,20 @@ class Adopted:
         """Send a signal, unless it has ended."""
         if self.returncode is None:
             _signal(self.pid, self._descriptor, number)
+
+    def freeze(self) -> None:
+        """Make it stand still until `thaw`. It must wait for something: only its other threads are stopped,
+        and a process without any gets no signal, because two of them take as long as a short task."""
+        stat = linux.read_stat(self.pid)
+        self._is_frozen = stat is None or stat.threads > 1
+        if self._is_frozen:
+            self.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        if self._is_frozen:
+            self._is_frozen = False
+            self.send_signal(signal.SIGCONT)
 
     def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self._descriptor)

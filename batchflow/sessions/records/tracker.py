@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from batchflow.errors import JournalError
@@ -31,6 +31,9 @@ from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem, with_expiry
 from batchflow.support.frozen import frozen, maker
+
+if TYPE_CHECKING:
+    from batchflow.settings import SessionSettings
 
 _result: Final = maker(Result)
 
@@ -185,6 +188,8 @@ class Tracker:
     """Of what waits in the outbox, as it travels."""
     end_of_burst: bool = False
     """Whether the newest task ended a list, or another source of inputs: no task is likely to follow soon."""
+    filling: int = 0
+    """How many maps are being submitted, and do not wait for their readers."""
     unclaimed: deque[Entry] = field(default_factory=deque)
     """In the order of arrival; may hold entries that were claimed meanwhile."""
     _stale: int = 0
@@ -225,6 +230,15 @@ class Tracker:
     def queued(self) -> int:
         """How many tasks the broker has accepted that have no outcome."""
         return self._tally[Status.QUEUED] + self._tally[Status.RUNNING]
+
+    def has_room(self, settings: SessionSettings) -> bool:
+        """Return whether the outbox takes one more task."""
+        return self.sending < settings.outbox and self.outbox_bytes < settings.outbox_bytes
+
+    @property
+    def under_way(self) -> int:
+        """How many tasks were taken for a send and have no outcome."""
+        return self.queued + max(0, self.sending - len(self.outbox))
 
     @property
     def unread(self) -> int:

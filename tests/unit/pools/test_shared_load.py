@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
-from batchflow.pools.shared_load import PoolLoad
+import pytest
+
+from batchflow.pools.shared_load import PoolLoad, SubmitTurns
 from batchflow.protocol.packing import MOST_TASKS, PackingPolicy
 from batchflow.sessions.records.tracker import Entry, Tracker
 
@@ -92,3 +95,40 @@ def test_durations_of_the_latest_bundles_are_kept() -> None:
     assert policy.durations is kept
     load.use_bundle(policy, "0")
     assert policy.durations is not kept
+
+
+async def _waiting(turns: SubmitTurns, *names: str) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(turns.take(name)) for name in names]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_a_few_sessions_submit_at_once_and_the_others_follow_in_their_order() -> None:
+    turns = SubmitTurns(2)
+    first, second, third, fourth = await _waiting(turns, "a", "b", "c", "d")
+    assert [task.done() for task in (first, second, third, fourth)] == [True, True, False, False]
+    turns.leave("b")
+    turns.leave("b")
+    await third
+    assert not fourth.done()
+    again = asyncio.create_task(turns.take("a"))
+    await fourth
+    assert not again.done()
+    turns.leave("c")
+    await again
+
+
+async def test_a_session_that_gives_up_its_turn_holds_up_no_other() -> None:
+    turns = SubmitTurns(1)
+    _, second, third = await _waiting(turns, "a", "b", "c")
+    second.cancel()
+    turns.leave("a")
+    await third
+
+
+async def test_a_turn_that_does_not_end_holds_up_others_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchflow.pools.shared_load._LONGEST_TURN", 0.001)
+    turns = SubmitTurns(1)
+    _, second = await _waiting(turns, "a", "b")
+    await second
+    turns.leave("a")

@@ -442,6 +442,21 @@ def beat(state: str, slots: int, *since: float) -> Heartbeat:
     return Heartbeat("a", "n", "h", "b", 1, state, slots, 0.0, 100.0, 5.0, running)  # type: ignore[arg-type]
 
 
+def test_a_message_is_filled_while_others_keep_the_slots_busy() -> None:
+    """Not longer than it takes to fill it: by tasks, by their work, or by bytes."""
+    policy = PackingPolicy(2, round_trip=0.002)
+    policy.durations.overall = 0.0001
+    assert not policy.gathers(10, 1000)
+    policy.elsewhere = 1.0
+    assert policy.gathers(10, 1000)
+    assert policy.gathers(MOST_TASKS - 1, 1000)
+    assert not policy.gathers(MOST_TASKS, 1000)
+    assert not policy.gathers(2, MOST_BYTES)
+    policy.durations.overall = MOST_WORK / 4
+    assert policy.gathers(3, 1000)
+    assert not policy.gathers(4, 1000)
+
+
 def test_slots_that_can_be_counted_on() -> None:
     """Not those that long tasks hold, nor those of agents that leave."""
     assert open_slots([]) == 0

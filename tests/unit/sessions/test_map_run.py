@@ -343,3 +343,24 @@ async def test_break_and_come_back(session: Session, serving: Agent) -> None:
         if len(seen) == 2:
             break
     assert seen + await values(stream) == [[n] for n in range(6)]
+
+
+@pytest.mark.parametrize(("window", "sent"), [(10_000, 150), (40, 40)])
+async def test_a_map_fills_its_message_while_another_session_keeps_the_slots_busy(
+    pool: Pool, agent: Agent, window: int, sent: int
+) -> None:
+    """With a window below that, it sends what may be under way."""
+    async with pool.session("busy") as busy, pool.session("c") as session:
+        context = parts_of(session).context
+        await eventually(lambda: context.policy.slots > 0)
+        context.policy.seen("x.py", 0.0001)
+        context.policy.durations.overall = 0.0001
+        await busy.submit_many("x.py", range(4000))
+        await busy.flush()
+        reading = asyncio.ensure_future(values(session.map("x.py", range(150), window=window)))
+        await eventually(lambda: context.tracker.queued == sent)
+        items = await agent.take_message()
+        while items[0].client != "c":
+            items = await agent.take_message()
+        assert len(items) == sent
+        reading.cancel()
