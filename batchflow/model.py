@@ -438,6 +438,8 @@ class PoolSpec:
     """Whether tasks of different sessions may run in one Python process, where the session does not say."""
     budget: Budget | None = None
     """What the pool may cost over its life. Then nothing new begins, and the agents leave."""
+    sharing: Literal["fifo", "fair"] = "fifo"
+    """How sessions share the slots: "fifo", first come, first served; "fair", each gets its share of them."""
 
 
 @dataclass(frozen=True, slots=True)

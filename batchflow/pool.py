@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
     from batchflow.model import Budget
     from batchflow.pools.runtime import PoolRuntime
+    from batchflow.protocol.lanes import Priority
     from batchflow.settings import Settings
     from batchflow.support.progress_report import Progress
 
@@ -94,6 +95,7 @@ class Pool(LiveView):
         env: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
         budget: Budget | None = None,
+        priority: Priority | None = None,
     ) -> Session:
         """Make a session; open it with `async with` or `await`.
 
@@ -110,8 +112,8 @@ class Pool(LiveView):
         built once, and reboot nothing. `env`, `secrets`: environment variables of its tasks, over those of
         the job and the pool; the values of secrets stay out of logs, errors and every `repr`.
         `budget`: what its tasks may cost, by the time of their slots. When it is spent nothing new of it
-        begins, and those tasks end as `BudgetExceeded`. Raises `ConfigurationError` for what no session can
-        have.
+        begins, and those tasks end as `BudgetExceeded`. `priority`: "interactive", "normal" or "bulk": what
+        goes first in a pool with `sharing="fair"`. Raises `ConfigurationError` for what no session can have.
         """
         job_name = job.name if isinstance(job, Job) else job
         return Session(
@@ -126,6 +128,7 @@ class Pool(LiveView):
                 unpickle=unpickle,
                 requirements=requirements,
                 budget=budget,
+                priority=priority,
                 variables=task_variables(env, secrets, "session"),
             ),
             ensure_job=self._jobs.ensure,

@@ -38,6 +38,7 @@ from node_agent.links.outgoing import OutgoingResults
 from node_agent.links.task_queue import Copy
 from node_agent.scheduling import events as to
 from node_agent.scheduling.budgets import Budgets
+from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -145,7 +146,13 @@ class Agent:
         interval = config.heartbeat_interval / 2  # all know of a report within two of them
         budgets = Budgets(config.budget, is_dedicated(), config.agents, interval)
         self._scheduler = Scheduler(
-            len(parts.slots), self._host, config.idle_exit, time.monotonic(), dict(parts.crashes), budgets
+            len(parts.slots),
+            self._host,
+            config.idle_exit,
+            time.monotonic(),
+            dict(parts.crashes),
+            budgets,
+            FairTurns(config.lanes) if config.lanes else None,
         )
         self._ticker = Ticker(self._scheduler, lambda: self.feed(to.Tick()))
         self._heartbeats = heartbeat.HeartbeatWriter(
@@ -180,6 +187,7 @@ class Agent:
             problems=self._problems,
             feed=self.feed,
             opened=self._opened,
+            turns=self._scheduler.turns,
         )
 
     def _make_outgoing(self, config: documents.AgentConfig) -> OutgoingResults:
@@ -192,7 +200,7 @@ class Agent:
             problems=self._problems,
             feed=self.feed,
             item=self._scheduler.item,
-            hold=lambda: self._scheduler.placement.hold,
+            hold=lambda: self._scheduler.settlement.hold,
             opened=self._opened,
             keep=self._failed.keep,
             ended=self._activity.record.ended,
@@ -347,8 +355,8 @@ class Agent:
                 self._hand_back(command)
             case to.Pull():
                 self._incoming.pull(True)
-            case to.Hold():
-                self._incoming.pull(False)
+            case to.Hold(express):
+                self._incoming.pull(False, express=express)
             case to.ReadCancellation(session):
                 self._job(self._cancellations.read, session)
             case to.ReportSpending(ledger, grains):

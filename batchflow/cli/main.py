@@ -31,7 +31,6 @@ _COMMANDS: Final = {
     "logs": "logs",
     "replay": "replay",
     "top": "top",
-    "dashboard": "dashboard",
     "cost": "cost",
     "prices": "prices",
     "monitor": "monitor",

@@ -168,6 +168,7 @@ async def _write_config(connections: Connections, settings: Settings, context: L
         out=of_out,
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
+        lanes=manifest.lanes,
         identity=None if manifest.identity is None else manifest.identity.client_id,
         ca_file=settings.servicebus.ca_file,
         storage_ca_file=settings.storage.ca_file,

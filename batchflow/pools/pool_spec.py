@@ -131,6 +131,8 @@ def check(spec: PoolSpec) -> None:
         raise refusal(spec, "share_processes", spec.share_processes, "True or False")
     if spec.budget is not None and not isinstance(spec.budget, Budget):
         raise refusal(spec, "budget", spec.budget, "a Budget, such as Budget(node_hours=10)")
+    if spec.sharing not in ("fifo", "fair"):
+        raise refusal(spec, "sharing", spec.sharing, '"fifo" or "fair"')
     _check_start(spec)
     variables_of(spec)
     image_of(spec)
@@ -244,6 +246,8 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
         yield f"its nodes have Python {manifest.python}, not {spec.python}"
     if spec.share_processes and not manifest.share_processes:
         yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
+    if spec.sharing == "fair" and not manifest.lanes:
+        yield "its sessions share the slots first come, first served: a pool is made with sharing='fair'"
     budget = None if manifest.budget is None else manifest.budget.budget
     if spec.budget is not None and spec.budget != budget:
         yield f"its budget is {budget or 'without a limit'}, as it was created, not {spec.budget}"

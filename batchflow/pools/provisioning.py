@@ -43,7 +43,7 @@ from batchflow.pools import access, agent_job, node_logs, pool_spec
 from batchflow.pools.scaling.formula import FormulaWish, scaling_formula
 from batchflow.pools.spending.budgets import pool_terms
 from batchflow.ports.broker import LEAST_IDLE, QueueRef, QueueSpec
-from batchflow.protocol import layout
+from batchflow.protocol import lanes, layout
 from batchflow.protocol.documents import DefaultPackages, PoolManifest
 from batchflow.protocol.functions import PYTHON
 from batchflow.protocol.layout import INDEX_CONTAINER
@@ -365,10 +365,11 @@ class PoolProvisioner:
     def _plan(self, spec: PoolSpec, owned: bool, identity: ManagedIdentity | None) -> PoolManifest:
         prefix = layout.name_prefix(spec.id, uuid.uuid4().hex[:8])
         shards = self._defaults.shards if spec.shards is None else spec.shards
+        lane_priorities = lanes.layout() if spec.sharing == "fair" else ()
         return PoolManifest(
             pool=spec.id,
             prefix=prefix,
-            task_queues=self._queues(f"{prefix}-tasks", shards),
+            task_queues=self._queues(f"{prefix}-tasks", len(lane_priorities) or shards),
             results_queues=self._queues(f"{prefix}-results", shards),
             agents_job=f"{prefix}-agents-1",
             created_at=time.time(),
@@ -380,6 +381,7 @@ class PoolProvisioner:
             requirements=self._packages.requirements,
             lock=self._packages.lock,
             share_processes=spec.share_processes,
+            lanes=lane_priorities,
             budget=pool_terms(spec, self._defaults),
             elastic=pool_spec.limits_of(spec) if owned else None,  # machines of others are never changed
         )

@@ -35,6 +35,8 @@ class PoolLoad:
         self._round_trip: float | None = None
         self.submitting: SubmitTurns = SubmitTurns()
         """Turns of sessions that submit many tasks: each fills its messages before the next one begins."""
+        self.lanes: dict[str, int] = {}
+        """The lanes of the client's open sessions, by their mailboxes."""
 
     def join(self, policy: PackingPolicy, queued: Callable[[], int]) -> None:
         """Add a session. `queued`: returns how many tasks the broker has that have no outcome."""

@@ -187,6 +187,8 @@ class PoolManifest(Document):
     """What the pool may cost over its life; None: without a limit."""
     elastic: ScalingLimits | None = None
     """The bounds of the pool's size; None: the size is fixed, or not batchflow's to choose."""
+    lanes: tuple[str, ...] = ()
+    """The priorities of the task queues, in their order, of a pool that shares its slots fairly."""
     python: str | None = None
     """The minor version of Python that agents run with, such as 3.12; None: it is not known."""
     interpreter: str | None = None
@@ -254,6 +256,8 @@ class AgentConnections(Document):
     storage_ca_file: str | None = None
     """Certificates to trust besides the system's, for Storage."""
     websockets: bool = False
+    lanes: tuple[str, ...] = ()
+    """The priorities of the task queues, in their order, of a pool that shares its slots fairly."""
     idle_exit: float | None = 1800.0
     """Seconds without a task after which the agent exits; None: never."""
 
@@ -389,6 +393,8 @@ class Presence(Document):
     """Numbers of its tasks by state: the fields of `Counts`, by name."""
     starts_nodes: bool = False
     """Whether its client starts nodes of an elastic pool, also for clients without rights on Batch."""
+    lane: int | None = None
+    """The task queue that it sends to, by its index, in a pool that shares its slots fairly."""
 
 
 @frozen

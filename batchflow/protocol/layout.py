@@ -79,8 +79,12 @@ def job_blob(job: str) -> str:
     return f"jobs/{job}.json"
 
 
+SESSIONS: Final = "sessions/"
+"""What the names of all presence documents begin with."""
+
+
 def session_blob(job: str, client: str) -> str:
-    return f"sessions/{job}/{client}.json"
+    return f"{SESSIONS}{job}/{client}.json"
 
 
 def ended_prefix(job: str) -> str:

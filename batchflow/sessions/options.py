@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchflow.errors import ConfigurationError
 from batchflow.model import Budget
+from batchflow.protocol.lanes import Priority, check_priority
 from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen
 
@@ -32,6 +33,10 @@ class SessionOptions:
     budget: Budget | None = None
     """What its tasks may cost; None: without a limit of its own."""
 
+    priority: Priority | None = None
+    """Whose tasks go before those of others; None: "normal"."""
+
     def __post_init__(self) -> None:
+        check_priority(self.priority)
         if self.budget is not None and not isinstance(self.budget, Budget):
             raise ConfigurationError(f"budget is {self.budget!r}; it must be a Budget(node_hours=10)")

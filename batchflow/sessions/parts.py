@@ -100,7 +100,7 @@ class SessionParts:
         encoder = TaskEncoder(context, options, classes, reader, variables)
         checkpoint = CheckpointStore(context, options.journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
-        sender = TaskSender(context, outcomes)
+        sender = TaskSender(context, outcomes, options.priority)
         presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(
             context,

@@ -141,7 +141,13 @@ class PresenceKeeper:
     async def _write(self, interval: float, counts: dict[str, int]) -> None:
         starts_nodes = not self._context.runtime.connections.restricted
         document = Presence(
-            self._holder, self._context.incarnation, time.time(), interval, counts, starts_nodes
+            self._holder,
+            self._context.incarnation,
+            time.time(),
+            interval,
+            counts,
+            starts_nodes,
+            self._context.runtime.load.lanes.get(self._context.mailbox_id),
         )
         try:
             await self._ctl.put(self._blob, document.encode())

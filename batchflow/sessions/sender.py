@@ -11,12 +11,14 @@ from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
+from batchflow.sessions.lanes import queues_of
 from batchflow.sessions.records.tracker import Entry, submit_failed_result
 from batchflow.support.backoff import opened, until_accepted
 from batchflow.support.recovery import Recovery, recovery_of
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
+    from batchflow.protocol.lanes import Priority
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.health import ServiceHealth
     from batchflow.sessions.records.outcomes import Outcomes
@@ -56,16 +58,20 @@ class TaskSender:
     One coroutine owns a link; what gathers while all of them send rides together.
     """
 
-    def __init__(self, context: SessionContext, outcomes: Outcomes) -> None:
+    def __init__(self, context: SessionContext, outcomes: Outcomes, priority: Priority | None = None) -> None:
         self._context = context
+        self._priority = priority
+        self._express = priority == "interactive" and bool(context.runtime.manifest.lanes)
+        """Whether its tasks go before all others, so that they do not wait for the work of these."""
         self._outcomes = outcomes
         self.links: list[SendLink] = []
         self._wake = asyncio.Event()
         self._messages = 0
 
     async def open(self) -> None:
+        queues = await queues_of(self._context, self._priority)
         async with task_group() as group:
-            for queue in self._context.runtime.manifest.task_queues:
+            for queue in queues:
                 group.start_soon(self._open, queue)
 
     async def _open(self, queue: QueueRef) -> None:
@@ -75,6 +81,7 @@ class TaskSender:
         self.links.append(SendLink(queue, sender, health))
 
     async def aclose(self) -> None:
+        self._context.runtime.load.lanes.pop(self._context.mailbox_id, None)
         async with task_group() as group:
             for link in self.links:
                 group.start_soon(link.sender.aclose)
@@ -125,9 +132,12 @@ class TaskSender:
         while True:
             await self._wake.wait()
             load.inform(policy)
+            if self._express:
+                policy.elsewhere = 0.0
             if (pause := policy.pause(clock(), tracker.queued, tracker.outbox_bytes)) > 0:
                 await asyncio.sleep(pause)
-            await self._gather()
+            if not self._express:
+                await self._gather()
             link.sending = self._take(clock())
             if link.sending:
                 await self._send(link)

@@ -33,6 +33,7 @@ from node_agent.scheduling.queue_rotation import QueueRotation
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef
     from node_agent.links.problem_report import ProblemReport
+    from node_agent.scheduling.fair_turns import FairTurns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,8 +56,9 @@ class IncomingMessages:
         problems: ProblemReport,
         feed: Feed,
         opened: Callable[[], None],
+        turns: FairTurns | None = None,
     ) -> None:
-        """`opened` is called when a link is open."""
+        """`opened` is called when a link is open. `turns`: of the lanes, in a pool that has them."""
         self.clock = BrokerClock()
         self.completions = Completions(self._complete)
         self._feed = feed
@@ -77,7 +79,8 @@ class IncomingMessages:
         ]
         self._held: dict[int, _Held] = {}
         self._numbers = count(1)
-        self._rotation = QueueRotation(len(queues))
+        self._turns = turns
+        self._rotation = turns or QueueRotation(len(queues))
         self._listening: frozenset[int] = frozenset()
         self._turn_timer: asyncio.TimerHandle | None = None
         self._looking = 0
@@ -92,9 +95,12 @@ class IncomingMessages:
             services[f"complete {index}"] = self.completions.run
         return services
 
-    def pull(self, wanted: bool) -> None:
-        """Receive messages from now on, or no more."""
-        self._rotation.want(wanted, time.monotonic())
+    def pull(self, wanted: bool, *, express: bool = False) -> None:
+        """Receive messages from now on, or no more; `express`: those of interactive lanes all the same."""
+        if self._turns is None:
+            self._rotation.want(wanted, time.monotonic())
+        else:
+            self._turns.want(wanted, time.monotonic(), express=express)
         self._listen()
 
     def forget(self, number: int) -> None:
@@ -124,13 +130,17 @@ class IncomingMessages:
             self._looking = 0
             for each in self._queues:
                 each.pull(False)  # the last look is over, on every queue
-        self._rotation.arrived(self._queues.index(queue), time.monotonic())
+        lane = self._queues.index(queue)
+        self._rotation.arrived(lane, time.monotonic())
         self._listen()
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
         age = self.clock.age_at_arrival(delivery.enqueued_at, delivery.locked_until, self._lock_duration)
-        self._feed(Arrived(delivery=number, tasks=tasks, redelivered=delivery.delivery_count > 0, age=age))
+        redelivered = delivery.delivery_count > 0
+        self._feed(Arrived(delivery=number, tasks=tasks, redelivered=redelivered, age=age, lane=lane))
+        if self._turns is not None:
+            self._listen()  # the scheduler has counted the message for its lane
 
     def _nothing_left(self) -> None:
         self._looking -= 1

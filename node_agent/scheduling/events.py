@@ -29,6 +29,8 @@ class Arrived:
     """An agent held it before and did not complete it."""
     age: float
     """Seconds that the message has been in the broker, at most."""
+    lane: int = 0
+    """The task queue that it came from, by its index."""
 
 
 @frozen
@@ -214,7 +216,9 @@ class Pull:
 
 @frozen
 class Hold:
-    """No more messages are wanted."""
+    """No more messages are wanted; with `express` none but those of interactive lanes."""
+
+    express: bool = False
 
 
 @frozen

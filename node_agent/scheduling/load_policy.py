@@ -59,6 +59,8 @@ AGED_HOLD: Final = 0.25
 """Seconds that it waits at most for that reason."""
 _HOLDS: Final = (LOADED_HOLD, 0.06, 0.03)
 """Seconds: what is chosen from while there is short work for longer; else `HOLD`."""
+_UNKNOWN: Final = 0.05
+"""Seconds that the first tasks are taken for."""
 _ROUNDING: Final = 1 + 1e-9
 _REMEMBERED: Final = 8192
 """Commands; then it begins anew."""
@@ -92,6 +94,15 @@ class LoadPolicy:
     def expected(self, task: Task) -> float:
         """Return the seconds that a task is expected to take; infinite where nothing is known."""
         return self._durations.expected(task.command)
+
+    def guess(self, task: Task) -> float:
+        """Return the seconds that a task is taken for: those of its like, else of all tasks."""
+        return self._durations.means.get(task.command, self._mean or _UNKNOWN)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether tasks have been so short that one more may wait until a slot is free."""
+        return self._mean is not None and self._mean < SHORT
 
     def hold(self, slots: Iterable[SlotState], waiting: int) -> float:
         """Return the seconds that a result waits for others; 0 when none is on its way that comes within

@@ -51,8 +51,11 @@ class Placement:
         self.load = LoadPolicy(self.count)
 
     def add(self, task: Task) -> None:
-        """Let a task wait for a slot, behind all others."""
-        self.waiting.append(task)
+        """Let a task wait for a slot, behind all others that do not stand behind it by their rank."""
+        if not self.waiting or self.waiting[-1].rank <= task.rank:
+            self.waiting.append(task)
+        else:
+            self.waiting.insert(sum(each.rank <= task.rank for each in self.waiting), task)
 
     def assign(self, now: float) -> list[Command]:
         """Place the tasks that can be placed now."""
@@ -78,9 +81,12 @@ class Placement:
         return left
 
     def put_back(self, task: Task) -> None:
-        """Let a task that was placed wait again, before all others."""
+        """Let a task that was placed wait again, before all others of its rank."""
         task.move(TaskEvent.RETURN)
-        self.waiting.appendleft(task)
+        if not self.waiting or self.waiting[0].rank >= task.rank:
+            self.waiting.appendleft(task)
+        else:
+            self.waiting.insert(sum(each.rank < task.rank for each in self.waiting), task)
 
     def drop(self, tasks: Iterable[Task]) -> None:
         """Let these wait no longer."""

@@ -92,6 +92,7 @@ from node_agent.scheduling.events import (
     Unable,
     Verdict,
 )
+from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.node_failures import NodeFailures
 from node_agent.scheduling.placement import Placement
@@ -125,11 +126,13 @@ class Scheduler:
     crashes: dict[str, CrashCount] = field(default_factory=dict)
     """What this boot of the node remembers, by uid."""
     budgets: Budgets = field(default_factory=Budgets)
+    turns: FairTurns | None = None
+    """Of the lanes; None in a pool without."""
     state: AgentState = "ready"
     cancellations: CancellationCache = field(default_factory=CancellationCache)
     placement: Placement = field(init=False)
     settlement: Settlement = field(init=False)
-    _pulling: bool = False
+    _pulling: Pull | Hold = field(default_factory=Hold)
     _blocked: bool = False
     _looking: bool = False
     _idle_since: float = field(init=False)
@@ -145,7 +148,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.placement = Placement(self.slots, self.cancellations)
-        self.settlement = Settlement(self.placement, self.crashes)
+        self.settlement = Settlement(self.placement, self.crashes, turns=self.turns)
         self.busy_time = BusyTime(self.slots, self.started_at)
         self._failures = NodeFailures(self.host)
         self._idle_since = self.started_at
@@ -199,7 +202,7 @@ class Scheduler:
         """Return when a `Tick` is due, if nothing else happens before."""
         if self._exited:
             return None
-        may_get_stuck = not self._stuck and (self.placement.waiting or self._pulling)
+        may_get_stuck = not self._stuck and (self.placement.waiting or isinstance(self._pulling, Pull))
         moments = (
             self.cancellations.next_deadline(),
             self.settlement.expiries.next_deadline(),
@@ -227,7 +230,7 @@ class Scheduler:
                 _note_what_ran(slots[slot])
                 self._return(self.placement.free(slots[slot]))
             case Recalled(slot, tasks):
-                self._take_back(slots[slot], tasks)
+                self._return(self.settlement.take_out(slots[slot], tasks))
             case ResultsAccepted(tasks):
                 for number in tasks:
                     self.settlement.accept_result(self.tasks[number])
@@ -267,6 +270,7 @@ class Scheduler:
         for slot in self.placement.slots:
             if (deadline := self.placement.load.lag_deadline(slot)) is not None and now >= deadline:
                 self.settlement.recall(slot)
+        self.settlement.make_way()
         if self.placement.waiting and not self.messages.is_splitting:
             self.settlement.commands += self.placement.assign(now)
         if self._stuck or self.placement.is_full():
@@ -280,7 +284,7 @@ class Scheduler:
     # Arrival
 
     def _arrived(self, event: Arrived, now: float) -> None:
-        message = Message(event.delivery, now + FRESH - event.age, len(event.tasks))
+        message = Message(event.delivery, now + FRESH - event.age, len(event.tasks), lane=event.lane)
         self.messages.add(message)
         self.placement.load.age = event.age
         if self._looking:
@@ -352,12 +356,6 @@ class Scheduler:
         else:
             self.settlement.stop(slot)
 
-    def _take_back(self, slot: SlotState, numbers: Iterable[int]) -> None:
-        tasks = [self.tasks[number] for number in numbers]
-        for task in tasks:
-            slot.tasks.remove(task)
-        self._return(tasks)
-
     def _return(self, tasks: list[Task]) -> None:
         """Take tasks out of their slot that were stopped, or have never begun. They have no outcome."""
         for task in reversed(tasks):
@@ -376,7 +374,7 @@ class Scheduler:
         slot.tasks.remove(task)
         slot.moved_at = now
         task.outcome, task.expires_at = event.outcome, math.inf
-        self.placement.load.learn(task, event.duration)
+        self.settlement.learn(task, event.duration)
         if event.failure is None:
             self._failures.succeeded(slot)
         copy = None if event.failure is None else _retry(task, event, event.failure, self.host)
@@ -497,10 +495,11 @@ class Scheduler:
         self.settlement.commands.append(Announce(state))
 
     def _set_pulling(self) -> None:
-        wanted = self._wants_more()
+        takes = self.state == "ready" and not self._blocked
+        wanted = Pull() if self._wants_more() else Hold(takes and self.settlement.wants_express)
         if wanted != self._pulling:
             self._pulling = wanted
-            self.settlement.commands.append(Pull() if wanted else Hold())
+            self.settlement.commands.append(wanted)
 
     def _wants_more(self) -> bool:
         placement = self.placement

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf
 
+from batchflow.protocol.lanes import rank
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, Recall, SendResult, Stop, Verdict
 from node_agent.scheduling.expiry import TOO_LATE, Expiries, is_expired
+from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.placement import Placement
 from node_agent.scheduling.state import (
@@ -47,6 +50,10 @@ class Settlement:
     now: float = 0.0
     """The moment of the latest events."""
     expiries: Expiries = field(default_factory=Expiries)
+    turns: FairTurns | None = None
+    """What each lane has had of the slots; None in a pool without lanes."""
+    _urgent: int = 0
+    """Results of interactive tasks that the broker does not have yet."""
     _next_number: int = 0
 
     def take_commands(self) -> list[Command]:
@@ -61,6 +68,10 @@ class Settlement:
         self.tasks[task.number] = task
         self.placement.cancellations.hold(task.session, now)
         self.expiries.take_in(task, age, now)
+        if self.turns is not None:
+            task.rank = rank(self.turns.lanes[message.lane])
+            task.charged = self.placement.load.guess(task)
+            self.turns.charge(message.lane, task.charged)
         return task
 
     def start_by(self, numbers: Iterable[int]) -> float:
@@ -87,10 +98,48 @@ class Settlement:
 
     def conclude(self, task: Task, verdict: Verdict | None) -> None:
         """Send the result of a task: the verdict, or else what its slot reported."""
+        self._take_back_charge(task)
         self._release(task)
         task.move(TaskEvent.CONCLUDE)
         outcome = task.outcome if verdict is None else None
+        self._urgent += task.rank == 0
         self.commands.append(SendResult(task.number, verdict, outcome))
+
+    def learn(self, task: Task, duration: float) -> None:
+        """Note that a task took so many seconds of its slot."""
+        self.placement.load.learn(task, duration)
+        self._take_back_charge(task, duration)
+
+    def _take_back_charge(self, task: Task, duration: float = 0.0) -> None:
+        """Count what a task has taken, in place of what it was taken for."""
+        if self.turns is not None:
+            self.turns.charge(task.message.lane, duration - task.charged)
+            task.charged = 0.0
+
+    @property
+    def hold(self) -> float:
+        """Seconds that results wait for others: none while one of an interactive task is there."""
+        return 0.0 if self._urgent else self.placement.hold
+
+    @property
+    def wants_express(self) -> bool:
+        """Whether an interactive task is welcome while nothing else is, as it waits for a short one."""
+        if self.turns is None or self.messages.is_splitting or not self.placement.load.is_short:
+            return False
+        waiting = self.placement.waiting
+        return not waiting or waiting[0].rank > 0
+
+    def make_way(self) -> None:
+        """Take back what stands behind running tasks, for interactive tasks that wait."""
+        if self.turns is None or not self.placement.is_full():
+            return
+        slots = self.placement.slots
+        due = sum(task.rank == 0 for task in islice(self.placement.waiting, len(slots)))
+        due -= sum(slot.phase is SlotPhase.RECALLED for slot in slots)
+        for slot in slots:
+            if due > 0 and can_recall(slot) and slot.tasks[-1].rank > 0:
+                self.recall(slot)
+                due -= 1
 
     def hand_back(self, task: Task, command: HandBack) -> None:
         """Send a copy of a task to the queue."""
@@ -98,6 +147,7 @@ class Settlement:
             self.messages.split(task.message)
         if task.expires_at < inf:
             command = replace(command, expires=max(0.0, task.expires_at - self.now - command.delay))
+        self._take_back_charge(task)
         self._release(task)
         task.move(TaskEvent.HAND_BACK)
         self.commands.append(command)
@@ -113,6 +163,7 @@ class Settlement:
     def accept_result(self, task: Task) -> None:
         """Settle a task whose result the broker has."""
         self.completed += 1
+        self._urgent -= task.rank == 0
         self.forget_crashes(task)
         self.settle(task)
 
@@ -158,6 +209,13 @@ class Settlement:
                     self.stop(slot)
                 elif task is not slot.tasks[0] and can_recall(slot):
                     self.recall(slot)
+
+    def take_out(self, slot: SlotState, numbers: Iterable[int]) -> list[Task]:
+        """Return tasks that a slot has given back, after taking them out of it."""
+        tasks = [self.tasks[number] for number in numbers]
+        for task in tasks:
+            slot.tasks.remove(task)
+        return tasks
 
     def stop(self, slot: SlotState) -> None:
         """Kill what runs in a slot, or let nothing begin in it."""

@@ -145,6 +145,10 @@ class Task:
     """Until when it may begin in its slot, by what was known of its cancellation when it was let go."""
     expires_at: float = float("inf")
     """Until when it may begin at all; infinite once it has begun."""
+    rank: int = 1
+    """What is lower goes first: the place of its priority; all have the same in a pool without lanes."""
+    charged: float = 0.0
+    """Seconds that are counted for its lane, and that it has not taken yet."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
     outcome: object = None
@@ -181,6 +185,8 @@ class Message:
     open: int
     """How many of its tasks are not settled."""
     lost: bool = False
+    lane: int = 0
+    """The task queue that it came from, by its index."""
 
 
 @dataclass(slots=True, eq=False)

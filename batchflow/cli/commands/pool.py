@@ -99,6 +99,11 @@ def _spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--budget", metavar="BUDGET", help='Over its life: node-hours (12) or money ("20 EUR").'
         ),
+        click.option(
+            "--sharing",
+            type=click.Choice(["fifo", "fair"]),
+            help="How sessions share the slots: first come, first served, or each its share.",
+        ),
         click.option("--start-command", metavar="LINE", help="Run on each node before it takes work."),
     ]
     for option in reversed(options):
