@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from batchflow.config.loader import load_settings
 from batchflow.diagnosis.figures import look_at_all
@@ -42,6 +42,7 @@ from batchflow.support.threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from batchflow.dashboard.server import ClientPages, PageOptions
     from batchflow.pool import Pool
     from batchflow.pools.connections import Connections
     from batchflow.pools.node_logs import NodeLog
@@ -74,6 +75,7 @@ class Client(LiveView, Supervised):
         self._connected: Connections | None = None
         self._sessions = OpenSessions()
         """The sessions that are open, in all pools."""
+        self._pages: ClientPages | None = None
 
     @classmethod
     def local(
@@ -132,8 +134,6 @@ class Client(LiveView, Supervised):
 
     async def _ask(self) -> None:
         await look_at_all(self._sessions.figures, [(pool.runtime, pool.cost) async for pool in self.pools()])
-
-    # ---- pools
 
     async def create_pool(self, spec: PoolSpec) -> Pool:
         """Create machines, queues and documents. Does not wait for nodes. Raises `PoolExists`."""
@@ -269,7 +269,15 @@ class Client(LiveView, Supervised):
         async for log in node_logs.find(out, manifests.index, pool_id):
             yield log
 
-    # ---- services
+    async def dashboard(self, **options: Unpack[PageOptions]) -> str:
+        """Serve the live page of the pools until the client closes; return its address, a secret.
+
+        Options: `dashboard.server.PageOptions`. Raises `ConfigurationError` if it cannot have the address.
+        """
+        from batchflow.dashboard.server import ClientPages
+
+        self._pages = self._pages or ClientPages(self)
+        return await self._pages.open(options)
 
     @property
     def connections(self) -> Connections:
@@ -319,8 +327,6 @@ class Client(LiveView, Supervised):
         runtime = PoolRuntime(self._services, self._settings, manifest, self._sessions)
         return Pool(runtime, origin, sources)
 
-    # ---- the supervisor
-
     async def _serve(self) -> None:
         async with AsyncExitStack() as stack:
             if self._settings.target == "local" and not self._settings.connected:
@@ -332,6 +338,8 @@ class Client(LiveView, Supervised):
             sweeping = asyncio.create_task(sweep_when_due(connected, self._settings), name="batchflow sweep")
             try:
                 await self._closing.wait()
+                if self._pages is not None:
+                    await self._pages.aclose()
                 await self._close_sessions()
             finally:
                 sweeping.cancel()

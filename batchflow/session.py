@@ -25,6 +25,7 @@ from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
+from batchflow.sessions.inspection import TaskInspector
 from batchflow.sessions.lifecycle import SessionLifecycle
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
 from batchflow.sessions.parts import SessionParts
@@ -424,6 +425,7 @@ class Session(Supervised):
             counts=lambda: self.counts,
             refuse=self._parts.submitter.refuse,
             close=self._close_because,
+            tasks=TaskInspector(self._parts),
         )
 
     async def _close_because(self, reason: str | None) -> None:

@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "logs": "logs",
     "replay": "replay",
     "top": "top",
+    "dashboard": "dashboard",
     "cost": "cost",
     "prices": "prices",
     "monitor": "monitor",

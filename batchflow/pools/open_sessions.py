@@ -19,9 +19,32 @@ if TYPE_CHECKING:
 
     from batchflow.model import Counts
     from batchflow.pools.reports.figures import PoolFigures
+    from batchflow.protocol.activity import SlotRun
     from batchflow.protocol.wire import ResultItem
 
 logger = event_logger(__name__)
+
+
+class SessionTasks(Protocol):
+    """The tasks of an open session, as live views see them and act on them."""
+
+    def ended_since(self, seen: int) -> tuple[int, Iterable[tuple[str, SlotRun]]]:
+        """Return the number of tasks that ended while views watched, and host and run of those after `seen`.
+
+        The first call begins to watch.
+        """
+
+    def detail(self, uid: str) -> dict[str, Any] | None:
+        """Return what is known of a task, as texts and numbers; None when the session does not know it."""
+
+    async def cancel(self, uid: str) -> bool:
+        """Cancel a task; return False when it has ended or is not known."""
+
+    async def retry(self, uid: str) -> str:
+        """Submit a task that ended once more, and return the uid of the new one.
+
+        Raises `ConfigurationError` when the session cannot.
+        """
 
 
 @frozen
@@ -36,6 +59,7 @@ class OpenSession:
     """Makes `submit` raise `JobClosed` with this text from now on."""
     close: Callable[[str | None], Awaitable[None]]
     """Close the session. Its pending waiters get a `SessionClosed` with this text, if one is given."""
+    tasks: SessionTasks
 
     def summary(self) -> tuple[str, str, dict[str, int]]:
         """Return the pool, the name and the counts, as a notebook shows them."""

@@ -126,6 +126,8 @@ async def _keep(
     show_keys: bool,
 ) -> None:
     from batchflow.cli.cloud_status import show
+    from batchflow.cli.late_pools import LatePools
+    from batchflow.dashboard.server import serve
     from batchflow.local.directory import remove_abandoned
 
     settings = await cloud.start()
@@ -133,13 +135,17 @@ async def _keep(
     variables = _variables(settings, place)
     config, env = copies
     try:
-        with contextlib.ExitStack() as files:
+        async with contextlib.AsyncExitStack() as stack:
+            files = stack.enter_context(contextlib.ExitStack())
             files.enter_context(_kept(place, settings.to_toml()))
             if config is not None:
                 files.enter_context(_kept(config, settings.to_toml()))
             if env is not None:
                 files.enter_context(_kept(env, _lines(variables)))
             _print_addresses(settings, place)
+            server, address = await serve(await stack.enter_async_context(LatePools(settings)))
+            stack.push_async_callback(server.aclose)
+            terminal.note(f"dashboard: {address}")
             if invocation.as_json or show_keys or sys.stdout is None or not sys.stdout.isatty():
                 _print(invocation, variables)
             terminal.note(f"ready: {size}; Ctrl-C ends it")

@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from batchflow.display.report.analysis import EndedTask
+from batchflow.sessions.records.recent import RecentTasks
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
@@ -25,10 +26,19 @@ class TaskHistory:
         self._rows: deque[_Row] = deque(maxlen=most)
         self.total: int = 0
         """Tasks that ended, also those that are not remembered any more."""
+        self._recent: RecentTasks | None = None
+
+    def watch(self) -> RecentTasks:
+        """Return what is kept for live views, from the first call on."""
+        if self._recent is None:
+            self._recent = RecentTasks()
+        return self._recent
 
     def add(self, entry: Entry, item: ResultItem) -> None:
         """Remember a task by its outcome."""
         self.total += 1
+        if self._recent is not None:
+            self._recent.add(entry, item)
         error = item.error
         self._rows.append(
             (

@@ -68,6 +68,13 @@ class WorkflowRecord:
             for number, task in enumerate(self._tasks.values())
         ]
 
+    def around(self, uid: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Return uid and label of the tasks that one waits or waited for, and of those that wait for it."""
+        known = self._tasks.get(uid)
+        inputs = () if known is None else known.inputs
+        consumers = [(other, task.task_id) for other, task in self._tasks.items() if uid in task.inputs]
+        return [(each, self._tasks[each].task_id) for each in inputs if each in self._tasks], consumers
+
     def _note(self, entry: Entry, inputs: tuple[str, ...]) -> None:
         live = None if entry.done else entry
         self._tasks[entry.uid] = _Remembered(entry.task_id, entry.command, inputs, live, entry.status)
