@@ -412,14 +412,10 @@ class PoolSpec:
     for `env`."""
     java: bool | int = False
     """A headless Java runtime: True for the distribution's own version, or the version: 17, 21, ...
-
-    The local cloud checks for this version, or a newer one, and does not install it.
-    """
+    The local cloud checks for this version, or a newer one, and does not install it."""
     start_command: str | None = None
     """Run on each node before it takes work, at every boot, after the packages: it must be idempotent.
-
-    Bash runs it, with `set -e`: its first command that fails ends it, and the node takes no work.
-    """
+    Bash runs it, with `set -e`: its first command that fails ends it, and the node takes no work."""
     start_user: Literal["admin", "user"] = "admin"
     """The account that runs the start task. Packages need "admin"."""
     environment: Mapping[str, str] = field(default_factory=dict)

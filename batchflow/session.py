@@ -168,10 +168,8 @@ class Session(Supervised):
 
         A task anywhere in the arguments is waited for, and its value takes its place; the tasks of `after`
         are waited for as well. When one fails, this one ends as `DependencyFailed` and never runs; with
-        `on_failure="pass"` it runs, and gets the failed `Result`.
-
-        `expires`: seconds from now, or a `timedelta`. A task that has not begun by then, by the broker's
-        clock, never does, and ends as `TaskExpired`.
+        `on_failure="pass"` it runs, and gets the failed `Result`. `expires`: seconds from now, or a
+        `timedelta`. What has not begun by then, by the broker's clock, never does: `TaskExpired`.
 
         Raises `ConfigurationError` for what can never be sent, `InvalidDependency`, `SessionClosed`,
         `JobClosed`, `StorageError` when large arguments cannot be stored, `BrokerError` when there is no

@@ -23,6 +23,7 @@ from tests.benchmarks.durability import outstanding, recovery
 from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
 from tests.benchmarks.scale import cases as scale
+from tests.benchmarks.sharing import sharing
 from tests.support.session_parts import parts_of
 
 HERE = Path(__file__).parent
@@ -379,6 +380,7 @@ ALONE = {
     "sessions": scale.sessions,
     "switch": scale.switch,
     "nodes": scale.nodes,
+    "sharing": sharing,
 }
 """Cases that start processes of their own."""
 WARM = {

@@ -17,7 +17,7 @@ from tests.benchmarks.harness import Figure
 ROOT = Path(__file__).parents[2]
 
 
-SCALE = ("idle", "sessions", "switch", "nodes")
+SCALE = ("idle", "sessions", "switch", "nodes", "sharing")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
 
@@ -43,7 +43,10 @@ NETWORK = ("packages",)
                 ),
             ),
         ),
-        (SCALE, ("idle agent", "of the rate of one", "new sessions", "CPU of client and broker")),
+        (
+            SCALE,
+            ("idle agent", "of the rate of one", "new sessions", "CPU of client and broker", "Jain's index"),
+        ),
     ],
     ids=["speed", "scale"],
 )
