@@ -33,7 +33,7 @@ from node_agent.control.spending import SpendingReporter
 from node_agent.control.usage import UsageWriter, is_dedicated
 from node_agent.execution.resources import Environments, TaskResources
 from node_agent.execution.slot_loop import SlotLoop
-from node_agent.links.incoming import IncomingMessages
+from node_agent.links.incoming import IncomingMessages, SettledMessages
 from node_agent.links.outgoing import OutgoingResults
 from node_agent.links.task_queue import Copy
 from node_agent.scheduling import events as to
@@ -81,6 +81,7 @@ class Parts:
     environments: Environments
     slots: Sequence[SlotProtocol]
     running: RunningTasks
+    settled: SettledMessages
     crashes: Mapping[str, CrashCount]
     forget_crashes: Callable[[str], None]
     events: EventBatcher
@@ -186,6 +187,7 @@ class Agent:
             lock_duration=config.lock_duration,
             problems=self._problems,
             feed=self.feed,
+            settled=self.parts.settled,
             opened=self._opened,
             turns=self._scheduler.turns,
         )
@@ -348,7 +350,7 @@ class Agent:
             case to.Recall(slot):
                 self.feed(to.Recalled(slot, self._slot_loops[slot].recall()))
             case to.Complete(delivery):
-                self._incoming.completions.add(delivery)
+                self._incoming.complete(delivery)
                 if self._scheduler.state != "ready":
                     self._incoming.completions.flush()
             case to.HandBack():

@@ -167,6 +167,10 @@ PROMISES = {
             "tests/unit/test_session_faults.py",
             "test_every_task_has_one_outcome_under_random_faults",
         ),
+        "completes it and runs nothing again": (
+            "tests/unit/test_agent_hand_back.py",
+            "test_an_agent_killed_before_it_completes_a_message_leaves_nothing_to_run_again",
+        ),
         "With `journal=`, on the same host, it does not deliver them": (
             "tests/e2e/test_reattach.py",
             "test_session_with_a_journal_shows_no_outcome_twice_after_a_kill",

@@ -7,12 +7,13 @@ left, or found lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from batchflow.protocol import wire
 from node_agent.links.broker_clock import BrokerClock
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
     from node_agent.links.problem_report import ProblemReport
     from node_agent.scheduling.fair_turns import FairTurns
 
+logger = logging.getLogger(__name__)
+
+
+class SettledMessages(Protocol):
+    """Remembers the messages whose tasks are all settled, by their ids, also when the agent is killed."""
+
+    def add(self, message_id: str, /) -> None: ...
+
+    def __contains__(self, message_id: str, /) -> bool: ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
@@ -55,10 +66,15 @@ class IncomingMessages:
         lock_duration: float,
         problems: ProblemReport,
         feed: Feed,
+        settled: SettledMessages,
         opened: Callable[[], None],
         turns: FairTurns | None = None,
     ) -> None:
-        """`opened` is called when a link is open. `turns`: of the lanes, in a pool that has them."""
+        """`settled`: the messages whose tasks were settled here, also by the agent before this one.
+
+        `opened` is called when a link is open. `turns`: of the lanes, in a pool that has them.
+        """
+        self._settled = settled
         self.clock = BrokerClock()
         self.completions = Completions(self._complete)
         self._feed = feed
@@ -103,6 +119,12 @@ class IncomingMessages:
             self._turns.want(wanted, time.monotonic(), express=express)
         self._listen()
 
+    def complete(self, number: int) -> None:
+        """Remove a message whose tasks are all settled, a moment later; see `Completions`."""
+        if (held := self._held.get(number)) is not None:
+            self._settled.add(held.delivery.message_id)
+        self.completions.add(number)
+
     def forget(self, number: int) -> None:
         """Leave a message to its lock."""
         self._renewals.remove(number)
@@ -138,6 +160,9 @@ class IncomingMessages:
         self._renewals.add(number)
         age = self.clock.age_at_arrival(delivery.enqueued_at, delivery.locked_until, self._lock_duration)
         redelivered = delivery.delivery_count > 0
+        if redelivered and delivery.message_id in self._settled:
+            logger.info("message_was_settled", extra={"message_id": delivery.message_id})
+            tasks = []
         self._feed(Arrived(delivery=number, tasks=tasks, redelivered=redelivered, age=age, lane=lane))
         if self._turns is not None:
             self._listen()  # the scheduler has counted the message for its lane

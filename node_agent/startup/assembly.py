@@ -24,6 +24,7 @@ from node_agent.execution.child_template import ChildTemplate
 from node_agent.execution.process_limits import ProcessLimiter, most_processes
 from node_agent.execution.slot import Slot
 from node_agent.supervision import crash_record
+from node_agent.supervision.settled_record import SettledRecord
 from node_agent.system import thread_limits
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def agent(
         environments=environments,
         slots=made,
         running=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
+        settled=stack.enter_context(SettledRecord(directory / "settled")),
         crashes=crashes.known,
         forget_crashes=crashes.forget,
         events=batcher,

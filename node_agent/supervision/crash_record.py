@@ -39,7 +39,7 @@ class RunningRecord:
         """Create an empty record. Where it cannot be written, the record is kept in memory alone."""
         size = slots * _ROOM
         try:
-            self._map = _mapped(path, size)
+            self._map = mapped(path, size)
         except OSError as error:
             say("WARNING", _LOGGER, "running_not_recorded", path=str(path), error=str(error))
             self._map = mmap.mmap(-1, size)
@@ -66,7 +66,7 @@ class RunningRecord:
         self.close()
 
 
-def _mapped(path: Path, size: int) -> mmap.mmap:
+def mapped(path: Path, size: int) -> mmap.mmap:
     """Create a file and map it. Its blocks are reserved, because a write to a mapping for which the disk has
     no room ends the process (SIGBUS)."""
     path.unlink(missing_ok=True)

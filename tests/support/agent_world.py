@@ -184,6 +184,9 @@ class World:
     behaviours: dict[str, Behaviour]
     slots: list[FakeSlot] = field(default_factory=list)
     running: FakeRunning = field(default_factory=FakeRunning)
+    same_node: bool = False
+    """Whether each agent is of the node of the one before it, and has its record of settled messages."""
+    settled: set[str] = field(default_factory=set)
     forgotten: list[str] = field(default_factory=list)
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     faults: Faults = field(default_factory=Faults)
@@ -221,6 +224,7 @@ class World:
             environments=FakeEnvironments(),
             slots=self.slots,
             running=self.running,
+            settled=self.settled if self.same_node else set(),
             crashes=crashes or {},
             forget_crashes=self.forgotten.append,
             events=EventBatcher(),

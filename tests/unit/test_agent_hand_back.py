@@ -69,6 +69,24 @@ async def test_a_crash_while_a_result_is_sent_loses_nothing(when: str, operation
     assert "abc123:0" in uids
 
 
+async def test_an_agent_killed_before_it_completes_a_message_leaves_nothing_to_run_again() -> None:
+    """The next agent of its node completes the message; that of another node runs its task again."""
+    for same_node, runs in ((True, 1), (False, 2)):
+        ran: list[str] = []
+
+        def note(execution: Execution, ran: list[str] = ran) -> Outcome:
+            ran.append(execution.uid)
+            return succeed(execution)
+
+        world = await World.make(note=note)
+        world.same_node = same_node
+        await world.submit(task(0, "note"))
+        await crash_at(world, "before", "complete")
+        async with world.agent():
+            await world.empty()
+        assert len(ran) == runs
+
+
 @pytest.mark.parametrize(
     ("when", "operation"),
     [
