@@ -47,9 +47,12 @@ async def replay(runtime: PoolRuntime, queue_name: str, number: int) -> bool:
             try:
                 for letter in wanted:
                     read_tasks(letter.body)
-                    async with await runtime.connections.broker.sender(queue) as sender:
+                    sender = await runtime.connections.broker.sender(queue)
+                    try:
                         message_id = resent_id(f"dash-{secrets.token_hex(4)}", letter.sequence_number)
                         await sender.send(OutgoingMessage(letter.body, message_id))
+                    finally:
+                        await sender.aclose()
                     await receiver.complete(letter)
                     held.remove(letter)
             finally:
