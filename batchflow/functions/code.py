@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOOK_INTERVAL: Final = 0.05
 """Seconds for which the files of a project, once looked at, count as unchanged."""
+_QUICK: Final = 0.001
+"""Seconds that a look at the files may take to be made in the event loop: a thread takes longer."""
 _UPLOADED_FOR: Final = 86_400.0
 """Seconds after which a function is uploaded again, because a sweep removes what is old."""
 
@@ -61,6 +63,8 @@ class CodeStore:
         self._sources: dict[str, tuple[OwnFile, BundleSource]] = {}
         """What was hashed, by its name in the bundle."""
         self._looked_at = 0.0
+        self._look_took = 1.0
+        """Seconds of the last look."""
         self._pickles: dict[bytes, tuple[str, float]] = {}
         """The bundle of each function by value, and when it was uploaded."""
         self._changing = anyio.Lock()
@@ -115,7 +119,7 @@ class CodeStore:
                 self._code.add(module)
             self._modules |= modules
             now = time.monotonic()
-            files = tuple(await in_thread(self._code.files))
+            files = await in_thread(self._look)
             if files != self._files:
                 self._bundles.clear()
                 self._files = files
@@ -125,10 +129,25 @@ class CodeStore:
             return self._bundles[base]
 
     def _looked_up(self, modules: frozenset[str], base: str) -> str | None:
-        """Return the bundle if the files were looked at just now; None: they are to be looked at again."""
-        if not modules <= self._modules or time.monotonic() - self._looked_at >= _LOOK_INTERVAL:
+        """Return the bundle if the files are as they were; None: they are to be looked at in a thread.
+
+        A look that is quick is made here, because a turn for the event loop would send what is submitted
+        together in several messages.
+        """
+        if not modules <= self._modules:
             return None
+        now = time.monotonic()
+        if now - self._looked_at >= _LOOK_INTERVAL:
+            if self._look_took > _QUICK or self._look() != self._files:
+                return None
+            self._looked_at = now
         return self._bundles.get(base)
+
+    def _look(self) -> tuple[OwnFile, ...]:
+        began = time.monotonic()
+        files = tuple(self._code.files())
+        self._look_took = time.monotonic() - began
+        return files
 
     async def _upload(self, base: str) -> str:
         ctl = self._pool.ctl

@@ -11,7 +11,6 @@ import re
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, InitVar, dataclass, field, fields, make_dataclass
-from itertools import takewhile
 from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar, cast, dataclass_transform
 
@@ -230,6 +229,8 @@ class Field:
     """Whether it is written when the attribute has its default, too."""
     usual: bool = False
     """Whether nearly every record has it. The default of an optional one is None or a truth value."""
+    frequent: bool = False
+    """Whether many records have it beside the usual ones, and many have not. Its default is as theirs."""
     source: str | None = None
     """The attribute that is written, if not the one that is read."""
     reference: str | None = None
@@ -251,9 +252,10 @@ def always(
     return field(default=default, metadata={_KEY: row})
 
 
-def optional(name: str, kind: Kind, *, default: Any, usual: bool = False) -> Any:
+def optional(name: str, kind: Kind, *, default: Any, usual: bool = False, frequent: bool = False) -> Any:
     """Describe a field that is left out when the attribute has its default."""
-    return field(default=default, metadata={_KEY: Field(name, kind, default, usual=usual)})
+    row = Field(name, kind, default, usual=usual, frequent=frequent)
+    return field(default=default, metadata={_KEY: row})
 
 
 @dataclass_transform(field_specifiers=(always, optional))
@@ -286,17 +288,19 @@ def _writer(cls: type[T], rows: _Rows) -> Callable[[T], dict[str, Any]]:
     and `__init__` makes a dictionary of values.
     """
     written = [(name, row) for name, row in rows if row.always]
-    written += [(name, row) for name, row in rows if not row.always and (row.usual or row.kind is ANY)]
-    rare = [name for name, row in rows if not (row.always or row.usual or row.kind is ANY)]
+    written += [(name, row) for name, row in rows if not row.always and _is_written_at_once(row)]
+    rare = [name for name, row in rows if not (row.always or _is_written_at_once(row))]
     values_of = attrgetter(*(row.source or name for name, row in written))
-    # A value of any type is not compared: that would run its own code. Each record has one such field.
+    # A value of any type is not compared: that would run its own code. Each record has such a field, and the
+    # first is left out by the class that holds the others.
     extra = next(place for place, (_, row) in enumerate(written) if row.kind is ANY and not row.always)
     names: list[Any] = [row.name for _, row in written]
     with_extra = make_dataclass("WithExtra", names)
     # An InitVar is an argument that does not become an attribute.
     names[extra] = (names[extra], InitVar[Any])
     without_extra = make_dataclass("WithoutExtra", names)
-    removable = tuple((row.name, row.absent) for _, row in written if row.usual and not row.always)
+    optional_rows = [row for place, (_, row) in enumerate(written) if not row.always and place != extra]
+    removable = tuple((row.name, row.absent) for row in optional_rows)
     has_equal = cast("Callable[[T, T], bool]", make_dataclass("Rare", rare).__eq__)
     blank = cls(*(None if row.absent is MISSING else row.absent for _, row in rows))
     stored = next((row.name for _, row in written if row.reference), written[0][1].name)
@@ -315,6 +319,10 @@ def _writer(cls: type[T], rows: _Rows) -> Callable[[T], dict[str, Any]]:
         return made
 
     return write
+
+
+def _is_written_at_once(row: Field) -> bool:
+    return row.usual or row.frequent or row.kind is ANY
 
 
 def _general_writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
@@ -343,42 +351,73 @@ def _general_writer(rows: _Rows) -> Callable[[Any], dict[str, Any]]:
 
 
 def _reader(cls: type[T], rows: _Rows, settle: Callable[[T], None] | None) -> Callable[[Any], T]:
-    """Look for the usual fields in the order of the table, with values of the usual types, first."""
-    usual = [row for _, row in rows if row.usual]
-    names = [row.name for row in usual]
-    types = [row.kind.exact for row in usual]
-    untyped = tuple(place for place, row in enumerate(usual) if row.kind.exact is None)
-    checks = [(place, row.kind.check) for place, row in enumerate(usual) if row.kind.check is not None]
-    first = sum(1 for _ in takewhile(lambda row: row[1].usual, rows))
-    gap = [row.absent for _, row in takewhile(lambda row: not row[1].usual, rows[first:])]
+    """Look for the usual fields in the order of the table, with values of the usual types, first.
+
+    Then for these and the frequent ones, if there are any.
+    """
+    read_usual = _form_reader(rows, lambda row: row.usual)
+    read_frequent = _form_reader(rows, lambda row: row.usual or row.frequent)
     read_each = _general_reader(rows)
 
-    def is_usual(value: dict[str, Any]) -> bool:
-        if [*value] != names:
-            return False
-        found: list[type[Any] | None] = [*map(type, value.values())]
-        for place in untyped:
-            found[place] = None
-        return found == types
-
     def read(value: Any) -> T:
-        if type(value) is dict and is_usual(value):
-            arguments = [*value.values()]
+        arguments = None
+        if type(value) is dict:
             try:
-                for place, check in checks:
-                    arguments[place] = check(arguments[place])
+                arguments = read_usual(value) or read_frequent(value)
             except (FieldError, KeyError):
                 arguments = read_each(value)  # which names the field
-            else:
-                arguments[first:first] = gap
-        else:
-            arguments = read_each(value)
-        record = cls(*arguments)
+        record = cls(*(arguments or read_each(value)))
         if settle is not None:
             settle(record)
         return record
 
     return read
+
+
+def _form_reader(
+    rows: _Rows, belongs: Callable[[Field], bool]
+) -> Callable[[dict[str, Any]], list[Any] | None]:
+    """Make the reader of one form, in which exactly those fields are there that belong to it.
+
+    It returns the arguments of the record; None when the dictionary has another form.
+    """
+    form = [row for _, row in rows if belongs(row)]
+    names = [row.name for row in form]
+    types = [row.kind.exact for row in form]
+    untyped = tuple(place for place, row in enumerate(form) if row.kind.exact is None)
+    checks = [(place, row.kind.check) for place, row in enumerate(form) if row.kind.check is not None]
+    gaps = _gaps(rows, belongs)
+
+    def read(value: dict[str, Any]) -> list[Any] | None:
+        if [*value] != names:
+            return None
+        arguments = [*value.values()]
+        found: list[type[Any] | None] = [*map(type, arguments)]
+        for place in untyped:
+            found[place] = None
+        if found != types:
+            return None
+        for place, check in checks:
+            arguments[place] = check(arguments[place])
+        for place, absent in gaps:
+            arguments[place:place] = absent
+        return arguments
+
+    return read
+
+
+def _gaps(rows: _Rows, belongs: Callable[[Field], bool]) -> list[tuple[int, list[Any]]]:
+    """Return where values are to be put among those of a form, and which, from the first place on."""
+    last = max(place for place, (_, row) in enumerate(rows) if belongs(row))
+    gaps: list[tuple[int, list[Any]]] = []
+    for place, (_, row) in enumerate(rows[:last]):
+        if belongs(row):
+            continue
+        if gaps and gaps[-1][0] + len(gaps[-1][1]) == place:
+            gaps[-1][1].append(row.absent)
+        else:
+            gaps.append((place, [row.absent]))
+    return gaps
 
 
 def _general_reader(rows: _Rows) -> Callable[[Any], list[Any]]:

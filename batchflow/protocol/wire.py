@@ -102,7 +102,7 @@ class TaskItem:
     """Whether it may run in a process with tasks of other sessions that have this as well."""
     execution_folders: bool = optional("folders", TRUTH, default=False, usual=True)
     """Whether its session finds the files that it leaves in a folder of their own for each execution."""
-    function: bool = optional("function", TRUTH, default=False)
+    function: bool = optional("function", TRUTH, default=False, frequent=True)
     """Whether the command is a function, `module:qualname`, and no file."""
     pickle: str | None = optional("pickle", TEXT, default=None)
     """The hash of the bundle that has the function by value; None: it is imported by its name."""

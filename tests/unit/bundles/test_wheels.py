@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -143,3 +144,21 @@ def test_a_wheel_that_was_changed_in_the_cache_is_told_and_leaves_nothing(
     with pytest.raises(ArchiveDamaged, match=r"tiny.whl was changed on disk"):
         install_wheels({path: sha256}, tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+def test_a_full_disk_leaves_nothing_of_what_was_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sha256 = zip_of(tmp_path / "tiny.whl", {f"m{number}.py": TEXT for number in range(9)})
+    fchmod, done = os.fchmod, list[int]()
+
+    def full(descriptor: int, mode: int) -> None:
+        done.append(descriptor)
+        if len(done) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fchmod(descriptor, mode)
+
+    monkeypatch.setattr(os, "fchmod", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        install_wheels({path: sha256}, tmp_path / "site")
+    assert [each.name for each in tmp_path.iterdir()] == ["tiny.whl"]

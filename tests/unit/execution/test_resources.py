@@ -1,15 +1,17 @@
-"""What tasks read in the cache itself is checked before they do."""
+"""What tasks read in the cache itself is checked before they do; what cannot be had is said."""
 
 from __future__ import annotations
 
+import errno
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from batchflow.errors import BlobNotFound, ProtocolError
 from batchflow.protocol.functions import PYTHON, pickle_name
-from node_agent.execution.resources import TaskResources
+from node_agent.execution.resources import TaskResources, Unfit
 from tests.support.agent_world import FakeEnvironments, FakeRunning
 from tests.support.slot_bench import materialise
 
@@ -49,3 +51,46 @@ async def test_a_function_by_value_is_checked_before_a_task_opens_it(
     async with AsyncExitStack() as stack:
         assert await resources.fetch_function(cache.bundle.hash, stack) == cache.file
     assert (cache.file.read_text(), cache.fetched) == ("a pickle", fetched)
+
+
+class Unusable:
+    """Environments of which none can be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    @asynccontextmanager
+    async def use(self, bundle_hash: str) -> AsyncIterator[Path]:
+        raise self._error
+        yield
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "TaskFailed", "does not fit on the node's disk"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "TaskFailed", "does not fit on the node's disk"),
+        (ProtocolError("it was built for Python 3.7"), "TaskRejected", "cannot be used: it was built for"),
+        (BlobNotFound("no such blob"), "TaskRejected", "its environment is not in the pool"),
+    ],
+)
+async def test_an_environment_that_cannot_be_had_is_the_outcome_of_its_tasks_and_no_fault_of_the_node(
+    tmp_path: Path, error: Exception, kind: str, said: str
+) -> None:
+    nowhere: Any = None
+    resources = TaskResources(
+        "agent", Cache(tmp_path), Unusable(error), nowhere, nowhere, FakeRunning(), 1, 1
+    )
+    async with AsyncExitStack() as stack:
+        with pytest.raises(Unfit, match=said) as raised:
+            await resources.fetch_environment("e" * 64, stack)
+    assert raised.value.kind == kind
+
+
+async def test_another_fault_of_the_disk_is_the_nodes_own(tmp_path: Path) -> None:
+    nowhere: Any = None
+    broken = Unusable(OSError(errno.EIO, "Input/output error"))
+    resources = TaskResources("agent", Cache(tmp_path), broken, nowhere, nowhere, FakeRunning(), 1, 1)
+    async with AsyncExitStack() as stack:
+        with pytest.raises(OSError, match="Input/output error"):
+            await resources.fetch_environment("e" * 64, stack)
