@@ -17,7 +17,6 @@ from batchflow.diagnosis.figures import look_at_all
 from batchflow.diagnosis.live_view import LiveView
 from batchflow.environments.variables import change_pool_variables
 from batchflow.errors import (
-    BrokerError,
     ConfigurationError,
     PoolNotFound,
     SessionClosed,
@@ -340,7 +339,7 @@ class Client(LiveView, Supervised):
                 await self._closing.wait()
                 if self._pages is not None:
                     await self._pages.aclose()
-                await self._close_sessions()
+                await self._sessions.close_all()
             finally:
                 sweeping.cancel()
                 await asyncio.wait([sweeping])
@@ -370,20 +369,6 @@ class Client(LiveView, Supervised):
             servicebus=settings.servicebus,
             agent=replace(self._settings.agent, python=self._settings.agent.python or settings.agent.python),
         )
-
-    async def _close_sessions(self) -> None:
-        """Close the sessions, before the services that they need. Raises what they could not finish."""
-        errors: list[Exception] = []
-        while sessions := list(self._sessions):  # one may have been opening meanwhile
-            results = await asyncio.gather(*(each.close(None) for each in sessions), return_exceptions=True)
-            errors += [error for error in results if isinstance(error, Exception)]
-            for session in sessions:
-                self._sessions.discard(session)
-        for error in errors:
-            logger.warning("session_close_failed", extra={"error": str(error)})
-        if errors:
-            more = f"; {len(errors) - 1} more sessions failed as well" if len(errors) > 1 else ""
-            raise BrokerError(f"{errors[0]}{more}") from errors[0]
 
     async def _disconnect(self, connected: Connections) -> None:
         self._connected = None

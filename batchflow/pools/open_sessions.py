@@ -5,10 +5,11 @@ The registry holds records of callables, so that it knows no `Session`.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from batchflow.errors import BatchflowError
+from batchflow.errors import BatchflowError, BrokerError
 from batchflow.pools.shared_load import PoolLoad
 from batchflow.support.event_log import event_logger
 from batchflow.support.frozen import frozen
@@ -101,6 +102,20 @@ class OpenSessions:
     def discard(self, session: OpenSession) -> None:
         """Remove a session. Idempotent."""
         self._sessions = [each for each in self._sessions if each is not session]
+
+    async def close_all(self) -> None:
+        """Close all sessions. Raises `BrokerError` for what they could not finish."""
+        errors: list[Exception] = []
+        while sessions := list(self):  # one may have been opening meanwhile
+            results = await asyncio.gather(*(each.close(None) for each in sessions), return_exceptions=True)
+            errors += [error for error in results if isinstance(error, Exception)]
+            for session in sessions:
+                self.discard(session)
+        for error in errors:
+            logger.warning("session_close_failed", extra={"error": str(error)})
+        if errors:
+            more = f"; {len(errors) - 1} more sessions failed as well" if len(errors) > 1 else ""
+            raise BrokerError(f"{errors[0]}{more}") from errors[0]
 
     def of_pool(self, pool_id: str) -> list[OpenSession]:
         """Return the open sessions in any job of the pool."""

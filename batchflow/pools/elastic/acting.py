@@ -59,7 +59,7 @@ class WishExecutor:
         self._runtime = runtime
         self._boots = boots
         self._start_agents = start_agents
-        self.gave_up = False
+        self.gave_up: bool = False
         """Whether all nodes were found broken: no more are asked for until the user does."""
 
     @property

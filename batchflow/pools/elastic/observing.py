@@ -66,7 +66,7 @@ class PoolObserver:
 
     def __init__(self, runtime: PoolRuntime) -> None:
         self._runtime = runtime
-        self.boots = BootRecords()
+        self.boots: BootRecords = BootRecords()
         self._spot_lost: frozenset[str] = frozenset()
 
     async def look(self) -> BatchView:

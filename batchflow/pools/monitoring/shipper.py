@@ -49,7 +49,7 @@ class Shipper:
         """`streams`: of tasks, nodes and logs."""
         self._ingestion = ingestion
         self._tasks, self._nodes, self._logs = streams
-        self.buffer = RowBuffer()
+        self.buffer: RowBuffer = RowBuffer()
         self._events: dict[str, make.NodeEvents] = {}
         self._agent_logs = AgentLogs(self._log_rows)
         self._runtimes: dict[str, PoolRuntime] = {}

@@ -117,7 +117,7 @@ class ResultReceiver:
         """Called once, when the checkpoint was loaded and before the first result is received."""
         self._runtime = context.runtime
         self._id = context.mailbox_id
-        self.ours_until = 0.0
+        self.ours_until: float = 0.0
         """Until when this session has the mailbox's lock, by the monotonic clock."""
         self._some_completable = asyncio.Event()
         self._many_completable = asyncio.Event()

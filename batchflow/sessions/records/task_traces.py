@@ -44,7 +44,7 @@ class TaskTrace:
     def __init__(self, submit: Span) -> None:
         self._submit: Span | None = submit
         self.context: SpanContext = submit.get_span_context()
-        self.traceparent = f"00-{self.context.trace_id:032x}-{self.context.span_id:016x}-01"
+        self.traceparent: str = f"00-{self.context.trace_id:032x}-{self.context.span_id:016x}-01"
         """What travels with the task."""
         self.received: Span | None = None
         """From the arrival of the result until it was shown."""
