@@ -86,18 +86,18 @@ class PoolWatch:
     async def look(self) -> None:
         """Look at what is due, and tell all watchers what has changed; nodes and figures first."""
         await asyncio.gather(
-            self._ask("beats", _LOOK, self._ask_beats),
-            self._ask("queues", 2 * _LOOK, self._ask_queues),
-            self._ask("nodes", 5.0, self._ask_nodes),
-            self._ask("sessions", 2 * _LOOK, self._ask_sessions),
+            self._ask("beats", 2 * _LOOK, self._ask_beats),
+            self._ask("queues", 5.0, self._ask_queues),
+            self._ask("nodes", 10.0, self._ask_nodes),
+            self._ask("sessions", 3 * _LOOK, self._ask_sessions),
         )
         if not self.looked.is_set():
             self._tell()
         await asyncio.gather(
             self._ask("activity", 2 * _LOOK, self._ask_activity),
-            self._ask("jobs", 10.0, self._ask_jobs),
-            self._ask("dead", 15.0, self._ask_dead_letters),
-            self._ask("cost", 15.0, self._ask_cost),
+            self._ask("jobs", 20.0, self._ask_jobs),
+            self._ask("dead", 20.0, self._ask_dead_letters),
+            self._ask("cost", 30.0, self._ask_cost),
             self._ask("explain", 10.0, self._ask_why),
         )
         self._tell()

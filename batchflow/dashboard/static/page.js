@@ -308,7 +308,7 @@ async function showTask(uid) {
     ...block(told.kind ?? "Error", told.error, "bad"), ...block("Traceback", told.traceback, "bad"), ...block("Arguments", told.args), ...block("Value", told.value), ...block("stdout", told.stdout), ...block("stderr", told.stderr),
     ...(told.attempts ?? []).flatMap((each) => block(`Attempt ${each.number} on ${each.node}`, each.error)),
     ...block("Run it here", told.repeat),
-    told.own ? null : el("p", { class: "quiet" }, "Another program submitted it. Its arguments, value and output are with that program."));
+    told.own ? null : el("p", { class: "quiet" }, "Only what agents record is known of it here. Its arguments, value and output are with the program that submitted it."));
 }
 
 function showNode(id) {

@@ -14,7 +14,7 @@ from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from batchflow.model import StoredArgument
+from batchflow.model import Status, StoredArgument
 from batchflow.protocol.activity import MOST_TEXT, SlotRun
 from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MOST_RUNS: Final = 5_000
 MOST_DETAILS: Final = 500
 """Tasks that succeeded whose details are kept, and as many that did not."""
+MOST_LOOK: Final = 100
+"""Tasks that are noted between two looks."""
 MOST_VALUE: Final = 2_000
 """Characters of arguments and of a value."""
 _MOST_OPENED: Final = 64 * 1024
@@ -65,11 +67,19 @@ class RecentTasks:
         self._runs: deque[SlotRun] = deque(maxlen=MOST_RUNS)
         self._hosts: deque[str] = deque(maxlen=MOST_RUNS)
         self._total = 0
+        self._room = MOST_LOOK
         self._succeeded: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._others: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def add(self, entry: Entry, item: ResultItem) -> None:
-        """Note a task that has its outcome."""
+        """Note a task that has its outcome, unless too many have ended since the last look.
+
+        A flood of short tasks is not slowed by a view. Tasks that failed have a quarter of the room alone.
+        """
+        self._room -= 1
+        if self._room < (MOST_LOOK // 4 if item.status is Status.SUCCEEDED else 0):
+            self._room += 1
+            return
         self._total += 1
         self._runs.append(_run(entry, item, self._clock()))
         self._hosts.append(item.host or "")
@@ -79,7 +89,8 @@ class RecentTasks:
             kept.popitem(last=False)
 
     def since(self, seen: int) -> tuple[int, Iterable[tuple[str, SlotRun]]]:
-        """Return the number of tasks that have ended, and host and run of those that came after `seen`."""
+        """Return the number of tasks that were noted, and host and run of those that came after `seen`."""
+        self._room = MOST_LOOK
         fresh = min(self._total - seen, len(self._runs))
         pairs = list(zip(self._hosts, self._runs, strict=True))
         return self._total, pairs[len(pairs) - fresh :]

@@ -92,7 +92,7 @@ async def test_the_page_shows_what_ended_while_it_is_open(browser: Any) -> None:
         run = SlotRun("new:1", "the new one", "x.py", "j", "c", at, at, at, "failed", "no such table")
         pool.extra.append(ActivityBatch("a", "n", "node-0000", 0, pool.clock(), 1, 1, 0, [run]))
         await page.get_by_role("button", name="the new one").first.click()
-        await page.get_by_text("Another program submitted it.").wait_for()
+        await page.get_by_text("Only what agents record is known of it here.").wait_for()
         await page.keyboard.press("Escape")
         assert not await page.locator("#detail").is_visible()
         await page.locator("#failures").get_by_text("no such table").wait_for()
