@@ -21,6 +21,7 @@ import anyio
 from anyio import CancelScope
 
 from batchflow.protocol import documents, layout, wire
+from batchflow.protocol.passed import VALUES
 from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.activity import ActivityWriter
@@ -322,6 +323,7 @@ class Agent:
             clock_skew=self._incoming.clock.ahead,
             trouble=self._problems.text,
             usage=self.usage(),
+            accepts=(VALUES,),
         )
 
     def usage(self) -> documents.Usage:

@@ -30,15 +30,20 @@ from batchflow.support.closing import Closes
 
 with without_requests():
     from azure.storage.blob import AccessPolicy as SdkPolicy
-    from azure.storage.blob import ContainerSasPermissions, generate_container_sas
-    from azure.storage.blob.aio import BlobServiceClient, ContainerClient, LinearRetry
+    from azure.storage.blob import (
+        BlobSasPermissions,
+        ContainerSasPermissions,
+        UserDelegationKey,
+        generate_blob_sas,
+        generate_container_sas,
+    )
+    from azure.storage.blob.aio import BlobClient, BlobServiceClient, ContainerClient, LinearRetry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from os import PathLike
 
     from azure.core.pipeline import PipelineResponse
-    from azure.storage.blob.aio import BlobClient
 
     from batchflow.azure.identity import Credential
     from batchflow.ports.storage import AccessPolicy
@@ -58,6 +63,8 @@ CLOCK_SKEW = 900.0
 """Seconds that clocks may differ for a signature to be valid at once."""
 DELEGATION = 7 * 86400.0
 """Maximum lifetime in seconds of a signature by Entra ID: Azure's limit."""
+_WORN = 0.5
+"""Share of a signature's time that a borrowed key has left when it is replaced."""
 
 
 def _options(address: str, ca_file: str | None) -> dict[str, Any]:
@@ -78,12 +85,22 @@ def _failing(doing: str, setting: str) -> Translating:
 class BlobContainer(Closes):
     """One container. `client` is closed with it only when it owns the client."""
 
-    def __init__(self, client: ContainerClient, url: str, setting: str, *, owned: bool) -> None:
+    def __init__(
+        self,
+        client: ContainerClient,
+        url: str,
+        setting: str,
+        *,
+        owned: bool,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        """`options`: the client's, for reading blobs by signatures of their own."""
         self.name = client.container_name
         self.url = url
         self._client = client
         self._setting = setting
         self._owned = owned
+        self._options = options or {}
 
     def _blob(self, name: str) -> BlobClient:
         return self._client.get_blob_client(name)
@@ -185,6 +202,14 @@ class BlobContainer(Closes):
                 return False
         return True
 
+    async def get_signed(self, name: str, signature: str) -> bytes:
+        url = f"{self._blob(name).url.partition('?')[0]}?{signature}"
+        with self._failing("read", name):
+            # It is not closed, because the transport is the container's.
+            stream = await BlobClient.from_blob_url(url, **self._options).download_blob()
+            data: bytes = await stream.readall()
+        return data
+
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         listed_at = 0.0
 
@@ -217,8 +242,9 @@ class SignedContainer(BlobContainer):
     ) -> None:
         bare = url.partition("?")[0]
         signed = f"{bare}?{signature.lstrip('?')}"
-        client = ContainerClient.from_container_url(signed, **_options(bare, ca_file))
-        super().__init__(client, bare, setting, owned=True)
+        options = _options(bare, ca_file)
+        client = ContainerClient.from_container_url(signed, **options)
+        super().__init__(client, bare, setting, owned=True, options=options)
 
 
 class IdentityContainer(BlobContainer):
@@ -233,8 +259,9 @@ class IdentityContainer(BlobContainer):
         setting: str = "the managed identity",
     ) -> None:
         check_https(url, setting)
-        client = ContainerClient.from_container_url(url, identity, **_options(url, ca_file))
-        super().__init__(client, url, setting, owned=True)
+        options = _options(url, ca_file)
+        client = ContainerClient.from_container_url(url, identity, **options)
+        super().__init__(client, url, setting, owned=True, options=options)
 
 
 class BlobStorage(Closes):
@@ -252,6 +279,8 @@ class BlobStorage(Closes):
         setting: str | None = None,
     ) -> None:
         self._key: str | None = None
+        self._lent: tuple[UserDelegationKey, datetime] | None = None
+        """The key of Entra ID that signs for single blobs, and its end."""
         if identity is None:
             self._setting = setting or "storage.connection_string"
             self._client = self._by_key(account, ca_file)
@@ -305,9 +334,7 @@ class BlobStorage(Closes):
             return [container.name async for container in found]
 
     async def signature(self, container: str, policy: AccessPolicy) -> str:
-        account = self._client.account_name
-        if account is None:
-            raise StorageError("the account's name is not in its address", setting=self._setting)
+        account = self._account()
         if self._key is not None:
             return generate_container_sas(account, container, account_key=self._key, policy_id=policy.name)
         return await self._delegated(account, container, policy)
@@ -323,6 +350,28 @@ class BlobStorage(Closes):
         return generate_container_sas(
             account, container, user_delegation_key=key, permission=permission, start=start, expiry=expiry
         )
+
+    async def blob_signature(self, container: str, name: str, valid: float) -> str:
+        now = datetime.now(UTC)
+        start, expiry = now - timedelta(seconds=CLOCK_SKEW), now + timedelta(seconds=valid - CLOCK_SKEW)
+        by: dict[str, Any] = {"account_key": self._key}
+        if self._key is None:
+            if self._lent is None or self._lent[1] - now < timedelta(seconds=valid * _WORN):
+                with _failing(f"cannot sign for blobs in container {container}", self._setting):
+                    self._lent = await self._client.get_user_delegation_key(start, expiry), expiry
+            key, end = self._lent
+            by, expiry = {"user_delegation_key": key}, min(expiry, end)
+        permission = BlobSasPermissions(read=True)
+        signature = generate_blob_sas(
+            self._account(), container, name, permission=permission, start=start, expiry=expiry, **by
+        )
+        return str(signature)
+
+    def _account(self) -> str:
+        account: str | None = self._client.account_name
+        if account is None:
+            raise StorageError("the account's name is not in its address", setting=self._setting)
+        return account
 
     async def aclose(self) -> None:
         await self._client.close()

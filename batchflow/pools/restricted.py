@@ -59,6 +59,9 @@ class PoolStorage(Closes):
     async def signature(self, container: str, policy: AccessPolicy) -> str:
         raise self._refusal(f"nothing can be signed for container {container}")
 
+    async def blob_signature(self, container: str, name: str, valid: float) -> str:
+        raise self._refusal(f"nothing can be signed for container {container}")
+
     def _refusal(self, what: str) -> StorageError:
         return StorageError(f"{what}: the settings access.* open the two containers of pool {self._pool!r}")
 

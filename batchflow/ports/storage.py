@@ -95,6 +95,9 @@ class Container(Closable, Protocol):
 
     def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]: ...
 
+    async def get_signed(self, name: str, signature: str) -> bytes:
+        """Read a blob by a signature of its own, in place of this credential. Raises `BlobNotFound`."""
+
 
 class Storage(Closable, Protocol):
     """The Storage account."""
@@ -120,3 +123,6 @@ class Storage(Closable, Protocol):
         Without, it is signed by a user delegation key, for a week at most. No stored policy ends that, but
         the loss of the right does.
         """
+
+    async def blob_signature(self, container: str, name: str, valid: float) -> str:
+        """Make a SAS that reads one blob, for so many seconds, a week at most: a secret."""

@@ -377,6 +377,8 @@ class Heartbeat(Document):
     """What it has used of its node; None from agents of earlier versions."""
     takes_wheels: bool = False
     """Whether it installs environments from wheels; False from agents of earlier versions."""
+    accepts: tuple[str, ...] = ()
+    """What it does with a task that agents of earlier versions do not, such as `passed.VALUES`."""
 
 
 @frozen

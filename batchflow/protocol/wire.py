@@ -118,10 +118,16 @@ class TaskItem:
     """The session's budget, as `budgets.BudgetTerms` has it; None: it has none."""
     expires: float | None = optional("expires", NUMBER, default=None)
     """Seconds from the moment that its message was enqueued, after which it does not begin; None: it does."""
+    inputs: list[Any] | None = optional("inputs", LIST, default=None)
+    """Where the values lie that its arguments have numbers for, as `passed` has it; None: they are here."""
 
     @property
     def carries_arguments(self) -> bool:
-        """Whether the arguments are here, and not in a blob."""
+        """Whether all of the arguments is here, and nothing in a blob."""
+        return self.inputs is None and self._has_arguments
+
+    @property
+    def _has_arguments(self) -> bool:
         return type(self.params) is list or self.params.data is not None  # type: ignore[union-attr]
 
     @property

@@ -14,6 +14,7 @@ from batchflow.errors import (
 )
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
+from batchflow.protocol.passed import VALUES
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
@@ -72,6 +73,12 @@ class AgentsWatch:
         """Other versions than ours, of agents that were told of."""
         self.pythons: frozenset[str] = frozenset()
         """The minor versions of Python of the agents that live, as far as they are known."""
+
+    @property
+    def take_values(self) -> bool:
+        """Whether all agents that were seen fetch values that other tasks left. False while none was seen."""
+        beats = [] if self._sample is None else self._sample.beats
+        return bool(beats) and all(VALUES in beat.accepts for beat in beats)
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's problem."""

@@ -157,6 +157,7 @@ class SessionLifecycle:
         if parts.submitter.dependents.keeper is not None:
             parts.submitter.dependents.keeper.delete_documents()
         self._context.arguments.delete()
+        parts.receiver.values.let_go()
         parts.forget_variables()
         await self._context.background.finish()
         async with task_group() as group:

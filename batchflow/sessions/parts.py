@@ -26,6 +26,7 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter
 from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
+from batchflow.sessions.workflows.values import ValuePasser
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
@@ -149,7 +150,11 @@ class SessionParts:
             expiries=expiries,
             entry_of=entry_of,
             task_of=task_of,
+            values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),
         )
+        outcomes.bring = receiver.values.bring
+        receiver.state.forget_blob = receiver.values.uses.consumed
+        receiver.state.is_waited_for = submitter.dependents.graph.waits_for
         if checkpoint is not None:
             checkpoint.record.beyond = lambda: sender.beyond
             keeper = WorkflowKeeper(context, checkpoint.record, receiver.state, expiries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import JobClosed, StorageError
@@ -18,6 +18,7 @@ from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.dependents import Dependents
 from batchflow.sessions.workflows.graph import RunsWith, Waiting
 from batchflow.sessions.workflows.inputs import EntryOf, TaskMarks, entries_of
+from batchflow.sessions.workflows.values import ValueMark, ValuePasser, number_of
 from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class Submitter:
         expiries: ExpiryWatch,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
+        values: ValuePasser,
     ) -> None:
-        """Make it for one session.
+        """Make it for one session. `values`: how large values go from task to task.
 
         `entry_of`: what a handle among arguments stands for. `task_of`: the handle of a task.
         `classes`: those of the session's files.
@@ -65,7 +67,9 @@ class Submitter:
         self._environment = environment
         self._entry_of = entry_of
         self._task_of = task_of
-        self.dependents: Dependents = Dependents(outcomes, self)
+        self.values: ValuePasser = values
+        """How large values go from task to task."""
+        self.dependents: Dependents = Dependents(outcomes, self, values)
         """The tasks that wait for others."""
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
@@ -199,12 +203,15 @@ class Submitter:
         return self.has_room() and size < self._settings.outbox_bytes
 
     def release(self, waiting: Waiting) -> bool:
-        """Put a task that was held into the outbox. False when its arguments are too large for a message.
+        """Put a task that was held into the outbox.
 
+        False when its arguments are too large for a message, or a value that it takes lies in a blob.
         Raises `ConfigurationError` for one that can never be sent, OSError for a value that cannot be read.
         """
         submission, entry = waiting.submission, waiting.entry
-        self._fill(submission)
+        if self.values.has_to_wait(waiting):
+            return False
+        self._fill(submission, {})
         item = self._encoder.inline(submission, entry, waiting.runs_with)
         if item is None:
             return False
@@ -212,10 +219,19 @@ class Submitter:
         return True
 
     async def release_by_reference(self, waiting: Waiting) -> None:
-        """Store the arguments of a task, then put it into the outbox. Raises as `release` does.
+        """Put a task into the outbox, for which `release` was not enough. Raises as that does.
 
         Also raises `StorageError`, when trying again does not help.
         """
+        marks = await self.values.marks(waiting)
+        if waiting.entry.done:
+            self.keep_unsent(waiting)
+            return
+        self._fill(waiting.submission, marks)
+        item = self._encoder.inline(waiting.submission, waiting.entry, waiting.runs_with)
+        if item is not None:
+            self._release(waiting.submission, waiting.entry, item)
+            return
         backoff = Backoff()
         while True:
             try:
@@ -244,22 +260,49 @@ class Submitter:
         handles = [self._task_of(entry) for entry in submission.inputs]
         waiting.entry.arguments = KeptArguments(submission.encoded, self.classes, {}, handles.__getitem__)
 
-    def _fill(self, submission: Submission) -> None:
-        """Put values in the places of tasks, and encode the arguments again. Idempotent."""
+    def _fill(self, submission: Submission, marks: Mapping[Entry, ValueMark]) -> None:
+        """Put values in the places of tasks, and encode the arguments again. Idempotent.
+
+        `marks`: of those that the agent fetches.
+        """
         if not submission.inputs:
             return
         assert isinstance(submission.encoded, bytes)
-        values = [self._outcomes.passed_value(entry) for entry in submission.inputs]
+        values = [
+            marks[entry] if entry in marks else self._outcomes.passed_value(entry)
+            for entry in submission.inputs
+        ]
         submission.arguments = KeptArguments(submission.encoded, self.classes, {}, values.__getitem__).open()
         submission.encoded = None
         submission.inputs = ()
-        if not arguments.are_plain(submission.arguments):
+        if marks:
+            submission.encoded = arguments.encode(
+                submission.arguments, submission.command, self.classes, mark=number_of
+            )
+        elif not arguments.are_plain(submission.arguments):
             submission.prepare(self.classes)
 
     def _release(self, submission: Submission, entry: Entry, item: bytes) -> None:
-        self._encoder.keep_arguments(submission, entry)
+        self._keep_arguments(submission, entry)
         self._context.tracker.release(entry, item)
         self._wake_sender()
+
+    def _keep_arguments(self, submission: Submission, entry: Entry) -> None:
+        """Keep what the result will show. Of values that the agent fetches, that is where they lie."""
+        if not submission.passed:
+            self._encoder.keep_arguments(submission, entry)
+            return
+        assert submission.encoded is not None
+        shown: dict[int, Any] = {}
+
+        def number(value: Any) -> int | None:
+            if isinstance(value, ValueMark):
+                shown[value.number] = self.values.stored(value)
+            return number_of(value)
+
+        encoded = arguments.encode(submission.arguments, submission.command, self.classes, mark=number)
+        data = arguments.in_blob(submission.arguments, encoded)
+        entry.arguments = KeptArguments(data, self.classes, {}, shown.__getitem__)
 
     # ---- entries
 

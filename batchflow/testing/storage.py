@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from batchflow.errors import (
     BlobConflict,
     BlobNotFound,
+    StorageError,
 )
 from batchflow.ports.storage import Blob, BlobInfo
 from batchflow.testing.closing import CheckedClosing
@@ -83,6 +84,11 @@ class MemoryContainer(CheckedClosing):
             raise BlobConflict(f"blob {name} is not the version that was read")
         return self._storage.content.get(self.name, {}).pop(name, None) is not None
 
+    async def get_signed(self, name: str, signature: str) -> bytes:
+        if signature != _signature(self.name, name):
+            raise StorageError(f"the signature does not open blob {name}")
+        return self._blob(name).data
+
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         for name, blob in sorted(self._blobs().items()):
             if name.startswith(prefix):
@@ -98,7 +104,7 @@ class _MemoryBlob:
 
 
 class MemoryStorage(CheckedClosing):
-    """A Storage account in memory. Policies are kept in `policies`, signatures open nothing."""
+    """A Storage account in memory. Policies are kept in `policies`, their signatures open nothing."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.now = clock
@@ -127,3 +133,10 @@ class MemoryStorage(CheckedClosing):
 
     async def signature(self, container: str, policy: AccessPolicy) -> str:
         return f"si={policy.name}&sr=c"
+
+    async def blob_signature(self, container: str, name: str, valid: float) -> str:
+        return _signature(container, name)
+
+
+def _signature(container: str, name: str) -> str:
+    return f"sr=b&blob={container}/{name}"

@@ -51,6 +51,16 @@ _LIBRARIES = (f"{os.sep}asyncio{os.sep}", f"{os.sep}importlib{os.sep}")
 _OWN_FILES = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
+def content_of(path: str) -> bytearray:
+    """Return the bytes of a file. Arrays of its value lie in them, and can be written to."""
+    with open(path, "rb", buffering=0) as file:
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        view = memoryview(data)
+        while view and (count := file.readinto(view)):
+            view = view[count:]
+    return data
+
+
 class Stopped(SystemExit):
     """Raised in the main thread of a task that is to end."""
 
@@ -219,12 +229,12 @@ class Child:
         """
         if (called := task.get("function")) is None:
             action = self._modules.action(task["command"])
-            args = task_values.arguments_of(task)
+            args = task_values.arguments_of(task, content_of)
             if (engines := sys.modules.get("batchflow.engine")) is not None:
                 engines.enter(engine)
             return lambda: action(engine, args)
         function = self._modules.function(task["command"], called["pickle"])
-        args = task_values.arguments_of(task)
+        args = task_values.arguments_of(task, content_of)
         keywords = args.pop() if called["keywords"] else {}
         self._modules.own_import("batchflow.engine").enter(engine)
         return lambda: function(*args, **keywords)

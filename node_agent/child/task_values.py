@@ -17,7 +17,7 @@ from batchflow.protocol.values import misfits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, Final
 
 _GENERAL_ADVICE: Final = "return one of the types that docs/data.md lists, or write a file to outputs/"
@@ -49,15 +49,39 @@ def read_task(payload: bytes) -> dict[str, Any]:
     return task
 
 
-def arguments_of(task: dict[str, Any]) -> list[Any]:
-    """Return the arguments of a task. Raises `misfits.Undecodable`."""
+def arguments_of(task: dict[str, Any], read: Callable[[str], bytearray]) -> list[Any]:
+    """Return the arguments of a task. Raises `misfits.Undecodable`. `read`: see `open_arguments`."""
     arguments: list[Any] | bytes = task["args"]
-    return open_arguments(arguments) if isinstance(arguments, bytes) else arguments
+    return (
+        open_arguments(arguments, task.get("inputs", ()), read=read)
+        if isinstance(arguments, bytes)
+        else arguments
+    )
 
 
-def open_arguments(data: bytes) -> list[Any]:
-    """Return the arguments of a container. Raises `misfits.Undecodable`."""
-    arguments = values.Decoder(resolve=_imported, unpickle=_unpickled).decode(bytearray(data))
+def open_arguments(
+    data: bytes, inputs: Sequence[str] = (), *, read: Callable[[str], bytearray] | None = None
+) -> list[Any]:
+    """Return the arguments of a container. Raises `misfits.Undecodable`.
+
+    `inputs`: the files with the values of other tasks that it has numbers for. `read` returns
+    the content of one.
+    """
+    opened: dict[int, Any] = {}
+
+    def fill(number: int) -> Any:
+        assert read is not None
+        if number not in opened:
+            opened[number] = values.Decoder(resolve=_imported, unpickle=_unpickled).decode(
+                read(inputs[number])
+            )
+        return opened[number]
+
+    def unpickle(data: bytes, buffers: list[memoryview]) -> Any:
+        return _unpickled_with(fill, data, buffers) if inputs else _unpickled(data, buffers)
+
+    decoder = values.Decoder(resolve=_imported, unpickle=unpickle, fill=fill if inputs else None)
+    arguments = decoder.decode(bytearray(data))
     if type(arguments) is not list:
         raise misfits.Undecodable("they are not a list")
     return arguments
@@ -130,6 +154,17 @@ def _unpickled(data: bytes, buffers: list[memoryview]) -> Any:
     import pickle
 
     return pickle.loads(data, buffers=buffers)
+
+
+def _unpickled_with(fill: Callable[[int], Any], data: bytes, buffers: list[memoryview]) -> Any:
+    import io
+    import pickle
+
+    class Filling(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            return fill(pid)
+
+    return Filling(io.BytesIO(data), buffers=buffers).load()
 
 
 def _imported(name: str) -> Any:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.bundle import Bundle
     from batchflow.protocol.wire import Reference
+    from node_agent.bundles.values import StoredValue
 
 _TAIL: Final = 2000
 NULL: Final = b"null"
@@ -79,6 +80,8 @@ class Execution:
     """Whether the session opens pickles in results."""
     trace: str | None = None
     """The W3C `traceparent` of a task that is traced."""
+    inputs: list[StoredValue] = field(default_factory=list)
+    """The values that the arguments have numbers for, as other tasks left them: JSON or containers."""
 
     @property
     def process_key(self) -> Key:

@@ -20,12 +20,15 @@ import orjson
 from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
+from batchflow.protocol.fields import FieldError
 from batchflow.protocol.functions import PYTHON, python_of
+from batchflow.protocol.passed import read_passed
 from batchflow.protocol.values.encoding import container_size, is_container
 from batchflow.protocol.variables import TaskVariables, task_variables
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.bundles.environments import NO_ROOM
+from node_agent.bundles.values import StoredValue, ValueCache
 from node_agent.bundles.variables import VariablesCache
 from node_agent.execution.outcomes import Outcome, too_large
 from node_agent.system import file_stamps, thread_limits
@@ -94,6 +97,7 @@ class TaskResources:
     result_limit: int
     """Bytes that a value may have."""
     variables: VariablesCache = field(default_factory=VariablesCache)
+    values: ValueCache = field(default_factory=ValueCache)
 
     async def fetch_bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
         """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`, `StorageError`."""
@@ -183,6 +187,20 @@ class TaskResources:
             raise Unfit("TaskRejected", "its arguments are not a list")
         return arguments
 
+    async def fetch_inputs(self, item: wire.TaskItem) -> list[StoredValue]:
+        """Return the values that a task takes from other tasks' blobs. Raises `Unfit`, `StorageError`."""
+        try:
+            inputs = read_passed(item.inputs or [])
+            return [await self.values.fetch(each, self.out, _patiently) for each in inputs]
+        except FieldError as error:
+            raise Unfit("TaskRejected", f"where its inputs lie cannot be read: {error}") from error
+        except BlobNotFound as error:
+            raise Unfit("TaskRejected", f"a value that it takes is gone: {error}") from error
+        except StorageError as error:
+            if error.retryable:
+                raise
+            raise Unfit("TaskRejected", f"a value that it takes cannot be read: {error}") from error
+
     def fits(self, outcome: Outcome) -> bool:
         """Return whether all of an outcome travels in the result's message."""
         return not outcome.outputs and outcome.size <= self.inline_limit
@@ -216,6 +234,8 @@ class TaskResources:
         name = layout.result_blob(item.job, item.client, item.uid, item.attempt, execution)
         with suppress(BlobConflict):  # an earlier try has written it: no other execution has this name
             await _patiently(lambda: self.out.put(name, value, create=True))
+        with suppress(OSError):  # without room in memory, who takes the value fetches it
+            self.values.add(name, value)
         return replace(outcome, value=wire.Reference(name, len(value)))
 
     async def _upload(self, item: wire.TaskItem, outcome: Outcome, folder: str) -> tuple[str, ...]:

@@ -467,6 +467,8 @@ def _encode(execution: Execution, start_by: float) -> bytes:
         fields["pickles"] = True
     if execution.trace is not None:
         fields["trace"] = execution.trace
+    if inputs := execution.inputs:
+        fields["inputs"] = [value.path for value in inputs]
     head = orjson.dumps(fields)
     if isinstance(execution.args, bytes):
         return len(head).to_bytes(4, "big") + head + execution.args

@@ -221,11 +221,13 @@ class SlotLoop:
                 if (pickle := task.item.pickle) is not None and pickle not in functions:
                     functions[pickle] = await self._resources.fetch_function(pickle, stack)
                 arguments = await self._resources.fetch_arguments(task.item)
+                inputs = await self._resources.fetch_inputs(task.item)
             except Unfit as unfit:
                 queue.take(task)
                 self._fail([task], unfit.kind, str(unfit))
             else:
                 task.execution = _execution(task.item, bundle, arguments, assignment)
+                task.execution.inputs = inputs
 
     def _ended(self, ended: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""

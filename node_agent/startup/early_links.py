@@ -76,6 +76,9 @@ class EarlyContainer(Closes):
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         return await (await self._made()).delete(name, if_match=if_match)
 
+    async def get_signed(self, name: str, signature: str) -> bytes:
+        return await (await self._made()).get_signed(name, signature)
+
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         async for info in (await self._made()).list(prefix):
             yield info

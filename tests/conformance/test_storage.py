@@ -180,6 +180,24 @@ async def test_containers_are_made_listed_and_deleted_once(storage: Storage) -> 
     assert await storage.containers(name) == []
 
 
+async def test_signature_for_a_blob_reads_that_blob_alone(storage: Storage) -> None:
+    """In place of the reader's own rights."""
+    name = f"conformance-{secrets.token_hex(6)}"
+    writing = AccessPolicy("writing", "cw", time.time() + 600)
+    await storage.create_container(name, (writing,))
+    container = storage.container(name)
+    await container.put("a/b c.json", b"1")
+    await container.put("other", b"2")
+    signature = await storage.blob_signature(name, "a/b c.json", 3600.0)
+    if isinstance(storage, BlobStorage):
+        container = SignedContainer(container.url, await storage.signature(name, writing))
+    assert await container.get_signed("a/b c.json", signature) == b"1"
+    with pytest.raises(StorageError):
+        await container.get_signed("other", signature)
+    await container.aclose()
+    await storage.delete_container(name)
+
+
 async def test_signature_opens_what_its_policy_allows_until_the_policy_is_removed(storage: Storage) -> None:
     """The policy is stored in the container."""
     if not isinstance(storage, BlobStorage):

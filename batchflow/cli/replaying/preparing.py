@@ -136,6 +136,11 @@ async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> list[s
 async def _arguments(item: TaskItem, ctl: Container | None) -> bytes:
     """Return the arguments: JSON, or a container."""
     params = item.params
+    if item.inputs is not None:
+        raise ProtocolError(
+            f"it took {len(item.inputs)} values from where other tasks had left them, which are deleted when "
+            "a task has ended: submit it again with their values, and replay that"
+        )
     if not isinstance(params, Reference):
         return json.dumps(params).encode()
     if params.data is not None:

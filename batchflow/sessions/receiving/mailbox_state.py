@@ -184,8 +184,12 @@ class MailboxState(Generic[Attachment]):
         """Outcomes, by uid, that were not delivered when the mailbox was lost."""
         self.fetching: dict[str, _Fetching[Attachment]] = {}
         """Results by reference that are being fetched, by uid."""
+        self.is_waited_for: Callable[[Entry], bool] = lambda _: False
+        """Whether tasks wait for this one. Then its value is fetched only when a call asks for it."""
         self.known: dict[str, Entry] = {}
         """Tasks of earlier holders that this one goes on with, and what these wait for, by uid."""
+        self.forget_blob: Callable[[str], None] = lambda _: None
+        """Called with the blob of a result that an earlier holder of the mailbox had delivered."""
         self._retained: dict[str, Acknowledgement] = {}
         """Of messages that stay although their outcomes were delivered, by uid: tasks wait for these."""
         self._coming_again: set[str] = set()
@@ -301,6 +305,8 @@ class MailboxState(Generic[Attachment]):
                 if reference.blob not in self._blobs:
                     self._blobs.add(reference.blob)
                     message.blobs.append(reference.blob)
+                if item.uid not in self.fetching and self._is_passed(item.uid):
+                    return self._accept_outcome(item, message, acknowledgement)
                 return self._request_fetch(item, reference, message, acknowledgement)
             case ResultItem():
                 fetch = self.fetching.get(item.uid)
@@ -314,6 +320,15 @@ class MailboxState(Generic[Attachment]):
             case _:
                 acknowledgement.deliver()  # a task: it does not belong into a mailbox
                 return []
+
+    def _is_passed(self, uid: str) -> bool:
+        """Return whether a result is for a task that has no outcome, and for which others wait."""
+        incarnation, sequence = wire.split_uid(uid)
+        own = incarnation == self._incarnation
+        entry = self._tracker.find(sequence) if own else self.known.get(uid)
+        if entry is None or entry.done or entry.on_done is not None:
+            return False
+        return self.is_waited_for(entry)
 
     def _request_fetch(
         self,

@@ -7,11 +7,9 @@ import math
 import random
 import tempfile
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVarTuple
 
 import anyio
-import orjson
 
 from batchflow.errors import (
     BlobNotFound,
@@ -22,7 +20,6 @@ from batchflow.errors import (
 )
 from batchflow.ports.broker import Mailbox
 from batchflow.protocol.layout import queue_for
-from batchflow.protocol.values.encoding import is_container
 from batchflow.protocol.values.received import unreadable
 from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.receiving.checkpoint_store import SAVE_INTERVAL
@@ -38,6 +35,7 @@ from batchflow.sessions.receiving.mailbox_state import (
     Tell,
     UnreadLimits,
 )
+from batchflow.sessions.receiving.result_values import ResultValues
 from batchflow.sessions.receiving.spill_file import SpillFile
 from batchflow.sessions.records.tracker import Entry
 from batchflow.support.backoff import Backoff, opened
@@ -73,8 +71,6 @@ _SETTLE_SHARE: Final = 0.125
 next attachment."""
 _LOCK_GRACE: Final = 30.0
 """Extra seconds to wait for the lock of a client that died."""
-_MOST_FETCHES: Final = 8
-"""Results by reference that are fetched at once."""
 
 
 class ResultReceiver:
@@ -116,14 +112,14 @@ class ResultReceiver:
         self.before_receiving: Callable[[], Awaitable[None]] = _nothing
         """Called once, when the checkpoint was loaded and before the first result is received."""
         self._runtime = context.runtime
+        self.values: ResultValues = ResultValues(context, outcomes, reader, is_ours=lambda: self._is_ours)
+        """The values that lie in blobs."""
         self._id = context.mailbox_id
         self.ours_until: float = 0.0
         """Until when this session has the mailbox's lock, by the monotonic clock."""
         self._some_completable = asyncio.Event()
         self._many_completable = asyncio.Event()
-        self._fetches = anyio.CapacityLimiter(_MOST_FETCHES)
         self._health = context.problems.watch("results", "no results could be received")
-        self._storage_health = context.problems.watch("storage", "results could not be fetched from storage")
         self._reader = reader
         self._spill = SpillFile(reader)
         self._spilling_fails = False
@@ -333,7 +329,7 @@ class ResultReceiver:
                 asyncio.get_running_loop().call_later(SAVE_INTERVAL, self._some_completable.set)
             return
         for blob in message.blobs:
-            self._context.delete_later(self._runtime.out, blob, "delete a result's blob")
+            self.values.uses.consumed(blob)
 
     async def _recovering(self, step: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Make a step. After an error, do what `recovery_of` says, and return for the next step."""
@@ -417,6 +413,7 @@ class ResultReceiver:
         match command:
             case Resolved(entry, outcome):
                 self._learn(outcome)
+                self.values.keep(entry)
                 self._outcomes.announce(entry)
             case Ended(entry):
                 self._outcomes.tell_ended(entry)
@@ -439,36 +436,12 @@ class ResultReceiver:
 
     async def _fetch(self, item: ResultItem, reference: Reference) -> None:
         try:
-            async with self._fetches:
-                whole = await self._fetched(item, reference)
+            whole = await self.values.fetch(item, reference)
         except BlobNotFound as error:
             failure = unreadable(item, f"its result cannot be fetched: {error}")
             self._take(self.state.not_there(item, failure))
         else:
             self._take(self.state.fetched(whole, reference.size))
-
-    async def _fetched(self, item: ResultItem, reference: Reference) -> ResultItem:
-        """Fetch a result's value. Raises `BlobNotFound` while no other holder can have deleted it."""
-        backoff = Backoff()
-        while True:
-            try:
-                blob = await self._runtime.out.get(reference.blob)
-                self._storage_health.worked()
-                if is_container(blob.data):
-                    return self._reader.opened(item, blob.data)
-                return replace(item, value=orjson.loads(blob.data))
-            except BlobNotFound:
-                if self._is_ours:
-                    raise
-                # Until it is known which client holds the mailbox, because another one may have deleted it.
-                await backoff.wait()
-            except StorageError as error:
-                if not error.retryable:
-                    return unreadable(item, f"its result cannot be fetched: {error}")
-                self._storage_health.failed(error)
-                await backoff.wait()
-            except orjson.JSONDecodeError as error:
-                return unreadable(item, f"its result is not JSON: {error}")
 
     def _on_completable(self) -> None:
         self._some_completable.set()

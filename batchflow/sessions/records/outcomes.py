@@ -53,6 +53,9 @@ class Outcomes:
         """Whether it is known what waits since earlier sessions."""
         self._accepting = Waiters()
         """Calls that wait until the broker has a task."""
+        self.bring: Callable[[Entry], None] | None = None
+        """Fetches the value of an outcome that has none here."""
+        self._bringing: set[Entry] = set()
         self.history: TaskHistory = TaskHistory()
         self._problems.subscribe(self._fail_waiters)
 
@@ -73,9 +76,9 @@ class Outcomes:
 
     @property
     def outstanding(self) -> int:
-        """Outcomes to come; at least one as long as it is not known what earlier holders are owed."""
+        """Outcomes and values to come; at least one while it is not known what earlier holders are owed."""
         unknown = self._record is not None and not (self._record.loaded and self.is_restored())
-        return len(self._tracker) + unknown
+        return len(self._tracker) + unknown + len(self._bringing)
 
     @property
     def unread(self) -> int:
@@ -85,9 +88,17 @@ class Outcomes:
     def next_unclaimed(self) -> Result | None:
         """Hand out the oldest outcome that no call has claimed; None when there is none.
 
+        None as well while its value is being fetched: `change` tells when it has come.
+
         Raises `JournalError`; then the outcome stays.
         """
         self.check_home()
+        first = self._tracker.first_unclaimed()
+        if first is not None and not first.is_here:
+            for each in self._tracker.unclaimed:
+                if not (each.is_here or each.claimed):
+                    self._ask_for(each)
+            return None
         entry = self._tracker.next_unclaimed()
         return None if entry is None else self.result(entry)
 
@@ -123,7 +134,27 @@ class Outcomes:
             self._lifetime.check_open()
             self._problems.check()
             await self._waiters.wait(entry.sequence)
+        await self.until_here(entry)
         entry.deliver()
+
+    async def until_here(self, entry: Entry) -> None:
+        """Return when an outcome has its value, which may lie in a blob. Raises `SessionClosed`."""
+        while not entry.is_here:
+            self._lifetime.check_open()
+            self._ask_for(entry)
+            await self.change.wait()
+
+    def brought(self, entry: Entry) -> None:
+        """Note that an outcome has its value."""
+        self._bringing.discard(entry)
+        self.change.notify()
+
+    def _ask_for(self, entry: Entry) -> None:
+        """Have a value fetched, once."""
+        assert self.bring is not None
+        if entry not in self._bringing:
+            self._bringing.add(entry)
+            self.bring(entry)
 
     async def until_accepted(self, entry: Entry) -> None:
         """Return when the broker has the task. Raises the task's error when it never will."""

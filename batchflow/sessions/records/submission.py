@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 
@@ -19,6 +19,7 @@ from batchflow.retry import RetryPolicy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from batchflow.protocol.passed import PassedValue
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
     from batchflow.sessions.records.tracker import Entry
@@ -89,6 +90,8 @@ class Submission:
     """Seconds from the submit; what has not begun by then never does. None: without a limit."""
     inputs: tuple[Entry, ...] = ()
     """The tasks whose values stand in the arguments, in the order of their numbers there."""
+    passed: list[PassedValue] = field(default_factory=list)
+    """The values that the agent fetches, in the order of their numbers."""
 
     @classmethod
     def of(
@@ -184,6 +187,7 @@ class Submission:
             pickles=unpickle,
             budget=budget,
             trace=trace,
+            inputs=[each.fields() for each in self.passed] or None,
         )
         try:
             data = wire.encode(item)

@@ -29,7 +29,7 @@ from batchflow.protocol.dead_letters import EXPIRED
 from batchflow.protocol.packing import Pack
 from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
-from batchflow.protocol.wire import ResultItem, with_expiry
+from batchflow.protocol.wire import Reference, ResultItem, with_expiry
 from batchflow.support.frozen import frozen, maker
 
 if TYPE_CHECKING:
@@ -105,6 +105,10 @@ class Entry:
     """When it expires, by the clock of the event loop; None: never."""
     on_done: Callable[[Entry], None] | None = None
     """For one listener, such as the map that submitted it."""
+    reference: Reference | None = None
+    """The blob with the value that tasks take, which was not fetched when it came."""
+    is_here: bool = True
+    """Whether the outcome has its value: not before that was fetched."""
 
     @property
     def done(self) -> bool:
@@ -149,6 +153,16 @@ class Entry:
         """Take the outcome of a task of an earlier session, of which nothing else may be known."""
         self.task_id, self.command, self.tag = item.task_id, item.command, item.tag
         self.submitted_at, self.status, self.outcome = item.submitted_at, item.status, item
+        self._note_place(item)
+
+    def _note_place(self, item: ResultItem) -> None:
+        if type(item.value) is Reference:
+            self.reference, self.is_here = item.value, False
+
+    def settle(self, outcome: ResultItem) -> None:
+        """Take the outcome, whose value may lie in a blob."""
+        self.outcome = outcome
+        self._note_place(outcome)
 
     def deliver(self) -> None:
         """Note that the user has the outcome. Idempotent. Raises `JournalError`; then the outcome stays."""
@@ -379,7 +393,7 @@ class Tracker:
         self._open.pop(entry.sequence, None)
         if entry.status is Status.RUNNING:
             del self._running[entry.sequence]
-        entry.outcome = outcome
+        entry.settle(outcome)
         entry.acknowledgement = acknowledgement
         self._forget_item(entry)
         self._move(entry, outcome.status)
@@ -421,26 +435,34 @@ class Tracker:
         if owed:
             self.settle_owed()
             self._tally[outcome.status] += 1
-        entry.outcome = outcome
+        entry.settle(outcome)
         entry.acknowledgement = acknowledgement
         entry.status = outcome.status
         self.unclaimed.append(entry)
+
+    def fetched(self, entry: Entry, outcome: ResultItem) -> None:
+        """Complete an outcome by its value, or by the failure that stands for one that is gone."""
+        entry.outcome, entry.is_here = outcome, True
+        if outcome.status is not entry.status:
+            self._move(entry, outcome.status)
+
+    def first_unclaimed(self) -> Entry | None:
+        """Return the oldest outcome that no call has claimed; None when there is none."""
+        while self.unclaimed and self.unclaimed[0].claimed:
+            self.unclaimed.popleft()
+            self._stale -= 1
+        return self.unclaimed[0] if self.unclaimed else None
 
     def next_unclaimed(self) -> Entry | None:
         """Return the oldest outcome that no call has claimed, as delivered; None when there is none.
 
         Raises `JournalError`; then the outcome stays the oldest.
         """
-        while self.unclaimed:
-            entry = self.unclaimed[0]
-            if not entry.claimed:
-                entry.deliver()
-                entry.claimed = True
-                self.unclaimed.popleft()
-                return entry
+        if (entry := self.first_unclaimed()) is not None:
+            entry.deliver()
+            entry.claimed = True
             self.unclaimed.popleft()
-            self._stale -= 1
-        return None
+        return entry
 
     def _forget_item(self, entry: Entry) -> None:
         """Free the bytes of a task that was taken for a send, or is not sent."""

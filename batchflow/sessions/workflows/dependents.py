@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from batchflow.errors import BatchflowError
+from batchflow.errors import BatchflowError, SessionClosed
 from batchflow.model import Status
 from batchflow.sessions.records.tracker import (
     Entry,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
     from batchflow.sessions.records.outcomes import Outcomes
     from batchflow.sessions.workflows.keeper import WorkflowKeeper
+    from batchflow.sessions.workflows.values import ValuePasser
 
 _AT_ONCE: Final = 64
 """Tasks that are sent or ended in one go. After them the event loop has a turn."""
@@ -32,13 +33,13 @@ class TaskReleaser(Protocol):
     def has_room(self) -> bool: ...
 
     def release(self, waiting: Waiting) -> bool:
-        """Put a task into the outbox. False when its arguments are too large for a message.
+        """Put a task into the outbox. False when that takes time, as for values that lie in blobs.
 
         Raises `BatchflowError`, OSError for one that can never be sent.
         """
 
     async def release_by_reference(self, waiting: Waiting) -> None:
-        """Store the arguments of a task, then put it into the outbox. Raises as `release` does."""
+        """Put a task into the outbox for which `release` was not enough. Raises as `release` does."""
 
     def keep_unsent(self, waiting: Waiting) -> None:
         """Keep the arguments of a task that is never sent, for its result."""
@@ -51,13 +52,14 @@ class Dependents:
     turn of the event loop a step. What is too much for one turn is left to `run`.
     """
 
-    def __init__(self, outcomes: Outcomes, releaser: TaskReleaser) -> None:
+    def __init__(self, outcomes: Outcomes, releaser: TaskReleaser, values: ValuePasser) -> None:
         self.keeper: WorkflowKeeper | None = None
         """Keeps what waits beyond the session; None in one that cannot be found again."""
         self.graph: DependencyGraph = DependencyGraph()
         self.record: WorkflowRecord = WorkflowRecord()
         self._outcomes = outcomes
         self._releaser = releaser
+        self._values = values
         self._ended: deque[Entry] = deque()
         """Tasks with an outcome that the graph does not know of yet."""
         self._ready: deque[Waiting] = deque()
@@ -71,6 +73,9 @@ class Dependents:
         self.record.add(waiting.entry, waiting.inputs)
         if self.keeper is not None:
             self.keeper.hold(waiting)
+        for entry in waiting.submission.inputs:
+            if entry.done:
+                self._values.needed(entry, [waiting])
         self._perform(self.graph.hold(waiting))
         self._work()
         self._outcomes.change.notify()
@@ -78,6 +83,7 @@ class Dependents:
     def ended(self, entry: Entry) -> None:
         """Note that a task has its outcome."""
         self.record.ended(entry)
+        self._values.ended(entry)
         if self.keeper is not None:
             self.keeper.ended(entry)
         if self._ended or self._ready or self.graph.concerns(entry):
@@ -130,6 +136,8 @@ class Dependents:
     def _tell_graph(self, entry: Entry) -> None:
         if (own := self.graph.find(entry)) is not None:
             self._releaser.keep_unsent(own)
+        if not entry.is_here:
+            self._values.needed(entry, self.graph.consumers(entry))
         self._perform(self.graph.ended(entry))
 
     def _perform(self, commands: list[GraphCommand]) -> None:
@@ -173,6 +181,8 @@ class Dependents:
             return
         try:
             await self._releaser.release_by_reference(waiting)
+        except SessionClosed:
+            return  # it waits on, for a later session
         except (BatchflowError, OSError) as error:
             self._fail(waiting, error)
 

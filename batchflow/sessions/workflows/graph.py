@@ -96,6 +96,14 @@ class DependencyGraph:
         """Return whether a task waits for others, or others for it."""
         return entry in self._waiting or entry in self._consumers
 
+    def waits_for(self, entry: Entry) -> bool:
+        """Return whether a task waits for this one."""
+        return any(each.entry in self._waiting for each in self._consumers.get(entry, ()))
+
+    def consumers(self, entry: Entry) -> list[Waiting]:
+        """Return the tasks that wait for this one."""
+        return [each for each in self._consumers.get(entry, ()) if each.entry in self._waiting]
+
     def hold(self, waiting: Waiting) -> list[GraphCommand]:
         """Take in a task that waits for others, some or all of which may have ended."""
         self._waiting[waiting.entry] = waiting

@@ -24,7 +24,7 @@ import anyio
 from batchflow.errors import BlobNotFound, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout
-from batchflow.protocol.wire import make_uid, split_uid
+from batchflow.protocol.wire import Reference, make_uid, split_uid
 from batchflow.sessions.records.tracker import Acknowledgement, Entry, lost_result
 from batchflow.sessions.workflows import stored
 from batchflow.support.backoff import Backoff
@@ -60,6 +60,9 @@ class KeptMail(Protocol):
 
     def release(self, uid: str) -> None:
         """Let a message go that was kept."""
+
+    forget_blob: Callable[[str], None]
+    """Called with the blob of a result whose message is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -289,6 +292,9 @@ class WorkflowKeeper:
             _Document(blob, [entries[task.uid] for task in found if task.uid in entries])
             for blob, found in documents
         ]
+        for uid, item in values.items():
+            if isinstance(item.value, Reference) and self._record.is_consumed(uid):
+                self._mail.forget_blob(item.value.blob)
         self._lost_at = asyncio.get_running_loop().time() + _LOST_AFTER
         self._restored.set()
         self._wake.set()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from batchflow.errors import BlobNotFound, ProtocolError
 from batchflow.protocol.functions import PYTHON, pickle_name
+from batchflow.protocol.passed import PassedValue
+from batchflow.protocol.wire import TaskItem
+from batchflow.testing.storage import MemoryStorage
 from node_agent.execution.resources import TaskResources, Unfit
 from tests.support.agent_world import FakeEnvironments, FakeRunning
 from tests.support.slot_bench import materialise
@@ -19,6 +22,32 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from batchflow.protocol.bundle import Bundle
+
+
+async def test_values_of_other_tasks_are_fetched_by_their_signatures_once() -> None:
+    """What is wrong with them is the task's outcome."""
+    storage = MemoryStorage()
+    await storage.create_container("out")
+    out, nothing = storage.container("out"), cast("Any", None)
+    await out.put("results/a", b"[1]")
+    resources = TaskResources(
+        "agent", nothing, FakeEnvironments(), nothing, out, FakeRunning(), inline_limit=1, result_limit=1
+    )
+
+    def taking(*inputs: Any) -> TaskItem:
+        return TaskItem("c", "j", "t", "x.py", [], "i:1", "", inputs=list(inputs))
+
+    place = PassedValue("results/a", 3, await storage.blob_signature("out", "results/a", 60.0)).fields()
+    (value,) = await resources.fetch_inputs(taking(place))
+    assert Path(value.path).read_bytes() == b"[1]"
+    await out.delete("results/a")
+    assert await resources.fetch_inputs(taking(place, place)) == [value, value]
+    assert await resources.fetch_inputs(TaskItem("c", "j", "t", "x.py", [], "i:1", "")) == []
+    gone = PassedValue("results/b", 3, await storage.blob_signature("out", "results/b", 60.0)).fields()
+    for bad in (gone, {**gone, "sig": "forged"}, {"blob": "x"}, {**gone, "size": "3"}, "x"):
+        with pytest.raises(Unfit) as caught:
+            await resources.fetch_inputs(taking(bad))
+        assert caught.value.kind == "TaskRejected"
 
 
 class Cache:
