@@ -81,19 +81,19 @@ FULL = Effort(
 )
 QUICK = Effort(
     processes=1,
-    round_trips=50,
+    round_trips=20,
     tasks=200,
     runs=1,
-    cancellations=3,
+    cancellations=2,
     pi_tasks=20,
     pi_rounds=1,
-    many=2000,
-    long=5.0,
+    many=500,
+    long=1.0,
     latencies=(0.02,),
     large=10,
     arrays=4,
     large_array=2_000_000,
-    numpy_calls=20,
+    numpy_calls=10,
 )
 
 
