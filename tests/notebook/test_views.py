@@ -166,6 +166,7 @@ async def test_what_is_open_is_shown_without_its_secrets() -> None:
         assert "1 succeeded" in texts[3]
         assert HOSTILE[0] in texts[4]
         assert "submitted" in texts[4]
+        await pool.wait_ready(1)  # the first heartbeat may come after the first result
         figures = await look(pool.runtime, pool.cost)
         assert figures.facts()[2] == ("slots", f"0 of {figures.slots} busy")
         assert "1 ready" in Seen(repr_html(pool)).text
