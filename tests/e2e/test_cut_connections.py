@@ -176,6 +176,7 @@ def uses(client: Client, pool: Pool, job: Job, session: Session, task: Task[Any]
         "Client.pools": lambda: first_of(client.pools()),
         "Client.find_pool": client.find_pool,
         "Client.sweep": client.sweep,
+        "Client.dashboard": client.dashboard,
         "Client.logs": lambda: first_of(client.logs(pool.id)),
         "Pool.create_job": lambda: pool.create_job("created"),
         "Pool.jobs": lambda: first_of(pool.jobs()),
