@@ -13,7 +13,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 ARGS ?=
 
 # Tests wait more than they compute: more processes than processors pay.
-WORKERS ?= 4
+WORKERS ?= 5
 
 # A machine may forbid byte code, as images of containers do. Then each of a thousand processes compiles anew.
 unexport PYTHONDONTWRITEBYTECODE

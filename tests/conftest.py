@@ -27,7 +27,9 @@ from node_agent.system.process_groups import adopt_orphans
 from tests.support.contract import SPECS, Contract, ContractPolicy, at_hand
 from tests.support.latency import LATENCY
 
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any machine")
 
 

@@ -21,6 +21,9 @@ SCALE = ("idle", "sessions", "switch", "nodes", "sharing")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
 
+LONG = ("cancellation", "latency", "long", "many", "pi")
+"""Cases that take long even on little work. They differ from the others in their tasks alone."""
+
 NETWORK = ("packages",)
 """Cases that need an index of packages, which a test has not."""
 
@@ -30,11 +33,11 @@ NETWORK = ("packages",)
     ("cases", "figures"),
     [
         (
-            sorted({"contest", *ALONE, *WARM} - {*SCALE, *NETWORK}),
+            sorted({"contest", *ALONE, *WARM} - {*SCALE, *NETWORK, *LONG}),
             (
                 *("| batchflow |", "| no peer |", "import batchflow", "first result", "round trip"),
                 *("the SDK alone", "lone submit", "no-ops through map", "credits of a no-op"),
-                *("with a task of", "memory of an outstanding task", "recovery of a task", "resident"),
+                *("memory of an outstanding task", "recovery of a task", "resident"),
                 *(
                     "function of the file's rate",
                     "arrays of 1 MB",
@@ -51,7 +54,7 @@ NETWORK = ("packages",)
     ids=["speed", "scale"],
 )
 def test_quick_run_prints_a_line_for_each_figure(cases: Sequence[str], figures: Sequence[str]) -> None:
-    """Every case runs, on little work."""
+    """Cases of every kind run, on little work; the rest with `make bench ARGS=--quick`."""
     finished = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", "--quick", *cases, "--peers", "none"],
         cwd=ROOT,

@@ -68,7 +68,7 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES)
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_what_is_encoded_is_decoded(value: Any) -> None:
     """To an equal value, and skipping ends at the same place."""
     data = encode(value)
@@ -111,7 +111,7 @@ def test_narrow_encodings_are_understood() -> None:
 
 
 @given(st.binary(max_size=80))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_garbage_is_refused_and_nothing_else_happens(data: bytes) -> None:
     """Whatever the bytes, the only error is DecodeError."""
     for read in (decode, read_performative, read_message, read_batch, read_request, split_list):
@@ -122,7 +122,7 @@ def test_garbage_is_refused_and_nothing_else_happens(data: bytes) -> None:
 
 
 @given(_VALUES, st.data())
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_what_is_cut_short_is_refused(value: Any, data: st.DataObject) -> None:
     """A value that ends too early never decodes to something else."""
     encoded = encode(value)

@@ -168,7 +168,7 @@ def test_a_violation_closes_the_connection_with_its_name(bench: Bench, data: byt
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5), st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_no_bytes_do_more_than_end_the_connection(chunks: list[bytes], framed: bool) -> None:
     """Whatever comes after an open connection, and in whatever pieces."""
     connection = Connection("server", 0.0)

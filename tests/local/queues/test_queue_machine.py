@@ -266,6 +266,6 @@ class SessionQueueMachine(QueueMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=150, stateful_step_count=50)
+TestQueue.settings = settings(max_examples=75, stateful_step_count=50)
 TestSessionQueue = SessionQueueMachine.TestCase
-TestSessionQueue.settings = settings(max_examples=150, stateful_step_count=50)
+TestSessionQueue.settings = settings(max_examples=75, stateful_step_count=50)

@@ -586,4 +586,4 @@ def test_a_row_that_leads_elsewhere_is_found(
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=75, stateful_step_count=50, deadline=None)
