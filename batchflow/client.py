@@ -139,7 +139,17 @@ class Client(LiveView, Supervised):
         self._check_spec(spec)
         sources = await collect(spec.files)
         manifest = await self._provisioner(await self._packages(spec)).create(spec, sources)
-        return self._known(manifest, Origin("created", "it was asked for"), sources)
+        return await self._created(manifest, "it was asked for", sources)
+
+    async def _created(self, manifest: PoolManifest, why: str, sources: Sequence[BundleSource]) -> Pool:
+        """Return a pool that was just made; its origin says where the account's quota ends before it."""
+        pool = self._known(manifest, Origin("created", why), sources)
+        if manifest.elastic is not None:
+            from batchflow.pools.elastic.quota import known_quota
+
+            if (note := await known_quota(pool.runtime)) is not None:
+                pool.origin = Origin("created", f"{why}; {note}")
+        return pool
 
     def _check_spec(self, spec: PoolSpec) -> None:
         pool_spec.check(spec)
@@ -180,7 +190,7 @@ class Client(LiveView, Supervised):
         packages = await self._packages(spec)
         found = await self._provisioner(packages).ensure(spec, sources, report)
         if found.created:
-            return self._known(found.manifest, Origin("created", "there was none of that name"), sources)
+            return await self._created(found.manifest, "there was none of that name", sources)
         pool = self._known(found.manifest, Origin("reused", found.why_reused(spec)), sources)
         if sources:
             bundle = await upload(sources, pool.runtime.ctl)

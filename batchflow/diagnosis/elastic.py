@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from batchflow.model import Cause
-from batchflow.pools.elastic.acting import foreign_size, quota_note
+from batchflow.pools.elastic.acting import foreign_size
 from batchflow.pools.elastic.boots import read_history
+from batchflow.pools.elastic.quota import quota_note
 from batchflow.pools.scaling.formula import is_ours
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ from batchflow import Client, Pool, PoolSpec
 from batchflow.azure.blob import SignedContainer
 from batchflow.azure.servicebus import ServiceBusAdmin, ServiceBusBroker
 from batchflow.config.loader import load_settings
-from batchflow.errors import BrokerError, ConfigurationError, PoolError, ServiceError, StorageError
+from batchflow.errors import BrokerError, ConfigurationError, NoAgents, PoolError, ServiceError, StorageError
 from batchflow.pools import access as rights
 from batchflow.pools.agent_launch import CONFIG_FILE
 from batchflow.pools.restricted import queues_of
 from batchflow.ports.broker import Broker, QueueRef, QueueSpec
 from batchflow.protocol.documents import AgentConfig
 from batchflow.settings import Settings
+from tests.support.waiting import within
 
 ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
 SHOUT = {"echo.py": b"def do_action(engine, args):\n    return 'shouted'\n"}
@@ -198,6 +199,22 @@ async def test_guest_without_agents_is_told_whom_to_ask(client: Client) -> None:
         attached = await guest.pool(pool.id)
         with pytest.raises(PoolError, match="let a client that has the accounts' keys"):
             await attached.start()
+    await pool.delete()
+
+
+async def test_guest_of_a_pool_without_agents_is_told_that_it_may_not_start_them(client: Client) -> None:
+    """By the error of its tasks; nothing is said about heartbeats, which it can read."""
+    pool = await client.ensure_pool(f"rights-{uuid.uuid4().hex[:8]}", files=ECHO, nodes=1)
+    async with Client(await pool.client_settings()) as guest:
+        async with (await guest.pool(pool.id)).session() as session:
+            events = session.events()
+            task = await session.submit("echo.py", 1)
+            with pytest.raises(NoAgents, match="let a client that has the accounts' keys"):
+                await within(task.outcome())
+            await task.cancel()
+        assert [
+            event.message for event in [event async for event in events] if "heartbeat" in event.message
+        ] == []
     await pool.delete()
 
 

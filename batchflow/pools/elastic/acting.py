@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from batchflow.errors import NodeUnusable, PoolError, ServiceError, StartTaskFailed
 from batchflow.pools.elastic.draining import order_to_drain
 from batchflow.pools.elastic.observing import AgentsView, BatchView, refused
+from batchflow.pools.elastic.quota import quota_note
 from batchflow.pools.scaling.formula import FormulaWish, dates_of, is_ours, scaling_formula
 from batchflow.ports.compute import START_TASK_FAILED
 from batchflow.support.event_log import event_logger
@@ -182,11 +183,3 @@ def foreign_size(info: PoolInfo) -> str:
         return "the pool has a formula that batchflow did not write: it is left alone, and decides the size"
     kept = f"it keeps its {info.target} nodes until await pool.resize(max_nodes=...)"
     return f"the pool was resized by hand: {kept}"
-
-
-def quota_note(limits: ScalingLimits, there: int) -> str:
-    """Say that the account's quota is below what a pool may grow to."""
-    return (
-        f"the Batch account's quota allows {there} nodes, and the pool may grow to {limits.most}: "
-        "raise the quota of cores in the Azure portal, or take a smaller VM size"
-    )

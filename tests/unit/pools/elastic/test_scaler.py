@@ -197,14 +197,18 @@ async def test_broken_nodes_go_while_others_work(pool: Pool, doubles: Doubles) -
     assert doubles.compute.node_infos == [works]
 
 
-async def test_quota_is_told_and_kept_for_pools_to_come(pool: Pool, doubles: Doubles) -> None:
-    """The pool grows as far as it goes."""
+async def test_quota_is_told_and_kept_for_pools_to_come(client: Client, pool: Pool, doubles: Doubles) -> None:
+    """The pool grows as far as it goes; where a later one may want more, its creation says so."""
     await pool.scaler.want(3)
     known, fault = doubles.compute.known, ReportedFault("AccountCoreQuotaReached", "no more cores")
     known["grows"] = replace(known["grows"], nodes=2, resize_errors=(fault,))
     (note,) = (await pool.scaler.want(3)).notes
     assert "quota allows 2 nodes, and the pool may grow to 4" in note
     assert "quota allows 2 nodes" in str(await pool.explain())
+    later = await client.create_pool(PoolSpec("later", max_nodes=9))
+    assert "quota allows 2 nodes, and the pool may grow to 9" in str(later.origin)
+    small = await client.ensure_pool("small", spec=PoolSpec("small", max_nodes=2))
+    assert "quota" not in str(small.origin)
 
 
 async def test_pool_changes_between_the_two_kinds(pool: Pool, doubles: Doubles) -> None:
