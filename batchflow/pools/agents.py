@@ -188,9 +188,19 @@ class PoolAgents:
         order = DrainOrder(self._runtime.manifest.agents_job, settings.drain_grace)
         await self._runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
         with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
+            await self._await_first_heartbeat()
             while beats := await self.heartbeats():
                 running = sum(len(beat.running) for beat in beats)
                 report(f"{counted(len(beats), 'agent')} still there, {counted(running, 'task')} running")
+                await anyio.sleep(_POLL)
+
+    async def _await_first_heartbeat(self) -> None:
+        """Return when an agent has written a heartbeat, or none runs: a new one may run tasks before that."""
+        with anyio.move_on_after(_DRAIN_SLACK):
+            while not await self.heartbeats():
+                tasks = await self._tasks()
+                if not any(task.is_alive and not task.waits_for_node for task in tasks):
+                    return
                 await anyio.sleep(_POLL)
 
     # ---- the size of the pool
