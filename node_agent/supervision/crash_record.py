@@ -8,14 +8,14 @@ by the agent when a task is settled. Both are in a directory of the node and bel
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from node_agent.scheduling.crash_history import CrashCount, after_crash
+from node_agent.supervision.mapped_record import MappedRecord
 from node_agent.system.plain_log import say
 
 _LOGGER: Final = "node_agent.supervision.crash_record"
@@ -32,17 +32,12 @@ def boot_id() -> str:
         return "unknown"
 
 
-class RunningRecord:
+class RunningRecord(MappedRecord):
     """The running tasks of each slot, by uid."""
 
     def __init__(self, path: Path, slots: int) -> None:
-        """Create an empty record. Where it cannot be written, the record is kept in memory alone."""
-        size = slots * _ROOM
-        try:
-            self._map = mapped(path, size)
-        except OSError as error:
-            say("WARNING", _LOGGER, "running_not_recorded", path=str(path), error=str(error))
-            self._map = mmap.mmap(-1, size)
+        """Create an empty record."""
+        super().__init__(path, slots * _ROOM, lost="running_not_recorded")
 
     def begin(self, slot: int, uids: Sequence[str]) -> None:
         """Record that the slot runs these tasks. Of very many, only the first ones are kept."""
@@ -55,30 +50,6 @@ class RunningRecord:
         """Record that the slot runs nothing."""
         start = slot * _ROOM
         self._map[start : start + _LENGTH] = bytes(_LENGTH)
-
-    def close(self) -> None:
-        self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def mapped(path: Path, size: int) -> mmap.mmap:
-    """Create a file and map it. Its blocks are reserved, because a write to a mapping for which the disk has
-    no room ends the process (SIGBUS)."""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-        return mmap.mmap(descriptor, size)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def read_running(path: Path) -> list[str]:

@@ -9,33 +9,24 @@ the node completes such a message at once.
 from __future__ import annotations
 
 import hashlib
-import mmap
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from node_agent.supervision.crash_record import mapped
-from node_agent.system.plain_log import say
+from node_agent.supervision.mapped_record import MappedRecord
 
-_LOGGER: Final = "node_agent.supervision.settled_record"
 _DIGEST: Final = 16
 """Bytes for each message."""
 _KEPT: Final = 1024
 """Messages, the latest ones."""
 
 
-class SettledRecord:
+class SettledRecord(MappedRecord):
     """The messages that were settled lately: written by this agent, read of the one before it."""
 
     def __init__(self, path: Path) -> None:
-        """Read the record of the agent before, and begin a new one. It is kept in memory where it cannot be
-        written."""
+        """Read the record of the agent before, and begin a new one."""
         self._earlier = _read(path)
-        size = _DIGEST * _KEPT
-        try:
-            self._map = mapped(path, size)
-        except OSError as error:
-            say("WARNING", _LOGGER, "settled_not_recorded", path=str(path), error=str(error))
-            self._map = mmap.mmap(-1, size)
+        super().__init__(path, _DIGEST * _KEPT, lost="settled_not_recorded")
         self._next = 0
 
     def add(self, message_id: str) -> None:
@@ -47,15 +38,6 @@ class SettledRecord:
     def __contains__(self, message_id: str) -> bool:
         """Return whether the agent before had settled this message."""
         return bool(self._earlier) and _digest(message_id) in self._earlier
-
-    def close(self) -> None:
-        self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _digest(message_id: str) -> bytes:

@@ -151,7 +151,7 @@ async def test_tasks_that_outlive_their_session_keep_its_variables_until_a_sweep
     await client.sweep(retention=0)
     assert len(await _blobs(pool)) == 4  # all are younger than a day
     monkeypatch.setattr(sweeping, "DAY", -10.0)
-    await client.sweep(retention=0)
+    await client.sweep(retention=-10.0)  # Blob tells the time in whole seconds
     assert sorted(await _blobs(pool)) == sorted(rest)
     await pool.delete_job("kept")
     assert [blob.split("/")[1] for blob in await _blobs(pool)] == ["pool"]
