@@ -95,8 +95,7 @@ def cost_document(cost: Cost) -> dict[str, Any]:
 
 async def look(pool: Pool, cost: Cost | None = None) -> Snapshot:
     """Take a snapshot of a pool. Raises `ServiceError`. `cost`: what is known of it; None: it is asked."""
-    admin = pool.runtime.connections.admin
-    figures = [await admin.figures(queue.entity) for queue in pool.runtime.manifest.task_queues]
+    figures = await pool.runtime.connections.figures(pool.runtime.manifest.task_queues)
     return Snapshot(
         pool.id,
         tuple(await pool.nodes()),

@@ -157,8 +157,7 @@ class PoolSource:
         """Return the queues with the numbers of their messages."""
         manifest, connections = self.pool.runtime.manifest, self.pool.runtime.connections
         found = []
-        for queue in manifest.queues:
-            figures = await connections.admin_of(queue).figures(queue.entity)
+        for queue, figures in zip(manifest.queues, await connections.figures(manifest.queues), strict=True):
             kind = "tasks" if queue in manifest.task_queues else "results"
             found.append(
                 {

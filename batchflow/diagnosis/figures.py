@@ -29,8 +29,7 @@ async def look(runtime: PoolRuntime, cost: Callable[[], Awaitable[Cost]]) -> Poo
     try:
         found = Counter(node.state for node in await runtime.connections.compute.nodes(runtime.pool_id))
         nodes = _counted(found) or "none"
-        queues = runtime.manifest.task_queues
-        figures = [await runtime.connections.admin_of(queue).figures(queue.entity) for queue in queues]
+        figures = await runtime.connections.figures(runtime.manifest.task_queues)
         queued, dead = sum(each.active for each in figures), sum(each.dead for each in figures)
     except BatchflowError:
         nodes = nodes or None  # a client of one pool alone has no right to ask

@@ -270,8 +270,7 @@ def _agent_causes(beats: list[Heartbeat]) -> list[Cause]:
 
 
 async def _ask_queue(runtime: PoolRuntime, facts: PoolFacts) -> list[Cause]:
-    services, queues = runtime.connections, runtime.manifest.task_queues
-    figures = [await services.admin_of(queue).figures(queue.entity) for queue in queues]
+    figures = await runtime.connections.figures(runtime.manifest.task_queues)
     facts.queued = sum(each.active for each in figures)
     facts.dead = dead = sum(each.dead for each in figures)
     if not dead:

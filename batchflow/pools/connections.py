@@ -14,10 +14,10 @@ from batchflow.support.task_groups import task_group
 from batchflow.support.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from batchflow.ports.broker import Broker, BrokerAdmin, QueueRef
+    from batchflow.ports.broker import Broker, BrokerAdmin, QueueFigures, QueueRef
     from batchflow.ports.compute import Compute
     from batchflow.ports.storage import Storage
     from batchflow.settings import Settings
@@ -83,6 +83,18 @@ class Connections:
             f"queue {queue.entity} is in {queue.namespace}; servicebus.connection_string (or .namespace) is "
             f"for {known}: add that namespace to it"
         )
+
+    async def figures(self, queues: Sequence[QueueRef]) -> list[QueueFigures]:
+        """Return the numbers of messages in each queue, asked for at once. Raises `BrokerError`."""
+        found: dict[QueueRef, QueueFigures] = {}
+
+        async def ask(queue: QueueRef) -> None:
+            found[queue] = await self.admin_of(queue).figures(queue.entity)
+
+        async with task_group() as group:
+            for queue in queues:
+                group.start_soon(ask, queue)
+        return [found[queue] for queue in queues]
 
     @property
     def compute(self) -> Compute:

@@ -128,8 +128,8 @@ class PoolObserver:
 
     async def queued(self) -> int:
         """Return the messages of the task queues, those that agents hold included. Raises `BrokerError`."""
-        services, queues = self._runtime.connections, self._runtime.manifest.task_queues
-        return sum([(await services.admin_of(queue).figures(queue.entity)).active for queue in queues])
+        figures = await self._runtime.connections.figures(self._runtime.manifest.task_queues)
+        return sum(each.active for each in figures)
 
     def _newly_lost(self, nodes: list[NodeInfo]) -> int:
         """Return how many spot nodes Azure has taken since this was asked last."""
