@@ -183,7 +183,8 @@ async def test_idle_agents_end_their_job(keys: Settings, name: str) -> None:
     """When the last agent has gone Batch ends the job by itself; the next session starts agents anew."""
     agent = replace(keys.agent, idle_exit=1.0)
     async with made(replace(keys, agent=agent), PoolSpec(name, nodes=1, files=(TASKS,))) as pool:
-        await pool.wait_ready(timeout=BOOT)
+        async with pool.session() as session:  # not wait_ready: an agent without work is gone in a second
+            assert await session.run("nap.py", args=0.1) == 0.1
         compute, job = pool.runtime.connections.compute, pool.runtime.manifest.agents_job
 
         async def ended() -> bool:
