@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -23,12 +25,6 @@ LARGE_CLASSES = {"Connection", "Queue"}
 MOST_IN_TESTS = 56
 """Private members of other objects that the tests use: the SDKs' own, which have no public view, and
 places where a fault is let in. The limit only goes down."""
-
-
-def sources(*tops: str) -> Iterator[tuple[str, ast.Module]]:
-    for top in tops:
-        for path in sorted((ROOT / top).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), ast.parse(path.read_text("utf-8"))
 
 
 def defined_in(tree: ast.Module) -> set[str]:
@@ -65,23 +61,7 @@ def foreign_private_members(tree: ast.Module) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_uses_private_members_of_another(package: str) -> None:
-    """What is shared is handed over."""
-    found = {
-        name: uses
-        for name, tree in sources(package)
-        if name not in SDK_PATCHES and (uses := foreign_private_members(tree))
-    }
-    assert found == {}
-
-
-def test_tests_use_few_private_members() -> None:
-    """The SDKs' own in tests of their patches, and some that no public name leads to."""
-    found = {name: uses for name, tree in sources("tests") if (uses := foreign_private_members(tree))}
-    assert sum(map(len, found.values())) <= MOST_IN_TESTS, found
-
-
+@cache
 def room_of(module: str) -> str | None:
     """Return the folder that a module is in; the module itself at the top of a package. None: not ours."""
     path = ROOT / module.replace(".", "/")
@@ -90,9 +70,9 @@ def room_of(module: str) -> str | None:
     return module if "." in module and path.is_dir() else None
 
 
-def imported_by(tree: ast.Module) -> Iterator[str]:
+def imported_by(nodes: list[ast.AST]) -> Iterator[str]:
     """Yield what a module imports, also within functions and for annotations alone."""
-    for node in ast.walk(tree):
+    for node in nodes:
         match node:
             case ast.ImportFrom(module=str(module), names=names):
                 for alias in names:
@@ -102,14 +82,66 @@ def imported_by(tree: ast.Module) -> Iterator[str]:
                 yield from (alias.name for alias in names)
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the tests below want to know of a file. The tree itself is large, and not kept."""
+
+    private: list[str]
+    """Uses of private members of other modules."""
+    imports: frozenset[str]
+    classes: list[tuple[str, int]]
+    """Names and lines of all classes."""
+    loggers: list[int]
+    """Lines that get a logger."""
+
+
+@cache
+def facts(top: str) -> dict[str, Facts]:
+    """Read each file below a folder once."""
+    found = {}
+    for path in sorted((ROOT / top).rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        nodes = list(ast.walk(tree))
+        found[str(path.relative_to(ROOT))] = Facts(
+            private=foreign_private_members(tree),
+            imports=frozenset(imported_by(nodes)),
+            classes=[
+                (node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+                for node in nodes
+                if isinstance(node, ast.ClassDef)
+            ],
+            loggers=[
+                node.lineno for node in nodes if isinstance(node, ast.Attribute) and node.attr == "getLogger"
+            ],
+        )
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_uses_private_members_of_another(package: str) -> None:
+    """What is shared is handed over."""
+    found = {
+        name: each.private
+        for name, each in facts(package).items()
+        if each.private and name not in SDK_PATCHES
+    }
+    assert found == {}
+
+
+def test_tests_use_few_private_members() -> None:
+    """The SDKs' own in tests of their patches, and some that no public name leads to."""
+    found = {name: each.private for name, each in facts("tests").items() if each.private}
+    assert sum(map(len, found.values())) <= MOST_IN_TESTS, found
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_folders_do_not_import_each_other_in_a_circle(package: str) -> None:
     """Only an error carries the outcome that it tells of, which in turn raises it."""
     rooms: dict[str, set[str]] = defaultdict(set)
-    for name, tree in sources(package):
+    for name, each in facts(package).items():
         module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         if (own := room_of(module)) is not None:
-            found = {room for each in imported_by(tree) if (room := room_of(each)) is not None}
+            found = {room for imported in each.imports if (room := room_of(imported)) is not None}
             rooms[own] |= {room for room in found if room.startswith(package)} - {own}
     rooms["batchflow.errors"].discard("batchflow.model")
     try:
@@ -137,13 +169,8 @@ def test_the_tour_names_each_folder(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_each_class_name_is_used_once(package: str) -> None:
     """So that a name in a traceback or in a conversation means one thing."""
-    names = Counter(
-        node.name
-        for _, tree in sources(package)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    )
-    assert [name for name, count in names.items() if count > 1] == []
+    names = Counter(name for each in facts(package).values() for name, _ in each.classes)
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
 
 
 def test_unit_tests_are_named_after_the_file_that_they_test() -> None:
@@ -177,13 +204,10 @@ def test_no_folder_has_outgrown_its_purpose(package: str) -> None:
 def test_no_class_has_outgrown_its_purpose(package: str) -> None:
     """A class that does one thing is short."""
     large = {
-        f"{name}: {node.name}": node.end_lineno - node.lineno + 1
-        for name, tree in sources(package)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        and node.end_lineno is not None
-        and node.end_lineno - node.lineno >= MOST_CLASS_LINES
-        and node.name not in LARGE_CLASSES
+        f"{path}: {name}": lines
+        for path, each in facts(package).items()
+        for name, lines in each.classes
+        if lines > MOST_CLASS_LINES and name not in LARGE_CLASSES
     }
     assert large == {}
 
@@ -209,10 +233,9 @@ def test_log_lines_of_the_client_carry_their_fields() -> None:
     """A line that says `session_warning` alone helps nobody: each logger is an `EventLogger`."""
     own = ("batchflow/support/event_log.py", "batchflow/cli/", "batchflow/local/")
     found = [
-        f"{name} line {node.lineno}"
-        for name, tree in sources("batchflow")
+        f"{name} line {line}"
+        for name, each in facts("batchflow").items()
         if not name.startswith(own)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and node.attr == "getLogger"
+        for line in each.loggers
     ]
     assert found == []

@@ -44,6 +44,7 @@ def _nothing_left_behind() -> Iterator[None]:
     """Report what a test leaves open in that test. The SDK itself leaves errors behind in the log."""
     yield
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
