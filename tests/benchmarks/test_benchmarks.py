@@ -17,12 +17,11 @@ from tests.benchmarks.harness import Figure
 ROOT = Path(__file__).parents[2]
 
 
-SCALE = ("idle", "sessions", "switch", "nodes", "sharing")
+SCALE = ("idle", "sessions", "switch", "sharing")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
-
-LONG = ("cancellation", "latency", "long", "many", "pi")
-"""Cases that take long even on little work. They differ from the others in their tasks alone."""
+LONG = ("arrays", "cancellation", "latency", "long", "many", "nodes", "pi", "recovery", "sdk")
+"""Cases that take long even on little work. They are made as the others are, and differ in what they run."""
 
 NETWORK = ("packages",)
 """Cases that need an index of packages, which a test has not."""
@@ -36,19 +35,14 @@ NETWORK = ("packages",)
             sorted({"contest", *ALONE, *WARM} - {*SCALE, *NETWORK, *LONG}),
             (
                 *("| batchflow |", "| no peer |", "import batchflow", "first result", "round trip"),
-                *("the SDK alone", "lone submit", "no-ops through map", "credits of a no-op"),
-                *("memory of an outstanding task", "recovery of a task", "resident"),
-                *(
-                    "function of the file's rate",
-                    "arrays of 1 MB",
-                    "the Blob SDK alone",
-                    "two plain processes",
-                ),
+                *("lone submit", "no-ops through map", "credits of a no-op"),
+                *("memory of an outstanding task", "resident"),
+                *("function of the file's rate", "two plain processes"),
             ),
         ),
         (
             SCALE,
-            ("idle agent", "of the rate of one", "new sessions", "CPU of client and broker", "Jain's index"),
+            ("idle agent", "of the rate of one", "new sessions", "Jain's index"),
         ),
     ],
     ids=["speed", "scale"],

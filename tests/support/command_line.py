@@ -49,12 +49,18 @@ TASKS = {
 }
 
 
+Inside = Callable[..., subprocess.CompletedProcess[str]]
+"""Called with the `Cli` and its arguments."""
+
+
 @dataclass(frozen=True)
 class Cli:
     """The program, started in a folder, with runtime and state folders of its own."""
 
     folder: Path
     runtime: Path | None = None
+    inside: Inside | None = None
+    """Runs what is called and waited for, instead of a process for each, which takes a second to import."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -68,6 +74,10 @@ class Cli:
     def elsewhere(self, folder: Path) -> Cli:
         return replace(self, folder=folder, runtime=self.runtime or self.folder / "runtime")
 
+    def outside(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the program in a process of its own, as its users do."""
+        return replace(self, inside=None)(*arguments, **options)
+
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +87,8 @@ class Cli:
     def __call__(
         self, *arguments: str, text: str | None = None, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        if self.inside is not None and text is None and env is None:
+            return self.inside(self, *arguments)
         return subprocess.run(
             [*PROGRAM, *arguments],
             cwd=self.folder,
@@ -108,10 +120,6 @@ class Cli:
 
     def on_terminal(self, *arguments: str, columns: int = 80, lines: int = 24) -> Terminal:
         return Terminal(self, arguments, columns, lines)
-
-
-Inside = Callable[..., subprocess.CompletedProcess[str]]
-"""Called with the `Cli` and its arguments."""
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

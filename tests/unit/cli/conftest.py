@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 
 
 @pytest.fixture
-def cli(cloud: Cli, tmp_path: Path) -> Cli:
-    """The program in an empty folder, with the cloud and a memory of runs of its own."""
-    return cloud.elsewhere(tmp_path)
-
-
-@pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
     """The program in the test's own process, which spares the start of one."""
 
@@ -57,6 +52,12 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def cli(cloud: Cli, tmp_path: Path, inside: Inside) -> Cli:
+    """The program in an empty folder, with the cloud and a memory of runs of its own."""
+    return replace(cloud.elsewhere(tmp_path), inside=inside)
 
 
 @pytest.fixture

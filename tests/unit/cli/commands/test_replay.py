@@ -23,7 +23,7 @@ def test_failed_task_is_repeated_with_what_it_had(cli: Cli, inside: Inside) -> N
     cli.write("fails.py", FAILS)
     assert inside(cli, "run", "fails.py", "7", "8", "--pool", "demo", "--session", name).returncode == 1
     cli.write("fails.py", "def do_action(engine, args):\n    return 'another file'\n")
-    again = cli("replay", "1")
+    again = cli.outside("replay", "1")
     assert again.returncode == 1
     assert "log: doubled 16 as 1" in again.stderr
     assert "ValueError: cannot use 16" in again.stderr
@@ -32,7 +32,7 @@ def test_failed_task_is_repeated_with_what_it_had(cli: Cli, inside: Inside) -> N
     kept = [json.loads(line) for line in inside(cli, "replay", "--json").stdout.splitlines()]
     (one,) = [task for task in kept if task["session"] == name and task["task"] == "0"]
     assert one["error"] == "ValueError: cannot use 14"
-    mended = cli("replay", one["id"], "--json", env={"MENDED": "1"})
+    mended = cli.outside("replay", one["id"], "--json", env={"MENDED": "1"})
     assert json.loads(mended.stdout) == {"status": "succeeded", "value": 14}
     unknown = inside(cli, "replay", "nonsense")
     assert (unknown.returncode, "no failed task 'nonsense'" in unknown.stderr) == (3, True)
@@ -54,7 +54,7 @@ def test_debugger_stops_at_the_first_line_and_where_it_fails(cli: Cli, inside: I
 
 def test_input_that_succeeded_is_repeated_with_the_files_as_they_are(cli: Cli, inside: Inside) -> None:
     assert inside(cli, "run", "square.py", "6", "--pool", "demo").returncode == 0
-    again = cli("replay", "0", "--folder", "kept")
+    again = cli.outside("replay", "0", "--folder", "kept")
     assert (again.stdout, again.returncode) == ("36\n", 0)
     assert (cli.folder / "kept" / "files" / "square.py").is_file()
     assert "the run's files are used as they are now" in again.stderr
