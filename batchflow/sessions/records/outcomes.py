@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from batchflow.errors import SessionClosed
 from batchflow.files import fetch
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.health import ProblemSource
     from batchflow.sessions.records.tracker import Entry
+
+_MOST_AHEAD: Final = 8
+"""Outcomes whose values are fetched before their turn: as many as are fetched at once."""
 
 
 class Outcomes:
@@ -95,7 +99,7 @@ class Outcomes:
         self.check_home()
         first = self._tracker.first_unclaimed()
         if first is not None and not first.is_here:
-            for each in self._tracker.unclaimed:
+            for each in islice(self._tracker.unclaimed, _MOST_AHEAD):
                 if not (each.is_here or each.claimed):
                     self._ask_for(each)
             return None
@@ -138,9 +142,12 @@ class Outcomes:
         entry.deliver()
 
     async def until_here(self, entry: Entry) -> None:
-        """Return when an outcome has its value, which may lie in a blob. Raises `SessionClosed`."""
+        """Return when an outcome has its value, which may lie in a blob.
+
+        A closing session still fetches values, for tasks that are ready. Raises `SessionClosed` at its end.
+        """
         while not entry.is_here:
-            self._lifetime.check_open()
+            self._lifetime.check_not_ended()
             self._ask_for(entry)
             await self.change.wait()
 

@@ -63,6 +63,8 @@ class Dependents:
         self._ended: deque[Entry] = deque()
         """Tasks with an outcome that the graph does not know of yet."""
         self._ready: deque[Waiting] = deque()
+        self._releasing = False
+        """Whether `run` sends a task that it has taken from those that are ready."""
         self._working = False
         self._stopped = False
         self._wake = asyncio.Event()
@@ -103,12 +105,16 @@ class Dependents:
                 elif not self._releaser.has_room():
                     await self._outcomes.room.wait()
                 else:
-                    await self._release_by_reference(self._ready.popleft())
+                    self._releasing = True
+                    try:
+                        await self._release_by_reference(self._ready.popleft())
+                    finally:
+                        self._releasing = False
             self._outcomes.room.notify()
 
     async def drain(self) -> None:
         """Return when nothing is ready that is not in the outbox."""
-        while self._ended or self._ready:
+        while self._ended or self._ready or self._releasing:
             self._wake.set()
             await self._outcomes.room.wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -94,6 +95,21 @@ async def test_results_yields_values_that_were_passed_on(
     assert session.take() == []
 
 
+async def test_a_reader_has_few_values_fetched_ahead(session: Session, values_agent: Agent) -> None:
+    """Each takes memory until it is read, so that those far behind the first stay in their blobs."""
+    tasks = await session.submit_many("x.py", range(20))
+    await session.submit("x.py", tasks)
+    items = await values_agent.take(20)
+    for item in items:
+        await values_agent.answer(item, value=await values_agent.store(f"results/{item.task_id}", b"[3]"))
+    await eventually(lambda: all(task.done for task in tasks))
+    asked: list[Any] = []
+    parts_of(session).outcomes.bring = asked.append
+    for _ in range(3):
+        assert session.take() == []
+    assert len(asked) == 8
+
+
 async def test_a_value_that_is_gone_is_a_failure_of_the_call_that_asks_for_it(
     session: Session, values_agent: Agent
 ) -> None:
@@ -145,6 +161,34 @@ async def test_a_client_that_cannot_sign_copies(
     await values_agent.answer(item, value=await values_agent.store("results/a", b"[3]"))
     (item,) = await values_agent.take()
     assert (item.inputs, item.params) == (None, [[3]])
+
+
+async def test_closing_sends_a_task_whose_value_is_on_its_way_through_the_client(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ready when the closing begins, and the value comes after that."""
+    session = await pool.session()
+    out, asked, gate = parts_of(session).context.runtime.out, asyncio.Event(), asyncio.Event()
+    get = out.get
+
+    async def wait(name: str, **options: Any) -> Any:
+        if name.startswith("results/"):
+            asked.set()
+            await gate.wait()
+        return await get(name, **options)
+
+    monkeypatch.setattr(out, "get", wait)
+    first = await session.submit("x.py")
+    await session.submit("x.py", first)
+    (item,) = await agent.take()
+    await agent.answer(item, value=await agent.store("results/a", b"[3]"))
+    await within(asked.wait())
+    closing = asyncio.ensure_future(session.aclose())
+    await eventually(lambda: session.closed)
+    await asyncio.sleep(0)
+    gate.set()
+    await within(closing)
+    assert [item.params for item in await agent.take()] == [[[3]]]
 
 
 async def test_a_later_session_passes_on_what_an_earlier_one_was_to(
