@@ -138,7 +138,7 @@ class SessionParts:
             context.runtime, lambda: agents.pythons or frozenset([] if expected is None else [expected])
         )
         dead_letters = DeadLetterHandler(context)
-        expiries = ExpiryWatch(outcomes, dead_letters.look_for_tasks)
+        expiries = ExpiryWatch(context.tracker, outcomes, dead_letters.look_for_tasks)
         submitter = Submitter(
             context,
             outcomes,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import weakref
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -12,6 +16,11 @@ from batchflow.errors import ConfigurationError, DependencyFailed, TaskExpired
 from batchflow.model import Status
 from batchflow.pool import Pool
 from batchflow.session import Session
+from batchflow.sessions.records.expiry import ExpiryWatch
+from batchflow.sessions.records.outcomes import Outcomes
+from batchflow.sessions.records.tracker import Entry, Tracker, cancelled_result
+from batchflow.support.waiting import ChangeNotifier
+from tests.support import virtual_time
 from tests.support.agent import Agent
 from tests.support.services import Doubles
 from tests.support.waiting import eventually, within
@@ -87,3 +96,62 @@ async def test_an_expiry_that_is_none_is_refused(session: Session, expires: Any)
         await session.submit("x.py", expires=expires)
     with pytest.raises(ConfigurationError, match="expires is"):
         session.map("x.py", [1], expires=expires)
+
+
+@dataclass
+class _Watched:
+    """A watch, and the tasks that it ends."""
+
+    tracker: Tracker = field(default_factory=Tracker)
+    change: ChangeNotifier = field(default_factory=ChangeNotifier)
+    looks: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.resolve = self.tracker.resolve
+        self.watch = ExpiryWatch(self.tracker, cast("Outcomes", self), self._look)
+
+    async def _look(self) -> None:
+        self.looks.append(asyncio.get_running_loop().time())
+
+    def queue(self, begin_by: float) -> Entry:
+        """Return a task that the broker has."""
+        number = self.tracker.next_sequence()
+        entry = Entry(number, number, f"i:{number}", str(number), "x.py", "c", "j", 0.0, begin_by=begin_by)
+        self.tracker.add(entry)
+        self.tracker.outbox.clear()
+        self.tracker.accepted([entry])
+        self.watch.add(entry)
+        return entry
+
+
+def test_tasks_that_go_on_expiring_do_not_put_off_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One each tenth of a second: the first look comes a fifth of a second after the first."""
+
+    async def expire() -> list[float]:
+        watched = _Watched()
+        for number in range(1, 20):
+            watched.queue(number / 10)
+        async with asyncio.TaskGroup() as group:
+            run = group.create_task(watched.watch.run())
+            await asyncio.sleep(1.95)
+            run.cancel()
+        return watched.looks
+
+    looks = virtual_time.run(expire, monkeypatch)
+    assert looks[0] == pytest.approx(0.3)
+    assert len(looks) >= 4
+
+
+async def test_tasks_that_ended_before_their_time_take_no_memory() -> None:
+    """Their results and arguments are freed at once, and their moments now and then."""
+    watched = _Watched()
+    ended: list[weakref.ref[Entry]] = []
+    for _ in range(3000):
+        entry = watched.queue(1e9)
+        watched.tracker.resolve(entry, replace(cancelled_result(entry, ""), value="v"))
+        watched.tracker.claim(entry)
+        ended.append(weakref.ref(entry))
+    del entry
+    gc.collect()
+    assert [ref() for ref in ended if ref() is not None] == []
+    assert len(watched.watch) < 1100
