@@ -40,16 +40,18 @@ async def queues_of(context: SessionContext, priority: Priority | None) -> list[
                 "come, first served: make a pool with sharing='fair'"
             )
         return list(manifest.task_queues)
-    used = Counter(own.values()) + await _lanes_of_others(runtime.ctl, own)
+    told = await _lanes_told(runtime.ctl, own)
+    mine = _blobs(own)  # no sooner: sessions of this client may have opened, and closed, meanwhile
+    used = Counter(own.values()) + Counter(lane for name, lane in told.items() if name not in mine)
     lane = lane_for(manifest.lanes, check_priority(priority), context.mailbox_id, used)
     own[context.mailbox_id] = lane
     return [manifest.task_queues[lane]]
 
 
-async def _lanes_of_others(ctl: Container, own: dict[str, int]) -> Counter[int]:
-    """Count the living sessions of other clients in each lane. What cannot be read counts nowhere."""
-    found: Counter[int] = Counter()
-    mine = {layout.session_blob(*mailbox.split("/", 1)) for mailbox in own}
+async def _lanes_told(ctl: Container, own: dict[str, int]) -> dict[str, int]:
+    """Return the lanes of living sessions of other clients, by their documents, as far as these are read."""
+    found: dict[str, int] = {}
+    mine = _blobs(own)
     limit = anyio.CapacityLimiter(_AT_ONCE)
 
     async def read(name: str, age: float) -> None:
@@ -59,13 +61,18 @@ async def _lanes_of_others(ctl: Container, own: dict[str, int]) -> Counter[int]:
             except (StorageError, ProtocolError):
                 return
         if presence.lane is not None and age < gone_after(presence.interval):
-            found[presence.lane] += 1
+            found[name] = presence.lane
 
     try:
-        infos = [info async for info in ctl.list(layout.SESSIONS) if info.name not in mine][:_MOST_READ]
+        infos = [info async for info in ctl.list(layout.SESSIONS) if info.name not in mine]
+        infos.sort(key=lambda info: info.age)  # the youngest first, because the old ones may be gone
         async with anyio.create_task_group() as group:
-            for info in infos:
+            for info in infos[:_MOST_READ]:
                 group.start_soon(read, info.name, info.age)
     except StorageError as error:
         logger.info("lanes_not_read", extra={"error": str(error)})
     return found
+
+
+def _blobs(own: dict[str, int]) -> set[str]:
+    return {layout.session_blob(*mailbox.split("/", 1)) for mailbox in own}

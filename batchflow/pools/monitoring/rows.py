@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.pools.monitoring.buffer import Row, cut
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.documents import Heartbeat
     from batchflow.protocol.wire import ResultItem
+
+_LAST_TIME: Final = 1e11
+"""Seconds since the epoch, in the year 5138."""
 
 
 def task_row(pool: str, item: ResultItem, now: float, trace_id: str | None = None) -> Row:
@@ -114,8 +117,8 @@ def client_log_row(level: str, event: str, fields: dict[str, Any], at: float) ->
 
 
 def moment(at: float | None) -> str | None:
-    """Return a time as the service reads it."""
-    return None if at is None else datetime.fromtimestamp(at, UTC).isoformat()
+    """Return a time as the service reads it, the nearest that can be written of one that a node made up."""
+    return None if at is None else datetime.fromtimestamp(min(max(at, 0.0), _LAST_TIME), UTC).isoformat()
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.model import Status
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 logger = event_logger("batchflow.tasks")
 
 _NANO: Final = 1_000_000_000
+_LAST_TIME: Final = 9e9
+"""Seconds since the epoch, in the year 2255: what fits into 63 bits as nanoseconds."""
 _MOST_LINKS: Final = 128
 """Links of a span, the default limit of the SDKs."""
 
@@ -273,7 +276,9 @@ def _set_error(span: Span, text: str, kind: str) -> None:
 def _is_span(row: Any) -> bool:
     if not isinstance(row, dict) or not isinstance(row.get("name"), str) or type(row.get("id")) is not int:
         return False
-    return all(isinstance(row.get(name), int | float) and row[name] > 0 for name in ("start", "end"))
+    if type(row.get("parent")) not in (int, NoneType) or type(row.get("attributes")) not in (dict, NoneType):
+        return False
+    return all(type(row.get(name)) in (int, float) and row[name] > 0 for name in ("start", "end"))
 
 
 def _within(parent: SpanContext) -> Any:
@@ -292,4 +297,5 @@ def _current(span: SpanContext) -> Iterator[None]:
 
 
 def _nanoseconds(at: float) -> int:
-    return int(at * _NANO)
+    """Return a time as spans have it. A node told it, so it may be far from any time that fits."""
+    return int(min(max(at, 0.0), _LAST_TIME) * _NANO)
