@@ -285,6 +285,10 @@ class SubmitFailed(TaskError):
     """The broker did not take the task, for good."""
 
 
+class NodeUnreached(TaskError):
+    """A node gave no result in a broadcast: it has no agent that takes the task, or its agent has left."""
+
+
 class DependencyFailed(TaskError):
     """A task that it waited for failed, so it never ran. The text names the first that failed, and why."""
 

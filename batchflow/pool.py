@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.diagnosis.figures import look
 from batchflow.diagnosis.live_view import LiveView
@@ -13,8 +13,9 @@ from batchflow.diagnosis.pool import explain_pool
 from batchflow.diagnosis.readiness import until_ready
 from batchflow.errors import ConfigurationError
 from batchflow.files import BundleSource, Files, collect, upload
+from batchflow.functions.calls import as_command
 from batchflow.job import Job
-from batchflow.model import Explanation, Node, Origin, PoolSpec
+from batchflow.model import UNSET, Explanation, Node, Origin, PoolSpec
 from batchflow.pools import access, pool_spec
 from batchflow.pools.agents import PoolAgents
 from batchflow.pools.elastic.scaler import PoolScaler
@@ -28,20 +29,26 @@ from batchflow.protocol import layout
 from batchflow.protocol.documents import Heartbeat, JobDocument, PoolManifest
 from batchflow.protocol.variables import task_variables
 from batchflow.session import Session
+from batchflow.sessions.broadcast import check_timeout, run_on_each, standings_of
 from batchflow.sessions.options import SessionOptions
 from batchflow.support.progress_report import Reporter, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
+    from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
-    from batchflow.model import Budget
+    from batchflow.model import Result
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.lanes import Priority
     from batchflow.settings import Settings
     from batchflow.support.progress_report import Progress
+
+
+BROADCAST_TIMEOUT: Final = 600.0
+"""Seconds for which `Pool.broadcast` waits for the results of all nodes."""
 
 
 class Pool(LiveView):
@@ -133,6 +140,44 @@ class Pool(LiveView):
             ),
             ensure_job=self._jobs.ensure,
         )
+
+    async def broadcast(
+        self,
+        command: str | Callable[..., Any],
+        *params: Any,
+        args: Any = UNSET,
+        files: Files | None = None,
+        timeout: float = BROADCAST_TIMEOUT,
+    ) -> dict[str, Result]:
+        """Run a task once on every node, beside what the nodes run; return its results by the nodes' ids.
+
+        `command`, `params`, `args`, `files`: as of `Session.submit` and `session`. `timeout`: in seconds.
+        Nodes are those that are there at the call; one that joins later is not asked. A node that gives no
+        result has one that says why, and never holds up the call: of `kind` "NodeUnreached" (it has no agent,
+        or that left) or "TaskTimeout". Each agent sees the order within `agent.heartbeat_interval` seconds,
+        and begins the task at most once. Raises `ConfigurationError`, `ServiceError`. Cancelled, it kills
+        what runs.
+        """
+        check_timeout(timeout)
+        called = as_command(command)
+        options = SessionOptions(broadcast=timeout)
+        session = Session(
+            self,
+            name=None,
+            job=layout.DEFAULT_JOB,
+            files=files,
+            options=options,
+            ensure_job=self._jobs.ensure,
+        )
+        standings = await standings_of(self.runtime)
+        async with session:
+            return await run_on_each(
+                self.runtime,
+                standings,
+                lambda node: session.submit(command, *params, args=args, task_id=node, timeout=timeout),
+                command=called if isinstance(called, str) else called.label,
+                timeout=timeout,
+            )
 
     async def create_job(
         self,

@@ -21,10 +21,12 @@ import anyio
 from anyio import CancelScope
 
 from batchflow.protocol import documents, layout, wire
+from batchflow.protocol.broadcasts import BROADCAST
 from batchflow.protocol.passed import VALUES
 from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.activity import ActivityWriter
+from node_agent.control.broadcasts import BroadcastParts, BroadcastRunner
 from node_agent.control.cancellation_reader import CancellationReader
 from node_agent.control.drain_orders import DrainWatcher
 from node_agent.control.failed_tasks import FailedTasks
@@ -86,6 +88,7 @@ class Parts:
     crashes: Mapping[str, CrashCount]
     forget_crashes: Callable[[str], None]
     events: EventBatcher
+    broadcasts: BroadcastParts
     log: LogUploader | None = None
 
 
@@ -170,7 +173,11 @@ class Agent:
         self._outgoing = self._make_outgoing(config)
         self._cancellations = CancellationReader(parts.ctl, self._problems, self.feed)
         self._spending = SpendingReporter(parts.out, self._problems, self.feed)
-        self._slot_loops = self._make_slot_loops(config)
+        resources = self._make_resources(config)
+        self._slot_loops = [
+            SlotLoop(index, slot, resources, feed=self.feed) for index, slot in enumerate(parts.slots)
+        ]
+        self._broadcasts = self._make_broadcasts(config, resources)
         self._unopened = len(config.task_queues) + len(config.results_queues)
         """Links that are not open yet."""
         self._events: deque[Sequence[to.Event]] = deque()
@@ -209,9 +216,9 @@ class Agent:
             ended=self._activity.record.ended,
         )
 
-    def _make_slot_loops(self, config: documents.AgentConfig) -> list[SlotLoop]:
+    def _make_resources(self, config: documents.AgentConfig) -> TaskResources:
         parts = self.parts
-        resources = TaskResources(
+        return TaskResources(
             agent=parts.agent,
             bundles=parts.bundles,
             environments=parts.environments,
@@ -221,7 +228,20 @@ class Agent:
             inline_limit=min(config.inline_limit, config.result_limit),
             result_limit=config.result_limit,
         )
-        return [SlotLoop(index, slot, resources, feed=self.feed) for index, slot in enumerate(parts.slots)]
+
+    def _make_broadcasts(self, config: documents.AgentConfig, resources: TaskResources) -> BroadcastRunner:
+        return BroadcastRunner(
+            self.parts.broadcasts,
+            self.parts.ctl,
+            resources,
+            self._outgoing,
+            index=len(self.parts.slots),
+            interval=config.heartbeat_interval,
+            may_begin=lambda: self._scheduler.state == "ready",
+            ahead=lambda: self._incoming.clock.ahead,
+            beside=lambda tasks: self.feed(to.Beside(tasks)),
+            forget_crashes=self.parts.forget_crashes,
+        )
 
     async def run(self) -> None:
         """Return when the agent's work is over; `exit_reason` says why. Raises `ServiceEnded`."""
@@ -249,6 +269,7 @@ class Agent:
             "jobs": self._run_jobs,
             "heartbeat": self._heartbeats.run,
             "drain": watcher.run,
+            "broadcasts": self._broadcasts.run,
             "events": partial(parts.events.run, self._outgoing.send_events),
             "usage": self._usage.run,
             "activity": self._activity.run,
@@ -323,7 +344,7 @@ class Agent:
             clock_skew=self._incoming.clock.ahead,
             trouble=self._problems.text,
             usage=self.usage(),
-            accepts=(VALUES,),
+            accepts=(VALUES, BROADCAST),
         )
 
     def usage(self) -> documents.Usage:

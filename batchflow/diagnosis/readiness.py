@@ -18,7 +18,7 @@ from batchflow.errors import (
     QuotaExceeded,
     StartTaskFailed,
 )
-from batchflow.model import BROKEN
+from batchflow.model import AGENT_GONE
 from batchflow.pools.agents import read_stderr
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.scaling.formula import is_ours
@@ -37,8 +37,6 @@ _POLL: float = 0.25
 """Seconds between two looks at what is awaited."""
 _LOOKS: Final = 20
 """Looks after which a wait for agents starts again those that are missing."""
-_AGENT_GONE: Final = {*BROKEN, "rebooting", "reimaging", "leavingpool"}
-"""The states of a node whose agent is gone, although its last heartbeat may be fresh."""
 _IN_VAIN: Final = 5
 """Deaths in a row, before any sign of life, after which no agent is expected any more."""
 
@@ -61,7 +59,7 @@ async def measure_readiness(runtime: PoolRuntime, nodes: int | None) -> Readines
     compute = runtime.connections.compute
     info = await compute.pool(runtime.pool_id)
     wanted = _wanted(runtime, info) if nodes is None else nodes
-    gone = {node.id for node in await compute.nodes(runtime.pool_id) if node.state in _AGENT_GONE}
+    gone = {node.id for node in await compute.nodes(runtime.pool_id) if node.state in AGENT_GONE}
     beats = await read_heartbeats(runtime.out)
     ready = sum(beat.state == "ready" and beat.node not in gone for beat in beats)
     there = f"{info.size} of {info.target} nodes"

@@ -9,6 +9,7 @@ Where they lie:
   `bundles/<hash>.json`, `files/<hash>`, `environments/<hash>.json`, `jobs/<job>.json`,
   `sessions/<job>/<client>.json`, `ended/<job>/<client>/<incarnation>-<counts>`,
   `cancel/<job>/<client>.json`, `args/<job>/<client>/<uid>`, `agent/<hash>.json`, `agent/drain.json`,
+  `agent/broadcasts.json` (`protocol.broadcasts`),
   `variables/pool/<random>`, `variables/jobs/<job>/<random>`, `variables/sessions/<job>/<client>/<random>`,
   `scaling/<client>.json`, `failed/...` as below, `monitor/logs.json`.
 - `<prefix>-out`, one for a pool: agents create and write; clients read and delete.
@@ -199,6 +200,7 @@ def boots_blob(kind: str) -> str:
 
 
 DRAIN_BLOB: Final = "agent/drain.json"
+BROADCAST_BLOB: Final = "agent/broadcasts.json"
 
 
 def interpreter_blob(archive: str) -> str:

@@ -6,8 +6,8 @@ from dataclasses import field
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from batchflow.costs.budget import Budget
 from batchflow.errors import ConfigurationError
-from batchflow.model import Budget
 from batchflow.protocol.lanes import Priority, check_priority
 from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen
@@ -35,6 +35,10 @@ class SessionOptions:
 
     priority: Priority | None = None
     """Whose tasks go before those of others; None: "normal"."""
+    broadcast: float | None = None
+    """Seconds for which its tasks are ordered, each of the node that its label names.
+
+    None: they are queued for all nodes."""
 
     def __post_init__(self) -> None:
         check_priority(self.priority)

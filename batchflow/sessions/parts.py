@@ -13,6 +13,7 @@ from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentsWatch
+from batchflow.sessions.broadcast_sender import BroadcastSender
 from batchflow.sessions.cancellation import Cancellations
 from batchflow.sessions.node_build import SessionMaker, build_wheel
 from batchflow.sessions.presence import PresenceKeeper
@@ -101,7 +102,11 @@ class SessionParts:
         encoder = TaskEncoder(context, options, classes, reader, variables)
         checkpoint = CheckpointStore(context, options.journal) if found_again else None
         outcomes = Outcomes(context, None if checkpoint is None else checkpoint.record, reader.raised)
-        sender = TaskSender(context, outcomes, options.priority)
+        sender = (
+            TaskSender(context, outcomes, options.priority)
+            if options.broadcast is None
+            else BroadcastSender(context, outcomes, options.broadcast)
+        )
         presence = PresenceKeeper(context, found_again=found_again)
         receiver = ResultReceiver(
             context,

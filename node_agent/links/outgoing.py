@@ -1,7 +1,7 @@
 """The results of an agent, on their way to the queues of their mailboxes.
 
-The results of tasks have the scheduler's numbers. Those of dead letters have negative ones, for the
-scheduler does not know these tasks.
+The results of tasks have the scheduler's numbers. Those of dead letters and of broadcasts have negative ones,
+for the scheduler does not know these tasks.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ class OutgoingResults:
         self._keep = keep
         self._ended = ended
         self._blocked: set[QueueRef] = set()
-        numbers = count(-1, -1)
+        self._numbers = count(-1, -1)
+        self._beside: dict[int, tuple[wire.TaskItem, Callable[[], None]]] = {}
+        """The tasks of broadcasts whose results are on their way, and what is to be called then."""
         self._handlers = [
-            DeadLetterHandler(broker, queue, self._fail_task, numbers) for queue in dead_letters_of
+            DeadLetterHandler(broker, queue, self._fail_task, self._numbers) for queue in dead_letters_of
         ]
         self._senders = [
             ResultSender(
@@ -89,6 +91,10 @@ class OutgoingResults:
     def send(self, task: int, verdict: Verdict | None, outcome: object) -> None:
         """Send the result of a task: the verdict, or else the outcome."""
         item = self._item(task)
+        self._sender_for(item.mailbox).put(task, item.mailbox, self.encode(item, verdict, outcome))
+
+    def encode(self, item: wire.TaskItem, verdict: Verdict | None, outcome: object) -> bytes:
+        """Encode the result of a task that has ended, and count it."""
         ended: Verdict | Outcome
         if verdict is not None:
             ended, status, now = verdict, verdict.status, time.time()
@@ -102,8 +108,15 @@ class OutgoingResults:
             self._ended(item, status, outcome.error, outcome.started_at, finished)
         if status is not Status.SUCCEEDED:
             self._count_failure(item, ended, status)
-        mailbox = item.mailbox
-        self._sender_for(mailbox).put(task, mailbox, encoded)
+        return encoded
+
+    def send_beside(self, item: wire.TaskItem, encoded: bytes, accepted: Callable[[], None]) -> None:
+        """Send the result of a task that the scheduler does not know; `accepted`: called when it is there."""
+        number = next(self._numbers)
+        self._beside[number] = (item, accepted)
+        sender = self._sender_for(item.mailbox)
+        sender.put(number, item.mailbox, encoded)
+        sender.reconsider()
 
     def _count_failure(self, item: wire.TaskItem, ended: Verdict | Outcome, status: Status) -> None:
         self.failed += 1
@@ -140,16 +153,22 @@ class OutgoingResults:
     def _accepted(self, tasks: Sequence[int]) -> None:
         own = [task for task in tasks if task >= 0]
         for number in set(tasks).difference(own):
+            if (beside := self._beside.pop(number, None)) is not None:
+                beside[1]()
+                continue
             for handler in self._handlers:
                 handler.accepted(number)
         if own:
             self._feed(ResultsAccepted(own))
 
     def _too_large(self, task: int, error: str) -> None:
+        verdict = Verdict(Status.FAILED, "ResultTooLarge", f"the broker does not take the result: {error}")
+        if (beside := self._beside.pop(task, None)) is not None:
+            item, accepted = beside
+            self.send_beside(item, self.encode(item, verdict, None), accepted)
         if task < 0:
             return
-        text = f"the broker does not take the result: {error}"
-        self.send(task, Verdict(Status.FAILED, "ResultTooLarge", text), None)
+        self.send(task, verdict, None)
         self._sender_for(self._item(task).mailbox).reconsider()
 
     def _set_blocked(self, queue: QueueRef, blocked: bool) -> None:

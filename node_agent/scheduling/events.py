@@ -103,6 +103,13 @@ class CopyRefused:
 
 
 @frozen
+class Beside:
+    """So many tasks run, or wait, that are no message's, and that no slot has: those of broadcasts."""
+
+    tasks: int
+
+
+@frozen
 class Completed:
     """The message is gone from its queue."""
 
@@ -187,6 +194,7 @@ Event = (
     | CancellationUnread
     | SpendingRead
     | SpendingUnread
+    | Beside
     | Blocked
     | Drain
     | NothingLeft

@@ -31,7 +31,8 @@ Rules:
 - A task whose budget is spent ends as `BudgetExceeded` and never begins (`budgets`). What runs goes on, and
   is not retried. An agent whose pool's budget is spent answers what is queued, then leaves.
 - A task that has not begun when its time is over ends as `TaskExpired` (`expiry`).
-- Idle for long enough: announce it, look once more, exit.
+- Idle for long enough: announce it, look once more, exit. Tasks of broadcasts run beside the slots, and are
+  not the scheduler's. While there are any (`Beside`) the agent is not idle, and a drain waits for them.
 
 `state` has the states that tasks and slots go through, as tables. `placement` decides which task goes to
 which slot, `held_messages` when a message is completed, and `load_policy` says what short, long and a
@@ -60,6 +61,7 @@ from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import (
     Announce,
     Arrived,
+    Beside,
     Blocked,
     CancellationRead,
     CancellationUnread,
@@ -135,6 +137,8 @@ class Scheduler:
     _pulling: Pull | Hold = field(default_factory=Hold)
     _blocked: bool = False
     _looking: bool = False
+    _beside: int = 0
+    """How many tasks of broadcasts the agent has."""
     _idle_since: float = field(init=False)
     _stop_at: float | None = None
     """When draining: until when tasks may run; None when that is over, too."""
@@ -252,6 +256,8 @@ class Scheduler:
                 self.budgets.unread(ledger, now)
             case Blocked(blocked):
                 self._blocked = blocked
+            case Beside(tasks):
+                self._beside, self._idle_since = tasks, now
             case Drain(grace):
                 self._unfit = False
                 self._drain(grace, now)
@@ -464,19 +470,20 @@ class Scheduler:
             is_over = slot.phase in AT_WORK and self._stop_at is None
             if is_over or slot.phase in (SlotPhase.PREPARING, SlotPhase.CHECKING):
                 self.settlement.stop(slot)
-        if not self.messages:
+        if not self.messages and not self._beside:
             self._exit(Exit("unfit" if self._unfit else "drained"))
         elif self._leave_at is not None and now >= self._leave_at:
             self._exit(Exit("drained, some tasks are left to their locks"))
 
     def _idle_deadline(self) -> float | None:
         patience = UNPAID_IDLE if self.budgets.pool_is_spent else self.idle_exit
-        if patience is None or self.messages or self._looking or self.state != "ready":
+        has_work = bool(self.messages) or self._beside > 0
+        if patience is None or has_work or self._looking or self.state != "ready":
             return None
         return self._idle_since + patience
 
     def _watch_idleness(self, now: float) -> None:
-        if self.messages:
+        if self.messages or self._beside:
             self._idle_since = now
         elif (deadline := self._idle_deadline()) is not None and now >= deadline:
             self._looking = True

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from batchflow.errors import ProtocolError, StorageError
@@ -18,6 +19,8 @@ from node_agent.agent import Agent, Parts
 from node_agent.bundles.cache import BundleCache
 from node_agent.bundles.embedded_files import EmbeddedFiles
 from node_agent.bundles.environments import EnvironmentCache
+from node_agent.control.broadcast_record import BroadcastRecord
+from node_agent.control.broadcasts import BroadcastParts
 from node_agent.control.event_batcher import EventBatcher
 from node_agent.control.heartbeat import host_name
 from node_agent.execution.child_template import ChildTemplate
@@ -64,8 +67,9 @@ def agent(
     batcher = EventBatcher()
     limiter, most = ProcessLimiter(config.process_limit), most_processes(config.process_limit, slots)
     template = ChildTemplate(thread_limits.task_environment(directory / "slots", slots))
-    made = [
-        Slot.open(
+
+    def open_slot(index: int) -> Slot:
+        return Slot.open(
             index,
             directory / "slots",
             config,
@@ -75,8 +79,8 @@ def agent(
             most_processes=most,
             template=template,
         )
-        for index in range(slots)
-    ]
+
+    made = [open_slot(index) for index in range(slots)]
     embedded = EmbeddedFiles(config.brought, services.ctl)
     bundles = BundleCache(directory / "cache", embedded, config.cache_limit)
     environments = EnvironmentCache(directory / "environments", bundles, config.cache_limit)
@@ -96,11 +100,15 @@ def agent(
         bundles=bundles,
         environments=environments,
         slots=made,
-        running=stack.enter_context(crash_record.RunningRecord(directory / "running", slots)),
+        running=stack.enter_context(crash_record.RunningRecord(directory / "running", slots + 1)),
         settled=stack.enter_context(SettledRecord(directory / "settled")),
         crashes=crashes.known,
         forget_crashes=crashes.forget,
         events=batcher,
+        broadcasts=BroadcastParts(
+            BroadcastRecord(directory / "broadcasts"),
+            partial(open_slot, slots),  # beside those of the agent
+        ),
         log=log,
     )
     logger.info("agent_starting", extra={"agent": parts.agent})

@@ -164,6 +164,9 @@ async def test_guest_submits_tasks_and_gets_results(mine: Pool, shared: Settings
             task = await session.submit("echo.py", "x")
             await task.cancel()
             await session.flush()
+        found = await pool.broadcast("echo.py", "guest", timeout=60.0)
+        assert [(result.value, result.error) for result in found.values()] == [(["guest"], None)]
+        assert list(found) == [node.id for node in await mine.nodes()]
         await mine.repurpose(SHOUT)
         async with pool.session("guest") as session:
             assert await session.run("echo.py") == "shouted"

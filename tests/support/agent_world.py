@@ -17,6 +17,7 @@ from batchflow.protocol.bundle import Bundle
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
 from node_agent.agent import Agent, Parts
 from node_agent.bundles.workspace import Place
+from node_agent.control.broadcasts import BroadcastParts
 from node_agent.control.event_batcher import EventBatcher
 from node_agent.execution import commands
 from node_agent.execution.outcomes import Execution, Outcome
@@ -173,6 +174,22 @@ class FakeRunning:
         self.noted.append((slot, ()))
 
 
+class FakeBegun:
+    """What the node has begun of broadcasts."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, bytes] = {}
+
+    def read(self, uid: str) -> bytes | None:
+        return self.noted.get(uid)
+
+    def begin(self, uid: str) -> None:
+        self.noted[uid] = b""
+
+    def ended(self, uid: str, result: bytes) -> None:
+        self.noted[uid] = result
+
+
 @dataclass
 class World:
     """The services around an agent, and the client's side of them."""
@@ -188,6 +205,10 @@ class World:
     """Whether each agent is of the node of the one before it, and has its record of settled messages."""
     settled: set[str] = field(default_factory=set)
     forgotten: list[str] = field(default_factory=list)
+    begun: FakeBegun = field(default_factory=FakeBegun)
+    """Of broadcasts, on the one node."""
+    beside: list[FakeSlot] = field(default_factory=list)
+    """The slots that were opened for them."""
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     faults: Faults = field(default_factory=Faults)
     clock: Clock = field(default_factory=Clock)
@@ -228,7 +249,12 @@ class World:
             crashes=crashes or {},
             forget_crashes=self.forgotten.append,
             events=EventBatcher(),
+            broadcasts=BroadcastParts(self.begun, self._open_slot),
         )
+
+    def _open_slot(self) -> FakeSlot:
+        self.beside.append(FakeSlot(self.behaviours))
+        return self.beside[-1]
 
     @contextlib.asynccontextmanager
     async def doomed(self, **changes: Any) -> AsyncIterator[Agent]:

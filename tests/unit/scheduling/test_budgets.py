@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.model import Budget, Status
+from batchflow.costs.budget import Budget
+from batchflow.model import Status
 from batchflow.protocol.budgets import GRAINS, POOL_LEDGER, BudgetTerms, session_ledger
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure

@@ -609,6 +609,27 @@ def test_an_idle_agent_looks_once_more_before_it_goes() -> None:
     assert play.at(124.0, to.Tick()) == []
 
 
+def test_an_agent_with_tasks_of_a_broadcast_is_not_idle() -> None:
+    """It counts from when the last of them is over."""
+    play = Play(idle_exit=60.0)
+    play.at(10.0, to.Beside(1))
+    assert play.scheduler.next_deadline() is None
+    assert play.at(100.0, to.Tick()) == []
+    play.at(110.0, to.Beside(0))
+    assert play.scheduler.next_deadline() == 170.0
+
+
+def test_a_drain_waits_for_the_tasks_of_broadcasts_as_long_as_for_others() -> None:
+    play = Play()
+    play.at(1.0, to.Beside(1))
+    assert not any(isinstance(each, to.Exit) for each in play.at(2.0, to.Drain(5.0)))
+    assert play.at(3.0, to.Beside(0)) == [to.Announce("exiting"), to.Exit("drained")]
+    play = Play()
+    play.at(1.0, to.Beside(1))
+    play.at(2.0, to.Drain(5.0))
+    assert isinstance(play.at(2.0 + 5.0 + SETTLE, to.Tick())[-1], to.Exit)
+
+
 def unable(number: int, error: str = "no room") -> to.Unable:
     return to.Unable(number, error, 1000.0)
 
