@@ -165,9 +165,7 @@ class AgentsWatch:
             monitor.see(self._context.runtime)
         telemetry = self._context.telemetry
         if telemetry is not None and telemetry.meters is not None:
-            busy = sum(len(beat.running) for beat in sample.beats)
-            slots = sum(beat.slots for beat in sample.beats)
-            telemetry.meters.slots(self._context.runtime.pool_id, busy, slots)
+            telemetry.meters.slots(self._context.runtime.pool_id, sample.busy, sample.slots)
         if sample.alive:
             self._alone_since = None
             self._tell_versions(sample.beats)

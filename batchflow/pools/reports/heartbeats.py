@@ -40,7 +40,20 @@ class Sample:
     @property
     def open_slots(self) -> int:
         """The free slots for short tasks over all agents, extrapolated from the sample."""
-        return round(open_slots(self.beats) * self.alive / len(self.beats)) if self.beats else 0
+        return self._over_all(open_slots(self.beats))
+
+    @property
+    def slots(self) -> int:
+        """The slots of all agents, extrapolated."""
+        return self._over_all(sum(beat.slots for beat in self.beats))
+
+    @property
+    def busy(self) -> int:
+        """The slots of all agents that run a task, extrapolated."""
+        return self._over_all(sum(len(beat.running) for beat in self.beats))
+
+    def _over_all(self, number: int) -> int:
+        return round(number * self.alive / len(self.beats)) if self.beats else 0
 
 
 async def sample_heartbeats(out: Container, most: int = _SAMPLE) -> Sample:

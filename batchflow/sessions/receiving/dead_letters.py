@@ -15,16 +15,25 @@ from typing import TYPE_CHECKING, Final
 from batchflow.errors import BrokerError, ConfigurationError, ProtocolError, StorageError
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of, resent_id
+from batchflow.protocol.dead_letters import (
+    JITTER,
+    LOOK_INTERVAL,
+    DeadLetterReason,
+    letters,
+    read_tasks,
+    reason_of,
+    resent_id,
+)
 from batchflow.protocol.failed_tasks import FailedTask
 from batchflow.protocol.layout import queue_for
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.closing import Closes
 from batchflow.support.event_log import event_logger
 from batchflow.support.recovery import Recovery, recovery_of
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.ports.broker import Delivery, Sender
@@ -89,65 +98,69 @@ class DeadLetterHandler:
         return figures.dead > 0
 
     async def _empty(self, queue: QueueRef, *, tasks: bool) -> None:
-        dealt_with = 0
+        dealt_with, kinds = 0, list[str]()
         receiver = await self._runtime.connections.broker.receiver(queue, dead_letters=True)
         async with receiver, _ResultLinks(self._runtime) as links:
             async for message in letters(receiver):
-                if await self._deal_with(queue, message, links, tasks=tasks):
+                failed = await self._deal_with(queue, message, links, tasks=tasks)
+                if failed is not None:
                     await receiver.complete(message)
                     dealt_with += 1
+                    kinds += [each.kind for each in failed]
         if dealt_with:
             telemetry = self._context.telemetry
-            if tasks and telemetry is not None and telemetry.meters is not None:
-                telemetry.meters.letters(self._runtime.pool_id, dealt_with)
+            if telemetry is not None and telemetry.meters is not None:
+                telemetry.meters.letters(self._runtime.pool_id, kinds)
             what = "of tasks became results" if tasks else "of results were sent again"
             self._context.notices.inform(f"{dealt_with} dead letters {what}")
 
     async def _deal_with(
         self, queue: QueueRef, message: Delivery, links: _ResultLinks, *, tasks: bool
-    ) -> bool:
-        """Send what stands in for a dead letter. Return whether the broker has all of it."""
+    ) -> list[FailedTask] | None:
+        """Send what stands in for a dead letter. Return its tasks; None while the broker lacks some."""
         if (queue, message.sequence_number) in self._unreadable:
-            return False
+            return None
         try:
-            outgoing = list(self._failure_results(message) if tasks else self._resend(message))
+            failed = _failed_tasks(message) if tasks else []
+            outgoing = map(_failure_result, failed) if tasks else [self._resend(message)]
         except ProtocolError as error:
             self._unreadable.add((queue, message.sequence_number))
             extra = {"message_id": message.message_id, "error": str(error)}
             logger.error("dead_letter_unreadable", extra=extra)
-            return False
+            return None
         for each in outgoing:
             await links.send(each)
-        if tasks:
-            await self._keep(message)
-        return True
+        async with task_group() as group:
+            for task in failed[:_MOST_KEPT]:
+                group.start_soon(self._keep, task)
+        return failed
 
-    async def _keep(self, message: Delivery) -> None:
-        """Keep the tasks of a dead letter, so that `batchflow replay` finds them."""
-        now = time.time()
-        for task in read_tasks(message.body)[:_MOST_KEPT]:
-            reason = reason_of(message, task, now)
-            failed = FailedTask(task, reason.kind, reason.error, None, now)
-            try:
-                await self._runtime.ctl.put(failed.blob, failed.encode())
-            except StorageError as error:
-                logger.info("failed_task_not_kept", extra={"uid": task.uid, "error": str(error)})
-                return
+    async def _keep(self, failed: FailedTask) -> None:
+        """Keep a task of a dead letter, so that `batchflow replay` finds it."""
+        try:
+            await self._runtime.ctl.put(failed.blob, failed.encode())
+        except StorageError as error:
+            logger.info("failed_task_not_kept", extra={"uid": failed.task.uid, "error": str(error)})
 
-    def _failure_results(self, message: Delivery) -> Iterator[OutgoingMessage]:
-        """Yield a result for each task, in a message of its own: a tag may be as large as a task."""
-        now = time.time()
-        for task in read_tasks(message.body):
-            reason = reason_of(message, task, now)
-            body = wire.join("results", [wire.encode(reason.outcome(task))])
-            message_id = f"dead-{task.uid}-{task.attempt}-{task.hop}"
-            yield OutgoingMessage(body, message_id, session_id=task.mailbox)
-
-    def _resend(self, message: Delivery) -> Iterator[OutgoingMessage]:
-        """Yield the message under another id: the broker would drop the first id as a duplicate."""
+    def _resend(self, message: Delivery) -> OutgoingMessage:
+        """Return the message under another id: the broker would drop the first id as a duplicate."""
         wire.decode(message.body)
         message_id = resent_id(self._context.incarnation, message.sequence_number)
-        yield OutgoingMessage(message.body, message_id, session_id=message.session_id)
+        return OutgoingMessage(message.body, message_id, session_id=message.session_id)
+
+
+def _failed_tasks(message: Delivery) -> list[FailedTask]:
+    """Return the tasks of a dead letter, and why it is dead. Raises `ProtocolError`."""
+    now = time.time()
+    reasons = [(task, reason_of(message, task, now)) for task in read_tasks(message.body)]
+    return [FailedTask(task, reason.kind, reason.error, None, now) for task, reason in reasons]
+
+
+def _failure_result(failed: FailedTask) -> OutgoingMessage:
+    """Make the result of a task, in a message of its own: a tag may be as large as a task."""
+    task = failed.task
+    body = wire.join("results", [wire.encode(DeadLetterReason(failed.kind, failed.error).outcome(task))])
+    return OutgoingMessage(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", session_id=task.mailbox)
 
 
 class _ResultLinks(Closes):

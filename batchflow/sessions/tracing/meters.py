@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.wire import ResultItem
 
-_DEAD: Final = "TaskPoisoned"
+_POISONED: Final = "TaskPoisoned"
 
 _Labels = tuple[tuple[str, str], ...]
 
@@ -38,8 +38,12 @@ class Meters:
         ):
             meter.create_observable_counter(name, [_reader(numbers)], unit="{task}", description=text)
         for name, slots, text in (
-            ("batchflow.slots.busy", self._busy, "Slots that ran a task at the agents' last heartbeats."),
-            ("batchflow.slots", self._slots, "Slots of the agents that live."),
+            ("batchflow.slots.busy", self._busy, "Slots that ran a task at these agents' last heartbeats."),
+            (
+                "batchflow.slots",
+                self._slots,
+                "Slots of the agents that live, extrapolated from a sample.",
+            ),
         ):
             meter.create_observable_gauge(name, [_reader(slots)], unit="{slot}", description=text)
         self._queue_wait = meter.create_histogram(
@@ -56,12 +60,15 @@ class Meters:
         self._tasks[(*labels, ("batchflow.outcome", item.status.value))] += 1
         if item.attempt > 1:
             self._retries[labels] += item.attempt - 1
-        if item.kind == _DEAD:
+        if item.kind == _POISONED:
             self._dead_letters[labels] += 1
 
-    def letters(self, pool: str, number: int) -> None:
-        """Count dead letters that this client has turned into results."""
-        self._dead_letters[(("batchflow.pool", pool),)] += number
+    def letters(self, pool: str, kinds: Iterable[str]) -> None:
+        """Count the tasks of dead letters that this client has turned into results, by the kinds of these.
+
+        Not those that are poisoned: `ended` counts them, in whichever client their session is.
+        """
+        self._dead_letters[(("batchflow.pool", pool),)] += sum(kind != _POISONED for kind in kinds)
 
     def times(self, pool: str, item: ResultItem, now: float) -> None:
         """Record the times of a sampled task. `now`: seconds since the epoch, when its result came."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchflow.pools.reports.heartbeats import read_heartbeats, sample_heartbeats
-from batchflow.protocol.documents import Heartbeat
+from batchflow.protocol.documents import Heartbeat, Running
 from batchflow.protocol.layout import heartbeat_blob
 from batchflow.testing import MemoryContainer, MemoryStorage
 from tests.support.clock import Clock
@@ -57,11 +57,11 @@ async def test_sample_of_a_large_pool_is_extrapolated() -> None:
         await beat(out, number)
     clock.ahead += 600.0
     for number in range(300, 500):
-        await beat(out, number, slots=4)
+        await beat(out, number, slots=4, running=(Running("i:0", "0", "c", "j", "x.py", 0.0),))
     out.reads = 0
     sample = await sample_heartbeats(out, 20)
     assert out.reads == 20
-    assert (sample.alive, sample.open_slots) == (200, 800)
+    assert (sample.alive, sample.open_slots, sample.slots, sample.busy) == (200, 800, 800, 200)
 
 
 async def test_sample_of_a_pool_without_agents_is_empty() -> None:

@@ -6,12 +6,19 @@ import asyncio
 
 import pytest
 
+pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` is not installed")
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
+
 from batchflow.errors import BrokerError, TaskFailed, TaskPoisoned
 from batchflow.model import Status
 from batchflow.pool import Pool
 from batchflow.ports.broker import OutgoingMessage, QueueRef
 from batchflow.protocol import wire
+from batchflow.protocol.failed_tasks import FAILED
 from batchflow.session import Session
+from batchflow.sessions.tracing.meters import Meters
 from tests.support.agent import Agent, result_of
 from tests.support.services import Doubles
 from tests.support.session_parts import parts_of
@@ -37,6 +44,15 @@ async def dead(doubles: Doubles, queue: QueueRef) -> int:
     return (await doubles.broker.figures(queue.entity)).dead
 
 
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> InMemoryMetricReader:
+    """Reads what sessions count that open from now on."""
+    reader = InMemoryMetricReader()
+    meters = Meters(MeterProvider([reader]).get_meter("t"))
+    monkeypatch.setattr("batchflow.sessions.records.task_traces.active_meters", lambda: meters)
+    return reader
+
+
 @pytest.mark.parametrize(
     ("reason", "kind", "words"),
     [
@@ -46,9 +62,17 @@ async def dead(doubles: Doubles, queue: QueueRef) -> int:
     ],
 )
 async def test_dead_tasks_have_their_outcome(
-    session: Session, doubles: Doubles, reason: str, kind: type[Exception], words: str
+    reader: InMemoryMetricReader,
+    session: Session,
+    doubles: Doubles,
+    reason: str,
+    kind: type[Exception],
+    words: str,
 ) -> None:
-    """No agent lives, and the waiting session gets the outcomes all the same; the dead letters are gone."""
+    """No agent lives, and the waiting session gets the outcomes all the same; the dead letters are gone.
+
+    Each task is counted once, and kept to run again.
+    """
     tasks = await session.submit_many("x.py", range(3), tag={"k": 1})
     await within(session.flush())
     (queue,) = parts_of(session).context.runtime.manifest.task_queues
@@ -59,6 +83,17 @@ async def test_dead_tasks_have_their_outcome(
     outcome = await tasks[0].outcome()
     assert (outcome.status, outcome.tag, outcome.node) == (Status.FAILED, {"k": 1}, None)
     await eventually_none(doubles, queue)
+    await eventually(lambda: counted(reader, "batchflow.dead_letters") >= 3)
+    assert counted(reader, "batchflow.dead_letters") == 3
+    assert len([info async for info in parts_of(session).context.runtime.ctl.list(FAILED)]) == 3
+
+
+def counted(reader: InMemoryMetricReader, name: str) -> float:
+    """Return what a counter has come to, over all its labels."""
+    data = reader.get_metrics_data()
+    metrics = [] if data is None else data.resource_metrics[0].scope_metrics[0].metrics
+    points = [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+    return sum(point.value for point in points if isinstance(point, NumberDataPoint))
 
 
 async def eventually_none(doubles: Doubles, queue: QueueRef) -> None:
