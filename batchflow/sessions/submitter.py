@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.expiry import ExpiryWatch
     from batchflow.sessions.records.outcomes import Outcomes
+    from batchflow.sessions.records.task_traces import TaskTrace
 
 _YIELD_EVERY: Final = 64
 """Number of submits after which the event loop gets a turn, so that tasks are sent meanwhile."""
@@ -133,27 +134,36 @@ class Submitter:
         entry = self._new_entry(submission, index, on_done, begin_by)
         if (telemetry := self._context.telemetry) is not None:
             entry.trace = telemetry.begin(entry, inputs)
-        if inputs:
-            self._hold(Waiting(entry, submission, inputs, runs_with))
-            self._submitted(entry)
+        trace: TaskTrace | None = entry.trace
+        try:
+            if inputs:
+                self._hold(Waiting(entry, submission, inputs, runs_with))
+                return entry
+            item = self._encoder.inline(submission, entry, runs_with)
+            if item is None:
+                reference = await self._encoder.store_arguments(submission, self._check_takes)
+                entry = self._new_entry(submission, index, on_done, begin_by)
+                if trace is not None:
+                    entry.trace = trace
+                    trace.describe(entry)
+                item = self._encoder.by_reference(submission, entry, runs_with, reference)
+            self._add(submission, entry, item)
             return entry
-        item = self._encoder.inline(submission, entry, runs_with)
-        if item is None:
-            reference = await self._encoder.store_arguments(submission, self._check_takes)
-            trace, entry = entry.trace, self._new_entry(submission, index, on_done, begin_by)
-            entry.trace = trace
-            item = self._encoder.by_reference(submission, entry, runs_with, reference)
+        finally:
+            if trace is not None:
+                trace.submitted()
+
+    def _add(self, submission: Submission, entry: Entry, item: bytes) -> None:
+        """Put a task into the outbox that waits for no other."""
         entry.item = item
         self._encoder.keep_arguments(submission, entry)
         self._context.tracker.add(entry)
-        self._submitted(entry)
         self.expiries.add(entry)
         self._label(submission, entry)
         if self._environment.failure is not None:
             self._outcomes.resolve(entry, submit_failed_result(entry, self._environment.failure))
             self._outcomes.change.notify()
         self._wake_sender()
-        return entry
 
     def prepare(self, submissions: Sequence[Submission]) -> None:
         """Encode the arguments of several tasks. Raises `ArgumentNotSerializable`, which names the input.
@@ -215,7 +225,7 @@ class Submitter:
         item = self._encoder.inline(submission, entry, waiting.runs_with)
         if item is None:
             return False
-        self._release(submission, entry, item)
+        self._release(submission, entry, item, {})
         return True
 
     async def release_by_reference(self, waiting: Waiting) -> None:
@@ -230,7 +240,7 @@ class Submitter:
         self._fill(waiting.submission, marks)
         item = self._encoder.inline(waiting.submission, waiting.entry, waiting.runs_with)
         if item is not None:
-            self._release(waiting.submission, waiting.entry, item)
+            self._release(waiting.submission, waiting.entry, item, marks)
             return
         backoff = Backoff()
         while True:
@@ -248,7 +258,7 @@ class Submitter:
             self._context.delete_later(self._context.runtime.ctl, reference.blob, "delete arguments")
             return
         item = self._encoder.by_reference(waiting.submission, entry, waiting.runs_with, reference)
-        self._release(waiting.submission, entry, item)
+        self._release(waiting.submission, entry, item, marks)
 
     def keep_unsent(self, waiting: Waiting) -> None:
         """Keep the arguments of a task that is never sent, with the tasks in place of their values."""
@@ -282,27 +292,18 @@ class Submitter:
         elif not arguments.are_plain(submission.arguments):
             submission.prepare(self.classes)
 
-    def _release(self, submission: Submission, entry: Entry, item: bytes) -> None:
-        self._keep_arguments(submission, entry)
+    def _release(
+        self, submission: Submission, entry: Entry, item: bytes, marks: Mapping[Entry, ValueMark]
+    ) -> None:
+        """Put a task into the outbox. Of values that its agent fetches, the result shows where they lie."""
+        if marks:
+            data = arguments.in_blob(submission.arguments, submission.encoded)
+            shown = {mark.number: self.values.stored(mark) for mark in marks.values()}
+            entry.arguments = KeptArguments(data, self.classes, {}, shown.__getitem__)
+        else:
+            self._encoder.keep_arguments(submission, entry)
         self._context.tracker.release(entry, item)
         self._wake_sender()
-
-    def _keep_arguments(self, submission: Submission, entry: Entry) -> None:
-        """Keep what the result will show. Of values that the agent fetches, that is where they lie."""
-        if not submission.passed:
-            self._encoder.keep_arguments(submission, entry)
-            return
-        assert submission.encoded is not None
-        shown: dict[int, Any] = {}
-
-        def number(value: Any) -> int | None:
-            if isinstance(value, ValueMark):
-                shown[value.number] = self.values.stored(value)
-            return number_of(value)
-
-        encoded = arguments.encode(submission.arguments, submission.command, self.classes, mark=number)
-        data = arguments.in_blob(submission.arguments, encoded)
-        entry.arguments = KeptArguments(data, self.classes, {}, shown.__getitem__)
 
     # ---- entries
 
@@ -330,11 +331,6 @@ class Submitter:
             claimed=on_done is not None,
             on_done=on_done,
         )
-
-    @staticmethod
-    def _submitted(entry: Entry) -> None:
-        if entry.trace is not None:
-            entry.trace.submitted()
 
     def _label(self, submission: Submission, entry: Entry) -> None:
         """Let the task be found by the label that the user gave it."""

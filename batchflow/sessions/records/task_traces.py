@@ -52,6 +52,11 @@ class TaskTrace:
         self.received: Span | None = None
         """From the arrival of the result until it was shown."""
 
+    def describe(self, entry: Entry) -> None:
+        """Name the task, which has got its number later than its trace."""
+        if self._submit is not None:
+            self._submit.set_attributes(_task_attributes(entry))
+
     def submitted(self) -> None:
         """End the span of the submission. Idempotent."""
         span, self._submit = self._submit, None
