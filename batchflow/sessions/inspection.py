@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchflow.errors import ConfigurationError
 from batchflow.protocol.values.kept import KeptArguments
-from batchflow.sessions.records.recent import detail
+from batchflow.sessions.records.recent import MOST_ARGUMENTS, LargeArguments, detail
 from batchflow.sessions.records.submission import Submission
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class TaskInspector:
         known, arguments = kept
         if ":" in known["command"]:
             raise ConfigurationError("this task calls a function: submit it again in the program")
+        if isinstance(arguments, LargeArguments):
+            raise ConfigurationError(
+                f"its arguments are {arguments.size:,} bytes, and a live view keeps {MOST_ARGUMENTS:,}: "
+                "submit it again in the program"
+            )
         opened = arguments.open() if isinstance(arguments, KeptArguments) else arguments
         if opened is None or (isinstance(arguments, KeptArguments) and arguments.stored):
             raise ConfigurationError("its arguments are not here any more: submit it again in the program")

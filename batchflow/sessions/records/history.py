@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,7 @@ class TaskHistory:
     def watch(self) -> RecentTasks:
         """Return what is kept for live views, from the first call on."""
         if self._recent is None:
-            self._recent = RecentTasks()
+            self._recent = RecentTasks(time.time)
         return self._recent
 
     def add(self, entry: Entry, item: ResultItem) -> None:

@@ -6,7 +6,6 @@ Nothing is kept before the first view, and what is kept is bounded in number and
 from __future__ import annotations
 
 import reprlib
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from datetime import date, timedelta
@@ -16,8 +15,10 @@ from uuid import UUID
 
 from batchflow.model import Status, StoredArgument
 from batchflow.protocol.activity import MOST_TEXT, SlotRun
+from batchflow.protocol.values import arguments
 from batchflow.protocol.values.kept import KeptArguments
 from batchflow.protocol.values.received import ReceivedValue
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
@@ -30,8 +31,8 @@ MOST_LOOK: Final = 100
 """Tasks that are noted between two looks."""
 MOST_VALUE: Final = 2_000
 """Characters of arguments and of a value."""
-_MOST_OPENED: Final = 64 * 1024
-"""Bytes of encoded arguments that are opened to be shown."""
+MOST_ARGUMENTS: Final = 64 * 1024
+"""Bytes of encoded arguments that are kept, and opened to be shown."""
 MOST_OUTPUT: Final = 16_000
 """Characters of a traceback and of what was printed."""
 
@@ -59,10 +60,19 @@ class _Text(reprlib.Repr):
 _text: Final = _Text()
 
 
+@frozen
+class LargeArguments:
+    """Stands for arguments that are too large to be kept."""
+
+    size: int
+    """In bytes, encoded."""
+
+
 class RecentTasks:
     """The last tasks that ended since a view watches."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock`: returns the seconds since the epoch."""
         self._clock = clock
         self._runs: deque[SlotRun] = deque(maxlen=MOST_RUNS)
         self._hosts: deque[str] = deque(maxlen=MOST_RUNS)
@@ -84,7 +94,7 @@ class RecentTasks:
         self._runs.append(_run(entry, item, self._clock()))
         self._hosts.append(item.host or "")
         kept = self._succeeded if item.status.value == "succeeded" else self._others
-        kept[entry.uid] = detail(entry, item) | {"received": self._clock(), "args": entry.arguments}
+        kept[entry.uid] = detail(entry, item) | {"received": self._clock(), "args": _kept(entry.arguments)}
         if len(kept) > MOST_DETAILS:
             kept.popitem(last=False)
 
@@ -96,7 +106,10 @@ class RecentTasks:
         return self._total, pairs[len(pairs) - fresh :]
 
     def find_arguments(self, uid: str) -> tuple[dict[str, Any], Any] | None:
-        """Return the details of a task, and its arguments as the session keeps them; None: not kept."""
+        """Return the details of a task, and its arguments as the session keeps them; None: not kept.
+
+        `LargeArguments` stands for those of more than `MOST_ARGUMENTS`.
+        """
         known = self._succeeded.get(uid) or self._others.get(uid)
         return None if known is None else (known, known["args"])
 
@@ -158,11 +171,21 @@ def _run(entry: Entry, item: ResultItem, now: float) -> SlotRun:
     )
 
 
+def _kept(given: list[Any] | KeptArguments | None) -> list[Any] | KeptArguments | LargeArguments | None:
+    """Return arguments, or what stands for them where they are large."""
+    if given is None:
+        return None
+    size = len(given.data if isinstance(given, KeptArguments) else arguments.in_blob(given, None))
+    return LargeArguments(size) if size > MOST_ARGUMENTS else given
+
+
 def _shown(value: Any) -> str:
     """Return a value as text: nothing of it is copied but what is shown."""
     if isinstance(value, KeptArguments):
-        if len(value.data) > _MOST_OPENED:
-            return f"{len(value.data):,} bytes"
+        value = _kept(value)
+    if isinstance(value, LargeArguments):
+        return f"{value.size:,} bytes"
+    if isinstance(value, KeptArguments):
         value = value.open()
     if type(value) is ReceivedValue:
         value = value.value
