@@ -238,7 +238,7 @@ def _by_status(error: BaseException) -> Meaning | None:
 def _translated(error: BaseException, base: type[_E], doing: str, setting: str | None) -> _E:
     meaning = meaning_of(error) or _FAULT
     kind = meaning.kind if issubclass(meaning.kind, base) else base
-    text = f"{doing}: {_what(error)}"
+    text = f"{doing}: {what_of(error)}"
     if meaning is _UNREACHABLE:
         text += _proxy_at_fault(text)
     if meaning.remedy:
@@ -263,7 +263,7 @@ def _proxy_at_fault(text: str) -> str:
     return ""
 
 
-def _what(error: BaseException) -> str:
+def what_of(error: BaseException) -> str:
     """Return the SDK's text in one line; for a bad signature only the code, because the text quotes it."""
     code = code_of(error)
     if code == "AuthenticationFailed":

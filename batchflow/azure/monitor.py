@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from batchflow.azure.errors import what_of
 from batchflow.azure.identity import check_https
 from batchflow.azure.transport import transport
 from batchflow.errors import ConfigurationError
@@ -49,11 +50,11 @@ class MonitorIngestion(Closes):
         try:
             await self._client.upload(self._rule, stream, list(rows))
         except ClientAuthenticationError as error:
-            return UploadAnswer("refused", _text(error))
+            return UploadAnswer("refused", what_of(error))
         except HttpResponseError as error:
             return _answer(error.status_code or 0, error)
         except AzureError as error:
-            return UploadAnswer("later", _text(error))
+            return UploadAnswer("later", what_of(error))
         return UploadAnswer("taken")
 
     async def aclose(self) -> None:
@@ -63,14 +64,9 @@ class MonitorIngestion(Closes):
 
 def _answer(status: int, error: Any) -> UploadAnswer:
     if status == _TOO_LARGE:
-        return UploadAnswer("too large", _text(error))
+        return UploadAnswer("too large", what_of(error))
     if status in _REFUSALS and status not in _TRANSIENT:
-        return UploadAnswer("refused", _text(error))
+        return UploadAnswer("refused", what_of(error))
     headers = {} if error.response is None else error.response.headers
     asked = headers.get("Retry-After", "")
-    return UploadAnswer("later", _text(error), float(asked) if asked.isdecimal() else None)
-
-
-def _text(error: Exception) -> str:
-    lines = str(getattr(error, "message", None) or error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return UploadAnswer("later", what_of(error), float(asked) if asked.isdecimal() else None)
