@@ -25,6 +25,7 @@ from batchflow.pools.open_sessions import OpenSession
 from batchflow.protocol import layout
 from batchflow.protocol.values.arguments import as_arguments, command_line
 from batchflow.results import Results
+from batchflow.sessions.agents_watch import AgentSource
 from batchflow.sessions.inspection import TaskInspector
 from batchflow.sessions.lifecycle import SessionLifecycle
 from batchflow.sessions.map_run import DEFAULT_WINDOW, MapRun
@@ -112,10 +113,12 @@ class Session(Supervised):
             options=options,
             entry_of=lambda value: entry_of(value, self._parts.outcomes),
             task_of=self._task,
-            start_agents=pool.start,
+            agent_source=AgentSource(
+                start=pool.start,
+                explain=pool.explain,
+                hopeless=partial(cannot_become_ready, pool.runtime, 1),
+            ),
             scaler=pool.scaler,
-            explain=pool.explain,
-            hopeless=partial(cannot_become_ready, pool.runtime, 1),
             open_session=pool.session,
         )
         self._lifecycle = SessionLifecycle(self._parts, self._name, lambda: self.close_timeout)

@@ -88,6 +88,15 @@ class PoolRuntime:
             carried=self.manifest.interpreter is not None,
         )
 
+    @property
+    def expected_pythons(self) -> frozenset[str]:
+        """The minor versions of Python on the pool's nodes, as far as settings and manifest tell."""
+        from batchflow.environments.session import known_python
+
+        carried = self.manifest.interpreter is not None
+        known = known_python(self.settings.agent, self.manifest.python, carried=carried)
+        return frozenset(() if known is None else (known,))
+
     async def _agents_take_wheels(self) -> bool | None:
         """Tell whether all living agents install environments from wheels; None when no agent lives."""
         beats = (await sample_heartbeats(self.out)).beats

@@ -18,6 +18,7 @@ from batchflow.protocol.passed import VALUES
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
+from batchflow.support.frozen import frozen
 from batchflow.support.version import own_version
 
 if TYPE_CHECKING:
@@ -38,30 +39,36 @@ _AGENTS_PATIENCE: Final = 60.0
 """Seconds that started agents have for their first sign of life before that is told."""
 
 
+@frozen
+class AgentSource:
+    """The agents of a pool, as far as its sessions may have to do something about them."""
+
+    start: Callable[[], Awaitable[None]]
+    """Starts them where none live."""
+    explain: Callable[[], Awaitable[Explanation]]
+    """Says why none do."""
+    hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]]
+    """Chooses the error for a pool whose nodes can never have an agent; None while they can."""
+
+
 class AgentsWatch:
     """Starts the pool's agents where none live, and makes it a problem when none can be."""
 
     def __init__(
         self,
         context: SessionContext,
+        source: AgentSource,
         *,
-        start: Callable[[], Awaitable[None]],
-        explain: Callable[[], Awaitable[Explanation]],
-        hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
         refuse: Callable[[str], Awaitable[None]],
         scaling: ScalingWatch,
     ) -> None:
-        """`start`: starts the pool's agents where none live. `explain`: says why none do.
+        """`refuse`: ends the session's tasks, because the pool's budget is spent; called with those words.
 
-        `hopeless`: chooses the error for a pool whose nodes can never have an agent; None while they can.
-        `refuse`: ends the session's tasks, because the pool's budget is spent; called with those words.
         `scaling`: has an elastic pool scaled.
         """
         self._refuse = refuse
         self._context = context
-        self._start_agents = start
-        self._explain = explain
-        self._hopeless = hopeless
+        self._source = source
         self._scaling = scaling
         self._sample: Sample | None = None
         """The heartbeats that were read last."""
@@ -85,7 +92,7 @@ class AgentsWatch:
         if self._scaling.concerns and self._context.runtime.connections.restricted:
             return  # a client with rights on Batch does so, as the first task's wish asks it to
         try:
-            await self._start_agents()
+            await self._source.start()
         except BatchflowError as error:
             if await self._alive():
                 logger.info("agents_not_started", extra={"error": str(error)})
@@ -223,9 +230,9 @@ class AgentsWatch:
         is_late = now - self._alone_since > self._patience
         error: Callable[[str], ServiceError] | None = NoAgents if is_late or cause is not None else None
         if error is None and not restricted:
-            error = await self._hopeless()
+            error = await self._source.hopeless()
         if error is not None:
-            why = cause if cause is not None and restricted else await self._explain()
+            why = cause if cause is not None and restricted else await self._source.explain()
             problem = error(f"no agent of pool {self._context.runtime.pool_id} is alive. {why}")
             problem.__cause__ = cause
             self._context.problems.set("agents", problem)

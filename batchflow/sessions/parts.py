@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from batchflow.environments.session import SessionEnvironment, known_python
+from batchflow.environments.session import SessionEnvironment
 from batchflow.environments.variables import SessionVariables
 from batchflow.functions.code import CodeStore
 from batchflow.protocol.values.classes import BundleClasses
 from batchflow.protocol.values.received import ValueReader
-from batchflow.sessions.agents_watch import AgentsWatch
+from batchflow.sessions.agents_watch import AgentSource, AgentsWatch
 from batchflow.sessions.broadcast_sender import BroadcastSender
 from batchflow.sessions.cancellation import Cancellations
 from batchflow.sessions.node_build import SessionMaker, build_wheel
@@ -32,9 +32,7 @@ from batchflow.sessions.workflows.values import ValuePasser
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
     from batchflow.environments.sources import SourceDistribution
-    from batchflow.errors import ServiceError
     from batchflow.files import Files
-    from batchflow.model import Explanation
     from batchflow.pools.elastic.scaler import PoolScaler
     from batchflow.protocol.documents import DefaultPackages, JobDocument
     from batchflow.sessions.options import SessionOptions
@@ -84,9 +82,7 @@ class SessionParts:
         options: SessionOptions,
         entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
-        start_agents: Callable[[], Awaitable[None]],
-        explain: Callable[[], Awaitable[Explanation]],
-        hopeless: Callable[[], Awaitable[Callable[[str], ServiceError] | None]],
+        agent_source: AgentSource,
         open_session: SessionMaker,
         scaler: PoolScaler,
     ) -> SessionParts:
@@ -94,7 +90,6 @@ class SessionParts:
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
         `entry_of`, `task_of`: see `Submitter`.
-        `hopeless`: chooses the error for a pool whose nodes can never have an agent.
         """
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
@@ -122,9 +117,7 @@ class SessionParts:
         scaling = ScalingWatch(context, scaler)
         agents = AgentsWatch(
             context,
-            start=start_agents,
-            explain=explain,
-            hopeless=hopeless,
+            agent_source,
             refuse=lambda reason: cancellations.refuse(list(context.tracker), reason),
             scaling=scaling,
         )
@@ -134,14 +127,7 @@ class SessionParts:
             sender.wake()
             scaling.wake()
 
-        expected = known_python(
-            context.runtime.settings.agent,
-            context.runtime.manifest.python,
-            carried=context.runtime.manifest.interpreter is not None,
-        )
-        code = CodeStore(
-            context.runtime, lambda: agents.pythons or frozenset([] if expected is None else [expected])
-        )
+        code = CodeStore(context.runtime, lambda: agents.pythons or context.runtime.expected_pythons)
         dead_letters = DeadLetterHandler(context)
         expiries = ExpiryWatch(context.tracker, outcomes, dead_letters.look_for_tasks)
         submitter = Submitter(
@@ -157,12 +143,16 @@ class SessionParts:
             task_of=task_of,
             values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),
         )
-        outcomes.bring = receiver.values.bring
-        receiver.state.forget_blob = receiver.values.uses.consumed
         receiver.state.is_waited_for = submitter.dependents.graph.waits_for
         if checkpoint is not None:
             checkpoint.record.beyond = lambda: sender.beyond
-            keeper = WorkflowKeeper(context, checkpoint.record, receiver.state, expiries)
+            keeper = WorkflowKeeper(
+                context,
+                checkpoint.record,
+                receiver.state,
+                expiries,
+                forget_blob=receiver.values.uses.consumed,
+            )
             _keep_workflows(keeper, submitter, outcomes, receiver)
         cancellations = Cancellations(
             context,

@@ -188,8 +188,6 @@ class MailboxState(Generic[Attachment]):
         """Whether tasks wait for this one. Then its value is fetched only when a call asks for it."""
         self.known: dict[str, Entry] = {}
         """Tasks of earlier holders that this one goes on with, and what these wait for, by uid."""
-        self.forget_blob: Callable[[str], None] = lambda _: None
-        """Called with the blob of a result that an earlier holder of the mailbox had delivered."""
         self._retained: dict[str, Acknowledgement] = {}
         """Of messages that stay although their outcomes were delivered, by uid: tasks wait for these."""
         self._coming_again: set[str] = set()

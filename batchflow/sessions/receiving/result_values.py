@@ -45,7 +45,10 @@ class ResultValues:
         *,
         is_ours: Callable[[], bool],
     ) -> None:
-        """`reader` opens values. `is_ours`: whether no other session can hold the mailbox."""
+        """Fetch the values that `outcomes` ask for.
+
+        `reader` opens values. `is_ours`: whether no other session can hold the mailbox.
+        """
         self._context = context
         self._outcomes = outcomes
         self._reader = reader
@@ -56,14 +59,14 @@ class ResultValues:
             lambda blob: context.delete_later(context.runtime.out, blob, "delete a result's blob")
         )
         """Until when the blobs are kept."""
+        outcomes.bring = self._bring_later
 
     def keep(self, entry: Entry) -> None:
         """Keep the blob of an outcome until its value was fetched."""
         if entry.reference is not None and not entry.is_here:
             self.uses.need(entry.reference.blob, _Unfetched(entry.uid))
 
-    def bring(self, entry: Entry) -> None:
-        """Fetch the value of an outcome in the background. The outcomes' `change` tells that it is here."""
+    def _bring_later(self, entry: Entry) -> None:
         self._context.background.start(self._bring(entry), f"fetch the result of {entry.task_id}")
 
     async def _bring(self, entry: Entry) -> None:

@@ -61,9 +61,6 @@ class KeptMail(Protocol):
     def release(self, uid: str) -> None:
         """Let a message go that was kept."""
 
-    forget_blob: Callable[[str], None]
-    """Called with the blob of a result whose message is gone."""
-
 
 @dataclass(slots=True, eq=False)
 class _Document:
@@ -75,9 +72,17 @@ class WorkflowKeeper:
     """Writes down the tasks of one session that wait, and finds those of the sessions before."""
 
     def __init__(
-        self, context: SessionContext, record: DeliveryRecord, mail: KeptMail, expiries: ExpiryWatch
+        self,
+        context: SessionContext,
+        record: DeliveryRecord,
+        mail: KeptMail,
+        expiries: ExpiryWatch,
+        *,
+        forget_blob: Callable[[str], None],
     ) -> None:
+        """`forget_blob`: called with the blob of a result that an earlier session had delivered."""
         self._context = context
+        self._forget_blob = forget_blob
         self._expiries = expiries
         self._record = record
         self._mail = mail
@@ -294,7 +299,7 @@ class WorkflowKeeper:
         ]
         for uid, item in values.items():
             if isinstance(item.value, Reference) and self._record.is_consumed(uid):
-                self._mail.forget_blob(item.value.blob)
+                self._forget_blob(item.value.blob)
         self._lost_at = asyncio.get_running_loop().time() + _LOST_AFTER
         self._restored.set()
         self._wake.set()
