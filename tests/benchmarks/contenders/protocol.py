@@ -51,7 +51,7 @@ class Composer(Contender, Protocol):
     """One whose tasks can be arguments of others: `submit` takes a handle, too."""
 
     async def join(self, parts: Sequence[Any]) -> Any:
-        """Hand over one task that counts these values, or those of these handles; returns as `submit` does."""
+        """Hand over one task that counts these values, or those of these handles. Returns a handle."""
 
 
 async def bulk(contender: Contender, count: int) -> float:
