@@ -27,6 +27,7 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter
 from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
+from batchflow.sessions.workflows.task_files import FilePasser
 from batchflow.sessions.workflows.values import ValuePasser
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
-    from batchflow.sessions.workflows.inputs import EntryOf
+    from batchflow.sessions.workflows.inputs import InputOf
 
 
 def _keep_workflows(
@@ -80,7 +81,7 @@ class SessionParts:
         *,
         found_again: bool,
         options: SessionOptions,
-        entry_of: EntryOf,
+        input_of: InputOf,
         task_of: Callable[[Entry], Any],
         agent_source: AgentSource,
         open_session: SessionMaker,
@@ -89,7 +90,7 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `entry_of`, `task_of`: see `Submitter`.
+        `input_of`, `task_of`: see `Submitter`.
         """
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
@@ -139,9 +140,10 @@ class SessionParts:
             code,
             environment,
             expiries=expiries,
-            entry_of=entry_of,
+            input_of=input_of,
             task_of=task_of,
             values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),
+            files=FilePasser(context, outcomes, lambda: agents.refuse_files),
         )
         receiver.state.is_waited_for = submitter.dependents.graph.waits_for
         if checkpoint is not None:
