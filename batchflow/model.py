@@ -363,6 +363,8 @@ class PoolSpec:
     """What the pool may cost over its life. Then nothing new begins, and the agents leave."""
     sharing: Literal["fifo", "fair"] = "fifo"
     """How sessions share the slots: "fifo", first come, first served; "fair", each gets its share of them."""
+    tags: Sequence[str] = ()
+    """What its nodes are called in what tasks require, such as ["ssd"]; see `Session.submit`."""
 
 
 @dataclass(frozen=True, slots=True)

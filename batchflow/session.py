@@ -35,7 +35,7 @@ from batchflow.sessions.records.stats import SessionStats
 from batchflow.sessions.records.submission import MapOptions, Submission, TaskOptions, repeatable
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
-from batchflow.task import Task, input_of
+from batchflow.task import Task, entry_of
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
@@ -111,7 +111,7 @@ class Session(Supervised):
             context,
             found_again=found_again,
             options=options,
-            input_of=lambda value: input_of(value, self._parts.outcomes),
+            entry_of=lambda value: entry_of(value, self._parts.outcomes),
             task_of=self._task,
             agent_source=AgentSource(
                 start=pool.start,
@@ -173,6 +173,9 @@ class Session(Supervised):
         are waited for as well. When one fails, this one ends as `DependencyFailed` and never runs; with
         `on_failure="pass"` it runs, and gets the failed `Result`. `expires`: seconds from now, or a
         `timedelta`. What has not begun by then, by the broker's clock, never does: `TaskExpired`.
+
+        `requires`: some of {"slots": 2 (or "all"), "memory": bytes, "gpus": 1, "tags": ["ssd"]} of its node.
+        What no node of the pool can run ends as `TaskRejected`.
 
         Raises `ConfigurationError` for what can never be sent, `InvalidDependency`, `SessionClosed`,
         `JobClosed`, `StorageError` when large arguments cannot be stored, `BrokerError` when there is no
@@ -352,6 +355,7 @@ class Session(Supervised):
     async def explain(self) -> Explanation:
         """Explain why results come, or do not."""
         pool, context = await self._pool.explain(), self._context
+        unmet, unfitting = await self._parts.submitter.needs.explain()
         facts = SessionFacts(
             job=self.job_name,
             name=self.name,
@@ -361,6 +365,8 @@ class Session(Supervised):
             problem=context.problems.first,
             environment=self._parts.environment.progress,
             environment_failure=self._parts.environment.failure,
+            unmet=unmet,
+            unfitting=unfitting,
         )
         return await explain_session(pool, facts, context.runtime.ctl)
 

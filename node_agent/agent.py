@@ -22,7 +22,8 @@ from anyio import CancelScope
 
 from batchflow.protocol import documents, layout, wire
 from batchflow.protocol.broadcasts import BROADCAST
-from batchflow.protocol.passed import FILES, VALUES
+from batchflow.protocol.needs import NEEDS
+from batchflow.protocol.passed import VALUES
 from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.activity import ActivityWriter
@@ -43,6 +44,7 @@ from node_agent.scheduling import events as to
 from node_agent.scheduling.budgets import Budgets
 from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.scheduler import Scheduler
+from node_agent.system.node_kind import node_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
     from batchflow.ports.broker import Broker
     from batchflow.ports.storage import Container
-    from node_agent.bundles.task_files import FileCache
     from node_agent.control.event_batcher import EventBatcher
     from node_agent.control.log_upload import LogUploader
     from node_agent.execution.resources import Bundles, RunningTasks
@@ -90,7 +91,6 @@ class Parts:
     forget_crashes: Callable[[str], None]
     events: EventBatcher
     broadcasts: BroadcastParts
-    files: FileCache
     log: LogUploader | None = None
 
 
@@ -150,6 +150,7 @@ class Agent:
         self._host = heartbeat.host_name()
         self._log = layout.log_blob(config.pool, heartbeat.node_id(), parts.agent)
         self._started_at = time.time()
+        self._kind = node_kind(len(parts.slots), config.tags, dedicated=is_dedicated())
         interval = config.heartbeat_interval / 2  # all know of a report within two of them
         budgets = Budgets(config.budget, is_dedicated(), config.agents, interval)
         self._scheduler = Scheduler(
@@ -160,6 +161,7 @@ class Agent:
             dict(parts.crashes),
             budgets,
             FairTurns(config.lanes) if config.lanes else None,
+            self._kind,
         )
         self._ticker = Ticker(self._scheduler, lambda: self.feed(to.Tick()))
         self._heartbeats = heartbeat.HeartbeatWriter(
@@ -229,7 +231,6 @@ class Agent:
             running=parts.running,
             inline_limit=min(config.inline_limit, config.result_limit),
             result_limit=config.result_limit,
-            files=parts.files,
         )
 
     def _make_broadcasts(self, config: documents.AgentConfig, resources: TaskResources) -> BroadcastRunner:
@@ -347,7 +348,10 @@ class Agent:
             clock_skew=self._incoming.clock.ahead,
             trouble=self._problems.text,
             usage=self.usage(),
-            accepts=(VALUES, FILES, BROADCAST),
+            accepts=(VALUES, BROADCAST, NEEDS),
+            memory=self._kind.memory,
+            gpus=self._kind.gpus,
+            tags=tuple(sorted(self._kind.tags)),
         )
 
     def usage(self) -> documents.Usage:

@@ -68,3 +68,7 @@ class SessionFacts:
     """What is done for the packages that its tasks require; None: they are there, or failed."""
     environment_failure: str | None = None
     """Why the packages that its tasks require cannot be had."""
+    unmet: Sequence[str] = ()
+    """What tasks require of their nodes that no living agent has, in words."""
+    unfitting: Sequence[str] = ()
+    """What tasks require that no node may have free at this moment, in words."""

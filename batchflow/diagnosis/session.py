@@ -30,6 +30,11 @@ async def explain_session(pool: Explanation, session: SessionFacts, ctl: Contain
         causes = await _file_causes(ctl, session) + causes
     except (ServiceError, ProtocolError) as error:
         causes.insert(0, Cause(f"the bundle cannot be read: {error}", "await session.update_files(files)"))
+    for told in session.unfitting:
+        causes.insert(0, Cause(told, "wait, or add nodes: others do not wait for them", "slow"))
+    for told in session.unmet:
+        remedy = "add a node that has it (PoolSpec(vm_size=, slots=, tags=)), or cancel them and require less"
+        causes.insert(0, Cause(f"{told}: no agent that lives can run them", remedy))
     if session.environment is not None:
         remedy = "wait: it is built once, and later sessions find it in the pool"
         causes.insert(0, Cause(f"its tasks wait for their packages: {session.environment}", remedy, "slow"))

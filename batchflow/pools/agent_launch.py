@@ -169,6 +169,7 @@ async def _write_config(connections: Connections, settings: Settings, context: L
         lock_duration=manifest.lock_duration,
         slots=manifest.slots,
         lanes=manifest.lanes,
+        tags=manifest.tags,
         identity=None if manifest.identity is None else manifest.identity.client_id,
         ca_file=settings.servicebus.ca_file,
         storage_ca_file=settings.storage.ca_file,

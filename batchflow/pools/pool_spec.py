@@ -22,6 +22,7 @@ from batchflow.errors import ConfigurationError
 from batchflow.model import Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
+from batchflow.protocol.needs import are_tags
 from batchflow.protocol.variables import TaskVariables, task_variables
 from batchflow.settings import LOCAL_NODE
 
@@ -134,6 +135,8 @@ def check(spec: PoolSpec) -> None:
         raise refusal(spec, "budget", spec.budget, "a Budget, such as Budget(node_hours=10)")
     if spec.sharing not in ("fifo", "fair"):
         raise refusal(spec, "sharing", spec.sharing, '"fifo" or "fair"')
+    if not are_tags(spec.tags):
+        raise refusal(spec, "tags", spec.tags, 'a list of words, such as ["ssd"]')
     _check_start(spec)
     variables_of(spec)
     image_of(spec)
@@ -249,6 +252,8 @@ def differences(spec: PoolSpec, info: PoolInfo, manifest: documents.PoolManifest
         yield "its sessions share no processes: pool.session(share_processes=True) does so for one of them"
     if spec.sharing == "fair" and not manifest.lanes:
         yield "its sessions share the slots first come, first served: a pool is made with sharing='fair'"
+    if missing := [tag for tag in spec.tags if tag not in manifest.tags]:
+        yield f"its nodes have no tag {missing[0]!r}: a pool keeps the tags that it was made with"
     budget = None if manifest.budget is None else manifest.budget.budget
     if spec.budget is not None and spec.budget != budget:
         yield f"its budget is {budget or 'without a limit'}, as it was created, not {spec.budget}"

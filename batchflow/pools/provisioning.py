@@ -382,6 +382,7 @@ class PoolProvisioner:
             lock=self._packages.lock,
             share_processes=spec.share_processes,
             lanes=lane_priorities,
+            tags=tuple(dict.fromkeys(spec.tags)),
             budget=pool_terms(spec, self._defaults),
             elastic=pool_spec.limits_of(spec) if owned else None,  # machines of others are never changed
         )

@@ -191,6 +191,8 @@ class PoolManifest(Document):
     """The priorities of the task queues, in their order, of a pool that shares its slots fairly."""
     python: str | None = None
     """The minor version of Python that agents run with, such as 3.12; None: it is not known."""
+    tags: tuple[str, ...] = ()
+    """What its nodes are called in what tasks require."""
     interpreter: str | None = None
     """The blob of the control container with that Python; None: it is the `python3` of the nodes."""
 
@@ -258,6 +260,8 @@ class AgentConnections(Document):
     websockets: bool = False
     lanes: tuple[str, ...] = ()
     """The priorities of the task queues, in their order, of a pool that shares its slots fairly."""
+    tags: tuple[str, ...] = ()
+    """What the node is called in what tasks require, beside what it says itself."""
     idle_exit: float | None = 1800.0
     """Seconds without a task after which the agent exits; None: never."""
 
@@ -379,6 +383,12 @@ class Heartbeat(Document):
     """Whether it installs environments from wheels; False from agents of earlier versions."""
     accepts: tuple[str, ...] = ()
     """What it does with a task that agents of earlier versions do not, such as `passed.VALUES`."""
+    memory: int | None = None
+    """Bytes of memory that the node has; None where that is not known."""
+    gpus: int = 0
+    """GPUs that the node has."""
+    tags: tuple[str, ...] = ()
+    """What it is called in what tasks require."""
 
 
 @frozen

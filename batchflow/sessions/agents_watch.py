@@ -14,7 +14,7 @@ from batchflow.errors import (
 )
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
-from batchflow.protocol.passed import FILES, VALUES
+from batchflow.protocol.passed import VALUES
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batchflow.model import Explanation
     from batchflow.pools.reports.heartbeats import Sample
     from batchflow.protocol.documents import Heartbeat
+    from batchflow.sessions.needs_watch import NeedsWatch
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.scaling_watch import ScalingWatch
 
@@ -61,15 +62,17 @@ class AgentsWatch:
         *,
         refuse: Callable[[str], Awaitable[None]],
         scaling: ScalingWatch,
+        needs: NeedsWatch,
     ) -> None:
         """`refuse`: ends the session's tasks, because the pool's budget is spent; called with those words.
 
-        `scaling`: has an elastic pool scaled.
+        `scaling`: has an elastic pool scaled. `needs`: ends tasks that no node can run.
         """
         self._refuse = refuse
         self._context = context
         self._source = source
         self._scaling = scaling
+        self._needs = needs
         self._sample: Sample | None = None
         """The heartbeats that were read last."""
         self._alone_since: float | None = None
@@ -86,12 +89,6 @@ class AgentsWatch:
         """Whether all agents that were seen fetch values that other tasks left. False while none was seen."""
         beats = [] if self._sample is None else self._sample.beats
         return bool(beats) and all(VALUES in beat.accepts for beat in beats)
-
-    @property
-    def refuse_files(self) -> bool:
-        """Whether an agent was seen that brings no files of other tasks."""
-        beats = [] if self._sample is None else self._sample.beats
-        return any(FILES not in beat.accepts for beat in beats)
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's problem."""
@@ -184,6 +181,7 @@ class AgentsWatch:
             self._tell_versions(sample.beats)
             self._note_running(sample)
             self._context.problems.clear("agents", f"{sample.alive} agents are alive")
+        await self._needs.see(sample)
         return bool(sample.alive)
 
     def _note_running(self, sample: Sample) -> None:

@@ -176,19 +176,24 @@ class Cancellations:
         if (left := self._withdraw(entries)) and not self._context.lifetime.ended:
             self._context.background.start(self._request(left), "cancel abandoned tasks", last=True)
 
-    async def refuse(self, entries: list[Entry], reason: str) -> None:
-        """End tasks as `BudgetExceeded`, because no agent lives to say so. Those that were sent never run.
+    async def refuse(
+        self,
+        entries: list[Entry],
+        reason: str,
+        outcome: Callable[[Entry, str], ResultItem] = budget_exceeded_result,
+    ) -> None:
+        """End tasks with this outcome, because no agent can say so. Those that were sent never run.
 
         Raises `StorageError` when the cancellation cannot be written; then those that were sent stay.
         """
         for entry in entries:
             if entry.item is not None and not entry.done:
-                self._outcomes.resolve(entry, budget_exceeded_result(entry, reason))
+                self._outcomes.resolve(entry, outcome(entry, reason))
         if sent := [entry for entry in entries if not entry.done]:
             self._wanted.update((entry.sequence, entry) for entry in sent)
             async with self._lock:
                 await self._write()
-            self._resolve(sent, lambda entry: budget_exceeded_result(entry, reason))
+            self._resolve(sent, lambda entry: outcome(entry, reason))
         self._outcomes.change.notify()
 
     def abandon(self, run: Stoppable) -> None:

@@ -15,6 +15,7 @@ from batchflow.protocol.values.received import ValueReader
 from batchflow.sessions.agents_watch import AgentSource, AgentsWatch
 from batchflow.sessions.broadcast_sender import BroadcastSender
 from batchflow.sessions.cancellation import Cancellations
+from batchflow.sessions.needs_watch import NeedsWatch
 from batchflow.sessions.node_build import SessionMaker, build_wheel
 from batchflow.sessions.presence import PresenceKeeper
 from batchflow.sessions.receiving.checkpoint_store import CheckpointStore
@@ -22,12 +23,12 @@ from batchflow.sessions.receiving.dead_letters import DeadLetterHandler
 from batchflow.sessions.receiving.receiver import ResultReceiver
 from batchflow.sessions.records.expiry import ExpiryWatch
 from batchflow.sessions.records.outcomes import Outcomes
+from batchflow.sessions.records.tracker import rejected_result
 from batchflow.sessions.scaling_watch import ScalingWatch
 from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter
 from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
-from batchflow.sessions.workflows.task_files import FilePasser
 from batchflow.sessions.workflows.values import ValuePasser
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from batchflow.sessions.options import SessionOptions
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
-    from batchflow.sessions.workflows.inputs import InputOf
+    from batchflow.sessions.workflows.graph import Waiting
+    from batchflow.sessions.workflows.inputs import EntryOf
 
 
 def _keep_workflows(
@@ -49,7 +51,12 @@ def _keep_workflows(
     submitter.dependents.keeper = keeper
     outcomes.on_accepted = keeper.sent
     outcomes.is_restored = lambda: keeper.restored
-    receiver.before_receiving = lambda: keeper.restore(submitter.dependents.hold, outcomes.tell_ended)
+
+    def hold(waiting: Waiting) -> None:
+        submitter.dependents.hold(waiting)
+        submitter.needs.add(waiting.entry, waiting.submission.requires)
+
+    receiver.before_receiving = lambda: keeper.restore(hold, outcomes.tell_ended)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +88,7 @@ class SessionParts:
         *,
         found_again: bool,
         options: SessionOptions,
-        input_of: InputOf,
+        entry_of: EntryOf,
         task_of: Callable[[Entry], Any],
         agent_source: AgentSource,
         open_session: SessionMaker,
@@ -90,7 +97,7 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `input_of`, `task_of`: see `Submitter`.
+        `entry_of`, `task_of`: see `Submitter`.
         """
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
@@ -116,11 +123,17 @@ class SessionParts:
             passed=lambda: sender.passed,
         )
         scaling = ScalingWatch(context, scaler)
+        needs = NeedsWatch(
+            context,
+            outcomes,
+            lambda entries, reason: cancellations.refuse(entries, reason, rejected_result),
+        )
         agents = AgentsWatch(
             context,
             agent_source,
             refuse=lambda reason: cancellations.refuse(list(context.tracker), reason),
             scaling=scaling,
+            needs=needs,
         )
         environment = SessionEnvironment(options.requirements)
 
@@ -140,10 +153,10 @@ class SessionParts:
             code,
             environment,
             expiries=expiries,
-            input_of=input_of,
+            needs=needs,
+            entry_of=entry_of,
             task_of=task_of,
             values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),
-            files=FilePasser(context, outcomes, lambda: agents.refuse_files),
         )
         receiver.state.is_waited_for = submitter.dependents.graph.waits_for
         if checkpoint is not None:

@@ -15,7 +15,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,7 +23,7 @@ from batchflow.model import Status
 from batchflow.protocol.budgets import BudgetTerms, spent_text
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.events import ReportSpending, Verdict
-from node_agent.scheduling.state import BEGUN, SlotState
+from node_agent.scheduling.state import BEGUN, SlotState, Task
 
 _MOST_KEPT: Final = 8192
 """Budgets of sessions that are remembered."""
@@ -129,8 +129,11 @@ class Budgets:
     def _of(self, item: TaskItem) -> BudgetMeter | None:
         return None if item.budget is None else self.sessions.get(item.budget["ledger"])
 
-    def advance(self, now: float, slots: list[SlotState]) -> bool:
-        """Count the time until `now`; return whether a budget was spent in it."""
+    def advance(self, now: float, slots: list[SlotState], width: Callable[[Task], int]) -> bool:
+        """Count the time until `now`; return whether a budget was spent in it.
+
+        `width`: how many slots a task occupies.
+        """
         before, self._at = self._at, now
         if before is None or now <= before or not (self.pool or self.sessions):
             return False
@@ -140,7 +143,8 @@ class Budgets:
         if self.sessions:
             for slot in slots:
                 if slot.tasks and slot.phase in BEGUN and (meter := self._of(slot.tasks[0].item)) is not None:
-                    ended |= _spend(meter, (now - before) * meter.rate / len(slots))
+                    part = width(slot.tasks[0]) / len(slots)
+                    ended |= _spend(meter, (now - before) * meter.rate * part)
         return ended
 
     def due(self, now: float, slots: list[SlotState]) -> list[ReportSpending]:

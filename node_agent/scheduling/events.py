@@ -306,7 +306,7 @@ class HandBack:
     attempt: int | None = None
     """None: uncharged."""
     history: tuple[Attempt, ...] = ()
-    reason: Literal["retry", "drain", "straggler", "excess", "isolation", "node"] = "isolation"
+    reason: Literal["retry", "drain", "straggler", "excess", "isolation", "node", "needs"] = "isolation"
     expires: float | None = None
     """Seconds within which the copy may begin; None: without a limit."""
 

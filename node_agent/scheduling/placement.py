@@ -7,6 +7,8 @@ Rules:
 - While every slot is busy, waiting tasks follow what runs in a slot, when all of it together is a matter of
   a moment. The slot goes on without asking.
 - A task that runs alone waits until every slot is free, and lets no other task pass.
+- A task that requires more than a slot has one for itself, and others stay free for it (`reservations`). No
+  other task passes it: it is handed back when it has waited for too long.
 
 `load_policy` says what short and a moment are.
 
@@ -21,10 +23,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from batchflow.protocol.needs import KnownNode
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.cancellation import CancellationCache
-from node_agent.scheduling.events import Command, Follow, Prepare
+from node_agent.scheduling.events import Command, Follow, HandBack, Prepare
 from node_agent.scheduling.load_policy import LoadPolicy
+from node_agent.scheduling.reservations import Reservations, reserved
 from node_agent.scheduling.state import BEGUN, SlotEvent, SlotPhase, SlotState, Task, TaskEvent, alike
 
 MOST_FOLLOWING: Final = 500
@@ -38,6 +42,9 @@ class Placement:
     count: int
     """How many slots there are."""
     cancellations: CancellationCache
+    node: KnownNode | None = None
+    """What the node has; None: so many slots, and nothing else that is known."""
+    reservations: Reservations = field(init=False)
     load: LoadPolicy = field(init=False)
     slots: list[SlotState] = field(init=False)
     waiting: deque[Task] = field(default_factory=deque)
@@ -49,9 +56,11 @@ class Placement:
     def __post_init__(self) -> None:
         self.slots = [SlotState(index) for index in range(self.count)]
         self.load = LoadPolicy(self.count)
+        self.reservations = Reservations(self.node or KnownNode(self.count))
 
     def add(self, task: Task) -> None:
         """Let a task wait for a slot, behind all others that do not stand behind it by their rank."""
+        task.needs = reserved(task.item)
         if not self.waiting or self.waiting[-1].rank <= task.rank:
             self.waiting.append(task)
         else:
@@ -60,9 +69,10 @@ class Placement:
     def assign(self, now: float) -> list[Command]:
         """Place the tasks that can be placed now."""
         commands: list[Command] = []
-        while self.waiting and self.busy < self.count and self._may_place():
+        while self.waiting and self.reservations.fits(self.waiting[0], self.open) and self._may_place():
             tasks = self._take_chunk()
             slot = self._free_slot(tasks[0])
+            self.reservations.take(slot.index, tasks[0])
             slot.move(SlotEvent.PREPARE)
             slot.code, slot.session, slot.moved_at = tasks[0].code, tasks[0].session, now
             slot.shared, slot.followers, slot.latest, slot.unable = len(tasks) > 1, 0, 0, False
@@ -77,6 +87,7 @@ class Placement:
         left = list(slot.tasks)
         slot.tasks.clear()
         slot.move(SlotEvent.FREE)
+        self.reservations.release(slot.index)
         self.busy -= 1
         return left
 
@@ -108,11 +119,32 @@ class Placement:
 
     def straggler_deadline(self) -> float | None:
         """Return when every slot will have run one task for too long; None when one does something else."""
-        return self.load.straggler_deadline(self.slots, len(self.waiting))
+        if not self.is_full():
+            return None
+        busy = [slot for slot in self.slots if slot.phase is not SlotPhase.FREE]
+        return self.load.straggler_deadline(busy, len(self.waiting))
+
+    @property
+    def occupied(self) -> int:
+        """How many slots are busy, or kept free for a task that requires several."""
+        return self.busy + self.reservations.extra
+
+    @property
+    def open(self) -> int:
+        """How many slots can be had."""
+        return self.count - self.occupied
 
     def is_full(self) -> bool:
-        """Return whether every slot is busy."""
-        return self.busy == self.count
+        """Return whether no slot can be had."""
+        return self.open == 0
+
+    def held_up(self, now: float) -> HandBack | None:
+        """Let the next task wait no longer if it has held up others for too long; return its copy."""
+        task = self.waiting[0] if self.waiting else None
+        copy = self.reservations.held_up(task, self.open, now)
+        if copy is not None:
+            self.waiting.popleft()
+        return copy
 
     def running(self) -> list[tuple[TaskItem, float]]:
         """Return what runs at this moment, and since when."""
@@ -145,6 +177,7 @@ class Placement:
             for slot in self.slots
             if slot.phase is SlotPhase.RUNNING
             and slot.tasks
+            and slot.index not in self.reservations.held
             and slot.code == task.code
             and slot.followers < MOST_FOLLOWING
         ]
@@ -163,7 +196,9 @@ class Placement:
 
     def _may_follow(self, task: Task, slot: SlotState, now: float) -> bool:
         """Return whether a task may follow: nothing is fetched for it, and it waits for no document."""
-        if task.alone or task.code != slot.code or not task.item.carries_arguments:
+        if task.alone or task.needs is not None:
+            return False
+        if task.code != slot.code or not task.item.carries_arguments:
             return False
         return self.cancellations.clearance(task, now) == "go"
 
@@ -177,9 +212,9 @@ class Placement:
         """Take the next tasks that share a slot: of one message and bundle, as many as are known short."""
         first = self.waiting.popleft()
         chunk = [first]
-        if not self.waiting or first.alone:
+        if not self.waiting or first.alone or first.needs is not None:
             return chunk
-        pack = self.load.pack(len(self.waiting) + 1, self.count - self.busy)
+        pack = self.load.pack(len(self.waiting) + 1, self.open)
         pack.admits(first.command, 0)
         while self.waiting and alike(first, self.waiting[0]):
             if not pack.admits(self.waiting[0].command, 0):

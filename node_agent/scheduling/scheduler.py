@@ -12,7 +12,8 @@ Rules:
   attempt is charged), a drain, a straggler (what waits while every slot has run one task for too long; what
   stands behind such a task in its slot is taken back from there, and waits), an excess (what waits while
   every slot is busy, beyond what may wait: its sender took the tasks for shorter than they are), and
-  taking apart a message that comes a second time (none of them charged). While a message is taken apart
+  taking apart a message that comes a second time, and a task that this node cannot take, or not yet
+  (`reservations`; none of them charged). While a message is taken apart
   nothing begins: a copy that killed the agent before the message is removed would bring it back whole, again
   and again.
 - A message that comes a second time may have killed the agent that held it. Several tasks in it are handed
@@ -52,6 +53,7 @@ from typing import Final
 from batchflow.errors import ConfigurationError
 from batchflow.model import Attempt, Status
 from batchflow.protocol.documents import AgentState, Cancellation
+from batchflow.protocol.needs import KnownNode
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure, RetryAfter, RetryPolicy, decide
 from node_agent.scheduling.budgets import Budgets
@@ -98,6 +100,7 @@ from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.held_messages import HeldMessages
 from node_agent.scheduling.node_failures import NodeFailures
 from node_agent.scheduling.placement import Placement
+from node_agent.scheduling.reservations import needs_of
 from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import (
     AT_WORK,
@@ -130,6 +133,8 @@ class Scheduler:
     budgets: Budgets = field(default_factory=Budgets)
     turns: FairTurns | None = None
     """Of the lanes; None in a pool without."""
+    node: KnownNode | None = None
+    """What tasks may require of it; None: nothing but slots is known."""
     state: AgentState = "ready"
     cancellations: CancellationCache = field(default_factory=CancellationCache)
     placement: Placement = field(init=False)
@@ -151,7 +156,7 @@ class Scheduler:
     _exited: bool = False
 
     def __post_init__(self) -> None:
-        self.placement = Placement(self.slots, self.cancellations)
+        self.placement = Placement(self.slots, self.cancellations, self.node)
         self.settlement = Settlement(self.placement, self.crashes, turns=self.turns)
         self.busy_time = BusyTime(self.slots, self.started_at)
         self._failures = NodeFailures(self.host)
@@ -163,8 +168,9 @@ class Scheduler:
 
     def handle_all(self, events: Iterable[Event], now: float) -> list[Command]:
         """Take events; return what is to be done after all of them. This is cheaper than one by one."""
-        self.busy_time.advance(now, self.placement.busy)
-        if self.budgets.advance(now, self.placement.slots):
+        placement = self.placement
+        self.busy_time.advance(now, placement.occupied)
+        if self.budgets.advance(now, placement.slots, placement.reservations.width):
             self.settlement.refuse(self.budgets.refusal)
         self.settlement.now = now
         for event in events:
@@ -211,6 +217,7 @@ class Scheduler:
             self.cancellations.next_deadline(),
             self.settlement.expiries.next_deadline(),
             self.placement.straggler_deadline() if may_get_stuck else None,
+            self.placement.reservations.next_deadline(),
             *map(self.placement.load.lag_deadline, self.placement.slots),
             self._idle_deadline(),
             self.budgets.next_deadline(self.placement.slots),
@@ -277,8 +284,7 @@ class Scheduler:
             if (deadline := self.placement.load.lag_deadline(slot)) is not None and now >= deadline:
                 self.settlement.recall(slot)
         self.settlement.make_way()
-        if self.placement.waiting and not self.messages.is_splitting:
-            self.settlement.commands += self.placement.assign(now)
+        self.settlement.place(now)
         if self._stuck or self.placement.is_full():
             self._hand_back_excess(now)
         for session in self.cancellations.due(now):
@@ -330,6 +336,8 @@ class Scheduler:
             death = Attempt(task.item.attempt, DIED, self.host, crashes.last_at)
             history = (death,) * crashes.alone
             self.settlement.hand_back(task, HandBack(task.number, history=history, reason="isolation"))
+        elif (copy := self.placement.reservations.misfit(task)) is not None:
+            self.settlement.hand_back(task, copy)
         else:
             task.alone = crashes.in_company > 1 or reported > 0
             self.placement.loners += task.alone
@@ -415,6 +423,8 @@ class Scheduler:
             self.settlement.conclude(task, None)
         elif self.state == "draining":
             self.settlement.abandon(task)
+        elif (lack := self.placement.reservations.lack(task)) is not None:
+            self.settlement.conclude(task, _rejected(f"it requires {lack}, and no copy of it can be sent"))
         else:
             self.settlement.keep(task, now)
 
@@ -425,22 +435,10 @@ class Scheduler:
     ) -> None:
         self.cancellations.read(session, document, asked_at)
         if document is not None:
-            self._drop_cancelled(session)
+            self.settlement.drop_cancelled(session, _CANCELLED)
         for slot in self.placement.slots:
             if slot.phase is SlotPhase.CHECKING:
                 self._check(slot, now)
-
-    def _drop_cancelled(self, session: Session) -> None:
-        """End what waits, stop what runs, take back what stands behind it in its slot."""
-        waiting = self.placement.waiting
-        covered = [task for task in waiting if task.session == session and self.cancellations.covers(task)]
-        self.placement.drop(covered)
-        for task in covered:
-            self.settlement.conclude(task, _CANCELLED)
-        for slot in self.placement.slots:
-            if slot.tasks and slot.tasks[0].session == session:
-                self.settlement.stop_if_cancelled(slot)
-                self.settlement.recall_if_cancelled(slot)
 
     # Time
 
@@ -548,6 +546,10 @@ def _refusal(item: TaskItem) -> Verdict | None:
         return _rejected(f"timeout is {item.timeout}: it is more than 0 seconds, or not set")
     if item.memory_limit is not None and item.memory_limit <= 0:
         return _rejected(f"memory_limit is {item.memory_limit}: it is more than 0 bytes, or not set")
+    try:
+        needs_of(item)
+    except ValueError as error:
+        return _rejected(f"what it requires cannot be read: {error}")
     try:
         RetryPolicy.read(item.retry)
     except (ConfigurationError, TypeError, AttributeError, ValueError) as error:

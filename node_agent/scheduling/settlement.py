@@ -14,7 +14,16 @@ from math import inf
 from batchflow.protocol.lanes import rank
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.crash_history import CrashCount
-from node_agent.scheduling.events import Command, ForgetCrashes, HandBack, Recall, SendResult, Stop, Verdict
+from node_agent.scheduling.events import (
+    Command,
+    ForgetCrashes,
+    HandBack,
+    Recall,
+    SendResult,
+    Session,
+    Stop,
+    Verdict,
+)
 from node_agent.scheduling.expiry import TOO_LATE, Expiries, is_expired
 from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.held_messages import HeldMessages
@@ -108,7 +117,7 @@ class Settlement:
     def learn(self, task: Task, duration: float) -> None:
         """Note that a task took so many seconds of its slot."""
         self.placement.load.learn(task, duration)
-        self._take_back_charge(task, duration)
+        self._take_back_charge(task, duration * self.placement.reservations.width(task))
 
     def _take_back_charge(self, task: Task, duration: float = 0.0) -> None:
         """Count what a task has taken, in place of what it was taken for."""
@@ -140,6 +149,32 @@ class Settlement:
             if due > 0 and can_recall(slot) and slot.tasks[-1].rank > 0:
                 self.recall(slot)
                 due -= 1
+
+    def place(self, now: float) -> None:
+        """Place what waits, and hand back what has held it up for too long. While a message is split nothing
+        begins."""
+        self._assign(now)
+        while (copy := self.placement.held_up(now)) is not None:
+            self.hand_back(self.tasks[copy.task], copy)
+            self._assign(now)
+
+    def _assign(self, now: float) -> None:
+        if self.placement.waiting and not self.messages.is_splitting:
+            self.commands += self.placement.assign(now)
+
+    def drop_cancelled(self, session: Session, verdict: Verdict) -> None:
+        """End what waits and is cancelled, stop what runs, take back what stands behind it in its slot."""
+        placement, cancellations = self.placement, self.placement.cancellations
+        covered = [
+            task for task in placement.waiting if task.session == session and cancellations.covers(task)
+        ]
+        placement.drop(covered)
+        for task in covered:
+            self.conclude(task, verdict)
+        for slot in placement.slots:
+            if slot.tasks and slot.tasks[0].session == session:
+                self.stop_if_cancelled(slot)
+                self.recall_if_cancelled(slot)
 
     def hand_back(self, task: Task, command: HandBack) -> None:
         """Send a copy of a task to the queue."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Final, Self
 
+from batchflow.protocol.needs import Needs
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure
 from node_agent.scheduling.events import Session
@@ -149,6 +150,8 @@ class Task:
     """What is lower goes first: the place of its priority; all have the same in a pool without lanes."""
     charged: float = 0.0
     """Seconds that are counted for its lane, and that it has not taken yet."""
+    needs: Needs | None = None
+    """What it requires, if that is more than one slot of any node."""
     failure: Failure | None = None
     """Set when a retry is on its way: what to report if it cannot leave."""
     outcome: object = None
@@ -244,6 +247,6 @@ def can_recall(slot: SlotState) -> bool:
 
 def alike(first: Task, other: Task) -> bool:
     """Return whether both may share a slot: they are of one message, run the same code, and not alone."""
-    if other.message is not first.message or other.alone:
+    if other.message is not first.message or other.alone or other.needs is not None:
         return False
     return other.code == first.code

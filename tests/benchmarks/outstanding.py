@@ -40,5 +40,4 @@ async def main(numbers: list[int]) -> None:
             print(json.dumps(figures), flush=True)
 
 
-if __name__ == "__main__":
-    asyncio.run(main([int(argument) for argument in sys.argv[1:]]))
+asyncio.run(main([int(argument) for argument in sys.argv[1:]]))

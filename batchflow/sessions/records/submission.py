@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
 from batchflow.protocol import wire
+from batchflow.protocol.needs import Needs
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.encoding import is_finite, to_json
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
-from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from batchflow.protocol.passed import PassedFile, PassedValue
+    from batchflow.protocol.passed import PassedValue
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
     from batchflow.sessions.records.tracker import Entry
@@ -43,6 +43,7 @@ class TaskOptions(TypedDict, total=False):
     after: Any
     on_failure: Literal["pass"] | None
     expires: float | timedelta | None
+    requires: Mapping[str, Any] | None
 
 
 class MapOptions(TaskOptions, total=False):
@@ -52,20 +53,11 @@ class MapOptions(TaskOptions, total=False):
     window: int | None
 
 
-@frozen
-class TaskInput:
-    """What a task takes of another one: its value, or a file that it left."""
-
-    entry: Entry
-    file: str | None = None
-    """Its name; None: the value."""
-
-
 class InputMarks(Protocol):
     """Numbers the tasks among arguments; see `arguments.encode`."""
 
     @property
-    def inputs(self) -> list[TaskInput]: ...
+    def entries(self) -> list[Entry]: ...
 
     def __call__(self, value: Any, /) -> int | None: ...
 
@@ -98,12 +90,12 @@ class Submission:
     """`"pass"`: it also begins when a task that it waits for failed, and gets the failed `Result`."""
     expires: float | timedelta | None = None
     """Seconds from the submit; what has not begun by then never does. None: without a limit."""
-    inputs: tuple[TaskInput, ...] = ()
-    """The tasks whose values or files stand in the arguments, in the order of their numbers there."""
-    passed: Sequence[PassedValue] = ()
+    requires: Mapping[str, Any] | None = None
+    """What it requires of its node, as it travels; None: one slot of any."""
+    inputs: tuple[Entry, ...] = ()
+    """The tasks whose values stand in the arguments, in the order of their numbers there."""
+    passed: list[PassedValue] = field(default_factory=list)
     """The values that the agent fetches, in the order of their numbers."""
-    files: Sequence[PassedFile] = ()
-    """The files that the agent brings, in the order of their folders."""
 
     @classmethod
     def of(
@@ -140,6 +132,11 @@ class Submission:
                     f"{command}: expires is {self.expires!r}; seconds above 0, or a timedelta, are needed"
                 )
             self.expires = seconds
+        if self.requires is not None:
+            try:
+                self.requires = Needs.read(self.requires).fields() or None
+            except ValueError as error:
+                raise ConfigurationError(f"{command}: requires: {error}") from None
 
     def begin_by(self, now: float) -> float | None:
         """Return when it expires if it is submitted now; None: never."""
@@ -199,8 +196,8 @@ class Submission:
             pickles=unpickle,
             budget=budget,
             trace=trace,
+            requires=self.requires,
             inputs=[each.fields() for each in self.passed] or None,
-            files=[each.fields() for each in self.files] or None,
         )
         try:
             data = wire.encode(item)
@@ -228,7 +225,7 @@ class Submission:
             self.arguments, self.command, classes, index, is_python=is_python, mark=marks
         )
         if marks is not None:
-            self.inputs = tuple(marks.inputs)
+            self.inputs = tuple(marks.entries)
 
 
 def repeatable(options: TaskOptions) -> TaskOptions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from hypothesis.stateful import (
 )
 
 from batchflow.protocol.documents import Cancellation
+from batchflow.protocol.needs import KnownNode, Needs
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure
 from node_agent.scheduling import events as to
@@ -33,6 +34,17 @@ SESSION = ("job", "client")
 WALKS: Final = 400
 TABLES: Final = ("TASK_TRANSITIONS", "SLOT_TRANSITIONS")
 
+
+REQUIRED: Final[list[dict[str, Any] | None]] = [
+    None,
+    None,
+    None,
+    {"slots": 2},
+    {"slots": "all", "tags": ["ssd"]},
+    {"memory": 60},
+    {"gpus": 1},
+    {"tags": ["elsewhere"]},
+]
 
 Chance = st.DataObject | Random
 
@@ -90,7 +102,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             f"{INCARNATION}:5": CrashCount(0, 2),
             f"{INCARNATION}:6": CrashCount(3, 0),
         }
-        self.scheduler = Scheduler(slots, "host", idle, self.now, crashes)
+        node = KnownNode(slots, memory=100, gpus=1, tags=frozenset({"ssd"}))
+        self.scheduler = Scheduler(slots, "host", idle, self.now, crashes, node=node)
         self.feed(to.Tick())
 
     def feed(self, *events: to.Event) -> None:
@@ -188,9 +201,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         redelivered=st.sampled_from([False, False, False, True]),
         age=st.sampled_from([0.0, 0.0, 5.0]),
         hop=st.sampled_from([0, 0, 0, 1]),
+        requires=st.sampled_from(REQUIRED),
     )
-    def message_arrives(self, size: int, redelivered: bool, age: float, hop: int) -> None:
+    def message_arrives(
+        self, size: int, redelivered: bool, age: float, hop: int, requires: dict[str, Any] | None = None
+    ) -> None:
+        """One of its tasks may require something."""
         items = [task(self.sequence + offset, hop=hop, retry={"max_attempts": 2}) for offset in range(size)]
+        items[-1] = replace(items[-1], requires=requires)
         self.sequence += size
         self.arrive(items, redelivered, age)
 
@@ -417,6 +435,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         return {SlotPhase.RECALLED if slot in self.asked_back else SlotPhase.RUNNING}
 
     @invariant()
+    def what_runs_has_what_it_requires(self) -> None:
+        """No two tasks have the same slot, memory or GPU, and none runs on a node that lacks something."""
+        scheduler = getattr(self, "scheduler", None)
+        if scheduler is None or self.exited:
+            return
+        slots = (*self.prepared.values(), *self.running.values())
+        required = [scheduler.item(tasks[0]).requires for tasks in slots if tasks]
+        needs = [Needs.read(each) for each in required if each is not None]
+        count = scheduler.slots
+        assert sum(each.slots or count for each in needs) + len(slots) - len(needs) <= count
+        assert sum(each.memory for each in needs) <= 100
+        assert sum(each.gpus for each in needs) <= 1
+        assert not any("elsewhere" in each.tags for each in needs)
+
+    @invariant()
     def a_held_message_is_known(self) -> None:
         scheduler = getattr(self, "scheduler", None)
         if scheduler is None or self.exited:
@@ -485,7 +518,11 @@ STEPS: Final[list[Step]] = [
     (
         lambda machine: machine.sequence < 60,
         lambda machine, chance: machine.message_arrives(
-            chance.randint(1, 4), chance.random() < 0.1, chance.choice([0.0, 0.0, 5.0]), chance.random() < 0.1
+            chance.randint(1, 4),
+            chance.random() < 0.1,
+            chance.choice([0.0, 0.0, 5.0]),
+            chance.random() < 0.1,
+            chance.choice([None, *REQUIRED]),
         ),
     ),
     (
@@ -555,6 +592,7 @@ INVARIANTS: Final = (
     SchedulerMachine.every_task_is_in_one_place,
     SchedulerMachine.every_task_is_in_the_state_of_its_place,
     SchedulerMachine.every_slot_is_in_the_phase_of_its_work,
+    SchedulerMachine.what_runs_has_what_it_requires,
 )
 
 
