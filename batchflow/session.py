@@ -35,7 +35,7 @@ from batchflow.sessions.records.stats import SessionStats
 from batchflow.sessions.records.submission import MapOptions, Submission, TaskOptions, repeatable
 from batchflow.streams import EventStream, MapResults, ResultStream, SessionResults
 from batchflow.support.supervised import Supervised
-from batchflow.task import Task, entry_of
+from batchflow.task import Task, input_of
 
 if TYPE_CHECKING:
     from batchflow.environments.requirements import Requirements
@@ -111,7 +111,7 @@ class Session(Supervised):
             context,
             found_again=found_again,
             options=options,
-            entry_of=lambda value: entry_of(value, self._parts.outcomes),
+            input_of=lambda value: input_of(value, self._parts.outcomes),
             task_of=self._task,
             agent_source=AgentSource(
                 start=pool.start,

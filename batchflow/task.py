@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
 from batchflow.errors import InvalidDependency
 from batchflow.model import Result, Status, T_co
+from batchflow.sessions.records.submission import TaskInput
+from batchflow.sessions.workflows.inputs import file_name
 
 if TYPE_CHECKING:
     from batchflow.sessions.cancellation import Cancellations
@@ -93,6 +96,14 @@ class Task(Generic[T_co]):
     async def _value(self) -> T_co:
         return (await self.outcome()).unwrap()
 
+    def file(self, name: str) -> TaskFile:
+        """Return a file that the task leaves in its output folder, to be an argument of another task.
+
+        That one gets its path, in its working directory. `name`: relative to the output folder. Raises
+        `InvalidDependency` for one that leaves the folder.
+        """
+        return TaskFile(self, file_name(name, self.id))
+
     async def cancel(self, *, inputs: bool = False) -> None:
         """Ask for its end; idempotent. Returns when the request is written where every agent looks.
 
@@ -111,18 +122,28 @@ class Task(Generic[T_co]):
         return task_card(self._entry, self.node, self.started_at)
 
 
-def entry_of(value: Any, outcomes: Outcomes) -> Entry | None:
-    """Return the task that a handle stands for; None for what is no handle.
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """A file that a task leaves, as an argument of another task: `Task.file` makes it."""
+
+    task: Task[Any]
+    name: str
+    """Relative to the task's output folder."""
+
+
+def input_of(value: Any, outcomes: Outcomes) -> TaskInput | None:
+    """Return what a handle stands for, a task's value or a file of it; None for what is no handle.
 
     `outcomes`: of the session in which it is to be waited for. Raises `InvalidDependency` for the handle of
     another session.
     """
-    if not isinstance(value, Task):
+    task = value.task if isinstance(value, TaskFile) else value
+    if not isinstance(task, Task):
         return None
-    if value._outcomes is not outcomes:
+    if task._outcomes is not outcomes:
         raise InvalidDependency(
-            f"task {value.id} ({value._entry.command}) is of session {value._entry.job}/{value._entry.client}"
-            f"{', which is closed' if value._outcomes.closed else ''}: a task can wait for tasks of its own "
+            f"task {task.id} ({task._entry.command}) is of session {task._entry.job}/{task._entry.client}"
+            f"{', which is closed' if task._outcomes.closed else ''}: a task can wait for tasks of its own "
             "session alone; await that one, and pass its value"
         )
-    return value._entry
+    return TaskInput(task._entry, None if task is value else value.name)

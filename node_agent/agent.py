@@ -23,7 +23,7 @@ from anyio import CancelScope
 from batchflow.protocol import documents, layout, wire
 from batchflow.protocol.broadcasts import BROADCAST
 from batchflow.protocol.needs import NEEDS
-from batchflow.protocol.passed import VALUES
+from batchflow.protocol.passed import FILES, VALUES
 from batchflow.support.frozen import frozen
 from node_agent.control import heartbeat
 from node_agent.control.activity import ActivityWriter
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from batchflow.ports.broker import Broker
     from batchflow.ports.storage import Container
+    from node_agent.bundles.task_files import FileCache
     from node_agent.control.event_batcher import EventBatcher
     from node_agent.control.log_upload import LogUploader
     from node_agent.execution.resources import Bundles, RunningTasks
@@ -91,6 +92,7 @@ class Parts:
     forget_crashes: Callable[[str], None]
     events: EventBatcher
     broadcasts: BroadcastParts
+    files: FileCache
     log: LogUploader | None = None
 
 
@@ -231,6 +233,7 @@ class Agent:
             running=parts.running,
             inline_limit=min(config.inline_limit, config.result_limit),
             result_limit=config.result_limit,
+            files=parts.files,
         )
 
     def _make_broadcasts(self, config: documents.AgentConfig, resources: TaskResources) -> BroadcastRunner:
@@ -348,7 +351,7 @@ class Agent:
             clock_skew=self._incoming.clock.ahead,
             trouble=self._problems.text,
             usage=self.usage(),
-            accepts=(VALUES, BROADCAST, NEEDS),
+            accepts=(VALUES, FILES, BROADCAST, NEEDS),
             memory=self._kind.memory,
             gpus=self._kind.gpus,
             tags=tuple(sorted(self._kind.tags)),

@@ -178,12 +178,13 @@ class BlobContainer(Closes):
                 file, length=length, overwrite=not create, max_concurrency=STREAMS
             )
 
-    async def download(self, name: str, path: str | PathLike[str]) -> None:
+    async def download(self, name: str, path: str | PathLike[str], *, signature: str | None = None) -> None:
+        blob = self._blob(name) if signature is None else self._signed(name, signature)
         target = Path(path)
         partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
         try:
             with self._failing("download", name):
-                stream = await self._blob(name).download_blob(max_concurrency=STREAMS)
+                stream = await blob.download_blob(max_concurrency=STREAMS)
                 with partial.open("wb") as file:
                     async for chunk in stream.chunks():
                         file.write(chunk)
@@ -203,12 +204,15 @@ class BlobContainer(Closes):
         return True
 
     async def get_signed(self, name: str, signature: str) -> bytes:
-        url = f"{self._blob(name).url.partition('?')[0]}?{signature}"
         with self._failing("read", name):
-            # It is not closed, because the transport is the container's.
-            stream = await BlobClient.from_blob_url(url, **self._options).download_blob()
+            stream = await self._signed(name, signature).download_blob()
             data: bytes = await stream.readall()
         return data
+
+    def _signed(self, name: str, signature: str) -> BlobClient:
+        """Return a blob by its own signature. It is not closed: the transport is the container's."""
+        url = f"{self._blob(name).url.partition('?')[0]}?{signature}"
+        return BlobClient.from_blob_url(url, **self._options)
 
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         listed_at = 0.0

@@ -87,8 +87,11 @@ class Container(Closable, Protocol):
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         """Upload a file's content, streamed. `create`: raises `BlobConflict` if the blob exists."""
 
-    async def download(self, name: str, path: str | PathLike[str]) -> None:
-        """Download into a file, streamed, which appears whole or not at all. Raises `BlobNotFound`."""
+    async def download(self, name: str, path: str | PathLike[str], *, signature: str | None = None) -> None:
+        """Download into a file, streamed, which appears whole or not at all. Raises `BlobNotFound`.
+
+        `signature`: of the blob's own, in place of this credential.
+        """
 
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         """Delete a blob; False when there was none. `if_match`: that version, else raises `BlobConflict`."""

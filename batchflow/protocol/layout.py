@@ -166,9 +166,12 @@ def result_blob(job: str, client: str, uid: str, attempt: int, agent: str) -> st
     return f"results/{job}/{client}/{uid}-{attempt}-{agent}.json"
 
 
+OUTPUTS: Final = "outputs/"
+
+
 def outputs_prefix(job: str, client: str, uid: str, folder: str = "") -> str:
     """Return the prefix of a task's output folder; `folder`: of one execution's folder in it."""
-    return f"outputs/{job}/{client}/{uid}/{folder}/" if folder else f"outputs/{job}/{client}/{uid}/"
+    return f"{OUTPUTS}{job}/{client}/{uid}/{folder}/" if folder else f"{OUTPUTS}{job}/{client}/{uid}/"
 
 
 def heartbeat_blob(agent: str) -> str:

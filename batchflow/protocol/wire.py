@@ -123,10 +123,13 @@ class TaskItem:
     inputs: list[Any] | None = optional("inputs", LIST, default=None)
     """Where the values lie that its arguments have numbers for, as `passed` has it; None: they are here."""
 
+    files: list[Any] | None = optional("files", LIST, default=None)
+    """Where the files lie that it takes from other tasks, as `passed` has it; None: it takes none."""
+
     @property
     def carries_arguments(self) -> bool:
-        """Whether all of the arguments is here, and nothing in a blob."""
-        return self.inputs is None and self._has_arguments
+        """Whether all that it takes is here, and nothing in a blob."""
+        return self.inputs is None and self.files is None and self._has_arguments
 
     @property
     def _has_arguments(self) -> bool:

@@ -14,7 +14,7 @@ from batchflow.errors import (
 )
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.spending.budgets import shrink_spent, spent_reason
-from batchflow.protocol.passed import VALUES
+from batchflow.protocol.passed import FILES, VALUES
 from batchflow.sessions.records.tracker import RunningOn
 from batchflow.support.cadence import sleep_until_turn
 from batchflow.support.event_log import event_logger
@@ -89,6 +89,12 @@ class AgentsWatch:
         """Whether all agents that were seen fetch values that other tasks left. False while none was seen."""
         beats = [] if self._sample is None else self._sample.beats
         return bool(beats) and all(VALUES in beat.accepts for beat in beats)
+
+    @property
+    def refuse_files(self) -> bool:
+        """Whether an agent was seen that brings no files of other tasks."""
+        beats = [] if self._sample is None else self._sample.beats
+        return any(FILES not in beat.accepts for beat in beats)
 
     async def start(self) -> None:
         """Start the pool's agents where they do not live. A failure becomes the session's problem."""

@@ -29,6 +29,7 @@ from batchflow.sessions.sender import TaskSender
 from batchflow.sessions.submitter import Submitter
 from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.keeper import WorkflowKeeper
+from batchflow.sessions.workflows.task_files import FilePasser
 from batchflow.sessions.workflows.values import ValuePasser
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.context import SessionContext
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.graph import Waiting
-    from batchflow.sessions.workflows.inputs import EntryOf
+    from batchflow.sessions.workflows.inputs import InputOf
 
 
 def _keep_workflows(
@@ -88,7 +89,7 @@ class SessionParts:
         *,
         found_again: bool,
         options: SessionOptions,
-        entry_of: EntryOf,
+        input_of: InputOf,
         task_of: Callable[[Entry], Any],
         agent_source: AgentSource,
         open_session: SessionMaker,
@@ -97,7 +98,7 @@ class SessionParts:
         """Make the parts. Raises `ConfigurationError` for a timeout, a journal or a budget that is none.
 
         `found_again`: the user gave the session's name, by which a later session finds its mailbox.
-        `entry_of`, `task_of`: see `Submitter`.
+        `input_of`, `task_of`: see `Submitter`.
         """
         classes = BundleClasses()
         reader = ValueReader(classes, unpickle=options.unpickle)
@@ -154,9 +155,10 @@ class SessionParts:
             environment,
             expiries=expiries,
             needs=needs,
-            entry_of=entry_of,
+            input_of=input_of,
             task_of=task_of,
             values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),
+            files=FilePasser(context, outcomes, lambda: agents.refuse_files),
         )
         receiver.state.is_waited_for = submitter.dependents.graph.waits_for
         if checkpoint is not None:

@@ -12,12 +12,13 @@ from batchflow.files import Files, collect, stored, upload
 from batchflow.protocol import wire
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.kept import KeptArguments
-from batchflow.sessions.records.submission import Submission
+from batchflow.sessions.records.submission import Submission, TaskInput
 from batchflow.sessions.records.tracker import Entry, submit_failed_result
 from batchflow.sessions.task_encoder import TaskEncoder
 from batchflow.sessions.workflows.dependents import Dependents
 from batchflow.sessions.workflows.graph import RunsWith, Waiting
-from batchflow.sessions.workflows.inputs import EntryOf, TaskMarks, entries_of
+from batchflow.sessions.workflows.inputs import InputOf, TaskMarks, entries_of
+from batchflow.sessions.workflows.task_files import FilePasser, shown
 from batchflow.sessions.workflows.values import ValueMark, ValuePasser, number_of
 from batchflow.support.backoff import Backoff
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _YIELD_EVERY: Final = 64
 """Number of submits after which the event loop gets a turn, so that tasks are sent meanwhile."""
+
+_NONE: Final[Mapping[Any, Any]] = {}
 
 
 class Submitter:
@@ -50,13 +53,14 @@ class Submitter:
         *,
         expiries: ExpiryWatch,
         needs: NeedsWatch,
-        entry_of: EntryOf,
+        input_of: InputOf,
         task_of: Callable[[Entry], Any],
         values: ValuePasser,
+        files: FilePasser,
     ) -> None:
-        """Make it for one session. `values`: how large values go from task to task.
+        """Make it for one session. `values`, `files`: how large values and files go from task to task.
 
-        `entry_of`: what a handle among arguments stands for. `task_of`: the handle of a task.
+        `input_of`: what a handle among arguments stands for. `task_of`: the handle of a task.
         `classes`: those of the session's files.
         """
         self.classes = classes
@@ -70,11 +74,12 @@ class Submitter:
         self._settings = context.settings
         self._code = code
         self._environment = environment
-        self._entry_of = entry_of
+        self._input_of = input_of
         self._task_of = task_of
         self.values: ValuePasser = values
         """How large values go from task to task."""
-        self.dependents: Dependents = Dependents(outcomes, self, values)
+        self._files = files
+        self.dependents: Dependents = Dependents(outcomes, self, values, files)
         """The tasks that wait for others."""
         self.bundle = ""
         """The hash of the files that tasks submitted from now on run with."""
@@ -180,14 +185,14 @@ class Submitter:
                 self._prepare(submission, index)
 
     def _prepare(self, submission: Submission, index: int | None) -> None:
-        submission.prepare(self.classes, index=index, marks=TaskMarks(self._entry_of))
+        submission.prepare(self.classes, index=index, marks=TaskMarks(self._input_of))
 
     def _inputs_of(self, submission: Submission) -> tuple[Entry, ...]:
         """Return what the task waits for, each once. Raises `InvalidDependency`."""
         if not submission.inputs and not submission.after:
             return ()
-        after = entries_of(submission.after, self._entry_of) if submission.after else ()
-        return tuple(dict.fromkeys([*submission.inputs, *after]))
+        after = entries_of(submission.after, self._input_of) if submission.after else ()
+        return tuple(dict.fromkeys([*[each.entry for each in submission.inputs], *after]))
 
     # ---- tasks that wait for others
 
@@ -221,13 +226,13 @@ class Submitter:
     def release(self, waiting: Waiting) -> bool:
         """Put a task that was held into the outbox.
 
-        False when its arguments are too large for a message, or a value that it takes lies in a blob.
+        False when its arguments are too large for a message, or what it takes lies in a blob.
         Raises `ConfigurationError` for one that can never be sent, OSError for a value that cannot be read.
         """
         submission, entry = waiting.submission, waiting.entry
         if self.values.has_to_wait(waiting):
             return False
-        self._fill(submission, {})
+        self._fill(submission)
         item = self._encoder.inline(submission, entry, waiting.runs_with)
         if item is None:
             return False
@@ -237,13 +242,14 @@ class Submitter:
     async def release_by_reference(self, waiting: Waiting) -> None:
         """Put a task into the outbox, for which `release` was not enough. Raises as that does.
 
-        Also raises `StorageError`, when trying again does not help.
+        Also raises `FileMissing`, and `StorageError` when trying again does not help.
         """
         marks = await self.values.marks(waiting)
+        paths = await self._files.paths(waiting)
         if waiting.entry.done:
             self.keep_unsent(waiting)
             return
-        self._fill(waiting.submission, marks)
+        self._fill(waiting.submission, marks, paths)
         item = self._encoder.inline(waiting.submission, waiting.entry, waiting.runs_with)
         if item is not None:
             self._release(waiting.submission, waiting.entry, item, marks)
@@ -267,26 +273,35 @@ class Submitter:
         self._release(waiting.submission, entry, item, marks)
 
     def keep_unsent(self, waiting: Waiting) -> None:
-        """Keep the arguments of a task that is never sent, with the tasks in place of their values."""
+        """Keep the arguments of a task that is never sent, with the tasks and files that it waited for."""
         submission = waiting.submission
         if not submission.inputs:
             self._encoder.keep_arguments(submission, waiting.entry)
             return
         assert isinstance(submission.encoded, bytes)
-        handles = [self._task_of(entry) for entry in submission.inputs]
+        handles = [shown(each, self._task_of(each.entry)) for each in submission.inputs]
         waiting.entry.arguments = KeptArguments(submission.encoded, self.classes, {}, handles.__getitem__)
 
-    def _fill(self, submission: Submission, marks: Mapping[Entry, ValueMark]) -> None:
+    def _fill(
+        self,
+        submission: Submission,
+        marks: Mapping[Entry, ValueMark] = _NONE,
+        paths: Mapping[TaskInput, Any] = _NONE,
+    ) -> None:
         """Put values in the places of tasks, and encode the arguments again. Idempotent.
 
-        `marks`: of those that the agent fetches.
+        `marks`: of values that the agent fetches. `paths`: what takes the places of files.
         """
         if not submission.inputs:
             return
         assert isinstance(submission.encoded, bytes)
         values = [
-            marks[entry] if entry in marks else self._outcomes.passed_value(entry)
-            for entry in submission.inputs
+            paths[each]
+            if each.file is not None
+            else marks[each.entry]
+            if each.entry in marks
+            else self._outcomes.passed_value(each.entry)
+            for each in submission.inputs
         ]
         submission.arguments = KeptArguments(submission.encoded, self.classes, {}, values.__getitem__).open()
         submission.encoded = None

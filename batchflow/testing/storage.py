@@ -75,8 +75,9 @@ class MemoryContainer(CheckedClosing):
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         await self.put(name, Path(path).read_bytes(), create=create)
 
-    async def download(self, name: str, path: str | PathLike[str]) -> None:
-        Path(path).write_bytes(self._blob(name).data)
+    async def download(self, name: str, path: str | PathLike[str], *, signature: str | None = None) -> None:
+        data = self._blob(name).data if signature is None else await self.get_signed(name, signature)
+        Path(path).write_bytes(data)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         there = self._storage.content.get(self.name, {}).get(name)

@@ -1,6 +1,7 @@
 """A workflow: count the words of a hundred files, merge the counts in pairs as they come, reduce the pairs.
 
-A task is an argument of the task that takes its value. Nothing else is needed.
+A task is an argument of the task that takes its value. Nothing else is needed. The sum becomes a file, which
+is an argument of the task that reads it.
 """
 
 import argparse
@@ -33,8 +34,10 @@ async def main(config: str | None) -> None:
             total = await session.submit("merge.py", *pairs)
             words = await total
             print(f"{len(TEXTS)} files, {len(pairs)} pairs, {sum(words.values())} words")
-            for word, count in sorted(words.items(), key=lambda each: (-each[1], each[0]))[:3]:
-                print(f"{count:4} {word}")
+
+            table = await session.submit("table.py", total)
+            for word, count in await session.run("top.py", table.file("words.csv"), 3):
+                print(f"{count:>4} {word}")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ from batchflow.support.frozen import frozen
 from node_agent.system import file_stamps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from batchflow.protocol.bundle import Bundle, BundleFile
+    from node_agent.bundles.task_files import StoredFile
 
 OUTPUTS: Final = "outputs"
 _KEPT_BUNDLES: Final = 4
@@ -99,6 +100,20 @@ class Workspace:
             self._signatures.pop(oldest.directory, None)
             await asyncio.to_thread(remove, oldest.directory)
         return place
+
+    async def bring(self, place: Place, files: Mapping[str, StoredFile]) -> None:
+        """Put files of other tasks into a place, by their paths in it, for one task. `collect` removes them.
+
+        Raises OSError.
+        """
+        await asyncio.to_thread(self._bring, place, files)
+
+    @staticmethod
+    def _bring(place: Place, files: Mapping[str, StoredFile]) -> None:
+        for name, file in files.items():
+            target = place.directory / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.copy_to(str(target))
 
     async def check(self, place: Place) -> bool:
         """Restore what others than the place's own tasks changed; return whether there was something.

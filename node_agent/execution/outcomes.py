@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.bundle import Bundle
     from batchflow.protocol.wire import Reference
+    from node_agent.bundles.task_files import StoredFile
     from node_agent.bundles.values import StoredValue
 
 _TAIL: Final = 2000
@@ -82,6 +83,9 @@ class Execution:
     """The W3C `traceparent` of a task that is traced."""
     inputs: list[StoredValue] = field(default_factory=list)
     """The values that the arguments have numbers for, as other tasks left them: JSON or containers."""
+
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+    """Files of other tasks, by their paths in the working directory."""
 
     @property
     def process_key(self) -> Key:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import anyio.to_thread
@@ -20,15 +20,14 @@ import orjson
 from batchflow.errors import BlobConflict, BlobNotFound, ConfigurationError, ProtocolError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout, wire
-from batchflow.protocol.fields import FieldError
 from batchflow.protocol.functions import PYTHON, python_of
-from batchflow.protocol.passed import read_passed
 from batchflow.protocol.values.encoding import container_size, is_container
 from batchflow.protocol.variables import TaskVariables, task_variables
-from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.bundles.environments import NO_ROOM
-from node_agent.bundles.values import StoredValue, ValueCache
+from node_agent.bundles.task_files import FileCache
+from node_agent.bundles.task_inputs import TaskInputs, Unfit, patiently
+from node_agent.bundles.values import ValueCache
 from node_agent.bundles.variables import VariablesCache
 from node_agent.execution.outcomes import Outcome, too_large
 from node_agent.system import file_stamps, thread_limits
@@ -42,22 +41,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRIES: Final = 6
-"""Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
 _TOKEN: Final = 8
 """Random bytes in the name of an execution."""
 UPLOADS: Final = 4
 """Files of a task that are uploaded at once."""
-
-T = TypeVar("T")
-
-
-class Unfit(Exception):
-    """A task cannot run, or no task of a slot can. `kind` is the name of the `TaskError`."""
-
-    def __init__(self, kind: str, error: str) -> None:
-        super().__init__(error)
-        self.kind = kind
 
 
 class Bundles(Protocol):
@@ -96,13 +83,14 @@ class TaskResources:
     """Bytes of a value that travel in the result's message."""
     result_limit: int
     """Bytes that a value may have."""
+    files: FileCache
     variables: VariablesCache = field(default_factory=VariablesCache)
     values: ValueCache = field(default_factory=ValueCache)
 
     async def fetch_bundle(self, bundle_hash: str, stack: AsyncExitStack) -> tuple[Bundle, Path]:
         """Have the files of a bundle in the cache until the stack ends. Raises `Unfit`, `StorageError`."""
         try:
-            return await _patiently(lambda: stack.enter_async_context(self.bundles.use(bundle_hash)))
+            return await patiently(lambda: stack.enter_async_context(self.bundles.use(bundle_hash)))
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its files are not in the pool: {error}") from error
         except ProtocolError as error:
@@ -114,7 +102,7 @@ class TaskResources:
         Raises `Unfit`, `StorageError`.
         """
         try:
-            return await _patiently(lambda: stack.enter_async_context(self.environments.use(bundle_hash)))
+            return await patiently(lambda: stack.enter_async_context(self.environments.use(bundle_hash)))
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its environment is not in the pool: {error}") from error
         except ProtocolError as error:
@@ -132,7 +120,7 @@ class TaskResources:
         try:
             if not blob.startswith(layout.VARIABLES):
                 raise ProtocolError(f"{blob[:80]!r} is no blob of variables")
-            stored = TaskVariables.decode((await _patiently(lambda: self.ctl.get(blob))).data)
+            stored = TaskVariables.decode((await patiently(lambda: self.ctl.get(blob))).data)
             found = task_variables(stored.env, stored.secrets, "the task").all
         except BlobNotFound as error:
             raise Unfit("TaskRejected", f"its environment variables are gone: {error}") from error
@@ -175,7 +163,7 @@ class TaskResources:
         if reference.data is not None:
             return reference.data
         try:
-            blob = await _patiently(lambda: self.ctl.get(reference.blob))
+            blob = await patiently(lambda: self.ctl.get(reference.blob))
             if is_container(blob.data):
                 return blob.data
             arguments = orjson.loads(blob.data)
@@ -187,19 +175,10 @@ class TaskResources:
             raise Unfit("TaskRejected", "its arguments are not a list")
         return arguments
 
-    async def fetch_inputs(self, item: wire.TaskItem) -> list[StoredValue]:
-        """Return the values that a task takes from other tasks' blobs. Raises `Unfit`, `StorageError`."""
-        try:
-            inputs = read_passed(item.inputs or [])
-            return [await self.values.fetch(each, self.out, _patiently) for each in inputs]
-        except FieldError as error:
-            raise Unfit("TaskRejected", f"where its inputs lie cannot be read: {error}") from error
-        except BlobNotFound as error:
-            raise Unfit("TaskRejected", f"a value that it takes is gone: {error}") from error
-        except StorageError as error:
-            if error.retryable:
-                raise
-            raise Unfit("TaskRejected", f"a value that it takes cannot be read: {error}") from error
+    @property
+    def inputs(self) -> TaskInputs:
+        """Return what fetches the values and files that tasks take from other tasks."""
+        return TaskInputs(self.ctl, self.out, self.values, self.files)
 
     def fits(self, outcome: Outcome) -> bool:
         """Return whether all of an outcome travels in the result's message."""
@@ -233,7 +212,7 @@ class TaskResources:
         execution = f"{self.agent}-{secrets.token_hex(_TOKEN)}"
         name = layout.result_blob(item.job, item.client, item.uid, item.attempt, execution)
         with suppress(BlobConflict):  # an earlier try has written it: no other execution has this name
-            await _patiently(lambda: self.out.put(name, value, create=True))
+            await patiently(lambda: self.out.put(name, value, create=True))
         with suppress(OSError):  # without room in memory, who takes the value fetches it
             self.values.add(name, value)
         return replace(outcome, value=wire.Reference(name, len(value)))
@@ -250,7 +229,7 @@ class TaskResources:
         async def upload(name: str, path: Path) -> None:
             async with limiter:
                 with suppress(BlobConflict):  # an earlier try has written it
-                    await _patiently(lambda: self.out.upload(prefix + name, path, create=bool(folder)))
+                    await patiently(lambda: self.out.upload(prefix + name, path, create=bool(folder)))
 
         error: Exception | None = None
         try:
@@ -261,6 +240,10 @@ class TaskResources:
             error = _first(errors)  # raised in here it would come in a group, before Python 3.11.4
         if error is not None:
             raise error
+        if folder:  # another execution writes the same blobs otherwise
+            for name, path in zip(names, outcome.outputs, strict=True):
+                with suppress(OSError):  # what is not kept is fetched
+                    self.files.add(prefix + name, path)
         return names
 
 
@@ -272,19 +255,6 @@ async def _is_right(path: Path, file: BundleFile) -> bool:
 def _execution(item: wire.TaskItem, agent: str) -> str:
     """Return a name that no other execution has, and that none can know before."""
     return f"{item.attempt}-{agent}-{secrets.token_hex(_TOKEN)}"
-
-
-async def _patiently(request: Callable[[], Awaitable[T]]) -> T:
-    """Try again while Blob Storage says that this may help."""
-    backoff = Backoff(0.5)
-    while True:
-        try:
-            return await request()
-        except StorageError as error:
-            if not error.retryable or backoff.tries + 1 >= TRIES:
-                raise
-            logger.warning("storage_retry", extra={"error": str(error), "tries": backoff.tries + 1})
-        await backoff.wait()
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> Exception:

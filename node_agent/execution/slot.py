@@ -235,7 +235,15 @@ class Slot:
             worker = await self._processes.worker(execution.process_key)
         await worker.forgotten()
         worker.move(place, execution.packages, execution.variables)
+        await self._bring(place, execution)
         return worker
+
+    async def _bring(self, place: Place, execution: Execution) -> None:
+        """Bring the files of other tasks that a task takes. If it does not begin, a check removes them."""
+        if execution.files:
+            self._checked_for = None
+            with CancelScope(shield=True):  # a thread goes on that nothing waits for
+                await self._workspace.bring(place, execution.files)
 
     async def _checked(self, place: Place, execution: Execution) -> Place:
         """Return the place as its bundle has it, whatever the tasks of other sessions did there.
@@ -311,9 +319,10 @@ class Slot:
             outcome = await self._settle(worker, end, execution, limits)
             outcome = await self._put_in_order(outcome, place, flags)
         events.finish()
+        finished_at = time.time()
         if self.has(worker):
             worker.send(frames.encode(frames.GO))
-        return [replace(outcome, started_at=began_at, finished_at=time.time(), spans=events.spans)]
+        return [replace(outcome, started_at=began_at, finished_at=finished_at, spans=events.spans)]
 
     def _begin_limits(self, waiter: asyncio.Future[Any], execution: Execution) -> Limits:
         limits = self._limits = Limits(self._processes, waiter, execution.timeout, execution.memory_limit)
@@ -364,6 +373,7 @@ class Slot:
     async def launch(self, execution: Execution, argv: Sequence[str], place: Place) -> Outcome:
         """Run a jar or another executable as the task."""
         place = await self._checked(place, execution)
+        await self._bring(place, execution)
         started_at = time.time()
         events = self._begin(execution, place)
         running = asyncio.create_task(self._processes.run(argv, place.directory, self._processes.on_output))

@@ -25,9 +25,10 @@ from anyio import CancelScope
 from batchflow.errors import StorageError
 from batchflow.protocol import wire
 from batchflow.support.task_groups import first_error
+from node_agent.bundles.task_inputs import Unfit
 from node_agent.child.frames import NODE_UNFIT
 from node_agent.execution.outcomes import Execution, FunctionCall, Outcome, failed
-from node_agent.execution.resources import TaskResources, Unfit
+from node_agent.execution.resources import TaskResources
 from node_agent.execution.results import failure
 from node_agent.execution.slot_queue import QueuedTask, SlotGone, SlotProtocol, SlotQueue
 from node_agent.scheduling.events import Ended, Feed, Freed, Prepared, Unable
@@ -221,13 +222,16 @@ class SlotLoop:
                 if (pickle := task.item.pickle) is not None and pickle not in functions:
                     functions[pickle] = await self._resources.fetch_function(pickle, stack)
                 arguments = await self._resources.fetch_arguments(task.item)
-                inputs = await self._resources.fetch_inputs(task.item)
+                taken = self._resources.inputs
+                inputs = await taken.values(task.item.inputs)
+                files = await taken.files(task.item.files, bundle)
             except Unfit as unfit:
                 queue.take(task)
                 self._fail([task], unfit.kind, str(unfit))
             else:
                 task.execution = _execution(task.item, bundle, arguments, assignment)
                 task.execution.inputs = inputs
+                task.execution.files = files
 
     def _ended(self, ended: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""

@@ -3,6 +3,8 @@
 This is the agent's only record of them beside the scheduler's, and what the Python worker holds of them is
 told by its permits: a task that was sent to the worker counts as begun until the worker gives it back.
 
+A task that takes files of other tasks is sent alone, because they are in the working directory for it alone.
+
 No task begins after its `start_by`, because its cancellation may have been missed: agent, worker or node may
 have stood still. The worker looks at it as well, for it begins what it was sent without asking.
 
@@ -118,6 +120,8 @@ class _Pack:
     place: Place
     room: int
     """How many more it may be sent."""
+    closed: bool = False
+    """Whether it has a task that takes files of other tasks: no other one rides with it."""
 
 
 OnEnded = Callable[[Sequence[tuple[QueuedTask, Outcome]]], None]
@@ -229,13 +233,20 @@ class SlotQueue:
 
     def _dispatch(self, pack: _Pack) -> None:
         """Send to the worker what comes next, after what it was sent, as far as it is for it."""
-        tasks = []
+        tasks: list[QueuedTask] = []
+        if pack.closed:
+            return
         for task in islice(self._tasks, self._begun, self._begun + pack.room):
             if task.late or task.execution.process_key != pack.key:
                 break
             if not isinstance(self._slot.resolve(task.execution, pack.place), commands.Action):
                 break
+            if task.execution.files and (tasks or self._begun):
+                break
             tasks.append(task)
+            if task.execution.files:
+                pack.closed = True
+                break
         if tasks:
             pack.room -= len(tasks)
             self._begun += len(tasks)

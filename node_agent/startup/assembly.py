@@ -19,6 +19,7 @@ from node_agent.agent import Agent, Parts
 from node_agent.bundles.cache import BundleCache
 from node_agent.bundles.embedded_files import EmbeddedFiles
 from node_agent.bundles.environments import EnvironmentCache
+from node_agent.bundles.task_files import LIMIT, FileCache
 from node_agent.control.broadcast_record import BroadcastRecord
 from node_agent.control.broadcasts import BroadcastParts
 from node_agent.control.event_batcher import EventBatcher
@@ -109,6 +110,7 @@ def agent(
             BroadcastRecord(directory / "broadcasts"),
             partial(open_slot, slots),  # beside those of the agent
         ),
+        files=FileCache(directory / "files", min(LIMIT, config.cache_limit)),
         log=log,
     )
     logger.info("agent_starting", extra={"agent": parts.agent})

@@ -70,8 +70,8 @@ class EarlyContainer(Closes):
     async def upload(self, name: str, path: str | PathLike[str], *, create: bool = False) -> None:
         await (await self._made()).upload(name, path, create=create)
 
-    async def download(self, name: str, path: str | PathLike[str]) -> None:
-        await (await self._made()).download(name, path)
+    async def download(self, name: str, path: str | PathLike[str], *, signature: str | None = None) -> None:
+        await (await self._made()).download(name, path, signature=signature)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> bool:
         return await (await self._made()).delete(name, if_match=if_match)

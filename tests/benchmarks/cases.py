@@ -24,6 +24,7 @@ from tests.benchmarks.floor import sdk
 from tests.benchmarks.harness import AT_REST, MEGABYTE, Figure, process_tree
 from tests.benchmarks.scale import cases as scale
 from tests.benchmarks.sharing import sharing
+from tests.benchmarks.workflows import workflows
 from tests.support.session_parts import parts_of
 
 HERE = Path(__file__).parent
@@ -381,6 +382,7 @@ ALONE = {
     "switch": scale.switch,
     "nodes": scale.nodes,
     "sharing": sharing,
+    "workflows": workflows,
 }
 """Cases that start processes of their own."""
 WARM = {

@@ -40,4 +40,5 @@ async def main(numbers: list[int]) -> None:
             print(json.dumps(figures), flush=True)
 
 
-asyncio.run(main([int(argument) for argument in sys.argv[1:]]))
+if __name__ == "__main__":
+    asyncio.run(main([int(argument) for argument in sys.argv[1:]]))

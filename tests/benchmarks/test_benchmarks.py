@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCALE = ("idle", "sessions", "switch", "sharing")
 """Cases that run beside the others in a test of their own, because each takes a cloud or several."""
 
-LONG = ("arrays", "cancellation", "latency", "long", "many", "nodes", "pi", "recovery", "sdk")
+LONG = ("arrays", "cancellation", "latency", "long", "many", "nodes", "pi", "recovery", "sdk", "workflows")
 """Cases that take long even on little work. They are made as the others are, and differ in what they run."""
 
 NETWORK = ("packages",)

@@ -24,7 +24,11 @@ from batchflow.protocol.documents import AgentConfig
 from batchflow.settings import Settings
 from tests.support.waiting import within
 
-ECHO = {"echo.py": b"def do_action(engine, args):\n    return args\n"}
+ECHO = {
+    "echo.py": b"def do_action(engine, args):\n    return args\n",
+    "leaves.sh": b"#!/bin/sh\necho $1 > outputs/$1.txt\n",
+    "reads.sh": b"#!/bin/sh\ncat $1\n",
+}
 SHOUT = {"echo.py": b"def do_action(engine, args):\n    return 'shouted'\n"}
 BIG = "x" * 300_000
 
@@ -149,7 +153,8 @@ async def test_guest_may_use_its_containers_and_no_more(guest: Holder) -> None:
 
 
 async def test_guest_submits_tasks_and_gets_results(mine: Pool, shared: Settings) -> None:
-    """The settings of a guest hold no key of an account; results are small and large."""
+    """The settings of a guest hold no key of an account; results are small and large, and
+    files of tasks go to others."""
     accounts = [mine.runtime.settings.batch.key, mine.runtime.settings.storage.connection_string]
     assert not [secret for secret in accounts if secret and secret in shared.to_toml()]
     assert shared.servicebus.connection_string is None
@@ -161,6 +166,8 @@ async def test_guest_submits_tasks_and_gets_results(mine: Pool, shared: Settings
         async with pool.session("guest") as session:
             assert await session.run("echo.py", "hello there") == ["hello", "there"]
             assert await session.run("echo.py", args=BIG) == [BIG]
+            left = await session.submit("leaves.sh", "word")
+            assert await session.run("reads.sh", left.file("word.txt")) == ["word"]
             task = await session.submit("echo.py", "x")
             await task.cancel()
             await session.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
@@ -11,6 +12,7 @@ import pytest
 
 from batchflow import Client, ConfigurationError, Pool, Session, Status, TaskError
 from batchflow.errors import (
+    DependencyFailed,
     ResultNotSerializable,
     ResultTooLarge,
     TaskCancelled,
@@ -141,6 +143,29 @@ async def test_files_that_a_task_leaves_are_named_in_its_result(session: Session
         assert file.read() == b"this is b"
     with pytest.raises(ConfigurationError, match=r"it left: .*a\.txt"):
         await result.open("c.txt")
+
+
+async def test_files_go_from_task_to_task(session: Session) -> None:
+    """To Python files, functions and programs, as paths in their working directories; also to a `map`."""
+    first = await session.submit("leaves_files.py", "a", "b", task_id="first")
+    other = await session.submit("leaves_files.py", "a", "c")
+    one, two = first.file("a.txt"), other.file("deep/c.txt")
+    text = await session.submit("reads_files.py", one, other.file("a.txt"), two)
+    size = await session.submit(os.path.getsize, one)
+    lines = await session.submit("reads_files.sh", one, two)
+    lacking = await session.submit("reads_files.py", first.file("c.txt"))
+    assert await text == [
+        ["inputs/0/a.txt", "this is a"],
+        ["inputs/1/a.txt", "this is a"],
+        ["inputs/2/deep/c.txt", "this is c"],
+    ]
+    assert await size == 9
+    assert await lines == ["this is athis is c"]
+    with pytest.raises(DependencyFailed, match=r"first .* left no file 'c.txt' .*: a\.txt, deep/b\.txt"):
+        await lacking
+    found = [each.value async for each in session.map("reads_files.py", [one, two] * 4, ordered=True)]
+    expected = [[["inputs/0/a.txt", "this is a"]], [["inputs/0/deep/c.txt", "this is c"]]]
+    assert found == expected * 4
 
 
 async def test_large_arguments_and_results_travel_by_reference(session: Session) -> None:

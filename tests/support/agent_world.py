@@ -16,6 +16,7 @@ from batchflow.protocol import documents, wire
 from batchflow.protocol.bundle import Bundle
 from batchflow.testing import MemoryBroker, MemoryContainer, MemoryStorage
 from node_agent.agent import Agent, Parts
+from node_agent.bundles.task_files import FileCache
 from node_agent.bundles.workspace import Place
 from node_agent.control.broadcasts import BroadcastParts
 from node_agent.control.event_batcher import EventBatcher
@@ -30,6 +31,8 @@ from tests.support.waiting import BOUND, eventually
 TASKS = QueueRef("memory", "tasks")
 RESULTS = QueueRef("memory", "results")
 INCARNATION = "abc123"
+NO_FOLDER = Path("/nonexistent/files")
+"""Where agents download no file."""
 
 
 def config(**changes: Any) -> documents.AgentConfig:
@@ -250,6 +253,7 @@ class World:
             forget_crashes=self.forgotten.append,
             events=EventBatcher(),
             broadcasts=BroadcastParts(self.begun, self._open_slot),
+            files=FileCache(NO_FOLDER),
         )
 
     def _open_slot(self) -> FakeSlot:

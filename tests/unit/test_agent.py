@@ -18,11 +18,11 @@ from batchflow.protocol import documents, layout, wire
 from batchflow.protocol.packing import MOST_BYTES
 from batchflow.support.backoff import Backoff
 from node_agent.agent import Agent, ServiceEnded
+from node_agent.bundles.task_inputs import TRIES
 from node_agent.control import heartbeat
 from node_agent.control.event_batcher import MOST_WAITING
 from node_agent.control.log_upload import LogUploader
 from node_agent.execution.outcomes import Execution, Outcome
-from node_agent.execution.resources import TRIES
 from node_agent.execution.results import fitting
 from node_agent.links import dead_letters, task_queue
 from node_agent.system.json_log import JsonLines
@@ -40,7 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "batchflow.support.backoff",
         "node_agent.links.task_queue",
-        "node_agent.execution.resources",
+        "node_agent.bundles.task_inputs",
     ):
         monkeypatch.setattr(f"{module}.Backoff", Quick)
 

@@ -117,7 +117,7 @@ async def _of_run(
     if plan.local:
         found = input_of(record, index, None, {})
         _announce(found)
-        return await prepare(found, None, place, packages=packages, **options)
+        return await prepare(found, None, place, out=None, packages=packages, **options)
     use_settings_of(invocation, record)
     configuration = invocation.configuration()
     async with invocation.client(configuration) as client:
@@ -127,7 +127,8 @@ async def _of_run(
             record, index, opened.runtime.manifest.bundle, _variables(configuration, plan.job)
         )
         _announce(found)
-        return await prepare(found, opened.runtime.ctl, place, packages=packages, **options)
+        runtime = opened.runtime
+        return await prepare(found, runtime.ctl, place, out=runtime.out, packages=packages, **options)
 
 
 def _variables(configuration: Configuration, job: str) -> dict[str, str]:
@@ -159,7 +160,8 @@ async def _of_pool(
             what = f"pool {opened.id!r} keeps no failed task {task!r}"
             raise CommandError(f"{what}; those that it keeps: batchflow replay", Exit.NOT_FOUND)
         _announce(found)
-        return await prepare(found, opened.runtime.ctl, place, packages=packages, **options)
+        runtime = opened.runtime
+        return await prepare(found, runtime.ctl, place, out=runtime.out, packages=packages, **options)
 
 
 async def _list(invocation: Invocation, pool: Pool, job: str, session: str) -> None:

@@ -13,7 +13,9 @@ from batchflow.files import stored, write_files
 from batchflow.files.collecting import file_digest
 from batchflow.protocol import layout
 from batchflow.protocol.environments import ARCHIVE, misfit_of
+from batchflow.protocol.fields import FieldError
 from batchflow.protocol.functions import PYTHON, python_of
+from batchflow.protocol.passed import path_of, read_files
 from batchflow.protocol.variables import TaskVariables
 from batchflow.protocol.wire import Reference
 from batchflow.support.frozen import frozen
@@ -40,11 +42,18 @@ class PreparedTask:
 
 
 async def prepare(
-    found: FoundTask, ctl: Container | None, folder: Path, *, packages: bool = True, **options: Any
+    found: FoundTask,
+    ctl: Container | None,
+    folder: Path,
+    *,
+    out: Container | None = None,
+    packages: bool = True,
+    **options: Any,
 ) -> PreparedTask:
     """Lay out a task in an empty folder. `packages`: with those that it requires; `options`: for its runner.
 
-    Raises `CommandError` for what a task cannot run without, `StorageError`, `ProtocolError`.
+    `ctl`, `out`: the pool's containers; None: the task needs nothing of them. Raises `CommandError` for what
+    a task cannot run without, `StorageError`, `ProtocolError`.
     """
     item, notes = found.item, list(found.notes)
     files = folder / FILES
@@ -76,6 +85,8 @@ async def prepare(
             variables |= TaskVariables.decode((await ctl.get(item.variables)).data).all
         except BlobNotFound:
             notes.append("its environment variables are gone, because its session has closed: set them here")
+    if item.files is not None and ctl is not None and out is not None:
+        await _files_of_tasks(item, ctl, out, files)
     (folder / "arguments").write_bytes(await _arguments(item, ctl))
     (folder / "task.json").write_text(json.dumps(document), encoding="utf-8")
     return PreparedTask(folder, {**os.environ, **variables}, tuple(notes))
@@ -131,6 +142,26 @@ async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> list[s
         what = f"its packages are built for Python {built.replace('-', ' on ', 1)}, this is Python {here}"
         raise CommandError(f"{what}: use that Python, or this one's packages by --no-packages", Exit.USAGE)
     return [str(place / ARCHIVE), file_digest(place / ARCHIVE)[0]]
+
+
+async def _files_of_tasks(item: TaskItem, ctl: Container, out: Container, folder: Path) -> None:
+    """Download the files that it took from other tasks, to where it found them."""
+    try:
+        places = read_files(item.files)
+    except FieldError as error:
+        raise ProtocolError(f"which files of other tasks it took cannot be read: {error}") from error
+    for number, place in enumerate(places):
+        container, prefix = (ctl, layout.ARGUMENTS) if place.signature is None else (out, layout.OUTPUTS)
+        if not place.blob.startswith(prefix):
+            raise ProtocolError(f"{place.blob[:80]!r} is no file of a task")
+        path = folder / path_of(number, place.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            await container.download(place.blob, path)
+        except BlobNotFound as error:
+            raise CommandError(
+                f"file {place.name!r} of another task is in the pool no longer: {error}", Exit.NOT_FOUND
+            ) from error
 
 
 async def _arguments(item: TaskItem, ctl: Container | None) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 
@@ -16,11 +16,12 @@ from batchflow.protocol.values import arguments
 from batchflow.protocol.values.encoding import is_finite, to_json
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.retry import RetryPolicy
+from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from batchflow.protocol.passed import PassedValue
+    from batchflow.protocol.passed import PassedFile, PassedValue
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
     from batchflow.sessions.records.tracker import Entry
@@ -53,11 +54,20 @@ class MapOptions(TaskOptions, total=False):
     window: int | None
 
 
+@frozen
+class TaskInput:
+    """What a task takes of another one: its value, or a file that it left."""
+
+    entry: Entry
+    file: str | None = None
+    """Its name; None: the value."""
+
+
 class InputMarks(Protocol):
     """Numbers the tasks among arguments; see `arguments.encode`."""
 
     @property
-    def entries(self) -> list[Entry]: ...
+    def inputs(self) -> list[TaskInput]: ...
 
     def __call__(self, value: Any, /) -> int | None: ...
 
@@ -92,10 +102,12 @@ class Submission:
     """Seconds from the submit; what has not begun by then never does. None: without a limit."""
     requires: Mapping[str, Any] | None = None
     """What it requires of its node, as it travels; None: one slot of any."""
-    inputs: tuple[Entry, ...] = ()
-    """The tasks whose values stand in the arguments, in the order of their numbers there."""
-    passed: list[PassedValue] = field(default_factory=list)
+    inputs: tuple[TaskInput, ...] = ()
+    """The tasks whose values or files stand in the arguments, in the order of their numbers there."""
+    passed: Sequence[PassedValue] = ()
     """The values that the agent fetches, in the order of their numbers."""
+    files: Sequence[PassedFile] = ()
+    """The files that the agent brings, in the order of their folders."""
 
     @classmethod
     def of(
@@ -198,6 +210,7 @@ class Submission:
             trace=trace,
             requires=self.requires,
             inputs=[each.fields() for each in self.passed] or None,
+            files=[each.fields() for each in self.files] or None,
         )
         try:
             data = wire.encode(item)
@@ -225,7 +238,7 @@ class Submission:
             self.arguments, self.command, classes, index, is_python=is_python, mark=marks
         )
         if marks is not None:
-            self.inputs = tuple(marks.entries)
+            self.inputs = tuple(marks.inputs)
 
 
 def repeatable(options: TaskOptions) -> TaskOptions:

@@ -499,6 +499,10 @@ def dependency_failed_result(entry: Entry, failed: Entry) -> ResultItem:
     return _outcome(entry, Status.FAILED, "DependencyFailed", f"{what}: {item.error}")
 
 
+def file_missing_result(entry: Entry, reason: str) -> ResultItem:
+    return _outcome(entry, Status.FAILED, "DependencyFailed", reason)
+
+
 def expired_result(entry: Entry) -> ResultItem:
     return _outcome(entry, Status.FAILED, EXPIRED.kind, EXPIRED.error)
 

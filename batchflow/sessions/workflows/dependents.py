@@ -12,10 +12,12 @@ from batchflow.sessions.records.tracker import (
     Entry,
     cancelled_result,
     dependency_failed_result,
+    file_missing_result,
     submit_failed_result,
 )
 from batchflow.sessions.workflows.graph import DependencyGraph, GraphCommand, Ready, Unreachable, Waiting
 from batchflow.sessions.workflows.record import WorkflowRecord
+from batchflow.sessions.workflows.task_files import FileMissing, FilePasser
 
 if TYPE_CHECKING:
     from batchflow.protocol.wire import ResultItem
@@ -39,7 +41,10 @@ class TaskReleaser(Protocol):
         """
 
     async def release_by_reference(self, waiting: Waiting) -> None:
-        """Put a task into the outbox for which `release` was not enough. Raises as `release` does."""
+        """Put a task into the outbox for which `release` was not enough.
+
+        Raises as `release` does, and `FileMissing`.
+        """
 
     def keep_unsent(self, waiting: Waiting) -> None:
         """Keep the arguments of a task that is never sent, for its result."""
@@ -52,7 +57,9 @@ class Dependents:
     turn of the event loop a step. What is too much for one turn is left to `run`.
     """
 
-    def __init__(self, outcomes: Outcomes, releaser: TaskReleaser, values: ValuePasser) -> None:
+    def __init__(
+        self, outcomes: Outcomes, releaser: TaskReleaser, values: ValuePasser, files: FilePasser
+    ) -> None:
         self.keeper: WorkflowKeeper | None = None
         """Keeps what waits beyond the session; None in one that cannot be found again."""
         self.graph: DependencyGraph = DependencyGraph()
@@ -60,6 +67,7 @@ class Dependents:
         self._outcomes = outcomes
         self._releaser = releaser
         self._values = values
+        self._files = files
         self._ended: deque[Entry] = deque()
         """Tasks with an outcome that the graph does not know of yet."""
         self._ready: deque[Waiting] = deque()
@@ -75,9 +83,9 @@ class Dependents:
         self.record.add(waiting.entry, waiting.inputs)
         if self.keeper is not None:
             self.keeper.hold(waiting)
-        for entry in waiting.submission.inputs:
-            if entry.done:
-                self._values.needed(entry, [waiting])
+        for each in waiting.submission.inputs:
+            if each.entry.done:
+                self._values.needed(each.entry, [waiting])
         self._perform(self.graph.hold(waiting))
         self._work()
         self._outcomes.change.notify()
@@ -86,6 +94,7 @@ class Dependents:
         """Note that a task has its outcome."""
         self.record.ended(entry)
         self._values.ended(entry)
+        self._files.ended(entry)
         if self.keeper is not None:
             self.keeper.ended(entry)
         if self._ended or self._ready or self.graph.concerns(entry):
@@ -189,6 +198,9 @@ class Dependents:
             await self._releaser.release_by_reference(waiting)
         except SessionClosed:
             return  # it waits on, for a later session
+        except FileMissing as error:
+            self._releaser.keep_unsent(waiting)
+            self._resolve(waiting.entry, file_missing_result(waiting.entry, str(error)))
         except (BatchflowError, OSError) as error:
             self._fail(waiting, error)
 

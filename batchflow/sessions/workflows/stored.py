@@ -21,7 +21,7 @@ from batchflow.protocol.values.encoding import Encoded
 from batchflow.protocol.values.received import ReceivedValue
 from batchflow.protocol.wire import ResultItem
 from batchflow.retry import RetryPolicy
-from batchflow.sessions.records.submission import Submission
+from batchflow.sessions.records.submission import Submission, TaskInput
 from batchflow.sessions.records.tracker import Entry
 from batchflow.sessions.workflows.graph import RunsWith, Waiting
 from batchflow.support.frozen import frozen
@@ -43,7 +43,9 @@ class StoredTask:
     submission: Submission
     """Without its inputs."""
     inputs: tuple[str, ...]
-    """The tasks whose values stand in the arguments, by their uids."""
+    """The tasks whose values or files stand in the arguments, by their uids."""
+    files: tuple[str | None, ...]
+    """The names of these files, in the same order; None for a value."""
     waits: tuple[str, ...]
     """All tasks that it waits for."""
     runs_with: RunsWith
@@ -52,7 +54,9 @@ class StoredTask:
 
     def waiting(self, entry: Entry, find: Callable[[str], Entry]) -> Waiting:
         """Return the task as the graph has it. `find`: returns the task of a uid."""
-        self.submission.inputs = tuple(map(find, self.inputs))
+        self.submission.inputs = tuple(
+            TaskInput(find(uid), file) for uid, file in zip(self.inputs, self.files, strict=True)
+        )
         size = len(self.submission.encoded) if isinstance(self.submission.encoded, bytes) else 0
         return Waiting(entry, self.submission, tuple(map(find, self.waits)), self.runs_with, size)
 
@@ -78,7 +82,7 @@ def _written(waiting: Waiting) -> dict[str, Any]:
     encoded, function = submission.encoded, submission.function
     if isinstance(encoded, Encoded):
         encoded = encoded.join()
-    return {
+    fields = {
         "uid": entry.uid,
         "index": entry.index,
         "taskid": entry.task_id,
@@ -94,13 +98,16 @@ def _written(waiting: Waiting) -> dict[str, Any]:
         "expires": submission.expires,
         "requires": submission.requires,
         "keywords": None if function is None else bool(function.keywords),
-        "inputs": [each.uid for each in submission.inputs],
+        "inputs": [each.entry.uid for each in submission.inputs],
         "waits": [each.uid for each in waiting.inputs],
         "bundle": runs_with.bundle,
         "pickle": runs_with.pickle,
         "environment": runs_with.environment,
         "values": [_result(each) for each in waiting.inputs if each.done],
     }
+    if any(each.file is not None for each in submission.inputs):
+        fields["files"] = [each.file for each in submission.inputs]
+    return fields
 
 
 def _result(entry: Entry) -> Any:
@@ -140,6 +147,7 @@ def _read(fields: dict[str, Any]) -> StoredTask:
         submitted_at=fields["submitted"],
         submission=submission,
         inputs=tuple(fields["inputs"]),
+        files=tuple(fields.get("files", [None] * len(fields["inputs"]))),
         waits=tuple(fields["waits"]),
         runs_with=RunsWith(fields["bundle"], fields["pickle"], fields["environment"]),
         values={item.uid: item for item in results if isinstance(item, ResultItem)},

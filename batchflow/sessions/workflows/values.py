@@ -59,7 +59,7 @@ class ValuePasser:
         if entry.reference is None or entry.is_here:
             return
         for each in waiting:
-            if entry in each.submission.inputs:
+            if any(needed.entry is entry and needed.file is None for needed in each.submission.inputs):
                 self._uses.need(entry.reference.blob, each.entry.uid)
 
     def ended(self, entry: Entry) -> None:
@@ -69,8 +69,10 @@ class ValuePasser:
     # ---- what takes the places of values
 
     def has_to_wait(self, waiting: Waiting) -> bool:
-        """Return whether a value that a task takes is in its blob, so that it cannot be sent at once."""
-        return any(self._lies(entry, waiting) for entry in waiting.submission.inputs)
+        """Return whether what a task takes is in a blob, so that it cannot be sent at once."""
+        return any(
+            each.file is not None or self._lies(each.entry, waiting) for each in waiting.submission.inputs
+        )
 
     def _lies(self, entry: Entry, waiting: Waiting) -> bool:
         reference = entry.reference
@@ -85,15 +87,17 @@ class ValuePasser:
         """
         submission = waiting.submission
         marks: dict[Entry, ValueMark] = {}
-        submission.passed = []
-        for entry in submission.inputs:
-            if not self._lies(entry, waiting):
+        passed: list[PassedValue] = []
+        for each in submission.inputs:
+            entry = each.entry
+            if each.file is not None or not self._lies(entry, waiting):
                 continue
             if (place := await self._signed(entry, waiting)) is not None:
-                marks[entry] = ValueMark(len(submission.passed), entry)
-                submission.passed.append(place)
+                marks[entry] = ValueMark(len(passed), entry)
+                passed.append(place)
             elif not entry.is_here:
                 await self._outcomes.until_here(entry)
+        submission.passed = passed
         return marks
 
     async def _signed(self, entry: Entry, waiting: Waiting) -> PassedValue | None:

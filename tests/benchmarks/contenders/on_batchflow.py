@@ -33,6 +33,9 @@ class Batchflow:
     async def run(self, task: str, argument: Any) -> Any:
         return await self._session.run(f"{task}.py", args=[argument])
 
+    async def join(self, parts: Sequence[Any]) -> Any:
+        return await self._session.submit("join.py", args=[list(parts)])
+
 
 if __name__ == "__main__":
     serve(Batchflow())

@@ -31,6 +31,9 @@ class Dask:
     async def run(self, task: str, argument: Any) -> Any:
         return await self._client.submit(work.TASKS[task], argument, pure=False)
 
+    async def join(self, parts: Sequence[Any]) -> Any:
+        return self._client.submit(work.join, list(parts), pure=False)
+
 
 if __name__ == "__main__":
     serve(Dask())

@@ -12,6 +12,7 @@ class Ray:
     async def open(self) -> None:
         ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
         self._functions = {name: ray.remote(function) for name, function in work.TASKS.items()}
+        self._join = ray.remote(work.join)
 
     async def close(self) -> None:
         ray.shutdown()
@@ -28,6 +29,9 @@ class Ray:
 
     async def run(self, task: str, argument: Any) -> Any:
         return ray.get(self._functions[task].remote(argument))
+
+    async def join(self, parts: Sequence[Any]) -> Any:
+        return self._join.remote(*parts)
 
 
 if __name__ == "__main__":

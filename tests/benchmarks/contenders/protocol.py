@@ -14,12 +14,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TextIO
 
 WORKERS = 2
 """Each with one slot."""
 ARRAY_BYTES = 1_000_000
+WIDTH = 100
+"""Values that one task of a tree takes."""
 
 
 class Contender(Protocol):
@@ -43,6 +45,13 @@ class Contender(Protocol):
 
     async def run(self, task: str, argument: Any) -> Any:
         """One task, and its value."""
+
+
+class Composer(Contender, Protocol):
+    """One whose tasks can be arguments of others: `submit` takes a handle, too."""
+
+    async def join(self, parts: Sequence[Any]) -> Any:
+        """Hand over one task that counts these values, or those of these handles. Returns a handle."""
 
 
 async def bulk(contender: Contender, count: int) -> float:
@@ -111,8 +120,42 @@ async def array(contender: Contender, count: int) -> float:
     return taken
 
 
-WORKLOADS = {
-    workload.__name__: workload for workload in (bulk, one_by_one, round_trip, spin, nap, echo, array)
+async def chain(contender: Composer, count: int) -> float:
+    """Each task takes the value of the one before it."""
+    started = time.perf_counter()
+    last = await contender.submit("echo", 0)
+    for _ in range(count - 1):
+        last = await contender.submit("echo", last)
+    values = await contender.gather([last])
+    return _checked(values, 1, time.perf_counter() - started)
+
+
+async def tree(contender: Composer, count: int) -> float:
+    """So many tasks, one for each hundred of them that takes their values, and one that takes theirs."""
+    started = time.perf_counter()
+    leaves = [await contender.submit("echo", n) for n in range(count)]
+    joins = [await contender.join(leaves[at : at + WIDTH]) for at in range(0, count, WIDTH)]
+    values = await contender.gather([await contender.join(joins)])
+    taken = time.perf_counter() - started
+    if values != [len(joins)]:
+        raise AssertionError(f"the last task counted {values} of {len(joins)}")
+    return taken
+
+
+async def forest(contender: Composer, count: int) -> float:
+    """The tasks of `tree`, of which none waits for another."""
+    started = time.perf_counter()
+    handles = [await contender.submit("echo", n) for n in range(count)]
+    numbers = [*range(count)]
+    handles += [await contender.join(numbers[at : at + WIDTH]) for at in range(0, count, WIDTH)]
+    handles.append(await contender.join(numbers[: len(handles) - count]))
+    values = await contender.gather(handles)
+    return _checked(values, len(handles), time.perf_counter() - started)
+
+
+WORKLOADS: dict[str, Callable[[Any, int], Awaitable[float | list[float]]]] = {
+    workload.__name__: workload
+    for workload in (bulk, one_by_one, round_trip, spin, nap, echo, array, chain, tree, forest)
 }
 
 

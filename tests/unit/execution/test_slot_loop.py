@@ -16,11 +16,13 @@ from batchflow.errors import StorageError
 from batchflow.model import Status
 from batchflow.protocol import wire
 from batchflow.testing import MemoryContainer, MemoryStorage
+from node_agent.bundles.task_files import FileCache
 from node_agent.execution.outcomes import Execution, Outcome, failed
 from node_agent.execution.resources import TaskResources
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling import events as to
 from tests.support.agent_world import (
+    NO_FOLDER,
     FakeBundles,
     FakeEnvironments,
     FakeRunning,
@@ -56,7 +58,15 @@ async def test_what_follows_before_the_slot_was_given_its_first_task() -> None:
 
     nowhere: Any = None
     resources = TaskResources(
-        "agent", FakeBundles(), FakeEnvironments(), nowhere, nowhere, FakeRunning(), 1024, 1024
+        "agent",
+        FakeBundles(),
+        FakeEnvironments(),
+        nowhere,
+        nowhere,
+        FakeRunning(),
+        1024,
+        1024,
+        FileCache(NO_FOLDER),
     )
     loop = SlotLoop(0, slot, resources, feed=feed)
     serving = asyncio.create_task(loop.serve())
@@ -90,6 +100,7 @@ class Played:
             running=FakeRunning(),
             inline_limit=1024,
             result_limit=4096,
+            files=FileCache(NO_FOLDER),
         )
         self.loop = SlotLoop(0, slot, resources, feed=self._feed)
 
@@ -227,7 +238,7 @@ async def test_blob_storage_that_a_node_does_not_reach_makes_no_outcome(
     item: wire.TaskItem, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the task needed of it; another node tries, as often as for a node that cannot run tasks."""
-    monkeypatch.setattr("node_agent.execution.resources.TRIES", 1)
+    monkeypatch.setattr("node_agent.bundles.task_inputs.TRIES", 1)
     slot = FakeSlot(behave(file=leaves_a_file, much=returns_much))
     played = Played(slot, Unreachable(MemoryStorage(), "all"), **parts)
     (event,) = await played.run_items({1: item})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from batchflow.model import Status
+from node_agent.bundles.task_files import StoredFile
 from node_agent.execution.outcomes import Outcome
 from tests.support.processes import is_alive
 from tests.support.slot_bench import bench, keep, materialise, value
@@ -632,3 +633,33 @@ async def test_a_child_dies_with_its_slot_and_the_slots_folder_with_it(tmp_path:
         assert not (tmp_path / "slots/slot-0").exists()
         with pytest.raises(RuntimeError, match="closed"):
             await slot.python("def do_action(engine, args): pass")
+
+
+async def test_files_of_other_tasks_are_in_the_working_directory_of_one_task_alone(tmp_path: Path) -> None:
+    """Its path is the argument. Neither the tasks of its pack nor those after it find the files."""
+    body = """
+import os
+def do_action(engine, args):
+    if args:
+        with open(args[0]) as file:
+            return file.read()
+    return os.path.exists("inputs")
+"""
+    taken = tmp_path / "taken"
+    taken.write_text("a,b")
+    bundle, files = materialise(
+        tmp_path, {"task.py": body, "inputs/own.txt": "own", "run.sh*": "#!/bin/sh\ncat $1"}
+    )
+    file = StoredFile(taken)
+    path = "inputs/0/deep/out.csv"
+    async with bench(tmp_path) as slot:
+        plain = [slot.execution(bundle, "task.py", []) for _ in range(3)]
+        taking = [slot.execution(bundle, command, [path]) for command in ("task.py", "task.py", "run.sh")]
+        gone = slot.execution(bundle, "task.py", [path])
+        for execution in taking:
+            execution.files = {path: file}
+        ended: list[Outcome] = []
+        order = [plain[0], *taking[:2], plain[1], gone, taking[2], plain[2]]
+        await slot.run_many(order, files, lambda _, outcomes: ended.extend(outcomes))
+    assert "FileNotFoundError" in (ended.pop(4).error or "")
+    assert [value(outcome) for outcome in ended] == [True, "a,b", "a,b", True, ["a,b"], True]

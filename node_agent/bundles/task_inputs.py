@@ -1,0 +1,124 @@
+"""What a task takes from other tasks, values and files, brought to the node.
+
+Blob Storage in trouble is tried again for about half a minute. What the node does not reach then is no task's
+outcome: `StorageError` says that the node cannot run the task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from batchflow.errors import BlobNotFound, StorageError
+from batchflow.protocol import layout
+from batchflow.protocol.fields import FieldError
+from batchflow.protocol.passed import PassedFile, path_of, read_files, read_passed
+from batchflow.support.backoff import Backoff
+from batchflow.support.frozen import frozen
+from node_agent.bundles.environments import NO_ROOM
+
+if TYPE_CHECKING:
+    from batchflow.ports.storage import Container
+    from batchflow.protocol.bundle import Bundle
+    from node_agent.bundles.task_files import FileCache, StoredFile
+    from node_agent.bundles.values import StoredValue, ValueCache
+
+logger = logging.getLogger(__name__)
+
+TRIES: Final = 6
+"""Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
+
+T = TypeVar("T")
+
+
+class Unfit(Exception):
+    """A task cannot run, or no task of a slot can. `kind` is the name of the `TaskError`."""
+
+    def __init__(self, kind: str, error: str) -> None:
+        super().__init__(error)
+        self.kind = kind
+
+
+@frozen
+class TaskInputs:
+    """Fetches what tasks take, where the node does not have it."""
+
+    ctl: Container
+    out: Container
+    kept_values: ValueCache
+    kept_files: FileCache
+
+    async def values(self, places: list[Any] | None) -> list[StoredValue]:
+        """Return the values at these places. Raises `Unfit`, `StorageError`."""
+        if places is None:
+            return []
+        try:
+            return [await self.kept_values.fetch(each, self.out, patiently) for each in read_passed(places)]
+        except FieldError as error:
+            raise Unfit("TaskRejected", f"where its inputs lie cannot be read: {error}") from error
+        except StorageError as error:
+            raise _unfit("value", error) from error
+
+    async def files(self, places: list[Any] | None, bundle: Bundle) -> dict[str, StoredFile]:
+        """Return the files at these places, by the paths that they have in the working directory.
+
+        `bundle`: the task's own files. Raises `Unfit`, `StorageError`, OSError.
+        """
+        if places is None:
+            return {}
+        try:
+            found = {
+                path_of(n, each.name): await self._file(each) for n, each in enumerate(read_files(places))
+            }
+        except FieldError as error:
+            raise Unfit("TaskRejected", f"which files it takes cannot be read: {error}") from error
+        except StorageError as error:
+            raise _unfit("file", error) from error
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise Unfit("TaskFailed", f"a file that it takes does not fit on the disk: {error}") from error
+        names = [file.name for file in bundle.files]
+        for path in found:
+            if taken := next((name for name in names if _meets(name, path)), None):
+                what = f"the bundle has {taken!r} where a file of another task goes, {path!r}: rename it"
+                raise Unfit("TaskRejected", what)
+        return found
+
+    async def _file(self, place: PassedFile) -> StoredFile:
+        signature = place.signature
+        container = self.ctl if signature is None else self.out
+        if signature is None and not place.blob.startswith(layout.ARGUMENTS):
+            raise FieldError(f"{place.blob[:80]!r} is no copy of a file")
+        return await self.kept_files.fetch(
+            place.blob,
+            lambda path: patiently(lambda: container.download(place.blob, path, signature=signature)),
+        )
+
+
+def _unfit(what: str, error: StorageError) -> Exception:
+    """Return what is raised when something of another task cannot be had."""
+    if isinstance(error, BlobNotFound):
+        return Unfit("TaskRejected", f"a {what} that it takes is gone: {error}")
+    if error.retryable:
+        return error
+    return Unfit("TaskRejected", f"a {what} that it takes cannot be read: {error}")
+
+
+def _meets(name: str, path: str) -> bool:
+    """Return whether a file of a bundle is in the way of another one: at its place, or on the way there."""
+    return name == path or path.startswith(f"{name}/") or name.startswith(f"{path}/")
+
+
+async def patiently(request: Callable[[], Awaitable[T]]) -> T:
+    """Try again while Blob Storage says that this may help."""
+    backoff = Backoff(0.5)
+    while True:
+        try:
+            return await request()
+        except StorageError as error:
+            if not error.retryable or backoff.tries + 1 >= TRIES:
+                raise
+            logger.warning("storage_retry", extra={"error": str(error), "tries": backoff.tries + 1})
+        await backoff.wait()
