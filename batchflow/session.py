@@ -169,10 +169,10 @@ class Session(Supervised):
         of a function come by `functools.partial`. `timeout`: seconds of running time.
         `memory_limit`: bytes. `tag`: any JSON, given back in the result.
 
-        A task anywhere in the arguments is waited for, and its value takes its place; the tasks of `after`
-        are waited for as well. When one fails, this one ends as `DependencyFailed` and never runs; with
-        `on_failure="pass"` it runs, and gets the failed `Result`. `expires`: seconds from now, or a
-        `timedelta`. What has not begun by then, by the broker's clock, never does: `TaskExpired`.
+        A task anywhere in the arguments is waited for, and its value takes its place; of `task.file(name)`,
+        the path of that file. The tasks of `after` are waited for as well. When one fails, this one ends as
+        `DependencyFailed` and never runs; with `on_failure="pass"` it runs, and gets the failed `Result`.
+        `expires`: seconds from now, or a `timedelta`. What has not begun by then never does: `TaskExpired`.
 
         `requires`: some of {"slots": 2 (or "all"), "memory": bytes, "gpus": 1, "tags": ["ssd"]} of its node.
         What no node of the pool can run ends as `TaskRejected`.

@@ -7,12 +7,18 @@ rides with the task.
 
 A file goes into the working directory of the task that takes it. Its path there is the argument, and its
 field `files` says where each one lies: a list of objects, in the order of the folders that they go into.
+
+Where both lists are too long for a message, they are in a blob of the control container, which the field
+`places` names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any, Final
+
+import orjson
 
 from batchflow.protocol.bundle import check_name
 from batchflow.protocol.fields import FieldError, sequence, table, text, whole
@@ -42,6 +48,22 @@ class PassedValue:
     def fields(self) -> dict[str, Any]:
         """Return it as it travels."""
         return {"blob": self.blob, "size": self.size, "sig": self.signature}
+
+
+def places_document(values: Iterable[PassedValue], files: Iterable[PassedFile]) -> bytes:
+    """Return the document of where values and files lie."""
+    return orjson.dumps(
+        {"inputs": [each.fields() for each in values], "files": [each.fields() for each in files]}
+    )
+
+
+def read_places(data: bytes) -> tuple[list[Any], list[Any]]:
+    """Return a task's fields `inputs` and `files` from the document. Raises `FieldError`."""
+    try:
+        document = table(orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        raise FieldError(f"the places of values and files are not JSON: {error}") from error
+    return sequence(document.get("inputs", [])), sequence(document.get("files", []))
 
 
 def read_passed(inputs: Any) -> list[PassedValue]:

@@ -125,11 +125,13 @@ class TaskItem:
 
     files: list[Any] | None = optional("files", LIST, default=None)
     """Where the files lie that it takes from other tasks, as `passed` has it; None: it takes none."""
+    places: str | None = optional("places", TEXT, default=None)
+    """The blob of the control container that has `inputs` and `files`; None: they are here."""
 
     @property
     def carries_arguments(self) -> bool:
         """Whether all that it takes is here, and nothing in a blob."""
-        return self.inputs is None and self.files is None and self._has_arguments
+        return self.inputs is None and self.files is None and self.places is None and self._has_arguments
 
     @property
     def _has_arguments(self) -> bool:

@@ -246,6 +246,7 @@ class Submitter:
         """
         marks = await self.values.marks(waiting)
         paths = await self._files.paths(waiting)
+        await self._files.store_places(waiting)
         if waiting.entry.done:
             self.keep_unsent(waiting)
             return

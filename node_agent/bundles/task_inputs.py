@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from batchflow.errors import BlobNotFound, StorageError
 from batchflow.protocol import layout
 from batchflow.protocol.fields import FieldError
-from batchflow.protocol.passed import PassedFile, path_of, read_files, read_passed
+from batchflow.protocol.passed import PassedFile, path_of, read_files, read_passed, read_places
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
 from node_agent.bundles.environments import NO_ROOM
@@ -21,6 +22,7 @@ from node_agent.bundles.environments import NO_ROOM
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from batchflow.protocol.bundle import Bundle
+    from batchflow.protocol.wire import TaskItem
     from node_agent.bundles.task_files import FileCache, StoredFile
     from node_agent.bundles.values import StoredValue, ValueCache
 
@@ -49,6 +51,21 @@ class TaskInputs:
     kept_values: ValueCache
     kept_files: FileCache
 
+    async def located(self, item: TaskItem) -> TaskItem:
+        """Return a task that says itself where its values and files lie. Raises `Unfit`, `StorageError`."""
+        blob = item.places
+        if blob is None:
+            return item
+        try:
+            if not blob.startswith(layout.ARGUMENTS):
+                raise FieldError(f"{blob[:80]!r} is no blob of a task's inputs")
+            inputs, files = read_places((await patiently(lambda: self.ctl.get(blob))).data)
+        except FieldError as error:
+            raise Unfit("TaskRejected", f"what it takes cannot be read: {error}") from error
+        except StorageError as error:
+            raise _unfit("the list of what it takes", error) from error
+        return replace(item, inputs=inputs, files=files, places=None)
+
     async def values(self, places: list[Any] | None) -> list[StoredValue]:
         """Return the values at these places. Raises `Unfit`, `StorageError`."""
         if places is None:
@@ -58,7 +75,7 @@ class TaskInputs:
         except FieldError as error:
             raise Unfit("TaskRejected", f"where its inputs lie cannot be read: {error}") from error
         except StorageError as error:
-            raise _unfit("value", error) from error
+            raise _unfit("a value that it takes", error) from error
 
     async def files(self, places: list[Any] | None, bundle: Bundle) -> dict[str, StoredFile]:
         """Return the files at these places, by the paths that they have in the working directory.
@@ -74,7 +91,7 @@ class TaskInputs:
         except FieldError as error:
             raise Unfit("TaskRejected", f"which files it takes cannot be read: {error}") from error
         except StorageError as error:
-            raise _unfit("file", error) from error
+            raise _unfit("a file that it takes", error) from error
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -100,10 +117,10 @@ class TaskInputs:
 def _unfit(what: str, error: StorageError) -> Exception:
     """Return what is raised when something of another task cannot be had."""
     if isinstance(error, BlobNotFound):
-        return Unfit("TaskRejected", f"a {what} that it takes is gone: {error}")
+        return Unfit("TaskRejected", f"{what} is gone: {error}")
     if error.retryable:
         return error
-    return Unfit("TaskRejected", f"a {what} that it takes cannot be read: {error}")
+    return Unfit("TaskRejected", f"{what} cannot be read: {error}")
 
 
 def _meets(name: str, path: str) -> bool:

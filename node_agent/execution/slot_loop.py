@@ -223,8 +223,9 @@ class SlotLoop:
                     functions[pickle] = await self._resources.fetch_function(pickle, stack)
                 arguments = await self._resources.fetch_arguments(task.item)
                 taken = self._resources.inputs
-                inputs = await taken.values(task.item.inputs)
-                files = await taken.files(task.item.files, bundle)
+                item = await taken.located(task.item)
+                inputs = await taken.values(item.inputs)
+                files = await taken.files(item.files, bundle)
             except Unfit as unfit:
                 queue.take(task)
                 self._fail([task], unfit.kind, str(unfit))

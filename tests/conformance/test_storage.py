@@ -180,7 +180,7 @@ async def test_containers_are_made_listed_and_deleted_once(storage: Storage) -> 
     assert await storage.containers(name) == []
 
 
-async def test_signature_for_a_blob_reads_that_blob_alone(storage: Storage) -> None:
+async def test_signature_for_a_blob_reads_that_blob_alone(storage: Storage, tmp_path: Path) -> None:
     """In place of the reader's own rights."""
     name = f"conformance-{secrets.token_hex(6)}"
     writing = AccessPolicy("writing", "cw", time.time() + 600)
@@ -194,6 +194,16 @@ async def test_signature_for_a_blob_reads_that_blob_alone(storage: Storage) -> N
     assert await container.get_signed("a/b c.json", signature) == b"1"
     with pytest.raises(StorageError):
         await container.get_signed("other", signature)
+    await container.download("a/b c.json", tmp_path / "file", signature=signature)
+    assert (tmp_path / "file").read_bytes() == b"1"
+    odd = "outputs/ü #1?/50%25 & 'x'+y;.csv"
+    await container.put(odd, b"2")
+    signature = await storage.blob_signature(name, odd, 3600.0)
+    await container.download(odd, tmp_path / "file", signature=signature)
+    assert (tmp_path / "file").read_bytes() == b"2"
+    with pytest.raises(StorageError):
+        await container.download("other", tmp_path / "other", signature=signature)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     await container.aclose()
     await storage.delete_container(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from batchflow.protocol import layout
 from batchflow.protocol.environments import ARCHIVE, misfit_of
 from batchflow.protocol.fields import FieldError
 from batchflow.protocol.functions import PYTHON, python_of
-from batchflow.protocol.passed import path_of, read_files
+from batchflow.protocol.passed import path_of, read_files, read_places
 from batchflow.protocol.variables import TaskVariables
 from batchflow.protocol.wire import Reference
 from batchflow.support.frozen import frozen
@@ -55,7 +56,7 @@ async def prepare(
     `ctl`, `out`: the pool's containers; None: the task needs nothing of them. Raises `CommandError` for what
     a task cannot run without, `StorageError`, `ProtocolError`.
     """
-    item, notes = found.item, list(found.notes)
+    item, notes = await _located(found.item, ctl), list(found.notes)
     files = folder / FILES
     files.mkdir(parents=True)
     if found.files is not None:
@@ -142,6 +143,22 @@ async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> list[s
         what = f"its packages are built for Python {built.replace('-', ' on ', 1)}, this is Python {here}"
         raise CommandError(f"{what}: use that Python, or this one's packages by --no-packages", Exit.USAGE)
     return [str(place / ARCHIVE), file_digest(place / ARCHIVE)[0]]
+
+
+async def _located(item: TaskItem, ctl: Container | None) -> TaskItem:
+    """Return a task that says itself where the values and files lie that it took."""
+    blob = item.places
+    if blob is None or ctl is None:
+        return item
+    if not blob.startswith(layout.ARGUMENTS):
+        raise ProtocolError(f"{blob[:80]!r} is no blob of a task's inputs")
+    try:
+        inputs, files = read_places((await ctl.get(blob)).data)
+    except FieldError as error:
+        raise ProtocolError(f"what it took cannot be read: {error}") from error
+    except BlobNotFound as error:
+        raise CommandError(f"the list of what it took is gone: {error}", Exit.NOT_FOUND) from error
+    return replace(item, inputs=inputs or None, files=files or None, places=None)
 
 
 async def _files_of_tasks(item: TaskItem, ctl: Container, out: Container, folder: Path) -> None:

@@ -108,6 +108,8 @@ class Submission:
     """The values that the agent fetches, in the order of their numbers."""
     files: Sequence[PassedFile] = ()
     """The files that the agent brings, in the order of their folders."""
+    places: str | None = None
+    """The blob that says where these values and files lie; None: the task itself does."""
 
     @classmethod
     def of(
@@ -209,8 +211,9 @@ class Submission:
             budget=budget,
             trace=trace,
             requires=self.requires,
-            inputs=[each.fields() for each in self.passed] or None,
-            files=[each.fields() for each in self.files] or None,
+            inputs=([each.fields() for each in self.passed] or None) if self.places is None else None,
+            files=([each.fields() for each in self.files] or None) if self.places is None else None,
+            places=self.places,
         )
         try:
             data = wire.encode(item)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from batchflow.errors import ConfigurationError, StorageError
 from batchflow.model import Status
 from batchflow.protocol import layout
-from batchflow.protocol.passed import VALID, PassedFile, path_of
+from batchflow.protocol.passed import VALID, PassedFile, path_of, places_document
 from batchflow.support.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.tracker import Entry
     from batchflow.sessions.workflows.graph import Waiting
 
+PLACES: Final = 16 * 1024
+"""Bytes of the places of values and files that travel with a task. More are stored in a blob."""
 _MOST_NAMES: Final = 20
 """Files of a task that an error names."""
 
@@ -53,8 +55,8 @@ class FilePasser:
         self._outcomes = outcomes
         self._agents_refuse = agents_refuse
         self._may_sign = not context.runtime.connections.restricted
-        self._copies: dict[str, list[str]] = {}
-        """The blobs of copies that tasks take, by the uids of these tasks."""
+        self._blobs: dict[str, list[str]] = {}
+        """The blobs that were stored for tasks, by the uids of these tasks."""
 
     async def paths(self, waiting: Waiting) -> dict[TaskInput, str | Result]:
         """Return what takes the places of files: the paths at which the task finds them.
@@ -85,11 +87,24 @@ class FilePasser:
         submission.files = places
         return found
 
+    async def store_places(self, waiting: Waiting) -> None:
+        """Store where values and files lie if that is too much for a message. Raises `StorageError`."""
+        submission = waiting.submission
+        submission.places = None
+        if not (submission.passed or submission.files) or self._agents_refuse():
+            return
+        document = places_document(submission.passed, submission.files)
+        if len(document) > PLACES:
+            blob = self._new_blob(waiting.entry)
+            await self._patiently(lambda: self._context.runtime.ctl.put(blob, document))
+            submission.places = blob
+            self._drop_if_done(waiting.entry)
+
     def ended(self, entry: Entry) -> None:
         """Note that a task has its outcome: it takes no file any more."""
-        for blob in self._copies.pop(entry.uid, ()):
+        for blob in self._blobs.pop(entry.uid, ()):
             if entry.status is not Status.FAILED:
-                self._context.delete_later(self._context.runtime.ctl, blob, "delete a copy of a file")
+                self._context.delete_later(self._context.runtime.ctl, blob, "delete what a task took")
 
     def _missing(self, entry: Entry, item: ResultItem, name: str, *, passes: bool) -> Result:
         left = ", ".join(item.files[:_MOST_NAMES]) or "none"
@@ -119,18 +134,27 @@ class FilePasser:
 
     async def _copy(self, taker: Entry, blob: str) -> str:
         """Copy a file to where agents read; return its blob."""
-        context, runtime = self._context, self._context.runtime
-        copy = layout.arguments_blob(
-            context.job_name, context.name, f"{context.incarnation}-{uuid.uuid4().hex}"
-        )
-        self._copies.setdefault(taker.uid, []).append(copy)
+        runtime = self._context.runtime
+        copy = self._new_blob(taker)
         with tempfile.TemporaryDirectory(prefix="batchflow-") as folder:
             path = Path(folder) / "file"
             await self._patiently(lambda: runtime.out.download(blob, path))
             await self._patiently(lambda: runtime.ctl.upload(copy, path))
-        if taker.done:
-            self.ended(taker)  # it was cancelled meanwhile
+        self._drop_if_done(taker)
         return copy
+
+    def _new_blob(self, taker: Entry) -> str:
+        """Return the name of a blob that stays until a task has ended."""
+        context = self._context
+        name = f"{context.incarnation}-{uuid.uuid4().hex}"
+        blob = layout.arguments_blob(context.job_name, context.name, name)
+        self._blobs.setdefault(taker.uid, []).append(blob)
+        return blob
+
+    def _drop_if_done(self, taker: Entry) -> None:
+        """Delete what was stored for a task that was cancelled meanwhile."""
+        if taker.done:
+            self.ended(taker)
 
     async def _patiently(self, request: Callable[[], Awaitable[T]]) -> T:
         """Try again while storage is away. Raises `StorageError` when that does not help."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from batchflow.model import Status
 from batchflow.protocol.bundle import Bundle, BundleFile
 from batchflow.protocol.functions import PYTHON, pickle_name
 from batchflow.protocol.layout import outputs_prefix
-from batchflow.protocol.passed import PassedFile, PassedValue
+from batchflow.protocol.passed import PassedFile, PassedValue, places_document
 from batchflow.protocol.wire import TaskItem
 from batchflow.testing.storage import MemoryStorage
 from node_agent.bundles.task_files import FileCache
@@ -116,6 +117,14 @@ async def test_files_of_other_tasks_are_fetched_once_and_those_that_tasks_left_h
         await out.delete("outputs/far")
     assert await resources.inputs.files(None, empty) == {}
     assert list((tmp_path / "files").iterdir()) == []
+    await ctl.put("args/places", places_document([], [PassedFile("copy.csv", "args/copy", None)]))
+    many = replace(producer, places="args/places")
+    located = await resources.inputs.located(many)
+    assert list(await resources.inputs.files(located.files, empty)) == ["inputs/0/copy.csv"]
+    for places in ("args/gone", "pool/manifest", "args/copy"):
+        with pytest.raises(Unfit, match=r"what it takes (cannot be read|is gone)") as caught:
+            await resources.inputs.located(replace(producer, places=places))
+        assert caught.value.kind == "TaskRejected"
     gone = PassedFile("x", "outputs/gone", await storage.blob_signature("out", "outputs/gone", 60.0)).fields()
     hidden = PassedFile("x", "pool/manifest", None).fields()
     outside = {**far.fields(), "name": "../x"}

@@ -11,7 +11,7 @@ from batchflow.cli.exits import CommandError
 from batchflow.cli.replaying.finding import FoundTask
 from batchflow.cli.replaying.preparing import prepare
 from batchflow.errors import ProtocolError
-from batchflow.protocol.passed import PassedFile
+from batchflow.protocol.passed import PassedFile, places_document
 from batchflow.protocol.wire import TaskItem
 from batchflow.testing.storage import MemoryStorage
 
@@ -37,6 +37,10 @@ async def test_files_of_other_tasks_are_where_the_task_found_them(tmp_path: Path
     there = await laid_out("good", *[each.fields() for each in taken])
     assert (there / "x.py").is_file()
     assert (there / "inputs/0/deep/a.csv").read_text() == "a"
+    assert (there / "inputs/1/a.csv").read_text() == "b"
+    await ctl.put("args/places", places_document([], taken))
+    many = FoundTask(TaskItem("c", "j", "t", "x.py", [], "i:1", "", places="args/places"), files=[str(own)])
+    there = (await prepare(many, ctl, tmp_path / "many", out=out)).folder / "files"
     assert (there / "inputs/1/a.csv").read_text() == "b"
     with pytest.raises(CommandError, match=r"file 'a.csv' of another task is in the pool no longer"):
         await laid_out("gone", PassedFile("a.csv", "outputs/gone", "sig").fields())

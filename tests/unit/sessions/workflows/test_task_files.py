@@ -10,7 +10,7 @@ from batchflow.errors import DependencyFailed, InvalidDependency, StorageError, 
 from batchflow.model import Result, Status
 from batchflow.pool import Pool
 from batchflow.protocol.layout import outputs_prefix
-from batchflow.protocol.passed import FILES, VALUES
+from batchflow.protocol.passed import FILES, VALUES, read_places
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.session import Session
 from batchflow.task import TaskFile
@@ -134,6 +134,29 @@ async def test_a_task_that_failed_leaves_no_file_for_others(session: Session, ag
     (item,) = await agent.take()
     (passed,) = arguments_of(item)
     assert (passed.kind, passed.error) == ("TaskFailed", "it broke")
+
+
+async def test_the_places_of_many_files_are_in_a_blob(session: Session, agent: Agent) -> None:
+    """It is deleted when the task that takes them has succeeded, and left to a sweep when it has failed."""
+    names = tuple(f"{number}.csv" for number in range(400))
+    first = await session.submit("x.py")
+    takers = [await session.submit("x.py", [first.file(name) for name in names]) for _ in range(2)]
+    (item,) = await agent.take()
+    await leave(agent, item, *names)
+    good, bad = await agent.take(2)
+    ctl = parts_of(session).context.runtime.ctl
+    for item in (good, bad):
+        assert (item.inputs, item.files, item.carries_arguments) == (None, None, False)
+        assert arguments_of(item) == [[f"inputs/{number}/{number}.csv" for number in range(400)]]
+        assert item.places is not None
+        inputs, files = read_places((await ctl.get(item.places)).data)
+        assert (inputs, tuple(each["name"] for each in files)) == ([], names)
+    await agent.answer(good, value="done")
+    await agent.post([failure_of(bad)])
+    assert await within(takers[0]) == "done"
+    await within(takers[1].outcome())
+    await session.aclose()
+    assert [info.name async for info in ctl.list("args/")] == [bad.places]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../a", "/etc/passwd", "a/../../b", "a//b", "a\0b", 5, None])
