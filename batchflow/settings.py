@@ -11,8 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
-from batchflow.agent_limits import AgentLimits, Bytes, Nodes, Queues, Results, Seconds, Tasks
 from batchflow.errors import ConfigurationError
+from batchflow.support.setting_groups.agent_limits import (
+    AgentLimits,
+    Bytes,
+    Nodes,
+    Queues,
+    Results,
+    Seconds,
+    Tasks,
+)
 from batchflow.support.setting_groups.observing import MonitorSettings, TelemetrySettings
 
 Target = Literal["local", "azure"]

@@ -9,7 +9,6 @@ from dataclasses import field, fields
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from batchflow.agent_limits import AgentLimits
 from batchflow.environments.session import target_of
 from batchflow.errors import BlobConflict
 from batchflow.pools import access, agent_archive, embedded_files
@@ -21,6 +20,7 @@ from batchflow.protocol.documents import (
     QueueAccess,
 )
 from batchflow.support.frozen import frozen
+from batchflow.support.setting_groups.agent_limits import AgentLimits
 from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Final, Literal, Self, TypeVar, get_args, get_o
 
 import orjson
 
-from batchflow.agent_limits import AgentLimits
 from batchflow.errors import ProtocolError
 from batchflow.model import ManagedIdentity
 from batchflow.ports.broker import QueueRef
 from batchflow.protocol.budgets import BudgetTerms
 from batchflow.protocol.fields import FieldError, misfit
 from batchflow.support.frozen import frozen
+from batchflow.support.setting_groups.agent_limits import AgentLimits
 
 T = TypeVar("T")
 _SIGNS_OF_LIFE: Final = 3
