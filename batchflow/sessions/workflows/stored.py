@@ -29,7 +29,8 @@ from batchflow.support.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""Documents of version 2 have tasks that take files. Those without have version 1, which others read, too."""
 
 
 @frozen
@@ -63,7 +64,8 @@ class StoredTask:
 
 def encode(tasks: Iterable[Waiting]) -> bytes:
     """Return the document of tasks that wait."""
-    return orjson.dumps({"v": VERSION, "tasks": [_written(task) for task in tasks]})
+    written = [_written(task) for task in tasks]
+    return orjson.dumps({"v": VERSION if any("files" in task for task in written) else 1, "tasks": written})
 
 
 def decode(data: bytes) -> list[StoredTask]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 import pytest
 
 from batchflow.errors import DependencyFailed, InvalidDependency, StorageError, SubmitFailed
 from batchflow.model import Result, Status
 from batchflow.pool import Pool
-from batchflow.protocol.layout import outputs_prefix
+from batchflow.protocol.layout import outputs_prefix, waiting_prefix
 from batchflow.protocol.passed import FILES, VALUES, read_places
 from batchflow.protocol.wire import Reference, TaskItem
 from batchflow.session import Session
+from batchflow.sessions.workflows import stored
 from batchflow.task import TaskFile
 from node_agent.child.task_values import open_arguments
 from tests.support.agent import Agent, failure_of, result_of
@@ -228,6 +230,10 @@ async def test_a_later_session_of_the_name_goes_on_with_files(pool: Pool, agent:
     await leave(agent, items["first"], "b")
     await within(first)
     await within(named.aclose())
+    documents = pool.runtime.ctl.list(waiting_prefix("default", "nightly"))
+    names = [info.name async for info in documents]
+    assert [orjson.loads((await pool.runtime.ctl.get(name)).data)["v"] for name in names] == [2]
+    assert orjson.loads(stored.encode([]))["v"] == 1  # as clients of earlier versions read it
     async with pool.session("nightly") as later:
         await leave(agent, items["gate"], "c")
         (use,) = await agent.take()
