@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.dashboard.dead_letters import replay
 from batchflow.errors import ConfigurationError
-from batchflow.protocol import layout
-from batchflow.protocol.documents import DrainOrder
+from batchflow.pools.drain_orders import drain
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ _LIFE: Final = 120.0
 """Seconds in which a question can be answered."""
 _MOST_QUESTIONS: Final = 100
 _MOST_NODES: Final = 10_000
+_DRAINS: Final = "Its agent has its drain grace to finish what runs, hands back the rest, and leaves."
 
 
 class Questions:
@@ -62,7 +62,7 @@ def question(action: dict[str, Any]) -> str:
         case {"do": "resize", "nodes": int(nodes)} if 0 <= nodes <= _MOST_NODES:
             return f"Resize the pool to {nodes:,} dedicated nodes? It stops being elastic."
         case {"do": "drain", "node": str(node)}:
-            return f"Drain node {node[:80]}? Its agent finishes what runs, hands back the rest, and leaves."
+            return f"Drain node {node[:80]}? {_DRAINS}"
     raise ConfigurationError("the page does not know this action")
 
 
@@ -89,10 +89,11 @@ async def perform(pool: Pool, action: dict[str, Any]) -> str:
             return f"Batch was asked for {nodes:,} nodes."
         case {"do": "drain", "node": str(node)}:
             manifest, settings = pool.runtime.manifest, pool.runtime.settings
-            agents = tuple(beat.agent for beat in await pool.heartbeats() if beat.node == node)
-            if not agents:
+            alive = await pool.heartbeats()
+            leaving = [beat for beat in alive if beat.node == node]
+            if not leaving:
                 raise ConfigurationError(f"no agent lives on node {node!r}")
-            order = DrainOrder(manifest.agents_job, settings.agent.drain_grace, (node,), agents)
-            await pool.runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
+            grace = settings.agent.drain_grace
+            await drain(pool.runtime.ctl, manifest.agents_job, grace, leaving=leaving, alive=alive)
             return f"Node {node} drains."
     raise ConfigurationError("the page does not know this action")

@@ -46,7 +46,7 @@ class ClientPools(PagePools):
 
     async def source(self, pool_id: str) -> Source:
         """Return a pool's source. Raises `PoolNotFound`."""
-        return PoolSource(await self._client.pool(pool_id if self._only is None else self._only))
+        return PoolSource(await self._client.pool(pool_id))
 
 
 class Dashboard(Closes):
@@ -69,7 +69,7 @@ class Dashboard(Closes):
         `token`: the first step of every path below the page's, where the application has no login of its own.
         """
         self.handlers: PageHandlers = PageHandlers(
-            ClientPools(client, pool), token=token, control=control, first=pool
+            ClientPools(client, pool), token=token, control=control, only=pool
         )
 
     def aiohttp(self) -> web.Application:

@@ -43,6 +43,10 @@ _FIRST_LOOK: Final = 10.0
 """Seconds that a request for metrics waits for the first look."""
 
 
+class _ClosingError(Exception):
+    """The page is closed, so no pool is looked at any longer."""
+
+
 @cache
 def _file(name: str) -> bytes:
     return (files(__package__) / "static" / name).read_bytes()
@@ -64,16 +68,16 @@ class PageHandlers:
     """Answers the requests of one page."""
 
     def __init__(
-        self, pools: PagePools, *, token: str | None, control: bool, first: str | None = None
+        self, pools: PagePools, *, token: str | None, control: bool, only: str | None = None
     ) -> None:
         """`token`: the first step of every path; None: whoever serves the page decides who may see it.
 
-        `first`: the pool that is shown where the address names none.
+        `only`: the only pool that is shown, whatever an address names; None: all.
         """
         self._pools = pools
         self._token = token
         self._control = control
-        self._first = first
+        self._only = only
         self._watches: dict[str, PoolWatch] = {}
         self._opening = asyncio.Lock()
         self._questions = actions.Questions()
@@ -89,12 +93,16 @@ class PageHandlers:
             answer = refused(400, str(error))
         except BatchflowError as error:
             answer = refused(502, str(error))
+        except TimeoutError:
+            answer = refused(503, f"the pool was not looked at within {_FIRST_LOOK:.0f} s: ask again")
+        except _ClosingError:
+            answer = refused(503, "the page's server is closing")
         return replace(answer, headers={**self._guards(), **answer.headers})
 
     async def aclose(self) -> None:
         """End all streams, and look at no pool any longer."""
         self.closed = True
-        for watch in self._watches.values():
+        for watch in list(self._watches.values()):
             await watch.aclose()
 
     def _guards(self) -> dict[str, str]:
@@ -123,7 +131,7 @@ class PageHandlers:
             if not slash:
                 return PageAnswer(307, {"location": f"{given}/"})
         if self.closed:
-            return refused(503, "the page's server is closing")
+            raise _ClosingError
         if request.method == "POST":
             return await self._act(request) if path == "act" else refused(404, "there is no such page")
         if request.method not in ("GET", "HEAD"):
@@ -146,7 +154,7 @@ class PageHandlers:
         return refused(404, "there is no such page")
 
     async def _name(self, query: Mapping[str, str]) -> str:
-        if name := query.get("pool") or self._first:
+        if name := self._only or query.get("pool"):
             return name
         names = await self._pools.names()
         if not names:
@@ -158,7 +166,10 @@ class PageHandlers:
         async with self._opening:
             watch = self._watches.get(name)
             if watch is None:
-                watch = self._watches[name] = PoolWatch(await self._pools.source(name))
+                source = await self._pools.source(name)
+                if self.closed:  # meanwhile: nothing would end the watch
+                    raise _ClosingError
+                watch = self._watches[name] = PoolWatch(source)
         watch.start()
         return watch
 
@@ -181,7 +192,7 @@ class PageHandlers:
         if not self._watches:
             await self._watch({})
         told = []
-        for name, watch in self._watches.items():
+        for name, watch in list(self._watches.items()):  # another request may add one meanwhile
             watch.start()
             async with asyncio.timeout(_FIRST_LOOK):
                 await watch.looked.wait()

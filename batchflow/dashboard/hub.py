@@ -36,7 +36,7 @@ class Hub:
         """`snapshot` returns the events that tell everything as it is now."""
         self._snapshot = snapshot
         self._watchers: set[_Watcher] = set()
-        self._closed = False
+        self.closed: bool = False
 
     def __len__(self) -> int:
         return len(self._watchers)
@@ -59,7 +59,7 @@ class Hub:
         self._watchers.add(watcher)
         try:
             yield b"retry: 1000\n\n"
-            while not self._closed:
+            while not self.closed:
                 if watcher.lost:
                     watcher.lost = False
                     for data in list(self._snapshot()):
@@ -68,7 +68,7 @@ class Hub:
                     data = watcher.pending.popleft()
                     watcher.size -= len(data)
                     yield data
-                if not watcher.lost and not watcher.pending and not self._closed:
+                if not watcher.lost and not watcher.pending and not self.closed:
                     watcher.wake.clear()
                     try:
                         await asyncio.wait_for(watcher.wake.wait(), KEEP_ALIVE)
@@ -79,6 +79,6 @@ class Hub:
 
     def close(self) -> None:
         """End all watchers."""
-        self._closed = True
+        self.closed = True
         for watcher in self._watchers:
             watcher.wake.set()

@@ -106,15 +106,18 @@ def token_of(environment: Mapping[str, str]) -> str:
 async def serve(
     pools: PagePools,
     *,
-    first: str | None = None,
+    only: str | None = None,
     host: str = LOOPBACK,
     port: int = 0,
     control: bool = False,
     token: str | None = None,
 ) -> tuple[DashboardServer, DashboardAddress]:
-    """Start a server. Returns it, to be closed, and the page's address. Raises `ConfigurationError`."""
+    """Start a server. Returns it, to be closed, and the page's address. `only`: the only pool that is shown.
+
+    Raises `ConfigurationError`.
+    """
     secret = token_of(os.environ) if token is None else token
-    handlers = PageHandlers(pools, token=secret, control=control, first=first)
+    handlers = PageHandlers(pools, token=secret, control=control, only=only)
     server = DashboardServer(handlers, secret)
     return server, await server.start(host, port)
 
@@ -150,7 +153,7 @@ class ClientPages(Closes):
             pool = options.get("pool")
             self._servers[key] = await serve(
                 ClientPools(self._client, pool),
-                first=pool,
+                only=pool,
                 host=options.get("host", LOOPBACK),
                 port=options.get("port", 0),
                 control=options.get("control", False),

@@ -41,6 +41,11 @@ def kind_of(error: str) -> str:
     return _NUMBER.sub("#", _QUOTED.sub("'…'", error.strip())) or "no error text"
 
 
+def _oldest(now: float) -> int:
+    """Return the number of the oldest bucket that counts."""
+    return int(now // STEP) - _BUCKETS + 1
+
+
 @dataclass(slots=True)
 class _Bucket:
     ended: int = 0
@@ -55,11 +60,21 @@ class FailureKind:
 
     text: str
     """The newest error."""
-    count: int = 0
     last: float = 0.0
+    counts: Counter[int] = field(default_factory=Counter)
+    """Failures by the bucket of their end."""
     commands: Counter[str] = field(default_factory=Counter)
     examples: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=_EXAMPLES))
     """uid and label of the newest."""
+
+    @property
+    def count(self) -> int:
+        return self.counts.total()
+
+    def forget(self, oldest: int) -> None:
+        """Count only what ended in this bucket or later."""
+        for number in [each for each in self.counts if each < oldest]:
+            del self.counts[number]
 
     def document(self) -> dict[str, Any]:
         """Return it as the page gets it."""
@@ -153,7 +168,7 @@ class Timeline:
         )
         self.total += 1
         if run.status == "failed":
-            self._fail(run, finished)
+            self._fail(run, finished, now)
 
     def since(self, seen: int) -> list[Row]:
         """Return the runs that were added after so many, as far as they are remembered."""
@@ -164,15 +179,19 @@ class Timeline:
         """Return the newest run of a task."""
         return next((row for row in reversed(self.runs) if row[0] == uid), None)
 
-    def failures(self) -> list[dict[str, Any]]:
-        """Return the groups of failures, the most frequent first."""
+    def failures(self, now: float) -> list[dict[str, Any]]:
+        """Return the groups of failures, the most frequent first. What is too old counts no longer."""
+        for key, group in list(self._groups.items()):
+            group.forget(_oldest(now))
+            if not group.counts:
+                del self._groups[key]
         groups = sorted(self._groups.values(), key=lambda group: (-group.count, -group.last))
         return [group.document() for group in groups[:50]]
 
     def series(self, now: float) -> dict[str, Any]:
         """Return rates and latencies by bucket, the oldest first, without the one that has not ended."""
         last = int(now // STEP)
-        self._forget(last)
+        self._forget(now)
         buckets = [self._buckets.get(number) or _Bucket() for number in range(last - _BUCKETS + 1, last)]
         return {
             "step": STEP,
@@ -200,25 +219,27 @@ class Timeline:
         return quantile(found, share)
 
     def _bucket(self, at: float, now: float) -> _Bucket | None:
-        number, last = int(min(at, now) // STEP), int(now // STEP)
-        if number <= last - _BUCKETS:
+        number = int(min(at, now) // STEP)
+        if number < _oldest(now):
             return None
-        self._forget(last)
+        self._forget(now)
         return self._buckets.setdefault(number, _Bucket())
 
-    def _forget(self, last: int) -> None:
+    def _forget(self, now: float) -> None:
         if len(self._buckets) > _BUCKETS:
-            for number in [each for each in self._buckets if each <= last - _BUCKETS]:
+            for number in [each for each in self._buckets if each < _oldest(now)]:
                 del self._buckets[number]
 
-    def _fail(self, run: SlotRun, finished: float) -> None:
+    def _fail(self, run: SlotRun, finished: float, now: float) -> None:
         key = kind_of(run.error)
         group = self._groups.setdefault(key, FailureKind(run.error))
         self._groups.move_to_end(key)
         if len(self._groups) > _GROUPS:
             self._groups.popitem(last=False)
         group.text = run.error or "no error text"
-        group.count += 1
+        group.counts[int(finished // STEP)] += 1
+        if len(group.counts) > _BUCKETS:
+            group.forget(_oldest(now))
         group.last = max(group.last, finished)
         group.commands[run.command] += 1
         if len(group.commands) > _GROUPS:

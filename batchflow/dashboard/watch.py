@@ -22,6 +22,8 @@ logger = event_logger(__name__)
 
 _LOOK: Final = 1.0
 """Seconds between two looks."""
+_PATIENCE: Final = 0.5
+"""Seconds that a later look waits for answers. What comes after that is told by the next one."""
 _LINGER: Final = 60.0
 """Seconds for which it goes on looking when no page is open: a person may open it again."""
 _CHUNK: Final = 2_000
@@ -53,25 +55,36 @@ class PoolWatch:
         self._seen: dict[tuple[str, str], int] = {}
         """Ended tasks of the sessions of this process that the timeline has."""
         self._due: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        """The parts that are being asked, each by a task of its own."""
         self._problems: dict[str, str] = {}
         self._used_at = clock()
         self._moved_at = clock()
         self._task: asyncio.Task[None] | None = None
         self.looked: asyncio.Event = asyncio.Event()
-        """Set when it has looked at everything once."""
+        """Set when it has looked at everything once since it began to look."""
 
     def start(self) -> None:
-        """Look from now on, until no page has been open for a minute. Idempotent."""
+        """Look from now on, until no page has been open for a minute.
+
+        Idempotent. A watch that is closed does not begin again.
+        """
+        if self.hub.closed:
+            return
         self._used_at = self._clock()
         if self._task is None or self._task.done():
+            self.looked.clear()
+            self._due.clear()
             self._task = asyncio.create_task(self._run(), name=f"dashboard of {self.source.pool_id}")
 
     async def aclose(self) -> None:
         """Look no longer, and end all watchers."""
         self.hub.close()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        ending = [*self._asking.values(), *([] if self._task is None else [self._task])]
+        for task in ending:
+            task.cancel()
+        if ending:
+            await asyncio.wait(ending)
 
     def snapshot(self) -> Iterator[bytes]:
         """Yield the events that tell everything, what is seen first at first."""
@@ -84,21 +97,24 @@ class PoolWatch:
             yield event({"runs": runs[max(0, end - _CHUNK) : end]})
 
     async def look(self) -> None:
-        """Look at what is due, and tell all watchers what has changed; nodes and figures first."""
-        await asyncio.gather(
-            self._ask("beats", 2 * _LOOK, self._ask_beats),
-            self._ask("queues", 5.0, self._ask_queues),
-            self._ask("nodes", 10.0, self._ask_nodes),
-            self._ask("sessions", 3 * _LOOK, self._ask_sessions),
+        """Begin to ask what is due, and tell all watchers what has changed; nodes and figures first.
+
+        Only the first look waits until all parts have answered. Later, one that does not delays no other.
+        """
+        await self._ask(
+            ("beats", 2 * _LOOK, self._ask_beats),
+            ("queues", 5.0, self._ask_queues),
+            ("nodes", 10.0, self._ask_nodes),
+            ("sessions", 3 * _LOOK, self._ask_sessions),
         )
         if not self.looked.is_set():
             self._tell()
-        await asyncio.gather(
-            self._ask("activity", 2 * _LOOK, self._ask_activity),
-            self._ask("jobs", 20.0, self._ask_jobs),
-            self._ask("dead", 20.0, self._ask_dead_letters),
-            self._ask("cost", 30.0, self._ask_cost),
-            self._ask("explain", 10.0, self._ask_why),
+        await self._ask(
+            ("activity", 2 * _LOOK, self._ask_activity),
+            ("jobs", 20.0, self._ask_jobs),
+            ("dead", 20.0, self._ask_dead_letters),
+            ("cost", 30.0, self._ask_cost),
+            ("explain", 10.0, self._ask_why),
         )
         self._tell()
         self.looked.set()
@@ -107,23 +123,46 @@ class PoolWatch:
         while len(self.hub) or self._clock() - self._used_at < _LINGER:
             if len(self.hub):
                 self._used_at = self._clock()
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                logger.exception("dashboard_look_broken", extra={"pool": self.source.pool_id})
             await asyncio.sleep(_LOOK)
 
-    async def _ask(self, what: str, every: float, ask: Callable[[], Awaitable[None]]) -> None:
-        """Ask one part if it is due. What cannot be had is told on the page, and asked again later."""
-        now = time.monotonic()
-        if now < self._due.get(what, 0.0):
-            return
-        self._due[what] = now + every - _LOOK / 10
+    async def _ask(self, *parts: tuple[str, float, Callable[[], Awaitable[None]]]) -> None:
+        """Begin to ask the parts that are due and not being asked; wait for their answers.
+
+        The first look waits for all of them, any other a little for those that it has begun.
+        """
+        begun = set()
+        for what, every, ask in parts:
+            now = time.monotonic()
+            if what in self._asking or now < self._due.get(what, 0.0):
+                continue
+            self._due[what] = now + every - _LOOK / 10
+            task = self._asking[what] = asyncio.create_task(self._answer(what, ask), name=f"ask {what}")
+            begun.add(task)
+        first = not self.looked.is_set()
+        if first:
+            begun |= {self._asking[what] for what, _, _ in parts if what in self._asking}
+        if begun:
+            await asyncio.wait(begun, timeout=None if first else _PATIENCE)
+
+    async def _answer(self, what: str, ask: Callable[[], Awaitable[None]]) -> None:
+        """Ask one part. What cannot be had is told on the page, and asked again later."""
         try:
             async with asyncio.timeout(_TIMEOUT):
                 await ask()
         except (BatchflowError, TimeoutError) as error:
             self._problems[what] = str(error) or f"no answer for {_TIMEOUT:.0f} s"
             logger.info("dashboard_look_failed", extra={"what": what, "error": str(error)})
+        except Exception as error:
+            self._problems[what] = f"{what} cannot be shown: {error!r}"
+            logger.exception("dashboard_look_broken", extra={"pool": self.source.pool_id, "what": what})
         else:
             self._problems.pop(what, None)
+        finally:
+            del self._asking[what]
 
     async def _ask_beats(self) -> None:
         self._beats = await self.source.beats()
@@ -168,8 +207,9 @@ class PoolWatch:
             self._changes[part] = value
 
     def _take_own(self, now: float) -> None:
-        for session in self.source.own_sessions():
-            key = (session.job, session.name)
+        sessions = {(session.job, session.name): session for session in self.source.own_sessions()}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in sessions}
+        for key, session in sessions.items():
             seen, runs = session.tasks.ended_since(self._seen.get(key, 0))
             if seen < self._seen.get(key, 0):  # another session of the name
                 seen, runs = session.tasks.ended_since(0)
@@ -190,7 +230,7 @@ class PoolWatch:
         figures["problems"] = sorted(set(self._problems.values()))
         self._put("now", figures)
         self._put("series", self.timeline.series(now))
-        self._put("failures", self.timeline.failures())
+        self._put("failures", self.timeline.failures(now))
         runs = self.timeline.since(self._sent)
         self._sent = self.timeline.total
         changes, self._changes = self._changes, {}

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow.errors import PoolError
+from batchflow.pools.drain_orders import drain
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.pools.scaling.formula import FormulaWish, is_ours, scaling_formula
-from batchflow.protocol import layout
-from batchflow.protocol.documents import DrainOrder
 from batchflow.support.event_log import event_logger
 from batchflow.support.progress_report import counted
 
@@ -108,7 +107,7 @@ async def shrink(runtime: PoolRuntime, info: PoolInfo, size: tuple[int, int], re
     ]
     if not 0 < len(leaving) <= _MOST:
         return False
-    await _drain(runtime, [beats[node] for node in leaving if node in beats], report)
+    await _drain(runtime, [beats[node] for node in leaving if node in beats], list(beats.values()), report)
     report(f"removing {counted(len(leaving), 'node')}")
     await runtime.connections.compute.remove_nodes(runtime.pool_id, leaving)
     return True
@@ -123,13 +122,14 @@ def idlest(nodes: list[NodeInfo], beats: dict[str, Heartbeat], count: int) -> li
     return [node.id for node in sorted(nodes, key=work)[:count]]
 
 
-async def _drain(runtime: PoolRuntime, beats: list[Heartbeat], report: Reporter) -> None:
+async def _drain(
+    runtime: PoolRuntime, beats: list[Heartbeat], alive: list[Heartbeat], report: Reporter
+) -> None:
     """Tell the agents to leave, and wait until they have left or their time is over."""
     if not beats:
         return
     grace = runtime.settings.agent.drain_grace
-    order = DrainOrder(runtime.manifest.agents_job, grace, tuple(beat.node for beat in beats))
-    await runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
+    await drain(runtime.ctl, runtime.manifest.agents_job, grace, leaving=beats, alive=alive)
     leaving = {beat.agent for beat in beats}
     with anyio.move_on_after(grace + _BEATS * max(beat.interval for beat in beats)) as patience:
         while left := [beat for beat in await read_heartbeats(runtime.out) if beat.agent in leaving]:

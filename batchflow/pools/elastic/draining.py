@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from batchflow.errors import BlobConflict, BlobNotFound, ProtocolError
-from batchflow.protocol import layout
-from batchflow.protocol.documents import DrainOrder
+from batchflow.pools.drain_orders import is_named, read_order, write_order
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
@@ -50,38 +48,11 @@ async def order_to_drain(
     and count. The order goes on to name them, because agents see only the last one. When another client
     writes an order meanwhile, this one is left out. Raises `StorageError`.
     """
-    earlier, etag = await _earlier(ctl, job)
-    told = [beat for beat in beats if beat.agent in earlier]
-    others = [beat for beat in beats if beat.agent not in earlier]
+    earlier, etag = await read_order(ctl, job)
+    told = [beat for beat in beats if is_named(beat, earlier)]
+    others = [beat for beat in beats if not is_named(beat, earlier)]
     new = least_busy(others, count - len(told), dedicated, kept)
-    if not new:
-        return []
-    named = [*told, *new]
-    order = DrainOrder(
-        job,
-        _UNTIL_DONE,
-        nodes=tuple(beat.node for beat in named),
-        agents=tuple(beat.agent for beat in named),
-    )
-    try:
-        if etag is None:
-            await ctl.put(layout.DRAIN_BLOB, order.encode(), create=True)
-        else:
-            await ctl.put(layout.DRAIN_BLOB, order.encode(), if_match=etag)
-    except (BlobConflict, BlobNotFound):
-        return []  # the next look sees what the other client wrote
+    if not new or not await write_order(ctl, job, _UNTIL_DONE, [*told, *new], etag):
+        return []  # the next look sees what another client wrote
     logger.info("agents_drain", extra={"job": job, "count": len(new)})
     return [beat.agent for beat in new]
-
-
-async def _earlier(ctl: Container, job: str) -> tuple[frozenset[str], str | None]:
-    """Return the agents that the last order names, and its ETag; None: there is none."""
-    try:
-        blob = await ctl.get(layout.DRAIN_BLOB)
-    except BlobNotFound:
-        return frozenset(), None
-    try:
-        order = DrainOrder.decode(blob.data)
-    except ProtocolError:
-        return frozenset(), blob.etag
-    return frozenset(order.agents if order.job == job else ()), blob.etag

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,15 +10,18 @@ import orjson
 import pytest
 
 from batchflow.client import Client
+from batchflow.dashboard import handlers as handlers_module
 from batchflow.dashboard.app import ClientPools
 from batchflow.dashboard.exchange import PageAnswer, PageRequest
 from batchflow.dashboard.handlers import PageHandlers
 from batchflow.model import Status
 from batchflow.pool import Pool
+from batchflow.ports.compute import NodeInfo
 from batchflow.protocol import documents, layout
 from batchflow.session import Session
 from tests.support.agent import Agent
 from tests.support.simulated_pool import SimulatedPool, SimulatedPools
+from tests.support.waiting import eventually
 
 TOKEN = "a-token-of-24-characters"
 JSON = {"content-type": "application/json", "host": "127.0.0.1:80", "origin": "http://127.0.0.1:80"}
@@ -102,6 +106,77 @@ async def test_metrics_are_there_without_a_page(simulated: PageHandlers) -> None
     """The first request looks at the pool."""
     answer = await get(simulated, f"/{TOKEN}/metrics")
     assert b'batchflow_nodes{pool="simulated"} 4' in answer.body
+
+
+class SlowPools(SimulatedPools):
+    """Pools of any name, whose sources or nodes come when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(SimulatedPool(2, history=1.0))
+        self.asked: list[str] = []
+        self.source_comes, self.nodes_come = asyncio.Event(), asyncio.Event()
+        self.source_comes.set()
+        self.nodes_come.set()
+
+    async def source(self, pool_id: str) -> SimulatedPool:
+        self.asked.append(pool_id)
+        await self.source_comes.wait()
+        pool = SimulatedPool(2, history=1.0)
+        nodes = pool.nodes
+
+        async def late() -> list[NodeInfo]:
+            await self.nodes_come.wait()
+            return await nodes()
+
+        pool.nodes = late  # type: ignore[method-assign]
+        return pool
+
+
+async def test_a_page_of_one_pool_looks_at_it_once_whatever_an_address_names() -> None:
+    """Made-up names would be watches that nothing ends."""
+    pools = SlowPools()
+    handlers = PageHandlers(pools, token=None, control=False, only="simulated")
+    for number in range(3):
+        assert (await get(handlers, "/events", pool=f"x{number}")).status == 200
+    assert pools.asked == ["simulated"]
+    await handlers.aclose()
+
+
+async def test_a_pool_that_is_opened_during_a_scrape_does_not_end_the_scrape() -> None:
+    """Both are requests of one page."""
+    pools = SlowPools()
+    pools.nodes_come.clear()
+    handlers = PageHandlers(pools, token=None, control=False)
+    await get(handlers, "/events", pool="one")
+    scrape = asyncio.create_task(get(handlers, "/metrics"))
+    await asyncio.sleep(0)
+    await get(handlers, "/events", pool="two")
+    pools.nodes_come.set()
+    assert (await scrape).status == 200
+    await handlers.aclose()
+
+
+async def test_a_scrape_of_a_pool_that_does_not_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prometheus asks again."""
+    monkeypatch.setattr(handlers_module, "_FIRST_LOOK", 0.01)
+    pools = SlowPools()
+    pools.nodes_come.clear()
+    handlers = PageHandlers(pools, token=None, control=False)
+    assert (await get(handlers, "/metrics")).status == 503
+    await handlers.aclose()
+
+
+async def test_a_pool_that_is_found_after_the_close_is_not_looked_at() -> None:
+    """Nothing would end that."""
+    pools = SlowPools()
+    pools.source_comes.clear()
+    handlers = PageHandlers(pools, token=None, control=False)
+    request = asyncio.create_task(get(handlers, "/events"))
+    await eventually(lambda: pools.asked)
+    await handlers.aclose()
+    pools.source_comes.set()
+    assert (await request).status == 503
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("dashboard of")]
 
 
 async def test_a_pool_that_is_not_there_is_said(handlers: PageHandlers) -> None:

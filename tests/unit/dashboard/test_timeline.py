@@ -62,7 +62,7 @@ def test_any_times_leave_it_bounded(told: list[tuple[float, int, str]]) -> None:
     assert {len(series[key]) for key in ("rate", "failed", "p50", "p99")} == {round(RETENTION / STEP) - 1}
     assert all(row[7] >= NOW - RETENTION and row[7] <= NOW + 60 for row in line.runs)
     assert len({row[0] for row in line.runs}) == len(line.runs)
-    assert sum(group["count"] for group in line.failures()) <= len(told)
+    assert sum(group["count"] for group in line.failures(NOW)) <= len(told)
 
 
 def test_the_oldest_runs_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,13 +82,24 @@ def test_failures_that_say_the_same_are_one_group() -> None:
     errors = ["row 17 of 'a.csv' is bad", "row 9 of 'b.csv' is bad", "no memory"]
     runs = [run(number, status="failed", error=error) for number, error in enumerate(errors)]
     line.add_batch(batch(0, *runs), NOW)
-    first, second = line.failures()
+    first, second = line.failures(NOW)
     assert (first["count"], first["text"], first["examples"][0]) == (
         2,
         "row 9 of 'b.csv' is bad",
         ("u:1", "1"),
     )
     assert (second["count"], second["text"]) == (1, "no memory")
+
+
+def test_failures_count_for_a_quarter_of_an_hour() -> None:
+    """As runs and rates do; a kind of which none is left is not told."""
+    line = Timeline()
+    line.add_batch(batch(0, run(1, status="failed", error="no")), NOW)
+    later = NOW + RETENTION / 2
+    line.add_batch(batch(1, run(2, finished=later, status="failed", error="no")), later)
+    assert [group["count"] for group in line.failures(later)] == [2]
+    assert [group["count"] for group in line.failures(NOW + RETENTION)] == [1]
+    assert line.failures(later + 2 * RETENTION) == []
 
 
 @pytest.mark.parametrize(

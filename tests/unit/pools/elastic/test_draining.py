@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anyio
 import pytest
 
+from batchflow.pools.drain_orders import drain
 from batchflow.pools.elastic.draining import least_busy, order_to_drain
-from batchflow.ports.storage import Container
+from batchflow.ports.storage import Blob, Container
 from batchflow.protocol import layout
 from batchflow.protocol.documents import DrainOrder, Heartbeat, Running
 from batchflow.testing import MemoryStorage
@@ -68,6 +71,54 @@ async def test_agents_that_were_told_count_and_stay_named(ctl: Container) -> Non
     assert (await order(ctl)).agents == ("agent-0", "agent-1")
     assert await order_to_drain(ctl, "job", beats[1:], 2, (), 0) == ["agent-2"]
     assert (await order(ctl)).agents == ("agent-1", "agent-2")
+
+
+async def test_a_second_order_goes_on_to_name_those_that_have_not_read_the_first(ctl: Container) -> None:
+    """Two nodes that a person drains at once, or one during a resize."""
+    beats = [beat(1), beat(2), beat(3)]
+    await drain(ctl, "job", 60.0, beats[:1], beats)
+    await drain(ctl, "job", 60.0, beats[1:2], beats)
+    assert sorted((await order(ctl)).agents) == ["agent-1", "agent-2"]
+    read = [replace(beat(1), state="draining"), *beats[1:]]
+    await drain(ctl, "job", 60.0, beats[2:], read)
+    assert sorted((await order(ctl)).agents) == ["agent-2", "agent-3"]
+
+
+async def test_an_order_of_nodes_alone_stays_as_well(ctl: Container) -> None:
+    """Earlier versions write such; one for all agents of the job includes any other."""
+    beats = [beat(1), beat(2)]
+    await ctl.put(layout.DRAIN_BLOB, DrainOrder("job", 9.0, nodes=("node-1",)).encode())
+    await drain(ctl, "job", 60.0, beats[1:], beats)
+    assert sorted((await order(ctl)).agents) == ["agent-1", "agent-2"]
+    await ctl.put(layout.DRAIN_BLOB, DrainOrder("job", 9.0).encode())
+    await drain(ctl, "job", 60.0, beats[1:], beats)
+    assert await order(ctl) == DrainOrder("job", 9.0)
+
+
+async def test_an_order_never_shortens_the_time_of_an_earlier_one(ctl: Container) -> None:
+    """The elastic pool names its agents again."""
+    beats = [beat(1), beat(2)]
+    await order_to_drain(ctl, "job", beats[:1], 1, (), 0)
+    await drain(ctl, "job", 60.0, beats[1:], beats)
+    assert ((await order(ctl)).agents, (await order(ctl)).grace) == (("agent-2",), 60.0)
+
+
+async def test_an_order_that_another_client_writes_meanwhile_is_read_too(
+    ctl: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document is replaced only as it was read."""
+    beats, get = [beat(1), beat(2)], ctl.get
+
+    async def overtaken(name: str) -> Blob:
+        monkeypatch.undo()
+        try:
+            return await get(name)
+        finally:
+            await drain(ctl, "job", 60.0, beats[:1], beats)
+
+    monkeypatch.setattr(ctl, "get", overtaken)
+    await drain(ctl, "job", 60.0, beats[1:], beats)
+    assert sorted((await order(ctl)).agents) == ["agent-1", "agent-2"]
 
 
 @pytest.mark.parametrize("data", [DrainOrder("earlier", 9.0, agents=("agent-1",)).encode(), b"no order"])
