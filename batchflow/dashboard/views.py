@@ -20,7 +20,10 @@ _MOST_TEXT: Final = 300
 
 
 def node_rows(nodes: Sequence[NodeInfo], beats: Iterable[Heartbeat]) -> dict[str, dict[str, Any]]:
-    """Return the nodes of Batch and those of agents that Batch does not name, by their ids."""
+    """Return the nodes of Batch and those of agents that Batch does not name, by their ids.
+
+    `busy` counts all tasks that run there; `running` names some of them.
+    """
     rows: dict[str, dict[str, Any]] = {
         info.id: {
             "id": info.id,
@@ -29,6 +32,7 @@ def node_rows(nodes: Sequence[NodeInfo], beats: Iterable[Heartbeat]) -> dict[str
             "agent": None,
             "dedicated": info.dedicated,
             "slots": 0,
+            "busy": 0,
             "running": [],
             "done": 0,
             "failed": 0,
@@ -41,6 +45,7 @@ def node_rows(nodes: Sequence[NodeInfo], beats: Iterable[Heartbeat]) -> dict[str
             "host": beat.host,
             "agent": beat.state,
             "slots": beat.slots,
+            "busy": len(beat.running),
             "running": [
                 [each.uid, each.task_id, each.command, f"{each.job}/{each.client}", each.since]
                 for each in beat.running[:MOST_RUNNING]
@@ -54,6 +59,8 @@ def node_rows(nodes: Sequence[NodeInfo], beats: Iterable[Heartbeat]) -> dict[str
         }
         if beat.usage is not None:
             row["dedicated"] = beat.usage.dedicated
+    for row in rows.values():
+        row["broken"] = row["state"] in BROKEN or bool(row.get("trouble"))
     return rows
 
 
@@ -73,7 +80,7 @@ def now_view(
     """Return the figures at the top of the page."""
     counts = [session["counts"] for session in sessions]
     queued = sum(queue["active"] for queue in queues if queue["kind"] == "tasks")
-    running = sum(len(row.get("running", ())) for row in rows.values())
+    running = sum(row["busy"] for row in rows.values())
     under_way = sum(each.get("queued", 0) + each.get("running", 0) for each in counts)
     return {
         "at": round(at, 3),
@@ -86,7 +93,7 @@ def now_view(
         "slots": sum(row.get("slots", 0) for row in rows.values()),
         "nodes": len(rows),
         "agents": sum(row.get("agent") is not None for row in rows.values()),
-        "trouble": sum(bool(row.get("trouble")) or row.get("state") in BROKEN for row in rows.values()),
+        "trouble": sum(row["broken"] for row in rows.values()),
         "rate": round(timeline.rate(at), 2),
         "p50": timeline.latency(at, 0.5),
         "p99": timeline.latency(at, 0.99),

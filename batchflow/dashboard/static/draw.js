@@ -1,5 +1,5 @@
 // What is drawn on canvas: lines, the grid of nodes, the stream of tasks. Nothing here knows the connection.
-import { span, rate, short, inOrder } from "./text.js";
+import { span, short, inOrder } from "./text.js";
 
 export function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -81,9 +81,6 @@ export function lines(canvas, series, sets, palette, format) {
   }
 }
 
-const BROKEN = new Set(["starttaskfailed", "unusable", "preempted", "offline", "unknown"]);
-export const broken = (node) => BROKEN.has(node.state) || Boolean(node.trouble);
-
 // The grid: a card for each node while there are few, a square for each when there are many.
 export class Grid {
   constructor(canvas) {
@@ -114,7 +111,7 @@ export class Grid {
 
   cell(context, node, at, palette) {
     const [x, y] = this.place(at);
-    const bad = broken(node), share = node.slots ? node.running.length / node.slots : 0;
+    const bad = node.broken, share = node.slots ? node.busy / node.slots : 0;
     const base = bad ? palette.bad : node.agent && node.agent !== "starting" ? palette.idle : palette.starting;
     context.fillStyle = base;
     if (!this.cards) {
@@ -137,11 +134,11 @@ export class Grid {
       context.font = "11px system-ui, sans-serif";
       context.fillStyle = bad ? palette.bad : palette.quiet;
       context.textAlign = "right";
-      const word = bad ? "in trouble" : node.agent ? `${node.running.length}/${node.slots}` : node.state;
+      const word = bad ? "in trouble" : node.agent ? `${node.busy}/${node.slots}` : node.state;
       context.fillText(word, x + this.size - 10, y + 17);
       const slots = Math.max(1, Math.min(node.slots, 64)), room = (this.size - 20 + 3) / slots - 3;
       for (let slot = 0; slot < slots; slot++) {
-        context.fillStyle = slot < node.running.length && !bad ? palette.busy : base;
+        context.fillStyle = slot < node.busy && !bad ? palette.busy : base;
         context.fillRect(x + 10 + slot * (room + 3), y + 28, Math.max(1, room), 8);
       }
     }
@@ -279,4 +276,3 @@ export class Stream {
 
 export const describe = (run) =>
   `${short(run.label, 60)}  ${run.status}\n${short(run.command, 80)}\n${run.node || "no node"}, ${span(run.finished - run.started)}${run.error ? `\n${short(run.error, 160)}` : ""}`;
-export { rate };

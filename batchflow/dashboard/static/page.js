@@ -1,6 +1,6 @@
 // The page: keeps what the server tells, and shows it. Everything that it keeps is bounded.
 import { el, fill, table, state, link, count, rate, span, bytes, clock, plural, short, inOrder } from "./text.js";
-import { colours, lines, Grid, Stream, broken, describe } from "./draw.js";
+import { colours, lines, Grid, Stream, describe } from "./draw.js";
 
 const MOST_RUNS = 20000, KEPT_SECONDS = 900, MOST_ROWS = 50;
 const byId = (id) => document.getElementById(id);
@@ -187,8 +187,8 @@ function paintWhy() {
 }
 
 function paintGrid() {
-  const all = nodes(), busy = all.reduce((sum, node) => sum + node.running.length, 0), slots = all.reduce((sum, node) => sum + node.slots, 0);
-  const bad = all.filter(broken).length;
+  const all = nodes(), busy = all.reduce((sum, node) => sum + node.busy, 0), slots = all.reduce((sum, node) => sum + node.slots, 0);
+  const bad = all.filter((node) => node.broken).length;
   byId("nodes-note").textContent = all.length ? `${plural(all.length, "node")}, ${count(busy)} of ${plural(slots, "slot")} busy${bad ? `, ${count(bad)} in trouble` : ""}` : "there is no node yet";
   grid.draw(all, palette);
   byId("grid").setAttribute("aria-label", byId("nodes-note").textContent);
@@ -197,10 +197,10 @@ function paintGrid() {
 function paintNodeTable() {
   if (!byId("nodes-list").open) return;
   const wanted = byId("nodes-filter").value.toLowerCase();
-  const order = (node) => (broken(node) ? -1e6 : 0) - node.running.length;
+  const order = (node) => (node.broken ? -1e6 : 0) - node.busy;
   const found = nodes().filter((node) => !wanted || `${node.id} ${node.host} ${node.state} ${node.agent} ${node.trouble ?? ""}`.toLowerCase().includes(wanted)).sort((a, b) => order(a) - order(b));
   const heads = [["Node"], ["State"], ["Agent"], ["Kind"], ["Busy", "num"], ["Done", "num"], ["Failed", "num"], ["Load", "num"], ["Memory free", "num"], ["Trouble"]];
-  table(byId("nodes-table"), heads, found.slice(0, MOST_ROWS).map((node) => [link(node.host || node.id, () => showNode(node.id)), state(node.state, broken(node) ? "broken" : node.state), node.agent ?? "–", node.dedicated ? "dedicated" : "spot", `${node.running.length}/${node.slots}`, count(node.done), count(node.failed), node.load?.toFixed(1) ?? "–", bytes(node.memory), node.trouble ?? ""]), "no node is like that");
+  table(byId("nodes-table"), heads, found.slice(0, MOST_ROWS).map((node) => [link(node.host || node.id, () => showNode(node.id)), state(node.state, node.broken ? "broken" : node.state), node.agent ?? "–", node.dedicated ? "dedicated" : "spot", `${node.busy}/${node.slots}`, count(node.done), count(node.failed), node.load?.toFixed(1) ?? "–", bytes(node.memory), node.trouble ?? ""]), "no node is like that");
 }
 
 function paintStream() {
@@ -316,8 +316,8 @@ function showNode(id) {
   if (!node) return;
   const running = el("table");
   table(running, [["Task"], ["Command"], ["Since", "num"]], node.running.map(([uid, label, command, , since]) => [link(label, () => showTask(uid)), command, span(now() - since)]), "nothing runs here");
-  showPanel(node.host || node.id, state(node.state, broken(node) ? "broken" : node.state),
-    facts([["Node", node.id], ["Agent", node.agent ?? "none"], ["Kind", node.dedicated ? "dedicated" : "spot"], ["Slots", `${node.running.length} of ${node.slots} busy`], ["Done", `${count(node.done)}, ${count(node.failed)} failed`], ["Load", node.load?.toFixed(2)], ["Memory free", bytes(node.memory)], ["Disk free", bytes(node.disk)], ["Trouble", node.trouble]]),
+  showPanel(node.host || node.id, state(node.state, node.broken ? "broken" : node.state),
+    facts([["Node", node.id], ["Agent", node.agent ?? "none"], ["Kind", node.dedicated ? "dedicated" : "spot"], ["Slots", `${node.busy} of ${node.slots} busy`], ["Done", `${count(node.done)}, ${count(node.failed)} failed`], ["Load", node.load?.toFixed(2)], ["Memory free", bytes(node.memory)], ["Disk free", bytes(node.disk)], ["Trouble", node.trouble]]),
     known.control && node.agent ? el("div", { class: "acts" }, el("button", { type: "button", on: { click: () => act({ do: "drain", node: node.id }) } }, "Drain")) : null,
     el("h3", {}, "Runs now"), running);
 }
@@ -368,7 +368,7 @@ const under = (thing, event) => {
   const box = thing.canvas.getBoundingClientRect();
   return thing.at(event.clientX - box.left, event.clientY - box.top);
 };
-const nodeText = (node) => `${node.host || node.id}\n${node.agent ?? node.state}, ${node.running.length} of ${node.slots} busy${node.trouble ? `\n${node.trouble}` : ""}\n${node.running.slice(0, 3).map((each) => `${short(each[1], 30)}: ${short(each[2], 40)} for ${span(now() - each[4])}`).join("\n")}`.trim();
+const nodeText = (node) => `${node.host || node.id}\n${node.agent ?? node.state}, ${node.busy} of ${node.slots} busy${node.trouble ? `\n${node.trouble}` : ""}\n${node.running.slice(0, 3).map((each) => `${short(each[1], 30)}: ${short(each[2], 40)} for ${span(now() - each[4])}`).join("\n")}`.trim();
 grid.canvas.addEventListener("pointermove", (event) => { const node = under(grid, event); tip(event, node && nodeText(node)); });
 grid.canvas.addEventListener("click", (event) => { const node = under(grid, event); if (node) showNode(node.id); });
 grid.canvas.addEventListener("keydown", (event) => {
