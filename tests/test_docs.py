@@ -70,7 +70,13 @@ def pages_with(kind: str) -> list[Any]:
 
 def run_program(text: str, folder: Path) -> str:
     finished = subprocess.run(
-        [sys.executable, "-"], cwd=folder, input=text, capture_output=True, text=True, timeout=99, check=False
+        [sys.executable, "-"],
+        cwd=folder,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
@@ -146,7 +152,7 @@ def test_tests_pass(page: Path, tmp_path: Path) -> None:
         "-p",
         "no:asyncio",
     ]
-    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=99, check=False)
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
 
 

@@ -18,6 +18,8 @@ import batchflow
 DOCS = Path(__file__).parents[1] / "docs"
 ASSETS = DOCS / "assets"
 
+pytestmark = pytest.mark.timeout(300)
+
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser", "furo")),
     reason="Sphinx is not installed: pip install -e '.[docs]'",
@@ -30,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
     command += ["-d", str(folder / "doctrees"), str(DOCS), str(folder / "html")]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert finished.returncode == 0, finished.stderr
     return folder / "html"
 

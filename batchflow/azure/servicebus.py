@@ -309,17 +309,27 @@ class _Mailbox(_Inbox):
         """Return True: the session's lock is renewed, and its state written, at any time."""
         return True
 
-    async def open(self) -> Self:
+    async def open(self, began: float) -> Self:
+        """Open the link. `began`: when the opening did, by the machine's clock.
+
+        Raises `LeaseLost` where the opening took longer than the lock lasts, and `BrokerError` where the
+        machine's clock is so far ahead that the SDK would take every lock for expired.
+        """
         handler = await self._link.open()
         until = handler.session.locked_until_utc
         self.locked_until = None if until is None else until.timestamp()
-        if until is not None and (behind := (datetime.now(UTC) - until).total_seconds()) >= 0:
-            await self.aclose()
-            raise BrokerError(
-                f"the clock of this machine is at least {behind:.0f} s plus a lock's duration ahead of the "
-                f"broker's, so that the lock of mailbox {self.session_id} looks expired: set the clock"
+        now = time.time()
+        if self.locked_until is None or (behind := now - self.locked_until) < 0:
+            return self
+        await self.aclose()
+        if behind < (taken := now - began):
+            raise LeaseLost(
+                f"the lock of mailbox {self.session_id} ran out while it was opened, which took {taken:.1f} s"
             )
-        return self
+        raise BrokerError(
+            f"the clock of this machine is at least {behind:.0f} s plus a lock's duration ahead of the "
+            f"broker's, so that the lock of mailbox {self.session_id} looks expired: set the clock"
+        )
 
     async def receive(self, max_wait: float) -> Delivery | None:
         return await self._own(self._receive(max_wait))
@@ -422,14 +432,14 @@ class ServiceBusBroker(Closes):
             )
 
         link = SdkLink(make, f"mailbox {session_id} of {queue.entity}", self._setting, once=True)
-        mailbox = _Mailbox(link, session_id)
+        mailbox, began = _Mailbox(link, session_id), time.time()
         try:
             await self._opened(mailbox, link)
         except QueueNotFound as error:
             missing = MailboxNotFound(str(error))
             missing.setting = error.setting
             raise missing from error
-        return await mailbox.open()
+        return await mailbox.open(began)
 
     async def _opened(self, end: _End[Any], link: SdkLink[Any]) -> None:
         self._open = {each for each in self._open if not each.closed}

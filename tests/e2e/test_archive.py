@@ -76,7 +76,7 @@ async def archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_node_with_nothing_but_python_runs_tasks(archive: Path, settings: Settings, bare: Path) -> None:
     """From the bare interpreter to a result: archive, bootstrap, agent, task, all from the archive."""
     async with Client(settings) as client:
@@ -108,7 +108,7 @@ async def test_second_client_finds_the_archive_in_the_cache(
     assert not [name for name in names if name.startswith("batchflow/local/")]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 async def test_archive_for_nodes_with_an_identity_has_azure_identity(archive: Path) -> None:
     """It is another archive, with what azure-identity needs and the rest as well."""
     other = await agent_archive.build(VERSION, PLATFORM, identity=True)

@@ -68,7 +68,6 @@ async def test_pool_grows_with_its_first_task_and_vanishes_after_its_last(pool: 
         assert "0 nodes: no task waits" in str(await session.explain())
         assert await is_empty(pool)
         task = await session.submit("echo.py", "first")
-        await eventually(lambda: nodes(pool), pause=0.1)
         await eventually(lambda: asked_for(pool), pause=0.05)
         assert await task == ["first"]
         await eventually(lambda: is_empty(pool), pause=0.2)

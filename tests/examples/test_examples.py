@@ -36,7 +36,7 @@ def run(program: str, *arguments: str, cwd: Path) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -117,7 +117,7 @@ def test_demo_without_java_says_what_to_install(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert finished.returncode == 1
@@ -142,7 +142,7 @@ def test_examples_share_a_running_local_cloud(tmp_path: Path) -> None:
         assert lines == ["a.txt: 4 lines, 24 words", "b.txt: 2 lines, 11 words"]
     finally:
         cloud.terminate()
-        cloud.communicate(timeout=20)
+        cloud.communicate(timeout=60)
     assert cloud.returncode == 0
 
 

@@ -70,7 +70,7 @@ class Kernel:
 async def kernel(folder: Path) -> AsyncIterator[Kernel]:
     client = nbclient.NotebookClient(
         nbformat.v4.new_notebook(),
-        timeout=60,
+        timeout=200,
         kernel_name="python3",
         allow_errors=True,
         resources={"metadata": {"path": str(folder)}},

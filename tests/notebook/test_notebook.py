@@ -22,7 +22,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     shutil.copytree(EXAMPLE, folder)
     notebook = nbformat.read(folder / "first_steps.ipynb", as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     return client.execute()
 

@@ -82,7 +82,7 @@ def configure(pytester: pytest.Pytester, asyncio_mode: str | None) -> None:
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=90)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *arguments, timeout=250)
 
 
 def test_engine_fixture_calls_a_task_in_the_test_process(project: pytest.Pytester) -> None:

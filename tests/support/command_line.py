@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = (sys.executable, "-m", "batchflow")
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that a command may take before it counts as hung."""
 
 TASKS = {

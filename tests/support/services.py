@@ -49,7 +49,7 @@ def settings(**session: Any) -> Settings:
         storage=StorageSettings("storage"),
         servicebus=ServiceBusSettings("bus"),
         agent=AgentSettings(python="python3", heartbeat_interval=0.1),
-        session=SessionSettings(**{"close_timeout": 2.0, "presence_interval": 0.2, **session}),
+        session=SessionSettings(**{"close_timeout": 20.0, "presence_interval": 0.2, **session}),
     )
 
 

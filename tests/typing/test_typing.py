@@ -19,6 +19,8 @@ from batchflow.streams import EventStream, ResultStream
 ROOT = Path(__file__).parents[2]
 API = Path(__file__).parent / "api.py"
 
+pytestmark = pytest.mark.timeout(300)
+
 needs_pyright = pytest.mark.skipif(
     importlib.util.find_spec("basedpyright") is None, reason="basedpyright is not installed"
 )
@@ -35,7 +37,7 @@ def pyright(*arguments: str) -> dict[str, Any]:
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert finished.stdout, finished.stderr
@@ -57,7 +59,7 @@ def test_mypy_accepts_the_api_and_finds_every_mistake() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr

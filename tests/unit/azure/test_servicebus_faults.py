@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -330,6 +331,21 @@ async def test_mailbox_with_the_clock_ahead(bus: Bus) -> None:
     queue = await bus.make(sessions=True)
     with pytest.raises(BrokerError, match="clock"):
         await bus.broker.mailbox(queue, "s")
+
+
+async def test_mailbox_whose_lock_runs_out_while_it_is_opened(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that stood still meanwhile has lost it, and its clock is not to blame."""
+    queue, began = await bus.make(sessions=True), time.time()
+    times = iter([began, began + 3600.0])
+    with monkeypatch.context() as patch:
+        clock = SimpleNamespace(time=lambda: next(times), monotonic=time.monotonic)
+        patch.setattr("batchflow.azure.servicebus.time", clock)
+        with pytest.raises(LeaseLost, match="ran out while it was opened"):
+            await bus.broker.mailbox(queue, "s")
+    async with await bus.broker.mailbox(queue, "s") as mailbox:
+        assert mailbox.session_id == "s"
 
 
 async def test_cancelled_send_arrives_or_can_be_repeated(bus: Bus) -> None:

@@ -58,7 +58,7 @@ def test_the_commands_of_the_page_run(alone: Cli) -> None:
                 env=alone.environment,
                 capture_output=True,
                 text=True,
-                timeout=90,
+                timeout=250,
                 check=False,
             )
             assert ended.returncode == 0, ended.stderr
