@@ -80,7 +80,7 @@ PROMISES = {
             "tests/unit/execution/test_slot_sessions.py",
             "test_nothing_of_one_session_is_seen_by_another",
         ),
-        "Such a client can open sessions, submit tasks, read results": (
+        "Such a client can open sessions, submit tasks": (
             "tests/e2e/test_rights.py",
             "test_guest_submits_tasks_and_gets_results",
         ),
@@ -393,6 +393,40 @@ PROMISES = {
         "seconds what is left is dropped": (
             "tests/unit/test_session_lifetime.py",
             "test_closing_is_bounded_when_a_service_hangs",
+        ),
+    },
+    "workflows.md": {
+        "Each file has a folder of its own, so two of one name do not meet": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_each_file_has_its_path_in_a_folder_of_its_own",
+        ),
+        "The task gets a copy, and the next task does not find it": (
+            "tests/unit/execution/test_slot_python.py",
+            "test_files_of_other_tasks_are_in_the_working_directory_of_one_task_alone",
+        ),
+        "It may take hundreds of files": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_the_places_of_many_files_are_in_a_blob",
+        ),
+        "not at all if the task that left it ran on the same node": (
+            "tests/unit/execution/test_resources.py",
+            "test_files_of_other_tasks_are_fetched_once_and_those_that_tasks_left_here_never",
+        ),
+        "unless it cannot sign: then it copies the file": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_a_client_that_cannot_sign_copies_files",
+        ),
+        "The error names the file, the task, and the files that there are": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_a_file_that_is_missing_fails_what_takes_it",
+        ),
+        "A name that leaves the folder is an `InvalidDependency` at once": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_a_name_that_leaves_the_folder_is_refused",
+        ),
+        "tasks that take files end as `SubmitFailed`": (
+            "tests/unit/sessions/workflows/test_task_files.py",
+            "test_agents_of_earlier_versions_get_no_task_that_takes_a_file",
         ),
     },
     "tasks.md": {
