@@ -15,7 +15,10 @@ async def main(config: str, name: str) -> None:
                 await session.submit("adds.py", args=first[n : n + 2], task_id=f"b{n}")
                 for n in range(0, 24, 2)
             ]
-            await session.submit("adds.py", args=pairs, task_id="sum")
+            total = await session.submit("adds.py", args=pairs, task_id="sum")
+            left = [await session.submit("leaves_files.py", str(n), "", task_id=f"f{n}") for n in range(2)]
+            files = [task.file(f"{n}.txt") for n, task in enumerate(left)]
+            await session.submit("reads_files.py", *files, task_id="read", after=total)
             await session.flush()
             async for result in session.results():
                 print(result.task_id, flush=True)  # noqa: T201

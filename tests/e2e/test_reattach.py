@@ -47,16 +47,19 @@ async def test_killed_client_finds_all_outcomes_when_it_returns(
 async def test_a_workflow_goes_on_after_its_client_was_killed(
     pool: Pool, cloud_config: Path, shown_before: int
 ) -> None:
-    """Each task is shown once, or again and marked; those that waited get the values of what was shown."""
+    """Each task is shown once, or again and marked; those that waited get the values and files of
+    what was shown."""
     name, program = f"killed-{uuid.uuid4().hex[:8]}", PROGRAM.with_name("crashing_workflow.py")
     shown = await _shown_until_killed(str(program), str(cloud_config), name, after=shown_before)
     async with pool.session(name, job="crash") as session:
         results = [result async for result in session.results()]
-    expected = {*(f"a{n}" for n in range(24)), *(f"b{n}" for n in range(0, 24, 2)), "sum"}
+    expected = {*(f"a{n}" for n in range(24)), *(f"b{n}" for n in range(0, 24, 2)), "sum", "f0", "f1", "read"}
     assert {*shown, *(result.task_id for result in results)} == expected
     assert len(results) == len({result.task_id for result in results})
     assert all(result.repeated for result in results if result.task_id in shown)
-    assert {result.task_id: result.value for result in results}["sum"] == sum(range(24))
+    values = {result.task_id: result.value for result in results}
+    assert values["sum"] == sum(range(24))
+    assert values["read"] == [[f"inputs/{n}/{n}.txt", f"this is {n}"] for n in range(2)]
 
 
 async def test_session_with_a_journal_shows_no_outcome_twice_after_a_kill(
