@@ -10,7 +10,8 @@ import anyio
 
 from batchflow.dashboard.dead_letters import dead_letters
 from batchflow.dashboard.views import cost_view, explanation_view
-from batchflow.errors import BlobNotFound, ProtocolError
+from batchflow.errors import BlobNotFound
+from batchflow.pools.reports.changed_documents import ChangedDocuments
 from batchflow.pools.reports.heartbeats import is_fresh
 from batchflow.protocol import activity, layout
 from batchflow.protocol.documents import Heartbeat, Presence, gone_after
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from batchflow.protocol.activity import ActivityBatch
 
 _READS: Final = 16
-"""Documents that are read at the same time."""
-_MOST_BEATS: Final = 250
-"""Heartbeats that are read at one look; the others are read at the next ones."""
+"""Records that are read at the same time."""
+_MOST_DOCUMENTS: Final = 250
+"""Heartbeats, and sessions, that are read at one look; the others are read at the next ones."""
 _MOST_RECORDS: Final = 500
 """Records that are read at one look."""
 _MOST_REMOVED: Final = 20
@@ -75,8 +76,9 @@ class PoolSource:
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self._beats: dict[str, tuple[str, Heartbeat | None]] = {}
-        """ETag and heartbeat, by the name of the blob."""
+        out, ctl = pool.runtime.out, pool.runtime.ctl
+        self._beats = ChangedDocuments(out, layout.HEARTBEATS, Heartbeat.decode, _MOST_DOCUMENTS)
+        self._presences = ChangedDocuments(ctl, layout.SESSIONS, Presence.decode, _MOST_DOCUMENTS)
         self._read: dict[str, tuple[int, str]] = {}
         """The bytes of a record that were read, and its ETag then."""
         self._looked_at = 0.0
@@ -87,29 +89,7 @@ class PoolSource:
 
     async def beats(self) -> list[Heartbeat]:
         """Return the last heartbeats of the living agents. What has not changed is not read again."""
-        out = self.pool.runtime.out
-        infos = [info async for info in out.list("agents/")]
-        stale = [info for info in infos if self._beats.get(info.name, ("", None))[0] != info.etag]
-        stale.sort(key=lambda info: info.modified_at, reverse=True)
-        limiter = anyio.CapacityLimiter(_READS)
-
-        async def read(info: BlobInfo) -> None:
-            async with limiter:
-                try:
-                    blob = await out.get(info.name)
-                    self._beats[info.name] = (blob.etag, Heartbeat.decode(blob.data))
-                except BlobNotFound:
-                    self._beats.pop(info.name, None)
-                except ProtocolError:
-                    self._beats[info.name] = (info.etag, None)
-
-        async with task_group() as group:
-            for info in stale[:_MOST_BEATS]:
-                group.start_soon(read, info)
-        names = {info.name for info in infos}
-        self._beats = {name: known for name, known in self._beats.items() if name in names}
-        known = [(info, self._beats[info.name][1]) for info in infos if info.name in self._beats]
-        return [beat for info, beat in known if beat is not None and is_fresh(beat, info.age)]
+        return [beat for info, beat in await self._beats.read() if is_fresh(beat, info.age)]
 
     async def nodes(self) -> list[NodeInfo]:
         """Return the nodes as Batch describes them."""
@@ -181,17 +161,10 @@ class PoolSource:
         for (job, name), each in own.items():
             row: dict[str, Any] = {"job": job, "name": name, "here": True, "holder": "this program"}
             found.append(row | {"counts": asdict(each.counts())})
-        ctl = self.pool.runtime.ctl
-        infos = [info async for info in ctl.list("sessions/")]
-        for info in sorted(infos, key=lambda info: info.age)[:_MOST_BEATS]:
-            job, _, name = info.name.removeprefix("sessions/").removesuffix(".json").partition("/")
-            if (job, name) in own:
-                continue
-            try:
-                presence = Presence.decode((await ctl.get(info.name)).data)
-            except (BlobNotFound, ProtocolError):
-                continue
+        here = {layout.session_blob(job, name) for job, name in own}
+        for info, presence in await self._presences.read(without=here):
             if info.age < gone_after(presence.interval):
+                job, _, name = info.name.removeprefix(layout.SESSIONS).removesuffix(".json").partition("/")
                 row = {"job": job, "name": name, "here": False, "holder": presence.holder}
                 found.append(row | {"counts": dict(presence.counts)})
         return found

@@ -174,8 +174,12 @@ def outputs_prefix(job: str, client: str, uid: str, folder: str = "") -> str:
     return f"{OUTPUTS}{job}/{client}/{uid}/{folder}/" if folder else f"{OUTPUTS}{job}/{client}/{uid}/"
 
 
+HEARTBEATS: Final = "agents/"
+"""What the names of all heartbeats begin with."""
+
+
 def heartbeat_blob(agent: str) -> str:
-    return f"agents/{agent}.json"
+    return f"{HEARTBEATS}{agent}.json"
 
 
 ACTIVITY: Final = "activity/"

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from batchflow.errors import BlobNotFound, ProtocolError
-from batchflow.protocol.documents import (
-    Heartbeat,
-    gone_after,
-)
+from batchflow.protocol import layout
+from batchflow.protocol.documents import Heartbeat, gone_after
 from batchflow.protocol.packing import open_slots
 from batchflow.support.frozen import frozen
 from batchflow.support.task_groups import task_group
@@ -25,7 +23,7 @@ _READS: Final = 16
 
 async def read_heartbeats(out: Container, fresh_only: bool = True) -> list[Heartbeat]:
     """Read the last heartbeats of the pool's agents; without `fresh_only`, also of those that are gone."""
-    infos = [info async for info in out.list("agents/")]
+    infos = [info async for info in out.list(layout.HEARTBEATS)]
     found = await _read_beats(out, infos)
     return [beat for beat, info in found if not fresh_only or is_fresh(beat, info.age)]
 
@@ -58,7 +56,7 @@ class Sample:
 
 async def sample_heartbeats(out: Container, most: int = _SAMPLE) -> Sample:
     """Read at most so many heartbeats, for a look every few seconds."""
-    infos = sorted([info async for info in out.list("agents/")], key=lambda info: info.age)
+    infos = sorted([info async for info in out.list(layout.HEARTBEATS)], key=lambda info: info.age)
     found = await _read_beats(out, infos[:most])
     beats = [beat for beat, info in found if is_fresh(beat, info.age)]
     limit = max((gone_after(beat.interval) for beat in beats), default=0.0)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import anyio
-
-from batchflow.errors import BlobNotFound, ProtocolError
+from batchflow.pools.reports.changed_documents import ChangedDocuments
 from batchflow.pools.reports.heartbeats import read_heartbeats
 from batchflow.protocol import layout
 from batchflow.protocol.documents import Presence, Usage, UsageRecord, gone_after
-from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from batchflow.ports.storage import BlobInfo, Container
-
-_READS: Final = 16
-"""Documents that are read at the same time."""
-_SESSIONS: Final = "sessions/"
+    from batchflow.ports.storage import Container
 
 
 class UsageReader:
@@ -27,29 +20,17 @@ class UsageReader:
 
     def __init__(self, out: Container) -> None:
         self._out = out
-        self._known: dict[str, tuple[str, UsageRecord]] = {}
-        """ETag and record of each agent, by the name of the blob."""
+        self._documents = ChangedDocuments(out, layout.USAGE, UsageRecord.decode)
+        self._used: dict[str, Usage] = {}
+        """What each agent has used; what was read once stays, because records are never removed."""
 
     async def read(self) -> list[Usage]:
         """Return what each agent has used since the pool was made. Raises `StorageError`."""
-        infos = [info async for info in self._out.list(layout.USAGE)]
-        limiter = anyio.CapacityLimiter(_READS)
-        async with task_group() as group:
-            for info in infos:
-                if self._known.get(info.name, ("", None))[0] != info.etag:
-                    group.start_soon(self._read, info, limiter)
-        records = {record.agent: record.usage for _, record in self._known.values()}
+        documents = await self._documents.read()
+        self._used |= {record.agent: record.usage for _, record in documents}
         beats = await read_heartbeats(self._out, fresh_only=False)
         told = {beat.agent: beat.usage for beat in beats if beat.usage is not None}
-        return [newest(records.get(agent), told.get(agent)) for agent in records.keys() | told.keys()]
-
-    async def _read(self, info: BlobInfo, limiter: anyio.CapacityLimiter) -> None:
-        async with limiter:
-            try:
-                blob = await self._out.get(info.name)
-                self._known[info.name] = (blob.etag, UsageRecord.decode(blob.data))
-            except (BlobNotFound, ProtocolError):
-                return  # of a later version, or forged by a task: it counts nothing
+        return [newest(self._used.get(agent), told.get(agent)) for agent in self._used.keys() | told.keys()]
 
 
 def newest(*told: Usage | None) -> Usage:
@@ -76,12 +57,10 @@ async def unfinished_tasks(ctl: Container) -> int:
 
     Raises `StorageError`.
     """
-    found = 0
-    async for info in ctl.list(_SESSIONS):
-        try:
-            presence = Presence.decode((await ctl.get(info.name)).data)
-        except (BlobNotFound, ProtocolError):
-            continue
-        if info.age < gone_after(presence.interval):
-            found += sum(presence.counts.get(state, 0) for state in layout.UNDER_WAY)
-    return found
+    presences = await ChangedDocuments(ctl, layout.SESSIONS, Presence.decode).read()
+    return sum(
+        presence.counts.get(state, 0)
+        for info, presence in presences
+        if info.age < gone_after(presence.interval)
+        for state in layout.UNDER_WAY
+    )

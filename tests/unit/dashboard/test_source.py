@@ -8,6 +8,7 @@ from batchflow.pool import Pool
 from batchflow.ports.broker import OutgoingMessage
 from batchflow.protocol import activity, layout, wire
 from batchflow.protocol.activity import ActivityBatch, SlotRun
+from batchflow.protocol.documents import Presence
 from batchflow.session import Session
 from tests.support.agent import Agent
 from tests.support.agent_world import task
@@ -82,3 +83,17 @@ async def test_a_dead_letter_is_told_with_its_reason_and_runs_again(doubles: Dou
     assert again is not None
     assert again.body == body
     await receiver.aclose()
+
+
+async def test_a_session_of_another_program_is_read_once_until_it_tells_more(
+    doubles: Doubles, pool: Pool
+) -> None:
+    """There may be hundreds, and the page looks every three seconds."""
+    name = layout.session_blob("nightly", "bob")
+    await pool.runtime.ctl.put(name, Presence("build-7", "n", doubles.clock(), 15.0, {"queued": 4}).encode())
+    source = PoolSource(pool)
+    for _ in range(2):
+        (told,) = await source.sessions()
+        assert (told["job"], told["name"], told["here"]) == ("nightly", "bob", False)
+        assert (told["holder"], told["counts"]) == ("build-7", {"queued": 4})
+    assert doubles.storage.calls.count(("get", name)) == 1
