@@ -175,7 +175,8 @@ class Session(Supervised):
         `expires`: seconds from now, or a `timedelta`. What has not begun by then never does: `TaskExpired`.
 
         `requires`: some of {"slots": 2 (or "all"), "memory": bytes, "gpus": 1, "tags": ["ssd"]} of its node.
-        What no node of the pool can run ends as `TaskRejected`.
+        What no node of the pool can run ends as `TaskRejected`. `priority`: "interactive", "normal" or
+        "bulk", in place of the session's.
 
         Raises `ConfigurationError` for what can never be sent, `InvalidDependency`, `SessionClosed`,
         `JobClosed`, `StorageError` when large arguments cannot be stored, `BrokerError` when there is no

@@ -35,10 +35,7 @@ async def queues_of(context: SessionContext, priority: Priority | None) -> list[
     manifest, own = runtime.manifest, runtime.load.lanes
     if not manifest.lanes:
         if priority not in (None, "normal"):
-            context.notices.warn(
-                f"the session's priority, {priority}, changes nothing in this pool, where tasks run first "
-                "come, first served: make a pool with sharing='fair'"
-            )
+            context.notices.warn(without_lanes("the session's priority", str(priority)))
         return list(manifest.task_queues)
     told = await _lanes_told(runtime.ctl, own)
     mine = _blobs(own)  # no sooner: sessions of this client may have opened, and closed, meanwhile
@@ -46,6 +43,21 @@ async def queues_of(context: SessionContext, priority: Priority | None) -> list[
     lane = lane_for(manifest.lanes, check_priority(priority), context.mailbox_id, used)
     own[context.mailbox_id] = lane
     return [manifest.task_queues[lane]]
+
+
+def without_lanes(what: str, priority: str) -> str:
+    """Say that a priority changes nothing. `what`: whose it is."""
+    return (
+        f"{what}, {priority}, changes nothing in this pool, where tasks run first come, first served: make a "
+        "pool with sharing='fair'"
+    )
+
+
+def lane_aside(context: SessionContext, priority: Priority) -> QueueRef:
+    """Return the task queue for tasks with a priority of their own, which is another than their session's."""
+    manifest, own = context.runtime.manifest, context.runtime.load.lanes
+    lane = lane_for(manifest.lanes, priority, context.mailbox_id, Counter(own.values()))
+    return manifest.task_queues[lane]
 
 
 async def _lanes_told(ctl: Container, own: dict[str, int]) -> dict[str, int]:

@@ -155,6 +155,7 @@ class SessionParts:
             environment,
             expiries=expiries,
             needs=needs,
+            priority_of=sender.aside_priority,
             input_of=input_of,
             task_of=task_of,
             values=ValuePasser(context, outcomes, receiver.values.uses, lambda: agents.take_values),

@@ -10,8 +10,9 @@ from batchflow.errors import BrokerError
 from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
+from batchflow.protocol.lanes import PRIORITIES, check_priority
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
-from batchflow.sessions.lanes import queues_of
+from batchflow.sessions.lanes import lane_aside, queues_of, without_lanes
 from batchflow.sessions.records.tracker import Entry, submit_failed_result
 from batchflow.support.backoff import opened, until_accepted
 from batchflow.support.recovery import Recovery, recovery_of
@@ -65,6 +66,11 @@ class TaskSender:
         """Whether its tasks go before all others, so that they do not wait for the work of these."""
         self._outcomes = outcomes
         self.links: list[SendLink] = []
+        self._aside: dict[Priority, SendLink] = {}
+        """The links to lanes of other priorities than the session's, opened with the first task of each."""
+        self._aside_wake = asyncio.Event()
+        self._told = False
+        """Whether the user knows that priorities change nothing here."""
         self._wake = asyncio.Event()
         self._messages = 0
 
@@ -76,18 +82,33 @@ class TaskSender:
 
     async def _open(self, queue: QueueRef) -> None:
         broker = self._context.runtime.connections.broker
-        sender = self._context.counter.sender(await opened(lambda: broker.sender(queue)))
+        self.links.append(self._link(queue, await opened(lambda: broker.sender(queue))))
+
+    def _link(self, queue: QueueRef, sender: Sender) -> SendLink:
         health = self._context.problems.watch("sending", f"{queue.entity} has taken no tasks")
-        self.links.append(SendLink(queue, sender, health))
+        return SendLink(queue, self._context.counter.sender(sender), health)
+
+    def aside_priority(self, priority: Priority | None) -> Priority | None:
+        """Return the priority of a task that goes to another lane than the session's; None: it does not."""
+        if priority is None or priority == check_priority(self._priority):
+            return None
+        if not self._context.runtime.manifest.lanes:
+            if not self._told:
+                self._told = True
+                self._context.notices.warn(without_lanes("a task's priority", priority))
+            return None
+        return priority
 
     async def aclose(self) -> None:
         self._context.runtime.load.lanes.pop(self._context.mailbox_id, None)
         async with task_group() as group:
-            for link in self.links:
+            for link in (*self.links, *self._aside.values()):
                 group.start_soon(link.sender.aclose)
 
     def wake(self) -> None:
         self._wake.set()
+        if self._context.tracker.aside:
+            self._aside_wake.set()
 
     @property
     def passed(self) -> int:
@@ -113,7 +134,8 @@ class TaskSender:
             await self._outcomes.next_room()
 
     def _in_flight(self) -> list[Entry]:
-        return [entry for link in self.links for packed in link.sending for entry in packed.entries]
+        links = (*self.links, *self._aside.values())
+        return [entry for link in links for packed in link.sending for entry in packed.entries]
 
     async def run(self) -> None:
         load, policy, tracker = self._context.runtime.load, self._context.policy, self._context.tracker
@@ -122,6 +144,7 @@ class TaskSender:
             async with task_group() as group:
                 for link in self.links:
                     group.start_soon(self._serve, link)
+                group.start_soon(self._serve_aside)
         finally:
             load.leave(policy)
 
@@ -146,6 +169,39 @@ class TaskSender:
                 self._wake.clear()
             self._outcomes.room.notify()
 
+    async def _serve_aside(self) -> None:
+        """Send the tasks with priorities of their own, what goes first before the rest."""
+        aside, clock = self._context.tracker.aside, asyncio.get_running_loop().time
+        while True:
+            await self._aside_wake.wait()
+            self._aside_wake.clear()
+            while (priority := next((each for each in PRIORITIES if aside.get(each)), None)) is not None:
+                link = self._aside.get(priority) or await self._open_aside(priority)
+                if link is not None:
+                    link.sending = self._take(clock(), priority)
+                    if link.sending:
+                        await self._send(link)
+                    link.sending = []
+                self._outcomes.room.notify()
+
+    async def _open_aside(self, priority: Priority) -> SendLink | None:
+        """Open a link to a lane of this priority. None when the broker refuses it: then its tasks failed."""
+        queue, context = lane_aside(self._context, priority), self._context
+
+        def failed(error: BrokerError) -> None:
+            if recovery_of(error) is Recovery.END:
+                raise error
+
+        try:
+            sender = await until_accepted(lambda: context.runtime.connections.broker.sender(queue), failed)
+        except BrokerError as error:
+            waiting = context.tracker.aside[priority]
+            self._failed([entry for entry in waiting if not entry.done], error)
+            waiting.clear()
+            return None
+        link = self._aside[priority] = self._link(queue, sender)
+        return link
+
     async def _gather(self) -> None:
         """Wait for tasks that are being submitted, while those of other sessions are done."""
         clock, context = asyncio.get_running_loop().time, self._context
@@ -165,17 +221,18 @@ class TaskSender:
         while self._context.tracker.sending:
             await self._outcomes.room.wait()
 
-    def _take(self, now: float) -> list[_Packed]:
-        """Take the messages of the next send from the outbox."""
+    def _take(self, now: float, priority: Priority | None = None) -> list[_Packed]:
+        """Take the messages of the next send from the outbox, or from what goes aside."""
         tracker, policy = self._context.tracker, self._context.policy
+        queue, links = (tracker.outbox, len(self.links)) if priority is None else (tracker.aside[priority], 1)
         is_last = tracker.end_of_burst and not policy.others_are_busy
         policy.submitted(tracker.next_sequence(), now)
         taken: list[_Packed] = []
         room = MOST_BYTES
-        messages = policy.messages(len(tracker.outbox), tracker.queued, is_last=is_last)
-        for _ in range(-(-messages // len(self.links))):
-            pack = policy.pack(len(tracker.outbox), tracker.queued, room, is_last=is_last)
-            entries, items = tracker.take(pack, now)
+        messages = policy.messages(len(queue), tracker.queued, is_last=is_last)
+        for _ in range(-(-messages // links)):
+            pack = policy.pack(len(queue), tracker.queued, room, is_last=is_last)
+            entries, items = tracker.take(pack, now, priority)
             if not entries:
                 break
             taken.append(self._packed(entries, items, now))

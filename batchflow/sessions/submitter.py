@@ -25,6 +25,7 @@ from batchflow.support.backoff import Backoff
 if TYPE_CHECKING:
     from batchflow.environments.session import SessionEnvironment
     from batchflow.functions.code import CodeStore
+    from batchflow.protocol.lanes import Priority
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.sessions.needs_watch import NeedsWatch
     from batchflow.sessions.records.context import SessionContext
@@ -53,6 +54,7 @@ class Submitter:
         *,
         expiries: ExpiryWatch,
         needs: NeedsWatch,
+        priority_of: Callable[[Priority | None], Priority | None],
         input_of: InputOf,
         task_of: Callable[[Entry], Any],
         values: ValuePasser,
@@ -61,8 +63,9 @@ class Submitter:
         """Make it for one session. `values`, `files`: how large values and files go from task to task.
 
         `input_of`: what a handle among arguments stands for. `task_of`: the handle of a task.
-        `classes`: those of the session's files.
+        `classes`: those of the session's files. `priority_of`: which other lane a task goes to, if any.
         """
+        self._priority_of = priority_of
         self.classes = classes
         self.expiries = expiries
         self.needs: NeedsWatch = needs
@@ -350,6 +353,7 @@ class Submitter:
             submitted_at=time.time(),
             tag=submission.tag,
             begin_by=begin_by,
+            priority=self._priority_of(submission.priority),
             claimed=on_done is not None,
             on_done=on_done,
         )

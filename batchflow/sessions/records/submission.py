@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypedDict, Unpa
 from batchflow.errors import ConfigurationError
 from batchflow.functions.command import FunctionCommand
 from batchflow.protocol import wire
+from batchflow.protocol.lanes import check_priority
 from batchflow.protocol.needs import Needs
 from batchflow.protocol.values import arguments
 from batchflow.protocol.values.encoding import is_finite, to_json
@@ -21,6 +22,7 @@ from batchflow.support.frozen import frozen
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from batchflow.protocol.lanes import Priority
     from batchflow.protocol.passed import PassedFile, PassedValue
     from batchflow.protocol.values.classes import BundleClasses
     from batchflow.protocol.values.encoding import Encoded
@@ -45,6 +47,7 @@ class TaskOptions(TypedDict, total=False):
     on_failure: Literal["pass"] | None
     expires: float | timedelta | None
     requires: Mapping[str, Any] | None
+    priority: Priority | None
 
 
 class MapOptions(TaskOptions, total=False):
@@ -100,6 +103,8 @@ class Submission:
     """`"pass"`: it also begins when a task that it waits for failed, and gets the failed `Result`."""
     expires: float | timedelta | None = None
     """Seconds from the submit; what has not begun by then never does. None: without a limit."""
+    priority: Priority | None = None
+    """Where it stands among the tasks of the pool; None: where its session does."""
     requires: Mapping[str, Any] | None = None
     """What it requires of its node, as it travels; None: one slot of any."""
     inputs: tuple[TaskInput, ...] = ()
@@ -146,6 +151,11 @@ class Submission:
                     f"{command}: expires is {self.expires!r}; seconds above 0, or a timedelta, are needed"
                 )
             self.expires = seconds
+        if self.priority is not None:
+            try:
+                check_priority(self.priority)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{command}: {error}") from None
         if self.requires is not None:
             try:
                 self.requires = Needs.read(self.requires).fields() or None

@@ -33,6 +33,7 @@ from batchflow.protocol.wire import Reference, ResultItem, with_expiry
 from batchflow.support.frozen import frozen, maker
 
 if TYPE_CHECKING:
+    from batchflow.protocol.lanes import Priority
     from batchflow.settings import SessionSettings
 
 _result: Final = maker(Result)
@@ -103,6 +104,8 @@ class Entry:
     """Its `TaskTrace`; None for one that is not traced."""
     begin_by: float | None = None
     """When it expires, by the clock of the event loop; None: never."""
+    priority: Priority | None = None
+    """Of its own, where it goes to another lane than its session's tasks; None: it does not."""
     on_done: Callable[[Entry], None] | None = None
     """For one listener, such as the map that submitted it."""
     reference: Reference | None = None
@@ -198,6 +201,8 @@ class Tracker:
 
     outbox: deque[Entry] = field(default_factory=deque)
     """In the order in which they became ready; may hold entries that are done meanwhile."""
+    aside: dict[Priority, deque[Entry]] = field(default_factory=dict)
+    """What goes to other lanes than the outbox, by priority, each as that."""
     outbox_bytes: int = 0
     """Of what waits in the outbox, as it travels."""
     end_of_burst: bool = False
@@ -211,7 +216,7 @@ class Tracker:
     labels: WeakValueDictionary[str, Entry] = field(default_factory=WeakValueDictionary)
     """The newest task of each label that the user gave, as long as anything holds the task."""
     _held: deque[Entry] = field(default_factory=deque)
-    """Tasks that waited for others, in the order of submission, until they are taken for a send."""
+    """Tasks that waited for others, or go aside, in the order of submission until they are sent."""
     _open: dict[int, Entry] = field(default_factory=dict)
     _tally: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(Status, 0))
     _submitted: int = 0
@@ -252,7 +257,7 @@ class Tracker:
     @property
     def under_way(self) -> int:
         """How many tasks were taken for a send and have no outcome."""
-        return self.queued + max(0, self.sending - len(self.outbox))
+        return self.queued + max(0, self.sending - sum(map(len, self._queues())))
 
     @property
     def unread(self) -> int:
@@ -272,13 +277,23 @@ class Tracker:
         In the outbox only those that were held are out of order: what stands behind one was submitted later.
         """
         first = self.outbox[0].sequence if self.outbox else self._submitted
+        self._forget_held()
+        return min(first, self._held[0].sequence) if self._held else first
+
+    def _forget_held(self) -> None:
         while self._held and self._held[0].item is None and self._held[0].status is not Status.WAITING:
             self._held.popleft()
-        return min(first, self._held[0].sequence) if self._held else first
 
     def unsent(self) -> list[Entry]:
         """Return the tasks in the outbox."""
-        return [entry for entry in self.outbox if entry.item is not None]
+        return [entry for queue in self._queues() for entry in queue if entry.item is not None]
+
+    def _queues(self) -> Iterable[deque[Entry]]:
+        return (self.outbox, *self.aside.values())
+
+    def queue(self, priority: Priority | None) -> deque[Entry]:
+        """Return what goes to the lane of a priority; None: of the session's."""
+        return self.outbox if priority is None else self.aside.setdefault(priority, deque())
 
     def sent_beyond(self, first: int, in_flight: list[Entry]) -> list[tuple[int, int]]:
         """Return the numbers from `first` on that the broker has, as intervals: those that are not held back.
@@ -297,10 +312,15 @@ class Tracker:
         return found
 
     def add(self, entry: Entry) -> None:
-        """Put a new task, with the next sequence number, into the outbox."""
+        """Put a new task, with the next sequence number, into the outbox, or aside."""
         self._count(entry)
         self.outbox_bytes += 0 if entry.item is None else len(entry.item)
-        self.outbox.append(entry)
+        if entry.priority is None:
+            self.outbox.append(entry)
+        else:
+            self._forget_held()
+            self._held.append(entry)  # it is sent out of order, as tasks are that waited for others
+            self.queue(entry.priority).append(entry)
         self.end_of_burst = False
 
     def hold(self, entry: Entry) -> None:
@@ -314,7 +334,7 @@ class Tracker:
         entry.item = item
         self._move(entry, Status.SENDING)
         self.outbox_bytes += len(item)
-        self.outbox.append(entry)
+        self.queue(entry.priority).append(entry)
 
     def _count(self, entry: Entry) -> None:
         assert entry.sequence == self._submitted
@@ -322,15 +342,19 @@ class Tracker:
         self._open[entry.sequence] = entry
         self._tally[entry.status] += 1
 
-    def take(self, pack: Pack, now: float = 0.0) -> tuple[list[Entry], list[bytes]]:
+    def take(
+        self, pack: Pack, now: float = 0.0, priority: Priority | None = None
+    ) -> tuple[list[Entry], list[bytes]]:
         """Remove and return the next entries that share a message, and their items.
 
+        `priority`: of the lane that they go to; None: of the session's.
         `now`: by the clock of the event loop; what is left until a task expires travels with it.
         """
         taken: list[Entry] = []
         items: list[bytes] = []
-        while self.outbox:
-            entry = self.outbox[0]
+        queue = self.queue(priority)
+        while queue:
+            entry = queue[0]
             if entry.item is not None:
                 if not pack.admits(entry.command, len(entry.item) + 1):
                     break
@@ -339,7 +363,7 @@ class Tracker:
                     entry.item if entry.begin_by is None else with_expiry(entry.item, entry.begin_by - now)
                 )
                 self._forget_item(entry)
-            self.outbox.popleft()
+            queue.popleft()
         return taken, items
 
     def accepted(self, entries: Iterable[Entry]) -> None:

@@ -350,6 +350,7 @@ class WorkflowKeeper:
             submitted_at=task.submitted_at,
             tag=task.submission.tag,
             begin_by=task.submission.begin_by(submitted),
+            priority=task.submission.priority if context.runtime.manifest.lanes else None,
         )
         tracker.hold(entry)
         self._expiries.add(entry)

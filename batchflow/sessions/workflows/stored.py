@@ -99,6 +99,7 @@ def _written(waiting: Waiting) -> dict[str, Any]:
         "on_failure": submission.on_failure,
         "expires": submission.expires,
         "requires": submission.requires,
+        "priority": submission.priority,
         "keywords": None if function is None else bool(function.keywords),
         "inputs": [each.entry.uid for each in submission.inputs],
         "waits": [each.uid for each in waiting.inputs],
@@ -139,6 +140,7 @@ def _read(fields: dict[str, Any]) -> StoredTask:
         on_failure=fields["on_failure"],
         expires=fields.get("expires"),
         requires=fields.get("requires"),
+        priority=fields.get("priority"),
         function=function,
     )
     results = [item for each in fields["values"] for item in wire.decode(orjson.dumps(each))]

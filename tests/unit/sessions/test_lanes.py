@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,10 +14,14 @@ from batchflow.client import Client
 from batchflow.errors import ConfigurationError
 from batchflow.model import PoolSpec
 from batchflow.pool import Pool
+from batchflow.ports.broker import QueueRef
 from batchflow.ports.storage import BlobInfo
-from batchflow.protocol import lanes
+from batchflow.protocol import lanes, wire
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob
+from batchflow.protocol.wire import TaskItem
+from tests.support.agent import Agent
+from tests.support.services import Doubles
 from tests.support.waiting import eventually, within
 
 
@@ -90,6 +94,72 @@ async def test_a_priority_in_a_pool_without_lanes_is_told_of(pool: Pool, caplog:
     assert pool.runtime.manifest.lanes == ()
     async with pool.session("a", priority="bulk"):
         assert "changes nothing in this pool" in caplog.text
+
+
+async def test_a_task_with_a_priority_of_its_own_goes_to_a_lane_of_that(
+    client: Client, doubles: Doubles
+) -> None:
+    """Others of the session stay in its lane, and so does one with the session's own priority."""
+    pool = await client.create_pool(PoolSpec("fair", nodes=1, sharing="fair"))
+    queues = pool.runtime.manifest.task_queues
+    sent: dict[str, list[str]] = {}
+    async with pool.session("a") as session:
+        tasks = [
+            await session.submit("x.py", task_id=f"{place} {priority}", priority=priority)
+            for place, priority in enumerate((None, "interactive", "bulk", "normal", "interactive"))
+        ]
+        await session.submit("x.py", task_id="5 bulk", after=[tasks[0]], priority="bulk")
+        await within(session.flush())
+        agent = Agent(doubles, pool)
+        found = await received(doubles, queues, pool.runtime.manifest.lanes, 5)
+        sent = {lane: [item.task_id for item in items] for lane, items in found.items()}
+        assert sent == {
+            "normal": ["0 None", "3 normal"],
+            "interactive": ["1 interactive", "4 interactive"],
+            "bulk": ["2 bulk"],
+        }
+        await agent.answer(found["normal"][0])
+        found = await received(doubles, queues, pool.runtime.manifest.lanes, 1)
+        assert [item.task_id for item in found["bulk"]] == ["5 bulk"]
+        await session.cancel_all()
+
+
+async def received(
+    doubles: Doubles, queues: Sequence[QueueRef], priorities: Sequence[str], number: int
+) -> dict[str, list[TaskItem]]:
+    """Return so many tasks that the queues have, by the priority of their lane."""
+    found: dict[str, list[TaskItem]] = {}
+
+    async def all_of_them() -> bool:
+        for queue, priority in zip(queues, priorities, strict=True):
+            async with await doubles.broker.receiver(queue) as receiver:
+                while (delivery := await receiver.receive(0.0)) is not None:
+                    items = [each for each in wire.decode(delivery.body) if isinstance(each, TaskItem)]
+                    found.setdefault(priority, []).extend(items)
+                    await receiver.complete(delivery)
+        return sum(map(len, found.values())) >= number
+
+    await eventually(all_of_them)
+    return found
+
+
+async def test_a_tasks_priority_in_a_pool_without_lanes_is_told_of_once(
+    pool: Pool, agent: Agent, caplog: Any
+) -> None:
+    async with pool.session("a") as session:
+        for _ in range(2):
+            await session.submit("x.py", priority="bulk")
+        assert len(await agent.take(2)) == 2
+    assert caplog.text.count("changes nothing in this pool") == 1
+
+
+@pytest.mark.parametrize("priority", ["urgent", 5, ""])
+async def test_an_unknown_priority_of_a_task_is_refused(pool: Pool, priority: Any) -> None:
+    async with pool.session("a") as session:
+        with pytest.raises(ConfigurationError, match="priority is"):
+            await session.submit("x.py", priority=priority)
+        with pytest.raises(ConfigurationError, match="priority is"):
+            session.map("x.py", [1], priority=priority)
 
 
 @pytest.mark.parametrize("priority", ["urgent", 5, ""])

@@ -42,8 +42,9 @@ def outcome(entry: Entry, status: Status = Status.SUCCEEDED, value: Any = None) 
     )  # fmt: skip
 
 
-def take(tracker: Tracker) -> list[Entry]:
-    entries, items = tracker.take(PackingPolicy(durations=Durations({"x.py": 0.001})).pack(tracker.sending))
+def take(tracker: Tracker, priority: Any = None) -> list[Entry]:
+    pack = PackingPolicy(durations=Durations({"x.py": 0.001})).pack(tracker.sending)
+    entries, items = tracker.take(pack, priority=priority)
     assert len(entries) == len(items)
     return entries
 
@@ -65,18 +66,19 @@ class TrackerMachine(RuleBasedStateMachine):
     def some(self, data: st.DataObject) -> Entry:
         return data.draw(st.sampled_from(self.entries))
 
-    @rule(claimed=st.booleans())
-    def submit(self, claimed: bool) -> None:
-        entry = make_entry(self.tracker.next_sequence(), claimed=claimed)
+    @rule(claimed=st.booleans(), priority=st.sampled_from([None, None, "bulk"]))
+    def submit(self, claimed: bool, priority: str | None) -> None:
+        entry = make_entry(self.tracker.next_sequence(), claimed=claimed, priority=priority)
         self.tracker.add(entry)
         self.entries.append(entry)
         if claimed:
             self.claimed.add(entry.sequence)
 
     @precondition(lambda self: not self.in_flight)
-    @rule()
-    def begin_to_send(self) -> None:
-        self.in_flight = take(self.tracker)
+    @rule(priority=st.sampled_from([None, "bulk"]))
+    def begin_to_send(self, priority: Any) -> None:
+        self.in_flight = take(self.tracker, priority)
+        assert all(entry.priority == priority for entry in self.in_flight)
         self.sent += [entry.sequence for entry in self.in_flight]
         assert not any(entry.done for entry in self.in_flight)
 
@@ -163,12 +165,30 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_bytes_that_wait_are_known(self) -> None:
-        assert self.tracker.outbox_bytes == sum(len(entry.item or b"") for entry in self.tracker.outbox)
+        assert self.tracker.outbox_bytes == sum(len(entry.item or b"") for entry in self.tracker.unsent())
 
     @invariant()
     def nothing_is_read_or_sent_twice(self) -> None:
         assert len(set(self.read)) == len(self.read)
-        assert self.sent == sorted(set(self.sent))
+        assert len(set(self.sent)) == len(self.sent)
+        for priority in (None, "bulk"):
+            sent = [number for number in self.sent if self.entries[number].priority == priority]
+            assert sent == sorted(sent)
+
+    @invariant()
+    def what_may_still_be_sent_is_known(self) -> None:
+        """A later session is told of what was sent, and of nothing else."""
+        unsent = {entry.sequence for entry in self.entries if entry.item is not None}
+        assert {entry.sequence for entry in self.tracker.unsent()} == unsent
+        passed = min([self.tracker.next_unsent(), *(entry.sequence for entry in self.in_flight)])
+        assert passed <= min(unsent, default=len(self.entries))
+        beyond = self.tracker.sent_beyond(passed, self.in_flight)
+        told = {number for first, last in beyond for number in range(first, last + 1)}
+        assert not told & (unsent | {entry.sequence for entry in self.in_flight})
+        if beyond:
+            assert told | unsent | {entry.sequence for entry in self.in_flight} == set(
+                range(passed, len(self.entries))
+            )
 
     @invariant()
     def messages_are_completed_with_their_last_outcome(self) -> None:
