@@ -10,6 +10,42 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 PROMISES = {
+    "pools.md": {
+        "A node that began the task never begins it again": (
+            "tests/unit/control/test_broadcasts.py",
+            "test_a_task_that_a_killed_agent_ran_is_reported_and_not_run_again",
+        ),
+        "A result that the killed agent could not send is sent by the next one": (
+            "tests/unit/control/test_broadcasts.py",
+            "test_a_result_that_did_not_leave_is_sent_by_the_next_agent",
+        ),
+        "**No node holds the others up.**": (
+            "tests/unit/sessions/test_broadcast.py",
+            "test_nodes_without_an_agent_are_named_and_not_waited_for",
+        ),
+        "a drain waits for it": (
+            "tests/unit/control/test_broadcasts.py",
+            "test_a_draining_agent_finishes_what_it_runs_and_begins_nothing",
+        ),
+    },
+    "sharing.md": {
+        "So others wait less than a second for it": (
+            "tests/unit/scheduling/test_reservations.py",
+            "test_a_task_that_does_not_fit_yet_holds_up_others_for_less_than_a_second_and_then_not_again",
+        ),
+        "twice as late each time, at most 2 s": (
+            "tests/unit/scheduling/test_reservations.py",
+            "test_a_task_that_never_fits_goes_back_at_once_and_later_each_time",
+        ),
+        "so this needs an agent on each node that the pool wants": (
+            "tests/unit/sessions/test_needs_watch.py",
+            "test_tags_are_known_when_each_node_has_an_agent",
+        ),
+        "It goes to a lane of that priority": (
+            "tests/unit/sessions/test_lanes.py",
+            "test_a_task_with_a_priority_of_its_own_goes_to_a_lane_of_that",
+        ),
+    },
     "security.md": {
         "Tests check each right there over sockets": (
             "tests/e2e/test_rights.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import pytest
@@ -96,6 +96,9 @@ async def test_a_priority_in_a_pool_without_lanes_is_told_of(pool: Pool, caplog:
         assert "changes nothing in this pool" in caplog.text
 
 
+WANTED: Final[list[lanes.Priority | None]] = [None, "interactive", "bulk", "normal", "interactive"]
+
+
 async def test_a_task_with_a_priority_of_its_own_goes_to_a_lane_of_that(
     client: Client, doubles: Doubles
 ) -> None:
@@ -106,7 +109,7 @@ async def test_a_task_with_a_priority_of_its_own_goes_to_a_lane_of_that(
     async with pool.session("a") as session:
         tasks = [
             await session.submit("x.py", task_id=f"{place} {priority}", priority=priority)
-            for place, priority in enumerate((None, "interactive", "bulk", "normal", "interactive"))
+            for place, priority in enumerate(WANTED)
         ]
         await session.submit("x.py", task_id="5 bulk", after=[tasks[0]], priority="bulk")
         await within(session.flush())
