@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from batchflow.errors import ProtocolError
 from batchflow.ports.broker import OutgoingMessage
-from batchflow.protocol.dead_letters import letters, read_tasks, reason_of, resent_id
+from batchflow.protocol.dead_letters import letters, read_tasks, reason_of, resent_id, seen
 
 if TYPE_CHECKING:
     from batchflow.pools.runtime import PoolRuntime
@@ -24,9 +24,7 @@ async def dead_letters(runtime: PoolRuntime) -> list[dict[str, Any]]:
     for queue in runtime.manifest.task_queues:
         receiver = await runtime.connections.broker.receiver(queue, dead_letters=True)
         async with receiver:
-            held = [letter async for letter in letters(receiver)]
-            for letter in held:
-                await receiver.abandon(letter)
+            held = await seen(receiver)
         found += [_view(queue.entity, letter) for letter in held]
     return found
 
@@ -42,9 +40,11 @@ async def replay(runtime: PoolRuntime, queue_name: str, number: int) -> bool:
             continue
         receiver = await runtime.connections.broker.receiver(queue, dead_letters=True)
         async with receiver:
-            held = [letter async for letter in letters(receiver)]
-            wanted = [letter for letter in held if letter.sequence_number == number]
+            held: list[Delivery] = []
             try:
+                async for letter in letters(receiver):
+                    held.append(letter)  # noqa: PERF401 - what came before a failure is kept
+                wanted = [letter for letter in held if letter.sequence_number == number]
                 for letter in wanted:
                     read_tasks(letter.body)
                     sender = await runtime.connections.broker.sender(queue)

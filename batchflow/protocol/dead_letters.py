@@ -57,6 +57,21 @@ async def letters(receiver: Receiver) -> AsyncIterator[Delivery]:
         yield letter
 
 
+async def seen(receiver: Receiver) -> list[Delivery]:
+    """Return the dead letters of one look, and leave them in the queue, also where the look fails midway.
+
+    Raises `BrokerError`.
+    """
+    held: list[Delivery] = []
+    try:
+        async for letter in letters(receiver):
+            held.append(letter)  # noqa: PERF401 - what came before a failure is kept
+    finally:
+        for letter in held:
+            await receiver.abandon(letter)
+    return held
+
+
 def read_tasks(body: bytes) -> list[TaskItem]:
     """Decode the tasks of a message. Raises `ProtocolError`, also for names that cannot get a result."""
     tasks = [item for item in wire.decode(body) if isinstance(item, TaskItem)]

@@ -20,6 +20,8 @@ FAILED: Final = "failed/"
 _VERSION: Final = 1
 _LONGEST_ERROR: Final = 2000
 """Characters of an error that are kept."""
+_LONGEST_NUMBER: Final = 10
+"""Digits of an attempt."""
 
 
 @frozen
@@ -71,6 +73,12 @@ class FailedTask:
 def failed_prefix(job: str = "", client: str = "") -> str:
     """Return what the blobs of failed tasks begin with: all, those of a job, or those of one client in it."""
     return FAILED + "".join(f"{part}/" for part in (job, client) if part)
+
+
+def attempt_of(blob: str) -> int:
+    """Return the attempt that such a blob is named by; 0 for a name that code on a node made up."""
+    number = blob.removesuffix(".json").rpartition("-")[2]
+    return int(number) if number.isdecimal() and len(number) < _LONGEST_NUMBER else 0
 
 
 def uid_of(blob: str) -> str:

@@ -195,10 +195,30 @@ def _announce(found: FoundTask) -> None:
 
 
 def _in_foreground(prepared: PreparedTask) -> int:
-    """Run the task in a process that has the terminal; return its exit code. Ctrl-C is the task's affair."""
+    """Run the task in a process that has the terminal; return its exit code.
+
+    Ctrl-C is the task's affair. What else asks this process to end is passed on to the task.
+    """
+    command = (sys.executable, "-P", "-m", "node_agent.replay", str(prepared.folder))
+    # Nothing else runs on the loop: the client is closed, and the task has the terminal. So the loop's own
+    # handlers would not be called.
     loop = asyncio.get_running_loop()
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
     loop.remove_signal_handler(signal.SIGINT)
     signal.signal(signal.SIGINT, lambda *_: None)
-    command = (sys.executable, "-P", "-m", "node_agent.replay", str(prepared.folder))
-    # Nothing else runs on the loop: the client is closed, and the task has the terminal.
-    return subprocess.run(command, env=prepared.environment, check=False).returncode
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if loop.remove_signal_handler(number):  # not under nohup
+            signal.signal(number, pass_on)
+    process = subprocess.Popen(command, env=prepared.environment)
+    for missed in early:
+        process.send_signal(missed)
+    code = process.wait()
+    return code if code >= 0 else 128 - code

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.sources.workflows import with_values
 from batchflow.errors import BlobNotFound, BrokerError, ProtocolError
-from batchflow.protocol.dead_letters import letters, read_tasks, reason_of
-from batchflow.protocol.failed_tasks import FailedTask, failed_prefix, uid_of
+from batchflow.protocol.dead_letters import read_tasks, reason_of, seen
+from batchflow.protocol.failed_tasks import FailedTask, attempt_of, failed_prefix, uid_of
 from batchflow.protocol.wire import TaskItem
 from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
 
 if TYPE_CHECKING:
     from batchflow.cli.record import FileSpec, RunRecord
     from batchflow.pool import Pool
+    from batchflow.ports.storage import BlobInfo, Container
 
 MOST_READ: Final = 1000
 """Failed tasks that are looked through for a label, the latest first."""
+_READS: Final = 16
+"""Failed tasks that are read at the same time."""
 
 
 @frozen
@@ -38,32 +45,49 @@ class FoundTask:
 
 async def failed_tasks(pool: Pool, job: str = "", client: str = "") -> list[FailedTask]:
     """Return the tasks that failed and are kept, the latest first. Raises `StorageError`."""
-    found: list[tuple[float, str, Any]] = []
-    for container in (pool.runtime.out, pool.runtime.ctl):
-        listed = container.list(failed_prefix(job, client if job else ""))
-        found += [(info.modified_at, info.name, container) async for info in listed]
-    found.sort(key=lambda each: each[0], reverse=True)
-    tasks = []
-    for _, name, container in found[:MOST_READ]:
-        try:
-            tasks.append(FailedTask.decode((await container.get(name)).data))
-        except (BlobNotFound, ProtocolError):
-            continue  # removed meanwhile, or written by code on a node
-    return [each for each in tasks if not client or each.task.client == client]
+    kept = await _listed(pool, job, client)
+    return [each for each in await _read(kept) if client in ("", each.task.client)]
 
 
 async def find_task(pool: Pool, wanted: str, job: str = "", client: str = "") -> FoundTask | None:
     """Return the latest task of that uid or label; None when the pool has none. Raises `StorageError`."""
-    for container in (pool.runtime.out, pool.runtime.ctl):
-        names = [info.name async for info in container.list(failed_prefix(job, client if job else ""))]
-        for name in sorted((name for name in names if uid_of(name) == wanted), reverse=True):
-            failed = FailedTask.decode((await container.get(name)).data)
-            return FoundTask(failed.task, failed.error)
-    for failed in [*await failed_tasks(pool, job, client), *await _dead_letters(pool)]:
+    kept = await _listed(pool, job, client)
+    named = [each for each in kept if uid_of(each[0].name) == wanted]
+    named.sort(key=lambda each: attempt_of(each[0].name), reverse=True)
+    for failed in await _read(named):
+        return FoundTask(failed.task, failed.error)
+    for failed in [*await _read(kept), *await _dead_letters(pool)]:
         task = failed.task
         if wanted in (task.task_id, task.uid) and job in ("", task.job) and client in ("", task.client):
             return FoundTask(task, failed.error)
     return None
+
+
+async def _listed(pool: Pool, job: str, client: str) -> list[tuple[BlobInfo, Container]]:
+    """Return where the tasks that failed are kept, the latest first."""
+    found = []
+    for container in (pool.runtime.out, pool.runtime.ctl):
+        listed = container.list(failed_prefix(job, client if job else ""))
+        found += [(info, container) async for info in listed]
+    return sorted(found, key=lambda each: each[0].modified_at, reverse=True)
+
+
+async def _read(kept: list[tuple[BlobInfo, Container]]) -> list[FailedTask]:
+    """Read the first of these tasks, in their order."""
+    found: dict[int, FailedTask] = {}
+    limiter = anyio.CapacityLimiter(_READS)
+
+    async def read(number: int, name: str, container: Container) -> None:
+        async with limiter:
+            try:
+                found[number] = FailedTask.decode((await container.get(name)).data)
+            except (BlobNotFound, ProtocolError):
+                return  # removed meanwhile, or written by code on a node
+
+    async with task_group() as group:
+        for number, (info, container) in enumerate(kept[:MOST_READ]):
+            group.start_soon(read, number, info.name, container)
+    return [found[number] for number in sorted(found)]
 
 
 async def _dead_letters(pool: Pool) -> list[FailedTask]:
@@ -73,9 +97,7 @@ async def _dead_letters(pool: Pool) -> list[FailedTask]:
         try:
             receiver = await pool.runtime.connections.broker.receiver(queue, dead_letters=True)
             async with receiver:
-                held = [letter async for letter in letters(receiver)]
-                for letter in held:
-                    await receiver.abandon(letter)
+                held = await seen(receiver)
         except BrokerError:
             continue
         for letter in held:
@@ -84,7 +106,7 @@ async def _dead_letters(pool: Pool) -> list[FailedTask]:
             except ProtocolError:
                 continue
             for task in tasks:
-                reason = reason_of(letter, task, letter.enqueued_at)
+                reason = reason_of(letter, task, time.time())
                 found.append(FailedTask(task, reason.kind, reason.error, None, letter.enqueued_at))
     return found
 

@@ -101,8 +101,8 @@ def _copy(specs: list[FileSpec], folder: Path) -> None:
             raise CommandError(f"the run's files cannot be had: {error}", Exit.NOT_FOUND) from error
 
 
-async def _bundle(ctl: Container, bundle_hash: str, folder: Path) -> list[str]:
-    """Download the files of a bundle, checked against their hashes; return their names."""
+async def _bundle(ctl: Container, bundle_hash: str, folder: Path) -> dict[str, str]:
+    """Download the files of a bundle, checked against their hashes; return these by name."""
     try:
         bundle = await stored(bundle_hash, ctl)
     except BlobNotFound as error:
@@ -116,7 +116,7 @@ async def _bundle(ctl: Container, bundle_hash: str, folder: Path) -> list[str]:
         with path.open("rb") as content:
             executable = file.executable or content.read(2) == b"#!"
         path.chmod(0o755 if executable else 0o644)
-    return [file.name for file in bundle.files]
+    return {file.name: file.sha256 for file in bundle.files}
 
 
 async def _function(ctl: Container, bundle_hash: str, folder: Path) -> str:
@@ -142,7 +142,9 @@ async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> list[s
         here = f"{PYTHON} on {os.uname().machine}"
         what = f"its packages are built for Python {built.replace('-', ' on ', 1)}, this is Python {here}"
         raise CommandError(f"{what}: use that Python, or this one's packages by --no-packages", Exit.USAGE)
-    return [str(place / ARCHIVE), file_digest(place / ARCHIVE)[0]]
+    if ARCHIVE not in names:
+        raise ProtocolError(f"the bundle of its packages has no {ARCHIVE}")
+    return [str(place / ARCHIVE), names[ARCHIVE]]
 
 
 async def _located(item: TaskItem, ctl: Container | None) -> TaskItem:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
-from tests.support.command_line import Cli, Inside
+import pytest
+
+from tests.support.command_line import TASKS, Cli, Inside
 
 FAILS = (
     "import os, sys\n"
@@ -14,6 +18,12 @@ FAILS = (
     "    if 'MENDED' in os.environ:\n"
     "        return doubled\n"
     "    raise ValueError(f'cannot use {doubled}')\n"
+)
+WAITS = (
+    "import os, time\n"
+    "def do_action(engine, args):\n"
+    "    engine.log(f'process {os.getpid()}')\n"
+    "    time.sleep(600)\n"
 )
 
 
@@ -53,8 +63,18 @@ def test_debugger_stops_at_the_first_line_and_where_it_fails(cli: Cli, inside: I
 
 
 def test_input_that_succeeded_is_repeated_with_the_files_as_they_are(cli: Cli, inside: Inside) -> None:
-    assert inside(cli, "run", "square.py", "6", "--pool", "demo").returncode == 0
+    """What asks the command to end reaches the task, which may not go on without it."""
+    cli.write("mine.py", TASKS["square.py"])
+    assert inside(cli, "run", "mine.py", "6", "--pool", "demo").returncode == 0
     again = cli.outside("replay", "0", "--folder", "kept")
     assert (again.stdout, again.returncode) == ("36\n", 0)
-    assert (cli.folder / "kept" / "files" / "square.py").is_file()
+    assert (cli.folder / "kept" / "files" / "mine.py").is_file()
     assert "the run's files are used as they are now" in again.stderr
+    cli.write("mine.py", WAITS)
+    with cli.start("replay", "0") as waiting:
+        assert waiting.stderr is not None
+        told = next(line for line in waiting.stderr if "process " in line)
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.rpartition(" ")[2]), 0)
