@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import re
@@ -144,24 +145,27 @@ class ClientPages(Closes):
     def __init__(self, client: DashboardClient) -> None:
         self._client = client
         self._servers: dict[object, tuple[DashboardServer, DashboardAddress]] = {}
+        self._opening = asyncio.Lock()
 
     async def open(self, options: PageOptions) -> DashboardAddress:
         """Serve a page, and return its address. Raises `ConfigurationError`, `SessionClosed`."""
-        self._client.connections  # noqa: B018  raises when the client is not open
         key = tuple(sorted(options.items()))
-        if key not in self._servers:
-            pool = options.get("pool")
-            self._servers[key] = await serve(
-                ClientPools(self._client, pool),
-                only=pool,
-                host=options.get("host", LOOPBACK),
-                port=options.get("port", 0),
-                control=options.get("control", False),
-                token=options.get("token"),
-            )
-        return self._servers[key][1]
+        async with self._opening:
+            self._client.connections  # noqa: B018  raises when the client is not open
+            if key not in self._servers:
+                pool = options.get("pool")
+                self._servers[key] = await serve(
+                    ClientPools(self._client, pool),
+                    only=pool,
+                    host=options.get("host", LOOPBACK),
+                    port=options.get("port", 0),
+                    control=options.get("control", False),
+                    token=options.get("token"),
+                )
+            return self._servers[key][1]
 
     async def aclose(self) -> None:
         """End all pages."""
-        for server, _ in self._servers.values():
-            await server.aclose()
+        async with self._opening:
+            for server, _ in self._servers.values():
+                await server.aclose()

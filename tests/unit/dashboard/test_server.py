@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from batchflow.client import Client
@@ -62,6 +64,12 @@ async def test_a_client_serves_the_page_until_it_closes(client: Client, pool: Po
     await client.aclose()
     with pytest.raises(SessionClosed):
         await client.dashboard(pool=pool.id)
+
+
+async def test_two_calls_at_once_serve_one_page(client: Client, pool: Pool) -> None:
+    """Else one of two servers would never be closed."""
+    one, other = await asyncio.gather(client.dashboard(pool=pool.id), client.dashboard(pool=pool.id))
+    assert one == other
 
 
 async def test_a_port_that_is_taken_is_said(client: Client) -> None:
