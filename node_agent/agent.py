@@ -45,6 +45,7 @@ from node_agent.scheduling.budgets import Budgets
 from node_agent.scheduling.fair_turns import FairTurns
 from node_agent.scheduling.scheduler import Scheduler
 from node_agent.system.node_kind import node_kind
+from node_agent.system.task_fields import task_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -417,7 +418,7 @@ class Agent:
         copy = wire.handed_back(
             item, attempt=command.attempt, history=command.history, expires=command.expires
         )
-        logger.info("hand_back", extra={"uid": item.uid, "reason": command.reason, "hop": copy.hop})
+        logger.info("hand_back", extra={**task_fields(item), "reason": command.reason, "hop": copy.hop})
         delivery = self._scheduler.delivery(command.task)
         self._incoming.hand_back(delivery, Copy(command.task, copy, command.delay))
 

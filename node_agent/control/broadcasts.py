@@ -29,6 +29,7 @@ from node_agent.control.broadcast_record import SETTLED
 from node_agent.control.heartbeat import node_id
 from node_agent.execution.slot_loop import SlotLoop
 from node_agent.scheduling.events import Ended, Event, Freed, Prepared, Unable, Verdict
+from node_agent.system.task_fields import task_fields
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -199,7 +200,7 @@ class BroadcastRunner:
         except OSError as error:
             self._end(item, _unable(error))
             return
-        logger.info("broadcast_begins", extra={"uid": item.uid, "command": item.command})
+        logger.info("broadcast_begins", extra={**task_fields(item), "command": item.command})
         self._current = item
         self._freed.clear()
         loop.prepare({_NUMBER: item})
@@ -250,7 +251,7 @@ class BroadcastRunner:
         try:
             self._parts.record.ended(item.uid, result)
         except OSError as error:  # it began: what is there already keeps it from beginning again
-            logger.warning("broadcast_not_noted", extra={"uid": item.uid, "error": str(error)})
+            logger.warning("broadcast_not_noted", extra={**task_fields(item), "error": str(error)})
 
 
 def _unable(reason: object) -> Verdict:

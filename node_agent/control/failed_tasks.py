@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import BlobConflict, StorageError
 from batchflow.protocol.failed_tasks import FailedTask
+from node_agent.system.task_fields import task_fields
 
 if TYPE_CHECKING:
     from batchflow.ports.storage import Container
@@ -72,4 +73,4 @@ class FailedTasks:
             return  # the attempt ran twice, and failed twice
         except (StorageError, TypeError) as error:
             self.dropped += 1
-            logger.warning("failed_task_not_kept", extra={"uid": failed.task.uid, "error": str(error)})
+            logger.warning("failed_task_not_kept", extra={**task_fields(failed.task), "error": str(error)})

@@ -32,6 +32,7 @@ from node_agent.execution.resources import TaskResources
 from node_agent.execution.results import failure
 from node_agent.execution.slot_queue import QueuedTask, SlotGone, SlotProtocol, SlotQueue
 from node_agent.scheduling.events import Ended, Feed, Freed, Prepared, Unable
+from node_agent.system.task_fields import tasks_fields
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,7 +160,8 @@ class SlotLoop:
         except Unfit as unfit:
             self._fail(queue.take_all(), unfit.kind, str(unfit))
         except Exception as error:
-            logger.exception("slot_failed", extra={"slot": self._index})
+            named = tasks_fields([task.item for task in queue.tasks])
+            logger.exception("slot_failed", extra={**named, "slot": self._index})
             reason = first_error(error) if isinstance(error, BaseExceptionGroup) else error
             if isinstance(reason, (OSError, StorageError)):
                 await self._give_back(queue.take_all(), reason)
@@ -212,7 +214,8 @@ class SlotLoop:
                         self._resources.bundles.distrust(bundle_hash)
                         bundle, files = await self._resources.fetch_bundle(bundle_hash, stack)
             if queue:
-                logger.warning("tasks_late", extra={"slot": self._index, "tasks": len(queue.tasks)})
+                late = tasks_fields([task.item for task in queue.tasks])
+                logger.warning("tasks_late", extra={**late, "slot": self._index, "tasks": len(queue.tasks)})
 
     async def _fetch_arguments(self, assignment: _Assignment, bundle: Bundle, stack: AsyncExitStack) -> None:
         """Get what each task runs on. A task whose arguments or function cannot be had ends here."""

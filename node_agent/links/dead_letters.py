@@ -21,6 +21,7 @@ from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import JITTER, LOOK_INTERVAL, letters, read_tasks, reason_of
 from batchflow.support.closing import close_shielded
 from node_agent.scheduling.events import Verdict
+from node_agent.system.task_fields import tasks_fields
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef, Receiver
@@ -94,9 +95,7 @@ class DeadLetterHandler:
             return
         now = time.time()
         verdicts = [verdict_on(letter, item, now) for item in tasks]
-        logger.warning(
-            "dead_letter", extra={"uids": [item.uid for item in tasks[:20]], "error": verdicts[0].error}
-        )
+        logger.warning("dead_letter", extra={**tasks_fields(tasks), "error": verdicts[0].error})
         events = [self._send_result(item, verdict) for item, verdict in zip(tasks, verdicts, strict=True)]
         with anyio.fail_after(_RESULT_TIMEOUT):
             for event in events:

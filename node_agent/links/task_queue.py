@@ -23,6 +23,7 @@ from batchflow.protocol.dead_letters import read_tasks
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, MOST_SENT
 from batchflow.support.backoff import Backoff, until_accepted
 from batchflow.support.closing import close_shielded
+from node_agent.system.task_fields import tasks_fields
 
 if TYPE_CHECKING:
     from batchflow.ports.broker import Broker, Delivery, QueueRef, Receiver, Sender
@@ -239,8 +240,8 @@ class TaskQueue:
         try:
             await until_accepted(send, failed)
         except BrokerError as error:
-            uids = [copy.item.uid for copy in copies[:20]]
-            logger.error("copy_refused", extra={"uids": uids, "error": str(error)})
+            named = tasks_fields([copy.item for copy in copies])
+            logger.error("copy_refused", extra={**named, "error": str(error)})
             return False
         self._problems.end(self._copy_problem)
         return True

@@ -99,7 +99,7 @@ def agent_log_row(pool: str, node: str, line: str) -> Row | None:
         "Node": node,
         "Level": level,
         "Event": cut(event),
-        "Fields": {name: _plain(value) for name, value in fields.items()},
+        **_trace_and_fields(fields),
     }
 
 
@@ -112,7 +112,16 @@ def client_log_row(level: str, event: str, fields: dict[str, Any], at: float) ->
         "Node": None,
         "Level": level,
         "Event": cut(event),
-        "Fields": {name: _plain(value) for name, value in fields.items()},
+        **_trace_and_fields(fields),
+    }
+
+
+def _trace_and_fields(fields: dict[str, Any]) -> Row:
+    """Return the columns for the fields of a log line, of which the id of the task's trace has its own."""
+    trace_id = fields.get("trace_id")
+    return {
+        "TraceId": None if trace_id is None else cut(str(trace_id)),
+        "Fields": {name: _plain(value) for name, value in fields.items() if name != "trace_id"},
     }
 
 

@@ -51,6 +51,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "Node": "string",
         "Level": "string",
         "Event": "string",
+        "TraceId": "string",
         "Fields": "dynamic",
     },
 }

@@ -180,9 +180,8 @@ class SessionTelemetry:
         entry = tracker.labelled(event.task_id)
         if entry is not None and entry.trace is not None:
             with _current(entry.trace.context):
-                logger.info(
-                    "task_log", extra={"task": entry.task_id, "uid": entry.uid, "text": event.message}
-                )
+                about = {"task": entry.task_id, "uid": entry.uid, "text": event.message}
+                logger.info("task_log", extra=about | _log_ids(entry.trace.context))
 
     def _trace_run(self, entry: Entry, trace: TaskTrace, item: ResultItem) -> None:
         if item.started_at is None or item.host is None or self._tracer is None:
@@ -210,7 +209,7 @@ class SessionTelemetry:
         if item.status is not Status.SUCCEEDED:
             with _current(span.get_span_context()):
                 about = {"task": entry.task_id, "uid": entry.uid, "kind": item.kind, "error": item.error}
-                logger.warning("task_failed", extra=about)
+                logger.warning("task_failed", extra=about | _log_ids(span.get_span_context()))
         span.end(_nanoseconds(item.finished_at or item.started_at))
 
     def _add_spans(self, run: Span, told: Any) -> None:
@@ -262,6 +261,11 @@ def _task_attributes(entry: Entry) -> dict[str, Any]:
         "batchflow.task.id": entry.task_id,
         "batchflow.command": entry.command,
     }
+
+
+def _log_ids(context: SpanContext) -> dict[str, str]:
+    """Return the fields of a log line that find its trace, as lines of agents have them."""
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
 def _set_outcome(span: Span, item: ResultItem) -> None:

@@ -39,6 +39,19 @@ def test_rows_have_the_columns_of_their_tables() -> None:
     assert agent_log_row("demo", "n", "no JSON") is None
 
 
+def test_a_log_line_of_a_traced_task_has_its_trace_in_a_column() -> None:
+    """As the row of the task has, so that both are found by it."""
+    told = {"at": "2026-11-30T12:00:00+00:00", "level": "INFO", "event": "hand_back"}
+    fields = {"uid": "0a0a0a0a0a0a:1", "trace_id": "ab" * 16, "span_id": "cd" * 8}
+    for log in (
+        agent_log_row("demo", "n", json.dumps(told | fields)),
+        client_log_row("INFO", "task_log", fields, 1.0),
+    ):
+        assert log is not None
+        assert log["TraceId"] == "ab" * 16
+        assert log["Fields"] == {"uid": "0a0a0a0a0a0a:1", "span_id": "cd" * 8}
+
+
 def test_changes_of_nodes_are_rows_and_what_stays_is_none() -> None:
     events = NodeEvents()
 
