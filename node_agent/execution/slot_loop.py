@@ -234,8 +234,7 @@ class SlotLoop:
                 self._fail([task], unfit.kind, str(unfit))
             else:
                 task.execution = _execution(task.item, bundle, arguments, assignment)
-                task.execution.inputs = inputs
-                task.execution.files = files
+                task.execution.inputs, task.execution.files = inputs, files
 
     def _ended(self, ended: Sequence[tuple[QueuedTask, Outcome]]) -> None:
         """Report the outcomes; what is large is uploaded first, while other tasks run."""
