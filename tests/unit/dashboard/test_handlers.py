@@ -14,12 +14,16 @@ from batchflow.dashboard import handlers as handlers_module
 from batchflow.dashboard.app import ClientPools
 from batchflow.dashboard.exchange import PageAnswer, PageRequest
 from batchflow.dashboard.handlers import PageHandlers
+from batchflow.dashboard.source import PoolSource
 from batchflow.model import Status
 from batchflow.pool import Pool
+from batchflow.ports.broker import OutgoingMessage
 from batchflow.ports.compute import NodeInfo
-from batchflow.protocol import documents, layout
+from batchflow.protocol import documents, layout, wire
 from batchflow.session import Session
 from tests.support.agent import Agent
+from tests.support.agent_world import task
+from tests.support.services import Doubles
 from tests.support.simulated_pool import SimulatedPool, SimulatedPools
 from tests.support.waiting import eventually
 
@@ -228,6 +232,51 @@ async def test_an_action_is_asked_back_once(handlers: PageHandlers, pool: Pool, 
     order = documents.DrainOrder.decode((await pool.runtime.ctl.get(layout.DRAIN_BLOB)).data)
     assert (order.nodes, order.agents) == (("node-1",), ("agent-1",))
     assert (await act(handlers, action=drain, answer=asked["answer"]))[0] == 409
+
+
+async def test_a_resize_is_asked_back_once(
+    handlers: PageHandlers, pool: Pool, agent: Agent, doubles: Doubles
+) -> None:
+    """Batch is asked for the nodes of the question, and for no others."""
+    before = (await doubles.compute.pool("demo")).wanted
+    resize = {"do": "resize", "nodes": before + 3}
+    status, asked = await act(handlers, action=resize)
+    assert status == 200
+    assert f"{before + 3} dedicated nodes" in asked["question"]
+    assert (await act(handlers, action={**resize, "nodes": 900}, answer=asked["answer"]))[0] == 409
+    assert (await doubles.compute.pool("demo")).wanted == before
+    _, asked = await act(handlers, action=resize)
+    done = f"Batch was asked for {before + 3} nodes."
+    assert (await act(handlers, action=resize, answer=asked["answer"]))[1] == {"done": done}
+    assert (await doubles.compute.pool("demo")).wanted == before + 3
+    assert (await act(handlers, action=resize, answer=asked["answer"]))[0] == 409
+
+
+async def test_a_dead_letter_runs_again_after_its_question(
+    handlers: PageHandlers, pool: Pool, doubles: Doubles
+) -> None:
+    """One that has gone meanwhile is said, and nothing is sent."""
+    (queue,) = pool.runtime.manifest.task_queues
+    body = wire.join("tasks", [wire.encode(task(1, task_id="lost"))])
+    sender = await doubles.broker.sender(queue)
+    await sender.send(OutgoingMessage(body, "m1"))
+    receiver = await doubles.broker.receiver(queue)
+    delivery = await receiver.receive(1.0)
+    assert delivery is not None
+    await receiver.dead_letter(delivery, "MaxDeliveryCountExceeded", "")
+    (letter,) = await PoolSource(pool).dead_letters()
+    replay = {"do": "replay", "queue": queue.entity, "number": letter["number"]}
+    _, asked = await act(handlers, action=replay)
+    assert queue.entity in asked["question"]
+    done = {"done": "The dead letter is in its queue again."}
+    assert (await act(handlers, action=replay, answer=asked["answer"]))[1] == done
+    again = await receiver.receive(1.0)
+    assert again is not None
+    assert again.body == body
+    _, asked = await act(handlers, action=replay)
+    status, told = await act(handlers, action=replay, answer=asked["answer"])
+    assert (status, "not there any more" in told["error"]) == (400, True)
+    await receiver.aclose()
 
 
 @pytest.mark.parametrize(
