@@ -82,10 +82,10 @@ def _run_program(task: dict[str, Any], directory: Path, data: bytes) -> int:
 
 def _run_python(task: dict[str, Any], folder: Path, directory: Path, data: bytes) -> int:
     modules = Modules()
-    if task["archive"] is not None:
-        archive, sha256 = task["archive"]
+    if task["environment"] is not None:
+        place, hashes = task["environment"]
         packages = folder / "packages"
-        environments.unpack(Path(archive), packages, sha256)
+        environments.install(hashes, Path(place), packages)
         modules.add_packages(str(packages))
     modules.use("replay", str(directory))
     engine = TaskEngine(

@@ -149,19 +149,8 @@ class EnvironmentCache:
         async with AsyncExitStack() as stack:
             bundle, files = await stack.enter_async_context(self._bundles.use(bundle_hash))
             hashes = {file.name: file.sha256 for file in bundle.files}
-            wheels = {files / name: digest for name, digest in hashes.items() if is_wheel(name)}
-            if ARCHIVE not in hashes and not wheels:
-                raise ProtocolError(
-                    f"the bundle {bundle_hash[:12]} is no environment: it has neither {ARCHIVE} nor wheels"
-                )
-            if (misfit := misfit_of(hashes, PYTHON, os.uname().machine)) is not None:
-                raise ProtocolError(misfit)
             folder = self._root / f"{bundle_hash}-{next(self._numbers)}"
-            if wheels:
-                install = partial(_install, wheels, folder)
-            else:
-                install = partial(unpack, files / ARCHIVE, folder, hashes[ARCHIVE])
-            size, signatures = await self._unpack_where_there_is_room(install)
+            size, signatures = await self._unpack_where_there_is_room(partial(install, hashes, files, folder))
         return _Unpacked(folder, size, signatures)
 
     def _drop(self, bundle_hash: str) -> None:
@@ -229,8 +218,20 @@ class _Hashing:
         return self._hash.hexdigest()
 
 
-def _install(wheels: Mapping[Path, str], folder: Path) -> tuple[int, Signatures]:
-    """Install wheels; return the bytes of their files, and the signatures."""
+def install(hashes: Mapping[str, str], files: Path, folder: Path) -> tuple[int, Signatures]:
+    """Have an environment's packages in a new folder; return the bytes of their files, and the signatures.
+
+    `hashes`: of all files of its bundle, by their names; `files`: where these are. Nothing is left when it
+    fails. Raises `ArchiveDamaged` when a hash is another one, `ProtocolError` for what cannot be used here,
+    OSError when there is no room.
+    """
+    wheels = {files / name: sha256 for name, sha256 in hashes.items() if is_wheel(name)}
+    if ARCHIVE not in hashes and not wheels:
+        raise ProtocolError(f"the bundle in {files.name} is no environment: no {ARCHIVE}, and no wheels")
+    if (misfit := misfit_of(hashes, PYTHON, os.uname().machine)) is not None:
+        raise ProtocolError(misfit)
+    if not wheels:
+        return unpack(files / ARCHIVE, folder, hashes[ARCHIVE])
     installed = install_wheels(wheels, folder)
     return sum(installed.values()), {path: file_stamps.signature(path) for path in installed}
 

@@ -13,7 +13,7 @@ from batchflow.errors import BlobNotFound, ConfigurationError, ProtocolError
 from batchflow.files import stored, write_files
 from batchflow.files.collecting import file_digest
 from batchflow.protocol import layout
-from batchflow.protocol.environments import ARCHIVE, misfit_of
+from batchflow.protocol.environments import ARCHIVE, is_wheel, misfit_of
 from batchflow.protocol.fields import FieldError
 from batchflow.protocol.functions import PYTHON, python_of
 from batchflow.protocol.passed import path_of, read_files, read_places
@@ -70,14 +70,14 @@ async def prepare(
         "client": item.client,
         "attempt": item.attempt,
         "function": {"keywords": item.keywords, "pickle": None} if item.function else None,
-        "archive": None,
+        "environment": None,
         **options,
     }
     if item.pickle is not None and ctl is not None:
         document["function"]["pickle"] = await _function(ctl, item.pickle, folder)
     if item.environment is not None and ctl is not None:
         if packages:
-            document["archive"] = await _environment(ctl, item.environment, folder)
+            document["environment"] = await _environment(ctl, item.environment, folder)
         else:
             notes.append("the packages of this Python are used, not those that the task required")
     variables = dict(found.variables)
@@ -131,20 +131,20 @@ async def _function(ctl: Container, bundle_hash: str, folder: Path) -> str:
     return str(place / pythons[PYTHON])
 
 
-async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> list[str]:
-    """Download the packages; return the archive and its hash."""
+async def _environment(ctl: Container, bundle_hash: str, folder: Path) -> tuple[str, dict[str, str]]:
+    """Download the packages; return the folder of their files, and the hashes of these by their names."""
     place = folder / "environment"
-    names = await _bundle(ctl, bundle_hash, place)
-    if misfit_of(names, PYTHON, os.uname().machine) is not None:
-        built = next((name for name in names if name.startswith("target-")), "target-?").removeprefix(
+    hashes = await _bundle(ctl, bundle_hash, place)
+    if misfit_of(hashes, PYTHON, os.uname().machine) is not None:
+        built = next((name for name in hashes if name.startswith("target-")), "target-?").removeprefix(
             "target-"
         )
         here = f"{PYTHON} on {os.uname().machine}"
         what = f"its packages are built for Python {built.replace('-', ' on ', 1)}, this is Python {here}"
         raise CommandError(f"{what}: use that Python, or this one's packages by --no-packages", Exit.USAGE)
-    if ARCHIVE not in names:
-        raise ProtocolError(f"the bundle of its packages has no {ARCHIVE}")
-    return [str(place / ARCHIVE), names[ARCHIVE]]
+    if ARCHIVE not in hashes and not any(map(is_wheel, hashes)):
+        raise ProtocolError(f"the bundle of its packages has no {ARCHIVE}, and no wheels")
+    return str(place), hashes
 
 
 async def _located(item: TaskItem, ctl: Container | None) -> TaskItem:

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.support.command_line import TASKS, Cli, Inside
+from tests.support.wheels import make_wheel, requirements_file
 
 FAILS = (
     "import os, sys\n"
@@ -28,10 +29,13 @@ WAITS = (
 
 
 def test_failed_task_is_repeated_with_what_it_had(cli: Cli, inside: Inside) -> None:
-    """Its file here has changed meanwhile: the one that it ran with is fetched."""
+    """Its file here has changed meanwhile: the one that it ran with is fetched, as are its packages."""
     name = f"r{cli.folder.name[-20:]}"
-    cli.write("fails.py", FAILS)
-    assert inside(cli, "run", "fails.py", "7", "8", "--pool", "demo", "--session", name).returncode == 1
+    make_wheel(cli.folder, "again_u", "1.0", "VALUE = 7\n")
+    requirements_file(cli.folder, "again_u")
+    cli.write("fails.py", f"import again_u\n{FAILS}")
+    options = ("--pool", "demo", "--session", name, "--requirements", "requirements.txt")
+    assert inside(cli, "run", "fails.py", "7", "8", *options).returncode == 1
     cli.write("fails.py", "def do_action(engine, args):\n    return 'another file'\n")
     again = cli.outside("replay", "1")
     assert again.returncode == 1
