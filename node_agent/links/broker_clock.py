@@ -29,10 +29,10 @@ class BrokerClock:
         """Return the seconds since then, at least 0. Where the clocks differ it is rather too much."""
         return max(0.0, self.broker_time(self.now()) - enqueued_at)
 
-    def age_at_arrival(self, enqueued_at: float, locked_until: float | None, lock_duration: float) -> float:
-        """Return how many seconds old a message is that has just arrived.
+    def age_at_lock(self, enqueued_at: float, locked_until: float | None, lock_duration: float) -> float:
+        """Return how many seconds old a message was, by the broker's clock, when that locked it.
 
-        The broker locked it a moment ago, so the end of the lock tells the broker's time, where it is known.
+        The end of the lock tells the broker's time then. Where it is not known, `age` stands in.
         """
         age = self.age(enqueued_at)
         if locked_until is None:

@@ -154,18 +154,27 @@ class IncomingMessages:
                 each.pull(False)  # the last look is over, on every queue
         lane = self._queues.index(queue)
         self._rotation.arrived(lane, time.monotonic())
-        self._listen()
         number = next(self._numbers)
         self._held[number] = _Held(queue, delivery)
         self._renewals.add(number)
-        age = self.clock.age_at_arrival(delivery.enqueued_at, delivery.locked_until, self._lock_duration)
+        age = self.clock.age(delivery.enqueued_at)
+        at_lock = self.clock.age_at_lock(delivery.enqueued_at, delivery.locked_until, self._lock_duration)
         redelivered = delivery.delivery_count > 0
         if redelivered and delivery.message_id in self._settled:
             logger.info("message_was_settled", extra={"message_id": delivery.message_id})
             tasks = []
-        self._feed(Arrived(delivery=number, tasks=tasks, redelivered=redelivered, age=age, lane=lane))
-        if self._turns is not None:
-            self._listen()  # the scheduler has counted the message for its lane
+        self._feed(
+            Arrived(
+                delivery=number,
+                tasks=tasks,
+                redelivered=redelivered,
+                age=age,
+                lane=lane,
+                age_at_lock=at_lock,
+            )
+        )
+        # Only now: the scheduler has counted the message for its lane, and may want no more of them.
+        self._listen()
 
     def _nothing_left(self) -> None:
         self._looking -= 1

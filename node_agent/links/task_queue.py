@@ -106,7 +106,8 @@ class TaskQueue:
         backoff = Backoff()
         try:
             while True:
-                await self._wanted.wait()
+                while not self._wanted.is_set():  # may be cleared again before this coroutine goes on
+                    await self._wanted.wait()
                 try:
                     await self._receive_one()
                 except BrokerError as error:

@@ -31,6 +31,11 @@ class Arrived:
     """Seconds that the message has been in the broker, at most."""
     lane: int = 0
     """The task queue that it came from, by its index."""
+    age_at_lock: float | None = None
+    """Seconds that it had been in the broker, by whose clock, when that locked it; None: as `age`.
+
+    A message may reach a node that stood still long after its lock. What has to know the latest state of
+    things counts by `age`; what must not give up a task too early counts by this."""
 
 
 @frozen

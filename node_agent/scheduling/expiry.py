@@ -1,7 +1,7 @@
 """When the tasks that an agent holds expire: those that have not begun until then never do. Pure.
 
-A task expires by the broker's clock: the agent knows how old its message was when it came, and counts from
-there. A task that has begun expires no more, also where it is handed back or tried again.
+A task expires by the broker's clock: the agent knows how old its message was when the broker locked it, and
+counts from there. A task that has begun expires no more, also where it is handed back or tried again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ class Expiries:
     """A heap of moments and numbers of tasks. Tasks that began, or are settled, stay until their moment."""
 
     def take_in(self, task: Task, age: float, now: float) -> None:
-        """Note when a task expires that has just arrived. `age`: seconds that its message is old."""
+        """Note when a task expires that has just arrived.
+
+        `age`: seconds that its message is old, rather too few than too many.
+        """
         if task.item.expires is not None:
             task.expires_at = now + task.item.expires - age
             self.watch(task)

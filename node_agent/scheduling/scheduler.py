@@ -305,7 +305,8 @@ class Scheduler:
         fresh = [
             item for item in event.tasks if not (event.redelivered and self.settlement.knows(item, message))
         ]
-        for task in [self.settlement.take_in(item, message, now, event.age) for item in fresh]:
+        at_lock = event.age if event.age_at_lock is None else event.age_at_lock
+        for task in [self.settlement.take_in(item, message, now, at_lock) for item in fresh]:
             self._admit(task, event.redelivered, len(event.tasks))
         if not message.open:
             self.settlement.commands.append(Complete(message.delivery))

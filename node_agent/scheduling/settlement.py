@@ -71,7 +71,7 @@ class Settlement:
         return commands
 
     def take_in(self, item: TaskItem, message: Message, now: float, age: float) -> Task:
-        """Hold a task that has arrived. `age`: seconds that its message is old."""
+        """Hold a task that has arrived. `age`: seconds that its message was old when the broker locked it."""
         task = Task.of(self._next_number, item, message)
         self._next_number += 1
         self.tasks[task.number] = task

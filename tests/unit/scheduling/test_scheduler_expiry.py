@@ -30,6 +30,16 @@ def test_a_task_that_comes_too_late_ends_without_a_run() -> None:
     ]
 
 
+def test_a_message_that_waited_on_the_node_counts_from_its_lock_for_expiry_alone() -> None:
+    """Its task is in time, but it does not begin before it is known whether it is cancelled."""
+    play = Play()
+    arrived = to.Arrived(1, [expiring(0, 5.0)], False, age=60.0, age_at_lock=1.0)
+    assert play.at(1.0, arrived) == [to.Prepare(0, (0,)), to.Hold()]
+    asked = to.ReadCancellation(("job", "client"))
+    assert asked in play.all(1.0, to.Prepared(0))
+    assert play.at(1.1, to.CancellationRead(("job", "client"), None, 1.0)) == [to.Start(0, (0,))]
+
+
 def test_a_task_that_waits_for_a_slot_ends_when_its_time_is_over() -> None:
     """The scheduler asks for a tick at that moment, and not before does the task end."""
     play = Play()
