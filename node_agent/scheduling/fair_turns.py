@@ -39,6 +39,8 @@ class FairTurns:
     """The lanes of an agent, known by their index. `lanes`: their priorities."""
 
     lanes: Sequence[str]
+    ranks: Sequence[int] = field(init=False)
+    """What is lower goes first, for each lane."""
     _weights: list[float] = field(init=False)
     _used: list[float] = field(init=False)
     """Virtual times."""
@@ -55,12 +57,13 @@ class FairTurns:
     """Seconds that the next message of a busy lane takes."""
 
     def __post_init__(self) -> None:
+        self.ranks = [rank(each) for each in self.lanes]
         self._weights = [weight(each) for each in self.lanes]
         self._used = [0.0] * len(self.lanes)
 
     def listening(self) -> frozenset[int]:
         """Return the lanes to listen to now."""
-        first = {lane for lane, each in enumerate(self.lanes) if rank(each) == 0 and self._is_entitled(lane)}
+        first = {lane for lane, each in enumerate(self.ranks) if each == 0 and self._is_entitled(lane)}
         if not self._wanted:
             return frozenset(first) if self._express else frozenset()
         quiet = set(range(len(self.lanes))) - self._busy

@@ -138,6 +138,15 @@ class Placement:
         """Return whether no slot can be had."""
         return self.open == 0
 
+    def is_message_welcome(self, *, stuck: bool) -> bool:
+        """Return whether one more message is worth having.
+
+        `stuck`: every slot has run one task for too long.
+        """
+        if self.waiting:
+            return False
+        return not self.is_full() or (not stuck and self.load.is_message_worth_having(self.slots))
+
     def held_up(self, now: float) -> HandBack | None:
         """Let the next task wait no longer if it has held up others for too long; return its copy."""
         task = self.waiting[0] if self.waiting else None

@@ -118,6 +118,9 @@ MOST_HELD: Final = 4096
 UNPAID_IDLE: Final = 1.0
 """Seconds without a task after which an agent leaves whose pool's budget is spent."""
 DIED: Final = "the agent died while it ran this task alone"
+_PULL: Final = Pull()
+_HOLD: Final = Hold()
+_HOLD_BUT_EXPRESS: Final = Hold(express=True)
 
 
 @dataclass(slots=True)
@@ -139,7 +142,7 @@ class Scheduler:
     cancellations: CancellationCache = field(default_factory=CancellationCache)
     placement: Placement = field(init=False)
     settlement: Settlement = field(init=False)
-    _pulling: Pull | Hold = field(default_factory=Hold)
+    _pulling: Pull | Hold = _HOLD
     _blocked: bool = False
     _looking: bool = False
     _beside: int = 0
@@ -501,21 +504,23 @@ class Scheduler:
         self.settlement.commands.append(Announce(state))
 
     def _set_pulling(self) -> None:
-        takes = self.state == "ready" and not self._blocked
-        wanted = Pull() if self._wants_more() else Hold(takes and self.settlement.wants_express)
-        if wanted != self._pulling:
+        wanted = self._pull_or_hold()
+        if wanted is not self._pulling:
             self._pulling = wanted
             self.settlement.commands.append(wanted)
 
-    def _wants_more(self) -> bool:
-        placement = self.placement
-        if self.state != "ready" or self._blocked or placement.waiting or len(self.tasks) >= MOST_HELD:
+    def _pull_or_hold(self) -> Pull | Hold:
+        if not self._may_pull():
+            return _HOLD
+        if self.placement.is_message_welcome(stuck=self._stuck):
+            return _PULL
+        return _HOLD_BUT_EXPRESS if self.settlement.wants_express else _HOLD
+
+    def _may_pull(self) -> bool:
+        """Return whether any message may come, also one of interactive tasks."""
+        if self.state != "ready" or self._blocked or len(self.tasks) >= MOST_HELD:
             return False
-        if self.budgets.is_waiting or self.messages.is_splitting or placement.has_loner():
-            return False
-        if not placement.is_full():
-            return True
-        return not self._stuck and placement.load.is_message_worth_having(placement.slots)
+        return not (self.budgets.is_waiting or self.messages.is_splitting or self.placement.has_loner())
 
 
 _NO_CRASHES: Final = CrashCount()

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
 
-from batchflow.protocol.lanes import rank
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling.crash_history import CrashCount
 from node_agent.scheduling.events import (
@@ -78,7 +77,7 @@ class Settlement:
         self.placement.cancellations.hold(task.session, now)
         self.expiries.take_in(task, age, now)
         if self.turns is not None:
-            task.rank = rank(self.turns.lanes[message.lane])
+            task.rank = self.turns.ranks[message.lane]
             task.charged = self.placement.load.guess(task)
             self.turns.charge(message.lane, task.charged)
         return task
@@ -133,7 +132,7 @@ class Settlement:
     @property
     def wants_express(self) -> bool:
         """Whether an interactive task is welcome while nothing else is, as it waits for a short one."""
-        if self.turns is None or self.messages.is_splitting or not self.placement.load.is_short:
+        if self.turns is None or not self.placement.load.is_short:
             return False
         waiting = self.placement.waiting
         return not waiting or waiting[0].rank > 0

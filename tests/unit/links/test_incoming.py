@@ -103,3 +103,17 @@ async def test_nothing_is_received_from_a_queue_whose_turn_ends_as_it_begins(
         assert held.labels()[2:] == ["2"]
         held.incoming.pull(True)
         await eventually(lambda: len(held.arrived) == 4)
+
+
+async def test_nothing_is_received_where_messages_are_wanted_for_an_instant() -> None:
+    """The queue's coroutine was waiting, and goes on when nothing is wanted any more."""
+    async with _held() as held:
+        await held.put(0, QUEUES[0])
+        await asyncio.sleep(0)
+        held.incoming.pull(True)
+        held.incoming.pull(False)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not held.arrived
+        held.incoming.pull(True)
+        await eventually(lambda: held.arrived)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from batchflow.model import Attempt
 from batchflow.protocol.wire import TaskItem
 from node_agent.scheduling import events as to
 from node_agent.scheduling.fair_turns import FairTurns
-from node_agent.scheduling.scheduler import Scheduler
+from node_agent.scheduling.scheduler import DIED, MOST_HELD, Scheduler
 from tests.support.agent_world import task
 from tests.unit.scheduling.test_scheduler import ended
 
@@ -55,6 +58,21 @@ def test_an_interactive_task_is_not_asked_for_behind_a_long_one() -> None:
     play = Play()
     play.learn(5.0)
     assert play.arrive(10.0, 1, 1, task(1))[-1] == to.Hold(express=False)
+
+
+def test_no_interactive_task_is_asked_for_while_a_task_runs_alone() -> None:
+    """It would wait for that, and so would those that are behind it."""
+    play = Play()
+    play.learn(0.03)
+    suspect = replace(task(1), history=(Attempt(1, DIED, "host", 1.0),))
+    assert play.arrive(1.0, 1, 1, suspect)[-1] == to.Hold(express=False)
+
+
+def test_no_interactive_task_is_asked_for_while_an_agent_holds_as_many_as_it_may() -> None:
+    """However slowly results and copies leave."""
+    play = Play()
+    play.learn(0.03)
+    assert play.arrive(1.0, 1, 1, *map(task, range(1, MOST_HELD)))[-1] == to.Hold(express=False)
 
 
 def test_what_stands_behind_a_running_task_makes_way() -> None:
