@@ -32,8 +32,8 @@ logger = event_logger(__name__)
 
 _POLL: float = 0.25
 """Seconds between two looks at the heartbeats of draining agents."""
-_DRAIN_SLACK: Final = 10.0
-"""Seconds, beyond the grace, for handing back and for the last results."""
+_DRAIN_SLACK: float = 10.0
+"""Seconds, beyond the grace, for handing back and for the last results; also for the first heartbeats."""
 _STDERR_TAIL: Final = 32_000
 """Bytes at the end of an agent's stderr that are read."""
 _STDERR_TRIES: Final = 20
@@ -188,18 +188,24 @@ class PoolAgents:
         order = DrainOrder(self._runtime.manifest.agents_job, settings.drain_grace)
         await self._runtime.ctl.put(layout.DRAIN_BLOB, order.encode())
         with anyio.move_on_after(settings.drain_grace + settings.heartbeat_interval + _DRAIN_SLACK):
-            await self._await_first_heartbeat()
+            await self._await_first_heartbeats()
             while beats := await self.heartbeats():
                 running = sum(len(beat.running) for beat in beats)
                 report(f"{counted(len(beats), 'agent')} still there, {counted(running, 'task')} running")
                 await anyio.sleep(_POLL)
 
-    async def _await_first_heartbeat(self) -> None:
-        """Return when an agent has written a heartbeat, or none runs: a new one may run tasks before that."""
+    async def _await_first_heartbeats(self) -> None:
+        """Return when each agent that runs has written a heartbeat: a new one may run tasks before that.
+
+        An agent whose node Batch does not name counts as one of those that wrote.
+        """
+        wrote: set[str | None] = set()
         with anyio.move_on_after(_DRAIN_SLACK):
-            while not await self.heartbeats():
+            while True:
+                wrote |= {beat.node for beat in await self.heartbeats()}
                 tasks = await self._tasks()
-                if not any(task.is_alive and not task.waits_for_node for task in tasks):
+                nodes = {task.node for task in tasks if task.is_alive and not task.waits_for_node}
+                if not nodes or (wrote and nodes <= wrote | {None}):
                     return
                 await anyio.sleep(_POLL)
 

@@ -27,7 +27,8 @@ class EarlyContainer(Closes):
     """A container that can be used before its SDK is imported.
 
     When `load` has ended, `make` is called in the event loop and returns the real container. Each request
-    waits for that, and raises what `load` or `make` raised. The first one calls `hurry`.
+    waits for that, and raises what `load` or `make` raised. A request that a task may wait for calls `hurry`.
+    A `put` that overwrites does not: the agent puts heartbeats so, for which no task waits.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class EarlyContainer(Closes):
         url: str,
         load: asyncio.Future[None],
         make: Callable[[], Container],
-        hurry: Callable[[], None] = lambda: None,
+        hurry: Callable[[], None],
     ) -> None:
         self.url = url
         self.name = url.rpartition("/")[2]
@@ -44,9 +45,10 @@ class EarlyContainer(Closes):
         self._make = make
         self._container: Container | None = None
 
-    async def _made(self) -> Container:
+    async def _made(self, *, hurry: bool = True) -> Container:
         if self._container is None:
-            self._hurry()
+            if hurry:
+                self._hurry()
             await asyncio.shield(self._load)
         if self._container is None:
             self._container = self._make()
@@ -59,7 +61,8 @@ class EarlyContainer(Closes):
         return await (await self._made()).get_if_changed(name, etag)
 
     async def put(self, name: str, data: bytes, *, if_match: str | None = None, create: bool = False) -> str:
-        return await (await self._made()).put(name, data, if_match=if_match, create=create)
+        container = await self._made(hurry=create or if_match is not None)
+        return await container.put(name, data, if_match=if_match, create=create)
 
     async def get_from(self, name: str, start: int) -> bytes:
         return await (await self._made()).get_from(name, start)

@@ -71,10 +71,9 @@ async def _serve(config: AgentConfig, directory: Path) -> int:
 
         wanted = asyncio.Event()
         load = asyncio.create_task(_load_blobs(wanted, _PASS if config.brought else 0.0), name="load blobs")
-        # The first task may have waited for this agent: then it is asked in `ctl` whether it was cancelled.
-        # What goes to `out` is a sign of life, for which no task waits.
-        hurries = ((config.ctl, wanted.set), (config.out, _no_hurry))
-        containers = (_container(each, identity, config, load, hurry) for each, hurry in hurries)
+        containers = (
+            _container(each, identity, config, load, wanted.set) for each in (config.ctl, config.out)
+        )
         ctl, out = [await stack.enter_async_context(each) for each in containers]
         uploader = LogUploader(json_log.JsonLines())
         logging.getLogger().addHandler(uploader)
@@ -102,10 +101,6 @@ async def _serve(config: AgentConfig, directory: Path) -> int:
 
 def _nothing() -> None:
     """Ignore an interrupt from the terminal. The supervisor gets it too, and passes it on as SIGTERM."""
-
-
-def _no_hurry() -> None:
-    """Let the import wait for its time."""
 
 
 def _broker(config: AgentConfig, identity: Credential | None) -> EarlyLinks:

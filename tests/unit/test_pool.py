@@ -28,7 +28,7 @@ from batchflow.ports.compute import BatchTask, BatchTaskInfo, NodeInfo, Reported
 from batchflow.protocol.documents import AgentConfig
 from tests.support.agent import Agent
 from tests.support.services import Doubles
-from tests.support.waiting import eventually, within
+from tests.support.waiting import BOUND, eventually, within
 
 
 def agent_ids(doubles: Doubles, pool: Pool) -> list[str]:
@@ -111,9 +111,10 @@ async def test_agents_that_all_ended_are_started_in_a_new_batch_job(
 
 
 async def test_stopping_deletes_the_tasks_of_living_agents(
-    pool: Pool, doubles: Doubles, connect: Callable[..., Client]
+    pool: Pool, doubles: Doubles, connect: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that another client has started since; idempotent; they can be started again."""
+    monkeypatch.setattr("batchflow.pools.agents._DRAIN_SLACK", 0.01)  # these never write a heartbeat
     async with connect() as other_client:
         other = await other_client.pool("demo")
         await other.start()
@@ -125,6 +126,35 @@ async def test_stopping_deletes_the_tasks_of_living_agents(
         await other.start()
         await pool.start()
         assert sum(map(len, doubles.compute.jobs.values())) == 2
+
+
+async def test_stopping_waits_for_the_first_heartbeat_of_each_agent(
+    pool: Pool, agent: Agent, doubles: Doubles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new agent beside one that has written heartbeats for long; it may run tasks by then."""
+    await pool.start()
+    monkeypatch.setattr("batchflow.pools.agents._POLL", 0.001)
+    monkeypatch.setattr("batchflow.pools.agents._DRAIN_SLACK", BOUND)
+    plain, looks, lines = doubles.compute.tasks, [0], list[str]()
+
+    async def tasks(job_id: str) -> list[BatchTaskInfo]:
+        looks[0] += 1
+        infos = await plain(job_id)
+        return [replace(info, node=f"node-{number}") for number, info in enumerate(infos, 1)]
+
+    monkeypatch.setattr(doubles.compute, "tasks", tasks)
+    stopping = asyncio.create_task(pool.stop(progress=lines.append))
+    await eventually(lambda: looks[0] > 2 or stopping.done())
+    await agent.beat(state="exiting")
+    seen = looks[0]
+    await eventually(lambda: looks[0] > seen + 2 or stopping.done())
+    assert not stopping.done()
+    new = Agent(doubles, pool, "agent-2")
+    await new.beat(node="node-2")
+    await eventually(lambda: "1 agent still there, 0 tasks running" in lines)
+    await new.beat(node="node-2", state="exiting")
+    await within(stopping)
+    assert agent_ids(doubles, pool) == []
 
 
 async def test_starting_raises_what_batch_refuses(pool: Pool, doubles: Doubles) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -76,6 +78,10 @@ async def test_links_that_nobody_asked_for_are_let_go() -> None:
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
+def _pass() -> None:
+    """Let the import take its time."""
+
+
 async def test_a_container_can_be_used_before_its_sdk_is_there() -> None:
     """Its requests wait for it, one of them cancelled or not; then they are the container's own."""
     storage = MemoryStorage()
@@ -87,15 +93,12 @@ async def test_a_container_can_be_used_before_its_sdk_is_there() -> None:
         made.append(storage.container("ctl"))
         return made[-1]
 
-    hurried: list[bool] = []
-    async with EarlyContainer("https://here/ctl", load, make, lambda: hurried.append(load.done())) as late:
+    async with EarlyContainer("https://here/ctl", load, make, _pass) as late:
         assert late.name == "ctl"
         writing, given_up = (asyncio.create_task(late.put(name, b"x")) for name in "ab")
         await asyncio.sleep(0)
         given_up.cancel()
         assert not made
-        assert hurried
-        assert not any(hurried)
         load.set_result(None)
         etag = await writing
         assert (await late.get("a")).data == b"x"
@@ -107,11 +110,35 @@ async def test_a_container_can_be_used_before_its_sdk_is_there() -> None:
     assert len(made) == 1
 
 
+async def test_only_a_heartbeat_waits_for_the_sdk_without_hurry() -> None:
+    """It overwrites a blob. Tasks wait for results, files, budgets and values."""
+    storage = MemoryStorage()
+    await storage.create_container("out")
+    load: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    hurried: list[int] = []
+
+    async def hurry_of(request: Callable[[Container], Awaitable[object]]) -> int:
+        hurried.clear()
+        make = partial(storage.container, "out")
+        async with EarlyContainer("https://here/out", load, make, lambda: hurried.append(1)) as late:
+            waiting = asyncio.ensure_future(request(late))
+            await asyncio.sleep(0)
+            waiting.cancel()
+        return len(hurried)
+
+    assert await hurry_of(lambda out: out.put("agents/one", b"beat")) == 0
+    assert await hurry_of(lambda out: out.put("results/one", b"value", create=True)) == 1
+    assert await hurry_of(lambda out: out.put("ledger", b"grains", if_match="etag")) == 1
+    assert await hurry_of(lambda out: out.append("ledger", b"grain")) == 1
+    assert await hurry_of(lambda out: out.get_signed("results/one", "signature")) == 1
+    assert await hurry_of(lambda out: out.upload("files/one", "one")) == 1
+
+
 async def test_an_sdk_that_cannot_be_imported_is_told_by_every_request() -> None:
     """And closing a container that was never made is nothing."""
     load: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     load.set_exception(ImportError("no SDK"))
-    async with EarlyContainer("https://here/ctl", load, lambda: pytest.fail("made")) as late:
+    async with EarlyContainer("https://here/ctl", load, lambda: pytest.fail("made"), _pass) as late:
         for _ in range(2):
             with pytest.raises(ImportError, match="no SDK"):
                 await late.get("a")
