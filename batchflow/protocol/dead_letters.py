@@ -33,6 +33,9 @@ LOOK_TIMEOUT: Final = 0.5
 """Seconds to wait for the next dead letter."""
 MAX_LETTERS: Final = 100
 """Dead letters of one look."""
+_LEAST_LIFE: Final = 0.001
+_LONGEST_LIFE: Final = 4_294_967.0
+"""Seconds that a message can be told to live: Service Bus counts milliseconds in 32 bits."""
 
 
 _AGAIN: Final = "-again-"
@@ -70,6 +73,14 @@ async def seen(receiver: Receiver) -> list[Delivery]:
         for letter in held:
             await receiver.abandon(letter)
     return held
+
+
+def time_to_live(seconds: float) -> float | None:
+    """Return the seconds that a message is told to live whose tasks expire in `seconds`; None: any time.
+
+    The broker dead-letters the message then. It knows no limit that is longer than 49 days.
+    """
+    return max(_LEAST_LIFE, seconds) if seconds < _LONGEST_LIFE else None
 
 
 def read_tasks(body: bytes) -> list[TaskItem]:

@@ -10,6 +10,7 @@ from batchflow.errors import BrokerError
 from batchflow.model import Status
 from batchflow.ports.broker import OutgoingMessage, QueueRef, Sender
 from batchflow.protocol import wire
+from batchflow.protocol.dead_letters import time_to_live
 from batchflow.protocol.lanes import PRIORITIES, check_priority
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES
 from batchflow.sessions.lanes import lane_aside, queues_of, without_lanes
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from batchflow.sessions.records.health import ServiceHealth
     from batchflow.sessions.records.outcomes import Outcomes
 
-_LONGEST_LIFE: Final = 4_294_967.0
-"""Seconds that a message can be told to live."""
 _GATHERING: Final = 0.01
 """Seconds between two looks at whether a message is full."""
 _LONGEST_GATHERING: Final = 0.5
@@ -288,12 +287,8 @@ class TaskSender:
 
 
 def _time_to_live(entries: list[Entry], now: float) -> float | None:
-    """Return after how many seconds none of these may begin any more; None: some may at any time.
-
-    The broker dead-letters the message then. Service Bus counts milliseconds in 32 bits.
-    """
+    """Return after how many seconds none of these may begin any more; None: some may at any time."""
     moments = [entry.begin_by for entry in entries if entry.begin_by is not None]
     if len(moments) < len(entries):
         return None
-    left = max(0.001, max(moments) - now)
-    return left if left < _LONGEST_LIFE else None
+    return time_to_live(max(moments) - now)

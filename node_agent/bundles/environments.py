@@ -301,19 +301,20 @@ async def _compile(environment: _Unpacked) -> None:
     The modules of tests come last, because tasks that begin meanwhile import the others. Tasks run without it
     as well, so a folder that went meanwhile, or a node without memory, is only logged.
     """
-    folder = environment.folder
+    folder, exit_code = environment.folder, 0
     for left_out in (_TESTS, _NO_TESTS):
         try:
-            exit_code = await _compile_but(left_out, folder)
+            code = await _compile_but(left_out, folder)
         except OSError as error:
             logger.info("environment_not_compiled", extra={"folder": folder.name, "error": str(error)})
             return
+        exit_code = exit_code or code
     if not await anyio.to_thread.run_sync(file_stamps.differ, environment.signatures):
         environment.signatures = await anyio.to_thread.run_sync(_signatures, folder)
     logger.info("environment_compiled", extra={"folder": folder.name, "exit_code": exit_code})
 
 
-async def _compile_but(left_out: str, folder: Path) -> int | None:
+async def _compile_but(left_out: str, folder: Path) -> int:
     """Make the byte code of the modules whose paths do not match; return the exit code. Raises OSError."""
     process = await process_groups.spawn(
         (*(sys.executable, "-m", "compileall", *_HOW), "-x", left_out, str(folder)),
@@ -324,10 +325,9 @@ async def _compile_but(left_out: str, folder: Path) -> int | None:
         niceness=_NICENESS,
     )
     try:
-        await process.wait()
+        return await process.wait()
     except asyncio.CancelledError:
         process.kill()
         with anyio.CancelScope(shield=True):
             await process.wait()
         raise
-    return process.returncode

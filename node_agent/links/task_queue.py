@@ -19,7 +19,7 @@ from anyio import CancelScope
 from batchflow.errors import BrokerError, LeaseLost, ProtocolError
 from batchflow.ports.broker import OutgoingMessage
 from batchflow.protocol import wire
-from batchflow.protocol.dead_letters import read_tasks
+from batchflow.protocol.dead_letters import read_tasks, time_to_live
 from batchflow.protocol.packing import ENVELOPE, MOST_BYTES, MOST_SENT
 from batchflow.support.backoff import Backoff, until_accepted
 from batchflow.support.closing import close_shielded
@@ -259,4 +259,5 @@ def copy_message(item: wire.TaskItem) -> OutgoingMessage:
     """Make the message of a task that is handed back. The same hop always gets the same message id."""
     name = f"{item.uid} {item.attempt} {item.hop}"
     message_id = hashlib.sha256(name.encode()).hexdigest()[:32]
-    return OutgoingMessage(wire.join("tasks", [wire.encode(item)]), message_id, time_to_live=item.expires)
+    limit = None if item.expires is None else time_to_live(item.expires)
+    return OutgoingMessage(wire.join("tasks", [wire.encode(item)]), message_id, time_to_live=limit)

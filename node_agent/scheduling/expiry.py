@@ -6,8 +6,9 @@ counts from there. A task that has begun expires no more, also where it is hande
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Final
 
@@ -23,8 +24,10 @@ TOO_LATE: Final = Verdict(Status.FAILED, EXPIRED.kind, EXPIRED.error)
 class Expiries:
     """The moments at which tasks expire."""
 
+    spare: int = 1024
+    """How many moments of settled tasks are kept at least, so that their removal costs little."""
     _moments: list[tuple[float, int]] = field(default_factory=list)
-    """A heap of moments and numbers of tasks. Tasks that began, or are settled, stay until their moment."""
+    """A heap of moments and numbers of tasks. Those of tasks that began, or are settled, may stay in it."""
 
     def take_in(self, task: Task, age: float, now: float) -> None:
         """Note when a task expires that has just arrived.
@@ -46,6 +49,17 @@ class Expiries:
         while self._moments and self._moments[0][0] <= now:
             found.append(heappop(self._moments)[1])
         return found
+
+    def prune(self, tasks: Mapping[int, Task]) -> None:
+        """Forget the moments of settled tasks, once they outnumber the others.
+
+        `tasks`: those that are not settled, by their numbers.
+        """
+        if len(self._moments) > 2 * len(tasks) + self.spare:
+            numbers = {number for _, number in self._moments} & tasks.keys()
+            left = [(tasks[number].expires_at, number) for number in numbers]
+            self._moments = [each for each in left if each[0] < inf]
+            heapify(self._moments)
 
     def next_deadline(self) -> float | None:
         """Return when the next task expires."""

@@ -231,6 +231,7 @@ class Settlement:
 
     def expire(self, now: float) -> None:
         """End the tasks whose time is over, as far as they have not begun."""
+        self.expiries.prune(self.tasks)
         for number in self.expiries.due(now):
             task = self.tasks.get(number)
             if task is None or not is_expired(task, now):

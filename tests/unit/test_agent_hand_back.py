@@ -196,6 +196,12 @@ async def test_a_delayed_retry_holds_no_slot() -> None:
     assert [result.uid for result in results] == ["abc123:1", "abc123:0"]
 
 
+@pytest.mark.parametrize(("expires", "lives"), [(None, None), (5.0, 5.0), (0.0, 0.001), (5e6, None)])
+def test_a_copy_lives_as_long_as_its_task_may_wait(expires: float | None, lives: float | None) -> None:
+    """Service Bus counts milliseconds in 32 bits: a copy that may wait for longer does not expire there."""
+    assert copy_message(task(0, expires=expires)).time_to_live == lives
+
+
 def test_the_id_of_a_copy_is_that_of_its_hop() -> None:
     """Made again after a crash it is the same; another hop or attempt is another message."""
     copies: list[Any] = [

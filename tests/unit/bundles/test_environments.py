@@ -255,6 +255,41 @@ def _compilations() -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if task.get_name().startswith("compile environment")]
 
 
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.returncode = code
+
+    async def wait(self) -> int:
+        return self.returncode
+
+
+@pytest.mark.parametrize(("codes", "logged"), [([0, 0], 0), ([1, 0], 1), ([0, 2], 2), ([1, 2], 1)])
+async def test_a_module_without_byte_code_is_logged(
+    tmp_path: Path,
+    codes: list[int],
+    logged: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether it belongs to tests or not: the log has the first exit code that is not 0."""
+    left = iter(codes)
+
+    async def spawn(*arguments: object, **options: object) -> Ended:
+        return Ended(next(left))
+
+    monkeypatch.setattr(process_groups, "spawn", spawn)
+    caplog.set_level("INFO")
+    cache = _cache(tmp_path, {"core.py": "x = 1\n"})
+    async with cache.use(HASH):
+        await asyncio.gather(*_compilations())
+    await close(cache)
+    assert [vars(each)["exit_code"] for each in caplog.records if each.msg == "environment_compiled"] == [
+        logged
+    ]
+
+
 @pytest.mark.parametrize("change", ["a file", "byte code", "a new file"])
 async def test_an_environment_that_a_task_changed_is_unpacked_again(
     tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch

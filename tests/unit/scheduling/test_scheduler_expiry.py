@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure, RetryPolicy
 from node_agent.scheduling import events as to
-from node_agent.scheduling.expiry import TOO_LATE
+from node_agent.scheduling.expiry import TOO_LATE, Expiries, is_expired
+from node_agent.scheduling.state import Message, Task
 from tests.support.agent_world import task
 from tests.unit.scheduling.test_scheduler import Play, ended
 
@@ -115,6 +117,35 @@ def test_a_copy_of_what_has_begun_does_not_expire() -> None:
     play.at(8.0, to.Drain(0.0))
     (copy,) = [each for each in play.at(8.1, to.Freed(0)) if isinstance(each, to.HandBack)]
     assert (copy.task, copy.expires) == (1, None)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["take in", "settle", "begin", "keep", "wait"]), st.floats(0.1, 90.0)))
+)
+def test_moments_of_settled_tasks_are_forgotten_and_no_other(steps: list[tuple[str, float]]) -> None:
+    """However many tasks are settled long before they expire: each of the others is named in time."""
+    expiries, now = Expiries(spare=4), 0.0
+    held: dict[int, Task] = {}
+    for number, (step, seconds) in enumerate(steps):
+        oldest = next(iter(held.values()), None)
+        if step == "take in":
+            held[number] = Task.of(number, expiring(number, seconds), Message(1, 0.0, 1))
+            expiries.take_in(held[number], 0.0, now)
+        elif step == "wait":
+            now += seconds / 10
+        elif oldest is not None and step == "settle":
+            del held[oldest.number]
+        elif oldest is not None and step == "begin":
+            oldest.expires_at = inf
+        elif oldest is not None:
+            expiries.watch(oldest)
+        expiries.prune(held)
+        late = {each.number for each in held.values() if is_expired(each, now)}
+        assert late <= set(expiries.due(now))
+        for each in late:
+            del held[each]
+    expiries.prune(held)
+    assert len(expiries.due(1e6)) <= 2 * len(held) + 4
 
 
 @given(
