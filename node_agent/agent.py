@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 TICK: Final = 0.05
 """Seconds between two ticks while the agent holds tasks."""
 _LAST_BEAT: Final = 5.0
-"""Seconds that the last heartbeat may take."""
+"""Seconds that the last heartbeat may take, and what else is written at the end."""
 
 
 class ServiceEnded(Exception):
@@ -266,6 +266,7 @@ class Agent:
             await self._activity.write()
             if self.parts.log is not None:
                 await self.parts.log.flush_to(self.parts.out, self._log)
+            await self._failed.flush(self.parts.out)
 
     def _start_services(self, group: TaskGroup) -> None:
         parts = self.parts

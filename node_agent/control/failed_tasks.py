@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import BlobConflict, StorageError
 from batchflow.protocol.failed_tasks import FailedTask
+from node_agent.system.rate import Rate
 from node_agent.system.task_fields import task_fields
 
 if TYPE_CHECKING:
@@ -26,51 +27,47 @@ BURST: Final = 50
 """Failures that are kept at once."""
 PACE: Final = 2.0
 """Seconds for which each further one has to wait."""
+_TIMEOUT: float = 20.0
+"""Seconds that one may take to be written."""
 
 
 class FailedTasks:
     """Takes the tasks that failed, and writes them while `run` runs."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.dropped = 0
-        """Failures that were not kept, because they came too fast."""
         self._clock = clock
-        self._room = float(BURST)
-        self._at = clock()
+        self._rate = Rate(1.0 / PACE, BURST)
         self._waiting: deque[FailedTask] = deque()
         self._filled = asyncio.Event()
 
     def keep(self, failed: FailedTask) -> None:
         """Take a task, unless the rate is reached. Does not wait."""
-        now = self._clock()
-        self._room = min(float(BURST), self._room + (now - self._at) / PACE)
-        self._at = now
-        if self._room < 1.0:
-            self.dropped += 1
-            return
-        self._room -= 1.0
-        self._waiting.append(failed)
-        self._filled.set()
-
-    @property
-    def waiting(self) -> int:
-        """Number of tasks that are not written yet."""
-        return len(self._waiting)
+        if self._rate.allows(self._clock()):
+            self._waiting.append(failed)
+            self._filled.set()
 
     async def run(self, out: Container) -> None:
-        """Write what was taken until cancelled. A task that cannot be written is dropped, and logged."""
+        """Write what was taken until cancelled."""
         while True:
             await self._filled.wait()
             self._filled.clear()
-            while self._waiting:
-                await self._write(out, self._waiting[0])
-                self._waiting.popleft()
+            await self.flush(out)
 
-    async def _write(self, out: Container, failed: FailedTask) -> None:
-        try:
+    async def flush(self, out: Container) -> None:
+        """Write what waits. A task that cannot be written is dropped, and logged.
+
+        If cancelled, the task under way is written the next time.
+        """
+        while self._waiting:
+            await _write(out, self._waiting[0])
+            self._waiting.popleft()
+
+
+async def _write(out: Container, failed: FailedTask) -> None:
+    try:
+        async with asyncio.timeout(_TIMEOUT):
             await out.put(failed.blob, failed.encode(), create=True)
-        except BlobConflict:
-            return  # the attempt ran twice, and failed twice
-        except (StorageError, TypeError) as error:
-            self.dropped += 1
-            logger.warning("failed_task_not_kept", extra={**task_fields(failed.task), "error": str(error)})
+    except BlobConflict:
+        return  # the attempt ran twice, and failed twice
+    except (StorageError, TypeError, TimeoutError) as error:
+        logger.warning("failed_task_not_kept", extra={**task_fields(failed.task), "error": str(error)})

@@ -1,10 +1,7 @@
 """What a task prints, as it comes: read without making it wait, cut into lines for its session.
 
-Cores (`Lines`, `Rate`): bytes in, text out, the clock passed in, memory bounded whatever comes. `Pipe` is the
-shell: a non-blocking descriptor that is read whenever something is there.
-
-Invariants: a line under way is at most `LONGEST_LINE`; over any span of t seconds a rate lets at most
-burst + t * per_second events through, and counts the others.
+`Lines` is a core: bytes in, text out, memory bounded whatever comes, for a line under way is at most
+`LONGEST_LINE`. `Pipe` is the shell: a non-blocking descriptor that is read whenever something is there.
 """
 
 from __future__ import annotations
@@ -18,34 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LONGEST_LINE: Final = 8 * 1024
-EVENTS_PER_SECOND: Final = 100.0
-EVENT_BURST: Final = 200
 _READ_SIZE: Final = 64 * 1024
 _PIPE_SIZE: Final = 64 * 1024
-
-
-class Rate:
-    """A bucket of permissions to speak."""
-
-    __slots__ = ("_at", "_burst", "_left", "_per_second", "dropped")
-
-    def __init__(self, per_second: float = EVENTS_PER_SECOND, burst: int = EVENT_BURST) -> None:
-        self._per_second = per_second
-        self._burst = burst
-        self._left = float(burst)
-        self._at: float | None = None
-        self.dropped = 0
-        """Events refused so far."""
-
-    def allows(self, now: float) -> bool:
-        if self._at is not None:
-            self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
-            self.dropped += 1
-            return False
-        self._left -= 1
-        return True
 
 
 class Lines:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from batchflow.protocol.wire import EventItem
 from node_agent.child.spans import MOST_SPANS, SPAN
-from node_agent.execution.capture import Lines, Rate
+from node_agent.execution.capture import Lines
+from node_agent.system.rate import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from node_agent.execution.outcomes import Execution
 
 Kind = Literal["stdout", "stderr", "log", "progress", "warning", "info"]
+
+_PER_SECOND: Final = 100.0
+_BURST: Final = 200
+"""Events that are sent at once. Further ones are sent at the rate."""
 
 
 class TaskEvents:
@@ -25,7 +30,7 @@ class TaskEvents:
     def __init__(self, execution: Execution, emit: Callable[[Execution, EventItem], None]) -> None:
         self._execution = execution
         self._emit = emit
-        self._rate = Rate()
+        self._rate = Rate(_PER_SECOND, _BURST)
         self._lines: dict[str, Lines] = {}
         self.spans: list[dict[str, Any]] | None = None
         """What the task has added to its trace."""

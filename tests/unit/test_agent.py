@@ -134,7 +134,7 @@ async def test_a_message_that_cannot_be_read_goes_to_the_dead_letters(body: byte
 
 
 async def test_a_failure_is_told_with_its_details() -> None:
-    """Kind, error, traceback, and what was printed."""
+    """Kind, error, traceback, and what was printed. An agent that ends has kept the task."""
 
     def fail(execution: Execution) -> Outcome:
         return Outcome(
@@ -147,6 +147,7 @@ async def test_a_failure_is_told_with_its_details() -> None:
         (result,) = await world.results(1)
     assert (result.error, result.kind, result.traceback) == ("boom", "TaskFailed", "line 1")
     assert (result.stdout, result.stderr) == ("out", "err")
+    assert len([info async for info in world.out.list("failed/")]) == 1
 
 
 async def test_a_slot_that_breaks_costs_one_task() -> None:

@@ -1,11 +1,11 @@
-"""What is kept of an output, and what is told of it live: the cores."""
+"""What is kept of an output, and its lines: the cores."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node_agent.execution.capture import LONGEST_LINE, Lines, Rate
+from node_agent.execution.capture import LONGEST_LINE, Lines
 from node_agent.system.tail import Tail
 
 
@@ -57,16 +57,3 @@ def test_an_endless_line_comes_in_pieces() -> None:
     pieces = lines.add(b"x" * (3 * LONGEST_LINE + 5))
     assert [len(piece) for piece in pieces] == [LONGEST_LINE] * 3
     assert lines.finish() == ["xxxxx"]
-
-
-@given(st.lists(st.floats(0, 0.5), max_size=300))
-def test_a_rate_lets_no_more_through_than_it_says(gaps: list[float]) -> None:
-    """At most the burst and what grew since; the others are counted."""
-    rate = Rate(per_second=10.0, burst=5)
-    now = 0.0
-    passed = 0
-    for gap in gaps:
-        now += gap
-        passed += rate.allows(now)
-        assert passed <= 5 + now * 10 + 1e-6
-    assert passed + rate.dropped == len(gaps)
