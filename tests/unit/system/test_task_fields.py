@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -17,7 +16,6 @@ from batchflow.testing.storage import MemoryStorage
 from node_agent.control.failed_tasks import FailedTasks
 from node_agent.system.json_log import JsonLines
 from node_agent.system.task_fields import MOST, task_fields, tasks_fields
-from tests.support.waiting import eventually
 
 SOURCES = Path(__file__).parents[3] / "node_agent"
 TRACE, SPAN = "ab" * 16, "cd" * 8
@@ -58,9 +56,7 @@ async def test_a_line_about_a_task_has_its_trace_id(caplog: pytest.LogCaptureFix
     tasks = FailedTasks()
     tasks.keep(FailedTask(task(), "TaskFailed", "no", "host", 1.0))
     out = MemoryStorage().container("not-there")
-    running = asyncio.create_task(tasks.run(out))
-    await eventually(lambda: tasks.dropped)
-    running.cancel()
+    await tasks.flush(out)
     (record,) = [each for each in caplog.records if each.getMessage() == "failed_task_not_kept"]
     line = json.loads(JsonLines().format(record))
     assert (line["level"], line["trace_id"], line["span_id"]) == (
