@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from batchflow.client import Client
-    from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.engine import Engine, current_engine
     from batchflow.errors import (
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
         TaskError,
     )
     from batchflow.job import Job
-    from batchflow.model import Counts, Event, Explanation, Image, Node, PoolSpec, Result, Status
+    from batchflow.model import Budget, Counts, Event, Explanation, Image, Node, PoolSpec, Result, Status
     from batchflow.pool import Pool
     from batchflow.results import Results
     from batchflow.retry import RetryPolicy
@@ -77,8 +76,7 @@ _ROOMS: Final = {
         "TaskError",
     ),
     "job": ("Job",),
-    "costs.budget": ("Budget",),
-    "model": ("Counts", "Event", "Explanation", "Image", "Node", "PoolSpec", "Result", "Status"),
+    "model": ("Budget", "Counts", "Event", "Explanation", "Image", "Node", "PoolSpec", "Result", "Status"),
     "pool": ("Pool",),
     "results": ("Results",),
     "retry": ("RetryPolicy",),

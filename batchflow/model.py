@@ -5,11 +5,12 @@ Plain frozen data, no I/O; importing this loads nothing but the standard library
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Generic, Literal, Protocol, final
 
-from batchflow.costs.budget import Budget
 from batchflow.errors import ConfigurationError
 from batchflow.printable import printable
 
@@ -27,6 +28,9 @@ else:
     from typing import TypeVar
 
     T_co = TypeVar("T_co", covariant=True)  # a default needs Python 3.13
+
+_BUDGET: Final = re.compile(r"(-?\d+(?:\.\d+)?) *(h|node-hours|[A-Za-z]{3}|)")
+_CURRENCY: Final = re.compile(r"[A-Z]{3}")
 
 
 @final
@@ -277,6 +281,75 @@ class Image:
     version: str = "latest"
     node_agent: str | None = None
     """The agent's SKU id; None: the one that Batch names for the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The most that a pool may cost over its life, or that the tasks of a session may cost.
+
+    Either `node_hours`, or `amount` and `currency`. Raises `ConfigurationError` for anything else.
+    """
+
+    node_hours: float | None = None
+    """Hours of one node; of a session: of the share of a node that its tasks have, by their slots."""
+    amount: float | None = None
+    """Money, by the prices of the price file (the setting `pool.prices`)."""
+    currency: str | None = None
+    """The currency of `amount` by its three letters, such as "EUR". It is that of the price file."""
+
+    def __post_init__(self) -> None:
+        if (self.node_hours is None) == (self.amount is None):
+            given = "both" if self.amount is not None else "neither"
+            raise ConfigurationError(f"budget: one of node_hours and amount is needed, not {given}")
+        for key in ("node_hours", "amount"):
+            if (value := getattr(self, key)) is not None and not _is_limit(value):
+                raise ConfigurationError(f"budget.{key} is {value!r}; a number above 0 is needed")
+        if self.amount is not None and not _is_currency(self.currency):
+            raise ConfigurationError(
+                f'budget.currency is {self.currency!r}; three capital letters are needed, such as "EUR"'
+            )
+        if self.node_hours is not None and self.currency is not None:
+            raise ConfigurationError(
+                f"budget.currency is {self.currency!r}; it goes with amount, not with node_hours"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget as the command line has it: "12" (node-hours) or "20 EUR".
+
+        Raises `ConfigurationError`.
+        """
+        if (found := _BUDGET.fullmatch(text.strip())) is None:
+            raise ConfigurationError(
+                f'budget: {text!r} is neither node-hours, such as 12, nor money, "20 EUR"'
+            )
+        number, unit = float(found[1]), found[2]
+        if unit in ("", "h", "node-hours"):
+            return cls(node_hours=number)
+        return cls(amount=number, currency=unit.upper())
+
+    def __str__(self) -> str:
+        return budget_text(self.limit, self.currency)
+
+    @property
+    def limit(self) -> float:
+        """The number: node-hours without a currency, else an amount of it."""
+        value = self.node_hours if self.amount is None else self.amount
+        assert value is not None
+        return float(value)
+
+
+def budget_text(value: float, currency: str | None) -> str:
+    """Return node-hours (`currency` is None) or an amount in words."""
+    return f"{value:.4g} node-hours" if currency is None else f"{value:,.2f} {currency}"
+
+
+def _is_limit(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_currency(value: Any) -> bool:
+    return isinstance(value, str) and _CURRENCY.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,10 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
 
-    from batchflow.costs.budget import Budget
     from batchflow.costs.cost import Cost
     from batchflow.environments.requirements import Requirements
-    from batchflow.model import Result
+    from batchflow.model import Budget, Result
     from batchflow.pools.runtime import PoolRuntime
     from batchflow.protocol.lanes import Priority
     from batchflow.settings import Settings

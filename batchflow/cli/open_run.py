@@ -18,7 +18,7 @@ from batchflow.cli.progress import Progress, Silent
 from batchflow.cli.record import RunRecord
 from batchflow.cli.remedies import as_commands
 from batchflow.cli.sources.tables import ResultTable
-from batchflow.costs.budget import Budget
+from batchflow.model import Budget
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from batchflow.cli.sources.inputs import from_csv, from_json_lines, from_manifes
 from batchflow.cli.sources.tables import Item
 from batchflow.cli.sources.workflows import from_workflow, part_of
 from batchflow.config.loader import nearest
-from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError
+from batchflow.model import Budget
 from batchflow.support.frozen import frozen
 from batchflow.support.progress_report import counted
 

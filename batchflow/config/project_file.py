@@ -15,10 +15,9 @@ from pathlib import Path, PurePath
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from batchflow.config.loader import find_file, load_settings, nearest, read_document
-from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import CURRENT
 from batchflow.errors import ConfigurationError
-from batchflow.model import PoolSpec
+from batchflow.model import Budget, PoolSpec
 from batchflow.pools import pool_spec
 from batchflow.protocol.variables import task_variables
 from batchflow.settings import Settings

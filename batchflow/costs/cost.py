@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from batchflow.costs.budget import Budget, budget_text
+from batchflow.model import Budget, budget_text
 
 HOUR: Final = 3600.0
 _NO_PRICE: Final = "unknown: no price is known (batchflow prices)"

@@ -17,9 +17,8 @@ from datetime import UTC, datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from batchflow.costs.budget import Budget
 from batchflow.errors import ConfigurationError
-from batchflow.model import Image, PoolSpec
+from batchflow.model import Budget, Image, PoolSpec
 from batchflow.ports.compute import PoolDocument
 from batchflow.protocol import documents, layout
 from batchflow.protocol.needs import are_tags

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from batchflow.costs.budget import Budget
 from batchflow.costs.cost import HOUR
+from batchflow.model import Budget
 from batchflow.support.frozen import frozen
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import field
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from batchflow.costs.budget import Budget
 from batchflow.errors import ConfigurationError
+from batchflow.model import Budget
 from batchflow.protocol.lanes import Priority, check_priority
 from batchflow.protocol.variables import TaskVariables
 from batchflow.support.frozen import frozen

@@ -9,59 +9,18 @@ task that takes it gets a copy.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import secrets
-import weakref
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from node_agent.bundles.stored_file import StoredFile
 from node_agent.bundles.workspace import remove
 
 LIMIT: Final = 1024**3
 """Bytes of files that are kept. Those that were used least recently go first."""
 _MOST: Final = 64
 """Files that are kept: each takes a descriptor."""
-_PIECE: Final = 2**30
-
-Signature = tuple[int, int, int]
-
-
-class StoredFile:
-    """A file without a name, which lasts as long as this object."""
-
-    def __init__(self, path: Path) -> None:
-        """Take over a file: its name is removed. Raises OSError."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, descriptor)
-        path.unlink()
-        self._descriptor = descriptor
-        self._signature = _signature(descriptor)
-        self.size: int = self._signature[0]
-
-    def is_intact(self) -> bool:
-        """Return whether it is as it was taken over."""
-        return _signature(self._descriptor) == self._signature
-
-    def copy_to(self, target: str) -> None:
-        """Copy it to a new file. Raises OSError, also when it was changed."""
-        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
-            self._write_to(writer)
-        finally:
-            os.close(writer)
-        if not self.is_intact():
-            raise OSError(errno.EIO, "a file of another task was changed on this node")
-
-    def _write_to(self, writer: int) -> None:
-        done = 0
-        with suppress(OSError):  # file systems that cannot share or move blocks: the kernel copies bytes
-            while count := os.copy_file_range(self._descriptor, writer, _PIECE, done):
-                done += count
-        while count := os.sendfile(writer, self._descriptor, done, _PIECE):
-            done += count
 
 
 class FileCache:
@@ -132,8 +91,3 @@ class FileCache:
             while self.size > self._limit or len(self._files) > self._most:
                 self.size -= self._files.pop(next(iter(self._files))).size
         return file
-
-
-def _signature(descriptor: int) -> Signature:
-    found = os.fstat(descriptor)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from batchflow.ports.storage import Container
     from batchflow.protocol.bundle import Bundle
     from batchflow.protocol.wire import TaskItem
-    from node_agent.bundles.task_files import FileCache, StoredFile
+    from node_agent.bundles.stored_file import StoredFile
+    from node_agent.bundles.task_files import FileCache
     from node_agent.bundles.values import StoredValue, ValueCache
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from batchflow.protocol.bundle import Bundle, BundleFile
-    from node_agent.bundles.task_files import StoredFile
+    from node_agent.bundles.stored_file import StoredFile
 
 OUTPUTS: Final = "outputs"
 _KEPT_BUNDLES: Final = 4

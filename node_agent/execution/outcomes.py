@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from batchflow.protocol.bundle import Bundle
     from batchflow.protocol.wire import Reference
-    from node_agent.bundles.task_files import StoredFile
+    from node_agent.bundles.stored_file import StoredFile
     from node_agent.bundles.values import StoredValue
 
 _TAIL: Final = 2000
@@ -231,10 +231,7 @@ def too_many_processes(limit: int, used: int) -> Outcome:
 
 
 def not_started(argv: Sequence[str], error: OSError) -> Outcome | None:
-    """Return the outcome of a program whose arguments are the reason why it does not start.
-
-    None when the node is the reason.
-    """
+    """Return the outcome of a program that its arguments keep from starting; None where the node does."""
     return rejected(start_failure(argv, error)) if error.errno == errno.E2BIG else None
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from batchflow.client import Client
-from batchflow.costs.budget import Budget
 from batchflow.errors import BrokerError, MailboxInUse, SessionClosed
-from batchflow.model import PoolSpec
+from batchflow.model import Budget, PoolSpec
 from batchflow.pool import Pool
 from batchflow.protocol.documents import Presence
 from batchflow.protocol.layout import session_blob

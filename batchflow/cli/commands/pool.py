@@ -13,9 +13,9 @@ from batchflow.cli.confirming import confirm
 from batchflow.cli.connecting import find_pool
 from batchflow.cli.exits import CommandError, Exit
 from batchflow.cli.shell_names import pool_names
-from batchflow.costs.budget import Budget
 from batchflow.environments.requirements import named_requirements
 from batchflow.errors import ConfigurationError, PoolExists
+from batchflow.model import Budget
 from batchflow.support.progress_report import counted
 
 if TYPE_CHECKING:

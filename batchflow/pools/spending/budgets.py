@@ -10,8 +10,7 @@ from batchflow.protocol.budgets import POOL_LEDGER, BudgetTerms, spent_text
 from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
-    from batchflow.costs.budget import Budget
-    from batchflow.model import PoolSpec
+    from batchflow.model import Budget, PoolSpec
     from batchflow.pools.spending.pool import SpendingPool
     from batchflow.settings import PoolSettings, Settings
 

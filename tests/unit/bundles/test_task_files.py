@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from batchflow.errors import StorageError
-from node_agent.bundles.task_files import FileCache, StoredFile
+from node_agent.bundles.stored_file import StoredFile
+from node_agent.bundles.task_files import FileCache
 
 
 def made(folder: Path, content: bytes, name: str = "made") -> Path:

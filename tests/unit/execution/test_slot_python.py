@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from batchflow.model import Status
-from node_agent.bundles.task_files import StoredFile
+from node_agent.bundles.stored_file import StoredFile
 from node_agent.execution.outcomes import Outcome
 from tests.support.processes import is_alive
 from tests.support.slot_bench import bench, keep, materialise, value

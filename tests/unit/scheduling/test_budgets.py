@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchflow.costs.budget import Budget
-from batchflow.model import Status
+from batchflow.model import Budget, Status
 from batchflow.protocol.budgets import GRAINS, POOL_LEDGER, BudgetTerms, session_ledger
 from batchflow.protocol.wire import TaskItem
 from batchflow.retry import Failure
