@@ -101,42 +101,70 @@ class Timeline:
         self._buckets: dict[int, _Bucket] = {}
         self._groups: OrderedDict[str, FailureKind] = OrderedDict()
 
-    def add_batches(self, batches: Sequence[ActivityBatch], now: float) -> Iterator[None]:
-        """Take what agents told, the oldest first, a batch at a step.
+    def add_batch(self, batch: ActivityBatch, now: float) -> None:
+        """Take what an agent told. A batch that came before changes nothing."""
+        fresh = self.unknown([batch])
+        deque(self.show(fresh, now), maxlen=0)
+        deque(self.count(fresh, now), maxlen=0)
+
+    def unknown(self, batches: Iterable[ActivityBatch]) -> list[ActivityBatch]:
+        """Note batches, and return those that have not come before: for `show`, then for `count`."""
+        found = []
+        for batch in batches:
+            key = (batch.agent, batch.number)
+            if key not in self._batches:
+                self._batches[key] = None
+                found.append(batch)
+        while len(self._batches) > MOST_RUNS:
+            self._batches.popitem(last=False)
+        return found
+
+    def show(self, batches: Sequence[ActivityBatch], now: float) -> Iterator[None]:
+        """Take the runs of batches, the oldest first, a batch at a step.
 
         Of more than `MOST_RUNS` runs the oldest would be forgotten at once: only the failures are taken.
         """
         later = sum(len(batch.runs) for batch in batches)
         for batch in batches:
             later -= len(batch.runs)
-            self.add_batch(batch, now, all_runs=later < MOST_RUNS)
+            for run in batch.runs:
+                if later < MOST_RUNS or run.status == "failed":
+                    self.add_run(batch.host, run, now)
             yield
 
-    def add_batch(self, batch: ActivityBatch, now: float, *, all_runs: bool = True) -> None:
-        """Take what an agent told. A batch that came before changes nothing."""
-        key = (batch.agent, batch.number)
-        if key in self._batches:
-            return
-        self._batches[key] = None
-        if len(self._batches) > MOST_RUNS:
-            self._batches.popitem(last=False)
-        ended: Counter[str] = Counter()
-        for run in batch.runs:
-            ended[run.status] += 1
-            bucket = self._bucket(run.finished_at, now)
-            if bucket is not None:
-                bucket.ended += 1
-                bucket.failed += run.status == "failed"
-                bucket.cancelled += run.status == "cancelled"
-                if run.submitted_at and len(bucket.latencies) < _SAMPLE:
-                    bucket.latencies.append(max(0.0, run.finished_at - run.submitted_at))
-            if all_runs or run.status == "failed":
-                self.add_run(batch.host, run, now)
-        self.dropped += batch.dropped
-        if (bucket := self._bucket(batch.at, now)) is not None:
-            bucket.ended += batch.dropped
-            bucket.failed += max(0, batch.failed - ended["failed"])
-            bucket.cancelled += max(0, batch.cancelled - ended["cancelled"])
+    def count(self, batches: Iterable[ActivityBatch], now: float) -> Iterator[None]:
+        """Take rates and latencies of batches, a batch at a step."""
+        oldest, buckets = _oldest(now), self._buckets
+
+        def bucket_of(at: float) -> _Bucket | None:
+            number = int(min(at, now) // STEP)
+            if number < oldest:
+                return None
+            found = buckets.get(number)
+            if found is None:
+                found = buckets[number] = _Bucket()
+            return found
+
+        for batch in batches:
+            failed = cancelled = 0
+            for run in batch.runs:
+                is_failed, is_cancelled = run.status == "failed", run.status == "cancelled"
+                failed += is_failed
+                cancelled += is_cancelled
+                bucket = bucket_of(run.finished_at)
+                if bucket is not None:
+                    bucket.ended += 1
+                    bucket.failed += is_failed
+                    bucket.cancelled += is_cancelled
+                    if run.submitted_at and len(bucket.latencies) < _SAMPLE:
+                        bucket.latencies.append(max(0.0, run.finished_at - run.submitted_at))
+            self.dropped += batch.dropped
+            if (bucket := bucket_of(batch.at)) is not None:
+                bucket.ended += batch.dropped
+                bucket.failed += max(0, batch.failed - failed)
+                bucket.cancelled += max(0, batch.cancelled - cancelled)
+            self._forget(now)
+            yield
 
     def add_runs(self, runs: Iterable[tuple[str, SlotRun]], now: float) -> None:
         """Take the runs of a session of this process, with their hosts. Agents count them as well."""
@@ -217,13 +245,6 @@ class Timeline:
             if (bucket := self._buckets.get(number)) is not None:
                 found += bucket.latencies
         return quantile(found, share)
-
-    def _bucket(self, at: float, now: float) -> _Bucket | None:
-        number = int(min(at, now) // STEP)
-        if number < _oldest(now):
-            return None
-        self._forget(now)
-        return self._buckets.setdefault(number, _Bucket())
 
     def _forget(self, now: float) -> None:
         if len(self._buckets) > _BUCKETS:

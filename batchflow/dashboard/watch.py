@@ -15,6 +15,7 @@ from batchflow.support.event_log import event_logger
 
 if TYPE_CHECKING:
     from batchflow.dashboard.source import Source
+    from batchflow.dashboard.timeline import Row
     from batchflow.ports.compute import NodeInfo
     from batchflow.protocol.documents import Heartbeat
 
@@ -93,8 +94,7 @@ class PoolWatch:
         runs = list(self.timeline.runs)
         unsent = self.timeline.total - self._sent  # these come to all watchers at the next look
         runs = runs[: len(runs) - unsent] if unsent else runs
-        for end in range(len(runs), 0, -_CHUNK):
-            yield event({"runs": runs[max(0, end - _CHUNK) : end]})
+        yield from _pieces(runs)
 
     async def look(self) -> None:
         """Begin to ask what is due, and tell all watchers what has changed; nodes and figures first.
@@ -175,9 +175,11 @@ class PoolWatch:
         batches = await self.source.activity()
         if any(batch.ended and batch.at > now - _QUIET for batch in batches):
             self._moved_at = now
-        for number, _ in enumerate(self.timeline.add_batches(batches, now)):
-            if number % _TURN == _TURN - 1:
-                await asyncio.sleep(0)  # a quarter of an hour of a thousand nodes takes a second
+        fresh = self.timeline.unknown(batches)
+        await _in_turns(self.timeline.show(fresh, now))
+        if not self.looked.is_set():
+            self._tell()  # counting them all takes longer than showing the latest
+        await _in_turns(self.timeline.count(fresh, now))
 
     async def _ask_queues(self) -> None:
         self._put("queues", await self.source.queues())
@@ -242,5 +244,18 @@ class PoolWatch:
         if len(self.hub):
             self.hub.send(event(document))
             if len(runs) > _CHUNK:
-                for start in range(0, len(runs), _CHUNK):
-                    self.hub.send(event({"runs": runs[start : start + _CHUNK]}))
+                for piece in _pieces(runs):
+                    self.hub.send(piece)
+
+
+def _pieces(runs: list[Row]) -> Iterator[bytes]:
+    """Yield the events that tell of many runs, the newest first: these are what is looked at."""
+    for end in range(len(runs), 0, -_CHUNK):
+        yield event({"runs": runs[max(0, end - _CHUNK) : end]})
+
+
+async def _in_turns(steps: Iterator[None]) -> None:
+    """Go through steps, and let other work have its turn between them."""
+    for number, _ in enumerate(steps):
+        if number % _TURN == _TURN - 1:
+            await asyncio.sleep(0)

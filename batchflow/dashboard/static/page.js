@@ -91,15 +91,19 @@ function take(told) {
 }
 
 function addRuns(rows) {
+  const fresh = [];
   for (const [uid, label, command, session, node, submitted, started, finished, status, error] of rows) {
     if (known.uids.has(uid)) continue;
     const run = { uid, label, command, session, node, submitted, started, finished, status, error, lane: 0 };
     known.uids.add(uid);
-    known.runs.push(run);
+    fresh.push(run);
     const of = known.byNode.get(node);
     of ? of.push(run) : known.byNode.set(node, [run]);
     dirty.lanes.add(node);
   }
+  // of many runs the newest come first: what is older goes before them, for the latest are at the end
+  const older = fresh.length && known.runs.length && fresh.at(-1).finished < known.runs[0].finished;
+  known.runs = older ? fresh.concat(known.runs) : known.runs.concat(fresh);
   const before = now() - KEPT_SECONDS;
   if (known.runs.length > MOST_RUNS * 1.1 || (known.runs[0]?.finished ?? before) < before - 60) {
     known.runs.sort((one, other) => one.finished - other.finished);

@@ -187,9 +187,13 @@ async def test_hostile_names_of_nodes_sessions_and_commands_stay_text(browser: A
 async def test_a_thousand_nodes_are_shown_with_few_elements(browser: Any) -> None:
     """The figures are in the docs: here only that all is there, with few elements."""
     pool = SimulatedPool(1000, rate=100.0, history=120.0)
+    pool.extra, pool.rate = await pool.activity(), 0.0
     async with simulated(pool) as (_, address), opened(browser, address) as page:
         await until(page, "document.querySelector('#nodes-note').textContent.startsWith('1,001 nodes')")
         await until(page, "document.querySelectorAll('#tasks-table tbody tr').length == 12")
+        await until(page, "document.querySelector('#stream-note').textContent.startsWith('12,')")
+        labels = await page.locator("#tasks-table tbody tr button").all_text_contents()
+        assert all(int(label.partition("-")[2]) > 11_900 for label in labels), "the latest, which came first"
         assert await page.evaluate("document.getElementById('grid').height > 200")
         assert await page.evaluate("document.querySelectorAll('*').length") < 1_500
 

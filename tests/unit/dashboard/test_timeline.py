@@ -76,6 +76,22 @@ def test_the_oldest_runs_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) ->
     assert line.since(5) == []
 
 
+def test_runs_are_shown_before_they_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than are remembered only the failures of the older ones are shown; all are counted."""
+    monkeypatch.setattr(module, "MOST_RUNS", 3)
+    line = Timeline()
+    told = [batch(0, run(0), run(1, status="failed", error="no"))]
+    told += [batch(number, run(number)) for number in range(2, 5)]
+    fresh = line.unknown([*told, told[0]])
+    assert fresh == told
+    assert sum(1 for _ in line.show(fresh, NOW)) == 4
+    assert [row[0] for row in line.runs] == ["u:2", "u:3", "u:4"]
+    assert [group["count"] for group in line.failures(NOW)] == [1]
+    assert sum(line.series(NOW)["rate"]) == 0
+    assert sum(1 for _ in line.count(fresh, NOW)) == 4
+    assert sum(line.series(NOW)["rate"]) * STEP == 5
+
+
 def test_failures_that_say_the_same_are_one_group() -> None:
     """Numbers and quoted names differ from task to task."""
     line = Timeline()

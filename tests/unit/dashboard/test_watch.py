@@ -140,3 +140,28 @@ async def test_a_session_that_has_closed_is_forgotten() -> None:
     assert first.asked[-1] == 5
     assert second.asked == [0]
     assert orjson.loads(next(iter(watch.snapshot())).removeprefix(b"data: "))["pool"] == "simulated"
+
+
+async def test_the_latest_runs_are_told_first_and_before_they_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A quarter of an hour of a large pool takes a while to count."""
+    monkeypatch.setattr(module, "_CHUNK", 10)
+    source = SimulatedPool(2, rate=5.0, history=10.0)
+    watch = PoolWatch(source)
+    told = watch.hub.watch()
+    await anext(told)  # it watches now
+    watch.start()
+    first = []
+    async for piece in told:
+        document = orjson.loads(piece.removeprefix(b"data: "))
+        if "runs" in document:
+            first.append(document["runs"][0][0])
+            if len(first) == 3:
+                break
+        elif "series" in document.get("parts", {}):
+            assert sum(document["parts"]["series"]["rate"]) == 0
+    order = [row[0] for row in watch.timeline.runs]
+    assert first == [order[len(order) - 10], order[len(order) - 20], order[len(order) - 30]]
+    await told.aclose()  # type: ignore[attr-defined]
+    await watch.aclose()
