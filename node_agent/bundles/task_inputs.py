@@ -7,9 +7,11 @@ outcome: `StorageError` says that the node cannot run the task.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
 
 from batchflow.errors import BlobNotFound, StorageError
 from batchflow.protocol import layout
@@ -17,6 +19,7 @@ from batchflow.protocol.fields import FieldError
 from batchflow.protocol.passed import PassedFile, path_of, read_files, read_passed, read_places
 from batchflow.support.backoff import Backoff
 from batchflow.support.frozen import frozen
+from batchflow.support.task_groups import task_group
 from node_agent.bundles.environments import NO_ROOM
 
 if TYPE_CHECKING:
@@ -32,6 +35,10 @@ logger = logging.getLogger(__name__)
 TRIES: Final = 6
 """Of a request to Blob Storage, with waits of 0.5 to 10 seconds between them."""
 
+FETCHES: Final = 4
+"""Values or files that a task's slot fetches at the same time."""
+
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -72,11 +79,17 @@ class TaskInputs:
         if places is None:
             return []
         try:
-            return [await self.kept_values.fetch(each, self.out, patiently) for each in read_passed(places)]
+            named = read_passed(places)
+            blobs = {each.blob: each for each in named}
+            found = await _all(
+                lambda each: self.kept_values.fetch(each, self.out, patiently), [*blobs.values()]
+            )
         except FieldError as error:
             raise Unfit("TaskRejected", f"where its inputs lie cannot be read: {error}") from error
         except StorageError as error:
             raise _unfit("a value that it takes", error) from error
+        by_blob = dict(zip(blobs, found, strict=True))
+        return [by_blob[each.blob] for each in named]
 
     async def files(self, places: list[Any] | None, bundle: Bundle) -> dict[str, StoredFile]:
         """Return the files at these places, by the paths that they have in the working directory.
@@ -86,9 +99,9 @@ class TaskInputs:
         if places is None:
             return {}
         try:
-            found = {
-                path_of(n, each.name): await self._file(each) for n, each in enumerate(read_files(places))
-            }
+            named = read_files(places)
+            paths = [path_of(number, each.name) for number, each in enumerate(named)]
+            found = dict(zip(paths, await _all(self._file, named), strict=True))
         except FieldError as error:
             raise Unfit("TaskRejected", f"which files it takes cannot be read: {error}") from error
         except StorageError as error:
@@ -113,6 +126,21 @@ class TaskInputs:
             place.blob,
             lambda path: patiently(lambda: container.download(place.blob, path, signature=signature)),
         )
+
+
+async def _all(fetch: Callable[[P], Awaitable[T]], places: Sequence[P]) -> list[T]:
+    """Return what is at these places, `FETCHES` at the same time. Raises the first error."""
+    found: dict[int, T] = {}
+    limiter = anyio.CapacityLimiter(FETCHES)
+
+    async def one(number: int, place: P) -> None:
+        async with limiter:
+            found[number] = await fetch(place)
+
+    async with task_group() as group:
+        for number, place in enumerate(places):
+            group.start_soon(one, number, place)
+    return [found[number] for number in range(len(places))]
 
 
 def _unfit(what: str, error: StorageError) -> Exception:

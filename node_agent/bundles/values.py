@@ -2,7 +2,7 @@
 
 A task that takes a value which another one left on the same node gets it from here. The names of blobs are
 random, so only who was told of a value can name it. A value is a sealed file in memory. The processes of
-tasks open it and cannot change it, so it is not copied for each of them.
+tasks open it and cannot change it. The agent holds it once, and each task reads its own copy.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class ValueCache:
         if (value := self.get(place.blob)) is not None:
             return value
         return self.add(place.blob, await patiently(lambda: out.get_signed(place.blob, place.signature)))
+
+    def keep(self, blob: str, data: bytes) -> None:
+        """Keep a value if it fits at all. Raises OSError when memory has no room."""
+        if len(data) <= self._limit:
+            self.add(blob, data)
 
     def add(self, blob: str, data: bytes) -> StoredValue:
         """Return a value, and keep it if it fits at all. Raises OSError when memory has no room."""

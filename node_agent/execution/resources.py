@@ -214,7 +214,7 @@ class TaskResources:
         with suppress(BlobConflict):  # an earlier try has written it: no other execution has this name
             await patiently(lambda: self.out.put(name, value, create=True))
         with suppress(OSError):  # without room in memory, who takes the value fetches it
-            self.values.add(name, value)
+            self.values.keep(name, value)
         return replace(outcome, value=wire.Reference(name, len(value)))
 
     async def _upload(self, item: wire.TaskItem, outcome: Outcome, folder: str) -> tuple[str, ...]:

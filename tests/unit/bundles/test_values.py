@@ -33,3 +33,15 @@ def test_values_used_least_recently_go_first() -> None:
     assert (cache.get("a"), cache.size) == (None, 6)
     assert cache.add("e", b"x" * 11).size == 11
     assert cache.get("e") is None
+    cache.keep("f", b"12")
+    assert cache.get("f") is not None
+
+
+def test_a_value_that_is_too_large_to_be_kept_is_not_copied_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As nothing but the cache would have it."""
+    monkeypatch.setattr("os.memfd_create", lambda *arguments: pytest.fail("it was copied"))
+    cache = ValueCache(limit=10)
+    cache.keep("a", b"x" * 11)
+    assert (cache.get("a"), cache.size) == (None, 0)
