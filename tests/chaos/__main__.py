@@ -24,6 +24,8 @@ def main() -> int:
         options.faults,
         seed,
         lock=options.lock,
+        clients=options.clients,
+        graphs=options.graphs,
         kill_clients=not options.spare_clients,
         disk=disk,
     )
@@ -44,6 +46,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--tasks", type=int, default=5000)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=2)
+    parser.add_argument("--graphs", type=int, default=1, help="clients whose tasks wait for others")
     parser.add_argument("--seed", type=int, help="default: any")
     parser.add_argument("--lock", type=float, default=5.0, help="seconds of the queues' locks (default: 5)")
     parser.add_argument("--spare-clients", action="store_true", help="kill no clients")

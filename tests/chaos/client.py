@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
 import zlib
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
-from batchflow import Client, RetryPolicy, Session
+from batchflow import Client, RetryPolicy, Session, Task
 from batchflow.errors import ServiceError
+from tests.chaos import graphs
 from tests.model import history
 
 JOB = "chaos"
@@ -49,6 +52,7 @@ async def run(
     batch: int,
     seconds: float,
     journal: Path | None,
+    notes: Path | None,
 ) -> None:
     """One life of the client `name`: submits the tasks from `first` to before `last`."""
     mailbox, holder = f"{JOB}/{name}", f"{name}.{life}"
@@ -60,7 +64,7 @@ async def run(
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(_read(session, mailbox, holder))
                 submitting = group.create_task(
-                    _submit_all(session, mailbox, holder, name, range(first, last), batch, seconds)
+                    _submit_all(session, mailbox, holder, name, range(first, last), batch, seconds, notes)
                 )
                 await asyncio.to_thread(sys.stdin.read)
                 reading.cancel()
@@ -68,11 +72,58 @@ async def run(
 
 
 async def _submit_all(
-    session: Session, mailbox: str, holder: str, name: str, numbers: range, batch: int, seconds: float
+    session: Session,
+    mailbox: str,
+    holder: str,
+    name: str,
+    numbers: range,
+    batch: int,
+    seconds: float,
+    notes: Path | None,
 ) -> None:
+    known: dict[int, Task[Any]] = {}
     for start in range(0, len(numbers), batch):
-        tasks = [f"{name}:{number}" for number in numbers[start : start + batch]]
-        await _submit(session, mailbox, holder, tasks, seconds)
+        some = numbers[start : start + batch]
+        if notes is None:
+            await _submit(session, mailbox, holder, [f"{name}:{number}" for number in some], seconds)
+            continue
+        for number in some:
+            known[number] = await _submit_node(
+                session, mailbox, holder, name, number, known, [seconds, None, "", str(notes)]
+            )
+        await session.flush()
+        for number in some:
+            record(history.Accepted(time.monotonic(), f"{name}:{number}"))
+
+
+async def _submit_node(
+    session: Session,
+    mailbox: str,
+    holder: str,
+    name: str,
+    number: int,
+    known: dict[int, Task[Any]],
+    arguments: list[Any],
+) -> Task[Any]:
+    """Submit a task of a graph. It waits for those alone that this life of the client has submitted."""
+    task, node = f"{name}:{number}", graphs.node(name, number)
+    takes = [each for each in node.takes if each in known]
+    after = [each for each in node.after if each in known]
+    inputs, others = [f"{name}:{each}" for each in takes], [f"{name}:{each}" for each in after]
+    record(
+        history.Submitted(
+            time.monotonic(), mailbox, holder, task, inputs=inputs, after=others, passes=node.passes
+        )
+    )
+    return await session.submit(
+        "work.py",
+        args=[task, *arguments, node.fails, [known[each] for each in takes]],
+        after=[known[each] for each in after],
+        task_id=task,
+        tag=task,
+        retry=_RETRY,
+        on_failure="pass" if node.passes else None,
+    )
 
 
 async def _submit(session: Session, mailbox: str, holder: str, tasks: list[str], seconds: float) -> None:
@@ -93,17 +144,31 @@ def hash_of(task: str) -> int:
 async def _read(session: Session, mailbox: str, holder: str) -> None:
     async for result in session.results(follow=True):
         answer = result.value.rstrip() if isinstance(result.value, str) else None
-        status = result.status.value if result.error is None else f"{result.status.value}: {result.error}"
-        shown = history.Shown(time.monotonic(), mailbox, holder, result.tag, status, answer, result.repeated)
+        status = result.status.value
+        if result.kind == "DependencyFailed":
+            status += f" {result.kind}"
+        elif result.error is not None:
+            status += f": {result.error}"
+        named = re.match(r"it waited for task (\S+) ", result.error or "")
+        shown = history.Shown(
+            time.monotonic(),
+            mailbox,
+            holder,
+            result.tag,
+            status,
+            answer,
+            result.repeated,
+            None if named is None else named[1],
+        )
         record(shown)
 
 
 if __name__ == "__main__":
-    config, name, life, first, last, batch, seconds, *journal = sys.argv[1:]
-    kept = Path(journal[0]) if journal else None
+    config, name, life, first, last, batch, seconds, *paths = sys.argv[1:]
+    kept, notes = (Path(path) if path else None for path in paths)
     try:
         asyncio.run(
-            run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds), kept)
+            run(Path(config), name, int(life), int(first), int(last), int(batch), float(seconds), kept, notes)
         )
     except ServiceError as error:
         sys.stderr.write(f"client {name}, life {life}: {error}\n")

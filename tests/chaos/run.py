@@ -26,7 +26,7 @@ from pathlib import Path
 
 from batchflow import Client, Pool
 from batchflow.config.loader import load_settings
-from tests.chaos import fleet
+from tests.chaos import fleet, graphs
 from tests.chaos.client import JOB, POOL
 from tests.chaos.proxy import Relay
 from tests.model import history
@@ -48,6 +48,8 @@ class Plan:
     faults: int
     seed: int
     clients: int = 2
+    graphs: int = 1
+    """How many of the clients, the last ones, submit graphs of tasks that wait for others."""
     nodes: int = 2
     slots: int = 2
     lock: float = 5.0
@@ -185,8 +187,17 @@ class Program:
     """A client's lives, one after another."""
 
     def __init__(
-        self, plan: Plan, config: Path, log: Log, name: str, tasks: int, journal: Path | None
+        self,
+        plan: Plan,
+        config: Path,
+        log: Log,
+        name: str,
+        tasks: int,
+        journal: Path | None,
+        notes: Path | None,
     ) -> None:
+        """`notes`: the file into which the tasks of graphs write; None: the client submits none."""
+        self._notes = notes
         self._plan = plan
         self._journal = journal
         self._config = config
@@ -221,7 +232,7 @@ class Program:
         self.process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.chaos.client", str(self._config), self._name),
             *map(str, numbers),
-            *([] if self._journal is None else [str(self._journal)]),
+            *("" if path is None else str(path) for path in (self._journal, self._notes)),
             stdin=PIPE,
             stdout=PIPE,
             cwd=_ROOT,
@@ -393,6 +404,7 @@ async def run(plan: Plan, directory: Path) -> Log:
                 f"c{n}",
                 min(share, plan.tasks - n * share),
                 None if n % 2 else directory / f"c{n}.journal",
+                directory / f"c{n}.notes" if n >= plan.clients - plan.graphs else None,
             )
             for n in range(plan.clients)
         ]
@@ -409,6 +421,10 @@ async def run(plan: Plan, directory: Path) -> Log:
             ended = await asyncio.gather(*(program.end() for program in programs))
             halted = halted or not all(ended)
         await _note_queues(here, log)
+    for notes in sorted(directory.glob("*.notes")):
+        with notes.open() as lines:
+            for note in graphs.noted(lines):
+                log.add(note)
     log.add(history.Ended(time.monotonic(), halted))
     return log
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,9 +55,25 @@ class Work:
     large_arguments: bool = False
     """They travel by reference."""
     large_result: bool = False
+    fails: bool = False
+    """For good."""
+    values: Sequence[str] | None = None
+    """What it got of its inputs; None: it takes none."""
+    inputs: tuple[int, ...] = ()
+    """The places of the tasks that it takes the values of. They are not sent, nor is what follows."""
+    after: tuple[int, ...] = ()
+    """The places of the tasks that it waits for otherwise."""
+    passes: bool = False
+    """Whether it runs after those that failed, too."""
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.inputs or self.after)
 
     def arguments(self) -> list[Any]:
-        return [self.duration, self.failures, self.crashes_agent, self.large_arguments, self.large_result]
+        """What is sent, without the values."""
+        large = self.large_arguments, self.large_result
+        return [self.duration, self.failures, self.crashes_agent, *large, self.fails]
 
 
 class Node(Process):
@@ -327,10 +343,17 @@ class Agent(Process):
         item = self.scheduler.item(task)
         if verdict is not None:
             encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
+            ended: to.Verdict | Outcome = verdict
         else:
             assert isinstance(outcome, Outcome)
             encoded = results.encode_outcome(item, outcome, self.node.name)
+            ended = outcome
+        self._note_finished(item, ended)
         self._post(task, item.mailbox, encoded)
+
+    def _note_finished(self, item: wire.TaskItem, ended: to.Verdict | Outcome) -> None:
+        status = f"{ended.status.value} {ended.kind}" if ended.kind else ended.status.value
+        self.world.note(history.Finished(self.now, item.uid, status))
 
     def _post(self, number: int, mailbox: str, encoded: bytes) -> None:
         self._posts.setdefault(mailbox, _Post()).results.append((number, encoded))
@@ -415,6 +438,7 @@ class Agent(Process):
             awaited.add(number)
             verdict = verdict_on(as_delivery(message), item, self.now)
             encoded = results.encode_verdict(item, verdict, self.node.name, self.now)
+            self._note_finished(item, verdict)
             self._post(number, item.mailbox, encoded)
         self._failing |= awaited
         yield Wait(lambda: not awaited & self._failing)
@@ -460,7 +484,7 @@ class Agent(Process):
         if work is None:
             assert isinstance(item.params, list)
             work = Work(*item.params)
-        self.world.note(history.Started(self.now, item.uid))
+        self.world.note(history.Started(self.now, item.uid, work.values))
         yield Wait(partial(_is_stopped, assignment), self.now + work.duration)
         if not assignment.stopped:
             yield from self._end(number, item, work, assignment)
@@ -501,7 +525,11 @@ class Agent(Process):
             self.world.kill(self)
             return
         began = self.now - work.duration
-        if item.attempt <= work.failures:
+        if work.fails:
+            outcome = Outcome(Status.FAILED, error="no", kind="TaskFailed")
+            outcome.started_at = began
+            self._over(number, outcome, work.duration)
+        elif item.attempt <= work.failures:
             outcome = Outcome(Status.FAILED, error="again", kind="TaskFailed", request="retry", delay=1.0)
             outcome.started_at = began
             self._over(number, outcome, work.duration)

@@ -2,7 +2,8 @@
 
 Rules:
 
-- lost: every task that the broker has accepted is shown, and so is every task of a holder that did not die.
+- lost: every task that the broker has accepted, or that was written down, is shown, and so is every task of a
+  holder that did not die.
 - twice: no holder is shown a task twice, nor is one shown what a holder before it has been shown, unless that
   one died or was replaced while it stood still; how often that happened is counted. A death excuses nothing
   where both keep a journal.
@@ -14,6 +15,10 @@ Rules:
   to have it, unless the session that cancelled it has closed meanwhile.
 - misrouted: an outcome is shown in the mailbox that its task was submitted from.
 - stuck: while a task is owed, an outcome is shown or something is made to fail every `patience` seconds.
+- early: a task starts when all that it waits for have succeeded, or with `passes` have ended.
+- values: a task is given the value of each task that it takes, in their order.
+- followed: a task that ends because another one failed names one that failed by itself, and that it waits
+  for, directly or through others.
 - left: at the end the queues are empty, the dead letters too, and no mailbox is owed anything.
 """
 
@@ -31,16 +36,24 @@ from tests.model.history import (
     Closed,
     Ended,
     Fault,
+    Finished,
     Gone,
     Opened,
     Queue,
     Record,
+    Saved,
     Shown,
     Started,
     Submitted,
 )
 
 _MOST_TOLD = 20
+SUCCEEDED = "succeeded"
+DEPENDENCY_FAILED = "failed DependencyFailed"
+NEVER_RAN = frozenset({DEPENDENCY_FAILED, "cancelled TaskCancelled"})
+LOST = "failed TaskFailed"
+FAILED = "failed"
+"""What a real task says of a failure that it was given."""
 _SEEN_WITHIN = 1.0
 """Seconds."""
 
@@ -53,6 +66,15 @@ class _Task:
     accepted_at: float = math.inf
     cancelled_at: float = math.inf
     starts: int = 0
+    saved: bool = False
+    saved_late: bool = False
+    """By a holder that stood still, when another one may have shown the inputs already."""
+    inputs: Sequence[str] = ()
+    waits: Sequence[str] = ()
+    """The inputs, and what it is after."""
+    passes: bool = False
+    ends: set[str] = field(default_factory=set)
+    """How it has ended, by what agents and sessions sent."""
     holder: str | None = None
     """Who was shown it last."""
 
@@ -80,6 +102,8 @@ class Checker:
     _replaced: set[str] = field(default_factory=set)
     _closed: set[str] = field(default_factory=set)
     _gone: set[str] = field(default_factory=set)
+    _followers: list[tuple[Shown, _Task]] = field(default_factory=list)
+    """What was shown to have failed because another task had."""
     _owed: int = 0
     _moved_at: float = 0.0
     _ended: bool = False
@@ -91,13 +115,20 @@ class Checker:
 
     def add(self, record: Record) -> None:
         match record:
-            case Started(at, task):
-                self._started(at, task)
+            case Started(at, task, values):
+                self._started(at, task, values)
+            case Finished(_, task, status):
+                if (known := self._tasks.get(task)) is not None:
+                    known.ends.add(status)
             case Submitted():
                 self._submitted(record)
             case Accepted(at, task):
-                self._tasks[task].accepted_at = at
-                self.accepted += 1
+                if self._tasks[task].accepted_at == math.inf:
+                    self._tasks[task].accepted_at = at
+                    self.accepted += 1
+            case Saved(_, task):
+                self._tasks[task].saved = True
+                self._tasks[task].saved_late |= self._tasks[task].submitter in self._replaced
             case Shown():
                 self._shown(record)
             case Fault(at, what):
@@ -139,12 +170,19 @@ class Checker:
             self._break("unknown", f"{task} was submitted twice: the history cannot be judged")
             return
         self.submitted += 1
-        self._tasks[task] = _Task(submitted.mailbox, submitted.holder, submitted.outcomes)
+        self._tasks[task] = _Task(
+            submitted.mailbox,
+            submitted.holder,
+            submitted.outcomes,
+            inputs=submitted.inputs or (),
+            waits=(*(submitted.inputs or ()), *(submitted.after or ())),
+            passes=submitted.passes,
+        )
         if not self._owed:
             self._moved_at = submitted.at
         self._owed += 1
 
-    def _started(self, at: float, name: str) -> None:
+    def _started(self, at: float, name: str, values: Sequence[str] | None) -> None:
         task = self._tasks.get(name)
         if task is None:
             self._break("unknown", f"{name} was started, and never submitted")
@@ -155,6 +193,33 @@ class Checker:
             and task.submitter not in self._closed
         ):
             self._break("started", f"{name} at {at:.3f}, cancelled at {task.cancelled_at:.3f}")
+
+        for other in task.waits:
+            ends = self._tasks[other].ends
+            if not ends if task.passes else SUCCEEDED not in ends:
+                self._break("early", f"{name} at {at:.3f} before {other}, which has ended {sorted(ends)}")
+        if values is not None and not self._are_values(values, task):
+            self._break("values", f"{name} got {values} of {task.inputs}")
+
+    def _are_values(self, values: Sequence[str], task: _Task) -> bool:
+        return len(values) == len(task.inputs) and all(
+            value == name
+            or (task.passes and self._is_failure(value, self._tasks[name]))
+            or (task.saved_late and value == LOST)
+            for name, value in zip(task.inputs, values, strict=True)
+        )
+
+    def _is_failure(self, value: str, task: _Task) -> bool:
+        """Whether a task may have failed so.
+
+        A later session knows of one that never ran only that it failed.
+        """
+        failures = task.ends - {SUCCEEDED}
+        return (
+            value in failures
+            or (value == FAILED and bool(failures))
+            or (value == LOST and not task.ends.isdisjoint(NEVER_RAN))
+        )
 
     def _shown(self, shown: Shown) -> None:
         self.shown += 1
@@ -173,7 +238,27 @@ class Checker:
             and not self._suspected(shown, task)
         ):
             self._break("outcome", f"{shown}, not one of {task.outcomes}")
+        if shown.status != SUCCEEDED:
+            task.ends.add(shown.status)
+        if shown.status == DEPENDENCY_FAILED:
+            self._followers.append((shown, task))
         self._once(shown, task)
+
+    def _follows(self, shown: Shown, task: _Task) -> bool:
+        """Whether the task that an outcome names has failed by itself, and is waited for.
+
+        A later session may not know any more why that failed, and names the one that it knows.
+        """
+        known = set(task.waits)
+        looked = list(known)
+        while looked:
+            above = self._tasks[looked.pop()].waits
+            looked += known.symmetric_difference(known.union(above))
+            known.update(above)
+        if shown.because is None or shown.because not in known:
+            return False
+        own = set() if shown.holder != task.submitter else NEVER_RAN
+        return task.saved_late or bool(self._tasks[shown.because].ends - {SUCCEEDED} - own)
 
     def _suspected(self, shown: Shown, task: _Task) -> bool:
         """Whether agents were killed so often while it ran that it must be taken for deadly."""
@@ -207,12 +292,16 @@ class Checker:
 
     def _end(self, at: float, halted: bool) -> None:
         self._ended = True
+        for shown, task in self._followers:
+            if not self._follows(shown, task):
+                self._break("followed", f"{shown} waits for {task.waits}")
         if halted:
             self._break("stuck", f"nothing more happened after {self._moved_at:.1f}")
         owed = {
             name: task
             for name, task in self._tasks.items()
-            if task.holder is None and (task.accepted_at < math.inf or task.submitter not in self._gone)
+            if task.holder is None
+            and (task.accepted_at < math.inf or task.saved or task.submitter not in self._gone)
         }
         for name, task in owed.items():
             self._break("lost", f"{name} of {task.mailbox} was never shown")

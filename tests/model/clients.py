@@ -55,16 +55,21 @@ class Plan:
     rivals: tuple[float, ...] = ()
     """The moments, in seconds after the start, at which another client tries to open the mailbox."""
 
+    graph: bool = False
+    """Whether tasks wait for others."""
+
     def outcomes(self, place: int) -> tuple[str, ...]:
         """Those that a task may have."""
         work = self.works[place]
         if work.crashes_agent:
             allowed = ["failed TaskPoisoned"]
-        elif work.failures >= DEFAULT_ATTEMPTS:
+        elif work.failures >= DEFAULT_ATTEMPTS or work.fails:
             allowed = ["failed TaskFailed"]
         else:
             allowed = ["succeeded", "failed WorkerDied"]
-        if place in self.cancels:
+        if work.waits:
+            allowed.append("failed DependencyFailed")
+        if place in self.cancels or (work.waits and self.cancels):
             allowed.append("cancelled TaskCancelled")
         if self.expires:
             allowed += ["failed TaskFailed", "failed TaskPoisoned"]
@@ -132,7 +137,7 @@ class Rival(SessionOwner):
     """Another client that wants the same mailbox, now and then."""
 
     def __init__(self, world: World, plan: Plan) -> None:
-        super().__init__(world, f"{plan.name}-rival", Plan(plan.name, (), plan.job))
+        super().__init__(world, f"{plan.name}-rival", Plan(plan.name, (), plan.job, graph=plan.graph))
         self.spawn(self._try(plan.rivals))
 
     @property

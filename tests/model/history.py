@@ -34,11 +34,25 @@ class Submitted:
     """Unique in the whole history."""
     outcomes: Sequence[str] | None = None
     """Those that it may have; None: any."""
+    inputs: Sequence[str] | None = None
+    """The tasks whose values it takes."""
+    after: Sequence[str] | None = None
+    """The tasks that it waits for otherwise."""
+    passes: bool = False
+    """Whether it also runs after those that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The session was told that the broker has the task."""
+
+    at: float
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The task, which waits for others, was written down for later sessions of the name."""
 
     at: float
     task: str
@@ -58,6 +72,17 @@ class Started:
 
     at: float
     task: str
+    values: Sequence[str] | None = None
+    """What it was given of its inputs, each as `Shown.answer`, or the status of one that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task has ended, and its result is sent: by an agent, or by the session itself."""
+
+    at: float
+    task: str
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +98,8 @@ class Shown:
     """What the task's code returned; of a task that succeeded it is the task's own name."""
     repeated: bool = False
     """Whether the outcome was marked as perhaps shown before."""
+    because: str | None = None
+    """The task that the outcome names, because this one waited for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +146,21 @@ class Ended:
     """Nothing more would have happened, although something was still to be done."""
 
 
-Record = Opened | Submitted | Accepted | Cancelled | Started | Shown | Closed | Gone | Fault | Queue | Ended
+Record = (
+    Opened
+    | Submitted
+    | Accepted
+    | Saved
+    | Cancelled
+    | Started
+    | Finished
+    | Shown
+    | Closed
+    | Gone
+    | Fault
+    | Queue
+    | Ended
+)
 Recorder = Callable[[Record], None]
 
 _KINDS = {kind.__name__: kind for kind in get_args(Record)}

@@ -72,9 +72,9 @@ class Mailbox:
         """When the lock was got, by the broker's clock."""
         self._ours_until = 0.0
         """Until when the mailbox is locked for us."""
-        self.record = DeliveryRecord(session.name, session.journal)
+        self.record: DeliveryRecord = DeliveryRecord(session.name, session.journal)
         limits = UnreadLimits(session.plan.unclaimed, session.plan.unclaimed, sys.maxsize)
-        self.state = MailboxState[Holder](
+        self.state: MailboxState[Holder] = MailboxState(
             session.name,
             session.tracker,
             limits,
@@ -206,7 +206,6 @@ class Mailbox:
     # Services
 
     def receive(self) -> Steps:
-        yield from self.load()
         while True:
             yield Wait(self._may_receive, signal=self._cloud.results_come[self._id])
             try:
@@ -313,7 +312,9 @@ class Mailbox:
                 self._session.cancelling.confirmed(sequence)
             case Fetch(item, reference):
                 self._session.spawn(self._fetch(item, reference))
-            case Dropped() | Ended() | Tell():
+            case Ended(entry):
+                self._session.ended(entry)
+            case Dropped() | Tell():
                 raise AssertionError(f"no message of the model causes this: {command}")
             case _:
                 assert_never(command)

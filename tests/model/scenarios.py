@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from tests.model.agents import Work
 from tests.model.clients import Plan
 from tests.model.scenario import Scenario
 
+_GRAPH: Final = 12
+"""Tasks of a graph: those of another one are not waited for."""
 _TWO: Final = (Work(), Work())
 _LARGE: Final = Work(large_arguments=True, large_result=True)
+_CHAIN: Final = (Work(), Work(inputs=(0,)), Work(inputs=(1,)))
+_FAILING: Final = (Work(fails=True), Work(inputs=(0,)), Work(inputs=(1, 0), passes=True))
+_ROW: Final = (Work(fails=True), Work(inputs=(0,)), Work(after=(1,)))
+_LONG: Final = (Work(1.0), Work(5.0), Work(100.0, after=(1,)))
+_LATE: Final = (Work(1.0), Work(8.0), Work(after=(0,)), Work(inputs=(0, 1), after=(2,)))
+_JOIN: Final = (Work(), Work(8.0), Work(inputs=(0,), after=(1,)))
 
 SMALL: Final[Mapping[str, Scenario]] = {
     "two messages": Scenario((Plan("client", _TWO),)),
@@ -50,6 +59,15 @@ SMALL: Final[Mapping[str, Scenario]] = {
     ),
     "few deliveries": Scenario((Plan("client", _TWO, expires=True),), max_delivery_count=1),
     "results that the broker gives up": Scenario((Plan("client", _TWO, pause=40.0),), max_results_count=1),
+    "a chain": Scenario((Plan("client", _CHAIN, graph=True),)),
+    "a failure in a graph": Scenario((Plan("client", _FAILING, graph=True),)),
+    "a cancellation in a graph": Scenario(
+        (Plan("client", _CHAIN, cancels=frozenset({1}), graph=True, pause=2.0),), agents_after=1.0
+    ),
+    "failures in a row": Scenario((Plan("client", _ROW, graph=True),)),
+    "a join": Scenario((Plan("client", _JOIN, graph=True),)),
+    "a long task in a graph": Scenario((Plan("client", _LONG, graph=True, closes_after=1),)),
+    "a close in a graph": Scenario((Plan("client", _LATE, graph=True, closes_after=2),)),
 }
 """Two or three tasks, two agents, one client."""
 
@@ -62,6 +80,13 @@ SLOW: Final = frozenset(
         "a second client",
         "a deadly task",
         "tasks that expire",
+        "a chain",
+        "a failure in a graph",
+        "a cancellation in a graph",
+        "failures in a row",
+        "a join",
+        "a long task in a graph",
+        "a close in a graph",
     }
 )
 """Those that have many steps."""
@@ -90,9 +115,11 @@ def by_seed(seed: int, tasks: int) -> Scenario:
 def _plan(chance: random.Random, name: str, tasks: int, expires: bool) -> Plan:
     cancelled = chance.choice((0.0, 0.05))
     large = chance.choice((0.0, 0.1))
+    works = [_work(chance, large) for _ in range(tasks)]
+    graph = chance.random() < 0.4
     return Plan(
         name,
-        [_work(chance, large) for _ in range(tasks)],
+        [_waiting(chance, place, work) for place, work in enumerate(works)] if graph else works,
         job=chance.choice(("left", "right")),
         window=chance.choice((3, 50, 1000)),
         cancels=frozenset(place for place in range(tasks) if chance.random() < cancelled),
@@ -104,6 +131,24 @@ def _plan(chance: random.Random, name: str, tasks: int, expires: bool) -> Plan:
         closes_after=chance.choice((None, None, 40, 300)),
         expires=expires,
         rivals=_moments(chance) if chance.random() < 0.3 else (),
+        graph=graph,
+    )
+
+
+def _waiting(chance: random.Random, place: int, work: Work) -> Work:
+    """The same work, in a graph: it waits for up to three others of the same dozen."""
+    before = range(place - place % _GRAPH, place)
+    if not before or chance.random() < 0.3:
+        return replace(work, fails=chance.random() < 0.03)
+    waits = chance.sample(before, chance.randint(1, min(3, len(before))))
+    values = chance.randint(0, len(waits))
+    return replace(
+        work,
+        large_arguments=False,
+        fails=chance.random() < 0.03,
+        inputs=tuple(waits[:values]),
+        after=tuple(waits[values:]),
+        passes=chance.random() < 0.2,
     )
 
 

@@ -7,6 +7,7 @@ read, and lets go; what is unread stays for the next holder of the mailbox.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from batchflow.errors import BlobConflict, BlobNotFound, ServiceError
 from batchflow.local import queues as core
+from batchflow.model import Status
 from batchflow.protocol import wire
 from batchflow.protocol.dead_letters import read_tasks, reason_of, resent_id
 from batchflow.protocol.documents import Cancellation, Presence
@@ -27,6 +29,7 @@ from batchflow.sessions.records.tracker import Entry, Tracker, cancelled_result
 from tests.model import history
 from tests.model.cloud import as_delivery
 from tests.model.mailbox import Mailbox, TakenOver
+from tests.model.workflows import Workflow
 from tests.model.world import Backoff, Call, Process, Steps, StepsTo, Wait, sleep
 
 if TYPE_CHECKING:
@@ -54,13 +57,14 @@ class Session(Process):
         self.presence_blob = session_blob(self.plan.job, self.plan.name)
         self.journal = program.journal
         self.tracker = Tracker()
-        self.passed = 0
-        """Every task with a lower sequence number is accepted."""
+        self.in_flight: list[Entry] = []
+        """What is being sent."""
         self.shown = 0
         self.opened = False
         self.closing = False
         self.mailbox = Mailbox(self)
         self.cancelling = Cancelling(self)
+        self.workflow = Workflow(self) if self.plan.graph else None
         self._policy = PackingPolicy(durations=Durations({"work.py": 0.001} if self.plan.known_short else {}))
         self._messages = itertools.count(1)
         self.spawn(self._guarded(self._open()))
@@ -69,7 +73,14 @@ class Session(Process):
     def quiet(self) -> bool:
         """Whether nothing is left to do."""
         tracker = self.tracker
+        if self.workflow is not None and not self.workflow.quiet:
+            return False
         return self.opened and not (len(tracker) or tracker.unclaimed) and self.mailbox.quiet
+
+    @property
+    def passed(self) -> int:
+        """Every task with a lower sequence number is accepted, or never sent."""
+        return min((*(entry.sequence for entry in self.in_flight), self.tracker.next_unsent()))
 
     def cut(self) -> None:
         super().cut()
@@ -104,7 +115,16 @@ class Session(Process):
         ):
             self.spawn(service)
         self.spawn(self._handle_dead_letters())
-        self.spawn(self._guarded(mailbox.receive()))
+        if self.workflow is not None:
+            self.spawn(self.workflow.work())
+            self.spawn(self.workflow.keep())
+        self.spawn(self._guarded(self._receive()))
+
+    def _receive(self) -> Steps:
+        yield from self.mailbox.load()
+        if self.workflow is not None:
+            yield from self.workflow.restore()
+        yield from self.mailbox.receive()
 
     def _beat(self) -> Steps:
         """Tell who holds the mailbox."""
@@ -118,20 +138,34 @@ class Session(Process):
         presence = Presence("holder", self.name, self.now, PRESENCE_INTERVAL)
         self.world.cloud.blobs.put(self.presence_blob, presence)
 
-    def resolve(self, entry: Entry, outcome: ResultItem, *, result_comes: bool = False) -> None:
+    def resolve(
+        self,
+        entry: Entry,
+        outcome: ResultItem,
+        *,
+        expect_message: Callable[[Entry], None] | None = None,
+    ) -> bool:
         """Give a task an outcome of the session's own; a duplicate changes nothing."""
         if not self.tracker.resolve(entry, outcome):
-            return
-        if result_comes:
-            self.mailbox.state.expect_message(entry)
+            return False
+        self.world.note(history.Finished(self.now, entry.uid, f"{outcome.status.value} {outcome.kind}"))
+        if expect_message is not None:
+            expect_message(entry)
         else:
-            self.mailbox.record.consume(entry.uid)
+            self.mailbox.record.withdraw(entry.uid)
         self.resolved(entry)
+        return True
 
     def resolved(self, entry: Entry) -> None:
-        """Its arguments are needed no longer."""
+        """Its arguments are needed no longer, and others may begin."""
+        self.ended(entry)
         if entry.arguments_blob is not None:
             self.spawn(self.drop_blob(entry.arguments_blob))
+
+    def ended(self, entry: Entry) -> None:
+        """Let those go on that wait for it."""
+        if self.workflow is not None:
+            self.workflow.dependents.ended(entry)
 
     def drop_blob(self, blob: str) -> Steps:
         """Once: what is not deleted is swept some day."""
@@ -152,20 +186,29 @@ class Session(Process):
                 yield from self._submit_one(place, works[place])
 
     def _has_room(self) -> bool:
-        return len(self.tracker) < self.plan.window and self.tracker.sending < _OUTBOX
+        return len(self.tracker) < self.plan.window and self.has_outbox_room()
+
+    def has_outbox_room(self) -> bool:
+        return self.tracker.sending < _OUTBOX
 
     def _submit_one(self, place: int, work: Work) -> Steps:
+        takes: tuple[Entry, ...] = ()
+        follows: tuple[Entry, ...] = ()
+        if self.workflow is not None:
+            takes, follows = self.workflow.inputs(work.inputs), self.workflow.inputs(work.after)
+        waits = bool(takes or follows)
         arguments: list[object] | Reference = work.arguments()
         if work.large_arguments:
             arguments = yield from self._store_arguments(work, place)
         sequence = self.tracker.next_sequence()
+        uid = wire.make_uid(self.name, sequence)
         item = TaskItem(
             client=self.plan.name,
             job=self.plan.job,
-            task_id=str(place),
+            task_id=uid,
             command="work.py",
             params=arguments,
-            uid=wire.make_uid(self.name, sequence),
+            uid=uid,
             bundle="bundle",
             submitted_at=self.now,
         )
@@ -178,12 +221,29 @@ class Session(Process):
             client=item.client,
             job=item.job,
             submitted_at=self.now,
-            item=wire.encode(item),
+            item=None if waits else wire.encode(item),
             arguments_blob=arguments.blob if isinstance(arguments, Reference) else None,
         )
-        outcomes = self.plan.outcomes(place)
-        self.world.note(history.Submitted(self.now, self.mailbox_id, self.name, entry.uid, outcomes))
-        self.tracker.add(entry)
+        inputs = [each.uid for each in takes] if waits else None
+        after = [each.uid for each in follows] if waits else None
+        self.world.note(
+            history.Submitted(
+                self.now,
+                self.mailbox_id,
+                self.name,
+                uid,
+                self.plan.outcomes(place),
+                inputs,
+                after,
+                work.passes,
+            )
+        )
+        if waits and self.workflow is not None:
+            self.workflow.hold(entry, work)
+        else:
+            self.tracker.add(entry)
+        if self.workflow is not None:
+            self.workflow.entries[place] = entry
         if place in self.plan.cancels:
             self.spawn(self.cancelling.cancel(entry))
 
@@ -208,13 +268,16 @@ class Session(Process):
                 entries, items = tracker.take(self._policy.pack(tracker.sending))
                 if entries:
                     sent += entries
+                    self.in_flight = sent
                     message_id = f"{self.name}-{next(self._messages)}"
                     drafts.append(core.Draft(wire.join("tasks", items), message_id))
             if drafts:
                 yield from self._send_until_accepted(drafts)
             tracker.accepted(sent)
-            self.passed = tracker.next_unsent()
+            self.in_flight = []
             for entry in sent:
+                if self.workflow is not None:
+                    self.workflow.keeper.sent(entry)
                 self.world.note(history.Accepted(self.now, entry.uid))
 
     def _send_until_accepted(self, drafts: list[core.Draft]) -> Steps:
@@ -248,9 +311,10 @@ class Session(Process):
 
     def _failure_results(self, message: core.Message) -> Iterator[core.Draft]:
         for task in read_tasks(message.body):
-            body = wire.join(
-                "results", [wire.encode(reason_of(as_delivery(message), task, self.now).outcome(task))]
-            )
+            outcome = reason_of(as_delivery(message), task, self.now).outcome(task)
+            status = f"{outcome.status.value} {outcome.kind}"
+            self.world.note(history.Finished(self.now, task.uid, status))
+            body = wire.join("results", [wire.encode(outcome)])
             yield core.Draft(body, f"dead-{task.uid}-{task.attempt}-{task.hop}", task.mailbox)
 
     def _send_again(self, message: core.Message) -> Iterator[core.Draft]:
@@ -280,7 +344,14 @@ class Session(Process):
             status += f" {outcome.kind}"
         assert answer is None or isinstance(answer, str)
         shown = history.Shown(
-            self.now, self.mailbox_id, self.name, outcome.uid, status, answer, entry.repeated
+            self.now,
+            self.mailbox_id,
+            self.name,
+            outcome.uid,
+            status,
+            answer,
+            entry.repeated,
+            _named(outcome),
         )
         self.world.note(shown)
 
@@ -291,9 +362,14 @@ class Session(Process):
         self.closing = True
         tracker, deadline = self.tracker, self.now + CLOSE_TIMEOUT / 2
         yield Wait(lambda: not tracker.sending, deadline)
+        if self.workflow is not None:
+            yield from self.workflow.close(deadline)
         self._end_others()
         yield from self.mailbox.settle_once()
         saved = yield from self.mailbox.save(last=True)
+        if self.workflow is not None:
+            self.workflow.keeper.delete_documents()
+            yield Wait(lambda: len(self.strands) == 1, self.now + CLOSE_TIMEOUT / 2)
         yield from self.cancelling.release()
         yield from self.drop_blob(self.presence_blob)
         holder, self.mailbox.state.attachment = self.mailbox.holder, None
@@ -308,6 +384,12 @@ class Session(Process):
         current = self.world.current
         for strand in [strand for strand in self.strands if strand is not current]:
             self.world.end(strand)
+
+
+def _named(outcome: ResultItem) -> str | None:
+    """The task that an outcome gives as its reason."""
+    found = re.match(r"it waited for task (\S+) ", outcome.error or "")
+    return None if found is None else found[1]
 
 
 class Cancelling:
@@ -352,7 +434,7 @@ class Cancelling:
             yield sleep(session, session.plan.cancel_after)
         if entry.done:
             return
-        if entry.item is not None:
+        if entry.item is not None or entry.status is Status.WAITING:
             session.resolve(entry, cancelled_result(entry, "cancelled before it was sent"))
             return
         self._wanted[entry.sequence] = entry
@@ -366,9 +448,8 @@ class Cancelling:
         yield sleep(session, CONFIRMATION)
         if not entry.done:
             self._unconfirmed.add(entry.sequence)
-            session.resolve(
-                entry, cancelled_result(entry, "no agent confirmed it in time"), result_comes=True
-            )
+            outcome = cancelled_result(entry, "no agent confirmed it in time")
+            session.resolve(entry, outcome, expect_message=session.mailbox.state.expect_message)
 
     def was_cancelled(self, incarnation: str, sequence: int) -> bool:
         return self._earlier.covers(incarnation, sequence)

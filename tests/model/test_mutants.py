@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from batchflow.errors import ServiceError
 from batchflow.local import queues as core
 from batchflow.local.queues import Draft
+from batchflow.model import Status
 from batchflow.protocol import wire
 from batchflow.protocol.wire import Reference, ResultItem
 from batchflow.sessions.receiving.mailbox_state import MailboxCommand, MailboxState, Resolved, ResultMessage
 from batchflow.sessions.records.checkpoint import Checkpoint, DeliveryRecord, IncarnationProgress
-from batchflow.sessions.records.tracker import Acknowledgement, Entry, Spilled
+from batchflow.sessions.records.tracker import Acknowledgement, Entry, Spilled, dependency_failed_result
+from batchflow.sessions.workflows import dependents
+from batchflow.sessions.workflows.graph import DependencyGraph, GraphCommand, Waiting
+from batchflow.sessions.workflows.keeper import WorkflowKeeper
+from batchflow.sessions.workflows.stored import StoredTask
 from node_agent.scheduling.cancellation import CancellationCache
 from node_agent.scheduling.settlement import Settlement
 from node_agent.scheduling.state import Task
@@ -233,6 +239,83 @@ def begins_what_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settlement, "start_by", lambda *_: math.inf)
 
 
+def sends_before_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that waits for others is sent when the first of them has ended."""
+    ended = DependencyGraph.ended
+
+    def impatient(self: DependencyGraph, entry: Entry) -> list[GraphCommand]:
+        for waiting in self.consumers(entry):
+            waiting.missing = 1
+        return ended(self, entry)
+
+    monkeypatch.setattr(DependencyGraph, "ended", impatient)
+
+
+def mixes_up_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task gets the values of its inputs in another order."""
+    read = StoredTask.waiting
+
+    def reversed_inputs(self: StoredTask, entry: Entry, find: Callable[[str], Entry]) -> Waiting:
+        waiting = read(self, entry, find)
+        waiting.submission.inputs = waiting.submission.inputs[::-1]
+        return waiting
+
+    monkeypatch.setattr(StoredTask, "waiting", reversed_inputs)
+
+
+def blames_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task names the one that it waited for, and not the first that failed."""
+
+    def last(entry: Entry, failed: Entry) -> ResultItem:
+        item = dependency_failed_result(entry, failed)
+        return replace(item, error=f"it waited for task {failed.task_id} (work.py), which failed")
+
+    monkeypatch.setattr(dependents, "dependency_failed_result", last)
+
+
+def keeps_no_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of a result goes when that was shown, although a task waits for it."""
+    monkeypatch.setattr(MailboxState, "retain", lambda self, entry: None)
+
+
+def reads_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later session does not read what waits since an earlier one."""
+
+    async def nothing(_: WorkflowKeeper) -> list[tuple[str, list[StoredTask]]]:
+        return []
+
+    monkeypatch.setattr(WorkflowKeeper, "_read_all", nothing)
+
+
+def forgets_what_was_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that waits is sent again, although its outcome was shown."""
+    monkeypatch.setattr(WorkflowKeeper, "_was_delivered", lambda self, uid: False)
+
+
+def counts_what_was_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint says of a task that the session itself has ended that its message will come."""
+    monkeypatch.setattr(Entry, "is_unsent", property(lambda self: self.status is Status.WAITING))
+
+
+def gives_up_what_was_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A result that an earlier session has shown is taken for lost before its message can come again."""
+    restore = WorkflowKeeper.restore
+
+    async def hasty(
+        self: WorkflowKeeper, hold: Callable[[Waiting], None], ended: Callable[[Entry], None]
+    ) -> None:
+        await restore(self, hold, ended)
+        self._patience = 0.0
+        self.give_up_lost()
+
+    monkeypatch.setattr(WorkflowKeeper, "restore", hasty)
+
+
+def forgets_what_it_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint does not say that a task of an earlier session, which waited, is with the broker."""
+    monkeypatch.setattr(DeliveryRecord, "note_sent", lambda self, uid: None)
+
+
 ONE_FAULT = [
     (sends_results_once, "two messages", "lost"),
     (completes_before_the_result, "two messages", "lost"),
@@ -251,6 +334,15 @@ ONE_FAULT = [
     (remembers_no_crashes, "a deadly task", "stuck"),
     (reads_no_cancellations, "an unconfirmed cancellation", "started"),
     (begins_what_is_late, "a cancellation behind what runs", "started"),
+    (sends_before_the_inputs, "a join", "early"),
+    (mixes_up_values, "a close in a graph", "values"),
+    (blames_the_last, "failures in a row", "followed"),
+    (keeps_no_messages, "a close in a graph", "followed"),
+    (gives_up_what_was_delivered, "a close in a graph", "followed"),
+    (reads_nothing_back, "a close in a graph", "lost"),
+    (counts_what_was_not_sent, "a cancellation in a graph", "stuck"),
+    (forgets_what_it_sent, "a long task in a graph", "followed"),
+    (forgets_what_was_delivered, "a close in a graph", "twice"),
 ]
 
 

@@ -446,7 +446,8 @@ class MailboxState(Generic[Attachment]):
         record, delivery = self._record, message.delivery
         # What did not run, such as a dead letter, may have had another outcome long before this one.
         undated = (
-            is_resent(delivery.message_id)
+            item.uid in self.known  # this holder has sent it again
+            or is_resent(delivery.message_id)
             or item.started_at is None
             or self._was_cancelled(*wire.split_uid(item.uid))
         )

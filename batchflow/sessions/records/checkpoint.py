@@ -128,6 +128,10 @@ class DeliveryRecord:
         """Return whether to deliver an outcome for an earlier holder, which is done once."""
         return not self.is_consumed(uid) and self.checkpoint.adopt(*split_uid(uid))
 
+    def note_sent(self, uid: str) -> None:
+        """Note that the broker has a task of an earlier holder, which waited for others until now."""
+        self._dirty |= self.checkpoint.note_sent(*split_uid(uid))
+
     def is_owed(self, uid: str) -> bool:
         """Return whether `enter` counted it."""
         return self.checkpoint.is_owed(*split_uid(uid))
@@ -177,8 +181,19 @@ class IncarnationProgress:
 
     def is_owed(self, sequence: int) -> bool:
         """Return whether the broker had the task, and its outcome was not delivered."""
-        sent = sequence < self.submitted or any(first <= sequence <= last for first, last in self.beyond)
-        return sent and sequence not in self.consumed
+        return self._was_sent(sequence) and sequence not in self.consumed
+
+    def note_sent(self, sequence: int) -> bool:
+        """Note that the broker has a task above `submitted`. False when that was known."""
+        if self._was_sent(sequence):
+            return False
+        sent = Ranges.of(self.beyond)
+        sent.add(sequence)
+        self.beyond = list(sent)
+        return True
+
+    def _was_sent(self, sequence: int) -> bool:
+        return sequence < self.submitted or any(first <= sequence <= last for first, last in self.beyond)
 
 
 @dataclass(slots=True)
@@ -219,6 +234,11 @@ class Checkpoint:
     def consume(self, incarnation: str, sequence: int) -> bool:
         """Note that an outcome was delivered, or dropped for good. False when it had been before."""
         return self.incarnations.setdefault(incarnation, IncarnationProgress()).consumed.add(sequence)
+
+    def note_sent(self, incarnation: str, sequence: int) -> bool:
+        """Note that the broker has a task of an earlier incarnation. False when that was known."""
+        progress = self.incarnations.setdefault(incarnation, IncarnationProgress())
+        return progress.note_sent(sequence)
 
     def was_replaced(self, incarnation: str, progress: IncarnationProgress) -> bool:
         """Return whether another holder consumed outcomes of this one, whose own `progress` this is."""

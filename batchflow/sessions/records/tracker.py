@@ -117,6 +117,15 @@ class Entry:
     def done(self) -> bool:
         return self.outcome is not None
 
+    @property
+    def is_unsent(self) -> bool:
+        """Whether a task that was held is not sent, and a later session may still give it its outcome.
+
+        It waits, or the session itself gave it an outcome that was not delivered. No message comes of it.
+        """
+        own = self.done and not self.was_accepted and self.acknowledgement is not None
+        return own or self.status is Status.WAITING
+
     def read(self) -> ResultItem:
         """Return the outcome, which must be there."""
         assert self.outcome is not None
@@ -281,7 +290,7 @@ class Tracker:
         return min(first, self._held[0].sequence) if self._held else first
 
     def _forget_held(self) -> None:
-        while self._held and self._held[0].item is None and self._held[0].status is not Status.WAITING:
+        while self._held and self._held[0].item is None and not self._held[0].is_unsent:
             self._held.popleft()
 
     def unsent(self) -> list[Entry]:
@@ -302,7 +311,7 @@ class Tracker:
         """
         if not self._held:
             return []
-        waiting = [entry for entry in self._held if entry.status is Status.WAITING]
+        waiting = [entry for entry in self._held if entry.is_unsent]
         unsent = {entry.sequence for entry in (*waiting, *self.unsent(), *in_flight)}
         found: list[tuple[int, int]] = []
         for number in sorted({*unsent, self._submitted}):

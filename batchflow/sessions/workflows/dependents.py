@@ -87,7 +87,7 @@ class Dependents:
             if each.entry.done:
                 self._values.needed(each.entry, [waiting])
         self._perform(self.graph.hold(waiting))
-        self._work()
+        self.work()
         self._outcomes.change.notify()
 
     def ended(self, entry: Entry) -> None:
@@ -99,15 +99,15 @@ class Dependents:
             self.keeper.ended(entry)
         if self._ended or self._ready or self.graph.concerns(entry):
             self._ended.append(entry)
-            self._work()
+            self.work()
 
     async def run(self) -> None:
         """Send and end what could not be at once, until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._ended or self._ready:
-                self._work()
+            while self.is_behind:
+                self.work()
                 self._outcomes.change.notify()
                 if not self._ready or self._ended:
                     await asyncio.sleep(0)
@@ -123,7 +123,7 @@ class Dependents:
 
     async def drain(self) -> None:
         """Return when nothing is ready that is not in the outbox."""
-        while self._ended or self._ready or self._releasing:
+        while self.is_behind or self._releasing:
             self._wake.set()
             await self._outcomes.room.wait()
 
@@ -132,7 +132,12 @@ class Dependents:
         self._stopped = True
         self._ended.clear()
 
-    def _work(self) -> None:
+    @property
+    def is_behind(self) -> bool:
+        """Whether tasks are to be sent or ended that could not be at once."""
+        return bool(self._ended or self._ready)
+
+    def work(self) -> None:
         """Do what is due, up to a limit. A call from within, by an outcome that this gives, does nothing."""
         if self._working or self._stopped:
             return
@@ -145,7 +150,7 @@ class Dependents:
                     break
         finally:
             self._working = False
-        if self._ended or self._ready:
+        if self.is_behind:
             self._wake.set()
 
     def _tell_graph(self, entry: Entry) -> None:

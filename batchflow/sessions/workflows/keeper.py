@@ -79,8 +79,13 @@ class WorkflowKeeper:
         expiries: ExpiryWatch,
         *,
         forget_blob: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`forget_blob`: called with the blob of a result that an earlier session had delivered."""
+        """`forget_blob`: called with the blob of a result that an earlier session had delivered.
+
+        `clock`: that of the event loop, in seconds.
+        """
+        self._clock = clock
         self._context = context
         self._forget_blob = forget_blob
         self._expiries = expiries
@@ -99,13 +104,14 @@ class WorkflowKeeper:
         """Tasks with an outcome that the session gave itself, and that was not shown."""
         self._restored = asyncio.Event()
         self._wake = asyncio.Event()
-        self._lost_at = math.inf
-        """When inputs that did not come are given up, by the loop's clock."""
+        self._patience = math.inf
+        """Seconds until inputs that did not come are given up."""
+        self._looked_at = 0.0
         self._tell_ended: Callable[[Entry], None] = lambda _: None
         self._saved = ChangeNotifier()
         self._writing: list[Waiting] = []
         """What is being written now."""
-        self._lock = anyio.Lock()
+        self._lock = asyncio.Lock()
         self._failure: StorageError | None = None
         self._numbers = 0
 
@@ -134,11 +140,16 @@ class WorkflowKeeper:
         """Note that a task has its outcome. Its message stays as long as tasks wait that take its value."""
         if entry in self._needed:
             self._mail.retain(entry)
+        else:
+            self._mail.release(entry.uid)  # what waited for it ended before the message came again
         if entry not in self._owing:
             self.sent(entry)
 
     def sent(self, entry: Entry) -> None:
         """Note that the broker has a task: it does not need the results any more that it waited for."""
+        if entry.was_accepted and not entry.done and not self._is_own(entry):
+            # the results that it waited for may go: a later session waits for its own message alone
+            self._record.note_sent(entry.uid)
         for each in self._inputs.pop(entry, ()):
             self._needed[each] -= 1
             if not self._needed[each]:
@@ -151,12 +162,18 @@ class WorkflowKeeper:
         Until then the results stay that it follows from, so that a later session comes to the same.
         """
         self._owing.add(entry)
+        if not self._is_own(entry):  # an earlier session may have come to the same
+            entry.repeated = self._record.may_be_repeated(math.inf, undated=True)
         entry.acknowledgement = Acknowledgement(partial(self._shown, entry), 1)
 
     def _shown(self, entry: Entry) -> None:
         self._record.consume(entry.uid)
         self._owing.discard(entry)
         self.sent(entry)
+
+    def _is_own(self, entry: Entry) -> bool:
+        """Return whether this session is the one that a task was submitted in."""
+        return split_uid(entry.uid)[0] == self._context.incarnation
 
     async def until_saved(self) -> None:
         """Return when a later session finds all tasks that wait now. Safe to cancel.
@@ -190,7 +207,7 @@ class WorkflowKeeper:
             await self.write()
             self._saved.notify()
             self.delete_documents()
-            self._give_up_lost()
+            self.give_up_lost()
 
     async def close(self) -> None:
         """Write what is left, once it is known what waits since earlier sessions."""
@@ -276,7 +293,7 @@ class WorkflowKeeper:
         documents = await self._read_all()
         tasks = [task for _, found in documents for task in found]
         values = {uid: item for task in tasks for uid, item in task.values.items()}
-        gone = {task.uid for task in tasks if self._record.is_consumed(task.uid)}
+        gone = {task.uid for task in tasks if self._was_delivered(task.uid)}
         entries = {task.uid: self._take_over(task) for task in tasks if task.uid not in gone}
         self._written.update(task.uid for task in tasks)
         self._mail.known.update(entries)
@@ -286,8 +303,6 @@ class WorkflowKeeper:
                 entry = self._mail.known[uid] = self._unknown(uid)
                 if (item := values.get(uid)) is not None:
                     entry.learn(item)
-                elif uid in gone:
-                    entry.learn(lost_result(entry))
             return entry
 
         for task in tasks:
@@ -298,9 +313,9 @@ class WorkflowKeeper:
             for blob, found in documents
         ]
         for uid, item in values.items():
-            if isinstance(item.value, Reference) and self._record.is_consumed(uid):
+            if isinstance(item.value, Reference) and self._was_delivered(uid):
                 self._forget_blob(item.value.blob)
-        self._lost_at = asyncio.get_running_loop().time() + _LOST_AFTER
+        self._patience, self._looked_at = _LOST_AFTER, self._clock()
         self._restored.set()
         self._wake.set()
         if entries:
@@ -338,7 +353,7 @@ class WorkflowKeeper:
         """Return a task of an earlier session as one of this, under its own uid."""
         context = self._context
         tracker, sequence = context.tracker, context.tracker.next_sequence()
-        submitted = asyncio.get_running_loop().time() + task.submitted_at - time.time()
+        submitted = self._clock() + task.submitted_at - time.time()
         entry = Entry(
             sequence=sequence,
             index=task.index,
@@ -362,6 +377,13 @@ class WorkflowKeeper:
             tracker.accepted([entry])
         return entry
 
+    def _was_delivered(self, uid: str) -> bool:
+        """Return whether an earlier session delivered an outcome, by its checkpoint or by the journal."""
+        owed, delivered = self._record.is_owed(uid), self._record.is_consumed(uid)
+        if owed and delivered:
+            self._context.tracker.settle_owed()  # the checkpoint did not know of it
+        return delivered
+
     def _unknown(self, uid: str) -> Entry:
         """Return a task of which nothing but its uid is known."""
         context, (_, sequence) = self._context, split_uid(uid)
@@ -376,12 +398,16 @@ class WorkflowKeeper:
             submitted_at=0.0,
         )
 
-    def _give_up_lost(self) -> None:
+    def give_up_lost(self) -> None:
         """End the inputs that were delivered to an earlier session, and of which no message is there."""
-        if asyncio.get_running_loop().time() < self._lost_at:
+        now = self._clock()
+        # a session that stood still may have lost the mailbox meanwhile, and does not know it yet
+        self._patience -= min(now - self._looked_at, _LOOK)
+        self._looked_at = now
+        if self._patience > 0:
             return
-        self._lost_at = math.inf
+        self._patience = math.inf
         for entry in list(self._mail.known.values()):
-            if not entry.done and self._record.is_consumed(entry.uid):
+            if not entry.done and self._was_delivered(entry.uid):
                 entry.learn(lost_result(entry))
                 self._tell_ended(entry)

@@ -125,3 +125,15 @@ def test_fragmented_checkpoint_fits_into_a_session_state() -> None:
     checkpoint.open("first")
     checkpoint.incarnations["first"].consumed = Ranges.of((number, number) for number in range(0, 100_000, 2))
     assert len(checkpoint.encode()) < 256 * 1024
+
+
+def test_a_task_that_a_later_session_sent_is_owed_to_the_first() -> None:
+    """It waited for others until then, and its outcome comes under its first uid."""
+    checkpoint = Checkpoint()
+    checkpoint.open("first")
+    checkpoint.open("second")
+    assert checkpoint.note_sent("first", 3)
+    assert not checkpoint.note_sent("first", 3)
+    found = Checkpoint.decode(checkpoint.encode())
+    assert found.is_owed("first", 3)
+    assert found.open("third") == 1

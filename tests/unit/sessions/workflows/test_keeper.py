@@ -89,6 +89,25 @@ async def test_a_killed_session_keeps_the_results_that_are_needed(
         assert await rest(second) == [("b", 6), ("sum", 11)]
 
 
+async def test_what_waited_itself_and_was_shown_is_still_passed_on(pool: Pool, agent: Agent) -> None:
+    """Also when it stands in one document with the task that takes it."""
+    async with pool.session("c") as first:
+        a, late = await first.submit("x.py", task_id="a"), await first.submit("x.py", task_id="late")
+        b = await first.submit("x.py", task_id="b", after=a)
+        await first.submit("x.py", b, late, task_id="both")
+        await within(first.flush())
+        items = await take(agent, 2)
+        await agent.answer(items["a"], value=1)
+        await agent.answer(*await agent.take(), value=2)
+        assert [result.value for result in await read(first, 2)] == [1, 2]
+    async with pool.session("c") as second:
+        await agent.answer(items["late"], value=3)
+        (item,) = await agent.take()
+        assert item.params == [2, 3]
+        await agent.answer(item, value=4)
+        assert await rest(second) == [("late", 3), ("both", 4)]
+
+
 async def test_values_that_were_there_before_are_written_down(pool: Pool, agent: Agent) -> None:
     """Their messages are gone when the task is submitted."""
     async with pool.session("c") as first:
